@@ -1,0 +1,50 @@
+//! Checks libtorch's version, and links the shim that keeps `libtorch_cuda.so` in every binary that uses this crate.
+
+use std::path::{Path, PathBuf};
+
+const LIBTORCH_VERSION: &str = "2.11.0";
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=csrc");
+    let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        panic!("torch-sys did not say where libtorch lies; run `cargo xtask setup`");
+    };
+    match std::env::var_os("LIBTORCH").map(PathBuf::from) {
+        Some(root) => check_version(&root),
+        // `LIBTORCH_USE_PYTORCH` or a downloaded libtorch: torch-sys has checked the version itself.
+        None => println!("cargo:warning=`LIBTORCH` is not set, using {}", lib.display()),
+    }
+    // rustc links with `--as-needed`, and libtch uses no symbol of libtorch_cuda, so a CUDA build would run without
+    // CUDA. The anchor refers to one, which keeps the library; it travels with this crate to every binary.
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    if lib.join("libtorch_cuda.so").exists() {
+        cc::Build::new().cpp(true).std("c++17").pic(true).file("csrc/cuda_anchor.cc").compile("reprpo_cuda_anchor");
+        println!("cargo:rustc-link-lib=torch_cuda");
+        println!("cargo:rustc-cfg=cuda_linked");
+    }
+    println!("cargo:rustc-check-cfg=cfg(cuda_linked)");
+    println!("cargo:rustc-env=REPRPO_LIBTORCH_LIB={}", lib.display());
+    println!("cargo:rustc-env=REPRPO_LIBTORCH_VERSION={LIBTORCH_VERSION}");
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
+}
+
+/// The wheel carries no `build-version`, which is what torch-sys looks at, so its header is read here.
+fn check_version(root: &Path) {
+    if std::env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_some() {
+        return;
+    }
+    let header = root.join("include/torch/headeronly/version.h");
+    println!("cargo:rerun-if-changed={}", header.display());
+    let found = std::fs::read_to_string(&header).ok().and_then(|text| {
+        let part = |name: &str| text.lines().find_map(|l| l.strip_prefix(&format!("#define TORCH_VERSION_{name} ")).map(|v| v.trim().to_owned()));
+        Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))
+    });
+    match found.or_else(|| std::fs::read_to_string(root.join("build-version")).ok()) {
+        Some(v) if v.trim().split('+').next() == Some(LIBTORCH_VERSION) => {}
+        Some(v) => {
+            panic!("libtorch {} lies in {}, but reprpo needs {LIBTORCH_VERSION}; unset `LIBTORCH` and run `cargo xtask setup`", v.trim(), root.display())
+        }
+        None => panic!("there is no libtorch in {}; run `cargo xtask setup`, or set `LIBTORCH` to a libtorch {LIBTORCH_VERSION}", root.display()),
+    }
+}

@@ -1,0 +1,194 @@
+//! The one error type: what was wrong and where, and below it what to do about it.
+
+use std::fmt;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whose fault it is, which decides the command's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Something the user said, or a file they gave: exit code 1.
+    Input,
+    /// Something that should not have happened: exit code 2.
+    Internal,
+}
+
+/// An error for a person: a message, what it happened in, and hints.
+///
+/// The message says what and where, values stand in backticks, and there is no full stop. What to do about it is a
+/// hint, shown on a line of its own.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    message: String,
+    hints: Vec<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    fault: Fault,
+}
+
+impl Error {
+    /// An error in what the user gave.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { message: message.into(), hints: Vec::new(), source: None, fault: Fault::Input }))
+    }
+
+    /// An error that no input should be able to cause.
+    pub fn internal(message: impl Into<String>) -> Self {
+        let mut e = Self::new(message);
+        e.0.fault = Fault::Internal;
+        e
+    }
+
+    /// A name that is not among the valid ones: names the nearest, and all of them.
+    pub fn unknown<S: AsRef<str>>(what: &str, given: &str, valid: impl IntoIterator<Item = S>) -> Self {
+        let mut valid: Vec<String> = valid.into_iter().map(|s| s.as_ref().to_owned()).collect();
+        valid.sort();
+        valid.dedup();
+        let mut e = Self::new(format!("unknown {what} `{given}`"));
+        if let Some(near) = nearest(given, &valid) {
+            e = e.hint(format!("did you mean `{near}`?"));
+        }
+        if valid.is_empty() { e.hint(format!("there is no {what} to choose from")) } else { e.hint(format!("valid: {}", valid.join(", "))) }
+    }
+
+    /// Adds a line that says what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hints.push(hint.into());
+        self
+    }
+
+    /// Keeps `source` as the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Says what was being done: the old error becomes the cause, its hints and its fault stay.
+    #[must_use]
+    pub fn within(self, doing: impl Into<String>) -> Self {
+        let mut outer = Self::new(doing);
+        outer.0.fault = self.0.fault;
+        outer.because(self)
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        self.0.fault
+    }
+
+    /// The message alone, without causes and hints.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The hints of this error and of its causes, outermost first.
+    pub fn hints(&self) -> Vec<&str> {
+        let mut hints: Vec<&str> = self.0.hints.iter().map(String::as_str).collect();
+        let mut source = std::error::Error::source(self);
+        while let Some(e) = source {
+            if let Some(e) = e.downcast_ref::<Error>() {
+                hints.extend(e.0.hints.iter().map(String::as_str));
+            }
+            source = e.source();
+        }
+        hints
+    }
+}
+
+/// The name nearest to `given`, where one is near enough to be a likely slip.
+pub fn nearest<'a>(given: &str, valid: &'a [String]) -> Option<&'a str> {
+    let given = given.to_lowercase();
+    let limit = (given.chars().count() / 3).max(1);
+    valid
+        .iter()
+        .map(|v| (strsim::damerau_levenshtein(&given, &v.to_lowercase()), v))
+        .filter(|(d, v)| *d <= limit || (given.len() >= 3 && v.to_lowercase().starts_with(&given)))
+        .min()
+        .map(|(_, v)| v.as_str())
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+/// Everything, as the command prints it: message, causes, then the hints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let mut source = std::error::Error::source(self);
+        while let Some(e) = source {
+            write!(f, "\n  because {e}")?;
+            source = e.source();
+        }
+        for hint in self.hints() {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl From<tch::TchError> for Error {
+    /// libtorch puts a C++ stack below the first line; that goes to the log.
+    fn from(e: tch::TchError) -> Self {
+        let text = match e {
+            tch::TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        let first = text.lines().next().unwrap_or_default().trim().to_owned();
+        tracing::debug!("libtorch: {text}");
+        Self::internal(format!("libtorch: {first}"))
+    }
+}
+
+/// Adds what was being done to an error of any kind.
+pub trait Context<T> {
+    /// The error becomes the cause of one that says `doing`.
+    fn within(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Context<T> for Result<T, Error> {
+    fn within(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| e.within(doing()))
+    }
+}
+
+impl<T> Context<T> for Result<T, std::io::Error> {
+    fn within(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|e| Error::new(doing()).because(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_brings_the_nearest_and_all_of_them() {
+        let e = Error::unknown("intervention", "prefvek", ["dpo", "prefvec"]);
+        assert_eq!(format!("{e:?}"), "unknown intervention `prefvek`\n  hint: did you mean `prefvec`?\n  hint: valid: dpo, prefvec");
+    }
+
+    #[test]
+    fn a_far_name_brings_no_guess() {
+        let e = Error::unknown("intervention", "banana", ["dpo", "prefvec"]);
+        assert_eq!(e.hints(), ["valid: dpo, prefvec"]);
+    }
+
+    #[test]
+    fn a_cause_keeps_its_hints_and_its_fault() {
+        let e = Error::internal("inner").hint("do this").within("outer");
+        assert_eq!(e.fault(), Fault::Internal);
+        assert_eq!(format!("{e:?}"), "outer\n  because inner\n  hint: do this");
+    }
+}

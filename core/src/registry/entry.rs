@@ -1,0 +1,181 @@
+//! One registered plugin, its types erased.
+
+use schemars::Schema;
+use serde::de::DeserializeOwned;
+
+use super::Kind;
+use crate::api::{
+    Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin, ModelInfo, Plugin, Tap, TapPlugin, Transform, TransformCx,
+    TransformPlugin,
+};
+use crate::error::{Error, Result};
+
+/// What a plugin says of itself.
+#[derive(Debug)]
+pub struct About {
+    /// Its name.
+    pub name: &'static str,
+    /// Other names.
+    pub aliases: &'static [&'static str],
+    /// One line.
+    pub summary: &'static str,
+    /// Formula and advice.
+    pub explain: &'static str,
+    /// Where it comes from.
+    pub reference: &'static str,
+    /// The crate it is written in.
+    pub origin: &'static str,
+    /// That crate's version.
+    pub version: &'static str,
+    schema: fn() -> Schema,
+    defaults: fn() -> Result<serde_json::Value>,
+}
+
+impl About {
+    const fn of<P: Plugin>(origin: &'static str, version: &'static str) -> Self {
+        About {
+            name: P::NAME,
+            aliases: &[],
+            summary: P::SUMMARY,
+            explain: P::EXPLAIN,
+            reference: P::REFERENCE,
+            origin,
+            version,
+            schema: || schemars::schema_for!(P::Config),
+            defaults: || serde_json::to_value(P::Config::default()).map_err(|e| Error::internal(format!("the defaults of `{}` are no JSON: {e}", P::NAME))),
+        }
+    }
+
+    /// JSON schema of its configuration.
+    pub fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+
+    /// Its configuration as it is when nothing is said.
+    ///
+    /// # Errors
+    /// Where the plugin's defaults are not an object.
+    pub fn defaults(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        match (self.defaults)()? {
+            serde_json::Value::Object(map) => Ok(map),
+            other => Err(Error::internal(format!("the configuration of `{}` is {other}, not an object", self.name))),
+        }
+    }
+}
+
+/// How to make the plugin, by kind. Configurations are JSON text.
+#[derive(Debug)]
+pub enum Make {
+    /// From a configuration and the model's shape.
+    Intervention(fn(&str, &ModelInfo) -> Result<Box<dyn Intervention>>),
+    /// From a configuration, or from PEFT's.
+    Adapter {
+        /// `peft_type` on disk.
+        peft_type: &'static str,
+        /// From this project's configuration.
+        build: fn(&str) -> Result<Box<dyn Adapter>>,
+        /// From the text of an `adapter_config.json` to this project's configuration.
+        from_peft: fn(&str) -> Result<String>,
+    },
+    /// From a configuration, for one tap.
+    Transform(fn(&str, &TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>),
+    /// From a configuration.
+    Tap(fn(&str) -> Result<Box<dyn Tap>>),
+    /// From a configuration.
+    Dataset {
+        /// The field that `--dataset NAME:TEXT` fills.
+        argument: Option<&'static str>,
+        /// Endings of files that it opens.
+        extensions: &'static [&'static str],
+        /// Opens it.
+        build: fn(&str) -> Result<Box<dyn Dataset>>,
+    },
+}
+
+/// One registered plugin.
+#[derive(Debug)]
+pub struct Entry {
+    /// For people.
+    pub about: About,
+    /// For the engine.
+    pub make: Make,
+}
+
+inventory::collect!(Entry);
+
+/// A configuration from its JSON text; an error names the field.
+fn parse<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+    let mut de = serde_json::Deserializer::from_str(json);
+    serde_path_to_error::deserialize(&mut de).map_err(|e| {
+        let path = e.path().to_string();
+        let place = if path == "." { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
+        Error::new(format!("the configuration field {place} is not right"))
+            .because(Error::new(strip_position(&e.inner().to_string())))
+            .hint(format!("`reprpo explain {name}` describes every field"))
+    })
+}
+
+/// serde_json ends a message with a line and a column of text that the user never saw.
+fn strip_position(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(head, _)| head)
+}
+
+impl Entry {
+    /// Which kind it is.
+    pub fn kind(&self) -> Kind {
+        match self.make {
+            Make::Intervention(_) => Kind::Intervention,
+            Make::Adapter { .. } => Kind::Adapter,
+            Make::Transform(_) => Kind::Transform,
+            Make::Tap(_) => Kind::Tap,
+            Make::Dataset { .. } => Kind::Dataset,
+        }
+    }
+
+    /// Of an intervention. Called by `register!`.
+    pub const fn intervention<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
+        Entry { about: About::of::<P>(origin, version), make: Make::Intervention(|json, model| P::build(parse(P::NAME, json)?, model)) }
+    }
+
+    /// Of an adapter. Called by `register!`.
+    pub const fn adapter<P: AdapterPlugin>(origin: &'static str, version: &'static str) -> Self {
+        Entry {
+            about: About::of::<P>(origin, version),
+            make: Make::Adapter {
+                peft_type: P::PEFT_TYPE,
+                build: |json| P::build(parse(P::NAME, json)?),
+                from_peft: |json| serde_json::to_string(&P::from_peft(json)?).map_err(|e| Error::internal(e.to_string())),
+            },
+        }
+    }
+
+    /// Of a transform. Called by `register!`.
+    pub const fn transform<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
+        Entry { about: About::of::<P>(origin, version), make: Make::Transform(|json, cx, init| P::build(parse(P::NAME, json)?, cx, init)) }
+    }
+
+    /// Of a tap. Called by `register!`.
+    pub const fn tap<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
+        let mut about = About::of::<P>(origin, version);
+        about.aliases = P::ALIASES;
+        Entry { about, make: Make::Tap(|json| P::build(parse(P::NAME, json)?)) }
+    }
+
+    /// Of a data set. Called by `register!`.
+    pub const fn dataset<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
+        Entry {
+            about: About::of::<P>(origin, version),
+            make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, build: |json| P::build(parse(P::NAME, json)?) },
+        }
+    }
+}
+
+/// Registers a plugin with the program that links its crate: `register!(intervention: Dpo);`.
+#[macro_export]
+macro_rules! register {
+    ($kind:ident: $plugin:ty) => {
+        $crate::inventory::submit! {
+            $crate::registry::Entry::$kind::<$plugin>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+        }
+    };
+}

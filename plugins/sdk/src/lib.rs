@@ -1,0 +1,20 @@
+//! What an author of a plugin depends on: the traits, the derives and tch, at the versions that fit the engine.
+//!
+//! ```ignore
+//! use reprpo_plugin::prelude::*;
+//! ```
+
+#[doc(hidden)]
+pub use reprpo_core::inventory;
+pub use reprpo_core::{api, error, register, registry};
+pub use {schemars, serde, serde_json, tch, tracing};
+
+/// Everything that a method's file usually needs.
+pub mod prelude {
+    pub use reprpo_core::api::*;
+    pub use reprpo_core::error::{Context, Error, Result};
+    pub use reprpo_core::register;
+    pub use schemars::{self, JsonSchema};
+    pub use serde::{self, Deserialize, Serialize};
+    pub use tch::{Kind, Tensor};
+}
