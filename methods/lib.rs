@@ -1,1 +1,10 @@
 //! The built-in methods, one place each: configuration, maths, registration and test side by side.
+//!
+//! They use the plugin API alone, as a crate written outside does. Naming this crate is what links them:
+//! `use reprpo_methods as _;`.
+
+mod adapters;
+mod interventions;
+mod reflections;
+mod taps;
+mod transforms;

@@ -5,6 +5,9 @@
 
 pub mod api;
 pub mod error;
+pub mod ffi;
+pub mod files;
+pub mod model;
 pub mod registry;
 
 #[doc(hidden)]

@@ -11,7 +11,7 @@ mod plugin;
 mod tap;
 mod transform;
 
-pub use adapter::{AdaptedLinear, Adapter, AdapterPlugin, Frozen, Init, LinearSite, Parameter, Targets};
+pub use adapter::{AdaptedLinear, Adapter, AdapterPlugin, Frozen, Init, LinearSite, Parameter, PeftConfig, Targets};
 pub use dataset::{Dataset, DatasetPlugin, Message, PairIter, PreferencePair, SplitInfo, Text};
 pub use intervention::{Completions, Intervention, InterventionPlugin, Loss, Needs, StepInfo};
 pub use model::{LinearInfo, ModelInfo, Site};

@@ -1,0 +1,273 @@
+//! Attention over a stream: one place that knows who may look at whom.
+//!
+//! A token sees itself and everything before it in its own sequence: its segment's earlier tokens and the segments that
+//! its segment continues. There are three ways to compute that, equal to rounding; which one is fast depends on the
+//! device and the shapes.
+
+use tch::{Device, Kind, Tensor};
+
+use super::stream::Layout;
+use crate::error::Result;
+
+/// How attention over a stream is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// One kernel call a segment, over its own and its ancestors' keys: no wasted work.
+    Segments,
+    /// One kernel call a tree, under a mask: fewer calls, wasted work between siblings.
+    Trees,
+    /// Segments padded to a rectangle for the kernel alone and scattered back: two calls in all.
+    Padded,
+}
+
+impl Strategy {
+    /// The one that suits `device`: launches are what costs on a GPU, arithmetic on a CPU.
+    pub fn for_device(device: Device) -> Self {
+        if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
+    }
+}
+
+/// The masks and indices of one stream, made once and used by every layer.
+#[derive(Debug)]
+pub struct Attention {
+    calls: Vec<Call>,
+    strategy: Strategy,
+    tokens: i64,
+}
+
+/// One kernel call.
+#[derive(Debug)]
+enum Call {
+    /// Queries and keys are rows of the stream that stand together; `parents` are ranges of keys that come first.
+    Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
+    /// A rectangle of `segments` × longest: rows of the stream for queries `[s lq]` and keys `[s lk]`, and where the
+    /// real queries stand in the flattened result.
+    Rectangle { queries: Tensor, keys: Tensor, mask: Option<Tensor>, real: Tensor, rows: Tensor, shape: (i64, i64, i64) },
+}
+
+impl Attention {
+    /// Prepares attention over `layout`.
+    ///
+    /// # Errors
+    /// Where a mask does not fit into memory.
+    pub fn new(layout: &Layout, strategy: Strategy, device: Device) -> Result<Self> {
+        let calls = match strategy {
+            Strategy::Segments => Self::segments(layout, device)?,
+            Strategy::Trees => Self::trees(layout, device)?,
+            Strategy::Padded => Self::padded(layout, device)?,
+        };
+        Ok(Self { calls, strategy, tokens: layout.tokens() as i64 })
+    }
+
+    fn segments(layout: &Layout, device: Device) -> Result<Vec<Call>> {
+        (0..layout.segments().len())
+            .map(|i| {
+                let segment = layout.segments()[i];
+                let chain = layout.chain(i);
+                let ancestors: Vec<_> = chain[..chain.len() - 1].iter().map(|a| &layout.segments()[*a]).map(|s| (s.start as i64, s.len as i64)).collect();
+                let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
+                let len = segment.len as i64;
+                // Lower triangle of [len, before + len], moved right by what comes before. A root is plainly causal.
+                let mask = if before == 0 { None } else { Some(Tensor::f_ones([len, before + len], (Kind::Bool, device))?.f_tril(before)?) };
+                Ok(Call::Rows { start: segment.start as i64, len, ancestors, mask })
+            })
+            .collect()
+    }
+
+    fn trees(layout: &Layout, device: Device) -> Result<Vec<Call>> {
+        let mut first = 0;
+        let mut calls = Vec::new();
+        for tree in layout.trees() {
+            let start = tree[0].start;
+            let len = tree.iter().map(|s| s.len).sum::<usize>();
+            let mask = if tree.len() == 1 {
+                None
+            } else {
+                let mut sees = vec![false; len * len];
+                for i in 0..tree.len() {
+                    for ancestor in layout.chain(first + i) {
+                        let other = layout.segments()[ancestor];
+                        for row in tree[i].rows() {
+                            for key in other.rows().take_while(|key| *key <= row) {
+                                sees[(row - start) * len + (key - start)] = true;
+                            }
+                        }
+                    }
+                }
+                Some(Tensor::from_slice(&sees).f_reshape([len as i64, len as i64])?.f_to_device(device)?)
+            };
+            calls.push(Call::Rows { start: start as i64, len: len as i64, ancestors: Vec::new(), mask });
+            first += tree.len();
+        }
+        Ok(calls)
+    }
+
+    fn padded(layout: &Layout, device: Device) -> Result<Vec<Call>> {
+        let (roots, children): (Vec<usize>, Vec<usize>) = (0..layout.segments().len()).partition(|i| layout.segments()[*i].continues.is_none());
+        [roots, children].into_iter().filter(|group| !group.is_empty()).map(|group| Self::rectangle(layout, &group, device)).collect()
+    }
+
+    fn rectangle(layout: &Layout, group: &[usize], device: Device) -> Result<Call> {
+        let keys_of: Vec<Vec<i64>> =
+            group.iter().map(|i| layout.chain(*i).into_iter().flat_map(|a| layout.segments()[a].rows()).map(|r| r as i64).collect()).collect();
+        let lq = group.iter().map(|i| layout.segments()[*i].len).max().unwrap_or(0);
+        let lk = keys_of.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut queries, mut keys) = (vec![0i64; group.len() * lq], vec![0i64; group.len() * lk]);
+        let (mut real, mut rows) = (Vec::new(), Vec::new());
+        let roots = layout.segments()[group[0]].continues.is_none();
+        let mut sees = if roots { Vec::new() } else { vec![false; group.len() * lq * lk] };
+        for (s, (i, key_rows)) in group.iter().zip(&keys_of).enumerate() {
+            let segment = layout.segments()[*i];
+            keys[s * lk..s * lk + key_rows.len()].copy_from_slice(key_rows);
+            let before = key_rows.len() - segment.len;
+            for (q, row) in segment.rows().enumerate() {
+                queries[s * lq + q] = row as i64;
+                real.push((s * lq + q) as i64);
+                rows.push(row as i64);
+                if !roots {
+                    let at = (s * lq + q) * lk;
+                    sees[at..=at + before + q].fill(true);
+                }
+            }
+            if !roots {
+                // A padded query is thrown away, but a row that sees nothing would make NaN of its gradient.
+                for q in segment.len..lq {
+                    sees[(s * lq + q) * lk] = true;
+                }
+            }
+        }
+        let shape = (group.len() as i64, lq as i64, lk as i64);
+        let tensor = |v: &[i64]| Tensor::from_slice(v).f_to_device(device);
+        Ok(Call::Rectangle {
+            queries: tensor(&queries)?,
+            keys: tensor(&keys)?,
+            // Right-padded roots need no mask: causal attention never looks right.
+            mask: if roots { None } else { Some(Tensor::from_slice(&sees).f_reshape([shape.0, 1, shape.1, shape.2])?.f_to_device(device)?) },
+            real: tensor(&real)?,
+            rows: tensor(&rows)?,
+            shape,
+        })
+    }
+
+    /// softmax(qkᵀ·scale)v where the layout allows it.
+    ///
+    /// q `[n heads d]`, k and v `[n kv_heads d]` with kv_heads dividing heads → `[n heads·d]`.
+    ///
+    /// # Errors
+    /// Where shapes do not fit.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
+        let (heads, d) = (q.size()[1], q.size()[2]);
+        let group = heads / k.size()[1];
+        let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
+        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>| {
+            q.f_scaled_dot_product_attention(k, v, mask, 0.0, mask.is_none(), scale, false)
+        };
+        // [len heads d] → [1 heads len d]
+        let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
+        match self.strategy {
+            Strategy::Segments | Strategy::Trees => {
+                let mut parts = Vec::with_capacity(self.calls.len());
+                for call in &self.calls {
+                    let Call::Rows { start, len, ancestors, mask } = call else { continue };
+                    let (kk, vv) = if ancestors.is_empty() {
+                        (k.f_narrow(0, *start, *len)?, v.f_narrow(0, *start, *len)?)
+                    } else {
+                        let ranges = || ancestors.iter().copied().chain([(*start, *len)]);
+                        let of = |t: &Tensor| -> Result<Tensor> {
+                            Ok(Tensor::f_cat(&ranges().map(|(s, l)| t.f_narrow(0, s, l)).collect::<std::result::Result<Vec<_>, _>>()?, 0)?)
+                        };
+                        (of(&k)?, of(&v)?)
+                    };
+                    let out = kernel(&lead(q.f_narrow(0, *start, *len)?)?, &lead(kk)?, &lead(vv)?, mask.as_ref())?;
+                    parts.push(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([*len, heads * d])?);
+                }
+                Ok(Tensor::f_cat(&parts, 0)?)
+            }
+            Strategy::Padded => {
+                let (mut parts, mut rows) = (Vec::new(), Vec::new());
+                for call in &self.calls {
+                    let Call::Rectangle { queries, keys, mask, real, rows: at, shape: (s, lq, lk) } = call else { continue };
+                    let pick = |t: &Tensor, index: &Tensor, len: i64| t.f_index_select(0, index).and_then(|t| t.f_view([*s, len, heads, d])).and_then(|t| t.f_transpose(1, 2));
+                    let out = kernel(&pick(q, queries, *lq)?, &pick(&k, keys, *lk)?, &pick(&v, keys, *lk)?, mask.as_ref())?;
+                    parts.push(out.f_transpose(1, 2)?.f_reshape([s * lq, heads * d])?.f_index_select(0, real)?);
+                    rows.push(at.shallow_clone());
+                }
+                let out = Tensor::f_zeros([self.tokens, heads * d], (q.kind(), q.device()))?;
+                Ok(out.f_index_copy(0, &Tensor::f_cat(&rows, 0)?, &Tensor::f_cat(&parts, 0)?)?)
+            }
+        }
+    }
+}
+
+/// `[n kv d]` → `[n kv·group d]`, each head `group` times.
+fn repeat_heads(t: &Tensor, group: i64) -> Result<Tensor> {
+    if group == 1 {
+        return Ok(t.shallow_clone());
+    }
+    let (n, kv, d) = t.size3()?;
+    Ok(t.f_unsqueeze(2)?.f_expand([n, kv, group, d], false)?.f_reshape([n, kv * group, d])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::stream::{Stream, StreamBuilder};
+
+    fn stream() -> Stream {
+        let mut b = StreamBuilder::default();
+        let p = b.push(&[0; 5], None).unwrap();
+        let c = b.push(&[0; 3], Some(p)).unwrap();
+        b.push(&[0; 4], Some(p)).unwrap();
+        b.push(&[0; 2], Some(c)).unwrap();
+        b.push(&[0; 6], None).unwrap();
+        b.finish(Device::Cpu).unwrap()
+    }
+
+    fn qkv(n: i64) -> [Tensor; 3] {
+        tch::manual_seed(0);
+        [4, 2, 2].map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
+    }
+
+    /// Each sequence on its own, by the definition.
+    fn plainly(layout: &Layout, [q, k, v]: &[Tensor; 3]) -> Tensor {
+        let out = Tensor::zeros([q.size()[0], 4 * 8], (Kind::Double, Device::Cpu));
+        for i in 0..layout.segments().len() {
+            let keys: Vec<i64> = layout.chain(i).into_iter().flat_map(|a| layout.segments()[a].rows()).map(|r| r as i64).collect();
+            for row in layout.segments()[i].rows() {
+                let keys: Vec<i64> = keys.iter().copied().filter(|k| *k <= row as i64).collect();
+                let index = Tensor::from_slice(&keys);
+                for head in 0..4 {
+                    let (kk, vv) = (k.index_select(0, &index).select(1, head / 2), v.index_select(0, &index).select(1, head / 2));
+                    let weights = (kk.matmul(&q.get(row as i64).get(head)) * 0.3).softmax(0, Kind::Double);
+                    out.get(row as i64).narrow(0, head * 8, 8).copy_(&weights.matmul(&vv));
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_strategy_gives_what_the_definition_gives_forward_and_backward() {
+        let s = stream();
+        let n = s.layout.tokens() as i64;
+        let expected = {
+            let _guard = tch::no_grad_guard();
+            plainly(&s.layout, &qkv(n))
+        };
+        let weight = Tensor::randn([n, 32], (Kind::Double, Device::Cpu));
+        let mut gradients: Vec<Vec<Tensor>> = Vec::new();
+        for strategy in [Strategy::Segments, Strategy::Trees, Strategy::Padded] {
+            let [q, k, v] = qkv(n);
+            let out = Attention::new(&s.layout, strategy, Device::Cpu).unwrap().attend(&q, &k, &v, 0.3).unwrap();
+            let worst = (&out - &expected).abs().max().double_value(&[]);
+            assert!(worst < 1e-12, "{strategy:?}: {worst}");
+            (out * &weight).sum(Kind::Double).backward();
+            gradients.push([q, k, v].iter().map(Tensor::grad).collect());
+        }
+        for other in &gradients[1..] {
+            for (a, b) in gradients[0].iter().zip(other) {
+                assert!((a - b).abs().max().double_value(&[]) < 1e-12);
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Log-probabilities of chosen tokens: the output head runs on the rows that predict one, and on no other.
+
+use tch::{Kind, Tensor};
+
+use super::Model;
+use crate::error::Result;
+
+/// Tokens to be scored, and the rows of the stream whose state predicts them.
+#[derive(Debug)]
+pub struct Predicted {
+    /// Row of the stream before each token `[m]`, int64.
+    pub rows: Tensor,
+    /// The token itself `[m]`, int64.
+    pub ids: Tensor,
+}
+
+/// What is known of each scored token, without gradient; each `[m]` float32.
+#[derive(Debug)]
+pub struct TokenStats {
+    /// −Σ p log p over the vocabulary, in nats.
+    pub entropy: Tensor,
+    /// The mean logit over the vocabulary.
+    pub mean_logit: Tensor,
+    /// 1 where the most probable token is the one that stands there.
+    pub correct: Tensor,
+}
+
+/// Rows of logits at once when no gradient is kept: 512 × 50,000 floats are 100 MB.
+const ROWS: i64 = 512;
+
+impl Model {
+    /// log p of each predicted token `[m]` from the last hidden state `[n hidden]`, in float32 (float64 in a float64
+    /// model), and what else is known of them where `stats`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn logprobs(&self, hidden: &Tensor, predicted: &Predicted, stats: bool) -> Result<(Tensor, Option<TokenStats>)> {
+        let hidden = hidden.f_index_select(0, &predicted.rows)?;
+        let m = predicted.ids.size()[0];
+        // A chunk that a gradient has to pass is kept whole anyway.
+        let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
+        let (mut logps, mut entropy, mut mean_logit, mut correct) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        while start < m {
+            let len = step.min(m - start);
+            let ids = predicted.ids.f_narrow(0, start, len)?;
+            let logits = self.logits(&hidden.f_narrow(0, start, len)?)?;
+            let logits = if self.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? };
+            let normaliser = logits.f_logsumexp(-1, false)?;
+            logps.push(logits.f_gather(1, &ids.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?.f_sub(&normaliser)?);
+            if stats {
+                let _guard = tch::no_grad_guard();
+                let (logits, normaliser) = (logits.f_detach()?, normaliser.f_detach()?);
+                // −Σ p log p = lse − Σ p·logit
+                let expected = logits.f_softmax(-1, None::<Kind>)?.f_mul_(&logits)?.f_sum_dim_intlist(-1, false, None::<Kind>)?;
+                entropy.push(normaliser.f_sub(&expected)?);
+                mean_logit.push(logits.f_mean_dim(-1, false, None::<Kind>)?);
+                correct.push(logits.f_argmax(-1, false)?.f_eq_tensor(&ids)?.f_to_kind(Kind::Float)?);
+            }
+            start += len;
+        }
+        let joined = |parts: &[Tensor]| -> Result<Tensor> { Ok(Tensor::f_cat(parts, 0)?) };
+        let stats = if stats { Some(TokenStats { entropy: joined(&entropy)?, mean_logit: joined(&mean_logit)?, correct: joined(&correct)? }) } else { None };
+        Ok((joined(&logps)?, stats))
+    }
+}

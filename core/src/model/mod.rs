@@ -1,0 +1,139 @@
+//! Models: frozen tensors and the architectures that compute with them.
+//!
+//! An architecture is one file that reads like its paper's block. It knows token streams, linear modules and the
+//! residual stream; adapters, taps and depth are the [`Pass`](pass::Pass)'s business, which it sends everything through.
+
+pub mod adapted;
+pub mod attention;
+mod head;
+mod llama;
+pub mod pass;
+pub mod peft;
+mod rope;
+pub mod stream;
+mod weights;
+
+use tch::{Device, Kind, Tensor};
+
+pub use adapted::Adapted;
+use attention::Strategy;
+pub use head::{Predicted, TokenStats};
+use pass::{Pass, Reached, Request};
+use stream::Stream;
+
+use crate::api::{Frozen, ModelInfo, Site};
+use crate::error::{Context, Error, Result};
+use crate::weights::ModelFiles;
+
+/// A transformer with frozen weights.
+trait Architecture: Send + std::fmt::Debug {
+    /// Its shape.
+    fn info(&self) -> &ModelInfo;
+
+    /// Sends `stream` through the blocks that the pass wants.
+    fn forward(&self, stream: &Stream, strategy: Strategy, pass: &mut Pass<'_>) -> Result<()>;
+
+    /// Logits `[m vocab]` of last hidden states `[m hidden]`.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
+
+    /// The frozen linear module of that name.
+    fn frozen(&self, name: &str) -> Option<&Frozen>;
+}
+
+type Build = fn(&serde_json::Value, &mut weights::Weights) -> Result<Box<dyn Architecture>>;
+
+/// Architectures by Hugging Face's `model_type`.
+const ARCHITECTURES: &[(&str, Build)] = &[("llama", |config, weights| Ok(Box::new(llama::Llama::new(config, weights)?)))];
+
+/// A model in memory.
+#[derive(Debug)]
+pub struct Model {
+    architecture: Box<dyn Architecture>,
+    strategy: Strategy,
+    kind: Kind,
+    device: Device,
+}
+
+impl Model {
+    /// Loads a model's weights.
+    ///
+    /// # Errors
+    /// An architecture that is not known, a tensor that is missing, left over or of another shape.
+    pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
+        Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(|| format!("{} is not a model that can be used", files.describe()))
+    }
+
+    /// A model of tensors with PyTorch's names.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
+        let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
+        let Some((_, build)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
+            return Err(Error::unknown("architecture", name, ARCHITECTURES.iter().map(|(n, _)| n)));
+        };
+        let mut weights = weights::Weights::new(tensors);
+        let architecture = build(config, &mut weights)?;
+        weights.finish()?;
+        Ok(Self { architecture, strategy: Strategy::for_device(device), kind, device })
+    }
+
+    /// Its shape.
+    pub fn info(&self) -> &ModelInfo {
+        self.architecture.info()
+    }
+
+    /// The kind of its weights and activations.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Takes another way of computing attention than the device's usual one.
+    pub fn set_attention(&mut self, strategy: Strategy) {
+        self.strategy = strategy;
+    }
+
+    /// The frozen linear module of that name.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn frozen(&self, name: &str) -> Result<&Frozen> {
+        self.architecture.frozen(name).ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
+    }
+
+    /// How many blocks a pass has to run for `sites`, and for log-probabilities where `hidden`.
+    ///
+    /// # Errors
+    /// A site that the model does not have.
+    pub fn depth(&self, sites: &[Site], hidden: bool) -> Result<usize> {
+        let mut blocks = if hidden { self.info().layers } else { 0 };
+        for site in sites {
+            blocks = blocks.max(self.info().block(site)?.map_or(0, |k| k + 1));
+        }
+        Ok(blocks)
+    }
+
+    /// Runs the blocks that the request needs, and no more.
+    ///
+    /// # Errors
+    /// A site that the model does not have, or what libtorch says.
+    pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
+        let blocks = self.depth(request.sites, request.hidden)?;
+        let mut pass = Pass::new(request, blocks, self.info().layers);
+        self.architecture.forward(stream, self.strategy, &mut pass)?;
+        pass.reached()
+    }
+
+    /// Logits `[m vocab]` of last hidden states `[m hidden]`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.architecture.logits(hidden)
+    }
+}

@@ -1,0 +1,111 @@
+//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value, json};
+use tch::Tensor;
+
+use super::{Adapted, Model};
+use crate::api::{Adapter, PeftConfig, Targets};
+use crate::error::{Context, Error, Result};
+use crate::registry::{Entry, Kind, Make, Registry};
+use crate::weights::{read_safetensors, write_safetensors};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+/// In front of every module's name.
+const PREFIX: &str = "base_model.model.";
+/// The release of PEFT whose format this is.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// An adapter read from disk, before it is attached to a model.
+#[derive(Debug)]
+pub struct Saved {
+    /// The plugin that understands it.
+    pub entry: &'static Entry,
+    /// That plugin's configuration.
+    pub config: Map<String, Value>,
+    /// Tensors as `module.key`.
+    pub values: IndexMap<String, Tensor>,
+}
+
+impl Saved {
+    /// Reads the folder that PEFT, or this project, wrote.
+    ///
+    /// # Errors
+    /// A missing or damaged file, a type of adapter that no plugin knows, or a field that its plugin cannot honour.
+    pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
+        let path = dir.join(CONFIG);
+        let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display())).map_err(|e| {
+            e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder"))
+        })?;
+        let within = || format!("cannot use the adapter in `{}`", dir.display());
+        let peft = PeftConfig::parse(&text).within(within)?;
+        peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "layers_pattern", "trainable_token_indices", "target_parameters"]).within(within)?;
+        let kind: String = peft.need("peft_type").within(within)?;
+        let known = || registry.of(Kind::Adapter).filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None });
+        let Some((entry, _, from_peft)) = known().find(|(_, t, _)| *t == kind) else {
+            return Err(Error::unknown("peft_type", &kind, known().map(|(_, t, _)| t))).within(within);
+        };
+        let config = serde_json::from_str(&from_peft(&text).within(within)?).map_err(|e| Error::internal(e.to_string()))?;
+        let tensors = dir.join(TENSORS);
+        let values = read_safetensors(&tensors)?
+            .into_iter()
+            .map(|(key, t)| match key.strip_prefix(PREFIX) {
+                Some(name) => Ok((name.to_owned(), t)),
+                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{PREFIX}`", tensors.display()))),
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { entry, config, values })
+    }
+}
+
+/// Writes `adapted` into the folder `dir`, which is made where it is missing. Each file appears whole or not at all.
+///
+/// # Errors
+/// Where a file cannot be written.
+pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &str) -> Result<()> {
+    let Make::Adapter { peft_type, .. } = entry.make else {
+        return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
+    };
+    let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
+        .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
+    let targets = match adapter.targets() {
+        Targets::Suffixes(list) => json!(list),
+        Targets::Pattern(p) => json!(p),
+    };
+    for (field, value) in [
+        ("peft_type", json!(peft_type)),
+        ("task_type", json!("CAUSAL_LM")),
+        ("base_model_name_or_path", json!(base)),
+        ("revision", Value::Null),
+        ("inference_mode", json!(true)),
+        ("auto_mapping", Value::Null),
+        ("peft_version", json!(PEFT_VERSION)),
+        ("target_modules", targets),
+        ("layers_to_transform", json!(layers(adapter, adapted, model)?)),
+        ("layers_pattern", Value::Null),
+        ("exclude_modules", Value::Null),
+        ("modules_to_save", Value::Null),
+        ("bias", json!("none")),
+    ] {
+        config.insert(field.to_owned(), value);
+    }
+    config.sort_keys();
+    std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
+    let tensors: Vec<_> = adapted.snapshot()?.into_iter().map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
+    write_safetensors(&dir.join(TENSORS), &tensors)?;
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
+    crate::files::write_whole(&dir.join(CONFIG), text.as_bytes())
+}
+
+/// `layers_to_transform` that gives just the modules which are adapted: `None` where the targets alone do.
+fn layers(adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<Vec<usize>>> {
+    if adapter.targets().resolve(model.info())?.len() == adapted.names().count() {
+        return Ok(adapter.layers_to_transform());
+    }
+    let mut layers = adapted.names().filter_map(|n| model.info().linear(n).ok()?.layer).collect::<Vec<_>>();
+    layers.dedup();
+    Ok(Some(layers))
+}

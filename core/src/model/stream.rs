@@ -1,0 +1,198 @@
+//! A batch as a flat stream of tokens, and the layout that says who continues whom.
+//!
+//! Embedding, norms, projections and the MLP act on `[n hidden]`, one row a real token. There is no padding: a prompt
+//! stands once, and its completions continue it. Only attention and positions ask the layout.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// A run of tokens that stands in the stream at `start..start + len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Row of its first token.
+    pub start: usize,
+    /// How many tokens.
+    pub len: usize,
+    /// The segment whose tokens come before it in its sequence.
+    pub continues: Option<usize>,
+}
+
+impl Segment {
+    /// Row of its last token.
+    pub fn last(&self) -> usize {
+        self.start + self.len - 1
+    }
+
+    /// Its rows.
+    pub fn rows(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// The segments of a stream. A segment stands behind the one it continues, and everything that descends from one root
+/// stands together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    segments: Vec<Segment>,
+    roots: Vec<usize>,
+}
+
+impl Layout {
+    /// All segments, in the order of the stream.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// How many tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.segments.last().map_or(0, |s| s.start + s.len)
+    }
+
+    /// The segments that begin a sequence.
+    pub fn roots(&self) -> &[usize] {
+        &self.roots
+    }
+
+    /// The segments of each root's tree, the root first.
+    pub fn trees(&self) -> impl Iterator<Item = &[Segment]> {
+        (0..self.roots.len()).map(|i| &self.segments[self.roots[i]..self.roots.get(i + 1).copied().unwrap_or(self.segments.len())])
+    }
+
+    /// The segments that come before segment `i` in its sequence and `i` itself, the root first.
+    pub fn chain(&self, i: usize) -> Vec<usize> {
+        let mut chain = vec![i];
+        while let Some(parent) = self.segments[chain[chain.len() - 1]].continues {
+            chain.push(parent);
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// How many tokens come before segment `i` in its sequence.
+    pub fn offset(&self, i: usize) -> usize {
+        self.segments[i].continues.map_or(0, |p| self.offset(p) + self.segments[p].len)
+    }
+}
+
+/// Puts a stream together.
+#[derive(Debug, Default)]
+pub struct StreamBuilder {
+    ids: Vec<i64>,
+    layout: Layout,
+}
+
+impl StreamBuilder {
+    /// Appends a segment, and gives its index.
+    ///
+    /// # Errors
+    /// An empty segment, or one that continues a segment of an earlier tree.
+    pub fn push(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
+        if ids.is_empty() {
+            return Err(Error::internal("a segment of a stream holds no token"));
+        }
+        let index = self.layout.segments.len();
+        match continues {
+            None => self.layout.roots.push(index),
+            Some(parent) if parent < index && self.layout.roots.last().is_some_and(|root| parent >= *root) => {}
+            Some(parent) => return Err(Error::internal(format!("segment {index} continues segment {parent}, which is not in the last tree"))),
+        }
+        self.layout.segments.push(Segment { start: self.ids.len(), len: ids.len(), continues });
+        self.ids.extend_from_slice(ids);
+        Ok(index)
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The stream, on `device`.
+    ///
+    /// # Errors
+    /// An empty stream.
+    pub fn finish(self, device: Device) -> Result<Stream> {
+        if self.ids.is_empty() {
+            return Err(Error::internal("a stream holds no token"));
+        }
+        let positions: Vec<i64> = (0..self.layout.segments.len())
+            .flat_map(|i| {
+                let first = self.layout.offset(i) as i64;
+                first..first + self.layout.segments[i].len as i64
+            })
+            .collect();
+        Ok(Stream {
+            ids: Tensor::from_slice(&self.ids).f_to_device(device)?,
+            positions: Tensor::from_slice(&positions).f_to_device(device)?,
+            layout: self.layout,
+        })
+    }
+}
+
+/// Tokens of a batch on a device.
+#[derive(Debug)]
+pub struct Stream {
+    /// Token ids `[n]`, int64.
+    pub ids: Tensor,
+    /// Position of each in its own sequence `[n]`, int64.
+    pub positions: Tensor,
+    /// Who continues whom.
+    pub layout: Layout,
+}
+
+impl Stream {
+    /// One segment a sequence, from a right-padded batch: ids and mask `[b t]`. Padding is left out.
+    ///
+    /// # Errors
+    /// Shapes that differ, a row without a token, or a mask that is not 1…10…0.
+    pub fn from_padded(ids: &Tensor, mask: &Tensor, device: Device) -> Result<Self> {
+        if ids.dim() != 2 || ids.size() != mask.size() {
+            return Err(Error::new(format!("ids {:?} and mask {:?} are not one [b t] batch", ids.size(), mask.size())));
+        }
+        let mut builder = StreamBuilder::default();
+        for row in 0..ids.size()[0] {
+            let ids = Vec::<i64>::try_from(ids.get(row).to_kind(Kind::Int64))?;
+            let mask = Vec::<i64>::try_from(mask.get(row).to_kind(Kind::Int64))?;
+            let len = mask.iter().take_while(|m| **m == 1).count();
+            if mask[len..].iter().any(|m| *m != 0) {
+                return Err(Error::new(format!("row {row} of the mask is not right-padded")));
+            }
+            builder.push(&ids[..len], None)?;
+        }
+        builder.finish(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_go_on_where_their_prompt_ends() {
+        let mut b = StreamBuilder::default();
+        let prompt = b.push(&[5, 6, 7], None).unwrap();
+        b.push(&[8, 9], Some(prompt)).unwrap();
+        b.push(&[10], Some(prompt)).unwrap();
+        b.push(&[1, 2], None).unwrap();
+        let s = b.finish(Device::Cpu).unwrap();
+        assert_eq!(Vec::<i64>::try_from(&s.positions).unwrap(), [0, 1, 2, 3, 4, 3, 0, 1]);
+        assert_eq!(s.layout.trees().map(<[Segment]>::len).collect::<Vec<_>>(), [3, 1]);
+        assert_eq!(s.layout.chain(2), [0, 2]);
+    }
+
+    #[test]
+    fn a_segment_cannot_continue_an_earlier_tree() {
+        let mut b = StreamBuilder::default();
+        let first = b.push(&[1], None).unwrap();
+        b.push(&[2], None).unwrap();
+        assert!(b.push(&[3], Some(first)).is_err());
+        assert!(b.push(&[], None).is_err());
+    }
+
+    #[test]
+    fn a_left_padded_batch_is_refused() {
+        let ids = Tensor::from_slice(&[1i64, 2, 3, 4]).reshape([2, 2]);
+        let mask = Tensor::from_slice(&[1i64, 1, 0, 1]).reshape([2, 2]);
+        assert!(Stream::from_padded(&ids, &mask, Device::Cpu).is_err());
+    }
+}

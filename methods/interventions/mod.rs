@@ -1,0 +1,5 @@
+//! Training objectives on preference pairs.
+
+mod dpo;
+mod prefvec;
+mod rewards;

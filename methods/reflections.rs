@@ -1,0 +1,88 @@
+//! Products of Householder reflections in compact form, never as a matrix.
+//!
+//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ = ½I + striu(UᵀU): one
+//! r×r triangular system, never singular, whose cost and memory are those of a rank-r map.
+//!
+//! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for the product.
+
+use reprpo_plugin::prelude::*;
+
+/// The product H₀⋯H_{r−1} of the reflections along the columns of a matrix.
+pub struct Reflections {
+    /// U `[h r]`, unit columns.
+    columns: Tensor,
+    /// S⁻¹ `[r r]`, upper triangular.
+    system: Tensor,
+}
+
+impl Reflections {
+    /// Of the columns of `u` `[h r]`, whatever their length.
+    pub fn along(u: &Tensor) -> Self {
+        let columns = u / u.norm_scalaropt_dim(2.0, 0, true);
+        let half = Tensor::eye(u.size()[1], (u.kind(), u.device())) * 0.5;
+        let system = columns.tr().matmul(&columns).triu(1) + half;
+        Self { columns, system }
+    }
+
+    /// x·H₀⋯H_{r−1} for rows x `[… h]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x - x.matmul(&self.columns).linalg_solve_triangular_right(&self.system, true).matmul(&self.columns.tr())
+    }
+
+    /// x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which may be of a lower precision than U.
+    pub fn transposed(&self, x: &Tensor) -> Tensor {
+        // SᵀUᵀ is worked out on the side of the weights, so that a gradient keeps nothing of x but xU.
+        let right = Tensor::linalg_solve_triangular(&self.system.tr(), &self.columns.tr(), false, true, false);
+        x - x.matmul(&self.columns.to_kind(x.kind())).matmul(&right.to_kind(x.kind()))
+    }
+}
+
+/// X·A⁻¹ of rows X, written after the rows.
+trait SolveRight {
+    fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
+}
+
+impl SolveRight for Tensor {
+    fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor {
+        let rows = self.reshape([-1, self.size()[self.dim() - 1]]);
+        Tensor::linalg_solve_triangular(a, &rows, upper, false, false).reshape(self.size())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reprpo_plugin::tch::Device;
+
+    use super::*;
+
+    /// The definition: reflections one after another, as h×h matrices.
+    fn product(u: &Tensor) -> Tensor {
+        let (h, r) = u.size2().unwrap();
+        let mut p = Tensor::eye(h, (Kind::Double, Device::Cpu));
+        for i in 0..r {
+            let v = u.select(1, i);
+            let v = &v / v.norm();
+            p = p.matmul(&(Tensor::eye(h, (Kind::Double, Device::Cpu)) - 2.0 * v.outer(&v)));
+        }
+        p
+    }
+
+    #[test]
+    fn the_compact_form_is_the_product_of_reflections() {
+        tch::manual_seed(0);
+        let x = Tensor::randn([5, 7], (Kind::Double, Device::Cpu));
+        for r in [1, 2, 5, 7, 12] {
+            let u = Tensor::randn([7, r], (Kind::Double, Device::Cpu));
+            let (compact, full) = (Reflections::along(&u), product(&u));
+            assert!((compact.forward(&x) - x.matmul(&full)).abs().max().double_value(&[]) < 1e-12);
+            assert!((compact.transposed(&x) - x.matmul(&full.tr())).abs().max().double_value(&[]) < 1e-12);
+        }
+    }
+
+    #[test]
+    fn equal_pairs_of_columns_are_the_identity() {
+        let u = Tensor::randn([6, 2], (Kind::Double, Device::Cpu)).repeat_interleave_self_int(2, 1, None);
+        let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
+        assert!((Reflections::along(&u).forward(&x) - x).abs().max().double_value(&[]) < 1e-14);
+    }
+}
