@@ -19,7 +19,7 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
         return Ok(failed);
     }
     let checkout = paths::checkout();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), PathBuf::from);
+    let target = checkout.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let mut reprpo = Command::new(target.join("release/reprpo"));
     reprpo.current_dir(&checkout).args(DEMO_ARGS);
     if !names_out(args) {
@@ -39,7 +39,7 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
 
 /// The golden values lie beside the checkout. Without them their tests skip, which must not pass for a green run.
 fn look_for_shared() -> Result<()> {
-    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| paths::checkout().join("../shared"), PathBuf::from);
+    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
     if shared.join("golden").is_dir() {
         return Ok(());
     }
