@@ -1,11 +1,15 @@
 //! Checks libtorch's version, and links the shim that keeps `libtorch_cuda.so` in every binary that uses this crate.
 
+#[path = "libtorch_version.rs"]
+mod libtorch_version;
+
 use std::path::{Path, PathBuf};
 
-const LIBTORCH_VERSION: &str = "2.11.0";
+use libtorch_version::{LIBTORCH_VERSION, version_header};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-changed=libtorch_version.rs");
     println!("cargo:rerun-if-changed=csrc");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
         panic!("torch-sys did not say where libtorch lies; run `cargo xtask setup`");
@@ -29,22 +33,16 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
 }
 
-/// The wheel carries no `build-version`, which is what torch-sys looks at, so its header is read here.
 fn check_version(root: &Path) {
     if std::env::var_os("LIBTORCH_BYPASS_VERSION_CHECK").is_some() {
         return;
     }
-    let header = root.join("include/torch/headeronly/version.h");
-    println!("cargo:rerun-if-changed={}", header.display());
-    let found = std::fs::read_to_string(&header).ok().and_then(|text| {
-        let part = |name: &str| text.lines().find_map(|l| l.strip_prefix(&format!("#define TORCH_VERSION_{name} ")).map(|v| v.trim().to_owned()));
-        Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))
-    });
-    match found.or_else(|| std::fs::read_to_string(root.join("build-version")).ok()) {
-        Some(v) if v.trim().split('+').next() == Some(LIBTORCH_VERSION) => {}
-        Some(v) => {
-            panic!("libtorch {} lies in {}, but reprpo needs {LIBTORCH_VERSION}; unset `LIBTORCH` and run `cargo xtask setup`", v.trim(), root.display())
+    println!("cargo:rerun-if-changed={}", version_header(root).display());
+    match libtorch_version::libtorch_version(root) {
+        Some(version) if version == LIBTORCH_VERSION => {}
+        Some(version) => {
+            panic!("libtorch {version} lies in `{}`, but reprpo needs {LIBTORCH_VERSION}; unset `LIBTORCH` and run `cargo xtask setup`", root.display())
         }
-        None => panic!("there is no libtorch in {}; run `cargo xtask setup`, or set `LIBTORCH` to a libtorch {LIBTORCH_VERSION}", root.display()),
+        None => panic!("there is no libtorch in `{}`; run `cargo xtask setup`, or set `LIBTORCH` to a libtorch {LIBTORCH_VERSION}", root.display()),
     }
 }

@@ -1,7 +1,7 @@
 //! The build script of every package here whose binaries or tests link libtorch.
 //!
 //! Cargo applies a `rustc-link-arg` to the package that prints it alone, so each of them has to say where libtorch
-//! lies; they all say it with this one file. `LIBTORCH` comes from `.cargo/config.toml` unless it is exported.
+//! lies; they all say it with this one file. `LIBTORCH` is what `cargo xtask setup` wrote for cargo, unless it is exported.
 
 use std::path::PathBuf;
 

@@ -4,5 +4,7 @@ namespace at::cuda {
 int warp_size();
 }
 extern "C" {
-__attribute__((used, visibility("default"))) int (*const reprpo_cuda_anchor)() = &at::cuda::warp_size;
+// A constant is local to its file unless it is declared `extern`, and then no Rust code could refer to it.
+extern int (*const reprpo_cuda_anchor)();
+int (*const reprpo_cuda_anchor)() = &at::cuda::warp_size;
 }

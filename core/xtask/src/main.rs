@@ -1,1 +1,131 @@
-fn main() {}
+//! `cargo xtask`: makes a fresh machine ready, then runs what the README promises.
+//!
+//! It runs before libtorch is there, so it may not depend on tch nor on any crate of this workspace that does.
+
+mod compiler;
+mod config;
+mod failure;
+mod fetch;
+mod libtorch;
+mod model;
+mod paths;
+mod pins;
+mod platform;
+mod progress;
+mod run;
+mod unpack;
+#[path = "../../libtorch_version.rs"]
+mod version;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::platform::Variant;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Sets a machine up and runs the demo or the tests")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch libtorch and tell cargo where it lies; does nothing when all is there
+    Setup(Options),
+    /// Fetch the default model, SmolLM2-135M-Instruct
+    Model(Options),
+    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` go to `reprpo run`
+    Demo(WithArgs),
+    /// Set up, then run every test of the workspace; arguments after `--` go to `cargo test`
+    Test(WithArgs),
+}
+
+#[derive(Args, Clone, Copy)]
+pub struct Options {
+    /// Take the libtorch without CUDA, also where there is a GPU
+    #[arg(long, conflicts_with = "cuda")]
+    cpu: bool,
+    /// Take the libtorch with CUDA (2.5 GB), also where no driver is found
+    #[arg(long)]
+    cuda: bool,
+    /// Keep the downloaded wheels after unpacking them
+    #[arg(long)]
+    keep_downloads: bool,
+}
+
+impl Options {
+    /// The variant that was asked for, if one was.
+    fn variant(&self) -> Option<Variant> {
+        match (self.cpu, self.cuda) {
+            (true, _) => Some(Variant::Cpu),
+            (_, true) => Some(Variant::Cuda),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Args)]
+struct WithArgs {
+    #[command(flatten)]
+    options: Options,
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let result = dispatch(Cli::parse().command);
+    let status = match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    };
+    progress::line(&format!("total time: {}", progress::duration(started.elapsed())));
+    status
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup(options) => {
+            libtorch::set_up(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Model(options) => {
+            model::set_up(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(with) => run::demo(&with.options, &with.args),
+        Command::Test(with) => run::test(&with.options, &with.args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_after_the_dashes_are_passed_on() {
+        let cli = Cli::parse_from(["xtask", "demo", "--cpu", "--", "--seed", "3"]);
+        let Command::Demo(with) = cli.command else { panic!("not the demo") };
+        assert_eq!(with.options.variant(), Some(Variant::Cpu));
+        assert_eq!(with.args, ["--seed", "3"]);
+    }
+
+    #[test]
+    fn cpu_and_cuda_exclude_each_other() {
+        assert!(Cli::try_parse_from(["xtask", "setup", "--cpu", "--cuda"]).is_err());
+    }
+}

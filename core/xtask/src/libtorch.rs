@@ -1,0 +1,286 @@
+//! Settles on a libtorch: the user's own, the one that is there, or one put together from wheels.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::config::Config;
+use crate::failure::{at, failure};
+use crate::platform::{Platform, Variant};
+use crate::version::{LIBTORCH_VERSION, libtorch_version};
+use crate::{Options, compiler, fetch, paths, pins, platform, progress, unpack};
+
+/// Written last into a folder of the cache; a folder that has it is whole.
+const STAMP: &str = ".complete";
+
+/// Makes `cargo build` find a libtorch of the right version. Returns its folder, the `LIBTORCH` of every build.
+pub fn set_up(options: &Options) -> Result<PathBuf> {
+    let compiler = compiler::find()?;
+    let config = Config::of(&paths::checkout());
+    let exported = config.exported(std::env::var_os("LIBTORCH").map(PathBuf::from));
+    let root = match (exported, options.variant()) {
+        (Some(root), None) => {
+            check_exported(&root)?;
+            progress::line(&format!("libtorch {LIBTORCH_VERSION}: yours, in `{}`", root.display()));
+            std::path::absolute(root)?
+        }
+        (Some(root), Some(_)) => {
+            let what = format!("`LIBTORCH` is exported as `{}`, so there is no variant to choose", root.display());
+            return Err(failure(what, "`unset LIBTORCH`, or leave `--cpu` and `--cuda` out"));
+        }
+        // What was settled on once stays, also where another variant would be the first choice today.
+        (None, None) => match config.read().filter(|root| is_usable(root)) {
+            Some(root) => {
+                progress::line(&format!("libtorch {LIBTORCH_VERSION}: ready in `{}`", root.display()));
+                root
+            }
+            None => install(options, &compiler)?,
+        },
+        (None, Some(_)) => install(options, &compiler)?,
+    };
+    config.write(&root)?;
+    Ok(root)
+}
+
+/// Whether a build can link what lies in `root`.
+fn is_usable(root: &Path) -> bool {
+    let has = |name: &str| ["so", "dylib"].iter().any(|end| root.join(format!("lib/lib{name}.{end}")).exists());
+    libtorch_version(root).as_deref() == Some(LIBTORCH_VERSION) && ["torch", "torch_cpu", "c10"].into_iter().all(has)
+}
+
+fn check_exported(root: &Path) -> Result<()> {
+    let place = format!("`LIBTORCH` is exported as `{}`", root.display());
+    let hint = format!("`unset LIBTORCH` to let this fetch libtorch {LIBTORCH_VERSION}, or export the folder of one, which holds `lib` and `include`");
+    match libtorch_version(root) {
+        Some(version) if version != LIBTORCH_VERSION => Err(failure(format!("{place}, where libtorch {version} lies, but {LIBTORCH_VERSION} is needed"), hint)),
+        Some(_) if is_usable(root) => Ok(()),
+        Some(_) => Err(failure(format!("{place}, where the libraries of libtorch are missing from `lib`"), hint)),
+        None => Err(failure(format!("{place}, where no libtorch lies"), hint)),
+    }
+}
+
+/// A libtorch as it lies in the cache.
+struct Layout {
+    platform: Platform,
+    variant: Variant,
+}
+
+impl Layout {
+    /// The folder's name in the cache.
+    fn folder(&self) -> String {
+        let end = match self.variant {
+            Variant::Cpu => "cpu",
+            Variant::Cuda => "cu130",
+        };
+        format!("libtorch-{LIBTORCH_VERSION}-{end}")
+    }
+
+    /// Where `lib` and `include` are. The libraries of CUDA find each other by the way from `torch/lib` to `nvidia`, so
+    /// these two stay beside each other.
+    fn root(&self, folder: &Path) -> PathBuf {
+        match self.variant {
+            Variant::Cpu => folder.to_owned(),
+            Variant::Cuda => folder.join("site/torch"),
+        }
+    }
+
+    /// Where a file of a wheel goes in the folder, if it is wanted.
+    fn place(&self, name: &str) -> Option<PathBuf> {
+        if self.variant == Variant::Cuda {
+            let wanted = ["torch/lib/", "torch/include/", "nvidia/"].iter().any(|start| name.starts_with(start)) || name == "torch/version.py";
+            return wanted.then(|| Path::new("site").join(name));
+        }
+        if let Some(library) = name.strip_prefix("torch/lib/") {
+            // What stays is CUDA's or Python's, and the `libtorch.so` that needs CUDA.
+            const STAYS: [&str; 8] =
+                ["libtorch.so", "libtorch_cuda", "libc10_cuda", "libcaffe2_nvrtc", "libtorch_nvshmem", "libtorch_python", "libshm", "libtorch_global_deps"];
+            let is_library = !library.contains('/') && (library.contains(".so") || library.ends_with(".dylib"));
+            return (is_library && !STAYS.iter().any(|start| library.starts_with(start))).then(|| Path::new("lib").join(library));
+        }
+        if name.starts_with("nvidia/") {
+            let library = name.rsplit('/').next()?;
+            return ["libcudart.so.13", "libcupti.so.13"].contains(&library).then(|| Path::new("lib").join(library));
+        }
+        let inner = name.strip_prefix("torch/")?;
+        (inner.starts_with("include/") || inner == "version.py").then(|| inner.into())
+    }
+
+    /// Files without which the folder is not whole.
+    fn needed(&self) -> Vec<PathBuf> {
+        let root = self.root(Path::new(""));
+        let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"].iter().map(|name| root.join("lib").join(self.platform.library(name))).collect();
+        files.push(root.join("include/torch/csrc/api/include/torch/torch.h"));
+        files.push(root.join("version.py"));
+        match self.variant {
+            Variant::Cpu if self.platform == Platform::MacArm => {}
+            Variant::Cpu => files.extend(["lib/libgomp.so.1", "lib/libcudart.so.13", "lib/libcupti.so.13"].map(PathBuf::from)),
+            Variant::Cuda => {
+                files.extend(["libtorch_cuda.so", "libc10_cuda.so"].map(|name| root.join("lib").join(name)));
+                files.extend(["cu13/lib/libcudart.so.13", "cudnn/lib/libcudnn.so.9", "nccl/lib/libnccl.so.2"].map(|name| Path::new("site/nvidia").join(name)));
+            }
+        }
+        files
+    }
+
+    fn stamp(&self) -> String {
+        format!("libtorch {LIBTORCH_VERSION} {}\n", self.variant)
+    }
+
+    /// Whether `folder` holds all of this libtorch. The files are looked at with a stamp too, since a stamp outlives
+    /// what someone deletes.
+    fn is_whole(&self, folder: &Path) -> bool {
+        let filled = |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
+        let stamped_otherwise = fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp != self.stamp());
+        !stamped_otherwise && self.needed().iter().all(filled) && libtorch_version(&self.root(folder)).as_deref() == Some(LIBTORCH_VERSION)
+    }
+}
+
+/// Puts a libtorch into the cache unless one lies there. Returns its root.
+fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> {
+    let platform = Platform::here()?;
+    let driver = platform::nvidia_driver();
+    let (variant, remark) = platform::choose(platform, options.variant(), driver.as_deref())?;
+    if let Some(remark) = remark {
+        progress::line(&format!("note: {remark}"));
+    }
+    let layout = Layout { platform, variant };
+    let cache = paths::cache()?;
+    let folder = cache.join(layout.folder());
+    let _lock = paths::lock(&cache)?;
+    if layout.is_whole(&folder) {
+        stamp(&layout, &folder)?;
+        progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): ready in `{}`", folder.display()));
+        return Ok(layout.root(&folder));
+    }
+
+    progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): setting up in `{}`", folder.display()));
+    let wheels = fetch::wheels(&pins::libtorch(platform, variant), &cache.join("downloads"))?;
+    let partial = cache.join(format!("{}.partial", layout.folder()));
+    paths::clear(&partial)?;
+    for wheel in &wheels {
+        progress::line(&format!("  unpacking {}", wheel.file_name().unwrap_or_default().display()));
+        if unpack::unpack(wheel, &partial, |name| layout.place(name))? == 0 {
+            bail!("`{}` holds none of the files that were expected", wheel.display());
+        }
+    }
+    if platform != Platform::MacArm && variant == Variant::Cpu {
+        compiler::link_libtorch(compiler, &partial.join("lib"))?;
+    }
+    if !layout.is_whole(&partial) {
+        let missing = layout.needed().into_iter().find(|file| !partial.join(file).exists());
+        return Err(anyhow!("the wheels did not make a whole libtorch: `{}` is missing", missing.unwrap_or_else(|| "the version".into()).display()));
+    }
+    stamp(&layout, &partial)?;
+    paths::clear(&folder)?;
+    fs::rename(&partial, &folder).map_err(|e| at(&folder, "create", e))?;
+    if !options.keep_downloads {
+        wheels.iter().try_for_each(|wheel| paths::clear(wheel))?;
+    }
+    progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): ready"));
+    Ok(layout.root(&folder))
+}
+
+fn stamp(layout: &Layout, folder: &Path) -> Result<()> {
+    let path = folder.join(STAMP);
+    if path.exists() {
+        return Ok(());
+    }
+    fs::write(&path, layout.stamp()).map_err(|e| at(&path, "write", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPU: Layout = Layout { platform: Platform::LinuxX86, variant: Variant::Cpu };
+    const CUDA: Layout = Layout { platform: Platform::LinuxX86, variant: Variant::Cuda };
+    const HEADER: &str = "#pragma once\n#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n\n#define TORCH_VERSION_PATCH 0\n";
+
+    /// A folder that passes for a libtorch.
+    fn made(layout: &Layout) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let header = layout.root(Path::new("")).join("include/torch/headeronly/version.h");
+        for file in layout.needed().iter().chain([&header]) {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, HEADER).unwrap();
+        }
+        folder
+    }
+
+    fn placed(layout: &Layout, name: &str) -> Option<String> {
+        layout.place(name).map(|path| path.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn the_version_comes_from_the_header_or_else_from_build_version() {
+        let folder = made(&CPU);
+        assert_eq!(libtorch_version(folder.path()).as_deref(), Some("2.11.0"));
+        let other = tempfile::tempdir().unwrap();
+        assert_eq!(libtorch_version(other.path()), None);
+        fs::write(other.path().join("build-version"), "2.5.1+cu124\n").unwrap();
+        assert_eq!(libtorch_version(other.path()).as_deref(), Some("2.5.1"));
+    }
+
+    #[test]
+    fn a_whole_folder_is_accepted_without_a_stamp_and_then_gets_one() {
+        for layout in [CPU, CUDA] {
+            let folder = made(&layout);
+            assert!(layout.is_whole(folder.path()));
+            stamp(&layout, folder.path()).unwrap();
+            assert!(layout.is_whole(folder.path()));
+            assert!(is_usable(&layout.root(folder.path())));
+        }
+    }
+
+    #[test]
+    fn a_missing_or_empty_file_makes_it_partial() {
+        for file in CPU.needed() {
+            let folder = made(&CPU);
+            stamp(&CPU, folder.path()).unwrap();
+            fs::write(folder.path().join(&file), "").unwrap();
+            assert!(!CPU.is_whole(folder.path()), "{}", file.display());
+            fs::remove_file(folder.path().join(&file)).unwrap();
+            assert!(!CPU.is_whole(folder.path()), "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn another_version_is_not_whole_and_the_error_names_both() {
+        let folder = made(&CPU);
+        fs::write(folder.path().join("include/torch/headeronly/version.h"), HEADER.replace("MINOR 11", "MINOR 9")).unwrap();
+        assert!(!CPU.is_whole(folder.path()));
+        let error = check_exported(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("2.9.0") && error.contains("2.11.0"), "{error}");
+    }
+
+    #[test]
+    fn another_stamp_is_not_whole() {
+        let folder = made(&CPU);
+        fs::write(folder.path().join(STAMP), "libtorch 2.10.0 CPU\n").unwrap();
+        assert!(!CPU.is_whole(folder.path()));
+    }
+
+    #[test]
+    fn the_cpu_set_leaves_cuda_and_python_behind() {
+        for name in ["libc10.so", "libtorch_cpu.so", "libgomp.so.1", "libarm_compute.so", "libtorch.dylib"] {
+            assert_eq!(placed(&CPU, &format!("torch/lib/{name}")), Some(format!("lib/{name}")));
+        }
+        for name in ["libtorch.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libc10_cuda.so", "libtorch_python.so", "libshm.so"] {
+            assert_eq!(placed(&CPU, &format!("torch/lib/{name}")), None);
+        }
+        assert_eq!(placed(&CPU, "torch/include/ATen/ATen.h").as_deref(), Some("include/ATen/ATen.h"));
+        assert_eq!(placed(&CPU, "nvidia/cu13/lib/libcupti.so.13").as_deref(), Some("lib/libcupti.so.13"));
+        assert_eq!(placed(&CPU, "nvidia/cu13/lib/libnvperf_host.so"), None);
+        assert_eq!(placed(&CPU, "torch/nn/__init__.py"), None);
+        assert_eq!(placed(&CPU, "torch-2.11.0.dist-info/METADATA"), None);
+    }
+
+    #[test]
+    fn the_cuda_set_keeps_torch_beside_nvidia() {
+        assert_eq!(placed(&CUDA, "torch/lib/libtorch_cuda.so").as_deref(), Some("site/torch/lib/libtorch_cuda.so"));
+        assert_eq!(placed(&CUDA, "nvidia/cudnn/lib/libcudnn.so.9").as_deref(), Some("site/nvidia/cudnn/lib/libcudnn.so.9"));
+        assert_eq!(placed(&CUDA, "torch/nn/__init__.py"), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! What machine this is, and which libtorch suits it.
+
+use std::fmt;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::failure::failure;
+use crate::version::LIBTORCH_VERSION;
+
+/// A platform that PyTorch publishes a wheel for and that this is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    LinuxX86,
+    LinuxArm,
+    MacArm,
+}
+
+impl Platform {
+    /// The platform this runs on.
+    pub fn here() -> Result<Self> {
+        Self::named(std::env::consts::OS, std::env::consts::ARCH).ok_or_else(|| {
+            failure(
+                format!("there is no libtorch wheel for `{} {}`", std::env::consts::OS, std::env::consts::ARCH),
+                format!("install libtorch {LIBTORCH_VERSION} and export `LIBTORCH` with its folder, the one that holds `lib` and `include`"),
+            )
+        })
+    }
+
+    fn named(os: &str, arch: &str) -> Option<Self> {
+        match (os, arch) {
+            ("linux", "x86_64") => Some(Self::LinuxX86),
+            ("linux", "aarch64") => Some(Self::LinuxArm),
+            ("macos", "aarch64") => Some(Self::MacArm),
+            _ => None,
+        }
+    }
+
+    /// The name of a shared library here: `torch_cpu` is `libtorch_cpu.so` on Linux.
+    pub fn library(self, name: &str) -> String {
+        format!("lib{name}.{}", if self == Self::MacArm { "dylib" } else { "so" })
+    }
+}
+
+/// With which devices a libtorch can compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    Cpu,
+    Cuda,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "CPU",
+            Self::Cuda => "CUDA 13.0",
+        })
+    }
+}
+
+/// The first driver that runs CUDA 13.0.
+const OLDEST_DRIVER: u32 = 580;
+
+/// The variant for a machine whose NVIDIA driver is `driver`, and a remark where that may surprise.
+pub fn choose(platform: Platform, asked: Option<Variant>, driver: Option<&str>) -> Result<(Variant, Option<String>)> {
+    let major = driver.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    match (asked, driver) {
+        (Some(Variant::Cuda), _) if platform != Platform::LinuxX86 => Err(failure(
+            "this set-up has libtorch with CUDA for Linux on x86-64 alone",
+            format!("`python3 -m pip install torch=={LIBTORCH_VERSION}` and export `LIBTORCH` with the folder `torch` in its `site-packages`"),
+        )),
+        (Some(variant), _) => Ok((variant, None)),
+        (None, None) => Ok((Variant::Cpu, None)),
+        (None, Some(_)) if platform != Platform::LinuxX86 => Ok((Variant::Cpu, Some("the GPU is not used on this platform".to_owned()))),
+        (None, Some(version)) => match major {
+            Some(major) if major < OLDEST_DRIVER => {
+                Ok((Variant::Cpu, Some(format!("the NVIDIA driver {version} is too old for CUDA 13.0, which needs {OLDEST_DRIVER}: the GPU is not used"))))
+            }
+            _ => Ok((Variant::Cuda, None)),
+        },
+    }
+}
+
+/// The version of the NVIDIA driver, if one is there.
+pub fn nvidia_driver() -> Option<String> {
+    let from_kernel = std::fs::read_to_string("/proc/driver/nvidia/version").ok().and_then(|text| driver_version(&text));
+    // In containers and under WSL the driver may be there without its entry in /proc.
+    from_kernel.or_else(|| {
+        let output = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.lines().next().map(|line| line.trim().to_owned())).flatten()
+    })
+}
+
+/// The version in the kernel module's own words: the first of them that looks like `580.82.07`.
+fn driver_version(text: &str) -> Option<String> {
+    let looks_so = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(looks_so).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(platform: Platform, asked: Option<Variant>, driver: Option<&str>) -> Variant {
+        choose(platform, asked, driver).unwrap().0
+    }
+
+    #[test]
+    fn a_driver_brings_cuda_and_a_flag_wins() {
+        assert_eq!(chosen(Platform::LinuxX86, None, None), Variant::Cpu);
+        assert_eq!(chosen(Platform::LinuxX86, None, Some("580.82.07")), Variant::Cuda);
+        assert_eq!(chosen(Platform::LinuxX86, Some(Variant::Cpu), Some("580.82.07")), Variant::Cpu);
+        assert_eq!(chosen(Platform::LinuxX86, Some(Variant::Cuda), None), Variant::Cuda);
+    }
+
+    #[test]
+    fn an_old_driver_means_cpu_and_is_named() {
+        let (variant, remark) = choose(Platform::LinuxX86, None, Some("535.104.05")).unwrap();
+        assert_eq!(variant, Variant::Cpu);
+        assert!(remark.unwrap().contains("535.104.05"));
+    }
+
+    #[test]
+    fn cuda_elsewhere_is_refused_only_when_asked_for() {
+        assert!(choose(Platform::MacArm, Some(Variant::Cuda), None).is_err());
+        assert_eq!(chosen(Platform::LinuxArm, None, Some("580.82.07")), Variant::Cpu);
+    }
+
+    #[test]
+    fn the_driver_version_is_found_in_what_the_kernel_says() {
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 12.2.0";
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder@U22)";
+        assert_eq!(driver_version(closed).as_deref(), Some("535.104.05"));
+        assert_eq!(driver_version(open).as_deref(), Some("580.82.07"));
+        assert_eq!(driver_version(""), None);
+    }
+
+    #[test]
+    fn platforms_without_a_wheel_are_none() {
+        assert_eq!(Platform::named("linux", "x86_64"), Some(Platform::LinuxX86));
+        assert_eq!(Platform::named("macos", "x86_64"), None);
+        assert_eq!(Platform::named("windows", "x86_64"), None);
+    }
+}

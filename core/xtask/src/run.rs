@@ -1,0 +1,101 @@
+//! The README's two commands: what they run once the machine is ready.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::failure::failure;
+use crate::{Options, libtorch, model, paths, progress};
+
+/// What the demo runs. `--out` follows, then the user's own arguments, which win.
+const DEMO_ARGS: [&str; 9] = ["run", "--intervention", "prefvec", "--adapter", "hra", "--model", model::MODEL, "--dataset", "synthetic"];
+
+/// Sets up, builds the command and trains a small model on the synthetic shift.
+pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
+    let libtorch = libtorch::set_up(options)?;
+    model::set_up(options)?;
+    if let Some(failed) = finish(cargo(&libtorch).args(["build", "--release"]))? {
+        return Ok(failed);
+    }
+    let checkout = paths::checkout();
+    let target = checkout.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
+    let mut reprpo = Command::new(target.join("release/reprpo"));
+    reprpo.current_dir(&checkout).args(DEMO_ARGS);
+    if !names_out(args) {
+        reprpo.arg("--out").arg(free_folder(Path::new("runs"), |folder| checkout.join(folder).exists()));
+    }
+    Ok(finish(reprpo.args(args))?.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// Sets up and runs every test of the workspace.
+pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
+    // Before anything is fetched, as there is no use in going on without it.
+    look_for_shared()?;
+    let libtorch = libtorch::set_up(options)?;
+    model::set_up(options)?;
+    Ok(finish(cargo(&libtorch).args(["test", "--workspace"]).args(args))?.unwrap_or(ExitCode::SUCCESS))
+}
+
+/// The golden values lie beside the checkout. Without them their tests skip, which must not pass for a green run.
+fn look_for_shared() -> Result<()> {
+    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
+    if shared.join("golden").is_dir() {
+        return Ok(());
+    }
+    let what = format!("the golden values are missing: there is no `{}`", shared.join("golden").display());
+    if std::env::var("CI").is_ok_and(|value| ["1", "true"].contains(&value.as_str())) {
+        return Err(failure(what, "put them there or export `REPRPO_SHARED` with their folder; with `CI` set no test may skip"));
+    }
+    progress::line(&format!("note: {what}\nThe tests against reference values will be SKIPPED; export `REPRPO_SHARED` with their folder to run them"));
+    Ok(())
+}
+
+/// Cargo in this checkout, with the libtorch that was settled on.
+fn cargo(libtorch: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What cargo has set for us it would take for the user's own, and prefer it to the file that was just written.
+    cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
+    cargo
+}
+
+/// Runs a command to its end; the code to leave with if it failed.
+fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
+    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy().into_owned()).collect();
+    progress::line(&format!("$ {}", words.join(" ")));
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{}`", words[0]))?;
+    if status.success() {
+        return Ok(None);
+    }
+    progress::line(&format!("error: `{}` failed: {status}", words[0]));
+    Ok(Some(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)))
+}
+
+fn names_out(args: &[String]) -> bool {
+    args.iter().any(|arg| arg == "--out" || arg.starts_with("--out="))
+}
+
+/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that is not taken: no run overwrites another.
+fn free_folder(runs: &Path, taken: impl Fn(&Path) -> bool) -> PathBuf {
+    let names = std::iter::once("demo".to_owned()).chain((2..).map(|n| format!("demo-{n}")));
+    names.map(|name| runs.join(name)).find(|folder| !taken(folder)).expect("there is always a next number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demo_takes_the_next_free_folder() {
+        assert_eq!(free_folder(Path::new("runs"), |_| false), Path::new("runs/demo"));
+        let taken = [Path::new("runs/demo"), Path::new("runs/demo-2")];
+        assert_eq!(free_folder(Path::new("runs"), |folder| taken.contains(&folder)), Path::new("runs/demo-3"));
+    }
+
+    #[test]
+    fn a_folder_of_the_users_own_is_seen() {
+        assert!(names_out(&["--out".into(), "x".into()]));
+        assert!(names_out(&["--out=x".into()]));
+        assert!(!names_out(&["--seed".into(), "1".into()]));
+    }
+}
