@@ -6,6 +6,11 @@
 pub mod api;
 pub mod error;
 pub mod registry;
+pub mod text;
+pub mod weights;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[doc(hidden)]
 pub use inventory;
