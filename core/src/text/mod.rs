@@ -5,10 +5,13 @@
 mod bpe;
 mod chat;
 mod folder;
+mod pairs;
 
 use std::path::Path;
 
 use tokenizers::Tokenizer as Ids;
+
+pub use pairs::{Drop, Limits, Outcome, TokenPair, Tokenised, show_example, tokenise, tokenise_pair};
 
 use crate::api::Message;
 use crate::error::{Error, Result};
