@@ -1,10 +1,12 @@
 //! Mapped files and the memory of tensors: the two places where loading weights needs `unsafe`.
 
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
@@ -88,12 +90,16 @@ impl Element for half::f16 {
 /// # Errors
 /// Where there is not enough memory.
 pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
-    let tensor = Tensor::f_zeros(shape, (T::KIND, Device::Cpu))?;
-    // SAFETY: a new contiguous CPU tensor of `numel` initialised elements of T's size, which nobody else has seen.
-    let slice = unsafe {
-        let at = tensor.data_ptr().cast::<T>();
-        if at.is_null() { &mut [][..] } else { std::slice::from_raw_parts_mut(at, tensor.numel()) }
+    // Not `zeros`: that wakes libtorch's own threads, which then spin beside ours for as long as the work takes.
+    let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
+    // SAFETY: a new contiguous CPU tensor of `numel` elements of T's size, which nobody else has seen.
+    let unset: &mut [MaybeUninit<T>] = unsafe {
+        let at = tensor.data_ptr().cast::<MaybeUninit<T>>();
+        if at.is_null() { &mut [] } else { std::slice::from_raw_parts_mut(at, tensor.numel()) }
     };
+    unset.par_chunks_mut(1 << 18).for_each(|chunk| chunk.fill(MaybeUninit::new(T::default())));
+    // SAFETY: every element has just been set.
+    let slice = unsafe { unset.assume_init_mut() };
     fill(slice);
     Ok(tensor)
 }
