@@ -9,6 +9,11 @@ pub mod ffi;
 pub mod files;
 pub mod model;
 pub mod registry;
+pub mod text;
+pub mod weights;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[doc(hidden)]
 pub use inventory;

@@ -1,0 +1,30 @@
+//! What the tests share: where the reference values and the real model are.
+//!
+//! They are not part of the repository. Where they are missing a test says so and skips, except in continuous
+//! integration, which must not skip.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
+pub fn shared() -> Option<PathBuf> {
+    let found = match std::env::var_os("REPRPO_SHARED") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+    };
+    present(found, "the reference values (`$REPRPO_SHARED`)")
+}
+
+/// SmolLM2-135M-Instruct as GGUF, where it has been fetched.
+pub fn smollm2() -> Option<PathBuf> {
+    let found = crate::weights::locate("smollm2-135m-instruct").unwrap_or_default();
+    present(found, "the model smollm2-135m-instruct (`cargo xtask model`)")
+}
+
+fn present(path: PathBuf, what: &str) -> Option<PathBuf> {
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{what} must be there in continuous integration");
+    eprintln!("skipped: {what} not found");
+    None
+}

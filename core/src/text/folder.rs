@@ -1,0 +1,119 @@
+//! The tokenizer of a Hugging Face folder.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::Tokenizer as Ids;
+
+use super::Extras;
+use crate::error::{Context, Error, Result};
+
+/// Reads the vocabulary and what stands beside it.
+pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
+    let path = dir.join("tokenizer.json");
+    if !path.is_file() {
+        let e = Error::new(format!("`{}` is missing", path.display()));
+        return Err(if dir.join("tokenizer.model").exists() {
+            e.hint("the folder has a SentencePiece tokenizer.model alone; in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes tokenizer.json")
+        } else {
+            e.hint("take the tokenizer from the folder that the model was fetched from")
+        });
+    }
+    let bytes = std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
+    let invalid = || Error::new(format!("`{}` is no valid tokenizer", path.display()));
+    // The crate trusts some of what it reads (merges that are longer than any token, for one) and would panic.
+    let ids = std::panic::catch_unwind(|| Ids::from_bytes(&bytes)).map_err(|_| invalid())?.map_err(|e| invalid().because(e))?;
+
+    let config = optional(&dir.join("tokenizer_config.json"))?;
+    let map = optional(&dir.join("special_tokens_map.json"))?;
+    let special = |key: &str| special(&config, key).or_else(|| special(&map, key));
+    let extras = Extras { bos: special("bos_token"), eos: special("eos_token"), pad: special("pad_token"), chat_template: chat_template(dir, &config)? };
+    Ok((ids, extras))
+}
+
+/// A JSON file that need not be there.
+fn optional(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        return Ok(Value::Null);
+    }
+    let bytes = std::fs::read(path).within(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("`{}` is no valid JSON", path.display())).because(e))
+}
+
+/// A special token: its text, or an object with its text.
+fn special(config: &Value, key: &str) -> Option<String> {
+    let token = config.get(key)?;
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// The chat template: a file of its own first, as transformers has it; of several, the one named `default`.
+fn chat_template(dir: &Path, config: &Value) -> Result<Option<String>> {
+    let path = dir.join("chat_template.jinja");
+    if path.is_file() {
+        return std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display())).map(Some);
+    }
+    Ok(match config.get("chat_template") {
+        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            default.and_then(|t| t.get("template")?.as_str()).map(str::to_owned)
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing;
+    use crate::text::Tokenizer;
+
+    fn folder_with(config: &str) -> Option<tempfile::TempDir> {
+        let shared = testing::shared()?;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(shared.join("golden/tokenizer/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+        Some(dir)
+    }
+
+    #[test]
+    fn special_tokens_are_texts_or_objects_or_in_a_file_of_their_own() {
+        let Some(dir) = folder_with(r#"{"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": null, "pad_token": "<no such token>"}"#) else {
+            return;
+        };
+        std::fs::write(dir.path().join("special_tokens_map.json"), r#"{"bos_token": "<|im_start|>"}"#).unwrap();
+        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+        assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
+        assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
+        assert_eq!(tokenizer.pad(), None);
+        assert!(!tokenizer.has_chat_template());
+        assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));
+    }
+
+    #[test]
+    fn an_end_of_sequence_token_that_is_no_token_is_an_error() {
+        let Some(dir) = folder_with(r#"{"eos_token": "</s>"}"#) else { return };
+        assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("`</s>`"));
+    }
+
+    #[test]
+    fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
+        let Some(dir) = folder_with(r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#) else {
+            return;
+        };
+        assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "plain");
+        std::fs::write(dir.path().join("chat_template.jinja"), "file").unwrap();
+        assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "file");
+    }
+
+    #[test]
+    fn a_broken_tokenizer_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("is missing"));
+        let long_merge = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
+        let empty = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{},"merges":[]}}"#;
+        for text in ["", "{}", "[1", long_merge, empty] {
+            std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+            assert!(Tokenizer::from_folder(dir.path()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Text and token ids: the tokenizer, the chat template, and preference pairs as ids.
+//!
+//! The ids are those of Hugging Face's transformers to the last one: a model that is fed others is another model.
+
+mod bpe;
+mod chat;
+mod folder;
+mod pairs;
+
+use std::path::Path;
+
+use tokenizers::Tokenizer as Ids;
+
+pub use pairs::{Drop, Limits, Outcome, TokenPair, Tokenised, show_example, tokenise, tokenise_pair};
+
+use crate::api::Message;
+use crate::error::{Error, Result};
+use crate::weights::Metadata;
+use chat::ChatTemplate;
+
+/// A special token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Special {
+    /// As it is written.
+    pub text: String,
+    /// Its id.
+    pub id: i64,
+}
+
+/// Turns text into token ids and back, and conversations into text.
+#[derive(Debug)]
+pub struct Tokenizer {
+    ids: Ids,
+    largest: u32,
+    bos: Option<Special>,
+    eos: Option<Special>,
+    pad: Option<Special>,
+    chat: Option<ChatTemplate>,
+}
+
+/// What a file says beside the vocabulary. The special tokens are texts.
+#[derive(Debug, Default)]
+struct Extras {
+    bos: Option<String>,
+    eos: Option<String>,
+    pad: Option<String>,
+    chat_template: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a Hugging Face folder, the special tokens of `tokenizer_config.json` (or of
+    /// `special_tokens_map.json`), and the chat template of `chat_template.jinja` or `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// Where tokenizer.json is missing, a file is not what it should be, or the chat template is not valid.
+    pub fn from_folder(dir: &Path) -> Result<Self> {
+        let (ids, extras) = folder::read(dir)?;
+        Self::new(ids, extras)
+    }
+
+    /// Makes the tokenizer that a GGUF file carries: byte-level BPE, named `gpt2` there.
+    ///
+    /// # Errors
+    /// Another model of tokenizer, an unknown way to cut text into words, or a vocabulary that is not consistent.
+    pub fn from_gguf(meta: &Metadata) -> Result<Self> {
+        let (ids, extras) = bpe::read(meta)?;
+        Self::new(ids, extras)
+    }
+
+    fn new(mut ids: Ids, extras: Extras) -> Result<Self> {
+        // Training cuts to a length of its own and pads nothing.
+        ids.with_truncation(None).map_err(foreign)?;
+        ids.with_padding(None);
+        let largest = ids.get_vocab(true).into_values().max().ok_or_else(|| Error::new("the tokenizer's vocabulary is empty"))?;
+        let special = |what: &str, text: Option<String>| match text {
+            None => Ok(None),
+            Some(text) => match ids.token_to_id(&text) {
+                Some(id) => Ok(Some(Special { text, id: id.into() })),
+                None => Err(Error::new(format!("the tokenizer's {what} token `{text}` is not in its vocabulary"))),
+            },
+        };
+        let bos = special("beginning-of-sequence", extras.bos)?;
+        let eos = special("end-of-sequence", extras.eos)?;
+        // Nothing is ever padded here, so a padding token that does not exist does no harm.
+        let pad = special("padding", extras.pad).unwrap_or_default();
+        let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
+        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, text(&bos), text(&eos), text(&pad))).transpose()?;
+        Ok(Self { ids, largest, bos, eos, pad, chat })
+    }
+
+    /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are recognised.
+    ///
+    /// # Errors
+    /// Where the tokenizer itself fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self.ids.encode_fast(text, false).map_err(foreign)?;
+        Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
+    }
+
+    /// The text of ids `[n]`, special tokens as they are written. An id without a token, as padded embeddings have
+    /// them, gives nothing.
+    ///
+    /// # Errors
+    /// An id that is no id.
+    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+        let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is no token id")))).collect::<Result<Vec<u32>>>()?;
+        self.ids.decode(&ids, false).map_err(foreign)
+    }
+
+    /// The token with this id as the vocabulary writes it (`Ġthe`).
+    pub fn token(&self, id: i64) -> Option<String> {
+        self.ids.id_to_token(u32::try_from(id).ok()?)
+    }
+
+    /// The id of a token as the vocabulary writes it, special tokens included.
+    pub fn token_id(&self, token: &str) -> Option<i64> {
+        self.ids.token_to_id(token).map(i64::from)
+    }
+
+    /// How many tokens there are, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.ids.get_vocab_size(true)
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<&Special> {
+        self.eos.as_ref()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<&Special> {
+        self.bos.as_ref()
+    }
+
+    /// The token that fills a batch up. Nothing is padded here; it is for what leaves the program.
+    pub fn pad(&self) -> Option<&Special> {
+        self.pad.as_ref()
+    }
+
+    /// Checks that every id has a row in an embedding of `vocab_rows` rows.
+    ///
+    /// # Errors
+    /// Where the largest id has none.
+    pub fn check_fits(&self, vocab_rows: i64) -> Result<()> {
+        if i64::from(self.largest) < vocab_rows {
+            return Ok(());
+        }
+        Err(Error::new(format!("the tokenizer does not fit the model: its largest token id is {}, and the embedding has {vocab_rows} rows", self.largest))
+            .hint("take the tokenizer from the folder that the weights come from"))
+    }
+
+    /// Whether conversations can be turned into text.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// A conversation as the model's chat template writes it, with the beginning of the answer where
+    /// `add_generation_prompt`.
+    ///
+    /// # Errors
+    /// Where the model has no chat template, or its template fails or refuses the conversation.
+    pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let chat = self.chat.as_ref().ok_or_else(|| {
+            Error::new("the model has no chat template, so messages cannot be turned into text")
+                .hint("take a chat model (`…-instruct`), or a data set of plain text")
+        })?;
+        chat.render(messages, add_generation_prompt)
+    }
+}
+
+fn foreign(e: tokenizers::Error) -> Error {
+    Error::new(format!("the tokenizer failed: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::testing;
+    use crate::weights::ModelFiles;
+
+    #[test]
+    fn smollm2_makes_the_ids_that_transformers_makes() {
+        let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
+        let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
+        let lines = std::fs::read_to_string(shared.join("golden/smollm2/tokens.jsonl")).unwrap();
+        let mut count = 0;
+        for line in lines.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let text = line["text"].as_str().unwrap();
+            let ids: Vec<i64> = line["ids"].as_array().unwrap().iter().map(|i| i.as_i64().unwrap()).collect();
+            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            count += 1;
+        }
+        assert!(count > 200);
+        assert_eq!(tokenizer.eos(), Some(&Special { text: "<|im_end|>".into(), id: 2 }));
+        assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
+        assert_eq!(tokenizer.vocab_size(), 49152);
+        assert!(tokenizer.check_fits(49152).is_ok());
+        let e = tokenizer.check_fits(49151).unwrap_err();
+        assert!(e.message().contains("49151") && e.message().contains("rows"), "{e:?}");
+    }
+
+    #[test]
+    fn smollm2_renders_the_chats_that_transformers_renders() {
+        let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
+        let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
+        let chats: Vec<Value> = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/chats.json")).unwrap()).unwrap();
+        for chat in chats {
+            let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
+            assert_eq!(tokenizer.render_chat(&messages, false).unwrap(), chat["text"]);
+            assert_eq!(tokenizer.render_chat(&messages, true).unwrap(), chat["text_generation"]);
+            let ids: Vec<i64> = serde_json::from_value(chat["greedy_ids"].clone()).unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap().replace("<|im_end|>", ""), chat["greedy_text"]);
+        }
+    }
+
+    #[test]
+    fn ids_out_of_range_are_no_panic() {
+        let Some(shared) = testing::shared() else { return };
+        let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
+        assert!(tokenizer.decode(&[-1]).is_err());
+        assert_eq!(tokenizer.decode(&[1_000_000]).unwrap(), "");
+        assert_eq!(tokenizer.token(-1), None);
+        assert_eq!(tokenizer.token(1).as_deref(), Some("<|im_start|>"));
+    }
+}

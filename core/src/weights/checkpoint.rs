@@ -1,0 +1,147 @@
+//! A Hugging Face folder: config.json and safetensors, in one file or in shards with an index.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use serde_json::Value;
+use tch::Tensor;
+
+use super::safetensors::SafetensorsFile;
+use crate::error::{Context, Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A folder's configuration and its open weight files.
+#[derive(Debug)]
+pub struct Checkpoint {
+    config: Value,
+    files: Vec<SafetensorsFile>,
+    /// Which file a tensor is in, in the order of the files and of their data.
+    tensors: IndexMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Reads the configuration and checks the headers.
+    ///
+    /// # Errors
+    /// Files that are missing, cut off or foreign.
+    pub fn open(folder: &Path) -> Result<Self> {
+        if !folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
+            return Err(no_weights(folder));
+        }
+        let config = read_json(&folder.join("config.json"))?;
+        if !config.is_object() {
+            return Err(Error::new(format!("`{}` is no JSON object", folder.join("config.json").display())));
+        }
+        if let Some(quantised) = config.get("quantization_config").filter(|q| !q.is_null()) {
+            let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+            return Err(Error::new(format!("the model in `{}` is quantised with {method}, which is not read", folder.display()))
+                .hint("take the unquantised model, or a GGUF file of it"));
+        }
+        let (files, tensors) = if folder.join(SINGLE).exists() {
+            let file = SafetensorsFile::open(&folder.join(SINGLE))?;
+            let tensors = file.names().map(|name| (name.to_owned(), 0)).collect();
+            (vec![file], tensors)
+        } else if folder.join(INDEX).exists() {
+            open_shards(folder)?
+        } else {
+            return Err(no_weights(folder));
+        };
+        Ok(Self { config, files, tensors })
+    }
+
+    /// config.json.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The tensors' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// One tensor, on the CPU in the file's kind.
+    ///
+    /// # Errors
+    /// Where there is no tensor of that name, or not enough memory.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let file = self.tensors.get(name).and_then(|&i| self.files.get(i));
+        file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?.read(name)
+    }
+
+    /// `safetensors`, and how many shards.
+    pub fn format(&self) -> String {
+        match self.files.len() {
+            1 => "safetensors".to_owned(),
+            n => format!("safetensors in {n} shards"),
+        }
+    }
+
+    /// The number types, each once.
+    pub fn types(&self) -> String {
+        let mut kinds = Vec::new();
+        for kind in self.files.iter().flat_map(SafetensorsFile::kinds) {
+            let kind = format!("{kind:?}");
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        kinds.join(", ")
+    }
+}
+
+fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, usize>)> {
+    let path = folder.join(INDEX);
+    let index = read_json(&path)?;
+    let wrong = |what: String| Error::new(format!("`{}` {what}", path.display()));
+    let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("has no `weight_map`".into()))?;
+    let mut shards: IndexMap<&str, Vec<&str>> = IndexMap::new();
+    for (name, shard) in map {
+        let shard = shard.as_str().ok_or_else(|| wrong(format!("names no file for tensor `{name}`")))?;
+        // A model is a folder: its index may not lead out of it.
+        if Path::new(shard).file_name().is_none_or(|f| f != shard) {
+            return Err(wrong(format!("names `{shard}` for tensor `{name}`, which is no file of the folder")));
+        }
+        shards.entry(shard).or_default().push(name);
+    }
+    shards.sort_keys();
+    let (mut files, mut tensors) = (Vec::new(), IndexMap::new());
+    for (shard, expected) in shards {
+        let at = folder.join(shard);
+        if !at.exists() {
+            return Err(Error::new(format!("the shard `{}` is missing, in which the index puts {} tensors", at.display(), expected.len()))
+                .hint("fetch it again: the download may have been cut off"));
+        }
+        let file = SafetensorsFile::open(&at)?;
+        let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
+        if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
+            return Err(Error::new(format!("the shard `{}` has no tensor `{lost}`, which the index puts there", at.display())));
+        }
+        let known: IndexMap<&str, ()> = expected.iter().map(|n| (*n, ())).collect();
+        tensors.extend(file.names().filter(|n| known.contains_key(n)).map(|n| (n.to_owned(), files.len())));
+        files.push(file);
+    }
+    Ok((files, tensors))
+}
+
+fn no_weights(folder: &Path) -> Error {
+    let e = Error::new(format!("`{}` has no {SINGLE} and no {INDEX}", folder.display()));
+    if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists()) {
+        e.hint("its pytorch_model.bin is a pickle, which can run code and is never read")
+            .hint("to convert it, in Python: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)")
+    } else if folder.join("adapter_config.json").exists() {
+        e.hint("it is an adapter, not a model: name the model here, and the folder with --load-adapter")
+    } else {
+        e.hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json")
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    if !path.exists() {
+        return Err(Error::new(format!("`{}` is missing", path.display()))
+            .hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json"));
+    }
+    let text = std::fs::read(path).within(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_slice(&text).map_err(|e| Error::new(format!("`{}` is no valid JSON", path.display())).because(e))
+}

@@ -1,0 +1,263 @@
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::*;
+
+/// Writes GGUF files, as wrong as a test wants them.
+#[derive(Clone)]
+struct Writer {
+    version: u32,
+    entries: Vec<Vec<u8>>,
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+fn text(s: &str) -> Vec<u8> {
+    [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
+}
+
+impl Writer {
+    /// A llama of one head of four rows, with what every llama has.
+    fn llama() -> Self {
+        let w = Self { version: 3, entries: Vec::new(), tensors: Vec::new() };
+        let w = w.entry("general.architecture", 8, &text("llama")).count("embedding_length", 32).count("feed_forward_length", 64).count("block_count", 1);
+        let w = w.count("attention.head_count", 2).count("attention.head_count_kv", 1).count("context_length", 128);
+        w.entry("llama.attention.layer_norm_rms_epsilon", 6, &1e-6f32.to_le_bytes()).tensor("token_embd.weight", &[32, 2], 0, &[0; 256])
+    }
+
+    fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
+        self.entries.push([&text(key), &kind.to_le_bytes()[..], value].concat());
+        self
+    }
+
+    fn count(self, key: &str, value: u32) -> Self {
+        self.entry(&format!("llama.{key}"), 4, &value.to_le_bytes())
+    }
+
+    fn tensor(mut self, name: &str, axes: &[u64], kind: u32, data: &[u8]) -> Self {
+        self.tensors.push((name.to_owned(), axes.to_vec(), kind, data.to_vec()));
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.entries.len() as u64).to_le_bytes());
+        out.extend(self.entries.concat());
+        let mut data = Vec::new();
+        for (name, axes, kind, bytes) in &self.tensors {
+            out.extend(text(name));
+            out.extend((axes.len() as u32).to_le_bytes());
+            out.extend(axes.iter().flat_map(|a| a.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            out.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(data);
+        out
+    }
+
+    fn open(&self) -> Result<Gguf> {
+        open(&self.bytes())
+    }
+}
+
+fn open(bytes: &[u8]) -> Result<Gguf> {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("x.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    Gguf::open(&path)
+}
+
+fn refused(bytes: &[u8]) -> String {
+    let start = Instant::now();
+    let e = open(bytes).expect_err("a file that is wrong has to be refused");
+    assert!(start.elapsed().as_secs_f32() < 1.0);
+    format!("{e:?}")
+}
+
+/// Bytes that look random, with sane half-precision scales at the given places of every block.
+fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
+    let mut seed = 7u32;
+    let mut bytes: Vec<u8> = (0..count * size)
+        .map(|_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as u8
+        })
+        .collect();
+    for (i, block) in bytes.chunks_mut(size).enumerate() {
+        for &at in scales {
+            block[at..at + 2].copy_from_slice(&f16::from_f32(0.25 * (i + at + 1) as f32).to_le_bytes());
+        }
+    }
+    bytes
+}
+
+fn half_at(b: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
+}
+
+fn bit(b: &[u8], i: usize) -> i32 {
+    i32::from(b[i / 8] >> (i % 8) & 1)
+}
+
+fn nibble(b: &[u8], i: usize) -> i32 {
+    i32::from(if i < 16 { b[i] & 15 } else { b[i - 16] >> 4 })
+}
+
+type Plain = fn(&[u8], usize) -> f32;
+
+/// Every type but the 256-blocks: name, scales' places, and number `i` of a block as its definition has it.
+const PLAIN: [(&str, &[usize], Plain); 8] = [
+    ("F32", &[2], |b, _| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+    ("F16", &[0], |b, _| half_at(b, 0)),
+    ("BF16", &[0], |b, _| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+    ("Q4_0", &[0], |b, i| half_at(b, 0) * (nibble(&b[2..], i) - 8) as f32),
+    ("Q4_1", &[0, 2], |b, i| half_at(b, 0) * nibble(&b[4..], i) as f32 + half_at(b, 2)),
+    ("Q5_0", &[0], |b, i| half_at(b, 0) * (nibble(&b[6..], i) + 16 * bit(&b[2..6], i) - 16) as f32),
+    ("Q5_1", &[0, 2], |b, i| half_at(b, 0) * (nibble(&b[8..], i) + 16 * bit(&b[4..8], i)) as f32 + half_at(b, 2)),
+    ("Q8_0", &[0], |b, i| half_at(b, 0) * f32::from(b[2 + i] as i8)),
+];
+
+#[test]
+fn every_type_is_what_its_definition_says() {
+    for (name, scales, plain) in PLAIN {
+        let format = types::FORMATS.iter().find(|f| f.name == name).unwrap();
+        // Long enough for several runs of the decoder, and a last one that is not full.
+        let (rows, inner) = (37, 1056);
+        let data = blocks(rows * inner / format.block, format.bytes, scales);
+        let gguf = Writer::llama().tensor("output.weight", &[inner as u64, rows as u64], format.id, &data).open().unwrap();
+        let expected: Vec<f32> = data.chunks(format.bytes).flat_map(|b| (0..format.block).map(move |i| plain(b, i))).collect();
+        let expected = Tensor::from_slice(&expected).reshape([rows as i64, inner as i64]);
+        assert!(gguf.read("lm_head.weight", Kind::Float).unwrap().equal(&expected), "{name}");
+        for kind in [Kind::BFloat16, Kind::Half, Kind::Double] {
+            assert!(gguf.read("lm_head.weight", kind).unwrap().equal(&expected.to_kind(kind)), "{name} as {kind:?}");
+        }
+        assert_eq!(gguf.config()["tie_word_embeddings"], false);
+    }
+}
+
+/// Sums weighted by place, from the `gguf` package's own dequantisation of the same bytes.
+#[test]
+fn the_large_blocks_are_what_the_gguf_package_makes_of_them() {
+    for (name, scales, expected) in [("Q4_K", &[0usize, 2][..], Q4_K), ("Q6_K", &[208][..], Q6_K)] {
+        let format = types::FORMATS.iter().find(|f| f.name == name).unwrap();
+        let mut numbers = vec![0f32; 512];
+        (format.decode)(&blocks(2, format.bytes, scales), &mut numbers);
+        let sum: f64 = numbers.iter().enumerate().map(|(i, x)| f64::from(*x) * (i % 97 + 1) as f64).sum();
+        assert!((sum - expected).abs() < 1e-6 * expected.abs(), "{name}: {sum}");
+    }
+}
+
+const Q4_K: f64 = 1_261_145.25;
+const Q6_K: f64 = 192_107_315.25;
+
+#[test]
+fn rows_of_queries_and_keys_are_put_back_into_hugging_faces_order() {
+    // transformers: reshape(heads, rows / 2, 2, inner).swapaxes(1, 2)
+    let values = Tensor::arange(16 * 32, (Kind::Float, tch::Device::Cpu)).reshape([16, 32]);
+    let data: Vec<u8> = (0..16 * 32).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let ones: Vec<u8> = (0..16).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let w = Writer::llama().tensor("blk.0.attn_q.weight", &[32, 16], 0, &data).tensor("blk.0.attn_k.weight", &[32, 16], 0, &data);
+    let gguf = w.tensor("blk.0.attn_v.weight", &[32, 16], 0, &data).tensor("blk.0.attn_q.bias", &[16], 0, &ones).open().unwrap();
+    let turned = |heads: i64| values.reshape([heads, 16 / heads / 2, 2, 32]).transpose(1, 2).reshape([16, 32]);
+    let read = |name: &str| gguf.read(&format!("model.layers.0.self_attn.{name}"), Kind::Float).unwrap();
+    assert!(read("q_proj.weight").equal(&turned(2)));
+    assert!(read("k_proj.weight").equal(&turned(1)));
+    assert!(read("v_proj.weight").equal(&values));
+    assert!(read("q_proj.bias").equal(&(turned(2).select(1, 0) / 32)));
+    assert_eq!(gguf.config()["attention_bias"], true);
+}
+
+#[test]
+fn a_truncated_file_is_an_error_wherever_it_ends() {
+    let whole = Writer::llama().entry("x.list", 9, &[&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat()).bytes();
+    assert!(open(&whole).is_ok());
+    for keep in 0..whole.len() {
+        refused(&whole[..keep]);
+    }
+}
+
+#[test]
+fn a_file_with_any_byte_changed_is_read_or_refused_but_no_panic() {
+    let whole = Writer::llama().tensor("blk.0.attn_q.weight", &[32, 4], 3, &[1; 80]).bytes();
+    for at in 0..whole.len() - 256 {
+        for value in [0, 1, 0x7f, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            if let Ok(gguf) = open(&bytes) {
+                for name in gguf.names() {
+                    assert!(gguf.read(name, Kind::Float).unwrap().defined());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hostile_header_costs_neither_time_nor_memory() {
+    let most = u64::MAX.to_le_bytes();
+    let head = |tensors: [u8; 8], entries: [u8; 8], rest: &[u8]| [b"GGUF", &3u32.to_le_bytes()[..], &tensors, &entries, rest].concat();
+    let one = 1u64.to_le_bytes();
+    assert!(refused(&head(most, one, &[])).contains("ends"));
+    assert!(refused(&head([0; 8], most, &[])).contains("metadata entries"));
+    assert!(refused(&head([0; 8], one, &most)).contains("ends inside a key"));
+    let array = |of: u32| [&text("k"), &9u32.to_le_bytes()[..], &of.to_le_bytes(), &most, &[0; 64]].concat();
+    for of in [0, 4, 7, 8, 9, 12] {
+        refused(&head([0; 8], one, &array(of)));
+    }
+    let nested: Vec<u8> = (0..100_000).flat_map(|_| [&9u32.to_le_bytes()[..], &one].concat()).collect();
+    assert!(refused(&head([0; 8], one, &[&text("k"), &9u32.to_le_bytes()[..], &nested].concat())).contains("nested deeper"));
+    assert!(refused(&head(most, [0; 8], &[0; 64])).contains("tensors"));
+}
+
+#[test]
+fn a_tensor_that_does_not_fit_is_refused() {
+    let with = |axes: &[u64], kind, bytes: usize| refused(&Writer::llama().tensor("output.weight", axes, kind, &vec![0; bytes]).bytes());
+    assert!(with(&[1 << 40, 1 << 40], 0, 32).contains("axis"));
+    assert!(with(&[0, 4], 0, 32).contains("axis"));
+    assert!(with(&[1 << 30], 0, 32).contains("ends before tensor `output.weight`"));
+    assert!(with(&[33], 8, 64).contains("not a multiple of 32"));
+    assert!(with(&[1, 1, 1, 1, 1], 0, 32).contains("5 axes"));
+    let unread = with(&[256], 10, 96);
+    assert!(unread.contains("Q2_K") && unread.contains("`output.weight`") && unread.contains("Q4_1"), "{unread}");
+    let heads = refused(&Writer::llama().tensor("blk.0.attn_q.weight", &[32, 6], 0, &[0; 768]).bytes());
+    assert!(heads.contains("2 heads"), "{heads}");
+    let stranger = refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
+    assert!(stranger.contains("`blk.0.ffn_gate_exps.weight`"), "{stranger}");
+}
+
+#[test]
+fn settings_that_are_wrong_are_named() {
+    let swap = |key: &str, kind: u32, value: &[u8]| {
+        let mut w = Writer::llama();
+        w.entries.retain(|e| !e.starts_with(&text(key)));
+        refused(&w.entry(key, kind, value).bytes())
+    };
+    assert!(swap("general.architecture", 8, &text("lama")).contains("did you mean `llama`?"));
+    assert!(swap("llama.attention.head_count", 4, &[0; 4]).contains("`llama.attention.head_count` is 0"));
+    assert!(swap("llama.block_count", 8, &text("one")).contains("is a string, expected an integer"));
+    assert!(swap("llama.rope.scaling.type", 8, &text("yarn")).contains("`yarn`"));
+    assert!(swap("llama.attention.layer_norm_rms_epsilon", 6, &f32::NAN.to_le_bytes()).contains("not finite"));
+    assert!(swap("general.alignment", 4, &[0; 4]).contains("alignment 0"));
+    let mut w = Writer::llama();
+    w.entries.remove(1);
+    assert!(refused(&w.bytes()).contains("does not say `llama.embedding_length`"));
+    let mut w = Writer::llama();
+    w.version = 1;
+    assert!(refused(&w.bytes()).contains("version 1"));
+    w.version = 3u32.swap_bytes();
+    assert!(refused(&w.bytes()).contains("big-endian"));
+    assert!(refused(b"PK\x03\x04").contains("no GGUF file"));
+}
+
+#[test]
+fn tensors_in_the_same_place_are_refused() {
+    let w = Writer::llama().tensor("output.weight", &[32, 2], 0, &[0; 256]);
+    let mut bytes = w.bytes();
+    let at = bytes.windows(13).position(|w| w == b"output.weight").unwrap() + 13 + 4 + 16 + 4;
+    bytes[at..at + 8].fill(0);
+    assert!(refused(&bytes).contains("in the same place"));
+}

@@ -1,0 +1,140 @@
+//! Model files: where they are, and their tensors under PyTorch's names.
+//!
+//! safetensors (one file or shards) and GGUF are read, both mapped into memory with every length checked; a pickle is
+//! never read. No architecture is known here: what a tensor is for, the model files say.
+
+mod checkpoint;
+mod gguf;
+mod locate;
+mod memory;
+mod safetensors;
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+pub use gguf::{Gguf, Metadata};
+pub use locate::{KnownModel, cache_dir, known_models, locate};
+pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
+
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+use checkpoint::Checkpoint;
+
+/// A model on disk: a Hugging Face folder or a GGUF file, with its headers checked and its weights still unread.
+#[derive(Debug)]
+pub struct ModelFiles {
+    path: PathBuf,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Folder(Checkpoint),
+    Gguf(Gguf),
+}
+
+impl ModelFiles {
+    /// Opens what [`locate`] found: a folder with `config.json` and safetensors, a `.gguf` file, or a folder with just
+    /// one of those.
+    ///
+    /// # Errors
+    /// Files that are missing, cut off or foreign, and checkpoints that are pickled or quantised in a way that is not
+    /// read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let source = if path.is_dir() && !path.join("config.json").exists() {
+            match gguf_files(path).as_slice() {
+                [] => Source::Folder(Checkpoint::open(path)?),
+                [only] => Source::Gguf(Gguf::open(only)?),
+                many => {
+                    let names: Vec<String> = many.iter().map(|p| format!("`{}`", p.display())).collect();
+                    return Err(Error::new(format!("`{}` holds {} GGUF files", path.display(), many.len())).hint(format!("name one: {}", names.join(", "))));
+                }
+            }
+        } else if path.is_dir() {
+            Source::Folder(Checkpoint::open(path)?)
+        } else if path.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "json") {
+            return Err(Error::new(format!("`{}` is one file of a model", path.display()))
+                .hint("name the folder: config.json and the tokenizer are read from there too"));
+        } else {
+            Source::Gguf(Gguf::open(path)?)
+        };
+        Ok(Self { path: path.to_owned(), source })
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Hugging Face's config.json; for GGUF the same keys, made from the file's metadata.
+    pub fn config(&self) -> &Value {
+        match &self.source {
+            Source::Folder(c) => c.config(),
+            Source::Gguf(g) => g.config(),
+        }
+    }
+
+    /// The tensors' names, as PyTorch has them, in the files' order.
+    pub fn names(&self) -> Vec<String> {
+        match &self.source {
+            Source::Folder(c) => c.names().map(str::to_owned).collect(),
+            Source::Gguf(g) => g.names().map(str::to_owned).collect(),
+        }
+    }
+
+    /// Reads all tensors in the files' order. Those of floating point become `kind`; others, which some checkpoints
+    /// carry as constants, stay what they are. None requires gradients.
+    ///
+    /// # Errors
+    /// A `kind` that is not of floating point, or not enough memory.
+    pub fn load(&self, kind: Kind, device: Device) -> Result<IndexMap<String, Tensor>> {
+        if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
+            return Err(Error::internal(format!("weights cannot be loaded as {kind:?}")));
+        }
+        let read = |name: &str| match &self.source {
+            Source::Gguf(g) => g.read(name, kind),
+            Source::Folder(c) => {
+                let tensor = c.read(name)?;
+                // To the device first: what travels is what the file has, which is rarely the larger of the two.
+                let tensor = tensor.f_to_device(device)?;
+                Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
+            }
+        };
+        self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?.f_to_device(device)?))).collect()
+    }
+
+    /// The model's tokenizer, with its chat template.
+    ///
+    /// # Errors
+    /// Where it is missing, or of a sort that is not read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.source {
+            Source::Folder(_) => Tokenizer::from_folder(&self.path),
+            Source::Gguf(g) => Tokenizer::from_gguf(g.metadata()),
+        }
+        .map_err(|e| e.within(format!("cannot read the tokenizer of `{}`", self.path.display())))
+    }
+
+    /// One line for logs: path, format, number types.
+    pub fn describe(&self) -> String {
+        let (format, types) = match &self.source {
+            Source::Folder(c) => (c.format(), c.types()),
+            Source::Gguf(g) => ("GGUF".to_owned(), g.formats().join(", ")),
+        };
+        format!("{} ({format}, {} tensors: {types})", self.path.display(), self.names().len())
+    }
+}
+
+/// The GGUF files in a folder, sorted.
+fn gguf_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    let mut files: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "gguf") && p.is_file()).collect();
+    files.sort();
+    files
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::*;
+use crate::testing;
+
+fn small(dir: &Path, config: &str) -> PathBuf {
+    std::fs::write(dir.join("config.json"), config).unwrap();
+    dir.to_owned()
+}
+
+fn tensor(x: f32) -> Tensor {
+    Tensor::from_slice(&[x, x + 1.0])
+}
+
+#[test]
+fn a_golden_folder_is_read_in_either_kind() {
+    let Some(shared) = testing::shared() else { return };
+    let files = ModelFiles::open(&shared.join("golden/models/llama")).unwrap();
+    assert_eq!(files.config()["model_type"], "llama");
+    let (full, half) = (files.load(Kind::Float, Device::Cpu).unwrap(), files.load(Kind::BFloat16, Device::Cpu).unwrap());
+    assert!(full.keys().eq(&files.names()));
+    for (name, tensor) in &full {
+        assert_eq!((tensor.kind(), half[name].kind()), (Kind::Float, Kind::BFloat16));
+        assert!(!tensor.requires_grad());
+        assert!(tensor.to_kind(Kind::BFloat16).equal(&half[name]), "{name}");
+    }
+    assert!(files.describe().contains("safetensors"), "{}", files.describe());
+    assert!(files.tokenizer().unwrap().has_chat_template());
+    assert!(files.load(Kind::Int64, Device::Cpu).is_err());
+}
+
+#[test]
+fn shards_are_one_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small(dir.path(), "{}");
+    write_safetensors(&path.join("m-2.safetensors"), &[("c".into(), tensor(3.0))]).unwrap();
+    write_safetensors(&path.join("m-1.safetensors"), &[("a".into(), tensor(1.0)), ("b".into(), tensor(2.0).to_kind(Kind::BFloat16))]).unwrap();
+    let index = |map: &str| std::fs::write(path.join("model.safetensors.index.json"), format!(r#"{{"weight_map": {map}}}"#)).unwrap();
+    index(r#"{"c": "m-2.safetensors", "a": "m-1.safetensors", "b": "m-1.safetensors"}"#);
+    let files = ModelFiles::open(&path).unwrap();
+    let mut names = files.names();
+    assert_eq!(names.pop().as_deref(), Some("c"), "the second shard comes second");
+    assert_eq!(names.len(), 2);
+    assert!(files.load(Kind::Float, Device::Cpu).unwrap()["b"].equal(&tensor(2.0)));
+
+    index(r#"{"c": "m-3.safetensors"}"#);
+    let e = ModelFiles::open(&path).unwrap_err();
+    assert!(e.message().contains("m-3.safetensors") && e.message().contains("missing"), "{e:?}");
+    index(r#"{"d": "m-2.safetensors"}"#);
+    assert!(ModelFiles::open(&path).unwrap_err().message().contains("no tensor `d`"));
+    index(r#"{"d": "../m-2.safetensors"}"#);
+    assert!(ModelFiles::open(&path).unwrap_err().message().contains("no file of the folder"));
+    index(r#"{"d": 7}"#);
+    assert!(ModelFiles::open(&path).is_err());
+}
+
+#[test]
+fn what_is_no_model_folder_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || format!("{:?}", ModelFiles::open(dir.path()).unwrap_err());
+    assert!(open().contains("config.json` is missing"));
+    small(dir.path(), "{");
+    assert!(open().contains("no valid JSON"));
+    small(dir.path(), "[]");
+    assert!(open().contains("no JSON object"));
+    small(dir.path(), "{}");
+    assert!(open().contains("has no model.safetensors"));
+    std::fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
+    assert!(open().contains("pickle") && open().contains("save_pretrained"));
+    small(dir.path(), r#"{"quantization_config": {"quant_method": "gptq"}}"#);
+    assert!(open().contains("gptq"));
+    assert!(ModelFiles::open(&dir.path().join("pytorch_model.bin")).unwrap_err().message().contains("one file of a model"));
+    assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
+}
+
+#[test]
+fn constants_of_a_checkpoint_keep_their_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small(dir.path(), "{}");
+    write_safetensors(&path.join("model.safetensors"), &[("ids".into(), Tensor::from_slice(&[1i64])), ("w".into(), tensor(1.0).to_kind(Kind::Double))])
+        .unwrap();
+    let all = ModelFiles::open(&path).unwrap().load(Kind::BFloat16, Device::Cpu).unwrap();
+    assert_eq!((all["ids"].kind(), all["w"].kind()), (Kind::Int64, Kind::BFloat16));
+}
+
+#[test]
+fn smollm2_is_read_with_hugging_faces_names_and_settings() {
+    let Some(model) = testing::smollm2() else { return };
+    let files = ModelFiles::open(&model).unwrap();
+    let expected = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_parameters": { "rope_theta": 100_000.0, "rope_type": "default" }, "max_position_embeddings": 8192, "vocab_size": 49152,
+        "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    });
+    assert_eq!(files.config(), &expected);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let start = Instant::now();
+        let all = files.load(kind, Device::Cpu).unwrap();
+        eprintln!("{} as {kind:?} in {:?}", files.describe(), start.elapsed());
+        assert_eq!(all.len(), 272);
+        assert_eq!(all["model.embed_tokens.weight"].size(), [49152, 576]);
+        assert_eq!(all["model.layers.29.mlp.down_proj.weight"].size(), [576, 1536]);
+        assert_eq!(all["model.norm.weight"].kind(), kind);
+        assert_eq!(all.values().map(Tensor::numel).sum::<usize>(), 134_515_008);
+    }
+}
