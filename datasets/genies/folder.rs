@@ -43,12 +43,21 @@ impl Folder {
         self.names.contains(name)
     }
 
+    /// The names of all, for a sentence.
+    pub fn list(&self) -> String {
+        self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
     /// An error unless there is a distribution of that name.
     ///
     /// # Errors
     /// With the nearest name and all of them.
     pub fn check(&self, name: &str) -> Result<()> {
-        if self.has(name) { Ok(()) } else { Err(Error::unknown("distribution", name, &self.names).within(format!("it is not in `{}`", self.path.display()))) }
+        if self.has(name) {
+            Ok(())
+        } else {
+            Err(Error::unknown("distribution", name, &self.names).within(format!("`{name}` is not in `{}`", self.path.display())))
+        }
     }
 
     /// The files of a distribution's split, in order.

@@ -70,25 +70,30 @@ impl DatasetPlugin for Genies {
         })?;
         let folder = Folder::open(&data_dir)?;
         let source = config.distribution;
+        if source.is_empty() {
+            return Err(Error::new("no distribution to train on was named").hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
+        }
         folder.check(&source)?;
 
         let mut wanted = vec![("train", source.clone(), "train"), ("test", source.clone(), "test")];
         let oos = match config.oos {
-            Some(name) => Some(name),
-            None => shifts::target(&data_dir, &source)?.filter(|name| {
-                let here = folder.has(name);
-                if !here {
+            Some(name) => {
+                folder.check(&name)?;
+                Some(name)
+            }
+            None => match shifts::target(&data_dir, &source)? {
+                Some(name) if !folder.has(&name) => {
                     tracing::warn!("`{source}` shifts to `{name}`, which is not in `{}`: there is no oos split", data_dir.display());
+                    None
                 }
-                here
-            }),
+                None => {
+                    tracing::info!("no shift is listed for `{source}`: there is no oos split");
+                    None
+                }
+                listed => listed,
+            },
         };
-        if let Some(name) = &oos {
-            folder.check(name)?;
-            wanted.push(("oos", name.clone(), "test"));
-        } else {
-            tracing::info!("no shift is listed for `{source}`: there is no oos split");
-        }
+        wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match config.rnd {
             // A folder with a few distributions of the reader's own owes nobody the default.
             Some(name) if name == UNRELATED && !folder.has(&name) => tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display()),

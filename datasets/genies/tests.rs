@@ -150,6 +150,7 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
     let dir = made();
     let got = error(open(dir.path(), "cat"));
     assert!(got.contains("unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: valid: cats, dogs, ranking_logic"), "{got}");
+    assert!(error(open(dir.path(), "")).contains("no distribution to train on was named\n  hint: `--dataset genies:NAME`; valid: cats, dogs"));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
     let config = Config { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), oos: Some("dog".into()), ..Config::default() };
     assert!(error(Genies::build(config)).contains("did you mean `dogs`?"));
