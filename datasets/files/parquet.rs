@@ -1,0 +1,148 @@
+//! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth its weight.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::basic::{ConvertedType, Type as Physical};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, reader::RowIter};
+use parquet::schema::types::{Type, TypePtr};
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::{Map, Value};
+
+use super::row::{self, Row};
+
+/// A parquet file whose footer has been read and whose columns fit.
+#[derive(Clone, Debug)]
+pub struct Table {
+    path: PathBuf,
+    columns: Vec<String>,
+    rows: usize,
+}
+
+impl Table {
+    /// Reads the footer; `extra` are columns that are wanted besides a pair's.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened, is no whole parquet file, or lacks a column.
+    pub fn open(path: &Path, extra: &[&str]) -> Result<Self> {
+        let columns: Vec<String> = row::COLUMNS.iter().chain(extra).map(|s| s.to_string()).collect();
+        let reader = footer(path)?;
+        projection(&reader, &columns).within(|| format!("cannot use `{}`", path.display()))?;
+        let mut rows = 0;
+        for group in reader.metadata().row_groups() {
+            let counted = usize::try_from(group.num_rows()).ok();
+            // Texts are flat columns: a chunk that holds another number of values than its group has rows was damaged.
+            let agrees = group.columns().iter().all(|c| c.column_descr().max_rep_level() > 0 || Some(c.num_values()) == Some(group.num_rows()));
+            rows += counted.filter(|_| agrees).ok_or_else(|| damaged(path, "its footer counts rows that its columns do not have"))?;
+        }
+        Ok(Self { path: path.to_owned(), columns, rows })
+    }
+
+    /// How many rows the footer counts.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The rows in order; after an error it ends.
+    ///
+    /// # Errors
+    /// Where the file has gone since it was opened; each row where its bytes do not decode.
+    pub fn read(&self) -> Result<impl Iterator<Item = Result<Row>> + use<>> {
+        let reader = footer(&self.path)?;
+        let projection = projection(&reader, &self.columns).within(|| format!("cannot use `{}`", self.path.display()))?;
+        let mut rows = guarded(&self.path, || RowIter::from_file_into(Box::new(reader)).project(Some(projection)))?;
+        let (path, mut ended) = (self.path.clone(), false);
+        Ok(std::iter::from_fn(move || {
+            if ended {
+                return None;
+            }
+            let row = guarded(&path, || rows.next().transpose()).transpose()?.and_then(|row| json_row(row).map_err(|e| damaged(&path, e)));
+            ended = row.is_err();
+            Some(row)
+        }))
+    }
+
+    /// The pairs in order.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and where a row is no pair.
+    pub fn pairs(&self) -> Result<PairIter<'static>> {
+        let path = self.path.clone();
+        Ok(Box::new(self.read()?.enumerate().map(move |(i, row)| row.and_then(|row| pair(row, i, &path)))))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The pair in row `index` of the file.
+pub fn pair(row: Row, index: usize, path: &Path) -> Result<PreferencePair> {
+    row::pair(row).within(|| format!("cannot read row {} of `{}`", index + 1, path.display()))
+}
+
+fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
+    let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
+    guarded(path, || SerializedFileReader::new(file))
+}
+
+fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(format!("`{}` is no whole parquet file", path.display()))
+        .because(Error::new(why.to_string()))
+        .hint("it may have been cut short while it was copied; fetch it again")
+}
+
+/// The reader asserts in places what a damaged file can break.
+fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(done) => done.map_err(|e| damaged(path, e)),
+        Err(_) => Err(damaged(path, "its bytes contradict each other")),
+    }
+}
+
+/// The schema with the wanted columns alone, so that no other is decoded.
+fn projection(reader: &SerializedFileReader<File>, columns: &[String]) -> Result<Type> {
+    let root = reader.metadata().file_metadata().schema_descr().root_schema();
+    let wanted = columns.iter().map(|column| {
+        let field = root.get_fields().iter().find(|f| f.name() == column);
+        let field = field.ok_or_else(|| row::missing(column, root.get_fields().iter().map(|f| f.name())))?;
+        if row::COLUMNS.contains(&column.as_str()) && !holds_text(field) {
+            let is = if field.is_primitive() { format!("of type {}", field.get_physical_type()) } else { "nested".to_owned() };
+            return Err(Error::new(format!("column `{column}` is {is}, not text")).hint("a text is a string, or a list of {role, content}"));
+        }
+        Ok(field.clone())
+    });
+    let wanted: Vec<TypePtr> = wanted.collect::<Result<_>>()?;
+    Type::group_type_builder(root.name()).with_fields(wanted).build().map_err(|e| Error::internal(e.to_string()))
+}
+
+fn holds_text(field: &TypePtr) -> bool {
+    if field.is_primitive() { field.get_physical_type() == Physical::BYTE_ARRAY } else { field.get_basic_info().converted_type() == ConvertedType::LIST }
+}
+
+fn json_row(row: parquet::record::Row) -> Result<Row, String> {
+    row.into_columns().into_iter().map(|(name, field)| Ok((name, json(field)?))).collect()
+}
+
+fn json(field: Field) -> Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => x.into(),
+        Field::Byte(x) => x.into(),
+        Field::Short(x) => x.into(),
+        Field::Int(x) => x.into(),
+        Field::Long(x) => x.into(),
+        Field::UByte(x) => x.into(),
+        Field::UShort(x) => x.into(),
+        Field::UInt(x) => x.into(),
+        Field::ULong(x) => x.into(),
+        Field::Str(text) => text.into(),
+        Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).map_err(|_| "a text is not UTF-8".to_owned())?.into(),
+        Field::ListInternal(list) => list.elements().iter().cloned().map(json).collect::<Result<Vec<_>, _>>()?.into(),
+        Field::Group(row) => json_row(row)?.into_iter().collect::<Map<_, _>>().into(),
+        other => return Err(format!("`{other}` is neither text nor a whole number")),
+    })
+}

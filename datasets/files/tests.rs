@@ -1,0 +1,149 @@
+use std::fs;
+use std::path::Path;
+
+use ::parquet::basic::{Compression, ZstdLevel};
+
+use super::written::{Column, numbered, pair_columns, write, write_conversation};
+use super::*;
+
+fn open(train: &Path) -> Result<Box<dyn Dataset>> {
+    Files::build(Config { train: train.to_owned(), ..Config::default() })
+}
+
+fn error(train: &Path) -> String {
+    format!("{:?}", open(train).err().expect("it should not open")).replace(&train.display().to_string(), "FILE")
+}
+
+fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
+    data.pairs(split).unwrap().collect::<Result<_>>().unwrap()
+}
+
+fn line(i: usize) -> String {
+    format!("{{\"prompt\": \"prompt {i}\", \"chosen\": \"chosen {i}\", \"rejected\": \"rejected {i}\"}}\n")
+}
+
+#[test]
+fn both_formats_give_the_same_pairs() {
+    let dir = tempfile::tempdir().unwrap();
+    let jsonl = dir.path().join("pairs.jsonl");
+    fs::write(&jsonl, (0..5).map(line).collect::<String>()).unwrap();
+    let want = read(open(&jsonl).unwrap().as_ref(), "train");
+    assert_eq!(want.len(), 5);
+    assert_eq!(want[3].chosen, "chosen 3".into());
+    for (name, compression) in [
+        ("plain.parquet", Compression::UNCOMPRESSED),
+        ("snappy.PARQUET", Compression::SNAPPY),
+        ("zstd.parquet", Compression::ZSTD(ZstdLevel::try_new(3).unwrap())),
+    ] {
+        let path = dir.path().join(name);
+        write(&path, &pair_columns(5), compression);
+        let data = open(&path).unwrap();
+        assert_eq!(read(data.as_ref(), "train"), want, "{name}");
+        assert_eq!(data.splits()[0].pairs, Some(5));
+    }
+}
+
+#[test]
+fn conversations_come_from_both_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    let (parquet, jsonl) = (dir.path().join("pairs.parquet"), dir.path().join("pairs.jsonl"));
+    write_conversation(&parquet);
+    let said = |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
+    let row = format!(r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#, said("user", "Who?"), said("assistant", "You."), said("assistant", "Me."));
+    fs::write(&jsonl, row).unwrap();
+    let pairs = read(open(&parquet).unwrap().as_ref(), "train");
+    assert_eq!(pairs[0].prompt, Text::Messages(vec![Message { role: "user".into(), content: "Who?".into() }]));
+    assert_eq!(pairs, read(open(&jsonl).unwrap().as_ref(), "train"));
+}
+
+#[test]
+fn each_split_is_a_file_and_the_table_keeps_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, line(0)).unwrap();
+        path
+    };
+    let config = Config { train: file("a.jsonl"), test: None, oos: Some(file("b.jsonl")), rnd: Some(file("c.jsonl")) };
+    let data = Files::build(config).unwrap();
+    let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.describes)).collect();
+    assert_eq!(splits, [("train", "a.jsonl"), ("oos", "b.jsonl"), ("rnd", "c.jsonl")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+    let error = format!("{:?}", data.pairs("ooz").err().unwrap());
+    assert_eq!(error, "unknown split `ooz`\n  hint: did you mean `oos`?\n  hint: valid: oos, rnd, train");
+}
+
+#[test]
+fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    assert!(error(&dir.path().join("none.jsonl")).contains("cannot open `FILE`"));
+    assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` holds no pairs"));
+    assert!(error(&at("pairs.jsnl", &line(0))).contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?"));
+    assert!(error(&at("short.jsonl", "{\"prompt\": \"p\"}")).contains("cannot read line 1 of `FILE`\n  because there is no column `chosen`"));
+    assert!(error(&at("text.parquet", "no parquet")).contains("`FILE` is no whole parquet file"));
+    fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
+    assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
+    let nothing = format!("{:?}", Files::build(Config::default()).err().unwrap());
+    assert!(nothing.starts_with("no file to train on was named"), "{nothing}");
+}
+
+#[test]
+fn parquet_with_other_columns_names_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    let mut columns = pair_columns(2);
+    columns[1] = numbered("choosen", 2);
+    write(&path, &columns, Compression::SNAPPY);
+    let got = error(&path);
+    assert!(
+        got.contains("there is no column `chosen`\n  hint: should `choosen` be called `chosen`?\n  hint: columns there: prompt, choosen, rejected"),
+        "{got}"
+    );
+    columns[1] = Column::Int("chosen", vec![1, 2]);
+    write(&path, &columns, Compression::SNAPPY);
+    assert!(error(&path).contains("column `chosen` is of type INT32, not text"));
+    write(&path, &pair_columns(0), Compression::SNAPPY);
+    assert!(error(&path).contains("holds no pairs"));
+}
+
+#[test]
+fn parquet_cut_anywhere_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    write(&path, &pair_columns(20), Compression::SNAPPY);
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        assert!(error(&path).contains("`FILE` is no whole parquet file"), "cut at {length}");
+    }
+}
+
+/// Bytes that were changed may still make a file, but never a panic, and never more rows than the footer counts.
+#[test]
+fn parquet_with_any_byte_changed_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    write(&path, &pair_columns(20), Compression::SNAPPY);
+    let whole = fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            fs::write(&path, &bytes).unwrap();
+            if let Ok(data) = open(&path) {
+                let pairs = data.pairs("train").map(Iterator::count).unwrap_or_default();
+                assert!(pairs <= 21, "byte {at} with {flip:#x}: {pairs} pairs");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_slip_in_the_configuration_is_an_error() {
+    let got = reprpo_plugin::serde_json::from_str::<Config>(r#"{"tests": "a.jsonl"}"#).unwrap_err().to_string();
+    assert!(got.contains("unknown field `tests`"), "{got}");
+}

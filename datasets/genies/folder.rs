@@ -1,0 +1,95 @@
+//! The benchmark's folder: one folder a distribution, in it the shards of its splits.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use reprpo_plugin::prelude::*;
+
+/// A folder of distributions.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    names: BTreeSet<String>,
+}
+
+impl Folder {
+    /// Lists the distributions in `data_dir`, or in its `genies` where it has one.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or there are none.
+    pub fn open(data_dir: &Path) -> Result<Self> {
+        let inner = data_dir.join("genies");
+        let path = if inner.is_dir() { inner } else { data_dir.to_owned() };
+        let mut names = BTreeSet::new();
+        for entry in path.read_dir().within(|| format!("cannot read the data folder `{}`", path.display()))? {
+            let entry = entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
+            // A name that is not Unicode cannot be asked for.
+            if let Ok(name) = entry.file_name().into_string()
+                && entry.path().is_dir()
+                && ["train", "test"].iter().any(|split| shards(&entry.path(), split).is_ok_and(|found| !found.is_empty()))
+            {
+                names.insert(name);
+            }
+        }
+        if names.is_empty() {
+            return Err(Error::new(format!("`{}` holds no GENIES distributions", path.display()))
+                .hint("it should hold <distribution>/train-*.parquet and <distribution>/test-*.parquet"));
+        }
+        Ok(Self { path, names })
+    }
+
+    /// Whether there is a distribution of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// The names of all, for a sentence.
+    pub fn list(&self) -> String {
+        self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// An error unless there is a distribution of that name.
+    ///
+    /// # Errors
+    /// With the nearest name and all of them.
+    pub fn check(&self, name: &str) -> Result<()> {
+        if self.has(name) {
+            Ok(())
+        } else {
+            Err(Error::unknown("distribution", name, &self.names).within(format!("`{name}` is not in `{}`", self.path.display())))
+        }
+    }
+
+    /// The files of a distribution's split, in order.
+    ///
+    /// # Errors
+    /// Where there are none, or not as many as their names say.
+    pub fn files(&self, name: &str, split: &str) -> Result<Vec<PathBuf>> {
+        let folder = self.path.join(name);
+        let found = shards(&folder, split)?;
+        let Some(last) = found.last() else {
+            return Err(Error::new(format!("there is no `{}`", folder.join(format!("{split}-*.parquet")).display())).hint("fetch the distribution again"));
+        };
+        let said = last.file_stem().and_then(|stem| stem.to_str()?.rsplit_once("-of-")?.1.parse::<usize>().ok());
+        if said.is_some_and(|said| said != found.len()) {
+            let said = said.unwrap_or_default();
+            return Err(Error::new(format!("`{}` has {} of the {said} files that hold its `{split}` split", folder.display(), found.len()))
+                .hint("fetch the missing ones"));
+        }
+        Ok(found)
+    }
+}
+
+fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
+    let doing = || format!("cannot read the folder `{}`", folder.display());
+    let mut found = Vec::new();
+    for entry in folder.read_dir().within(doing)? {
+        let path = entry.within(doing)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.strip_prefix(split).is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".parquet")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

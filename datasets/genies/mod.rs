@@ -1,0 +1,164 @@
+//! The GENIES benchmark: what was learnt on one distribution, tried on another.
+
+mod folder;
+mod shifts;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::tracing;
+
+use self::folder::Folder;
+use crate::files::parquet::{self, Table};
+
+/// `--dataset genies:math`.
+pub struct Genies;
+
+/// Which distribution, and what to compare it with.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct Config {
+    /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME` fills it.
+    pub distribution: String,
+    /// Folder that holds the distributions, or a folder `genies` with them. `--data-dir` fills it.
+    /// Default: the environment variable `REPRPO_DATA`.
+    pub data_dir: Option<PathBuf>,
+    /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that the benchmark's
+    /// shift lists name for `distribution`.
+    pub oos: Option<String>,
+    /// Name of the unrelated distribution, whose test pairs are `rnd`; null for none. Default: `ranking_logic`.
+    pub rnd: Option<String>,
+    /// Whether to take only the first pair of each instruction (one per `example_id`), in every split. An instruction
+    /// with k worse responses has k pairs. Default: false.
+    pub one_per_instruction: bool,
+}
+
+const UNRELATED: &str = "ranking_logic";
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { distribution: String::new(), data_dir: None, oos: None, rnd: Some(UNRELATED.to_owned()), one_per_instruction: false }
+    }
+}
+
+impl Plugin for Genies {
+    const NAME: &'static str = "genies";
+    const SUMMARY: &'static str = "the GENIES benchmark: train on one distribution, test on a shifted one";
+    const EXPLAIN: &'static str = "\
+Four splits: train and test of the named distribution, oos = the test pairs of the distribution that the benchmark's
+shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on math; oos is then
+change_my_view.
+
+The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen and rejected, and
+example_id where `one_per_instruction` is on: the layout of the hub's wassname/genies_preferences. The shift lists
+GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and
+`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` names one.";
+    const REFERENCE: &'static str = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, arXiv:2311.07723";
+    type Config = Config;
+}
+
+impl DatasetPlugin for Genies {
+    const ARGUMENT: Option<&'static str> = Some("distribution");
+
+    fn build(config: Config) -> Result<Box<dyn Dataset>> {
+        let data_dir = config.data_dir.or_else(|| std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+        let data_dir = data_dir.ok_or_else(|| {
+            Error::new("it is not known where the GENIES data are")
+                .hint("name their folder with `--data-dir DIR`, or in the environment variable `REPRPO_DATA`")
+        })?;
+        let folder = Folder::open(&data_dir)?;
+        let source = config.distribution;
+        if source.is_empty() {
+            return Err(Error::new("no distribution to train on was named").hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
+        }
+        folder.check(&source)?;
+
+        let mut wanted = vec![("train", source.clone(), "train"), ("test", source.clone(), "test")];
+        let oos = match config.oos {
+            Some(name) => {
+                folder.check(&name)?;
+                Some(name)
+            }
+            None => match shifts::target(&data_dir, &source)? {
+                Some(name) if !folder.has(&name) => {
+                    tracing::warn!("`{source}` shifts to `{name}`, which is not in `{}`: there is no oos split", data_dir.display());
+                    None
+                }
+                None => {
+                    tracing::info!("no shift is listed for `{source}`: there is no oos split");
+                    None
+                }
+                listed => listed,
+            },
+        };
+        wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
+        match config.rnd {
+            // A folder with a few distributions of the reader's own owes nobody the default.
+            Some(name) if name == UNRELATED && !folder.has(&name) => tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display()),
+            Some(name) if name == source || Some(&name) == oos.as_ref() => tracing::info!("`{name}` is not unrelated here: there is no rnd split"),
+            Some(name) => {
+                folder.check(&name)?;
+                wanted.push(("rnd", name, "test"));
+            }
+            None => {}
+        }
+
+        let extra: &[&str] = if config.one_per_instruction { &[INSTRUCTION] } else { &[] };
+        let opened = wanted.into_iter().map(|(name, distribution, part)| {
+            let tables = folder.files(&distribution, part)?.iter().map(|path| Table::open(path, extra)).collect::<Result<_>>()?;
+            Ok(Split { name, describes: format!("{distribution} ({part})"), tables })
+        });
+        Ok(Box::new(Splits { splits: opened.collect::<Result<_>>()?, one_per_instruction: config.one_per_instruction }))
+    }
+}
+
+reprpo_plugin::register!(dataset: Genies);
+
+/// The column that says which pairs share an instruction.
+const INSTRUCTION: &str = "example_id";
+
+struct Split {
+    name: &'static str,
+    describes: String,
+    tables: Vec<Table>,
+}
+
+struct Splits {
+    splits: Vec<Split>,
+    one_per_instruction: bool,
+}
+
+impl Dataset for Splits {
+    fn splits(&self) -> Vec<SplitInfo> {
+        let info = |split: &Split| SplitInfo {
+            name: split.name.to_owned(),
+            describes: split.describes.clone(),
+            pairs: (!self.one_per_instruction).then(|| split.tables.iter().map(Table::rows).sum()),
+        };
+        self.splits.iter().map(info).collect()
+    }
+
+    fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        let found = self.splits.iter().find(|s| s.name == split);
+        let tables = &found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?.tables;
+        if !self.one_per_instruction {
+            let each = tables.iter().map(Table::pairs).collect::<Result<Vec<_>>>()?;
+            return Ok(Box::new(each.into_iter().flatten()));
+        }
+        let each = tables.iter().map(|table| Ok(table.read()?.enumerate().map(move |(i, row)| (table.path(), i, row)))).collect::<Result<Vec<_>>>()?;
+        let mut seen = HashSet::new();
+        let firsts = each.into_iter().flatten().filter_map(move |(path, i, row)| {
+            match row.map(|row| (row.get(INSTRUCTION).filter(|id| !id.is_null()).map(ToString::to_string), row)) {
+                Ok((Some(id), row)) => seen.insert(id).then(|| parquet::pair(row, i, path)),
+                Ok((None, _)) => Some(Err(Error::new(format!("row {} of `{}` has no `{INSTRUCTION}`", i + 1, path.display())))),
+                Err(e) => Some(Err(e)),
+            }
+        });
+        Ok(Box::new(firsts))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+use std::collections::HashMap;
+
+use super::*;
+
+fn read(config: &Config, split: &str) -> Vec<PreferencePair> {
+    Synthetic::build(config.clone()).unwrap().pairs(split).unwrap().collect::<Result<_>>().unwrap()
+}
+
+fn plain(text: &Text) -> &str {
+    match text {
+        Text::Plain(text) => text,
+        Text::Messages(_) => panic!("the synthetic texts are plain"),
+    }
+}
+
+#[test]
+fn a_seed_makes_the_same_pairs_again_and_another_seed_others() {
+    let (zero, one) = (Config::default(), Config { seed: 1, ..Config::default() });
+    for split in ["train", "test", "oos", "rnd"] {
+        assert_eq!(read(&zero, split), read(&zero, split), "{split}");
+        assert_ne!(read(&zero, split), read(&one, split), "{split}");
+    }
+}
+
+/// Figures that were published with these pairs hold for as long as the pairs do.
+#[test]
+fn the_pairs_of_seed_0_do_not_change() {
+    let is = |split, want: [&str; 3]| {
+        let pair = read(&Config::default(), split).swap_remove(0);
+        assert_eq!([&pair.prompt, &pair.chosen, &pair.rejected].map(plain), want);
+    };
+    is("train", ["The log says the drawer holds two spoons. I would say it holds three.\nAnswer:", " It holds two spoons.", " It holds three spoons."]);
+    is(
+        "oos",
+        ["The contract states that Tom lives in Cairo. My memory is that the home is in Paris.\nAnswer:", " Tom lives in Cairo.", " Tom lives in Paris."],
+    );
+    is("rnd", ["Mia is taller than Tim. Eva is taller than Mia.\nAnswer:", " Eva is the tallest.", " Tim is the tallest."]);
+}
+
+#[test]
+fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
+    let config = Config { train: 7, test: 0, oos: 3, rnd: 5, ..Config::default() };
+    let data = Synthetic::build(config.clone()).unwrap();
+    let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.pairs)).collect();
+    assert_eq!(splits, [("train", 7), ("oos", 3), ("rnd", 5)].map(|(name, n)| (name.to_owned(), Some(n))));
+    for (name, pairs) in splits {
+        assert_eq!(Some(read(&config, &name).len()), pairs);
+    }
+    assert!(format!("{:?}", data.pairs("test").err().unwrap()).starts_with("unknown split `test`"));
+}
+
+#[test]
+fn a_size_that_cannot_be_made_is_an_error() {
+    let error = |config| format!("{:?}", Synthetic::build(config).err().unwrap());
+    assert_eq!(error(Config { train: 0, ..Config::default() }), "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000");
+    assert_eq!(error(Config { rnd: 10_001, ..Config::default() }), "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000");
+}
+
+#[test]
+fn no_prompt_comes_twice_even_in_the_largest_splits() {
+    let all = Config { train: LARGEST, test: LARGEST, oos: LARGEST, rnd: LARGEST, ..Config::default() };
+    let mut seen = HashSet::new();
+    for split in ["train", "test", "oos", "rnd"] {
+        let pairs = read(&all, split);
+        assert_eq!(pairs.len(), LARGEST, "{split}");
+        for pair in pairs {
+            assert!(seen.insert(pair.prompt), "{split}");
+        }
+    }
+}
+
+#[test]
+fn a_split_does_not_depend_on_the_size_of_any() {
+    let (small, large) = (Config { train: 50, ..Config::default() }, Config { train: 500, oos: 0, ..Config::default() });
+    assert_eq!(read(&small, "train"), read(&large, "train")[..50]);
+    assert_eq!(read(&small, "test"), read(&large, "test"));
+}
+
+#[test]
+fn no_claim_of_test_is_in_train() {
+    let config = Config { train: LARGEST, test: LARGEST, ..Config::default() };
+    let claims = |split| -> HashSet<_> { read(&config, split).into_iter().map(|pair| (pair.chosen, pair.rejected)).collect() };
+    assert!(claims("train").is_disjoint(&claims("test")));
+}
+
+/// Otherwise length, wording or place would be learnt in place of the preference.
+#[test]
+fn nothing_but_the_prompt_tells_chosen_from_rejected() {
+    let config = Config { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Config::default() };
+    for split in ["train", "test", "oos", "rnd"] {
+        let pairs = read(&config, split);
+        let (mut first, mut uses) = (0, HashMap::<_, i64>::new());
+        for pair in &pairs {
+            let (prompt, chosen, rejected) = (plain(&pair.prompt), plain(&pair.chosen), plain(&pair.rejected));
+            let [differs]: [(&str, &str); 1] =
+                chosen.split(' ').zip(rejected.split(' ')).filter(|(a, b)| a != b).collect::<Vec<_>>().try_into().expect("they differ in one word");
+            assert_eq!(chosen.split(' ').count(), rejected.split(' ').count());
+            let at = |word: &str| prompt.find(word.trim_end_matches('.')).expect("both are in the prompt");
+            first += usize::from(at(differs.0) < at(differs.1));
+            *uses.entry(differs.0).or_default() += 1;
+            *uses.entry(differs.1).or_default() -= 1;
+        }
+        let share = first as f64 / pairs.len() as f64;
+        // The middle one of three is named twice, so the rejected name comes first more often there.
+        let balanced = if split == "rnd" { 0.3..0.7 } else { 0.45..0.55 };
+        assert!(balanced.contains(&share), "{split}: the chosen word comes first in {share}");
+        let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
+        assert!(most < pairs.len() as u64 / 20, "{split}: a word is chosen {most} times more than rejected");
+    }
+}
+
+#[test]
+fn texts_are_short() {
+    for split in ["train", "test", "oos", "rnd"] {
+        for pair in read(&Config::default(), split) {
+            for (text, longest) in [(&pair.prompt, 25), (&pair.chosen, 6), (&pair.rejected, 6)] {
+                let words = plain(text).split_whitespace().count();
+                assert!((2..=longest).contains(&words), "{words} words: {text:?}");
+            }
+        }
+    }
+}
