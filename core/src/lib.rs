@@ -4,8 +4,12 @@
 //! sets enter through [`register!`], and the engine does what their [`api::Needs`] say.
 
 pub mod api;
+pub mod config;
+pub mod doctor;
 pub mod error;
+pub mod eval;
 pub mod registry;
+pub mod report;
 
 #[doc(hidden)]
 pub use inventory;
