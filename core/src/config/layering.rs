@@ -168,6 +168,7 @@ impl<'r> Layering<'r> {
             let said = |e: Error| match setting.origin {
                 // The command line is before the user's eyes.
                 Origin::Flag(_) => e,
+                Origin::Default => e.within(format!("the built-in default of `{}` cannot be used", setting.path.join("."))),
                 _ => e.within(format!("`{}` in {} cannot be used", setting.path.join("."), setting.origin)),
             };
             if kind == Kind::Dataset && setting.path.len() == 1 {

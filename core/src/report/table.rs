@@ -1,10 +1,12 @@
 //! The table of an evaluation: a row a split, what the base model did, what training changed.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{Align, Grid};
 use crate::config::Experiment;
 use crate::eval::statistics::{Estimate, SplitSummary};
+use crate::registry::{Kind, Make, Registry};
 
 /// The splits of one evaluation.
 #[derive(Clone, Debug, Serialize)]
@@ -23,12 +25,18 @@ impl Table {
         Self { title: title.into(), splits }
     }
 
-    /// The title of a run: intervention × adapter (and transform, where there is one), data and model.
-    pub fn title_of(experiment: &Experiment) -> String {
+    /// The title of a run: its methods, data (with the text that chose a part of it) and model.
+    pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
             [&experiment.intervention, &experiment.transform, &experiment.adapter].iter().map(|c| c.name.as_str()).filter(|n| *n != "none").collect();
-        let model = experiment.model.trim_end_matches('/').rsplit('/').next().unwrap_or(&experiment.model);
-        format!("{} on {}, {model}", method.join(" × "), experiment.dataset.name)
+        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_owned();
+        let data = &experiment.dataset;
+        let argument = match registry.get(Kind::Dataset, &data.name).map(|e| &e.make) {
+            Ok(Make::Dataset { argument: Some(field), .. }) => data.config.get(*field).and_then(Value::as_str),
+            _ => None,
+        };
+        let part = argument.filter(|a| !a.is_empty()).map_or_else(String::new, |a| format!(":{}", last(a)));
+        format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
     }
 
     /// For a terminal.
@@ -42,7 +50,7 @@ impl Table {
     }
 
     /// For `eval/summary.json`.
-    pub fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> Value {
         // Numbers, text and lists: nothing that serde_json refuses.
         serde_json::to_value(self).unwrap_or_default()
     }
