@@ -52,7 +52,7 @@ pub enum Color {
 
 #[derive(Subcommand)]
 pub enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Eval(EvalArgs),
     Score(ScoreArgs),
     List(ListArgs),
