@@ -9,6 +9,9 @@ pub enum Align {
     Right,
 }
 
+/// The longest line that a terminal table should need.
+const LINE: usize = 120;
+
 /// A table of text.
 #[derive(Clone, Debug)]
 pub struct Grid {
@@ -29,13 +32,23 @@ impl Grid {
         self.rows.push(row);
     }
 
-    /// For a terminal: two spaces between columns, no rules.
+    /// For a terminal: two spaces between columns, no rules; words in the last column go on below themselves.
     pub fn plain(&self) -> String {
         let mut text = String::new();
+        let widths = self.widths(str::to_owned);
+        let before: usize = widths.iter().rev().skip(1).map(|w| w + 2).sum();
+        let room = match self.columns.last() {
+            Some((_, Align::Left)) => LINE.saturating_sub(before).max(30),
+            _ => usize::MAX,
+        };
         for row in std::iter::once(self.header()).chain(self.rows.iter().cloned()) {
-            let line: Vec<String> = self.padded(&row, |c| c.to_owned());
-            text.push_str(line.join("  ").trim_end());
-            text.push('\n');
+            let mut line = self.padded(&row, str::to_owned);
+            let pieces = line.pop().map_or_else(Vec::new, |last| wrapped(&last, room));
+            for (i, piece) in pieces.into_iter().enumerate() {
+                let head = if i == 0 { line.iter().map(|c| format!("{c}  ")).collect() } else { " ".repeat(before) };
+                text.push_str(format!("{head}{piece}").trim_end());
+                text.push('\n');
+            }
         }
         text
     }
@@ -75,5 +88,47 @@ impl Grid {
                 Align::Right => format!("{:>width$}", shown(cell)),
             })
             .collect()
+    }
+}
+
+/// `text` in pieces of at most `room` characters, broken between words; a cell that fits stays as it is.
+fn wrapped(text: &str, room: usize) -> Vec<String> {
+    if text.trim_end().chars().count() <= room {
+        return vec![text.to_owned()];
+    }
+    let mut pieces = vec![String::new()];
+    for word in text.split_whitespace() {
+        match pieces.last_mut() {
+            Some(piece) if piece.is_empty() => piece.push_str(word),
+            Some(piece) if piece.chars().count() + 1 + word.chars().count() <= room => {
+                piece.push(' ');
+                piece.push_str(word);
+            }
+            _ => pieces.push(word.to_owned()),
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_words_of_the_last_column_go_on_below() {
+        let mut grid = Grid::new([("name", Align::Left), ("what", Align::Left)]);
+        grid.row(["a", &"word ".repeat(30)]);
+        let lines: Vec<String> = grid.plain().lines().map(str::to_owned).collect();
+        assert_eq!((lines.len(), lines[2].as_str()), (3, format!("      {}", "word ".repeat(7).trim_end()).as_str()));
+        assert!(lines.iter().all(|l| l.chars().count() <= LINE));
+    }
+
+    #[test]
+    fn numbers_keep_to_the_right_and_missing_cells_are_empty() {
+        let mut grid = Grid::new([("split", Align::Left), ("n", Align::Right)]);
+        grid.row(["test", "12"]);
+        grid.row(["oos"]);
+        assert_eq!(grid.plain(), "split    n\ntest    12\noos\n");
+        assert_eq!(grid.markdown(), "| split |   n |\n| ----- | --: |\n| test  |  12 |\n| oos   |     |\n");
     }
 }

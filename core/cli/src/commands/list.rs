@@ -15,10 +15,13 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
         return app.printer.json(&Value::Array(all));
     }
     let sections = kinds.iter().map(|kind| {
-        let mut grid = Grid::new([kind.plural().as_str(), "what it does", "reference", "from"].map(|c| (c, Align::Left)));
+        let mut grid = Grid::new([kind.plural().as_str(), "from", "what it does"].map(|c| (c, Align::Left)));
         for entry in app.registry.of(*kind) {
             let about = &entry.about;
-            grid.row([names(entry), about.summary.to_owned(), about.reference.to_owned(), format!("{} {}", about.origin, about.version)]);
+            grid.row([names(entry), format!("{} {}", about.origin, about.version), about.summary.to_owned()]);
+            if !about.reference.is_empty() {
+                grid.row(["", "", &format!("({})", about.reference)]);
+            }
         }
         grid.plain()
     });
