@@ -1,1 +1,11 @@
-fn main() {}
+//! The `reprpo` binary: the command with the built-in methods and data sets.
+
+use std::process::ExitCode;
+
+// Linked for what they register.
+use reprpo_datasets as _;
+use reprpo_methods as _;
+
+fn main() -> ExitCode {
+    reprpo_cli::main(include_str!("../../methods/defaults.toml"))
+}

@@ -12,6 +12,8 @@ pub enum Fault {
     Input,
     /// Something that should not have happened: exit code 2.
     Internal,
+    /// Nobody's: the user stopped it. Exit code 130.
+    Interrupted,
 }
 
 /// An error for a person: a message, what it happened in, and hints.
@@ -37,6 +39,13 @@ impl Error {
     pub fn internal(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Internal;
+        e
+    }
+
+    /// The user's own stop; `message` says what was kept.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        let mut e = Self::new(message);
+        e.0.fault = Fault::Interrupted;
         e
     }
 

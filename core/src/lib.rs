@@ -4,12 +4,17 @@
 //! sets enter through [`register!`], and the engine does what their [`api::Needs`] say.
 
 pub mod api;
+pub mod config;
+pub mod doctor;
 pub mod error;
+pub mod eval;
 pub mod ffi;
 pub mod files;
 pub mod model;
 pub mod registry;
+pub mod report;
 pub mod text;
+pub mod train;
 pub mod weights;
 
 #[cfg(test)]

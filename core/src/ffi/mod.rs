@@ -2,14 +2,15 @@
 
 /// Refers into libtorch_cuda.so, so that the linker keeps it (see `build.rs`); never called.
 #[cfg(cuda_linked)]
-mod anchor {
+mod cuda_anchor {
+    type CudaFn = unsafe extern "C" fn() -> core::ffi::c_int;
     unsafe extern "C" {
-        #[link_name = "reprpo_cuda_anchor"]
-        static ANCHOR: extern "C" fn() -> i32;
+        static reprpo_cuda_anchor: CudaFn;
     }
 
+    // SAFETY: only the address is taken.
     #[used]
-    static KEEP: &(extern "C" fn() -> i32) = unsafe { &ANCHOR };
+    static CUDA_ANCHOR: &CudaFn = unsafe { &reprpo_cuda_anchor };
 }
 
 /// The libtorch release this crate was built against.

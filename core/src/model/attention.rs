@@ -160,7 +160,7 @@ impl Attention {
         let group = heads / k.size()[1];
         let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
         let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>| {
-            q.f_scaled_dot_product_attention(k, v, mask, 0.0, mask.is_none(), scale, false)
+            Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), scale, false)
         };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));

@@ -29,6 +29,16 @@ pub struct About {
     pub version: &'static str,
     schema: fn() -> Schema,
     defaults: fn() -> Result<serde_json::Value>,
+    check: fn(&str) -> Result<(), Misfit>,
+}
+
+/// A configuration that does not fit a plugin's types.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The field, as `weights[2]`; empty where it is the whole.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
 }
 
 impl About {
@@ -43,12 +53,21 @@ impl About {
             version,
             schema: || schemars::schema_for!(P::Config),
             defaults: || serde_json::to_value(P::Config::default()).map_err(|e| Error::internal(format!("the defaults of `{}` are no JSON: {e}", P::NAME))),
+            check: |json| typed::<P::Config>(json).map(|_| ()),
         }
     }
 
     /// JSON schema of its configuration.
     pub fn schema(&self) -> Schema {
         (self.schema)()
+    }
+
+    /// Whether a configuration (JSON text) has the fields and types of this plugin. Ranges are checked when it is made.
+    ///
+    /// # Errors
+    /// The first field that does not fit.
+    pub fn check(&self, json: &str) -> Result<(), Misfit> {
+        (self.check)(json)
     }
 
     /// Its configuration as it is when nothing is said.
@@ -105,13 +124,19 @@ inventory::collect!(Entry);
 
 /// A configuration from its JSON text; an error names the field.
 fn parse<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+    typed(json).map_err(|Misfit { path, message }| {
+        let place = if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
+        Error::new(format!("the configuration field {place} is not right"))
+            .because(Error::new(message))
+            .hint(format!("`reprpo explain {name}` describes every field"))
+    })
+}
+
+fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Misfit> {
     let mut de = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
-        let place = if path == "." { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
-        Error::new(format!("the configuration field {place} is not right"))
-            .because(Error::new(strip_position(&e.inner().to_string())))
-            .hint(format!("`reprpo explain {name}` describes every field"))
+        Misfit { path: if path == "." { String::new() } else { path }, message: strip_position(&e.inner().to_string()).to_owned() }
     })
 }
 

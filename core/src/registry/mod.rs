@@ -8,7 +8,7 @@ mod entry;
 
 use std::collections::BTreeMap;
 
-pub use entry::{About, Entry, Make};
+pub use entry::{About, Entry, Make, Misfit};
 
 use crate::error::{Error, Result};
 

@@ -1,0 +1,376 @@
+//! The command line: what can be said, and how it is described.
+//!
+//! Names of plugins are shown here and judged by the registry, whose errors say more than a usage message.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use reprpo_core::Result;
+use reprpo_core::config::{Layering, Resolved};
+use reprpo_core::registry::{Kind, Registry};
+
+use crate::App;
+
+/// Align what a language model represents: preference pairs train an adapter through its hidden states and gradients.
+#[derive(Parser)]
+#[command(
+    name = "reprpo",
+    version,
+    arg_required_else_help = true,
+    after_long_help = "\
+Exit codes: 0 done, 1 something in what you gave, 2 usage or a defect, 130 interrupted."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Say nothing but results and errors.
+    #[arg(long, short, global = true, help_heading = "Output")]
+    pub quiet: bool,
+    /// Log more; twice for everything. `REPRPO_LOG` takes a filter.
+    #[arg(long, short, action = ArgAction::Count, global = true, help_heading = "Output")]
+    pub verbose: u8,
+    /// Colour the output; `NO_COLOR` is respected.
+    #[arg(long, value_enum, default_value_t = Color::Auto, global = true, help_heading = "Output")]
+    pub color: Color,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Run(Box<RunArgs>),
+    Eval(EvalArgs),
+    Score(ScoreArgs),
+    List(ListArgs),
+    Explain(ExplainArgs),
+    Config(ConfigArgs),
+    Doctor(DoctorArgs),
+}
+
+/// Train an adapter on preference pairs and judge it against the base model.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo run
+  reprpo run --intervention prefvec --adapter hra --dataset genies:math
+  reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
+  reprpo run --resume runs/dpo-lora-synthetic-1")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Go on with an interrupted run, from its last checkpoint.
+    #[arg(long, value_name = "DIR", conflicts_with = "ExperimentArgs", help_heading = "Output")]
+    pub resume: Option<PathBuf>,
+}
+
+/// Flags that stand for fields of the experiment.
+#[derive(Args)]
+pub struct ExperimentArgs {
+    /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Start from a saved adapter in PEFT's format.
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub init_adapter: Option<String>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
+    pub device: Option<String>,
+    /// Precision of the frozen model: `auto`, `f32` or `bf16`.
+    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
+    pub dtype: Option<String>,
+    /// The preference pairs: a name, `NAME:PART`, or a file.
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
+    pub dataset: Option<String>,
+    /// Where the data set's files lie.
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data_dir: Option<String>,
+    /// The training objective.
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub intervention: Option<String>,
+    /// The trainable change of the model.
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub adapter: Option<String>,
+    /// The map of the activations before a loss compares them.
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub transform: Option<String>,
+    /// Where activations are read.
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub tap: Option<String>,
+    /// Which layers the tap reads: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)`.
+    #[arg(long, value_name = "SPEC", allow_hyphen_values = true, help_heading = "Method")]
+    pub layers: Option<String>,
+    /// Seed of initial values, order and dropout.
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seed: Option<String>,
+    /// A TOML file with any fields of the experiment; may be given again, later files win.
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    pub config: Vec<PathBuf>,
+    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an optional one.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
+    pub set: Vec<String>,
+    /// Folder of the run; a new one below `runs/` when not given.
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<String>,
+    /// Train without judging the result.
+    #[arg(long, help_heading = "Output")]
+    pub no_eval: bool,
+}
+
+impl ExperimentArgs {
+    /// The experiment that the binary's defaults, files, environment and these flags describe.
+    ///
+    /// # Errors
+    /// A name, field or value that cannot be.
+    pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
+        let mut layers = Layering::new(app.registry);
+        layers.defaults(app.defaults)?;
+        for file in &self.config {
+            layers.file(file)?;
+        }
+        environment(&mut layers);
+        let flags = [
+            ("--model", "model", &self.model),
+            ("--init-adapter", "init_adapter", &self.init_adapter),
+            ("--device", "device", &self.device),
+            ("--dtype", "dtype", &self.dtype),
+            ("--dataset", "dataset", &self.dataset),
+            ("--data-dir", "dataset.data_dir", &self.data_dir),
+            ("--intervention", "intervention", &self.intervention),
+            ("--adapter", "adapter", &self.adapter),
+            ("--transform", "transform", &self.transform),
+            ("--tap", "tap", &self.tap),
+            ("--layers", "tap.layers", &self.layers),
+            ("--seed", "train.seed", &self.seed),
+            ("--out", "out", &self.out),
+        ];
+        apply(&mut layers, &flags);
+        if self.no_eval {
+            layers.flag("--no-eval", "eval.enabled", "false");
+        }
+        for assignment in &self.set {
+            layers.set(assignment)?;
+        }
+        layers.resolve()
+    }
+}
+
+/// Adds the process's environment.
+pub fn environment(layers: &mut Layering<'_>) {
+    // A variable that is no text is none of ours.
+    layers.environment(std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))));
+}
+
+/// Adds the flags that were given: flag, field, value.
+pub fn apply(layers: &mut Layering<'_>, flags: &[(&str, &str, &Option<String>)]) {
+    for (flag, path, value) in flags {
+        if let Some(value) = value {
+            layers.flag(flag, path, value);
+        }
+    }
+}
+
+/// Judge runs, saved adapters or a base model on preference pairs.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo eval runs/dpo-lora-synthetic-1
+  reprpo eval runs/a runs/b --dataset genies:math --set eval.max_pairs=none --json
+  reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl")]
+pub struct EvalArgs {
+    /// Folders of runs, or of adapters in PEFT's format; none = the model alone.
+    #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
+    pub targets: Vec<PathBuf>,
+    /// The base model; a run and an adapter know their own.
+    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
+    pub model: Option<String>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
+    pub device: Option<String>,
+    /// Precision: `auto`, `f32` or `bf16`.
+    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
+    pub dtype: Option<String>,
+    /// The preference pairs: a name, `NAME:PART`, or a file; a run's own when not given.
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
+    pub dataset: Option<String>,
+    /// Where the data set's files lie.
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data_dir: Option<String>,
+    /// Any field of the experiment, as `eval.max_pairs=none`; may be given again.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
+    pub set: Vec<String>,
+    /// One JSON list with a table each.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Log-probabilities of the completions of each pair in a file.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo score --model smollm2-135m-instruct --data pairs.jsonl
+  reprpo score --model ./my-model --load-adapter runs/a/adapter --data pairs.jsonl --json > scores.jsonl")]
+pub struct ScoreArgs {
+    /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
+    pub model: Option<String>,
+    /// An adapter in PEFT's format.
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub load_adapter: Option<String>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
+    pub device: Option<String>,
+    /// Precision: `auto`, `f32` or `bf16`.
+    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
+    pub dtype: Option<String>,
+    /// The file of preference pairs, or a data set's name.
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: String,
+    /// Most tokens of prompt and completion together.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<String>,
+    /// Do not score an end-of-sequence token behind a completion.
+    #[arg(long, help_heading = "Data")]
+    pub no_eos: bool,
+    /// One JSON object a line and pair.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// What there is: interventions, adapters, transforms, taps, data sets.
+#[derive(Args)]
+pub struct ListArgs {
+    /// Of one kind alone.
+    #[arg(value_enum)]
+    pub kind: Option<Listed>,
+    /// As a JSON list.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    Interventions,
+    Adapters,
+    Transforms,
+    Taps,
+    Datasets,
+}
+
+impl Listed {
+    /// The kind of plugin.
+    pub fn kind(self) -> Kind {
+        match self {
+            Listed::Interventions => Kind::Intervention,
+            Listed::Adapters => Kind::Adapter,
+            Listed::Transforms => Kind::Transform,
+            Listed::Taps => Kind::Tap,
+            Listed::Datasets => Kind::Dataset,
+        }
+    }
+}
+
+/// A method: its formula, what it needs, and every field.
+#[derive(Args)]
+pub struct ExplainArgs {
+    /// A name from `reprpo list`.
+    pub name: String,
+    /// As a JSON list.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// The resolved configuration, or its schema.
+#[derive(Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    Show(Box<ShowArgs>),
+    /// The JSON schema of the whole experiment, with the fields of every plugin.
+    Schema,
+}
+
+/// The experiment that `reprpo run` would run with the same flags, as a configuration file.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo config show --intervention prefvec --origin
+  reprpo config show --set train.lr=3e-5 > experiment.toml && reprpo run --config experiment.toml")]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Say behind each value where it came from.
+    #[arg(long, help_heading = "Output")]
+    pub origin: bool,
+    /// As JSON.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Whether this machine has what reprpo needs, and what would make it faster.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// As a JSON list.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// The command, with the names of the registered plugins in its help.
+pub fn command(registry: &Registry) -> clap::Command {
+    let describe = |command: clap::Command, kinds: &[Kind]| {
+        kinds.iter().fold(command, |command, kind| command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind))))
+    };
+    Cli::command()
+        .mut_subcommand("run", |c| describe(c, &Kind::ALL))
+        .mut_subcommand("config", |c| c.mut_subcommand("show", |c| describe(c, &Kind::ALL)))
+        .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
+}
+
+/// Takes any text and shows the names of a kind of plugin in the help.
+#[derive(Clone)]
+struct Names(Vec<(&'static str, &'static str)>);
+
+impl Names {
+    fn of(registry: &Registry, kind: Kind) -> Self {
+        Self(registry.of(kind).map(|e| (e.about.name, e.about.summary)).collect())
+    }
+}
+
+impl TypedValueParser for Names {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|(name, summary)| PossibleValue::new(*name).help(*summary))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        command(&Registry::builtin().expect("plugins")).debug_assert();
+    }
+}

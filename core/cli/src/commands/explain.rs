@@ -1,0 +1,102 @@
+//! `reprpo explain`.
+
+use reprpo_core::Result;
+use reprpo_core::api::{LinearInfo, ModelInfo};
+use reprpo_core::config::{Field, fields};
+use reprpo_core::registry::{Entry, Kind, Make};
+use reprpo_core::report::{Align, Grid};
+use serde_json::{Value, json};
+
+use crate::App;
+use crate::args::ExplainArgs;
+
+pub fn run(args: &ExplainArgs, app: &App<'_>) -> Result<()> {
+    let entries = app.registry.find(&args.name)?;
+    if args.json {
+        let all = entries.into_iter().map(as_json).collect::<Result<Vec<_>>>()?;
+        return app.printer.json(&Value::Array(all));
+    }
+    let all = entries.into_iter().map(as_text).collect::<Result<Vec<_>>>()?;
+    app.printer.data(&all.join("\n"))
+}
+
+fn as_text(entry: &'static Entry) -> Result<String> {
+    let (about, kind) = (&entry.about, entry.kind().name());
+    let mut text = format!("{} ({kind}): {}\n", about.name, about.summary);
+    if !about.explain.trim().is_empty() {
+        text.push_str(&format!("\n{}\n", about.explain.trim()));
+    }
+    if let Some(needs) = needs(entry) {
+        text.push_str(&format!("\nNeeds: {needs}\n"));
+    }
+    let fields = fields_of(entry)?;
+    if fields.is_empty() {
+        text.push_str("\nIt has no fields.\n");
+    } else {
+        text.push_str(&format!("\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` in a configuration file:\n\n"));
+        let mut grid = Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
+        for field in &fields {
+            grid.row([field.name.clone(), field.kind.clone(), shown(&field.default), field.description.clone()]);
+            for word in field.choices.iter().filter(|w| !w.describes.is_empty()) {
+                grid.row([String::new(), format!("  {}", word.value), String::new(), word.describes.clone()]);
+            }
+        }
+        text.push_str(&grid.plain());
+    }
+    text.push_str(&format!("\nReference: {}\nFrom:      {} {}\nExample:   {}\n", about.reference, about.origin, about.version, example(entry, &fields)));
+    Ok(text)
+}
+
+fn as_json(entry: &'static Entry) -> Result<Value> {
+    let about = &entry.about;
+    let fields = fields_of(entry)?;
+    Ok(json!({
+        "kind": entry.kind().name(), "name": about.name, "aliases": about.aliases, "summary": about.summary, "explain": about.explain,
+        "needs": needs(entry), "example": example(entry, &fields), "fields": fields, "reference": about.reference,
+        "origin": about.origin, "version": about.version,
+    }))
+}
+
+fn fields_of(entry: &Entry) -> Result<Vec<Field>> {
+    Ok(fields(&entry.about.schema().to_value(), &entry.about.defaults()?))
+}
+
+fn shown(default: &Value) -> String {
+    match default {
+        Value::Null => "none".to_owned(),
+        Value::String(s) if s.is_empty() => "\"\"".to_owned(),
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A command that uses it, with one of its fields.
+fn example(entry: &Entry, fields: &[Field]) -> String {
+    let kind = entry.kind();
+    let settable = |f: &&Field| f.default.is_number() || f.default.is_boolean();
+    let set = fields.iter().find(settable).map_or_else(String::new, |f| format!(" --set {}.{}={}", kind.name(), f.name, f.default));
+    let flag = match &entry.make {
+        Make::Dataset { argument: Some(field), .. } => {
+            let text = fields.iter().find(|f| f.name == *field).and_then(|f| f.default.as_str()).filter(|s| !s.is_empty()).unwrap_or("TEXT");
+            format!("{}:{text}", entry.about.name)
+        }
+        _ => entry.about.name.to_owned(),
+    };
+    format!("reprpo run --{} {flag}{set}", kind.name())
+}
+
+/// What an intervention asks of the engine with its defaults; none where they do not fit the made-up model.
+fn needs(entry: &Entry) -> Option<String> {
+    let Make::Intervention(build) = &entry.make else { return None };
+    debug_assert_eq!(entry.kind(), Kind::Intervention);
+    let config = Value::Object(entry.about.defaults().ok()?).to_string();
+    build(&config, &small_model()).ok().map(|method| method.needs().describe())
+}
+
+fn small_model() -> ModelInfo {
+    let (layers, hidden) = (4, 64);
+    let linear = |layer: usize, name: &str| LinearInfo { name: format!("model.layers.{layer}.{name}"), layer: Some(layer), inputs: hidden, outputs: hidden };
+    let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+    let linears = (0..layers).flat_map(|layer| names.iter().map(move |name| linear(layer, name))).collect();
+    ModelInfo { architecture: "llama".to_owned(), layers, hidden, heads: 4, head_dim: 16, vocab: 256, linears }
+}

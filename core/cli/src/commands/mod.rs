@@ -1,0 +1,9 @@
+//! One file a subcommand: from its arguments to a request, and from the answer to what is printed.
+
+pub mod config;
+pub mod doctor;
+pub mod eval;
+pub mod explain;
+pub mod list;
+pub mod run;
+pub mod score;

@@ -1,0 +1,66 @@
+//! The ranges of the engine's own values, in one place. A plugin checks its own in `build`.
+
+use super::{Experiment, Origins, Schedule};
+use crate::error::{Error, Result};
+
+/// One value and whether it may stand.
+struct Rule {
+    path: &'static str,
+    value: String,
+    holds: bool,
+    must: &'static str,
+}
+
+fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static str) -> Rule {
+    Rule { path, value: value.to_string(), holds, must }
+}
+
+/// Holds every value of the engine to its range.
+pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
+    let t = &e.train;
+    let positive = |v: f64| v.is_finite() && v > 0.0;
+    let not_negative = |v: f64| v.is_finite() && v >= 0.0;
+    let share = |v: f64| (0.0..1.0).contains(&v);
+    let optional = |v: Option<usize>| v.map_or_else(|| "none".to_owned(), |v| v.to_string());
+    let at_least_one = |v: Option<usize>| v != Some(0);
+    let rules = [
+        rule("model", format!("`{}`", e.model), !e.model.trim().is_empty(), "name a model"),
+        rule("device", format!("`{}`", e.device), device(&e.device), "be `auto`, `cpu`, `cuda` or `cuda:N`"),
+        rule("train.lr", t.lr, positive(t.lr), "be above 0"),
+        rule("train.warmup", t.warmup, not_negative(t.warmup), "be 0 or more"),
+        rule("train.decay", t.decay, t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0), "be a share of the steps, above 0 and at most 1"),
+        rule("train.batch", t.batch, t.batch >= 1, "be 1 or more"),
+        rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
+        rule("train.epochs", t.epochs, positive(t.epochs), "be above 0"),
+        rule("train.clip", t.clip, not_negative(t.clip), "be 0 (no clipping) or more"),
+        rule("train.weight_decay", t.weight_decay, not_negative(t.weight_decay), "be 0 or more"),
+        rule("train.beta1", t.beta1, share(t.beta1), "be 0 or more and below 1"),
+        rule("train.beta2", t.beta2, share(t.beta2), "be 0 or more and below 1"),
+        rule("train.eps", t.eps, positive(t.eps), "be above 0"),
+        rule("train.max_length", t.max_length, t.max_length >= 2, "be 2 or more"),
+        rule("train.max_prompt_length", optional(t.max_prompt_length), at_least_one(t.max_prompt_length), "be 1 or more, or `none`"),
+        rule("train.max_pairs", optional(t.max_pairs), at_least_one(t.max_pairs), "be 1 or more, or `none`"),
+        // TOML, which a run's configuration is kept in, counts to 2⁶³ − 1.
+        rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
+        rule("train.transform_lr", t.transform_lr.unwrap_or_default(), t.transform_lr.is_none_or(positive), "be above 0, or `none`"),
+        rule("train.checkpoint_every", optional(t.checkpoint_every), at_least_one(t.checkpoint_every), "be 1 or more, or `none`"),
+        rule("eval.max_pairs", optional(e.eval.max_pairs), at_least_one(e.eval.max_pairs), "be 1 or more, or `none`"),
+        rule("eval.splits", "empty", e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()), "name a split, or be `none`"),
+        rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),
+    ];
+    match rules.into_iter().find(|r| !r.holds) {
+        None => Ok(()),
+        Some(Rule { path, value, must, .. }) => {
+            let said = origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
+            Err(Error::new(format!("`{path}` is {value}{said}, but must {must}")))
+        }
+    }
+}
+
+fn device(text: &str) -> bool {
+    match text.strip_prefix("cuda") {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix(':').is_some_and(|n| !n.is_empty() && n.len() <= 3 && n.bytes().all(|b| b.is_ascii_digit())),
+        None => matches!(text, "auto" | "cpu"),
+    }
+}

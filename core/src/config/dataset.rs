@@ -1,0 +1,82 @@
+//! What `--dataset` may say: a name, `NAME:TEXT`, or a file that some plugin opens.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::registry::{Entry, Kind, Make, Registry};
+
+/// The data set that a text means, and the field and value that the text carries with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Meant {
+    pub name: &'static str,
+    pub argument: Option<(&'static str, String)>,
+}
+
+/// Which data set `given` means.
+///
+/// # Errors
+/// A name that does not exist, text for a data set that takes none, a file that is missing or of an ending that no
+/// data set opens.
+pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
+    if let Ok(entry) = registry.get(Kind::Dataset, given) {
+        return Ok(Meant { name: entry.about.name, argument: None });
+    }
+    if let Some((name, text)) = given.split_once(':')
+        && let Ok(entry) = registry.get(Kind::Dataset, name)
+    {
+        return match argument(entry) {
+            Some(field) => Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) }),
+            None => Err(Error::new(format!("dataset `{name}` takes nothing after a colon, but was given `{text}`"))
+                .hint(format!("write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"))),
+        };
+    }
+    let path = Path::new(given);
+    let looks_like_a_file = given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
+    if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
+}
+
+fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
+    if path.is_dir() {
+        return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs")).hint(openable(registry)));
+    }
+    let file_name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let fits = |ending: &&str| file_name.strip_suffix(*ending).is_some_and(|head| head.ends_with('.'));
+    let opener = registry.of(Kind::Dataset).find_map(|entry| {
+        let field = argument(entry)?;
+        endings(entry).iter().any(fits).then_some((entry, field))
+    });
+    let Some((entry, field)) = opener else {
+        return Err(Error::new(format!("no dataset opens files like `{given}`")).hint(openable(registry)));
+    };
+    if !path.exists() {
+        return Err(Error::new(format!("there is no file `{given}`")).hint("a relative path starts at the folder that the command runs in"));
+    }
+    Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
+}
+
+fn no_such(given: &str, registry: &Registry) -> Error {
+    let name = given.split_once(':').map_or(given, |(name, _)| name);
+    let names = registry.of(Kind::Dataset).map(|e| e.about.name);
+    Error::unknown("dataset", name, names).hint(openable(registry))
+}
+
+fn openable(registry: &Registry) -> String {
+    let mut all: Vec<String> = registry.of(Kind::Dataset).flat_map(endings).map(|e| format!(".{e}")).collect();
+    all.sort();
+    all.dedup();
+    if all.is_empty() { "no dataset of this program opens files".to_owned() } else { format!("files of preference pairs end in {}", all.join(", ")) }
+}
+
+fn argument(entry: &Entry) -> Option<&'static str> {
+    match entry.make {
+        Make::Dataset { argument, .. } => argument,
+        _ => None,
+    }
+}
+
+fn endings(entry: &'static Entry) -> &'static [&'static str] {
+    match entry.make {
+        Make::Dataset { extensions, .. } => extensions,
+        _ => &[],
+    }
+}

@@ -1,0 +1,243 @@
+//! What a section may hold, read from a JSON schema: for checking names, for reading text, and for `reprpo explain`.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// One value of an enumeration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Word {
+    /// As it is written.
+    pub value: String,
+    /// What it means; empty where nobody said.
+    pub describes: String,
+}
+
+/// One field of a configuration.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Field {
+    /// Its name.
+    pub name: String,
+    /// Its type in words: `number`, `list of text`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The words it takes, where it takes no others.
+    pub choices: Vec<Word>,
+    /// Whether `none` clears it.
+    pub optional: bool,
+    /// Its value when nothing is said.
+    pub default: Value,
+    /// What it is, with its unit.
+    pub description: String,
+    #[serde(skip)]
+    text: bool,
+    #[serde(skip)]
+    types: Vec<String>,
+}
+
+impl Field {
+    /// A value from what was typed: TOML where it is, else the text itself.
+    ///
+    /// `null` and, where the field is optional, `none` clear it. What looks like a number stays text for a field that
+    /// takes text and no numbers (`--layers 10`).
+    pub fn read(&self, text: &str) -> Value {
+        if self.optional && matches!(text.trim(), "null" | "none") {
+            return Value::Null;
+        }
+        let as_text = || Value::String(text.to_owned());
+        match parse(text) {
+            Some(Value::String(s)) => Value::String(s),
+            Some(value) if self.takes(&value) || !self.text => value,
+            _ => as_text(),
+        }
+    }
+
+    /// A value from a file, where TOML has no null: `"none"` stands for it.
+    pub fn take(&self, value: Value) -> Value {
+        match &value {
+            Value::String(s) if self.optional && matches!(s.as_str(), "none" | "null") => Value::Null,
+            _ => value,
+        }
+    }
+
+    fn takes(&self, value: &Value) -> bool {
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(_) => return self.types.iter().any(|t| t == "number" || t == "integer"),
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        self.types.iter().any(|t| t == kind)
+    }
+}
+
+/// The right-hand side of a TOML assignment; `None` where it is none.
+fn parse(text: &str) -> Option<Value> {
+    let table: toml::Table = toml::from_str(&format!("value = {text}")).ok().filter(|t: &toml::Table| t.len() == 1)?;
+    table.into_iter().next().map(|(_, v)| json(v))
+}
+
+/// TOML as JSON; dates become text.
+pub(super) fn json(value: toml::Value) -> Value {
+    match value {
+        toml::Value::String(s) => Value::String(s),
+        toml::Value::Integer(i) => i.into(),
+        toml::Value::Float(f) => serde_json::Number::from_f64(f).map_or_else(|| Value::String(f.to_string()), Value::Number),
+        toml::Value::Boolean(b) => b.into(),
+        toml::Value::Datetime(d) => Value::String(d.to_string()),
+        toml::Value::Array(list) => list.into_iter().map(json).collect(),
+        toml::Value::Table(table) => Value::Object(table.into_iter().map(|(k, v)| (k, json(v))).collect()),
+    }
+}
+
+/// The fields that `schema` describes, in its order, with `defaults` for values.
+pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
+    let none = Map::new();
+    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    properties.iter().map(|(name, property)| field(schema, name, property, defaults.get(name).cloned().unwrap_or(Value::Null))).collect()
+}
+
+fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
+    let mut shape = Shape::default();
+    shape.add(root, property, 0);
+    shape.types.dedup();
+    let optional = shape.types.iter().any(|t| t == "null");
+    let mut words: Vec<String> = shape.words.iter().map(|w| w.value.clone()).collect();
+    if words.is_empty() {
+        words = shape.names;
+    }
+    words.dedup();
+    let mut kind = words.join(" | ");
+    if optional {
+        kind.push_str(" | none");
+    }
+    let description = property.get("description").and_then(Value::as_str).unwrap_or(&shape.description).split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = shape.types.iter().any(|t| t == "string") || shape.types.is_empty();
+    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, text, types: shape.types }
+}
+
+/// What a property comes to once references and alternatives are followed.
+#[derive(Default)]
+struct Shape {
+    types: Vec<String>,
+    names: Vec<String>,
+    words: Vec<Word>,
+    description: String,
+}
+
+impl Shape {
+    fn add(&mut self, root: &Value, schema: &Value, depth: usize) {
+        // A type that holds itself would not end.
+        if depth > 8 {
+            return;
+        }
+        if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.trim_start_matches('#'))) {
+            self.add(root, target, depth + 1);
+        }
+        let describes = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        if self.description.is_empty() && depth > 0 {
+            self.description = describes.to_owned();
+        }
+        if let Some(value) = schema.get("const").and_then(Value::as_str) {
+            self.word(value, describes);
+        } else if let Some(list) = schema.get("enum").and_then(Value::as_array) {
+            list.iter().filter_map(Value::as_str).for_each(|v| self.word(v, ""));
+        } else {
+            match schema.get("type") {
+                Some(Value::String(t)) => self.name(root, schema, t, depth),
+                Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).for_each(|t| self.name(root, schema, t, depth)),
+                _ => {}
+            }
+        }
+        for key in ["anyOf", "oneOf", "allOf"] {
+            for part in schema.get(key).and_then(Value::as_array).into_iter().flatten() {
+                self.add(root, part, depth + 1);
+            }
+        }
+    }
+
+    fn word(&mut self, value: &str, describes: &str) {
+        self.types.push("string".to_owned());
+        self.words.push(Word { value: value.to_owned(), describes: describes.split_whitespace().collect::<Vec<_>>().join(" ") });
+    }
+
+    fn name(&mut self, root: &Value, schema: &Value, kind: &str, depth: usize) {
+        self.types.push(kind.to_owned());
+        let name = match kind {
+            "null" => return,
+            "number" => "number".to_owned(),
+            "integer" => "whole number".to_owned(),
+            "boolean" => "true | false".to_owned(),
+            "string" => "text".to_owned(),
+            "array" => {
+                let mut items = Shape::default();
+                items.add(root, schema.get("items").unwrap_or(&Value::Null), depth + 1);
+                if items.names.is_empty() { "list".to_owned() } else { format!("list of {}", items.names.join(" | ")) }
+            }
+            _ => "table".to_owned(),
+        };
+        self.names.push(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemars::JsonSchema;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(JsonSchema)]
+    #[allow(dead_code)]
+    enum Fall {
+        /// Straight.
+        #[serde(rename = "linear")]
+        Linear,
+        /// Round.
+        #[serde(rename = "cosine")]
+        Cosine,
+    }
+
+    #[derive(JsonSchema)]
+    #[allow(dead_code)]
+    struct Config {
+        /// Strength, in nats.
+        beta: f64,
+        rank: Option<usize>,
+        fall: Fall,
+        layers: String,
+        targets: Option<Vec<String>>,
+        on: bool,
+    }
+
+    fn of(name: &str) -> Field {
+        let defaults = json!({ "beta": 0.1 });
+        let all = fields(&schemars::schema_for!(Config).to_value(), defaults.as_object().expect("a table"));
+        all.into_iter().find(|f| f.name == name).expect(name)
+    }
+
+    #[test]
+    fn a_schema_becomes_types_in_words() {
+        let kinds: Vec<String> = ["beta", "rank", "fall", "layers", "targets", "on"].iter().map(|n| of(n).kind).collect();
+        assert_eq!(kinds, ["number", "whole number | none", "linear | cosine", "text", "list of text | none", "true | false"]);
+        assert_eq!(of("beta").description, "Strength, in nats.");
+        assert_eq!(of("beta").default, json!(0.1));
+        assert_eq!(of("fall").choices[1], Word { value: "cosine".into(), describes: "Round.".into() });
+    }
+
+    #[test]
+    fn text_becomes_what_the_field_takes() {
+        assert_eq!(of("beta").read("1e-3"), json!(0.001));
+        assert_eq!(of("beta").read("abc"), json!("abc"));
+        assert_eq!(of("rank").read("none"), Value::Null);
+        assert_eq!(of("rank").read("null"), Value::Null);
+        assert_eq!(of("layers").read("10"), json!("10"));
+        assert_eq!(of("layers").read("0.3,0.6"), json!("0.3,0.6"));
+        assert_eq!(of("layers").read("\"-1\""), json!("-1"));
+        assert_eq!(of("layers").read("none"), json!("none"));
+        assert_eq!(of("targets").read("[\"q_proj\"]"), json!(["q_proj"]));
+        assert_eq!(of("on").read("false"), json!(false));
+        assert_eq!(of("layers").read("a\nb = 2"), json!("a\nb = 2"));
+    }
+}

@@ -1,0 +1,423 @@
+//! Layers of values on top of each other, and what comes of them.
+//!
+//! A layer is a list of settings: a path, a value, and where it was said. Nothing is judged before all layers are in,
+//! because only then is it known which plugins are chosen and so which fields there are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::fields::{Field, fields, json};
+use super::{Experiment, Origin, Origins, check, dataset, written};
+use crate::error::{Error, Result, nearest};
+use crate::registry::{Entry, Kind, Registry};
+
+/// Variables that begin as the configuration's do and are read elsewhere.
+const OTHER_VARIABLES: [&str; 5] = ["REPRPO_DATA", "REPRPO_CACHE", "REPRPO_SHARED", "REPRPO_NO_PROGRESS", "REPRPO_LOG"];
+
+/// The layers so far, lowest first.
+#[derive(Debug)]
+pub struct Layering<'r> {
+    registry: &'r Registry,
+    settings: Vec<Setting>,
+}
+
+#[derive(Clone, Debug)]
+struct Setting {
+    path: Vec<String>,
+    given: Given,
+    origin: Origin,
+    /// The setting goes with the choice of this plugin and falls with it: the text of `--dataset NAME:TEXT`.
+    only_for: Option<&'static str>,
+}
+
+#[derive(Clone, Debug)]
+enum Given {
+    /// A typed value, of a file.
+    Value(Value),
+    /// Text, whose type is the field's.
+    Text(String),
+}
+
+/// An experiment, and where each of its values came from.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The values.
+    pub experiment: Experiment,
+    /// Their origins.
+    pub origins: Origins,
+}
+
+impl Resolved {
+    /// The experiment as TOML with the origin of each value behind it.
+    pub fn to_toml_with_origins(&self) -> String {
+        written::toml(&self.experiment.to_json(), &self.origins)
+    }
+}
+
+impl<'r> Layering<'r> {
+    /// No layer yet.
+    pub fn new(registry: &'r Registry) -> Self {
+        Self { registry, settings: Vec::new() }
+    }
+
+    /// The program's own choices, as TOML.
+    ///
+    /// # Errors
+    /// Text that is no TOML.
+    pub fn defaults(&mut self, toml: &str) -> Result<()> {
+        let table = toml::from_str(toml).map_err(|e| Error::internal("the built-in defaults are not TOML").because(e))?;
+        self.table(table, &Origin::Default);
+        Ok(())
+    }
+
+    /// A configuration file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no TOML.
+    pub fn file(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read the configuration file `{}`", path.display())).because(e))?;
+        let table = toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))?;
+        self.table(table, &Origin::File(path.to_owned()));
+        Ok(())
+    }
+
+    /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.
+    pub fn environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
+        let mut ours: Vec<_> = variables.into_iter().filter(|(name, _)| name.starts_with("REPRPO_") && !OTHER_VARIABLES.contains(&name.as_str())).collect();
+        // The order in which a process finds them means nothing.
+        ours.sort();
+        for (name, value) in ours {
+            let path = name["REPRPO_".len()..].to_lowercase().split("__").map(str::to_owned).collect();
+            self.push(path, Given::Text(value), Origin::Environment(name));
+        }
+    }
+
+    /// The value of a flag, for `path` (`train.seed`).
+    pub fn flag(&mut self, flag: &str, path: &str, text: &str) {
+        self.push(path.split('.').map(str::to_owned).collect(), Given::Text(text.to_owned()), Origin::Flag(flag.to_owned()));
+    }
+
+    /// `a.b=value`, as `--set` takes it.
+    ///
+    /// # Errors
+    /// Text without `=` or without a path before it.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let malformed = || Error::new(format!("`--set {assignment}` is not an assignment")).hint("write `--set train.lr=3e-5`");
+        let (path, text) = assignment.split_once('=').ok_or_else(malformed)?;
+        let path: Vec<String> = path.trim().split('.').map(|p| p.trim().to_owned()).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(malformed());
+        }
+        self.push(path, Given::Text(text.trim().to_owned()), Origin::Set);
+        Ok(())
+    }
+
+    fn table(&mut self, table: toml::Table, origin: &Origin) {
+        for (key, value) in table {
+            match value {
+                toml::Value::Table(section) => {
+                    for (field, value) in section {
+                        self.push(vec![key.clone(), field], Given::Value(json(value)), origin.clone());
+                    }
+                }
+                value => self.push(vec![key], Given::Value(json(value)), origin.clone()),
+            }
+        }
+    }
+
+    fn push(&mut self, path: Vec<String>, given: Given, origin: Origin) {
+        self.settings.push(Setting { path, given, origin, only_for: None });
+    }
+
+    /// The experiment that all layers together describe.
+    ///
+    /// # Errors
+    /// A name or a field that does not exist, a value of the wrong type or out of range; says where it was given.
+    pub fn resolve(mut self) -> Result<Resolved> {
+        self.expand_choices()?;
+        let mut outcome = Outcome::new(self.registry, &self.settings)?;
+        // The plugins' names first: the error of a field says who chose the plugin that does not have it.
+        let (names, fields): (Vec<_>, Vec<_>) = self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
+        for setting in names.into_iter().chain(fields) {
+            outcome.apply(setting)?;
+        }
+        outcome.finish()
+    }
+
+    /// `intervention = "x"` means `intervention.name = "x"`, and a data set's text may mean more than a name.
+    fn expand_choices(&mut self) -> Result<()> {
+        let mut expanded = Vec::with_capacity(self.settings.len());
+        for setting in std::mem::take(&mut self.settings) {
+            let kind = Kind::ALL.into_iter().find(|k| setting.path.first().is_some_and(|p| p == k.name()));
+            let names = setting.path.len() == 1 || (setting.path.len() == 2 && setting.path[1] == "name");
+            let Some(kind) = kind.filter(|_| names) else {
+                expanded.push(setting);
+                continue;
+            };
+            let text = match &setting.given {
+                Given::Text(text) => text.trim_matches('"').to_owned(),
+                Given::Value(Value::String(text)) => text.clone(),
+                Given::Value(other) => {
+                    return Err(Error::new(format!("`{}` in {} is {other}, not the name of a plugin", setting.path.join("."), setting.origin))
+                        .hint(format!("`reprpo list {}` lists the names", kind.plural())));
+                }
+            };
+            let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
+            let said = |e: Error| match setting.origin {
+                // The command line is before the user's eyes.
+                Origin::Flag(_) => e,
+                Origin::Default => e.within(format!("the built-in default of `{}` cannot be used", setting.path.join("."))),
+                _ => e.within(format!("`{}` in {} cannot be used", setting.path.join("."), setting.origin)),
+            };
+            if kind == Kind::Dataset && setting.path.len() == 1 {
+                let meant = dataset::meant(&text, self.registry).map_err(said)?;
+                let origin = &setting.origin;
+                let name = Given::Value(Value::String(meant.name.to_owned()));
+                expanded.push(Setting { path: path("name"), given: name, origin: origin.clone(), only_for: None });
+                if let Some((field, text)) = meant.argument {
+                    expanded.push(Setting { path: path(field), given: Given::Text(text), origin: origin.clone(), only_for: Some(meant.name) });
+                }
+            } else {
+                let name = self.registry.get(kind, &text).map_err(said)?.about.name;
+                expanded.push(Setting { path: path("name"), given: Given::Value(Value::String(name.to_owned())), ..setting });
+            }
+        }
+        self.settings = expanded;
+        Ok(())
+    }
+}
+
+fn not_toml(path: &Path, text: &str, e: &toml::de::Error) -> Error {
+    let place = e.span().map_or_else(String::new, |span| {
+        let before = text.get(..span.start).unwrap_or(text);
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!("line {}, column {column}: ", before.matches('\n').count() + 1)
+    });
+    Error::new(format!("the configuration file `{}` is not TOML", path.display()))
+        .because(Error::new(format!("{place}{}", e.message().lines().next().unwrap_or_default())))
+}
+
+/// A section of the experiment: what may stand in it.
+#[derive(Debug)]
+struct Section {
+    fields: Vec<Field>,
+    /// The plugin whose fields these are.
+    plugin: Option<&'static Entry>,
+}
+
+/// The experiment in the making.
+struct Outcome<'r> {
+    registry: &'r Registry,
+    values: Map<String, Value>,
+    origins: Origins,
+    top: Vec<Field>,
+    sections: BTreeMap<&'static str, Section>,
+}
+
+impl<'r> Outcome<'r> {
+    /// The defaults: the engine's, and those of the plugins that `settings` choose in the end.
+    fn new(registry: &'r Registry, settings: &[Setting]) -> Result<Self> {
+        let schema = schemars::schema_for!(Experiment).to_value();
+        let base = Experiment::base().as_object().cloned().unwrap_or_default();
+        let mut this = Self { registry, values: Map::new(), origins: Origins::default(), top: fields(&schema, &base), sections: BTreeMap::new() };
+        for field in ["model", "device", "dtype", "out", "init_adapter"] {
+            this.values.insert(field.to_owned(), base.get(field).cloned().unwrap_or(Value::Null));
+            this.origins.insert(field.to_owned(), Origin::Default);
+        }
+        for kind in Kind::ALL {
+            let chosen = settings.iter().rev().find(|s| s.path.len() == 2 && s.path[0] == kind.name() && s.path[1] == "name");
+            let Some(Setting { given: Given::Value(Value::String(name)), .. }) = chosen else {
+                return Err(Error::new(format!("no {} is chosen", kind.name())).hint(format!(
+                    "choose one with `--{} NAME`; `reprpo list {}` lists them",
+                    kind.name(),
+                    kind.plural()
+                )));
+            };
+            this.plugin(kind, registry.get(kind, name)?)?;
+        }
+        for section in ["train", "eval"] {
+            let defaults = base.get(section).and_then(Value::as_object).cloned().unwrap_or_default();
+            let schema = match section {
+                "train" => schemars::schema_for!(super::TrainConfig),
+                _ => schemars::schema_for!(super::EvalConfig),
+            };
+            let fields = fields(&schema.to_value(), &defaults);
+            this.insert_defaults(section, defaults, &Origin::Default);
+            this.sections.insert(section, Section { fields, plugin: None });
+        }
+        Ok(this)
+    }
+
+    fn plugin(&mut self, kind: Kind, entry: &'static Entry) -> Result<()> {
+        let about = &entry.about;
+        let defaults = about.defaults()?;
+        let fields = fields(&about.schema().to_value(), &defaults);
+        if fields.iter().any(|f| f.name == "name") {
+            return Err(Error::internal(format!(
+                "the configuration of {} `{}` has a field `name`, which is where its own name stands",
+                kind.name(),
+                about.name
+            )));
+        }
+        let mut section = Map::from_iter([("name".to_owned(), Value::String(about.name.to_owned()))]);
+        section.extend(defaults);
+        self.insert_defaults(kind.name(), section, &Origin::Plugin(about.name.to_owned()));
+        self.sections.insert(kind.name(), Section { fields, plugin: Some(entry) });
+        Ok(())
+    }
+
+    fn insert_defaults(&mut self, section: &str, defaults: Map<String, Value>, origin: &Origin) {
+        for field in defaults.keys() {
+            self.origins.insert(format!("{section}.{field}"), origin.clone());
+        }
+        self.values.insert(section.to_owned(), Value::Object(defaults));
+    }
+
+    fn apply(&mut self, setting: &Setting) -> Result<()> {
+        let path: Vec<&str> = setting.path.iter().map(String::as_str).collect();
+        let (value, target) = match path[..] {
+            [name] => match self.top.iter().find(|f| f.name == name) {
+                Some(_) if self.sections.contains_key(name) => {
+                    return Err(Error::new(format!("`{name}` in {} is a section, not a value", setting.origin))
+                        .hint(format!("give one of its fields, as `{name}.{}`", self.sections[name].fields.first().map_or("name", |f| &f.name))));
+                }
+                Some(field) => (setting.given.for_field(field), self.values.entry(name).or_insert(Value::Null)),
+                None => return Err(self.unknown(setting)),
+            },
+            [section, "name"] if self.sections.get(section).is_some_and(|s| s.plugin.is_some()) => {
+                let Given::Value(value) = &setting.given else { return Ok(()) };
+                (value.clone(), &mut self.values[section]["name"])
+            }
+            [section, name, ref inner @ ..] => {
+                let Some(known) = self.sections.get(section) else { return Err(self.unknown(setting)) };
+                if let (Some(only), Some(plugin)) = (setting.only_for, known.plugin)
+                    && only != plugin.about.name
+                {
+                    return Ok(());
+                }
+                let Some(field) = known.fields.iter().find(|f| f.name == name) else { return Err(self.unknown(setting)) };
+                let value = setting.given.for_field(field);
+                let mut target = &mut self.values[section][name];
+                for part in inner {
+                    if !target.is_object() {
+                        *target = Value::Object(Map::new());
+                    }
+                    target = &mut target[*part];
+                }
+                (value, target)
+            }
+            [] => return Ok(()),
+        };
+        match (&mut *target, value) {
+            // A table in a file says some of a value's parts, not all.
+            (Value::Object(old), Value::Object(new)) => old.extend(new),
+            (target, value) => *target = value,
+        }
+        self.origins.insert(setting.path.join("."), setting.origin.clone());
+        Ok(())
+    }
+
+    /// Types and ranges.
+    fn finish(self) -> Result<Resolved> {
+        let Self { values, origins, sections, .. } = self;
+        if values.get("model").is_none_or(Value::is_null) {
+            return Err(Error::new("no model is chosen").hint("choose one with `--model NAME`"));
+        }
+        let said = |path: &str| origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
+        for (name, section) in &sections {
+            let Some(entry) = section.plugin else { continue };
+            let mut config = values.get(*name).and_then(Value::as_object).cloned().unwrap_or_default();
+            config.shift_remove("name");
+            entry.about.check(&Value::Object(config).to_string()).map_err(|misfit| {
+                let path = if misfit.path.is_empty() { (*name).to_owned() } else { format!("{name}.{}", misfit.path) };
+                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about.name, said(&path)))
+                    .because(Error::new(misfit.message))
+                    .hint(format!("`reprpo explain {}` describes every field", entry.about.name))
+            })?;
+        }
+        let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values)).map_err(|e| {
+            let path = e.path().to_string();
+            Error::new(format!("`{path}` is not right{}", said(&path)))
+                .because(Error::new(e.inner().to_string()))
+                .hint("`reprpo config schema` describes every field")
+        })?;
+        check::check(&experiment, &origins)?;
+        Ok(Resolved { experiment, origins })
+    }
+
+    /// The error of a setting whose field does not exist.
+    fn unknown(&self, setting: &Setting) -> Error {
+        let (path, origin) = (setting.path.join("."), &setting.origin);
+        // In the spelling in which it was given, so that a hint can be pasted.
+        let spelt = |path: &str| match origin {
+            Origin::Environment(_) => format!("REPRPO_{}", path.replace('.', "__").to_uppercase()),
+            _ => path.to_owned(),
+        };
+        let section = setting.path.first().and_then(|s| self.sections.get_key_value(s.as_str())).filter(|_| setting.path.len() > 1);
+        let top = || self.top.iter().map(|f| f.name.as_str());
+        let mut valid: Vec<String> = match section {
+            Some((name, section)) => section.fields.iter().map(|f| format!("{name}.{}", f.name)).collect(),
+            None => top().map(str::to_owned).collect(),
+        };
+        valid.sort();
+        let plugin = section.and_then(|(kind, s)| s.plugin.map(|p| (*kind, p)));
+        let mut error = match (plugin, origin) {
+            (Some((kind, entry)), _) => Error::new(format!("{kind} `{}` has no field `{}` ({origin})", entry.about.name, setting.path[1..].join("."))),
+            (None, Origin::Environment(name)) => Error::new(format!("the environment variable `{name}` stands for no configuration field")),
+            (None, _) => Error::new(format!("unknown configuration field `{path}` ({origin})")),
+        };
+        if let Some(near) = self.near(setting, &valid) {
+            error = error.hint(format!("did you mean `{}`?", spelt(&near)));
+        }
+        if let Some((kind, chosen)) = plugin {
+            let owners: Vec<String> = Kind::ALL
+                .into_iter()
+                .filter(|k| k.name() == kind)
+                .flat_map(|k| self.registry.of(k))
+                .filter(|e| e.about.name != chosen.about.name && e.about.defaults().is_ok_and(|d| d.contains_key(&setting.path[1])))
+                .map(|e| format!("`{}`", e.about.name))
+                .collect();
+            if !owners.is_empty() {
+                let chooser = self.origins.get(&format!("{kind}.name")).map_or_else(String::new, |o| format!(" by {o}"));
+                error = error.hint(format!("{} has that field, but the {kind} is `{}`{chooser}", owners.join(", "), chosen.about.name));
+            }
+        }
+        let mut valid: Vec<String> = valid.iter().map(|v| spelt(v)).collect();
+        if matches!(origin, Origin::Environment(_)) && section.is_none() {
+            valid.extend(OTHER_VARIABLES.map(str::to_owned));
+        }
+        if valid.is_empty() {
+            error.hint(format!("`{}` has no fields", plugin.map_or("it", |(_, p)| p.about.name)))
+        } else {
+            error.hint(format!("valid: {}", valid.join(", ")))
+        }
+    }
+
+    /// The field that was likely meant: the nearest here, or one of that very name in another section.
+    fn near(&self, setting: &Setting, valid: &[String]) -> Option<String> {
+        let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
+        let given = setting.path.get(1).or(setting.path.first())?;
+        let names: Vec<String> = valid.iter().map(|v| last(v)).collect();
+        let here = if setting.path.len() > 1 && !self.sections.contains_key(setting.path[0].as_str()) {
+            let first = nearest(&setting.path[0], valid)?;
+            Some(format!("{first}.{}", setting.path[1..].join(".")))
+        } else {
+            let near = nearest(given, &names).map(str::to_owned);
+            near.and_then(|near| valid.iter().find(|v| last(v) == near).cloned())
+        };
+        let elsewhere = || self.sections.iter().find_map(|(section, s)| s.fields.iter().find(|f| f.name == *given).map(|f| format!("{section}.{}", f.name)));
+        let exact = setting.path.len() == 1;
+        if exact { elsewhere().or(here) } else { here.or_else(elsewhere) }
+    }
+}
+
+impl Given {
+    fn for_field(&self, field: &Field) -> Value {
+        match self {
+            Given::Text(text) => field.read(text),
+            Given::Value(value) => field.take(value.clone()),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The resolved experiment: every value that a run depends on, and where each of them came from.
+//!
+//! Values arrive in layers (built-in defaults, the chosen plugins' defaults, files, the environment, flags, `--set`),
+//! as paths and JSON values; only when all are in is the result typed and checked. What a plugin's section may hold is
+//! read from that plugin's schema, so a new plugin is configurable without a line here.
+
+mod check;
+mod dataset;
+mod experiment;
+mod fields;
+mod layering;
+mod origin;
+#[cfg(test)]
+mod tests;
+mod written;
+
+pub use experiment::{Choice, Dtype, EvalConfig, Experiment, Schedule, Score, TrainConfig, schema};
+pub use fields::{Field, Word, fields};
+pub use layering::{Layering, Resolved};
+pub use origin::{Origin, Origins};

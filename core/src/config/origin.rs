@@ -1,0 +1,56 @@
+//! Where a value came from, in the words in which a person gave it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// The defaults of the plugin of that name.
+    Plugin(String),
+    /// A configuration file.
+    File(PathBuf),
+    /// An environment variable, by name.
+    Environment(String),
+    /// A flag, with its dashes.
+    Flag(String),
+    /// `--set`.
+    Set,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::Plugin(name) => write!(f, "default of {name}"),
+            Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Environment(name) => write!(f, "environment {name}"),
+            Origin::Flag(flag) => write!(f, "flag {flag}"),
+            Origin::Set => f.write_str("--set"),
+        }
+    }
+}
+
+/// The origin of every leaf, by its path (`train.lr`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(BTreeMap<String, Origin>);
+
+impl Origins {
+    /// Where the value at `path` came from; for a part of a value, where the whole came from.
+    pub fn get(&self, path: &str) -> Option<&Origin> {
+        let mut path = path;
+        loop {
+            if let Some(origin) = self.0.get(path) {
+                return Some(origin);
+            }
+            path = &path[..path.rfind(['.', '['])?];
+        }
+    }
+
+    pub(super) fn insert(&mut self, path: String, origin: Origin) {
+        self.0.insert(path, origin);
+    }
+}

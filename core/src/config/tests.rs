@@ -1,0 +1,393 @@
+//! The layers as a user meets them: which value wins, and what is said of one that cannot be.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::*;
+use crate::error::{Error, Result};
+use crate::registry::{Kind, Registry};
+
+macro_rules! plugin {
+    ($plugin:ident, $name:literal, $config:ty) => {
+        struct $plugin;
+        impl Plugin for $plugin {
+            const NAME: &'static str = $name;
+            const SUMMARY: &'static str = "For tests";
+            const EXPLAIN: &'static str = "";
+            const REFERENCE: &'static str = "";
+            type Config = $config;
+        }
+    };
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Nothing {}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Strength {
+    /// Strength, in nats.
+    beta: f64,
+    /// Rank; none = full.
+    rank: Option<usize>,
+}
+
+impl Default for Strength {
+    fn default() -> Self {
+        Self { beta: 0.1, rank: Some(8) }
+    }
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Where {
+    layers: String,
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Path {
+    path: String,
+    data_dir: Option<String>,
+}
+
+fn refuse<T>() -> Result<T> {
+    Err(Error::new("for tests of the configuration alone"))
+}
+
+plugin!(Plain, "plain", Nothing);
+plugin!(Strong, "strong", Strength);
+plugin!(Patch, "patch", Nothing);
+plugin!(Straight, "none", Nothing);
+plugin!(Stream, "stream", Where);
+plugin!(Fixed, "fixed", Nothing);
+plugin!(Lines, "lines", Path);
+
+impl InterventionPlugin for Plain {
+    fn build(_: Nothing, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        refuse()
+    }
+}
+impl InterventionPlugin for Strong {
+    fn build(_: Strength, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        refuse()
+    }
+}
+impl AdapterPlugin for Patch {
+    const PEFT_TYPE: &'static str = "PATCH";
+    fn build(_: Nothing) -> Result<Box<dyn Adapter>> {
+        refuse()
+    }
+    fn from_peft(_: &str) -> Result<Nothing> {
+        refuse()
+    }
+}
+impl TransformPlugin for Straight {
+    fn build(_: Nothing, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+        refuse()
+    }
+}
+impl TapPlugin for Stream {
+    const ALIASES: &'static [&'static str] = &["river"];
+    fn build(_: Where) -> Result<Box<dyn Tap>> {
+        refuse()
+    }
+}
+impl DatasetPlugin for Fixed {
+    fn build(_: Nothing) -> Result<Box<dyn Dataset>> {
+        refuse()
+    }
+}
+impl DatasetPlugin for Lines {
+    const ARGUMENT: Option<&'static str> = Some("path");
+    const EXTENSIONS: &'static [&'static str] = &["jsonl"];
+    fn build(_: Path) -> Result<Box<dyn Dataset>> {
+        refuse()
+    }
+}
+
+crate::register!(intervention: Plain);
+crate::register!(intervention: Strong);
+crate::register!(adapter: Patch);
+crate::register!(transform: Straight);
+crate::register!(tap: Stream);
+crate::register!(dataset: Fixed);
+crate::register!(dataset: Lines);
+
+const DEFAULTS: &str = r#"
+model = "tiny"
+intervention = "strong"
+adapter = "patch"
+transform = "none"
+tap = "stream"
+dataset = "fixed"
+"#;
+
+fn resolve(fill: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> Result<Resolved> {
+    let registry = Registry::builtin()?;
+    let mut layers = Layering::new(&registry);
+    layers.defaults(DEFAULTS)?;
+    fill(&mut layers)?;
+    layers.resolve()
+}
+
+fn good(fill: impl FnOnce(&mut Layering<'_>)) -> Resolved {
+    resolve(|l| {
+        fill(l);
+        Ok(())
+    })
+    .unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+fn bad(fill: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> String {
+    format!("{:?}", resolve(fill).expect_err("an error"))
+}
+
+fn set(assignment: &str) -> String {
+    bad(|l| l.set(assignment))
+}
+
+fn environment(l: &mut Layering<'_>, name: &str, value: &str) {
+    l.environment([(name.to_owned(), value.to_owned())]);
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::with_suffix(".toml").expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+#[test]
+fn every_layer_wins_over_those_below() {
+    let config = file("[train]\nlr = 2.0");
+    type Layer<'a> = (&'a dyn Fn(&mut Layering<'_>), f64, String);
+    let layers: [Layer<'_>; 4] = [
+        (&|l| l.file(config.path()).expect("a file"), 2.0, format!("file {}", config.path().display())),
+        (&|l| environment(l, "REPRPO_TRAIN__LR", "3.0"), 3.0, "environment REPRPO_TRAIN__LR".into()),
+        (&|l| l.flag("--lr", "train.lr", "4.0"), 4.0, "flag --lr".into()),
+        (&|l| l.set("train.lr=5.0").expect("a path"), 5.0, "--set".into()),
+    ];
+    // Whichever of them are there, the highest decides.
+    for chosen in 0u8..16 {
+        let present: Vec<_> = layers.iter().enumerate().filter(|(i, _)| chosen & (1 << i) != 0).map(|(_, l)| l).collect();
+        let r = good(|l| present.iter().for_each(|(add, ..)| add(l)));
+        let (value, origin) = present.last().map_or((1e-4, "default"), |(_, v, o)| (*v, o.as_str()));
+        assert_eq!((r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).as_deref()), (value, Some(origin)));
+    }
+}
+
+#[test]
+fn a_plugin_brings_its_defaults_and_says_so() {
+    let r = good(|l| l.flag("--intervention", "intervention", "strong"));
+    assert_eq!(r.experiment.intervention.json(), r#"{"beta":0.1,"rank":8}"#);
+    let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
+    assert_eq!(origin("intervention.name"), "flag --intervention");
+    assert_eq!(origin("intervention.beta"), "default of strong");
+    assert_eq!(origin("adapter.name"), "default");
+    assert_eq!(origin("model"), "default");
+}
+
+#[test]
+fn text_takes_the_type_of_its_field() {
+    let r = good(|l| {
+        l.flag("--layers", "tap.layers", "10");
+        environment(l, "REPRPO_INTERVENTION__RANK", "none");
+        l.set("eval.max_pairs=null").expect("a path");
+        l.set("transform=none").expect("a path");
+        l.set("model=123").expect("a path");
+        l.set("eval.splits=[\"test\"]").expect("a path");
+    });
+    assert_eq!(r.experiment.tap.config["layers"], json!("10"));
+    assert_eq!(r.experiment.intervention.config["rank"], Value::Null);
+    assert_eq!(r.experiment.eval.max_pairs, None);
+    assert_eq!(r.experiment.model, "123");
+    assert_eq!(r.experiment.eval.splits, Some(vec!["test".to_owned()]));
+}
+
+#[test]
+fn an_alias_becomes_the_name() {
+    assert_eq!(good(|l| l.flag("--tap", "tap", "river")).experiment.tap.name, "stream");
+}
+
+#[test]
+fn a_resolved_experiment_written_is_read_back_the_same() {
+    let r = good(|l| {
+        for s in ["eval.max_pairs=none", "train.eps=1e-12", "train.seed=9223372036854775807", "model=a\"b\\c\n#'''", "intervention.beta=1e300"] {
+            l.set(s).expect("a path");
+        }
+    });
+    let written = file(&r.experiment.to_toml());
+    let registry = Registry::builtin().expect("plugins");
+    assert_eq!(Experiment::read(written.path(), &registry).unwrap_or_else(|e| panic!("{e:?}\n{}", r.experiment.to_toml())), r.experiment);
+    let commented = file(&r.to_toml_with_origins());
+    assert_eq!(Experiment::read(commented.path(), &registry).expect("comments"), r.experiment);
+    assert!(r.to_toml_with_origins().contains("[train]\nlr = 0.0001"), "{}", r.to_toml_with_origins());
+}
+
+#[test]
+fn the_three_ways_to_name_a_data_set() {
+    let of = |text: &str| good(|l| l.flag("--dataset", "dataset", text)).experiment.dataset;
+    assert_eq!((of("fixed").name.as_str(), of("lines:a b").config["path"].clone()), ("fixed", json!("a b")));
+    let pairs = tempfile::NamedTempFile::with_suffix(".JSONL").expect("a file");
+    let path = pairs.path().to_string_lossy().into_owned();
+    assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
+    // The text belongs to the choice that another choice replaces.
+    let r = good(|l| {
+        l.flag("--dataset", "dataset", "lines:x");
+        l.set("dataset=fixed").expect("a path");
+    });
+    assert_eq!(r.experiment.dataset.json(), "{}");
+}
+
+#[test]
+fn a_data_set_that_cannot_be_is_explained() {
+    let of = |text: &str| {
+        bad(|l| {
+            l.flag("--dataset", "dataset", text);
+            Ok(())
+        })
+    };
+    assert_eq!(
+        of("fixd"),
+        "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines\n  hint: files of preference pairs end in .jsonl"
+    );
+    assert_eq!(
+        of("fixed:x"),
+        "dataset `fixed` takes nothing after a colon, but was given `x`\n  hint: write `--dataset fixed`; its fields are set with `--set dataset.FIELD=VALUE`"
+    );
+    assert_eq!(of("gone.jsonl"), "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the command runs in");
+    assert_eq!(of("pairs.csv"), "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in .jsonl");
+    let folder = tempfile::tempdir().expect("a folder");
+    assert_eq!(
+        of(&folder.path().to_string_lossy()),
+        format!("`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs end in .jsonl", folder.path().display())
+    );
+    let e = bad(|l| {
+        environment(l, "REPRPO_DATASET", "fixd");
+        Ok(())
+    });
+    assert!(e.starts_with("`dataset` in environment REPRPO_DATASET cannot be used\n  because unknown dataset `fixd`"), "{e}");
+}
+
+#[test]
+fn a_field_that_does_not_exist_is_met_with_the_nearest() {
+    assert_eq!(
+        set("modle=x"),
+        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, device, dtype, eval, init_adapter, intervention, model, out, tap, train, transform"
+    );
+    assert_eq!(
+        set("eval.token=1"),
+        "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  hint: valid: eval.enabled, eval.max_pairs, eval.score, eval.splits, eval.tokens"
+    );
+    assert!(set("lr=1").contains("hint: did you mean `train.lr`?"));
+    assert!(set("trian.lr=1").contains("hint: did you mean `train.lr`?"));
+    assert_eq!(
+        set("intervention.bta=1"),
+        "intervention `strong` has no field `bta` (--set)\n  hint: did you mean `intervention.beta`?\n  hint: valid: intervention.beta, intervention.rank"
+    );
+    assert_eq!(
+        bad(|l| {
+            l.flag("--data-dir", "dataset.data_dir", "x");
+            Ok(())
+        }),
+        "dataset `fixed` has no field `data_dir` (flag --data-dir)\n  hint: `lines` has that field, but the dataset is `fixed` by default\n  hint: `fixed` has no fields"
+    );
+    let e = bad(|l| {
+        l.set("intervention.beta=1")?;
+        l.flag("--intervention", "intervention", "plain");
+        Ok(())
+    });
+    assert_eq!(
+        e,
+        "intervention `plain` has no field `beta` (--set)\n  hint: `strong` has that field, but the intervention is `plain` by flag --intervention\n  hint: `plain` has no fields"
+    );
+}
+
+#[test]
+fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
+    let of = |name: &str| {
+        bad(|l| {
+            environment(l, name, "1");
+            Ok(())
+        })
+    };
+    assert!(of("REPRPO_TRAIN__LRR").starts_with("the environment variable `REPRPO_TRAIN__LRR` stands for no configuration field\n  hint: did you mean `REPRPO_TRAIN__LR`?\n  hint: valid: REPRPO_TRAIN__ACCUMULATE, "));
+    assert!(
+        of("REPRPO_MODLE").starts_with("the environment variable `REPRPO_MODLE` stands for no configuration field\n  hint: did you mean `REPRPO_MODEL`?\n")
+    );
+    good(|l| environment(l, "REPRPO_CACHE", "/x"));
+    good(|l| environment(l, "PATH", "/x"));
+}
+
+#[test]
+fn a_value_that_cannot_be_says_where_it_was_given() {
+    assert_eq!(
+        set("train.lr=abc"),
+        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected f64\n  hint: `reprpo config schema` describes every field"
+    );
+    assert_eq!(
+        set("intervention.beta=abc"),
+        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid type: string \"abc\", expected f64\n  hint: `reprpo explain strong` describes every field"
+    );
+    assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be above 0");
+    assert_eq!(
+        set("train.lr=nan"),
+        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected f64\n  hint: `reprpo config schema` describes every field"
+    );
+    assert_eq!(set("device=gpu"), "`device` is `gpu` (--set), but must be `auto`, `cpu`, `cuda` or `cuda:N`");
+    assert_eq!(set("train.max_pairs=0"), "`train.max_pairs` is 0 (--set), but must be 1 or more, or `none`");
+    assert_eq!(
+        set("dtype=f16"),
+        "`dtype` is not right (--set)\n  because unknown variant `f16`, expected one of `auto`, `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
+    );
+    assert_eq!(set("train=3"), "`train` in --set is a section, not a value\n  hint: give one of its fields, as `train.lr`");
+    assert_eq!(set("train.lr"), "`--set train.lr` is not an assignment\n  hint: write `--set train.lr=3e-5`");
+    assert!(set("train.lr.x=1").starts_with("`train.lr` is not right"), "{}", set("train.lr.x=1"));
+    assert!(set("model.x=1").starts_with("unknown configuration field `model.x` (--set)"), "{}", set("model.x=1"));
+    assert!(set("intervention.name.x=1").starts_with("intervention `strong` has no field `name.x`"), "{}", set("intervention.name.x=1"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_where() {
+    let broken = file("[train]\nlr = = 1\n");
+    assert!(
+        bad(|l| l.file(broken.path())).starts_with(&format!("the configuration file `{}` is not TOML\n  because line 2, column 6: ", broken.path().display()))
+    );
+    assert!(bad(|l| l.file(std::path::Path::new("gone.toml"))).starts_with("cannot read the configuration file `gone.toml`\n  because No such file"));
+    let number = file("intervention = 3");
+    assert!(bad(|l| l.file(number.path())).starts_with("`intervention` in file "));
+    let table = file("[model]\nx = 1");
+    assert!(bad(|l| l.file(table.path())).starts_with("unknown configuration field `model.x` (file "));
+}
+
+#[test]
+fn nothing_is_assumed_where_the_program_chooses_nothing() {
+    let registry = Registry::builtin().expect("plugins");
+    let e = Layering::new(&registry).resolve().expect_err("an error");
+    assert_eq!(format!("{e:?}"), "no intervention is chosen\n  hint: choose one with `--intervention NAME`; `reprpo list interventions` lists them");
+}
+
+#[test]
+fn the_schema_knows_every_plugin() {
+    let schema = schema(&Registry::builtin().expect("plugins"));
+    for kind in Kind::ALL {
+        assert!(schema["properties"][kind.name()]["anyOf"].as_array().is_some_and(|a| !a.is_empty()), "{schema:#}");
+    }
+    let strong = schema["properties"]["intervention"]["anyOf"].as_array().expect("choices").iter().find(|s| s["title"] == "strong").expect("strong");
+    assert_eq!(strong["properties"]["beta"]["description"], "Strength, in nats.");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_assignment_panics(path in "[a-z_.]{0,20}", value in ".{0,20}") {
+        let _ = resolve(|l| l.set(&format!("{path}={value}")));
+    }
+
+    #[test]
+    fn no_field_panics(section in "(train|eval|intervention|tap|dataset)", field in "(lr|seed|splits|beta|layers|name|path|rank)", value in "[\\[\\]{}\"'a-z0-9.=,# -]{0,12}") {
+        let _ = resolve(|l| l.set(&format!("{section}.{field}={value}")));
+    }
+}

@@ -1,0 +1,175 @@
+//! What this machine has and this program needs, checked where a person would look first.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Good,
+    /// Not there, and not needed.
+    Absent,
+    /// Works, but not as well as this machine could.
+    Limited,
+    /// Nothing will run like this.
+    Broken,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub state: State,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, state: State, found: impl Into<String>) -> Self {
+        Self { name, state, found: found.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+}
+
+/// All checks, in the order in which a person should read them.
+pub fn checks() -> Vec<Check> {
+    let driver = driver();
+    vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), disk(), data()]
+}
+
+fn libtorch() -> Check {
+    let lib = Path::new(env!("REPRPO_LIBTORCH_LIB"));
+    let found = format!("{}, linked from {}", env!("REPRPO_LIBTORCH_VERSION"), lib.display());
+    // It is loaded, or this would not run; but does it compute?
+    match Tensor::from_slice(&[1f32, 2.0]).f_sum(Kind::Float).and_then(f64::try_from) {
+        Ok(3.0) => Check::new("libtorch", State::Good, found),
+        Ok(other) => Check::new("libtorch", State::Broken, format!("{found}; 1 + 2 = {other}")).hint("run `cargo xtask setup` and build again"),
+        Err(e) => Check::new("libtorch", State::Broken, format!("{found}; {e}")).hint("run `cargo xtask setup` and build again"),
+    }
+}
+
+fn threads() -> Check {
+    let (used, cores) = (tch::get_num_threads(), std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let check = Check::new("threads", State::Good, format!("{used} for tensors, {cores} cores"));
+    if used > cores as i32 { Check { state: State::Limited, ..check }.hint("more threads than cores slow each other down: set OMP_NUM_THREADS") } else { check }
+}
+
+/// The CPU's rate of matrix products in both precisions.
+fn cpu_speed() -> Check {
+    match (rate(Kind::Float), rate(Kind::BFloat16)) {
+        (Some(f32), Some(bf16)) => {
+            let faster = if bf16 > 1.2 * f32 { "bf16 is faster here" } else { "f32 is the better choice here" };
+            Check::new("cpu", State::Good, format!("{f32:.0} GFLOP/s in f32, {bf16:.0} in bf16: {faster}"))
+        }
+        _ => Check::new("cpu", State::Broken, "a matrix product failed").hint("run `cargo xtask setup` and build again"),
+    }
+}
+
+/// GFLOP/s of a 512 × 512 product, over about a tenth of a second.
+fn rate(kind: Kind) -> Option<f64> {
+    const N: i64 = 512;
+    let a = Tensor::f_ones([N, N], (kind, Device::Cpu)).ok()?;
+    let _warm = a.f_matmul(&a).ok()?;
+    let (start, mut products) = (Instant::now(), 0u32);
+    while start.elapsed().as_secs_f64() < 0.1 {
+        let _product = a.f_matmul(&a).ok()?;
+        products += 1;
+    }
+    Some(2.0 * (N * N * N) as f64 * f64::from(products) / start.elapsed().as_secs_f64() / 1e9)
+}
+
+fn cuda(driver: Option<&str>) -> Check {
+    let built = Path::new(env!("REPRPO_LIBTORCH_LIB")).join("libtorch_cuda.so").exists();
+    if tch::Cuda::is_available() {
+        let cudnn = if tch::Cuda::cudnn_is_available() { "with cuDNN" } else { "without cuDNN" };
+        let count = tch::Cuda::device_count();
+        return Check::new("cuda", State::Good, format!("{count} device{}, {cudnn}", if count == 1 { "" } else { "s" }));
+    }
+    match (driver.is_some(), built) {
+        (true, false) => Check::new("cuda", State::Limited, "there is an NVIDIA driver, but this libtorch is for the CPU alone")
+            .hint("run `cargo xtask setup --cuda` and build again"),
+        (true, true) => Check::new("cuda", State::Limited, "there is an NVIDIA driver and a libtorch for CUDA, but no usable device")
+            .hint("the driver may be too old for this libtorch: `nvidia-smi` shows the newest CUDA that it serves"),
+        (false, _) => Check::new("cuda", State::Absent, "no NVIDIA driver: everything runs on the CPU"),
+    }
+}
+
+/// What the driver says of the cards, one line each; `None` without a driver.
+fn driver() -> Option<String> {
+    let smi = Command::new("nvidia-smi").args(["--query-gpu=name,memory.total", "--format=csv,noheader"]).output();
+    if let Ok(output) = smi
+        && output.status.success()
+    {
+        return Some(String::from_utf8_lossy(&output.stdout).lines().map(str::trim).collect::<Vec<_>>().join("; "));
+    }
+    // A container may have the driver without its tool.
+    let cards: Vec<String> = std::fs::read_dir("/proc/driver/nvidia/gpus")
+        .ok()?
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("information")).ok())
+        .filter_map(|text| text.lines().find_map(|l| l.strip_prefix("Model:").map(|m| m.trim().to_owned())))
+        .collect();
+    Some(cards.join("; "))
+}
+
+fn card(driver: Option<String>) -> Check {
+    match driver {
+        Some(cards) if !cards.is_empty() => Check::new("card", State::Good, cards),
+        Some(_) => Check::new("card", State::Absent, "the driver lists no card"),
+        None => Check::new("card", State::Absent, "none"),
+    }
+}
+
+/// Where models and data are kept between runs.
+fn cache_folder() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("REPRPO_CACHE").or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("reprpo"))).or_else(|| var("HOME").map(|p| p.join(".cache/reprpo")))
+}
+
+fn cache() -> Check {
+    let Some(folder) = cache_folder() else {
+        return Check::new("cache", State::Limited, "no folder to keep models in").hint("set REPRPO_CACHE to a folder");
+    };
+    let shown = folder.display().to_string();
+    if folder.is_dir() { Check::new("cache", State::Good, shown) } else { Check::new("cache", State::Absent, format!("{shown}, not made yet")) }
+}
+
+/// Room where the cache is or will be.
+fn disk() -> Check {
+    let start = cache_folder().unwrap_or_else(std::env::temp_dir);
+    let Some(folder) = start.ancestors().find(|p| p.is_dir()) else { return Check::new("disk", State::Absent, "unknown") };
+    // POSIX's own format: the fourth column of the second line is what is free, in KiB.
+    let output = Command::new("df").arg("-Pk").arg(folder).output();
+    let free = output.ok().and_then(|o| String::from_utf8_lossy(&o.stdout).lines().nth(1)?.split_whitespace().nth(3)?.parse::<u64>().ok());
+    match free.map(|kib| kib as f64 / 1_048_576.0) {
+        Some(gib) if gib < 2.0 => Check::new("disk", State::Limited, format!("{gib:.1} GiB free at {}", folder.display()))
+            .hint("a model of 135 million weights takes 0.3 GiB, a run as much again"),
+        Some(gib) => Check::new("disk", State::Good, format!("{gib:.0} GiB free at {}", folder.display())),
+        None => Check::new("disk", State::Absent, "unknown"),
+    }
+}
+
+fn data() -> Check {
+    match std::env::var_os("REPRPO_DATA").map(PathBuf::from) {
+        None => Check::new("data", State::Absent, "REPRPO_DATA is not set: data sets look where `--data-dir` says"),
+        Some(folder) => match std::fs::read_dir(&folder) {
+            Ok(_) => Check::new("data", State::Good, format!("REPRPO_DATA = {}", folder.display())),
+            Err(e) => {
+                Check::new("data", State::Limited, format!("REPRPO_DATA = {}: {e}", folder.display())).hint("set REPRPO_DATA to a folder that can be read")
+            }
+        },
+    }
+}

@@ -1,0 +1,9 @@
+//! What a person or a program reads of a run: tables and progress.
+
+pub mod grid;
+pub mod progress;
+pub mod table;
+
+pub use grid::{Align, Grid};
+pub use progress::Progress;
+pub use table::Table;

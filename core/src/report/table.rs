@@ -1,0 +1,162 @@
+//! The table of an evaluation: a row a split, what the base model did, what training changed.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Align, Grid};
+use crate::config::Experiment;
+use crate::eval::statistics::{Estimate, SplitSummary};
+use crate::registry::{Kind, Make, Registry};
+
+/// The splits of one evaluation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// What was judged: `A × B on D, M`.
+    pub title: String,
+    /// A row each, from what was trained on to what is farthest from it.
+    pub splits: Vec<SplitSummary>,
+}
+
+impl Table {
+    /// Orders the splits: train, test, oos, rnd, then the others as they come.
+    pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
+        let place = |s: &SplitSummary| ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX);
+        splits.sort_by_key(place);
+        Self { title: title.into(), splits }
+    }
+
+    /// The title of a run: its methods, data (with the text that chose a part of it) and model.
+    pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
+        let method: Vec<&str> =
+            [&experiment.intervention, &experiment.transform, &experiment.adapter].iter().map(|c| c.name.as_str()).filter(|n| *n != "none").collect();
+        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_owned();
+        let data = &experiment.dataset;
+        let argument = match registry.get(Kind::Dataset, &data.name).map(|e| &e.make) {
+            Ok(Make::Dataset { argument: Some(field), .. }) => data.config.get(*field).and_then(Value::as_str),
+            _ => None,
+        };
+        let part = argument.filter(|a| !a.is_empty()).map_or_else(String::new, |a| format!(":{}", last(a)));
+        format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
+    }
+
+    /// For a terminal.
+    pub fn plain(&self) -> String {
+        format!("{}\n\n{}\n{}", self.title, self.grid().plain(), self.legend("\n"))
+    }
+
+    /// For `eval/table.md`.
+    pub fn markdown(&self) -> String {
+        format!("**{}**\n\n{}\n{}", self.title, self.grid().markdown(), self.legend("  \n"))
+    }
+
+    /// For `eval/summary.json`.
+    pub fn json(&self) -> Value {
+        // Numbers, text and lists: nothing that serde_json refuses.
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn compares(&self) -> bool {
+        self.splits.iter().any(|s| s.change.is_some())
+    }
+
+    fn grid(&self) -> Grid {
+        let mut columns = vec![("split", Align::Left), ("data", Align::Left), ("n", Align::Right), ("base acc", Align::Right)];
+        if self.compares() {
+            columns.extend(["acc", "ratio", "points (95 % CI)", "margin gain", "ppl ratio"].map(|c| (c, Align::Right)));
+        }
+        let mut grid = Grid::new(columns);
+        for s in &self.splits {
+            let mut row = vec![s.split.clone(), s.data.clone(), s.n.to_string(), value(s.base_accuracy, |v| format!("{v:.3}"))];
+            if let Some(c) = &s.change {
+                row.push(value(c.accuracy, |v| format!("{v:.3}")));
+                row.push(value(c.ratio, |v| format!("{v:.2}")));
+                row.push(c.points.map_or_else(dash, |e| format!("{} [{}, {}]", signed(e.value, 1), signed(e.low, 1), signed(e.high, 1))));
+                row.push(value(c.margin_gain, |v| signed(v, 2)));
+                row.push(value(c.perplexity_ratio, |v| format!("{v:.2}")));
+            }
+            grid.row(row);
+        }
+        grid
+    }
+
+    fn legend(&self, line_end: &str) -> String {
+        let mut lines = vec!["acc: share of pairs whose chosen completion scores higher".to_owned()];
+        if self.compares() {
+            lines[0].push_str("; ratio: acc / base acc; points: 100·(acc − base acc), no change where the interval holds 0");
+            lines.push(
+                "margin gain: mean growth of log p(chosen) − log p(rejected), nats; ppl ratio: below 1 the model got worse at the chosen text".to_owned(),
+            );
+        }
+        let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
+        if broken > 0 {
+            let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
+            lines.push(format!("{pairs} a score that is no finite number: wrong in acc, left out elsewhere"));
+        }
+        lines.join(line_end) + "\n"
+    }
+}
+
+fn value(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
+    estimate.map_or_else(dash, |e| show(e.value))
+}
+
+fn dash() -> String {
+    "–".to_owned()
+}
+
+/// With its sign, and without one where it rounds to zero.
+fn signed(v: f64, digits: usize) -> String {
+    let text = format!("{v:+.digits$}");
+    if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') { text } else { text.trim_start_matches(['+', '-']).to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::statistics::Change;
+
+    fn estimate(value: f64, low: f64, high: f64) -> Option<Estimate> {
+        Some(Estimate { value, low, high })
+    }
+
+    fn split(name: &str, data: &str, change: Option<Change>) -> SplitSummary {
+        SplitSummary { split: name.into(), data: data.into(), n: 100, not_finite: 0, base_accuracy: estimate(0.5, 0.4, 0.6), change }
+    }
+
+    fn change() -> Change {
+        Change {
+            accuracy: estimate(0.62, 0.5, 0.7),
+            ratio: None,
+            points: estimate(12.0, -0.01, 24.0),
+            margin_gain: estimate(-3.456, -4.0, -3.0),
+            perplexity_ratio: estimate(0.934, 0.9, 1.0),
+        }
+    }
+
+    #[test]
+    fn rows_go_from_near_to_far_and_numbers_align() {
+        let table = Table::new(
+            "a × b on c, m",
+            vec![split("other", "x", Some(change())), split("oos", "easy|hard", Some(change())), split("train", "math", Some(change()))],
+        );
+        let lines: Vec<String> = table.plain().lines().map(str::to_owned).collect();
+        assert_eq!(
+            lines[..6],
+            [
+                "a × b on c, m",
+                "",
+                "split  data         n  base acc    acc  ratio    points (95 % CI)  margin gain  ppl ratio",
+                "train  math       100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
+                "oos    easy|hard  100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
+                "other  x          100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
+            ]
+        );
+        assert!(table.markdown().contains("| oos   | easy\\|hard | 100 |"), "{}", table.markdown());
+    }
+
+    #[test]
+    fn a_base_model_alone_has_no_columns_of_change() {
+        let text = Table::new("m", vec![split("test", "math", None)]).plain();
+        assert_eq!(text, "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs whose chosen completion scores higher\n");
+    }
+}

@@ -1,0 +1,226 @@
+//! The command line: what it prints where, and with which exit code.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+fn reprpo(args: &[&str]) -> Output {
+    in_folder(args, Path::new("."), &[])
+}
+
+fn in_folder(args: &[&str], folder: &Path, environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::cargo_bin("reprpo").expect("the binary");
+    // What the machine has set is not what is tested.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("REPRPO_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1").envs(environment.iter().copied()).current_dir(folder).args(args).output().expect("it runs")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&stdout(output)).expect("JSON")
+}
+
+#[test]
+fn no_arguments_print_the_help_and_are_a_usage_error() {
+    let output = reprpo(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("Usage: reprpo"));
+}
+
+#[test]
+fn help_goes_to_stdout_and_has_headings_and_examples() {
+    let long = stdout(&reprpo(&["run", "--help"]));
+    for part in ["Model:", "Data:", "Method:", "Training:", "Output:", "Examples:"] {
+        assert!(long.contains(part), "{part}\n{long}");
+    }
+    assert!(!stdout(&reprpo(&["run", "-h"])).contains("Examples:"));
+}
+
+#[test]
+fn an_unknown_flag_is_a_usage_error() {
+    let output = reprpo(&["run", "--intervantion", "x"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--intervention"));
+}
+
+#[test]
+fn the_schema_is_json() {
+    let schema = json(&reprpo(&["config", "schema"]));
+    assert_eq!(schema["title"], "Experiment");
+    assert!(schema["properties"]["train"].is_object());
+}
+
+#[test]
+fn doctor_finds_a_working_libtorch() {
+    let checks = json(&reprpo(&["doctor", "--json"]));
+    assert_eq!((&checks[0]["name"], &checks[0]["state"]), (&"libtorch".into(), &"good".into()));
+    assert!(stdout(&reprpo(&["doctor"])).starts_with("✔ libtorch"));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("reprpo"))
+        .args(["config", "schema"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn eval_says_what_a_folder_should_hold() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = in_folder(&["eval", "."], folder.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "error: there is neither a run nor an adapter in `.`\n\nhint: a run has a `config.toml`, an adapter an `adapter_config.json`\n"
+    );
+}
+
+#[test]
+fn resume_says_what_a_run_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "), "{}", stderr(&output));
+    assert_eq!(reprpo(&["run", "--resume", ".", "--seed", "1"]).status.code(), Some(2));
+}
+
+/// No source file of the core holds the name of a method as a literal: methods enter through the registry alone.
+#[test]
+fn the_core_names_no_method() {
+    // Words that are names of plugins and words besides.
+    const ORDINARY: [&str; 2] = ["none", "file"];
+    let listed = json(&reprpo(&["list", "--json"]));
+    let names: Vec<String> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .flat_map(|e| std::iter::once(&e["name"]).chain(e["aliases"].as_array().expect("a list")))
+        .filter_map(Value::as_str)
+        .filter(|n| !ORDINARY.contains(n))
+        .map(|n| format!("\"{n}\""))
+        .collect();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("core")];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                // What stands below is free to name what it tests.
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+                for name in &names {
+                    assert!(!code.contains(name), "{} names {name}", path.display());
+                }
+            }
+        }
+    }
+}
+
+/// These know the built-in methods and data sets.
+mod with_built_ins {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_listed() {
+        let text = stdout(&reprpo(&["list"]));
+        for word in [
+            "interventions",
+            "dpo",
+            "prefvec",
+            "adapters",
+            "lora",
+            "hra",
+            "transforms",
+            "none",
+            "ortho",
+            "taps",
+            "hs",
+            "side-in",
+            "datasets",
+            "genies",
+            "synthetic",
+        ] {
+            assert!(text.contains(word), "{word}\n{text}");
+        }
+        assert!(!stdout(&reprpo(&["list", "adapters"])).contains("dpo"));
+    }
+
+    #[test]
+    fn explain_has_formula_needs_fields_and_an_example() {
+        let text = stdout(&reprpo(&["explain", "dpo"]));
+        for part in ["dpo (intervention): ", "Needs: log-probabilities of both completions", "beta", "Reference: ", "Example:   reprpo run --intervention dpo"]
+        {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert_eq!(json(&reprpo(&["explain", "dpo", "--json"]))[0]["kind"], "intervention");
+    }
+
+    #[test]
+    fn an_unknown_name_is_the_users_error_and_brings_the_nearest() {
+        let output = reprpo(&["run", "--intervention", "prefvek"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with("error: unknown intervention `prefvek`\n\nhint: did you mean `prefvec`?\nhint: valid: dpo"), "{}", stderr(&output));
+        assert_eq!(reprpo(&["explain", "prefvek"]).status.code(), Some(1));
+    }
+
+    #[test]
+    fn the_origin_of_every_value_is_shown() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n").expect("written");
+        let args = ["config", "show", "--origin", "--json", "--config", "x.toml", "--adapter", "hra", "--set", "train.epochs=2"];
+        let shown = json(&in_folder(&args, folder.path(), &[("REPRPO_TRAIN__LR", "3e-5")]));
+        let origin = |path: &str| shown[path]["origin"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(origin("train.batch"), "file x.toml");
+        assert_eq!(origin("train.lr"), "environment REPRPO_TRAIN__LR");
+        assert_eq!(origin("adapter.name"), "flag --adapter");
+        assert_eq!(origin("train.epochs"), "--set");
+        assert_eq!(origin("intervention.beta"), "default of dpo");
+        assert_eq!(origin("train.seed"), "default");
+        assert_eq!(shown["train.lr"]["value"], 3e-5);
+    }
+
+    #[test]
+    fn what_config_show_prints_is_a_configuration_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let args = ["config", "show", "--intervention", "prefvec", "--set", "eval.max_pairs=none", "--seed", "7"];
+        let first = stdout(&in_folder(&args, folder.path(), &[]));
+        std::fs::write(folder.path().join("x.toml"), &first).expect("written");
+        assert_eq!(stdout(&in_folder(&["config", "show", "--config", "x.toml"], folder.path(), &[])), first);
+    }
+
+    #[test]
+    fn an_existing_folder_is_not_written_into() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with("error: `.` exists already\n\nhint: give another `--out`"), "{}", stderr(&output));
+    }
+
+    #[test]
+    fn a_data_set_without_files_refuses_their_folder() {
+        let output = reprpo(&["config", "show", "--dataset", "synthetic", "--data-dir", "x"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with("error: dataset `synthetic` has no field `data_dir` (flag --data-dir)"), "{}", stderr(&output));
+    }
+}

@@ -1,0 +1,3 @@
+//! The whole program as its users run it.
+
+mod command;
