@@ -13,6 +13,7 @@ pub mod files;
 pub mod model;
 pub mod registry;
 pub mod report;
+pub mod session;
 pub mod text;
 pub mod train;
 pub mod weights;

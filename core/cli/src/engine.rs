@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reprpo_core::Result;
 use reprpo_core::config::Experiment;
-use reprpo_core::eval::statistics::PairScore;
+use reprpo_core::eval::{self, statistics::PairScore};
+use reprpo_core::model::{Adapted, peft::Saved};
 use reprpo_core::report::{Progress, Table};
-use reprpo_core::{Error, Result};
+use reprpo_core::session::{ChosenAdapter, Session};
+use reprpo_core::train;
 
 use crate::App;
 
@@ -32,26 +35,49 @@ impl Start {
 ///
 /// # Errors
 /// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
-pub fn run(_experiment: &Experiment, _start: &Start, _stop: &Arc<AtomicBool>, _progress: &mut dyn Progress, _app: &App<'_>) -> Result<Option<Table>> {
-    Err(not_linked())
+pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Option<Table>> {
+    let start = match start {
+        Start::New(folder) => train::Start::New(folder),
+        Start::Resume(folder) => train::Start::Resume(folder),
+    };
+    train::run(experiment, start, app.registry, stop, progress)
 }
 
 /// Judges the experiment's model on its data set: alone, or with `adapter` against itself without it.
 ///
 /// # Errors
 /// What cannot be loaded or scored.
-pub fn evaluate(_experiment: &Experiment, _adapter: Option<&Path>, _progress: &mut dyn Progress, _app: &App<'_>) -> Result<Table> {
-    Err(not_linked())
+pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Table> {
+    let (session, adapted) = open(experiment, adapter, app)?;
+    Ok(eval::evaluate(&session, adapted.as_ref(), experiment, app.registry, progress)?.table)
 }
 
 /// Scores every pair of the experiment's data set with its model and `init_adapter`, split after split.
 ///
 /// # Errors
 /// What cannot be loaded or scored.
-pub fn score(_experiment: &Experiment, _eos: bool, _progress: &mut dyn Progress, _app: &App<'_>) -> Result<Vec<PairScore>> {
-    Err(not_linked())
+pub fn score(experiment: &Experiment, eos: bool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Vec<PairScore>> {
+    let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
+    session.add_eos = eos;
+    let mut scores = Vec::new();
+    for split in session.dataset.splits() {
+        let pairs = session.tokenise(&split.name, &experiment.train, None)?.pairs;
+        progress.stage(&format!("score {}", split.name), Some(pairs.len() as u64));
+        scores.extend(eval::score_pairs(&session.model, adapted.as_ref(), &pairs, experiment.eval.tokens, progress)?);
+        progress.finish();
+    }
+    Ok(scores)
 }
 
-fn not_linked() -> Error {
-    Error::internal("the engine is not linked yet")
+/// The experiment's model and data, with the adapter of that folder attached.
+fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Result<(Session, Option<Adapted>)> {
+    let saved = adapter.map(|dir| Saved::read(dir, app.registry)).transpose()?;
+    let session = Session::open(experiment, app.registry)?;
+    let Some(saved) = saved else { return Ok((session, None)) };
+    let chosen = ChosenAdapter::new(experiment, Some(saved), app.registry)?;
+    let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, session.model.info().layers, experiment.train.seed)?;
+    if let Some(values) = chosen.values {
+        adapted.restore(values)?;
+    }
+    Ok((session, Some(adapted)))
 }

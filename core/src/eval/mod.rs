@@ -1,3 +1,8 @@
 //! Judging a model by preference pairs, against the base model.
 
+mod evaluation;
+mod scoring;
 pub mod statistics;
+
+pub use evaluation::{Evaluation, evaluate};
+pub use scoring::score_pairs;

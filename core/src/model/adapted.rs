@@ -38,7 +38,8 @@ impl Adapted {
             modules.insert(info.name.clone(), adapted);
         }
         if modules.is_empty() {
-            return Err(Error::new(format!("the adapter has no module to change within the first {blocks} blocks that this run computes")).hint("move the taps to later layers, or widen target_modules or layers_to_transform"));
+            return Err(Error::new(format!("the adapter has no module to change within the first {blocks} blocks that this run computes"))
+                .hint("move the taps to later layers, or widen target_modules or layers_to_transform"));
         }
         Ok(Self { modules })
     }

@@ -187,7 +187,9 @@ impl Attention {
                 let (mut parts, mut rows) = (Vec::new(), Vec::new());
                 for call in &self.calls {
                     let Call::Rectangle { queries, keys, mask, real, rows: at, shape: (s, lq, lk) } = call else { continue };
-                    let pick = |t: &Tensor, index: &Tensor, len: i64| t.f_index_select(0, index).and_then(|t| t.f_view([*s, len, heads, d])).and_then(|t| t.f_transpose(1, 2));
+                    let pick = |t: &Tensor, index: &Tensor, len: i64| {
+                        t.f_index_select(0, index).and_then(|t| t.f_view([*s, len, heads, d])).and_then(|t| t.f_transpose(1, 2))
+                    };
                     let out = kernel(&pick(q, queries, *lq)?, &pick(&k, keys, *lk)?, &pick(&v, keys, *lk)?, mask.as_ref())?;
                     parts.push(out.f_transpose(1, 2)?.f_reshape([s * lq, heads * d])?.f_index_select(0, real)?);
                     rows.push(at.shallow_clone());

@@ -6,12 +6,12 @@
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
+use super::Architecture;
 use super::attention::{Attention, Strategy};
 use super::pass::{Linear, Pass};
 use super::rope::{Rope, RopeParameters, rotate};
 use super::stream::Stream;
 use super::weights::Weights;
-use super::Architecture;
 use crate::api::{Frozen, LinearInfo, ModelInfo};
 use crate::error::{Error, Result};
 
@@ -123,8 +123,10 @@ impl Llama {
                 let at = format!("model.layers.{i}");
                 let mut linear = |name: &str, inputs: i64, outputs: i64, bias: bool| weights.linear(&format!("{at}.{name}"), inputs, outputs, bias);
                 let attention_bias = config.attention_bias;
-                let (q_proj, k_proj) = (linear("self_attn.q_proj", hidden, q_width, attention_bias)?, linear("self_attn.k_proj", hidden, kv_width, attention_bias)?);
-                let (v_proj, o_proj) = (linear("self_attn.v_proj", hidden, kv_width, attention_bias)?, linear("self_attn.o_proj", q_width, hidden, attention_bias)?);
+                let (q_proj, k_proj) =
+                    (linear("self_attn.q_proj", hidden, q_width, attention_bias)?, linear("self_attn.k_proj", hidden, kv_width, attention_bias)?);
+                let (v_proj, o_proj) =
+                    (linear("self_attn.v_proj", hidden, kv_width, attention_bias)?, linear("self_attn.o_proj", q_width, hidden, attention_bias)?);
                 let (gate_proj, up_proj) = (linear("mlp.gate_proj", hidden, mlp, config.mlp_bias)?, linear("mlp.up_proj", hidden, mlp, config.mlp_bias)?);
                 let down_proj = linear("mlp.down_proj", mlp, hidden, config.mlp_bias)?;
                 Ok(Block {

@@ -37,14 +37,18 @@ impl Saved {
     /// A missing or damaged file, a type of adapter that no plugin knows, or a field that its plugin cannot honour.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let path = dir.join(CONFIG);
-        let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display())).map_err(|e| {
-            e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder"))
-        })?;
+        let text = std::fs::read_to_string(&path)
+            .within(|| format!("cannot read `{}`", path.display()))
+            .map_err(|e| e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder")))?;
         let within = || format!("cannot use the adapter in `{}`", dir.display());
         let peft = PeftConfig::parse(&text).within(within)?;
         peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "layers_pattern", "trainable_token_indices", "target_parameters"]).within(within)?;
         let kind: String = peft.need("peft_type").within(within)?;
-        let known = || registry.of(Kind::Adapter).filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None });
+        let known = || {
+            registry
+                .of(Kind::Adapter)
+                .filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None })
+        };
         let Some((entry, _, from_peft)) = known().find(|(_, t, _)| *t == kind) else {
             return Err(Error::unknown("peft_type", &kind, known().map(|(_, t, _)| t))).within(within);
         };

@@ -82,7 +82,6 @@ impl Rope {
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?.f_unsqueeze(1)?;
         Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
     }
-
 }
 
 /// x turned by its position: x `[n heads d]`, cos and sin `[n 1 d]`. The two halves of a head are the pairs' parts.

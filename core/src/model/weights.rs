@@ -25,7 +25,8 @@ impl Weights {
     /// Where it is missing or of another shape.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let Some(tensor) = self.tensors.swap_remove(name) else {
-            return Err(Error::new(format!("the model's weights have no `{name}`")).hint("the checkpoint is of another architecture than its config.json says, or a shard is missing"));
+            return Err(Error::new(format!("the model's weights have no `{name}`"))
+                .hint("the checkpoint is of another architecture than its config.json says, or a shard is missing"));
         };
         if tensor.size() != shape {
             return Err(Error::new(format!("the model's `{name}` is {:?}, but its config.json asks for {shape:?}", tensor.size())));

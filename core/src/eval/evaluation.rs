@@ -1,0 +1,73 @@
+//! Base and trained model on every split of a data set.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::score_pairs;
+use super::statistics::{PairScore, SplitSummary};
+use crate::config::Experiment;
+use crate::error::{Context, Error, Result};
+use crate::model::Adapted;
+use crate::registry::Registry;
+use crate::report::{Progress, Table};
+use crate::session::Session;
+
+/// What an evaluation found.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// A row a split.
+    pub table: Table,
+    /// Scores by split: name, base, and trained where there is an adapter.
+    pub scores: Vec<(String, Vec<PairScore>, Option<Vec<PairScore>>)>,
+}
+
+impl Evaluation {
+    /// Writes `summary.json`, `table.md` and `pairs.jsonl` (a row a pair) into `dir`.
+    ///
+    /// # Errors
+    /// Where a file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
+        let mut rows = String::new();
+        for (split, base, policy) in &self.scores {
+            for (i, pair) in base.iter().enumerate() {
+                rows += &format!("{}\n", json!({"split": split, "index": pair.index, "base": pair, "trained": policy.as_ref().map(|p| &p[i])}));
+            }
+        }
+        crate::files::write_whole(&dir.join("pairs.jsonl"), rows.as_bytes())?;
+        crate::files::write_whole(&dir.join("table.md"), self.table.markdown().as_bytes())?;
+        crate::files::write_whole(&dir.join("summary.json"), format!("{:#}\n", self.table.json()).as_bytes())
+    }
+}
+
+/// Scores the splits that the experiment names, or all.
+///
+/// # Errors
+/// A split that the data set does not have, one without a usable pair, or what libtorch says.
+pub fn evaluate(session: &Session, adapted: Option<&Adapted>, experiment: &Experiment, registry: &Registry, progress: &mut dyn Progress) -> Result<Evaluation> {
+    let config = &experiment.eval;
+    let all = session.dataset.splits();
+    if let Some(bad) = config.splits.iter().flatten().find(|name| !all.iter().any(|s| s.name == **name)) {
+        return Err(Error::unknown("split", bad, all.iter().map(|s| &s.name)));
+    }
+    let wanted = all.into_iter().filter(|s| config.splits.as_ref().is_none_or(|some| some.contains(&s.name)));
+    let (mut summaries, mut scores) = (Vec::new(), Vec::new());
+    for split in wanted {
+        let pairs = session.tokenise(&split.name, &experiment.train, config.max_pairs)?.pairs;
+        let passes = if adapted.is_some() { 2 } else { 1 };
+        progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
+        let base = score_pairs(&session.model, None, &pairs, config.tokens, progress)?;
+        let policy = match adapted {
+            Some(a) => Some(score_pairs(&session.model, Some(a), &pairs, config.tokens, progress)?),
+            None => None,
+        };
+        progress.finish();
+        summaries.push(match &policy {
+            Some(policy) => SplitSummary::compare(&split.name, &split.describes, &base, policy, config.score, experiment.train.seed)?,
+            None => SplitSummary::of_base(&split.name, &split.describes, &base, config.score, experiment.train.seed),
+        });
+        scores.push((split.name, base, policy));
+    }
+    Ok(Evaluation { table: Table::new(Table::title_of(experiment, registry), summaries), scores })
+}

@@ -1,0 +1,49 @@
+//! Log-probabilities of whole data sets, for evaluation: no gradient, short pairs together.
+
+use tch::Tensor;
+
+use super::statistics::{CompletionScore, PairScore};
+use crate::api::Completions;
+use crate::error::Result;
+use crate::model::pass::Request;
+use crate::model::{Adapted, Model};
+use crate::report::Progress;
+use crate::text::TokenPair;
+use crate::train::batch::{Holds, PairBatch};
+
+/// Scores every pair, in the order given, with the adapter where one is given. A pass holds at most `tokens` tokens, or
+/// one pair.
+///
+/// # Errors
+/// What libtorch says.
+pub fn score_pairs(model: &Model, adapted: Option<&Adapted>, pairs: &[TokenPair], tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PairScore>> {
+    let _guard = tch::no_grad_guard();
+    let mut scores = Vec::with_capacity(pairs.len());
+    let length = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
+    let mut rest = pairs;
+    while !rest.is_empty() {
+        let mut total = 0;
+        let fits = rest.iter().take_while(|p| {
+            total += length(p);
+            total <= tokens
+        });
+        let (now, later) = rest.split_at(fits.count().max(1));
+        let batch = PairBatch::new(&now.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::Both, rejected: true }, model.kind(), model.device())?;
+        let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
+        if let Some(hidden) = &reached.hidden {
+            let (logps, _) = model.logprobs(hidden, &batch.predicted, false)?;
+            let sums =
+                |rejected| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(Tensor::to_kind(&batch.tokens_of(&logps, rejected)?.sum(), tch::Kind::Double))?) };
+            for ((pair, chosen), rejected) in now.iter().zip(sums(false)?).zip(sums(true)?) {
+                scores.push(PairScore {
+                    index: pair.index,
+                    chosen: CompletionScore { logp_sum: chosen, tokens: pair.chosen.len() },
+                    rejected: CompletionScore { logp_sum: rejected, tokens: pair.rejected.len() },
+                });
+            }
+        }
+        progress.advance(now.len() as u64, &[]);
+        rest = later;
+    }
+    Ok(scores)
+}

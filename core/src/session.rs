@@ -1,0 +1,125 @@
+//! What every command that computes begins with: a device, a model, its tokenizer and a data set.
+
+use tch::{Cuda, Device, Kind};
+
+use crate::api::{Adapter, Dataset};
+use crate::config::{Dtype, Experiment, TrainConfig};
+use crate::error::{Error, Result};
+use crate::ffi;
+use crate::model::Model;
+use crate::model::peft::Saved;
+use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
+use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
+use crate::weights::{ModelFiles, locate};
+
+/// A model in memory and data to use it on.
+pub struct Session {
+    /// The frozen model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The data set.
+    pub dataset: Box<dyn Dataset>,
+    /// Whether the end-of-sequence text is appended to plain completions.
+    pub add_eos: bool,
+    /// What was loaded, for a log.
+    pub describes: String,
+}
+
+impl Session {
+    /// Opens the data set, then the model: what costs least fails first.
+    ///
+    /// # Errors
+    /// A device that is not there, a data set or a model that cannot be opened, a tokenizer that does not fit.
+    pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
+        let device = device(&experiment.device)?;
+        let kind = match experiment.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::Bf16 => Kind::BFloat16,
+            Dtype::Auto if device.is_cuda() => Kind::BFloat16,
+            Dtype::Auto => Kind::Float,
+        };
+        let entry = registry.get(PluginKind::Dataset, &experiment.dataset.name)?;
+        let Make::Dataset { build, .. } = entry.make else { return Err(wrong_kind(entry)) };
+        let dataset = build(&experiment.dataset.json())?;
+        let files = ModelFiles::open(&locate(&experiment.model)?)?;
+        let tokenizer = files.tokenizer()?;
+        let model = Model::load(&files, kind, device)?;
+        tokenizer.check_fits(model.info().vocab)?;
+        Ok(Self { model, tokenizer, dataset, add_eos: true, describes: format!("{} as {kind:?} on {device:?}", files.describe()) })
+    }
+
+    /// The first `max_pairs` usable pairs of a split as token ids.
+    ///
+    /// # Errors
+    /// A split that cannot be read, or one without a usable pair.
+    pub fn tokenise(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
+        let limits = Limits { max_length: train.max_length, max_prompt_length: train.max_prompt_length, add_eos: self.add_eos };
+        let tokenised = tokenise(&self.tokenizer, self.dataset.pairs(split)?, &limits, max_pairs)?;
+        if tokenised.pairs.is_empty() {
+            let reasons: Vec<String> = tokenised.dropped.iter().map(|(why, n)| format!("{n}: {why}")).collect();
+            let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));
+            if !reasons.is_empty() {
+                e = e.hint(format!("dropped {}; `train.max_length` is {} tokens", reasons.join(", "), train.max_length));
+            }
+            return Err(e);
+        }
+        Ok(tokenised)
+    }
+}
+
+/// The device of that name.
+///
+/// # Errors
+/// A name that is none, or a card that is not there.
+pub fn device(name: &str) -> Result<Device> {
+    let cards = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+    let index = match name {
+        "auto" => return Ok(if cards > 0 { Device::Cuda(0) } else { Device::Cpu }),
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse::<i64>().ok()),
+    };
+    let valid = || ["auto".to_owned(), "cpu".to_owned()].into_iter().chain((0..cards).map(|i| format!("cuda:{i}")));
+    match index {
+        Some(i) if (0..cards).contains(&i) => Ok(Device::Cuda(i as usize)),
+        Some(_) => {
+            let e = Error::new(format!("the device `{name}` is not there")).hint(format!("valid: {}", valid().collect::<Vec<_>>().join(", ")));
+            Err(if ffi::CUDA_LINKED {
+                e
+            } else {
+                e.hint("this program was built with libtorch for the CPU alone; `cargo xtask setup --cuda` fetches the other, then build again")
+            })
+        }
+        None => Err(Error::unknown("device", name, valid())),
+    }
+}
+
+/// The adapter of an experiment, its plugin, and values for its parameters where it starts from a saved one.
+pub struct ChosenAdapter {
+    /// The plugin.
+    pub entry: &'static Entry,
+    /// Configured.
+    pub adapter: Box<dyn Adapter>,
+    /// Read from disk.
+    pub values: Option<indexmap::IndexMap<String, tch::Tensor>>,
+}
+
+impl ChosenAdapter {
+    /// From `saved` where there is one, which brings its own configuration; otherwise from the experiment.
+    ///
+    /// # Errors
+    /// A configuration that the adapter refuses.
+    pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
+        let (entry, json, values) = match saved {
+            Some(s) => (s.entry, serde_json::Value::Object(s.config).to_string(), Some(s.values)),
+            None => (registry.get(PluginKind::Adapter, &experiment.adapter.name)?, experiment.adapter.json(), None),
+        };
+        let Make::Adapter { build, .. } = entry.make else { return Err(wrong_kind(entry)) };
+        Ok(Self { entry, adapter: build(&json)?, values })
+    }
+}
+
+fn wrong_kind(entry: &Entry) -> Error {
+    Error::internal(format!("`{}` is registered as another kind than it is", entry.about.name))
+}

@@ -1,0 +1,90 @@
+//! A run's folder: made once everything that can be refused has been, and gone again when nothing in it is of use.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Context, Error, Result};
+use crate::files::write_whole;
+
+/// The folder of a run under way.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    metrics: File,
+    log: File,
+    keep: bool,
+}
+
+impl Folder {
+    /// Makes the folder with the run's configuration in it.
+    ///
+    /// # Errors
+    /// Where it exists, or cannot be made.
+    pub fn create(path: &Path, config: &str) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
+        }
+        std::fs::create_dir(path).map_err(|e| {
+            let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
+            if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
+        })?;
+        write_whole(&path.join("config.toml"), config.as_bytes())?;
+        Self::open(path, false)
+    }
+
+    /// Goes on in the folder of an interrupted run; metrics past `step` were not part of its checkpoint.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or written.
+    pub fn resume(path: &Path, step: usize) -> Result<Self> {
+        let metrics = path.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
+        let kept: String = text.lines().take(step).flat_map(|l| [l, "\n"]).collect();
+        write_whole(&metrics, kept.as_bytes())?;
+        Self::open(path, true)
+    }
+
+    fn open(path: &Path, keep: bool) -> Result<Self> {
+        let append =
+            |name: &str| File::options().create(true).append(true).open(path.join(name)).within(|| format!("cannot write `{}`", path.join(name).display()));
+        Ok(Self { path: path.to_owned(), metrics: append("metrics.jsonl")?, log: append("log.txt")?, keep })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A line of `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// Where the disk is full.
+    pub fn metrics(&mut self, line: &Value) -> Result<()> {
+        writeln!(self.metrics, "{line}").within(|| "cannot write `metrics.jsonl`".to_owned())
+    }
+
+    /// Text of `log.txt`.
+    ///
+    /// # Errors
+    /// Where the disk is full.
+    pub fn log(&mut self, text: &str) -> Result<()> {
+        writeln!(self.log, "{text}").within(|| "cannot write `log.txt`".to_owned())
+    }
+
+    /// What is in it now is worth keeping, whatever comes.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.keep {
+            // An error is on its way already, and says more than this one would.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! A run from its configuration to the table: everything that can be refused is refused before the folder is made.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use super::folder::Folder;
+use super::{AdamW, Group, Objective, checkpoint, learning_rate};
+use crate::api::{Init, StepInfo, Transform, TransformCx};
+use crate::config::{Choice, Experiment, TrainConfig};
+use crate::error::{Context, Error, Result};
+use crate::eval::evaluate;
+use crate::model::peft::{self, Saved};
+use crate::model::{Adapted, Model};
+use crate::registry::{Kind as PluginKind, Make, Registry};
+use crate::report::{Progress, Table};
+use crate::session::{ChosenAdapter, Session};
+use crate::text::{TokenPair, Tokenised, show_example};
+
+/// How a run begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// In a new folder, which does not exist yet.
+    New(&'a Path),
+    /// From the checkpoint of the run in this folder.
+    Resume(&'a Path),
+}
+
+/// Trains an adapter, writes the run's folder, and judges the result where the experiment asks for it.
+///
+/// # Errors
+/// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
+pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Table>> {
+    let begin = Instant::now();
+    if let Start::New(folder) = start {
+        if folder.exists() {
+            return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
+        }
+    }
+    let resumed = match start {
+        Start::Resume(folder) => Some(checkpoint::latest(folder)?),
+        Start::New(_) => None,
+    };
+    let mut experiment = experiment.clone();
+    let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose()?;
+    if let Some(saved) = &saved {
+        experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
+    }
+    let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
+    progress.message(&format!("loading {}", experiment.model));
+    let session = Session::open(&experiment, registry)?;
+    let train = &experiment.train;
+    let mut objective = objective(&experiment, &session.model, registry)?;
+    let data = session.tokenise("train", train, train.max_pairs)?;
+    let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, objective.depth(&session.model)?, train.seed)?;
+    if let Some(values) = chosen.values {
+        adapted.restore(values)?;
+    }
+    let mut optimiser = optimiser(&objective, &adapted, train);
+    let parameters: Vec<(String, Tensor)> = [adapted.parameters(), objective.transform_parameters()].concat_tensors();
+    let (mut folder, first) = match (start, resumed) {
+        (Start::Resume(path), Some(step)) => {
+            checkpoint::restore(path, step, &parameters, &mut optimiser).within(|| format!("cannot go on with the run in `{}`", path.display()))?;
+            (Folder::resume(path, step)?, step)
+        }
+        (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
+    };
+    for line in opening(&session, &data, &adapted) {
+        folder.log(&line)?;
+        progress.message(&line);
+    }
+    folder.log(&show_example(&session.tokenizer, &data.pairs[0]))?;
+    folder.log(&format!("ready after {:.1} s", begin.elapsed().as_secs_f64()))?;
+
+    let mut trainer = Trainer { train, session: &session, adapted: &adapted, objective: &mut objective, optimiser: &mut optimiser, parameters: &parameters };
+    trainer.train(&data.pairs, first, &mut folder, stop, progress)?;
+
+    peft::write(&folder.path().join("adapter"), chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model, &experiment.model)?;
+    write_transforms(&objective, folder.path())?;
+    folder.keep();
+    checkpoint::discard(folder.path());
+    let table = if experiment.eval.enabled {
+        let evaluation = evaluate(&session, Some(&adapted), &experiment, registry, progress)?;
+        evaluation.write(&folder.path().join("eval"))?;
+        Some(evaluation.table)
+    } else {
+        None
+    };
+    if let Some(peak) = peak_memory() {
+        let line = format!("{:.0} s in all, peak memory {peak:.2} GB", begin.elapsed().as_secs_f64());
+        folder.log(&line)?;
+        progress.message(&line);
+    }
+    Ok(table)
+}
+
+/// What the run begins with, in lines for the log.
+fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String> {
+    let mut lines = vec![session.describes.clone()];
+    lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated));
+    lines.extend(data.dropped.iter().map(|(why, n)| format!("dropped {n}: {why}")));
+    if data.prefix_mismatches > 0 {
+        lines.push(format!("{} prompts have other token ids alone than before a completion", data.prefix_mismatches));
+    }
+    lines.push(format!("{} modules adapted, {} trainable parameters", adapted.names().count(), adapted.elements()));
+    lines
+}
+
+/// Puts the method, the taps and their transforms together.
+fn objective(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<Objective> {
+    let train = &experiment.train;
+    let kind_error = |choice: &Choice| Error::internal(format!("`{}` is registered as another kind than it is", choice.name));
+    let Make::Intervention(build) = registry.get(PluginKind::Intervention, &experiment.intervention.name)?.make else {
+        return Err(kind_error(&experiment.intervention));
+    };
+    let intervention = build(&experiment.intervention.json(), model.info())?;
+    let Make::Tap(build) = registry.get(PluginKind::Tap, &experiment.tap.name)?.make else { return Err(kind_error(&experiment.tap)) };
+    let tap = build(&experiment.tap.json())?;
+    if !intervention.needs().states {
+        return Ok(Objective::new(intervention, Vec::new(), tap.pooling(), Vec::new(), Vec::new()));
+    }
+    let sites = tap.sites(model.info())?;
+    let Make::Transform(build) = registry.get(PluginKind::Transform, &experiment.transform.name)?.make else {
+        return Err(kind_error(&experiment.transform));
+    };
+    let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let (mut transforms, mut transform_of, mut by_width): (Vec<Box<dyn Transform>>, Vec<usize>, HashMap<i64, usize>) = Default::default();
+    for site in &sites {
+        let width = model.info().width(site)?;
+        if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
+            transform_of.push(*shared);
+            continue;
+        }
+        let mut init = Init::new(train.seed, &format!("transform.{}", transforms.len()), kind, model.device());
+        by_width.insert(width, transforms.len());
+        transform_of.push(transforms.len());
+        transforms.push(build(&experiment.transform.json(), &TransformCx { site, width }, &mut init)?);
+    }
+    Ok(Objective::new(intervention, sites, tap.pooling(), transforms, transform_of))
+}
+
+fn optimiser(objective: &Objective, adapted: &Adapted, train: &TrainConfig) -> AdamW {
+    let mut groups = vec![Group { parameters: adapted.parameters(), scale: 1.0 }];
+    let transform = objective.transform_parameters();
+    if train.transform {
+        groups.push(Group { parameters: transform, scale: train.transform_lr.map_or(1.0, |lr| lr / train.lr) });
+    } else {
+        for (_, tensor) in transform {
+            let _ = tensor.set_requires_grad(false);
+        }
+    }
+    AdamW::new(groups, train)
+}
+
+/// Two lists of named tensors as one.
+trait Joined {
+    fn concat_tensors(self) -> Vec<(String, Tensor)>;
+}
+
+impl Joined for [Vec<(String, Tensor)>; 2] {
+    fn concat_tensors(self) -> Vec<(String, Tensor)> {
+        let [adapter, transform] = self;
+        let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
+        adapter.into_iter().map(scoped("adapter")).chain(transform.into_iter().map(scoped("transform"))).collect()
+    }
+}
+
+fn write_transforms(objective: &Objective, run: &Path) -> Result<()> {
+    let parameters = objective.transform_parameters();
+    if parameters.is_empty() {
+        return Ok(());
+    }
+    let dir = run.join("transform");
+    std::fs::create_dir_all(&dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
+    let host = parameters.into_iter().map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?))).collect::<Result<Vec<_>>>()?;
+    crate::weights::write_safetensors(&dir.join("transform.safetensors"), &host)
+}
+
+/// The loop over optimiser steps.
+struct Trainer<'a> {
+    train: &'a TrainConfig,
+    session: &'a Session,
+    adapted: &'a Adapted,
+    objective: &'a mut Objective,
+    optimiser: &'a mut AdamW,
+    parameters: &'a [(String, Tensor)],
+}
+
+/// What one optimiser step did.
+struct Done {
+    loss: f64,
+    grad_norm: f64,
+    num_tokens: usize,
+    metrics: Vec<(String, f64)>,
+}
+
+impl Trainer<'_> {
+    fn train(&mut self, pairs: &[TokenPair], first: usize, folder: &mut Folder, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<()> {
+        let train = self.train;
+        let step_pairs = train.batch * train.accumulate;
+        let per_epoch = pairs.len().div_ceil(step_pairs);
+        let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
+        progress.stage("train", Some(steps as u64));
+        progress.advance(first as u64, &[]);
+        let (begin, mut seen) = (Instant::now(), 0);
+        let mut tokens = 0;
+        for step in first..steps {
+            if stop.load(Ordering::Relaxed) {
+                checkpoint::save(folder.path(), step, self.parameters, self.optimiser)?;
+                folder.keep();
+                return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
+                    .hint(format!("`reprpo run --resume {}` goes on", folder.path().display())));
+            }
+            let order = order(pairs.len(), train, step / per_epoch);
+            let within = (step % per_epoch) * step_pairs;
+            let now: Vec<&TokenPair> = order[within..(within + step_pairs).min(pairs.len())].iter().map(|i| &pairs[*i]).collect();
+            let lr = learning_rate(train, step, steps);
+            // Dropout is a function of seed and step, so that a resumed run drops what an uninterrupted one does.
+            tch::manual_seed((train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64));
+            let done = self.step(&now, lr, StepInfo { step, steps }).within(|| format!("step {} failed", step + 1))?;
+            seen += now.len();
+            tokens += done.num_tokens;
+            let rate = seen as f64 / begin.elapsed().as_secs_f64();
+            folder.metrics(&line(step, per_epoch, lr, tokens, &done))?;
+            let mut fields = vec![("loss", done.loss)];
+            if let Some((_, margin)) = done.metrics.iter().find(|(n, _)| n == "rewards/margins") {
+                fields.push(("margin", *margin));
+            }
+            fields.push(("pairs/s", rate));
+            progress.advance(1, &fields);
+            if train.checkpoint_every.is_some_and(|every| (step + 1) % every == 0 && step + 1 < steps) {
+                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser)?;
+                folder.keep();
+            }
+        }
+        progress.finish();
+        let text = format!("trained on {seen} pairs in {:.1} s, {:.2} pairs/s", begin.elapsed().as_secs_f64(), seen as f64 / begin.elapsed().as_secs_f64());
+        folder.log(&text)?;
+        progress.message(&text);
+        Ok(())
+    }
+
+    /// One optimiser step over `pairs`, micro-batch after micro-batch; each counts by its share of the pairs.
+    fn step(&mut self, pairs: &[&TokenPair], lr: f64, info: StepInfo) -> Result<Done> {
+        let model = &self.session.model;
+        let (mut names, mut values) = (Vec::<String>::new(), Vec::<Tensor>::new());
+        let mut losses = Vec::new();
+        let mut num_tokens = 0;
+        for micro in pairs.chunks(self.train.batch) {
+            let share = micro.len() as f64 / pairs.len() as f64;
+            let batch = self.objective.batch(micro, model)?;
+            let evaluated = self.objective.loss(model, self.adapted, &batch, info)?;
+            (&evaluated.loss.value * share).f_backward()?;
+            losses.push(evaluated.loss.value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])? * share);
+            num_tokens += batch.num_tokens;
+            for (name, value) in evaluated.loss.metrics.into_iter().chain(evaluated.metrics) {
+                let value = value.f_to_kind(Kind::Double)?.f_reshape([1])? * share;
+                match names.iter().position(|n| *n == name) {
+                    Some(i) => values[i] = values[i].f_add(&value)?,
+                    None => {
+                        names.push(name);
+                        values.push(value);
+                    }
+                }
+            }
+        }
+        let loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        if !loss.is_finite() {
+            return Err(Error::new(format!("the loss is {loss}")).hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
+        }
+        let grad_norm = self.optimiser.clip(self.train.clip)?;
+        if !grad_norm.is_finite() {
+            return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss}"))
+                .hint("lower `train.lr`, or compute in float32 with `--dtype f32`"));
+        }
+        if info.step == 0 {
+            let without = self.optimiser.without_gradient();
+            if let Some(name) = without.first() {
+                tracing::warn!("{} trainable parameters get no gradient, `{name}` among them", without.len());
+            }
+        }
+        self.optimiser.step(lr)?;
+        let values =
+            Vec::<f64>::try_from(if values.is_empty() { Tensor::from_slice::<f64>(&[]) } else { Tensor::f_cat(&values, 0)?.f_to_device(tch::Device::Cpu)? })?;
+        Ok(Done { loss, grad_norm, num_tokens, metrics: names.into_iter().zip(values).collect() })
+    }
+}
+
+/// The order of the pairs in an epoch: the data set's own, or shuffled by seed and epoch.
+fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..pairs).collect();
+    if train.shuffle {
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(train.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(epoch as u64)));
+    }
+    order
+}
+
+/// A line of `metrics.jsonl`, in TRL's names.
+fn line(step: usize, per_epoch: usize, lr: f64, tokens: usize, done: &Done) -> Value {
+    let mut line = Map::new();
+    line.insert("step".to_owned(), json!(step + 1));
+    line.insert("epoch".to_owned(), json!((step + 1) as f64 / per_epoch as f64));
+    line.insert("loss".to_owned(), json!(done.loss));
+    line.insert("grad_norm".to_owned(), json!(done.grad_norm));
+    line.insert("learning_rate".to_owned(), json!(lr));
+    line.insert("num_tokens".to_owned(), json!(tokens));
+    for (name, value) in &done.metrics {
+        line.insert(name.clone(), json!(value));
+    }
+    Value::Object(line)
+}
+
+/// The most memory this process has held, in GB, where the system says so.
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kb: f64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kb / 1e6)
+}
