@@ -56,7 +56,14 @@ trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean 
 impl InterventionPlugin for PrefVec {
     fn build(config: PrefVecConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         let c = &config;
-        for (field, value, least) in [("tau", c.tau, f64::MIN_POSITIVE), ("beta_orth", c.beta_orth, 0.0), ("lambda_angle", c.lambda_angle, 0.0), ("lambda_nll", c.lambda_nll, 0.0), ("lambda_dpo", c.lambda_dpo, 0.0), ("beta", c.beta, f64::MIN_POSITIVE)] {
+        for (field, value, least) in [
+            ("tau", c.tau, f64::MIN_POSITIVE),
+            ("beta_orth", c.beta_orth, 0.0),
+            ("lambda_angle", c.lambda_angle, 0.0),
+            ("lambda_nll", c.lambda_nll, 0.0),
+            ("lambda_dpo", c.lambda_dpo, 0.0),
+            ("beta", c.beta, f64::MIN_POSITIVE),
+        ] {
             if !(value >= least && value.is_finite()) {
                 return Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {}", if least > 0.0 { "above 0" } else { "0 or more" })));
             }
@@ -91,7 +98,8 @@ impl Intervention for PrefVecConfig {
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| terms.get(i));
         let mut value = (&along + &orth * self.beta_orth + &angle * self.lambda_angle).mean(None::<Kind>);
-        let mut metrics = vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];
+        let mut metrics =
+            vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];
         if self.lambda_nll > 0.0 {
             let worse = (pairs.reference()?.chosen.mean() - pairs.policy()?.chosen.mean()).relu();
             value += worse.mean(None::<Kind>) * self.lambda_nll;
