@@ -37,6 +37,13 @@ impl Reflections {
     }
 }
 
+/// A leaf `[h r]` whose columns come in equal pairs, so that its reflections are the identity; r even.
+pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
+    // As PEFT fills it: half the columns are drawn, and torch takes their number for the fan-in of an `[h r/2]` tensor.
+    let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
+    half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
+}
+
 /// X·A⁻¹ of rows X, written after the rows.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
@@ -51,7 +58,7 @@ impl SolveRight for Tensor {
 
 #[cfg(test)]
 mod tests {
-    use reprpo_plugin::tch::Device;
+    use reprpo_plugin::tch::{self, Device};
 
     use super::*;
 

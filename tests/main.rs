@@ -1,3 +1,4 @@
 //! The whole program as its users run it.
 
 mod command;
+mod training;

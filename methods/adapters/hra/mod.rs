@@ -1,0 +1,106 @@
+//! Householder reflection adaptation.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::{default_targets, rank};
+use crate::reflections::{Reflections, equal_pairs};
+
+#[cfg(test)]
+mod tests;
+
+/// The parameter's name on disk.
+const KEY: &str = "hra_u";
+
+/// Householder reflection adaptation.
+pub struct Hra;
+
+/// Fields of `adapter` with `name = "hra"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct HraConfig {
+    /// r: number of reflections of each module's input, 1 or more; with an odd number the model does not start unchanged.
+    pub r: u32,
+    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    pub target_modules: Targets,
+    /// The blocks that are adapted, from 0; all where it is not given.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for HraConfig {
+    fn default() -> Self {
+        Self { r: 8, target_modules: default_targets(), layers_to_transform: None }
+    }
+}
+
+impl Plugin for Hra {
+    const NAME: &'static str = "hra";
+    const SUMMARY: &'static str = "Householder reflection adaptation: r trainable reflections of each module's input";
+    const REFERENCE: &'static str = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation (HRA), eq. 4; files as PEFT 0.21 has them";
+    const EXPLAIN: &'static str = "\
+y = W·H₀H₁⋯H_{r−1}·x + b    H_i = I − 2ûᵢûᵢᵀ
+computed as W(x − U·S·Uᵀx) + b, S⁻¹ = ½I + striu(UᵀU)
+
+ûᵢ are the columns of hra_u [in r] at unit length. The change is a rotation or reflection: it keeps the lengths of W's rows.
+Even r: columns start as equal pairs, whose reflections cancel, so the model starts unchanged. Odd r: one reflection is
+left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is that of LoRA.";
+    type Config = HraConfig;
+}
+
+impl AdapterPlugin for Hra {
+    const PEFT_TYPE: &'static str = "HRA";
+
+    fn build(config: HraConfig) -> Result<Box<dyn Adapter>> {
+        rank(config.r)?;
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<HraConfig> {
+        let peft = PeftConfig::parse(json)?;
+        peft.must_be_off(&["apply_GS"])?;
+        Ok(HraConfig { r: peft.need("r")?, target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+    }
+}
+
+impl Adapter for HraConfig {
+    fn targets(&self) -> Targets {
+        self.target_modules.clone()
+    }
+
+    fn layers_to_transform(&self) -> Option<Vec<usize>> {
+        self.layers_to_transform.clone()
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        let (r, inputs) = (rank(self.r)?, site.info.inputs);
+        let u = if r % 2 == 0 { equal_pairs(init, KEY, inputs, r) } else { init.kaiming_uniform(KEY, &[inputs, r], r) };
+        Ok(Box::new(HraLinear { u }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({ "r": self.r, "apply_GS": false, "init_weights": true }).to_string()
+    }
+}
+
+/// One module's reflections.
+struct HraLinear {
+    /// `[in r]`, columns of any length but 0.
+    u: Tensor,
+}
+
+impl AdaptedLinear for HraLinear {
+    fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
+        base.forward(&Reflections::along(&self.u).transposed(x))
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![Parameter::new(KEY, &self.u)]
+    }
+
+    fn merge(&self, weight: &Tensor) -> Result<Tensor> {
+        Ok(Reflections::along(&self.u).forward(&weight.to_kind(self.u.kind())).to_kind(weight.kind()))
+    }
+}
+
+register!(adapter: Hra);

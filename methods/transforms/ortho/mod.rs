@@ -1,0 +1,99 @@
+//! A full orthogonal matrix.
+
+use reprpo_plugin::prelude::*;
+
+use crate::reflections::Reflections;
+
+/// A full orthogonal matrix.
+pub struct Ortho;
+
+/// Fields of `transform` with `name = "ortho"`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct OrthoConfig {
+    /// How a free square matrix becomes an orthogonal one.
+    pub map: Map,
+}
+
+/// Maps from the square matrix V that is trained to the orthogonal matrix Q.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum Map {
+    /// The product of h reflections along the columns of tril(V).
+    #[default]
+    Householder,
+    /// (I + A)(I − A)⁻¹ of the skew-symmetric A = stril(V) − stril(V)ᵀ.
+    Cayley,
+    /// exp(A) of the same A.
+    MatrixExp,
+}
+
+impl Plugin for Ortho {
+    const NAME: &'static str = "ortho";
+    const SUMMARY: &'static str = "a trainable orthogonal matrix, random at the start";
+    const REFERENCE: &'static str = "Lezcano-Casado and Martínez-Rubio 2019 (the maps); wassname, repr-preference-optimization (the use)";
+    const EXPLAIN: &'static str = "\
+T(x) = xQ
+householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
+cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
+
+V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
+angles, so no loss can fall by T shrinking what it compares. h² numbers a tap: hra has the same form with 2·19·h.";
+    type Config = OrthoConfig;
+}
+
+impl TransformPlugin for Ortho {
+    fn build(config: OrthoConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+        let h = cx.width;
+        let std = if config.map == Map::Householder { 1.0 } else { 1.0 / (h as f64).sqrt() };
+        Ok(Box::new(OrthoTransform { map: config.map, weight: init.normal("weight", &[h, h], std) }))
+    }
+}
+
+/// The transform of one tap.
+struct OrthoTransform {
+    map: Map,
+    /// V `[h h]`.
+    weight: Tensor,
+}
+
+impl OrthoTransform {
+    /// A `[h h]`.
+    fn skew(&self) -> Tensor {
+        let lower = self.weight.tril(-1);
+        &lower - lower.tr()
+    }
+}
+
+impl Transform for OrthoTransform {
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        let x = h.to_kind(self.weight.kind());
+        Ok(match self.map {
+            Map::Householder => Reflections::along(&self.weight.tril(0)).forward(&x),
+            Map::Cayley => {
+                let a = self.skew();
+                let rows = x.f_reshape([-1, a.size()[0]])?;
+                // The factors commute: xQ solves y(I − A) = x(I + A), and no inverse is formed.
+                let system = Tensor::eye(a.size()[0], (a.kind(), a.device())) - &a;
+                Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?.f_reshape(x.size())?
+            }
+            Map::MatrixExp => x.f_matmul(&self.skew().f_linalg_matrix_exp()?)?,
+        })
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![Parameter::new("weight", &self.weight)]
+    }
+
+    fn linear(&self) -> bool {
+        true
+    }
+
+    fn orthogonal(&self) -> bool {
+        true
+    }
+}
+
+register!(transform: Ortho);

@@ -1,0 +1,160 @@
+//! Whole training runs on tiny models, through the command.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
+fn golden() -> Option<PathBuf> {
+    let found = std::env::var_os("REPRPO_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from).join("golden");
+    if found.is_dir() {
+        return Some(found);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "continuous integration needs the reference values (`$REPRPO_SHARED`)");
+    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) are not there");
+    None
+}
+
+/// `reprpo run` on the tiny Llama model and its pairs.
+fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("reprpo").expect("the binary");
+    command.args(["run", "--dtype", "f32", "--device", "cpu", "--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3"]);
+    command.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(golden.join("trl/pairs.jsonl"));
+    command.arg("--out").arg(out).args(extra).output().expect("it runs")
+}
+
+fn metrics(out: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics");
+    text.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
+}
+
+fn number(line: &Value, name: &str) -> f64 {
+    line[name].as_f64().unwrap_or_else(|| panic!("no number {name} in {line}"))
+}
+
+#[test]
+fn a_run_of_trl_is_reproduced_step_by_step() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let init = golden.join("trl/trajectory_init");
+    let sets = ["train.schedule=linear", "train.batch=4", "train.accumulate=1", "train.epochs=5", "train.clip=1.0", "train.weight_decay=0", "train.shuffle=false", "train.max_length=512"];
+    let mut args = vec!["--intervention", "dpo", "--adapter", "lora", "--init-adapter", init.to_str().expect("UTF-8")];
+    args.extend(sets.iter().flat_map(|s| ["--set", s]));
+    let output = run(&golden, &out, &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let text = std::fs::read_to_string(golden.join("trl/trajectory.json")).expect("the trajectory");
+    let reference: Value = serde_json::from_str(&text).expect("JSON");
+    let reference = reference["steps"].as_array().expect("steps");
+    let ours = metrics(&out);
+    assert_eq!(ours.len(), reference.len());
+    assert!((number(&ours[0], "loss") - std::f64::consts::LN_2).abs() < 1e-6);
+    for (a, b) in ours.iter().zip(reference) {
+        for (name, tolerance) in [
+            ("loss", 1e-4),
+            ("grad_norm", 1e-2),
+            ("learning_rate", 1e-9),
+            ("entropy", 1e-4),
+            ("logits/chosen", 1e-4),
+            ("logits/rejected", 1e-4),
+            ("mean_token_accuracy", 1e-4),
+            ("rewards/chosen", 1e-4),
+            ("rewards/rejected", 1e-4),
+            ("rewards/accuracies", 1e-6),
+            ("rewards/margins", 1e-4),
+            ("epoch", 1e-6),
+            ("num_tokens", 0.5),
+        ] {
+            let (x, y) = (number(a, name), number(b, name));
+            assert!((x - y).abs() <= tolerance, "step {}: {name} is {x}, TRL has {y}", a["step"]);
+        }
+        for name in ["logps/chosen", "logps/rejected"] {
+            let (x, y) = (number(a, name), number(b, name));
+            assert!((x - y).abs() <= 1e-5 * y.abs(), "step {}: {name} is {x}, TRL has {y}", a["step"]);
+        }
+    }
+    let read = |path: PathBuf| reprpo_core::weights::read_safetensors(&path).expect("tensors");
+    let (ours, theirs) = (read(out.join("adapter/adapter_model.safetensors")), read(golden.join("trl/trajectory_final/adapter_model.safetensors")));
+    assert_eq!(ours.len(), theirs.len());
+    for (name, tensor) in &theirs {
+        let worst = (tensor - &ours[name]).abs().max().double_value(&[]);
+        assert!(worst <= 1e-4, "{name} differs by {worst}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_the_loss_falls() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let runs = ["a", "b"].map(|name| {
+        let out = dir.path().join(name);
+        let output = run(&golden, &out, &["--intervention", "prefvec", "--adapter", "hra", "--set", "train.epochs=6"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        out
+    });
+    let bytes = runs.each_ref().map(|out| std::fs::read(out.join("adapter/adapter_model.safetensors")).expect("an adapter"));
+    assert_eq!(bytes[0], bytes[1]);
+    let lines = metrics(&runs[0]);
+    assert!(number(&lines[lines.len() - 1], "loss") < number(&lines[0], "loss"));
+}
+
+#[test]
+fn a_batch_of_four_equals_four_batches_of_one_accumulated() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let of = |name: &str, batch: &str, accumulate: &str| {
+        let out = dir.path().join(name);
+        let output = run(&golden, &out, &["--intervention", "prefvec", "--adapter", "lora", "--set", batch, "--set", accumulate]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        metrics(&out)
+    };
+    let (whole, parts) = (of("whole", "train.batch=4", "train.accumulate=1"), of("parts", "train.batch=1", "train.accumulate=4"));
+    assert_eq!(whole.len(), parts.len());
+    for (a, b) in whole.iter().zip(&parts) {
+        assert!((number(a, "loss") - number(b, "loss")).abs() < 1e-4, "{a}\n{b}");
+        assert!((number(a, "grad_norm") - number(b, "grad_norm")).abs() < 1e-2, "{a}\n{b}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let output = run(&golden, &out, &["--intervention", "dpo", "--adapter", "lora", "--set", "train.lr=1e30", "--set", "train.epochs=3"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("the loss is") || text.contains("the norm of the gradient is"), "{text}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn what_cannot_be_used_is_named_before_anything_is_written() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    for (extra, says) in [
+        (vec!["--device", "cuda:77"], "the device `cuda:77` is not there"),
+        (vec!["--device", "gpu"], "unknown device `gpu`"),
+        (vec!["--model", "/no/such/model"], "/no/such/model"),
+        (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),
+        (vec!["--set", "train.max_length=5"], "no pair that can be used"),
+        (vec!["--set", "adapter.target_modules=[\"q_pro\"]"], "unknown target module `q_pro`"),
+        (vec!["--set", "adapter.rr=8"], "adapter.rr"),
+        (vec!["--init-adapter", "/no/such/adapter"], "/no/such/adapter"),
+    ] {
+        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        command.args(["run", "--no-eval"]).arg("--dataset").arg(golden.join("trl/pairs.jsonl")).arg("--out").arg(&out);
+        if !extra.contains(&"--model") {
+            command.arg("--model").arg(golden.join("models/llama"));
+        }
+        let output = command.args(&extra).output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
+        assert!(text.contains(says), "{extra:?}: {text}");
+        assert!(!out.exists(), "{extra:?}");
+    }
+}
