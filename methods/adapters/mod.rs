@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-//!
-=======
 //! Trainable changes of frozen linear modules, on disk as PEFT has them.
 
 mod hra;
@@ -23,4 +20,3 @@ fn rank(r: u32) -> Result<i64> {
     }
     Ok(i64::from(r))
 }
->>>>>>> methods

@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-//!
-=======
 //! Maps of the activations into the space where a loss compares them.
 
 mod hra;
@@ -9,4 +6,3 @@ mod ortho;
 
 #[cfg(test)]
 mod tests;
->>>>>>> methods
