@@ -143,13 +143,12 @@ fn smollm2_thinks_and_says_what_it_does_in_transformers() {
     let (_, model) = load(&path);
     let io = read_safetensors(&shared.join("golden/smollm2/forward.safetensors")).unwrap();
     let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
+    // The data set repeats itself: the three inputs are one and the same.
     for i in 0..3 {
         let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
         let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
         let last = |t: &Tensor| t.get(-1);
         let reached = reach(&model, &stream, &sites, true).unwrap();
-        let logits = difference(&model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0), &io[&format!("{i}.last_logits")]);
-        assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
         let (expected, mut worst) = (&io[&format!("{i}.last_hidden")], 0f64);
         assert_eq!(expected.size()[0], sites.len() as i64);
         for (k, state) in reached.states.iter().enumerate() {
@@ -157,6 +156,8 @@ fn smollm2_thinks_and_says_what_it_does_in_transformers() {
             assert!(error < 2e-3, "input {i}, hidden state {k}: {error:e}");
             worst = worst.max(error);
         }
+        let logits = difference(&model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0), &io[&format!("{i}.last_logits")]);
+        assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
         eprintln!("input {i}: logits within {logits:.1e}, {} hidden states within {worst:.1e}", sites.len());
     }
     eprintln!("forward: {:.1?}", start.elapsed());
