@@ -5,6 +5,8 @@
 
 pub mod adapted;
 pub mod attention;
+#[cfg(test)]
+mod golden_tests;
 mod head;
 mod llama;
 pub mod pass;

@@ -1,0 +1,204 @@
+//! The model against transformers: small models place by place, and SmolLM2 as it is used.
+
+use std::path::Path;
+use std::time::Instant;
+
+use indexmap::IndexMap;
+
+use super::stream::StreamBuilder;
+use super::*;
+use crate::testing::{shared, smollm2};
+use crate::weights::read_safetensors;
+
+/// The small models, and how many places the reference values of each know: outputs were kept for the first alone.
+const SMALL: [(&str, usize); 2] = [("llama", 25), ("llama_tied_rope3", 10)];
+const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
+
+fn load(path: &Path) -> (ModelFiles, Model) {
+    let files = ModelFiles::open(path).unwrap();
+    let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
+    (files, model)
+}
+
+/// The largest difference, relative to max(1, the largest absolute value of the reference).
+fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(ours.size(), reference.size());
+    assert!(ours.numel() > 0);
+    let largest = reference.abs().max().double_value(&[]).max(1.0);
+    (ours - reference).abs().max().double_value(&[]) / largest
+}
+
+/// Of a right-padded `[b t width]` the rows where the mask is 1: `[n width]` in the order of the stream.
+fn real_rows(padded: &Tensor, mask: &Tensor) -> Tensor {
+    padded.flatten(0, 1).index_select(0, &mask.flatten(0, -1).nonzero().squeeze_dim(1))
+}
+
+fn site(name: &str) -> Option<Site> {
+    name.strip_prefix("hidden_states.")
+        .map(|k| Site::Residual(k.parse().unwrap()))
+        .or_else(|| name.strip_prefix("in.").map(|n| Site::Input(n.to_owned())))
+        .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
+}
+
+/// The places that the reference values know, in the order of their names, with their values `[n width]`.
+fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
+    io.iter().filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"])))).unzip()
+}
+
+fn batch(io: &IndexMap<String, Tensor>) -> Stream {
+    Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap()
+}
+
+fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<Reached> {
+    model.forward(stream, Request { sites, hidden, ..Request::default() })
+}
+
+#[test]
+fn every_place_holds_what_it_holds_in_transformers_under_every_strategy() {
+    let Some(shared) = shared() else { return };
+    let _guard = tch::no_grad_guard();
+    for (name, places) in SMALL {
+        let dir = shared.join("golden/models").join(name);
+        let (_, mut model) = load(&dir);
+        let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+        let (sites, expected) = references(&io);
+        assert_eq!(sites.len(), places, "{name}");
+        for strategy in STRATEGIES {
+            model.set_attention(strategy);
+            let reached = reach(&model, &batch(&io), &sites, true).unwrap();
+            let mut worst = 0f64;
+            for ((site, ours), reference) in sites.iter().zip(&reached.states).zip(&expected) {
+                let error = difference(ours, reference);
+                assert!(error < 1e-4, "{name}, {strategy:?}, {site}: {error:e}");
+                worst = worst.max(error);
+            }
+            let logits = difference(&model.logits(&reached.hidden.unwrap()).unwrap(), &real_rows(&io["logits"], &io["attention_mask"]));
+            assert!(logits < 1e-4, "{name}, {strategy:?}, logits: {logits:e}");
+            eprintln!("{name}, {strategy:?}: {} places within {worst:.1e}, logits within {logits:.1e}", sites.len());
+        }
+    }
+}
+
+#[test]
+fn a_place_holds_the_same_whatever_else_is_asked_for() {
+    let Some(shared) = shared() else { return };
+    let _guard = tch::no_grad_guard();
+    for (name, _) in SMALL {
+        let dir = shared.join("golden/models").join(name);
+        let (_, model) = load(&dir);
+        let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+        let (stream, (sites, _)) = (batch(&io), references(&io));
+        let all = reach(&model, &stream, &sites, true).unwrap();
+        for (site, state) in sites.iter().zip(&all.states) {
+            let alone = reach(&model, &stream, std::slice::from_ref(site), false).unwrap();
+            assert!(alone.hidden.is_none());
+            assert!(alone.states[0].equal(state), "{name}: {site}");
+        }
+        let last_first: Vec<Site> = sites.iter().rev().step_by(3).cloned().collect();
+        let some = reach(&model, &stream, &last_first, false).unwrap();
+        for (ours, state) in some.states.iter().zip(all.states.iter().rev().step_by(3)) {
+            assert!(ours.equal(state), "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_block_runs_that_no_place_needs() {
+    let Some(shared) = shared() else { return };
+    let _guard = tch::no_grad_guard();
+    let dir = shared.join("golden/models/llama");
+    let (files, model) = load(&dir);
+    let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+    let (stream, layers) = (batch(&io), model.info().layers);
+    let of = |k: usize| format!("model.layers.{k}.mlp.down_proj");
+    assert_eq!(model.depth(&[], true).unwrap(), layers);
+    assert_eq!(model.depth(&[Site::Residual(layers)], false).unwrap(), layers);
+    assert!(model.depth(&[Site::Residual(layers + 1)], false).is_err());
+    for blocks in 0..layers {
+        // A matrix product of whole numbers with fractions is an error, so a block that runs cannot go unseen.
+        let poisoned = files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| {
+            let deeper = (blocks..layers).any(|k| name.starts_with(&format!("model.layers.{k}.")));
+            (name, if deeper { t.to_kind(Kind::Int64) } else { t })
+        });
+        let poisoned = Model::from_tensors(files.config(), poisoned.collect(), Kind::Float, Device::Cpu).unwrap();
+        let mut sites = vec![Site::Residual(0), Site::Residual(blocks)];
+        sites.dedup();
+        sites.extend((0..blocks).flat_map(|k| [Site::Input(of(k)), Site::Output(of(k))]));
+        assert_eq!(poisoned.depth(&sites, false).unwrap(), blocks);
+        let (ours, whole) = (reach(&poisoned, &stream, &sites, false).unwrap(), reach(&model, &stream, &sites, true).unwrap());
+        for (site, (a, b)) in sites.iter().zip(ours.states.iter().zip(&whole.states)) {
+            assert!(a.equal(b), "{site}");
+        }
+        let next = [Site::Output(of(blocks))];
+        assert_eq!(poisoned.depth(&next, false).unwrap(), blocks + 1);
+        assert!(reach(&poisoned, &stream, &next, false).is_err());
+    }
+}
+
+#[test]
+fn smollm2_thinks_and_says_what_it_does_in_transformers() {
+    let (Some(shared), Some(path)) = (shared(), smollm2()) else { return };
+    let _guard = tch::no_grad_guard();
+    let start = Instant::now();
+    let (_, model) = load(&path);
+    let io = read_safetensors(&shared.join("golden/smollm2/forward.safetensors")).unwrap();
+    let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
+    // The data set repeats itself: the three inputs are one and the same.
+    for i in 0..3 {
+        let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
+        let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
+        let last = |t: &Tensor| t.get(-1);
+        let reached = reach(&model, &stream, &sites, true).unwrap();
+        let (expected, mut worst) = (&io[&format!("{i}.last_hidden")], 0f64);
+        assert_eq!(expected.size()[0], sites.len() as i64);
+        for (k, state) in reached.states.iter().enumerate() {
+            let error = difference(&last(state), &expected.get(k as i64));
+            assert!(error < 2e-3, "input {i}, hidden state {k}: {error:e}");
+            worst = worst.max(error);
+        }
+        let logits = difference(&model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0), &io[&format!("{i}.last_logits")]);
+        assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
+        eprintln!("input {i}: logits within {logits:.1e}, {} hidden states within {worst:.1e}", sites.len());
+    }
+    eprintln!("forward: {:.1?}", start.elapsed());
+}
+
+#[test]
+fn smollm2_finds_completions_as_probable_as_transformers_does() {
+    let (Some(shared), Some(path)) = (shared(), smollm2()) else { return };
+    let _guard = tch::no_grad_guard();
+    let start = Instant::now();
+    let (files, model) = load(&path);
+    let tokenizer = files.tokenizer().unwrap();
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap()).unwrap();
+    let pairs = golden["pairs"].as_array().unwrap();
+    let (mut worst, mut tokens) = (0f64, 0);
+    for (i, pair) in pairs.iter().enumerate() {
+        let encode = |field: &str| tokenizer.encode(pair[field].as_str().unwrap()).unwrap();
+        let prompt = encode("prompt");
+        assert_eq!(pair["prompt_tokens"], prompt.len(), "pair {i}");
+        let mut builder = StreamBuilder::default();
+        let root = builder.push(&prompt, None).unwrap();
+        let (mut rows, mut ids, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+        for field in ["chosen", "rejected"] {
+            let completion = encode(field);
+            assert_eq!(pair[format!("{field}_tokens")], completion.len(), "pair {i}, {field}");
+            // The prompt's last row predicts the first token, and each token the next one.
+            rows.push(prompt.len() as i64 - 1);
+            rows.extend((builder.tokens() as i64..).take(completion.len() - 1));
+            builder.push(&completion, Some(root)).unwrap();
+            lens.push(completion.len() as i64);
+            ids.extend(completion);
+        }
+        tokens += builder.tokens();
+        let hidden = reach(&model, &builder.finish(Device::Cpu).unwrap(), &[], true).unwrap().hidden.unwrap();
+        let predicted = Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
+        let (logps, _) = model.logprobs(&hidden, &predicted, false).unwrap();
+        for (field, logps) in ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0)) {
+            let (ours, reference) = (logps.sum(Kind::Double).double_value(&[]), pair[format!("{field}_logp_sum")].as_f64().unwrap());
+            assert!((ours - reference).abs() < 1e-2, "pair {i}, {field}: {ours}, not {reference}");
+            worst = worst.max((ours - reference).abs());
+        }
+    }
+    eprintln!("{} pairs of {tokens} tokens: sums within {worst:.1e}, {:.1?}", pairs.len(), start.elapsed());
+}
