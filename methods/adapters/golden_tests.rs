@@ -1,1 +1,124 @@
+//! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and files.
 
+use std::path::{Path, PathBuf};
+
+use reprpo_core::model::pass::Request;
+use reprpo_core::model::peft::{self, Saved};
+use reprpo_core::model::stream::Stream;
+use reprpo_core::model::{Adapted, Model};
+use reprpo_core::registry::{Make, Registry};
+use reprpo_core::weights::{ModelFiles, read_safetensors};
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::Value;
+use reprpo_plugin::tch::{self, Device};
+
+/// The folder of reference values; where it is missing a test skips, except in continuous integration.
+fn golden() -> Option<PathBuf> {
+    let shared = match std::env::var_os("REPRPO_SHARED") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
+    };
+    if shared.exists() {
+        return Some(shared.join("golden"));
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "the reference values (`$REPRPO_SHARED`) must be there in continuous integration");
+    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
+    None
+}
+
+fn error(ours: &Tensor, reference: &Tensor) -> f64 {
+    assert_eq!(ours.size(), reference.size());
+    let scale = reference.abs().max().double_value(&[]).max(1.0);
+    (ours - reference).abs().max().double_value(&[]) / scale
+}
+
+fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Result<Tensor> {
+    let reached = model.forward(stream, Request { adapted, train: false, sites: &[], hidden: true })?;
+    model.logits(&reached.hidden.expect("it was asked for"))
+}
+
+fn agrees_with_peft(name: &str) {
+    let Some(golden) = golden() else { return };
+    let (dir, files) = (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
+    let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
+    let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+    let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
+    let stream = Stream::from_padded(ids, mask, Device::Cpu).unwrap();
+    let real = mask.reshape([-1]).nonzero().squeeze_dim(1);
+    let rows = |name: &str| io[name].reshape([-1, model.info().vocab]).index_select(0, &real);
+
+    let saved = Saved::read(&dir, &Registry::builtin().unwrap()).unwrap();
+    let Make::Adapter { build, .. } = saved.entry.make else { panic!("`{}` is no adapter", saved.entry.about.name) };
+    let adapter = build(&Value::Object(saved.config).to_string()).unwrap();
+    let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
+    let start = logits(&model, Some(&adapted), &stream).unwrap();
+    assert!(error(&logits(&model, None, &stream).unwrap(), &rows("base_logits")) < 1e-4);
+    // An odd number of reflections cannot start as the identity.
+    assert_eq!(error(&start, &rows("base_logits")) < 1e-4, name != "hra_odd_all");
+    adapted.restore(saved.values).unwrap();
+
+    let ours = logits(&model, Some(&adapted), &stream).unwrap();
+    assert!(error(&ours, &rows("logits")) < 1e-4, "{name}: logits off by {}", error(&ours, &rows("logits")));
+
+    // Padding is not in the stream, so the sum over real tokens is the masked one.
+    let loss = ours.square().sum(Kind::Float) / (real.size()[0] * model.info().vocab) as f64;
+    assert!(error(&loss.reshape(io["loss"].size()), &io["loss"]) < 1e-4);
+    loss.backward();
+    let parameters = adapted.parameters();
+    assert_eq!(parameters.len(), io.keys().filter(|k| k.starts_with("grad.")).count());
+    for (key, tensor) in parameters {
+        let off = error(&tensor.grad(), &io[&format!("grad.base_model.model.{key}")]);
+        assert!(off < 1e-3, "{name}: gradient of {key} off by {off}");
+    }
+
+    let _guard = tch::no_grad_guard();
+    let mut tensors = files.load(Kind::Float, Device::Cpu).unwrap();
+    tch::manual_seed(0);
+    for module in adapted.names() {
+        let (frozen, adapter) = (model.frozen(module).unwrap(), adapted.get(module).unwrap());
+        let x = Tensor::randn([5, frozen.weight.size()[1]], (Kind::Float, Device::Cpu));
+        let weight = adapter.merge(&frozen.weight).unwrap();
+        let merged = Frozen { weight, bias: frozen.bias.as_ref().map(Tensor::shallow_clone) };
+        let off = error(&merged.forward(&x).unwrap(), &adapter.forward(&x, frozen, false).unwrap());
+        assert!(off < 1e-4, "{name}: merged {module} off by {off}");
+        tensors.insert(format!("{module}.weight"), merged.weight);
+    }
+    let merged = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
+    assert!(error(&logits(&merged, None, &stream).unwrap(), &rows("merged_logits")) < 1e-4);
+
+    let folder = tempfile::tempdir().unwrap();
+    peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, "llama").unwrap();
+    let file = "adapter_model.safetensors";
+    assert!(std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(), "{name}: not the bytes that PEFT wrote");
+    let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
+    assert_eq!(again.entry.about.name, saved.entry.about.name);
+    let fresh = build(&Value::Object(again.config).to_string()).unwrap();
+    let fresh = Adapted::attach(&*fresh, &model, model.info().layers, 1).unwrap();
+    fresh.restore(again.values).unwrap();
+    assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &rows("logits")) < 1e-4);
+}
+
+#[test]
+fn lora_agrees_with_peft() {
+    agrees_with_peft("lora");
+}
+
+#[test]
+fn lora_on_every_module_agrees_with_peft() {
+    agrees_with_peft("lora_all");
+}
+
+#[test]
+fn rslora_agrees_with_peft() {
+    agrees_with_peft("rslora");
+}
+
+#[test]
+fn hra_agrees_with_peft() {
+    agrees_with_peft("hra");
+}
+
+#[test]
+fn hra_with_an_odd_rank_agrees_with_peft() {
+    agrees_with_peft("hra_odd_all");
+}
