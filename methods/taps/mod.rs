@@ -8,7 +8,7 @@ mod tests;
 
 use reprpo_plugin::prelude::*;
 
-/// From three tenths of the depth on, without the last two places, which serve the next token more than the meaning.
+/// From three tenths of the depth on, without the last two places.
 fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }

@@ -33,14 +33,14 @@ pub enum Map {
 impl Plugin for Ortho {
     const NAME: &'static str = "ortho";
     const SUMMARY: &'static str = "a trainable orthogonal matrix, random at the start";
-    const REFERENCE: &'static str = "Lezcano-Casado and Martínez-Rubio 2019 (the maps); wassname, repr-preference-optimization (the use)";
+    const REFERENCE: &'static str = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)";
     const EXPLAIN: &'static str = "\
 T(x) = xQ
 householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
 cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
 
 V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. h² numbers a tap: hra has the same form with 2·19·h.";
+angles, so no loss can fall by T shrinking what it compares. h² numbers a tap; hra has r·h.";
     type Config = OrthoConfig;
 }
 
