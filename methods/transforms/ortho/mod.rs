@@ -33,7 +33,8 @@ pub enum Map {
 impl Plugin for Ortho {
     const NAME: &'static str = "ortho";
     const SUMMARY: &'static str = "a trainable orthogonal matrix, random at the start";
-    const REFERENCE: &'static str = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)";
+    const REFERENCE: &'static str =
+        "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)";
     const EXPLAIN: &'static str = "\
 T(x) = xQ
 householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
