@@ -124,7 +124,10 @@ fn the_core_names_no_method() {
     while let Some(folder) = folders.pop() {
         for path in std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path()) {
             if path.is_dir() {
-                folders.push(path);
+                // The set-up tool is a user of the command, and its demo has to choose a method.
+                if path.file_name().is_none_or(|n| n != "xtask") {
+                    folders.push(path);
+                }
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = std::fs::read_to_string(&path).expect("text");
                 // What stands below is free to name what it tests.

@@ -40,7 +40,16 @@ fn a_run_of_trl_is_reproduced_step_by_step() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let init = golden.join("trl/trajectory_init");
-    let sets = ["train.schedule=linear", "train.batch=4", "train.accumulate=1", "train.epochs=5", "train.clip=1.0", "train.weight_decay=0", "train.shuffle=false", "train.max_length=512"];
+    let sets = [
+        "train.schedule=linear",
+        "train.batch=4",
+        "train.accumulate=1",
+        "train.epochs=5",
+        "train.clip=1.0",
+        "train.weight_decay=0",
+        "train.shuffle=false",
+        "train.max_length=512",
+    ];
     let mut args = vec!["--intervention", "dpo", "--adapter", "lora", "--init-adapter", init.to_str().expect("UTF-8")];
     args.extend(sets.iter().flat_map(|s| ["--set", s]));
     let output = run(&golden, &out, &args);
@@ -138,7 +147,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
     let out = dir.path().join("run");
     for (extra, says) in [
         (vec!["--device", "cuda:77"], "the device `cuda:77` is not there"),
-        (vec!["--device", "gpu"], "unknown device `gpu`"),
+        (vec!["--device", "gpu"], "`device` is `gpu`"),
         (vec!["--model", "/no/such/model"], "/no/such/model"),
         (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),
         (vec!["--set", "train.max_length=5"], "no pair that can be used"),

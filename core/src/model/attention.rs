@@ -84,10 +84,10 @@ impl Attention {
                 None
             } else {
                 let mut sees = vec![false; len * len];
-                for i in 0..tree.len() {
+                for (i, segment) in tree.iter().enumerate() {
                     for ancestor in layout.chain(first + i) {
                         let other = layout.segments()[ancestor];
-                        for row in tree[i].rows() {
+                        for row in segment.rows() {
                             for key in other.rows().take_while(|key| *key <= row) {
                                 sees[(row - start) * len + (key - start)] = true;
                             }

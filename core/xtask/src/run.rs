@@ -9,7 +9,23 @@ use crate::failure::failure;
 use crate::{Options, libtorch, model, paths, progress};
 
 /// What the demo runs. `--out` follows, then the user's own arguments, which win.
-const DEMO_ARGS: [&str; 9] = ["run", "--intervention", "prefvec", "--adapter", "hra", "--model", model::MODEL, "--dataset", "synthetic"];
+///
+/// The learning rate is that at which 200 synthetic pairs are learnt in part, so that methods can be told apart.
+const DEMO_ARGS: [&str; 13] = [
+    "run",
+    "--intervention",
+    "prefvec",
+    "--adapter",
+    "hra",
+    "--model",
+    model::MODEL,
+    "--dataset",
+    "synthetic",
+    "--set",
+    "train.max_pairs=200",
+    "--set",
+    "train.lr=1e-3",
+];
 
 /// Sets up, builds the command and trains a small model on the synthetic shift.
 pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
