@@ -39,10 +39,10 @@ pub enum Start<'a> {
 /// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
 pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Table>> {
     let begin = Instant::now();
-    if let Start::New(folder) = start {
-        if folder.exists() {
-            return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
-        }
+    if let Start::New(folder) = start
+        && folder.exists()
+    {
+        return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
     }
     let resumed = match start {
         Start::Resume(folder) => Some(checkpoint::latest(folder)?),
@@ -131,7 +131,8 @@ fn objective(experiment: &Experiment, model: &Model, registry: &Registry) -> Res
         return Err(kind_error(&experiment.transform));
     };
     let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let (mut transforms, mut transform_of, mut by_width): (Vec<Box<dyn Transform>>, Vec<usize>, HashMap<i64, usize>) = Default::default();
+    let mut transforms: Vec<Box<dyn Transform>> = Vec::new();
+    let (mut transform_of, mut by_width) = (Vec::new(), HashMap::new());
     for site in &sites {
         let width = model.info().width(site)?;
         if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
