@@ -152,7 +152,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
         (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),
         (vec!["--set", "train.max_length=5"], "no pair that can be used"),
         (vec!["--set", "adapter.target_modules=[\"q_pro\"]"], "unknown target module `q_pro`"),
-        (vec!["--set", "adapter.rr=8"], "adapter.rr"),
+        (vec!["--set", "adapter.rr=8"], "has no field `rr`"),
         (vec!["--init-adapter", "/no/such/adapter"], "/no/such/adapter"),
     ] {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
