@@ -1,4 +1,4 @@
-//! Checks libtorch's version, and links the shim that keeps `libtorch_cuda.so` in every binary that uses this crate.
+//! Checks libtorch's version, and builds the shim, and keeps `libtorch_cuda.so` in every binary that uses this crate.
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
@@ -22,6 +22,8 @@ fn main() {
     // rustc links with `--as-needed`, and libtch uses no symbol of libtorch_cuda, so a CUDA build would run without
     // CUDA. The anchor refers to one, which keeps the library; it travels with this crate to every binary.
     println!("cargo:rustc-link-search=native={}", lib.display());
+    let include = std::env::var_os("LIBTORCH_INCLUDE").or_else(|| std::env::var_os("LIBTORCH")).map_or_else(|| lib.join(".."), PathBuf::from).join("include");
+    cc::Build::new().cpp(true).std("c++17").pic(true).warnings(false).include(include).file("csrc/shim.cc").compile("reprpo_shim");
     if lib.join("libtorch_cuda.so").exists() {
         cc::Build::new().cpp(true).std("c++17").pic(true).file("csrc/cuda_anchor.cc").compile("reprpo_cuda_anchor");
         println!("cargo:rustc-link-lib=torch_cuda");

@@ -42,6 +42,12 @@ impl Error {
         e
     }
 
+    /// A panic that was caught in `place`, with what it said.
+    pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
+        let said = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
+        Self::internal(format!("{place} panicked")).because(Self::internal(said.unwrap_or_else(|| "it did not say why".to_owned())))
+    }
+
     /// The user's own stop; `message` says what was kept.
     pub fn interrupted(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);

@@ -9,7 +9,12 @@ const WIDTH: i64 = 6;
 fn build(name: &str, json: &str) -> Result<Box<dyn Transform>> {
     let Make::Transform(build) = Registry::builtin()?.get(PluginKind::Transform, name)?.make else { panic!("`{name}` is no transform") };
     let site = Site::Residual(1);
-    build(json, &TransformCx { site: &site, width: WIDTH }, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
+    let matrix = values(&[11, WIDTH]);
+    build(
+        json,
+        &TransformCx { site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix },
+        &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu),
+    )
 }
 
 const ALL: [(&str, &str); 6] =
@@ -35,10 +40,10 @@ fn they_are_linear_and_keep_lengths_and_angles() {
         }
         assert!(t.linear() && t.orthogonal());
         let (x, y) = (values(&[2, 5, WIDTH]), values(&[2, 5, WIDTH]));
-        let (tx, ty) = (t.forward(&x).unwrap(), t.forward(&y).unwrap());
+        let (tx, ty) = (t.forward(&x, &Around::default()).unwrap(), t.forward(&y, &Around::default()).unwrap());
         let dot = |a: &Tensor, b: &Tensor| (a * b).sum_dim_intlist(-1, false, None::<Kind>);
         assert!(off(&dot(&tx, &ty), &dot(&x, &y)) < 1e-11, "{name} {json}");
-        assert!(off(&t.forward(&(&x * 2.0 - &y)).unwrap(), &(&tx * 2.0 - &ty)) < 1e-11, "{name} {json}");
+        assert!(off(&t.forward(&(&x * 2.0 - &y), &Around::default()).unwrap(), &(&tx * 2.0 - &ty)) < 1e-11, "{name} {json}");
     }
 }
 
@@ -46,7 +51,7 @@ fn they_are_linear_and_keep_lengths_and_angles() {
 fn hra_starts_as_the_identity_and_ortho_as_a_rotation_of_its_own() {
     let x = values(&[3, WIDTH]);
     for (name, json) in ALL {
-        let change = off(&build(name, json).unwrap().forward(&x).unwrap(), &x);
+        let change = off(&build(name, json).unwrap().forward(&x, &Around::default()).unwrap(), &x);
         assert_eq!(change < 1e-12, name != "ortho", "{name} {json}: {change}");
     }
     assert!(build("hra", r#"{"r": 3}"#).err().unwrap().to_string().contains("transform.r"));
@@ -60,7 +65,7 @@ fn gradients_are_those_of_finite_differences() {
     for (name, json) in ALL {
         let t = build(name, json).unwrap();
         let (x, weight) = (values(&[3, WIDTH]).set_requires_grad(true), values(&[3, WIDTH]));
-        let loss = || (t.forward(&x).unwrap() * &weight).sum(Kind::Double);
+        let loss = || (t.forward(&x, &Around::default()).unwrap() * &weight).sum(Kind::Double);
         loss().backward();
         let _guard = tch::no_grad_guard();
         for tensor in t.parameters().into_iter().map(|p| p.tensor).chain([x.shallow_clone()]) {

@@ -1,59 +1,9 @@
-//! Adapters: trainable changes of frozen linear modules, on disk as PEFT has them.
+//! Adapters: trainable changes of a frozen model, on disk as PEFT has them.
 
-use rand::RngExt;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
-use super::{LinearInfo, ModelInfo, Plugin};
+use super::{Init, LinearInfo, ModelInfo, Parameter, Plugin, Targets};
 use crate::error::{Error, Result};
-
-/// Which linear modules get an adapter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Targets {
-    /// Names or ends of names: `q_proj` fits `model.layers.0.self_attn.q_proj`.
-    Suffixes(Vec<String>),
-    /// `all-linear`, or a regular expression that has to match a whole name.
-    Pattern(String),
-}
-
-impl Targets {
-    /// The modules it means, in the model's order.
-    ///
-    /// # Errors
-    /// A pattern that is no regular expression, or a target that fits no module.
-    pub fn resolve<'m>(&self, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
-        let ends = |name: &str, suffix: &str| name == suffix || name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.'));
-        match self {
-            Targets::Pattern(p) if p == "all-linear" => Ok(model.linears.iter().collect()),
-            Targets::Pattern(p) => {
-                let regex = regex::Regex::new(&format!("^(?:{p})$")).map_err(|e| {
-                    Error::new(format!("target_modules `{p}` is not a regular expression"))
-                        .because(e)
-                        .hint("give a list of names, a regular expression or `all-linear`")
-                })?;
-                let hits: Vec<_> = model.linears.iter().filter(|l| regex.is_match(&l.name)).collect();
-                if hits.is_empty() { Err(Self::no_module(p, model)) } else { Ok(hits) }
-            }
-            Targets::Suffixes(list) => {
-                for suffix in list {
-                    if !model.linears.iter().any(|l| ends(&l.name, suffix)) {
-                        return Err(Self::no_module(suffix, model));
-                    }
-                }
-                Ok(model.linears.iter().filter(|l| list.iter().any(|s| ends(&l.name, s))).collect())
-            }
-        }
-    }
-
-    fn no_module(given: &str, model: &ModelInfo) -> Error {
-        Error::unknown("target module", given, model.linears.iter().map(|l| l.name.rsplit('.').next().unwrap_or(&l.name)))
-    }
-}
 
 /// A frozen linear module as an adapter sees it: y = xWᵀ + b.
 #[derive(Debug)]
@@ -65,6 +15,12 @@ pub struct Frozen {
 }
 
 impl Frozen {
+    /// The same module with other weights `[out in]`, which take the kind of these.
+    #[must_use]
+    pub fn with_weight(&self, weight: Tensor) -> Self {
+        Self { weight: weight.to_kind(self.weight.kind()), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
     /// y of x `[n in]`.
     ///
     /// # Errors
@@ -81,87 +37,8 @@ pub struct LinearSite<'a> {
     pub info: &'a LinearInfo,
     /// Its frozen weights.
     pub frozen: &'a Frozen,
-}
-
-/// A trainable tensor, with the name it has on disk.
-#[derive(Debug)]
-pub struct Parameter {
-    /// PEFT's key below the module's name, as `lora_A.weight`.
-    pub key: String,
-    /// A leaf that requires a gradient; shares its memory with the adapter's own.
-    pub tensor: Tensor,
-}
-
-impl Parameter {
-    /// Shares `tensor` under the name `key`.
-    pub fn new(key: &str, tensor: &Tensor) -> Self {
-        Self { key: key.to_owned(), tensor: tensor.shallow_clone() }
-    }
-}
-
-/// Random initial values that depend on the seed and on the tensor's own name alone: adding a module, moving to
-/// another device or computing in another precision changes no other tensor.
-#[derive(Debug)]
-pub struct Init {
-    seed: u64,
-    scope: String,
-    kind: Kind,
-    device: Device,
-}
-
-impl Init {
-    /// Values for parameters below `scope`, in `kind` on `device`.
-    pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
-        Self { seed, scope: scope.to_owned(), kind, device }
-    }
-
-    fn rng(&self, key: &str) -> ChaCha8Rng {
-        let digest = Sha256::new().chain_update(self.seed.to_le_bytes()).chain_update(&self.scope).chain_update([0]).chain_update(key).finalize();
-        ChaCha8Rng::from_seed(digest.into())
-    }
-
-    fn leaf(&self, values: &[f64], shape: &[i64]) -> Tensor {
-        Tensor::from_slice(values).reshape(shape).to_kind(self.kind).to_device(self.device).set_requires_grad(true)
-    }
-
-    /// A leaf of zeros.
-    pub fn zeros(&mut self, shape: &[i64]) -> Tensor {
-        Tensor::zeros(shape, (self.kind, self.device)).set_requires_grad(true)
-    }
-
-    /// A leaf of ones.
-    pub fn ones(&mut self, shape: &[i64]) -> Tensor {
-        Tensor::ones(shape, (self.kind, self.device)).set_requires_grad(true)
-    }
-
-    /// A leaf of independent values, uniform in [−bound, bound).
-    pub fn uniform(&mut self, key: &str, shape: &[i64], bound: f64) -> Tensor {
-        let mut rng = self.rng(key);
-        let n = shape.iter().product::<i64>() as usize;
-        let values: Vec<f64> = (0..n).map(|_| (rng.random::<f64>() * 2.0 - 1.0) * bound).collect();
-        self.leaf(&values, shape)
-    }
-
-    /// A leaf of independent normal values.
-    pub fn normal(&mut self, key: &str, shape: &[i64], std: f64) -> Tensor {
-        let mut rng = self.rng(key);
-        let n = shape.iter().product::<i64>() as usize;
-        // Box–Muller, both values of a pair used.
-        let mut values = Vec::with_capacity(n + 1);
-        while values.len() < n {
-            let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
-            let (radius, angle) = ((-2.0 * u.ln()).sqrt() * std, std::f64::consts::TAU * v);
-            values.push(radius * angle.cos());
-            values.push(radius * angle.sin());
-        }
-        values.truncate(n);
-        self.leaf(&values, shape)
-    }
-
-    /// A leaf as `torch.nn.init.kaiming_uniform_(a=√5)` fills it: uniform in ±1/√fan_in.
-    pub fn kaiming_uniform(&mut self, key: &str, shape: &[i64], fan_in: i64) -> Tensor {
-        self.uniform(key, shape, 1.0 / (fan_in as f64).sqrt())
-    }
+    /// What [`Adapter::shared`] made for all modules together.
+    pub shared: &'a [Parameter],
 }
 
 /// One linear module with its adapter.
@@ -175,21 +52,50 @@ pub trait AdaptedLinear: Send {
     /// What is trained, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
-    /// W' `[out in]` of a linear module without adapter that computes the same, in the kind of `weight`.
+    /// A frozen module without adapter that computes the same, in the kind of `base`.
     ///
     /// # Errors
     /// Where the adapter cannot be expressed as one.
-    fn merge(&self, weight: &Tensor) -> Result<Tensor>;
+    fn merge(&self, base: &Frozen) -> Result<Frozen>;
 }
 
-/// A kind of adapter, configured.
+/// Where the rows of a stream `[n hidden]` stand in their prompts.
+#[derive(Debug)]
+pub struct PromptPlaces {
+    /// Tokens between the prompt's first one and this one `[n]`, int64; −1 in completions.
+    pub from_start: Tensor,
+    /// Tokens between this one and the prompt's last one `[n]`, int64; −1 in completions.
+    pub from_end: Tensor,
+}
+
+/// The output of one block with its adapter.
+pub trait AdaptedResidual: Send {
+    /// The residual stream `[n hidden]` that the next block reads.
+    ///
+    /// # Errors
+    /// Where shapes or kinds do not fit.
+    fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor>;
+
+    /// What is trained, in a fixed order.
+    fn parameters(&self) -> Vec<Parameter>;
+}
+
+/// A kind of adapter, configured. It changes linear modules, the output of blocks, or both.
 pub trait Adapter: Send {
-    /// The modules it changes.
+    /// The linear modules it changes.
     fn targets(&self) -> Targets;
 
-    /// The blocks it changes; `None`: all.
+    /// The blocks whose modules it changes; `None`: all.
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         None
+    }
+
+    /// Tensors that all modules share, frozen or trained. On disk their key stands alone, without a module's name.
+    ///
+    /// # Errors
+    /// Targets that cannot share them.
+    fn shared(&self, _targets: &[&LinearInfo], _init: &mut Init) -> Result<Vec<Parameter>> {
+        Ok(Vec::new())
     }
 
     /// The adapter of one module.
@@ -198,64 +104,25 @@ pub trait Adapter: Send {
     /// A configuration that does not fit the module.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>>;
 
+    /// The blocks, from 0, whose output it changes.
+    ///
+    /// # Errors
+    /// A block that the model does not have.
+    fn blocks(&self, _model: &ModelInfo) -> Result<Vec<usize>> {
+        Ok(Vec::new())
+    }
+
+    /// The adapter of the output of block `block`.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the model.
+    fn attach_block(&self, block: usize, _model: &ModelInfo, _init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
+        Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
+    }
+
     /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds `peft_type`,
     /// `target_modules` and what all methods share.
     fn peft_config(&self) -> String;
-}
-
-/// An `adapter_config.json` while a method reads it.
-#[derive(Debug)]
-pub struct PeftConfig(serde_json::Map<String, serde_json::Value>);
-
-impl PeftConfig {
-    /// Of its text.
-    ///
-    /// # Errors
-    /// Text that is no JSON object.
-    pub fn parse(json: &str) -> Result<Self> {
-        serde_json::from_str(json).map(Self).map_err(|e| Error::new("the adapter_config.json is no JSON object").because(e))
-    }
-
-    /// The field's value; `None` where it is absent or null.
-    ///
-    /// # Errors
-    /// A value of another type.
-    pub fn get<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<Option<T>> {
-        match self.0.get(field) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(v) => serde_json::from_value(v.clone()).map(Some).map_err(|e| Error::new(format!("`{field}` of the adapter_config.json is `{v}`")).because(e)),
-        }
-    }
-
-    /// The field's value.
-    ///
-    /// # Errors
-    /// Where it is absent, or of another type.
-    pub fn need<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<T> {
-        self.get(field)?.ok_or_else(|| Error::new(format!("the adapter_config.json has no `{field}`")))
-    }
-
-    /// Fields that change what the adapter computes in a way that is not supported have to be absent, null, false,
-    /// empty or `none`.
-    ///
-    /// # Errors
-    /// Names the first that is not.
-    pub fn must_be_off(&self, fields: &[&str]) -> Result<()> {
-        use serde_json::Value;
-        for field in fields {
-            let off = match self.0.get(*field) {
-                None | Some(Value::Null | Value::Bool(false)) => true,
-                Some(Value::String(s)) => s.is_empty() || s == "none",
-                Some(Value::Array(a)) => a.is_empty(),
-                Some(Value::Object(o)) => o.is_empty(),
-                Some(_) => false,
-            };
-            if !off {
-                return Err(Error::new(format!("the adapter_config.json has `{field}` = {}, which is not supported", self.0[*field])));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// How an [`Adapter`] is made from its configuration.

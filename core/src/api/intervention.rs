@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use super::{ModelInfo, Pairs, Plugin};
-use crate::error::Result;
+use super::{Axis, ModelInfo, Pairs, Plugin, Site};
+use crate::error::{Error, Result};
 
 /// Which completions need log-probabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +17,30 @@ pub enum Completions {
     Both,
 }
 
+/// How a method sees the states at the run's taps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum States {
+    /// Not at all.
+    #[default]
+    None,
+    /// As one vector a completion.
+    Pooled,
+    /// As one vector a token of the whole sequence, prompt included, and pooled as well.
+    PerToken,
+}
+
+/// Whose states make the preference directions d = pool(y⁺) − pool(y⁻) at the adapted modules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Directions {
+    /// The method needs none.
+    #[default]
+    None,
+    /// The base model's.
+    Reference,
+    /// Those of the model as it is at this step; without a gradient.
+    Policy,
+}
+
 /// What a method needs from the engine, which computes that and nothing more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -24,10 +48,24 @@ pub struct Needs {
     pub logprobs: Completions,
     /// Log-probabilities of the reference, for the same completions as [`logprobs`](Self::logprobs).
     pub reference_logprobs: bool,
-    /// Pooled states of the policy at the run's taps.
-    pub states: bool,
-    /// Pooled states of the reference at the run's taps.
+    /// log Σ_v p(v)² at every completion token, with the policy's log-probabilities.
+    pub collision: bool,
+    /// Policy and reference on the chosen sequence, each position against its own token: [`Pairs::sequence_nll`].
+    pub sequence_nll: bool,
+    /// States of the policy at the run's taps.
+    pub states: States,
+    /// States of the reference at the run's taps, seen as the policy's.
     pub reference_states: bool,
+    /// Pooled states before the transform as well: [`TapStates::raw`](super::TapStates::raw).
+    pub raw_states: bool,
+    /// Preference directions at the adapted modules, for the two stages below.
+    pub directions: Directions,
+    /// Calls [`Intervention::output_grad`] inside the backward pass.
+    pub output_grads: bool,
+    /// Calls [`Intervention::parameter_grad`] after it.
+    pub parameter_grads: bool,
+    /// Trains nothing: the run is its evaluation.
+    pub evaluate_only: bool,
 }
 
 impl Needs {
@@ -39,18 +77,58 @@ impl Needs {
             Completions::Chosen => words.push("log-probabilities of the chosen completion"),
             Completions::Both => words.push("log-probabilities of both completions"),
         }
-        if self.states {
-            words.push("pooled states at the taps");
+        if self.collision {
+            words.push("the policy's collision probability at every completion token");
         }
+        if self.sequence_nll {
+            words.push("both models' likelihood of the whole chosen sequence");
+        }
+        match self.states {
+            States::None => {}
+            States::Pooled => words.push("pooled states at the taps"),
+            States::PerToken => words.push("states of every token at the taps"),
+        }
+        if self.raw_states {
+            words.push("pooled states before the transform");
+        }
+        let every = if self.states == States::PerToken { "the reference's states, at every step" } else { "the reference's states, once per pair" };
         match (self.reference_logprobs, self.reference_states) {
-            (true, true) => words.push("the reference's log-probabilities and states, once per pair"),
+            (true, true) => words.extend(["the reference's log-probabilities, once per pair", every]),
             (true, false) => words.push("the reference's log-probabilities, once per pair"),
-            (false, true) => words.push("the reference's states, once per pair"),
+            (false, true) => words.push(every),
             (false, false) => {}
+        }
+        match self.directions {
+            Directions::None => {}
+            Directions::Reference => words.push("the reference's preference directions at the adapted modules, at every step"),
+            Directions::Policy => words.push("the policy's preference directions at the adapted modules"),
+        }
+        if self.output_grads {
+            words.push("gradient hooks at the outputs of the adapted modules");
+        }
+        if self.parameter_grads {
+            words.push("the parameters' gradients before clipping");
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
 }
+
+/// An adapted module's output, as [`Intervention::output_grad`] is told of it before the backward pass.
+#[derive(Debug)]
+pub struct OutputGrad {
+    /// The module's output.
+    pub site: Site,
+    /// d of each pair at this place `[b out]`, float32.
+    pub direction: Tensor,
+    /// Which of the b pairs each row of the stream belongs to `[n]`, int64. No row belongs to two: with this stage a
+    /// prompt is shared within a pair, never between pairs.
+    pub owner: Tensor,
+    /// How much one pair's loss counts in what is differentiated: 1 over the pairs of the optimiser step.
+    pub weight: f64,
+}
+
+/// A map of the gradient `[n out]` at a module's output. It runs inside the backward pass, in libtorch's thread.
+pub type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
 /// Where in a run a step stands.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +172,26 @@ pub trait Intervention: Send {
     /// # Errors
     /// Where the pairs do not hold what the method needs.
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss>;
+
+    /// The map of the gradient at one adapted module's output, for one batch. Asked for where
+    /// [`Needs::output_grads`] says so.
+    ///
+    /// # Errors
+    /// Where the method cannot work at this place.
+    fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
+        Err(Error::internal(format!("the method asked for the gradient at `{}`, but does not say what to do with it", at.site)))
+    }
+
+    /// The gradient to take in place of `grad`, that of one adapter parameter over the whole optimiser step. `direction`
+    /// `[w]` is the mean over the step's pairs of d in the space that `axis` runs over. Asked for where
+    /// [`Needs::parameter_grads`] says so, of parameters that have an [`Axis`].
+    ///
+    /// # Errors
+    /// What libtorch says.
+    fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
+        let _ = (axis, direction);
+        Ok(grad.shallow_clone())
+    }
 }
 
 /// How an [`Intervention`] is made from its configuration.

@@ -4,18 +4,26 @@
 
 mod adapter;
 mod dataset;
+mod init;
 mod intervention;
 mod model;
 mod pairs;
+mod parameter;
+mod peft_config;
 mod plugin;
 mod tap;
+mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, Adapter, AdapterPlugin, Frozen, Init, LinearSite, Parameter, PeftConfig, Targets};
+pub use adapter::{AdaptedLinear, AdaptedResidual, Adapter, AdapterPlugin, Frozen, LinearSite, PromptPlaces};
 pub use dataset::{Dataset, DatasetPlugin, Message, PairIter, PreferencePair, SplitInfo, Text};
-pub use intervention::{Completions, Intervention, InterventionPlugin, Loss, Needs, StepInfo};
+pub use init::Init;
+pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, States, StepInfo};
 pub use model::{LinearInfo, ModelInfo, Site};
-pub use pairs::{Logprobs, Pairs, Sides, TapStates, TokenLogprobs};
+pub use pairs::{Logprobs, Pairs, SequenceNll, Sides, TapStates, TokenLogprobs, TokenSides, TokenStates};
+pub use parameter::{Axis, Parameter};
+pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
 pub use tap::{Layers, Pooling, Tap, TapPlugin};
-pub use transform::{Transform, TransformCx, TransformPlugin};
+pub use targets::Targets;
+pub use transform::{Around, Transform, TransformCx, TransformPlugin};

@@ -10,6 +10,8 @@ pub enum Site {
     /// The residual stream, `hidden_states[k]` as transformers counts: 0 = the embeddings, the last = after the final
     /// norm.
     Residual(usize),
+    /// The output of block k, from 0, before any final norm.
+    Block(usize),
     /// The input of the linear module of that name.
     Input(String),
     /// The output of the linear module of that name.
@@ -20,6 +22,7 @@ impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Site::Residual(k) => write!(f, "hidden_states.{k}"),
+            Site::Block(k) => write!(f, "blocks.{k}"),
             Site::Input(name) => write!(f, "in.{name}"),
             Site::Output(name) => write!(f, "out.{name}"),
         }
@@ -69,6 +72,8 @@ impl ModelInfo {
             Site::Residual(k) => {
                 Err(Error::new(format!("there is no hidden state {k}")).hint(format!("valid: 0 to {} (the last is after the final norm)", self.layers)))
             }
+            Site::Block(k) if *k < self.layers => Ok(self.hidden),
+            Site::Block(k) => Err(Error::new(format!("there is no block {k}")).hint(format!("valid: 0 to {}", self.layers - 1))),
             Site::Input(name) => Ok(self.linear(name)?.inputs),
             Site::Output(name) => Ok(self.linear(name)?.outputs),
         }
@@ -82,6 +87,7 @@ impl ModelInfo {
         self.width(site)?;
         match site {
             Site::Residual(k) => Ok(k.checked_sub(1)),
+            Site::Block(k) => Ok(Some(*k)),
             Site::Input(name) | Site::Output(name) => Ok(self.linear(name)?.layer),
         }
     }

@@ -14,7 +14,54 @@ pub struct Sides {
     pub rejected: Tensor,
 }
 
-/// The pooled, transformed states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, each `[b h]`.
+/// The transformed states of every token of b sequences, end to end, prompts included.
+#[derive(Debug)]
+pub struct TokenStates {
+    /// T h, `[m h]` with m = all tokens.
+    pub states: Tensor,
+    /// Which of the b sequences each token belongs to `[m]`, int64, ascending.
+    pub owner: Tensor,
+    /// Whether it is a token of the completion `[m]`, bool.
+    pub completion: Tensor,
+    /// Whether it may be attended to `[m]`, bool: false is padding, of which the engine's batches have none.
+    pub attended: Tensor,
+    /// b.
+    pub sequences: i64,
+}
+
+impl TokenStates {
+    /// One sum a sequence of `values` `[m …]`: `[b …]`.
+    pub fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
+        let mut size = values.size();
+        size[0] = self.sequences;
+        Tensor::zeros(size, (values.kind(), values.device())).index_add(0, &self.owner, values)
+    }
+
+    /// The original project's pooling of `x` `[m w]`, one row a token of these sequences: the mean of the attended
+    /// tokens whose norm is at most one standard deviation (unbiased) above the mean norm of all, `[b w]`.
+    pub fn pool_original(&self, x: &Tensor) -> Tensor {
+        let norms = x.norm_scalaropt_dim(2.0, -1, false);
+        let count = self.sum_by_sequence(&norms.ones_like());
+        let mean = self.sum_by_sequence(&norms) / &count;
+        let off = &norms - mean.index_select(0, &self.owner);
+        let std = (self.sum_by_sequence(&off.square()) / (&count - 1.0)).sqrt();
+        // One token alone has no deviation, and is kept.
+        let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &self.owner);
+        let keep = norms.le_tensor(&limit).logical_and(&self.attended).to_kind(x.kind());
+        self.sum_by_sequence(&(x * keep.unsqueeze(-1))) / self.sum_by_sequence(&keep).unsqueeze(-1)
+    }
+}
+
+/// The same thing for the chosen and the rejected sequence.
+#[derive(Debug)]
+pub struct TokenSides {
+    /// Of x and y⁺.
+    pub chosen: TokenStates,
+    /// Of x and y⁻.
+    pub rejected: TokenStates,
+}
+
+/// The states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, pooled and transformed, each `[b h]`.
 #[derive(Debug)]
 pub struct TapStates {
     /// Where they were read.
@@ -22,12 +69,28 @@ pub struct TapStates {
     /// p⁺ and p⁻, with the adapter on.
     pub policy: Sides,
     reference: Option<Sides>,
+    raw: Option<(Sides, Option<Sides>)>,
+    tokens: Option<(TokenSides, Option<TokenSides>)>,
 }
 
 impl TapStates {
     /// States of the policy, and of the reference where the method asked for them.
     pub fn new(site: Site, policy: Sides, reference: Option<Sides>) -> Self {
-        Self { site, policy, reference }
+        Self { site, policy, reference, raw: None, tokens: None }
+    }
+
+    /// Adds what was pooled before the transform: the policy's, and the reference's where the method asked for it.
+    #[must_use]
+    pub fn with_raw(mut self, policy: Sides, reference: Option<Sides>) -> Self {
+        self.raw = Some((policy, reference));
+        self
+    }
+
+    /// Adds the states of every token: the policy's, and the reference's where the method asked for it.
+    #[must_use]
+    pub fn with_tokens(mut self, policy: TokenSides, reference: Option<TokenSides>) -> Self {
+        self.tokens = Some((policy, reference));
+        self
     }
 
     /// r⁺ and r⁻, with the adapter off. They carry a gradient only into a transform's own parameters.
@@ -37,6 +100,38 @@ impl TapStates {
     pub fn reference(&self) -> Result<&Sides> {
         self.reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))
     }
+
+    /// The policy's and the reference's states pooled before the transform, each `[b h]`.
+    ///
+    /// # Errors
+    /// Where the method's `Needs` did not ask for them.
+    pub fn raw(&self) -> Result<(&Sides, &Sides)> {
+        let (policy, reference) = self.raw.as_ref().ok_or_else(|| missing("states before the transform", "raw_states"))?;
+        Ok((policy, reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))?))
+    }
+
+    /// The policy's and the reference's transformed states of every token.
+    ///
+    /// # Errors
+    /// Where the method's `Needs` did not ask for them.
+    pub fn tokens(&self) -> Result<(&TokenSides, &TokenSides)> {
+        let (policy, reference) = self.tokens.as_ref().ok_or_else(|| missing("states of every token", "states: PerToken"))?;
+        Ok((policy, reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))?))
+    }
+}
+
+/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next token, so this is
+/// the unshifted likelihood that the original project's retain term takes.
+#[derive(Debug)]
+pub struct SequenceNll {
+    /// The policy's `[m]`, with a gradient.
+    pub policy: Tensor,
+    /// The reference's `[m]`.
+    pub reference: Tensor,
+    /// Which of the b sequences each token belongs to `[m]`, int64, ascending.
+    pub owner: Tensor,
+    /// Whether it may be attended to `[m]`, bool: false is padding, of which the engine's batches have none.
+    pub attended: Tensor,
 }
 
 /// Log-probabilities of the completion tokens of b completions, end to end.
@@ -48,6 +143,8 @@ pub struct TokenLogprobs {
     pub owner: Tensor,
     /// Completion tokens of each, `[b]`, as numbers of the same kind as `per_token`.
     pub tokens: Tensor,
+    /// log Σ_v p(v)² where each token stands `[m]`, without a gradient; see [`collision`](Self::collision).
+    pub log_collision: Option<Tensor>,
 }
 
 impl TokenLogprobs {
@@ -59,6 +156,14 @@ impl TokenLogprobs {
     /// The mean over completion tokens, `[b]`.
     pub fn mean(&self) -> Tensor {
         self.sum() / &self.tokens
+    }
+
+    /// log Σ_v p(v)² over the vocabulary where each token stands `[m]`, without a gradient.
+    ///
+    /// # Errors
+    /// Where the method's `Needs` did not ask for it.
+    pub fn collision(&self) -> Result<&Tensor> {
+        self.log_collision.as_ref().ok_or_else(|| missing("the collision probability", "collision"))
     }
 }
 
@@ -94,12 +199,28 @@ pub struct Pairs {
     pub taps: Vec<TapStates>,
     policy: Option<Logprobs>,
     reference: Option<Logprobs>,
+    sequence_nll: Option<SequenceNll>,
 }
 
 impl Pairs {
     /// Made by the engine, and by the tests of a method.
     pub fn new(len: usize, taps: Vec<TapStates>, policy: Option<Logprobs>, reference: Option<Logprobs>) -> Self {
-        Self { len, taps, policy, reference }
+        Self { len, taps, policy, reference, sequence_nll: None }
+    }
+
+    /// Adds the likelihood of the whole chosen sequences.
+    #[must_use]
+    pub fn with_sequence_nll(mut self, nll: SequenceNll) -> Self {
+        self.sequence_nll = Some(nll);
+        self
+    }
+
+    /// −log p of each position's own token in the chosen sequences.
+    ///
+    /// # Errors
+    /// Where the method's `Needs` did not ask for it.
+    pub fn sequence_nll(&self) -> Result<&SequenceNll> {
+        self.sequence_nll.as_ref().ok_or_else(|| missing("the likelihood of the whole chosen sequence", "sequence_nll"))
     }
 
     /// logp_π, with a gradient.

@@ -17,6 +17,11 @@ pub enum Pooling {
     All,
     /// The last token.
     Last,
+    /// The mean over the positions that both sequences of the pair have, prompt included.
+    Common,
+    /// The mean over prompt and completion without the tokens whose transformed state is longer than one standard
+    /// deviation above the sequence's mean, as the original project pools.
+    Original,
 }
 
 /// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the depth),

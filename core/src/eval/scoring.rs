@@ -6,7 +6,7 @@ use super::statistics::{CompletionScore, PairScore};
 use crate::api::Completions;
 use crate::error::Result;
 use crate::model::pass::Request;
-use crate::model::{Adapted, Model};
+use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 use crate::train::batch::{Holds, PairBatch};
@@ -28,10 +28,11 @@ pub fn score_pairs(model: &Model, adapted: Option<&Adapted>, pairs: &[TokenPair]
             total <= tokens
         });
         let (now, later) = rest.split_at(fits.count().max(1));
-        let batch = PairBatch::new(&now.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::Both, rejected: true }, model.kind(), model.device())?;
+        let batch =
+            PairBatch::new(&now.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::Both, rejected: true, apart: false }, model.kind(), model.device())?;
         let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
-            let (logps, _) = model.logprobs(hidden, &batch.predicted, false)?;
+            let (logps, _) = model.logprobs(hidden, &batch.predicted, Detail::None)?;
             let sums =
                 |rejected| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(Tensor::to_kind(&batch.tokens_of(&logps, rejected)?.sum(), tch::Kind::Double))?) };
             for ((pair, chosen), rejected) in now.iter().zip(sums(false)?).zip(sums(true)?) {

@@ -1,5 +1,15 @@
 //! What is outside tch's reach. All `unsafe` of this crate that touches libtorch is here.
 
+mod hook;
+mod switches;
+
+use std::ffi::{CStr, c_char};
+
+pub use hook::{HookErrors, register_hook};
+pub use switches::{CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, set_attention_kernels, set_deterministic, set_tf32};
+
+use crate::error::{Error, Result};
+
 /// Refers into libtorch_cuda.so, so that the linker keeps it (see `build.rs`); never called.
 #[cfg(cuda_linked)]
 mod cuda_anchor {
@@ -21,3 +31,21 @@ pub const LIBTORCH_LIB: &str = env!("REPRPO_LIBTORCH_LIB");
 
 /// Whether this program was built against a libtorch with CUDA.
 pub const CUDA_LINKED: bool = cfg!(cuda_linked);
+
+unsafe extern "C" {
+    fn reprpo_free(text: *mut c_char);
+}
+
+/// What the shim says of a call: null, or the text of an error, which is freed here.
+///
+/// The text is a message of one line and then a C++ stack, of which a user reads the first line.
+fn checked(text: *mut c_char) -> Result<()> {
+    if text.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shim gives a NUL-terminated string that it leaves to the caller.
+    let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+    // SAFETY: as above; nothing refers to it any more.
+    unsafe { reprpo_free(text) };
+    Err(Error::new(message.lines().next().unwrap_or("libtorch failed without a word").to_owned()))
+}

@@ -1,21 +1,34 @@
-//! The adapter of a whole model: one adapted linear module a target.
+//! The adapter of a whole model: one adapted linear module a target, and adapted blocks.
 
 use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
-use crate::api::{AdaptedLinear, Adapter, Init, LinearInfo, LinearSite};
+use crate::api::{AdaptedLinear, AdaptedResidual, Adapter, Frozen, Init, LinearInfo, LinearSite, Parameter, Site};
 use crate::error::{Context, Error, Result};
 
-/// Adapted modules by name, in the model's order.
+/// Adapted modules by name and adapted blocks by number, in the model's order.
 pub struct Adapted {
     modules: IndexMap<String, Box<dyn AdaptedLinear>>,
+    blocks: IndexMap<usize, Box<dyn AdaptedResidual>>,
+    shared: Vec<Parameter>,
 }
 
 impl std::fmt::Debug for Adapted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.modules.keys()).finish()
+        f.debug_set().entries(self.modules.keys()).entries(self.blocks.keys()).finish()
     }
+}
+
+/// One place that an adapter changes.
+#[derive(Debug)]
+pub struct Changed {
+    /// Where its input can be read in a pass without the adapter.
+    pub input: Site,
+    /// Where its output can be read.
+    pub output: Site,
+    /// What is trained there.
+    pub parameters: Vec<Parameter>,
 }
 
 impl Adapted {
@@ -25,23 +38,31 @@ impl Adapted {
     /// Targets that fit no module, or what the adapter says of one.
     pub fn attach(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let init = |scope: &str| Init::new(seed, scope, kind, model.device());
+        let info = model.info();
         let layers = adapter.layers_to_transform();
-        if let Some(bad) = layers.iter().flatten().find(|l| **l >= model.info().layers) {
-            return Err(Error::new(format!("layers_to_transform holds {bad}, but the model's layers are 0 to {}", model.info().layers - 1)));
+        if let Some(bad) = layers.iter().flatten().find(|l| **l >= info.layers) {
+            return Err(Error::new(format!("layers_to_transform holds {bad}, but the model's layers are 0 to {}", info.layers - 1)));
         }
         let wanted = |l: &LinearInfo| l.layer.is_none_or(|k| k < blocks && layers.as_ref().is_none_or(|some| some.contains(&k)));
+        let targets: Vec<_> = adapter.targets().resolve(info)?.into_iter().filter(|l| wanted(l)).collect();
+        let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
-        for info in adapter.targets().resolve(model.info())?.into_iter().filter(|l| wanted(l)) {
-            let frozen = model.frozen(&info.name)?;
-            let mut init = Init::new(seed, &info.name, kind, model.device());
-            let adapted = adapter.attach(&LinearSite { info, frozen }, &mut init).within(|| format!("no adapter for `{}`", info.name))?;
+        for info in targets {
+            let site = LinearSite { info, frozen: model.frozen(&info.name)?, shared: &shared };
+            let adapted = adapter.attach(&site, &mut init(&info.name)).within(|| format!("no adapter for `{}`", info.name))?;
             modules.insert(info.name.clone(), adapted);
         }
-        if modules.is_empty() {
-            return Err(Error::new(format!("the adapter has no module to change within the first {blocks} blocks that this run computes"))
-                .hint("move the taps to later layers, or widen target_modules or layers_to_transform"));
+        let mut changed = IndexMap::new();
+        for k in adapter.blocks(info)?.into_iter().filter(|k| *k < blocks) {
+            let adapted = adapter.attach_block(k, info, &mut init(&Site::Block(k).to_string())).within(|| format!("no adapter for block {k}"))?;
+            changed.insert(k, adapted);
         }
-        Ok(Self { modules })
+        if modules.is_empty() && changed.is_empty() {
+            return Err(Error::new(format!("the adapter has nothing to change within the first {blocks} blocks that this run computes"))
+                .hint("move the taps to later layers, or widen what the adapter targets"));
+        }
+        Ok(Self { modules, blocks: changed, shared })
     }
 
     /// The adapted module of that name.
@@ -49,23 +70,59 @@ impl Adapted {
         self.modules.get(name).map(|m| &**m)
     }
 
+    /// The adapter of the output of block `k`.
+    pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
+        self.blocks.get(&k).map(|b| &**b)
+    }
+
+    /// Whether it changes the output of any block.
+    pub fn changes_blocks(&self) -> bool {
+        !self.blocks.is_empty()
+    }
+
     /// The names of the adapted modules, in the model's order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
-    /// All trainable tensors, as `module.key`, in a fixed order.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        self.modules.iter().flat_map(|(name, m)| m.parameters().into_iter().map(move |p| (format!("{name}.{}", p.key), p.tensor))).collect()
+    /// How many modules and blocks it changes.
+    pub fn places(&self) -> usize {
+        self.modules.len() + self.blocks.len()
     }
 
-    /// Overwrites every trainable tensor with the one of the same name in `values`.
+    /// What it changes: the modules, then the blocks.
+    pub fn changed(&self) -> impl Iterator<Item = Changed> {
+        let modules =
+            self.modules.iter().map(|(name, m)| Changed { input: Site::Input(name.clone()), output: Site::Output(name.clone()), parameters: m.parameters() });
+        let blocks = self.blocks.iter().map(|(k, b)| Changed { input: Site::Block(*k), output: Site::Block(*k), parameters: b.parameters() });
+        modules.chain(blocks)
+    }
+
+    /// All tensors, as `module.key`, in a fixed order: what the adapter is, on disk.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let named = |place: String, parameters: Vec<Parameter>| parameters.into_iter().map(move |p| (format!("{place}.{}", p.key), p.tensor));
+        let modules = self.modules.iter().flat_map(|(name, m)| named(name.clone(), m.parameters()));
+        let blocks = self.blocks.iter().flat_map(|(k, b)| named(Site::Block(*k).to_string(), b.parameters()));
+        modules.chain(blocks).chain(self.shared.iter().map(|p| (p.key.clone(), p.tensor.shallow_clone()))).collect()
+    }
+
+    /// The trainable ones among [`tensors`](Self::tensors).
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
+    }
+
+    /// Whether the tensor of that name belongs to all modules together.
+    pub fn is_shared(&self, name: &str) -> bool {
+        self.shared.iter().any(|p| p.key == name)
+    }
+
+    /// Overwrites every tensor with the one of the same name in `values`.
     ///
     /// # Errors
     /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is changed then.
     pub fn restore(&self, mut values: IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
-        for (name, tensor) in self.parameters() {
+        for (name, tensor) in self.tensors() {
             let Some(value) = values.shift_remove(&name) else {
                 return Err(Error::new(format!("the file has no tensor for `{name}`, which would stay at its initial value")));
             };
@@ -84,7 +141,15 @@ impl Adapted {
         Ok(())
     }
 
-    /// Elements in all.
+    /// Each adapted module as a frozen one that computes the same.
+    ///
+    /// # Errors
+    /// An adapter that cannot be expressed as one.
+    pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
+        self.modules.iter().map(|(name, m)| Ok((name.clone(), m.merge(model.frozen(name)?)?))).collect()
+    }
+
+    /// Trainable elements in all.
     pub fn elements(&self) -> i64 {
         self.parameters().iter().map(|(_, t)| t.numel() as i64).sum()
     }
@@ -94,6 +159,6 @@ impl Adapted {
     /// # Errors
     /// Where the copy fails.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
-        self.parameters().into_iter().map(|(name, t)| Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?))).collect()
+        self.tensors().into_iter().map(|(name, t)| Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?))).collect()
     }
 }

@@ -193,7 +193,7 @@ fn smollm2_finds_completions_as_probable_as_transformers_does() {
         tokens += builder.tokens();
         let hidden = reach(&model, &builder.finish(Device::Cpu).unwrap(), &[], true).unwrap().hidden.unwrap();
         let predicted = Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
-        let (logps, _) = model.logprobs(&hidden, &predicted, false).unwrap();
+        let (logps, _) = model.logprobs(&hidden, &predicted, Detail::None).unwrap();
         for (field, logps) in ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0)) {
             let (ours, reference) = (logps.sum(Kind::Double).double_value(&[]), pair[format!("{field}_logp_sum")].as_f64().unwrap());
             assert!((ours - reference).abs() < 1e-2, "pair {i}, {field}: {ours}, not {reference}");

@@ -23,6 +23,19 @@ pub struct TokenStats {
     pub mean_logit: Tensor,
     /// 1 where the most probable token is the one that stands there.
     pub correct: Tensor,
+    /// log Σ p² over the vocabulary, where it was asked for.
+    pub log_collision: Option<Tensor>,
+}
+
+/// What to find out of each scored token besides its log-probability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detail {
+    /// Nothing.
+    None,
+    /// What is logged.
+    Metrics,
+    /// That and the collision probability.
+    MetricsAndCollision,
 }
 
 /// Rows of logits at once when no gradient is kept: 512 × 50,000 floats are 100 MB.
@@ -30,16 +43,17 @@ const ROWS: i64 = 512;
 
 impl Model {
     /// log p of each predicted token `[m]` from the last hidden state `[n hidden]`, in float32 (float64 in a float64
-    /// model), and what else is known of them where `stats`.
+    /// model), and what else `detail` asks for.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn logprobs(&self, hidden: &Tensor, predicted: &Predicted, stats: bool) -> Result<(Tensor, Option<TokenStats>)> {
+    pub fn logprobs(&self, hidden: &Tensor, predicted: &Predicted, detail: Detail) -> Result<(Tensor, Option<TokenStats>)> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
         let m = predicted.ids.size()[0];
         // A chunk that a gradient has to pass is kept whole anyway.
         let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
-        let (mut logps, mut entropy, mut mean_logit, mut correct) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut logps = Vec::new();
+        let (mut entropy, mut mean_logit, mut correct, mut log_collision) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         while start < m {
             let len = step.min(m - start);
@@ -48,19 +62,29 @@ impl Model {
             let logits = if self.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? };
             let normaliser = logits.f_logsumexp(-1, false)?;
             logps.push(logits.f_gather(1, &ids.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?.f_sub(&normaliser)?);
-            if stats {
+            if detail > Detail::None {
                 let _guard = tch::no_grad_guard();
                 let (logits, normaliser) = (logits.f_detach()?, normaliser.f_detach()?);
                 // −Σ p log p = lse − Σ p·logit
                 let expected = logits.f_softmax(-1, None::<Kind>)?.f_mul_(&logits)?.f_sum_dim_intlist(-1, false, None::<Kind>)?;
                 entropy.push(normaliser.f_sub(&expected)?);
                 mean_logit.push(logits.f_mean_dim(-1, false, None::<Kind>)?);
+                // log Σ p² = lse(2·logit) − 2·lse(logit)
+                if detail == Detail::MetricsAndCollision {
+                    log_collision.push((&logits * 2.0).f_logsumexp(-1, false)?.f_sub(&(&normaliser * 2.0))?);
+                }
                 correct.push(logits.f_argmax(-1, false)?.f_eq_tensor(&ids)?.f_to_kind(Kind::Float)?);
             }
             start += len;
         }
         let joined = |parts: &[Tensor]| -> Result<Tensor> { Ok(Tensor::f_cat(parts, 0)?) };
-        let stats = if stats { Some(TokenStats { entropy: joined(&entropy)?, mean_logit: joined(&mean_logit)?, correct: joined(&correct)? }) } else { None };
+        let stats = if detail > Detail::None {
+            let (entropy, mean_logit, correct) = (joined(&entropy)?, joined(&mean_logit)?, joined(&correct)?);
+            let log_collision = if log_collision.is_empty() { None } else { Some(joined(&log_collision)?) };
+            Some(TokenStats { entropy, mean_logit, correct, log_collision })
+        } else {
+            None
+        };
         Ok((joined(&logps)?, stats))
     }
 }

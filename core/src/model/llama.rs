@@ -102,6 +102,10 @@ impl Block {
     fn linears(&self) -> [&Linear; 7] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj, &self.gate_proj, &self.up_proj, &self.down_proj]
     }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj, &mut self.gate_proj, &mut self.up_proj, &mut self.down_proj]
+    }
 }
 
 impl Llama {
@@ -202,6 +206,7 @@ impl Architecture for Llama {
             pass.residual(i, &h);
             h = h.f_add(&self.attention(block, &self.rms_norm(&h, &block.input_layernorm)?, &attention, &tables, pass)?)?;
             h = h.f_add(&Self::mlp(block, &self.rms_norm(&h, &block.post_attention_layernorm)?, pass)?)?;
+            h = pass.block(i, h)?;
         }
         if pass.blocks() < self.blocks.len() {
             pass.residual(pass.blocks(), &h);
@@ -217,5 +222,13 @@ impl Architecture for Llama {
 
     fn frozen(&self, name: &str) -> Option<&Frozen> {
         self.blocks.iter().flat_map(Block::linears).find(|l| l.name == name).map(|l| &l.frozen)
+    }
+
+    fn frozen_mut(&mut self, name: &str) -> Option<&mut Frozen> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut).find(|l| l.name == name).map(|l| &mut l.frozen)
+    }
+
+    fn embeddings(&self) -> (&Tensor, &Tensor) {
+        (&self.embed, self.head.as_ref().unwrap_or(&self.embed))
     }
 }

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use adapted::Adapted;
 use attention::Strategy;
-pub use head::{Predicted, TokenStats};
+pub use head::{Detail, Predicted, TokenStats};
 use pass::{Pass, Reached, Request};
 use stream::Stream;
 
@@ -40,6 +40,18 @@ trait Architecture: Send + std::fmt::Debug {
 
     /// The frozen linear module of that name.
     fn frozen(&self, name: &str) -> Option<&Frozen>;
+
+    /// The same, to exchange it.
+    fn frozen_mut(&mut self, name: &str) -> Option<&mut Frozen>;
+
+    /// The embedding matrix and the head's `[vocab hidden]`, the same one where they are tied.
+    fn embeddings(&self) -> (&Tensor, &Tensor);
+}
+
+/// The weights that a merged adapter stands in place of. To keep the merge, drop it.
+#[derive(Debug)]
+pub struct Merged {
+    originals: Vec<(String, Frozen)>,
 }
 
 type Build = fn(&serde_json::Value, &mut weights::Weights) -> Result<Box<dyn Architecture>>;
@@ -108,6 +120,38 @@ impl Model {
         self.architecture.frozen(name).ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
     }
 
+    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they are tied.
+    pub fn embeddings(&self) -> (&Tensor, &Tensor) {
+        self.architecture.embeddings()
+    }
+
+    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed with it, to rounding.
+    ///
+    /// # Errors
+    /// An adapter that cannot be expressed as frozen weights; nothing is changed then.
+    pub fn merge(&mut self, adapted: &Adapted) -> Result<Merged> {
+        let _guard = tch::no_grad_guard();
+        if adapted.changes_blocks() {
+            return Err(Error::new("the adapter changes the residual stream between blocks, which no frozen weight can stand for")
+                .hint("use it unmerged, from its own folder"));
+        }
+        let merged = adapted.merged(self)?;
+        let originals = merged.into_iter().map(|(name, frozen)| {
+            let place = self.architecture.frozen_mut(&name).ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
+            Ok((name, std::mem::replace(place, frozen)))
+        });
+        Ok(Merged { originals: originals.collect::<Result<_>>()? })
+    }
+
+    /// Takes the adapter out again: the weights are the very ones from before.
+    pub fn unmerge(&mut self, merged: Merged) {
+        for (name, frozen) in merged.originals {
+            if let Some(place) = self.architecture.frozen_mut(&name) {
+                *place = frozen;
+            }
+        }
+    }
+
     /// How many blocks a pass has to run for `sites`, and for log-probabilities where `hidden`.
     ///
     /// # Errors
@@ -126,7 +170,7 @@ impl Model {
     /// A site that the model does not have, or what libtorch says.
     pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
         let blocks = self.depth(request.sites, request.hidden)?;
-        let mut pass = Pass::new(request, blocks, self.info().layers);
+        let mut pass = Pass::new(request, stream, blocks, self.info().layers)?;
         self.architecture.forward(stream, self.strategy, &mut pass)?;
         pass.reached()
     }

@@ -5,20 +5,33 @@ use std::collections::HashMap;
 use tch::Tensor;
 
 use super::adapted::Adapted;
-use crate::api::{Frozen, Site};
+use super::stream::Stream;
+use crate::api::{Frozen, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// A linear module of the frozen model, which knows its own name.
+/// A linear module of the frozen model, which knows its own name and places.
 #[derive(Debug)]
 pub struct Linear {
     /// Its name in PyTorch's state dict without `.weight`.
     pub name: String,
+    input: Site,
+    output: Site,
     /// Its weights.
     pub frozen: Frozen,
 }
 
+impl Linear {
+    /// The module of that name.
+    pub fn new(name: &str, frozen: Frozen) -> Self {
+        Self { name: name.to_owned(), input: Site::Input(name.to_owned()), output: Site::Output(name.to_owned()), frozen }
+    }
+}
+
+/// Sees the output `[n out]` of every adapted module and block on its way, and gives what the pass goes on with.
+pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
+
 /// What a pass is asked for.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Request<'a> {
     /// The adapter; `None`: the base model.
     pub adapted: Option<&'a Adapted>,
@@ -28,6 +41,8 @@ pub struct Request<'a> {
     pub sites: &'a [Site],
     /// Whether the last hidden state is wanted, for log-probabilities.
     pub hidden: bool,
+    /// Called at the outputs of what the adapter changes.
+    pub intercept: Option<Intercept<'a>>,
 }
 
 /// What a pass brings back.
@@ -40,31 +55,30 @@ pub struct Reached {
 }
 
 /// A pass under way. An architecture sends every linear module and every state of the residual stream through it.
-#[derive(Debug)]
 pub struct Pass<'a> {
     request: Request<'a>,
-    inputs: HashMap<&'a str, usize>,
-    outputs: HashMap<&'a str, usize>,
-    residuals: HashMap<usize, usize>,
+    /// Where each site's state is put; a site may be asked for more than once.
+    wanted: HashMap<&'a Site, Vec<usize>>,
     found: Vec<Option<Tensor>>,
     hidden: Option<Tensor>,
+    places: Option<PromptPlaces>,
     blocks: usize,
     layers: usize,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass that runs the first `blocks` of `layers` blocks.
-    pub fn new(request: Request<'a>, blocks: usize, layers: usize) -> Self {
-        let (mut inputs, mut outputs, mut residuals) = (HashMap::new(), HashMap::new(), HashMap::new());
+    /// A pass that runs the first `blocks` of `layers` blocks over `stream`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn new(request: Request<'a>, stream: &Stream, blocks: usize, layers: usize) -> Result<Self> {
+        let mut wanted = HashMap::<_, Vec<_>>::new();
         for (i, site) in request.sites.iter().enumerate() {
-            match site {
-                Site::Input(name) => drop(inputs.insert(name.as_str(), i)),
-                Site::Output(name) => drop(outputs.insert(name.as_str(), i)),
-                Site::Residual(k) => drop(residuals.insert(*k, i)),
-            }
+            wanted.entry(site).or_default().push(i);
         }
         let found = request.sites.iter().map(|_| None).collect();
-        Self { request, inputs, outputs, residuals, found, hidden: None, blocks, layers }
+        let places = if request.adapted.is_some_and(Adapted::changes_blocks) { Some(stream.prompt_places()?) } else { None };
+        Ok(Self { request, wanted, found, hidden: None, places, blocks, layers })
     }
 
     /// How many blocks to run.
@@ -74,14 +88,33 @@ impl<'a> Pass<'a> {
 
     /// Whether the final norm has to run: for the head, or because the last hidden state is read.
     pub fn wants_norm(&self) -> bool {
-        self.request.hidden || self.residuals.contains_key(&self.layers)
+        self.request.hidden || self.wanted.contains_key(&Site::Residual(self.layers))
+    }
+
+    fn report(&mut self, site: &Site, h: &Tensor) {
+        for i in self.wanted.get(site).into_iter().flatten() {
+            self.found[*i] = Some(h.shallow_clone());
+        }
     }
 
     /// Reports the residual stream `[n hidden]` as hidden state `k` in transformers' count.
     pub fn residual(&mut self, k: usize, h: &Tensor) {
-        if let Some(i) = self.residuals.get(&k) {
-            self.found[*i] = Some(h.shallow_clone());
-        }
+        self.report(&Site::Residual(k), h);
+    }
+
+    /// The output `[n hidden]` of block `k` as the next one is to read it, through its adapter where one is on.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn block(&mut self, k: usize, h: Tensor) -> Result<Tensor> {
+        let site = Site::Block(k);
+        let Some((adapter, places)) = self.request.adapted.and_then(|a| a.block(k)).zip(self.places.as_ref()) else {
+            self.report(&site, &h);
+            return Ok(h);
+        };
+        let h = self.intercepted(&site, adapter.forward(&h, places)?)?;
+        self.report(&site, &h);
+        Ok(h)
     }
 
     /// Reports the state after the final norm.
@@ -97,17 +130,20 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// What the adapter says.
     pub fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        if let Some(i) = self.inputs.get(linear.name.as_str()) {
-            self.found[*i] = Some(x.shallow_clone());
-        }
+        self.report(&linear.input, x);
         let y = match self.request.adapted.and_then(|a| a.get(&linear.name)) {
-            Some(adapter) => adapter.forward(x, &linear.frozen, self.request.train)?,
+            Some(adapter) => self.intercepted(&linear.output, adapter.forward(x, &linear.frozen, self.request.train)?)?,
             None => linear.frozen.forward(x)?,
         };
-        if let Some(i) = self.outputs.get(linear.name.as_str()) {
-            self.found[*i] = Some(y.shallow_clone());
-        }
+        self.report(&linear.output, &y);
         Ok(y)
+    }
+
+    fn intercepted(&self, site: &Site, y: Tensor) -> Result<Tensor> {
+        match self.request.intercept {
+            Some(intercept) => intercept(site, y),
+            None => Ok(y),
+        }
     }
 
     /// What was asked for.

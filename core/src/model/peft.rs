@@ -16,6 +16,8 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// In front of every module's name.
 const PREFIX: &str = "base_model.model.";
+/// In front of the name of a tensor that all modules share.
+const SHARED_PREFIX: &str = "base_model.";
 /// The release of PEFT whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
 
@@ -26,7 +28,7 @@ pub struct Saved {
     pub entry: &'static Entry,
     /// That plugin's configuration.
     pub config: Map<String, Value>,
-    /// Tensors as `module.key`.
+    /// Tensors as `module.key`, shared ones as `key`.
     pub values: IndexMap<String, Tensor>,
 }
 
@@ -56,9 +58,9 @@ impl Saved {
         let tensors = dir.join(TENSORS);
         let values = read_safetensors(&tensors)?
             .into_iter()
-            .map(|(key, t)| match key.strip_prefix(PREFIX) {
+            .map(|(key, t)| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
                 Some(name) => Ok((name.to_owned(), t)),
-                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{PREFIX}`", tensors.display()))),
+                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", tensors.display()))),
             })
             .collect::<Result<_>>()?;
         Ok(Self { entry, config, values })
@@ -98,7 +100,8 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     }
     config.sort_keys();
     std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
-    let tensors: Vec<_> = adapted.snapshot()?.into_iter().map(|(name, t)| (format!("{PREFIX}{name}"), t)).collect();
+    let prefix = |name: &str| if adapted.is_shared(name) { SHARED_PREFIX } else { PREFIX };
+    let tensors: Vec<_> = adapted.snapshot()?.into_iter().map(|(name, t)| (format!("{}{name}", prefix(&name)), t)).collect();
     write_safetensors(&dir.join(TENSORS), &tensors)?;
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
     crate::files::write_whole(&dir.join(CONFIG), text.as_bytes())

@@ -5,6 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::api::PromptPlaces;
 use crate::error::{Error, Result};
 
 /// A run of tokens that stands in the stream at `start..start + len`.
@@ -141,6 +142,29 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Where the rows stand in their prompts, which are the segments that continue none.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn prompt_places(&self) -> Result<PromptPlaces> {
+        let (mut from_start, mut from_end) = (Vec::new(), Vec::new());
+        for segment in self.layout.segments() {
+            let len = segment.len as i64;
+            match segment.continues {
+                None => {
+                    from_start.extend(0..len);
+                    from_end.extend((0..len).rev());
+                }
+                Some(_) => {
+                    from_start.extend(std::iter::repeat_n(-1, segment.len));
+                    from_end.extend(std::iter::repeat_n(-1, segment.len));
+                }
+            }
+        }
+        let tensor = |v: &[i64]| Tensor::from_slice(v).f_to_device(self.ids.device());
+        Ok(PromptPlaces { from_start: tensor(&from_start)?, from_end: tensor(&from_end)? })
+    }
+
     /// One segment a sequence, from a right-padded batch: ids and mask `[b t]`. Padding is left out.
     ///
     /// # Errors

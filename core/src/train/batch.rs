@@ -18,6 +18,43 @@ pub struct Holds {
     pub logprobs: Completions,
     /// Whether rejected completions are there although they are not scored.
     pub rejected: bool,
+    /// Whether pairs share nothing, so that every row of the stream belongs to one of them.
+    pub apart: bool,
+}
+
+/// Rows of a stream that make up one side of b pairs, sequence after sequence.
+#[derive(Debug)]
+pub struct Rows {
+    /// The rows `[m]`, int64.
+    index: Tensor,
+    /// Which pair each belongs to `[m]`, int64, ascending.
+    pub owner: Tensor,
+    /// Whether each is a token of the completion `[m]`, bool.
+    pub completion: Tensor,
+    /// Where among the m the last one of the same pair stands `[m]`, int64.
+    pub last: Tensor,
+    /// How many each pair has `[b]`.
+    counts: Tensor,
+}
+
+impl Rows {
+    /// These rows of `states` `[n …]`: `[m …]`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn gather(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(states.f_index_select(0, &self.index)?)
+    }
+
+    /// The mean of each pair's rows of `values` `[m w]`: `[b w]`.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn mean(&self, values: &Tensor) -> Result<Tensor> {
+        let (b, kind) = (self.counts.size()[0], values.kind());
+        let sums = Tensor::f_zeros([b, values.size()[1]], (kind, values.device()))?.f_index_add(0, &self.owner, values)?;
+        Ok(sums.f_div(&self.counts.f_to_kind(kind)?.f_unsqueeze(1)?)?)
+    }
 }
 
 /// One completion of the stream.
@@ -58,10 +95,11 @@ impl PairBatch {
         let mut prompts: Vec<(&[i64], Vec<usize>)> = Vec::new();
         let mut known: HashMap<&[i64], usize> = HashMap::new();
         for (i, pair) in pairs.iter().enumerate() {
-            let at = *known.entry(&pair.prompt).or_insert_with(|| {
+            let next = prompts.len();
+            let at = if holds.apart { next } else { *known.entry(&pair.prompt).or_insert(next) };
+            if at == next {
                 prompts.push((&pair.prompt, Vec::new()));
-                prompts.len() - 1
-            });
+            }
             prompts[at].1.push(i);
         }
         let (mut chosen, mut rejected) = (vec![0; pairs.len()], vec![0; pairs.len()]);
@@ -141,6 +179,7 @@ impl PairBatch {
             per_token: values.f_index_select(0, &Tensor::from_slice(&index).f_to_device(device)?)?,
             owner: Tensor::from_slice(&owner).f_to_device(device)?,
             tokens: Tensor::from_slice(&counts).f_to_kind(values.kind())?.f_to_device(device)?,
+            log_collision: None,
         })
     }
 
@@ -149,31 +188,79 @@ impl PairBatch {
         self.completions[self.side(rejected)[i]].scored.clone()
     }
 
-    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64 model).
+    /// The kind of the numbers that are made from the stream: float32, or float64 in a float64 model.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The rows that `pooling` looks at on one side of the pairs.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn rows(&self, pooling: Pooling, rejected: bool) -> Result<Rows> {
+        let device = self.stream.ids.device();
+        let segments = self.stream.layout.segments();
+        let (mut index, mut owner, mut completion, mut last, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (pair, c) in self.side(rejected).iter().enumerate() {
+            let of = &self.completions[*c];
+            let rows = segments[of.segment].rows();
+            let shorter = || segments[self.completions[self.chosen[pair]].segment].len.min(segments[self.completions[self.rejected[pair]].segment].len);
+            let (prompt, own) = match pooling {
+                Pooling::Completion => (0..0, rows),
+                Pooling::All | Pooling::Original => (segments[of.prompt].rows(), rows),
+                Pooling::Common => (segments[of.prompt].rows(), rows.start..rows.start + shorter()),
+                Pooling::Last => (0..0, rows.end - 1..rows.end),
+            };
+            let n = prompt.len() + own.len();
+            completion.extend(std::iter::repeat_n(false, prompt.len()).chain(std::iter::repeat_n(true, own.len())));
+            index.extend(prompt.chain(own).map(|r| r as i64));
+            owner.extend(std::iter::repeat_n(pair as i64, n));
+            last.extend(std::iter::repeat_n(index.len() as i64 - 1, n));
+            counts.push(n as f64);
+        }
+        let integers = |v: &[i64]| Tensor::from_slice(v).f_to_device(device);
+        Ok(Rows {
+            index: integers(&index)?,
+            owner: integers(&owner)?,
+            completion: Tensor::from_slice(&completion).f_to_device(device)?,
+            last: integers(&last)?,
+            counts: Tensor::from_slice(&counts).f_to_kind(self.kind)?.f_to_device(device)?,
+        })
+    }
+
+    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64 model). `Original`
+    /// pools as `All`: it looks at transformed states, which these are not.
     ///
     /// # Errors
     /// What libtorch says.
     pub fn pool(&self, states: &Tensor, pooling: Pooling, rejected: bool) -> Result<Tensor> {
-        let device = states.device();
+        let rows = self.rows(pooling, rejected)?;
+        rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
+    }
+
+    /// The tokens of `rows`, each at its own row instead of the one before.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn own_tokens(&self, rows: &Rows) -> Result<Predicted> {
+        Ok(Predicted { rows: rows.index.shallow_clone(), ids: rows.gather(&self.stream.ids)? })
+    }
+
+    /// Which pair each row of the stream belongs to `[n]`, int64, in a batch whose pairs are apart.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn row_owner(&self) -> Result<Tensor> {
         let segments = self.stream.layout.segments();
-        let index = |v: &[i64]| Tensor::from_slice(v).f_to_device(device);
-        let of = |c: &usize| &self.completions[*c];
-        let side = self.side(rejected);
-        if pooling == Pooling::Last {
-            let rows: Vec<i64> = side.iter().map(|c| segments[of(c).segment].last() as i64).collect();
-            return Ok(states.f_index_select(0, &index(&rows)?)?.f_to_kind(self.kind)?);
+        let mut owner = vec![0i64; self.stream.layout.tokens()];
+        for pair in 0..self.len() {
+            for c in [self.chosen[pair], self.rejected[pair]] {
+                let of = &self.completions[c];
+                for row in segments[of.prompt].rows().chain(segments[of.segment].rows()) {
+                    owner[row] = pair as i64;
+                }
+            }
         }
-        let (mut rows, mut owner, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-        for (pair, c) in side.iter().enumerate() {
-            let prompt = if pooling == Pooling::All { segments[of(c).prompt].rows() } else { 0..0 };
-            let tokens = prompt.chain(segments[of(c).segment].rows());
-            let before = rows.len();
-            rows.extend(tokens.map(|r| r as i64));
-            owner.extend(std::iter::repeat_n(pair as i64, rows.len() - before));
-            counts.push((rows.len() - before) as f64);
-        }
-        let picked = states.f_index_select(0, &index(&rows)?)?.f_to_kind(self.kind)?;
-        let sums = Tensor::f_zeros([side.len() as i64, picked.size()[1]], (self.kind, device))?.f_index_add(0, &index(&owner)?, &picked)?;
-        Ok(sums.f_div(&Tensor::from_slice(&counts).f_to_kind(self.kind)?.f_to_device(device)?.f_unsqueeze(1)?)?)
+        Ok(Tensor::from_slice(&owner).f_to_device(self.stream.ids.device())?)
     }
 }

@@ -1,12 +1,13 @@
-//! A point from which a run can go on: parameters, optimiser state and the step.
+//! A point from which a run can go on: parameters, optimiser state, what is kept of the reference, and the step.
 //!
 //! What else a step depends on (order of the pairs, dropout) is a function of the seed and the step.
 
 use std::path::{Path, PathBuf};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::optimiser::AdamW;
+use super::reference::Reference;
 use crate::error::{Context, Error, Result};
 use crate::files::write_whole;
 use crate::weights::{read_safetensors, write_safetensors};
@@ -19,7 +20,7 @@ fn dir(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW) -> Result<()> {
+pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW, reference: &Reference) -> Result<()> {
     let here = dir(run).join(format!("step-{step}"));
     std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
     let host = |tensors: &[(String, Tensor)]| -> Result<Vec<(String, Tensor)>> {
@@ -27,6 +28,7 @@ pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser:
     };
     write_safetensors(&here.join("parameters.safetensors"), &host(parameters)?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&optimiser.state())?)?;
+    write_safetensors(&here.join("reference.safetensors"), &host(&reference.state())?)?;
     let latest = dir(run).join("latest");
     let before = std::fs::read_to_string(&latest).ok();
     write_whole(&latest, format!("{step}\n").as_bytes())?;
@@ -53,10 +55,11 @@ pub fn latest(run: &Path) -> Result<usize> {
 ///
 /// # Errors
 /// A damaged file, or one of other parameters.
-pub fn restore(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &mut AdamW) -> Result<()> {
+pub fn restore(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &mut AdamW, reference: &mut Reference, device: Device) -> Result<()> {
     let here = dir(run).join(format!("step-{step}"));
     let mut values = read_safetensors(&here.join("parameters.safetensors"))?;
     optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
+    reference.restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     let _guard = tch::no_grad_guard();
     for (name, tensor) in parameters {
         let value = values.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;

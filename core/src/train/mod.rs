@@ -2,13 +2,15 @@
 
 pub mod batch;
 mod checkpoint;
+mod directions;
 mod folder;
 mod objective;
 mod optimiser;
+mod reference;
 mod run;
 mod schedule;
 
-pub use objective::{Evaluated, Objective};
+pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
 pub use run::{Start, run};
 pub use schedule::learning_rate;

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use super::folder::Folder;
-use super::{AdamW, Group, Objective, checkpoint, learning_rate};
-use crate::api::{Init, StepInfo, Transform, TransformCx};
+use super::{AdamW, Group, Objective, Taps, checkpoint, learning_rate};
+use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, TrainConfig};
 use crate::error::{Context, Error, Result};
 use crate::eval::evaluate;
@@ -63,11 +63,13 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     if let Some(values) = chosen.values {
         adapted.restore(values)?;
     }
+    objective.adapted(&adapted);
     let mut optimiser = optimiser(&objective, &adapted, train);
-    let parameters: Vec<(String, Tensor)> = [adapted.parameters(), objective.transform_parameters()].concat_tensors();
+    let parameters: Vec<(String, Tensor)> = trained(&adapted, &objective);
     let (mut folder, first) = match (start, resumed) {
         (Start::Resume(path), Some(step)) => {
-            checkpoint::restore(path, step, &parameters, &mut optimiser).within(|| format!("cannot go on with the run in `{}`", path.display()))?;
+            checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device())
+                .within(|| format!("cannot go on with the run in `{}`", path.display()))?;
             (Folder::resume(path, step)?, step)
         }
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
@@ -109,7 +111,7 @@ fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String
     if data.prefix_mismatches > 0 {
         lines.push(format!("{} prompts have other token ids alone than before a completion", data.prefix_mismatches));
     }
-    lines.push(format!("{} modules adapted, {} trainable parameters", adapted.names().count(), adapted.elements()));
+    lines.push(format!("{} places adapted, {} trainable parameters", adapted.places(), adapted.elements()));
     lines
 }
 
@@ -123,33 +125,36 @@ fn objective(experiment: &Experiment, model: &Model, registry: &Registry) -> Res
     let intervention = build(&experiment.intervention.json(), model.info())?;
     let Make::Tap(build) = registry.get(PluginKind::Tap, &experiment.tap.name)?.make else { return Err(kind_error(&experiment.tap)) };
     let tap = build(&experiment.tap.json())?;
-    if !intervention.needs().states {
-        return Ok(Objective::new(intervention, Vec::new(), tap.pooling(), Vec::new(), Vec::new()));
+    let mut taps = Taps { sites: Vec::new(), pooling: tap.pooling(), transforms: Vec::new(), transform_of: Vec::new() };
+    if intervention.needs().states == States::None {
+        return Ok(Objective::new(intervention, taps));
     }
-    let sites = tap.sites(model.info())?;
+    taps.sites = tap.sites(model.info())?;
     let Make::Transform(build) = registry.get(PluginKind::Transform, &experiment.transform.name)?.make else {
         return Err(kind_error(&experiment.transform));
     };
     let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let mut transforms: Vec<Box<dyn Transform>> = Vec::new();
-    let (mut transform_of, mut by_width) = (Vec::new(), HashMap::new());
-    for site in &sites {
+    let (embedding, unembedding) = model.embeddings();
+    let mut by_width = HashMap::new();
+    for site in &taps.sites {
         let width = model.info().width(site)?;
         if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
-            transform_of.push(*shared);
+            taps.transform_of.push(*shared);
             continue;
         }
-        let mut init = Init::new(train.seed, &format!("transform.{}", transforms.len()), kind, model.device());
-        by_width.insert(width, transforms.len());
-        transform_of.push(transforms.len());
-        transforms.push(build(&experiment.transform.json(), &TransformCx { site, width }, &mut init)?);
+        let number = taps.transforms.len();
+        let mut init = Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
+        let transform = build(&experiment.transform.json(), &TransformCx { site, width, embedding, unembedding }, &mut init)?;
+        by_width.insert(width, number);
+        taps.transform_of.push(number);
+        taps.transforms.push(transform);
     }
-    Ok(Objective::new(intervention, sites, tap.pooling(), transforms, transform_of))
+    Ok(Objective::new(intervention, taps))
 }
 
 fn optimiser(objective: &Objective, adapted: &Adapted, train: &TrainConfig) -> AdamW {
     let mut groups = vec![Group { parameters: adapted.parameters(), scale: 1.0 }];
-    let transform = objective.transform_parameters();
+    let transform = objective.taps().parameters();
     if train.transform {
         groups.push(Group { parameters: transform, scale: train.transform_lr.map_or(1.0, |lr| lr / train.lr) });
     } else {
@@ -160,21 +165,14 @@ fn optimiser(objective: &Objective, adapted: &Adapted, train: &TrainConfig) -> A
     AdamW::new(groups, train)
 }
 
-/// Two lists of named tensors as one.
-trait Joined {
-    fn concat_tensors(self) -> Vec<(String, Tensor)>;
-}
-
-impl Joined for [Vec<(String, Tensor)>; 2] {
-    fn concat_tensors(self) -> Vec<(String, Tensor)> {
-        let [adapter, transform] = self;
-        let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
-        adapter.into_iter().map(scoped("adapter")).chain(transform.into_iter().map(scoped("transform"))).collect()
-    }
+/// Everything that is trained, by names that cannot meet.
+fn trained(adapted: &Adapted, objective: &Objective) -> Vec<(String, Tensor)> {
+    let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
+    adapted.parameters().into_iter().map(scoped("adapter")).chain(objective.taps().parameters().into_iter().map(scoped("transform"))).collect()
 }
 
 fn write_transforms(objective: &Objective, run: &Path) -> Result<()> {
-    let parameters = objective.transform_parameters();
+    let parameters = objective.taps().parameters();
     if parameters.is_empty() {
         return Ok(());
     }
@@ -214,7 +212,7 @@ impl Trainer<'_> {
         let mut tokens = 0;
         for step in first..steps {
             if stop.load(Ordering::Relaxed) {
-                checkpoint::save(folder.path(), step, self.parameters, self.optimiser)?;
+                checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
                 folder.keep();
                 return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
                     .hint(format!("`reprpo run --resume {}` goes on", folder.path().display())));
@@ -237,7 +235,7 @@ impl Trainer<'_> {
             fields.push(("pairs/s", rate));
             progress.advance(1, &fields);
             if train.checkpoint_every.is_some_and(|every| (step + 1) % every == 0 && step + 1 < steps) {
-                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser)?;
+                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser, self.objective.reference())?;
                 folder.keep();
             }
         }
@@ -257,8 +255,9 @@ impl Trainer<'_> {
         for micro in pairs.chunks(self.train.batch) {
             let share = micro.len() as f64 / pairs.len() as f64;
             let batch = self.objective.batch(micro, model)?;
-            let evaluated = self.objective.loss(model, self.adapted, &batch, info)?;
+            let evaluated = self.objective.loss(model, self.adapted, &batch, info, 1.0 / pairs.len() as f64)?;
             (&evaluated.loss.value * share).f_backward()?;
+            self.objective.after_backward()?;
             losses.push(evaluated.loss.value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])? * share);
             num_tokens += batch.num_tokens;
             for (name, value) in evaluated.loss.metrics.into_iter().chain(evaluated.metrics) {
@@ -276,6 +275,7 @@ impl Trainer<'_> {
         if !loss.is_finite() {
             return Err(Error::new(format!("the loss is {loss}")).hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
         }
+        self.objective.map_gradients(self.adapted)?;
         let grad_norm = self.optimiser.clip(self.train.clip)?;
         if !grad_norm.is_finite() {
             return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss}"))

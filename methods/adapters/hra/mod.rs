@@ -95,11 +95,11 @@ impl AdaptedLinear for HraLinear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new(KEY, &self.u)]
+        vec![Parameter::new(KEY, &self.u).along(Axis::Input(0))]
     }
 
-    fn merge(&self, weight: &Tensor) -> Result<Tensor> {
-        Ok(Reflections::along(&self.u).forward(&weight.to_kind(self.u.kind())).to_kind(weight.kind()))
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
+        Ok(base.with_weight(Reflections::along(&self.u).forward(&base.weight.to_kind(self.u.kind()))))
     }
 }
 

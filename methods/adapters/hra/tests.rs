@@ -6,7 +6,8 @@ fn attached(r: u32) -> (Box<dyn AdaptedLinear>, Frozen) {
     let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 6, outputs: 4 };
     let frozen = Frozen { weight: Tensor::randn([4, 6], (Kind::Double, Device::Cpu)), bias: Some(Tensor::randn([4], (Kind::Double, Device::Cpu))) };
     let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
-    let adapted = Hra::build(HraConfig { r, ..HraConfig::default() }).unwrap().attach(&LinearSite { info: &info, frozen: &frozen }, &mut init).unwrap();
+    let adapted =
+        Hra::build(HraConfig { r, ..HraConfig::default() }).unwrap().attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut init).unwrap();
     (adapted, frozen)
 }
 
@@ -30,12 +31,12 @@ fn an_even_rank_starts_as_the_identity_and_an_odd_one_does_not() {
 fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
     let (adapted, frozen) = attached(5);
     let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
-    let weight = adapted.merge(&frozen.weight).unwrap();
+    let merged = adapted.merge(&frozen).unwrap();
     let lengths = |w: &Tensor| w.norm_scalaropt_dim(2.0, 1, false);
-    assert!(off(&lengths(&weight), &lengths(&frozen.weight)) < 1e-12);
-    let merged = Frozen { weight, bias: frozen.bias.as_ref().map(Tensor::shallow_clone) };
+    assert!(off(&lengths(&merged.weight), &lengths(&frozen.weight)) < 1e-12);
     assert!(off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12);
-    assert_eq!(adapted.merge(&frozen.weight.to_kind(Kind::BFloat16)).unwrap().kind(), Kind::BFloat16);
+    let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
+    assert_eq!(adapted.merge(&half).unwrap().weight.kind(), Kind::BFloat16);
 }
 
 #[test]

@@ -155,12 +155,12 @@ impl AdaptedLinear for LoraLinear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new("lora_A.weight", &self.a), Parameter::new("lora_B.weight", &self.b)]
+        vec![Parameter::new("lora_A.weight", &self.a).along(Axis::Input(1)), Parameter::new("lora_B.weight", &self.b).along(Axis::Output(0))]
     }
 
-    fn merge(&self, weight: &Tensor) -> Result<Tensor> {
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let change = self.b.f_matmul(&self.a)? * self.scale;
-        Ok(weight.to_kind(change.kind()).f_add(&change)?.to_kind(weight.kind()))
+        Ok(base.with_weight(base.weight.to_kind(change.kind()).f_add(&change)?))
     }
 }
 

@@ -6,7 +6,7 @@ fn attached(config: LoraConfig) -> (Box<dyn AdaptedLinear>, Frozen) {
     let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 6, outputs: 4 };
     let frozen = Frozen { weight: Tensor::randn([4, 6], (Kind::Double, Device::Cpu)), bias: Some(Tensor::randn([4], (Kind::Double, Device::Cpu))) };
     let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
-    let adapted = Lora::build(config).unwrap().attach(&LinearSite { info: &info, frozen: &frozen }, &mut init).unwrap();
+    let adapted = Lora::build(config).unwrap().attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut init).unwrap();
     (adapted, frozen)
 }
 
@@ -42,9 +42,9 @@ fn dropout_acts_in_training_alone() {
 #[test]
 fn a_merged_weight_keeps_its_kind() {
     let (adapted, frozen) = attached(LoraConfig::default());
-    assert_eq!(adapted.merge(&frozen.weight.to_kind(Kind::BFloat16)).unwrap().kind(), Kind::BFloat16);
     let x = Tensor::randn([3, 6], (Kind::BFloat16, Device::Cpu));
     let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
+    assert_eq!(adapted.merge(&half).unwrap().weight.kind(), Kind::BFloat16);
     assert_eq!(adapted.forward(&x, &half, false).unwrap().kind(), Kind::BFloat16);
 }
 

@@ -8,6 +8,7 @@ fn logprobs(chosen: &[f64], rejected: &[f64]) -> Logprobs {
         per_token: Tensor::from_slice(sums),
         owner: Tensor::arange(sums.len() as i64, (Kind::Int64, Device::Cpu)),
         tokens: Tensor::ones([sums.len() as i64], (Kind::Double, Device::Cpu)),
+        log_collision: None,
     };
     Logprobs::new(tokens(chosen), Some(tokens(rejected)))
 }

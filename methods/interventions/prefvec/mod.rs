@@ -79,7 +79,7 @@ impl Intervention for PrefVecConfig {
             (false, true) => Completions::Chosen,
             (false, false) => Completions::None,
         };
-        Needs { logprobs, reference_logprobs: logprobs > Completions::None, states: true, reference_states: true }
+        Needs { logprobs, reference_logprobs: logprobs > Completions::None, states: States::Pooled, reference_states: true, ..Needs::default() }
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {

@@ -16,6 +16,7 @@ fn logprobs(chosen: &Tensor, rejected: &Tensor) -> Logprobs {
         per_token: t.shallow_clone(),
         owner: Tensor::arange(t.size()[0] / 2, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(2, 0, None),
         tokens: Tensor::full([t.size()[0] / 2], 2.0, (Kind::Double, Device::Cpu)),
+        log_collision: None,
     };
     Logprobs::new(tokens(chosen), Some(tokens(rejected)))
 }

@@ -51,7 +51,7 @@ struct HraTransform {
 }
 
 impl Transform for HraTransform {
-    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+    fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         Ok(Reflections::along(&self.u).forward(&h.to_kind(self.u.kind())))
     }
 

@@ -29,7 +29,7 @@ impl TransformPlugin for Identity {
 }
 
 impl Transform for IdentityConfig {
-    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+    fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         Ok(h.shallow_clone())
     }
 

@@ -69,7 +69,7 @@ impl OrthoTransform {
 }
 
 impl Transform for OrthoTransform {
-    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+    fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         let x = h.to_kind(self.weight.kind());
         Ok(match self.map {
             Map::Householder => Reflections::along(&self.weight.tril(0)).forward(&x),

@@ -1,0 +1,111 @@
+// What tch does not reach: gradient hooks, the allocator's figures, libtorch's global switches and generator states.
+//
+// Every function gives null, or the text of an error that the caller frees with reprpo_free. No exception leaves this
+// file, and no callback may unwind into it.
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+namespace {
+template <typename F>
+char* guarded(F f) {
+  try {
+    f();
+    return nullptr;
+  } catch (const std::exception& e) {
+    return strdup(e.what());
+  } catch (...) {
+    return strdup("libtorch threw something that is no std::exception");
+  }
+}
+
+const at::Generator& generator(int device) {
+  return at::globalContext().defaultGenerator(device < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, device));
+}
+}  // namespace
+
+extern "C" {
+// Gives a new tensor that replaces the gradient, or null to keep it.
+typedef at::Tensor* (*reprpo_call)(void* context, at::Tensor* grad);
+typedef void (*reprpo_drop)(void* context);
+
+void reprpo_free(char* text) { std::free(text); }
+
+// The context is dropped with the tensor's graph, also when this fails.
+char* reprpo_register_hook(at::Tensor* tensor, void* context, reprpo_call call, reprpo_drop drop) {
+  std::shared_ptr<void> owner(context, drop);
+  return guarded([&] {
+    tensor->register_hook([owner, call](at::Tensor grad) -> at::Tensor {
+      std::unique_ptr<at::Tensor> mapped(call(owner.get(), new at::Tensor(grad)));
+      return mapped ? *mapped : grad;
+    });
+  });
+}
+
+// out: bytes in tensors now, their peak, bytes held from the device now, their peak.
+char* reprpo_cuda_memory(int device, int64_t* out) {
+  return guarded([&] {
+    auto stats = at::getDeviceAllocator(c10::kCUDA)->getDeviceStats(device);
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    out[0] = stats.allocated_bytes[all].current;
+    out[1] = stats.allocated_bytes[all].peak;
+    out[2] = stats.reserved_bytes[all].current;
+    out[3] = stats.reserved_bytes[all].peak;
+  });
+}
+
+char* reprpo_cuda_reset_peak(int device) {
+  return guarded([&] { at::getDeviceAllocator(c10::kCUDA)->resetPeakStats(device); });
+}
+
+char* reprpo_cuda_empty_cache() {
+  return guarded([&] { at::getDeviceAllocator(c10::kCUDA)->emptyCache(); });
+}
+
+char* reprpo_set_deterministic(bool on) {
+  return guarded([&] {
+    auto& context = at::globalContext();
+    context.setDeterministicAlgorithms(on, /*warn_only=*/false);
+    // Filling what a kernel is about to overwrite costs time and changes no result that is read.
+    context.setDeterministicFillUninitializedMemory(false);
+    context.setBenchmarkCuDNN(!on);
+  });
+}
+
+char* reprpo_set_tf32(bool on) {
+  return guarded([&] { at::globalContext().setFloat32MatmulPrecision(on ? "high" : "highest"); });
+}
+
+char* reprpo_set_sdp(bool flash, bool memory_efficient, bool cudnn, bool math) {
+  return guarded([&] {
+    auto& context = at::globalContext();
+    context.setSDPUseFlash(flash);
+    context.setSDPUseMemEfficient(memory_efficient);
+    context.setSDPUseCuDNN(cudnn);
+    context.setSDPUseMath(math);
+  });
+}
+
+// device −1 is the CPU; *out is a new tensor.
+char* reprpo_rng_state(int device, at::Tensor** out) {
+  return guarded([&] {
+    auto generator_ = generator(device);
+    std::lock_guard<std::mutex> lock(generator_.mutex());
+    *out = new at::Tensor(generator_.get_state());
+  });
+}
+
+char* reprpo_set_rng_state(int device, at::Tensor* state) {
+  return guarded([&] {
+    auto generator_ = generator(device);
+    std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_state(*state);
+  });
+}
+}

@@ -1,0 +1,168 @@
+//! Maps of the gradient that run inside the backward pass.
+
+use std::ffi::{c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::checked;
+use crate::api::GradMap;
+use crate::error::{Error, Result};
+
+unsafe extern "C" {
+    fn reprpo_register_hook(
+        tensor: *mut C_tensor,
+        context: *mut c_void,
+        call: extern "C" fn(*mut c_void, *mut C_tensor) -> *mut C_tensor,
+        drop: extern "C" fn(*mut c_void),
+    ) -> *mut c_char;
+}
+
+/// The first error of the hooks that report here. A hook cannot stop a backward pass: it keeps the gradient as it is
+/// from the first error on, and whoever called `backward` asks here afterwards.
+#[derive(Clone, Debug, Default)]
+pub struct HookErrors(Arc<Mutex<Option<Error>>>);
+
+impl HookErrors {
+    fn put(&self, error: Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Takes the error out.
+    ///
+    /// # Errors
+    /// The first one that a hook met.
+    pub fn check(&self) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
+struct Context {
+    map: GradMap,
+    errors: HookErrors,
+}
+
+impl Context {
+    fn call(&mut self, grad: &Tensor) -> Option<Tensor> {
+        if !self.errors.is_empty() {
+            return None;
+        }
+        let mapped = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = tch::no_grad_guard();
+            let mapped = (self.map)(grad)?;
+            if mapped.size() != grad.size() || mapped.kind() != grad.kind() {
+                let (was, is) = ((grad.size(), grad.kind()), (mapped.size(), mapped.kind()));
+                return Err(Error::internal(format!("a gradient hook made {is:?} of {was:?}")));
+            }
+            Ok(mapped)
+        }));
+        match mapped {
+            Ok(Ok(mapped)) => Some(mapped),
+            Ok(Err(e)) => {
+                self.errors.put(e);
+                None
+            }
+            Err(panic) => {
+                self.errors.put(Error::panicked("a gradient hook", panic.as_ref()));
+                None
+            }
+        }
+    }
+}
+
+extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
+    // SAFETY: the shim passes the context it was given; a tensor's hooks run one at a time.
+    let context = unsafe { &mut *context.cast::<Context>() };
+    // SAFETY: a new tensor on the heap that the shim leaves to us.
+    let grad = unsafe { Tensor::from_ptr(grad) };
+    // An undefined gradient means that nothing flows here.
+    let mapped = if grad.defined() { context.call(&grad) } else { None };
+    mapped.map_or(std::ptr::null_mut(), |t| {
+        let pointer = t.as_ptr().cast_mut();
+        // It is the shim's now.
+        std::mem::forget(t);
+        pointer
+    })
+}
+
+extern "C" fn drop_context(context: *mut c_void) {
+    // SAFETY: made by Box::into_raw below, and dropped once, with the last copy of the hook.
+    let context = unsafe { Box::from_raw(context.cast::<Context>()) };
+    // A panic in what a method captured must not cross C++.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
+}
+
+/// Sends the gradient of `tensor` through `map` in every backward pass. It may run on another thread; an error or a
+/// panic in it goes to `errors`.
+///
+/// # Errors
+/// A tensor that needs no gradient.
+pub fn register_hook(tensor: &Tensor, map: GradMap, errors: &HookErrors) -> Result<()> {
+    let context = Box::into_raw(Box::new(Context { map, errors: errors.clone() }));
+    // SAFETY: the tensor lives during the call; the context is the shim's from here on.
+    checked(unsafe { reprpo_register_hook(tensor.as_ptr().cast_mut(), context.cast(), call, drop_context) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn leaf() -> Tensor {
+        Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    fn backward(map: GradMap) -> (Tensor, Result<()>) {
+        let (x, errors) = (leaf(), HookErrors::default());
+        let y = &x * 2.0;
+        register_hook(&y, map, &errors).expect("y needs a gradient");
+        y.sum(Kind::Float).backward();
+        (x.grad(), errors.check())
+    }
+
+    #[test]
+    fn a_hook_replaces_the_gradient_on_its_way() {
+        let (grad, outcome) = backward(Box::new(|g| Ok(g * 10.0)));
+        outcome.unwrap();
+        assert_eq!(grad, Tensor::from_slice(&[20.0f32; 3]));
+    }
+
+    #[test]
+    fn an_error_surfaces_after_the_backward_pass() {
+        let (grad, outcome) = backward(Box::new(|_| Err(Error::new("no direction"))));
+        assert_eq!(format!("{:?}", outcome.unwrap_err()), "no direction");
+        assert_eq!(grad, Tensor::from_slice(&[2.0f32; 3]));
+    }
+
+    #[test]
+    fn a_panic_and_a_wrong_shape_are_errors() {
+        let (_, outcome) = backward(Box::new(|_| panic!("out of luck")));
+        assert!(format!("{:?}", outcome.unwrap_err()).contains("out of luck"));
+        let (_, outcome) = backward(Box::new(|g| Ok(g.sum(Kind::Float))));
+        assert!(outcome.is_err());
+    }
+
+    #[test]
+    fn what_a_hook_captured_is_dropped_with_the_graph() {
+        let alive = Arc::new(());
+        let captured = Arc::clone(&alive);
+        let _ = backward(Box::new(move |g| {
+            let _ = &captured;
+            Ok(g.shallow_clone())
+        }));
+        assert_eq!(Arc::strong_count(&alive), 1);
+    }
+
+    #[test]
+    fn a_tensor_without_a_gradient_takes_no_hook() {
+        let constant = Tensor::ones([1], (Kind::Float, Device::Cpu));
+        assert!(register_hook(&constant, Box::new(|g| Ok(g.shallow_clone())), &HookErrors::default()).is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! libtorch's global switches, the state of its generators, and the CUDA allocator's figures.
+
+use std::ffi::{c_char, c_int};
+
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
+
+use super::checked;
+use crate::error::{Error, Result};
+
+unsafe extern "C" {
+    fn reprpo_cuda_memory(device: c_int, out: *mut i64) -> *mut c_char;
+    fn reprpo_cuda_reset_peak(device: c_int) -> *mut c_char;
+    fn reprpo_cuda_empty_cache() -> *mut c_char;
+    fn reprpo_set_deterministic(on: bool) -> *mut c_char;
+    fn reprpo_set_tf32(on: bool) -> *mut c_char;
+    fn reprpo_set_sdp(flash: bool, memory_efficient: bool, cudnn: bool, math: bool) -> *mut c_char;
+    fn reprpo_rng_state(device: c_int, out: *mut *mut C_tensor) -> *mut c_char;
+    fn reprpo_set_rng_state(device: c_int, state: *mut C_tensor) -> *mut c_char;
+}
+
+/// Bytes on one card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaMemory {
+    /// In tensors now.
+    pub allocated: i64,
+    /// Most that was in tensors at one time since the last reset.
+    pub peak_allocated: i64,
+    /// Held from the driver now.
+    pub reserved: i64,
+    /// Most that was held at one time since the last reset.
+    pub peak_reserved: i64,
+}
+
+fn card(device: Device) -> Result<c_int> {
+    match device {
+        Device::Cuda(i) => Ok(i as c_int),
+        other => Err(Error::internal(format!("{other:?} is no CUDA card"))),
+    }
+}
+
+/// What the allocator of a card holds.
+///
+/// # Errors
+/// A device that is no CUDA card, or one that is not there.
+pub fn cuda_memory(device: Device) -> Result<CudaMemory> {
+    let mut out = [0i64; 4];
+    // SAFETY: the shim writes four numbers.
+    checked(unsafe { reprpo_cuda_memory(card(device)?, out.as_mut_ptr()) })?;
+    let [allocated, peak_allocated, reserved, peak_reserved] = out;
+    Ok(CudaMemory { allocated, peak_allocated, reserved, peak_reserved })
+}
+
+/// Counts the peaks of a card from now on.
+///
+/// # Errors
+/// As [`cuda_memory`].
+pub fn cuda_reset_peak(device: Device) -> Result<()> {
+    // SAFETY: a number is passed.
+    checked(unsafe { reprpo_cuda_reset_peak(card(device)?) })
+}
+
+/// Gives memory that no tensor uses back to the driver.
+///
+/// # Errors
+/// Where there is no CUDA.
+pub fn cuda_empty_cache() -> Result<()> {
+    // SAFETY: nothing is passed.
+    checked(unsafe { reprpo_cuda_empty_cache() })
+}
+
+/// Takes kernels alone whose result depends on nothing but their input; one that has no such form fails.
+///
+/// # Errors
+/// What libtorch says.
+pub fn set_deterministic(on: bool) -> Result<()> {
+    // SAFETY: a bool is passed.
+    checked(unsafe { reprpo_set_deterministic(on) })
+}
+
+/// Whether float32 matrix products may be computed in TF32.
+///
+/// # Errors
+/// What libtorch says.
+pub fn set_tf32(on: bool) -> Result<()> {
+    // SAFETY: a bool is passed.
+    checked(unsafe { reprpo_set_tf32(on) })
+}
+
+/// Which kernels scaled-dot-product attention may take.
+///
+/// # Errors
+/// What libtorch says.
+pub fn set_attention_kernels(flash: bool, memory_efficient: bool, cudnn: bool, math: bool) -> Result<()> {
+    // SAFETY: bools are passed.
+    checked(unsafe { reprpo_set_sdp(flash, memory_efficient, cudnn, math) })
+}
+
+/// The state of a device's generator of random numbers.
+#[derive(Debug)]
+pub struct RngState {
+    device: c_int,
+    state: Tensor,
+}
+
+impl RngState {
+    /// As it is now.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn of(device: Device) -> Result<Self> {
+        let device = if device.is_cuda() { card(device)? } else { -1 };
+        let mut out = std::ptr::null_mut();
+        // SAFETY: the shim writes a pointer to a new tensor.
+        checked(unsafe { reprpo_rng_state(device, &raw mut out) })?;
+        // SAFETY: that tensor is ours.
+        Ok(Self { device, state: unsafe { Tensor::from_ptr(out) } })
+    }
+
+    /// Sets the device's generator back to it.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn restore(&self) -> Result<()> {
+        // SAFETY: the tensor lives during the call.
+        checked(unsafe { reprpo_set_rng_state(self.device, self.state.as_ptr().cast_mut()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Cuda, Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_restored_generator_draws_the_same_numbers() {
+        let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
+        let state = RngState::of(Device::Cpu).unwrap();
+        let first = draw();
+        assert_ne!(draw(), first);
+        state.restore().unwrap();
+        assert_eq!(draw(), first);
+    }
+
+    #[test]
+    fn the_allocator_counts_what_tensors_take() {
+        if !Cuda::is_available() {
+            eprintln!("skipped: no CUDA card");
+            assert!(cuda_memory(Device::Cuda(0)).is_err());
+            return;
+        }
+        let device = Device::Cuda(0);
+        cuda_reset_peak(device).unwrap();
+        let before = cuda_memory(device).unwrap();
+        let held = Tensor::zeros([1 << 20], (Kind::Float, device));
+        assert!(cuda_memory(device).unwrap().allocated >= before.allocated + (4 << 20));
+        drop(held);
+        cuda_empty_cache().unwrap();
+        assert!(cuda_memory(device).unwrap().peak_allocated >= before.allocated + (4 << 20));
+    }
+
+    #[test]
+    fn the_switches_can_be_set() {
+        set_deterministic(true).unwrap();
+        set_tf32(false).unwrap();
+        set_attention_kernels(true, true, true, true).unwrap();
+        set_deterministic(false).unwrap();
+    }
+}
