@@ -209,7 +209,7 @@ impl Trainer<'_> {
         let per_epoch = pairs.len().div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
         progress.stage("train", Some(steps as u64));
-        progress.advance(first as u64, &[]);
+        progress.skip(first as u64);
         let (begin, mut seen) = (Instant::now(), 0);
         let mut tokens = 0;
         for step in first..steps {
