@@ -66,7 +66,7 @@ pub enum Command {
 #[command(after_long_help = "\
 Examples:
   reprpo run
-  reprpo run --set train.max_pairs=8 --set eval.max_pairs=4
+  reprpo run --set train.max_pairs=64 --set eval.max_pairs=20
   reprpo run --intervention prefvec --adapter hra --dataset genies:math --data-dir DATA
   reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
   reprpo run --config experiment.toml --out runs/mine --seed 1

@@ -1,8 +1,9 @@
 //! How far a computation is, on stderr.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use reprpo_core::report::Progress;
 
 /// Shows nothing.
@@ -26,12 +27,18 @@ impl Progress for Bar {
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
         let template = match total {
             // All of it fits into 80 columns.
-            Some(_) => "{prefix} {bar:12.cyan} {pos}/{len}  {msg}  {eta:.dim} left",
+            Some(_) => "{prefix} {bar:12.cyan} {pos}/{len}  {msg}  {left:.dim}",
             None => "{prefix} {spinner} {pos}  {msg}  {elapsed:.dim}",
         };
         // The templates are right; were one not, the plain bar would do.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        bar.set_style(style.progress_chars("━╸ "));
+        // Before the first step there is nothing to go by.
+        let left = |state: &ProgressState, out: &mut dyn Write| {
+            if state.pos() > 0 {
+                let _ = write!(out, "{} left", time(state.eta()));
+            }
+        };
+        bar.set_style(style.with_key("left", left).progress_chars("━╸ "));
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(250));
         self.0 = Some(bar);

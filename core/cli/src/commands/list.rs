@@ -1,5 +1,7 @@
 //! `reprpo list`.
 
+use std::path::Path;
+
 use reprpo_core::Result;
 use reprpo_core::registry::{Entry, Kind};
 use reprpo_core::report::{Align, Grid};
@@ -38,7 +40,8 @@ fn models_text(models: &[KnownModel]) -> String {
     let mut grid = Grid::new(["models", "format", "size", "what it is"].map(|c| (c, Align::Left)));
     for model in models {
         grid.row([model.name.to_owned(), model.format.to_owned(), format!("{} MB", model.megabytes), model.summary.to_owned()]);
-        let place = model.path.as_ref().map_or_else(|| format!("not here yet: {}", model.fetch), |path| format!("is in `{}`", path.display()));
+        let folder = model.path.as_deref().and_then(Path::parent);
+        let place = folder.map_or_else(|| format!("not here yet: {}", model.fetch), |folder| format!("here, in `{}`", folder.display()));
         grid.row(["", "", "", &place]);
     }
     format!("{}\n`--model` also takes a folder with config.json and safetensors, a .gguf file, or an id `org/name` from the Hugging Face cache\n", grid.plain())
