@@ -234,6 +234,17 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
 }
 
 #[test]
+fn a_run_that_cannot_learn_says_so() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, warmup, warns) in [("warm", "train.warmup=0.03", true), ("cold", "train.warmup=0", false)] {
+        let output = run(&golden, &dir.path().join(name), &["--set", "train.max_pairs=8", "--set", warmup]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("warning: nothing is learnt") == warns, "{name}: {text}");
+    }
+}
+
+#[test]
 fn a_split_to_judge_by_is_looked_for_before_training() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");

@@ -219,6 +219,13 @@ impl Trainer<'_> {
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.len().div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
+        if (0..steps).all(|step| learning_rate(train, step, steps) == 0.0) {
+            let text = format!(
+                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes all of the run (steps: {steps}, pairs in a step: {step_pairs}); set `train.warmup=0`"
+            );
+            folder.log(&text)?;
+            progress.message(&text);
+        }
         progress.stage("train", Some(steps as u64));
         progress.skip(first as u64);
         let (begin, mut seen) = (Instant::now(), 0);
