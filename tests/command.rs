@@ -105,6 +105,91 @@ fn resume_says_what_a_run_holds() {
     assert_eq!(reprpo(&["run", "--resume", ".", "--seed", "1"]).status.code(), Some(2));
 }
 
+/// What no model can be read from: the error names it, the exit code is 1, and no folder of a run is made.
+#[test]
+fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let cache = here.join("cache");
+    let cache = cache.to_str().expect("UTF-8");
+    std::fs::write(here.join("foreign.gguf"), "hello, I am no model").expect("written");
+    std::fs::write(here.join("empty.gguf"), "").expect("written");
+    std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("written");
+    std::fs::write(here.join("strange.gguf"), gguf_of_type(1234)).expect("written");
+    for (model, files) in [("no-config", vec![]), ("empty-config", vec![("config.json", "{}")]), ("broken-config", vec![("config.json", "{x")])] {
+        std::fs::create_dir(here.join(model)).expect("made");
+        for (name, text) in files {
+            std::fs::write(here.join(model).join(name), text).expect("written");
+        }
+    }
+    for (model, says) in [
+        ("smollm2-135m-instruct", "is not on this machine yet"),
+        ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
+        ("org/name", "hf download org/name"),
+        ("none/such.gguf", "there is no model at `none/such.gguf`"),
+        ("foreign.gguf", "`foreign.gguf` is no GGUF file"),
+        ("empty.gguf", "`empty.gguf` is empty"),
+        ("cut.gguf", "it ends inside a number of 8 bytes"),
+        ("strange.gguf", "1234"),
+        ("no-config", "`no-config/config.json` is missing"),
+        ("empty-config", "has no model.safetensors"),
+        ("broken-config", "`broken-config/config.json` is no valid JSON"),
+    ] {
+        let output = in_folder(&["run", "--model", model], here, &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache)]);
+        assert_eq!(output.status.code(), Some(1), "{model}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
+        assert!(!here.join("runs").exists(), "{model}");
+    }
+}
+
+/// A GGUF file of one tensor, of a number type that the format does not have.
+fn gguf_of_type(number: u32) -> Vec<u8> {
+    let name = b"token_embd.weight";
+    let mut file = b"GGUF".to_vec();
+    file.extend(3u32.to_le_bytes());
+    file.extend(1u64.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.extend((name.len() as u64).to_le_bytes());
+    file.extend(name);
+    file.extend(1u32.to_le_bytes());
+    file.extend(32u64.to_le_bytes());
+    file.extend(number.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.resize(4096, 0);
+    file
+}
+
+#[test]
+fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cache = folder.path().to_str().expect("UTF-8");
+    let list = |args: &[&str]| in_folder(args, folder.path(), &[("REPRPO_CACHE", cache)]);
+    let listed = json(&list(&["list", "models", "--json"]));
+    assert_eq!((&listed[0]["kind"], &listed[0]["fetched"]), (&"model".into(), &false.into()));
+    let text = stdout(&list(&["list", "models"]));
+    for part in ["not here yet", "cargo xtask model", "org/name"] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    assert!(stdout(&list(&["doctor"])).contains("none of the"));
+    let name = listed[0]["name"].as_str().expect("a name");
+    std::fs::create_dir_all(folder.path().join("models").join(name)).expect("made");
+    std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "").expect("written");
+    assert_eq!(json(&list(&["list", "models", "--json"]))[0]["fetched"], true);
+    assert!(stdout(&list(&["list"])).contains("here, in `"));
+}
+
+#[test]
+fn a_value_of_another_type_is_told_in_plain_words() {
+    for (set, says) in [("train.lr=abc", "expected a number"), ("train.batch=1.5", "expected a whole number"), ("train.shuffle=3", "expected true or false")] {
+        let output = reprpo(&["config", "show", "--set", set]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
+    let output = reprpo(&["config", "show", "--seed", "-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("`train.seed` is not right (flag --seed)"), "{}", stderr(&output));
+}
+
 /// No source file of the core holds the name of a method as a literal: methods enter through the registry alone.
 #[test]
 fn the_core_names_no_method() {
@@ -115,6 +200,8 @@ fn the_core_names_no_method() {
         .as_array()
         .expect("a list")
         .iter()
+        // A model is no plugin: the core knows where it lies.
+        .filter(|e| e["kind"] != "model")
         .flat_map(|e| std::iter::once(&e["name"]).chain(e["aliases"].as_array().expect("a list")))
         .filter_map(Value::as_str)
         .filter(|n| !ORDINARY.contains(n))
@@ -163,6 +250,7 @@ mod with_built_ins {
             "datasets",
             "genies",
             "synthetic",
+            "models",
         ] {
             assert!(text.contains(word), "{word}\n{text}");
         }

@@ -140,6 +140,124 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
     assert!(!out.exists());
 }
 
+/// Starts `reprpo run`, and asks it to stop as Ctrl-C does once its stderr holds `sign`.
+#[cfg(unix)]
+fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option<i32>, String) {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
+    command.args(["run", "--dtype", "f32", "--device", "cpu"]).arg("--model").arg(golden.join("models/llama")).arg("--out").arg(out).args(extra);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut text = String::new();
+    for line in BufReader::new(child.stderr.take().expect("stderr")).lines() {
+        let line = line.expect("text");
+        if line.contains(sign) {
+            Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("a signal");
+        }
+        text += &format!("{line}\n");
+    }
+    (child.wait().expect("it ends").code(), text)
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_training_leaves_a_run_that_goes_on_and_then_has_ended() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let data = golden.join("trl/pairs.jsonl");
+    let args = ["--no-eval", "--dataset", data.to_str().expect("UTF-8"), "--set", "train.epochs=4"];
+    let (code, text) = interrupted(&golden, &out, "modules adapted", &args);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("interrupted after step") && text.contains("reprpo run --resume"), "{text}");
+    let resume = || Command::cargo_bin("reprpo").expect("the binary").args(["run", "--resume"]).arg(&out).output().expect("it runs");
+    let output = resume();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(metrics(&out).len(), 12);
+    let again = resume();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("has ended"), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let args = ["--dataset", "synthetic", "--set", "train.max_pairs=2", "--set", "eval.max_pairs=none", "--set", "eval.tokens=1"];
+    let (code, text) = interrupted(&golden, &out, "trained on", &args);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("the evaluation was interrupted") && text.contains("hint: `reprpo eval "), "{text}");
+    assert!(out.join("adapter/adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn an_error_after_a_checkpoint_says_what_is_left() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let sets = ["--set", "train.lr=1e30", "--set", "train.epochs=3", "--set", "train.checkpoint_every=1"];
+    let output = run(&golden, &out, &[&["--intervention", "dpo", "--adapter", "lora"][..], &sets].concat());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: step ") && text.contains("keeps the last checkpoint"), "{text}");
+    assert!(out.join("checkpoints/latest").is_file());
+}
+
+#[test]
+fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let good = r#"{"prompt": "x", "chosen": "y", "rejected": "z"}"#;
+    for (name, text, says) in [
+        ("empty.jsonl", String::new(), "`empty.jsonl` holds no pairs"),
+        ("foreign.jsonl", "hello".to_owned(), "cannot read line 1 of `foreign.jsonl`"),
+        ("columns.jsonl", r#"{"question": "x"}"#.to_owned(), "there is no column `prompt`"),
+        ("line.jsonl", format!("{good}\n{good}\n{{\"prompt\": \n{good}\n"), "cannot read line 3 of `line.jsonl`"),
+        ("foreign.parquet", "hello, I am no table".to_owned(), "`foreign.parquet` is no whole parquet file"),
+        ("table.csv", "a,b".to_owned(), "no dataset opens files like `table.csv`"),
+    ] {
+        std::fs::write(dir.path().join(name), text).expect("written");
+        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        command
+            .current_dir(dir.path())
+            .args(["run", "--dataset", name, "--out", "run", "--model"])
+            .arg(std::path::absolute(golden.join("models/llama")).expect("a path"));
+        let output = command.output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {text}");
+        assert!(text.contains(says), "{name}: {text}");
+        assert!(!out.exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_run_that_cannot_learn_says_so() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, warmup, warns) in [("warm", "train.warmup=0.03", true), ("cold", "train.warmup=0", false)] {
+        let output = run(&golden, &dir.path().join(name), &["--set", "train.max_pairs=8", "--set", warmup]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("warning: nothing is learnt") == warns, "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_split_to_judge_by_is_looked_for_before_training() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let mut command = Command::cargo_bin("reprpo").expect("the binary");
+    command.args(["run", "--set", "eval.splits=[\"tset\"]", "--model"]).arg(golden.join("models/llama")).arg("--out").arg(&out);
+    let output = command.output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("unknown split `tset`") && text.contains("did you mean `test`"), "{text}");
+    assert!(!out.exists());
+}
+
 #[test]
 fn what_cannot_be_used_is_named_before_anything_is_written() {
     let Some(golden) = golden() else { return };

@@ -7,6 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
+use crate::weights::{cache_dir, known_models};
+
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -48,7 +50,7 @@ impl Check {
 /// All checks, in the order in which a person should read them.
 pub fn checks() -> Vec<Check> {
     let driver = driver();
-    vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), disk(), data()]
+    vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), models(), disk(), data()]
 }
 
 fn libtorch() -> Check {
@@ -134,22 +136,27 @@ fn card(driver: Option<String>) -> Check {
 }
 
 /// Where models and data are kept between runs.
-fn cache_folder() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("REPRPO_CACHE").or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("reprpo"))).or_else(|| var("HOME").map(|p| p.join(".cache/reprpo")))
-}
-
 fn cache() -> Check {
-    let Some(folder) = cache_folder() else {
-        return Check::new("cache", State::Limited, "no folder to keep models in").hint("set REPRPO_CACHE to a folder");
-    };
+    let folder = cache_dir();
     let shown = folder.display().to_string();
     if folder.is_dir() { Check::new("cache", State::Good, shown) } else { Check::new("cache", State::Absent, format!("{shown}, not made yet")) }
 }
 
+/// The known models that are here, and how to get one where none is.
+fn models() -> Check {
+    let known = known_models();
+    let here: Vec<&str> = known.iter().filter(|m| m.path.is_some()).map(|m| m.name).collect();
+    match (here.is_empty(), known.first()) {
+        (true, Some(first)) => {
+            Check::new("models", State::Absent, format!("none of the {} known by name is here", known.len())).hint(&format!("{}: {}", first.name, first.fetch))
+        }
+        _ => Check::new("models", State::Good, here.join(", ")),
+    }
+}
+
 /// Room where the cache is or will be.
 fn disk() -> Check {
-    let start = cache_folder().unwrap_or_else(std::env::temp_dir);
+    let start = cache_dir();
     let Some(folder) = start.ancestors().find(|p| p.is_dir()) else { return Check::new("disk", State::Absent, "unknown") };
     // POSIX's own format: the fourth column of the second line is what is free, in KiB.
     let output = Command::new("df").arg("-Pk").arg(folder).output();

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
 use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
-use crate::weights::{ModelFiles, locate};
+use crate::weights::{ModelFiles, locate, type_name};
 
 /// A model in memory and data to use it on.
 pub struct Session {
@@ -46,7 +46,7 @@ impl Session {
         let tokenizer = files.tokenizer()?;
         let model = Model::load(&files, kind, device)?;
         tokenizer.check_fits(model.info().vocab)?;
-        Ok(Self { model, tokenizer, dataset, add_eos: true, describes: format!("{} as {kind:?} on {device:?}", files.describe()) })
+        Ok(Self { model, tokenizer, dataset, add_eos: true, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 
     /// The first `max_pairs` usable pairs of a split as token ids.
@@ -65,6 +65,14 @@ impl Session {
             return Err(e);
         }
         Ok(tokenised)
+    }
+}
+
+/// The name by which [`device`] finds it.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
     }
 }
 

@@ -20,11 +20,11 @@ pub struct Files;
 pub struct Config {
     /// File with the pairs to train on, `.jsonl` or `.parquet`. Required; `--dataset FILE` fills it.
     pub train: PathBuf,
-    /// File with pairs of the same distribution that are kept from training. Default: none.
+    /// File with pairs of the same distribution that are kept from training.
     pub test: Option<PathBuf>,
-    /// File with pairs of the shifted distribution. Default: none.
+    /// File with pairs of the shifted distribution.
     pub oos: Option<PathBuf>,
-    /// File with pairs of an unrelated judgement. Default: none.
+    /// File with pairs of an unrelated judgement.
     pub rnd: Option<PathBuf>,
 }
 

@@ -28,10 +28,10 @@ pub struct Config {
     /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that the benchmark's
     /// shift lists name for `distribution`.
     pub oos: Option<String>,
-    /// Name of the unrelated distribution, whose test pairs are `rnd`; null for none. Default: `ranking_logic`.
+    /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for none.
     pub rnd: Option<String>,
     /// Whether to take only the first pair of each instruction (one per `example_id`), in every split. An instruction
-    /// with k worse responses has k pairs. Default: false.
+    /// with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 

@@ -21,15 +21,15 @@ pub struct Synthetic;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Config {
-    /// Seed of the generator. Default: 0.
+    /// Seed of the generator.
     pub seed: u64,
-    /// Pairs to train on, 1 to 10000. Default: 400.
+    /// Pairs to train on, 1 to 10000.
     pub train: usize,
-    /// Pairs of the same distribution that are kept from training, 0 to 10000. Default: 100.
+    /// Pairs of the same distribution that are kept from training, 0 to 10000.
     pub test: usize,
-    /// Pairs of the shifted distribution, 0 to 10000. Default: 100.
+    /// Pairs of the shifted distribution, 0 to 10000.
     pub oos: usize,
-    /// Pairs of the unrelated judgement, 0 to 10000. Default: 100.
+    /// Pairs of the unrelated judgement, 0 to 10000.
     pub rnd: usize,
 }
 

@@ -66,9 +66,13 @@ pub enum Command {
 #[command(after_long_help = "\
 Examples:
   reprpo run
-  reprpo run --intervention prefvec --adapter hra --dataset genies:math
+  reprpo run --set train.max_pairs=64 --set eval.max_pairs=20
+  reprpo run --intervention prefvec --adapter hra --dataset genies:math --data-dir DATA
   reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
-  reprpo run --resume runs/dpo-lora-synthetic-1")]
+  reprpo run --config experiment.toml --out runs/mine --seed 1
+  reprpo run --resume runs/dpo-lora-synthetic-1
+
+`reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows the result.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
@@ -114,7 +118,7 @@ pub struct ExperimentArgs {
     #[arg(long, value_name = "SPEC", allow_hyphen_values = true, help_heading = "Method")]
     pub layers: Option<String>,
     /// Seed of initial values, order and dropout.
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub seed: Option<String>,
     /// A TOML file with any fields of the experiment; may be given again, later files win.
     #[arg(long, value_name = "FILE", help_heading = "Training")]
@@ -250,8 +254,13 @@ pub struct ScoreArgs {
     pub json: bool,
 }
 
-/// What there is: interventions, adapters, transforms, taps, data sets.
+/// What there is: interventions, adapters, transforms, taps, data sets, models.
 #[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo list
+  reprpo list adapters
+  reprpo list models --json")]
 pub struct ListArgs {
     /// Of one kind alone.
     #[arg(value_enum)]
@@ -268,17 +277,20 @@ pub enum Listed {
     Transforms,
     Taps,
     Datasets,
+    /// Models with a name of their own, and whether they are on this machine.
+    Models,
 }
 
 impl Listed {
-    /// The kind of plugin.
-    pub fn kind(self) -> Kind {
+    /// The kind of plugin; none for what is no plugin.
+    pub fn kind(self) -> Option<Kind> {
         match self {
-            Listed::Interventions => Kind::Intervention,
-            Listed::Adapters => Kind::Adapter,
-            Listed::Transforms => Kind::Transform,
-            Listed::Taps => Kind::Tap,
-            Listed::Datasets => Kind::Dataset,
+            Listed::Interventions => Some(Kind::Intervention),
+            Listed::Adapters => Some(Kind::Adapter),
+            Listed::Transforms => Some(Kind::Transform),
+            Listed::Taps => Some(Kind::Tap),
+            Listed::Datasets => Some(Kind::Dataset),
+            Listed::Models => None,
         }
     }
 }

@@ -46,24 +46,24 @@ pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progr
 /// Judges the experiment's model on its data set: alone, or with `adapter` against itself without it.
 ///
 /// # Errors
-/// What cannot be loaded or scored.
-pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Table> {
+/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Table> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    Ok(eval::evaluate(&session, adapted.as_ref(), experiment, app.registry, progress)?.table)
+    Ok(eval::evaluate(&session, adapted.as_ref(), experiment, app.registry, stop, progress)?.table)
 }
 
 /// Scores every pair of the experiment's data set with its model and `init_adapter`, split after split.
 ///
 /// # Errors
-/// What cannot be loaded or scored.
-pub fn score(experiment: &Experiment, eos: bool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Vec<PairScore>> {
+/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+pub fn score(experiment: &Experiment, eos: bool, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Vec<PairScore>> {
     let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
     session.add_eos = eos;
     let mut scores = Vec::new();
     for split in session.dataset.splits() {
         let pairs = session.tokenise(&split.name, &experiment.train, None)?.pairs;
         progress.stage(&format!("score {}", split.name), Some(pairs.len() as u64));
-        scores.extend(eval::score_pairs(&session.model, adapted.as_ref(), &pairs, experiment.eval.tokens, progress)?);
+        scores.extend(eval::score_pairs(&session.model, adapted.as_ref(), &pairs, experiment.eval.tokens, stop, progress)?);
         progress.finish();
     }
     Ok(scores)

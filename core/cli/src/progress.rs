@@ -1,8 +1,9 @@
 //! How far a computation is, on stderr.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use reprpo_core::report::Progress;
 
 /// Shows nothing.
@@ -10,6 +11,7 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn stage(&mut self, _: &str, _: Option<u64>) {}
+    fn skip(&mut self, _: u64) {}
     fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
     fn message(&mut self, _: &str) {}
     fn finish(&mut self) {}
@@ -24,15 +26,29 @@ impl Progress for Bar {
         self.finish();
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
         let template = match total {
-            Some(_) => "{prefix:<12} {bar:24.cyan} {pos}/{len}  {msg}  {per_sec:.dim}  {eta:.dim}",
-            None => "{prefix:<12} {spinner} {pos}  {msg}  {elapsed:.dim}",
+            // All of it fits into 80 columns.
+            Some(_) => "{prefix} {bar:12.cyan} {pos}/{len}  {msg}  {left:.dim}",
+            None => "{prefix} {spinner} {pos}  {msg}  {elapsed:.dim}",
         };
         // The templates are right; were one not, the plain bar would do.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        bar.set_style(style.progress_chars("━╸ "));
+        // Before the first step there is nothing to go by.
+        let left = |state: &ProgressState, out: &mut dyn Write| {
+            if state.pos() > 0 {
+                let _ = write!(out, "{} left", time(state.eta()));
+            }
+        };
+        bar.set_style(style.with_key("left", left).progress_chars("━╸ "));
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(250));
         self.0 = Some(bar);
+    }
+
+    fn skip(&mut self, by: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(by);
+            bar.reset_eta();
+        }
     }
 
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]) {
@@ -65,34 +81,37 @@ impl Drop for Bar {
     }
 }
 
-/// A line now and then, for a file or a pipe.
+/// A line now and then, for a file or a pipe: at most one every ten seconds, and the stage's last.
 #[derive(Default)]
 pub struct Lines {
     name: String,
     total: Option<u64>,
+    skipped: u64,
     done: u64,
-    told: u64,
     began: Option<Instant>,
-    last: Option<Instant>,
+    told: Option<Instant>,
 }
 
-/// The longest silence of a computation.
-const SILENCE: Duration = Duration::from_secs(10);
+/// The time between two lines.
+const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress for Lines {
     fn stage(&mut self, name: &str, total: Option<u64>) {
         let now = Some(Instant::now());
-        *self = Self { name: name.to_owned(), total, done: 0, told: 0, began: now, last: now };
+        *self = Self { name: name.to_owned(), total, skipped: 0, done: 0, began: now, told: now };
+    }
+
+    fn skip(&mut self, by: u64) {
+        self.skipped += by;
+        self.done += by;
     }
 
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]) {
         self.done += by;
-        let tenth = self.total.is_some_and(|t| self.done * 10 / t.max(1) > self.told * 10 / t.max(1));
-        let long = self.last.is_some_and(|l| l.elapsed() >= SILENCE);
-        if tenth || long {
-            anstream::eprintln!("{}", self.line(fields));
-            self.told = self.done;
-            self.last = Some(Instant::now());
+        let last = self.total.is_some_and(|t| self.done >= t);
+        if last || self.told.is_some_and(|t| t.elapsed() >= PAUSE) {
+            anstream::eprintln!("{}", self.line(fields, self.began.map_or(Duration::ZERO, |b| b.elapsed())));
+            self.told = Some(Instant::now());
         }
     }
 
@@ -104,15 +123,30 @@ impl Progress for Lines {
 }
 
 impl Lines {
-    fn line(&self, fields: &[(&str, f64)]) -> String {
+    fn line(&self, fields: &[(&str, f64)], elapsed: Duration) -> String {
         let of = self.total.map_or_else(String::new, |t| format!("/{t}"));
-        let seconds = self.began.map_or(0.0, |b| b.elapsed().as_secs_f64());
-        format!("{} {}{of}  {}  {seconds:.0} s", self.name, self.done, shown(fields)).replace("    ", "  ")
+        let here = self.done - self.skipped;
+        let left = match self.total.map_or(0, |t| t.saturating_sub(self.done)) {
+            left if left > 0 && here > 0 => format!(", {} left", time(elapsed.mul_f64(left as f64 / here as f64))),
+            _ => String::new(),
+        };
+        let parts = [format!("{} {}{of}", self.name, self.done), shown(fields), format!("{} elapsed{left}", time(elapsed))];
+        parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("  ")
     }
 }
 
+fn time(duration: Duration) -> String {
+    match duration.as_secs_f64().round() as u64 {
+        s if s < 60 => format!("{s} s"),
+        s if s < 3600 => format!("{} min {:02} s", s / 60, s % 60),
+        s => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// A name before its value; a rate's name, as `pairs/s`, is its unit and stands behind.
 fn shown(fields: &[(&str, f64)]) -> String {
-    fields.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect::<Vec<_>>().join("  ")
+    let field = |(name, value): &(&str, f64)| if name.ends_with("/s") { format!("{value:.2} {name}") } else { format!("{name} {}", number(*value)) };
+    fields.iter().map(field).collect::<Vec<_>>().join("  ")
 }
 
 /// Four figures, whatever the size.
@@ -137,7 +171,19 @@ mod tests {
     #[test]
     fn a_line_says_stage_place_and_fields() {
         let lines = Lines { name: "train".into(), total: Some(40), done: 4, ..Lines::default() };
-        assert_eq!(lines.line(&[("loss", 0.5)]), "train 4/40  loss 0.5000  0 s");
-        assert_eq!(lines.line(&[]), "train 4/40  0 s");
+        let fields = [("loss", 0.5), ("pairs/s", 2.8125)];
+        assert_eq!(lines.line(&fields, Duration::from_secs(9)), "train 4/40  loss 0.5000  2.81 pairs/s  9 s elapsed, 1 min 21 s left");
+        assert_eq!(lines.line(&[], Duration::ZERO), "train 4/40  0 s elapsed, 0 s left");
+        let over = Lines { done: 40, ..lines };
+        assert_eq!(over.line(&[], Duration::from_secs(3700)), "train 40/40  1 h 01 min elapsed");
+    }
+
+    #[test]
+    fn the_time_left_goes_by_the_steps_taken_here() {
+        let mut lines = Lines::default();
+        lines.stage("train", Some(100));
+        lines.skip(90);
+        lines.advance(5, &[]);
+        assert_eq!(lines.line(&[], Duration::from_secs(10)), "train 95/100  10 s elapsed, 10 s left");
     }
 }

@@ -333,14 +333,14 @@ impl<'r> Outcome<'r> {
             entry.about.check(&Value::Object(config).to_string()).map_err(|misfit| {
                 let path = if misfit.path.is_empty() { (*name).to_owned() } else { format!("{name}.{}", misfit.path) };
                 Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about.name, said(&path)))
-                    .because(Error::new(misfit.message))
+                    .because(Error::new(plain(&misfit.message)))
                     .hint(format!("`reprpo explain {}` describes every field", entry.about.name))
             })?;
         }
         let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values)).map_err(|e| {
             let path = e.path().to_string();
             Error::new(format!("`{path}` is not right{}", said(&path)))
-                .because(Error::new(e.inner().to_string()))
+                .because(Error::new(plain(&e.inner().to_string())))
                 .hint("`reprpo config schema` describes every field")
         })?;
         check::check(&experiment, &origins)?;
@@ -420,4 +420,17 @@ impl Given {
             Given::Value(value) => field.take(value.clone()),
         }
     }
+}
+
+/// serde's words about a type in those of a person who knows no Rust.
+fn plain(message: &str) -> String {
+    let Some((said, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "f64" | "f32" => "a number",
+        "u64" | "u32" | "usize" | "u16" | "u8" => "a whole number, 0 or more",
+        "i64" | "i32" | "isize" => "a whole number",
+        "a boolean" => "true or false",
+        other => other,
+    };
+    format!("{said}expected {expected}")
 }

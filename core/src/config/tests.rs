@@ -326,16 +326,16 @@ fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
 fn a_value_that_cannot_be_says_where_it_was_given() {
     assert_eq!(
         set("train.lr=abc"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected f64\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected a number\n  hint: `reprpo config schema` describes every field"
     );
     assert_eq!(
         set("intervention.beta=abc"),
-        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid type: string \"abc\", expected f64\n  hint: `reprpo explain strong` describes every field"
+        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid type: string \"abc\", expected a number\n  hint: `reprpo explain strong` describes every field"
     );
     assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be above 0");
     assert_eq!(
         set("train.lr=nan"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected f64\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected a number\n  hint: `reprpo config schema` describes every field"
     );
     assert_eq!(set("device=gpu"), "`device` is `gpu` (--set), but must be `auto`, `cpu`, `cuda` or `cuda:N`");
     assert_eq!(set("train.max_pairs=0"), "`train.max_pairs` is 0 (--set), but must be 1 or more, or `none`");

@@ -1,12 +1,14 @@
 //! Base and trained model on every split of a data set.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 
 use super::score_pairs;
 use super::statistics::{PairScore, SplitSummary};
-use crate::config::Experiment;
+use crate::api::{Dataset, SplitInfo};
+use crate::config::{EvalConfig, Experiment};
 use crate::error::{Context, Error, Result};
 use crate::model::Adapted;
 use crate::registry::Registry;
@@ -41,25 +43,40 @@ impl Evaluation {
     }
 }
 
-/// Scores the splits that the experiment names, or all.
+/// The splits that an evaluation scores: those that are named, or all.
 ///
 /// # Errors
-/// A split that the data set does not have, one without a usable pair, or what libtorch says.
-pub fn evaluate(session: &Session, adapted: Option<&Adapted>, experiment: &Experiment, registry: &Registry, progress: &mut dyn Progress) -> Result<Evaluation> {
-    let config = &experiment.eval;
-    let all = session.dataset.splits();
+/// A name of a split that the data set does not have.
+pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInfo>> {
+    let all = dataset.splits();
     if let Some(bad) = config.splits.iter().flatten().find(|name| !all.iter().any(|s| s.name == **name)) {
         return Err(Error::unknown("split", bad, all.iter().map(|s| &s.name)));
     }
-    let wanted = all.into_iter().filter(|s| config.splits.as_ref().is_none_or(|some| some.contains(&s.name)));
+    Ok(all.into_iter().filter(|s| config.splits.as_ref().is_none_or(|some| some.contains(&s.name))).collect())
+}
+
+/// Scores the splits that the experiment names, or all.
+///
+/// # Errors
+/// A split that the data set does not have, one without a usable pair, or what libtorch says; `Error::interrupted` when
+/// `stop` turned true.
+pub fn evaluate(
+    session: &Session,
+    adapted: Option<&Adapted>,
+    experiment: &Experiment,
+    registry: &Registry,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Evaluation> {
+    let config = &experiment.eval;
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
-    for split in wanted {
+    for split in splits(session.dataset.as_ref(), config)? {
         let pairs = session.tokenise(&split.name, &experiment.train, config.max_pairs)?.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
-        let base = score_pairs(&session.model, None, &pairs, config.tokens, progress)?;
+        let base = score_pairs(&session.model, None, &pairs, config.tokens, stop, progress)?;
         let policy = match adapted {
-            Some(a) => Some(score_pairs(&session.model, Some(a), &pairs, config.tokens, progress)?),
+            Some(a) => Some(score_pairs(&session.model, Some(a), &pairs, config.tokens, stop, progress)?),
             None => None,
         };
         progress.finish();

@@ -4,5 +4,5 @@ mod evaluation;
 mod scoring;
 pub mod statistics;
 
-pub use evaluation::{Evaluation, evaluate};
+pub use evaluation::{Evaluation, evaluate, splits};
 pub use scoring::score_pairs;

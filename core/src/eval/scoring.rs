@@ -1,10 +1,12 @@
 //! Log-probabilities of whole data sets, for evaluation: no gradient, short pairs together.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tch::Tensor;
 
 use super::statistics::{CompletionScore, PairScore};
 use crate::api::Completions;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
@@ -15,13 +17,23 @@ use crate::train::batch::{Holds, PairBatch};
 /// one pair.
 ///
 /// # Errors
-/// What libtorch says.
-pub fn score_pairs(model: &Model, adapted: Option<&Adapted>, pairs: &[TokenPair], tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PairScore>> {
+/// What libtorch says; `Error::interrupted` when `stop` turned true.
+pub fn score_pairs(
+    model: &Model,
+    adapted: Option<&Adapted>,
+    pairs: &[TokenPair],
+    tokens: usize,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PairScore>> {
     let _guard = tch::no_grad_guard();
     let mut scores = Vec::with_capacity(pairs.len());
     let length = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
     let mut rest = pairs;
     while !rest.is_empty() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::interrupted(format!("interrupted after {} of {} pairs were scored", pairs.len() - rest.len(), pairs.len())));
+        }
         let mut total = 0;
         let fits = rest.iter().take_while(|p| {
             total += length(p);

@@ -114,8 +114,10 @@ impl Llama {
     /// # Errors
     /// A configuration that does not fit together, and a tensor that is missing or of another shape.
     pub fn new(config: &serde_json::Value, weights: &mut Weights) -> Result<Self> {
-        let config: Config = serde_path_to_error::deserialize(config)
-            .map_err(|e| Error::new(format!("the model's config.json has no valid `{}`", e.path())).because(e.into_inner()))?;
+        let config: Config = serde_path_to_error::deserialize(config).map_err(|e| match e.path().to_string().as_str() {
+            "." => Error::new("the model's config.json is not that of this architecture").because(e.into_inner()),
+            field => Error::new(format!("the model's config.json has no valid `{field}`")).because(e.into_inner()),
+        })?;
         config.check()?;
         let (hidden, mlp, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let (q_width, kv_width) = (config.num_attention_heads * config.head_dim(), config.kv_heads() * config.head_dim());

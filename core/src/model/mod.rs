@@ -74,7 +74,8 @@ impl Model {
     /// # Errors
     /// An architecture that is not known, a tensor that is missing, left over or of another shape.
     pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
-        Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(|| format!("{} is not a model that can be used", files.describe()))
+        Self::from_tensors(files.config(), files.load(kind, device)?, kind, device)
+            .within(|| format!("`{}` is not a model that can be used", files.path().display()))
     }
 
     /// A model of tensors with PyTorch's names.

@@ -4,6 +4,8 @@
 pub trait Progress: Send {
     /// A new stage begins; `total` steps, where that is known.
     fn stage(&mut self, name: &str, total: Option<u64>);
+    /// `by` steps of the stage were done before it began here, as when a run is taken up again.
+    fn skip(&mut self, by: u64);
     /// `by` steps are done; `fields` are what is worth showing now, as `loss`.
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]);
     /// A line for the reader, now.

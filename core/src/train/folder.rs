@@ -74,6 +74,15 @@ impl Folder {
         writeln!(self.log, "{text}").within(|| "cannot write `log.txt`".to_owned())
     }
 
+    /// What an error that ends the run leaves, for a hint.
+    pub fn remains(&self) -> String {
+        let path = self.path.display();
+        match self.path.join("checkpoints").is_dir() && self.keep {
+            true => format!("`{path}` keeps the last checkpoint: `reprpo run --resume {path}` goes on from it with what its `config.toml` says by then"),
+            false => "no folder of the run is left: there was no checkpoint yet, which `train.checkpoint_every` makes".to_owned(),
+        }
+    }
+
     /// What is in it now is worth keeping, whatever comes.
     pub fn keep(&mut self) {
         self.keep = true;

@@ -15,8 +15,8 @@ use super::folder::Folder;
 use super::{AdamW, Group, Objective, Taps, checkpoint, learning_rate};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, TrainConfig};
-use crate::error::{Context, Error, Result};
-use crate::eval::evaluate;
+use crate::error::{Context, Error, Fault, Result};
+use crate::eval::{self, evaluate};
 use crate::model::peft::{self, Saved};
 use crate::model::{Adapted, Model};
 use crate::registry::{Kind as PluginKind, Make, Registry};
@@ -59,6 +59,9 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let train = &experiment.train;
     let mut objective = objective(&experiment, &session.model, registry)?;
     let data = session.tokenise("train", train, train.max_pairs)?;
+    if experiment.eval.enabled {
+        eval::splits(session.dataset.as_ref(), &experiment.eval)?;
+    }
     let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, objective.depth(&session.model)?, train.seed)?;
     if let Some(values) = chosen.values {
         adapted.restore(values)?;
@@ -82,14 +85,22 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     folder.log(&format!("ready after {:.1} s", begin.elapsed().as_secs_f64()))?;
 
     let mut trainer = Trainer { train, session: &session, adapted: &adapted, objective: &mut objective, optimiser: &mut optimiser, parameters: &parameters };
-    trainer.train(&data.pairs, first, &mut folder, stop, progress)?;
+    trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
+        Fault::Interrupted => e,
+        _ => e.hint(folder.remains()),
+    })?;
 
     peft::write(&folder.path().join("adapter"), chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model, &experiment.model)?;
     write_transforms(&objective, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());
     let table = if experiment.eval.enabled {
-        let evaluation = evaluate(&session, Some(&adapted), &experiment, registry, progress)?;
+        let evaluation = evaluate(&session, Some(&adapted), &experiment, registry, stop, progress).map_err(|e| {
+            let run = folder.path().display();
+            let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
+            e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{run}/adapter`"))
+                .hint(format!("`reprpo eval {run}` judges it"))
+        })?;
         evaluation.write(&folder.path().join("eval"))?;
         Some(evaluation.table)
     } else {
@@ -206,8 +217,15 @@ impl Trainer<'_> {
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.len().div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
+        if (0..steps).all(|step| learning_rate(train, step, steps) == 0.0) {
+            let text = format!(
+                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes all of the run (steps: {steps}, pairs in a step: {step_pairs}); set `train.warmup=0`"
+            );
+            folder.log(&text)?;
+            progress.message(&text);
+        }
         progress.stage("train", Some(steps as u64));
-        progress.advance(first as u64, &[]);
+        progress.skip(first as u64);
         let (begin, mut seen) = (Instant::now(), 0);
         let mut tokens = 0;
         for step in first..steps {
@@ -278,7 +296,7 @@ impl Trainer<'_> {
         self.objective.map_gradients(self.adapted)?;
         let grad_norm = self.optimiser.clip(self.train.clip)?;
         if !grad_norm.is_finite() {
-            return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss}"))
+            return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss:.4}"))
                 .hint("lower `train.lr`, or compute in float32 with `--dtype f32`"));
         }
         if info.step == 0 {

@@ -82,7 +82,7 @@ impl Checkpoint {
     pub fn types(&self) -> String {
         let mut kinds = Vec::new();
         for kind in self.files.iter().flat_map(SafetensorsFile::kinds) {
-            let kind = format!("{kind:?}");
+            let kind = super::type_name(kind);
             if !kinds.contains(&kind) {
                 kinds.push(kind);
             }

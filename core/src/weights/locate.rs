@@ -10,13 +10,17 @@ use crate::error::{Context, Error, Result};
 struct Known {
     name: &'static str,
     summary: &'static str,
+    format: &'static str,
+    megabytes: u32,
     fetch: &'static str,
 }
 
 /// Models with a name of their own, which the set-up tool fetches.
 const KNOWN: [Known; 1] = [Known {
     name: "smollm2-135m-instruct",
-    summary: "SmolLM2 135M Instruct: a small chat model (Llama architecture, Q4_1 GGUF, 98 MB)",
+    summary: "SmolLM2 135M Instruct: a small chat model of the Llama architecture",
+    format: "GGUF, Q4_1",
+    megabytes: 98,
     fetch: "`cargo xtask model` fetches it",
 }];
 
@@ -27,14 +31,22 @@ pub struct KnownModel {
     pub name: &'static str,
     /// What it is, for people.
     pub summary: &'static str,
-    /// Whether it is on this machine.
-    pub fetched: bool,
+    /// File format and number type.
+    pub format: &'static str,
+    /// Size on disk, in units of 10⁶ bytes.
+    pub megabytes: u32,
+    /// Its file, where it is on this machine.
+    pub path: Option<PathBuf>,
+    /// How it gets there.
+    pub fetch: &'static str,
 }
 
 /// The built-in list.
 pub fn known_models() -> Vec<KnownModel> {
     let places = Places::of_environment();
-    KNOWN.iter().map(|k| KnownModel { name: k.name, summary: k.summary, fetched: places.fetched(k).is_some() }).collect()
+    let described =
+        |k: &Known| KnownModel { name: k.name, summary: k.summary, format: k.format, megabytes: k.megabytes, path: places.fetched(k), fetch: k.fetch };
+    KNOWN.iter().map(described).collect()
 }
 
 /// The folder where fetched things are kept: `$REPRPO_CACHE`, else `$XDG_CACHE_HOME/reprpo`, else `~/.cache/reprpo`.

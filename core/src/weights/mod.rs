@@ -128,6 +128,17 @@ impl ModelFiles {
     }
 }
 
+/// A number type by the name that PyTorch's users know.
+pub fn type_name(kind: Kind) -> String {
+    match kind {
+        Kind::Double => "float64".to_owned(),
+        Kind::Float => "float32".to_owned(),
+        Kind::Half => "float16".to_owned(),
+        Kind::BFloat16 => "bfloat16".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// The GGUF files in a folder, sorted.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));

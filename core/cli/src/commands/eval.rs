@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::App;
 use crate::args::{self, EvalArgs};
-use crate::engine;
+use crate::{engine, interrupt};
 
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     // All of them are understood before the first one is computed.
@@ -16,9 +16,10 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
         [] => vec![(resolve(args, app, |_| Ok(()))?, None)],
         _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
     };
+    let stop = interrupt::watch()?;
     let mut tables = Vec::with_capacity(targets.len());
     for (experiment, adapter) in &targets {
-        let table = engine::evaluate(experiment, adapter.as_deref(), app.printer.progress().as_mut(), app)?;
+        let table = engine::evaluate(experiment, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
         if !args.json {
             app.printer.data(&table.plain())?;
         }

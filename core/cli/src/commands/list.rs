@@ -1,17 +1,21 @@
 //! `reprpo list`.
 
+use std::path::Path;
+
 use reprpo_core::Result;
 use reprpo_core::registry::{Entry, Kind};
 use reprpo_core::report::{Align, Grid};
+use reprpo_core::weights::{KnownModel, known_models};
 use serde_json::{Value, json};
 
 use crate::App;
-use crate::args::ListArgs;
+use crate::args::{ListArgs, Listed};
 
 pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
-    let kinds = args.kind.map_or_else(|| Kind::ALL.to_vec(), |k| vec![k.kind()]);
+    let kinds = args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
+    let models = if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
     if args.json {
-        let all: Vec<Value> = kinds.iter().flat_map(|k| app.registry.of(*k)).map(described).collect();
+        let all: Vec<Value> = kinds.iter().flat_map(|k| app.registry.of(*k)).map(described).chain(models.iter().map(model)).collect();
         return app.printer.json(&Value::Array(all));
     }
     let sections = kinds.iter().map(|kind| {
@@ -25,8 +29,29 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
         }
         grid.plain()
     });
-    let text: Vec<String> = sections.collect();
+    let mut text: Vec<String> = sections.collect();
+    if !models.is_empty() {
+        text.push(models_text(&models));
+    }
     app.printer.data(&text.join("\n"))
+}
+
+fn models_text(models: &[KnownModel]) -> String {
+    let mut grid = Grid::new(["models", "format", "size", "what it is"].map(|c| (c, Align::Left)));
+    for model in models {
+        grid.row([model.name.to_owned(), model.format.to_owned(), format!("{} MB", model.megabytes), model.summary.to_owned()]);
+        let folder = model.path.as_deref().and_then(Path::parent);
+        let place = folder.map_or_else(|| format!("not here yet: {}", model.fetch), |folder| format!("here, in `{}`", folder.display()));
+        grid.row(["", "", "", &place]);
+    }
+    format!("{}\n`--model` also takes a folder with config.json and safetensors, a .gguf file, or an id `org/name` from the Hugging Face cache\n", grid.plain())
+}
+
+fn model(model: &KnownModel) -> Value {
+    json!({
+        "kind": "model", "name": model.name, "summary": model.summary, "format": model.format, "megabytes": model.megabytes,
+        "fetched": model.path.is_some(), "path": model.path, "fetch": model.fetch,
+    })
 }
 
 /// The name, and what else it answers to.

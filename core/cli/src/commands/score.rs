@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::App;
 use crate::args::{self, ScoreArgs};
-use crate::engine;
+use crate::{engine, interrupt};
 
 pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     let mut layers = Layering::new(app.registry);
@@ -24,7 +24,8 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     ];
     args::apply(&mut layers, &flags);
     let experiment = layers.resolve()?.experiment;
-    let scores = engine::score(&experiment, !args.no_eos, app.printer.progress().as_mut(), app)?;
+    let stop = interrupt::watch()?;
+    let scores = engine::score(&experiment, !args.no_eos, &stop, app.printer.progress().as_mut(), app)?;
     if args.json {
         return app.printer.data(&scores.iter().map(|s| format!("{}\n", json!(s))).collect::<String>());
     }
