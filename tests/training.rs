@@ -20,7 +20,8 @@ fn golden() -> Option<PathBuf> {
 /// `reprpo run` on the tiny Llama model and its pairs.
 fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
     let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    command.args(["run", "--dtype", "f32", "--device", "cpu", "--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3"]);
+    // Tests run side by side, and a small model gains nothing from threads.
+    command.env("OMP_NUM_THREADS", "1").args(["run", "--dtype", "f32", "--device", "cpu", "--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3"]);
     command.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(golden.join("trl/pairs.jsonl"));
     command.arg("--out").arg(out).args(extra).output().expect("it runs")
 }
@@ -128,6 +129,49 @@ fn a_batch_of_four_equals_four_batches_of_one_accumulated() {
     }
 }
 
+/// The losses of a run of ten steps.
+fn losses(golden: &Path, extra: &[&str]) -> Vec<f64> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    let mut command = Command::cargo_bin("reprpo").expect("the binary");
+    command.args(["run", "--no-eval", "--set", "train.epochs=4", "--set", "train.warmup=0", "--set", "train.lr=2e-3"]).args(extra);
+    command.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(golden.join("trl/pairs.jsonl")).arg("--out").arg(&out);
+    let output = command.env("OMP_NUM_THREADS", "1").output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    metrics(&out).iter().take(10).map(|line| number(line, "loss")).collect()
+}
+
+fn differ_at_most(by: f64, ours: &[f64], reference: &[f64]) {
+    assert_eq!(ours.len(), reference.len());
+    for (step, (a, b)) in ours.iter().zip(reference).enumerate() {
+        assert!((a - b).abs() <= by * b.abs().max(1.0), "step {}: {a} against {b}", step + 1);
+    }
+}
+
+#[test]
+fn bf16_stays_within_two_per_cent_of_float32() {
+    let Some(golden) = golden() else { return };
+    for method in ["dpo", "prefvec"] {
+        let run = |dtype| losses(&golden, &["--intervention", method, "--device", "cpu", "--dtype", dtype]);
+        differ_at_most(0.02, &run("bf16"), &run("f32"));
+    }
+}
+
+#[test]
+fn a_card_gives_the_losses_of_the_cpu() {
+    let Some(golden) = golden() else { return };
+    if !tch::Cuda::is_available() {
+        eprintln!("skipped: no CUDA card");
+        return;
+    }
+    for method in ["dpo", "prefvec"] {
+        let run = |device, dtype| losses(&golden, &["--intervention", method, "--device", device, "--dtype", dtype]);
+        let reference = run("cpu", "f32");
+        differ_at_most(1e-4, &run("cuda:0", "f32"), &reference);
+        differ_at_most(0.02, &run("cuda:0", "bf16"), &reference);
+    }
+}
+
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
     let Some(golden) = golden() else { return };
@@ -146,7 +190,14 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
-    command.args(["run", "--dtype", "f32", "--device", "cpu"]).arg("--model").arg(golden.join("models/llama")).arg("--out").arg(out).args(extra);
+    command
+        .env("OMP_NUM_THREADS", "1")
+        .args(["run", "--dtype", "f32", "--device", "cpu"])
+        .arg("--model")
+        .arg(golden.join("models/llama"))
+        .arg("--out")
+        .arg(out)
+        .args(extra);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it runs");
     let mut text = String::new();
     for line in BufReader::new(child.stderr.take().expect("stderr")).lines() {
@@ -161,19 +212,29 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_in_training_leaves_a_run_that_goes_on_and_then_has_ended() {
+fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let data = golden.join("trl/pairs.jsonl");
-    let args = ["--no-eval", "--dataset", data.to_str().expect("UTF-8"), "--set", "train.epochs=4"];
-    let (code, text) = interrupted(&golden, &out, "modules adapted", &args);
+    // With dropout and trained transforms, so that chance and everything that is kept take part.
+    let args = ["--intervention", "prefvec", "--transform", "hra", "--layers", "1,2", "--set", "intervention.lambda_dpo=1.0"];
+    let args = [&args[..], &["--set", "train.epochs=4", "--set", "adapter.lora_dropout=0.1"]].concat();
+    let same = ["--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3", "--dataset", data.to_str().expect("UTF-8")];
+    let (code, text) = interrupted(&golden, &out, "modules adapted", &[&same[..], &args].concat());
     assert_eq!(code, Some(130), "{text}");
     assert!(text.contains("interrupted after step") && text.contains("reprpo run --resume"), "{text}");
-    let resume = || Command::cargo_bin("reprpo").expect("the binary").args(["run", "--resume"]).arg(&out).output().expect("it runs");
+    let resume =
+        || Command::cargo_bin("reprpo").expect("the binary").env("OMP_NUM_THREADS", "1").args(["run", "--resume"]).arg(&out).output().expect("it runs");
     let output = resume();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(metrics(&out).len(), 12);
+    let whole = dir.path().join("whole");
+    let output = run(&golden, &whole, &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(metrics(&out), metrics(&whole));
+    for file in ["adapter/adapter_model.safetensors", "transform/transform.safetensors"] {
+        assert!(std::fs::read(out.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap(), "{file}");
+    }
     let again = resume();
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("has ended"), "{}", String::from_utf8_lossy(&again.stderr));

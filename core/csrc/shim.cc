@@ -70,8 +70,10 @@ char* reprpo_cuda_empty_cache() {
 
 char* reprpo_set_deterministic(bool on) {
   return guarded([&] {
+    // cuBLAS reads it when its first handle is made, and is not reproducible without it.
+    if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     auto& context = at::globalContext();
-    context.setDeterministicAlgorithms(on, /*warn_only=*/false);
+    context.setDeterministicAlgorithms(on, /*warn_only=*/true);
     // Filling what a kernel is about to overwrite costs time and changes no result that is read.
     context.setDeterministicFillUninitializedMemory(false);
     context.setBenchmarkCuDNN(!on);

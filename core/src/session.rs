@@ -33,6 +33,10 @@ impl Session {
     /// A device that is not there, a data set or a model that cannot be opened, a tokenizer that does not fit.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         let device = device(&experiment.device)?;
+        ffi::set_tf32(experiment.tf32)?;
+        ffi::set_deterministic(experiment.deterministic)?;
+        // cuDNN's attention has a backward pass of its own that is not reproducible.
+        ffi::set_attention_kernels(true, true, !experiment.deterministic, true)?;
         let kind = match experiment.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::Bf16 => Kind::BFloat16,

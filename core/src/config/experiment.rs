@@ -174,6 +174,10 @@ pub struct Experiment {
     pub device: String,
     /// Precision of the frozen model.
     pub dtype: Dtype,
+    /// Let a card round the factors of float32 products to TF32, which is faster and less exact.
+    pub tf32: bool,
+    /// Take kernels alone that give the same bytes every time, where a card has a choice.
+    pub deterministic: bool,
     /// Folder of the run; none = a new one below `runs/`.
     pub out: Option<PathBuf>,
     /// Folder of a saved adapter in PEFT's format to start from.
@@ -198,7 +202,7 @@ impl Experiment {
     /// The values that hold whatever plugins there are. The plugins' names and the model are the program's to choose.
     pub(super) fn base() -> Value {
         json!({
-            "device": "auto", "dtype": Dtype::default(), "out": null, "init_adapter": null,
+            "device": "auto", "dtype": Dtype::default(), "tf32": false, "deterministic": true, "out": null, "init_adapter": null,
             "train": TrainConfig::default(), "eval": EvalConfig::default(),
         })
     }

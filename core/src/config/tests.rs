@@ -276,7 +276,7 @@ fn a_data_set_that_cannot_be_is_explained() {
 fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     assert_eq!(
         set("modle=x"),
-        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, device, dtype, eval, init_adapter, intervention, model, out, tap, train, transform"
+        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, deterministic, device, dtype, eval, init_adapter, intervention, model, out, tap, tf32, train, transform"
     );
     assert_eq!(
         set("eval.token=1"),

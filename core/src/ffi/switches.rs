@@ -69,7 +69,8 @@ pub fn cuda_empty_cache() -> Result<()> {
     checked(unsafe { reprpo_cuda_empty_cache() })
 }
 
-/// Takes kernels alone whose result depends on nothing but their input; one that has no such form fails.
+/// Takes kernels alone whose result depends on nothing but their input, where there is a choice; libtorch warns of an
+/// operation that has none. Has to be called before the first product on a card.
 ///
 /// # Errors
 /// What libtorch says.

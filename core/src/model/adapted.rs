@@ -85,9 +85,13 @@ impl Adapted {
         self.modules.keys().map(String::as_str)
     }
 
-    /// How many modules and blocks it changes.
-    pub fn places(&self) -> usize {
-        self.modules.len() + self.blocks.len()
+    /// How many modules and blocks it changes, in words.
+    pub fn describe(&self) -> String {
+        match (self.modules.len(), self.blocks.len()) {
+            (modules, 0) => format!("{modules} modules"),
+            (0, blocks) => format!("{blocks} blocks"),
+            (modules, blocks) => format!("{modules} modules and {blocks} blocks"),
+        }
     }
 
     /// What it changes: the modules, then the blocks.

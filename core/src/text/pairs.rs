@@ -37,6 +37,13 @@ pub struct TokenPair {
     pub rejected: Vec<i64>,
 }
 
+impl TokenPair {
+    /// Tokens of both sequences, the prompt counted twice, as TRL counts them.
+    pub fn tokens(&self) -> usize {
+        2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+}
+
 /// Why a pair is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

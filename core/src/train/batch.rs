@@ -75,8 +75,6 @@ pub struct PairBatch {
     pub stream: Stream,
     /// The scored tokens, completion after completion.
     pub predicted: Predicted,
-    /// Tokens of both sequences of every pair, prompts counted twice, as TRL counts them.
-    pub num_tokens: usize,
     completions: Vec<Completion>,
     chosen: Vec<usize>,
     rejected: Vec<usize>,
@@ -133,19 +131,9 @@ impl PairBatch {
                 }
             }
         }
-        let num_tokens = pairs.iter().map(|p| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len()).sum();
         let predicted = Predicted { rows: Tensor::from_slice(&rows).f_to_device(device)?, ids: Tensor::from_slice(&ids).f_to_device(device)? };
         let kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        Ok(Self {
-            indices: pairs.iter().map(|p| p.index).collect(),
-            stream: builder.finish(device)?,
-            predicted,
-            num_tokens,
-            completions,
-            chosen,
-            rejected,
-            kind,
-        })
+        Ok(Self { indices: pairs.iter().map(|p| p.index).collect(), stream: builder.finish(device)?, predicted, completions, chosen, rejected, kind })
     }
 
     /// b.

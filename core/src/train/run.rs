@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::folder::Folder;
 use super::{AdamW, Group, Objective, Taps, checkpoint, learning_rate};
@@ -17,6 +17,7 @@ use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, TrainConfig};
 use crate::error::{Context, Error, Fault, Result};
 use crate::eval::{self, evaluate};
+use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Saved};
 use crate::model::{Adapted, Model};
 use crate::registry::{Kind as PluginKind, Make, Registry};
@@ -39,6 +40,7 @@ pub enum Start<'a> {
 /// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
 pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Table>> {
     let begin = Instant::now();
+    let _rng = ForeignRng::keep()?;
     if let Start::New(folder) = start
         && folder.exists()
     {
@@ -56,6 +58,9 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(&experiment, registry)?;
+    if session.model.device().is_cuda() {
+        ffi::cuda_reset_peak(session.model.device())?;
+    }
     let train = &experiment.train;
     let mut objective = objective(&experiment, &session.model, registry)?;
     let data = session.tokenise("train", train, train.max_pairs)?;
@@ -94,6 +99,10 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     write_transforms(&objective, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());
+    if session.model.device().is_cuda() {
+        // What training held is of no use to the larger batches of the evaluation.
+        ffi::cuda_empty_cache()?;
+    }
     let table = if experiment.eval.enabled {
         let evaluation = evaluate(&session, Some(&adapted), &experiment, registry, stop, progress).map_err(|e| {
             let run = folder.path().display();
@@ -106,12 +115,34 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     } else {
         None
     };
+    let mut line = format!("{:.0} s in all", begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {
-        let line = format!("{:.0} s in all, peak memory {peak:.2} GB", begin.elapsed().as_secs_f64());
-        folder.log(&line)?;
-        progress.message(&line);
+        line += &format!(", peak memory {peak:.2} GB");
     }
+    if session.model.device().is_cuda() {
+        let card = ffi::cuda_memory(session.model.device())?;
+        line += &format!(", on the card {:.2} GB in tensors, {:.2} GB held", card.peak_allocated as f64 / 1e9, card.peak_reserved as f64 / 1e9);
+    }
+    folder.log(&line)?;
+    progress.message(&line);
     Ok(table)
+}
+
+/// The CPU's generator as the caller had it, which gets it back: a run seeds its own at every step.
+struct ForeignRng(RngState);
+
+impl ForeignRng {
+    fn keep() -> Result<Self> {
+        Ok(Self(RngState::of(Device::Cpu)?))
+    }
+}
+
+impl Drop for ForeignRng {
+    fn drop(&mut self) {
+        if let Err(e) = self.0.restore() {
+            tracing::warn!("the generator of random numbers is not what it was: {e}");
+        }
+    }
 }
 
 /// What the run begins with, in lines for the log.
@@ -122,7 +153,7 @@ fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String
     if data.prefix_mismatches > 0 {
         lines.push(format!("{} prompts have other token ids alone than before a completion", data.prefix_mismatches));
     }
-    lines.push(format!("{} places adapted, {} trainable parameters", adapted.places(), adapted.elements()));
+    lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(), adapted.elements()));
     lines
 }
 
@@ -207,7 +238,6 @@ struct Trainer<'a> {
 struct Done {
     loss: f64,
     grad_norm: f64,
-    num_tokens: usize,
     metrics: Vec<(String, f64)>,
 }
 
@@ -227,7 +257,12 @@ impl Trainer<'_> {
         progress.stage("train", Some(steps as u64));
         progress.skip(first as u64);
         let (begin, mut seen) = (Instant::now(), 0);
-        let mut tokens = 0;
+        let step_of = |step: usize| -> Vec<&TokenPair> {
+            let order = order(pairs.len(), train, step / per_epoch);
+            let within = (step % per_epoch) * step_pairs;
+            order[within..(within + step_pairs).min(pairs.len())].iter().map(|i| &pairs[*i]).collect()
+        };
+        let mut tokens: usize = (0..first).flat_map(step_of).map(TokenPair::tokens).sum();
         for step in first..steps {
             if stop.load(Ordering::Relaxed) {
                 checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
@@ -235,15 +270,13 @@ impl Trainer<'_> {
                 return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
                     .hint(format!("`reprpo run --resume {}` goes on", folder.path().display())));
             }
-            let order = order(pairs.len(), train, step / per_epoch);
-            let within = (step % per_epoch) * step_pairs;
-            let now: Vec<&TokenPair> = order[within..(within + step_pairs).min(pairs.len())].iter().map(|i| &pairs[*i]).collect();
+            let now = step_of(step);
             let lr = learning_rate(train, step, steps);
             // Dropout is a function of seed and step, so that a resumed run drops what an uninterrupted one does.
             tch::manual_seed((train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64));
             let done = self.step(&now, lr, StepInfo { step, steps }).within(|| format!("step {} failed", step + 1))?;
             seen += now.len();
-            tokens += done.num_tokens;
+            tokens += now.iter().map(|p| p.tokens()).sum::<usize>();
             let rate = seen as f64 / begin.elapsed().as_secs_f64();
             folder.metrics(&line(step, per_epoch, lr, tokens, &done))?;
             let mut fields = vec![("loss", done.loss)];
@@ -269,7 +302,6 @@ impl Trainer<'_> {
         let model = &self.session.model;
         let (mut names, mut values) = (Vec::<String>::new(), Vec::<Tensor>::new());
         let mut losses = Vec::new();
-        let mut num_tokens = 0;
         for micro in pairs.chunks(self.train.batch) {
             let share = micro.len() as f64 / pairs.len() as f64;
             let batch = self.objective.batch(micro, model)?;
@@ -277,7 +309,6 @@ impl Trainer<'_> {
             (&evaluated.loss.value * share).f_backward()?;
             self.objective.after_backward()?;
             losses.push(evaluated.loss.value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])? * share);
-            num_tokens += batch.num_tokens;
             for (name, value) in evaluated.loss.metrics.into_iter().chain(evaluated.metrics) {
                 let value = value.f_to_kind(Kind::Double)?.f_reshape([1])? * share;
                 match names.iter().position(|n| *n == name) {
@@ -308,7 +339,7 @@ impl Trainer<'_> {
         self.optimiser.step(lr)?;
         let values =
             Vec::<f64>::try_from(if values.is_empty() { Tensor::from_slice::<f64>(&[]) } else { Tensor::f_cat(&values, 0)?.f_to_device(tch::Device::Cpu)? })?;
-        Ok(Done { loss, grad_norm, num_tokens, metrics: names.into_iter().zip(values).collect() })
+        Ok(Done { loss, grad_norm, metrics: names.into_iter().zip(values).collect() })
     }
 }
 
