@@ -1,4 +1,5 @@
 //! The whole program as its users run it.
 
 mod command;
+mod invariants;
 mod training;

@@ -2,4 +2,7 @@
 
 mod dpo;
 mod prefvec;
+mod projbp;
+mod projection;
+mod projgrad;
 mod rewards;

@@ -120,6 +120,11 @@ pub trait Adapter: Send {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
     }
 
+    /// Whether the model starts unchanged by it, to rounding.
+    fn starts_as_identity(&self) -> bool {
+        true
+    }
+
     /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds `peft_type`,
     /// `target_modules` and what all methods share.
     fn peft_config(&self) -> String;

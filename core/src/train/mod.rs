@@ -9,8 +9,10 @@ mod optimiser;
 mod reference;
 mod run;
 mod schedule;
+mod step;
 
 pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
 pub use run::{Start, run};
 pub use schedule::learning_rate;
+pub use step::{Accumulated, accumulate};

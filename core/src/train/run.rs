@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::folder::Folder;
-use super::{AdamW, Group, Objective, Taps, checkpoint, learning_rate};
+use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, TrainConfig};
 use crate::error::{Context, Error, Fault, Result};
@@ -297,34 +297,9 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// One optimiser step over `pairs`, micro-batch after micro-batch; each counts by its share of the pairs.
+    /// One optimiser step over `pairs`.
     fn step(&mut self, pairs: &[&TokenPair], lr: f64, info: StepInfo) -> Result<Done> {
-        let model = &self.session.model;
-        let (mut names, mut values) = (Vec::<String>::new(), Vec::<Tensor>::new());
-        let mut losses = Vec::new();
-        for micro in pairs.chunks(self.train.batch) {
-            let share = micro.len() as f64 / pairs.len() as f64;
-            let batch = self.objective.batch(micro, model)?;
-            let evaluated = self.objective.loss(model, self.adapted, &batch, info, 1.0 / pairs.len() as f64)?;
-            (&evaluated.loss.value * share).f_backward()?;
-            self.objective.after_backward()?;
-            losses.push(evaluated.loss.value.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])? * share);
-            for (name, value) in evaluated.loss.metrics.into_iter().chain(evaluated.metrics) {
-                let value = value.f_to_kind(Kind::Double)?.f_reshape([1])? * share;
-                match names.iter().position(|n| *n == name) {
-                    Some(i) => values[i] = values[i].f_add(&value)?,
-                    None => {
-                        names.push(name);
-                        values.push(value);
-                    }
-                }
-            }
-        }
-        let loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-        if !loss.is_finite() {
-            return Err(Error::new(format!("the loss is {loss}")).hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
-        }
-        self.objective.map_gradients(self.adapted)?;
+        let Accumulated { loss, metrics } = accumulate(self.objective, &self.session.model, self.adapted, pairs, self.train.batch, info)?;
         let grad_norm = self.optimiser.clip(self.train.clip)?;
         if !grad_norm.is_finite() {
             return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss:.4}"))
@@ -337,9 +312,7 @@ impl Trainer<'_> {
             }
         }
         self.optimiser.step(lr)?;
-        let values =
-            Vec::<f64>::try_from(if values.is_empty() { Tensor::from_slice::<f64>(&[]) } else { Tensor::f_cat(&values, 0)?.f_to_device(tch::Device::Cpu)? })?;
-        Ok(Done { loss, grad_norm, metrics: names.into_iter().zip(values).collect() })
+        Ok(Done { loss, grad_norm, metrics })
     }
 }
 

@@ -78,6 +78,10 @@ impl Adapter for HraConfig {
         Ok(Box::new(HraLinear { u }))
     }
 
+    fn starts_as_identity(&self) -> bool {
+        self.r % 2 == 0
+    }
+
     fn peft_config(&self) -> String {
         json!({ "r": self.r, "apply_GS": false, "init_weights": true }).to_string()
     }

@@ -1,0 +1,110 @@
+//! DPO whose gradients are projected on the preference direction inside the backward pass.
+
+use reprpo_plugin::prelude::*;
+
+use super::dpo::{Dpo, DpoConfig};
+use super::projection::{Sign, excess, norm, unit, within};
+
+#[cfg(test)]
+mod tests;
+
+/// DPO with a projected backward pass.
+pub struct ProjBp;
+
+/// Fields of `intervention` with `name = "projbp"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct ProjBpConfig {
+    /// β: share of the gradient across the direction that stays, 0 or more.
+    pub beta: f64,
+    /// Which coefficients along the direction pass.
+    pub sign: Sign,
+    /// What the others are scaled by, 0 to 1.
+    pub neg_slope: f64,
+    /// κ: first scales a pair's gradient down where its mean over tokens is longer than κ preference vectors; none = not
+    /// at all.
+    pub mag_clip: Option<f64>,
+    /// Gives every token's gradient the length back that it had before the projection.
+    pub keep_norm: bool,
+    /// The loss: fields of `dpo`.
+    pub dpo: DpoConfig,
+}
+
+impl Default for ProjBpConfig {
+    fn default() -> Self {
+        Self { beta: 0.2, sign: Sign::Pos, neg_slope: 0.01, mag_clip: Some(0.6), keep_norm: true, dpo: DpoConfig::default() }
+    }
+}
+
+impl Plugin for ProjBp {
+    const NAME: &'static str = "projbp";
+    const SUMMARY: &'static str = "DPO whose gradient is drawn towards the preference direction at every adapted output, so that earlier layers see it";
+    const REFERENCE: &'static str = "wassname, repr-preference-optimization (ProjBP), with the clipping on the coefficient and one direction a pair";
+    const EXPLAIN: &'static str = "\
+L = that of dpo; in its backward pass, at the output of every adapted module and for every pair:
+d = pool(h_r on y⁺) − pool(h_r on y⁻)    v̂ = d at unit length    g = the gradient there, of the pair's own loss
+g ← g / max(1, ‖mean_t g‖/(κ‖d‖))    κ = mag_clip
+c_t = ⟨g_t, v̂⟩    g_t ← lrelu(c_t)·v̂ + β(g_t − c_t·v̂), with keep_norm at the length it had before
+
+h_r is the module's output in the base model. lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere. On the
+tokens of the prompt g is the sum over both completions, so a prompt is shared within a pair and never between pairs.
+The map is not linear: what the loss falls by is not what its gradient says, and a finite difference will not agree.";
+    type Config = ProjBpConfig;
+}
+
+impl InterventionPlugin for ProjBp {
+    fn build(config: ProjBpConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        within("beta", config.beta, f64::MAX)?;
+        within("neg_slope", config.neg_slope, 1.0)?;
+        if let Some(kappa) = config.mag_clip
+            && !(kappa > 0.0 && kappa.is_finite())
+        {
+            return Err(Error::new(format!("`intervention.mag_clip` is {kappa}, but has to be above 0, or none")));
+        }
+        let loss = Dpo::build(config.dpo.clone(), model)?;
+        Ok(Box::new(Projected { config, loss }))
+    }
+}
+
+/// The loss, and what is done to its gradients.
+struct Projected {
+    config: ProjBpConfig,
+    loss: Box<dyn Intervention>,
+}
+
+impl Intervention for Projected {
+    fn needs(&self) -> Needs {
+        Needs { directions: Directions::Reference, output_grads: true, ..self.loss.needs() }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
+        self.loss.loss(pairs, step)
+    }
+
+    fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
+        let config = self.config.clone();
+        let pairs = at.direction.size()[0];
+        let (v, length) = (unit(&at.direction), norm(&at.direction));
+        Ok(Box::new(move |grad| {
+            // Of the pair's own loss, in the directions' precision: [n out].
+            let mut g = grad.to_kind(v.kind()) / at.weight;
+            let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
+            if let Some(kappa) = config.mag_clip {
+                let zeros = Tensor::zeros([pairs, g.size()[1]], (g.kind(), g.device()));
+                let tokens = Tensor::zeros([pairs, 1], (g.kind(), g.device())).index_add(0, &at.owner, &g.ones_like().narrow(1, 0, 1));
+                let mean = zeros.index_add(0, &at.owner, &g) / tokens;
+                g = &g / of_rows(&excess(&norm(&mean), &(&length * kappa)));
+            }
+            let v = of_rows(&v);
+            let c = (&g * &v).sum_dim_intlist(-1, true, None::<Kind>);
+            let mut projected = config.sign.clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
+            if config.keep_norm {
+                projected = unit(&projected) * norm(&g);
+            }
+            Ok((projected * at.weight).to_kind(grad.kind()))
+        }))
+    }
+}
+
+register!(intervention: ProjBp);

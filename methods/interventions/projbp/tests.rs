@@ -1,0 +1,136 @@
+//! The hooks against a backward pass in segments: every adapted output is cut from its graph, and the gradient is carried
+//! over the cuts by hand, latest first.
+
+use std::cell::RefCell;
+
+use reprpo_core::conformance::{model, pairs};
+use reprpo_core::model::pass::Request;
+use reprpo_core::model::{Adapted, Detail, Model};
+use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+use reprpo_core::text::TokenPair;
+use reprpo_core::train::batch::{Holds, PairBatch};
+use reprpo_core::train::{Objective, Taps, accumulate};
+use reprpo_plugin::tch::{self, Device};
+
+use super::*;
+
+const STEP: StepInfo = StepInfo { step: 0, steps: 1 };
+
+fn adapter(targets: &str) -> Box<dyn Adapter> {
+    let entry = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap();
+    let Make::Adapter { build, .. } = entry.make else { panic!("lora is an adapter") };
+    build(&format!(r#"{{"r": 4, "target_modules": {targets}}}"#)).unwrap()
+}
+
+/// An adapter away from its start, where half of it has no gradient.
+fn attached(model: &Model, targets: &str) -> Adapted {
+    let adapted = Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
+    tch::manual_seed(3);
+    for (_, tensor) in adapted.parameters() {
+        let noise = Tensor::randn(tensor.size(), (Kind::Double, Device::Cpu)) * 0.1;
+        let _ = tensor.detach().g_add_(&noise);
+    }
+    adapted
+}
+
+fn gradients(adapted: &Adapted) -> Vec<Tensor> {
+    adapted.parameters().iter().map(|(_, t)| t.grad().copy()).collect()
+}
+
+fn hooked(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
+    let model = model(Kind::Double).unwrap();
+    let adapted = attached(&model, targets);
+    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let mut objective = Objective::new(ProjBp::build(config.clone(), model.info()).unwrap(), taps);
+    objective.adapted(&adapted);
+    let pairs = pairs();
+    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
+    gradients(&adapted)
+}
+
+/// The same without a hook.
+fn segmented(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
+    let model = model(Kind::Double).unwrap();
+    let adapted = attached(&model, targets);
+    let pairs: Vec<TokenPair> = pairs();
+    let holds = Holds { logprobs: Completions::Both, rejected: true, apart: true };
+    let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu).unwrap();
+    let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
+    let logprobs = |hidden: &Tensor| {
+        let logps = model.logprobs(hidden, &batch.predicted, Detail::None).unwrap().0;
+        Logprobs::new(batch.tokens_of(&logps, false).unwrap(), Some(batch.tokens_of(&logps, true).unwrap()))
+    };
+
+    let outputs: Vec<Site> = adapted.changed().map(|c| c.output).collect();
+    let reference = {
+        let _guard = tch::no_grad_guard();
+        model.forward(&batch.stream, Request { sites: &outputs, hidden: true, ..Request::default() }).unwrap()
+    };
+    let direction = |i: usize| {
+        let pool = |rejected| batch.pool(&reference.states[i], Pooling::Completion, rejected).unwrap();
+        pool(false) - pool(true)
+    };
+
+    let cuts = RefCell::new(Vec::new());
+    let cut = |site: &Site, y: Tensor| {
+        let leaf = y.detach().set_requires_grad(true);
+        cuts.borrow_mut().push((site.clone(), y, leaf.shallow_clone()));
+        Ok(leaf)
+    };
+    let reached =
+        model.forward(&batch.stream, Request { adapted: Some(&adapted), train: true, hidden: true, intercept: Some(&cut), ..Request::default() }).unwrap();
+    let loss =
+        method.loss(&Pairs::new(batch.len(), Vec::new(), Some(logprobs(&reached.hidden.unwrap())), Some(logprobs(&reference.hidden.unwrap()))), STEP).unwrap();
+
+    // The residual stream passes every cut by, so the graph is gone through more than once, and gradients are summed here.
+    let cuts = cuts.into_inner();
+    let leaves: Vec<Tensor> = cuts.iter().map(|(_, _, leaf)| leaf.shallow_clone()).chain(adapted.parameters().into_iter().map(|(_, t)| t)).collect();
+    let mut sums: Vec<Tensor> = leaves.iter().map(Tensor::zeros_like).collect();
+    let mut carry = |sums: &mut Vec<Tensor>, from: &Tensor| {
+        for (sum, part) in sums.iter_mut().zip(Tensor::run_backward(&[from], &leaves, true, false)) {
+            if part.defined() {
+                *sum += part;
+            }
+        }
+    };
+    carry(&mut sums, &loss.value);
+    for (i, (site, y, _)) in cuts.iter().enumerate().rev() {
+        let place = outputs.iter().position(|o| o == site).unwrap();
+        let at = OutputGrad { site: site.clone(), direction: direction(place), owner: batch.row_owner().unwrap(), weight: 1.0 / batch.len() as f64 };
+        let mapped = method.output_grad(at).unwrap()(&sums[i]).unwrap();
+        carry(&mut sums, &(y * mapped).sum(Kind::Double));
+    }
+    sums.split_off(cuts.len())
+}
+
+#[test]
+fn the_hooks_are_a_backward_pass_in_segments() {
+    let configs = [
+        ProjBpConfig::default(),
+        ProjBpConfig { keep_norm: false, mag_clip: Some(1e-3), ..ProjBpConfig::default() },
+        ProjBpConfig { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBpConfig::default() },
+    ];
+    for config in &configs {
+        for targets in [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#] {
+            for (hooked, segmented) in hooked(config, targets).iter().zip(segmented(config, targets)) {
+                let scale = segmented.abs().max().double_value(&[]);
+                let off = (hooked - &segmented).abs().max().double_value(&[]);
+                assert!(scale > 0.0 && off <= 1e-9 * scale, "{targets}: off by {off} of {scale}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_map_that_keeps_everything_is_dpo() {
+    let keep = ProjBpConfig { beta: 1.0, sign: Sign::Both, mag_clip: None, keep_norm: true, ..ProjBpConfig::default() };
+    let model = model(Kind::Double).unwrap();
+    let adapted = attached(&model, r#""all-linear""#);
+    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let mut objective = Objective::new(Dpo::build(keep.dpo.clone(), model.info()).unwrap(), taps);
+    let pairs = pairs();
+    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
+    for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, r#""all-linear""#)) {
+        assert!((plain - &hooked).abs().max().double_value(&[]) < 1e-9 * plain.abs().max().double_value(&[]).max(1e-3));
+    }
+}

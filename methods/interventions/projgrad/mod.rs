@@ -1,0 +1,122 @@
+//! DPO whose parameter gradients are projected on the preference direction.
+
+use reprpo_plugin::prelude::*;
+
+use super::dpo::{Dpo, DpoConfig};
+use super::projection::{Sign, excess, unit, within};
+
+#[cfg(test)]
+mod tests;
+
+/// DPO with projected parameter gradients.
+pub struct ProjGrad;
+
+/// Fields of `intervention` with `name = "projgrad"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct ProjGradConfig {
+    /// β: share of the gradient across the direction that stays, 0 or more; 1 with `sign = "both"` is DPO itself.
+    pub beta: f64,
+    /// Which coefficients along the direction pass.
+    pub sign: Sign,
+    /// What the others are scaled by, 0 to 1.
+    pub neg_slope: f64,
+    /// κ: first scales a parameter's gradient down to at most κ lengths of the preference direction; none = not at all.
+    pub mag_clip: Option<f64>,
+    /// Scales the part across the direction to the length of the part along it, before β.
+    pub scale_orth: bool,
+    /// Whose states make the direction.
+    pub source: Source,
+    /// The loss: fields of `dpo`.
+    pub dpo: DpoConfig,
+}
+
+/// Whose states make the preference direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum Source {
+    /// The base model's.
+    #[default]
+    Reference,
+    /// The model's as it is being trained; no pass of the base model is needed for them.
+    Policy,
+}
+
+impl Default for ProjGradConfig {
+    fn default() -> Self {
+        Self { beta: 0.8, sign: Sign::Both, neg_slope: 0.0, mag_clip: None, scale_orth: false, source: Source::Reference, dpo: DpoConfig::default() }
+    }
+}
+
+impl Plugin for ProjGrad {
+    const NAME: &'static str = "projgrad";
+    const SUMMARY: &'static str = "DPO, and after each backward pass every parameter's gradient is drawn towards the preference direction";
+    const REFERENCE: &'static str = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the coefficient and directions of whole steps";
+    const EXPLAIN: &'static str = "\
+L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an axis in its module's
+input or output space:
+u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's input or output there
+c = ⟨G, u⟩ along that axis    parallel = c⊗u    rest = G − parallel
+G ← lrelu(c)⊗u + β·rest
+
+lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing is clipped. u is summed up
+with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, the inner vector of vera)
+keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u alone.";
+    type Config = ProjGradConfig;
+}
+
+impl InterventionPlugin for ProjGrad {
+    fn build(config: ProjGradConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        within("beta", config.beta, f64::MAX)?;
+        within("neg_slope", config.neg_slope, 1.0)?;
+        if let Some(kappa) = config.mag_clip
+            && !(kappa > 0.0 && kappa.is_finite())
+        {
+            return Err(Error::new(format!("`intervention.mag_clip` is {kappa}, but has to be above 0, or none")));
+        }
+        let loss = Dpo::build(config.dpo.clone(), model)?;
+        Ok(Box::new(Projected { config, loss }))
+    }
+}
+
+/// The loss, and what is done to its gradients.
+struct Projected {
+    config: ProjGradConfig,
+    loss: Box<dyn Intervention>,
+}
+
+impl Intervention for Projected {
+    fn needs(&self) -> Needs {
+        let directions = match self.config.source {
+            Source::Reference => Directions::Reference,
+            Source::Policy => Directions::Policy,
+        };
+        Needs { directions, parameter_grads: true, ..self.loss.needs() }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
+        self.loss.loss(pairs, step)
+    }
+
+    fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
+        let config = &self.config;
+        let u = unit(direction);
+        // The axis stands last: G [… w].
+        let mut g = grad.movedim_int(axis.dim() as i64, -1);
+        if let Some(kappa) = config.mag_clip {
+            g = &g / excess(&g.norm(), &(direction.norm() * kappa));
+        }
+        let c = (&g * &u).sum_dim_intlist(-1, true, None::<Kind>);
+        let parallel = &c * &u;
+        let mut rest = &g - &parallel;
+        if config.scale_orth {
+            rest = unit(&rest.flatten(0, -1)).reshape(rest.size()) * parallel.norm();
+        }
+        let projected = config.sign.clip(&c, config.neg_slope) * &u + rest * config.beta;
+        Ok(projected.movedim_int(-1, axis.dim() as i64))
+    }
+}
+
+register!(intervention: ProjGrad);

@@ -1,0 +1,119 @@
+use reprpo_plugin::tch::{self, Device};
+
+use super::*;
+
+fn projected(config: ProjGradConfig) -> Projected {
+    Projected { config, loss: Box::new(DpoConfig::default()) }
+}
+
+fn random(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Double, Device::Cpu))
+}
+
+fn off(a: &Tensor, b: &Tensor) -> f64 {
+    (a - b).abs().max().double_value(&[])
+}
+
+#[test]
+fn with_beta_one_and_no_clipping_nothing_changes() {
+    tch::manual_seed(0);
+    let method = projected(ProjGradConfig { beta: 1.0, ..ProjGradConfig::default() });
+    for (shape, axis) in
+        [(&[5, 7][..], Axis::Input(1)), (&[7, 5], Axis::Output(0)), (&[7], Axis::Output(0)), (&[1, 7], Axis::Input(1)), (&[2, 7, 3], Axis::Input(1))]
+    {
+        let (g, d) = (random(shape), random(&[7]));
+        assert!(off(&method.parameter_grad(&g, axis, &d).unwrap(), &g) < 1e-10, "{shape:?}");
+    }
+}
+
+#[test]
+fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
+    let method = projected(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() });
+    let (g, d) = (random(&[7, 5]), random(&[7]));
+    let u = &d / d.norm();
+    let p = method.parameter_grad(&g, Axis::Output(0), &d).unwrap();
+    assert!(off(&p, &u.outer(&u.unsqueeze(0).matmul(&g).squeeze_dim(0))) < 1e-10);
+}
+
+#[test]
+fn a_sign_clips_the_coefficient_and_not_the_vector() {
+    let d = Tensor::from_slice(&[3.0f64, 0.0]);
+    let g = Tensor::from_slice(&[2.0f64, 1.0, -4.0, 1.0]).reshape([2, 2]);
+    let with =
+        |sign| projected(ProjGradConfig { beta: 0.5, sign, neg_slope: 0.25, ..ProjGradConfig::default() }).parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    assert!(off(&with(Sign::Pos), &Tensor::from_slice(&[2.0f64, 0.5, -1.0, 0.5]).reshape([2, 2])) < 1e-10);
+    assert!(off(&with(Sign::Neg), &Tensor::from_slice(&[0.5f64, 0.5, -4.0, 0.5]).reshape([2, 2])) < 1e-10);
+}
+
+#[test]
+fn the_part_across_takes_the_length_of_the_part_along() {
+    let method = projected(ProjGradConfig { beta: 1.0, scale_orth: true, ..ProjGradConfig::default() });
+    let (g, d) = (random(&[5, 7]), random(&[7]));
+    let u = &d / d.norm();
+    let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    let along = p.matmul(&u).unsqueeze(1) * &u;
+    assert!(((&p - &along).norm() - along.norm()).abs().double_value(&[]) < 1e-9);
+}
+
+#[test]
+fn a_gradient_longer_than_the_limit_is_scaled_down() {
+    let method = projected(ProjGradConfig { beta: 1.0, mag_clip: Some(0.5), ..ProjGradConfig::default() });
+    let (g, d) = (random(&[5, 7]), random(&[7]) * 0.1);
+    let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    assert!((p.norm() - d.norm() * 0.5).abs().double_value(&[]) < 1e-9);
+}
+
+#[test]
+fn a_value_out_of_range_is_named() {
+    let model = reprpo_core::conformance::model(Kind::Double).unwrap();
+    for (config, field) in [
+        (ProjGradConfig { beta: -1.0, ..ProjGradConfig::default() }, "intervention.beta"),
+        (ProjGradConfig { neg_slope: 2.0, ..ProjGradConfig::default() }, "intervention.neg_slope"),
+        (ProjGradConfig { mag_clip: Some(0.0), ..ProjGradConfig::default() }, "intervention.mag_clip"),
+    ] {
+        assert!(ProjGrad::build(config, model.info()).err().unwrap().to_string().contains(field), "{field}");
+    }
+}
+
+/// In the engine, over micro-batches, against a direction that is worked out apart from it.
+#[test]
+fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
+    use reprpo_core::model::Adapted;
+    use reprpo_core::model::pass::Request;
+    use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+    use reprpo_core::train::batch::{Holds, PairBatch};
+    use reprpo_core::train::{Objective, Taps, accumulate};
+
+    let (model, pairs) = (reprpo_core::conformance::model(Kind::Double).unwrap(), reprpo_core::conformance::pairs());
+    let pairs: Vec<_> = pairs.iter().collect();
+    let Make::Adapter { build, .. } = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap().make else { panic!("lora is an adapter") };
+    let adapted = Adapted::attach(build(r#"{"r": 4}"#).unwrap().as_ref(), &model, model.info().layers, 0).unwrap();
+    for (_, tensor) in adapted.parameters() {
+        let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
+    }
+    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let mut objective = Objective::new(ProjGrad::build(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() }, model.info()).unwrap(), taps);
+    objective.adapted(&adapted);
+    accumulate(&mut objective, &model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
+
+    let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
+    let batch = PairBatch::new(&pairs, holds, Kind::Double, Device::Cpu).unwrap();
+    let mut looked_at = 0;
+    for changed in adapted.changed() {
+        let sites = [changed.input, changed.output];
+        let states = model.forward(&batch.stream, Request { sites: &sites, ..Request::default() }).unwrap().states;
+        for parameter in &changed.parameters {
+            let axis = parameter.axis.expect("both of lora's have one");
+            let at = &states[usize::from(matches!(axis, Axis::Output(_)))];
+            let pool = |rejected| batch.pool(at, Pooling::Completion, rejected).unwrap();
+            let d = (pool(false) - pool(true)).mean_dim(0, false, None::<Kind>);
+            let u = &d / d.norm();
+            let g = parameter.tensor.grad().movedim_int(axis.dim() as i64, -1);
+            let across = &g - (&g * &u).sum_dim_intlist(-1, true, None::<Kind>) * &u;
+            assert!(g.norm().double_value(&[]) > 0.0);
+            assert!((across.norm() / g.norm()).double_value(&[]) < 1e-9, "{}", parameter.key);
+            looked_at += 1;
+        }
+    }
+    assert_eq!(looked_at, 12);
+}

@@ -1,0 +1,75 @@
+//! Every registered method through the table of invariants: one that is registered joins by that alone.
+
+use rayon::prelude::*;
+use reprpo_core::conformance::{Case, INVARIANTS, Method, Outcome};
+use reprpo_core::registry::{Entry, Kind, Registry};
+use {reprpo_datasets as _, reprpo_methods as _};
+
+fn of(kind: Kind) -> Vec<&'static Entry> {
+    let entries: Vec<_> = Registry::builtin().expect("the built-ins do not collide").of(kind).collect();
+    assert!(!entries.is_empty());
+    entries
+}
+
+/// Runs the table on every case, and says of all violations at once.
+fn hold(cases: &[Case]) {
+    let violations: Vec<String> = cases
+        .par_iter()
+        .flat_map_iter(|case| {
+            INVARIANTS.iter().filter_map(move |invariant| match (invariant.check)(case) {
+                Ok(Outcome::Violated(how)) => Some(format!("{case}: {}: {how}", invariant.name)),
+                Err(e) => Some(format!("{case}: {}: {e:?}", invariant.name)),
+                Ok(_) => None,
+            })
+        })
+        .collect();
+    assert!(violations.is_empty(), "{} of {} cases:\n{}", violations.len(), cases.len(), violations.join("\n"));
+}
+
+#[test]
+fn every_intervention_holds_them_with_every_adapter() {
+    let cases: Vec<Case> = of(Kind::Intervention)
+        .into_iter()
+        .flat_map(|intervention| {
+            let with = move |adapter| Case { intervention: Method::default_of(intervention), adapter: Method::default_of(adapter), transform: None };
+            of(Kind::Adapter).into_iter().map(with)
+        })
+        .collect();
+    hold(&cases);
+}
+
+#[test]
+fn every_intervention_on_states_holds_them_with_every_transform() {
+    let adapter = Method::default_of(of(Kind::Adapter).into_iter().find(|e| e.about.name == "lora").expect("lora is built in"));
+    let cases: Vec<Case> = of(Kind::Intervention)
+        .into_iter()
+        .flat_map(|intervention| {
+            let with = move |transform| Case { intervention: Method::default_of(intervention), adapter, transform: Some(Method::default_of(transform)) };
+            of(Kind::Transform).into_iter().map(with)
+        })
+        .filter(Case::reads_states)
+        .collect();
+    hold(&cases);
+}
+
+/// The other forms of the methods, each of which is a method of its own as far as these statements go.
+#[test]
+fn the_variants_hold_them_too() {
+    let variants: &[(Kind, &str, &'static str)] = &[
+        (Kind::Adapter, "lora", r#"{"use_rslora": true, "target_modules": "all-linear"}"#),
+        (Kind::Adapter, "hra", r#"{"r": 3, "target_modules": "all-linear"}"#),
+        (Kind::Intervention, "projgrad", r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#),
+        (Kind::Intervention, "projbp", r#"{"keep_norm": false, "mag_clip": null}"#),
+    ];
+    let find = |kind, name: &str| of(kind).into_iter().find(|e| e.about.name == name).unwrap_or_else(|| panic!("`{name}` is built in"));
+    let cases: Vec<Case> = variants
+        .iter()
+        .map(|(kind, name, json)| {
+            let (mut intervention, mut adapter) = (Method::default_of(find(Kind::Intervention, "dpo")), Method::default_of(find(Kind::Adapter, "lora")));
+            let place = if *kind == Kind::Adapter { &mut adapter } else { &mut intervention };
+            *place = Method { entry: find(*kind, name), json };
+            Case { intervention, adapter, transform: None }
+        })
+        .collect();
+    hold(&cases);
+}
