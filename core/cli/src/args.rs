@@ -53,6 +53,7 @@ pub enum Color {
 #[derive(Subcommand)]
 pub enum Command {
     Run(Box<RunArgs>),
+    Sweep(Box<SweepArgs>),
     Eval(EvalArgs),
     Score(ScoreArgs),
     List(ListArgs),
@@ -81,8 +82,32 @@ pub struct RunArgs {
     pub resume: Option<PathBuf>,
 }
 
-/// Flags that stand for fields of the experiment.
+/// Run every combination of some values, and compare the results in one table.
 #[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo sweep --over intervention=all --adapter lora --set train.max_pairs=64
+  reprpo sweep --over intervention=dpo,prefvec --over adapter=lora,hra --over train.seed=0,1,2
+  reprpo sweep grid.toml --config experiment.toml --out runs/night
+
+A grid file has a line a field: `adapter = [\"lora\", \"hra\"]`, `\"train.lr\" = [1e-4, 1e-3]`, `intervention = \"all\"`.
+Given the `--out` of a sweep that was interrupted, the same command goes on with it.")]
+pub struct SweepArgs {
+    /// A TOML file with a field and its values a line.
+    #[arg(value_name = "GRID")]
+    pub grid: Option<PathBuf>,
+    /// A field and its values, as `adapter=lora,hra`; `all` stands for every name; may be given again.
+    #[arg(long, value_name = "FIELD=VALUES")]
+    pub over: Vec<String>,
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// As a JSON list.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Flags that stand for fields of the experiment.
+#[derive(Args, Clone)]
 pub struct ExperimentArgs {
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
     #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
@@ -351,6 +376,7 @@ pub fn command(registry: &Registry) -> clap::Command {
     };
     Cli::command()
         .mut_subcommand("run", |c| describe(c, &Kind::ALL))
+        .mut_subcommand("sweep", |c| describe(c, &Kind::ALL))
         .mut_subcommand("config", |c| c.mut_subcommand("show", |c| describe(c, &Kind::ALL)))
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
 }

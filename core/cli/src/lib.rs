@@ -67,6 +67,7 @@ pub fn main(defaults: &str) -> ExitCode {
 fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
     match command {
         Command::Run(args) => commands::run::run(&args, app),
+        Command::Sweep(args) => commands::sweep::run(&args, app),
         Command::Eval(args) => commands::eval::run(&args, app),
         Command::Score(args) => commands::score::run(&args, app),
         Command::List(args) => commands::list::run(&args, app),

@@ -7,3 +7,4 @@ pub mod explain;
 pub mod list;
 pub mod run;
 pub mod score;
+pub mod sweep;

@@ -1,0 +1,236 @@
+//! `reprpo sweep`: one run a combination of values, and a table over all of them.
+
+use std::path::{Path, PathBuf};
+
+use reprpo_core::config::Experiment;
+use reprpo_core::error::{Context, Fault};
+use reprpo_core::eval::statistics::SplitSummary;
+use reprpo_core::files::write_whole;
+use reprpo_core::registry::Kind;
+use reprpo_core::report::{Align, Grid};
+use reprpo_core::{Error, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::App;
+use crate::args::SweepArgs;
+use crate::engine::{self, Start};
+use crate::interrupt;
+
+/// A field and the values that it takes.
+struct Axis {
+    field: String,
+    values: Vec<String>,
+}
+
+impl Axis {
+    /// `FIELD=V1,V2`, or `FIELD=all` for the names of a kind of plugin.
+    fn parse(text: &str, app: &App<'_>) -> Result<Self> {
+        let malformed = || Error::new(format!("`--over {text}` is no field with values")).hint("write `--over adapter=lora,hra`, or `--over adapter=all`");
+        let (field, values) = text.split_once('=').ok_or_else(malformed)?;
+        let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
+        if field.trim().is_empty() || values.iter().any(String::is_empty) {
+            return Err(malformed());
+        }
+        Self { field: field.trim().to_owned(), values }.expanded(app)
+    }
+
+    /// A line of a grid file.
+    fn read(field: &str, value: &toml::Value, app: &App<'_>) -> Result<Self> {
+        let text = |v: &toml::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        let values = match value {
+            toml::Value::Array(values) => values.iter().map(text).collect(),
+            toml::Value::Table(_) => {
+                return Err(Error::new(format!("`{field}` in the grid is a table, not values"))
+                    .hint(format!("write a line a field, as `\"{field}.lr\" = [1e-4, 1e-3]`; what all runs share goes into `--config FILE`")));
+            }
+            one => vec![text(one)],
+        };
+        Self { field: field.to_owned(), values }.expanded(app)
+    }
+
+    fn expanded(mut self, app: &App<'_>) -> Result<Self> {
+        if self.values == ["all"] {
+            let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == self.field) else {
+                return Err(Error::new(format!("`{}` has no list of all its values", self.field))
+                    .hint(format!("`all` stands for the names of: {}", Kind::ALL.map(Kind::name).join(", "))));
+            };
+            self.values = app.registry.of(kind).map(|e| e.about.name.to_owned()).collect();
+        }
+        if self.values.is_empty() {
+            return Err(Error::new(format!("`{}` has no values to go over", self.field)));
+        }
+        Ok(self)
+    }
+}
+
+/// The axes of a grid file: a field a line, with its values.
+fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
+    let text = std::fs::read_to_string(file).within(|| format!("cannot read the grid `{}`", file.display()))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| Error::new(format!("`{}` is not TOML", file.display())).because(e))?;
+    table.iter().map(|(field, value)| Axis::read(field, value, app)).collect::<Result<_>>().within(|| format!("in `{}`", file.display()))
+}
+
+/// Every combination, the last axis running fastest: the values in the axes' order.
+fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
+    axes.iter().fold(vec![Vec::new()], |all, axis| {
+        all.into_iter().flat_map(|head: Vec<&str>| axis.values.iter().map(move |v| [&head[..], &[v.as_str()]].concat())).collect()
+    })
+}
+
+/// What came of one combination.
+#[derive(Serialize)]
+struct Row {
+    values: Vec<(String, String)>,
+    run: PathBuf,
+    /// Mean loss over the first and over the last quarter of the steps.
+    loss: Option<[f64; 2]>,
+    splits: Vec<SplitSummary>,
+    error: Option<String>,
+}
+
+impl Row {
+    /// Of a run that has ended, as its folder tells it.
+    fn read(values: Vec<(String, String)>, run: &Path) -> Result<Self> {
+        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).within(|| format!("cannot read `{}`", run.join("metrics.jsonl").display()))?;
+        let losses: Vec<f64> = metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["loss"].as_f64()).collect();
+        let quarter = losses.len().div_ceil(4);
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let loss = (!losses.is_empty()).then(|| [mean(&losses[..quarter]), mean(&losses[losses.len() - quarter..])]);
+        let summary = run.join("eval/summary.json");
+        let splits = match std::fs::read_to_string(&summary) {
+            Ok(text) => serde_json::from_str::<Value>(&text)
+                .and_then(|v| serde_json::from_value(v["splits"].clone()))
+                .map_err(|e| Error::new(format!("`{}` is no summary of an evaluation", summary.display())).because(e))?,
+            Err(_) => Vec::new(),
+        };
+        Ok(Self { values, run: run.to_owned(), loss, splits, error: None })
+    }
+}
+
+pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
+    let mut axes = args.grid.as_deref().map(|file| grid(file, app)).transpose()?.unwrap_or_default();
+    for over in &args.over {
+        axes.push(Axis::parse(over, app)?);
+    }
+    if axes.is_empty() {
+        return Err(Error::new("nothing to go over").hint("give `--over adapter=lora,hra`, or a grid file with such lines"));
+    }
+    let combinations = combinations(&axes);
+    // All of them are resolved before the first one runs: a slip in the last should not cost the night.
+    let plans = combinations
+        .iter()
+        .map(|values| {
+            let named: Vec<(String, String)> = axes.iter().zip(values).map(|(a, v)| (a.field.clone(), (*v).to_owned())).collect();
+            let mut experiment = args.experiment.clone();
+            experiment.out = None;
+            experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
+            let resolved = experiment.resolve(app).within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
+            Ok((named, resolved.experiment))
+        })
+        .collect::<Result<Vec<(Vec<(String, String)>, Experiment)>>>()?;
+    let out = folder(args)?;
+    let stop = interrupt::watch()?;
+    let mut rows = Vec::new();
+    for (i, (named, experiment)) in plans.into_iter().enumerate() {
+        let name: Vec<String> =
+            named.iter().map(|(_, v)| v.chars().map(|c| if c.is_alphanumeric() || "._+-".contains(c) { c } else { '_' }).collect()).collect();
+        let run = out.join(name.join("-"));
+        let said = named.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>().join(" × ");
+        app.printer.note(&format!("\n[{} of {}] {said}", i + 1, combinations.len()));
+        let begin = match ended(&run, &experiment) {
+            true => {
+                app.printer.note(&format!("it has ended already, in `{}`", run.display()));
+                rows.push(Row::read(named, &run)?);
+                continue;
+            }
+            false if run.join("checkpoints/latest").is_file() => Start::Resume(run.clone()),
+            false => Start::New(run.clone()),
+        };
+        match engine::run(&experiment, &begin, &stop, app.printer.progress().as_mut(), app) {
+            Ok(_) => rows.push(Row::read(named, &run)?),
+            Err(e) if e.fault() == Fault::Interrupted => {
+                return Err(e.hint(format!("the same command with `--out {}` goes on with the sweep", out.display())));
+            }
+            Err(e) => {
+                app.printer.error(&e);
+                rows.push(Row { values: named, run, loss: None, splits: Vec::new(), error: Some(e.message().to_owned()) });
+            }
+        }
+    }
+    let table = table(&axes, &rows);
+    std::fs::create_dir_all(&out).within(|| format!("cannot make the folder `{}`", out.display()))?;
+    let json = serde_json::to_value(&rows).map_err(|e| Error::internal(e.to_string()))?;
+    write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
+    write_whole(&out.join("summary.md"), table.markdown().as_bytes())?;
+    app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
+    if args.json {
+        app.printer.json(&json)?
+    } else {
+        app.printer.data(&format!("{}\n{LEGEND}", table.plain()))?
+    }
+    match rows.iter().filter(|r| r.error.is_some()).count() {
+        0 => Ok(()),
+        failed => {
+            Err(Error::new(format!("{failed} of {} runs failed", rows.len())).hint("the table says which; the same command goes on with what is missing"))
+        }
+    }
+}
+
+const LEGEND: &str = "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval";
+
+/// Whether the run in this folder needs nothing more.
+fn ended(run: &Path, experiment: &Experiment) -> bool {
+    run.join("adapter/adapter_config.json").is_file() && (!experiment.eval.enabled || run.join("eval/summary.json").is_file())
+}
+
+/// Where the sweep goes: what the user said, which may hold a part of it already, or the first free name.
+fn folder(args: &SweepArgs) -> Result<PathBuf> {
+    match &args.experiment.out {
+        Some(out) => Ok(PathBuf::from(out)),
+        None => {
+            let mut names = (1u32..).map(|n| Path::new("runs").join(format!("sweep-{n}")));
+            names.find(|p| !p.exists()).ok_or_else(|| Error::internal("every name below `runs` is taken"))
+        }
+    }
+}
+
+fn table(axes: &[Axis], rows: &[Row]) -> Grid {
+    let mut splits: Vec<&str> = Vec::new();
+    for split in rows.iter().flat_map(|r| &r.splits) {
+        if !splits.contains(&split.split.as_str()) {
+            splits.push(&split.split);
+        }
+    }
+    let columns = axes.iter().map(|a| (a.field.clone(), Align::Left)).chain([("loss".to_owned(), Align::Right)]);
+    let mut grid = Grid::new(columns.chain(splits.iter().map(|s| (format!("{s}, points"), Align::Right))));
+    for row in rows {
+        let mut cells: Vec<String> = row.values.iter().map(|(_, v)| v.clone()).collect();
+        cells.push(match (&row.error, row.loss) {
+            (Some(_), _) => "failed".to_owned(),
+            (None, Some([first, last])) => format!("{first:.4} → {last:.4}"),
+            (None, None) => "–".to_owned(),
+        });
+        for split in &splits {
+            let points = row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref()?.points);
+            cells.push(points.map_or_else(|| "–".to_owned(), |p| format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)));
+        }
+        grid.row(cells);
+    }
+    grid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn axis(field: &str, values: &[&str]) -> Axis {
+        Axis { field: field.to_owned(), values: values.iter().map(|v| (*v).to_owned()).collect() }
+    }
+
+    #[test]
+    fn the_last_axis_runs_fastest() {
+        let axes = [axis("a", &["1", "2"]), axis("b", &["x", "y"])];
+        assert_eq!(combinations(&axes), [["1", "x"], ["1", "y"], ["2", "x"], ["2", "y"]]);
+    }
+}
