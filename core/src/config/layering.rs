@@ -315,7 +315,9 @@ impl<'r> Outcome<'r> {
             (Value::Object(old), Value::Object(new)) => old.extend(new),
             (target, value) => *target = value,
         }
-        self.origins.insert(setting.path.join("."), setting.origin.clone());
+        // A part of a value is shown with the value, and so is who said it.
+        let shown = &setting.path[..setting.path.len().min(2)];
+        self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
     }
 
