@@ -168,6 +168,8 @@ impl Default for EvalConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
+    /// The recipe whose values hold where nothing else was said; none = none.
+    pub recipe: Option<String>,
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
     pub model: String,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -198,7 +200,7 @@ impl Experiment {
     /// The values that hold whatever plugins there are. The plugins' names and the model are the program's to choose.
     pub(super) fn base() -> Value {
         json!({
-            "device": "auto", "dtype": Dtype::default(), "out": null, "init_adapter": null,
+            "recipe": null, "device": "auto", "dtype": Dtype::default(), "out": null, "init_adapter": null,
             "train": TrainConfig::default(), "eval": EvalConfig::default(),
         })
     }
