@@ -97,6 +97,9 @@ pub struct ExperimentArgs {
     /// Precision of the frozen model: `auto`, `f32` or `bf16`.
     #[arg(long, value_name = "DTYPE", help_heading = "Model")]
     pub dtype: Option<String>,
+    /// Start from the transforms of an earlier run, its `transform` folder.
+    #[arg(long, value_name = "DIR", help_heading = "Method")]
+    pub init_transform: Option<String>,
     /// The preference pairs: a name, `NAME:PART`, or a file.
     #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
     pub dataset: Option<String>,
@@ -154,6 +157,7 @@ impl ExperimentArgs {
             ("--model", "model", &self.model),
             ("--recipe", "recipe", &self.recipe),
             ("--init-adapter", "init_adapter", &self.init_adapter),
+            ("--init-transform", "init_transform", &self.init_transform),
             ("--device", "device", &self.device),
             ("--dtype", "dtype", &self.dtype),
             ("--dataset", "dataset", &self.dataset),

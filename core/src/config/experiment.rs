@@ -180,6 +180,8 @@ pub struct Experiment {
     pub out: Option<PathBuf>,
     /// Folder of a saved adapter in PEFT's format to start from.
     pub init_adapter: Option<PathBuf>,
+    /// Folder of a run's saved transforms to start from; none = new ones.
+    pub init_transform: Option<PathBuf>,
     /// The training objective.
     pub intervention: Choice,
     /// The trainable change of the model.
@@ -200,7 +202,7 @@ impl Experiment {
     /// The values that hold whatever plugins there are. The plugins' names and the model are the program's to choose.
     pub(super) fn base() -> Value {
         json!({
-            "recipe": null, "device": "auto", "dtype": Dtype::default(), "out": null, "init_adapter": null,
+            "recipe": null, "device": "auto", "dtype": Dtype::default(), "out": null, "init_adapter": null, "init_transform": null,
             "train": TrainConfig::default(), "eval": EvalConfig::default(),
         })
     }

@@ -259,7 +259,7 @@ impl<'r> Outcome<'r> {
         let schema = schemars::schema_for!(Experiment).to_value();
         let base = Experiment::base().as_object().cloned().unwrap_or_default();
         let mut this = Self { registry, values: Map::new(), origins: Origins::default(), top: fields(&schema, &base), sections: BTreeMap::new() };
-        for field in ["recipe", "model", "device", "dtype", "out", "init_adapter"] {
+        for field in ["recipe", "model", "device", "dtype", "out", "init_adapter", "init_transform"] {
             this.values.insert(field.to_owned(), base.get(field).cloned().unwrap_or(Value::Null));
             this.origins.insert(field.to_owned(), Origin::Default);
         }

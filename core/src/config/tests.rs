@@ -276,7 +276,7 @@ fn a_data_set_that_cannot_be_is_explained() {
 fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     assert_eq!(
         set("modle=x"),
-        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, device, dtype, eval, init_adapter, intervention, model, out, recipe, tap, train, transform"
+        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, device, dtype, eval, init_adapter, init_transform, intervention, model, out, recipe, tap, train, transform"
     );
     assert_eq!(
         set("eval.token=1"),

@@ -9,6 +9,7 @@ mod optimiser;
 mod reference;
 mod run;
 mod schedule;
+mod transforms;
 
 pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
