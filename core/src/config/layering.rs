@@ -155,7 +155,9 @@ impl<'r> Layering<'r> {
             Given::Text(text) => text.trim_matches('"').to_owned(),
             Given::Value(Value::String(text)) => text.clone(),
             Given::Value(other) => {
-                return Err(Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin)).hint("`reprpo list recipes` lists the names"));
+                return Err(
+                    Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin)).hint("`reprpo list recipes` lists the names")
+                );
             }
         };
         if matches!(name.as_str(), "none" | "null") {

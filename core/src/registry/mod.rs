@@ -121,9 +121,7 @@ impl Registry {
     /// # Errors
     /// Where there is none: names all, and the nearest.
     pub fn recipe(&self, name: &str) -> Result<&Recipe> {
-        self.recipes
-            .get(name)
-            .ok_or_else(|| Error::unknown("recipe", name, self.recipes.keys()).hint("`reprpo list recipes` says what each does"))
+        self.recipes.get(name).ok_or_else(|| Error::unknown("recipe", name, self.recipes.keys()).hint("`reprpo list recipes` says what each does"))
     }
 
     /// Every plugin of that name, of whatever kind, and the recipe of that name.

@@ -49,7 +49,9 @@ impl SavedTransforms {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display())).map_err(|e| {
-            e.hint(format!("saved transforms are a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `transform` folder, where its transform is trained"))
+            e.hint(format!(
+                "saved transforms are a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `transform` folder, where its transform is trained"
+            ))
         })?;
         let described = serde_json::from_str(&text).map_err(|e| Error::new(format!("`{}` does not describe transforms", path.display())).because(e))?;
         Ok(Self { dir: dir.to_owned(), described, values: read_safetensors(&dir.join(TENSORS))? })
@@ -63,8 +65,12 @@ impl SavedTransforms {
         let dir = &self.dir;
         let mismatch = |saved: &str, here: &str| Error::new(format!("the transforms in `{}` are {saved}, but those of this run are {here}", dir.display()));
         if taps.sites.is_empty() {
-            return Err(Error::new(format!("`init_transform` is `{}`, but the intervention `{}` reads no states", dir.display(), experiment.intervention.name))
-                .hint("leave `init_transform` out, or choose an intervention that compares states"));
+            return Err(Error::new(format!(
+                "`init_transform` is `{}`, but the intervention `{}` reads no states",
+                dir.display(),
+                experiment.intervention.name
+            ))
+            .hint("leave `init_transform` out, or choose an intervention that compares states"));
         }
         let Description { transform: saved, taps: places } = &self.described;
         let chosen = &experiment.transform;
@@ -75,7 +81,11 @@ impl SavedTransforms {
         if *places != here {
             let words = |taps: &IndexMap<String, usize>| {
                 let shared = taps.values().copied().max().map_or(0, |n| n + 1) < taps.len();
-                format!("{} of the taps {}", if shared { "shared ones" } else { "one each" }, taps.keys().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", "))
+                format!(
+                    "{} of the taps {}",
+                    if shared { "shared ones" } else { "one each" },
+                    taps.keys().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ")
+                )
             };
             return Err(mismatch(&words(places), &words(&here)).hint("choose the same model, tap, layers and `train.share_transform`"));
         }
