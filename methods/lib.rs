@@ -5,6 +5,7 @@
 
 mod adapters;
 mod interventions;
+mod recipes;
 mod reflections;
 mod taps;
 mod transforms;

@@ -247,6 +247,9 @@ mod with_built_ins {
             "taps",
             "hs",
             "side-in",
+            "side-out",
+            "recipes",
+            "reprpo_hra",
             "datasets",
             "genies",
             "synthetic",
@@ -313,5 +316,48 @@ mod with_built_ins {
         let output = reprpo(&["config", "show", "--dataset", "synthetic", "--data-dir", "x"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).starts_with("error: dataset `synthetic` has no field `data_dir` (flag --data-dir)"), "{}", stderr(&output));
+    }
+
+    #[test]
+    fn recipes_are_listed_explained_and_resolved() {
+        let listed = json(&reprpo(&["list", "recipes", "--json"]));
+        let names: Vec<&str> = listed.as_array().expect("a list").iter().map(|r| r["name"].as_str().expect("a name")).collect();
+        assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
+        assert!(stdout(&reprpo(&["list", "recipes"])).contains("`--recipe NAME`"));
+        for name in names {
+            let text = stdout(&reprpo(&["explain", name]));
+            for part in [&format!("{name} (recipe): "), "max_pairs = 5400", "Published: ", "Reference: ", &format!("Example:   reprpo run --recipe {name}")] {
+                assert!(text.contains(part), "{part}\n{text}");
+            }
+        }
+        // A name may be a method's and a recipe's.
+        let both = json(&reprpo(&["explain", "dpo", "--json"]));
+        assert_eq!((&both[0]["kind"], &both[1]["kind"], &both[1]["sets"]["train"]["lr"]), (&"intervention".into(), &"recipe".into(), &6e-5.into()));
+
+        let shown = json(&reprpo(&["config", "show", "--recipe", "dpo", "--set", "train.clip=1", "--origin", "--json"]));
+        let of = |path: &str| (shown[path]["value"].clone(), shown[path]["origin"].as_str().unwrap_or_default().to_owned());
+        assert_eq!(of("recipe"), ("dpo".into(), "flag --recipe".to_owned()));
+        assert_eq!(of("adapter.r"), (64.into(), "recipe dpo".to_owned()));
+        assert_eq!(of("train.schedule"), ("constant".into(), "recipe dpo".to_owned()));
+        assert_eq!(of("train.clip").1, "--set");
+        let output = reprpo(&["run", "--recipe", "reprpo_hrra"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).starts_with("error: unknown recipe `reprpo_hrra`\n\nhint: did you mean `reprpo_hra`?"), "{}", stderr(&output));
+    }
+
+    #[test]
+    fn transforms_and_taps_explain_themselves() {
+        for (name, parts) in [
+            ("ether", &["ether (transform): ", "I − 2ûûᵀ", "plus_two_sided", "reduce", "Reference: "][..]),
+            ("svd", &["T(x) = x − x·V diag(w) Vᵀ", "soft", "quantile", "unembedding"]),
+            ("suppressed", &["pinv(W)", "threshold", "0.1", "rising"]),
+            ("side-out", &["side-out (tap): ", "out.gate_proj", "modules", "list of text | none"]),
+            ("side-in", &["in.o_proj", "modules"]),
+        ] {
+            let text = stdout(&reprpo(&["explain", name]));
+            for part in parts {
+                assert!(text.contains(part), "{part}\n{text}");
+            }
+        }
     }
 }

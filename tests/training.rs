@@ -388,3 +388,103 @@ fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
     assert_eq!(slip.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&slip.stderr).contains("did you mean `prefvec`?") && !dir.path().join("slip").exists());
 }
+
+/// A transform that can shrink and turn what it compares, so that training it shows.
+const LEARNT: [&str; 8] = ["--transform", "ether", "--set", "transform.form=plus", "--set", "transform.blocks=2", "--set", "transform.reduce=4"];
+/// What reads the states that it maps.
+const READ: [&str; 4] = ["--intervention", "prefvec", "--layers", "1,2"];
+
+fn trained(golden: &Path, out: &Path, extra: &[&str]) -> std::collections::BTreeMap<String, tch::Tensor> {
+    let output = run(golden, out, &[&LEARNT[..], &READ[..], &["--set", "train.epochs=3"], extra].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    reprpo_core::weights::read_safetensors(&out.join("transform/transform.safetensors")).expect("tensors").into_iter().collect()
+}
+
+#[test]
+fn a_transform_trains_at_its_own_rate_or_not_at_all() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let of = |name: &str, extra: &[&str]| trained(&golden, &dir.path().join(name), extra);
+    let frozen = of("frozen", &["--set", "train.transform=false"]);
+    assert_eq!(frozen.keys().collect::<Vec<_>>(), ["0.linear", "0.u", "0.w", "1.linear", "1.u", "1.w"]);
+    let moved = |extra: &[&str]| {
+        let values = of(&format!("{extra:?}").replace(['/', ' '], ""), extra);
+        values.iter().map(|(name, t)| (t - &frozen[name]).abs().max().double_value(&[])).fold(0.0, f64::max)
+    };
+    let (slow, same, fast) = (moved(&["--set", "train.transform_lr=1e-9"]), moved(&[]), moved(&["--set", "train.transform_lr=5e-2"]));
+    assert!(slow < 1e-6 && same > 1e-3 && fast > 5.0 * same, "{slow:e} {same:e} {fast:e}");
+    let shared = of("shared", &["--set", "train.share_transform=true"]);
+    assert_eq!(shared.keys().collect::<Vec<_>>(), ["0.linear", "0.u", "0.w"]);
+    let bytes = |name: &str| std::fs::read(dir.path().join(name).join("transform/transform.safetensors")).expect("tensors");
+    of("again", &["--set", "train.share_transform=true"]);
+    assert_eq!(bytes("shared"), bytes("again"));
+}
+
+#[test]
+fn a_loss_cannot_fall_by_changing_the_transform_alone() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    trained(&golden, &out, &["--set", "train.lr=1e-12", "--set", "train.transform_lr=5e-2"]);
+    let lines = metrics(&out);
+    let (first, last) = (number(&lines[0], "loss"), number(&lines[lines.len() - 1], "loss"));
+    assert!((first - last).abs() < 1e-3, "{first} {last}");
+}
+
+#[test]
+fn a_run_starts_from_the_transforms_of_another() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    trained(&golden, &dir.path().join("first"), &[]);
+    let saved = dir.path().join("first/transform");
+    let from = ["--init-transform", saved.to_str().expect("UTF-8")];
+    trained(&golden, &dir.path().join("second"), &[&from[..], &["--set", "train.transform=false"]].concat());
+    let bytes = |name: &str, file: &str| std::fs::read(dir.path().join(name).join("transform").join(file)).expect("a file");
+    for file in ["transform.safetensors", "transform_config.json"] {
+        assert_eq!(bytes("first", file), bytes("second", file), "{file}");
+    }
+    let saved = "are `ether` with form = plus, blocks = 2, reduce = 4, but those of this run are ";
+    let taps = "are one each of the taps `hidden_states.1`, `hidden_states.2`, but those of this run are ";
+    for (args, says) in [
+        ([&READ[..], &["--transform", "none"]].concat(), format!("{saved}`none`")),
+        ([&READ[..], &LEARNT, &["--set", "transform.blocks=1"]].concat(), format!("{saved}`ether` with form = plus, blocks = 1")),
+        ([&LEARNT[..], &["--intervention", "prefvec", "--layers", "0,2"]].concat(), format!("{taps}one each of the taps `hidden_states.0`")),
+        ([&READ[..], &LEARNT, &["--set", "train.share_transform=true"]].concat(), format!("{taps}shared ones")),
+        ([&LEARNT[..], &["--intervention", "dpo"]].concat(), "but the intervention `dpo` reads no states".to_owned()),
+        ([&READ[..], &["--set", "init_transform=/no/such/folder"]].concat(), "/no/such/folder".to_owned()),
+    ] {
+        let out = dir.path().join("refused");
+        let output = run(&golden, &out, &[&from[..], &args].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains(&says), "{args:?}: {text}");
+        assert!(!out.exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn every_transform_tap_and_pooling_trains() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, args) in [
+        ("suppressed", vec!["--transform", "suppressed", "--layers", "1,2"]),
+        ("svd", vec!["--transform", "svd", "--layers", "1,2", "--set", "train.share_transform=true"]),
+        ("out", vec!["--tap", "side-out", "--layers", "-1", "--transform", "ether"]),
+        ("value", vec!["--tap", "side-out", "--layers", "-1", "--set", "tap.modules=[\"v_proj\"]", "--set", "tap.pooling=common"]),
+        ("original", vec!["--tap", "side", "--layers", "-1", "--transform", "hra", "--set", "tap.pooling=original"]),
+    ] {
+        let out = dir.path().join(name);
+        let output = run(&golden, &out, &[vec!["--intervention", "prefvec", "--set", "train.epochs=4"], args].concat());
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let losses: Vec<f64> = metrics(&out).iter().map(|l| number(l, "loss")).collect();
+        assert!(losses.iter().all(|l| l.is_finite()) && losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
+    }
+    for (args, says) in [
+        (["--transform", "svd", "--tap", "side"], "the transform `svd` needs states of the width of the embeddings, 64, but those at"),
+        (["--transform", "suppressed", "--tap", "side"], "the transform `suppressed` reads the residual stream"),
+    ] {
+        let output = run(&golden, &dir.path().join("refused"), &[&["--intervention", "prefvec"], &args[..]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -1,9 +1,22 @@
+use std::path::{Path, PathBuf};
+
+use reprpo_core::model::Model;
+use reprpo_core::model::pass::Request;
+use reprpo_core::model::stream::Stream;
+use reprpo_core::weights::{ModelFiles, read_safetensors};
+use reprpo_plugin::tch::{self, Device};
+
 use super::hs::{Hs, HsConfig};
 use super::side_in::{SideIn, SideInConfig};
+use super::side_out::{SideOut, SideOutConfig};
 use super::*;
 
 fn model(writers: bool) -> ModelInfo {
-    let names: &[&str] = if writers { &["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"] } else { &["attention.dense"] };
+    let names: &[&str] = if writers {
+        &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    } else {
+        &["attention.dense"]
+    };
     let linear = |k: usize, name: &&str| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs: 8, outputs: 8 };
     ModelInfo {
         architecture: "llama".to_owned(),
@@ -27,12 +40,74 @@ fn hidden_states_count_the_embeddings_and_the_final_norm() {
 
 #[test]
 fn side_in_reads_both_writers_of_each_block() {
-    let tap = SideIn::build(SideInConfig { layers: Layers("1,-1".to_owned()), pooling: Pooling::Last }).unwrap();
+    let tap = SideIn::build(SideInConfig { layers: Layers("1,-1".to_owned()), pooling: Pooling::Last, modules: None }).unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(
         names,
         ["in.model.layers.1.self_attn.o_proj", "in.model.layers.1.mlp.down_proj", "in.model.layers.9.self_attn.o_proj", "in.model.layers.9.mlp.down_proj"]
     );
     assert_eq!(tap.pooling(), Pooling::Last);
-    assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("neither o_proj nor down_proj"));
+    assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("has none of o_proj, down_proj"));
+}
+
+#[test]
+fn side_out_reads_all_five_readers_of_each_block() {
+    let tap = SideOut::build(SideOutConfig { layers: Layers("4".to_owned()), ..SideOutConfig::default() }).unwrap();
+    let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
+    let readers = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"];
+    assert_eq!(names, readers.map(|r| format!("out.model.layers.4.{r}")));
+    assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("has none of q_proj"));
+}
+
+#[test]
+fn modules_choose_what_a_side_tap_reads() {
+    let of = |modules: &[&str]| {
+        let modules = Some(modules.iter().map(|m| (*m).to_owned()).collect());
+        SideOut::build(SideOutConfig { layers: Layers("0,-1".to_owned()), modules, ..SideOutConfig::default() }).unwrap().sites(&model(true))
+    };
+    let names: Vec<String> = of(&["down_proj"]).unwrap().iter().map(Site::to_string).collect();
+    assert_eq!(names, ["out.model.layers.0.mlp.down_proj", "out.model.layers.9.mlp.down_proj"]);
+    let e = format!("{:?}", of(&["v_porj"]).unwrap_err());
+    assert!(e.contains("`tap.modules` of `side-out` does not fit block 0") && e.contains("did you mean `v_proj`?"), "{e}");
+    assert!(of(&[]).unwrap_err().to_string().contains("`tap.modules` is empty"));
+}
+
+/// The tiny Llama model and what transformers read in it; where they are missing a test skips, except in continuous
+/// integration.
+fn golden() -> Option<PathBuf> {
+    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    if shared.exists() {
+        return Some(shared.join("golden/models/llama"));
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "the reference values (`$REPRPO_SHARED`) must be there in continuous integration");
+    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
+    None
+}
+
+#[test]
+fn every_tap_reads_what_transformers_has_there() {
+    let Some(dir) = golden() else { return };
+    let _guard = tch::no_grad_guard();
+    let model = Model::load(&ModelFiles::open(&dir).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+    let mask = &io["attention_mask"];
+    let stream = Stream::from_padded(&io["input_ids"], mask, Device::Cpu).unwrap();
+    let real = mask.flatten(0, -1).nonzero().squeeze_dim(1);
+    let layers = Layers("range(0,3)".to_owned());
+    let taps = [
+        (SideOut::build(SideOutConfig { layers: layers.clone(), ..SideOutConfig::default() }).unwrap(), 15),
+        (SideIn::build(SideInConfig { layers, ..SideInConfig::default() }).unwrap(), 6),
+        (Hs::build(HsConfig { layers: Layers("range(0,4)".to_owned()), ..HsConfig::default() }).unwrap(), 4),
+    ];
+    for (tap, places) in taps {
+        let sites = tap.sites(model.info()).unwrap();
+        assert_eq!(sites.len(), places);
+        let reached = model.forward(&stream, Request { sites: &sites, ..Request::default() }).unwrap();
+        for (site, ours) in sites.iter().zip(&reached.states) {
+            let reference = io[&site.to_string()].flatten(0, 1).index_select(0, &real);
+            assert_eq!(ours.size()[1], model.info().width(site).unwrap());
+            let off = (ours - &reference).abs().max().double_value(&[]) / reference.abs().max().double_value(&[]).max(1.0);
+            assert!(off < 1e-4, "{site}: {off:e}");
+        }
+    }
 }

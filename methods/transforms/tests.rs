@@ -1,24 +1,83 @@
-//! What every built-in transform promises.
+//! What every built-in transform promises, and the values of each against its definition.
 
 use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
 
-const WIDTH: i64 = 6;
+const WIDTH: i64 = 12;
 
-fn build(name: &str, json: &str) -> Result<Box<dyn Transform>> {
-    let Make::Transform(build) = Registry::builtin()?.get(PluginKind::Transform, name)?.make else { panic!("`{name}` is no transform") };
-    let site = Site::Residual(1);
-    let matrix = values(&[11, WIDTH]);
-    build(
-        json,
-        &TransformCx { site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix },
-        &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu),
-    )
+/// What a row of the table claims.
+#[derive(Debug)]
+struct Claim {
+    name: &'static str,
+    json: &'static str,
+    linear: bool,
+    orthogonal: bool,
+    /// The identity before a step is taken.
+    identity: bool,
+    /// h'.
+    outputs: i64,
+    trained: usize,
 }
 
-const ALL: [(&str, &str); 6] =
-    [("none", "{}"), ("hra", r#"{"r": 4}"#), ("hra", "{}"), ("ortho", "{}"), ("ortho", r#"{"map": "cayley"}"#), ("ortho", r#"{"map": "matrix_exp"}"#)];
+const fn claim(name: &'static str, json: &'static str, [linear, orthogonal, identity]: [bool; 3], outputs: i64, trained: usize) -> Claim {
+    Claim { name, json, linear, orthogonal, identity, outputs, trained }
+}
+
+/// Every registered transform, with every form that it has.
+const ALL: [Claim; 20] = [
+    claim("none", "{}", [true, true, true], WIDTH, 0),
+    claim("hra", r#"{"r": 4}"#, [true, true, true], WIDTH, 1),
+    claim("hra", "{}", [true, true, true], WIDTH, 1),
+    claim("ortho", "{}", [true, true, false], WIDTH, 1),
+    claim("ortho", r#"{"map": "cayley"}"#, [true, true, false], WIDTH, 1),
+    claim("ortho", r#"{"map": "matrix_exp"}"#, [true, true, false], WIDTH, 1),
+    claim("ether", "{}", [true, true, false], WIDTH, 1),
+    claim("ether", r#"{"blocks": 1}"#, [true, true, false], WIDTH, 1),
+    claim("ether", r#"{"form": "plus"}"#, [true, false, true], WIDTH, 2),
+    claim("ether", r#"{"form": "oft", "blocks": 3}"#, [true, true, true], WIDTH, 1),
+    claim("ether", r#"{"form": "plus_two_sided", "blocks": 2}"#, [true, false, true], WIDTH, 4),
+    claim("ether", r#"{"reduce": 3}"#, [true, false, false], WIDTH / 3, 2),
+    claim("ether", r#"{"form": "oft", "reduce": 6, "blocks": 1}"#, [true, false, false], WIDTH / 6, 2),
+    claim("ether", r#"{"form": "plus_two_sided", "reduce": 2, "blocks": 2}"#, [true, false, false], WIDTH / 2, 5),
+    claim("svd", "{}", [true, false, false], WIDTH, 0),
+    claim("svd", r#"{"matrix": "embedding", "top": 3}"#, [true, false, false], WIDTH, 0),
+    claim("svd", r#"{"matrix": "both", "top": 0.9}"#, [true, false, false], WIDTH, 0),
+    claim("svd", r#"{"soft": 0.5}"#, [true, false, false], WIDTH, 0),
+    claim("suppressed", "{}", [false, false, false], WIDTH, 0),
+    claim("suppressed", r#"{"keep": "falling", "threshold": 0.0}"#, [false, false, false], WIDTH, 0),
+];
+
+/// What the transforms are made for: fixed matrices of a model with a vocabulary of 31.
+struct Model {
+    embedding: Tensor,
+    unembedding: Tensor,
+}
+
+impl Model {
+    fn new() -> Self {
+        tch::manual_seed(7);
+        Self { embedding: values(&[31, WIDTH]), unembedding: values(&[31, WIDTH]) }
+    }
+
+    fn build_at(&self, site: &Site, width: i64, name: &str, json: &str) -> Result<Box<dyn Transform>> {
+        let Make::Transform(build) = Registry::builtin()?.get(PluginKind::Transform, name)?.make else { panic!("`{name}` is no transform") };
+        let cx = TransformCx { site, width, embedding: &self.embedding, unembedding: &self.unembedding };
+        build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
+    }
+
+    fn build(&self, name: &str, json: &str) -> Result<Box<dyn Transform>> {
+        self.build_at(&Site::Residual(1), WIDTH, name, json)
+    }
+}
+
+fn build(name: &str, json: &str) -> Result<Box<dyn Transform>> {
+    Model::new().build(name, json)
+}
+
+fn message(name: &str, json: &str) -> String {
+    format!("{:?}", build(name, json).err().expect("an error"))
+}
 
 fn values(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Double, Device::Cpu))
@@ -29,43 +88,81 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
+/// Two sequences of two and three tokens, for what reads around a state.
+fn around(previous: Option<Tensor>) -> Around {
+    Around { previous, last: Some(Tensor::from_slice(&[1i64, 1, 4, 4, 4])) }
+}
+
+/// T of 5 tokens, whose states at the tap before are noise that does not depend on them.
+fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
+    tch::manual_seed(3);
+    t.forward(x, &around(Some(values(&[5, WIDTH])))).unwrap()
+}
+
 #[test]
-fn they_are_linear_and_keep_lengths_and_angles() {
+fn every_registered_transform_is_in_the_table() {
+    let registry = Registry::builtin().unwrap();
+    let missing: Vec<_> = registry.of(PluginKind::Transform).map(|e| e.about.name).filter(|n| !ALL.iter().any(|c| c.name == *n)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn each_is_linear_and_orthogonal_just_where_it_says_so() {
     let _guard = tch::no_grad_guard();
-    for (name, json) in ALL {
-        let t = build(name, json).unwrap();
-        // Off the start, where hra is the identity.
+    let model = Model::new();
+    for c in &ALL {
+        let t = model.build(c.name, c.json).unwrap();
+        assert_eq!((t.linear(), t.orthogonal(), t.parameters().len()), (c.linear, c.orthogonal, c.trained), "{c:?}");
+        // Off the start, where some are the identity.
         for mut p in t.parameters() {
             p.tensor += values(&p.tensor.size()) * 0.3;
         }
-        assert!(t.linear() && t.orthogonal());
-        let (x, y) = (values(&[2, 5, WIDTH]), values(&[2, 5, WIDTH]));
-        let (tx, ty) = (t.forward(&x, &Around::default()).unwrap(), t.forward(&y, &Around::default()).unwrap());
+        let (x, y) = (values(&[5, WIDTH]), values(&[5, WIDTH]));
+        let (tx, ty) = (apply(t.as_ref(), &x), apply(t.as_ref(), &y));
+        assert_eq!(tx.size(), [5, c.outputs], "{c:?}");
+        let mixed = off(&apply(t.as_ref(), &(&x * 2.0 - &y)), &(&tx * 2.0 - &ty));
+        assert_eq!(mixed < 1e-11, c.linear, "{c:?}: {mixed}");
         let dot = |a: &Tensor, b: &Tensor| (a * b).sum_dim_intlist(-1, false, None::<Kind>);
-        assert!(off(&dot(&tx, &ty), &dot(&x, &y)) < 1e-11, "{name} {json}");
-        assert!(off(&t.forward(&(&x * 2.0 - &y), &Around::default()).unwrap(), &(&tx * 2.0 - &ty)) < 1e-11, "{name} {json}");
+        let turned = if c.outputs == WIDTH { off(&dot(&tx, &ty), &dot(&x, &y)) } else { f64::INFINITY };
+        assert_eq!(turned < 1e-11, c.orthogonal, "{c:?}: {turned}");
+        // One state alone, or a batch of any shape, where nothing around is read.
+        if c.linear {
+            let whole = t.forward(&x.reshape([1, 5, WIDTH]), &Around::default()).unwrap();
+            assert!(off(&whole.squeeze_dim(0), &tx) < 1e-12, "{c:?}");
+        }
     }
 }
 
 #[test]
-fn hra_starts_as_the_identity_and_ortho_as_a_rotation_of_its_own() {
-    let x = values(&[3, WIDTH]);
-    for (name, json) in ALL {
-        let change = off(&build(name, json).unwrap().forward(&x, &Around::default()).unwrap(), &x);
-        assert_eq!(change < 1e-12, name != "ortho", "{name} {json}: {change}");
+fn they_start_as_the_identity_where_they_say_so() {
+    let model = Model::new();
+    for c in &ALL {
+        let x = values(&[5, WIDTH]);
+        let y = apply(model.build(c.name, c.json).unwrap().as_ref(), &x);
+        assert_eq!(y.size() == x.size() && off(&y, &x) < 1e-12, c.identity, "{c:?}");
     }
-    assert!(build("hra", r#"{"r": 3}"#).err().unwrap().to_string().contains("transform.r"));
-    assert!(build("hra", r#"{"r": 0}"#).is_err());
-    assert!(build("ortho", r#"{"map": "other"}"#).is_err());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let bytes =
+        |t: &dyn Transform| -> Vec<f64> { t.parameters().iter().flat_map(|p| Vec::<f64>::try_from(p.tensor.detach().flatten(0, -1)).unwrap()).collect() };
+    for c in &ALL {
+        let x = values(&[5, WIDTH]);
+        let (a, b) = (build(c.name, c.json).unwrap(), build(c.name, c.json).unwrap());
+        assert_eq!(bytes(a.as_ref()), bytes(b.as_ref()), "{c:?}");
+        assert!(apply(a.as_ref(), &x).equal(&apply(b.as_ref(), &x)), "{c:?}");
+    }
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
     tch::manual_seed(1);
-    for (name, json) in ALL {
-        let t = build(name, json).unwrap();
-        let (x, weight) = (values(&[3, WIDTH]).set_requires_grad(true), values(&[3, WIDTH]));
-        let loss = || (t.forward(&x, &Around::default()).unwrap() * &weight).sum(Kind::Double);
+    let model = Model::new();
+    for c in &ALL {
+        let t = model.build(c.name, c.json).unwrap();
+        let (x, weight) = (values(&[5, WIDTH]).set_requires_grad(true), values(&[5, c.outputs]));
+        let loss = || (apply(t.as_ref(), &x) * &weight).sum(Kind::Double);
         loss().backward();
         let _guard = tch::no_grad_guard();
         for tensor in t.parameters().into_iter().map(|p| p.tensor).chain([x.shallow_clone()]) {
@@ -77,7 +174,133 @@ fn gradients_are_those_of_finite_differences() {
             let below = loss().double_value(&[]);
             moved += &direction * step;
             let (numeric, exact) = ((above - below) / (2.0 * step), (grad * direction).sum(Kind::Double).double_value(&[]));
-            assert!((numeric - exact).abs() < 1e-6 * exact.abs().max(1.0), "{name} {json}: {numeric} {exact}");
+            assert!((numeric - exact).abs() < 1e-6 * exact.abs().max(1.0), "{c:?}: {numeric} {exact}");
+        }
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_the_valid_ones() {
+    for (name, json, says) in [
+        ("hra", r#"{"r": 3}"#, "transform.r"),
+        ("hra", r#"{"r": 0}"#, "transform.r"),
+        ("ortho", r#"{"map": "other"}"#, "map"),
+        ("ether", r#"{"blocks": 5}"#, "`transform.blocks` is 5, which does not divide the width 12 at `hidden_states.1`\n  hint: valid: 1, 2, 3, 4, 6, 12"),
+        ("ether", r#"{"blocks": 0}"#, "`transform.blocks` is 0"),
+        ("ether", r#"{"reduce": 5}"#, "`transform.reduce` is 5, which does not divide the width 12"),
+        ("ether", r#"{"reduce": 0}"#, "`transform.reduce` is 0"),
+        ("ether", r#"{"form": "plus_two_sided", "blocks": 4, "reduce": 6}"#, "does not divide the reduced width 2 at `hidden_states.1`\n  hint: valid: 1, 2"),
+        (
+            "svd",
+            r#"{"top": 12}"#,
+            "`transform.top` is 12, which is not a part of the 12 directions\n  hint: valid: a share above 0 and below 1, or a whole number from 1 to 11",
+        ),
+        ("svd", r#"{"top": 0}"#, "`transform.top` is 0"),
+        ("svd", r#"{"top": -1}"#, "`transform.top` is -1"),
+        ("svd", r#"{"top": 2.5}"#, "`transform.top` is 2.5"),
+        ("svd", r#"{"soft": 1.5}"#, "`transform.soft` is 1.5"),
+        ("suppressed", r#"{"threshold": -0.1}"#, "`transform.threshold` is -0.1"),
+    ] {
+        assert!(message(name, json).contains(says), "{name} {json}: {}", message(name, json));
+    }
+    let model = Model::new();
+    let at = |site: Site, width, name: &str| format!("{:?}", model.build_at(&site, width, name, "{}").err().expect("an error"));
+    let side = || Site::Input("model.layers.0.mlp.down_proj".to_owned());
+    assert!(
+        at(side(), 30, "svd").starts_with(
+            "the transform `svd` needs states of the width of the embeddings, 12, but those at `in.model.layers.0.mlp.down_proj` have 30\n  hint: "
+        )
+    );
+    assert!(
+        at(side(), WIDTH, "suppressed")
+            .starts_with("the transform `suppressed` reads the residual stream, but the tap reads `in.model.layers.0.mlp.down_proj`")
+    );
+    assert!(at(Site::Residual(0), 30, "suppressed").contains("width of the embeddings"));
+}
+
+/// I − 2ûûᵀ in float64.
+fn reflection(u: &Tensor) -> Tensor {
+    let u = u / u.norm();
+    Tensor::eye(u.size()[0], (Kind::Double, Device::Cpu)) - u.outer(&u) * 2.0
+}
+
+#[test]
+fn ether_is_the_block_diagonal_matrix_of_its_definition() {
+    let _guard = tch::no_grad_guard();
+    let eye = |n: i64| Tensor::eye(n, (Kind::Double, Device::Cpu));
+    let unit = |u: &Tensor| {
+        let u = u / u.norm();
+        u.outer(&u)
+    };
+    let x = values(&[5, WIDTH]);
+    let parameters = |json: &str| {
+        let t = build("ether", json).unwrap();
+        for mut p in t.parameters() {
+            p.tensor += values(&p.tensor.size()) * 0.3;
+        }
+        let tensors: Vec<Tensor> = t.parameters().into_iter().map(|p| p.tensor).collect();
+        (apply(t.as_ref(), &x), tensors)
+    };
+    let blocks = |n: i64, of: &dyn Fn(i64) -> Tensor| Tensor::block_diag(&(0..n).map(of).collect::<Vec<_>>());
+    let plus = |p: &[Tensor], n: i64| blocks(n, &|i| eye(p[0].size()[1]) - unit(&p[0].get(i)) + unit(&p[1].get(i)));
+
+    let (y, p) = parameters("{}");
+    assert!(off(&y, &x.matmul(&blocks(4, &|i| reflection(&p[0].get(i))))) < 1e-12);
+    let (y, p) = parameters(r#"{"form": "plus", "blocks": 3}"#);
+    assert!(off(&y, &x.matmul(&plus(&p, 3))) < 1e-12);
+    let (y, p) = parameters(r#"{"form": "oft", "blocks": 3}"#);
+    let cayley = |i: i64| {
+        let lower = p[0].get(i).tril(-1);
+        let a = &lower - lower.tr();
+        (eye(4) + &a).matmul(&(eye(4) - &a).inverse())
+    };
+    assert!(off(&y, &x.matmul(&blocks(3, &cayley))) < 1e-12);
+    let (y, p) = parameters(r#"{"form": "plus_two_sided", "blocks": 2, "reduce": 3}"#);
+    assert!(off(&y, &x.matmul(&plus(&p[..2], 2)).matmul(&p[2]).matmul(&plus(&p[3..], 2))) < 1e-12);
+}
+
+#[test]
+fn svd_takes_the_main_directions_of_the_matrix_away() {
+    let model = Model::new();
+    let x = values(&[5, WIDTH]);
+    let of = |json: &str| apply(model.build("svd", json).unwrap().as_ref(), &x);
+    // The definition, by the decomposition of the whole matrix.
+    let directions = |w: &Tensor| {
+        let (_, s, v) = w.svd(true, true);
+        (s, v.tr())
+    };
+    let without = |w: &Tensor, k: i64| {
+        let v = directions(w).1.narrow(0, 0, k);
+        &x - x.matmul(&v.tr()).matmul(&v)
+    };
+    assert!(off(&of("{}"), &without(&model.unembedding, 6)) < 1e-9);
+    assert!(off(&of(r#"{"matrix": "embedding", "top": 3}"#), &without(&model.embedding, 3)) < 1e-9);
+    let both = Tensor::cat(&[&model.embedding / model.embedding.norm(), &model.unembedding / model.unembedding.norm()], 0);
+    assert!(off(&of(r#"{"matrix": "both", "top": 0.25}"#), &without(&both, 3)) < 1e-9);
+    let (s, v) = directions(&model.unembedding);
+    let weights = (&s / s.quantile_scalar(0.75, 0, false, "linear")).clamp_max(1.0);
+    assert!(off(&of(r#"{"soft": 0.75}"#), &(&x - (x.matmul(&v.tr()) * weights).matmul(&v))) < 1e-9);
+    // What stays holds nothing of the directions, and is not touched a second time.
+    let t = model.build("svd", "{}").unwrap();
+    assert!(off(&apply(t.as_ref(), &of("{}")), &of("{}")) < 1e-12);
+}
+
+#[test]
+fn suppressed_masks_by_what_the_head_sees_move_at_the_last_token() {
+    let mut model = Model::new();
+    for rank in [WIDTH, 5] {
+        // A head of lower rank sees only a part of what moves.
+        model.unembedding = values(&[31, rank]).matmul(&values(&[rank, WIDTH]));
+        let (x, before) = (values(&[5, WIDTH]), values(&[5, WIDTH]));
+        let w = &model.unembedding;
+        let moved = (x.matmul(&w.tr()) - before.matmul(&w.tr())).matmul(&w.linalg_pinv(1e-9, false).tr());
+        for (json, of) in [("{}", moved.gt(0.1)), (r#"{"keep": "falling"}"#, moved.lt(-0.1))] {
+            let mask = of.to_kind(Kind::Double).index_select(0, &Tensor::from_slice(&[1i64, 1, 4, 4, 4]));
+            let t = model.build("suppressed", json).unwrap();
+            assert!(t.forward(&x, &around(Some(before.shallow_clone()))).unwrap().equal(&(&x * mask)), "{rank} {json}");
+            // The first tap of a run has none before it.
+            assert!(t.forward(&x, &around(None)).unwrap().equal(&x));
+            assert!(t.forward(&x, &Around::default()).is_err());
         }
     }
 }

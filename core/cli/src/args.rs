@@ -71,6 +71,7 @@ Examples:
   reprpo run --intervention prefvec --adapter hra --dataset genies:math --data-dir DATA
   reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
   reprpo run --config experiment.toml --out runs/mine --seed 1
+  reprpo run --recipe reprpo_hra --dataset genies:math --data-dir DATA
   reprpo run --resume runs/dpo-lora-synthetic-1
 
 `reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows the result.")]
@@ -121,12 +122,18 @@ pub struct ExperimentArgs {
     /// Precision of the frozen model: `auto`, `f32` or `bf16`.
     #[arg(long, value_name = "DTYPE", help_heading = "Model")]
     pub dtype: Option<String>,
+    /// Start from the transforms of an earlier run, its `transform` folder.
+    #[arg(long, value_name = "DIR", help_heading = "Method")]
+    pub init_transform: Option<String>,
     /// The preference pairs: a name, `NAME:PART`, or a file.
     #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
     pub dataset: Option<String>,
     /// Where the data set's files lie.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data_dir: Option<String>,
+    /// Values that belong together, as published: everything else said wins over them.
+    #[arg(long, value_name = "NAME", help_heading = "Method")]
+    pub recipe: Option<String>,
     /// The training objective.
     #[arg(long, value_name = "NAME", help_heading = "Method")]
     pub intervention: Option<String>,
@@ -173,7 +180,9 @@ impl ExperimentArgs {
         environment(&mut layers);
         let flags = [
             ("--model", "model", &self.model),
+            ("--recipe", "recipe", &self.recipe),
             ("--init-adapter", "init_adapter", &self.init_adapter),
+            ("--init-transform", "init_transform", &self.init_transform),
             ("--device", "device", &self.device),
             ("--dtype", "dtype", &self.dtype),
             ("--dataset", "dataset", &self.dataset),
@@ -279,7 +288,7 @@ pub struct ScoreArgs {
     pub json: bool,
 }
 
-/// What there is: interventions, adapters, transforms, taps, data sets, models.
+/// What there is: interventions, adapters, transforms, taps, data sets, recipes, models.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -302,6 +311,8 @@ pub enum Listed {
     Transforms,
     Taps,
     Datasets,
+    /// Settings that belong together, for `--recipe`.
+    Recipes,
     /// Models with a name of their own, and whether they are on this machine.
     Models,
 }
@@ -315,12 +326,12 @@ impl Listed {
             Listed::Transforms => Some(Kind::Transform),
             Listed::Taps => Some(Kind::Tap),
             Listed::Datasets => Some(Kind::Dataset),
-            Listed::Models => None,
+            Listed::Recipes | Listed::Models => None,
         }
     }
 }
 
-/// A method: its formula, what it needs, and every field.
+/// A method: its formula, what it needs, and every field; or a recipe: what it sets.
 #[derive(Args)]
 pub struct ExplainArgs {
     /// A name from `reprpo list`.
@@ -374,20 +385,25 @@ pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
         kinds.iter().fold(command, |command, kind| command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind))))
     };
+    let recipes = |command: clap::Command| command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)));
     Cli::command()
-        .mut_subcommand("run", |c| describe(c, &Kind::ALL))
-        .mut_subcommand("sweep", |c| describe(c, &Kind::ALL))
-        .mut_subcommand("config", |c| c.mut_subcommand("show", |c| describe(c, &Kind::ALL)))
+        .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
+        .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
+        .mut_subcommand("config", |c| c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL))))
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
 }
 
 /// Takes any text and shows the names of a kind of plugin in the help.
 #[derive(Clone)]
-struct Names(Vec<(&'static str, &'static str)>);
+struct Names(Vec<(String, String)>);
 
 impl Names {
     fn of(registry: &Registry, kind: Kind) -> Self {
-        Self(registry.of(kind).map(|e| (e.about.name, e.about.summary)).collect())
+        Self(registry.of(kind).map(|e| (e.about.name.to_owned(), e.about.summary.to_owned())).collect())
+    }
+
+    fn of_recipes(registry: &Registry) -> Self {
+        Self(registry.recipes().map(|r| (r.name.clone(), r.summary.clone())).collect())
     }
 }
 
@@ -399,7 +415,7 @@ impl TypedValueParser for Names {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.0.iter().map(|(name, summary)| PossibleValue::new(*name).help(*summary))))
+        Some(Box::new(self.0.iter().map(|(name, summary)| PossibleValue::new(name.clone()).help(summary.clone()))))
     }
 }
 

@@ -168,6 +168,8 @@ impl Default for EvalConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
+    /// The recipe whose values hold where nothing else was said; none = none.
+    pub recipe: Option<String>,
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
     pub model: String,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -182,6 +184,8 @@ pub struct Experiment {
     pub out: Option<PathBuf>,
     /// Folder of a saved adapter in PEFT's format to start from.
     pub init_adapter: Option<PathBuf>,
+    /// Folder of a run's saved transforms to start from; none = new ones.
+    pub init_transform: Option<PathBuf>,
     /// The training objective.
     pub intervention: Choice,
     /// The trainable change of the model.
@@ -202,7 +206,8 @@ impl Experiment {
     /// The values that hold whatever plugins there are. The plugins' names and the model are the program's to choose.
     pub(super) fn base() -> Value {
         json!({
-            "device": "auto", "dtype": Dtype::default(), "tf32": false, "deterministic": true, "out": null, "init_adapter": null,
+            "recipe": null, "device": "auto", "dtype": Dtype::default(), "tf32": false, "deterministic": true, "out": null,
+            "init_adapter": null, "init_transform": null,
             "train": TrainConfig::default(), "eval": EvalConfig::default(),
         })
     }

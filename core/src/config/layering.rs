@@ -28,7 +28,8 @@ struct Setting {
     path: Vec<String>,
     given: Given,
     origin: Origin,
-    /// The setting goes with the choice of this plugin and falls with it: the text of `--dataset NAME:TEXT`.
+    /// The setting goes with the choice of this plugin and falls with it: the text of `--dataset NAME:TEXT`, or what
+    /// a recipe says of a plugin that it chooses.
     only_for: Option<&'static str>,
 }
 
@@ -136,6 +137,7 @@ impl<'r> Layering<'r> {
     /// # Errors
     /// A name or a field that does not exist, a value of the wrong type or out of range; says where it was given.
     pub fn resolve(mut self) -> Result<Resolved> {
+        self.expand_recipe()?;
         self.expand_choices()?;
         let mut outcome = Outcome::new(self.registry, &self.settings)?;
         // The plugins' names first: the error of a field says who chose the plugin that does not have it.
@@ -144,6 +146,43 @@ impl<'r> Layering<'r> {
             outcome.apply(setting)?;
         }
         outcome.finish()
+    }
+
+    /// Puts the values of the recipe that was chosen in the end above the defaults and below everything else.
+    fn expand_recipe(&mut self) -> Result<()> {
+        let Some(choice) = self.settings.iter().rfind(|s| s.path == ["recipe"]) else { return Ok(()) };
+        let name = match &choice.given {
+            Given::Text(text) => text.trim_matches('"').to_owned(),
+            Given::Value(Value::String(text)) => text.clone(),
+            Given::Value(other) => {
+                return Err(
+                    Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin)).hint("`reprpo list recipes` lists the names")
+                );
+            }
+        };
+        if matches!(name.as_str(), "none" | "null") {
+            return Ok(());
+        }
+        let registry = self.registry;
+        let recipe = registry.recipe(&name).map_err(|e| match choice.origin {
+            Origin::Flag(_) => e,
+            _ => e.within(format!("`recipe` in {} cannot be used", choice.origin)),
+        })?;
+        let above = self.settings.iter().position(|s| s.origin != Origin::Default).unwrap_or(self.settings.len());
+        let rest = self.settings.split_off(above);
+        self.table(recipe.values.clone(), &Origin::Recipe(name));
+        for setting in &mut self.settings[above..] {
+            // Another choice of the plugin takes what the recipe said of the one it replaces away.
+            let chosen = setting.path.first().and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
+            let kind = Kind::ALL.into_iter().find(|k| setting.path[0] == k.name());
+            if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])
+                && field != "name"
+            {
+                setting.only_for = registry.get(kind, chosen).ok().map(|e| e.about.name);
+            }
+        }
+        self.settings.extend(rest);
+        Ok(())
     }
 
     /// `intervention = "x"` means `intervention.name = "x"`, and a data set's text may mean more than a name.
@@ -222,7 +261,7 @@ impl<'r> Outcome<'r> {
         let schema = schemars::schema_for!(Experiment).to_value();
         let base = Experiment::base().as_object().cloned().unwrap_or_default();
         let mut this = Self { registry, values: Map::new(), origins: Origins::default(), top: fields(&schema, &base), sections: BTreeMap::new() };
-        for field in ["model", "device", "dtype", "tf32", "deterministic", "out", "init_adapter"] {
+        for field in ["recipe", "model", "device", "dtype", "tf32", "deterministic", "out", "init_adapter", "init_transform"] {
             this.values.insert(field.to_owned(), base.get(field).cloned().unwrap_or(Value::Null));
             this.origins.insert(field.to_owned(), Origin::Default);
         }

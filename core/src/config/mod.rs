@@ -1,6 +1,6 @@
 //! The resolved experiment: every value that a run depends on, and where each of them came from.
 //!
-//! Values arrive in layers (built-in defaults, the chosen plugins' defaults, files, the environment, flags, `--set`),
+//! Values arrive in layers (built-in defaults, the chosen plugins' defaults, a recipe, files, the environment, flags, `--set`),
 //! as paths and JSON values; only when all are in is the result typed and checked. What a plugin's section may hold is
 //! read from that plugin's schema, so a new plugin is configurable without a line here.
 

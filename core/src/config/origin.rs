@@ -11,6 +11,8 @@ pub enum Origin {
     Default,
     /// The defaults of the plugin of that name.
     Plugin(String),
+    /// The recipe of that name.
+    Recipe(String),
     /// A configuration file.
     File(PathBuf),
     /// An environment variable, by name.
@@ -26,6 +28,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::Default => f.write_str("default"),
             Origin::Plugin(name) => write!(f, "default of {name}"),
+            Origin::Recipe(name) => write!(f, "recipe {name}"),
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(flag) => write!(f, "flag {flag}"),

@@ -276,7 +276,7 @@ fn a_data_set_that_cannot_be_is_explained() {
 fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     assert_eq!(
         set("modle=x"),
-        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, deterministic, device, dtype, eval, init_adapter, intervention, model, out, tap, tf32, train, transform"
+        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, dataset, deterministic, device, dtype, eval, init_adapter, init_transform, intervention, model, out, recipe, tap, tf32, train, transform"
     );
     assert_eq!(
         set("eval.token=1"),
@@ -390,4 +390,83 @@ proptest::proptest! {
     fn no_field_panics(section in "(train|eval|intervention|tap|dataset)", field in "(lr|seed|splits|beta|layers|name|path|rank)", value in "[\\[\\]{}\"'a-z0-9.=,# -]{0,12}") {
         let _ = resolve(|l| l.set(&format!("{section}.{field}={value}")));
     }
+}
+
+const RECIPE: &str = r#"
+[recipe]
+name = "mild_mix"
+summary = "for tests"
+reference = "this test"
+
+[intervention]
+name = "strong"
+beta = 0.7
+
+[train]
+lr = 1.5
+batch = 3
+"#;
+
+crate::register!(recipe: RECIPE);
+
+#[test]
+fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
+    let config = file("recipe = \"mild_mix\"\n[train]\nbatch = 8");
+    let r = good(|l| {
+        l.file(config.path()).expect("a file");
+        l.set("intervention.rank=4").expect("a path");
+    });
+    let value = |path: &str| r.experiment.to_json().pointer(&format!("/{}", path.replace('.', "/"))).cloned().expect("a value");
+    let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
+    for (path, expected, from) in [
+        ("recipe", json!("mild_mix"), format!("file {}", config.path().display())),
+        ("train.lr", json!(1.5), "recipe mild_mix".into()),
+        ("train.batch", json!(8), format!("file {}", config.path().display())),
+        ("train.accumulate", json!(2), "default".into()),
+        ("intervention.name", json!("strong"), "recipe mild_mix".into()),
+        ("intervention.beta", json!(0.7), "recipe mild_mix".into()),
+        ("intervention.rank", json!(4), "--set".into()),
+        ("model", json!("tiny"), "default".into()),
+    ] {
+        assert_eq!((value(path), origin(path)), (expected, from), "{path}");
+    }
+    // What it says of a plugin falls with the choice of that plugin.
+    let r = good(|l| {
+        l.flag("--recipe", "recipe", "mild_mix");
+        l.flag("--intervention", "intervention", "plain");
+    });
+    assert_eq!((r.experiment.intervention.json().as_str(), r.experiment.train.lr), ("{}", 1.5));
+    // The last choice counts, and `none` is one.
+    let none = good(|l| {
+        l.file(config.path()).expect("a file");
+        l.set("recipe=none").expect("a path");
+    });
+    assert_eq!((none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch), (None, 1e-4, 8));
+    assert_eq!(good(|l| environment(l, "REPRPO_RECIPE", "mild_mix")).experiment.train.lr, 1.5);
+}
+
+#[test]
+fn an_experiment_with_a_recipe_is_read_back_the_same() {
+    let r = good(|l| {
+        l.flag("--recipe", "recipe", "mild_mix");
+        l.set("intervention=plain").expect("a path");
+        l.set("train.lr=2.5").expect("a path");
+    });
+    let written = file(&r.experiment.to_toml());
+    assert_eq!(Experiment::read(written.path(), &Registry::builtin().expect("plugins")).expect("an experiment"), r.experiment);
+}
+
+#[test]
+fn a_recipe_that_does_not_exist_is_met_with_the_nearest() {
+    assert_eq!(
+        bad(|l| {
+            l.flag("--recipe", "recipe", "mild-mix");
+            Ok(())
+        }),
+        "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  hint: `reprpo list recipes` says what each does"
+    );
+    assert!(set("recipe=gone").starts_with("`recipe` in --set cannot be used\n  because unknown recipe `gone`"), "{}", set("recipe=gone"));
+    let number = file("recipe = 3");
+    assert!(bad(|l| l.file(number.path())).starts_with("`recipe` in file "));
+    assert!(set("recipe.name=x").starts_with("unknown configuration field `recipe.name`"), "{}", set("recipe.name=x"));
 }

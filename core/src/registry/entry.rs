@@ -195,9 +195,15 @@ impl Entry {
     }
 }
 
-/// Registers a plugin with the program that links its crate: `register!(intervention: Dpo);`.
+/// Registers a plugin with the program that links its crate: `register!(intervention: Dpo);`, or a recipe by its text:
+/// `register!(recipe: include_str!("mine.toml"));`.
 #[macro_export]
 macro_rules! register {
+    (recipe: $toml:expr) => {
+        $crate::inventory::submit! {
+            $crate::registry::RecipeText { toml: $toml, origin: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") }
+        }
+    };
     ($kind:ident: $plugin:ty) => {
         $crate::inventory::submit! {
             $crate::registry::Entry::$kind::<$plugin>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))

@@ -5,10 +5,12 @@
 //! speaks of plugins by name and in JSON text alone.
 
 mod entry;
+mod recipe;
 
 use std::collections::BTreeMap;
 
 pub use entry::{About, Entry, Make, Misfit};
+pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Result};
 
@@ -48,21 +50,29 @@ impl Kind {
     }
 }
 
-/// The plugins of this program.
+/// The plugins of this program, and its recipes.
 #[derive(Debug)]
 pub struct Registry {
     entries: BTreeMap<(Kind, &'static str), &'static Entry>,
+    recipes: BTreeMap<String, Recipe>,
 }
 
 impl Registry {
     /// Everything that is linked into this program.
     ///
     /// # Errors
-    /// Two plugins of one kind under one name or alias, or a name that no command line should need to quote.
+    /// Two plugins of one kind, or two recipes, under one name or alias; a name that no command line should need to
+    /// quote; a recipe that cannot be read.
     pub fn builtin() -> Result<Self> {
-        let mut registry = Self { entries: BTreeMap::new() };
+        let mut registry = Self { entries: BTreeMap::new(), recipes: BTreeMap::new() };
         for entry in inventory::iter::<Entry> {
             registry.add(entry)?;
+        }
+        for text in inventory::iter::<RecipeText> {
+            let recipe = Recipe::read(text)?;
+            if let Some(old) = registry.recipes.insert(recipe.name.clone(), recipe) {
+                return Err(Error::internal(format!("two recipes are called `{}`: one of {}, one of {}", old.name, old.origin, text.origin)));
+            }
         }
         Ok(registry)
     }
@@ -101,15 +111,29 @@ impl Registry {
         })
     }
 
-    /// Every plugin of that name, of whatever kind.
+    /// All recipes, by name.
+    pub fn recipes(&self) -> impl Iterator<Item = &Recipe> {
+        self.recipes.values()
+    }
+
+    /// The recipe of that name.
     ///
     /// # Errors
-    /// Where there is none.
-    pub fn find(&self, name: &str) -> Result<Vec<&'static Entry>> {
+    /// Where there is none: names all, and the nearest.
+    pub fn recipe(&self, name: &str) -> Result<&Recipe> {
+        self.recipes.get(name).ok_or_else(|| Error::unknown("recipe", name, self.recipes.keys()).hint("`reprpo list recipes` says what each does"))
+    }
+
+    /// Every plugin of that name, of whatever kind, and the recipe of that name.
+    ///
+    /// # Errors
+    /// Where there is neither.
+    pub fn find(&self, name: &str) -> Result<(Vec<&'static Entry>, Option<&Recipe>)> {
         let hits: Vec<_> = Kind::ALL.into_iter().filter_map(|kind| self.get(kind, name).ok()).collect();
-        if hits.is_empty() {
-            return Err(Error::unknown("method", name, self.entries.keys().map(|(_, n)| n)));
+        let recipe = self.recipes.get(name);
+        if hits.is_empty() && recipe.is_none() {
+            return Err(Error::unknown("method", name, self.entries.keys().map(|(_, n)| *n).chain(self.recipes.keys().map(String::as_str))));
         }
-        Ok(hits)
+        Ok((hits, recipe))
     }
 }

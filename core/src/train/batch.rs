@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+#[cfg(test)]
+mod tests;
+
 use crate::api::{Completions, Pooling, TokenLogprobs};
 use crate::error::Result;
 use crate::model::Predicted;

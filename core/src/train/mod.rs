@@ -10,6 +10,7 @@ mod reference;
 mod run;
 mod schedule;
 mod step;
+mod transforms;
 
 pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};

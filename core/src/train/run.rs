@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::folder::Folder;
+use super::transforms::{self, SavedTransforms};
 use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, TrainConfig};
@@ -55,6 +56,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     if let Some(saved) = &saved {
         experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
     }
+    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose()?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(&experiment, registry)?;
@@ -63,6 +65,9 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     }
     let train = &experiment.train;
     let mut objective = objective(&experiment, &session.model, registry)?;
+    if let Some(saved) = transforms {
+        saved.restore(&experiment, objective.taps())?;
+    }
     let data = session.tokenise("train", train, train.max_pairs)?;
     if experiment.eval.enabled {
         eval::splits(session.dataset.as_ref(), &experiment.eval)?;
@@ -96,7 +101,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     })?;
 
     peft::write(&folder.path().join("adapter"), chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model, &experiment.model)?;
-    write_transforms(&objective, folder.path())?;
+    transforms::write(objective.taps(), &experiment, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
@@ -211,17 +216,6 @@ fn optimiser(objective: &Objective, adapted: &Adapted, train: &TrainConfig) -> A
 fn trained(adapted: &Adapted, objective: &Objective) -> Vec<(String, Tensor)> {
     let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
     adapted.parameters().into_iter().map(scoped("adapter")).chain(objective.taps().parameters().into_iter().map(scoped("transform"))).collect()
-}
-
-fn write_transforms(objective: &Objective, run: &Path) -> Result<()> {
-    let parameters = objective.taps().parameters();
-    if parameters.is_empty() {
-        return Ok(());
-    }
-    let dir = run.join("transform");
-    std::fs::create_dir_all(&dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
-    let host = parameters.into_iter().map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?))).collect::<Result<Vec<_>>>()?;
-    crate::weights::write_safetensors(&dir.join("transform.safetensors"), &host)
 }
 
 /// The loop over optimiser steps.

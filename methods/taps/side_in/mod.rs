@@ -2,10 +2,10 @@
 
 use reprpo_plugin::prelude::*;
 
-use super::default_layers;
+use super::{default_layers, modules};
 
 /// The modules that write into the residual stream.
-const WRITERS: [&str; 2] = [".o_proj", ".down_proj"];
+const WRITERS: [&str; 2] = ["o_proj", "down_proj"];
 
 /// The inputs of the modules that write into the residual stream.
 pub struct SideIn;
@@ -19,11 +19,13 @@ pub struct SideInConfig {
     pub layers: Layers,
     /// How the tokens of a completion become one vector.
     pub pooling: Pooling,
+    /// The modules whose inputs are read, by the last part of their names; none = o_proj and down_proj.
+    pub modules: Option<Vec<String>>,
 }
 
 impl Default for SideInConfig {
     fn default() -> Self {
-        Self { layers: default_layers(), pooling: Pooling::Completion }
+        Self { layers: default_layers(), pooling: Pooling::Completion, modules: None }
     }
 }
 
@@ -34,7 +36,7 @@ impl Plugin for SideIn {
     const EXPLAIN: &'static str = "\
 in.o_proj (width heads·head_dim) and in.down_proj (width intermediate) of each chosen block
 
-Two taps a block.";
+Two taps a block, or one for each of `modules`.";
     type Config = SideInConfig;
 }
 
@@ -48,13 +50,8 @@ impl TapPlugin for SideIn {
 
 impl Tap for SideInConfig {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
-        let layers = self.layers.resolve(model.layers)?;
-        let of = |k| model.linears.iter().filter(move |l| l.layer == Some(k) && WRITERS.iter().any(|w| l.name.ends_with(w)));
-        if let Some(k) = layers.iter().find(|k| of(**k).next().is_none()) {
-            return Err(Error::new(format!("block {k} of this {} model has neither o_proj nor down_proj, which `side-in` reads", model.architecture))
-                .hint("take the tap `hs`, which every model has"));
-        }
-        Ok(layers.into_iter().flat_map(of).map(|l| Site::Input(l.name.clone())).collect())
+        let read = modules(model, &self.layers, self.modules.as_deref(), &WRITERS, SideIn::NAME)?;
+        Ok(read.into_iter().map(|l| Site::Input(l.name.clone())).collect())
     }
 
     fn pooling(&self) -> Pooling {

@@ -3,21 +3,41 @@
 use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
 use reprpo_core::config::{Field, fields};
-use reprpo_core::registry::{Entry, Kind, Make};
+use reprpo_core::registry::{Entry, Kind, Make, Recipe};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
 
 use crate::App;
 use crate::args::ExplainArgs;
+use crate::commands::list;
 
 pub fn run(args: &ExplainArgs, app: &App<'_>) -> Result<()> {
-    let entries = app.registry.find(&args.name)?;
+    let (entries, recipe) = app.registry.find(&args.name)?;
     if args.json {
-        let all = entries.into_iter().map(as_json).collect::<Result<Vec<_>>>()?;
+        let mut all = entries.into_iter().map(as_json).collect::<Result<Vec<_>>>()?;
+        all.extend(recipe.map(recipe_as_json));
         return app.printer.json(&Value::Array(all));
     }
-    let all = entries.into_iter().map(as_text).collect::<Result<Vec<_>>>()?;
+    let mut all = entries.into_iter().map(as_text).collect::<Result<Vec<_>>>()?;
+    all.extend(recipe.map(recipe_as_text));
     app.printer.data(&all.join("\n"))
+}
+
+fn recipe_as_text(recipe: &Recipe) -> String {
+    let Recipe { name, summary, reference, published, origin, version, .. } = recipe;
+    let mut text = format!("{name} (recipe): {summary}\n\nIt sets, below files, environment, flags and `--set`:\n\n{}", recipe.to_toml());
+    if !published.is_empty() {
+        text.push_str(&format!("\nPublished: {published}\n"));
+    }
+    text.push_str(&format!("\nReference: {reference}\nFrom:      {origin} {version}\nExample:   reprpo run --recipe {name}\n"));
+    text
+}
+
+fn recipe_as_json(recipe: &Recipe) -> Value {
+    let mut described = list::recipe(recipe);
+    described["sets"] = json!(recipe.values);
+    described["example"] = json!(format!("reprpo run --recipe {}", recipe.name));
+    described
 }
 
 fn as_text(entry: &'static Entry) -> Result<String> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use reprpo_core::Result;
-use reprpo_core::registry::{Entry, Kind};
+use reprpo_core::registry::{Entry, Kind, Recipe};
 use reprpo_core::report::{Align, Grid};
 use reprpo_core::weights::{KnownModel, known_models};
 use serde_json::{Value, json};
@@ -14,8 +14,10 @@ use crate::args::{ListArgs, Listed};
 pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
     let kinds = args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
     let models = if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
+    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(Listed::Recipes)) { app.registry.recipes().collect() } else { Vec::new() };
     if args.json {
-        let all: Vec<Value> = kinds.iter().flat_map(|k| app.registry.of(*k)).map(described).chain(models.iter().map(model)).collect();
+        let plugins = kinds.iter().flat_map(|k| app.registry.of(*k)).map(described);
+        let all: Vec<Value> = plugins.chain(recipes.iter().map(|r| recipe(r))).chain(models.iter().map(model)).collect();
         return app.printer.json(&Value::Array(all));
     }
     let sections = kinds.iter().map(|kind| {
@@ -30,10 +32,30 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
         grid.plain()
     });
     let mut text: Vec<String> = sections.collect();
+    if !recipes.is_empty() {
+        text.push(recipes_text(&recipes));
+    }
     if !models.is_empty() {
         text.push(models_text(&models));
     }
     app.printer.data(&text.join("\n"))
+}
+
+fn recipes_text(recipes: &[&Recipe]) -> String {
+    let mut grid = Grid::new(["recipes", "from", "what it does"].map(|c| (c, Align::Left)));
+    for recipe in recipes {
+        grid.row([recipe.name.clone(), format!("{} {}", recipe.origin, recipe.version), recipe.summary.clone()]);
+        grid.row(["", "", &format!("({})", recipe.reference)]);
+    }
+    format!("{}\n`--recipe NAME` sets its values below everything else that is said; `reprpo explain NAME` shows them\n", grid.plain())
+}
+
+/// As `reprpo list` has it in JSON.
+pub fn recipe(recipe: &Recipe) -> Value {
+    json!({
+        "kind": "recipe", "name": recipe.name, "aliases": [], "summary": recipe.summary, "reference": recipe.reference,
+        "published": recipe.published, "origin": recipe.origin, "version": recipe.version,
+    })
 }
 
 fn models_text(models: &[KnownModel]) -> String {

@@ -1,0 +1,103 @@
+//! Rows of the shared stream against the sequences that they stand for.
+
+use super::*;
+
+fn pair(index: usize, prompt: &[i64], chosen: &[i64], rejected: &[i64]) -> TokenPair {
+    TokenPair { index, prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+}
+
+/// Three pairs, of which two share a prompt and one of these its chosen completion with the other's rejected one.
+fn pairs() -> Vec<TokenPair> {
+    vec![pair(0, &[1, 2, 3], &[4, 5], &[6, 7, 8, 9]), pair(1, &[10, 11], &[12], &[13, 14]), pair(2, &[1, 2, 3], &[6, 7, 8, 9], &[15])]
+}
+
+fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
+    let refs: Vec<&TokenPair> = pairs.iter().collect();
+    PairBatch::new(&refs, Holds { logprobs: Completions::None, rejected: true, apart }, Kind::Double, Device::Cpu).expect("a batch")
+}
+
+/// The states of a stream: two numbers a token, which say which one it is.
+fn states(batch: &PairBatch) -> Tensor {
+    let ids = batch.stream.ids.to_kind(Kind::Double);
+    Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)
+}
+
+/// What `pooling` looks at of a pair's sequence, written down from the definition.
+fn looked_at(pair: &TokenPair, pooling: Pooling, rejected: bool) -> Vec<i64> {
+    let own = if rejected { &pair.rejected } else { &pair.chosen };
+    let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
+    match pooling {
+        Pooling::Completion => own.clone(),
+        Pooling::All | Pooling::Original => whole,
+        Pooling::Last => vec![whole[whole.len() - 1]],
+        Pooling::Common => whole[..pair.prompt.len() + pair.chosen.len().min(pair.rejected.len())].to_vec(),
+    }
+}
+
+const POOLINGS: [Pooling; 5] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common, Pooling::Original];
+
+#[test]
+fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {
+    let pairs = pairs();
+    for apart in [false, true] {
+        let batch = batch(&pairs, apart);
+        for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            let rows = batch.rows(pooling, rejected).expect("rows");
+            let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
+            let (ids, owner, last) = (integers(&rows.gather(&batch.stream.ids).expect("ids")), integers(&rows.owner), integers(&rows.last));
+            let completion = Vec::<bool>::try_from(&rows.completion).expect("truths");
+            let mut at = 0;
+            for (i, pair) in pairs.iter().enumerate() {
+                let expected = looked_at(pair, pooling, rejected);
+                let end = at + expected.len();
+                assert_eq!(ids[at..end], expected, "{pooling:?}, rejected {rejected}, apart {apart}, pair {i}");
+                assert!(owner[at..end].iter().all(|o| *o == i as i64));
+                assert!(last[at..end].iter().all(|l| *l == end as i64 - 1), "{pooling:?}: {last:?}");
+                let prompt = if matches!(pooling, Pooling::Completion | Pooling::Last) { 0 } else { pair.prompt.len() };
+                assert!(completion[at..end].iter().enumerate().all(|(k, c)| *c == (k >= prompt)), "{pooling:?}: {completion:?}");
+                at = end;
+            }
+            assert_eq!(ids.len(), at);
+        }
+    }
+}
+
+#[test]
+fn pooled_states_are_the_means_over_each_sequence() {
+    let pairs = pairs();
+    for apart in [false, true] {
+        let batch = batch(&pairs, apart);
+        for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            let pooled = batch.pool(&states(&batch), pooling, rejected).expect("pooled");
+            assert_eq!(pooled.kind(), Kind::Double);
+            for (i, pair) in pairs.iter().enumerate() {
+                let seen = looked_at(pair, pooling, rejected);
+                let mean = |of: &dyn Fn(f64) -> f64| seen.iter().map(|id| of(*id as f64)).sum::<f64>() / seen.len() as f64;
+                let (a, b) = (pooled.double_value(&[i as i64, 0]), pooled.double_value(&[i as i64, 1]));
+                assert!((a - mean(&|x| x)).abs() < 1e-12 && (b - mean(&|x| x * x / 7.0)).abs() < 1e-12, "{pooling:?}, rejected {rejected}, pair {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_pairs_share_stands_in_the_stream_once() {
+    let pairs = pairs();
+    let (shared, apart) = (batch(&pairs, false), batch(&pairs, true));
+    assert_eq!(shared.stream.ids.size(), [5 + 2 + 4 + 1 + 2 + 1]);
+    assert_eq!(apart.stream.ids.size(), [8 + 2 + 4 + 1 + 2 + 4 + 1]);
+    assert_eq!(shared.num_tokens, apart.num_tokens);
+}
+
+#[test]
+fn means_keep_the_precision_of_their_values_and_carry_gradients() {
+    let pairs = pairs();
+    let batch = batch(&pairs, false);
+    let h = states(&batch).set_requires_grad(true);
+    batch.pool(&h, Pooling::Last, false).expect("pooled").sum(Kind::Double).backward();
+    // One row a pair, and no other, is looked at.
+    let moved: f64 = h.grad().sum(Kind::Double).double_value(&[]);
+    assert_eq!(moved, 2.0 * pairs.len() as f64);
+    let rows = batch.rows(Pooling::All, false).expect("rows");
+    assert_eq!(rows.mean(&rows.gather(&h.to_kind(Kind::Float)).expect("rows")).expect("a mean").kind(), Kind::Float);
+}

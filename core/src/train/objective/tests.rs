@@ -1,0 +1,142 @@
+//! Taps: what a map is told of the states around, and in which order it and the pooling come.
+
+use tch::Device;
+
+use super::*;
+use crate::train::batch::Rows;
+
+/// T(h) = h² + 3·previous + 5·h_last: not linear, and it reads everything around.
+struct Curious;
+
+impl Transform for Curious {
+    fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
+        let last = around.last.as_ref().ok_or_else(|| Error::internal("pooled before"))?;
+        let previous = around.previous.as_ref().map_or_else(|| h.zeros_like(), Tensor::shallow_clone);
+        Ok(h.square() + previous * 3.0 + h.index_select(0, last) * 5.0)
+    }
+
+    fn linear(&self) -> bool {
+        false
+    }
+
+    fn orthogonal(&self) -> bool {
+        false
+    }
+}
+
+/// T(h) = 2h, and it is told nothing.
+struct Double;
+
+impl Transform for Double {
+    fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
+        Ok(h * 2.0)
+    }
+
+    fn linear(&self) -> bool {
+        true
+    }
+
+    fn orthogonal(&self) -> bool {
+        false
+    }
+}
+
+const POOLINGS: [Pooling; 5] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common, Pooling::Original];
+
+fn taps(transforms: Vec<Box<dyn Transform>>, transform_of: &[usize], pooling: Pooling) -> Taps {
+    Taps { sites: (0..transform_of.len()).map(Site::Residual).collect(), pooling, transforms, transform_of: transform_of.to_vec() }
+}
+
+fn batch() -> PairBatch {
+    let pair = |index, prompt: &[i64], chosen: &[i64], rejected: &[i64]| TokenPair {
+        index,
+        prompt: prompt.to_vec(),
+        chosen: chosen.to_vec(),
+        rejected: rejected.to_vec(),
+    };
+    let pairs = [pair(0, &[1, 2], &[3, 4, 5], &[6]), pair(1, &[1, 2], &[7], &[8, 9]), pair(2, &[10], &[11, 12], &[13, 14, 15])];
+    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::None, rejected: true, apart: false }, Kind::Double, Device::Cpu)
+        .expect("a batch")
+}
+
+fn states(batch: &PairBatch, widths: &[i64]) -> Vec<Tensor> {
+    tch::manual_seed(0);
+    widths.iter().map(|w| Tensor::randn([batch.stream.ids.size()[0], *w], (Kind::Double, Device::Cpu))).collect()
+}
+
+/// Each pair's rows in `rows`, sequence by sequence.
+fn sequences(rows: &Rows, states: &Tensor, pairs: i64) -> Vec<Tensor> {
+    let all = rows.gather(states).expect("rows");
+    (0..pairs).map(|i| all.index_select(0, &rows.owner.eq(i).nonzero().squeeze_dim(1))).collect()
+}
+
+/// The mean that `pooling` takes of one sequence's transformed states.
+fn mean(x: &Tensor, pooling: Pooling) -> Tensor {
+    if pooling != Pooling::Original {
+        return x.mean_dim(0, false, Kind::Double);
+    }
+    let norms = x.norm_scalaropt_dim(2.0, -1, false);
+    let keep = norms.le_tensor(&(norms.mean(Kind::Double) + norms.std(true)));
+    x.index_select(0, &keep.nonzero().squeeze_dim(1)).mean_dim(0, false, Kind::Double)
+}
+
+#[test]
+fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_afterwards() {
+    let batch = batch();
+    // The third has another width than the one before it, the fourth the same as the third.
+    let h = states(&batch, &[4, 4, 6, 6]);
+    for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+        let taps = taps(vec![Box::new(Curious)], &[0; 4], pooling);
+        assert!(!taps.pool_first());
+        let rows = batch.rows(pooling, rejected).expect("rows");
+        for (tap, previous) in [(0, None), (1, Some(0)), (2, None), (3, Some(2))] {
+            let ours = taps.pooled(tap, &h, &batch, rejected).expect("states");
+            let here = sequences(&rows, &h[tap], 3);
+            let before: Option<Vec<Tensor>> = previous.map(|p: usize| sequences(&rows, &h[p], 3));
+            for (i, x) in here.iter().enumerate() {
+                let around = before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
+                let expected = mean(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
+                let off = (ours.get(i as i64) - expected).abs().max().double_value(&[]);
+                assert!(off < 1e-12, "{pooling:?}, rejected {rejected}, tap {tap}, pair {i}: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_tap_goes_through_its_own_map() {
+    let batch = batch();
+    let h = states(&batch, &[4, 4]);
+    let taps = taps(vec![Box::new(Curious), Box::new(Double)], &[1, 0], Pooling::Completion);
+    // One map that is not linear keeps all of them behind the pooling.
+    assert!(!taps.pool_first());
+    let rows = batch.rows(Pooling::Completion, false).expect("rows");
+    let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");
+    assert!((taps.pooled(0, &h, &batch, false).expect("states") - plain * 2.0).abs().max().double_value(&[]) < 1e-12);
+}
+
+#[test]
+fn pooling_and_a_linear_map_change_places_without_a_trace() {
+    let batch = batch();
+    let h = states(&batch, &[4]);
+    for pooling in POOLINGS {
+        let linear = taps(vec![Box::new(Double)], &[0], pooling);
+        assert_eq!(linear.pool_first(), pooling != Pooling::Original, "{pooling:?}");
+        let rows = batch.rows(pooling, true).expect("rows");
+        let expected: Vec<Tensor> = sequences(&rows, &h[0], 3).iter().map(|x| mean(&(x * 2.0), pooling)).collect();
+        let off = (linear.pooled(0, &h, &batch, true).expect("states") - Tensor::stack(&expected, 0)).abs().max().double_value(&[]);
+        assert!(off < 1e-12, "{pooling:?}: {off}");
+    }
+}
+
+#[test]
+fn token_states_are_those_of_prompt_and_completion() {
+    let batch = batch();
+    let h = states(&batch, &[4, 4]);
+    let taps = taps(vec![Box::new(Double)], &[0, 0], Pooling::Last);
+    let tokens = taps.tokens(1, &h, &batch, false).expect("tokens");
+    assert_eq!(tokens.states.size(), [5 + 3 + 3, 4]);
+    let rows = batch.rows(Pooling::All, false).expect("rows");
+    assert!((&tokens.states - rows.gather(&h[1]).expect("rows") * 2.0).abs().max().double_value(&[]) == 0.0);
+    assert_eq!(Vec::<bool>::try_from(&tokens.completion).expect("truths"), [false, false, true, true, true, false, false, true, false, true, true]);
+}

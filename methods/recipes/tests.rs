@@ -1,0 +1,78 @@
+//! The recipes as the configuration takes them.
+
+use reprpo_core::api::Layers;
+use reprpo_core::config::{Layering, Resolved};
+use reprpo_core::registry::{Kind, Registry};
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+/// A data set that holds nothing: the built-in ones are another crate's.
+struct Empty;
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+struct EmptyConfig {}
+
+impl Plugin for Empty {
+    const NAME: &'static str = "synthetic";
+    const SUMMARY: &'static str = "for tests";
+    const EXPLAIN: &'static str = "";
+    const REFERENCE: &'static str = "";
+    type Config = EmptyConfig;
+}
+
+impl DatasetPlugin for Empty {
+    fn build(_: EmptyConfig) -> Result<Box<dyn Dataset>> {
+        Err(Error::new("for tests of the configuration alone"))
+    }
+}
+
+register!(dataset: Empty);
+
+fn resolve(registry: &Registry, recipe: &str) -> Result<Resolved> {
+    let mut layers = Layering::new(registry);
+    layers.defaults(include_str!("../defaults.toml"))?;
+    layers.flag("--recipe", "recipe", recipe);
+    layers.resolve()
+}
+
+#[test]
+fn every_recipe_resolves_and_says_where_its_values_come_from() {
+    let registry = Registry::builtin().unwrap();
+    let names: Vec<&str> = registry.recipes().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
+    for recipe in registry.recipes() {
+        let chosen = recipe.values["intervention"]["name"].as_str().unwrap();
+        if registry.get(Kind::Intervention, chosen).is_err() {
+            // A build without that method: the error says whose wish it was.
+            let e = format!("{:?}", resolve(&registry, &recipe.name).unwrap_err());
+            assert!(e.starts_with(&format!("`intervention.name` in recipe {} cannot be used\n  because unknown intervention `{chosen}`", recipe.name)), "{e}");
+            continue;
+        }
+        let Resolved { experiment, origins } = resolve(&registry, &recipe.name).unwrap();
+        assert_eq!(experiment.recipe.as_deref(), Some(recipe.name.as_str()));
+        assert_eq!(origins.get("train.lr").unwrap().to_string(), format!("recipe {}", recipe.name));
+        let t = &experiment.train;
+        assert_eq!(
+            (t.lr, t.warmup, t.clip, t.batch * t.accumulate, t.max_pairs, t.max_length, t.max_prompt_length),
+            (6e-5, 0.03, 0.3, 16, Some(5400), 196, Some(96))
+        );
+        assert_eq!(experiment.adapter.config["r"], json!(64));
+        assert!(experiment.adapter.config["use_rslora"].as_bool().unwrap());
+    }
+}
+
+#[test]
+fn the_layers_of_the_recipes_are_those_of_the_table_at_its_depth() {
+    let registry = Registry::builtin().unwrap();
+    let layers = |name: &str, places: usize| {
+        let recipe = registry.recipe(name).unwrap();
+        assert_eq!(recipe.values["tap"]["pooling"].as_str(), Some("common"));
+        Layers(recipe.values["tap"]["layers"].as_str().unwrap().to_owned()).resolve(places).unwrap()
+    };
+    assert_eq!(layers("reprpo_side", 22), [10, 12, 14, 16, 18]);
+    assert_eq!(layers("reprpo_ortho", 23), [10, 20]);
+    assert_eq!(layers("reprpo_hra", 23), [10, 20]);
+    assert!(registry.recipes().filter(|r| r.values.contains_key("tap")).all(|r| r.summary.len() < 100 && r.published.contains("one seed")));
+}

@@ -1,0 +1,190 @@
+//! Reflections and rotations in diagonal blocks.
+
+use reprpo_plugin::prelude::*;
+
+/// A block-diagonal map of reflections, of relaxed ones or of rotations.
+pub struct Ether;
+
+/// Fields of `transform` with `name = "ether"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct EtherConfig {
+    /// What each block is.
+    pub form: Form,
+    /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and `reduce`, of the reduced width.
+    pub blocks: u32,
+    /// k: a trained linear map to h/k numbers follows, k a divisor of the width; none = no such map.
+    pub reduce: Option<u32>,
+}
+
+/// The forms of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum Form {
+    /// I − 2ûûᵀ, a reflection.
+    #[default]
+    Ether,
+    /// I − ûûᵀ + ŵŵᵀ, which need not keep lengths.
+    Plus,
+    /// (I + A)(I − A)⁻¹ of a skew-symmetric A, a rotation.
+    Oft,
+    /// A `plus` on each side of the linear map.
+    PlusTwoSided,
+}
+
+impl Default for EtherConfig {
+    fn default() -> Self {
+        Self { form: Form::Ether, blocks: 4, reduce: None }
+    }
+}
+
+impl Plugin for Ether {
+    const NAME: &'static str = "ether";
+    const SUMMARY: &'static str = "trainable reflections or rotations of the activations in diagonal blocks, also to fewer dimensions";
+    const REFERENCE: &'static str =
+        "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT (oft); on activations as in wassname, repr-preference-optimization";
+    const EXPLAIN: &'static str = "\
+T(x) = x·blockdiag(B₁, …, B_n)·L    L: h → h/k with reduce = k, else absent
+
+ether:          B = I − 2ûûᵀ             starts random: a reflection is never the identity
+plus:           B = I − ûûᵀ + ŵŵᵀ        starts as the identity, w = u
+oft:            B = (I + A)(I − A)⁻¹, A = stril(V) − stril(V)ᵀ    starts as the identity, V = 0
+plus_two_sided: x·blockdiag(plus)·L·blockdiag(another plus)
+
+û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, which keeps lengths in the mean.
+ether and oft keep lengths and angles; plus and L need not, so with them take a loss that is measured in the reference's own
+transformed length, as the built-in ones are, or freeze T with `--set train.transform=false`.";
+    type Config = EtherConfig;
+}
+
+impl TransformPlugin for Ether {
+    fn build(config: EtherConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+        let h = cx.width;
+        let (n, k) = (i64::from(config.blocks), config.reduce.map(i64::from));
+        if let Some(k) = k.filter(|k| *k < 1 || h % k != 0) {
+            return Err(
+                Error::new(format!("`transform.reduce` is {k}, which does not divide the width {h} at `{}`", cx.site)).hint(format!("valid: {}", divisors(h)))
+            );
+        }
+        let reduced = h / k.unwrap_or(1);
+        let two_sided = config.form == Form::PlusTwoSided;
+        if n < 1 || h % n != 0 || (two_sided && reduced % n != 0) {
+            let (what, width) = if n >= 1 && h % n == 0 { ("reduced width", reduced) } else { ("width", h) };
+            return Err(Error::new(format!("`transform.blocks` is {n}, which does not divide the {what} {width} at `{}`", cx.site))
+                .hint(format!("valid: {}", divisors(if two_sided { reduced } else { h }))));
+        }
+        let before = match config.form {
+            Form::Ether => Blocks::Reflection { u: init.normal("u", &[n, h / n], 1.0) },
+            Form::Oft => Blocks::Rotation { v: init.zeros(&[n, h / n, h / n]) },
+            Form::Plus | Form::PlusTwoSided => Blocks::plus(init, ["u", "w"], n, h),
+        };
+        let linear = k.map(|_| init.normal("linear", &[h, reduced], 1.0 / (reduced as f64).sqrt()));
+        let after = two_sided.then(|| Blocks::plus(init, ["u_out", "w_out"], n, reduced));
+        Ok(Box::new(EtherTransform { before, linear, after }))
+    }
+}
+
+/// The divisors of `n` that are likely numbers of blocks.
+fn divisors(n: i64) -> String {
+    (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// A block-diagonal map; the leading dimension of each tensor counts the n blocks of width b.
+enum Blocks {
+    /// I − 2ûûᵀ, u `[n b]`.
+    Reflection { u: Tensor },
+    /// I − ûûᵀ + ŵŵᵀ, u and w `[n b]`.
+    Plus { u: Tensor, w: Tensor, keys: [&'static str; 2] },
+    /// The Cayley map of stril(V) − stril(V)ᵀ, V `[n b b]`.
+    Rotation { v: Tensor },
+}
+
+impl Blocks {
+    /// The identity on width h, in the form of two equal terms that cancel.
+    fn plus(init: &mut Init, keys: [&'static str; 2], n: i64, h: i64) -> Self {
+        let u = init.normal(keys[0], &[n, h / n], 1.0);
+        let w = u.detach().copy().set_requires_grad(true);
+        Blocks::Plus { u, w, keys }
+    }
+
+    /// Rows x `[m h]` through the blocks.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let blocks = |n: i64| x.f_reshape([x.size()[0], n, -1]);
+        let along = |x: &Tensor, u: &Tensor| {
+            let unit = u / u.norm_scalaropt_dim(2.0, -1, true);
+            (x * &unit).sum_dim_intlist(-1, true, None::<Kind>) * unit
+        };
+        Ok(match self {
+            Blocks::Reflection { u } => {
+                let x = blocks(u.size()[0])?;
+                &x - along(&x, u) * 2.0
+            }
+            Blocks::Plus { u, w, .. } => {
+                let x = blocks(u.size()[0])?;
+                &x - along(&x, u) + along(&x, w)
+            }
+            Blocks::Rotation { v } => {
+                let (n, b) = (v.size()[0], v.size()[1]);
+                let lower = v.tril(-1);
+                let skew = &lower - lower.transpose(-2, -1);
+                // One product a block: [n m b]. The factors commute, so y(I − A) = x(I + A), and no inverse is formed.
+                let x = blocks(n)?.transpose(0, 1);
+                let system = Tensor::eye(b, (v.kind(), v.device())) - &skew;
+                Tensor::f_linalg_solve(&system, &(&x + x.f_matmul(&skew)?), false)?.transpose(0, 1)
+            }
+        }
+        .f_reshape(x.size())?)
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        match self {
+            Blocks::Reflection { u } => vec![Parameter::new("u", u)],
+            Blocks::Plus { u, w, keys } => vec![Parameter::new(keys[0], u), Parameter::new(keys[1], w)],
+            Blocks::Rotation { v } => vec![Parameter::new("v", v)],
+        }
+    }
+}
+
+/// The transform of one tap.
+struct EtherTransform {
+    before: Blocks,
+    /// L `[h h/k]`.
+    linear: Option<Tensor>,
+    after: Option<Blocks>,
+}
+
+impl Transform for EtherTransform {
+    fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
+        let mut size = h.size();
+        let width = size[size.len() - 1];
+        let kind = self.before.parameters()[0].tensor.kind();
+        let mut x = self.before.forward(&h.f_reshape([-1, width])?.f_to_kind(kind)?)?;
+        if let Some(linear) = &self.linear {
+            x = x.f_matmul(linear)?;
+        }
+        if let Some(after) = &self.after {
+            x = after.forward(&x)?;
+        }
+        if let Some(last) = size.last_mut() {
+            *last = x.size()[1];
+        }
+        Ok(x.f_reshape(size)?)
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let linear = self.linear.iter().map(|l| Parameter::new("linear", l));
+        self.before.parameters().into_iter().chain(linear).chain(self.after.iter().flat_map(Blocks::parameters)).collect()
+    }
+
+    fn linear(&self) -> bool {
+        true
+    }
+
+    fn orthogonal(&self) -> bool {
+        self.linear.is_none() && !matches!(self.before, Blocks::Plus { .. })
+    }
+}
+
+register!(transform: Ether);

@@ -1,0 +1,67 @@
+//! The right-singular directions of a model's embedding matrices, by way of the small matrix WᵀW.
+
+use reprpo_plugin::prelude::*;
+
+/// Rows of W that are turned into float64 at once: a few of them in memory, not all of a large vocabulary.
+const ROWS: i64 = 8192;
+
+/// The singular values and right-singular directions of a matrix `[vocab h]`, in float64.
+pub struct RowSpace {
+    /// σ `[h]`, largest first.
+    pub values: Tensor,
+    /// V `[h h]`, a column a direction, in the order of `values`.
+    pub directions: Tensor,
+}
+
+impl RowSpace {
+    /// Of `matrices` `[vocab h]` on top of each other, each scaled to the same size (Frobenius norm 1) where there are
+    /// several.
+    ///
+    /// WᵀW = V σ² Vᵀ is h×h where the singular value decomposition of W has vocab·h numbers in U alone. In float64 the
+    /// values are good to 1e-8 of the largest, and weights have no more digits.
+    ///
+    /// # Errors
+    /// Where the device runs out of memory, or values that are not finite.
+    pub fn of(matrices: &[&Tensor]) -> Result<Self> {
+        let _guard = reprpo_plugin::tch::no_grad_guard();
+        let mut total: Option<Tensor> = None;
+        for matrix in matrices {
+            let mut gram = gram(matrix)?;
+            if matrices.len() > 1 {
+                gram = &gram / gram.f_trace()?;
+            }
+            total = Some(match total {
+                Some(sum) => sum.f_add(&gram)?,
+                None => gram,
+            });
+        }
+        let total = total.ok_or_else(|| Error::internal("there is no matrix to take the directions of"))?;
+        let (squares, directions) = total.f_linalg_eigh("L")?;
+        // libtorch counts upwards; rounding may put the smallest below 0.
+        Ok(Self { values: squares.f_flip([0])?.f_clamp_min(0.0)?.f_sqrt()?, directions: directions.f_flip([1])? })
+    }
+}
+
+/// WᵀW `[h h]` in float64.
+fn gram(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, h) = matrix.size2()?;
+    let mut sum = Tensor::f_zeros([h, h], (Kind::Double, matrix.device()))?;
+    for start in (0..rows).step_by(ROWS as usize) {
+        let part = matrix.f_narrow(0, start, ROWS.min(rows - start))?.f_to_kind(Kind::Double)?;
+        sum = sum.f_addmm(&part.f_tr()?, &part)?;
+    }
+    Ok(sum)
+}
+
+/// Refuses a tap whose states do not have the width of the embeddings.
+///
+/// # Errors
+/// Where they have not.
+pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
+    let hidden = cx.embedding.size()[1];
+    if cx.width == hidden {
+        return Ok(());
+    }
+    Err(Error::new(format!("the transform `{transform}` needs states of the width of the embeddings, {hidden}, but those at `{}` have {}", cx.site, cx.width))
+        .hint("take a tap of the residual stream: `--tap hs`"))
+}
