@@ -85,6 +85,11 @@ impl Adapted {
         self.modules.keys().map(String::as_str)
     }
 
+    /// The blocks whose output it changes, in the model's order.
+    pub fn blocks(&self) -> impl Iterator<Item = usize> {
+        self.blocks.keys().copied()
+    }
+
     /// How many modules and blocks it changes.
     pub fn places(&self) -> usize {
         self.modules.len() + self.blocks.len()
