@@ -138,5 +138,10 @@ fn dora_agrees_with_peft() {
     agrees_with_peft("dora");
 }
 
+#[test]
+fn hra_with_gram_schmidt_agrees_with_peft() {
+    agrees_with_peft("hra_gs");
+}
+
 /// Every folder of reference values, of whatever method.
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.
