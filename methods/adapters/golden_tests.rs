@@ -143,5 +143,15 @@ fn hra_with_gram_schmidt_agrees_with_peft() {
     agrees_with_peft("hra_gs");
 }
 
+#[test]
+fn oft_agrees_with_peft() {
+    agrees_with_peft("oft");
+}
+
+#[test]
+fn oft_with_the_power_series_agrees_with_peft() {
+    agrees_with_peft("oft_neumann");
+}
+
 /// Every folder of reference values, of whatever method.
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.

@@ -1,7 +1,9 @@
 //! Trainable changes of a frozen model, on disk as PEFT has them where PEFT has the method.
 
+mod blocks;
 mod hra;
 mod lora;
+mod oft;
 
 #[cfg(test)]
 mod fixture;
