@@ -153,5 +153,13 @@ fn oft_with_the_power_series_agrees_with_peft() {
     agrees_with_peft("oft_neumann");
 }
 
+#[test]
+fn boft_agrees_with_peft() {
+    // PEFT had no CUDA extension here: it trained one factor, and wrote down the two it was asked for.
+    agrees_once("boft", |saved| {
+        saved.config.insert("boft_n_butterfly_factor".to_owned(), 1.into());
+    });
+}
+
 /// Every folder of reference values, of whatever method.
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.

@@ -1,6 +1,7 @@
 //! Trainable changes of a frozen model, on disk as PEFT has them where PEFT has the method.
 
 mod blocks;
+mod boft;
 mod hra;
 mod lora;
 mod oft;
