@@ -161,5 +161,10 @@ fn boft_agrees_with_peft() {
     });
 }
 
+#[test]
+fn ia3_agrees_with_peft() {
+    agrees_with_peft("ia3");
+}
+
 /// Every folder of reference values, of whatever method.
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.

@@ -3,6 +3,7 @@
 mod blocks;
 mod boft;
 mod hra;
+mod ia3;
 mod lora;
 mod oft;
 
