@@ -166,5 +166,27 @@ fn ia3_agrees_with_peft() {
     agrees_with_peft("ia3");
 }
 
+#[test]
+fn vera_agrees_with_peft() {
+    agrees_with_peft("vera");
+}
+
 /// Every folder of reference values, of whatever method.
+#[test]
+fn a_file_that_leaves_a_tensor_unset_or_fits_no_module_is_refused() {
+    let Some(golden) = golden() else { return };
+    let model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    for folder in std::fs::read_dir(golden.join("peft")).unwrap() {
+        let saved = Saved::read(&folder.unwrap().path(), &Registry::builtin().unwrap()).unwrap();
+        let Make::Adapter { build, .. } = saved.entry.make else { panic!("`{}` is no adapter", saved.entry.about.name) };
+        let adapted = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 0).unwrap();
+        for name in saved.values.keys() {
+            let without = || saved.values.iter().filter(|(n, _)| *n != name).map(|(n, t)| (n.clone(), t.shallow_clone()));
+            assert!(adapted.restore(without().collect()).is_err(), "nothing stood in for `{name}`");
+            let stray = (format!("model.layers.9.{name}"), saved.values[name].shallow_clone());
+            assert!(adapted.restore(saved.values.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).chain([stray]).collect()).is_err());
+        }
+    }
+}
+
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.

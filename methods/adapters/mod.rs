@@ -6,6 +6,7 @@ mod hra;
 mod ia3;
 mod lora;
 mod oft;
+mod vera;
 
 #[cfg(test)]
 mod fixture;
