@@ -2,6 +2,7 @@
 
 mod blocks;
 mod boft;
+mod ether;
 mod hra;
 mod ia3;
 mod lora;
