@@ -190,3 +190,34 @@ fn a_file_that_leaves_a_tensor_unset_or_fits_no_module_is_refused() {
 }
 
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.
+#[test]
+fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
+    let Some(golden) = golden() else { return };
+    let mut model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
+    let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
+    let registry = Registry::builtin().unwrap();
+    let entry = registry.get(reprpo_core::registry::Kind::Adapter, "loreft").unwrap();
+    let Make::Adapter { build, .. } = entry.make else { panic!("it is an adapter") };
+    let adapter = build(r#"{"r": 2, "layers": "0,2", "positions": "f1+l2"}"#).unwrap();
+    let base = logits(&model, None, &stream).unwrap();
+    // A run that computes two blocks alone trains, and saves, one of the two.
+    for (blocks, written) in [(3, Value::Null), (2, vec![0].into())] {
+        let adapted = Adapted::attach(&*adapter, &model, blocks, 0).unwrap();
+        assert!(error(&logits(&model, Some(&adapted), &stream).unwrap(), &base) < 1e-5, "it starts as the identity");
+        super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
+        let changed = logits(&model, Some(&adapted), &stream).unwrap();
+        assert!(error(&changed, &base) > 1e-3);
+        let folder = tempfile::tempdir().unwrap();
+        peft::write(folder.path(), entry, &*adapter, &adapted, &model, "llama").unwrap();
+        let config: Value = reprpo_plugin::serde_json::from_str(&std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap()).unwrap();
+        assert_eq!((&config["peft_type"], &config["layers_to_transform"]), (&Value::from("LOREFT"), &written));
+        let saved = Saved::read(folder.path(), &registry).unwrap();
+        assert!(saved.values.keys().all(|k| k.starts_with("blocks.")));
+        let fresh = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, 3, 1).unwrap();
+        fresh.restore(saved.values).unwrap();
+        assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &changed) == 0.0);
+        assert!(model.merge(&adapted).unwrap_err().to_string().contains("residual stream"));
+        assert!(error(&logits(&model, None, &stream).unwrap(), &base) == 0.0);
+    }
+}

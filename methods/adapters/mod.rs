@@ -6,6 +6,7 @@ mod ether;
 mod hra;
 mod ia3;
 mod lora;
+mod loreft;
 mod oft;
 mod vera;
 
