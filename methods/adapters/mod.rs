@@ -14,6 +14,8 @@ mod vera;
 mod fixture;
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod tests;
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
