@@ -25,5 +25,5 @@ pub use parameter::{Axis, Parameter};
 pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
 pub use tap::{Layers, Pooling, Tap, TapPlugin};
-pub use targets::Targets;
+pub use targets::{Patterns, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};

@@ -21,12 +21,12 @@ impl Axis {
     }
 }
 
-/// A trainable tensor, with the name it has on disk.
+/// A tensor of an adapter or a transform, with the name it has on disk.
 #[derive(Debug)]
 pub struct Parameter {
     /// PEFT's key below the module's name, as `lora_A.weight`.
     pub key: String,
-    /// A leaf that requires a gradient; shares its memory with the adapter's own.
+    /// A leaf; it is trained where it requires a gradient. Shares its memory with the adapter's own.
     pub tensor: Tensor,
     /// The axis that lies in the module's input or output space, where one does.
     pub axis: Option<Axis>,

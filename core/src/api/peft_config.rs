@@ -34,7 +34,7 @@ impl PeftConfig {
         self.get(field)?.ok_or_else(|| Error::new(format!("the adapter_config.json has no `{field}`")))
     }
 
-    /// Fields that change what the adapter computes in a way that is not supported have to be absent, null, false,
+    /// Fields that change what the adapter computes in a way that is not supported have to be absent, null, false, 0,
     /// empty or `none`.
     ///
     /// # Errors
@@ -44,10 +44,11 @@ impl PeftConfig {
         for field in fields {
             let off = match self.0.get(*field) {
                 None | Some(Value::Null | Value::Bool(false)) => true,
+                Some(Value::Number(n)) => n.as_f64() == Some(0.0),
                 Some(Value::String(s)) => s.is_empty() || s == "none",
                 Some(Value::Array(a)) => a.is_empty(),
                 Some(Value::Object(o)) => o.is_empty(),
-                Some(_) => false,
+                Some(Value::Bool(true)) => false,
             };
             if !off {
                 return Err(Error::new(format!("the adapter_config.json has `{field}` = {}, which is not supported", self.0[*field])));

@@ -9,6 +9,8 @@ use serde::{Serialize, de::DeserializeOwned};
 pub trait Plugin: Sized + 'static {
     /// The name on the command line: lower case, digits and `-`.
     const NAME: &'static str;
+    /// Other names for it on the command line.
+    const ALIASES: &'static [&'static str] = &[];
     /// One line: what it does.
     const SUMMARY: &'static str;
     /// The formula and what to know before using it, as plain text in the letters of the method reference.

@@ -99,9 +99,6 @@ pub trait Tap: Send {
 
 /// How a [`Tap`] is made from its configuration.
 pub trait TapPlugin: Plugin {
-    /// Other names for it on the command line.
-    const ALIASES: &'static [&'static str] = &[];
-
     /// Makes the tap.
     ///
     /// # Errors

@@ -10,10 +10,11 @@ use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
 macro_rules! plugin {
-    ($plugin:ident, $name:literal, $config:ty) => {
+    ($plugin:ident, $name:literal, $config:ty $(, $alias:literal)*) => {
         struct $plugin;
         impl Plugin for $plugin {
             const NAME: &'static str = $name;
+            const ALIASES: &'static [&'static str] = &[$($alias),*];
             const SUMMARY: &'static str = "For tests";
             const EXPLAIN: &'static str = "";
             const REFERENCE: &'static str = "";
@@ -62,7 +63,7 @@ plugin!(Plain, "plain", Nothing);
 plugin!(Strong, "strong", Strength);
 plugin!(Patch, "patch", Nothing);
 plugin!(Straight, "none", Nothing);
-plugin!(Stream, "stream", Where);
+plugin!(Stream, "stream", Where, "river");
 plugin!(Fixed, "fixed", Nothing);
 plugin!(Lines, "lines", Path);
 
@@ -91,7 +92,6 @@ impl TransformPlugin for Straight {
     }
 }
 impl TapPlugin for Stream {
-    const ALIASES: &'static [&'static str] = &["river"];
     fn build(_: Where) -> Result<Box<dyn Tap>> {
         refuse()
     }

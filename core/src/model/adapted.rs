@@ -94,6 +94,11 @@ impl Adapted {
         }
     }
 
+    /// The blocks whose output it changes, in the model's order.
+    pub fn blocks(&self) -> impl Iterator<Item = usize> {
+        self.blocks.keys().copied()
+    }
+
     /// What it changes: the modules, then the blocks.
     pub fn changed(&self) -> impl Iterator<Item = Changed> {
         let modules =

@@ -107,12 +107,16 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     crate::files::write_whole(&dir.join(CONFIG), text.as_bytes())
 }
 
-/// `layers_to_transform` that gives just the modules which are adapted: `None` where the targets alone do.
+/// `layers_to_transform` that gives just the modules and blocks which are changed: `None` where the method's own fields
+/// alone do.
 fn layers(adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<Vec<usize>>> {
-    if adapter.targets().resolve(model.info())?.len() == adapted.names().count() {
+    let (modules, blocks) = (adapter.targets().resolve(model.info())?, adapter.blocks(model.info())?);
+    if (modules.len(), blocks.len()) == (adapted.names().count(), adapted.blocks().count()) {
         return Ok(adapter.layers_to_transform());
     }
-    let mut layers = adapted.names().filter_map(|n| model.info().linear(n).ok()?.layer).collect::<Vec<_>>();
+    let within = adapted.names().filter_map(|n| model.info().linear(n).ok()?.layer);
+    let mut layers = within.chain(adapted.blocks()).collect::<Vec<_>>();
+    layers.sort_unstable();
     layers.dedup();
     Ok(Some(layers))
 }

@@ -45,7 +45,7 @@ impl About {
     const fn of<P: Plugin>(origin: &'static str, version: &'static str) -> Self {
         About {
             name: P::NAME,
-            aliases: &[],
+            aliases: P::ALIASES,
             summary: P::SUMMARY,
             explain: P::EXPLAIN,
             reference: P::REFERENCE,
@@ -181,9 +181,7 @@ impl Entry {
 
     /// Of a tap. Called by `register!`.
     pub const fn tap<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
-        let mut about = About::of::<P>(origin, version);
-        about.aliases = P::ALIASES;
-        Entry { about, make: Make::Tap(|json| P::build(parse(P::NAME, json)?)) }
+        Entry { about: About::of::<P>(origin, version), make: Make::Tap(|json| P::build(parse(P::NAME, json)?)) }
     }
 
     /// Of a data set. Called by `register!`.

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
-use super::{default_targets, rank};
+use super::{default_targets, peft_layers, rank};
 use crate::reflections::{Reflections, equal_pairs};
 
 #[cfg(test)]
@@ -22,6 +22,8 @@ pub struct Hra;
 pub struct HraConfig {
     /// r: number of reflections of each module's input, 1 or more; with an odd number the model does not start unchanged.
     pub r: u32,
+    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does not start unchanged.
+    pub apply_gs: bool,
     /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -30,7 +32,7 @@ pub struct HraConfig {
 
 impl Default for HraConfig {
     fn default() -> Self {
-        Self { r: 8, target_modules: default_targets(), layers_to_transform: None }
+        Self { r: 8, apply_gs: false, target_modules: default_targets(), layers_to_transform: None }
     }
 }
 
@@ -44,7 +46,11 @@ computed as W(x − U·S·Uᵀx) + b, S⁻¹ = ½I + striu(UᵀU)
 
 ûᵢ are the columns of hra_u [in r] at unit length. The change is a rotation or reflection: it keeps the lengths of W's rows.
 Even r: columns start as equal pairs, whose reflections cancel, so the model starts unchanged. Odd r: one reflection is
-left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is that of LoRA.";
+left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is that of LoRA.
+
+apply_gs: y = W·(I − 2ÛÛᵀ)x + b, Û [in r] the orthonormal columns that Gram–Schmidt makes of hra_u. It turns r directions
+round, so the model never starts unchanged, whatever r is; the columns start independent, because of equal ones nothing
+would be left (PEFT starts from the rounding error there).";
     type Config = HraConfig;
 }
 
@@ -58,8 +64,12 @@ impl AdapterPlugin for Hra {
 
     fn from_peft(json: &str) -> Result<HraConfig> {
         let peft = PeftConfig::parse(json)?;
-        peft.must_be_off(&["apply_GS"])?;
-        Ok(HraConfig { r: peft.need("r")?, target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(HraConfig {
+            r: peft.need("r")?,
+            apply_gs: peft.get("apply_GS")?.unwrap_or(false),
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft_layers(&peft)?,
+        })
     }
 }
 
@@ -74,8 +84,11 @@ impl Adapter for HraConfig {
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
-        let u = if r % 2 == 0 { equal_pairs(init, KEY, inputs, r) } else { init.kaiming_uniform(KEY, &[inputs, r], r) };
-        Ok(Box::new(HraLinear { u }))
+        if self.apply_gs && r > inputs {
+            return Err(Error::new(format!("`adapter.r` is {r}, but with `adapter.apply_gs` it can be {inputs}, the module's width, at most")));
+        }
+        let u = if r % 2 == 0 && !self.apply_gs { equal_pairs(init, KEY, inputs, r) } else { init.kaiming_uniform(KEY, &[inputs, r], r) };
+        Ok(Box::new(HraLinear { u, apply_gs: self.apply_gs }))
     }
 
     fn starts_as_identity(&self) -> bool {
@@ -83,7 +96,7 @@ impl Adapter for HraConfig {
     }
 
     fn peft_config(&self) -> String {
-        json!({ "r": self.r, "apply_GS": false, "init_weights": true }).to_string()
+        json!({ "r": self.r, "apply_GS": self.apply_gs, "init_weights": true }).to_string()
     }
 }
 
@@ -91,11 +104,21 @@ impl Adapter for HraConfig {
 struct HraLinear {
     /// `[in r]`, columns of any length but 0.
     u: Tensor,
+    apply_gs: bool,
+}
+
+impl HraLinear {
+    /// x·(I − 2ÛÛᵀ) of rows x `[n in]`, which is its own transpose.
+    fn turned_round(&self, x: &Tensor) -> Result<Tensor> {
+        // Which orthonormal columns they are makes no difference to ÛÛᵀ: the factorisation may choose their signs.
+        let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
+        Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
+    }
 }
 
 impl AdaptedLinear for HraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        base.forward(&Reflections::along(&self.u).transposed(x))
+        base.forward(&if self.apply_gs { self.turned_round(x)? } else { Reflections::along(&self.u).transposed(x) })
     }
 
     fn parameters(&self) -> Vec<Parameter> {
@@ -103,7 +126,8 @@ impl AdaptedLinear for HraLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        Ok(base.with_weight(Reflections::along(&self.u).forward(&base.weight.to_kind(self.u.kind()))))
+        let weight = base.weight.to_kind(self.u.kind());
+        Ok(base.with_weight(if self.apply_gs { self.turned_round(&weight)? } else { Reflections::along(&self.u).forward(&weight) }))
     }
 }
 

@@ -1,36 +1,26 @@
-use reprpo_plugin::tch::Device;
-
+use super::super::fixture::{DOUBLE, attach, disturb, module, off, rows};
 use super::*;
 
 fn attached(r: u32) -> (Box<dyn AdaptedLinear>, Frozen) {
-    let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 6, outputs: 4 };
-    let frozen = Frozen { weight: Tensor::randn([4, 6], (Kind::Double, Device::Cpu)), bias: Some(Tensor::randn([4], (Kind::Double, Device::Cpu))) };
-    let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
-    let adapted =
-        Hra::build(HraConfig { r, ..HraConfig::default() }).unwrap().attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut init).unwrap();
-    (adapted, frozen)
-}
-
-fn off(a: &Tensor, b: &Tensor) -> f64 {
-    (a - b).abs().max().double_value(&[])
+    super::super::fixture::attached::<Hra>(HraConfig { r, ..HraConfig::default() })
 }
 
 #[test]
 fn an_even_rank_starts_as_the_identity_and_an_odd_one_does_not() {
-    let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
+    let x = rows(3, 8);
     for (r, identity) in [(2, true), (8, true), (1, false), (5, false)] {
         let (adapted, frozen) = attached(r);
         let change = off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
         assert_eq!(change < 1e-12, identity, "r = {r}: {change}");
         let u = &adapted.parameters()[0].tensor;
-        assert!(u.is_leaf() && u.requires_grad() && u.size() == [6, i64::from(r)]);
+        assert!(u.is_leaf() && u.requires_grad() && u.size() == [8, i64::from(r)]);
     }
 }
 
 #[test]
 fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
     let (adapted, frozen) = attached(5);
-    let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
+    let x = rows(3, 8);
     let merged = adapted.merge(&frozen).unwrap();
     let lengths = |w: &Tensor| w.norm_scalaropt_dim(2.0, 1, false);
     assert!(off(&lengths(&merged.weight), &lengths(&frozen.weight)) < 1e-12);
@@ -42,6 +32,37 @@ fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
 #[test]
 fn what_it_cannot_honour_is_refused() {
     assert!(Hra::build(HraConfig { r: 0, ..HraConfig::default() }).is_err());
-    assert!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#).is_err());
+    let wide = Hra::build(HraConfig { r: 9, apply_gs: true, ..HraConfig::default() }).unwrap();
+    assert!(attach(&*wide, &module("mlp.up_proj", 8, 4)).err().unwrap().to_string().contains("`adapter.r` is 9"));
+    assert!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#).unwrap().apply_gs);
     assert_eq!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": false}"#).unwrap().r, 4);
+}
+
+/// Gram–Schmidt, one column after another.
+fn schmidt(u: &Tensor) -> Tensor {
+    let mut columns: Vec<Tensor> = Vec::new();
+    for i in 0..u.size()[1] {
+        let v = columns.iter().fold(u.select(1, i), |v, q| &v - q * q.dot(&v));
+        columns.push(&v / v.norm());
+    }
+    Tensor::stack(&columns, 1)
+}
+
+#[test]
+fn gram_schmidt_turns_the_spanned_space_round() {
+    for r in [1, 2, 5] {
+        let module = module("self_attn.q_proj", 8, 4);
+        let adapted = attach(&*Hra::build(HraConfig { r, apply_gs: true, ..HraConfig::default() }).unwrap(), &module).unwrap();
+        let (x, frozen) = (rows(3, 8), &module.1);
+        assert!(off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) > 1e-2, "it never starts unchanged");
+        disturb(&adapted.parameters());
+        let u = &adapted.parameters()[0].tensor;
+        let q = schmidt(u);
+        let expected = frozen.forward(&x.matmul(&(Tensor::eye(8, DOUBLE) - q.matmul(&q.tr()) * 2.0))).unwrap();
+        let ours = adapted.forward(&x, frozen, true).unwrap();
+        assert!(off(&ours, &expected) < 1e-12);
+        assert!(off(&adapted.merge(frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
+        let gradient = |y: &Tensor| Tensor::run_backward(&[y.square().sum(Kind::Double)], &[u], false, false).remove(0);
+        assert!(off(&gradient(&ours), &gradient(&expected)) < 1e-9);
+    }
 }

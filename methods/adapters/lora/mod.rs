@@ -2,8 +2,9 @@
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Value, json};
+use reprpo_plugin::tch;
 
-use super::{default_targets, rank};
+use super::{check_dropout, default_targets, dropped, peft_layers, rank};
 
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,12 @@ pub struct LoraConfig {
     pub lora_dropout: f64,
     /// Scales by α/√r instead, which keeps the size of the change as r grows.
     pub use_rslora: bool,
+    /// Weight-decomposed (DoRA): the length of each row of W + s·BA is trained apart from its direction.
+    pub use_dora: bool,
+    /// r of some modules, 1 or more: regular expressions for the ends of their names, the first that fits counts.
+    pub rank_pattern: Patterns<u32>,
+    /// α of some modules, above 0: regular expressions for the ends of their names, the first that fits counts.
+    pub alpha_pattern: Patterns<f64>,
     /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -32,19 +39,34 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, use_rslora: false, target_modules: default_targets(), layers_to_transform: None }
+        Self {
+            r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            use_dora: false,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            target_modules: default_targets(),
+            layers_to_transform: None,
+        }
     }
 }
 
 impl Plugin for Lora {
     const NAME: &'static str = "lora";
     const SUMMARY: &'static str = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one";
-    const REFERENCE: &'static str = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; files as PEFT 0.21 has them";
+    const REFERENCE: &'static str =
+        "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, DoRA, §4 for use_dora; files as PEFT 0.21 has them";
     const EXPLAIN: &'static str = "\
 y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
 A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) parameters a module.
-Merged: W + s·BA.";
+Merged: W + s·BA.
+
+use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants when gradients are
+computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + s·BA is never formed.
+With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W + s·BA)/‖W + s·BA‖.";
     type Config = LoraConfig;
 }
 
@@ -53,22 +75,22 @@ impl AdapterPlugin for Lora {
 
     fn build(config: LoraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;
-        if !(config.lora_alpha > 0.0 && config.lora_alpha.is_finite()) {
-            return Err(Error::new(format!("`adapter.lora_alpha` is {}, but has to be above 0", config.lora_alpha)));
+        if config.rank_pattern.values().any(|r| *r == 0) {
+            return Err(Error::new("`adapter.rank_pattern` holds 0, but every rank has to be 1 or more"));
         }
-        if !(0.0..1.0).contains(&config.lora_dropout) {
-            return Err(Error::new(format!("`adapter.lora_dropout` is {}, but has to be 0 or more and below 1", config.lora_dropout)));
-        }
+        let alpha = |field: &str, a: f64| {
+            if a > 0.0 && a.is_finite() { Ok(()) } else { Err(Error::new(format!("`adapter.{field}` is {a}, but has to be above 0"))) }
+        };
+        alpha("lora_alpha", config.lora_alpha)?;
+        config.alpha_pattern.values().try_for_each(|a| alpha("alpha_pattern", *a))?;
+        check_dropout("lora_dropout", config.lora_dropout)?;
         Ok(Box::new(config))
     }
 
     fn from_peft(json: &str) -> Result<LoraConfig> {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&[
-            "use_dora",
             "lora_bias",
-            "rank_pattern",
-            "alpha_pattern",
             "fan_in_fan_out",
             "layer_replication",
             "use_qalora",
@@ -91,8 +113,11 @@ impl AdapterPlugin for Lora {
             lora_alpha: peft.need("lora_alpha")?,
             lora_dropout: peft.get("lora_dropout")?.unwrap_or(0.0),
             use_rslora: peft.get("use_rslora")?.unwrap_or(false),
+            use_dora: peft.get("use_dora")?.unwrap_or(false),
+            rank_pattern: peft.get("rank_pattern")?.unwrap_or_default(),
+            alpha_pattern: peft.get("alpha_pattern")?.unwrap_or_default(),
             target_modules: peft.need("target_modules")?,
-            layers_to_transform: peft.get("layers_to_transform")?,
+            layers_to_transform: peft_layers(&peft)?,
         })
     }
 }
@@ -107,13 +132,18 @@ impl Adapter for LoraConfig {
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
-        let (r, inputs, outputs) = (rank(self.r)?, site.info.inputs, site.info.outputs);
-        let width = f64::from(self.r);
+        let (inputs, outputs) = (site.info.inputs, site.info.outputs);
+        let r = rank(self.rank_pattern.get(&site.info.name)?.copied().unwrap_or(self.r))?;
+        let alpha = self.alpha_pattern.get(&site.info.name)?.copied().unwrap_or(self.lora_alpha);
+        let width = r as f64;
+        let a = init.kaiming_uniform("lora_A.weight", &[r, inputs], inputs);
+        let magnitude = self.use_dora.then(|| Magnitude::of(&site.frozen.weight, a.kind()));
         Ok(Box::new(LoraLinear {
-            a: init.kaiming_uniform("lora_A.weight", &[r, inputs], inputs),
+            a,
             b: init.zeros(&[outputs, r]),
-            scale: self.lora_alpha / if self.use_rslora { width.sqrt() } else { width },
+            scale: alpha / if self.use_rslora { width.sqrt() } else { width },
             dropout: self.lora_dropout,
+            magnitude,
         }))
     }
 
@@ -125,9 +155,9 @@ impl Adapter for LoraConfig {
             "use_rslora": self.use_rslora,
             "fan_in_fan_out": false,
             "init_lora_weights": true,
-            "use_dora": false,
-            "rank_pattern": {},
-            "alpha_pattern": {},
+            "use_dora": self.use_dora,
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": self.alpha_pattern,
             "lora_bias": false,
         })
         .to_string()
@@ -143,24 +173,72 @@ struct LoraLinear {
     /// s.
     scale: f64,
     dropout: f64,
+    /// Of DoRA.
+    magnitude: Option<Magnitude>,
+}
+
+/// What DoRA trains besides A and B.
+struct Magnitude {
+    /// m `[out]`.
+    m: Tensor,
+    /// The squared lengths of W's rows `[out]`, which stay as they are.
+    squares: Tensor,
+}
+
+impl Magnitude {
+    /// m as it starts on W `[out in]`, in `kind`.
+    fn of(weight: &Tensor, kind: Kind) -> Self {
+        let _guard = tch::no_grad_guard();
+        let squares = weight.to_kind(kind).square().sum_dim_intlist([1].as_slice(), false, None::<Kind>);
+        Self { m: squares.sqrt().set_requires_grad(true), squares }
+    }
+}
+
+impl LoraLinear {
+    /// ‖W + s·BA‖ of each row `[out]`, without gradient and without forming the sum:
+    /// ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
+    fn lengths(&self, squares: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let (a, b, s) = (&self.a, &self.b, self.scale);
+        let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
+        let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
+        // A row that is all zeros has no direction; the bound makes it stay 0 instead of 0/0.
+        Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?).f_clamp_min(1e-30)?.f_sqrt()?)
+    }
 }
 
 impl AdaptedLinear for LoraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let kind = x.kind();
-        let dropped = if train && self.dropout > 0.0 { x.f_dropout(self.dropout, true)? } else { x.shallow_clone() };
-        let low = dropped.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
+        let input = dropped(x, self.dropout, train)?;
+        let low = input.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
         // s stands at the narrow side, where it costs r numbers a token.
-        Ok(base.forward(x)? + (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?)
+        let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
+        let y = base.forward(x)?;
+        let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
+        let plain = match &base.bias {
+            _ if train && self.dropout > 0.0 => input.f_linear(&base.weight, None::<&Tensor>)?,
+            Some(bias) => &y - bias,
+            None => y.shallow_clone(),
+        };
+        let ratio = m / self.lengths(squares, &base.weight)?;
+        // What is added is cast, not the ratio near 1, whose training half precision would round away.
+        Ok(y + plain * (&ratio - 1.0).f_to_kind(kind)? + change * ratio.f_to_kind(kind)?)
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new("lora_A.weight", &self.a).along(Axis::Input(1)), Parameter::new("lora_B.weight", &self.b).along(Axis::Output(0))]
+        let mut list = vec![Parameter::new("lora_A.weight", &self.a).along(Axis::Input(1)), Parameter::new("lora_B.weight", &self.b).along(Axis::Output(0))];
+        list.extend(self.magnitude.iter().map(|d| Parameter::new("lora_magnitude_vector", &d.m).along(Axis::Output(0))));
+        list
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let change = self.b.f_matmul(&self.a)? * self.scale;
-        Ok(base.with_weight(base.weight.to_kind(change.kind()).f_add(&change)?))
+        let mut weight = base.weight.to_kind(change.kind()).f_add(&change)?;
+        if let Some(Magnitude { m, squares }) = &self.magnitude {
+            weight *= (m / self.lengths(squares, &base.weight)?).f_unsqueeze(1)?;
+        }
+        Ok(base.with_weight(weight))
     }
 }
 

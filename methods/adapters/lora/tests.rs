@@ -1,28 +1,21 @@
 use reprpo_plugin::tch::Device;
 
+use super::super::fixture::{DOUBLE, attach, disturb, module, off, rows};
 use super::*;
 
 fn attached(config: LoraConfig) -> (Box<dyn AdaptedLinear>, Frozen) {
-    let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 6, outputs: 4 };
-    let frozen = Frozen { weight: Tensor::randn([4, 6], (Kind::Double, Device::Cpu)), bias: Some(Tensor::randn([4], (Kind::Double, Device::Cpu))) };
-    let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
-    let adapted = Lora::build(config).unwrap().attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut init).unwrap();
-    (adapted, frozen)
-}
-
-fn off(a: &Tensor, b: &Tensor) -> f64 {
-    (a - b).abs().max().double_value(&[])
+    super::super::fixture::attached::<Lora>(config)
 }
 
 #[test]
 fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
     for (use_rslora, scale) in [(false, 3.0), (true, 6.0)] {
         let (adapted, frozen) = attached(LoraConfig { r: 4, lora_alpha: 12.0, use_rslora, ..LoraConfig::default() });
-        let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
+        let x = Tensor::randn([3, 8], (Kind::Double, Device::Cpu));
         let base = frozen.forward(&x).unwrap();
         assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
         let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
-        assert!(a.tensor.abs().max().double_value(&[]) <= 1.0 / 6f64.sqrt());
+        assert!(a.tensor.abs().max().double_value(&[]) <= 1.0 / 8f64.sqrt());
         b.tensor.detach().copy_(&Tensor::randn([4, 4], (Kind::Double, Device::Cpu)));
         let expected = base + x.matmul(&a.tensor.tr()).matmul(&b.tensor.tr()) * scale;
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
@@ -33,7 +26,7 @@ fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
 fn dropout_acts_in_training_alone() {
     let (adapted, frozen) = attached(LoraConfig { r: 2, lora_dropout: 0.5, ..LoraConfig::default() });
     let _ = adapted.parameters()[1].tensor.detach().fill_(1.0);
-    let x = Tensor::ones([64, 6], (Kind::Double, Device::Cpu));
+    let x = Tensor::ones([64, 8], (Kind::Double, Device::Cpu));
     let quiet = adapted.forward(&x, &frozen, false).unwrap();
     assert!(off(&quiet, &adapted.forward(&x, &frozen, false).unwrap()) == 0.0);
     assert!(off(&quiet, &adapted.forward(&x, &frozen, true).unwrap()) > 1e-3);
@@ -42,10 +35,85 @@ fn dropout_acts_in_training_alone() {
 #[test]
 fn a_merged_weight_keeps_its_kind() {
     let (adapted, frozen) = attached(LoraConfig::default());
-    let x = Tensor::randn([3, 6], (Kind::BFloat16, Device::Cpu));
+    let x = Tensor::randn([3, 8], (Kind::BFloat16, Device::Cpu));
     let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
     assert_eq!(adapted.merge(&half).unwrap().weight.kind(), Kind::BFloat16);
     assert_eq!(adapted.forward(&x, &half, false).unwrap().kind(), Kind::BFloat16);
+}
+
+fn patterns<V: JsonSchema>(pattern: &str, value: V) -> Patterns<V> {
+    let mut patterns = Patterns::default();
+    patterns.0.insert(pattern.to_owned(), value);
+    patterns
+}
+
+#[test]
+fn patterns_give_some_modules_their_own_rank_and_alpha() {
+    let config = LoraConfig { r: 4, lora_alpha: 4.0, rank_pattern: patterns("mlp.*", 2), alpha_pattern: patterns("down_proj", 10.0), ..LoraConfig::default() };
+    for (name, r, scale) in [("self_attn.q_proj", 4, 1.0), ("mlp.up_proj", 2, 2.0), ("mlp.down_proj", 2, 5.0)] {
+        let module = module(name, 8, 4);
+        let adapted = attach(&*Lora::build(config.clone()).unwrap(), &module).unwrap();
+        disturb(&adapted.parameters());
+        let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
+        assert_eq!(a.tensor.size(), [r, 8], "{name}");
+        let expected = &module.1.weight + b.tensor.matmul(&a.tensor) * scale;
+        assert!(off(&adapted.merge(&module.1).unwrap().weight, &expected) < 1e-12, "{name}");
+    }
+    let again = Lora::from_peft(&format!(r#"{{"target_modules": "all-linear", {}"#, &config.peft_config()[1..])).unwrap();
+    assert_eq!((again.rank_pattern, again.alpha_pattern), (config.rank_pattern, config.alpha_pattern));
+}
+
+fn dora(lora_dropout: f64) -> LoraConfig {
+    LoraConfig { r: 2, lora_alpha: 6.0, use_dora: true, lora_dropout, ..LoraConfig::default() }
+}
+
+/// m ⊙ (W + s·BA)/‖W + s·BA‖ by its definition.
+fn recomposed(adapted: &dyn AdaptedLinear, frozen: &Frozen) -> Tensor {
+    let [a, b, m] = &adapted.parameters()[..] else { panic!("three tensors") };
+    let full = &frozen.weight + b.tensor.matmul(&a.tensor) * 3.0;
+    let lengths = full.norm_scalaropt_dim(2.0, 1, true).detach();
+    full / lengths * m.tensor.unsqueeze(1)
+}
+
+#[test]
+fn dora_trains_lengths_apart_from_directions() {
+    let (adapted, frozen) = attached(dora(0.0));
+    let x = rows(3, 8);
+    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+    disturb(&adapted.parameters());
+    let expected = x.matmul(&recomposed(&*adapted, &frozen).tr()) + frozen.bias.as_ref().unwrap();
+    let ours = adapted.forward(&x, &frozen, true).unwrap();
+    assert!(off(&ours, &expected) < 1e-12);
+    assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
+    // The lengths are constants to the gradient.
+    let gradients = |y: &Tensor| {
+        let leaves: Vec<_> = adapted.parameters().into_iter().map(|p| p.tensor).collect();
+        Tensor::run_backward(&[y.square().sum(Kind::Double)], &leaves, false, false)
+    };
+    for (ours, expected) in gradients(&ours).iter().zip(&gradients(&expected)) {
+        assert!(off(ours, expected) < 1e-10);
+    }
+}
+
+#[test]
+fn dora_drops_inputs_of_the_change_alone() {
+    let (adapted, frozen) = attached(dora(0.5));
+    let x = rows(64, 8);
+    // At the start the change is nothing, whatever is dropped: m/‖W‖ is 1.
+    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+    disturb(&adapted.parameters());
+    let quiet = adapted.forward(&x, &frozen, false).unwrap();
+    assert!(off(&quiet, &adapted.forward(&x, &frozen, true).unwrap()) > 1e-3);
+}
+
+#[test]
+fn a_row_of_zeros_stays_finite_with_dora() {
+    let mut module = module("self_attn.q_proj", 8, 4);
+    let _ = module.1.weight.get(2).zero_();
+    module.1.bias = None;
+    let adapted = attach(&*Lora::build(dora(0.0)).unwrap(), &module).unwrap();
+    let y = adapted.forward(&Tensor::ones([1, 8], DOUBLE), &module.1, true).unwrap();
+    assert!(y.isfinite().all().int64_value(&[]) == 1 && y.double_value(&[0, 2]) == 0.0);
 }
 
 #[test]
@@ -56,6 +124,8 @@ fn values_out_of_range_are_named() {
     rejects(LoraConfig { lora_alpha: f64::NAN, ..LoraConfig::default() }, "adapter.lora_alpha");
     rejects(LoraConfig { lora_dropout: 1.0, ..LoraConfig::default() }, "adapter.lora_dropout");
     rejects(LoraConfig { lora_dropout: -0.1, ..LoraConfig::default() }, "adapter.lora_dropout");
+    rejects(LoraConfig { rank_pattern: patterns("q_proj", 0), ..LoraConfig::default() }, "adapter.rank_pattern");
+    rejects(LoraConfig { alpha_pattern: patterns("q_proj", -1.0), ..LoraConfig::default() }, "adapter.alpha_pattern");
 }
 
 #[test]
@@ -63,7 +133,7 @@ fn what_it_cannot_honour_on_disk_is_refused() {
     let with = |field: &str| Lora::from_peft(&format!(r#"{{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"{field}}}"#));
     assert_eq!(with("").unwrap().target_modules, Targets::Pattern("all-linear".to_owned()));
     assert!(with(r#", "init_lora_weights": "gaussian", "rank_pattern": {}"#).is_ok());
-    for bad in ["\"use_dora\": true", "\"rank_pattern\": {\"q_proj\": 2}", "\"init_lora_weights\": \"pissa\"", "\"fan_in_fan_out\": true"] {
+    for bad in ["\"lora_bias\": true", "\"init_lora_weights\": \"pissa\"", "\"fan_in_fan_out\": true"] {
         assert!(with(&format!(", {bad}")).is_err(), "{bad}");
     }
     assert!(Lora::from_peft(r#"{"r": 4, "target_modules": ["q_proj"]}"#).is_err());

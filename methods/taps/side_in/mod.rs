@@ -31,6 +31,7 @@ impl Default for SideInConfig {
 
 impl Plugin for SideIn {
     const NAME: &'static str = "side-in";
+    const ALIASES: &'static [&'static str] = &["side"];
     const SUMMARY: &'static str = "the inputs of o_proj and down_proj, before a block writes into the residual stream";
     const REFERENCE: &'static str = "wassname, repr-preference-optimization (side channels)";
     const EXPLAIN: &'static str = "\
@@ -41,8 +42,6 @@ Two taps a block, or one for each of `modules`.";
 }
 
 impl TapPlugin for SideIn {
-    const ALIASES: &'static [&'static str] = &["side"];
-
     fn build(config: SideInConfig) -> Result<Box<dyn Tap>> {
         Ok(Box::new(config))
     }

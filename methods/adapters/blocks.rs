@@ -1,0 +1,40 @@
+//! Maps of rows that act on consecutive blocks of their entries, never as one matrix of the whole width.
+
+use reprpo_plugin::prelude::*;
+
+/// Rows `[n k·b]` as k blocks of rows `[k n b]`.
+pub fn split(x: &Tensor, k: i64) -> Result<Tensor> {
+    Ok(x.f_unflatten(1, [k, -1])?.f_transpose(0, 1)?)
+}
+
+/// The rows `[n k·b]` of k blocks of rows `[k n b]`.
+pub fn join(blocks: &Tensor) -> Result<Tensor> {
+    Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
+}
+
+/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the kind of x; one R `[1 b b]` serves every block.
+pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
+    let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
+    if r.size()[0] == 1 {
+        return Ok(x.f_reshape([-1, b])?.f_matmul(&r.select(0, 0))?.f_reshape(x.size())?);
+    }
+    join(&split(x, r.size()[0])?.f_bmm(&r)?)
+}
+
+/// (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`: rotations.
+pub fn cayley(q: &Tensor) -> Result<Tensor> {
+    let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
+    // The factors commute, and I + Q is never singular: nothing has to be checked, which on a GPU would wait for it.
+    let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
+    Ok(r)
+}
+
+/// `width` over `value`, the number of blocks or the size of one that the field `adapter.<field>` gives.
+pub fn quotient(field: &str, value: u32, width: i64) -> Result<i64> {
+    if width % i64::from(value) == 0 {
+        return Ok(width / i64::from(value));
+    }
+    let divisors: Vec<_> = (1..=width).filter(|d| width % d == 0).map(|d| d.to_string()).collect();
+    Err(Error::new(format!("`adapter.{field}` is {value}, which does not divide the module's width {width}"))
+        .hint(format!("valid for this module: {}", divisors.join(", "))))
+}

@@ -1,0 +1,180 @@
+//! Orthogonal finetuning through butterfly factors.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::blocks::{cayley, quotient, rotate};
+use super::{default_targets, peft_layers};
+
+#[cfg(test)]
+mod tests;
+
+/// Orthogonal finetuning through butterfly factors.
+pub struct Boft;
+
+/// Fields of `adapter` with `name = "boft"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct BoftConfig {
+    /// b: entries of the input in one block, which has to divide the input's width; 0: `boft_block_num` says.
+    pub boft_block_size: u32,
+    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says. Exactly one of the two is not 0.
+    pub boft_block_num: u32,
+    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by 2^(m − 1) and by 2.
+    pub boft_n_butterfly_factor: u32,
+    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for BoftConfig {
+    fn default() -> Self {
+        Self { boft_block_size: 4, boft_block_num: 0, boft_n_butterfly_factor: 1, target_modules: default_targets(), layers_to_transform: None }
+    }
+}
+
+impl Plugin for Boft {
+    const NAME: &'static str = "boft";
+    const SUMMARY: &'static str = "orthogonal finetuning through butterfly factors, and a trainable scale of each output";
+    const REFERENCE: &'static str = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, §4; files as PEFT 0.21 has them";
+    const EXPLAIN: &'static str = "\
+y = s ⊙ (W·(B_{m−1}⋯B₀)ᵀx) + b    each row x of the input becomes x·B_{m−1}⋯B₀
+B_i = P_i·diag(R_{i,0}, …, R_{i,k−1})·P_iᵀ    R = (I − Q)(I + Q)⁻¹, Q = ½(A − Aᵀ)
+
+P_i puts the even half blocks of every 2^i neighbouring blocks before the odd ones, so that factor i mixes entries that lie
+2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and s [out 1] (boft_s) at 1,
+so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
+
+PEFT trains one factor, whatever its configuration says, where it could not build its CUDA extension: in the
+adapter_config.json of such a file set boft_n_butterfly_factor to 1, the first size of boft_R.";
+    type Config = BoftConfig;
+}
+
+impl AdapterPlugin for Boft {
+    const PEFT_TYPE: &'static str = "BOFT";
+
+    fn build(config: BoftConfig) -> Result<Box<dyn Adapter>> {
+        if (config.boft_block_size == 0) == (config.boft_block_num == 0) {
+            return Err(Error::new(format!(
+                "`adapter.boft_block_size` is {} and `adapter.boft_block_num` is {}, but exactly one of them has to be 0",
+                config.boft_block_size, config.boft_block_num
+            ))
+            .hint("they say the same: size · number = the width of a module's input"));
+        }
+        if !(1..=32).contains(&config.boft_n_butterfly_factor) {
+            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32", config.boft_n_butterfly_factor)));
+        }
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<BoftConfig> {
+        let peft = PeftConfig::parse(json)?;
+        peft.must_be_off(&["boft_dropout", "fan_in_fan_out"])?;
+        Ok(BoftConfig {
+            boft_block_size: peft.need("boft_block_size")?,
+            boft_block_num: peft.need("boft_block_num")?,
+            boft_n_butterfly_factor: peft.get("boft_n_butterfly_factor")?.unwrap_or(1),
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft_layers(&peft)?,
+        })
+    }
+}
+
+impl Adapter for BoftConfig {
+    fn targets(&self) -> Targets {
+        self.target_modules.clone()
+    }
+
+    fn layers_to_transform(&self) -> Option<Vec<usize>> {
+        self.layers_to_transform.clone()
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        let (inputs, factors) = (site.info.inputs, i64::from(self.boft_n_butterfly_factor));
+        let (blocks, block) = if self.boft_block_num == 0 {
+            (quotient("boft_block_size", self.boft_block_size, inputs)?, i64::from(self.boft_block_size))
+        } else {
+            (i64::from(self.boft_block_num), quotient("boft_block_num", self.boft_block_num, inputs)?)
+        };
+        if factors > 1 && (block % 2 != 0 || blocks % 2 != 0 || blocks % (1 << (factors - 1)) != 0) {
+            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {factors}, which {blocks} blocks of {block} inputs cannot have"))
+                .hint("the size of a block has to be even, and the number of blocks divisible by 2 and by 2^(boft_n_butterfly_factor − 1)"));
+        }
+        Ok(Box::new(BoftLinear { r: init.zeros(&[factors, blocks, block, block]), scale: init.ones(&[site.info.outputs, 1]) }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({
+            "boft_block_size": self.boft_block_size,
+            "boft_block_num": self.boft_block_num,
+            "boft_n_butterfly_factor": self.boft_n_butterfly_factor,
+            "boft_dropout": 0.0,
+            "fan_in_fan_out": false,
+            "init_weights": true,
+        })
+        .to_string()
+    }
+}
+
+/// One module's factors.
+struct BoftLinear {
+    /// A `[m k b b]`.
+    r: Tensor,
+    /// s `[out 1]`.
+    scale: Tensor,
+}
+
+impl BoftLinear {
+    /// R `[m k b b]`.
+    fn rotations(&self) -> Result<Tensor> {
+        cayley(&((&self.r - self.r.f_transpose(2, 3)?) * 0.5))
+    }
+}
+
+/// x·P_i of rows x `[n in]`, or x·P_iᵀ where `back`, with blocks of `b` entries.
+fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
+    if i == 0 {
+        return Ok(x.shallow_clone());
+    }
+    let (halves, half) = (1 << i, b / 2);
+    let shape = if back { [-1, halves, 2, half] } else { [-1, 2, halves, half] };
+    Ok(x.f_unflatten(1, shape)?.f_transpose(2, 3)?.f_reshape(x.size())?)
+}
+
+/// x·B_{m−1}⋯B₀ of rows x `[n in]` and R `[m k b b]`.
+fn butterfly(x: &Tensor, r: &Tensor) -> Result<Tensor> {
+    let (m, b) = (r.size()[0], r.size()[3]);
+    (0..m).rev().try_fold(x.shallow_clone(), |x, i| factor(&x, &r.select(0, i), i, b))
+}
+
+/// x·B_i of rows x `[n in]` and R `[k b b]`.
+fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
+    interleaved(&rotate(&interleaved(x, i, b, false)?, r)?, i, b, true)
+}
+
+impl AdaptedLinear for BoftLinear {
+    fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
+        let y = butterfly(x, &self.rotations()?)?.f_linear(&base.weight, None::<&Tensor>)?;
+        // In the scale's own kind: near 1, half precision would round its training away.
+        let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
+        Ok(match &base.bias {
+            Some(bias) => y.f_add(bias)?,
+            None => y,
+        })
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![Parameter::new("boft_R", &self.r), Parameter::new("boft_s", &self.scale).along(Axis::Output(0))]
+    }
+
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
+        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor of the Rᵀ.
+        let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
+        let weight = (0..r.size()[0]).try_fold(base.weight.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;
+        Ok(base.with_weight(weight * &self.scale))
+    }
+}
+
+register!(adapter: Boft);

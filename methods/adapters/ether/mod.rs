@@ -1,0 +1,172 @@
+//! Hyperplane reflections of blocks of a module's input and output.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::blocks::{join, quotient, split};
+use super::{default_targets, peft_layers};
+
+#[cfg(test)]
+mod tests;
+
+/// Hyperplane reflections of blocks of a module's input and output.
+pub struct Ether;
+
+/// Fields of `adapter` with `name = "ether"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct EtherConfig {
+    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of its output if `two_sided`.
+    pub blocks: u32,
+    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as a reflection.
+    pub plus: bool,
+    /// Acts on a module's output as well as on its input.
+    pub two_sided: bool,
+    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for EtherConfig {
+    fn default() -> Self {
+        Self { blocks: 4, plus: true, two_sided: true, target_modules: default_targets(), layers_to_transform: None }
+    }
+}
+
+impl Plugin for Ether {
+    const NAME: &'static str = "ether";
+    const SUMMARY: &'static str = "hyperplane reflections of blocks of a module's input and output (ETHER, ETHER+)";
+    const REFERENCE: &'static str =
+        "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT";
+    const EXPLAIN: &'static str = "\
+y = W·H·x + b               H = diag(H₀, …, H_{k−1}), H_i = I − 2ûᵢûᵢᵀ
+plus:                       H_i = I − ûᵢûᵢᵀ + ŵᵢŵᵢᵀ
+two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
+
+ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output of ether_out_u and
+ether_out_w [out]. However far training goes, H stays within a fixed distance of I (2 a block; √2 with plus), which makes
+large learning rates safe. With plus the two start equal, so the model starts unchanged. Without it the model starts
+reflected, as the method is: choose it to compare. in numbers a module, times 2 with plus, and out likewise if two_sided.
+Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEFT cannot read them.";
+    type Config = EtherConfig;
+}
+
+impl AdapterPlugin for Ether {
+    const PEFT_TYPE: &'static str = "ETHER";
+
+    fn build(config: EtherConfig) -> Result<Box<dyn Adapter>> {
+        if config.blocks == 0 {
+            return Err(Error::new("`adapter.blocks` is 0, but has to be 1 or more"));
+        }
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<EtherConfig> {
+        let peft = PeftConfig::parse(json)?;
+        Ok(EtherConfig {
+            blocks: peft.need("blocks")?,
+            plus: peft.need("plus")?,
+            two_sided: peft.need("two_sided")?,
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft_layers(&peft)?,
+        })
+    }
+}
+
+impl Adapter for EtherConfig {
+    fn targets(&self) -> Targets {
+        self.target_modules.clone()
+    }
+
+    fn layers_to_transform(&self) -> Option<Vec<usize>> {
+        self.layers_to_transform.clone()
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        let mut planes = |key: &str, width: i64| -> Result<Planes> {
+            let block = quotient("blocks", self.blocks, width)?;
+            let u = init.normal(&format!("{key}u"), &[width], 1.0 / (block as f64).sqrt());
+            let w = self.plus.then(|| u.detach().copy().set_requires_grad(true));
+            Ok(Planes { u, w, blocks: i64::from(self.blocks) })
+        };
+        let input = planes("ether_", site.info.inputs)?;
+        let output = if self.two_sided { Some(planes("ether_out_", site.info.outputs)?) } else { None };
+        Ok(Box::new(EtherLinear { input, output }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({ "blocks": self.blocks, "plus": self.plus, "two_sided": self.two_sided }).to_string()
+    }
+}
+
+/// H: one reflection, or relaxed reflection, a block.
+struct Planes {
+    /// u `[h]`, in blocks.
+    u: Tensor,
+    /// w `[h]`, in blocks, of a relaxed one.
+    w: Option<Tensor>,
+    /// k.
+    blocks: i64,
+}
+
+impl Planes {
+    /// x·H of rows x `[n h]`; H is its own transpose.
+    fn reflect(&self, x: &Tensor) -> Result<Tensor> {
+        let unit = |v: &Tensor| -> Result<Tensor> {
+            let v = v.f_view([self.blocks, -1, 1])?;
+            Ok(&v / v.f_norm_scalaropt_dim(2.0, 1, true)?)
+        };
+        let u = unit(&self.u)?;
+        let (directions, change) = match &self.w {
+            None => (u.shallow_clone(), u * -2.0),
+            Some(w) => {
+                let w = unit(w)?;
+                (Tensor::f_cat(&[&u, &w], 2)?, Tensor::f_cat(&[-&u, w], 2)?)
+            }
+        };
+        let along = split(x, self.blocks)?.f_bmm(&directions.f_to_kind(x.kind())?)?;
+        Ok(x + join(&along.f_bmm(&change.f_transpose(1, 2)?.f_to_kind(x.kind())?)?)?)
+    }
+
+    /// Its tensors, whose names begin with `key`.
+    fn parameters(&self, key: &str, axis: Axis) -> impl Iterator<Item = Parameter> {
+        let u = Parameter::new(&format!("{key}u"), &self.u).along(axis);
+        let w = self.w.as_ref().map(|w| Parameter::new(&format!("{key}w"), w).along(axis));
+        std::iter::once(u).chain(w)
+    }
+}
+
+/// One module's reflections.
+struct EtherLinear {
+    input: Planes,
+    output: Option<Planes>,
+}
+
+impl AdaptedLinear for EtherLinear {
+    fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
+        let x = self.input.reflect(x)?;
+        let Some(output) = &self.output else { return base.forward(&x) };
+        let y = output.reflect(&x.f_linear(&base.weight, None::<&Tensor>)?)?;
+        Ok(match &base.bias {
+            Some(bias) => y.f_add(bias)?,
+            None => y,
+        })
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        let output = self.output.iter().flat_map(|o| o.parameters("ether_out_", Axis::Output(0)));
+        self.input.parameters("ether_", Axis::Input(0)).chain(output).collect()
+    }
+
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
+        let mut weight = self.input.reflect(&base.weight.to_kind(self.input.u.kind()))?;
+        if let Some(output) = &self.output {
+            weight = output.reflect(&weight.tr())?.tr();
+        }
+        Ok(base.with_weight(weight.contiguous()))
+    }
+}
+
+register!(adapter: Ether);

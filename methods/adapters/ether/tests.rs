@@ -1,0 +1,66 @@
+use super::super::fixture::{DOUBLE, attach, attached, disturb, module, off, refused, rows};
+use super::*;
+
+fn config(plus: bool, two_sided: bool) -> EtherConfig {
+    EtherConfig { blocks: 2, plus, two_sided, ..EtherConfig::default() }
+}
+
+/// H as a matrix, after the definition.
+fn matrix(u: &Tensor, w: Option<&Tensor>, k: i64) -> Tensor {
+    let outer = |v: Tensor| {
+        let v = &v / v.norm();
+        v.outer(&v)
+    };
+    let part = |v: &Tensor, i: i64| v.reshape([k, -1]).get(i);
+    let blocks: Vec<_> = (0..k)
+        .map(|i| {
+            let eye = Tensor::eye(u.size()[0] / k, DOUBLE);
+            match w {
+                None => eye - outer(part(u, i)) * 2.0,
+                Some(w) => eye - outer(part(u, i)) + outer(part(w, i)),
+            }
+        })
+        .collect();
+    Tensor::block_diag(&blocks)
+}
+
+#[test]
+fn every_form_is_the_product_with_its_matrices() {
+    for (plus, two_sided) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
+        disturb(&adapted.parameters());
+        let of = |key: &str| adapted.parameters().into_iter().find(|p| p.key == key).map(|p| p.tensor);
+        let h = matrix(&of("ether_u").unwrap(), of("ether_w").as_ref(), 2);
+        let out = of("ether_out_u").map_or_else(|| Tensor::eye(4, DOUBLE), |u| matrix(&u, of("ether_out_w").as_ref(), 2));
+        let x = rows(3, 8);
+        let expected = x.matmul(&out.matmul(&frozen.weight).matmul(&h).tr()) + frozen.bias.as_ref().unwrap();
+        assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
+        assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
+    }
+}
+
+#[test]
+fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
+    let x = rows(3, 8);
+    for (plus, two_sided) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
+        let change = off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
+        assert_eq!(change < 1e-12, plus, "{change}");
+        let parameters = adapted.parameters();
+        assert_eq!(parameters.len(), (1 + usize::from(plus)) * (1 + usize::from(two_sided)));
+        // Equal to begin with, but not one tensor, and both learn.
+        adapted.forward(&x, &frozen, true).unwrap().square().sum(Kind::Double).backward();
+        assert!(parameters.iter().all(|p| p.tensor.is_leaf() && p.tensor.grad().abs().max().double_value(&[]) > 1e-6));
+    }
+}
+
+#[test]
+fn what_it_cannot_honour_is_refused() {
+    assert!(refused::<Ether>(EtherConfig { blocks: 0, ..EtherConfig::default() }).contains("adapter.blocks"));
+    let ether = |two_sided: bool| Ether::build(EtherConfig { blocks: 4, two_sided, ..EtherConfig::default() }).unwrap();
+    let module = module("mlp.up_proj", 8, 6);
+    assert!(attach(&*ether(false), &module).is_ok());
+    let e = format!("{:?}", attach(&*ether(true), &module).err().unwrap());
+    assert!(e.contains("`adapter.blocks` is 4") && e.contains("1, 2, 3, 6"), "{e}");
+    assert!(Ether::from_peft(r#"{"blocks": 4, "target_modules": ["q_proj"]}"#).is_err());
+}

@@ -1,0 +1,48 @@
+//! One linear module for the methods' own tests.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::tch::{self, Device};
+
+pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+/// A module of that name in float64 with a bias.
+pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
+    let info = LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
+    (info, Frozen { weight: Tensor::randn([outputs, inputs], DOUBLE), bias: Some(Tensor::randn([outputs], DOUBLE)) })
+}
+
+/// `adapter` on a module.
+pub fn attach(adapter: &dyn Adapter, (info, frozen): &(LinearInfo, Frozen)) -> Result<Box<dyn AdaptedLinear>> {
+    let shared = adapter.shared(&[info], &mut Init::new(0, "", Kind::Double, Device::Cpu))?;
+    adapter.attach(&LinearSite { info, frozen, shared: &shared }, &mut Init::new(0, &info.name, Kind::Double, Device::Cpu))
+}
+
+/// An adapter as it starts, on a `q_proj` of 8 inputs and 4 outputs.
+pub fn attached<P: AdapterPlugin>(config: P::Config) -> (Box<dyn AdaptedLinear>, Frozen) {
+    let module = module("self_attn.q_proj", 8, 4);
+    (attach(&*P::build(config).unwrap(), &module).unwrap(), module.1)
+}
+
+/// Moves every parameter away from where it starts.
+pub fn disturb(parameters: &[Parameter]) {
+    let _guard = tch::no_grad_guard();
+    for p in parameters {
+        let _ = p.tensor.shallow_clone().f_add_(&(p.tensor.randn_like() * 0.2)).unwrap();
+    }
+}
+
+/// Rows `[n h]` of float64.
+pub fn rows(n: i64, h: i64) -> Tensor {
+    Tensor::randn([n, h], DOUBLE)
+}
+
+/// The largest difference.
+pub fn off(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+/// What `build` says of a configuration that it must refuse.
+pub fn refused<P: AdapterPlugin>(config: P::Config) -> String {
+    format!("{:?}", P::build(config).err().expect("it is refused"))
+}

@@ -1,0 +1,129 @@
+//! Infused adapter by inhibiting and amplifying inner activations.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::peft_layers;
+
+#[cfg(test)]
+mod tests;
+
+/// The parameter's name on disk.
+const KEY: &str = "ia3_l";
+
+/// Infused adapter by inhibiting and amplifying inner activations.
+pub struct Ia3;
+
+/// Fields of `adapter` with `name = "ia3"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct Ia3Config {
+    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    pub target_modules: Targets,
+    /// Those among them whose input is scaled instead of their output.
+    pub feedforward_modules: Targets,
+    /// The blocks that are adapted, from 0; all where it is not given. PEFT itself has no such field for IA³.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for Ia3Config {
+    fn default() -> Self {
+        // What PEFT takes in models of Llama's family.
+        let of = |names: &[&str]| Targets::Suffixes(names.iter().map(|&n| n.to_owned()).collect());
+        Self { target_modules: of(&["k_proj", "v_proj", "down_proj"]), feedforward_modules: of(&["down_proj"]), layers_to_transform: None }
+    }
+}
+
+impl Plugin for Ia3 {
+    const NAME: &'static str = "ia3";
+    const SUMMARY: &'static str = "IA³: a trainable scale of each output, or of each input, of a module";
+    const REFERENCE: &'static str =
+        "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, §3.3; files as PEFT 0.21 has them";
+    const EXPLAIN: &'static str = "\
+y = l ⊙ (Wx + b)        l [out 1]
+y = W(l ⊙ x) + b        l [1 in], in feedforward_modules
+
+l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of all adapters here, which
+wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.";
+    type Config = Ia3Config;
+}
+
+impl AdapterPlugin for Ia3 {
+    const PEFT_TYPE: &'static str = "IA3";
+
+    fn build(config: Ia3Config) -> Result<Box<dyn Adapter>> {
+        if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&config.target_modules, &config.feedforward_modules)
+            && let Some(stray) = forward.iter().find(|f| !all.contains(f))
+        {
+            return Err(Error::new(format!("`adapter.feedforward_modules` holds `{stray}`, which is not among `adapter.target_modules`"))
+                .hint(format!("valid: {}", all.join(", "))));
+        }
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<Ia3Config> {
+        let peft = PeftConfig::parse(json)?;
+        peft.must_be_off(&["fan_in_fan_out"])?;
+        Ok(Ia3Config {
+            target_modules: peft.need("target_modules")?,
+            feedforward_modules: peft.get("feedforward_modules")?.unwrap_or(Targets::Suffixes(Vec::new())),
+            layers_to_transform: peft_layers(&peft)?,
+        })
+    }
+}
+
+impl Adapter for Ia3Config {
+    fn targets(&self) -> Targets {
+        self.target_modules.clone()
+    }
+
+    fn layers_to_transform(&self) -> Option<Vec<usize>> {
+        self.layers_to_transform.clone()
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        let forward = self.feedforward_modules.fits(&site.info.name)?;
+        Ok(Box::new(if forward { Ia3Linear::Input(init.ones(&[1, site.info.inputs])) } else { Ia3Linear::Output(init.ones(&[site.info.outputs, 1])) }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({ "feedforward_modules": self.feedforward_modules, "fan_in_fan_out": false, "init_ia3_weights": true }).to_string()
+    }
+}
+
+/// One module's scale l.
+enum Ia3Linear {
+    /// Of its input `[1 in]`.
+    Input(Tensor),
+    /// Of its output `[out 1]`.
+    Output(Tensor),
+}
+
+impl AdaptedLinear for Ia3Linear {
+    fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
+        // Products are taken in the kind of l: near 1, half precision would round its training away.
+        match self {
+            Self::Input(l) => base.forward(&(x * l).f_to_kind(x.kind())?),
+            Self::Output(l) => Ok((base.forward(x)? * l.f_squeeze_dim(1)?).f_to_kind(x.kind())?),
+        }
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![match self {
+            Self::Input(l) => Parameter::new(KEY, l).along(Axis::Input(1)),
+            Self::Output(l) => Parameter::new(KEY, l).along(Axis::Output(0)),
+        }]
+    }
+
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
+        let (Self::Input(l) | Self::Output(l)) = self;
+        let mut merged = base.with_weight(&base.weight * l);
+        if let (Self::Output(l), Some(bias)) = (self, &base.bias) {
+            merged.bias = Some((bias * l.f_squeeze_dim(1)?).f_to_kind(bias.kind())?);
+        }
+        Ok(merged)
+    }
+}
+
+register!(adapter: Ia3);

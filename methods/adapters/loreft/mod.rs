@@ -1,0 +1,186 @@
+//! Low-rank linear subspace representation finetuning.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::rank;
+
+#[cfg(test)]
+mod tests;
+
+/// Low-rank linear subspace representation finetuning.
+pub struct LoReft;
+
+/// Fields of `adapter` with `name = "loreft"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct LoReftConfig {
+    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual stream.
+    pub r: u32,
+    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is the first block.
+    pub layers: Layers,
+    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both, or `all`, completions included.
+    pub positions: String,
+}
+
+impl Default for LoReftConfig {
+    fn default() -> Self {
+        Self { r: 4, layers: Layers("0.33,0.66".to_owned()), positions: "f4+l4".to_owned() }
+    }
+}
+
+impl Plugin for LoReft {
+    const NAME: &'static str = "loreft";
+    const SUMMARY: &'static str = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at chosen blocks and tokens";
+    const REFERENCE: &'static str = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. 2; positions as pyreft writes them";
+    const EXPLAIN: &'static str = "\
+h ← h + (Wh + b − hRᵀ)R    for the output h of each chosen block, at the chosen tokens; R [r hidden] has orthonormal rows
+
+In the subspace that R's rows span, Wh + b takes the place of h; what is orthogonal to it stays. R is what Gram–Schmidt
+makes of the rows of a free matrix (loreft_R [r hidden]), so that its rows stay orthonormal in training. loreft_W starts
+equal to R and loreft_b at 0, so the model starts unchanged (pyreft starts W at random, which does not). r(2·hidden + 1)
+numbers a block. No frozen weight can do this: the adapter cannot be merged. The keys on disk, under blocks.<block>, and
+peft_type LOREFT are this project's own: PEFT cannot read them.
+
+Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no token twice.";
+    type Config = LoReftConfig;
+}
+
+impl AdapterPlugin for LoReft {
+    const PEFT_TYPE: &'static str = "LOREFT";
+
+    fn build(config: LoReftConfig) -> Result<Box<dyn Adapter>> {
+        rank(config.r)?;
+        Positions::parse(&config.positions)?;
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<LoReftConfig> {
+        let peft = PeftConfig::parse(json)?;
+        let changed: Option<Vec<usize>> = peft.get("layers_to_transform")?;
+        let layers = match changed {
+            Some(blocks) => Layers(blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
+            None => peft.need("layers")?,
+        };
+        Ok(LoReftConfig { r: peft.need("r")?, layers, positions: peft.need("positions")? })
+    }
+}
+
+impl Adapter for LoReftConfig {
+    fn targets(&self) -> Targets {
+        Targets::Suffixes(Vec::new())
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, _: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        Err(Error::internal(format!("`loreft` changes blocks, but was to be attached to `{}`", site.info.name)))
+    }
+
+    fn blocks(&self, model: &ModelInfo) -> Result<Vec<usize>> {
+        self.layers.resolve(model.layers)
+    }
+
+    fn attach_block(&self, _: usize, model: &ModelInfo, init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
+        let (r, hidden) = (rank(self.r)?, model.hidden);
+        if r > hidden {
+            return Err(Error::new(format!("`adapter.r` is {r}, but can be {hidden}, the width of the residual stream, at most")));
+        }
+        // Orthonormal from the start, the free matrix is as far from a singular one as it can be.
+        let r = orthonormal(&init.normal("loreft_R", &[r, hidden], 1.0))?.detach();
+        Ok(Box::new(Edit {
+            w: r.copy().set_requires_grad(true),
+            b: init.zeros(&[r.size()[0]]),
+            r: r.set_requires_grad(true),
+            positions: Positions::parse(&self.positions)?,
+        }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({ "r": self.r, "layers": self.layers, "positions": self.positions }).to_string()
+    }
+}
+
+/// Tokens of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Positions {
+    /// Every token, of completions too.
+    All,
+    /// So many of the prompt's first and last tokens.
+    Ends { first: i64, last: i64 },
+}
+
+impl Positions {
+    fn parse(text: &str) -> Result<Self> {
+        let malformed = || {
+            Error::new(format!("`adapter.positions` is `{text}`, which is no choice of tokens"))
+                .hint("write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the last 4, `f4+l4` for both")
+        };
+        if text.trim() == "all" {
+            return Ok(Self::All);
+        }
+        let (mut first, mut last) = (None, None);
+        for part in text.split('+').map(str::trim) {
+            let (end, count) = match part.split_at_checked(1) {
+                Some(("f", count)) => (&mut first, count),
+                Some(("l", count)) => (&mut last, count),
+                _ => return Err(malformed()),
+            };
+            let count = count.parse::<u32>().ok().filter(|n| *n > 0).ok_or_else(malformed)?;
+            if end.replace(i64::from(count)).is_some() {
+                return Err(malformed());
+            }
+        }
+        Ok(Self::Ends { first: first.unwrap_or(0), last: last.unwrap_or(0) })
+    }
+
+    /// Which of the rows they are `[n]`, bool; `None`: all.
+    fn of(self, places: &PromptPlaces) -> Result<Option<Tensor>> {
+        let Self::Ends { first, last } = self else { return Ok(None) };
+        let among = |distance: &Tensor, count: i64| -> Result<Tensor> { Ok(distance.f_ge(0)?.f_logical_and(&distance.f_lt(count)?)?) };
+        Ok(Some(among(&places.from_start, first)?.f_logical_or(&among(&places.from_end, last)?)?))
+    }
+}
+
+/// R `[r h]` whose rows are what Gram–Schmidt makes of the rows of `v` `[r h]`.
+fn orthonormal(v: &Tensor) -> Result<Tensor> {
+    let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
+    // The factorisation chooses signs that jump as v moves; with those of Gram–Schmidt, R is smooth in v.
+    let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
+    Ok((q * signs).tr())
+}
+
+/// The change of one block's output.
+struct Edit {
+    /// `[r h]`, of which the rows of R are made.
+    r: Tensor,
+    /// W `[r h]`.
+    w: Tensor,
+    /// b `[r]`.
+    b: Tensor,
+    positions: Positions,
+}
+
+impl AdaptedResidual for Edit {
+    fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor> {
+        let kind = h.kind();
+        let r = orthonormal(&self.r)?;
+        // Wh + b − hRᵀ = h(W − R)ᵀ + b, whose difference is taken before a lower precision rounds its terms.
+        let change = h.f_linear(&(&self.w - &r).f_to_kind(kind)?, Some(&self.b.to_kind(kind)))?;
+        let change = match self.positions.of(places)? {
+            Some(chosen) => change * chosen.f_unsqueeze(1)?.f_to_kind(kind)?,
+            None => change,
+        };
+        Ok(h + change.f_matmul(&r.f_to_kind(kind)?)?)
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![
+            // The rows of R lie where the change is written to, those of W where it is read from.
+            Parameter::new("loreft_R", &self.r).along(Axis::Output(1)),
+            Parameter::new("loreft_W", &self.w).along(Axis::Input(1)),
+            Parameter::new("loreft_b", &self.b),
+        ]
+    }
+}
+
+register!(adapter: LoReft);

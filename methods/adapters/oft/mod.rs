@@ -1,0 +1,202 @@
+//! Orthogonal finetuning.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::json;
+
+use super::blocks::{cayley, quotient, rotate};
+use super::{default_targets, peft_layers};
+
+#[cfg(test)]
+mod tests;
+
+/// The parameter's name on disk.
+const KEY: &str = "oft_R.weight";
+
+/// Orthogonal finetuning.
+pub struct Oft;
+
+/// Fields of `adapter` with `name = "oft"`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct OftConfig {
+    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size` says.
+    pub r: u32,
+    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says. Exactly one of the two is not 0.
+    pub oft_block_size: u32,
+    /// One rotation serves every block of a module.
+    pub block_share: bool,
+    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and only nearly orthogonal.
+    pub use_cayley_neumann: bool,
+    /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
+    pub num_cayley_neumann_terms: u32,
+    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for OftConfig {
+    fn default() -> Self {
+        Self {
+            r: 0,
+            oft_block_size: 32,
+            block_share: false,
+            use_cayley_neumann: true,
+            num_cayley_neumann_terms: 5,
+            target_modules: default_targets(),
+            layers_to_transform: None,
+        }
+    }
+}
+
+impl Plugin for Oft {
+    const NAME: &'static str = "oft";
+    const ALIASES: &'static [&'static str] = &["ortho"];
+    const SUMMARY: &'static str = "orthogonal finetuning: a trainable rotation of each block of a module's input";
+    const REFERENCE: &'static str = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has them";
+    const EXPLAIN: &'static str = "\
+y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
+exact:                  R = (I − Q)(I + Q)⁻¹
+use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, which turns the other way
+
+Q [b b] is skew-symmetric; the entries above its diagonal are trained, k·b(b − 1)/2 numbers a module (oft_R.weight), and
+start at 0, so the model starts unchanged. Angles between W's rows stay as they are: exactly, or nearly with the series
+while Q is small. Works on the blocks of the input, never with an in×in matrix. Merged: W·diag(R)ᵀ. PEFT's constrained
+form (coft) is not there.";
+    type Config = OftConfig;
+}
+
+impl AdapterPlugin for Oft {
+    const PEFT_TYPE: &'static str = "OFT";
+
+    fn build(config: OftConfig) -> Result<Box<dyn Adapter>> {
+        if (config.r == 0) == (config.oft_block_size == 0) {
+            return Err(Error::new(format!(
+                "`adapter.r` is {} and `adapter.oft_block_size` is {}, but exactly one of them has to be 0",
+                config.r, config.oft_block_size
+            ))
+            .hint("they say the same: r · oft_block_size = the width of a module's input"));
+        }
+        if config.use_cayley_neumann && config.num_cayley_neumann_terms < 2 {
+            return Err(Error::new(format!("`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more", config.num_cayley_neumann_terms))
+                .hint("with fewer, nothing would be rotated"));
+        }
+        Ok(Box::new(config))
+    }
+
+    fn from_peft(json: &str) -> Result<OftConfig> {
+        let peft = PeftConfig::parse(json)?;
+        // `module_dropout` is in the file, but PEFT's linear modules do not apply it.
+        peft.must_be_off(&["coft", "fan_in_fan_out"])?;
+        Ok(OftConfig {
+            r: peft.need("r")?,
+            oft_block_size: peft.need("oft_block_size")?,
+            block_share: peft.get("block_share")?.unwrap_or(false),
+            use_cayley_neumann: peft.get("use_cayley_neumann")?.unwrap_or(true),
+            num_cayley_neumann_terms: peft.get("num_cayley_neumann_terms")?.unwrap_or(5),
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft_layers(&peft)?,
+        })
+    }
+}
+
+impl Adapter for OftConfig {
+    fn targets(&self) -> Targets {
+        self.target_modules.clone()
+    }
+
+    fn layers_to_transform(&self) -> Option<Vec<usize>> {
+        self.layers_to_transform.clone()
+    }
+
+    fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
+        let inputs = site.info.inputs;
+        let (blocks, block) = if self.r == 0 {
+            (quotient("oft_block_size", self.oft_block_size, inputs)?, i64::from(self.oft_block_size))
+        } else {
+            (i64::from(self.r), quotient("r", self.r, inputs)?)
+        };
+        let weight = init.zeros(&[if self.block_share { 1 } else { blocks }, block * (block - 1) / 2]);
+        let above = Tensor::ones([block, block], (Kind::Float, weight.device())).triu(1);
+        Ok(Box::new(OftLinear {
+            above: above.reshape([-1]).nonzero().squeeze_dim(1),
+            weight,
+            block,
+            terms: self.use_cayley_neumann.then_some(self.num_cayley_neumann_terms),
+        }))
+    }
+
+    fn peft_config(&self) -> String {
+        json!({
+            "r": self.r,
+            "oft_block_size": self.oft_block_size,
+            "block_share": self.block_share,
+            "use_cayley_neumann": self.use_cayley_neumann,
+            "num_cayley_neumann_terms": self.num_cayley_neumann_terms,
+            "module_dropout": 0.0,
+            "coft": false,
+            "eps": 6e-5,
+            "fan_in_fan_out": false,
+            "init_weights": true,
+        })
+        .to_string()
+    }
+}
+
+/// One module's rotations.
+struct OftLinear {
+    /// The entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 where the blocks share them.
+    weight: Tensor,
+    /// b.
+    block: i64,
+    /// Where those entries stand in a flat Q `[b(b−1)/2]`, int64.
+    above: Tensor,
+    /// Terms of the series; `None`: exact.
+    terms: Option<u32>,
+}
+
+impl OftLinear {
+    /// R `[k b b]`.
+    fn rotation(&self) -> Result<Tensor> {
+        let (k, b) = (self.weight.size()[0], self.block);
+        let options = (self.weight.kind(), self.weight.device());
+        let upper = Tensor::f_zeros([k, b * b], options)?.f_index_copy(1, &self.above, &self.weight)?.f_view([k, b, b])?;
+        let q = &upper - upper.f_transpose(1, 2)?;
+        match self.terms {
+            None => cayley(&q),
+            Some(terms) => series(&q, terms),
+        }
+    }
+}
+
+/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with PEFT's count of the terms t: 2 stands for I + 2Q, and 3 for 4.
+fn series(q: &Tensor, terms: u32) -> Result<Tensor> {
+    let mut sum = Tensor::f_eye(q.size()[1], (q.kind(), q.device()))? + q * 2.0;
+    if terms > 2 {
+        let mut power = q.f_bmm(q)?;
+        sum += &power * 2.0;
+        for _ in 3..terms - 1 {
+            power = power.f_bmm(q)?;
+            sum += &power * 2.0;
+        }
+        sum += power.f_bmm(q)?;
+    }
+    Ok(sum)
+}
+
+impl AdaptedLinear for OftLinear {
+    fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
+        base.forward(&rotate(x, &self.rotation()?)?)
+    }
+
+    fn parameters(&self) -> Vec<Parameter> {
+        vec![Parameter::new(KEY, &self.weight)]
+    }
+
+    fn merge(&self, base: &Frozen) -> Result<Frozen> {
+        Ok(base.with_weight(rotate(&base.weight.to_kind(self.weight.kind()), &self.rotation()?.f_transpose(1, 2)?)?))
+    }
+}
+
+register!(adapter: Oft);

@@ -1,0 +1,71 @@
+use super::super::fixture::{attached, disturb, off, refused, rows};
+use super::*;
+
+fn config(oft_block_size: u32) -> OftConfig {
+    OftConfig { oft_block_size, use_cayley_neumann: false, ..OftConfig::default() }
+}
+
+fn lengths(w: &Tensor) -> Tensor {
+    w.norm_scalaropt_dim(2.0, 1, false)
+}
+
+#[test]
+fn it_starts_as_the_identity_and_stays_a_rotation() {
+    for use_cayley_neumann in [false, true] {
+        let (adapted, frozen) = attached::<Oft>(OftConfig { use_cayley_neumann, ..config(4) });
+        let x = rows(3, 8);
+        assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+        disturb(&adapted.parameters());
+        let merged = adapted.merge(&frozen).unwrap();
+        assert!(off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12);
+        assert!(off(&merged.weight, &frozen.weight) > 1e-2);
+        // The series is a rotation up to its last power alone.
+        assert!(off(&lengths(&merged.weight), &lengths(&frozen.weight)) < if use_cayley_neumann { 0.3 } else { 1e-12 });
+    }
+}
+
+#[test]
+fn a_number_of_blocks_says_the_same_as_their_size() {
+    let size = |c: OftConfig| attached::<Oft>(c).0.parameters()[0].tensor.size();
+    assert_eq!(size(config(4)), [2, 6]);
+    assert_eq!(size(OftConfig { r: 2, ..config(0) }), [2, 6]);
+    assert_eq!(size(OftConfig { block_share: true, ..config(2) }), [1, 1]);
+}
+
+#[test]
+fn shared_blocks_turn_alike() {
+    let (adapted, frozen) = attached::<Oft>(OftConfig { block_share: true, ..config(4) });
+    disturb(&adapted.parameters());
+    let (apart, _) = attached::<Oft>(config(4));
+    apart.parameters()[0].tensor.detach().copy_(&adapted.parameters()[0].tensor.expand([2, 6], false));
+    let x = rows(3, 8);
+    assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &apart.forward(&x, &frozen, false).unwrap()) < 1e-14);
+    assert!(off(&adapted.merge(&frozen).unwrap().weight, &apart.merge(&frozen).unwrap().weight) < 1e-14);
+}
+
+#[test]
+fn the_series_counts_its_terms_as_peft_does() {
+    let q = &Tensor::from_slice(&[0.0, 0.1, -0.1, 0.0]).reshape([1, 2, 2]);
+    let power = |n: i64| q.matrix_power(n);
+    let i = power(0);
+    assert!(off(&series(q, 2).unwrap(), &(&i + q * 2.0)) < 1e-15);
+    let cubic = &i + q * 2.0 + power(2) * 2.0 + power(3);
+    assert!(off(&series(q, 3).unwrap(), &cubic) < 1e-15);
+    assert!(off(&series(q, 4).unwrap(), &cubic) < 1e-15);
+    assert!(off(&series(q, 6).unwrap(), &(i + (q + power(2) + power(3) + power(4)) * 2.0 + power(5))) < 1e-15);
+    // More terms come nearer to (I + Q)(I − Q)⁻¹, the exact map of −Q.
+    assert!(off(&series(q, 20).unwrap(), &cayley(&-q).unwrap()) < 1e-12);
+}
+
+#[test]
+fn what_it_cannot_honour_is_refused() {
+    assert!(refused::<Oft>(OftConfig { r: 2, ..config(4) }).contains("adapter.oft_block_size"));
+    assert!(refused::<Oft>(config(0)).contains("adapter.r"));
+    assert!(refused::<Oft>(OftConfig { num_cayley_neumann_terms: 1, ..OftConfig::default() }).contains("num_cayley_neumann_terms"));
+    let module = super::super::fixture::module("mlp.up_proj", 6, 4);
+    let e = super::super::fixture::attach(&*Oft::build(config(4)).unwrap(), &module).err().unwrap();
+    assert!(format!("{e:?}").contains("`adapter.oft_block_size` is 4") && format!("{e:?}").contains("1, 2, 3, 6"), "{e:?}");
+    let with = |field: &str| Oft::from_peft(&format!(r#"{{"r": 0, "oft_block_size": 8, "target_modules": ["q_proj"]{field}}}"#));
+    assert!(with(r#", "coft": false, "eps": 6e-5, "layers_to_transform": 1"#).unwrap().layers_to_transform == Some(vec![1]));
+    assert!(with(r#", "coft": true"#).unwrap_err().to_string().contains("coft"));
+}

@@ -1,0 +1,196 @@
+//! What holds for every adapter, whoever wrote it: each of the registry on one module, or on one block.
+
+use reprpo_plugin::registry::{Entry, Kind as PluginKind, Make, Registry};
+use reprpo_plugin::serde_json::{self, Value};
+use reprpo_plugin::tch::{self, Device};
+
+use super::fixture::{disturb, off};
+use super::*;
+
+/// Widths that every method's default blocks divide.
+const INPUTS: i64 = 64;
+const OUTPUTS: i64 = 32;
+
+fn model() -> ModelInfo {
+    let names = [("self_attn.q_proj", OUTPUTS), ("self_attn.k_proj", OUTPUTS), ("self_attn.v_proj", OUTPUTS), ("mlp.down_proj", OUTPUTS)];
+    let linears = (0..2)
+        .flat_map(|k| {
+            names.iter().map(move |&(name, outputs)| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs: INPUTS, outputs })
+        })
+        .collect();
+    ModelInfo { architecture: "llama".to_owned(), layers: 2, hidden: INPUTS, heads: 4, head_dim: 16, vocab: 8, linears }
+}
+
+/// One adapted module or block, whatever it is.
+enum Place {
+    Linear(Box<dyn AdaptedLinear>, Frozen),
+    Block(Box<dyn AdaptedResidual>),
+}
+
+impl Place {
+    fn parameters(&self) -> Vec<Parameter> {
+        match self {
+            Place::Linear(adapted, _) => adapted.parameters(),
+            Place::Block(adapted) => adapted.parameters(),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Place::Linear(adapted, frozen) => adapted.forward(x, &with_kind(frozen, x.kind()), false).unwrap(),
+            Place::Block(adapted) => {
+                let n = x.size()[0];
+                let from_start = Tensor::arange(n, (Kind::Int64, Device::Cpu));
+                adapted.forward(x, &PromptPlaces { from_end: (n - 1) - &from_start, from_start }).unwrap()
+            }
+        }
+    }
+}
+
+fn with_kind(frozen: &Frozen, kind: Kind) -> Frozen {
+    Frozen { weight: frozen.weight.to_kind(kind), bias: frozen.bias.as_ref().map(|b| b.to_kind(kind)) }
+}
+
+/// The adapter of `entry` as it is when nothing is said.
+fn adapter(entry: &Entry) -> Box<dyn Adapter> {
+    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+    build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap()
+}
+
+/// Its first place in the model.
+fn attached(entry: &Entry, seed: u64, kind: Kind) -> Place {
+    let (adapter, model) = (adapter(entry), model());
+    let init = |scope: &str| Init::new(seed, scope, kind, Device::Cpu);
+    if let Some(block) = adapter.blocks(&model).unwrap().first() {
+        return Place::Block(adapter.attach_block(*block, &model, &mut init(&Site::Block(*block).to_string())).unwrap());
+    }
+    let targets = adapter.targets().resolve(&model).unwrap();
+    let shared = adapter.shared(&targets, &mut init("")).unwrap();
+    let info = targets[0];
+    let frozen =
+        Frozen { weight: Tensor::randn([info.outputs, info.inputs], (kind, Device::Cpu)), bias: Some(Tensor::randn([info.outputs], (kind, Device::Cpu))) };
+    let adapted = adapter.attach(&LinearSite { info, frozen: &frozen, shared: &shared }, &mut init(&info.name)).unwrap();
+    Place::Linear(adapted, frozen)
+}
+
+fn for_every_adapter(check: impl Fn(&'static Entry)) {
+    let registry = Registry::builtin().unwrap();
+    let mut seen = 0;
+    for entry in registry.of(PluginKind::Adapter) {
+        tch::manual_seed(1);
+        println!("{}", entry.about.name);
+        check(entry);
+        seen += 1;
+    }
+    assert!(seen > 0);
+}
+
+fn x(kind: Kind) -> Tensor {
+    Tensor::randn([5, INPUTS], (kind, Device::Cpu))
+}
+
+#[test]
+fn every_adapter_explains_itself_and_every_field() {
+    for_every_adapter(|entry| {
+        assert!(!entry.about.summary.is_empty() && !entry.about.reference.is_empty() && entry.about.explain.lines().count() > 2);
+        let schema = serde_json::to_value(entry.about.schema()).unwrap();
+        let properties = schema["properties"].as_object().unwrap();
+        for field in entry.about.defaults().unwrap().keys() {
+            assert!(properties[field]["description"].as_str().is_some_and(|d| d.len() > 10), "{field}");
+        }
+    });
+}
+
+#[test]
+fn every_parameter_is_a_leaf_that_learns_and_whose_axis_is_as_wide_as_it_says() {
+    for_every_adapter(|entry| {
+        let place = attached(entry, 0, Kind::Double);
+        disturb(&place.parameters());
+        place.forward(&x(Kind::Double)).square().sum(Kind::Double).backward();
+        let mut keys = Vec::new();
+        for p in place.parameters() {
+            assert!(p.tensor.is_leaf() && p.tensor.requires_grad() && p.tensor.kind() == Kind::Double, "{}", p.key);
+            let gradient = p.tensor.grad();
+            assert!(gradient.defined() && gradient.abs().max().double_value(&[]) > 1e-9, "{} gets no gradient", p.key);
+            if let Some(axis) = p.axis {
+                let width = match (axis, &place) {
+                    (Axis::Output(_), Place::Linear(..)) => OUTPUTS,
+                    _ => INPUTS,
+                };
+                assert_eq!(p.tensor.size()[axis.dim()], width, "{}", p.key);
+            }
+            assert!(!keys.contains(&p.key), "{} comes twice", p.key);
+            keys.push(p.key);
+        }
+    });
+}
+
+#[test]
+fn every_merged_module_computes_what_the_adapted_one_does() {
+    for_every_adapter(|entry| {
+        let place = attached(entry, 0, Kind::Double);
+        disturb(&place.parameters());
+        let Place::Linear(adapted, frozen) = &place else { return };
+        let (x, before) = (x(Kind::Double), frozen.weight.copy());
+        let merged = adapted.merge(frozen).unwrap();
+        assert!(off(&merged.forward(&x).unwrap(), &place.forward(&x)) < 1e-10);
+        assert!(off(&merged.weight, &before) > 1e-3, "nothing was merged");
+        assert!(frozen.weight.equal(&before), "the frozen weights moved");
+        let half = with_kind(frozen, Kind::BFloat16);
+        let merged = adapted.merge(&half).unwrap();
+        assert_eq!((merged.weight.kind(), merged.bias.unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
+    });
+}
+
+#[test]
+fn every_adapter_in_float32_serves_a_model_of_half_precision() {
+    for_every_adapter(|entry| {
+        let place = attached(entry, 0, Kind::Float);
+        disturb(&place.parameters());
+        let x = x(Kind::Float);
+        let (full, half) = (place.forward(&x), place.forward(&x.to_kind(Kind::BFloat16)));
+        assert_eq!(half.kind(), Kind::BFloat16);
+        let off = off(&half.to_kind(Kind::Float), &full) / full.abs().max().double_value(&[]);
+        assert!(off < 0.05, "off by {off}");
+    });
+}
+
+#[test]
+fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
+    for_every_adapter(|entry| {
+        let (one, other) = (attached(entry, 0, Kind::Double), attached(entry, 0, Kind::Double));
+        disturb(&one.parameters());
+        for (from, to) in one.parameters().iter().zip(other.parameters()) {
+            assert_eq!((&from.key, from.tensor.size()), (&to.key, to.tensor.size()));
+            to.tensor.detach().copy_(&from.tensor);
+        }
+        let x = x(Kind::Double);
+        let other = match (&one, other) {
+            // The same frozen module under both: only the adapter is carried over.
+            (Place::Linear(_, frozen), Place::Linear(adapted, _)) => Place::Linear(adapted, with_kind(frozen, Kind::Double)),
+            (_, other) => other,
+        };
+        assert!(off(&one.forward(&x), &other.forward(&x)) == 0.0);
+    });
+}
+
+#[test]
+fn every_adapter_reads_the_configuration_that_it_writes() {
+    for_every_adapter(|entry| {
+        let Make::Adapter { from_peft, .. } = entry.make else { panic!("it is an adapter") };
+        let adapter = adapter(entry);
+        let mut config: serde_json::Map<String, Value> = serde_json::from_str(&adapter.peft_config()).unwrap();
+        // What the engine adds for every method.
+        config.insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
+        config.insert("layers_to_transform".to_owned(), serde_json::to_value(adapter.layers_to_transform()).unwrap());
+        let again: Value = serde_json::from_str(&from_peft(&Value::Object(config).to_string()).unwrap()).unwrap();
+        assert_eq!(again, Value::Object(entry.about.defaults().unwrap()));
+        assert!(from_peft("{}").is_err(), "a configuration that says nothing was read");
+    });
+}
+
+#[test]
+fn an_alias_is_another_name_of_the_same_adapter() {
+    let registry = Registry::builtin().unwrap();
+    assert_eq!(registry.get(PluginKind::Adapter, "ortho").unwrap().about.name, "oft");
+}
