@@ -12,13 +12,26 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
+/// Smaller blocks are multiplied several at a time: products of a few numbers cost more in overhead than in arithmetic.
+const SMALL: i64 = 32;
+
 /// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the kind of x; one R `[1 b b]` serves every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
         return Ok(x.f_reshape([-1, b])?.f_matmul(&r.select(0, 0))?.f_reshape(x.size())?);
     }
+    let r = gathered(&r)?;
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
+}
+
+/// The blocks `[k b b]` as fewer ones `[k/g g·b g·b]`, each of g of them on its diagonal, with g·b up to [`SMALL`].
+fn gathered(r: &Tensor) -> Result<Tensor> {
+    let (k, b) = (r.size()[0], r.size()[1]);
+    let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
+    // [k/g g b b] to [k/g b b g g], which is 0 off the diagonal of the last two, to rows (g b) and columns (g b).
+    let apart = r.f_view([k / g, g, b, b])?.f_permute([0, 2, 3, 1])?.f_diag_embed(0, -2, -1)?;
+    Ok(apart.f_permute([0, 3, 1, 4, 2])?.f_reshape([k / g, g * b, g * b])?)
 }
 
 /// (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`: rotations.
@@ -37,4 +50,19 @@ pub fn quotient(field: &str, value: u32, width: i64) -> Result<i64> {
     let divisors: Vec<_> = (1..=width).filter(|d| width % d == 0).map(|d| d.to_string()).collect();
     Err(Error::new(format!("`adapter.{field}` is {value}, which does not divide the module's width {width}"))
         .hint(format!("valid for this module: {}", divisors.join(", "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{DOUBLE, off, rows};
+    use super::*;
+
+    #[test]
+    fn blocks_of_every_size_act_as_one_matrix() {
+        for (k, b) in [(1, 5), (2, 3), (6, 4), (7, 5), (11, 2), (3, 40), (64, 1)] {
+            let (x, r) = (rows(3, k * b), Tensor::randn([k, b, b], DOUBLE));
+            let whole = Tensor::block_diag(&(0..k).map(|i| r.get(i)).collect::<Vec<_>>());
+            assert!(off(&rotate(&x, &r).unwrap(), &x.matmul(&whole)) < 1e-12, "{k} blocks of {b}");
+        }
+    }
 }

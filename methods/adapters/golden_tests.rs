@@ -171,21 +171,39 @@ fn vera_agrees_with_peft() {
     agrees_with_peft("vera");
 }
 
-/// Every folder of reference values, of whatever method.
+/// Every adapter of the registry, as it is when nothing is said.
 #[test]
-fn a_file_that_leaves_a_tensor_unset_or_fits_no_module_is_refused() {
+fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused() {
     let Some(golden) = golden() else { return };
     let model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
-    for folder in std::fs::read_dir(golden.join("peft")).unwrap() {
-        let saved = Saved::read(&folder.unwrap().path(), &Registry::builtin().unwrap()).unwrap();
-        let Make::Adapter { build, .. } = saved.entry.make else { panic!("`{}` is no adapter", saved.entry.about.name) };
-        let adapted = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 0).unwrap();
-        for name in saved.values.keys() {
-            let without = || saved.values.iter().filter(|(n, _)| *n != name).map(|(n, t)| (n.clone(), t.shallow_clone()));
-            assert!(adapted.restore(without().collect()).is_err(), "nothing stood in for `{name}`");
-            let stray = (format!("model.layers.9.{name}"), saved.values[name].shallow_clone());
-            assert!(adapted.restore(saved.values.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).chain([stray]).collect()).is_err());
+    let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
+    let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
+    let base = logits(&model, None, &stream).unwrap();
+    let registry = Registry::builtin().unwrap();
+    for entry in registry.of(reprpo_core::registry::Kind::Adapter) {
+        let name = entry.about.name;
+        let Make::Adapter { build, .. } = entry.make else { panic!("`{name}` is no adapter") };
+        let adapter = build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
+        let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
+        super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
+        let changed = logits(&model, Some(&adapted), &stream).unwrap();
+        assert!(error(&changed, &base) > 1e-3, "{name} changes nothing");
+        assert!(logits(&model, None, &stream).unwrap().equal(&base), "{name} changed the base model");
+
+        let folder = tempfile::tempdir().unwrap();
+        peft::write(folder.path(), entry, &*adapter, &adapted, &model, "llama").unwrap();
+        let saved = Saved::read(folder.path(), &registry).unwrap();
+        assert_eq!(saved.entry.about.name, name);
+        let fresh = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 1).unwrap();
+        let values = || saved.values.iter().map(|(n, t)| (n.clone(), t.shallow_clone()));
+        for missing in saved.values.keys() {
+            let e = fresh.restore(values().filter(|(n, _)| n != missing).collect()).unwrap_err();
+            assert!(e.to_string().contains(missing), "{name}: {e}");
         }
+        let stray = ("model.layers.9.self_attn.q_proj.stray".to_owned(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        assert!(fresh.restore(values().chain([stray]).collect()).unwrap_err().to_string().contains("fits no module"));
+        fresh.restore(values().collect()).unwrap();
+        assert!(logits(&model, Some(&fresh), &stream).unwrap().equal(&changed), "{name} is not what was saved");
     }
 }
 

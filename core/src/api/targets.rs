@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{LinearInfo, ModelInfo};
 use crate::error::{Error, Result};
 
+/// Whether a module's name is meant.
+type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
+
 /// Which linear modules get an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -46,7 +49,7 @@ impl Targets {
         Ok(self.matcher()?(name))
     }
 
-    fn matcher(&self) -> Result<Box<dyn Fn(&str) -> bool + '_>> {
+    fn matcher(&self) -> Result<Matcher<'_>> {
         Ok(match self {
             Targets::Pattern(p) if p == "all-linear" => Box::new(|_| true),
             Targets::Pattern(p) => {
