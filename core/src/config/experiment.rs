@@ -117,7 +117,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            lr: 1e-4,
+            lr: 5e-4,
             schedule: Schedule::Linear,
             warmup: 0.03,
             decay: 0.15,

@@ -224,7 +224,7 @@ fn a_resolved_experiment_written_is_read_back_the_same() {
     assert_eq!(Experiment::read(written.path(), &registry).unwrap_or_else(|e| panic!("{e:?}\n{}", r.experiment.to_toml())), r.experiment);
     let commented = file(&r.to_toml_with_origins());
     assert_eq!(Experiment::read(commented.path(), &registry).expect("comments"), r.experiment);
-    assert!(r.to_toml_with_origins().contains("[train]\nlr = 0.0001"), "{}", r.to_toml_with_origins());
+    assert!(r.to_toml_with_origins().contains("[train]\nlr = 0.0005"), "{}", r.to_toml_with_origins());
 }
 
 #[test]

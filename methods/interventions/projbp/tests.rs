@@ -86,7 +86,7 @@ fn segmented(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
     let cuts = cuts.into_inner();
     let leaves: Vec<Tensor> = cuts.iter().map(|(_, _, leaf)| leaf.shallow_clone()).chain(adapted.parameters().into_iter().map(|(_, t)| t)).collect();
     let mut sums: Vec<Tensor> = leaves.iter().map(Tensor::zeros_like).collect();
-    let mut carry = |sums: &mut Vec<Tensor>, from: &Tensor| {
+    let carry = |sums: &mut Vec<Tensor>, from: &Tensor| {
         for (sum, part) in sums.iter_mut().zip(Tensor::run_backward(&[from], &leaves, true, false)) {
             if part.defined() {
                 *sum += part;
