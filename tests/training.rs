@@ -385,3 +385,19 @@ fn every_transform_tap_and_pooling_trains() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+#[test]
+fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let losses = |transform: &str| {
+        let out = dir.path().join(transform);
+        let output = run(&golden, &out, &["--intervention", "prefvec", "--layers", "1,2", "--transform", transform, "--set", "train.clip=0"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        metrics(&out).iter().map(|l| number(l, "loss")).collect::<Vec<_>>()
+    };
+    let plain = losses("none");
+    for turned in ["ortho", "ether"].map(losses) {
+        assert!(plain.iter().zip(&turned).all(|(a, b)| (a - b).abs() < 1e-4), "{plain:?} {turned:?}");
+    }
+}
