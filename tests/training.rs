@@ -377,8 +377,8 @@ fn every_transform_tap_and_pooling_trains() {
         assert!(losses.iter().all(|l| l.is_finite()) && losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
     }
     for (args, says) in [
-        (["--transform", "svd", "--tap", "side"], "the transform `svd` needs states of the width of the embeddings, 64, but those at"),
-        (["--transform", "suppressed", "--tap", "side"], "the transform `suppressed` reads the residual stream"),
+        (["--transform", "svd", "--tap", "side", "--layers", "-1"], "the transform `svd` needs states of the width of the embeddings, 64, but those at"),
+        (["--transform", "suppressed", "--tap", "side", "--layers", "-1"], "the transform `suppressed` reads the residual stream"),
     ] {
         let output = run(&golden, &dir.path().join("refused"), &[&["--intervention", "prefvec"], &args[..]].concat());
         assert_eq!(output.status.code(), Some(1));
