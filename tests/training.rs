@@ -480,11 +480,27 @@ fn every_transform_tap_and_pooling_trains() {
         assert!(losses.iter().all(|l| l.is_finite()) && losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
     }
     for (args, says) in [
-        (["--transform", "svd", "--tap", "side"], "the transform `svd` needs states of the width of the embeddings, 64, but those at"),
-        (["--transform", "suppressed", "--tap", "side"], "the transform `suppressed` reads the residual stream"),
+        (["--transform", "svd", "--tap", "side", "--layers", "-1"], "the transform `svd` needs states of the width of the embeddings, 64, but those at"),
+        (["--transform", "suppressed", "--tap", "side", "--layers", "-1"], "the transform `suppressed` reads the residual stream"),
     ] {
         let output = run(&golden, &dir.path().join("refused"), &[&["--intervention", "prefvec"], &args[..]].concat());
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains(says), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_rotation_changes_nothing_for_a_loss_of_lengths_and_angles() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let losses = |transform: &str| {
+        let out = dir.path().join(transform);
+        let output = run(&golden, &out, &["--intervention", "prefvec", "--layers", "1,2", "--transform", transform, "--set", "train.clip=0"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        metrics(&out).iter().map(|l| number(l, "loss")).collect::<Vec<_>>()
+    };
+    let plain = losses("none");
+    for turned in ["ortho", "ether"].map(losses) {
+        assert!(plain.iter().zip(&turned).all(|(a, b)| (a - b).abs() < 1e-4), "{plain:?} {turned:?}");
     }
 }

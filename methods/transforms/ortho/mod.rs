@@ -41,7 +41,8 @@ householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
 cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
 
 V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. h² numbers a tap; hra has r·h.";
+angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and angles alone see T: it
+matters where coordinates are compared one by one. h² numbers a tap; hra has r·h.";
     type Config = OrthoConfig;
 }
 
