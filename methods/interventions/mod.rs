@@ -2,4 +2,8 @@
 
 mod dpo;
 mod prefvec;
+mod ranges;
 mod rewards;
+
+#[cfg(test)]
+mod worked_pairs;
