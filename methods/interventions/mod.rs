@@ -1,6 +1,7 @@
 //! Training objectives on preference pairs.
 
 mod dpo;
+mod mse;
 mod original;
 mod prefvec;
 mod ranges;
