@@ -5,8 +5,11 @@ mod mse;
 mod original;
 mod prefvec;
 mod ranges;
+mod rank;
 mod rewards;
 mod vectors;
 
+#[cfg(test)]
+mod original_golden_tests;
 #[cfg(test)]
 mod worked_pairs;
