@@ -7,6 +7,7 @@ mod prefvec;
 mod ranges;
 mod rank;
 mod rewards;
+mod rr;
 mod vectors;
 
 #[cfg(test)]
