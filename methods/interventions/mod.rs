@@ -2,12 +2,14 @@
 
 mod dpo;
 mod mse;
+mod none;
 mod original;
 mod prefvec;
 mod ranges;
 mod rank;
 mod rewards;
 mod rr;
+mod sft;
 mod vectors;
 
 #[cfg(test)]
