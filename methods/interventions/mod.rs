@@ -15,4 +15,6 @@ mod vectors;
 #[cfg(test)]
 mod original_golden_tests;
 #[cfg(test)]
+mod transform_tests;
+#[cfg(test)]
 mod worked_pairs;
