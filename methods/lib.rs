@@ -4,6 +4,8 @@
 //! `use reprpo_methods as _;`.
 
 mod adapters;
+#[cfg(test)]
+mod golden;
 mod interventions;
 mod recipes;
 mod reflections;

@@ -1,8 +1,23 @@
 //! Training objectives on preference pairs.
 
 mod dpo;
+mod mse;
+mod none;
+mod original;
 mod prefvec;
 mod projbp;
 mod projection;
 mod projgrad;
+mod ranges;
+mod rank;
 mod rewards;
+mod rr;
+mod sft;
+mod vectors;
+
+#[cfg(test)]
+mod original_golden_tests;
+#[cfg(test)]
+mod transform_tests;
+#[cfg(test)]
+mod worked_pairs;

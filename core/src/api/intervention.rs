@@ -144,7 +144,8 @@ pub struct StepInfo {
 pub struct Loss {
     /// A scalar with a gradient: the mean over the pairs that were given.
     pub value: Tensor,
-    /// Names as TRL gives them (`rewards/margins`) and means over the pairs.
+    /// Names as TRL gives them (`rewards/margins`) and means over the pairs. One of the engine's own names
+    /// (`logps/chosen`) stands in the place of the engine's number.
     pub metrics: Vec<(String, Tensor)>,
 }
 

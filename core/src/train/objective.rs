@@ -198,6 +198,8 @@ impl Objective {
         if !loss.value.requires_grad() {
             return Err(Error::internal("the method's loss has no gradient").hint("it has to depend on the policy's log-probabilities or states"));
         }
+        // A method that computes one of the engine's numbers in its own way means its own.
+        metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
         Ok(Evaluated { loss, metrics })
     }
 

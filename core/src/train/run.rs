@@ -94,11 +94,18 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     folder.log(&show_example(&session.tokenizer, &data.pairs[0]))?;
     folder.log(&format!("ready after {:.1} s", begin.elapsed().as_secs_f64()))?;
 
-    let mut trainer = Trainer { train, session: &session, adapted: &adapted, objective: &mut objective, optimiser: &mut optimiser, parameters: &parameters };
-    trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
-        Fault::Interrupted => e,
-        _ => e.hint(folder.remains()),
-    })?;
+    if objective.needs().evaluate_only {
+        let line = "nothing is trained: the method takes no steps";
+        folder.log(line)?;
+        progress.message(line);
+    } else {
+        let mut trainer =
+            Trainer { train, session: &session, adapted: &adapted, objective: &mut objective, optimiser: &mut optimiser, parameters: &parameters };
+        trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
+            Fault::Interrupted => e,
+            _ => e.hint(folder.remains()),
+        })?;
+    }
 
     peft::write(&folder.path().join("adapter"), chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model, &experiment.model)?;
     transforms::write(objective.taps(), &experiment, folder.path())?;

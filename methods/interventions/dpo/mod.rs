@@ -1,7 +1,10 @@
-//! Direct preference optimisation.
+//! Direct preference optimisation and its relatives: functions of both models' log-probabilities alone.
+
+pub mod losses;
 
 use reprpo_plugin::prelude::*;
 
+use super::ranges::{above_zero, within};
 use super::rewards::log_rewards;
 
 #[cfg(test)]
@@ -10,15 +13,29 @@ mod tests;
 /// Direct preference optimisation.
 pub struct Dpo;
 
-/// Fields of `intervention` with `name = "dpo"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+/// Fields of `intervention` with `name = "dpo"`, under TRL's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct DpoConfig {
-    /// β: how strongly the margin is pulled from the reference's, above 0.
+    /// β: how strongly the margin is pulled from the reference's, per nat, above 0.
     pub beta: f64,
-    /// The function of the margin θ.
-    pub loss_type: LossType,
+    /// The function of the margin: one name, or a list of names whose losses are added.
+    pub loss_type: LossTypes,
+    /// What each type of the list counts in the sum, above 0; 1 each where it is not given.
+    pub loss_weights: Option<Vec<f64>>,
+    /// e: the share of pairs whose preference is taken to be the wrong way round, 0 to below 1; read by `exo_pair` (above 0), `robust` (below ½), `aot` and `aot_unpaired`.
+    pub label_smoothing: f64,
+    /// The divergence from the reference that is held small.
+    pub f_divergence_type: FDivergence,
+    /// α of `alpha_divergence`; 1 is `reverse_kl`.
+    pub f_alpha_divergence_coef: f64,
+    /// α: what tokens past the shorter completion's length count, 0 to 1 (LD-DPO); all count alike where it is not given.
+    pub ld_alpha: Option<f64>,
+    /// Weighs each pair by how likely the policy itself is to write it (WPO, eq. 2).
+    pub use_weighting: bool,
+    /// τ of `discopop`: how sharply it changes from logistic to exponential, in units of βθ, above 0.
+    pub discopop_tau: f64,
 }
 
 /// Functions of the margin, under TRL's names.
@@ -26,51 +43,315 @@ pub struct DpoConfig {
 #[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub enum LossType {
-    /// −log σ(βθ)
+    /// −log σ(βθ) (Rafailov et al. 2023, eq. 7)
     Sigmoid,
+    /// relu(1 − βθ) (SLiC: Zhao et al. 2023; RSO: Liu et al. 2023)
+    Hinge,
+    /// (Δ⁺/n⁺ − Δ⁻/n⁻ − 1/(2β))² (Azar et al. 2023, eq. 17, per token)
+    Ipo,
+    /// σ(βθ)[log σ(βθ) − log(1−e)] + σ(−βθ)[log σ(−βθ) − log e] (EXO: Ji et al. 2024, eq. 16)
+    ExoPair,
+    /// −log σ(βΔ⁺) − ½log σ(−βΔ⁺) − ½log σ(−βΔ⁻) (NCA: Chen et al. 2024)
+    NcaPair,
+    /// [−(1−e)log σ(βθ) + e log σ(−βθ)]/(1−2e) (Chowdhury et al. 2024)
+    Robust,
+    /// −log σ(βΔ⁺) − log σ(−βΔ⁻) (BCO: Jung et al. 2024)
+    BcoPair,
+    /// (Δ⁺ − ½/β)² + (Δ⁻ + ½/β)² (SPPO: Wu et al. 2024)
+    SppoHard,
+    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the micro-batch (Melnyk et al. 2024)
+    Aot,
+    /// the same with δ = sort(Δ⁺) − sort(Δ⁻)
+    AotUnpaired,
+    /// [1 − σ(βΔ⁺)] + σ(βΔ⁻) (APO: D'Oosterlinck et al. 2024, eq. 7)
+    ApoZero,
+    /// σ(βΔ⁺) + [1 − σ(βθ)] (APO, eq. 8)
+    ApoDown,
+    /// (1−m)(−log σ(l)) + m·e^{−l}, l = βθ, m = σ(l/τ) (Lu et al. 2024, eq. 5)
+    Discopop,
+    /// the mean −log p over the micro-batch's chosen completion tokens
+    Sft,
+    /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
+    SigmoidNorm,
+    /// log σ(−θ): no β and no lower bound; a control, and what the original prefvec adds to its term on states
+    Unbounded,
+}
+
+impl LossType {
+    /// Whether it is a function of θ alone, in which the term of the reparametrisation that an f-divergence leaves cancels.
+    fn takes_divergence(self) -> bool {
+        use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
+        matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
+    }
+
+    fn takes_smoothing(self) -> bool {
+        matches!(self, LossType::ExoPair | LossType::Robust | LossType::Aot | LossType::AotUnpaired)
+    }
+
+    /// Whether it compares sorted values, which belong to no pair.
+    fn sorts(self) -> bool {
+        matches!(self, LossType::Aot | LossType::AotUnpaired)
+    }
+
+    /// As it is written.
+    fn name(self) -> String {
+        reprpo_plugin::serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// ℓ of each pair `[b]`; `sft` gives the micro-batch's mean.
+    fn of(self, terms: &Terms, config: &DpoConfig) -> Tensor {
+        let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
+        let theta = &terms.scores.chosen - &terms.scores.rejected;
+        let per_token = || &terms.scores.chosen / &terms.tokens.chosen - &terms.scores.rejected / &terms.tokens.rejected;
+        match self {
+            LossType::Sigmoid => losses::sigmoid(&theta, beta),
+            LossType::Hinge => losses::hinge(&theta, beta),
+            LossType::Ipo => losses::ipo(&per_token(), beta),
+            LossType::ExoPair => losses::exo_pair(&theta, beta, e),
+            LossType::NcaPair => losses::nca_pair(delta, beta),
+            LossType::Robust => losses::robust(&theta, beta, e),
+            LossType::BcoPair => losses::bco_pair(delta, beta),
+            LossType::SppoHard => losses::sppo_hard(delta, beta),
+            LossType::Aot => losses::aot(&terms.log_ratios[0], &terms.log_ratios[1], beta, e),
+            LossType::AotUnpaired => losses::aot(&delta.chosen, &delta.rejected, beta, e),
+            LossType::ApoZero => losses::apo_zero(delta, beta),
+            LossType::ApoDown => losses::apo_down(delta, beta),
+            LossType::Discopop => losses::discopop(&theta, beta, config.discopop_tau),
+            LossType::Sft => terms.nll.shallow_clone(),
+            LossType::SigmoidNorm => losses::sigmoid(&per_token(), beta),
+            LossType::Unbounded => losses::unbounded(&theta),
+        }
+    }
+}
+
+/// One type, or several whose losses are added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    crate = "reprpo_plugin::serde",
+    untagged,
+    expecting = "this is no loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `unbounded`, or a list of them"
+)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum LossTypes {
+    /// One.
+    One(LossType),
+    /// Several.
+    Several(Vec<LossType>),
+}
+
+impl LossTypes {
+    fn list(&self) -> &[LossType] {
+        match self {
+            LossTypes::One(one) => std::slice::from_ref(one),
+            LossTypes::Several(list) => list,
+        }
+    }
+}
+
+/// Divergences from the reference, as what stands in place of Δ in θ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum FDivergence {
+    /// Δ
+    ReverseKl,
+    /// 1 − e^{−Δ}
+    ForwardKl,
+    /// log 2 + log σ(Δ)
+    JsDivergence,
+    /// (e^{(α−1)Δ} − 1)/(α − 1)
+    AlphaDivergence,
 }
 
 impl Default for DpoConfig {
     fn default() -> Self {
-        Self { beta: 0.1, loss_type: LossType::Sigmoid }
+        Self {
+            beta: 0.1,
+            loss_type: LossTypes::One(LossType::Sigmoid),
+            loss_weights: None,
+            label_smoothing: 0.0,
+            f_divergence_type: FDivergence::ReverseKl,
+            f_alpha_divergence_coef: 0.5,
+            ld_alpha: None,
+            use_weighting: false,
+            discopop_tau: 0.05,
+        }
     }
 }
 
 impl Plugin for Dpo {
     const NAME: &'static str = "dpo";
     const SUMMARY: &'static str = "direct preference optimisation: raise the chosen completion's log-probability over the rejected one's";
-    const REFERENCE: &'static str = "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; logged as TRL 1.16 does";
+    const REFERENCE: &'static str =
+        "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; the other types by name below; computed and logged as TRL 1.16 does";
     const EXPLAIN: &'static str = "\
-L = −log σ(β θ)
-θ = [logp_π(y⁺|x) − logp_π(y⁻|x)] − [logp_r(y⁺|x) − logp_r(y⁻|x)]
+L = −log σ(β θ)    or another function of θ, Δ⁺ and Δ⁻: `loss_type`
+θ = Δ⁺ − Δ⁻    Δ⁺ = logp_π(y⁺|x) − logp_r(y⁺|x)    Δ⁻ = logp_π(y⁻|x) − logp_r(y⁻|x)
 
-logp is the sum over the completion's tokens, π the model with its adapter on, r the same model with the adapter off.
-At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline that the other methods are measured against.";
+logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter on, r the same model with
+the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline that the other methods are
+measured against.
+
+A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, bco_pair, sft] with
+[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ over the first
+min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by w(y⁺)·w(y⁻) without a gradient,
+w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` look at a micro-batch as a
+whole, so that `train.batch` changes them. `rewards/*` are β·Δ, whatever the type.";
     type Config = DpoConfig;
 }
 
 impl InterventionPlugin for Dpo {
     fn build(config: DpoConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        if !(config.beta > 0.0 && config.beta.is_finite()) {
-            return Err(Error::new(format!("`intervention.beta` is {}, but has to be above 0", config.beta)));
-        }
+        config.check()?;
         Ok(Box::new(config))
     }
 }
 
 impl Intervention for DpoConfig {
     fn needs(&self) -> Needs {
-        Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::default() }
+        self.needs()
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        let ratios = pairs.log_ratios()?;
-        let theta = &ratios.chosen - &ratios.rejected;
-        let value = match self.loss_type {
-            LossType::Sigmoid => -(theta * self.beta).log_sigmoid().mean(None::<Kind>),
-        };
-        Ok(log_rewards(Loss::new(value), &ratios, self.beta))
+        DpoConfig::loss(self, pairs)
     }
+}
+
+/// What the types are functions of; tensors are `[b]`.
+struct Terms {
+    /// logp(y⁺) − logp(y⁻) of the policy and of the reference.
+    log_ratios: [Tensor; 2],
+    /// Δ⁺ and Δ⁻.
+    delta: Sides,
+    /// What the f-divergence makes of them.
+    scores: Sides,
+    /// n⁺ and n⁻.
+    tokens: Sides,
+    /// −log p, the mean over all chosen completion tokens: a scalar.
+    nll: Tensor,
+}
+
+impl DpoConfig {
+    /// Refuses what makes no loss.
+    ///
+    /// # Errors
+    /// A number out of range, types and weights that do not match, and options that a type does not read or cannot stand.
+    pub fn check(&self) -> Result<()> {
+        let (types, e) = (self.loss_type.list(), self.label_smoothing);
+        above_zero("beta", self.beta)?;
+        above_zero("discopop_tau", self.discopop_tau)?;
+        within("label_smoothing", e, (0.0..1.0).contains(&e), "0 or more and below 1")?;
+        let alpha = self.f_alpha_divergence_coef;
+        within("f_alpha_divergence_coef", alpha, alpha.is_finite(), "finite")?;
+        if let Some(alpha) = self.ld_alpha {
+            within("ld_alpha", alpha, (0.0..=1.0).contains(&alpha), "0 to 1")?;
+        }
+        if types.is_empty() {
+            return Err(Error::new("`intervention.loss_type` is an empty list").hint("name at least one type"));
+        }
+        if let Some(weights) = &self.loss_weights {
+            if weights.len() != types.len() {
+                return Err(Error::new(format!("`intervention.loss_weights` has {} numbers for {} loss types", weights.len(), types.len()))
+                    .hint("give one for each name in `intervention.loss_type`"));
+            }
+            weights.iter().try_for_each(|w| above_zero("loss_weights", *w))?;
+        }
+        if e > 0.0 && !types.iter().any(|t| t.takes_smoothing()) {
+            return Err(Error::new(format!("`intervention.label_smoothing` is {e}, but no loss type that is chosen reads it"))
+                .hint("`exo_pair`, `robust`, `aot` and `aot_unpaired` do"));
+        }
+        for t in types {
+            if *t == LossType::ExoPair && e == 0.0 {
+                return Err(Error::new("`exo_pair` needs `intervention.label_smoothing` above 0").hint("its paper takes 1e-3"));
+            }
+            if *t == LossType::Robust && e >= 0.5 {
+                return Err(Error::new(format!("`robust` needs `intervention.label_smoothing` below 0.5, but it is {e}")));
+            }
+            if self.f_divergence_type != FDivergence::ReverseKl && !t.takes_divergence() {
+                return Err(Error::new(format!("`{}` is defined for `intervention.f_divergence_type` = `reverse_kl` alone", t.name()))
+                    .hint("the others are for sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop and sft"));
+            }
+            if self.use_weighting && t.sorts() {
+                return Err(Error::new(format!("`{}` sorts the pairs' values, so `intervention.use_weighting` has no pairs to weigh", t.name())));
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`loss`](Self::loss) reads: both completions of both models, whatever the type, for the rewards that are logged.
+    pub fn needs(&self) -> Needs {
+        Needs { logprobs: Completions::Both, reference_logprobs: true, collision: self.use_weighting, ..Needs::default() }
+    }
+
+    /// The mean over the pairs, with TRL's `rewards/*` to log (and `logps/*` where `ld_alpha` makes them others than the engine's).
+    ///
+    /// # Errors
+    /// Where the pairs do not hold what [`needs`](Self::needs) asks for.
+    pub fn loss(&self, pairs: &Pairs) -> Result<Loss> {
+        let (policy, reference) = (self.logps(pairs.policy()?)?, self.logps(pairs.reference()?)?);
+        let terms = self.terms(pairs, &policy, &reference)?;
+        let weight = if self.use_weighting { Some(alignment(&pairs.policy()?.chosen)? * alignment(pairs.policy()?.rejected()?)?) } else { None };
+        let types = self.loss_type.list();
+        let counts = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; types.len()]);
+        let losses = types.iter().zip(counts).map(|(t, count)| {
+            let each = t.of(&terms, self);
+            weight.as_ref().map_or_else(|| each.shallow_clone(), |w| &each * w).mean(None::<Kind>) * count
+        });
+        let value = Tensor::stack(&losses.collect::<Vec<_>>(), 0).sum(None::<Kind>);
+        let mut loss = log_rewards(Loss::new(value), &terms.delta, self.beta);
+        if self.ld_alpha.is_some() {
+            loss = loss.metric("logps/chosen", &policy.chosen).metric("logps/rejected", &policy.rejected);
+        }
+        Ok(loss)
+    }
+
+    fn terms(&self, pairs: &Pairs, policy: &Sides, reference: &Sides) -> Result<Terms> {
+        let delta = Sides { chosen: &policy.chosen - &reference.chosen, rejected: &policy.rejected - &reference.rejected };
+        let (chosen, rejected) = (&pairs.policy()?.chosen, pairs.policy()?.rejected()?);
+        Ok(Terms {
+            log_ratios: [policy, reference].map(|logps| &logps.chosen - &logps.rejected),
+            scores: Sides { chosen: self.score(&delta.chosen), rejected: self.score(&delta.rejected) },
+            delta,
+            tokens: Sides { chosen: chosen.tokens.shallow_clone(), rejected: rejected.tokens.shallow_clone() },
+            nll: -chosen.per_token.mean(None::<Kind>),
+        })
+    }
+
+    fn score(&self, delta: &Tensor) -> Tensor {
+        match self.f_divergence_type {
+            FDivergence::ReverseKl => delta.shallow_clone(),
+            FDivergence::ForwardKl => losses::forward_kl(delta),
+            FDivergence::JsDivergence => losses::js_divergence(delta),
+            FDivergence::AlphaDivergence => losses::alpha_divergence(delta, self.f_alpha_divergence_coef),
+        }
+    }
+
+    /// logp(y⁺) and logp(y⁻) of one model, each `[b]`.
+    fn logps(&self, of: &Logprobs) -> Result<Sides> {
+        let (chosen, rejected) = (&of.chosen, of.rejected()?);
+        let Some(alpha) = self.ld_alpha else { return Ok(Sides { chosen: chosen.sum(), rejected: rejected.sum() }) };
+        let shared = chosen.tokens.minimum(&rejected.tokens);
+        Ok(Sides { chosen: shortened(chosen, &shared, alpha), rejected: shortened(rejected, &shared, alpha) })
+    }
+}
+
+/// Σ over the first `shared` `[b]` tokens of log p + α·Σ over the rest: `[b]`.
+fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
+    let m = of.per_token.size()[0];
+    let first = of.tokens.cumsum(0, of.tokens.kind()) - &of.tokens;
+    let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device())) - first.index_select(0, &of.owner);
+    let past = place.ge_tensor(&shared.index_select(0, &of.owner)).to_kind(of.per_token.kind());
+    sum(of, &(&of.per_token * (1.0 - past * (1.0 - alpha))))
+}
+
+/// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]) without a gradient: `[b]`.
+fn alignment(of: &TokenLogprobs) -> Result<Tensor> {
+    Ok((sum(of, &(of.per_token.detach() - of.collision()?)) / &of.tokens).exp())
+}
+
+/// One sum a completion of `values` `[m]`: `[b]`.
+fn sum(of: &TokenLogprobs, values: &Tensor) -> Tensor {
+    of.tokens.zeros_like().index_add(0, &of.owner, values)
 }
 
 register!(intervention: Dpo);

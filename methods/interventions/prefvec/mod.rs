@@ -2,22 +2,25 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::dpo::losses;
+use super::original::{self, Variant};
+use super::ranges::{above_zero, zero_or_more};
 use super::rewards::log_rewards;
+use super::vectors::{EPS, cos, dot, mean, norm};
 
 #[cfg(test)]
 mod tests;
-
-/// ε of the method reference.
-const EPS: f64 = 1e-12;
 
 /// Preference vectors in a trust region.
 pub struct PrefVec;
 
 /// Fields of `intervention` with `name = "prefvec"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct PrefVecConfig {
+    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the logged rewards.
+    pub variant: Variant,
     /// τ: how far to move along v̂, in lengths of the preference vector, above 0.
     pub tau: f64,
     /// β_orth: weight of the movement off v̂, in lengths of the preference vector.
@@ -28,13 +31,42 @@ pub struct PrefVecConfig {
     pub lambda_nll: f64,
     /// λ_dpo: weight of −log σ(βθ).
     pub lambda_dpo: f64,
-    /// β of the DPO term and of the logged rewards.
+    /// β of the DPO term and of the logged rewards, per nat, above 0.
     pub beta: f64,
+    /// α of the original: weight of log σ(−θ), 0 or more.
+    pub original_alpha: f64,
+    /// β of the original: weight of its orth and angle terms, 0 or more.
+    pub original_beta: f64,
+    /// The original's −1e5·mean(proj).
+    pub original_proj: bool,
+    /// Takes the absolute value of that, which makes it a penalty.
+    pub original_proj_abs: bool,
+    /// The original's β·1e6·|mean(orth)|.
+    pub original_orth: bool,
+    /// The original's −β·1e5·|cos(a, d)|.
+    pub original_angle: bool,
+    /// The original's α·log σ(−θ).
+    pub original_dpo: bool,
 }
 
 impl Default for PrefVecConfig {
     fn default() -> Self {
-        Self { tau: 1.0, beta_orth: 0.1, lambda_angle: 0.0, lambda_nll: 1.0, lambda_dpo: 0.0, beta: 0.1 }
+        Self {
+            variant: Variant::Default,
+            tau: 1.0,
+            beta_orth: 0.1,
+            lambda_angle: 0.0,
+            lambda_nll: 1.0,
+            lambda_dpo: 0.0,
+            beta: 0.1,
+            original_alpha: 1.0,
+            original_beta: 1.0,
+            original_proj: true,
+            original_proj_abs: true,
+            original_orth: false,
+            original_angle: false,
+            original_dpo: true,
+        }
     }
 }
 
@@ -46,27 +78,40 @@ impl Plugin for PrefVec {
 L = ½[relu(τ − a⁺) + relu(τ − a⁻)]/τ + β_orth·½[‖m⁺ − a⁺v̂‖ + ‖m⁻ − a⁻v̂‖]
     + λ_angle[1 − cos(p⁺ − p⁻, d)] + λ_nll·relu(nll_π(y⁺) − nll_r(y⁺)) + λ_dpo·(−log σ(β θ))
 d = r⁺ − r⁻    s = ‖d‖ + ε    v̂ = d/s    m± = (p± − r±)/s    a± = ⟨m±, v̂⟩
+original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(orth)| − β·1e5·|cos(a, d)|, each by a switch of its own
+          a = p⁺ − p⁻    proj = ⟨a, v̂⟩v̂    orth = a − proj    means over h, then over taps
 
 p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs and taps. Everything is
 in units of the preference vector's own length s: τ = 1 asks both completions to move by one such vector. β_orth is the
-trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion tokens).";
+trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion tokens). r±, s and v̂ carry no
+gradient into the adapter, but do into T, so that T gains nothing by shrinking. A T that keeps lengths and angles (ortho,
+hra) leaves this loss what it is without one.
+original differs in this: it pools prompt and completion without tokens of unusual length; mean(proj) is ⟨a, v̂⟩ times the
+mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made small; log σ(−θ) has no
+lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is left out.";
     type Config = PrefVecConfig;
 }
 
 impl InterventionPlugin for PrefVec {
     fn build(config: PrefVecConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         let c = &config;
-        for (field, value, least) in [
-            ("tau", c.tau, f64::MIN_POSITIVE),
-            ("beta_orth", c.beta_orth, 0.0),
-            ("lambda_angle", c.lambda_angle, 0.0),
-            ("lambda_nll", c.lambda_nll, 0.0),
-            ("lambda_dpo", c.lambda_dpo, 0.0),
-            ("beta", c.beta, f64::MIN_POSITIVE),
+        for (field, value) in [("tau", c.tau), ("beta", c.beta)] {
+            above_zero(field, value)?;
+        }
+        for (field, value) in [
+            ("beta_orth", c.beta_orth),
+            ("lambda_angle", c.lambda_angle),
+            ("lambda_nll", c.lambda_nll),
+            ("lambda_dpo", c.lambda_dpo),
+            ("original_alpha", c.original_alpha),
+            ("original_beta", c.original_beta),
         ] {
-            if !(value >= least && value.is_finite()) {
-                return Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {}", if least > 0.0 { "above 0" } else { "0 or more" })));
-            }
+            zero_or_more(field, value)?;
+        }
+        if c.variant == Variant::Original && !(c.moves_states() || c.original_dpo) {
+            return Err(
+                Error::new("the original objective has no term left").hint("turn on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`")
+            );
         }
         Ok(Box::new(config))
     }
@@ -74,6 +119,11 @@ impl InterventionPlugin for PrefVec {
 
 impl Intervention for PrefVecConfig {
     fn needs(&self) -> Needs {
+        if self.variant == Variant::Original {
+            let logprobs = if self.original_dpo { Completions::Both } else { Completions::None };
+            let of_states = if self.moves_states() { original::NEEDS } else { Needs::default() };
+            return Needs { logprobs, reference_logprobs: self.original_dpo, ..of_states };
+        }
         let logprobs = match (self.lambda_dpo > 0.0, self.lambda_nll > 0.0) {
             (true, _) => Completions::Both,
             (false, true) => Completions::Chosen,
@@ -83,6 +133,15 @@ impl Intervention for PrefVecConfig {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+        match self.variant {
+            Variant::Default => self.trust_region(pairs),
+            Variant::Original => self.original(pairs),
+        }
+    }
+}
+
+impl PrefVecConfig {
+    fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
         // Each term per tap and pair: [along, orth, angle, a⁺, a⁻], every one [b].
         let terms = pairs.mean_over_taps(|tap| {
             let (p, r) = (&tap.policy, tap.reference()?);
@@ -93,7 +152,7 @@ impl Intervention for PrefVecConfig {
             let (a_cho, a_rej) = (dot(&m_cho, &v), dot(&m_rej, &v));
             let along = ((self.tau - &a_cho).relu() + (self.tau - &a_rej).relu()) * (0.5 / self.tau);
             let orth = (norm(&(&m_cho - a_cho.unsqueeze(-1) * &v)) + norm(&(&m_rej - a_rej.unsqueeze(-1) * &v))) * 0.5;
-            let angle = 1.0 - Tensor::cosine_similarity(&(&p.chosen - &p.rejected), &d, -1, EPS);
+            let angle = 1.0 - cos(&(&p.chosen - &p.rejected), &d);
             Ok(Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| terms.get(i));
@@ -108,7 +167,7 @@ impl Intervention for PrefVecConfig {
         let mut ratios = None;
         if self.lambda_dpo > 0.0 {
             let sides = pairs.log_ratios()?;
-            value -= ((&sides.chosen - &sides.rejected) * self.beta).log_sigmoid().mean(None::<Kind>) * self.lambda_dpo;
+            value += losses::sigmoid(&(&sides.chosen - &sides.rejected), self.beta).mean(None::<Kind>) * self.lambda_dpo;
             ratios = Some(sides);
         }
         let loss = metrics.iter().fold(Loss::new(value), |loss, (name, t)| loss.metric(name, t));
@@ -117,16 +176,48 @@ impl Intervention for PrefVecConfig {
             None => loss,
         })
     }
-}
 
-/// ⟨a, b⟩ over h: `[b h]` → `[b]`.
-fn dot(a: &Tensor, b: &Tensor) -> Tensor {
-    (a * b).sum_dim_intlist(-1, false, None::<Kind>)
-}
+    /// Whether the original's objective has a term on states.
+    fn moves_states(&self) -> bool {
+        self.original_proj || self.original_orth || self.original_angle
+    }
 
-/// ‖a‖ over h: `[b h]` → `[b]`; its gradient at 0 is 0.
-fn norm(a: &Tensor) -> Tensor {
-    a.norm_scalaropt_dim(2.0, -1, false)
+    fn original(&self, pairs: &Pairs) -> Result<Loss> {
+        let mut loss = Loss::new(Tensor::from(0.0f32));
+        if self.moves_states() {
+            // [mean(proj), |mean(orth)|, |cos|] of each pair, every one [b].
+            let terms = pairs.mean_over_taps(|tap| {
+                let [p, r] = original::pooled(tap, Tensor::shallow_clone)?;
+                let (a, d) = (&p.chosen - &p.rejected, &r.chosen - &r.rejected);
+                let v = &d / (norm(&d).unsqueeze(-1) + EPS);
+                let proj = dot(&a, &v).unsqueeze(-1) * &v;
+                let orth = &a - &proj;
+                Ok(Tensor::stack(&[mean(&proj), mean(&orth).abs(), cos(&a, &d).abs()], 0))
+            })?;
+            let [proj, orth, angle] = [0, 1, 2].map(|i| terms.get(i));
+            let mut i = proj.zeros_like();
+            if self.original_proj {
+                i -= &proj * 1e5;
+            }
+            if self.original_proj_abs {
+                i = i.abs();
+            }
+            if self.original_orth {
+                i += &orth * (self.original_beta * 1e6);
+            }
+            if self.original_angle {
+                i -= &angle * (self.original_beta * 1e5);
+            }
+            loss = Loss::new(i.mean(None::<Kind>)).metric("prefvec/proj", &proj).metric("prefvec/orth", &orth).metric("prefvec/angle", &angle);
+        }
+        if self.original_dpo {
+            let delta = pairs.log_ratios()?;
+            let unbounded = losses::unbounded(&(&delta.chosen - &delta.rejected));
+            loss.value = unbounded.mean(None::<Kind>) * self.original_alpha + loss.value;
+            loss = log_rewards(loss, &delta, self.beta);
+        }
+        Ok(loss)
+    }
 }
 
 register!(intervention: PrefVec);

@@ -1,32 +1,13 @@
 use reprpo_plugin::tch::{self, Device};
 
+use super::super::worked_pairs::{self, STEP, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
 use super::*;
 
-fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
-    Tensor::from_slice(values).reshape(shape)
-}
-
-fn sides(chosen: &Tensor, rejected: &Tensor) -> Sides {
-    Sides { chosen: chosen.shallow_clone(), rejected: rejected.shallow_clone() }
-}
-
-/// Completions of two tokens each.
-fn logprobs(chosen: &Tensor, rejected: &Tensor) -> Logprobs {
-    let tokens = |t: &Tensor| TokenLogprobs {
-        per_token: t.shallow_clone(),
-        owner: Tensor::arange(t.size()[0] / 2, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(2, 0, None),
-        tokens: Tensor::full([t.size()[0] / 2], 2.0, (Kind::Double, Device::Cpu)),
-        log_collision: None,
-    };
-    Logprobs::new(tokens(chosen), Some(tokens(rejected)))
-}
-
+/// Completions have two tokens each.
 fn value(config: &PrefVecConfig, policy: &[Sides], reference: &[Sides], logp: Option<(&Sides, &Sides)>) -> Tensor {
-    let taps = policy.iter().zip(reference).enumerate();
-    let taps = taps.map(|(k, (p, r))| TapStates::new(Site::Residual(k), sides(&p.chosen, &p.rejected), Some(sides(&r.chosen, &r.rejected)))).collect();
-    let (pi, re) = logp.map(|(p, r)| (logprobs(&p.chosen, &p.rejected), logprobs(&r.chosen, &r.rejected))).unzip();
-    let pairs = Pairs::new(policy[0].chosen.size()[0] as usize, taps, pi, re);
-    config.clone().loss(&pairs, StepInfo { step: 0, steps: 1 }).unwrap().value
+    let taps = policy.iter().zip(reference).map(|(p, r)| tap(p, r)).collect();
+    let (pi, re) = logp.map(|(p, r)| (logprobs(p, 2), logprobs(r, 2))).unzip();
+    config.clone().loss(&Pairs::new(policy[0].chosen.size()[0] as usize, taps, pi, re), STEP).unwrap().value
 }
 
 #[test]
@@ -37,7 +18,6 @@ fn a_case_worked_out_by_hand() {
     let at = |c: &PrefVecConfig, chosen: [f64; 2], rejected: [f64; 2]| {
         value(c, &[sides(&tensor(&chosen, &[1, 2]), &tensor(&rejected, &[1, 2]))], &[reference()], None).double_value(&[])
     };
-    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-10, "{a} {b}");
     near(at(&config, [2.0, 0.0], [0.0, 0.0]), 1.0);
     // m⁺ = (½, 1), m⁻ = (−1, 0): ½(½ + 2) along, 0.1·½·1 off.
     near(at(&config, [3.0, 2.0], [-2.0, 0.0]), 1.25 + 0.05);
@@ -59,33 +39,37 @@ fn it_starts_at_one_with_nothing_from_the_likelihood() {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() {
+fn gradients_are_those_of_finite_differences_for_every_variant() {
     tch::manual_seed(0);
-    let config = PrefVecConfig { tau: 1.0, beta_orth: 0.3, lambda_angle: 0.7, lambda_nll: 0.9, lambda_dpo: 1.1, beta: 0.2 };
-    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
-    let pair = |shape: &[i64]| sides(&random(shape), &random(shape));
-    let (policy, reference) = ([pair(&[3, 5]), pair(&[3, 4])], [pair(&[3, 5]), pair(&[3, 4])]);
-    let (logp, logr) = (pair(&[6]), pair(&[6]));
-    let leaves: Vec<&Tensor> = policy.iter().chain([&logp]).flat_map(|s| [&s.chosen, &s.rejected]).collect();
-    for leaf in &leaves {
-        let _ = leaf.set_requires_grad(true);
-    }
-    let loss = || value(&config, &policy, &reference, Some((&logp, &logr)));
-    loss().backward();
-    let _guard = tch::no_grad_guard();
-    for leaf in leaves {
-        let (grad, flat) = (leaf.grad().reshape([-1]), leaf.detach().view([-1]));
-        for i in 0..flat.size()[0] {
-            let (mut element, step) = (flat.get(i), 1e-6);
-            element += step;
-            let above = loss().double_value(&[]);
-            element -= 2.0 * step;
-            let below = loss().double_value(&[]);
-            element += step;
-            let (numeric, exact) = ((above - below) / (2.0 * step), grad.double_value(&[i]));
-            assert!((numeric - exact).abs() < 1e-7 * exact.abs().max(1.0), "{numeric} {exact}");
-        }
-    }
+    let config = PrefVecConfig { beta_orth: 0.3, lambda_angle: 0.7, lambda_nll: 0.9, lambda_dpo: 1.1, beta: 0.2, ..PrefVecConfig::default() };
+    let (policy, reference) = ([random_sides(&[3, 5]), random_sides(&[3, 4])], [random_sides(&[3, 5]), random_sides(&[3, 4])]);
+    let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
+    // The reference's states too: they carry a gradient into the transform.
+    let leaves: Vec<&Tensor> = policy.iter().chain(&reference).chain([&logp]).flat_map(|s| [&s.chosen, &s.rejected]).collect();
+    worked_pairs::gradients_are_those_of_finite_differences(&leaves, || value(&config, &policy, &reference, Some((&logp, &logr))));
+
+    let config = PrefVecConfig { variant: Variant::Original, original_orth: true, original_angle: true, ..PrefVecConfig::default() };
+    let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
+    let loss = || {
+        let pairs = Pairs::new(
+            2,
+            vec![tap_of_tokens(&p, &r, 3)],
+            Some(logprobs(&map(&logp, |x| x.narrow(0, 0, 4)), 2)),
+            Some(logprobs(&map(&logr, |x| x.narrow(0, 0, 4)), 2)),
+        );
+        config.clone().loss(&pairs, STEP).unwrap().value * 1e-6
+    };
+    worked_pairs::gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], loss);
+}
+
+#[test]
+fn an_original_without_terms_is_refused() {
+    let original = PrefVecConfig { variant: Variant::Original, ..PrefVecConfig::default() };
+    let without = |original_dpo| PrefVecConfig { original_proj: false, original_dpo, ..original.clone() };
+    assert!(PrefVec::build(without(false), &model()).is_err());
+    assert!(PrefVec::build(without(true), &model()).is_ok());
+    assert_eq!(without(true).needs().states, States::None);
+    assert_eq!(original.needs().states, States::PerToken);
 }
 
 #[test]

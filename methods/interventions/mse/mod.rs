@@ -1,0 +1,128 @@
+//! Squared distances: rejected states move to where the reference has the chosen ones, which stay.
+
+use reprpo_plugin::prelude::*;
+
+use super::original::{self, Variant};
+use super::ranges::zero_or_more;
+use super::vectors::{EPS, mean, norm};
+
+#[cfg(test)]
+mod tests;
+
+/// What `log` adds to a distance before it takes the logarithm.
+const LOG_EPS: f64 = 1e-4;
+
+/// Squared distances between states.
+pub struct Mse;
+
+/// Fields of `intervention` with `name = "mse"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct MseConfig {
+    /// Whose objective.
+    pub variant: Variant,
+    /// α: weight of the chosen states' distance from the reference's, without a unit, 0 or more.
+    pub alpha: f64,
+    /// Takes log(· + 1e-4) of each term, which weighs small distances up; not read by `original`, which has logarithms of its own.
+    pub log: bool,
+    /// Where the transform T acts; not read by `original`.
+    pub transform_in: TransformIn,
+}
+
+/// The terms that compare transformed states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub enum TransformIn {
+    /// In every state that is compared, s included.
+    #[default]
+    All,
+    /// In the distance of the rejected states alone; the rest compares states as they are.
+    Reroute,
+}
+
+impl Default for MseConfig {
+    fn default() -> Self {
+        Self { variant: Variant::Default, alpha: 0.6, log: false, transform_in: TransformIn::All }
+    }
+}
+
+impl Plugin for Mse {
+    const NAME: &'static str = "mse";
+    const SUMMARY: &'static str = "move the rejected completion's states to the reference's chosen ones, and hold the chosen ones there";
+    const REFERENCE: &'static str = "wassname, repr-preference-optimization (MSE), with distances in units of the preference vector";
+    const EXPLAIN: &'static str = "\
+L = ‖p⁻ − r⁺‖²/s² + α‖p⁺ − r⁺‖²/s²    s = ‖r⁺ − r⁻‖ + ε
+log:      log(‖p⁻ − r⁺‖²/s² + 1e-4) + α·log(‖p⁺ − r⁺‖²/s² + 1e-4)
+original: 100·[D(r⁺, p⁻) + α·D(r⁺, p⁺)]    D(a, b) = log(‖a − b‖ + ε) − log s
+
+p± are the policy's pooled and transformed states at a tap, r± the reference's; ‖·‖² is the mean of squares over h; means
+over pairs and taps. The first step has π = r, so L = 1. r± and s carry no gradient into the adapter, but do into T, so
+that T gains nothing by shrinking. A T that keeps lengths (ortho, hra) leaves this loss what it is without one; another T
+can lower it by itself where `log` is on (it loses rank) or transform_in = reroute (it shrinks).
+The earliest recipes: log = true, transform_in = reroute, a tap with pooling = common, α = 0.1 or 0.01.
+original differs in this: it pools prompt and completion without tokens of unusual length; it takes the logarithm of
+distances, whose retain term begins at log ε with no gradient and pulls the harder the nearer p⁺ is to r⁺.";
+    type Config = MseConfig;
+}
+
+impl InterventionPlugin for Mse {
+    fn build(config: MseConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        zero_or_more("alpha", config.alpha)?;
+        Ok(Box::new(config))
+    }
+}
+
+impl Intervention for MseConfig {
+    fn needs(&self) -> Needs {
+        match self.variant {
+            Variant::Default => {
+                let raw_states = self.transform_in == TransformIn::Reroute;
+                Needs { states: States::Pooled, reference_states: true, raw_states, ..Needs::default() }
+            }
+            Variant::Original => original::NEEDS,
+        }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+        // Both terms per tap and pair: [2 b].
+        let (terms, scale) = match self.variant {
+            Variant::Default => (pairs.mean_over_taps(|tap| self.terms(tap))?, 1.0),
+            Variant::Original => (pairs.mean_over_taps(original_terms)?, 100.0),
+        };
+        let (reroute, retain) = (terms.get(0), terms.get(1));
+        let value = (&reroute + &retain * self.alpha).mean(None::<Kind>) * scale;
+        Ok(Loss::new(value).metric("mse/reroute", &reroute).metric("mse/retain", &retain))
+    }
+}
+
+impl MseConfig {
+    fn terms(&self, tap: &TapStates) -> Result<Tensor> {
+        let (p, r) = (&tap.policy, tap.reference()?);
+        let (p_ret, r_ret) = match self.transform_in {
+            TransformIn::All => (p, r),
+            TransformIn::Reroute => tap.raw()?,
+        };
+        let s2 = mean_square(&r_ret.chosen, &r_ret.rejected) + EPS * EPS;
+        let reroute = mean_square(&p.rejected, &r.chosen) / &s2;
+        let retain = mean_square(&p_ret.chosen, &r_ret.chosen) / &s2;
+        let terms = Tensor::stack(&[reroute, retain], 0);
+        Ok(if self.log { (terms + LOG_EPS).log() } else { terms })
+    }
+}
+
+/// D(r⁺, p⁻) and D(r⁺, p⁺).
+fn original_terms(tap: &TapStates) -> Result<Tensor> {
+    let [p, r] = original::pooled(tap, Tensor::shallow_clone)?;
+    let log_distance = |a: &Tensor, b: &Tensor| (norm(&(a - b)) + EPS).log();
+    let log_s = log_distance(&r.chosen, &r.rejected);
+    Ok(Tensor::stack(&[log_distance(&r.chosen, &p.rejected) - &log_s, log_distance(&r.chosen, &p.chosen) - &log_s], 0))
+}
+
+/// ‖a − b‖² as the mean over h, which T may have made smaller: `[b h]` → `[b]`.
+fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
+    mean(&(a - b).square())
+}
+
+register!(intervention: Mse);

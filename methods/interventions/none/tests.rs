@@ -1,0 +1,9 @@
+use super::super::worked_pairs::STEP;
+use super::*;
+
+#[test]
+fn it_needs_nothing_and_has_no_loss() {
+    assert_eq!(UntrainedConfig {}.needs(), Needs { evaluate_only: true, ..Needs::default() });
+    assert_eq!(UntrainedConfig {}.needs().describe(), "nothing");
+    assert!(UntrainedConfig {}.loss(&Pairs::new(1, Vec::new(), None, None), STEP).is_err());
+}

@@ -1,0 +1,137 @@
+//! States as distributions over their coordinates: which ones stand out is what the loss looks at.
+
+use reprpo_plugin::prelude::*;
+
+use super::dpo::losses;
+use super::original::{self, Variant};
+use super::ranges::{above_zero, zero_or_more};
+use super::vectors::{EPS, dot, mean};
+
+#[cfg(test)]
+mod tests;
+
+/// States as distributions over their coordinates.
+pub struct Rank;
+
+/// Fields of `intervention` with `name = "rank"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct RankConfig {
+    /// Whose objective.
+    pub variant: Variant,
+    /// α: weight of the retain term, without a unit, 0 or more.
+    pub alpha: f64,
+    /// Divides states before the softmax, in units of a state, above 0; not read by `original`.
+    pub temperature: f64,
+    /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
+    pub original_beta: f64,
+    /// Adds relu(−θ) to the original's retain term.
+    pub original_dpo: bool,
+    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of 0.01 nats a token.
+    pub original_nll: bool,
+    /// Adds the chosen states' own change to the original's retain term.
+    pub original_retain: bool,
+}
+
+impl Default for RankConfig {
+    fn default() -> Self {
+        Self { variant: Variant::Default, alpha: 0.25, temperature: 1.0, original_beta: 1.0, original_dpo: true, original_nll: false, original_retain: false }
+    }
+}
+
+impl Plugin for Rank {
+    const NAME: &'static str = "rank";
+    const SUMMARY: &'static str = "make the softmax of the rejected completion's states that of the reference's chosen ones, and hold the chosen ones there";
+    const REFERENCE: &'static str = "wassname, repr-preference-optimization (Rank), with divergences in units of the preference vector's";
+    const EXPLAIN: &'static str = "\
+L = [KL(P_r⁺‖P_π⁻) + α·KL(P_r⁺‖P_π⁺)]/(KL(P_r⁺‖P_r⁻) + ε)    P = softmax(pool(T h)/temperature) over h
+original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softmax(T h))    ψ = (q_π⁺ − q_r⁺) − (q_π⁻ − q_r⁻)
+          retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each by a switch of its own
+
+P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; means over pairs and taps.
+The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below the fraction too, so that
+T gains nothing by shrinking. The softmax depends on the basis, so a rotation T changes what is compared.
+original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion without tokens of unusual
+length; it looks at both completions' changes, and as it stands rewards moving the rejected ones up and the chosen ones
+down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.";
+    type Config = RankConfig;
+}
+
+impl InterventionPlugin for Rank {
+    fn build(config: RankConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        zero_or_more("alpha", config.alpha)?;
+        above_zero("temperature", config.temperature)?;
+        above_zero("original_beta", config.original_beta)?;
+        Ok(Box::new(config))
+    }
+}
+
+impl Intervention for RankConfig {
+    fn needs(&self) -> Needs {
+        match self.variant {
+            Variant::Default => Needs { states: States::Pooled, reference_states: true, ..Needs::default() },
+            Variant::Original => {
+                let logprobs = if self.original_dpo { Completions::Both } else { Completions::None };
+                Needs { logprobs, reference_logprobs: self.original_dpo, sequence_nll: self.original_nll, ..original::NEEDS }
+            }
+        }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+        let (reroute, retain) = match self.variant {
+            Variant::Default => self.divergences(pairs)?,
+            Variant::Original => self.original(pairs)?,
+        };
+        let value = (&reroute + &retain * self.alpha).mean(None::<Kind>);
+        Ok(Loss::new(value).metric("rank/reroute", &reroute).metric("rank/retain", &retain))
+    }
+}
+
+impl RankConfig {
+    /// Both terms, each `[b]`.
+    fn divergences(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
+        let terms = pairs.mean_over_taps(|tap| {
+            let (p, r) = (&tap.policy, tap.reference()?);
+            let log_p = |x: &Tensor| (x / self.temperature).log_softmax(-1, None::<Kind>);
+            let r_cho = log_p(&r.chosen);
+            let kl_from_r_cho = |other: &Tensor| dot(&r_cho.exp(), &(&r_cho - log_p(other)));
+            let scale = kl_from_r_cho(&r.rejected) + EPS;
+            Ok(Tensor::stack(&[kl_from_r_cho(&p.rejected) / &scale, kl_from_r_cho(&p.chosen) / &scale], 0))
+        })?;
+        Ok((terms.get(0), terms.get(1)))
+    }
+
+    /// The original's two terms, each `[b]`.
+    fn original(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
+        let beta = self.original_beta;
+        let terms = pairs.mean_over_taps(|tap| {
+            let [q_pi, q_r] = original::pooled(tap, |h| h.log_softmax(-1, None::<Kind>))?;
+            let (chosen, rejected) = (q_pi.chosen - q_r.chosen, q_pi.rejected - q_r.rejected);
+            let psi = &chosen - &rejected;
+            Ok(Tensor::stack(&[mean(&losses::sigmoid(&psi, -beta)), mean(&(chosen * beta).square())], 0))
+        })?;
+        let reroute = terms.get(0);
+        let mut retain = reroute.zeros_like();
+        if self.original_dpo {
+            let delta = pairs.log_ratios()?;
+            retain += (delta.rejected - delta.chosen).relu();
+        }
+        if self.original_nll {
+            retain += worse(pairs.sequence_nll()?, pairs.len).relu() * 100.0;
+        }
+        if self.original_retain {
+            retain += terms.get(1);
+        }
+        Ok((reroute, retain))
+    }
+}
+
+/// mean_t(nll_π − nll_r) with padding as 0 among all positions: `[m]` → `[b]`.
+fn worse(nll: &SequenceNll, pairs: usize) -> Tensor {
+    let off = (&nll.policy - &nll.reference) * nll.attended.to_kind(nll.policy.kind());
+    let per_pair = |x: &Tensor| Tensor::zeros([pairs as i64], (x.kind(), x.device())).index_add(0, &nll.owner, x);
+    per_pair(&off) / per_pair(&off.ones_like())
+}
+
+register!(intervention: Rank);

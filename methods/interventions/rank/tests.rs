@@ -1,0 +1,70 @@
+use reprpo_plugin::tch;
+
+use super::super::worked_pairs::{
+    STEP, gradients_are_those_of_finite_differences, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor,
+};
+use super::*;
+
+fn value(config: &RankConfig, pairs: &Pairs) -> Tensor {
+    config.clone().loss(pairs, STEP).unwrap().value
+}
+
+fn pooled(policy: &Sides, reference: &Sides) -> Pairs {
+    Pairs::new(policy.chosen.size()[0] as usize, vec![tap(policy, reference)], None, None)
+}
+
+#[test]
+fn a_case_worked_out_by_hand() {
+    // Softmax of (ln 3, 0) is (¾, ¼), of (0, 0) is (½, ½); at temperature 2 the first is √3 to 1.
+    let (three, even) = (tensor(&[3f64.ln(), 0.0], &[1, 2]), tensor(&[0.0, 0.0], &[1, 2]));
+    let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
+    let reference = sides(&three, &even);
+    near(value(&RankConfig::default(), &pooled(&reference, &reference)).double_value(&[]), 1.0);
+    // What was rejected is where the chosen was, and the chosen moved to (¼, ¾).
+    let policy = sides(&-&three, &three);
+    near(value(&RankConfig::default(), &pooled(&policy, &reference)).double_value(&[]), 0.25 * kl(0.75, 0.25) / kl(0.75, 0.5));
+    let hot = RankConfig { temperature: 2.0, alpha: 1.0, ..RankConfig::default() };
+    let root = 3f64.sqrt() / (1.0 + 3f64.sqrt());
+    near(value(&hot, &pooled(&policy, &reference)).double_value(&[]), kl(root, 1.0 - root) / kl(root, 0.5));
+}
+
+#[test]
+fn the_original_starts_at_log_two() {
+    let states = random_sides(&[2, 5, 4]);
+    let logp = random_sides(&[4]);
+    let pairs = Pairs::new(2, vec![tap_of_tokens(&states, &states, 2)], Some(logprobs(&logp, 2)), Some(logprobs(&logp, 2)));
+    near(value(&RankConfig { variant: Variant::Original, ..RankConfig::default() }, &pairs).double_value(&[]), std::f64::consts::LN_2);
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences_for_every_variant() {
+    tch::manual_seed(0);
+    let config = RankConfig { temperature: 1.5, alpha: 0.7, ..RankConfig::default() };
+    // The reference's too: they carry a gradient into the transform.
+    let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
+    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &r.chosen, &r.rejected], || value(&config, &pooled(&p, &r)));
+
+    let config = RankConfig { variant: Variant::Original, original_retain: true, ..RankConfig::default() };
+    let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
+    let (logp, logr) = (random_sides(&[4]), random_sides(&[4]));
+    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &logp.chosen], || {
+        let pairs = Pairs::new(2, vec![tap_of_tokens(&p, &r, 3)], Some(logprobs(&logp, 2)), Some(logprobs(&map(&logr, |x| x + 5.0), 2)));
+        value(&config, &pairs)
+    });
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    let bad = |config: RankConfig| assert!(Rank::build(config.clone(), &model()).is_err(), "{config:?}");
+    bad(RankConfig { alpha: -0.1, ..RankConfig::default() });
+    bad(RankConfig { temperature: 0.0, ..RankConfig::default() });
+    bad(RankConfig { original_beta: f64::NAN, ..RankConfig::default() });
+}
+
+#[test]
+fn the_original_asks_for_what_its_switches_need() {
+    let needs = |original_dpo, original_nll| RankConfig { variant: Variant::Original, original_dpo, original_nll, ..RankConfig::default() }.needs();
+    assert_eq!((needs(false, false).logprobs, needs(true, false).logprobs), (Completions::None, Completions::Both));
+    assert!(needs(false, true).sequence_nll && !needs(true, false).sequence_nll);
+    assert_eq!(RankConfig::default().needs().logprobs, Completions::None);
+}

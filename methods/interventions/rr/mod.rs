@@ -1,0 +1,75 @@
+//! Representation rerouting, the loss of circuit breakers: rejected states turn away from what they were.
+
+use reprpo_plugin::prelude::*;
+
+use super::ranges::above_zero;
+use super::vectors::{cos, norm};
+
+#[cfg(test)]
+mod tests;
+
+/// Representation rerouting.
+pub struct Rr;
+
+/// Fields of `intervention` with `name = "rr"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct RrConfig {
+    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
+    pub alpha_max: f64,
+}
+
+impl Default for RrConfig {
+    fn default() -> Self {
+        Self { alpha_max: 10.0 }
+    }
+}
+
+impl Plugin for Rr {
+    const NAME: &'static str = "rr";
+    const SUMMARY: &'static str = "representation rerouting (circuit breakers): turn the rejected completion's states away, hold the chosen one's";
+    const REFERENCE: &'static str = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, algorithm 1";
+    const EXPLAIN: &'static str = "\
+L = α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
+
+h± are the transformed states of each completion token at a tap, of the policy and of the reference; the mean over a
+completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. L begins at α_max, where the
+cosine is 1 and has no gradient but rounding's: the first steps only leave that place. The tap's pooling is not used.
+Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
+    type Config = RrConfig;
+}
+
+impl InterventionPlugin for Rr {
+    fn build(config: RrConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        above_zero("alpha_max", config.alpha_max)?;
+        Ok(Box::new(config))
+    }
+}
+
+impl Intervention for RrConfig {
+    fn needs(&self) -> Needs {
+        Needs { states: States::PerToken, reference_states: true, ..Needs::default() }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
+        let p = step.step as f64 / (2 * step.steps) as f64;
+        let terms = pairs.mean_over_taps(|tap| {
+            let (pi, r) = tap.tokens()?;
+            let retain = mean_over_completion(&pi.chosen, &norm(&(&pi.chosen.states - &r.chosen.states)));
+            let reroute = mean_over_completion(&pi.rejected, &cos(&pi.rejected.states, &r.rejected.states).relu());
+            Ok(Tensor::stack(&[retain, reroute], 0))
+        })?;
+        let (retain, reroute) = (terms.get(0), terms.get(1));
+        let value = (&retain * p + &reroute * (1.0 - p)).mean(None::<Kind>) * self.alpha_max;
+        Ok(Loss::new(value).metric("rr/retain", &retain).metric("rr/reroute", &reroute))
+    }
+}
+
+/// The mean of `values` `[m]` over each sequence's completion tokens: `[b]`.
+fn mean_over_completion(tokens: &TokenStates, values: &Tensor) -> Tensor {
+    let counted = tokens.completion.to_kind(values.kind());
+    tokens.sum_by_sequence(&(values * &counted)) / tokens.sum_by_sequence(&counted)
+}
+
+register!(intervention: Rr);

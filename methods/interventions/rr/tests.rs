@@ -1,0 +1,41 @@
+use reprpo_plugin::tch;
+
+use super::super::worked_pairs::{gradients_are_those_of_finite_differences, logged, model, near, random_sides, sides, tap_of_tokens, tensor};
+use super::*;
+
+fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
+    let pairs = Pairs::new(policy.chosen.size()[0] as usize, vec![tap_of_tokens(policy, reference, 1)], None, None);
+    RrConfig::default().loss(&pairs, StepInfo { step, steps: 10 }).unwrap()
+}
+
+#[test]
+fn a_case_worked_out_by_hand() {
+    // The first token is the prompt's, which nothing looks at.
+    let reference = sides(&tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
+    let policy = sides(&tensor(&[0.0, 1.0, 4.0, 4.0, 0.0, 1.0], &[1, 3, 2]), &tensor(&[0.0, 0.0, 1.0, 1.0, 0.0, -1.0], &[1, 3, 2]));
+    // Distances 5 and 0; cosines 1/√2 and −1, which counts 0.
+    let (retain, reroute) = (2.5, 0.5f64.sqrt() / 2.0);
+    let at = loss(&policy, &reference, 4);
+    near(at.value.double_value(&[]), 10.0 * (0.2 * retain + 0.8 * reroute));
+    assert!((logged(&at, "rr/retain") - retain).abs() < 1e-6 && (logged(&at, "rr/reroute") - reroute).abs() < 1e-6);
+}
+
+#[test]
+fn it_starts_at_its_largest_weight() {
+    let states = random_sides(&[2, 4, 3]);
+    near(loss(&states, &states, 0).value.double_value(&[]), 10.0);
+}
+
+#[test]
+fn both_terms_have_their_gradients() {
+    tch::manual_seed(0);
+    let (p, r) = (random_sides(&[2, 5, 4]), random_sides(&[2, 5, 4]));
+    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || loss(&p, &r, 5).value);
+}
+
+#[test]
+fn alpha_max_has_to_be_above_zero() {
+    for alpha_max in [0.0, -1.0, f64::NAN] {
+        assert!(Rr::build(RrConfig { alpha_max }, &model()).is_err(), "{alpha_max}");
+    }
+}

@@ -1,0 +1,26 @@
+//! Lengths and inner products over h, the last axis.
+
+use reprpo_plugin::prelude::*;
+
+/// ε of the method reference.
+pub const EPS: f64 = 1e-12;
+
+/// ⟨a, b⟩: `[… h]` → `[…]`.
+pub fn dot(a: &Tensor, b: &Tensor) -> Tensor {
+    (a * b).sum_dim_intlist(-1, false, None::<Kind>)
+}
+
+/// ‖a‖: `[… h]` → `[…]`; its gradient at 0 is 0.
+pub fn norm(a: &Tensor) -> Tensor {
+    a.norm_scalaropt_dim(2.0, -1, false)
+}
+
+/// cos(a, b): `[… h]` → `[…]`.
+pub fn cos(a: &Tensor, b: &Tensor) -> Tensor {
+    Tensor::cosine_similarity(a, b, -1, EPS)
+}
+
+/// The mean over h: `[… h]` → `[…]`.
+pub fn mean(a: &Tensor) -> Tensor {
+    a.mean_dim(-1, false, None::<Kind>)
+}

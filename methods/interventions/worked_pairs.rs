@@ -1,0 +1,110 @@
+//! Pairs made up for tests, in float64.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::tch::{self, Device};
+
+/// The first of ten steps.
+pub const STEP: StepInfo = StepInfo { step: 0, steps: 10 };
+
+pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
+    Tensor::from_slice(values).reshape(shape)
+}
+
+pub fn random(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Double, Device::Cpu))
+}
+
+pub fn random_sides(shape: &[i64]) -> Sides {
+    Sides { chosen: random(shape), rejected: random(shape) }
+}
+
+pub fn sides(chosen: &Tensor, rejected: &Tensor) -> Sides {
+    Sides { chosen: chosen.shallow_clone(), rejected: rejected.shallow_clone() }
+}
+
+/// Both sides after `f`.
+pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
+    Sides { chosen: f(&of.chosen), rejected: f(&of.rejected) }
+}
+
+/// Completions of `lengths` tokens, their log-probabilities `[m]` end to end.
+pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
+    let counts = Tensor::from_slice(lengths);
+    TokenLogprobs {
+        per_token: per_token.shallow_clone(),
+        owner: Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu)).repeat_interleave_self_tensor(&counts, 0, None),
+        tokens: counts.to_kind(per_token.kind()),
+        log_collision: None,
+    }
+}
+
+/// Completions that all have `length` tokens, their log-probabilities `[m]` end to end.
+pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
+    let of = |t: &Tensor| tokens(t, &vec![length; (t.size()[0] / length) as usize]);
+    Logprobs::new(of(&per_token.chosen), Some(of(&per_token.rejected)))
+}
+
+/// A tap's pooled states.
+pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
+    TapStates::new(Site::Residual(1), map(policy, Tensor::shallow_clone), Some(map(reference, Tensor::shallow_clone)))
+}
+
+/// b sequences of t tokens `[b t h]`, of which those with `attended` `[b t]` are no padding.
+pub fn token_states(states: &Tensor, completion: &Tensor, attended: &Tensor) -> TokenStates {
+    let (b, t, h) = states.size3().unwrap();
+    TokenStates {
+        states: states.reshape([b * t, h]),
+        owner: Tensor::arange(b, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(t, 0, None),
+        completion: completion.reshape([-1]).to_kind(Kind::Bool),
+        attended: attended.reshape([-1]).to_kind(Kind::Bool),
+        sequences: b,
+    }
+}
+
+/// A tap's states `[b t h]` of every token, of which the first `prompt` of each sequence are the prompt's.
+pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapStates {
+    let side = |x: &Tensor| {
+        let all = x.ones_like().select(2, 0);
+        let completion = all.cumsum(1, Kind::Int64).gt(prompt);
+        token_states(x, &completion, &all)
+    };
+    let both = |x: &Sides| TokenSides { chosen: side(&x.chosen), rejected: side(&x.rejected) };
+    let pooled = |x: &Sides| map(x, |x| x.mean_dim(1, false, None::<Kind>));
+    TapStates::new(Site::Residual(1), pooled(policy), Some(pooled(reference))).with_tokens(both(policy), Some(both(reference)))
+}
+
+/// The metric of that name.
+pub fn logged(loss: &Loss, name: &str) -> f64 {
+    loss.metrics.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no metric {name}")).1.double_value(&[])
+}
+
+pub fn near(a: f64, b: f64) {
+    assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
+}
+
+/// Compares the gradient of `loss` in every element of the `leaves` with central differences.
+pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl Fn() -> Tensor) {
+    for leaf in leaves {
+        let _ = leaf.set_requires_grad(true);
+    }
+    loss().backward();
+    let _guard = tch::no_grad_guard();
+    for leaf in leaves {
+        let (grad, flat) = (leaf.grad().reshape([-1]), leaf.detach().view([-1]));
+        for i in 0..flat.size()[0] {
+            let (mut element, step) = (flat.get(i), 1e-6);
+            element += step;
+            let above = loss().double_value(&[]);
+            element -= 2.0 * step;
+            let below = loss().double_value(&[]);
+            element += step;
+            let (numeric, exact) = ((above - below) / (2.0 * step), grad.double_value(&[i]));
+            assert!((numeric - exact).abs() < 1e-7 * exact.abs().max(1.0), "{numeric} {exact}");
+        }
+    }
+}
+
+/// A model for methods that look at none.
+pub fn model() -> ModelInfo {
+    ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 1, heads: 1, head_dim: 1, vocab: 1, linears: Vec::new() }
+}
