@@ -194,7 +194,7 @@ fn a_value_of_another_type_is_told_in_plain_words() {
 #[test]
 fn the_core_names_no_method() {
     // Words that are names of plugins and words besides.
-    const ORDINARY: [&str; 2] = ["none", "file"];
+    const ORDINARY: [&str; 3] = ["none", "file", "rank"];
     let listed = json(&reprpo(&["list", "--json"]));
     let names: Vec<String> = listed
         .as_array()
@@ -268,6 +268,15 @@ mod with_built_ins {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert_eq!(json(&reprpo(&["explain", "dpo", "--json"]))[0]["kind"], "intervention");
+        for (name, needs) in [
+            ("mse", "pooled states at the taps; the reference's states, once per pair"),
+            ("rr", "states of every token at the taps; the reference's states, at every step"),
+            ("sft", "log-probabilities of the chosen completion\n"),
+            ("none", "nothing\n"),
+        ] {
+            let text = stdout(&reprpo(&["explain", name]));
+            assert!(text.contains(&format!("\nNeeds: {needs}")), "{text}");
+        }
     }
 
     #[test]

@@ -184,6 +184,68 @@ fn a_loss_that_is_no_number_ends_the_run_and_leaves_nothing() {
     assert!(!out.exists());
 }
 
+#[test]
+fn a_method_that_trains_nothing_saves_its_adapter_as_it_starts() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let (init, out) = (golden.join("trl/adapter"), dir.path().join("run"));
+    let output = run(&golden, &out, &["--intervention", "none", "--init-adapter", init.to_str().expect("UTF-8")]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("nothing is trained"), "{text}");
+    assert!(std::fs::read_to_string(out.join("log.txt")).expect("a log").contains("nothing is trained"));
+    assert!(metrics(&out).is_empty());
+    let bytes = |dir: PathBuf| std::fs::read(dir.join("adapter_model.safetensors")).expect("an adapter");
+    assert!(bytes(out.join("adapter")) == bytes(init));
+}
+
+#[test]
+fn the_loss_of_every_method_falls() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let original = &["--set", "intervention.variant=original"][..];
+    // With a logarithm the retain term begins at its lowest, and outweighs the other unless α is small.
+    let log_of_reroute = &["--set", "intervention.variant=original", "--set", "intervention.alpha=0"][..];
+    let reroute = &[
+        "--set",
+        "intervention.transform_in=reroute",
+        "--set",
+        "intervention.log=true",
+        "--set",
+        "intervention.alpha=0.01",
+        "--set",
+        "tap.pooling=common",
+        "--transform",
+        "ortho",
+    ][..];
+    let unbounded = &["--set", "intervention.loss_type=unbounded"][..];
+    let several = &["--set", "intervention.loss_type=[\"sigmoid\", \"sft\"]", "--set", "intervention.loss_weights=[1, 0.5]"][..];
+    for (i, (name, extra)) in [
+        ("dpo", unbounded),
+        ("dpo", several),
+        ("mse", &[]),
+        ("mse", reroute),
+        ("mse", log_of_reroute),
+        ("rank", &[]),
+        ("rank", original),
+        ("prefvec", original),
+        ("rr", &[]),
+        ("sft", &[]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.path().join(i.to_string());
+        let args = ["--intervention", name, "--set", "train.epochs=4", "--set", "train.batch=8", "--set", "train.accumulate=1", "--set", "train.shuffle=false"];
+        let output = run(&golden, &out, &[&args[..], extra].concat());
+        assert!(output.status.success(), "{name} {extra:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let lines = metrics(&out);
+        // The same pairs in the first and in the last epoch.
+        let sum = |lines: &[Value]| lines.iter().map(|l| number(l, "loss")).sum::<f64>();
+        let (first, last) = (sum(&lines[..3]), sum(&lines[lines.len() - 3..]));
+        assert!(last < first, "{name} {extra:?}: {first} then {last}");
+    }
+}
+
 /// Starts `reprpo run`, and asks it to stop as Ctrl-C does once its stderr holds `sign`.
 #[cfg(unix)]
 fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option<i32>, String) {

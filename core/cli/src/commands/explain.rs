@@ -56,7 +56,7 @@ fn as_text(entry: &'static Entry) -> Result<String> {
         text.push_str(&format!("\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` in a configuration file:\n\n"));
         let mut grid = Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
         for field in &fields {
-            grid.row([field.name.clone(), field.kind.clone(), shown(&field.default), field.description.clone()]);
+            grid.row([field.name.clone(), kind_of(field), shown(&field.default), field.description.clone()]);
             for word in field.choices.iter().filter(|w| !w.describes.is_empty()) {
                 grid.row([String::new(), format!("  {}", word.value), String::new(), word.describes.clone()]);
             }
@@ -79,6 +79,12 @@ fn as_json(entry: &'static Entry) -> Result<Value> {
 
 fn fields_of(entry: &Entry) -> Result<Vec<Field>> {
     Ok(fields(&entry.about.schema().to_value(), &entry.about.defaults()?))
+}
+
+/// Its type. Many words that stand below with what they mean are not listed here as well: they would take the table's width.
+fn kind_of(field: &Field) -> String {
+    let all_below = field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
+    if all_below { "one of these".to_owned() } else { field.kind.clone() }
 }
 
 fn shown(default: &Value) -> String {
