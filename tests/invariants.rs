@@ -58,6 +58,18 @@ fn the_variants_hold_them_too() {
     let variants: &[(Kind, &str, &'static str)] = &[
         (Kind::Adapter, "lora", r#"{"use_rslora": true, "target_modules": "all-linear"}"#),
         (Kind::Adapter, "hra", r#"{"r": 3, "target_modules": "all-linear"}"#),
+        (Kind::Adapter, "hra", r#"{"apply_gs": true}"#),
+        (Kind::Adapter, "oft", r#"{"use_cayley_neumann": true}"#),
+        (Kind::Adapter, "ether", r#"{"plus": false, "two_sided": false}"#),
+        (Kind::Adapter, "boft", r#"{"boft_n_butterfly_factor": 2}"#),
+        (Kind::Adapter, "lora", r#"{"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3.0}}"#),
+        (Kind::Adapter, "loreft", r#"{"positions": "all"}"#),
+        (Kind::Intervention, "mse", r#"{"log": true}"#),
+        (Kind::Intervention, "mse", r#"{"variant": "original"}"#),
+        (Kind::Intervention, "rank", r#"{"variant": "original"}"#),
+        (Kind::Intervention, "prefvec", r#"{"lambda_angle": 0.5, "lambda_dpo": 1.0}"#),
+        (Kind::Intervention, "dpo", r#"{"loss_type": ["ipo", "sigmoid", "apo_zero"], "loss_weights": [0.2, 1.0, 0.5]}"#),
+        (Kind::Intervention, "dpo", r#"{"f_divergence_type": "js_divergence", "ld_alpha": 0.5}"#),
         (Kind::Intervention, "projgrad", r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#),
         (Kind::Intervention, "projbp", r#"{"keep_norm": false, "mag_clip": null}"#),
     ];

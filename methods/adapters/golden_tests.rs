@@ -1,7 +1,6 @@
 //! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and files.
 
-use std::path::{Path, PathBuf};
-
+use crate::golden::{error, folder};
 use reprpo_core::model::pass::Request;
 use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::stream::Stream;
@@ -11,26 +10,6 @@ use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 use reprpo_plugin::tch::{self, Device};
-
-/// The folder of reference values; where it is missing a test skips, except in continuous integration.
-fn golden() -> Option<PathBuf> {
-    let shared = match std::env::var_os("REPRPO_SHARED") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"),
-    };
-    if shared.exists() {
-        return Some(shared.join("golden"));
-    }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "the reference values (`$REPRPO_SHARED`) must be there in continuous integration");
-    eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
-    None
-}
-
-fn error(ours: &Tensor, reference: &Tensor) -> f64 {
-    assert_eq!(ours.size(), reference.size());
-    let scale = reference.abs().max().double_value(&[]).max(1.0);
-    (ours - reference).abs().max().double_value(&[]) / scale
-}
 
 fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Result<Tensor> {
     let reached = model.forward(stream, Request { adapted, hidden: true, ..Request::default() })?;
@@ -43,7 +22,7 @@ fn agrees_with_peft(name: &str) {
 
 /// With a configuration that differs from the file's.
 fn agrees_once(name: &str, change: fn(&mut Saved)) {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = folder() else { return };
     let (dir, files) = (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
     let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
@@ -174,7 +153,7 @@ fn vera_agrees_with_peft() {
 /// Every adapter of the registry, as it is when nothing is said.
 #[test]
 fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = folder() else { return };
     let model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
@@ -210,7 +189,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
 /// An adapter of the residual stream has no counterpart in PEFT, but the same life in a model.
 #[test]
 fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = folder() else { return };
     let mut model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();

@@ -120,11 +120,14 @@ fn accumulation(case: &Case) -> Result<Outcome> {
     Ok(Outcome::within("the gradient, relative to its largest entry,", difference(&whole, &single) / scale, 1e-9))
 }
 
-/// Some steps of training; the losses, and what was trained.
-fn trained(case: &Case, seed: u64, steps: usize, lr: f64) -> Result<Option<(Vec<f64>, Vec<Tensor>)>> {
+/// Some steps of training from the start or from a place beside it; the losses, and what was trained.
+fn trained(case: &Case, seed: u64, steps: usize, lr: f64, disturbed: bool) -> Result<Option<(Vec<f64>, Vec<Tensor>)>> {
     let mut bench = Bench::new(case, seed)?;
     if bench.objective.needs().evaluate_only {
         return Ok(None);
+    }
+    if disturbed {
+        bench.disturb();
     }
     let group = |parameters| Group { parameters, scale: 1.0 };
     let groups = vec![group(bench.adapted.parameters()), group(bench.objective.taps().parameters())];
@@ -141,7 +144,7 @@ fn trained(case: &Case, seed: u64, steps: usize, lr: f64) -> Result<Option<(Vec<
 }
 
 fn determinism(case: &Case) -> Result<Outcome> {
-    let (Some((_, one)), Some((_, two))) = (trained(case, 1, 2, 1e-3)?, trained(case, 1, 2, 1e-3)?) else { return Ok(UNTRAINED) };
+    let (Some((_, one)), Some((_, two))) = (trained(case, 1, 2, 1e-3, false)?, trained(case, 1, 2, 1e-3, false)?) else { return Ok(UNTRAINED) };
     if one.iter().zip(&two).any(|(a, b)| a != b) {
         return Ok(Outcome::Violated(format!("two runs differ by up to {:.2e}", difference(&one, &two))));
     }
@@ -149,7 +152,8 @@ fn determinism(case: &Case) -> Result<Outcome> {
 }
 
 fn learning(case: &Case) -> Result<Outcome> {
-    let Some((losses, _)) = trained(case, 0, 12, 5e-3)? else { return Ok(UNTRAINED) };
+    // A loss may be flat where policy and reference are one, as the cosine between their states is.
+    let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first { Outcome::Holds } else { Outcome::Violated(format!("the loss went from {first:.6} to {last:.6}")) })
 }

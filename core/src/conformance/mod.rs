@@ -131,7 +131,8 @@ impl Bench {
         let adapter = build(case.adapter.json)?;
         let mut taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
         if intervention.needs().states > States::None {
-            taps.sites = vec![Site::Residual(1), Site::Residual(model.info().layers - 1)];
+            // The last one is after the final norm, and reached by whatever any block does.
+            taps.sites = vec![Site::Residual(1), Site::Residual(model.info().layers)];
             let (embedding, unembedding) = model.embeddings();
             for (i, site) in taps.sites.iter().enumerate() {
                 let cx = TransformCx { site, width: model.info().width(site)?, embedding, unembedding };

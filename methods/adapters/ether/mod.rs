@@ -96,6 +96,10 @@ impl Adapter for EtherConfig {
         Ok(Box::new(EtherLinear { input, output }))
     }
 
+    fn starts_as_identity(&self) -> bool {
+        self.plus
+    }
+
     fn peft_config(&self) -> String {
         json!({ "blocks": self.blocks, "plus": self.plus, "two_sided": self.two_sided }).to_string()
     }
