@@ -174,7 +174,7 @@ fn every_layer_wins_over_those_below() {
     for chosen in 0u8..16 {
         let present: Vec<_> = layers.iter().enumerate().filter(|(i, _)| chosen & (1 << i) != 0).map(|(_, l)| l).collect();
         let r = good(|l| present.iter().for_each(|(add, ..)| add(l)));
-        let (value, origin) = present.last().map_or((1e-4, "default"), |(_, v, o)| (*v, o.as_str()));
+        let (value, origin) = present.last().map_or((5e-4, "default"), |(_, v, o)| (*v, o.as_str()));
         assert_eq!((r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).as_deref()), (value, Some(origin)));
     }
 }
@@ -441,7 +441,7 @@ fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
         l.file(config.path()).expect("a file");
         l.set("recipe=none").expect("a path");
     });
-    assert_eq!((none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch), (None, 1e-4, 8));
+    assert_eq!((none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch), (None, 5e-4, 8));
     assert_eq!(good(|l| environment(l, "REPRPO_RECIPE", "mild_mix")).experiment.train.lr, 1.5);
 }
 

@@ -92,7 +92,7 @@ impl Adapter for HraConfig {
     }
 
     fn starts_as_identity(&self) -> bool {
-        self.r % 2 == 0 && !self.apply_gs
+        self.r.is_multiple_of(2) && !self.apply_gs
     }
 
     fn peft_config(&self) -> String {
