@@ -28,6 +28,9 @@ pub struct Field {
     pub default: Value,
     /// What it is, with its unit.
     pub description: String,
+    /// The fields of its own, where it is a table.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<Field>,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
@@ -93,9 +96,14 @@ pub(super) fn json(value: toml::Value) -> Value {
 
 /// The fields that `schema` describes, in its order, with `defaults` for values.
 pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
+    fields_of(schema, schema, defaults)
+}
+
+/// The fields of the `table` among the definitions of `root`.
+fn fields_of(root: &Value, table: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     let none = Map::new();
-    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    properties.iter().map(|(name, property)| field(schema, name, property, defaults.get(name).cloned().unwrap_or(Value::Null))).collect()
+    let properties = table.get("properties").and_then(Value::as_object).unwrap_or(&none);
+    properties.iter().map(|(name, property)| field(root, name, property, defaults.get(name).cloned().unwrap_or(Value::Null))).collect()
 }
 
 fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
@@ -114,7 +122,12 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
     }
     let description = property.get("description").and_then(Value::as_str).unwrap_or(&shape.description).split_whitespace().collect::<Vec<_>>().join(" ");
     let text = shape.types.iter().any(|t| t == "string") || shape.types.is_empty();
-    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, text, types: shape.types }
+    let table = property.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.strip_prefix('#')?));
+    let fields = match (&default, table) {
+        (Value::Object(defaults), Some(table)) => fields_of(root, table, defaults),
+        _ => Vec::new(),
+    };
+    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, fields, text, types: shape.types }
 }
 
 /// What a property comes to once references and alternatives are followed.

@@ -55,16 +55,24 @@ fn as_text(entry: &'static Entry) -> Result<String> {
     } else {
         text.push_str(&format!("\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` in a configuration file:\n\n"));
         let mut grid = Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
-        for field in &fields {
-            grid.row([field.name.clone(), kind_of(field), shown(&field.default), field.description.clone()]);
-            for word in field.choices.iter().filter(|w| !w.describes.is_empty()) {
-                grid.row([String::new(), format!("  {}", word.value), String::new(), word.describes.clone()]);
-            }
-        }
+        rows(&mut grid, "", &fields);
         text.push_str(&grid.plain());
     }
     text.push_str(&format!("\nReference: {}\nFrom:      {} {}\nExample:   {}\n", about.reference, about.origin, about.version, example(entry, &fields)));
     Ok(text)
+}
+
+/// A row a field, and those of its own fields below it.
+fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
+    for field in fields {
+        let name = format!("{before}{}", field.name);
+        let default = if field.fields.is_empty() { shown(&field.default) } else { String::new() };
+        grid.row([name.clone(), kind_of(field), default, field.description.clone()]);
+        for word in field.choices.iter().filter(|w| !w.describes.is_empty()) {
+            grid.row([String::new(), format!("  {}", word.value), String::new(), word.describes.clone()]);
+        }
+        rows(grid, &format!("{name}."), &field.fields);
+    }
 }
 
 fn as_json(entry: &'static Entry) -> Result<Value> {
