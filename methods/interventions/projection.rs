@@ -2,8 +2,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Length below which a direction is taken for none.
-const EPS: f64 = 1e-12;
+use super::ranges::{above_zero, within, zero_or_more};
+use super::vectors::{EPS, norm};
 
 /// Which coefficients c of a gradient along the direction pass. A descent step moves against them: c above 0 takes the
 /// state towards the rejected completion.
@@ -31,14 +31,14 @@ impl Sign {
     }
 }
 
-/// `direction` `[… w]` at unit length over its last dimension; 0 stays 0.
-pub fn unit(direction: &Tensor) -> Tensor {
-    direction / (norm(direction) + EPS)
+/// ‖x‖ over the last dimension, which stays with one entry.
+pub fn length(x: &Tensor) -> Tensor {
+    norm(x).unsqueeze(-1)
 }
 
-/// ‖x‖ over the last dimension, which stays with one entry.
-pub fn norm(x: &Tensor) -> Tensor {
-    x.norm_scalaropt_dim(2.0, -1, true)
+/// `direction` `[… w]` at unit length over its last dimension; 0 stays 0.
+pub fn unit(direction: &Tensor) -> Tensor {
+    direction / (length(direction) + EPS)
 }
 
 /// What `x` has to be divided by to be no longer than `limit`, both lengths.
@@ -46,11 +46,9 @@ pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }
 
-/// A number that has to be 0 or more, and at most `most`.
-pub fn within(field: &str, value: f64, most: f64) -> Result<()> {
-    if (0.0..=most).contains(&value) {
-        return Ok(());
-    }
-    let upper = if most.is_finite() { format!("from 0 to {most}") } else { "0 or more".to_owned() };
-    Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {upper}")))
+/// Refuses a β below 0, a slope outside 0 to 1 and a κ that is not above 0.
+pub fn check(beta: f64, neg_slope: f64, mag_clip: Option<f64>) -> Result<()> {
+    zero_or_more("beta", beta)?;
+    within("neg_slope", neg_slope, (0.0..=1.0).contains(&neg_slope), "from 0 to 1")?;
+    mag_clip.map_or(Ok(()), |kappa| above_zero("mag_clip", kappa))
 }

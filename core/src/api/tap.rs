@@ -7,7 +7,7 @@ use super::{ModelInfo, Plugin, Site};
 use crate::error::{Error, Result};
 
 /// How the tokens of one completion become one vector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
     /// The mean over the completion's tokens.

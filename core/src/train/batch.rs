@@ -1,7 +1,9 @@
 //! Pairs as a token stream: each prompt once, each completion once, whoever shares them.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
@@ -82,6 +84,8 @@ pub struct PairBatch {
     chosen: Vec<usize>,
     rejected: Vec<usize>,
     kind: Kind,
+    /// Rows that were asked for: the same ones serve every tap and every adapted module.
+    rows: RefCell<HashMap<(Pooling, bool), Rc<Rows>>>,
 }
 
 impl PairBatch {
@@ -136,7 +140,16 @@ impl PairBatch {
         }
         let predicted = Predicted { rows: Tensor::from_slice(&rows).f_to_device(device)?, ids: Tensor::from_slice(&ids).f_to_device(device)? };
         let kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        Ok(Self { indices: pairs.iter().map(|p| p.index).collect(), stream: builder.finish(device)?, predicted, completions, chosen, rejected, kind })
+        Ok(Self {
+            indices: pairs.iter().map(|p| p.index).collect(),
+            stream: builder.finish(device)?,
+            predicted,
+            completions,
+            chosen,
+            rejected,
+            kind,
+            rows: RefCell::default(),
+        })
     }
 
     /// b.
@@ -188,7 +201,16 @@ impl PairBatch {
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn rows(&self, pooling: Pooling, rejected: bool) -> Result<Rows> {
+    pub fn rows(&self, pooling: Pooling, rejected: bool) -> Result<Rc<Rows>> {
+        if let Some(rows) = self.rows.borrow().get(&(pooling, rejected)) {
+            return Ok(Rc::clone(rows));
+        }
+        let rows = Rc::new(self.find_rows(pooling, rejected)?);
+        self.rows.borrow_mut().insert((pooling, rejected), Rc::clone(&rows));
+        Ok(rows)
+    }
+
+    fn find_rows(&self, pooling: Pooling, rejected: bool) -> Result<Rows> {
         let device = self.stream.ids.device();
         let segments = self.stream.layout.segments();
         let (mut index, mut owner, mut completion, mut last, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());

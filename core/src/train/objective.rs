@@ -64,8 +64,8 @@ impl Taps {
         let transformed = self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?;
         Ok(TokenStates {
             attended: rows.completion.ones_like(),
-            owner: rows.owner,
-            completion: rows.completion,
+            owner: rows.owner.shallow_clone(),
+            completion: rows.completion.shallow_clone(),
             states: transformed,
             sequences: batch.len() as i64,
         })
@@ -189,7 +189,12 @@ impl Objective {
         if let (true, Some(hidden), Some(reference)) = (self.needs.sequence_nll, &reached.hidden, seen.own_logprobs) {
             let rows = batch.rows(Pooling::All, false)?;
             let own = model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0;
-            pairs = pairs.with_sequence_nll(SequenceNll { policy: -own, reference: -reference, attended: rows.completion.ones_like(), owner: rows.owner });
+            pairs = pairs.with_sequence_nll(SequenceNll {
+                policy: -own,
+                reference: -reference,
+                attended: rows.completion.ones_like(),
+                owner: rows.owner.shallow_clone(),
+            });
         }
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {

@@ -55,7 +55,10 @@ impl Reference {
             self.keep(model, batch, needs, if live { &[] } else { &reached.states }, reached.hidden.as_ref(), taps.pooling)?;
         }
         let own_logprobs = match (&reached.hidden, needs.sequence_nll) {
-            (Some(hidden), true) => Some(model.logprobs(hidden, &batch.own_tokens(&batch.rows(Pooling::All, false)?)?, Detail::None)?.0),
+            (Some(hidden), true) => {
+                let rows = batch.rows(Pooling::All, false)?;
+                Some(model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0)
+            }
             _ => None,
         };
         Ok(Seen { states: if live { reached.states } else { Vec::new() }, directed: at_modules, own_logprobs })

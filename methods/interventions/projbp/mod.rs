@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::{Dpo, DpoConfig};
-use super::projection::{Sign, excess, norm, unit, within};
+use super::projection::{Sign, check, excess, length, unit};
 
 #[cfg(test)]
 mod tests;
@@ -55,13 +55,7 @@ The map is not linear: what the loss falls by is not what its gradient says, and
 
 impl InterventionPlugin for ProjBp {
     fn build(config: ProjBpConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        within("beta", config.beta, f64::MAX)?;
-        within("neg_slope", config.neg_slope, 1.0)?;
-        if let Some(kappa) = config.mag_clip
-            && !(kappa > 0.0 && kappa.is_finite())
-        {
-            return Err(Error::new(format!("`intervention.mag_clip` is {kappa}, but has to be above 0, or none")));
-        }
+        check(config.beta, config.neg_slope, config.mag_clip)?;
         let loss = Dpo::build(config.dpo.clone(), model)?;
         Ok(Box::new(Projected { config, loss }))
     }
@@ -85,22 +79,22 @@ impl Intervention for Projected {
     fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
         let config = self.config.clone();
         let pairs = at.direction.size()[0];
-        let (v, length) = (unit(&at.direction), norm(&at.direction));
+        let (v, limit) = (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
             // Of the pair's own loss, in the directions' precision: [n out].
             let mut g = grad.to_kind(v.kind()) / at.weight;
             let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
-            if let Some(kappa) = config.mag_clip {
+            if config.mag_clip.is_some() {
                 let zeros = Tensor::zeros([pairs, g.size()[1]], (g.kind(), g.device()));
                 let tokens = Tensor::zeros([pairs, 1], (g.kind(), g.device())).index_add(0, &at.owner, &g.ones_like().narrow(1, 0, 1));
                 let mean = zeros.index_add(0, &at.owner, &g) / tokens;
-                g = &g / of_rows(&excess(&norm(&mean), &(&length * kappa)));
+                g = &g / of_rows(&excess(&length(&mean), &limit));
             }
             let v = of_rows(&v);
             let c = (&g * &v).sum_dim_intlist(-1, true, None::<Kind>);
             let mut projected = config.sign.clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
             if config.keep_norm {
-                projected = unit(&projected) * norm(&g);
+                projected = unit(&projected) * length(&g);
             }
             Ok((projected * at.weight).to_kind(grad.kind()))
         }))

@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::{Dpo, DpoConfig};
-use super::projection::{Sign, excess, unit, within};
+use super::projection::{Sign, check, excess, unit};
 
 #[cfg(test)]
 mod tests;
@@ -69,13 +69,7 @@ keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves 
 
 impl InterventionPlugin for ProjGrad {
     fn build(config: ProjGradConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        within("beta", config.beta, f64::MAX)?;
-        within("neg_slope", config.neg_slope, 1.0)?;
-        if let Some(kappa) = config.mag_clip
-            && !(kappa > 0.0 && kappa.is_finite())
-        {
-            return Err(Error::new(format!("`intervention.mag_clip` is {kappa}, but has to be above 0, or none")));
-        }
+        check(config.beta, config.neg_slope, config.mag_clip)?;
         let loss = Dpo::build(config.dpo.clone(), model)?;
         Ok(Box::new(Projected { config, loss }))
     }
