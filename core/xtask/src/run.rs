@@ -10,8 +10,8 @@ use crate::{Options, libtorch, model, paths, progress};
 
 /// What the demo runs. `--out` follows, then the user's own arguments, which win.
 ///
-/// The learning rate is that at which 200 synthetic pairs are learnt in part, so that methods can be told apart.
-const DEMO_ARGS: [&str; 13] = [
+/// With its DPO term: on so few pairs the hidden-state terms alone move states, and not yet what the model prefers.
+const DEMO_ARGS: [&str; 15] = [
     "run",
     "--intervention",
     "prefvec",
@@ -22,9 +22,11 @@ const DEMO_ARGS: [&str; 13] = [
     "--dataset",
     "synthetic",
     "--set",
-    "train.max_pairs=200",
+    "intervention.lambda_dpo=1",
     "--set",
-    "train.lr=1e-3",
+    "train.max_pairs=300",
+    "--set",
+    "train.lr=2e-3",
 ];
 
 /// Sets up, builds the command and trains a small model on the synthetic shift.

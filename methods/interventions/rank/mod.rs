@@ -22,7 +22,8 @@ pub struct RankConfig {
     pub variant: Variant,
     /// α: weight of the retain term, without a unit, 0 or more.
     pub alpha: f64,
-    /// Divides states before the softmax, in units of a state, above 0; not read by `original`.
+    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A residual stream has
+    /// coordinates in the hundreds, and at 1 the softmax sees nothing but the largest.
     pub temperature: f64,
     /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
     pub original_beta: f64,
@@ -36,7 +37,7 @@ pub struct RankConfig {
 
 impl Default for RankConfig {
     fn default() -> Self {
-        Self { variant: Variant::Default, alpha: 0.25, temperature: 1.0, original_beta: 1.0, original_dpo: true, original_nll: false, original_retain: false }
+        Self { variant: Variant::Default, alpha: 0.25, temperature: 100.0, original_beta: 1.0, original_dpo: true, original_nll: false, original_retain: false }
     }
 }
 

@@ -19,10 +19,11 @@ fn a_case_worked_out_by_hand() {
     let (three, even) = (tensor(&[3f64.ln(), 0.0], &[1, 2]), tensor(&[0.0, 0.0], &[1, 2]));
     let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
     let reference = sides(&three, &even);
-    near(value(&RankConfig::default(), &pooled(&reference, &reference)).double_value(&[]), 1.0);
+    let one = RankConfig { temperature: 1.0, ..RankConfig::default() };
+    near(value(&one, &pooled(&reference, &reference)).double_value(&[]), 1.0);
     // What was rejected is where the chosen was, and the chosen moved to (¼, ¾).
     let policy = sides(&-&three, &three);
-    near(value(&RankConfig::default(), &pooled(&policy, &reference)).double_value(&[]), 0.25 * kl(0.75, 0.25) / kl(0.75, 0.5));
+    near(value(&one, &pooled(&policy, &reference)).double_value(&[]), 0.25 * kl(0.75, 0.25) / kl(0.75, 0.5));
     let hot = RankConfig { temperature: 2.0, alpha: 1.0, ..RankConfig::default() };
     let root = 3f64.sqrt() / (1.0 + 3f64.sqrt());
     near(value(&hot, &pooled(&policy, &reference)).double_value(&[]), kl(root, 1.0 - root) / kl(root, 0.5));
