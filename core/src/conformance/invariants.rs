@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use super::{Bench, Case, Invariant, Outcome, pairs};
-use crate::api::{Completions, Frozen, StepInfo};
+use crate::api::{Completions, Frozen, Init, StepInfo};
 use crate::config::TrainConfig;
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
@@ -86,8 +86,8 @@ fn gradients(case: &Case) -> Result<Outcome> {
     let mut worst: f64 = 0.0;
     // Along each tensor's own random direction, so that a wrong one cannot hide behind the others.
     for (i, (tensor, gradient)) in tensors.iter().zip(&gradients).enumerate() {
-        tch::manual_seed(i as i64);
-        let direction = Tensor::randn(tensor.size(), (Kind::Double, tensor.device()));
+        // Not libtorch's generator, which whatever runs beside this shares.
+        let direction = Init::new(11, "direction", Kind::Double, tensor.device()).normal(&i.to_string(), &tensor.size(), 1.0).detach();
         let direction = &direction / direction.norm();
         let mut at = |steps: f64| -> Result<f64> {
             let mut place = tensor.detach();

@@ -25,10 +25,10 @@ fn adapter(targets: &str) -> Box<dyn Adapter> {
 /// An adapter away from its start, where half of it has no gradient.
 fn attached(model: &Model, targets: &str) -> Adapted {
     let adapted = Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
-    tch::manual_seed(3);
-    for (_, tensor) in adapted.parameters() {
-        let noise = Tensor::randn(tensor.size(), (Kind::Double, Device::Cpu)) * 0.1;
-        let _ = tensor.detach().g_add_(&noise);
+    // Not libtorch's generator, which all tests share.
+    let mut noise = Init::new(3, "noise", Kind::Double, Device::Cpu);
+    for (name, tensor) in adapted.parameters() {
+        let _ = tensor.detach().g_add_(&noise.normal(&name, &tensor.size(), 0.1).detach());
     }
     adapted
 }
