@@ -1,7 +1,5 @@
 //! Preference directions at the places that an adapter changes, and what a method does to gradients with them.
 
-use std::collections::HashMap;
-
 use tch::Tensor;
 
 use super::batch::PairBatch;
@@ -76,8 +74,6 @@ impl Directed {
     /// What the method says.
     pub fn map_gradients(&self, method: &dyn Intervention, adapted: &Adapted) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        // A place's direction serves all its parameters.
-        let mut directions: HashMap<Site, Tensor> = HashMap::new();
         for changed in adapted.changed() {
             for parameter in &changed.parameters {
                 let (Some(axis), mut grad) = (parameter.axis, parameter.tensor.grad()) else { continue };
@@ -85,10 +81,8 @@ impl Directed {
                     continue;
                 }
                 let site = if matches!(axis, Axis::Input(_)) { &changed.input } else { &changed.output };
-                if !directions.contains_key(site) {
-                    directions.insert(site.clone(), self.at(site, &self.step)?.f_to_kind(grad.kind())?);
-                }
-                let mapped = method.parameter_grad(&grad, axis, &directions[site])?;
+                let direction = self.at(site, &self.step)?.f_to_kind(grad.kind())?;
+                let mapped = method.parameter_grad(&grad, axis, &direction)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(
                         "the method made a gradient {:?} of the one of `{}`, {:?}",
