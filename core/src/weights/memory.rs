@@ -1,4 +1,4 @@
-//! Mapped files and the memory of tensors: the two places where loading weights needs `unsafe`.
+//! Mapped files and the memory of tensors: the places where loading weights needs `unsafe`.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -120,6 +120,28 @@ pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<
     // SAFETY: every element has just been set.
     let slice = unsafe { unset.assume_init_mut() };
     fill(slice);
+    Ok(tensor)
+}
+
+/// A new tensor on the CPU of the bytes at `at`, which are as many as the shape needs. Copied slab after slab, so that the
+/// pages of the file can be let go of on the way.
+///
+/// # Errors
+/// Where there is not enough memory.
+pub fn copied(file: &Mapped, at: Range<usize>, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+    if tensor.numel() * kind.elt_size_in_bytes() != at.len() {
+        return Err(Error::internal(format!("{} bytes are no tensor {shape:?} of {kind:?}", at.len())));
+    }
+    let to = tensor.data_ptr().cast::<u8>();
+    for from in at.clone().step_by(SLAB) {
+        let range = from..at.end.min(from + SLAB);
+        let bytes = &file[range.clone()];
+        // SAFETY: a new contiguous CPU tensor of as many bytes as `at` has, which nobody else has seen; every bit
+        // pattern that the kinds that are read can have is a number, and of a truth value libtorch asks no more.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(from - at.start), bytes.len()) };
+        file.release(range);
+    }
     Ok(tensor)
 }
 

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
+use half::{bf16, f16};
 use indexmap::IndexMap;
 use safetensors::{Dtype, View};
 use tch::{Device, Kind, Tensor};
 
-use super::header;
-use super::memory::{Mapped, SLAB};
+use super::memory::{Mapped, copied, filled};
+use super::{gguf, header};
 use crate::error::{Context, Error, Result};
 
 /// The number types that are read and written, by the names that the format has for them.
@@ -76,38 +77,34 @@ impl SafetensorsFile {
     /// Where there is no tensor of that name, or not enough memory.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let stored = self.find(name)?;
-        self.copy(stored, stored.kind, Device::Cpu)
+        copied(&self.map, stored.at.clone(), &stored.shape, stored.kind)
     }
 
-    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file has it. Beside it,
-    /// little of the file stays in memory.
+    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file has it. On the CPU,
+    /// little of the file stays in memory beside it.
     ///
     /// # Errors
     /// Where there is no tensor of that name, or not enough memory.
     pub fn read_as(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let stored = self.find(name)?;
-        let floating = matches!(stored.kind, Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16);
-        self.copy(stored, if floating { kind } else { stored.kind }, device)
+        let (shape, at) = (&stored.shape, stored.at.clone());
+        let converted = match (gguf::plain(stored.kind), kind) {
+            _ if kind == stored.kind || device != Device::Cpu => None,
+            (Some(plain), Kind::Float) => Some(filled::<f32>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
+            (Some(plain), Kind::BFloat16) => Some(filled::<bf16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
+            (Some(plain), Kind::Half) => Some(filled::<f16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
+            _ => None,
+        };
+        if let Some(converted) = converted {
+            return converted;
+        }
+        // To the device first: what travels is what the file has, which is rarely the larger of the two.
+        let tensor = self.read(name)?.f_to_device(device)?;
+        Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
         self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}` in `{}`", self.map.path().display())))
-    }
-
-    /// Slab after slab: what travels to a device is what the file has, which is rarely the larger of the two, and the
-    /// pages that were read can be let go of on the way.
-    fn copy(&self, stored: &Stored, kind: Kind, device: Device) -> Result<Tensor> {
-        let tensor = Tensor::f_empty(&stored.shape, (kind, device))?;
-        let flat = tensor.f_view([-1])?;
-        let size = stored.kind.elt_size_in_bytes();
-        for from in stored.at.clone().step_by(SLAB) {
-            let range = from..stored.at.end.min(from + SLAB);
-            let (first, count) = ((from - stored.at.start) / size, range.len() / size);
-            let slab = Tensor::f_from_data_size(&self.map[range.clone()], &[count as i64], stored.kind)?;
-            flat.f_narrow(0, first as i64, count as i64)?.f_copy_(&slab)?;
-            self.map.release(range);
-        }
-        Ok(tensor)
     }
 }
 

@@ -4,6 +4,7 @@
 //! weights came from. Numbers are taken from their blocks straight into the memory of the tensor.
 
 mod blocks;
+mod decode;
 mod metadata;
 mod names;
 mod order;
@@ -16,14 +17,15 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use indexmap::IndexMap;
-use rayon::prelude::*;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
+pub use decode::in_order;
 pub use metadata::Metadata;
 pub use split::is_later_part;
+pub use types::plain;
 
-use super::memory::{Element, Mapped, SLAB, filled};
+use super::memory::{Element, Mapped, filled};
 use crate::error::{Error, Result};
 use names::RopeFactors;
 use order::Order;
@@ -31,8 +33,6 @@ use part::Placed;
 
 /// No head has more pairs of numbers to turn.
 const MOST_ROPE_FACTORS: i64 = 1 << 14;
-/// How many numbers one thread takes at once.
-const RUN: usize = 1 << 15;
 
 /// A GGUF model, mapped, with its headers checked: one file, or the parts of a split one.
 #[derive(Debug)]
@@ -87,6 +87,11 @@ impl Gguf {
             if let Some(heads) = stored.placed.shape.first().and_then(|&rows| stored.order.misfit(rows)) {
                 let shape = &stored.placed.shape;
                 return Err(Error::new(format!("tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows {heads} heads cannot share")));
+            }
+            // Its numbers change places one by one, and those of a block cannot.
+            if stored.order != Order::Same && stored.placed.shape.len() == 1 && stored.placed.format.block > 1 {
+                return Err(Error::new(format!("tensor `{theirs}` in `{at}` is a bias of the type {}, which is not read", stored.placed.format.name))
+                    .hint("read: F32, F16, BF16"));
             }
             if let Some(first) = tensors.insert(name, stored) {
                 return Err(Error::new(format!("`{at}` is no valid GGUF file: it has a second tensor `{theirs}`"))
@@ -153,49 +158,15 @@ impl Stored {
     fn few(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();
         let mut numbers = vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MOST_ROPE_FACTORS)?];
-        self.decode_run(&file[self.placed.at.clone()], &mut numbers);
+        decode::blocks(self.placed.format, &file[self.placed.at.clone()], &mut numbers, self.offset);
         Some(numbers.into_iter().map(f64::from).collect())
     }
 
-    /// Slab after slab, so that the pages of the file that were read can be let go of on the way.
     fn decode<T: Element>(&self, file: &Mapped, out: &mut [T]) {
-        let (block, block_bytes) = (self.placed.format.block, self.placed.format.bytes);
-        let rows = self.placed.shape[0] as usize;
-        // Rows that change places with each other are not taken apart.
-        let unit = self.order.together(rows).map_or(block, |together| out.len() / rows * together);
-        let slab = (SLAB / (unit / block * block_bytes).max(1)).max(1) * unit;
-        // A bias is a column of rows that are one number long.
-        let (row, at) = (out.len() / rows, &self.placed.at);
-        let row_bytes = at.len() / rows;
-        let mut from = at.start;
-        for out in out.chunks_mut(slab) {
-            let range = from..from + out.len() / block * block_bytes;
-            let bytes = &file[range.clone()];
-            match self.order {
-                Order::Same => {
-                    let run = RUN.next_multiple_of(block);
-                    out.par_chunks_mut(run).zip(bytes.par_chunks(run / block * block_bytes)).for_each(|(out, bytes)| self.decode_run(bytes, out));
-                }
-                order => out.par_chunks_mut(row).enumerate().for_each(|(r, out)| {
-                    let from = order.row_of(r, rows) * row_bytes;
-                    self.decode_run(&bytes[from..from + row_bytes], out);
-                }),
-            }
-            from = range.end;
-            file.release(range);
-        }
-    }
-
-    fn decode_run<T: Element>(&self, bytes: &[u8], out: &mut [T]) {
-        let format = self.placed.format;
-        // Small enough to stay in the first-level cache on its way, and a whole number of the largest blocks.
-        let mut numbers = [0f32; 1024];
-        for (out, bytes) in out.chunks_mut(numbers.len()).zip(bytes.chunks(numbers.len() / format.block * format.bytes)) {
-            let numbers = &mut numbers[..out.len()];
-            (format.decode)(bytes, numbers);
-            for (to, from) in out.iter_mut().zip(numbers) {
-                *to = T::of(*from - self.offset);
-            }
+        let Placed { format, shape, at } = &self.placed;
+        match self.order {
+            Order::Same => decode::in_order(format, file, at.clone(), out, self.offset),
+            order => decode::by_rows(format, file, at.clone(), out, self.offset, (shape[0] as usize, order)),
         }
     }
 }

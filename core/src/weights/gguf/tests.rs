@@ -214,6 +214,8 @@ fn a_tensor_that_does_not_fit_is_refused() {
     assert!(unread.contains("IQ2_XXS") && unread.contains("`output.weight`") && unread.contains("Q4_1"), "{unread}");
     let heads = refused(&Writer::llama().tensor("blk.0.attn_q.weight", &[32, 6], 0, &[0; 768]).bytes());
     assert!(heads.contains("2 heads"), "{heads}");
+    let bias = refused(&Writer::llama().tensor("blk.0.attn_q.bias", &[32], 8, &[0; 34]).bytes());
+    assert!(bias.contains("`blk.0.attn_q.bias`") && bias.contains("Q8_0"), "{bias}");
     let stranger = refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
     assert!(stranger.contains("`blk.0.ffn_gate_exps.weight`"), "{stranger}");
 }

@@ -1,6 +1,7 @@
 //! The number types of GGUF tensors: names, sizes of blocks, and which function reads one.
 
 use half::{bf16, f16};
+use tch::Kind;
 
 use super::blocks::{each, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
@@ -39,6 +40,17 @@ pub static FORMATS: [Format; 13] = [
 /// The type with ggml's number `id`, where it is read.
 pub fn format(id: u32) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.id == id)
+}
+
+/// The type in which numbers of a kind simply follow each other, where there is one.
+pub fn plain(kind: Kind) -> Option<&'static Format> {
+    let name = match kind {
+        Kind::Float => "F32",
+        Kind::Half => "F16",
+        Kind::BFloat16 => "BF16",
+        _ => return None,
+    };
+    FORMATS.iter().find(|f| f.name == name)
 }
 
 /// ggml's name of a type that is not read, or its number where ggml has none.
