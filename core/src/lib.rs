@@ -13,6 +13,7 @@ pub mod eval;
 pub mod ffi;
 pub mod files;
 pub mod generate;
+pub mod hub;
 pub mod model;
 pub mod plugin;
 pub mod registry;

@@ -1,0 +1,117 @@
+//! What a repository is called: `org/name`, or `org/name@revision`.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepoKind {
+    /// A model, or an adapter of one.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+impl RepoKind {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            RepoKind::Model => "model",
+            RepoKind::Dataset => "data set",
+        }
+    }
+}
+
+/// A repository of the hub, at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepoId {
+    /// What it holds.
+    pub kind: RepoKind,
+    /// `org/name`.
+    pub name: String,
+    /// A branch, a tag or a commit.
+    pub revision: String,
+}
+
+/// The revision where none is said.
+const MAIN: &str = "main";
+
+impl RepoId {
+    /// The repository that a text names; `None` where it is of another form than `org/name` or `org/name@revision`.
+    pub fn parse(kind: RepoKind, text: &str) -> Option<Self> {
+        let (name, revision) = text.split_once('@').unwrap_or((text, MAIN));
+        let (org, rest) = name.split_once('/')?;
+        let revised = !revision.is_empty() && revision.split('/').all(|part| plain(part) && !part.starts_with('.'));
+        (plain(org) && plain(rest) && revised).then(|| Self { kind, name: name.to_owned(), revision: revision.to_owned() })
+    }
+
+    /// As [`parse`](Self::parse), where nothing else can be meant.
+    ///
+    /// # Errors
+    /// A text of another form.
+    pub fn read(kind: RepoKind, text: &str) -> Result<Self> {
+        Self::parse(kind, text).ok_or_else(|| {
+            Error::new(format!("`{text}` is no id of a {} on the hub", kind.word()))
+                .hint("write `org/name`, or `org/name@revision` for a branch, a tag or a commit")
+        })
+    }
+
+    /// The same repository at another revision.
+    #[must_use]
+    pub fn at(&self, revision: &str) -> Self {
+        Self { revision: revision.to_owned(), ..self.clone() }
+    }
+
+    /// Whether no revision was said.
+    pub fn is_main(&self) -> bool {
+        self.revision == MAIN
+    }
+
+    /// Whether its revision is a whole commit, whose files never change.
+    pub fn is_commit(&self) -> bool {
+        is_commit(&self.revision)
+    }
+
+    pub(super) fn for_hub(&self) -> hf_hub::Repo {
+        let kind = match self.kind {
+            RepoKind::Model => hf_hub::RepoType::Model,
+            RepoKind::Dataset => hf_hub::RepoType::Dataset,
+        };
+        hf_hub::Repo::with_revision(self.name.clone(), kind, self.revision.clone())
+    }
+}
+
+impl fmt::Display for RepoId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_main() { f.write_str(&self.name) } else { write!(f, "{}@{}", self.name, self.revision) }
+    }
+}
+
+/// Whether a text is a commit's whole hash.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether a text may stand in an id: what the hub allows, and no way out of a folder.
+fn plain(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 96 && !text.starts_with(['.', '-']) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_has_an_organisation_and_a_name() {
+        let of = |text| RepoId::parse(RepoKind::Model, text);
+        let id = of("HuggingFaceTB/SmolLM2-135M").unwrap();
+        assert_eq!((id.name.as_str(), id.revision.as_str(), id.to_string().as_str()), ("HuggingFaceTB/SmolLM2-135M", "main", "HuggingFaceTB/SmolLM2-135M"));
+        let id = of("org/name@refs/pr/1").unwrap();
+        assert_eq!((id.revision.as_str(), id.to_string().as_str()), ("refs/pr/1", "org/name@refs/pr/1"));
+        assert!(id.at("93efa2f097d58c2a74874c7e644dbc9b0cee75a2").is_commit() && !id.is_commit() && !id.at("93efa2f").is_commit());
+        for none in ["", "name", "/name", "org/", "a/b/c", "../name", "org/..", "org/name@", "org/name@../x", "org/name@a b", "~/x", "a/b@c//d", "-o/x"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+}

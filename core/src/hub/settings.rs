@@ -1,0 +1,127 @@
+//! What the environment says of the hub, in the variables of Hugging Face's own client.
+
+use std::env;
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::error::{Context, Error, Result};
+use crate::weights::cache_dir;
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Where the hub is, where its files are kept, and who asks.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Address of the hub, without a slash at its end: `HF_ENDPOINT`.
+    pub endpoint: String,
+    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, `HF_HOME/hub`.
+    pub cache: PathBuf,
+    /// Where it is kept what repositories hold, which that cache has no place for.
+    pub listings: PathBuf,
+    /// Whether only the cache is to be used: `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `--offline`.
+    pub offline: bool,
+    /// Who asks: `HF_TOKEN`, or the file that `hf auth login` writes.
+    pub token: Option<Token>,
+}
+
+/// A secret that is never shown.
+#[derive(Clone)]
+pub struct Token {
+    pub(super) secret: String,
+    /// Where it was found, for errors.
+    pub source: String,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the token of {}", self.source)
+    }
+}
+
+impl Settings {
+    /// As the process's environment has them.
+    ///
+    /// # Errors
+    /// An endpoint that is no address, or a token that cannot be one.
+    pub fn of_environment() -> Result<Self> {
+        Self::from(&|name| env::var_os(name).map(PathBuf::from))
+    }
+
+    fn from(variable: &dyn Fn(&str) -> Option<PathBuf>) -> Result<Self> {
+        let path = |name: &str| variable(name).filter(|v| !v.as_os_str().is_empty());
+        let text = |name: &str| path(name).and_then(|v| v.into_os_string().into_string().ok()).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+        let on = |name: &str| text(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
+        let user = || path("XDG_CACHE_HOME").unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"));
+        let home = path("HF_HOME").unwrap_or_else(|| user().join("huggingface"));
+
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned();
+        let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).unwrap_or_default();
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c)) {
+            return Err(Error::new("`HF_ENDPOINT` is no address of a hub").hint(format!("write it as `{ENDPOINT}`")));
+        }
+        let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((text(name)?, format!("`{name}`")))) {
+            Some(found) => Some(found),
+            None => {
+                let file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+                match std::fs::read_to_string(&file) {
+                    Ok(text) => Some((text.trim().to_owned(), format!("`{}`", file.display()))).filter(|(secret, _)| !secret.is_empty()),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(e).within(|| format!("cannot read the hub's token in `{}`", file.display())),
+                }
+            }
+        };
+        let token = token.map(|(secret, source)| {
+            let written = secret.len() <= 512 && secret.bytes().all(|b| b.is_ascii_graphic());
+            if written { Ok(Token { secret, source }) } else { Err(Error::new(format!("what {source} holds is no token of the hub"))) }
+        });
+        Ok(Self {
+            endpoint,
+            cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
+            listings: cache_dir().join("hub"),
+            offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
+            token: token.transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(said: &[(&str, &str)]) -> Result<Settings> {
+        Settings::from(&|name| said.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v)))
+    }
+
+    #[test]
+    fn the_variables_are_those_of_the_python_client() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        let plain = of(&[("HF_HOME", home)]).unwrap();
+        assert_eq!((plain.endpoint.as_str(), plain.offline, plain.token.is_none()), (ENDPOINT, false, true));
+        assert_eq!(plain.cache, dir.path().join("hub"));
+        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
+        assert_eq!(of(&[("HF_HOME", home)]).unwrap().token.unwrap().secret, "hf_file");
+        let said =
+            of(&[("HF_HOME", home), ("HF_TOKEN", " hf_said "), ("HF_HUB_CACHE", "/c"), ("HF_ENDPOINT", "http://h:1/"), ("HF_HUB_OFFLINE", "yes")]).unwrap();
+        assert_eq!((said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()), ("hf_said", PathBuf::from("/c"), "http://h:1"));
+        assert!(said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+    }
+
+    #[test]
+    fn a_token_is_never_in_what_is_printed() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = ("HF_HOME", dir.path().to_str().unwrap());
+        let settings = of(&[home, ("HF_TOKEN", "hf_secret")]).unwrap();
+        assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
+        let e = of(&[home, ("HF_TOKEN", "hf_sec\nret")]).unwrap_err();
+        assert!(format!("{e:?}").contains("`HF_TOKEN`") && !format!("{e:?}").contains("hf_"), "{e:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_no_address_is_refused() {
+        for bad in ["huggingface.co", "ftp://x", "https://", "https://user:secret@host", "https://a b"] {
+            let e = of(&[("HF_HOME", "/nowhere"), ("HF_ENDPOINT", bad)]).unwrap_err();
+            assert!(e.message().contains("HF_ENDPOINT") && !format!("{e:?}").contains("secret"), "{e:?}");
+        }
+    }
+}
