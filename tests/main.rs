@@ -4,6 +4,7 @@ mod command;
 mod data;
 mod export;
 mod generate;
+mod hub;
 mod invariants;
 mod plugins;
 mod training;

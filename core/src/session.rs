@@ -11,7 +11,7 @@ use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
 use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
-use crate::weights::{ModelFiles, locate, type_name};
+use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
 /// A model in memory and data to use it on.
 pub struct Session {
@@ -19,6 +19,8 @@ pub struct Session {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Where the model came from.
+    pub source: Located,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
     /// Whether the end-of-sequence text is appended to plain completions.
@@ -33,6 +35,8 @@ pub struct Loaded {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Where it came from.
+    pub source: Located,
     /// What was loaded, for a log.
     pub describes: String,
 }
@@ -54,12 +58,13 @@ impl Loaded {
             Dtype::Auto if device.is_cuda() => Kind::BFloat16,
             Dtype::Auto => Kind::Float,
         };
-        let files = ModelFiles::open(&locate(&experiment.model)?)?;
+        let source = locate(&experiment.model, Extent::Whole)?;
+        let files = ModelFiles::open(&source.path)?;
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
         tokenizer.check_fits(model.info().vocab)?;
-        Ok(Self { model, tokenizer, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
+        Ok(Self { model, tokenizer, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 }
 
@@ -71,8 +76,8 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, dataset, add_eos: true, describes })
+        let Loaded { model, tokenizer, source, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, source, dataset, add_eos: true, describes })
     }
 
     /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.

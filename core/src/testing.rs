@@ -7,6 +7,8 @@ pub mod gguf;
 
 use std::path::{Path, PathBuf};
 
+use crate::weights::Extent;
+
 /// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
 pub fn shared() -> Option<PathBuf> {
     let found = match std::env::var_os("REPRPO_SHARED") {
@@ -18,7 +20,7 @@ pub fn shared() -> Option<PathBuf> {
 
 /// SmolLM2-135M-Instruct as GGUF, where it has been fetched.
 pub fn smollm2() -> Option<PathBuf> {
-    let found = crate::weights::locate("smollm2-135m-instruct").unwrap_or_default();
+    let found = crate::weights::locate("smollm2-135m-instruct", Extent::Whole).map(|found| found.path).unwrap_or_default();
     present(found, "the model smollm2-135m-instruct (`cargo xtask model`)")
 }
 
@@ -34,7 +36,7 @@ pub fn seconds_of<T>(work: impl FnOnce() -> T) -> (T, f64) {
 
 /// Gemma 3 270M as GGUF, where it has been fetched.
 pub fn gemma3() -> Option<PathBuf> {
-    let found = crate::weights::locate("gemma3-270m").ok().filter(|path| path.is_file());
+    let found = crate::weights::locate("gemma3-270m", Extent::Whole).ok().map(|found| found.path).filter(|path| path.is_file());
     // Of a size that continuous integration does not fetch.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");

@@ -76,7 +76,7 @@ fn agrees_once(name: &str, change: fn(&mut Saved)) {
     println!("{name}: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}", error(&ours, &rows("logits")));
 
     let folder = tempfile::tempdir().unwrap();
-    peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, "llama").unwrap();
+    peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
     let file = "adapter_model.safetensors";
     assert!(std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(), "{name}: not the bytes that PEFT wrote");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
@@ -170,7 +170,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
         assert!(logits(&model, None, &stream).unwrap().equal(&base), "{name} changed the base model");
 
         let folder = tempfile::tempdir().unwrap();
-        peft::write(folder.path(), entry, &*adapter, &adapted, &model, "llama").unwrap();
+        peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
         let saved = Saved::read(folder.path(), &registry).unwrap();
         assert_eq!(saved.entry.about.name, name);
         let fresh = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 1).unwrap();
@@ -206,7 +206,7 @@ fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
         let changed = logits(&model, Some(&adapted), &stream).unwrap();
         assert!(error(&changed, &base) > 1e-3);
         let folder = tempfile::tempdir().unwrap();
-        peft::write(folder.path(), entry, &*adapter, &adapted, &model, "llama").unwrap();
+        peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
         let config: Value = reprpo_plugin::serde_json::from_str(&std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap()).unwrap();
         assert_eq!((&config["peft_type"], &config["layers_to_transform"]), (&Value::from("LOREFT"), &written));
         let saved = Saved::read(folder.path(), &registry).unwrap();

@@ -10,7 +10,7 @@ use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::{Kind, Make, Registry};
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{AdamW, Group, Objective, Taps, accumulate};
-use reprpo_core::weights::{ModelFiles, locate};
+use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_methods as _;
 use tch::Device;
 
@@ -31,7 +31,7 @@ fn main() {
 /// Median seconds a step (the first one warms up) and peak memory in MB, to stdout.
 fn measure(adapter: &str) {
     let registry = Registry::builtin().expect("plugins");
-    let files = ModelFiles::open(&locate("smollm2-135m-instruct").expect("`cargo xtask model` fetches it")).expect("a model");
+    let files = ModelFiles::open(&locate("smollm2-135m-instruct", Extent::Whole).expect("`cargo xtask model` fetches it").path).expect("a model");
     let model = Model::load(&files, tch::Kind::Float, Device::Cpu).expect("a model");
     let Make::Adapter { build, .. } = registry.get(Kind::Adapter, adapter).expect("registered").make else { panic!("no adapter") };
     let adapted = Adapted::attach(build(CONFIG).expect("a configuration").as_ref(), &model, model.info().layers, 0).expect("attached");

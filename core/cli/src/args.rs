@@ -40,6 +40,9 @@ pub struct Global {
     /// A plugin's library to load; may be given again. Those in the plugin folder are there without it.
     #[arg(long, value_name = "FILE", global = true, help_heading = "Plugins")]
     pub plugin: Vec<PathBuf>,
+    /// Fetch nothing: models and data of the hub are taken from its cache. `HF_HUB_OFFLINE=1` says the same.
+    #[arg(long, global = true, help_heading = "Hub")]
+    pub offline: bool,
     /// Colour the output; `NO_COLOR` is respected.
     #[arg(long, value_enum, default_value_t = Color::Auto, global = true, help_heading = "Output")]
     pub color: Color,
@@ -150,11 +153,12 @@ pub struct SweepArgs {
 /// Flags that stand for fields of the experiment.
 #[derive(Args, Clone)]
 pub struct ExperimentArgs {
-    /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    /// A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: `org/name`,
+    /// `org/name@revision`, `org/name/FILE.gguf`.
     #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
     pub model: Option<String>,
-    /// Start from a saved adapter in PEFT's format.
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    /// Start from a saved adapter in PEFT's format: a folder, or a repository of the hub.
+    #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
     pub init_adapter: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", help_heading = "Model")]
@@ -343,7 +347,8 @@ Examples:
   reprpo score --model smollm2-135m-instruct --data pairs.jsonl
   reprpo score --model ./my-model --load-adapter runs/a/adapter --data pairs.jsonl --json > scores.jsonl")]
 pub struct ScoreArgs {
-    /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    /// A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: `org/name`,
+    /// `org/name@revision`, `org/name/FILE.gguf`.
     #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
     pub model: Option<String>,
     /// An adapter in PEFT's format.

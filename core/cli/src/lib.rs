@@ -15,12 +15,14 @@ mod printer;
 mod progress;
 mod speaker;
 mod trained;
+mod transfer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
 use reprpo_core::error::Fault;
+use reprpo_core::hub;
 use reprpo_core::plugin::{self, faults, panics};
 use reprpo_core::registry::Registry;
 use reprpo_core::{Error, Result};
@@ -63,6 +65,10 @@ pub fn main(defaults: &str) -> ExitCode {
     };
     let printer = Printer::new(&cli.global);
     log(&cli.global, &printer);
+    if cli.global.offline {
+        hub::stay_offline();
+    }
+    transfer::show(&printer);
     let work = || {
         // What is to be examined is not there before.
         if !matches!(cli.command, Command::Plugin(_)) {

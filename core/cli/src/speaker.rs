@@ -52,7 +52,7 @@ impl Speaker {
         args::apply(&mut layers, &[("--model", "model", &said.model), ("--device", "device", &said.device), ("--dtype", "dtype", &said.dtype)]);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, describes } = Loaded::open(&experiment)?;
+        let Loaded { model, tokenizer, describes, .. } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
         let adapted = match saved {
             None => None,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reprpo_core::config::Layering;
+use reprpo_core::weights::locate_adapter;
 use reprpo_core::{Error, Result};
 use serde_json::Value;
 
@@ -23,11 +24,12 @@ enum Base {
 }
 
 impl Trained {
-    /// What stands in `folder`: a run with its configuration, or an adapter; `model` is the base that the user names.
+    /// What stands in `folder`, or in the repository of the hub that it names: a run with its configuration, or an adapter; `model` is the base that the user names.
     ///
     /// # Errors
     /// A folder with neither, or an adapter whose model nobody names.
     pub fn find(folder: &Path, model: Option<&str>) -> Result<Self> {
+        let folder = &locate_adapter(folder)?;
         let (config, peft) = (folder.join("config.toml"), folder.join("adapter_config.json"));
         if config.is_file() {
             return Ok(Self { adapter: folder.join("adapter"), base: Base::Config(config) });

@@ -74,6 +74,12 @@ pub trait Dataset: Send {
     /// # Errors
     /// Where there is no such split, or its file cannot be read.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>>;
+
+    /// The configuration, as JSON, that gives the very same pairs at any later time, where the one that it was made from
+    /// need not: a run keeps it.
+    fn pinned(&self) -> Option<String> {
+        None
+    }
 }
 
 /// How a [`Dataset`] is made from its configuration.
@@ -83,6 +89,9 @@ pub trait DatasetPlugin: Plugin {
     /// Endings of files, without the dot, that `--dataset FILE` hands to this plugin: the path fills
     /// [`ARGUMENT`](Self::ARGUMENT).
     const EXTENSIONS: &'static [&'static str] = &[];
+    /// Whether `--dataset org/name`, a repository of the hub, is handed to this plugin: it fills
+    /// [`ARGUMENT`](Self::ARGUMENT).
+    const REPOSITORIES: bool = false;
 
     /// Opens it: what can be wrong with the configuration is found here, not when the pairs are read.
     ///

@@ -1,8 +1,9 @@
-//! What `--dataset` may say: a name, `NAME:TEXT`, or a file that some plugin opens.
+//! What `--dataset` may say: a name, `NAME:TEXT`, a file that some plugin opens, or a repository of the hub.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::hub::{RepoId, RepoKind};
 use crate::registry::{Entry, Kind, Make, Registry};
 
 /// The data set that a text means, and the field and value that the text carries with it.
@@ -31,8 +32,32 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
         };
     }
     let path = Path::new(given);
+    if let Some(meant) = repository(given, path, registry)? {
+        return Ok(meant);
+    }
     let looks_like_a_file = given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
+}
+
+/// The data set that takes a text which can only be a repository of the hub.
+fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
+    let is_file = path.extension().is_some_and(|e| registry.of(Kind::Dataset).flat_map(endings).any(|ending| e.eq_ignore_ascii_case(ending)));
+    if path.exists() || is_file || RepoId::parse(RepoKind::Dataset, given).is_none() {
+        return Ok(None);
+    }
+    let takers: Vec<_> = registry.of(Kind::Dataset).filter(|entry| matches!(entry.make, Make::Dataset { repositories: true, .. })).collect();
+    match takers[..] {
+        [] => Ok(None),
+        [one] => Ok(argument(one).map(|field| Meant { name: one.about.name, argument: Some((field, given.to_owned())) })),
+        _ => Err(several(&takers, given, "take repositories")),
+    }
+}
+
+/// Whoever installs a plugin should not find that data are read by another than before.
+fn several(takers: &[&Entry], given: &str, what: &str) -> Error {
+    let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
+    let said: Vec<String> = names.iter().map(|name| format!("`--dataset {name}:{given}`")).collect();
+    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", said.join(" or ")))
 }
 
 fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
@@ -45,14 +70,7 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
     let (entry, field) = match openers.collect::<Vec<_>>().as_slice() {
         [] => return Err(Error::new(format!("no dataset opens files like `{given}`")).hint(openable(registry))),
         [one] => *one,
-        // Whoever installs a plugin should not find that files are read by another than before.
-        several => {
-            let names: Vec<&str> = several.iter().map(|(entry, _)| entry.about.name).collect();
-            let said: Vec<String> = names.iter().map(|name| format!("`--dataset {name}:{given}`")).collect();
-            return Err(
-                Error::new(format!("several datasets open files like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", said.join(" or ")))
-            );
-        }
+        openers => return Err(several(&openers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), given, "open files")),
     };
     if !path.exists() {
         return Err(Error::new(format!("there is no file `{given}`")).hint("a relative path starts at the folder that the command runs in"));

@@ -109,7 +109,7 @@ fn saving(case: &Case) -> Result<Outcome> {
     let bench = Bench::new(case, 0)?;
     bench.disturb();
     let (dir, again) = (folder()?, folder()?);
-    let write = |dir: &Path, bench: &Bench| peft::write(dir, case.adapter.entry, bench.adapter.as_ref(), &bench.adapted, &bench.model, "fixture");
+    let write = |dir: &Path, bench: &Bench| peft::write(dir, case.adapter.entry, bench.adapter.as_ref(), &bench.adapted, &bench.model, &"fixture".into());
     write(dir.path(), &bench)?;
     let registry = Registry::holding([case.adapter.entry])?;
     let saved = Saved::read(dir.path(), &registry)?;

@@ -10,7 +10,7 @@ use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, Targets};
 use crate::error::{Context, Error, Result};
 use crate::registry::{Entry, Kind, Make, Registry};
-use crate::weights::{read_safetensors, write_safetensors};
+use crate::weights::{Located, locate_adapter, read_safetensors, write_safetensors};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -33,11 +33,12 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads the folder that PEFT, or this project, wrote.
+    /// Reads the folder that PEFT, or this project, wrote, here or in a repository of the hub.
     ///
     /// # Errors
     /// A missing or damaged file, a type of adapter that no plugin knows, or a field that its plugin cannot honour.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
+        let dir = &locate_adapter(dir)?;
         let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path)
             .within(|| format!("cannot read `{}`", path.display()))
@@ -67,11 +68,36 @@ impl Saved {
     }
 }
 
+/// The model that an adapter is for, as other programs find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// A repository of the hub, or a path.
+    pub name: String,
+    /// The commit of the repository.
+    pub revision: Option<String>,
+}
+
+impl Base {
+    /// What `given` names, which was found at `source`.
+    pub fn new(given: &str, source: &Located) -> Self {
+        match &source.repository {
+            Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
+            None => given.into(),
+        }
+    }
+}
+
+impl From<&str> for Base {
+    fn from(name: &str) -> Self {
+        Self { name: name.to_owned(), revision: None }
+    }
+}
+
 /// Writes `adapted` into the folder `dir`, which is made where it is missing. Each file appears whole or not at all.
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &str) -> Result<()> {
+pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
     let Make::Adapter { peft_type, .. } = entry.make else {
         return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
     };
@@ -86,8 +112,8 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     for (field, value) in [
         ("peft_type", json!(peft_type)),
         ("task_type", json!("CAUSAL_LM")),
-        ("base_model_name_or_path", json!(base)),
-        ("revision", Value::Null),
+        ("base_model_name_or_path", json!(base.name)),
+        ("revision", json!(base.revision)),
         ("inference_mode", json!(true)),
         ("auto_mapping", Value::Null),
         ("peft_version", json!(PEFT_VERSION)),

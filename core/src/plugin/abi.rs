@@ -16,7 +16,7 @@ use crate::registry::{Entry, RecipeText};
 pub(super) const SYMBOL: &[u8] = b"REPRPO_PLUGIN\0";
 const MAGIC: [u8; 8] = *b"reprpo\x01\x00";
 /// Counts changes of the two structs below.
-const API: u32 = 1;
+const API: u32 = 2;
 
 /// What a plugin's library exports as `REPRPO_PLUGIN`. Made by [`export_plugin!`](crate::export_plugin).
 #[repr(C)]
@@ -56,6 +56,10 @@ pub(super) struct Host {
     pub log: extern "C" fn(level: u32, text: *const u8, len: usize),
     /// Takes a fault that no error could tell of: message, cause.
     pub fault: extern "C" fn(message: *const u8, len: usize, cause: *const u8, cause_len: usize),
+    /// Whether nothing is to be fetched from the hub: 0 or 1.
+    pub offline: u32,
+    /// Is shown a file that comes from the hub: its name, bytes that are there, bytes in all; 0: go no further.
+    pub fetched: extern "C" fn(file: *const u8, len: usize, done: u64, size: u64) -> u32,
     /// Where the two below put what they are given.
     pub sink: *mut c_void,
     /// Takes an entry that lives as long as the library.

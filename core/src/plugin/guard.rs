@@ -207,6 +207,10 @@ impl Dataset for Guarded<dyn Dataset> {
         let pairs = guard(self.who, "pairs", || self.inner.pairs(split))?;
         Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
     }
+
+    fn pinned(&self) -> Option<String> {
+        self.run_or("pinned", || None, |d| d.pinned())
+    }
 }
 
 /// The pairs of a split, up to the first that panics.

@@ -12,6 +12,7 @@ use tracing::{Event, Level, Metadata, Subscriber, span};
 use super::abi::Host;
 use super::panics;
 use crate::error::Error;
+use crate::hub;
 use crate::registry::{Entry, RecipeText};
 
 /// The host, in a plugin's copy of this crate; nothing in a program's.
@@ -74,6 +75,11 @@ fn settle(host: &Host) {
             4 => LevelFilter::DEBUG,
             _ => LevelFilter::TRACE,
         };
+        if host.offline != 0 {
+            hub::stay_offline();
+        }
+        let fetched = host.fetched;
+        hub::watch(Box::new(move |file, done, size| fetched(file.as_ptr(), file.len(), done, size) != 0));
         // An author's own subscriber, set before any of this, stays.
         let _ = tracing::subscriber::set_global_default(Forward { level, name, log: host.log });
     }

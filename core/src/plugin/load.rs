@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use super::abi::{Fingerprint, Host, PluginDecl, SYMBOL};
 use super::{faults, guest};
 use crate::error::{Context, Error, Result};
+use crate::hub;
 use crate::registry::{Entry, RecipeText};
 
 /// A plugin's library in this process. It stays to the end: what it registered lives in its memory.
@@ -78,6 +79,8 @@ fn open(file: &Path) -> Result<Loaded> {
         level: LevelFilter::current().into_level().map_or(0, |level| guest::number(&level)),
         log: take_log,
         fault: take_fault,
+        offline: hub::is_offline().into(),
+        fetched: show_fetched,
         sink: (&raw mut handed).cast(),
         entry: guest::take_entry,
         recipe: guest::take_recipe,
@@ -141,6 +144,10 @@ extern "C" fn take_log(level: u32, text: *const u8, len: usize) {
         4 => tracing::debug!("{text}"),
         _ => tracing::trace!("{text}"),
     }
+}
+
+extern "C" fn show_fetched(file: *const u8, len: usize, done: u64, size: u64) -> u32 {
+    hub::show(&received(file, len), done, size).into()
 }
 
 extern "C" fn take_fault(message: *const u8, len: usize, cause: *const u8, cause_len: usize) {

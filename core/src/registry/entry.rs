@@ -138,6 +138,8 @@ pub enum Make {
         argument: Option<&'static str>,
         /// Endings of files that it opens.
         extensions: &'static [&'static str],
+        /// Whether it takes repositories of the hub.
+        repositories: bool,
         /// Opens it.
         build: fn(&str) -> Result<Box<dyn Dataset>>,
     },
@@ -227,7 +229,10 @@ impl Entry {
     /// Of a data set. Called by `register!`.
     pub const fn dataset<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
         let build: fn(&str) -> Result<Box<dyn Dataset>> = |json| Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || P::build(parse(P::NAME, json)?))?));
-        Entry { about: About::of::<P>(origin, version), make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, build } }
+        Entry {
+            about: About::of::<P>(origin, version),
+            make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, repositories: P::REPOSITORIES, build },
+        }
     }
 }
 

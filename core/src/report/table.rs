@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::{Align, Grid};
 use crate::config::Experiment;
 use crate::eval::statistics::{Estimate, SplitSummary};
+use crate::hub::short;
 use crate::registry::{Kind, Make, Registry};
 
 /// The splits of one evaluation.
@@ -29,7 +30,13 @@ impl Table {
     pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
             [&experiment.intervention, &experiment.transform, &experiment.adapter].iter().map(|c| c.name.as_str()).filter(|n| *n != "none").collect();
-        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_owned();
+        let last = |path: &str| {
+            let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+            match name.split_once('@') {
+                Some((name, commit)) => format!("{name}@{}", short(commit)),
+                None => name.to_owned(),
+            }
+        };
         let data = &experiment.dataset;
         let argument = match registry.get(Kind::Dataset, &data.name).map(|e| &e.make) {
             Ok(Make::Dataset { argument: Some(field), .. }) => data.config.get(*field).and_then(Value::as_str),

@@ -20,7 +20,7 @@ use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
 use crate::error::{Context, Error, Fault, Result};
 use crate::eval::{self, evaluate};
 use crate::ffi::{self, RngState};
-use crate::model::peft::{self, Saved};
+use crate::model::peft::{self, Base, Saved};
 use crate::model::{Adapted, Model};
 use crate::plugin::faults;
 use crate::registry::{Kind as PluginKind, Make, Registry};
@@ -62,6 +62,11 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(&experiment, registry)?;
+    experiment.model = session.source.pinned(&experiment.model);
+    if let Some(json) = session.dataset.pinned() {
+        let wrong = || Error::internal(format!("what dataset `{}` pins itself to is no JSON object", experiment.dataset.name));
+        experiment.dataset.config = serde_json::from_str(&json).map_err(|e| wrong().because(e))?;
+    }
     if session.model.device().is_cuda() {
         ffi::cuda_reset_peak(session.model.device())?;
     }
@@ -124,7 +129,14 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         })?;
     }
 
-    peft::write(&folder.path().join("adapter"), chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model, &experiment.model)?;
+    peft::write(
+        &folder.path().join("adapter"),
+        chosen.entry,
+        chosen.adapter.as_ref(),
+        &adapted,
+        &session.model,
+        &Base::new(&experiment.model, &session.source),
+    )?;
     transforms::write(objective.taps(), &experiment, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());

@@ -136,7 +136,7 @@ fn no_weights(folder: &Path) -> Error {
         e.hint("its pytorch_model.bin is a pickle, which can run code and is never read")
             .hint("to convert it, in Python: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)")
     } else if folder.join("adapter_config.json").exists() {
-        e.hint("it is an adapter, not a model: name the model here, and the folder with --load-adapter")
+        e.hint("it is an adapter, not a model: name the model here, and the folder with --init-adapter")
     } else {
         e.hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json")
     }

@@ -1,11 +1,13 @@
-//! Where models are: what the user's word for a model names on this machine. Nothing is fetched here.
+//! Where models are: what the user's word for a model or an adapter means.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::error::{Context, Error, Result};
+use super::repository::{self, Extent};
+use crate::error::{Error, Result};
+use crate::hub::{Hub, RepoId, RepoKind};
 
 struct Known {
     name: &'static str,
@@ -63,51 +65,88 @@ pub fn cache_dir() -> PathBuf {
     folder("REPRPO_CACHE").unwrap_or_else(|| user_cache().join("reprpo"))
 }
 
-/// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or an id `org/name` that is
-/// in the Hugging Face cache already.
+/// What a user's word for a model means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// A folder, or a `.gguf` file.
+    pub path: PathBuf,
+    /// The repository of the hub that it comes from, at the commit that it is of.
+    pub repository: Option<RepoId>,
+    /// The path of a file within that repository, where the word names one.
+    file: Option<String>,
+}
+
+impl Located {
+    /// A word that means the very same model for ever, where it is the hub's; otherwise `given`.
+    pub fn pinned(&self, given: &str) -> String {
+        match (&self.repository, &self.file) {
+            (Some(repo), Some(file)) => format!("{}/{file}@{}", repo.name, repo.revision),
+            (Some(repo), None) => repo.to_string(),
+            (None, _) => given.to_owned(),
+        }
+    }
+}
+
+impl From<PathBuf> for Located {
+    fn from(path: PathBuf) -> Self {
+        Self { path, repository: None, file: None }
+    }
+}
+
+/// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or a repository of the hub,
+/// `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is fetched where the cache does not have it.
 ///
 /// # Errors
 /// Where it is none of these: says where was looked, and the names there are.
-pub fn locate(model: &str) -> Result<PathBuf> {
-    Places::of_environment().locate(model)
+pub fn locate(model: &str, extent: Extent) -> Result<Located> {
+    Places::of_environment().locate(model, extent)
+}
+
+/// Finds an adapter in PEFT's format: a folder, or a repository of the hub.
+///
+/// # Errors
+/// A repository that is not there or holds no adapter. What is no folder is left to whoever reads it.
+pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
+    let id = adapter.to_str().filter(|text| !is_path(text) && !adapter.exists()).and_then(|text| RepoId::parse(RepoKind::Model, text));
+    match id {
+        Some(id) => repository::adapter(&Hub::of_environment()?.open(&id)?),
+        None => Ok(adapter.to_owned()),
+    }
 }
 
 struct Places {
     cache: PathBuf,
-    hub: PathBuf,
 }
 
 impl Places {
     fn of_environment() -> Self {
-        let hub = folder("HF_HUB_CACHE").or_else(|| Some(folder("HF_HOME")?.join("hub")));
-        Self { cache: cache_dir(), hub: hub.unwrap_or_else(|| user_cache().join("huggingface/hub")) }
+        Self { cache: cache_dir() }
     }
 
-    fn locate(&self, model: &str) -> Result<PathBuf> {
+    fn locate(&self, model: &str, extent: Extent) -> Result<Located> {
         let path = Path::new(model);
         if path.is_dir() || path.is_file() {
-            return Ok(path.to_owned());
+            return Ok(path.to_owned().into());
         }
         if let Some(known) = KNOWN.iter().find(|k| k.name == model) {
-            return self.fetched(known).ok_or_else(|| {
+            let found = self.fetched(known).ok_or_else(|| {
                 Error::new(format!("the model `{model}` is not on this machine yet: there is no .gguf file in `{}`", self.folder_of(known).display()))
                     .hint(known.fetch)
             });
+            return found.map(Located::from);
         }
         let names = KNOWN.map(|k| k.name);
-        if is_file_name(model) {
+        if let Some((id, file)) = in_repository(model) {
+            let hub = Hub::of_environment()?;
+            let snapshot = hub.open(&id)?;
+            let path = repository::model(&snapshot, file.as_deref(), extent)?;
+            return Ok(Located { path, repository: Some(snapshot.pinned()), file });
+        }
+        if is_path(model) {
             return Err(Error::new(format!("there is no model at `{model}`"))
-                .hint(format!("give a folder with config.json, a .gguf file, an id `org/name`, or one of: {}", names.join(", "))));
+                .hint(format!("give a folder with config.json, a .gguf file, a repository of the hub as `org/name`, or one of: {}", names.join(", "))));
         }
-        let Some(folder) = self.hub_folder(model) else {
-            return Err(Error::unknown("model", model, names)
-                .hint("or give a folder with config.json, a .gguf file, or an id `org/name` that is in the Hugging Face cache"));
-        };
-        if !folder.is_dir() {
-            return Err(Error::unknown("model", model, names)
-                .hint(format!("it is no folder or file, and `{}` is not in the Hugging Face cache: `hf download {model}` fetches it", folder.display())));
-        }
-        snapshot(&folder, model)
+        Err(Error::unknown("model", model, names).hint("or give a folder with config.json, a .gguf file, or a repository of the hub as `org/name`"))
     }
 
     fn folder_of(&self, known: &Known) -> PathBuf {
@@ -117,44 +156,31 @@ impl Places {
     fn fetched(&self, known: &Known) -> Option<PathBuf> {
         super::gguf_files(&self.folder_of(known)).into_iter().next()
     }
-
-    /// Where the Hugging Face cache keeps a model, for what can be an id: `name` or `org/name`.
-    fn hub_folder(&self, id: &str) -> Option<PathBuf> {
-        let parts: Vec<&str> = id.split('/').collect();
-        let plain = |p: &&str| !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        let folder = self.hub.join(format!("models--{}", parts.join("--")));
-        match parts.len() {
-            // Without an organisation only very old models are named; any other word is more likely a slip.
-            1 if !folder.is_dir() => None,
-            1 | 2 if parts.iter().all(plain) => Some(folder),
-            _ => None,
-        }
-    }
 }
 
-/// The folder of a model's files in the Hugging Face cache: of the revision `main`, or of the only one there is.
-fn snapshot(folder: &Path, id: &str) -> Result<PathBuf> {
-    let snapshots = folder.join("snapshots");
-    let main = folder.join("refs/main");
-    if main.is_file() {
-        let revision = std::fs::read_to_string(&main).within(|| format!("cannot read `{}`", main.display()))?;
-        let revision = revision.trim();
-        let found = snapshots.join(revision);
-        if !revision.is_empty() && revision.chars().all(|c| c.is_ascii_alphanumeric()) && found.is_dir() {
-            return Ok(found);
-        }
-    } else if let Ok(entries) = std::fs::read_dir(&snapshots) {
-        let mut revisions = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir());
-        if let (Some(only), None) = (revisions.next(), revisions.next()) {
-            return Ok(only);
-        }
+/// The repository that a word names, and the GGUF file within it where it names one.
+fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
+    if model.starts_with(['/', '.', '~']) {
+        return None;
     }
-    Err(Error::new(format!("`{id}` is in the Hugging Face cache (`{}`), but not the files of its revision `main`", folder.display()))
-        .hint(format!("`hf download {id}` fetches them")))
+    let (path, revision) = model.split_once('@').map_or((model, None), |(path, revision)| (path, Some(revision)));
+    let mut parts = path.splitn(3, '/');
+    let name = format!("{}/{}", parts.next()?, parts.next()?);
+    let file = parts.next().map(str::to_owned);
+    // A file alone, as `models/x.gguf`, is one that is missing here; a whole id has no ending of a file.
+    let fits = match &file {
+        Some(file) => file.ends_with(".gguf"),
+        None => !is_path(path),
+    };
+    let id = RepoId::parse(RepoKind::Model, &revision.map_or(name.clone(), |revision| format!("{name}@{revision}")))?;
+    fits.then_some((id, file))
 }
 
-fn is_file_name(model: &str) -> bool {
-    model.ends_with(".gguf") || model.ends_with(".safetensors") || model.starts_with(['/', '.', '~']) || model.ends_with('/') || model.matches('/').count() > 1
+/// Whether a word can only be meant as a path.
+fn is_path(model: &str) -> bool {
+    [".gguf", ".safetensors", ".bin", ".json", "/"].iter().any(|end| model.ends_with(end))
+        || model.starts_with(['/', '.', '~'])
+        || model.matches('/').count() > 1
 }
 
 fn folder(variable: &str) -> Option<PathBuf> {
@@ -171,53 +197,52 @@ mod tests {
 
     fn places() -> (tempfile::TempDir, Places) {
         let dir = tempfile::tempdir().unwrap();
-        let places = Places { cache: dir.path().join("cache"), hub: dir.path().join("hub") };
+        let places = Places { cache: dir.path().join("cache") };
         (dir, places)
-    }
-
-    fn put(path: PathBuf, text: &str) {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
     }
 
     #[test]
     fn a_known_model_is_found_in_the_cache_once_it_is_fetched() {
         let (_dir, places) = places();
-        let e = places.locate("smollm2-135m-instruct").unwrap_err();
+        let e = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap_err();
         assert_eq!(e.hints(), ["`cargo xtask model` fetches it"]);
         let file = places.cache.join("models/smollm2-135m-instruct/x.gguf");
-        put(file.clone(), "");
-        assert_eq!(places.locate("smollm2-135m-instruct").unwrap(), file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let found = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap();
+        assert_eq!((found.pinned("smollm2-135m-instruct").as_str(), found.path), ("smollm2-135m-instruct", file));
     }
 
     #[test]
     fn a_slip_in_a_name_brings_the_nearest() {
         let (_dir, places) = places();
-        let e = places.locate("smolm2-135m-instruct").unwrap_err();
+        let e = places.locate("smolm2-135m-instruct", Extent::Whole).unwrap_err();
         assert!(e.hints()[0].contains("did you mean `smollm2-135m-instruct`"), "{e:?}");
-    }
-
-    #[test]
-    fn an_id_is_found_in_the_hugging_face_cache_at_its_main_revision() {
-        let (_dir, places) = places();
-        let model = places.hub.join("models--org--name");
-        assert!(format!("{:?}", places.locate("org/name").unwrap_err()).contains("hf download org/name"));
-        put(model.join("snapshots/aaa/config.json"), "{}");
-        assert_eq!(places.locate("org/name").unwrap(), model.join("snapshots/aaa"), "the only revision");
-        put(model.join("snapshots/bbb/config.json"), "{}");
-        assert!(places.locate("org/name").is_err(), "two revisions, and none of them is main");
-        put(model.join("refs/main"), "bbb\n");
-        assert_eq!(places.locate("org/name").unwrap(), model.join("snapshots/bbb"));
-        put(model.join("refs/main"), "../../../secret");
-        assert!(places.locate("org/name").is_err());
     }
 
     #[test]
     fn a_path_that_is_not_there_is_spoken_of_as_a_path() {
         let (_dir, places) = places();
-        for model in ["./nothing", "x/y.gguf", "/no/such/folder", "a/b/c", "../x", ""] {
-            let e = places.locate(model).unwrap_err();
+        for model in ["./nothing", "x/y.gguf", "/no/such/folder", "a/b/c", "../x", "", "~/models/x", "org/name/config.json"] {
+            let e = places.locate(model, Extent::Whole).unwrap_err();
             assert!(format!("{e:?}").contains("config.json"), "{e:?}");
         }
+    }
+
+    #[test]
+    fn a_repository_is_named_with_a_revision_and_a_file_or_without() {
+        let of = |model: &str| in_repository(model).map(|(id, file)| (id.to_string(), file.unwrap_or_default()));
+        let is = |model: &str, id: &str, file: &str| assert_eq!(of(model), Some((id.to_owned(), file.to_owned())), "{model}");
+        is("org/name", "org/name", "");
+        is("org/name@v1.0", "org/name@v1.0", "");
+        is("org/name-GGUF/x.Q4_K_M.gguf", "org/name-GGUF", "x.Q4_K_M.gguf");
+        is("org/name/sub/x.gguf@v2", "org/name@v2", "sub/x.gguf");
+        for none in ["name", "x/y.gguf", "./org/name", "/org/name", "org/name/", "a/b/c", "org/name/x.bin", "~/name", "org/na me"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
+        let (id, file) = in_repository("org/name/x.gguf").unwrap();
+        let found = Located { path: PathBuf::new(), repository: Some(id.at(commit)), file };
+        assert_eq!(in_repository(&found.pinned("")), Some((found.repository.unwrap(), found.file)));
     }
 }

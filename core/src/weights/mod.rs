@@ -8,6 +8,7 @@ mod gguf;
 mod header;
 mod locate;
 mod memory;
+mod repository;
 mod safetensors;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 pub use gguf::{Gguf, Metadata};
-pub use locate::{KnownModel, cache_dir, known_models, locate};
+pub use locate::{KnownModel, Located, cache_dir, known_models, locate, locate_adapter};
+pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
 
 use crate::error::{Error, Result};

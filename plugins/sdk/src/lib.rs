@@ -6,7 +6,7 @@ pub mod testkit;
 
 #[doc(hidden)]
 pub use reprpo_core::inventory;
-pub use reprpo_core::{api, error, export_plugin, plugin, register, registry};
+pub use reprpo_core::{api, error, export_plugin, hub, plugin, register, registry};
 pub use {schemars, serde, serde_json, tch, tracing};
 
 /// Everything that a method's file usually needs.

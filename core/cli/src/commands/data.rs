@@ -5,7 +5,7 @@ use reprpo_core::config::{Layering, Origin, Resolved};
 use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
 use reprpo_core::report::{Align, Grid, histogram};
 use reprpo_core::text::{Limits, Tokenizer};
-use reprpo_core::weights::{ModelFiles, locate};
+use reprpo_core::weights::{Extent, ModelFiles, locate};
 use serde_json::json;
 
 use crate::App;
@@ -63,8 +63,8 @@ fn resolve(args: &InspectArgs, app: &App<'_>) -> Result<Resolved> {
 /// The model's tokenizer; none where nobody named a model and the default one has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<Tokenizer>> {
     let model = &resolved.experiment.model;
-    match locate(model) {
-        Ok(path) => ModelFiles::tokenizer_of(&path).map(Some),
+    match locate(model, Extent::Tokenizer) {
+        Ok(found) => ModelFiles::tokenizer_of(&found.path).map(Some),
         Err(e) if matches!(resolved.origins.get("model"), None | Some(Origin::Default)) => {
             let how = e.hints().first().map_or_else(String::new, |hint| format!("; {hint}"));
             app.printer.note(&format!("lengths are characters: the model `{model}` is not on this machine{how}"));

@@ -4,7 +4,7 @@ use reprpo_core::config::Layering;
 use reprpo_core::model::export::Export;
 use reprpo_core::model::{Adapted, Model, peft::Saved};
 use reprpo_core::session::ChosenAdapter;
-use reprpo_core::weights::{ModelFiles, locate};
+use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_core::{Error, Result};
 use tch::{Device, Kind};
 
@@ -29,7 +29,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
 
     let mut progress = app.printer.progress();
     let saved = Saved::read(&trained.adapter, app.registry)?;
-    let files = ModelFiles::open(&locate(&experiment.model)?)?;
+    let files = ModelFiles::open(&locate(&experiment.model, Extent::Whole)?.path)?;
     let tokenizer = files.tokenizer()?;
     progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
     // Float32 and the CPU, whatever the run had: it is done once, and kept.

@@ -22,7 +22,7 @@ use tch::{Kind, Tensor};
 
 pub use decode::in_order;
 pub use metadata::Metadata;
-pub use split::is_later_part;
+pub use split::{is_later_part, names};
 pub use types::plain;
 
 use super::memory::{Element, Mapped, filled};

@@ -63,6 +63,14 @@ pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
+/// The names of all parts of the model that a file's name says it is a part of; of any other, its own.
+pub fn names(path: &Path) -> Vec<PathBuf> {
+    match PartName::of(path).filter(|n| n.count <= MOST_PARTS && (1..=n.count).contains(&n.number)) {
+        Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
 /// The part's number as its metadata has it, counted from 1 as the names count.
 fn number_of(part: &Part, path: &Path) -> Result<u64> {
     let number = part.metadata.unsigned("split.no")?.ok_or_else(|| part.metadata.missing("split.no"))?;
