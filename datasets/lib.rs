@@ -5,4 +5,5 @@
 
 pub mod files;
 pub mod genies;
+pub mod hub;
 pub mod synthetic;

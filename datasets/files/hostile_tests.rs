@@ -20,7 +20,7 @@ fn read_with(name: &str, bytes: &[u8], config: Config) -> (usize, String) {
 fn from(path: &Path, config: Config) -> (usize, String) {
     let told = |e: Error| format!("{e:?}").replace(&path.display().to_string(), "FILE");
     // Not through `build`, which ends at the first pair.
-    let source = match Source::open(path, config.reading().unwrap(), &[]).and_then(|source| source.pairs()) {
+    let source = match Source::open(path, config.format.reading().unwrap(), &[]).and_then(|source| source.pairs()) {
         Ok(pairs) => pairs,
         Err(e) => return (0, told(e)),
     };
@@ -103,7 +103,7 @@ fn an_empty_completion_is_an_error_or_is_passed_over() {
     );
     assert!(read("x.jsonl", silent).1.contains("`chosen` is empty"));
     assert!(read("x.csv", "prompt,chosen,rejected\np,,r\n").1.contains("line 2 of `FILE`\n  because `chosen` is empty"));
-    let skip = || Config { bad_rows: BadRows::Skip, ..Config::default() };
+    let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
     assert_eq!(read_with("x.jsonl", format!("{GOOD}\n{empty}\n{GOOD}").as_bytes(), skip()), (2, String::new()));
     let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{empty}\n{{").as_bytes(), skip());
     assert!(good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"), "what is no row at all is still an error: {error}");
@@ -114,7 +114,7 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.jsonl");
     fs::write(&path, "{}\n{}\n").unwrap();
-    let config = Config { train: path, bad_rows: BadRows::Skip, ..Config::default() };
+    let config = Config { train: path, format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
     let e = format!("{:?}", Files::build(config).err().unwrap());
     assert!(e.contains("holds no pairs\n  because cannot read line 1 of") && e.contains("2 rows were passed over"), "{e}");
 }
@@ -157,7 +157,7 @@ fn a_row_of_two_gigabytes_is_refused_at_once() {
         file.write_all(begin.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
         let began = Instant::now();
-        let (good, error) = from(&path, Config { max_row_mib: 1, ..Config::default() });
+        let (good, error) = from(&path, Config { format: Format { max_row_mib: 1, ..Format::default() }, ..Config::default() });
         assert_eq!(good, 0, "{name}");
         assert!(error.contains("it is longer than 1 MiB\n") && error.contains("dataset.max_row_mib"), "{name}: {error}");
         assert!(began.elapsed() < Duration::from_secs(5), "{name} took {:?}", began.elapsed());

@@ -1,6 +1,7 @@
 //! Pairs from the user's own files, in the columns that TRL reads.
 
 mod csv;
+mod format;
 mod implicit;
 mod json;
 mod jsonl;
@@ -15,9 +16,10 @@ use std::path::PathBuf;
 
 use reprpo_plugin::prelude::*;
 
+pub use self::format::{BadRows, Format};
 pub use self::place::Place;
 pub use self::row::{Columns, Row, pairs};
-pub use self::source::{Pairs, Reading, Rows, Source};
+pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source};
 
 /// `--dataset pairs.jsonl`.
 pub struct Files;
@@ -35,66 +37,14 @@ pub struct Config {
     pub oos: Option<PathBuf>,
     /// File with pairs of an unrelated judgement.
     pub rnd: Option<PathBuf>,
-    /// Column of the prompt; `none` = the beginning that both completions share is the prompt.
-    pub prompt_column: Option<String>,
-    /// Column of the preferred completion.
-    pub chosen_column: String,
-    /// Column of the other completion.
-    pub rejected_column: String,
-    /// What stands between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
-    pub delimiter: Option<char>,
-    /// What becomes of a row that is no pair, such as one with an empty completion.
-    pub bad_rows: BadRows,
-    /// Most MiB of a row; a longer one is an error before it is in memory.
-    pub max_row_mib: usize,
-}
-
-/// What becomes of a row that is no pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "lowercase")]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub enum BadRows {
-    /// It ends the run, with its place.
-    #[default]
-    Error,
-    /// It is passed over; how many were is told.
-    Skip,
+    /// How their rows are read.
+    #[serde(flatten)]
+    pub format: Format,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let Columns { prompt, chosen, rejected } = Columns::default();
-        Self {
-            train: PathBuf::new(),
-            test: None,
-            oos: None,
-            rnd: None,
-            prompt_column: prompt,
-            chosen_column: chosen,
-            rejected_column: rejected,
-            delimiter: None,
-            bad_rows: BadRows::default(),
-            max_row_mib: Reading::default().longest >> 20,
-        }
-    }
-}
-
-impl Config {
-    fn reading(&self) -> Result<Reading> {
-        let delimiter = self.delimiter.map(|d| {
-            let refused = || Error::new(format!("the `delimiter` of `file` is `{d}`")).hint("valid: one ASCII character, no quote and no line break");
-            u8::try_from(d).ok().filter(|d| d.is_ascii() && !matches!(d, b'"' | b'\n' | b'\r')).ok_or_else(refused)
-        });
-        if !(1..=1024).contains(&self.max_row_mib) {
-            return Err(Error::new(format!("`max_row_mib` of `file` is {}", self.max_row_mib)).hint("valid: 1 to 1024"));
-        }
-        let (prompt, chosen, rejected) = (self.prompt_column.clone(), self.chosen_column.clone(), self.rejected_column.clone());
-        if chosen == rejected || prompt.as_ref() == Some(&chosen) || prompt.as_ref() == Some(&rejected) {
-            let twice = if chosen == rejected { &rejected } else { prompt.as_ref().unwrap_or(&chosen) };
-            return Err(Error::new(format!("the column `{twice}` is named for two parts of a pair")).hint("prompt, chosen and rejected are three columns"));
-        }
-        let columns = Columns { prompt, chosen, rejected };
-        Ok(Reading { columns, delimiter: delimiter.transpose()?, longest: self.max_row_mib << 20, skip: self.bad_rows == BadRows::Skip })
+        Self { train: PathBuf::new(), test: None, oos: None, rnd: None, format: Format::default() }
     }
 }
 
@@ -133,7 +83,7 @@ impl DatasetPlugin for Files {
         if config.train.as_os_str().is_empty() {
             return Err(Error::new("no file to train on was named").hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
-        let reading = config.reading()?;
+        let reading = config.format.reading()?;
         let named = [("train", Some(config.train)), ("test", config.test), ("oos", config.oos), ("rnd", config.rnd)];
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {

@@ -83,21 +83,21 @@ fn columns_and_delimiter_may_be_others() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.csv");
     fs::write(&path, "question;best;worst\n\"a; b\";c;\"r\nr\"\n").unwrap();
-    let config = || Config {
-        train: path.clone(),
+    let format = || Format {
         prompt_column: Some("question".into()),
         chosen_column: "best".into(),
         rejected_column: "worst".into(),
         delimiter: Some(';'),
-        ..Config::default()
+        ..Format::default()
     };
-    let pairs = read(Files::build(config()).unwrap().as_ref(), "train");
+    let build = |format| Files::build(Config { train: path.clone(), format, ..Config::default() });
+    let pairs = read(build(format()).unwrap().as_ref(), "train");
     assert_eq!(pairs, [PreferencePair { prompt: "a; b".into(), chosen: "c".into(), rejected: "r\nr".into() }]);
-    let wrong = |config: Config| format!("{:?}", Files::build(config).err().unwrap());
-    assert!(wrong(Config { delimiter: Some('é'), ..config() }).starts_with("the `delimiter` of `file` is `é`\n"));
-    assert!(wrong(Config { rejected_column: "best".into(), ..config() }).starts_with("the column `best` is named for two parts of a pair\n"));
-    assert!(wrong(Config { max_row_mib: 0, ..config() }).starts_with("`max_row_mib` of `file` is 0\n  hint: valid: 1 to 1024"));
-    let e = wrong(Config { delimiter: None, ..config() });
+    let wrong = |format: Format| format!("{:?}", build(format).err().unwrap());
+    assert!(wrong(Format { delimiter: Some('é'), ..format() }).starts_with("the `delimiter` is `é`\n"));
+    assert!(wrong(Format { rejected_column: "best".into(), ..format() }).starts_with("the column `best` is named for two parts of a pair\n"));
+    assert!(wrong(Format { max_row_mib: 0, ..format() }).starts_with("`max_row_mib` is 0\n  hint: valid: 1 to 1024"));
+    let e = wrong(Format { delimiter: None, ..format() });
     assert!(e.contains("does `;` stand between the fields? `--set 'dataset.delimiter=;'` says so"), "{e}");
 }
 

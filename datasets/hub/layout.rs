@@ -1,0 +1,265 @@
+//! Which files of a data set's repository hold which split, by the rules of Hugging Face's `datasets`.
+//!
+//! Source: the hub's documentation, "Data files configuration" and "File names and splits".
+
+use globset::{GlobBuilder, GlobMatcher};
+use reprpo_plugin::hub::Snapshot;
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::Value;
+
+use crate::files::ENDINGS;
+
+/// The branch with the hub's own conversion to parquet.
+pub const CONVERTED: &str = "refs/convert/parquet";
+
+/// Words in a path that stand for a split, in the order in which they are looked for.
+const KEYWORDS: [(&str, &[&str]); 3] =
+    [("train", &["train", "training"]), ("validation", &["validation", "valid", "dev", "val"]), ("test", &["test", "testing", "eval", "evaluation"])];
+
+/// The files of each split of a configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub splits: Vec<(String, Vec<String>)>,
+}
+
+impl Layout {
+    /// As the repository's card says, or else its files' names; `None` where no file is read.
+    pub fn of(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Option<Self>> {
+        Self::read(snapshot.files(), snapshot.card(), config)
+    }
+
+    fn read(files: &[String], card: &Value, config: Option<&str>) -> Result<Option<Self>> {
+        let configs: Vec<&Value> = card.get("configs").and_then(Value::as_array).into_iter().flatten().collect();
+        let name = |c: &Value| c.get("config_name").and_then(Value::as_str).unwrap_or("default").to_owned();
+        if configs.is_empty() {
+            // A folder is a configuration to whoever names it.
+            let within = |file: &&String| config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")));
+            let named = Self::by_names(files.iter().filter(within));
+            return match config {
+                Some(given) if named.is_none() && Self::by_names(files.iter()).is_some() => {
+                    let mut folders: Vec<&str> = files.iter().filter_map(|f| Some(f.split_once('/')?.0)).collect();
+                    folders.dedup();
+                    Err(Error::unknown("config_name", given, folders))
+                }
+                _ => Ok(named),
+            };
+        }
+        let names: Vec<String> = configs.iter().map(|c| name(c)).collect();
+        let is_default = |c: &Value| c.get("default").and_then(Value::as_bool) == Some(true);
+        let chosen = match config {
+            Some(given) => names.iter().position(|n| n == given).ok_or_else(|| Error::unknown("config_name", given, &names))?,
+            None if configs.len() == 1 => 0,
+            None => configs.iter().position(|c| is_default(c)).or_else(|| names.iter().position(|n| n == "default")).ok_or_else(|| {
+                Error::new(format!("the data set has {} configurations, and none of them is its default", names.len()))
+                    .hint(format!("choose one with `--set dataset.config_name=NAME`: {}", names.join(", ")))
+            })?,
+        };
+        let chosen = configs[chosen];
+        let folder = chosen.get("data_dir").and_then(Value::as_str).unwrap_or_default().trim_matches('/');
+        let prefix = if folder.is_empty() || folder == "." { String::new() } else { format!("{folder}/") };
+        let Some(stated) = chosen.get("data_files") else {
+            return Ok(Self::by_names(files.iter().filter(|f| f.starts_with(&prefix))));
+        };
+        let mut splits = Vec::new();
+        for (split, patterns) in stated_splits(stated) {
+            let globs = patterns.iter().map(|p| glob(&format!("{prefix}{}", p.trim_start_matches("./")))).collect::<Result<Vec<_>>>()?;
+            let held: Vec<String> = files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
+            if !held.is_empty() {
+                splits.push((split, held));
+            }
+        }
+        Ok((!splits.is_empty()).then_some(Self { splits }))
+    }
+
+    /// By the words in their names; where there are none, all of them are to be trained on.
+    fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
+        let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
+        let about = |f: &str| ["dataset_infos.json", "dataset_info.json", "state.json"].contains(&f.rsplit('/').next().unwrap_or(f));
+        let files: Vec<&String> = files.filter(|f| is_read(f) && !hidden(f) && !about(f)).collect();
+        let by = |split_of: &dyn Fn(&str) -> Option<String>| -> Option<Self> {
+            let mut splits: Vec<(String, Vec<String>)> = Vec::new();
+            for file in &files {
+                let Some(split) = split_of(file) else { continue };
+                match splits.iter_mut().find(|(name, _)| *name == split) {
+                    Some((_, held)) => held.push((*file).clone()),
+                    None => splits.push((split, vec![(*file).clone()])),
+                }
+            }
+            (!splits.is_empty()).then_some(Self { splits })
+        };
+        let name = |file: &str| file.rsplit('/').next().unwrap_or(file).to_owned();
+        let folder = |file: &str| file.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+        by(&|file| shard_of(&name(file)))
+            .or_else(|| by(&|file| keyword(&name(file))))
+            .or_else(|| by(&|file| keyword(&folder(file))))
+            .or_else(|| by(&|_| Some("train".to_owned())))
+    }
+
+    /// As the hub's conversion lays them out: `CONFIG/SPLIT/0000.parquet`.
+    pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
+        Self::of_conversion(snapshot.files(), config)
+    }
+
+    fn of_conversion(files: &[String], config: Option<&str>) -> Result<Self> {
+        let parts: Vec<(&str, &str, &String)> = files
+            .iter()
+            .filter(|f| f.ends_with(".parquet"))
+            .filter_map(|f| {
+                let (config, rest) = f.split_once('/')?;
+                Some((config, rest.split_once('/')?.0, f))
+            })
+            .collect();
+        let mut configs: Vec<&str> = parts.iter().map(|(config, ..)| *config).collect();
+        configs.dedup();
+        let chosen = match (config, configs.as_slice()) {
+            (Some(given), _) => *configs.iter().find(|c| **c == given).ok_or_else(|| Error::unknown("config_name", given, &configs))?,
+            (None, [only]) => only,
+            (None, _) if configs.contains(&"default") => "default",
+            (None, _) => {
+                return Err(Error::new(format!("the data set has {} configurations, and none of them is its default", configs.len()))
+                    .hint(format!("choose one with `--set dataset.config_name=NAME`: {}", configs.join(", "))));
+            }
+        };
+        let mut splits: Vec<(String, Vec<String>)> = Vec::new();
+        for (_, split, file) in parts.into_iter().filter(|(config, ..)| *config == chosen) {
+            // The hub converts no more than the beginning of what is very large, and says so.
+            let split = split.strip_prefix("partial-").unwrap_or(split).to_owned();
+            match splits.iter_mut().find(|(name, _)| *name == split) {
+                Some((_, held)) => held.push(file.clone()),
+                None => splits.push((split, vec![file.clone()])),
+            }
+        }
+        Ok(Self { splits })
+    }
+
+    /// Whether all of its files are of a kind that is read.
+    pub fn is_read(&self) -> bool {
+        self.splits.iter().flat_map(|(_, files)| files).all(|f| is_read(f))
+    }
+}
+
+/// What the card says of `data_files`: one or several patterns, alone, or for each split.
+fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
+    let patterns = |value: &Value| -> Vec<String> {
+        match value {
+            Value::String(one) => vec![one.clone()],
+            Value::Array(several) => several.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
+            _ => Vec::new(),
+        }
+    };
+    match stated {
+        Value::Array(list) if list.iter().any(Value::is_object) => {
+            let split = |v: &Value| Some((v.get("split")?.as_str()?.to_owned(), patterns(v.get("path")?)));
+            list.iter().filter_map(split).collect()
+        }
+        Value::Object(table) => table.iter().map(|(split, value)| (split.clone(), patterns(value))).collect(),
+        other => vec![("train".to_owned(), patterns(other))],
+    }
+}
+
+/// A pattern of files: `*` stays within a folder, `**` does not.
+fn glob(pattern: &str) -> Result<GlobMatcher> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    glob.map(|g| g.compile_matcher()).map_err(|e| Error::new(format!("the data set's card names the files `{pattern}`, which is no pattern")).because(e))
+}
+
+fn is_read(file: &str) -> bool {
+    file.rsplit_once('.').is_some_and(|(_, ending)| ENDINGS.contains(&ending.to_lowercase().as_str()))
+}
+
+/// The split of `train_prefs-00000-of-00001.parquet`.
+fn shard_of(name: &str) -> Option<String> {
+    let (head, rest) = name.split_once("-of-")?;
+    let (split, number) = head.rsplit_once('-')?;
+    let five = |text: &str| text.len() >= 5 && text.bytes().take(5).all(|b| b.is_ascii_digit());
+    (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
+}
+
+/// The split whose word stands in a text, by itself.
+fn keyword(text: &str) -> Option<String> {
+    let text = text.to_lowercase();
+    let has = |word: &&str| text.split(|c: char| "-._/ ".contains(c) || c.is_ascii_digit()).any(|part| part == *word);
+    KEYWORDS.iter().find(|(_, words)| words.iter().any(&has)).map(|(split, _)| (*split).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reprpo_plugin::serde_json::json;
+
+    fn files(list: &[&str]) -> Vec<String> {
+        list.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    fn shown(layout: &Layout) -> Vec<String> {
+        layout.splits.iter().map(|(split, files)| format!("{split}: {}", files.join(" "))).collect()
+    }
+
+    #[test]
+    fn without_a_card_names_decide() {
+        let of = |list: &[&str]| shown(&Layout::read(&files(list), &Value::Null, None).unwrap().unwrap());
+        assert_eq!(
+            of(&[
+                "README.md",
+                "data/test_prefs-00000-of-00001.parquet",
+                "data/train_prefs-00000-of-00002.parquet",
+                "data/train_prefs-00001-of-00002-0a1b.parquet"
+            ]),
+            [
+                "test_prefs: data/test_prefs-00000-of-00001.parquet",
+                "train_prefs: data/train_prefs-00000-of-00002.parquet data/train_prefs-00001-of-00002-0a1b.parquet"
+            ]
+        );
+        assert_eq!(
+            of(&["my_dev.jsonl", "dev-1.jsonl", "training.jsonl", "eval.json"]),
+            ["validation: my_dev.jsonl dev-1.jsonl", "train: training.jsonl", "test: eval.json"]
+        );
+        assert_eq!(of(&["a/test/x.csv", "a/train/x.csv", "a/train/y.csv"]), ["test: a/test/x.csv", "train: a/train/x.csv a/train/y.csv"]);
+        assert_eq!(of(&["pairs.jsonl", "dataset_infos.json", ".hidden.json", "contest.jsonl"]), ["train: pairs.jsonl contest.jsonl"]);
+        assert_eq!(Layout::read(&files(&["README.md", "train.jsonl.gz"]), &Value::Null, None).unwrap(), None);
+    }
+
+    #[test]
+    fn without_a_card_a_folder_is_a_configuration() {
+        let list = files(&["harmless/test.jsonl", "harmless/train.jsonl", "helpful/train.jsonl"]);
+        let of = |config| Layout::read(&list, &Value::Null, config);
+        assert_eq!(shown(&of(Some("harmless")).unwrap().unwrap()), ["test: harmless/test.jsonl", "train: harmless/train.jsonl"]);
+        assert!(format!("{:?}", of(Some("harmles")).unwrap_err()).contains("did you mean `harmless`"));
+    }
+
+    #[test]
+    fn a_card_says_which_files_are_which_split() {
+        let list = files(&["data/test.parquet", "data/train-1.parquet", "data/train-2.parquet", "math/a.jsonl", "math/deep/b.jsonl"]);
+        let card = json!({"configs": [
+            {"config_name": "all", "default": true, "data_files": [{"split": "train", "path": "data/train-*"}, {"split": "test", "path": ["data/test.parquet"]}]},
+            {"config_name": "math", "data_files": "math/*"},
+            {"config_name": "deep", "data_dir": "math", "data_files": {"train": "**/*.jsonl"}},
+            {"config_name": "folder", "data_dir": "data"},
+            {"config_name": "none", "data_files": "nothing/*"}
+        ]});
+        let of = |config| Layout::read(&list, &card, config);
+        let text = |config| shown(&of(config).unwrap().unwrap());
+        assert_eq!(text(None), ["train: data/train-1.parquet data/train-2.parquet", "test: data/test.parquet"]);
+        assert_eq!(text(Some("math")), ["train: math/a.jsonl"]);
+        assert_eq!(text(Some("deep")), ["train: math/a.jsonl math/deep/b.jsonl"]);
+        assert_eq!(text(Some("folder")), ["test: data/test.parquet", "train: data/train-1.parquet data/train-2.parquet"]);
+        assert_eq!(of(Some("none")).unwrap(), None);
+        let e = format!("{:?}", of(Some("maths")).unwrap_err());
+        assert!(e.contains("did you mean `math`") && e.contains("folder"), "{e}");
+
+        let two = json!({"configs": [{"config_name": "a", "data_files": "x"}, {"config_name": "b", "data_files": "y"}]});
+        let e = format!("{:?}", Layout::read(&list, &two, None).unwrap_err());
+        assert!(e.contains("2 configurations") && e.contains("config_name=NAME`: a, b"), "{e}");
+        let bad = json!({"configs": [{"config_name": "a", "data_files": "x["}]});
+        assert!(Layout::read(&list, &bad, None).unwrap_err().message().contains("`x[`"));
+    }
+
+    #[test]
+    fn the_hubs_conversion_has_a_folder_a_configuration_and_one_a_split() {
+        let list = files(&["default/partial-test/0000.parquet", "default/train/0000.parquet", "default/train/0001.parquet", "other/train/0000.parquet"]);
+        let of = |config| Layout::of_conversion(&list, config);
+        assert_eq!(shown(&of(None).unwrap()), ["test: default/partial-test/0000.parquet", "train: default/train/0000.parquet default/train/0001.parquet"]);
+        assert_eq!(shown(&of(Some("other")).unwrap()), ["train: other/train/0000.parquet"]);
+        assert!(of(Some("another")).is_err() && Layout::of_conversion(&list[..0], None).is_err());
+    }
+}

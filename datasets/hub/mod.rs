@@ -1,0 +1,203 @@
+//! Pairs from a data set of the Hugging Face hub.
+
+mod layout;
+mod part;
+
+use reprpo_plugin::hub::{Hub, RepoId, RepoKind, Snapshot, short};
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json;
+
+use self::layout::Layout;
+use self::part::Part;
+use crate::files::{Format, Source};
+
+/// `--dataset org/name`.
+pub struct OfHub;
+
+/// Which repository, and what of it is which split.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
+#[schemars(crate = "reprpo_plugin::schemars")]
+pub struct Config {
+    /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit. Required; `--dataset org/name`
+    /// fills it.
+    pub repo: String,
+    /// Its configuration, which the hub calls subset; none = the only one, or its default.
+    pub config_name: Option<String>,
+    /// Split to train on.
+    pub train: String,
+    /// Split of the same distribution that is kept from training; `test` is passed over where there is none.
+    pub test: Option<String>,
+    /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of another data set.
+    pub oos: Option<String>,
+    /// Split of an unrelated judgement, written as `oos` is.
+    pub rnd: Option<String>,
+    /// How its rows are read.
+    #[serde(flatten)]
+    pub format: Format,
+}
+
+/// What a data set usually calls the pairs that are kept from training.
+const TEST: &str = "test";
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { repo: String::new(), config_name: None, train: "train".to_owned(), test: Some(TEST.to_owned()), oos: None, rnd: None, format: Format::default() }
+    }
+}
+
+impl Plugin for OfHub {
+    const NAME: &'static str = "hub";
+    const SUMMARY: &'static str = "preference pairs from a data set of the Hugging Face hub";
+    const EXPLAIN: &'static str = "\
+`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, where there is one. Other
+names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several configurations takes
+`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set dataset.oos=org/other:CONFIG:test`.
+
+Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the README, else from the
+files' names. Of those that are not read here (compressed JSON, arrow, scripts) the hub has its own conversion to
+parquet, which is taken instead.
+
+Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share (`HF_HOME`); `HF_TOKEN`
+opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another hub. A run's
+configuration names the commit, so that it finds the same pairs again.
+
+Columns and rows are as in the dataset `file`.";
+    const REFERENCE: &'static str = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset formats";
+    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("repo", "trl-lib/ultrafeedback_binarized")];
+    type Config = Config;
+}
+
+impl DatasetPlugin for OfHub {
+    const ARGUMENT: Option<&'static str> = Some("repo");
+    const REPOSITORIES: bool = true;
+
+    fn build(config: Config) -> Result<Box<dyn Dataset>> {
+        open(&config, &Hub::of_environment()?)
+    }
+}
+
+reprpo_plugin::register!(dataset: OfHub);
+
+fn open(config: &Config, hub: &Hub) -> Result<Box<dyn Dataset>> {
+    if config.repo.is_empty() {
+        return Err(Error::new("no data set of the hub was named").hint("`--dataset org/name`"));
+    }
+    let home = RepoId::read(RepoKind::Dataset, &config.repo)?;
+    let named = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
+    let parts = named.into_iter().filter_map(|(split, text)| Some((split, text?)));
+    let parts = parts.map(|(split, text)| Ok((split, Part::read(text, &home, config.config_name.as_deref())?))).collect::<Result<Vec<_>>>()?;
+    let mut opened = Opened { hub, snapshots: Vec::new() };
+    let mut splits = Vec::new();
+    for (split, part) in &parts {
+        let found = opened.files(part).map_err(|e| e.within(format!("the `{split}` pairs cannot be used")))?;
+        let Some((files, snapshot)) = found else {
+            if *split == "test" && part.split == TEST {
+                continue;
+            }
+            return Err(opened.no_split(part)?.within(format!("the `{split}` pairs cannot be used")));
+        };
+        let source = |file: &String| Source::open(&snapshot.get(file)?, config.format.reading()?, &[]);
+        let sources = files.iter().map(source).collect::<Result<Vec<_>>>().within(|| format!("the `{split}` pairs cannot be used"))?;
+        // By its first pair a file is judged before a model is loaded for it.
+        sources.first().map(|s| s.pairs()?.first().map(drop)).transpose().within(|| format!("the `{split}` pairs cannot be used"))?;
+        let describes = format!("{}@{} {}", part.repo.name, short(snapshot.commit()), part.split);
+        splits.push(Split { name: split, describes, sources });
+    }
+    let pinned = opened.pinned(config, &home, &parts);
+    let pinned = serde_json::to_string(&pinned).map_err(|e| Error::internal(e.to_string()))?;
+    Ok(Box::new(Splits { splits, pinned }))
+}
+
+/// The repositories that were looked up, each once.
+struct Opened<'h> {
+    hub: &'h Hub,
+    snapshots: Vec<(RepoId, Snapshot<'h>)>,
+}
+
+impl<'h> Opened<'h> {
+    fn at(&mut self, repo: &RepoId) -> Result<usize> {
+        match self.snapshots.iter().position(|(id, _)| id == repo) {
+            Some(i) => Ok(i),
+            None => {
+                self.snapshots.push((repo.clone(), self.hub.open(repo)?));
+                Ok(self.snapshots.len() - 1)
+            }
+        }
+    }
+
+    /// The files of a split and where they are; `None` where there is no such split.
+    fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
+        let (i, layout) = self.layout(part)?;
+        Ok(layout.splits.into_iter().find(|(name, _)| *name == part.split).map(|(_, files)| (files, &self.snapshots[i].1)))
+    }
+
+    /// What a configuration has, and which of the repositories it is in.
+    fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
+        let own = self.at(&part.repo)?;
+        let layout = Layout::of(&self.snapshots[own].1, part.config.as_deref())?;
+        if let Some(layout) = layout.filter(Layout::is_read) {
+            return Ok((own, layout));
+        }
+        let none =
+            || Error::new(format!("the data set `{}` has no files that are read", part.repo)).hint(format!("read: {}", crate::files::ENDINGS.join(", ")));
+        if !part.repo.is_main() {
+            return Err(none().hint("the hub converts a data set's `main` alone to parquet: leave the revision out"));
+        }
+        let converted = self.at(&part.repo.at(layout::CONVERTED)).map_err(|e| none().because(e))?;
+        Ok((converted, Layout::converted(&self.snapshots[converted].1, part.config.as_deref())?))
+    }
+
+    fn no_split(&mut self, part: &Part) -> Result<Error> {
+        let (_, layout) = self.layout(part)?;
+        Ok(Error::unknown(&format!("split of `{}`", part.repo), &part.split, layout.splits.iter().map(|(name, _)| name)))
+    }
+
+    /// The configuration with the commits that were found.
+    fn pinned(&self, config: &Config, home: &RepoId, parts: &[(&str, Part)]) -> Config {
+        let at = |repo: &RepoId| match self.snapshots.iter().find(|(id, _)| id == repo) {
+            Some((_, snapshot)) => snapshot.pinned(),
+            None => repo.clone(),
+        };
+        let text = |split: &str| parts.iter().find(|(name, _)| *name == split).map(|(_, part)| part.text(home, at(&part.repo)));
+        Config { repo: at(home).to_string(), oos: text("oos"), rnd: text("rnd"), ..config.clone() }
+    }
+}
+
+struct Split {
+    name: &'static str,
+    describes: String,
+    sources: Vec<Source>,
+}
+
+struct Splits {
+    splits: Vec<Split>,
+    pinned: String,
+}
+
+impl Dataset for Splits {
+    fn splits(&self) -> Vec<SplitInfo> {
+        let info =
+            |split: &Split| SplitInfo { name: split.name.to_owned(), describes: split.describes.clone(), pairs: split.sources.iter().map(Source::count).sum() };
+        self.splits.iter().map(info).collect()
+    }
+
+    fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        let found = self.splits.iter().find(|s| s.name == split);
+        let found = found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?;
+        let pairs = found.sources.iter().flat_map(|source| -> PairIter<'_> {
+            match source.pairs() {
+                Ok(pairs) => Box::new(pairs),
+                Err(e) => Box::new(std::iter::once(Err(e))),
+            }
+        });
+        Ok(Box::new(pairs))
+    }
+
+    fn pinned(&self) -> Option<String> {
+        Some(self.pinned.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

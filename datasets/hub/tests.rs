@@ -1,0 +1,153 @@
+use local_hub::{LocalHub, Traits};
+use reprpo_plugin::hub::Settings;
+
+use super::*;
+use crate::files::written::{pair_columns, write};
+
+const REPO: &str = "datasets/org/pairs";
+
+fn rows(from: usize, to: usize) -> String {
+    (from..to).map(|i| format!("{{\"prompt\": \"p{i}\", \"chosen\": \"good\", \"rejected\": \"bad\"}}\n")).collect()
+}
+
+struct There {
+    dir: tempfile::TempDir,
+    hub: LocalHub,
+}
+
+impl There {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), hub: LocalHub::start() }
+    }
+
+    fn push(&self, repo: &str, branch: &str, files: &[(&str, &str)]) -> String {
+        self.hub.push(repo, branch, &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>())
+    }
+
+    fn settings(&self) -> Settings {
+        let (cache, listings) = (self.dir.path().join("cache"), self.dir.path().join("listings"));
+        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None }
+    }
+
+    fn open(&self, config: &Config) -> Result<Box<dyn Dataset>> {
+        open(config, &Hub::new(self.settings()).unwrap())
+    }
+
+    fn told(&self, config: &Config) -> String {
+        format!("{:?}", self.open(config).err().expect("it should not open"))
+    }
+}
+
+fn pairs() -> Config {
+    Config { repo: "org/pairs".into(), ..Config::default() }
+}
+
+fn prompts(data: &dyn Dataset, split: &str) -> Vec<String> {
+    let prompt = |pair: PreferencePair| if let Text::Plain(text) = pair.prompt { text } else { panic!("no plain text") };
+    data.pairs(split).unwrap().map(|pair| prompt(pair.unwrap())).collect()
+}
+
+#[test]
+fn splits_are_files_of_the_repository_in_order() {
+    let there = There::new();
+    let commit = there.push(
+        REPO,
+        "main",
+        &[
+            ("README.md", ""),
+            ("data/train-00000-of-00002.jsonl", &rows(0, 3)),
+            ("data/train-00001-of-00002.jsonl", &rows(3, 5)),
+            ("data/test-00000-of-00001.jsonl", &rows(9, 10)),
+        ],
+    );
+    let data = there.open(&pairs()).unwrap();
+    let described: Vec<_> = data.splits().into_iter().map(|s| format!("{}: {}", s.name, s.describes)).collect();
+    assert_eq!(described, [format!("train: org/pairs@{} train", &commit[..7]), format!("test: org/pairs@{} test", &commit[..7])]);
+    assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
+    assert_eq!(prompts(data.as_ref(), "test"), ["p9"]);
+    assert!(data.pairs("oos").is_err());
+}
+
+#[test]
+fn parquet_is_read_and_its_pairs_are_counted() {
+    let there = There::new();
+    let path = there.dir.path().join("x.parquet");
+    write(&path, &pair_columns(7), ::parquet::basic::Compression::SNAPPY);
+    there.hub.push(REPO, "main", &[("data/train-00000-of-00001.parquet", &std::fs::read(path).unwrap())]);
+    let data = there.open(&pairs()).unwrap();
+    assert_eq!((data.splits().len(), data.splits()[0].pairs), (1, Some(7)), "there is no test split, and none was asked for");
+}
+
+#[test]
+fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
+    let there = There::new();
+    there.push(REPO, "main", &[("math/train.jsonl", &rows(0, 2)), ("math/test.jsonl", &rows(2, 3)), ("law/test.jsonl", &rows(4, 5))]);
+    there.hub.describe(
+        REPO,
+        Traits { card: r#"{"configs": [{"config_name": "math", "data_dir": "math"}, {"config_name": "law", "data_dir": "law"}]}"#.into(), ..Traits::default() },
+    );
+    let other = there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(7, 8))]);
+    let e = there.told(&pairs());
+    assert!(e.contains("2 configurations") && e.contains("math, law"), "{e}");
+    let config = Config { config_name: Some("math".into()), oos: Some("law:test".into()), rnd: Some("org/other@v1:validation".into()), ..pairs() };
+    let data = there.open(&config).unwrap();
+    let all: Vec<_> = ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
+    assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
+
+    // What a run keeps opens the same pairs after both have moved on.
+    let pinned: Config = serde_json::from_str(&data.pinned().unwrap()).unwrap();
+    assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
+    there.push(REPO, "main", &[("math/train.jsonl", &rows(50, 51)), ("law/test.jsonl", &rows(50, 51))]);
+    there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(50, 51))]);
+    assert_eq!(prompts(there.open(&config).unwrap().as_ref(), "train"), ["p50"]);
+    let again = there.open(&pinned).unwrap();
+    assert_eq!(["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(again.as_ref(), s)).collect::<Vec<_>>(), all);
+}
+
+#[test]
+fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
+    let there = There::new();
+    let path = there.dir.path().join("x.parquet");
+    write(&path, &pair_columns(3), ::parquet::basic::Compression::SNAPPY);
+    there.push(REPO, "main", &[("train.jsonl.gz", "compressed"), ("test.jsonl.gz", "compressed")]);
+    let e = there.told(&pairs());
+    assert!(e.contains("no files that are read") && e.contains("no revision `refs/convert/parquet`") && e.contains("parquet"), "{e}");
+    there.hub.push(REPO, layout::CONVERTED, &[("default/train/0000.parquet", &std::fs::read(path).unwrap())]);
+    let data = there.open(&pairs()).unwrap();
+    assert_eq!(prompts(data.as_ref(), "train").len(), 3);
+    let e = there.told(&Config { repo: "org/pairs@v1".into(), ..pairs() });
+    assert!(e.contains("no revision `v1`"), "{e}");
+}
+
+#[test]
+fn what_cannot_be_is_named() {
+    let there = There::new();
+    there.push(REPO, "main", &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")]);
+    assert!(there.told(&Config::default()).contains("`--dataset org/name`"));
+    assert!(there.told(&Config { repo: "pairs".into(), ..pairs() }).contains("`pairs` is no id"));
+    assert!(there.told(&Config { repo: "org/none".into(), ..pairs() }).contains("no data set `org/none`"));
+    let e = there.told(&Config { train: "trian".into(), ..pairs() });
+    assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");
+    let e = there.told(&pairs());
+    assert!(e.contains("the `test` pairs cannot be used") && e.contains("chosen") && e.contains("test.jsonl"), "a test split of another kind: {e}");
+    assert!(there.open(&Config { test: None, ..pairs() }).is_ok());
+}
+
+#[test]
+fn offline_the_cache_is_enough() {
+    let there = There::new();
+    there.push(REPO, "main", &[("math/train.jsonl", &rows(0, 2)), ("law/train.jsonl", &rows(4, 5))]);
+    there.hub.describe(
+        REPO,
+        Traits {
+            card: r#"{"configs": [{"config_name": "m", "data_files": "math/*"}, {"config_name": "l", "data_files": "law/*"}]}"#.into(),
+            ..Traits::default()
+        },
+    );
+    let config = Config { config_name: Some("m".into()), ..pairs() };
+    there.open(&config).unwrap();
+    let offline = Hub::new(Settings { offline: true, ..there.settings() }).unwrap();
+    assert_eq!(prompts(open(&config, &offline).unwrap().as_ref(), "train"), ["p0", "p1"], "the card is known as well");
+    let e = format!("{:?}", open(&Config { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap());
+    assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
+}
