@@ -31,6 +31,8 @@ pub enum Fault {
     Whole,
     /// Status 503.
     Busy,
+    /// Status 401, as for a token that is none any more.
+    Credentials,
     /// A tag that would lead out of the cache.
     Tag,
     /// A redirect to nowhere that makes sense.
@@ -209,9 +211,16 @@ fn serve(connection: &TcpStream, port: u16, state: &Mutex<State>) -> Option<()> 
 
 impl State {
     fn answer(&mut self, request: &Request, port: u16) -> Answer {
-        if self.faults.first() == Some(&Fault::Busy) {
-            self.faults.remove(0);
-            return Answer::error(503, "Busy");
+        match self.faults.first() {
+            Some(Fault::Busy) => {
+                self.faults.remove(0);
+                return Answer::error(503, "Busy");
+            }
+            Some(Fault::Credentials) => {
+                self.faults.remove(0);
+                return Answer::new(401, &[("X-Error-Message", "Invalid credentials in Authorization header")], b"no");
+            }
+            _ => {}
         }
         if let Some(wanted) = [CDN, KEPT].iter().find_map(|place| request.path.strip_prefix(place)) {
             let all = self.repos.values().flat_map(|r| r.commits.values()).flat_map(BTreeMap::values);

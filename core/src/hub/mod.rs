@@ -154,7 +154,11 @@ impl Hub {
             (_, "GatedRepo") => self.gated(repo),
             (_, "RevisionNotFound") => Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision))
                 .hint("a revision is a branch, a tag or a whole commit; `main` when none is said"),
-            (401 | 403 | 404, "RepoNotFound" | "") => {
+            (401, _) if header("x-error-message").contains("Invalid credentials") => {
+                self.whose(Error::new("the hub does not know the token that it was given"))
+            }
+            // It does not say of a private one that it is there, and of some that are missing no more than 401.
+            (_, "RepoNotFound") | (401, "") => {
                 let e = Error::new(format!("there is no {what} `{id}` on the hub that may be seen here"));
                 self.whose(match self.settings.endpoint.as_str() {
                     "https://huggingface.co" => e,

@@ -60,7 +60,7 @@ fn told(e: &Error) -> String {
 }
 
 fn transfers(hub: &LocalHub) -> Vec<local_hub::Request> {
-    hub.requests().into_iter().filter(|r| !r.head && !r.path.starts_with("/api/")).collect()
+    hub.requests().into_iter().filter(|r| !r.head && !r.path.contains("/revision/")).collect()
 }
 
 #[test]
@@ -243,6 +243,14 @@ fn what_is_private_or_gated_needs_the_token() {
         assert!(text.contains("no model `org/name`") && text.contains(who) && !text.contains("hf_another"), "{text}");
     }
     assert!(there.client_with(TOKEN).open(&id("org/name")).is_ok());
+}
+
+#[test]
+fn a_token_that_the_hub_does_not_know_is_told_apart_from_a_missing_repository() {
+    let there = There::new();
+    there.hub.fail(&[Fault::Credentials]);
+    let text = told(&there.client_with("hf_old").open(&id("org/name")).unwrap_err());
+    assert!(text.contains("does not know the token") && text.contains("`HF_TOKEN`") && !text.contains("hf_old"), "{text}");
 }
 
 #[test]
