@@ -9,6 +9,7 @@ mod intervention;
 mod model;
 mod pairs;
 mod parameter;
+mod part;
 mod peft_config;
 mod plugin;
 mod tap;
@@ -22,6 +23,7 @@ pub use intervention::{Completions, Directions, GradMap, Intervention, Intervent
 pub use model::{LinearInfo, ModelInfo, Site};
 pub use pairs::{Logprobs, Pairs, SequenceNll, Sides, TapStates, TokenLogprobs, TokenSides, TokenStates};
 pub use parameter::{Axis, Parameter};
+pub use part::{PartInfo, Rows};
 pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
 pub use tap::{Layers, Pooling, Tap, TapPlugin};

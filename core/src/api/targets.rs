@@ -163,7 +163,7 @@ mod tests {
     fn a_name_of_llamas_means_the_module_that_holds_it() {
         let linear = |name: &str| LinearInfo { name: format!("gpt_neox.layers.0.{name}"), layer: Some(0), inputs: 8, outputs: 8 };
         let linears = ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"].map(linear).to_vec();
-        let model = ModelInfo { architecture: "gpt_neox".to_owned(), layers: 1, hidden: 8, heads: 1, head_dim: 8, vocab: 8, linears };
+        let model = ModelInfo { architecture: "gpt_neox".to_owned(), layers: 1, hidden: 8, heads: 1, head_dim: 8, vocab: 8, linears, parts: Vec::new() };
         let of = |list: &[&str]| Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect());
         let hits = |list: &[&str]| of(list).resolve(&model).unwrap().iter().map(|l| l.name.rsplit('.').next().unwrap().to_owned()).collect::<Vec<_>>();
         assert_eq!(hits(&["q_proj", "v_proj"]), ["query_key_value"]);

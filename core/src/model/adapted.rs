@@ -49,7 +49,7 @@ impl Adapted {
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
-            let site = LinearSite { info, frozen: model.frozen(&info.name)?, shared: &shared };
+            let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
             let adapted = adapter.attach(&site, &mut init(&info.name)).within(|| format!("no adapter for `{}`", info.name))?;
             modules.insert(info.name.clone(), adapted);
         }
@@ -157,7 +157,7 @@ impl Adapted {
     /// # Errors
     /// An adapter that cannot be expressed as one.
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
-        self.modules.iter().map(|(name, m)| Ok((name.clone(), m.merge(model.frozen(name)?)?))).collect()
+        self.modules.iter().map(|(name, m)| Ok((name.clone(), m.merge(&model.frozen(name)?)?))).collect()
     }
 
     /// Trainable elements in all.

@@ -7,27 +7,10 @@ use tch::Tensor;
 
 use super::adapted::Adapted;
 use super::cache::Cache;
+use super::linear::Linear;
 use super::stream::Stream;
-use crate::api::{Frozen, PromptPlaces, Site};
+use crate::api::{PromptPlaces, Site};
 use crate::error::{Error, Result};
-
-/// A linear module of the frozen model, which knows its own name and places.
-#[derive(Debug)]
-pub struct Linear {
-    /// Its name in PyTorch's state dict without `.weight`.
-    pub name: String,
-    input: Site,
-    output: Site,
-    /// Its weights.
-    pub frozen: Frozen,
-}
-
-impl Linear {
-    /// The module of that name.
-    pub fn new(name: &str, frozen: Frozen) -> Self {
-        Self { name: name.to_owned(), input: Site::Input(name.to_owned()), output: Site::Output(name.to_owned()), frozen }
-    }
-}
 
 /// Sees the output `[n out]` of every adapted module and block on its way, and gives what the pass goes on with.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
@@ -136,12 +119,19 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// What the adapter says.
     pub fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        self.report(&linear.input, x);
-        let y = match self.request.adapted.and_then(|a| a.get(&linear.name)) {
-            Some(adapter) => self.intercepted(&linear.output, adapter.forward(x, &linear.frozen, self.request.train)?)?,
+        let place = &linear.place;
+        let y = match self.request.adapted.and_then(|a| a.get(&place.name)) {
+            Some(adapter) => self.intercepted(&place.output, adapter.forward(x, &linear.frozen, self.request.train)?)?,
             None => linear.frozen.forward(x)?,
         };
-        self.report(&linear.output, &y);
+        self.report(&place.input, x);
+        self.report(&place.output, &y);
+        for part in &linear.parts {
+            self.report(&part.place.input, x);
+            if self.wanted.contains_key(&part.place.output) {
+                self.report(&part.place.output, &part.rows.of(&y, 1)?);
+            }
+        }
         Ok(y)
     }
 
