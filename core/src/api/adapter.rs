@@ -30,7 +30,7 @@ impl Frozen {
     }
 }
 
-/// The module that an adapter is attached to.
+/// The module, or part of one, that an adapter is attached to.
 #[derive(Debug)]
 pub struct LinearSite<'a> {
     /// Its name and widths.

@@ -41,6 +41,16 @@ impl Rows {
     pub fn of(&self, all: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(self.grouped(all, dim)?.f_flatten(dim, dim + 1)?)
     }
+
+    /// Overwrites these rows of `all` `[rows …]` with `part` `[groups·len …]`.
+    ///
+    /// # Errors
+    /// Where shapes do not fit.
+    pub fn put(&self, all: &Tensor, part: &Tensor) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        self.grouped(all, 0)?.f_copy_(&part.f_unflatten(0, [self.groups, self.len])?)?;
+        Ok(())
+    }
 }
 
 /// A part of a fused linear module.
@@ -62,13 +72,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_taken_out_of_every_group() {
+    fn rows_are_taken_out_of_every_group_and_put_back() {
         let rows = Rows { groups: 2, start: 1, len: 2, width: 4 };
         let all = Tensor::arange(16, (Kind::Int64, tch::Device::Cpu)).reshape([8, 2]);
         let expected = Tensor::from_slice(&[2i64, 3, 4, 5, 10, 11, 12, 13]).reshape([4, 2]);
         assert_eq!(rows.of(&all, 0).unwrap(), expected);
         assert_eq!(rows.of(&all.tr(), 1).unwrap(), expected.tr());
         assert_eq!(rows.count(), 4);
+        rows.put(&all, &(&expected * 100)).unwrap();
+        assert_eq!(rows.of(&all, 0).unwrap(), expected * 100);
         let others = Rows { start: 3, len: 1, ..rows };
         assert_eq!(others.of(&all, 0).unwrap(), Tensor::from_slice(&[6i64, 7, 14, 15]).reshape([2, 2]));
         assert!(rows.of(&all.narrow(0, 0, 6), 0).is_err());

@@ -1,13 +1,15 @@
-//! The adapter of a whole model: one adapted linear module a target, and adapted blocks.
+//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
 
 use indexmap::IndexMap;
+use indexmap::map::Entry;
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
-use crate::api::{AdaptedLinear, AdaptedResidual, Adapter, Frozen, Init, LinearInfo, LinearSite, Parameter, Site};
+use super::linear::{copied, put};
+use crate::api::{AdaptedLinear, AdaptedResidual, Adapter, Frozen, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site};
 use crate::error::{Context, Error, Result};
 
-/// Adapted modules by name and adapted blocks by number, in the model's order.
+/// Adapted modules and parts by name and adapted blocks by number, in the model's order.
 pub struct Adapted {
     modules: IndexMap<String, Box<dyn AdaptedLinear>>,
     blocks: IndexMap<usize, Box<dyn AdaptedResidual>>,
@@ -65,7 +67,7 @@ impl Adapted {
         Ok(Self { modules, blocks: changed, shared })
     }
 
-    /// The adapted module of that name.
+    /// The adapted module, or part of one, of that name.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
@@ -80,18 +82,21 @@ impl Adapted {
         !self.blocks.is_empty()
     }
 
-    /// The names of the adapted modules, in the model's order.
+    /// The names of the adapted modules and parts, in the model's order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
-    /// How many modules and blocks it changes, in words.
-    pub fn describe(&self) -> String {
-        match (self.modules.len(), self.blocks.len()) {
-            (modules, 0) => format!("{modules} modules"),
-            (0, blocks) => format!("{blocks} blocks"),
-            (modules, blocks) => format!("{modules} modules and {blocks} blocks"),
-        }
+    /// The adapted ones of a model's parts, in its order.
+    fn parts<'m>(&self, model: &'m ModelInfo) -> impl Iterator<Item = &'m PartInfo> {
+        model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
+    }
+
+    /// How many modules, parts of modules and blocks of `model` it changes, in words.
+    pub fn describe(&self, model: &ModelInfo) -> String {
+        let parts = self.parts(model).count();
+        let counts = [(self.modules.len() - parts, "modules"), (parts, "parts of modules"), (self.blocks.len(), "blocks")];
+        counts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(" and ")
     }
 
     /// The blocks whose output it changes, in the model's order.
@@ -152,12 +157,28 @@ impl Adapted {
         Ok(())
     }
 
-    /// Each adapted module as a frozen one that computes the same.
+    /// Each adapted module as a frozen one that computes the same; a fused one where any of its parts is adapted.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as one.
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
-        self.modules.iter().map(|(name, m)| Ok((name.clone(), m.merge(&model.frozen(name)?)?))).collect()
+        let mut merged = IndexMap::new();
+        for (name, adapted) in &self.modules {
+            let frozen = adapted.merge(&model.frozen(name)?)?;
+            match model.info().part(name) {
+                None => {
+                    merged.insert(name.clone(), frozen);
+                }
+                Some(part) => {
+                    let whole = match merged.entry(part.holder.clone()) {
+                        Entry::Occupied(entry) => entry.into_mut(),
+                        Entry::Vacant(entry) => entry.insert(copied(&model.frozen(&part.holder)?)?),
+                    };
+                    put(whole, part.rows, &frozen)?;
+                }
+            }
+        }
+        Ok(merged.into_iter().collect())
     }
 
     /// Trainable elements in all.

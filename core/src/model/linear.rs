@@ -80,6 +80,15 @@ impl Linear {
         parts.try_into().map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
     }
 
+    /// Its output `[n out]` of those of all its parts, `[n groups·len]` each.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn join(&self, outputs: &[Tensor]) -> Result<Tensor> {
+        let grouped = self.parts.iter().zip(outputs).map(|(part, y)| Ok(y.f_unflatten(1, [part.rows.groups, part.rows.len])?));
+        Ok(Tensor::f_cat(&grouped.collect::<Result<Vec<_>>>()?, 2)?.f_flatten(1, 2)?)
+    }
+
     /// The weights of that name: its own, which share its memory, or those of a part of it.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         let Frozen { weight, bias } = &self.frozen;
@@ -98,6 +107,36 @@ impl Linear {
     }
 }
 
+/// Weights in memory of their own.
+///
+/// # Errors
+/// Not enough memory.
+pub fn copied(frozen: &Frozen) -> Result<Frozen> {
+    let copied = |t: &Tensor| -> Result<Tensor> {
+        let mut copy = t.f_empty_like()?;
+        copy.f_copy_(t)?;
+        Ok(copy)
+    };
+    Ok(Frozen { weight: copied(&frozen.weight)?, bias: frozen.bias.as_ref().map(copied).transpose()? })
+}
+
+/// Overwrites the weights of a fused `module` at the rows of a part with those of `part`.
+///
+/// # Errors
+/// Where shapes do not fit.
+pub fn put(module: &mut Frozen, rows: Rows, part: &Frozen) -> Result<()> {
+    rows.put(&module.weight, &part.weight)?;
+    let Some(bias) = &part.bias else { return Ok(()) };
+    // An adapter may give a bias to a part of a module that has none.
+    let all = match module.bias.take() {
+        Some(all) => all,
+        None => module.weight.f_select(1, 0)?.f_zeros_like()?,
+    };
+    rows.put(&all, bias)?;
+    module.bias = Some(all);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
@@ -105,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_is_split_into_the_rows_of_its_parts() {
+    fn what_is_split_into_parts_is_joined_again() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
         for (groups, parts) in [(1, [("q", 12), ("k", 6), ("v", 6)]), (4, [("q", 2), ("k", 2), ("v", 2)]), (2, [("q", 1), ("k", 3), ("v", 8)])] {
             let linear = Linear::new("m", Frozen { weight: y.tr().contiguous(), bias: Some(y.get(0)) }).fused(groups, &parts);
@@ -116,7 +155,20 @@ mod tests {
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
                 assert_eq!((frozen.weight.tr(), frozen.bias.unwrap()), (t.flatten(1, 2), t.flatten(1, 2).get(0)));
             }
+            assert_eq!(linear.join(&split.map(|t| t.flatten(1, 2))).unwrap(), y);
             assert!(linear.split::<2>(&y).is_err() && linear.weights("m.o").is_none());
         }
+    }
+
+    #[test]
+    fn a_part_with_a_bias_gives_its_module_one() {
+        let rows = Rows { groups: 2, start: 1, len: 1, width: 2 };
+        let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
+        let base = Frozen { weight: old, bias: None };
+        let mut module = copied(&base).unwrap();
+        put(&mut module, rows, &Frozen { weight: new.narrow(0, 0, 2), bias: Some(new.select(1, 0).narrow(0, 0, 2)) }).unwrap();
+        let expected = Tensor::from_slice(&[0f32, 1.0, 0.0, 1.0]);
+        assert_eq!((module.weight.select(1, 2), module.bias.unwrap()), (expected.shallow_clone(), expected));
+        assert_eq!(base.weight.sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

@@ -7,12 +7,12 @@ use tch::Tensor;
 
 use super::adapted::Adapted;
 use super::cache::Cache;
-use super::linear::Linear;
+use super::linear::{Linear, Place};
 use super::stream::Stream;
-use crate::api::{PromptPlaces, Site};
+use crate::api::{Frozen, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// Sees the output `[n out]` of every adapted module and block on its way, and gives what the pass goes on with.
+/// Sees the output `[n out]` of every adapted module, part and block on its way, and gives what the pass goes on with.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// What a pass is asked for.
@@ -114,18 +114,20 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// y of x `[n in]` at a linear module, through its adapter where one is on.
+    /// y of x `[n in]` at a linear module, through its adapter, or those of its parts, where there are any.
     ///
     /// # Errors
     /// What the adapter says.
     pub fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        let place = &linear.place;
-        let y = match self.request.adapted.and_then(|a| a.get(&place.name)) {
-            Some(adapter) => self.intercepted(&place.output, adapter.forward(x, &linear.frozen, self.request.train)?)?,
-            None => linear.frozen.forward(x)?,
+        let adapts = |place: &Place| self.request.adapted.is_some_and(|a| a.get(&place.name).is_some());
+        let y = if linear.parts.iter().any(|part| adapts(&part.place)) {
+            let parts = linear.parts.iter().map(|part| self.through(&part.place, &part.of(&linear.frozen)?, x));
+            linear.join(&parts.collect::<Result<Vec<_>>>()?)?
+        } else {
+            self.through(&linear.place, &linear.frozen, x)?
         };
-        self.report(&place.input, x);
-        self.report(&place.output, &y);
+        self.report(&linear.place.input, x);
+        self.report(&linear.place.output, &y);
         for part in &linear.parts {
             self.report(&part.place.input, x);
             if self.wanted.contains_key(&part.place.output) {
@@ -133,6 +135,14 @@ impl<'a> Pass<'a> {
             }
         }
         Ok(y)
+    }
+
+    /// y of x at a module or a part, through the adapter that it has itself.
+    fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
+        match self.request.adapted.and_then(|a| a.get(&place.name)) {
+            Some(adapter) => self.intercepted(&place.output, adapter.forward(x, frozen, self.request.train)?),
+            None => frozen.forward(x),
+        }
     }
 
     /// Keys and values `[n kv_heads d]` of the stream at its next attention, with those that a cache holds before them.

@@ -185,7 +185,7 @@ fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String
     if data.identical > 0 {
         lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.identical));
     }
-    lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(), adapted.elements()));
+    lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(session.model.info()), adapted.elements()));
     lines
 }
 

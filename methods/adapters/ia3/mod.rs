@@ -19,7 +19,7 @@ pub struct Ia3;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Ia3Config {
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// Those among them whose input is scaled instead of their output.
     pub feedforward_modules: Targets,

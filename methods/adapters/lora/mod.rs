@@ -31,7 +31,7 @@ pub struct LoraConfig {
     pub rank_pattern: Patterns<u32>,
     /// α of some modules, above 0: regular expressions for the ends of their names, the first that fits counts.
     pub alpha_pattern: Patterns<f64>,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,
