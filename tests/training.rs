@@ -274,13 +274,20 @@ fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
 fn parts_of_fused_modules_learn() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    for (name, part) in [("phi3", "qkv_proj.q_proj"), ("gpt_neox", "query_key_value.v_proj")] {
+    for (name, part, layers) in [("phi3", "qkv_proj.q_proj", "model.layers"), ("gpt_neox", "query_key_value.v_proj", "gpt_neox.layers")] {
         let model = golden.join("models").join(name);
         let targets = format!("adapter.target_modules=[\"{part}\"]");
         for (method, adapter) in [("dpo", "lora"), ("projgrad", "lora"), ("projbp", "lora"), ("prefvec", "hra")] {
             let out = dir.path().join(format!("{name}-{method}"));
             let said = learns(&golden, &out, &["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8"), "--set", &targets]);
             assert!(said.contains(" parts of modules adapted, "), "{said}");
+            // What PEFT cannot read is said when the run begins.
+            assert_eq!(said.contains("warning: PEFT cannot read this adapter"), adapter == "hra", "{said}");
+            let tensors = reprpo_core::weights::read_safetensors(&out.join("adapter/adapter_model.safetensors")).expect("tensors");
+            let whole = part.split_once('.').expect("a part").0;
+            let (at, key) = if adapter == "hra" { (part, "hra_u") } else { (whole, "lora_B.weight") };
+            let wanted = |name: &String| name.starts_with(&format!("base_model.model.{layers}.0.")) && name.ends_with(&format!(".{at}.{key}"));
+            assert!(tensors.keys().any(wanted), "{:?}", tensors.keys());
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Adapters of parts of fused modules: against modules of the parts' own rows, and merged.
+//! Adapters of parts of fused modules: against modules of the parts' own rows, merged, and on disk.
+
+use std::collections::BTreeSet;
 
 use reprpo_core::model::pass::Request;
+use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::stream::Stream;
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::{Entry, Kind as PluginKind, Make, Registry};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::serde_json::{Value, json};
+use reprpo_plugin::serde_json::{self, Value, json};
 use reprpo_plugin::tch::{self, Device};
 
 use super::fixture::{disturb, off};
@@ -193,6 +196,85 @@ fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
             assert!(worst < 1e-9, "{name}, {}: merged logits off by {worst:e}", entry.about.name);
             model.unmerge(merged);
             assert!(logits(&model, None, &stream) == base, "{name}, {}: the unmerged model is not the base", entry.about.name);
+        }
+    }
+}
+
+/// Written and read again: its configuration, and the error of its logits.
+fn through_a_folder(entry: &Entry, adapter: &dyn Adapter, model: &Model, stream: &Stream) -> (Value, BTreeSet<String>, f64) {
+    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+    let adapted = attached(adapter, model);
+    let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    peft::write(first.path(), entry, adapter, &adapted, model, "fused").unwrap();
+    let saved = Saved::read(first.path(), &Registry::builtin().unwrap()).unwrap();
+    let again = build(&Value::Object(saved.config).to_string()).unwrap();
+    let fresh = Adapted::attach(&*again, model, model.info().layers, 1).unwrap();
+    fresh.restore(&saved.values).unwrap();
+    peft::write(second.path(), entry, &*again, &fresh, model, "fused").unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
+        assert!(bytes(&first) == bytes(&second), "{}: `{file}` has other bytes when it is written again", entry.about.name);
+    }
+    let changed = logits(model, Some(&adapted), stream);
+    assert!(off(&changed, &logits(model, None, stream)) > 1e-3, "{} changes nothing", entry.about.name);
+    let config = serde_json::from_slice(&std::fs::read(first.path().join("adapter_config.json")).unwrap()).unwrap();
+    (config, saved.values.keys().cloned().collect(), off(&logits(model, Some(&fresh), stream), &changed))
+}
+
+#[test]
+fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
+    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h")] {
+        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let _guard = tch::no_grad_guard();
+        let mut fused = Vec::new();
+        for entry in adapters() {
+            let name = entry.about.name;
+            let targets = [format!("{module}.q_proj"), format!("{module}.v_proj"), other.to_owned()];
+            let adapter = build(entry, json!({ "target_modules": targets }));
+            let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
+            let (config, tensors, error) = through_a_folder(entry, &*adapter, &model, &stream);
+            let in_part = tensors.iter().any(|t| t.contains(&format!("{module}.q_proj.")));
+            match unreadable {
+                None => {
+                    fused.push(name);
+                    assert!(error < 1e-4 && !in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert_eq!(config["target_modules"], json!([module, other]));
+                }
+                Some(why) => {
+                    assert!(error == 0.0 && in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert_eq!(config["target_modules"], json!(targets));
+                    assert!(why.contains(&format!("`{name}`")) && why.contains("--merge"), "{why}");
+                }
+            }
+        }
+        assert_eq!(fused, ["ia3", "lora"], "{model_name}");
+    }
+}
+
+#[test]
+fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
+    for (model_name, at, module) in
+        [("phi3", "model.layers.1.self_attn.qkv_proj", "qkv_proj"), ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "query_key_value")]
+    {
+        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let _guard = tch::no_grad_guard();
+        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0, module: 77.0 } });
+        for (fields, rank, alpha) in [
+            (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
+            (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),
+            (json!({ "r": 3, "lora_alpha": 3.0, "use_dora": true }), 6, 6.0),
+            (patterns, 6, 9.0),
+            (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
+        ] {
+            let mut fields = fields;
+            // A regular expression for names of parts, which PEFT gets as the names of modules.
+            fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
+            let (config, tensors, error) = through_a_folder(entry("lora"), &*build(entry("lora"), fields.clone()), &model, &stream);
+            assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
+            assert_eq!((&config["rank_pattern"][at], &config["alpha_pattern"][at]), (&json!(rank), &json!(alpha)), "{fields}");
+            assert_eq!(config["layers_to_transform"], fields.get("layers_to_transform").cloned().unwrap_or(Value::Null));
+            assert!(config["target_modules"].as_array().unwrap().contains(&json!(at)), "{config}");
+            assert!(tensors.contains(&format!("{at}.lora_B.weight")), "{tensors:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedResidual, Adapter, AdapterPlugin, Frozen, LinearSite, PromptPlaces};
+pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PromptPlaces};
 pub use dataset::{Dataset, DatasetPlugin, Message, PairIter, PreferencePair, SplitInfo, Text};
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, States, StepInfo};

@@ -115,6 +115,28 @@ impl Targets {
         Targets::Suffixes(list.iter().map(own).collect::<IndexSet<_>>().into_iter().collect())
     }
 
+    /// The same with whole modules in place of their parts.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn whole(&self, model: &ModelInfo) -> Result<Self> {
+        let holder = |name: &str| model.part(name).map(|part| part.holder.clone());
+        let names: IndexSet<String> = match self {
+            Targets::Suffixes(list) => {
+                let in_part = |s: &str| s.contains('.') && model.parts.iter().any(|p| ends(&p.linear.name, s));
+                list.iter().map(|s| s.rsplit_once('.').filter(|_| in_part(s)).map_or_else(|| s.clone(), |(module, _)| module.to_owned())).collect()
+            }
+            Targets::Pattern(_) => {
+                let hits = self.resolve(model)?;
+                if hits.iter().all(|l| model.part(&l.name).is_none()) {
+                    return Ok(self.clone());
+                }
+                hits.iter().map(|l| holder(&l.name).unwrap_or_else(|| l.name.clone())).collect()
+            }
+        };
+        Ok(Targets::Suffixes(names.into_iter().collect()))
+    }
+
     fn matcher(&self) -> Result<Matcher<'_>> {
         Ok(match self {
             Targets::Pattern(p) if p == ALL => Box::new(|_| true),
@@ -261,6 +283,16 @@ mod tests {
         }
         let near = of(&["query_key_value.qproj"]).resolve(&fused()).unwrap_err();
         assert!(near.hints().contains(&"did you mean `query_key_value.q_proj`?"), "{near:?}");
+    }
+
+    #[test]
+    fn whole_modules_stand_for_their_parts_where_parts_are_not_known() {
+        let model = fused();
+        let named = of(&["query_key_value.q_proj", "layers.1.attention.query_key_value.v_proj", "dense", "query_key_value.v_proj"]);
+        assert_eq!(named.whole(&model).unwrap(), of(&["query_key_value", "layers.1.attention.query_key_value", "dense"]));
+        let holders = ["gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.attention.query_key_value"];
+        assert_eq!(pattern(r".*query_key_value\.[qk]_proj").whole(&model).unwrap(), of(&holders));
+        assert_eq!(pattern(".*dense").whole(&model).unwrap(), pattern(".*dense"));
     }
 
     #[test]

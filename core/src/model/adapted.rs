@@ -1,18 +1,23 @@
 //! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
 use super::linear::{copied, put};
-use crate::api::{AdaptedLinear, AdaptedResidual, Adapter, Frozen, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site};
+use crate::api::{
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site,
+};
 use crate::error::{Context, Error, Result};
 
 /// Adapted modules and parts by name and adapted blocks by number, in the model's order.
 pub struct Adapted {
-    modules: IndexMap<String, Box<dyn AdaptedLinear>>,
-    blocks: IndexMap<usize, Box<dyn AdaptedResidual>>,
+    modules: IndexMap<String, Rc<dyn AdaptedLinear>>,
+    blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
     shared: Vec<Parameter>,
 }
 
@@ -53,12 +58,12 @@ impl Adapted {
         for info in targets {
             let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
             let adapted = adapter.attach(&site, &mut init(&info.name)).within(|| format!("no adapter for `{}`", info.name))?;
-            modules.insert(info.name.clone(), adapted);
+            modules.insert(info.name.clone(), Rc::from(adapted));
         }
         let mut changed = IndexMap::new();
         for k in adapter.blocks(info)?.into_iter().filter(|k| *k < blocks) {
             let adapted = adapter.attach_block(k, info, &mut init(&Site::Block(k).to_string())).within(|| format!("no adapter for block {k}"))?;
-            changed.insert(k, adapted);
+            changed.insert(k, Rc::from(adapted));
         }
         if modules.is_empty() && changed.is_empty() {
             return Err(Error::new(format!("the adapter has nothing to change within the first {blocks} blocks that this run computes"))
@@ -88,7 +93,7 @@ impl Adapted {
     }
 
     /// The adapted ones of a model's parts, in its order.
-    fn parts<'m>(&self, model: &'m ModelInfo) -> impl Iterator<Item = &'m PartInfo> {
+    pub fn parts<'m>(&self, model: &'m ModelInfo) -> impl Iterator<Item = &'m PartInfo> {
         model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
     }
 
@@ -179,6 +184,35 @@ impl Adapted {
             }
         }
         Ok(merged.into_iter().collect())
+    }
+
+    /// With adapters of whole modules in place of those of parts, and the adapter that is configured so. `None`: there are
+    /// no parts, or the method has no such form.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn fused(&self, adapter: &dyn Adapter, model: &Model) -> Result<Option<(Box<dyn Adapter>, Self)>> {
+        let mut by_holder = IndexMap::<&str, Vec<AdaptedPart<'_>>>::new();
+        for info in self.parts(model.info()) {
+            let parameters = self.get(&info.linear.name).map(AdaptedLinear::parameters).unwrap_or_default();
+            by_holder.entry(&info.holder).or_default().push(AdaptedPart { info, parameters });
+        }
+        let frozen = by_holder.keys().map(|holder| model.frozen(holder)).collect::<Result<Vec<_>>>()?;
+        let site = |((holder, parts), frozen)| -> Result<_> {
+            Ok(FusedSite { module: LinearSite { info: model.info().linear(holder)?, frozen, shared: &self.shared }, parts })
+        };
+        let sites = by_holder.into_iter().zip(&frozen).map(site).collect::<Result<Vec<_>>>()?;
+        let fused = if sites.is_empty() { None } else { adapter.fuse(&sites)? };
+        let Some(Fused { adapter, modules: wholes }) = fused else { return Ok(None) };
+        if wholes.len() != sites.len() {
+            return Err(Error::internal(format!("the adapter's `fuse` made {} adapters for {} modules", wholes.len(), sites.len())));
+        }
+        let mut wholes: HashMap<&str, Rc<dyn AdaptedLinear>> =
+            sites.iter().map(|s| s.module.info.name.as_str()).zip(wholes.into_iter().map(Rc::from)).collect();
+        let of = |l: &LinearInfo| Some((l.name.clone(), wholes.remove(l.name.as_str()).or_else(|| self.modules.get(&l.name).cloned())?));
+        let modules = model.info().linears.iter().filter_map(of).collect();
+        let shared = self.shared.iter().map(|p| Parameter { key: p.key.clone(), tensor: p.tensor.shallow_clone(), axis: p.axis }).collect();
+        Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared })))
     }
 
     /// Trainable elements in all.

@@ -97,7 +97,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         }
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
-    for line in opening(&session, &data, &adapted) {
+    let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
+    for line in opening(&session, &data, &adapted).into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
         progress.message(&line);
     }
