@@ -24,6 +24,13 @@ fn error(folder: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// The log-probability of every completion, by a model or an adapter.
+fn scores(folder: &Path, pairs: &str, of: &[&str]) -> Vec<f64> {
+    let text = done(folder, &[&["score", "--device", "cpu", "--dtype", "f32", "--data", pairs, "--json"], of].concat());
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    lines.flat_map(|line| ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))).collect()
+}
+
 #[test]
 fn a_merged_folder_scores_as_the_model_with_its_adapter() {
     let Some(golden) = golden() else { return };
@@ -34,11 +41,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
         let rate = ["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"];
         done(dir.path(), &[&run[..], &rate, extra].concat());
     };
-    let scores = |of: &[&str]| -> Vec<f64> {
-        let text = done(dir.path(), &[&["score", "--device", "cpu", "--dtype", "f32", "--data", &pairs, "--json"], of].concat());
-        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.flat_map(|line| ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))).collect()
-    };
+    let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
     let base = scores(&["--model", &model]);
     for (adapter, extra) in [("lora", &["--set", "adapter.target_modules=all-linear"][..]), ("hra", &[]), ("ia3", &[])] {
         train(adapter, extra);
@@ -72,6 +75,31 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
     assert!(error(dir.path(), &["export", "loreft", "--merge", "--out", "no"]).contains("which no weight of the model can express"));
     assert!(!dir.path().join("no").exists());
     assert!(error(dir.path(), &["export", "nothing", "--merge", "--out", "no"]).contains("there is neither a run nor an adapter in `nothing`"));
+}
+
+#[test]
+fn parts_of_a_fused_module_are_merged_into_it() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let pairs = golden.join("trl/pairs.jsonl").display().to_string();
+    let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
+    for (name, targets) in [("phi3", r#"["qkv_proj.q_proj", "gate_up_proj.up_proj"]"#), ("gpt_neox", r#"["query_key_value.k_proj"]"#)] {
+        let model = golden.join("models").join(name).display().to_string();
+        let base = scores(&["--model", &model]);
+        for adapter in ["lora", "hra"] {
+            let run = format!("{name}-{adapter}");
+            let targets = format!("adapter.target_modules={targets}");
+            let args = ["run", "--no-eval", "--device", "cpu", "--model", &model, "--dataset", &pairs, "--adapter", adapter, "--out", &run, "--set", &targets];
+            done(dir.path(), &[&args[..], &["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"]].concat());
+            let with = scores(&["--model", &model, "--load-adapter", &format!("{run}/adapter")]);
+            let merged = format!("{run}-merged");
+            done(dir.path(), &["export", &run, "--merge", "--out", &merged]);
+            for ((with, merged), base) in with.iter().zip(scores(&["--model", &merged])).zip(&base) {
+                assert!((with - merged).abs() < 1e-4 * with.abs(), "{run}: {with} {merged}");
+                assert!((with - base).abs() > 1e-4, "{run} changes nothing");
+            }
+        }
+    }
 }
 
 #[test]

@@ -250,17 +250,44 @@ fn every_architecture_learns() {
         let name = model.file_name().expect("a name").to_str().expect("UTF-8");
         for (method, adapter) in [("dpo", "lora"), ("prefvec", "hra")] {
             let out = dir.path().join(format!("{name}-{method}"));
-            // Four pairs a step of 20 pairs: 20 steps, of which the first and the last five see the same pairs.
-            let sets = ["train.batch=4", "train.accumulate=1", "train.epochs=4", "train.max_pairs=20", "train.shuffle=false"];
-            let mut args = vec!["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8")];
-            args.extend(sets.iter().flat_map(|s| ["--set", s]));
-            let output = run(&golden, &out, &args);
-            assert!(output.status.success(), "{name}, {method}: {}", String::from_utf8_lossy(&output.stderr));
-            let lines = metrics(&out);
-            assert_eq!(lines.len(), 20, "{name}, {method}");
-            let sum = |lines: &[Value]| lines.iter().map(|l| number(l, "loss")).sum::<f64>();
-            let (first, last) = (sum(&lines[..5]), sum(&lines[15..]));
-            assert!(last < first, "{name}, {method}: {first} then {last}");
+            learns(&golden, &out, &["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8")]);
+        }
+    }
+}
+
+/// A run of 20 steps whose loss falls; what it said.
+fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
+    // Four pairs a step of 20 pairs: the first and the last five steps see the same pairs.
+    let sets = ["train.batch=4", "train.accumulate=1", "train.epochs=4", "train.max_pairs=20", "train.shuffle=false"];
+    let output = run(golden, out, &[extra, &sets.map(|s| ["--set", s]).concat()].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{extra:?}: {said}");
+    let lines = metrics(out);
+    assert_eq!(lines.len(), 20, "{extra:?}");
+    let sum = |lines: &[Value]| lines.iter().map(|l| number(l, "loss")).sum::<f64>();
+    let (first, last) = (sum(&lines[..5]), sum(&lines[15..]));
+    assert!(last < first, "{extra:?}: {first} then {last}");
+    said
+}
+
+#[test]
+fn parts_of_fused_modules_learn() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, part, layers) in [("phi3", "qkv_proj.q_proj", "model.layers"), ("gpt_neox", "query_key_value.v_proj", "gpt_neox.layers")] {
+        let model = golden.join("models").join(name);
+        let targets = format!("adapter.target_modules=[\"{part}\"]");
+        for (method, adapter) in [("dpo", "lora"), ("projgrad", "lora"), ("projbp", "lora"), ("prefvec", "hra")] {
+            let out = dir.path().join(format!("{name}-{method}"));
+            let said = learns(&golden, &out, &["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8"), "--set", &targets]);
+            assert!(said.contains(" parts of modules adapted, "), "{said}");
+            // What PEFT cannot read is said when the run begins.
+            assert_eq!(said.contains("warning: PEFT cannot read this adapter"), adapter == "hra", "{said}");
+            let tensors = reprpo_core::weights::read_safetensors(&out.join("adapter/adapter_model.safetensors")).expect("tensors");
+            let whole = part.split_once('.').expect("a part").0;
+            let (at, key) = if adapter == "hra" { (part, "hra_u") } else { (whole, "lora_B.weight") };
+            let wanted = |name: &String| name.starts_with(&format!("base_model.model.{layers}.0.")) && name.ends_with(&format!(".{at}.{key}"));
+            assert!(tensors.keys().any(wanted), "{:?}", tensors.keys());
         }
     }
 }
@@ -405,7 +432,7 @@ fn a_split_to_judge_by_is_looked_for_before_training() {
 fn what_cannot_be_used_is_named_before_anything_is_written() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let out = dir.path().join("run");
+    let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
     for (extra, says) in [
         (vec!["--device", "cuda:77"], "the device `cuda:77` is not there"),
         (vec!["--device", "gpu"], "`device` is `gpu`"),
@@ -413,6 +440,8 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
         (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),
         (vec!["--set", "train.max_length=5"], "no pair that can be used"),
         (vec!["--set", "adapter.target_modules=[\"q_pro\"]"], "unknown target module `q_pro`"),
+        (vec!["--model", &phi3, "--set", "adapter.target_modules=[\"qkv_proj.qproj\"]"], "did you mean `qkv_proj.q_proj`?"),
+        (vec!["--model", &phi3, "--set", "adapter.target_modules=[\"qkv_proj.q_proj\", \"v_proj\"]"], "qkv_proj` whole, and its part `q_proj`"),
         (vec!["--set", "adapter.rr=8"], "has no field `rr`"),
         (vec!["--init-adapter", "/no/such/adapter"], "/no/such/adapter"),
     ] {

@@ -65,8 +65,8 @@ fn agrees_once(name: &str, change: fn(&mut Saved)) {
     for module in adapted.names() {
         let (frozen, adapter) = (model.frozen(module).unwrap(), adapted.get(module).unwrap());
         let x = Tensor::randn([5, frozen.weight.size()[1]], (Kind::Float, Device::Cpu));
-        let merged = adapter.merge(frozen).unwrap();
-        let off = error(&merged.forward(&x).unwrap(), &adapter.forward(&x, frozen, false).unwrap());
+        let merged = adapter.merge(&frozen).unwrap();
+        let off = error(&merged.forward(&x).unwrap(), &adapter.forward(&x, &frozen, false).unwrap());
         assert!(off < 1e-4, "{name}: merged {module} off by {off}");
         tensors.insert(format!("{module}.weight"), merged.weight);
     }

@@ -15,6 +15,8 @@ mod fixture;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
+mod parts_tests;
+#[cfg(test)]
 mod tests;
 
 use reprpo_plugin::prelude::*;

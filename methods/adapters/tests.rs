@@ -18,7 +18,7 @@ fn model() -> ModelInfo {
             names.iter().map(move |&(name, outputs)| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs: INPUTS, outputs })
         })
         .collect();
-    ModelInfo { architecture: "llama".to_owned(), layers: 2, hidden: INPUTS, heads: 4, head_dim: 16, vocab: 8, linears }
+    ModelInfo { architecture: "llama".to_owned(), layers: 2, hidden: INPUTS, heads: 4, head_dim: 16, vocab: 8, linears, parts: Vec::new() }
 }
 
 /// One adapted module or block, whatever it is.

@@ -26,6 +26,7 @@ fn model(writers: bool) -> ModelInfo {
         head_dim: 4,
         vocab: 16,
         linears: (0..10).flat_map(|k| names.iter().map(move |n| linear(k, n))).collect(),
+        parts: Vec::new(),
     }
 }
 

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn layers_count_blocks_from_either_end() {
         let linears = (0..10).map(|k| LinearInfo { name: format!("model.layers.{k}.mlp.down_proj"), layer: Some(k), inputs: 16, outputs: 8 }).collect();
-        let model = ModelInfo { architecture: "llama".to_owned(), layers: 10, hidden: 8, heads: 2, head_dim: 4, vocab: 16, linears };
+        let model = ModelInfo { architecture: "llama".to_owned(), layers: 10, hidden: 8, heads: 2, head_dim: 4, vocab: 16, linears, parts: Vec::new() };
         let sites = |layers: &str| MyMethodConfig { layers: Layers(layers.to_owned()), ..MyMethodConfig::default() }.sites(&model);
         assert_eq!(sites("0.33,0.66").unwrap(), [Site::Block(3), Site::Block(6)]);
         assert_eq!(sites("-1").unwrap(), [Site::Block(9)]);

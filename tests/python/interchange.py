@@ -3,7 +3,7 @@
     python tests/python/interchange.py REPRPO MODEL PAIRS
 
 REPRPO is the command, MODEL a small Hugging Face folder, PAIRS a file of preference pairs. It trains an adapter of every
-kind that PEFT has too, loads it with PeftModel, loads the exported model with AutoModelForCausalLM, and compares the
+kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the exported model with AutoModelForCausalLM, and compares the
 log-probabilities of the pairs' completions with those that `reprpo score` prints. Needs torch, transformers and peft.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ADAPTERS = {
     "lora": [],
@@ -26,6 +26,17 @@ ADAPTERS = {
     "boft": [],
     "ia3": [],
     "vera": [],
+}
+# Parts of fused modules, which PEFT gets as whole ones.
+PARTS = {
+    "phi3": ["qkv_proj.q_proj", "qkv_proj.v_proj"],
+    "gpt_neox": ["query_key_value.q_proj", "query_key_value.v_proj"],
+}
+IN_PARTS = {
+    "lora-parts": [],
+    "rslora-parts": ["adapter.use_rslora=true", 'adapter.rank_pattern={"v_proj" = 4}'],
+    "dora-parts": ["adapter.use_dora=true"],
+    "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
 LIMIT = 1e-4
 
@@ -48,6 +59,8 @@ def logps(model, tokenizer, pairs):
 def main(reprpo, model, pairs_file):
     pairs = [json.loads(line) for line in Path(pairs_file).read_text().splitlines()][:6]
     tokenizer = AutoTokenizer.from_pretrained(model)
+    parts = PARTS.get(AutoConfig.from_pretrained(model).model_type, [])
+    in_parts = {name: [*sets, f"adapter.target_modules={json.dumps(parts)}"] for name, sets in IN_PARTS.items() if parts}
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / "pairs.jsonl"
@@ -56,9 +69,10 @@ def main(reprpo, model, pairs_file):
         def run(*args):
             return subprocess.run([reprpo, *map(str, args)], check=True, capture_output=True, text=True).stdout
 
-        for name, sets in ADAPTERS.items():
+        for name, sets in {**ADAPTERS, **in_parts}.items():
             out = Path(folder) / name
-            method = {"rslora": "lora", "dora": "lora"}.get(name, name)
+            kind = name.removesuffix("-parts")
+            method = {"rslora": "lora", "dora": "lora"}.get(kind, kind)
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
             run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--adapter", method, "--out", out,
                 *[word for s in sets for word in ("--set", s)])
@@ -74,7 +88,7 @@ def main(reprpo, model, pairs_file):
             relative = lambda a, b: ((a - b).abs() / b.abs()).max().item()
             off, off_merged = relative(ours, theirs), relative(exported, theirs)
             worst = max(worst, off, off_merged)
-            print(f"{name:7} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}")
+            print(f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}")
     print(f"worst {worst:.1e}, at most {LIMIT:.0e}")
     return worst <= LIMIT
 

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Init, LinearInfo, ModelInfo, Parameter, Plugin, Targets};
+use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Targets};
 use crate::error::{Error, Result};
 
 /// A frozen linear module as an adapter sees it: y = xWᵀ + b.
@@ -30,7 +30,7 @@ impl Frozen {
     }
 }
 
-/// The module that an adapter is attached to.
+/// The module, or part of one, that an adapter is attached to.
 #[derive(Debug)]
 pub struct LinearSite<'a> {
     /// Its name and widths.
@@ -57,6 +57,43 @@ pub trait AdaptedLinear: Send {
     /// # Errors
     /// Where the adapter cannot be expressed as one.
     fn merge(&self, base: &Frozen) -> Result<Frozen>;
+}
+
+/// A part of a fused module with its adapter.
+#[derive(Debug)]
+pub struct AdaptedPart<'a> {
+    /// Its name, its widths, and its rows in the module.
+    pub info: &'a PartInfo,
+    /// What its adapter trains.
+    pub parameters: Vec<Parameter>,
+}
+
+impl AdaptedPart<'_> {
+    /// The trained tensor of that key.
+    ///
+    /// # Errors
+    /// Where its adapter has none.
+    pub fn tensor(&self, key: &str) -> Result<Tensor> {
+        let found = self.parameters.iter().find(|p| p.key == key).map(|p| p.tensor.shallow_clone());
+        found.ok_or_else(|| Error::internal(format!("the adapter of `{}` has no `{key}`", self.info.linear.name)))
+    }
+}
+
+/// A fused module some of whose parts have adapters.
+#[derive(Debug)]
+pub struct FusedSite<'a> {
+    /// The whole module.
+    pub module: LinearSite<'a>,
+    /// Its adapted parts, one or more, in the order of their rows.
+    pub parts: Vec<AdaptedPart<'a>>,
+}
+
+/// What [`Adapter::fuse`] makes of adapters of parts.
+pub struct Fused {
+    /// The configured method whose `peft_config` fits the whole modules. The engine writes their names itself.
+    pub adapter: Box<dyn Adapter>,
+    /// The adapter of each whole module, in the order in which the modules were given.
+    pub modules: Vec<Box<dyn AdaptedLinear>>,
 }
 
 /// Where the rows of a stream `[n hidden]` stand in their prompts.
@@ -123,6 +160,16 @@ pub trait Adapter: Send {
     /// Whether the model starts unchanged by it, to rounding.
     fn starts_as_identity(&self) -> bool {
         true
+    }
+
+    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the same. They are what is
+    /// saved, because PEFT adapts whole modules alone, and what is read back. `None`: the method cannot be put so; it is saved
+    /// under the parts' names, which only this program knows.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    fn fuse(&self, _modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        Ok(None)
     }
 
     /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds `peft_type`,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::PartInfo;
 use crate::error::{Error, Result};
 
 /// A place in the network where activations can be read.
@@ -12,9 +13,9 @@ pub enum Site {
     Residual(usize),
     /// The output of block k, from 0, before any final norm.
     Block(usize),
-    /// The input of the linear module of that name.
+    /// The input of the linear module, or part of one, of that name.
     Input(String),
-    /// The output of the linear module of that name.
+    /// The output of the linear module, or part of one, of that name.
     Output(String),
 }
 
@@ -59,6 +60,8 @@ pub struct ModelInfo {
     pub vocab: i64,
     /// The linear modules of the blocks, in the order in which they run.
     pub linears: Vec<LinearInfo>,
+    /// The parts of those that are fused, in the order of their modules and rows.
+    pub parts: Vec<PartInfo>,
 }
 
 impl ModelInfo {
@@ -92,11 +95,17 @@ impl ModelInfo {
         }
     }
 
-    /// The linear module of that name.
+    /// The linear module of that name, or the part of one.
     ///
     /// # Errors
     /// Where there is none.
     pub fn linear(&self, name: &str) -> Result<&LinearInfo> {
-        self.linears.iter().find(|l| l.name == name).ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
+        let mut all = self.linears.iter().chain(self.parts.iter().map(|p| &p.linear));
+        all.find(|l| l.name == name).ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
+    }
+
+    /// The part of that name, where the name is one of a part.
+    pub fn part(&self, name: &str) -> Option<&PartInfo> {
+        self.parts.iter().find(|p| p.linear.name == name)
     }
 }

@@ -9,7 +9,7 @@ use super::fixture::pairs;
 use super::measure::{difference, largest};
 use super::training::{STEP, refs};
 use super::{Bench, Case, Invariant, Method, Outcome};
-use crate::api::{Axis, Completions, Frozen};
+use crate::api::{AdaptedPart, Axis, Completions, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows};
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
 use crate::model::peft::{self, Saved};
@@ -24,6 +24,7 @@ pub const ADAPTERS: &[Invariant] = &[
     Invariant { name: "with the adapter off the base is what it was, to the bit", check: off_switch },
     Invariant { name: "merged weights compute the same, and unmerged ones are the old ones", check: merging },
     Invariant { name: "what is saved loads back to the same bytes", check: saving },
+    Invariant { name: "adapters of parts compute the same where they are put as one of the whole module", check: fusing },
 ];
 
 /// Logits of the chosen and rejected tokens, with the adapter or without.
@@ -130,4 +131,59 @@ fn saving(case: &Case) -> Result<Outcome> {
     // What the file holds is float32.
     let off = difference(&[logits(&bench, true)?], &[logits(&fresh, true)?]);
     Ok(Outcome::within("the logits of what was loaded", off, 1e-4))
+}
+
+/// On a module whose rows are those of two heads, each with its query, key and value; the keys are not adapted.
+fn fusing(case: &Case) -> Result<Outcome> {
+    let bench = Bench::new(case, 0)?;
+    if bench.adapted.names().next().is_none() {
+        return Ok(Outcome::DoesNotApply("it changes no linear modules"));
+    }
+    let (groups, len, inputs) = (2, 8, 32);
+    let init = |scope: &str| Init::new(3, scope, Kind::Double, bench.model.device());
+    let linear = |name: &str, outputs| LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
+    let info = linear("query_key_value", 3 * groups * len);
+    let part = |(i, name): (i64, &str)| PartInfo {
+        linear: linear(&format!("query_key_value.{name}"), groups * len),
+        holder: info.name.clone(),
+        rows: Rows { groups, start: i * len, len, width: 3 * len },
+    };
+    let parts: Vec<PartInfo> = (0..).zip(["q_proj", "k_proj", "v_proj"]).map(part).collect();
+    let adapted: Vec<&PartInfo> = parts.iter().step_by(2).collect();
+
+    let frozen = Frozen {
+        weight: init(&info.name).normal("weight", &[info.outputs, inputs], 0.2).detach(),
+        bias: Some(init(&info.name).normal("bias", &[info.outputs], 0.2).detach()),
+    };
+    let of = |part: &PartInfo| -> Result<Frozen> {
+        Ok(Frozen { weight: part.rows.of(&frozen.weight, 0)?, bias: frozen.bias.as_ref().map(|b| part.rows.of(b, 0)).transpose()? })
+    };
+    let shared = bench.adapter.shared(&adapted.iter().map(|p| &p.linear).collect::<Vec<_>>(), &mut init(""))?;
+    let mut sites = Vec::new();
+    let mut linears = Vec::new();
+    for info in adapted {
+        let name = &info.linear.name;
+        let linear = bench.adapter.attach(&LinearSite { info: &info.linear, frozen: &of(info)?, shared: &shared }, &mut init(name))?;
+        let parameters = linear.parameters();
+        for p in &parameters {
+            let _guard = tch::no_grad_guard();
+            let _ = p.tensor.shallow_clone().g_add_(&init(name).normal(&p.key, &p.tensor.size(), 0.05));
+        }
+        sites.push(AdaptedPart { info, parameters });
+        linears.push((info, linear));
+    }
+    let site = FusedSite { module: LinearSite { info: &info, frozen: &frozen, shared: &shared }, parts: sites };
+    let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {
+        return Ok(Outcome::DoesNotApply("adapters of parts of a module cannot be put as one"));
+    };
+    let [whole] = &modules[..] else { return Ok(Outcome::Violated(format!("it made {} adapters for one module", modules.len()))) };
+
+    let _guard = tch::no_grad_guard();
+    let x = init("x").normal("x", &[5, inputs], 1.0);
+    let y = whole.forward(&x, &frozen, false)?;
+    let mut worst = largest(&(parts[1].rows.of(&y, 1)? - of(&parts[1])?.forward(&x)?));
+    for (part, linear) in linears {
+        worst = worst.max(largest(&(part.rows.of(&y, 1)? - linear.forward(&x, &of(part)?, false)?)));
+    }
+    Ok(Outcome::within("the output of the whole module", worst, 1e-9))
 }

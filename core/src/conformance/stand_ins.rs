@@ -92,7 +92,7 @@ pub struct FullChange;
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullChangeConfig {
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     layers_to_transform: Option<Vec<usize>>,

@@ -1,16 +1,23 @@
-//! The adapter of a whole model: one adapted linear module a target, and adapted blocks.
+//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
+
+use std::collections::HashMap;
+use std::rc::Rc;
 
 use indexmap::IndexMap;
+use indexmap::map::Entry;
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
-use crate::api::{AdaptedLinear, AdaptedResidual, Adapter, Frozen, Init, LinearInfo, LinearSite, Parameter, Site};
+use super::linear::{copied, put};
+use crate::api::{
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site,
+};
 use crate::error::{Context, Error, Result};
 
-/// Adapted modules by name and adapted blocks by number, in the model's order.
+/// Adapted modules and parts by name and adapted blocks by number, in the model's order.
 pub struct Adapted {
-    modules: IndexMap<String, Box<dyn AdaptedLinear>>,
-    blocks: IndexMap<usize, Box<dyn AdaptedResidual>>,
+    modules: IndexMap<String, Rc<dyn AdaptedLinear>>,
+    blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
     shared: Vec<Parameter>,
 }
 
@@ -49,14 +56,14 @@ impl Adapted {
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
-            let site = LinearSite { info, frozen: model.frozen(&info.name)?, shared: &shared };
+            let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
             let adapted = adapter.attach(&site, &mut init(&info.name)).within(|| format!("no adapter for `{}`", info.name))?;
-            modules.insert(info.name.clone(), adapted);
+            modules.insert(info.name.clone(), Rc::from(adapted));
         }
         let mut changed = IndexMap::new();
         for k in adapter.blocks(info)?.into_iter().filter(|k| *k < blocks) {
             let adapted = adapter.attach_block(k, info, &mut init(&Site::Block(k).to_string())).within(|| format!("no adapter for block {k}"))?;
-            changed.insert(k, adapted);
+            changed.insert(k, Rc::from(adapted));
         }
         if modules.is_empty() && changed.is_empty() {
             return Err(Error::new(format!("the adapter has nothing to change within the first {blocks} blocks that this run computes"))
@@ -65,7 +72,7 @@ impl Adapted {
         Ok(Self { modules, blocks: changed, shared })
     }
 
-    /// The adapted module of that name.
+    /// The adapted module, or part of one, of that name.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
@@ -80,18 +87,21 @@ impl Adapted {
         !self.blocks.is_empty()
     }
 
-    /// The names of the adapted modules, in the model's order.
+    /// The names of the adapted modules and parts, in the model's order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
-    /// How many modules and blocks it changes, in words.
-    pub fn describe(&self) -> String {
-        match (self.modules.len(), self.blocks.len()) {
-            (modules, 0) => format!("{modules} modules"),
-            (0, blocks) => format!("{blocks} blocks"),
-            (modules, blocks) => format!("{modules} modules and {blocks} blocks"),
-        }
+    /// The adapted ones of a model's parts, in its order.
+    pub fn parts<'m>(&self, model: &'m ModelInfo) -> impl Iterator<Item = &'m PartInfo> {
+        model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
+    }
+
+    /// How many modules, parts of modules and blocks of `model` it changes, in words.
+    pub fn describe(&self, model: &ModelInfo) -> String {
+        let parts = self.parts(model).count();
+        let counts = [(self.modules.len() - parts, "modules"), (parts, "parts of modules"), (self.blocks.len(), "blocks")];
+        counts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(" and ")
     }
 
     /// The blocks whose output it changes, in the model's order.
@@ -152,12 +162,57 @@ impl Adapted {
         Ok(())
     }
 
-    /// Each adapted module as a frozen one that computes the same.
+    /// Each adapted module as a frozen one that computes the same; a fused one where any of its parts is adapted.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as one.
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
-        self.modules.iter().map(|(name, m)| Ok((name.clone(), m.merge(model.frozen(name)?)?))).collect()
+        let mut merged = IndexMap::new();
+        for (name, adapted) in &self.modules {
+            let frozen = adapted.merge(&model.frozen(name)?)?;
+            match model.info().part(name) {
+                None => {
+                    merged.insert(name.clone(), frozen);
+                }
+                Some(part) => {
+                    let whole = match merged.entry(part.holder.clone()) {
+                        Entry::Occupied(entry) => entry.into_mut(),
+                        Entry::Vacant(entry) => entry.insert(copied(&model.frozen(&part.holder)?)?),
+                    };
+                    put(whole, part.rows, &frozen)?;
+                }
+            }
+        }
+        Ok(merged.into_iter().collect())
+    }
+
+    /// With adapters of whole modules in place of those of parts, and the adapter that is configured so. `None`: there are
+    /// no parts, or the method has no such form.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn fused(&self, adapter: &dyn Adapter, model: &Model) -> Result<Option<(Box<dyn Adapter>, Self)>> {
+        let mut by_holder = IndexMap::<&str, Vec<AdaptedPart<'_>>>::new();
+        for info in self.parts(model.info()) {
+            let parameters = self.get(&info.linear.name).map(AdaptedLinear::parameters).unwrap_or_default();
+            by_holder.entry(&info.holder).or_default().push(AdaptedPart { info, parameters });
+        }
+        let frozen = by_holder.keys().map(|holder| model.frozen(holder)).collect::<Result<Vec<_>>>()?;
+        let site = |((holder, parts), frozen)| -> Result<_> {
+            Ok(FusedSite { module: LinearSite { info: model.info().linear(holder)?, frozen, shared: &self.shared }, parts })
+        };
+        let sites = by_holder.into_iter().zip(&frozen).map(site).collect::<Result<Vec<_>>>()?;
+        let fused = if sites.is_empty() { None } else { adapter.fuse(&sites)? };
+        let Some(Fused { adapter, modules: wholes }) = fused else { return Ok(None) };
+        if wholes.len() != sites.len() {
+            return Err(Error::internal(format!("the adapter's `fuse` made {} adapters for {} modules", wholes.len(), sites.len())));
+        }
+        let mut wholes: HashMap<&str, Rc<dyn AdaptedLinear>> =
+            sites.iter().map(|s| s.module.info.name.as_str()).zip(wholes.into_iter().map(Rc::from)).collect();
+        let of = |l: &LinearInfo| Some((l.name.clone(), wholes.remove(l.name.as_str()).or_else(|| self.modules.get(&l.name).cloned())?));
+        let modules = model.info().linears.iter().filter_map(of).collect();
+        let shared = self.shared.iter().map(|p| Parameter { key: p.key.clone(), tensor: p.tensor.shallow_clone(), axis: p.axis }).collect();
+        Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared })))
     }
 
     /// Trainable elements in all.

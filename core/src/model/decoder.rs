@@ -10,12 +10,12 @@ use tch::{Kind, Tensor};
 use super::attention::{Attention, How};
 use super::module::Module;
 use super::norm::Norm;
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use super::rope::{Rope, Tables};
 use super::settings::Sizes;
 use super::stream::Stream;
 use super::vocabulary::Vocabulary;
-use crate::api::{Frozen, LinearInfo, ModelInfo};
+use crate::api::{Frozen, ModelInfo};
 use crate::error::Result;
 
 /// How a kind of layer sees a sequence.
@@ -52,11 +52,8 @@ pub struct Decoder {
 impl Decoder {
     /// Puts a model of that `model_type` together.
     pub fn new(model_type: &str, sizes: &Sizes, vocabulary: Vocabulary, sights: Vec<Sight>, layers: Vec<Layer>, norm: impl Norm + 'static) -> Self {
-        let linear = |i: usize, l: &Linear| {
-            let size = l.frozen.weight.size();
-            LinearInfo { name: l.name.clone(), layer: Some(i), inputs: size[1], outputs: size[0] }
-        };
-        let linears = layers.iter().enumerate().flat_map(|(i, (_, block))| block.linears().into_iter().map(move |l| linear(i, l))).collect();
+        let (linears, parts): (Vec<_>, Vec<_>) =
+            layers.iter().enumerate().flat_map(|(i, (_, block))| block.linears().into_iter().map(move |l| l.info(i))).unzip();
         let info = ModelInfo {
             architecture: model_type.to_owned(),
             layers: layers.len(),
@@ -65,6 +62,7 @@ impl Decoder {
             head_dim: sizes.head_dim(),
             vocab: sizes.vocab_size,
             linears,
+            parts: parts.concat(),
         };
         Self { info, vocabulary, sights, layers, norm: Box::new(norm) }
     }
@@ -122,14 +120,17 @@ impl Decoder {
         self.vocabulary.logits(hidden)
     }
 
-    /// The frozen linear module of that name.
-    pub fn frozen(&self, name: &str) -> Option<&Frozen> {
-        self.layers.iter().flat_map(|(_, block)| block.linears()).find(|l| l.name == name).map(|l| &l.frozen)
+    /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn frozen(&self, name: &str) -> Result<Option<Frozen>> {
+        self.layers.iter().flat_map(|(_, block)| block.linears()).find_map(|l| l.weights(name)).transpose()
     }
 
-    /// The same, to exchange it.
+    /// Those of the linear module of that name, to exchange them.
     pub fn frozen_mut(&mut self, name: &str) -> Option<&mut Frozen> {
-        self.layers.iter_mut().flat_map(|(_, block)| block.linears_mut()).find(|l| l.name == name).map(|l| &mut l.frozen)
+        self.layers.iter_mut().flat_map(|(_, block)| block.linears_mut()).find(|l| l.place.name == name).map(|l| &mut l.frozen)
     }
 
     /// The embedding matrix and the head's `[vocab hidden]`, the same one where they are tied.

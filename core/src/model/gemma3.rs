@@ -11,10 +11,11 @@ use tch::Tensor;
 
 use super::activation::Activation;
 use super::decoder::{Decoder, Layer, Sight, View};
+use super::linear::Linear;
 use super::mlp::GatedMlp;
 use super::module::Module;
 use super::norm::{Norm, OnePlusRmsNorm};
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use super::rope::{Rope, RopeParameters, Spelling};
 use super::self_attention::{Normed, SelfAttention, Separate};
 use super::settings::{self, LayerType, Sizes};

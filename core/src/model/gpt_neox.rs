@@ -10,12 +10,13 @@ use tch::Tensor;
 
 use super::activation::Activation;
 use super::decoder::{Decoder, Layer, Sight, View};
+use super::linear::Linear;
 use super::mlp::Mlp;
 use super::module::{Module, PreNorm};
 use super::norm::{LayerNorm, Norm};
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use super::rope::{Rope, RopeParameters, Spelling};
-use super::self_attention::{Interleaved, SelfAttention};
+use super::self_attention::{Fused, SelfAttention};
 use super::settings::{self, Sizes};
 use super::vocabulary::Vocabulary;
 use super::weights::Weights;
@@ -71,7 +72,7 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
         let halves = PreNorm {
             input_layernorm: LayerNorm::new(weights, &format!("{at}.input_layernorm"), hidden, eps)?,
             attention: SelfAttention {
-                projections: Interleaved::new(weights, &format!("{at}.attention.query_key_value"), &sizes, config.attention_bias)?,
+                projections: Fused::by_head(weights, &format!("{at}.attention.query_key_value"), &sizes, config.attention_bias)?,
                 output: weights.linear(&format!("{at}.attention.dense"), hidden, hidden, config.attention_bias)?,
                 scale: sizes.scale(),
                 cap: None,
@@ -90,7 +91,7 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     Ok(Decoder::new("gpt_neox", &sizes, vocabulary, vec![sight], layers, norm))
 }
 
-type Halves = PreNorm<LayerNorm, SelfAttention<Interleaved>, Mlp>;
+type Halves = PreNorm<LayerNorm, SelfAttention<Fused>, Mlp>;
 
 /// Both halves read what the block is given: Wang and Komatsuzaki 2021 (GPT-J).
 #[derive(Debug)]

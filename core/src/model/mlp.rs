@@ -4,8 +4,9 @@ use tch::Tensor;
 
 use super::activation::Activation;
 use super::decoder::View;
+use super::linear::Linear;
 use super::module::Module;
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use super::weights::Weights;
 use crate::error::Result;
 
@@ -64,17 +65,16 @@ impl FusedGatedMlp {
     /// # Errors
     /// Where a tensor is missing or of another shape.
     pub fn new(weights: &mut Weights, at: &str, [hidden, inner]: [i64; 2], activation: Activation) -> Result<Self> {
-        let gate_up_proj = weights.linear(&format!("{at}.gate_up_proj"), hidden, 2 * inner, false)?;
+        let gate_up_proj = weights.linear(&format!("{at}.gate_up_proj"), hidden, 2 * inner, false)?.fused(1, &[("gate_proj", inner), ("up_proj", inner)]);
         Ok(Self { gate_up_proj, down_proj: weights.linear(&format!("{at}.down_proj"), inner, hidden, false)?, activation })
     }
 }
 
 impl Module for FusedGatedMlp {
     fn forward(&self, x: &Tensor, _: &View, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let both = pass.linear(&self.gate_up_proj, x)?;
-        let inner = both.size()[1] / 2;
-        let gate = self.activation.forward(&both.f_narrow(1, 0, inner)?)?;
-        pass.linear(&self.down_proj, &gate.f_mul(&both.f_narrow(1, inner, inner)?)?)
+        let [gate, up] = self.gate_up_proj.split(&pass.linear(&self.gate_up_proj, x)?)?;
+        let inner = self.activation.forward(&gate)?.f_mul(&up)?;
+        pass.linear(&self.down_proj, &inner.f_flatten(1, 2)?)
     }
 
     fn linears(&self) -> Vec<&Linear> {

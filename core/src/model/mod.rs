@@ -14,6 +14,7 @@ mod gemma3;
 mod golden_tests;
 mod gpt_neox;
 mod head;
+mod linear;
 mod llama;
 mod mistral;
 mod mlp;
@@ -128,12 +129,12 @@ impl Model {
         self.attention.kernel = kernel;
     }
 
-    /// The frozen linear module of that name.
+    /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
     ///
     /// # Errors
     /// Where there is none.
-    pub fn frozen(&self, name: &str) -> Result<&Frozen> {
-        self.decoder.frozen(name).ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
+    pub fn frozen(&self, name: &str) -> Result<Frozen> {
+        self.decoder.frozen(name)?.ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
     }
 
     /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they are tied.

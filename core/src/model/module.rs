@@ -3,8 +3,9 @@
 use tch::Tensor;
 
 use super::decoder::View;
+use super::linear::Linear;
 use super::norm::Norm;
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use crate::error::Result;
 
 /// A part of the network that maps the residual stream, or what a norm made of it, to the same width.

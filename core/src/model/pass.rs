@@ -7,29 +7,12 @@ use tch::Tensor;
 
 use super::adapted::Adapted;
 use super::cache::Cache;
+use super::linear::{Linear, Place};
 use super::stream::Stream;
 use crate::api::{Frozen, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// A linear module of the frozen model, which knows its own name and places.
-#[derive(Debug)]
-pub struct Linear {
-    /// Its name in PyTorch's state dict without `.weight`.
-    pub name: String,
-    input: Site,
-    output: Site,
-    /// Its weights.
-    pub frozen: Frozen,
-}
-
-impl Linear {
-    /// The module of that name.
-    pub fn new(name: &str, frozen: Frozen) -> Self {
-        Self { name: name.to_owned(), input: Site::Input(name.to_owned()), output: Site::Output(name.to_owned()), frozen }
-    }
-}
-
-/// Sees the output `[n out]` of every adapted module and block on its way, and gives what the pass goes on with.
+/// Sees the output `[n out]` of every adapted module, part and block on its way, and gives what the pass goes on with.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// What a pass is asked for.
@@ -131,18 +114,35 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// y of x `[n in]` at a linear module, through its adapter where one is on.
+    /// y of x `[n in]` at a linear module, through its adapter, or those of its parts, where there are any.
     ///
     /// # Errors
     /// What the adapter says.
     pub fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        self.report(&linear.input, x);
-        let y = match self.request.adapted.and_then(|a| a.get(&linear.name)) {
-            Some(adapter) => self.intercepted(&linear.output, adapter.forward(x, &linear.frozen, self.request.train)?)?,
-            None => linear.frozen.forward(x)?,
+        let adapts = |place: &Place| self.request.adapted.is_some_and(|a| a.get(&place.name).is_some());
+        let y = if linear.parts.iter().any(|part| adapts(&part.place)) {
+            let parts = linear.parts.iter().map(|part| self.through(&part.place, &part.of(&linear.frozen)?, x));
+            linear.join(&parts.collect::<Result<Vec<_>>>()?)?
+        } else {
+            self.through(&linear.place, &linear.frozen, x)?
         };
-        self.report(&linear.output, &y);
+        self.report(&linear.place.input, x);
+        self.report(&linear.place.output, &y);
+        for part in &linear.parts {
+            self.report(&part.place.input, x);
+            if self.wanted.contains_key(&part.place.output) {
+                self.report(&part.place.output, &part.rows.of(&y, 1)?);
+            }
+        }
         Ok(y)
+    }
+
+    /// y of x at a module or a part, through the adapter that it has itself.
+    fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
+        match self.request.adapted.and_then(|a| a.get(&place.name)) {
+            Some(adapter) => self.intercepted(&place.output, adapter.forward(x, frozen, self.request.train)?),
+            None => frozen.forward(x),
+        }
     }
 
     /// Keys and values `[n kv_heads d]` of the stream at its next attention, with those that a cache holds before them.

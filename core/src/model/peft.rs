@@ -1,4 +1,7 @@
 //! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their method can be put so;
+//! otherwise they are written under the parts' names, which this program alone reads.
 
 use std::path::Path;
 
@@ -93,6 +96,21 @@ impl From<&str> for Base {
     }
 }
 
+/// What to tell of an adapter whose file PEFT cannot read because parts of modules are adapted; `None` where there are none,
+/// or they are written as whole modules.
+///
+/// # Errors
+/// What the adapter says.
+pub fn unreadable(entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<String>> {
+    let Some(part) = adapted.parts(model.info()).next() else { return Ok(None) };
+    Ok(adapted.fused(adapter, model)?.is_none().then(|| {
+        let (name, part) = (entry.about.name, &part.linear.name);
+        format!(
+            "PEFT cannot read this adapter: it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written as an adapter of the whole; reprpo reads it, and `reprpo export --merge` puts it into the weights"
+        )
+    }))
+}
+
 /// Writes `adapted` into the folder `dir`, which is made where it is missing. Each file appears whole or not at all.
 ///
 /// # Errors
@@ -101,14 +119,18 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     let Make::Adapter { peft_type, .. } = entry.make else {
         return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
     };
+    let layers = layers(adapter, adapted, model)?;
+    let fused = adapted.fused(adapter, model)?;
+    let in_file = |targets: Targets| Ok::<_, Error>(if fused.is_some() { targets.whole(model.info())? } else { targets }.in_names_of(model.info()));
+    let targets = in_file(adapter.targets())?;
+    let (adapter, adapted) = fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
     let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
         .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
     // Other lists of modules, as IA³'s, are targets as well.
     for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && value.is_array()) {
         let list: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
-        *value = json!(list.in_names_of(model.info()));
+        *value = json!(in_file(list)?);
     }
-    let targets = json!(adapter.targets().in_names_of(model.info()));
     for (field, value) in [
         ("peft_type", json!(peft_type)),
         ("task_type", json!("CAUSAL_LM")),
@@ -117,8 +139,8 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
         ("inference_mode", json!(true)),
         ("auto_mapping", Value::Null),
         ("peft_version", json!(PEFT_VERSION)),
-        ("target_modules", targets),
-        ("layers_to_transform", json!(layers(adapter, adapted, model)?)),
+        ("target_modules", json!(targets)),
+        ("layers_to_transform", json!(layers)),
         ("layers_pattern", Value::Null),
         ("exclude_modules", Value::Null),
         ("modules_to_save", Value::Null),

@@ -40,7 +40,7 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![sight], |weights, at, _| {
         let attention = SelfAttention {
-            projections: Fused::new(weights, &format!("{at}.self_attn.qkv_proj"), &sizes)?,
+            projections: Fused::in_turn(weights, &format!("{at}.self_attn.qkv_proj"), &sizes, false)?,
             output: weights.linear(&format!("{at}.self_attn.o_proj"), sizes.q_width(), sizes.hidden_size, false)?,
             scale: sizes.scale(),
             cap: None,

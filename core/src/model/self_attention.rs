@@ -5,9 +5,10 @@
 use tch::Tensor;
 
 use super::decoder::View;
+use super::linear::Linear;
 use super::module::Module;
 use super::norm::Norm;
-use super::pass::{Linear, Pass};
+use super::pass::Pass;
 use super::settings::Sizes;
 use super::weights::Weights;
 use crate::error::Result;
@@ -127,68 +128,48 @@ impl<N: Norm> Projections for Normed<N> {
     }
 }
 
-/// One module for all, whose rows are those of all queries, then of all keys, then of all values.
+/// One module for all.
 #[derive(Debug)]
 pub struct Fused {
-    qkv_proj: Linear,
-    heads: i64,
-    kv_heads: i64,
+    module: Linear,
+    head_dim: i64,
 }
 
 impl Fused {
-    /// That of `name`.
+    /// That of `name`, whose rows are those of all queries, then of all keys, then of all values.
     ///
     /// # Errors
-    /// Where the tensor is missing or of another shape.
-    pub fn new(weights: &mut Weights, name: &str, sizes: &Sizes) -> Result<Self> {
-        let qkv_proj = weights.linear(name, sizes.hidden_size, sizes.q_width() + 2 * sizes.kv_width(), false)?;
-        Ok(Self { qkv_proj, heads: sizes.num_attention_heads, kv_heads: sizes.kv_heads() })
+    /// Where a tensor is missing or of another shape.
+    pub fn in_turn(weights: &mut Weights, name: &str, sizes: &Sizes, bias: bool) -> Result<Self> {
+        Self::new(weights, name, sizes, bias, 1, [sizes.q_width(), sizes.kv_width(), sizes.kv_width()])
+    }
+
+    /// That of `name`, whose rows are those of the first head's query, key and value, then of the second's, and so on.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or of another shape.
+    pub fn by_head(weights: &mut Weights, name: &str, sizes: &Sizes, bias: bool) -> Result<Self> {
+        Self::new(weights, name, sizes, bias, sizes.num_attention_heads, [sizes.head_dim(); 3])
+    }
+
+    fn new(weights: &mut Weights, name: &str, sizes: &Sizes, bias: bool, groups: i64, [q, k, v]: [i64; 3]) -> Result<Self> {
+        let module = weights.linear(name, sizes.hidden_size, groups * (q + k + v), bias)?;
+        Ok(Self { module: module.fused(groups, &[("q_proj", q), ("k_proj", k), ("v_proj", v)]), head_dim: sizes.head_dim() })
     }
 }
 
 impl Projections for Fused {
     fn project(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<[Tensor; 3]> {
-        let heads = pass.linear(&self.qkv_proj, x)?.f_unflatten(1, [self.heads + 2 * self.kv_heads, -1])?;
-        Ok([heads.f_narrow(1, 0, self.heads)?, heads.f_narrow(1, self.heads, self.kv_heads)?, heads.f_narrow(1, self.heads + self.kv_heads, self.kv_heads)?])
+        let [q, k, v] = self.module.split(&pass.linear(&self.module, x)?)?;
+        let heads = |t: Tensor| -> Result<Tensor> { Ok(t.f_unflatten(2, [-1, self.head_dim])?.f_flatten(1, 2)?) };
+        Ok([heads(q)?, heads(k)?, heads(v)?])
     }
 
     fn linears(&self) -> Vec<&Linear> {
-        vec![&self.qkv_proj]
+        vec![&self.module]
     }
 
     fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        vec![&mut self.qkv_proj]
-    }
-}
-
-/// One module for all, whose rows are those of the first head's query, key and value, then of the second's, and so on.
-#[derive(Debug)]
-pub struct Interleaved {
-    query_key_value: Linear,
-    heads: i64,
-}
-
-impl Interleaved {
-    /// That of `name`.
-    ///
-    /// # Errors
-    /// Where a tensor is missing or of another shape.
-    pub fn new(weights: &mut Weights, name: &str, sizes: &Sizes, bias: bool) -> Result<Self> {
-        Ok(Self { query_key_value: weights.linear(name, sizes.hidden_size, 3 * sizes.q_width(), bias)?, heads: sizes.num_attention_heads })
-    }
-}
-
-impl Projections for Interleaved {
-    fn project(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<[Tensor; 3]> {
-        let heads = pass.linear(&self.query_key_value, x)?.f_unflatten(1, [self.heads, 3, -1])?;
-        Ok([heads.f_select(2, 0)?, heads.f_select(2, 1)?, heads.f_select(2, 2)?])
-    }
-
-    fn linears(&self) -> Vec<&Linear> {
-        vec![&self.query_key_value]
-    }
-
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        vec![&mut self.query_key_value]
+        vec![&mut self.module]
     }
 }

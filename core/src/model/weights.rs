@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use tch::Tensor;
 
-use super::pass::Linear;
+use super::linear::Linear;
 use crate::api::Frozen;
 use crate::error::{Error, Result};
 

@@ -11,8 +11,8 @@ use tch::Tensor;
 
 use super::{faults, guest};
 use crate::api::{
-    AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad,
-    PairIter, Pairs, Parameter, Pooling, PreferencePair, PromptPlaces, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
+    AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
+    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PreferencePair, PromptPlaces, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -139,6 +139,12 @@ impl Adapter for Guarded<dyn Adapter> {
 
     fn starts_as_identity(&self) -> bool {
         self.run_or("starts_as_identity", || true, |a| a.starts_as_identity())
+    }
+
+    fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        let Some(Fused { adapter, modules }) = self.run("fuse", |a| a.fuse(modules))? else { return Ok(None) };
+        let modules = modules.into_iter().map(|m| Box::new(Guarded::new(self.who, m)) as Box<dyn AdaptedLinear>).collect();
+        Ok(Some(Fused { adapter: Box::new(Guarded::new(self.who, adapter)), modules }))
     }
 
     fn peft_config(&self) -> String {

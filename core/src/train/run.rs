@@ -102,7 +102,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         }
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
-    for line in opening(&session, &data, &adapted) {
+    let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
+    for line in opening(&session, &data, &adapted).into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
         progress.message(&line);
     }
@@ -197,7 +198,7 @@ fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String
     if data.identical > 0 {
         lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.identical));
     }
-    lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(), adapted.elements()));
+    lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(session.model.info()), adapted.elements()));
     lines
 }
 

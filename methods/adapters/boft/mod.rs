@@ -23,7 +23,7 @@ pub struct BoftConfig {
     pub boft_block_num: u32,
     /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by 2^(m − 1) and by 2.
     pub boft_n_butterfly_factor: u32,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

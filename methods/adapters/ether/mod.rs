@@ -23,7 +23,7 @@ pub struct EtherConfig {
     pub plus: bool,
     /// Acts on a module's output as well as on its input.
     pub two_sided: bool,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

@@ -24,7 +24,7 @@ pub struct HraConfig {
     pub r: u32,
     /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does not start unchanged.
     pub apply_gs: bool,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

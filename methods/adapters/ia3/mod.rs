@@ -19,7 +19,7 @@ pub struct Ia3;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Ia3Config {
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// Those among them whose input is scaled instead of their output.
     pub feedforward_modules: Targets,
@@ -45,7 +45,9 @@ y = l ⊙ (Wx + b)        l [out 1]
 y = W(l ⊙ x) + b        l [1 in], in feedforward_modules
 
 l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of all adapters here, which
-wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.";
+wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.
+
+On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at the outputs of other parts.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("layers_to_transform", "[1, 2]")];
     type Config = Ia3Config;
 }
@@ -86,6 +88,25 @@ impl Adapter for Ia3Config {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let forward = self.feedforward_modules.fits(&site.info.name)?;
         Ok(Box::new(if forward { Ia3Linear::Input(init.ones(&[1, site.info.inputs])) } else { Ia3Linear::Output(init.ones(&[site.info.outputs, 1])) }))
+    }
+
+    // The outputs of other parts keep their scale of 1. A scale of inputs is that of all parts or of none.
+    fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
+        for FusedSite { module, parts } in modules {
+            let names = parts.iter().map(|part| &part.info.linear.name).chain([&module.info.name]);
+            if names.map(|name| self.feedforward_modules.fits(name)).collect::<Result<Vec<_>>>()?.contains(&true) {
+                return Ok(None);
+            }
+            let scales = parts.iter().map(|part| part.tensor(KEY)).collect::<Result<Vec<_>>>()?;
+            let Some(first) = scales.first() else { return Ok(None) };
+            let l = first.f_new_ones([module.info.outputs, 1], (first.kind(), first.device()))?;
+            for (part, own) in parts.iter().zip(&scales) {
+                part.info.rows.put(&l, own)?;
+            }
+            fused.push(Box::new(Ia3Linear::Output(l.set_requires_grad(true))));
+        }
+        Ok(Some(Fused { adapter: Box::new(self.clone()), modules: fused }))
     }
 
     fn peft_config(&self) -> String {

@@ -9,6 +9,11 @@ use super::{check_dropout, default_targets, dropped, peft_layers, rank};
 #[cfg(test)]
 mod tests;
 
+/// The tensors' names on disk.
+const A: &str = "lora_A.weight";
+const B: &str = "lora_B.weight";
+const M: &str = "lora_magnitude_vector";
+
 /// Low-rank adaptation.
 pub struct Lora;
 
@@ -31,7 +36,7 @@ pub struct LoraConfig {
     pub rank_pattern: Patterns<u32>,
     /// α of some modules, above 0: regular expressions for the ends of their names, the first that fits counts.
     pub alpha_pattern: Patterns<f64>,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,
@@ -63,6 +68,9 @@ y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
 A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) parameters a module.
 Merged: W + s·BA.
+
+On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole modules, so on disk the
+parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at the rows of other parts.
 
 use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants when gradients are
 computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + s·BA is never formed.
@@ -134,18 +142,25 @@ impl Adapter for LoraConfig {
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (inputs, outputs) = (site.info.inputs, site.info.outputs);
-        let r = rank(self.rank_pattern.get(&site.info.name)?.copied().unwrap_or(self.r))?;
-        let alpha = self.alpha_pattern.get(&site.info.name)?.copied().unwrap_or(self.lora_alpha);
-        let width = r as f64;
-        let a = init.kaiming_uniform("lora_A.weight", &[r, inputs], inputs);
+        let (r, scale) = self.rank_and_scale(&site.info.name)?;
+        let a = init.kaiming_uniform(A, &[r, inputs], inputs);
         let magnitude = self.use_dora.then(|| Magnitude::of(&site.frozen.weight, a.kind()));
-        Ok(Box::new(LoraLinear {
-            a,
-            b: init.zeros(&[outputs, r]),
-            scale: alpha / if self.use_rslora { width.sqrt() } else { width },
-            dropout: self.lora_dropout,
-            magnitude,
-        }))
+        Ok(Box::new(LoraLinear { a, b: init.zeros(&[outputs, r]), scale, dropout: self.lora_dropout, magnitude }))
+    }
+
+    // As PEFT puts together what was trained before its modules were fused: all of A, and B in blocks.
+    fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        let _guard = tch::no_grad_guard();
+        let mut config = self.clone();
+        let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
+        for (i, site) in modules.iter().enumerate() {
+            let linear = self.fused(site)?;
+            let (name, r) = (&site.module.info.name, linear.a.size()[0]);
+            config.rank_pattern.0.shift_insert(i, name.clone(), r as u32);
+            config.alpha_pattern.0.shift_insert(i, name.clone(), linear.scale * self.divisor(r));
+            fused.push(Box::new(linear));
+        }
+        Ok(Some(Fused { adapter: Box::new(config), modules: fused }))
     }
 
     fn peft_config(&self) -> String {
@@ -162,6 +177,41 @@ impl Adapter for LoraConfig {
             "lora_bias": false,
         })
         .to_string()
+    }
+}
+
+impl LoraConfig {
+    /// What α is divided by at rank r.
+    fn divisor(&self, r: i64) -> f64 {
+        if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
+    }
+
+    /// r and s of the module of that name.
+    fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
+        let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
+        let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
+        Ok((r, alpha / self.divisor(r)))
+    }
+
+    /// The changes of a module's parts as one: A `[Σr in]` theirs one below the other, B `[out Σr]` theirs beside each other,
+    /// each at the rows of its part and 0 at all others.
+    fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
+        let scales = parts.iter().map(|part| Ok(self.rank_and_scale(&part.info.linear.name)?.1)).collect::<Result<Vec<f64>>>()?;
+        let scale = scales.first().copied().unwrap_or(1.0);
+        let a = Tensor::f_cat(&parts.iter().map(|part| part.tensor(A)).collect::<Result<Vec<_>>>()?, 0)?;
+        let b = a.f_new_zeros([module.info.outputs, a.size()[0]], (a.kind(), a.device()))?;
+        let mut magnitude = self.use_dora.then(|| Magnitude::of(&module.frozen.weight, a.kind()));
+        let mut at = 0;
+        for (part, own) in parts.iter().zip(scales) {
+            let block = part.tensor(B)?;
+            // There is one s for all: what a part's own has more, its B takes over.
+            part.info.rows.put(&b.f_narrow(1, at, block.size()[1])?, &(&block * (own / scale)))?;
+            at += block.size()[1];
+            if let Some(Magnitude { m, .. }) = &mut magnitude {
+                part.info.rows.put(m, &part.tensor(M)?)?;
+            }
+        }
+        Ok(LoraLinear { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout: self.lora_dropout, magnitude })
     }
 }
 
@@ -228,8 +278,8 @@ impl AdaptedLinear for LoraLinear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let mut list = vec![Parameter::new("lora_A.weight", &self.a).along(Axis::Input(1)), Parameter::new("lora_B.weight", &self.b).along(Axis::Output(0))];
-        list.extend(self.magnitude.iter().map(|d| Parameter::new("lora_magnitude_vector", &d.m).along(Axis::Output(0))));
+        let mut list = vec![Parameter::new(A, &self.a).along(Axis::Input(1)), Parameter::new(B, &self.b).along(Axis::Output(0))];
+        list.extend(self.magnitude.iter().map(|d| Parameter::new(M, &d.m).along(Axis::Output(0))));
         list
     }
 

@@ -4,7 +4,7 @@ use super::super::fixture::{DOUBLE, disturb, off, refused, rows};
 use super::*;
 
 fn model() -> ModelInfo {
-    ModelInfo { architecture: "llama".to_owned(), layers: 4, hidden: 6, heads: 1, head_dim: 6, vocab: 9, linears: Vec::new() }
+    ModelInfo { architecture: "llama".to_owned(), layers: 4, hidden: 6, heads: 1, head_dim: 6, vocab: 9, linears: Vec::new(), parts: Vec::new() }
 }
 
 fn edit(r: u32, positions: &str) -> Box<dyn AdaptedResidual> {

@@ -30,7 +30,7 @@ pub struct OftConfig {
     pub use_cayley_neumann: bool,
     /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
     pub num_cayley_neumann_terms: u32,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

@@ -22,7 +22,7 @@ pub struct VeraConfig {
     pub d_initial: f64,
     /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
     pub vera_dropout: f64,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

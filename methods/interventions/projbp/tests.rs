@@ -37,21 +37,19 @@ fn gradients(adapted: &Adapted) -> Vec<Tensor> {
     adapted.parameters().iter().map(|(_, t)| t.grad().copy()).collect()
 }
 
-fn hooked(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
-    let model = model(Kind::Double).unwrap();
-    let adapted = attached(&model, targets);
+fn hooked(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
+    let adapted = attached(model, targets);
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
     let mut objective = Objective::new(ProjBp::build(config.clone(), model.info()).unwrap(), taps);
     objective.adapted(&adapted);
     let pairs = pairs();
-    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
+    accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
     gradients(&adapted)
 }
 
 /// The same without a hook.
-fn segmented(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
-    let model = model(Kind::Double).unwrap();
-    let adapted = attached(&model, targets);
+fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
+    let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
     let holds = Holds { logprobs: Completions::Both, rejected: true, apart: true };
     let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu).unwrap();
@@ -103,21 +101,36 @@ fn segmented(config: &ProjBpConfig, targets: &str) -> Vec<Tensor> {
     sums.split_off(cuts.len())
 }
 
-#[test]
-fn the_hooks_are_a_backward_pass_in_segments() {
+fn hooks_are_segments(model: &Model, targets: &[&str]) {
     let configs = [
         ProjBpConfig::default(),
         ProjBpConfig { keep_norm: false, mag_clip: Some(1e-3), ..ProjBpConfig::default() },
         ProjBpConfig { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBpConfig::default() },
     ];
     for config in &configs {
-        for targets in [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#] {
-            for (hooked, segmented) in hooked(config, targets).iter().zip(segmented(config, targets)) {
+        for targets in targets {
+            for (hooked, segmented) in hooked(config, model, targets).iter().zip(segmented(config, model, targets)) {
                 let scale = segmented.abs().max().double_value(&[]);
                 let off = (hooked - &segmented).abs().max().double_value(&[]);
                 assert!(scale > 0.0 && off <= 1e-9 * scale, "{targets}: off by {off} of {scale}");
             }
         }
+    }
+}
+
+#[test]
+fn the_hooks_are_a_backward_pass_in_segments() {
+    let targets = [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#];
+    hooks_are_segments(&model(Kind::Double).unwrap(), &targets);
+}
+
+#[test]
+fn they_are_at_parts_of_modules_too() {
+    for (name, targets) in [("phi3", r#"["qkv_proj.k_proj", "gate_up_proj.up_proj"]"#), ("gpt_neox", r#"["query_key_value.q_proj", "query_key_value.v_proj"]"#)]
+    {
+        let Some(golden) = crate::golden::folder() else { return };
+        let files = reprpo_core::weights::ModelFiles::open(&golden.join("models").join(name)).unwrap();
+        hooks_are_segments(&Model::load(&files, Kind::Double, Device::Cpu).unwrap(), &[targets]);
     }
 }
 
@@ -130,7 +143,7 @@ fn a_map_that_keeps_everything_is_dpo() {
     let mut objective = Objective::new(Dpo::build(keep.dpo.clone(), model.info()).unwrap(), taps);
     let pairs = pairs();
     accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
-    for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, r#""all-linear""#)) {
+    for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#)) {
         assert!((plain - &hooked).abs().max().double_value(&[]) < 1e-9 * plain.abs().max().double_value(&[]).max(1e-3));
     }
 }

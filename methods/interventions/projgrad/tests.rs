@@ -78,23 +78,40 @@ fn a_value_out_of_range_is_named() {
 /// In the engine, over micro-batches, against a direction that is worked out apart from it.
 #[test]
 fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
+    assert_eq!(gradients_along_the_direction(&reprpo_core::conformance::model(Kind::Double).unwrap(), "q_proj", "v_proj"), 12);
+}
+
+#[test]
+fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
+    use reprpo_core::{model::Model, weights::ModelFiles};
+
+    for (model, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
+        let Some(golden) = crate::golden::folder() else { return };
+        let model = Model::load(&ModelFiles::open(&golden.join("models").join(model)).unwrap(), Kind::Double, Device::Cpu).unwrap();
+        assert_eq!(gradients_along_the_direction(&model, &format!("{module}.q_proj"), &format!("{module}.v_proj")), 12);
+    }
+}
+
+/// How many gradients there are, all of which lie along the direction.
+fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, other: &str) -> usize {
     use reprpo_core::model::Adapted;
     use reprpo_core::model::pass::Request;
     use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
     use reprpo_core::train::batch::{Holds, PairBatch};
     use reprpo_core::train::{Objective, Taps, accumulate};
 
-    let (model, pairs) = (reprpo_core::conformance::model(Kind::Double).unwrap(), reprpo_core::conformance::pairs());
+    let pairs = reprpo_core::conformance::pairs();
     let pairs: Vec<_> = pairs.iter().collect();
     let Make::Adapter { build, .. } = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap().make else { panic!("lora is an adapter") };
-    let adapted = Adapted::attach(build(r#"{"r": 4}"#).unwrap().as_ref(), &model, model.info().layers, 0).unwrap();
+    let config = format!(r#"{{"r": 4, "target_modules": ["{one}", "{other}"]}}"#);
+    let adapted = Adapted::attach(build(&config).unwrap().as_ref(), model, model.info().layers, 0).unwrap();
     for (_, tensor) in adapted.parameters() {
         let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
     }
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
     let mut objective = Objective::new(ProjGrad::build(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() }, model.info()).unwrap(), taps);
     objective.adapted(&adapted);
-    accumulate(&mut objective, &model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
+    accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
     let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
     let batch = PairBatch::new(&pairs, holds, Kind::Double, Device::Cpu).unwrap();
@@ -115,5 +132,5 @@ fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
             looked_at += 1;
         }
     }
-    assert_eq!(looked_at, 12);
+    looked_at
 }

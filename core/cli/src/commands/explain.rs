@@ -124,5 +124,5 @@ fn small_model() -> ModelInfo {
     let linear = |layer: usize, name: &str| LinearInfo { name: format!("model.layers.{layer}.{name}"), layer: Some(layer), inputs: hidden, outputs: hidden };
     let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
     let linears = (0..layers).flat_map(|layer| names.iter().map(move |name| linear(layer, name))).collect();
-    ModelInfo { architecture: "llama".to_owned(), layers, hidden, heads: 4, head_dim: 16, vocab: 256, linears }
+    ModelInfo { architecture: "llama".to_owned(), layers, hidden, heads: 4, head_dim: 16, vocab: 256, linears, parts: Vec::new() }
 }

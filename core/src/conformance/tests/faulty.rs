@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::api::{
-    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Init, Intervention, InterventionPlugin, Layers,
-    LinearSite, Loss, Message, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo, StepInfo,
-    Tap, TapPlugin, Targets, Text, Transform, TransformCx, TransformPlugin,
+    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Fused, FusedSite, Init, Intervention, InterventionPlugin,
+    Layers, LinearSite, Loss, Message, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo,
+    StepInfo, Tap, TapPlugin, Targets, Text, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 
@@ -106,6 +106,7 @@ enum OfAdapter {
     NamesTwice,
     MistakesItsAxis,
     IgnoresTheSeed,
+    FusesWithoutGroups,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -155,6 +156,22 @@ impl Adapter for AdapterConfig {
 
     fn starts_as_identity(&self) -> bool {
         !matches!(self.flaw, OfAdapter::StartsHere | OfAdapter::IgnoresTheSeed)
+    }
+
+    fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
+        if self.flaw != OfAdapter::FusesWithoutGroups {
+            return Ok(None);
+        }
+        let whole = |site: &FusedSite<'_>| -> Result<Box<dyn AdaptedLinear>> {
+            let delta = Tensor::zeros([site.module.info.outputs, site.module.info.inputs], (Kind::Double, tch::Device::Cpu));
+            for part in &site.parts {
+                // Where they are in a group is taken for where they are in the module.
+                delta.narrow(0, part.info.rows.start, part.info.rows.count()).copy_(&part.tensor("delta")?);
+            }
+            Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, idle: delta.shallow_clone(), delta }))
+        };
+        let modules = modules.iter().map(whole).collect::<Result<_>>()?;
+        Ok(Some(Fused { adapter: Box::new(Self { flaw: self.flaw, scale: self.scale }), modules }))
     }
 
     fn peft_config(&self) -> String {

@@ -31,6 +31,7 @@ const IDENTITY: &str = "the adapter starts as the identity where it says so";
 const OFF: &str = "with the adapter off the base is what it was, to the bit";
 const MERGING: &str = "merged weights compute the same, and unmerged ones are the old ones";
 const SAVING: &str = "what is saved loads back to the same bytes";
+const FUSING: &str = "adapters of parts compute the same where they are put as one of the whole module";
 const LEAVES: &str = "its tensors are leaves with names of their own";
 const SEEDED: &str = "it is made of the seed alone";
 const LINEAR: &str = "it is linear where it says so";
@@ -95,6 +96,7 @@ fn each_broken_promise_is_found() {
         (adapter, r#"{"flaw": "names_twice"}"#, &[NAMING, SAVING]),
         (adapter, r#"{"flaw": "mistakes_its_axis"}"#, &[NAMING]),
         (adapter, r#"{"flaw": "ignores_the_seed"}"#, &[ACCUMULATION, SEED]),
+        (adapter, r#"{"flaw": "fuses_without_groups"}"#, &[FUSING]),
         (transform, r#"{"flaw": "none"}"#, &[]),
         (transform, r#"{"flaw": "stretches"}"#, &[ORTHOGONAL]),
         (transform, r#"{"flaw": "bends"}"#, &[LINEAR]),

@@ -81,7 +81,7 @@ mod tests {
     fn model() -> ModelInfo {
         let linear = |k: usize, name: &str, inputs| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs, outputs: 8 };
         let linears = (0..4).flat_map(|k| [linear(k, "self_attn.o_proj", 12), linear(k, "mlp.down_proj", 16)]).collect();
-        ModelInfo { architecture: "llama".to_owned(), layers: 4, hidden: 8, heads: 3, head_dim: 4, vocab: 16, linears }
+        ModelInfo { architecture: "llama".to_owned(), layers: 4, hidden: 8, heads: 3, head_dim: 4, vocab: 16, linears, parts: Vec::new() }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct LoraXs;
 pub struct LoraXsConfig {
     /// r: how many singular vectors the core stands between, 1 to the smaller width of the narrowest module.
     pub r: i64,
-    /// The linear modules that are adapted: ends of names, a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,

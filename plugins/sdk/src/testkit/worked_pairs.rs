@@ -123,5 +123,5 @@ pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl 
 
 /// A model for methods that look at none.
 pub fn model() -> ModelInfo {
-    ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 1, heads: 1, head_dim: 1, vocab: 1, linears: Vec::new() }
+    ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 1, heads: 1, head_dim: 1, vocab: 1, linears: Vec::new(), parts: Vec::new() }
 }

@@ -1,0 +1,280 @@
+//! Adapters of parts of fused modules: against modules of the parts' own rows, merged, and on disk.
+
+use std::collections::BTreeSet;
+
+use reprpo_core::model::pass::Request;
+use reprpo_core::model::peft::{self, Saved};
+use reprpo_core::model::stream::Stream;
+use reprpo_core::model::{Adapted, Model};
+use reprpo_core::registry::{Entry, Kind as PluginKind, Make, Registry};
+use reprpo_core::weights::{ModelFiles, read_safetensors};
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::{self, Value, json};
+use reprpo_plugin::tch::{self, Device};
+
+use super::fixture::{disturb, off};
+use crate::golden::folder;
+
+/// The models with fused modules, and some parts of theirs.
+const FUSED: [(&str, &[&str]); 2] =
+    [("phi3", &["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"]), ("gpt_neox", &["query_key_value.k_proj", "query_key_value.v_proj"])];
+
+/// A small model with its files and a batch for it.
+fn open(name: &str, kind: Kind) -> Option<(ModelFiles, Model, Stream)> {
+    let dir = folder()?.join("models").join(name);
+    let files = ModelFiles::open(&dir).unwrap();
+    let model = Model::load(&files, kind, Device::Cpu).unwrap();
+    let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
+    let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
+    Some((files, model, stream))
+}
+
+/// The outputs of a fused module that make each of its parts, written down apart from the model's own table.
+fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
+    let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
+    // Eight heads of 8, each with its query, key and value.
+    let of_heads = |i: i64| (0..8).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect();
+    match module.rsplit('.').next().unwrap() {
+        // Eight heads of 8, and two of keys and values.
+        "qkv_proj" => vec![("q_proj", range(0, 64)), ("k_proj", range(64, 80)), ("v_proj", range(80, 96))],
+        "gate_up_proj" => vec![("gate_proj", range(0, 144)), ("up_proj", range(144, 288))],
+        "query_key_value" => vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))],
+        _ => Vec::new(),
+    }
+}
+
+/// The built-in adapters that change linear modules.
+fn adapters() -> Vec<&'static Entry> {
+    Registry::builtin().unwrap().of(PluginKind::Adapter).filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
+}
+
+fn entry(name: &str) -> &'static Entry {
+    Registry::builtin().unwrap().get(PluginKind::Adapter, name).unwrap()
+}
+
+/// The adapter with its defaults, on other modules.
+fn build(entry: &Entry, fields: Value) -> Box<dyn Adapter> {
+    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+    let mut config = entry.about.defaults().unwrap();
+    // Those of IA³ have to be among the targets.
+    config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
+    config.extend(fields.as_object().unwrap().clone());
+    build(&Value::Object(config).to_string()).unwrap()
+}
+
+/// Attached, and away from where it starts.
+fn attached(adapter: &dyn Adapter, model: &Model) -> Adapted {
+    let adapted = Adapted::attach(adapter, model, model.info().layers, 0).unwrap();
+    tch::manual_seed(0);
+    disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
+    adapted
+}
+
+fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Tensor {
+    let reached = model.forward(stream, Request { adapted, hidden: true, ..Request::default() }).unwrap();
+    model.logits(&reached.hidden.unwrap()).unwrap()
+}
+
+#[test]
+fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
+    for (name, targets) in FUSED {
+        let Some((files, model, stream)) = open(name, Kind::Double) else { return };
+        let _guard = tch::no_grad_guard();
+        let weights = files.load(Kind::Double, Device::Cpu).unwrap();
+        for entry in adapters() {
+            let adapted = attached(&*build(entry, json!({ "target_modules": targets })), &model);
+            let mut looked_at = 0;
+            for module in &model.info().linears {
+                let parts = parts(&module.name);
+                let named = |part: &str| format!("{}.{part}", module.name);
+                let at_parts = parts.iter().map(|(part, _)| Site::Output(named(part)));
+                let sites: Vec<Site> = [Site::Input(module.name.clone()), Site::Output(module.name.clone())].into_iter().chain(at_parts).collect();
+                let states = model.forward(&stream, Request { adapted: Some(&adapted), sites: &sites, ..Request::default() }).unwrap().states;
+                let (x, y) = (&states[0], &states[1]);
+                for ((part, rows), at_part) in parts.iter().zip(&states[2..]) {
+                    assert_eq!(model.info().width(&Site::Output(named(part))).unwrap(), rows.len() as i64);
+                    let rows = Tensor::from_slice(rows);
+                    let own = |kind: &str| weights.get(&format!("{}.{kind}", module.name)).map(|t| t.index_select(0, &rows));
+                    let frozen = Frozen { weight: own("weight").unwrap(), bias: own("bias") };
+                    let plain = frozen.forward(x).unwrap();
+                    let expected = match adapted.get(&named(part)) {
+                        Some(adapter) => {
+                            looked_at += 1;
+                            let changed = adapter.forward(x, &frozen, false).unwrap();
+                            assert!(off(&changed, &plain) > 1e-4, "{name}: {} changes nothing", entry.about.name);
+                            changed
+                        }
+                        None => plain,
+                    };
+                    let worst = off(&y.index_select(1, &rows), &expected).max(off(at_part, &expected));
+                    assert!(worst < 1e-10, "{name}, {}: {} is off by {worst:e}", entry.about.name, named(part));
+                }
+            }
+            assert_eq!(looked_at, targets.len() * model.info().layers);
+        }
+    }
+}
+
+/// Phi-3's block is Llama's with modules put together, so its model is a model of Llama's as well.
+#[test]
+fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
+    let Some((files, model, stream)) = open("phi3", Kind::Double) else { return };
+    let mut config = files.config().clone();
+    config["model_type"] = "llama".into();
+    let unfused = |name: &str| name.replace("qkv_proj.", "").replace("gate_up_proj.", "");
+    let split = |(name, t): (String, Tensor)| {
+        let module = name.trim_end_matches(".weight").to_owned();
+        let rows = parts(&module);
+        let own = |(part, rows): &(&str, Vec<i64>)| (unfused(&format!("{module}.{part}.weight")), t.index_select(0, &Tensor::from_slice(rows)));
+        if rows.is_empty() { vec![(name, t.shallow_clone())] } else { rows.iter().map(own).collect() }
+    };
+    let tensors = files.load(Kind::Double, Device::Cpu).unwrap().into_iter().flat_map(split).collect();
+    let llama = Model::from_tensors(&config, tensors, Kind::Double, Device::Cpu).unwrap();
+    assert!(off(&logits(&llama, None, &stream), &logits(&model, None, &stream)) < 1e-10);
+    for entry in adapters() {
+        let name = entry.about.name;
+        let adapted = attached(&*build(entry, json!({ "target_modules": ["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"] })), &model);
+        let theirs = Adapted::attach(&*build(entry, json!({ "target_modules": ["q_proj", "v_proj", "up_proj"] })), &llama, 3, 0).unwrap();
+        theirs.restore(&adapted.tensors().into_iter().map(|(name, t)| (unfused(&name), t)).collect()).unwrap();
+        let (ours, reference) = (logits(&model, Some(&adapted), &stream), logits(&llama, Some(&theirs), &stream));
+        assert!(off(&ours, &reference) < 1e-10, "{name}: logits off by {:e}", off(&ours, &reference));
+        assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3, "{name} changes nothing");
+        for logits in [&ours, &reference] {
+            logits.square().mean(Kind::Double).backward();
+        }
+        for ((key, ours), (_, theirs)) in adapted.parameters().into_iter().zip(theirs.parameters()) {
+            let (ours, theirs) = (ours.grad(), theirs.grad());
+            let worst = off(&ours, &theirs) / theirs.abs().max().double_value(&[]);
+            assert!(worst < 1e-8, "{name}: gradient of {key} off by {worst:e}");
+        }
+    }
+}
+
+/// The change of a whole module is that of all its parts: one A for all, and to each its rows of B.
+#[test]
+fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
+    for (name, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
+        let Some((_, model, stream)) = open(name, Kind::Double) else { return };
+        let _guard = tch::no_grad_guard();
+        let whole = attached(&*build(entry("lora"), json!({ "target_modules": [module] })), &model);
+        let in_parts = ["q_proj", "k_proj", "v_proj"].map(|part| format!("{module}.{part}"));
+        let in_parts = Adapted::attach(&*build(entry("lora"), json!({ "target_modules": in_parts })), &model, 3, 0).unwrap();
+        let of_part = |(name, t): (String, Tensor)| {
+            let (at, key) = name.split_once(".lora_").unwrap();
+            let values = parts(at).into_iter().map(|(part, rows)| {
+                let value = if key == "B.weight" { t.index_select(0, &Tensor::from_slice(&rows)) } else { t.shallow_clone() };
+                (format!("{at}.{part}.lora_{key}"), value)
+            });
+            values.collect::<Vec<_>>()
+        };
+        in_parts.restore(&whole.tensors().into_iter().flat_map(of_part).collect()).unwrap();
+        let (ours, reference) = (logits(&model, Some(&in_parts), &stream), logits(&model, Some(&whole), &stream));
+        assert!(off(&ours, &reference) < 1e-10, "{name}: off by {:e}", off(&ours, &reference));
+        assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3);
+    }
+}
+
+#[test]
+fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
+    for (name, targets) in FUSED {
+        let Some((_, mut model, stream)) = open(name, Kind::Double) else { return };
+        let _guard = tch::no_grad_guard();
+        let base = logits(&model, None, &stream);
+        for entry in adapters() {
+            let adapted = attached(&*build(entry, json!({ "target_modules": targets })), &model);
+            let with = logits(&model, Some(&adapted), &stream);
+            for (module, merged) in adapted.merged(&model).unwrap() {
+                let before = model.frozen(&module).unwrap();
+                for (part, rows) in parts(&module) {
+                    let rows = Tensor::from_slice(&rows);
+                    let same = merged.weight.index_select(0, &rows) == before.weight.index_select(0, &rows);
+                    assert_eq!(same, adapted.get(&format!("{module}.{part}")).is_none(), "{name}, {}: {module}.{part}", entry.about.name);
+                }
+            }
+            let merged = model.merge(&adapted).unwrap();
+            let worst = off(&logits(&model, None, &stream), &with);
+            assert!(worst < 1e-9, "{name}, {}: merged logits off by {worst:e}", entry.about.name);
+            model.unmerge(merged);
+            assert!(logits(&model, None, &stream) == base, "{name}, {}: the unmerged model is not the base", entry.about.name);
+        }
+    }
+}
+
+/// Written and read again: its configuration, and the error of its logits.
+fn through_a_folder(entry: &Entry, adapter: &dyn Adapter, model: &Model, stream: &Stream) -> (Value, BTreeSet<String>, f64) {
+    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+    let adapted = attached(adapter, model);
+    let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    peft::write(first.path(), entry, adapter, &adapted, model, &"fused".into()).unwrap();
+    let saved = Saved::read(first.path(), &Registry::builtin().unwrap()).unwrap();
+    let again = build(&Value::Object(saved.config).to_string()).unwrap();
+    let fresh = Adapted::attach(&*again, model, model.info().layers, 1).unwrap();
+    fresh.restore(&saved.values).unwrap();
+    peft::write(second.path(), entry, &*again, &fresh, model, &"fused".into()).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
+        assert!(bytes(&first) == bytes(&second), "{}: `{file}` has other bytes when it is written again", entry.about.name);
+    }
+    let changed = logits(model, Some(&adapted), stream);
+    assert!(off(&changed, &logits(model, None, stream)) > 1e-3, "{} changes nothing", entry.about.name);
+    let config = serde_json::from_slice(&std::fs::read(first.path().join("adapter_config.json")).unwrap()).unwrap();
+    (config, saved.values.keys().cloned().collect(), off(&logits(model, Some(&fresh), stream), &changed))
+}
+
+#[test]
+fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
+    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h")] {
+        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let _guard = tch::no_grad_guard();
+        let mut fused = Vec::new();
+        for entry in adapters() {
+            let name = entry.about.name;
+            let targets = [format!("{module}.q_proj"), format!("{module}.v_proj"), other.to_owned()];
+            let adapter = build(entry, json!({ "target_modules": targets }));
+            let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
+            let (config, tensors, error) = through_a_folder(entry, &*adapter, &model, &stream);
+            let in_part = tensors.iter().any(|t| t.contains(&format!("{module}.q_proj.")));
+            match unreadable {
+                None => {
+                    fused.push(name);
+                    assert!(error < 1e-4 && !in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert_eq!(config["target_modules"], json!([module, other]));
+                }
+                Some(why) => {
+                    assert!(error == 0.0 && in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert_eq!(config["target_modules"], json!(targets));
+                    assert!(why.contains(&format!("`{name}`")) && why.contains("--merge"), "{why}");
+                }
+            }
+        }
+        assert_eq!(fused, ["ia3", "lora"], "{model_name}");
+    }
+}
+
+#[test]
+fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
+    for (model_name, at, module) in
+        [("phi3", "model.layers.1.self_attn.qkv_proj", "qkv_proj"), ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "query_key_value")]
+    {
+        let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
+        let _guard = tch::no_grad_guard();
+        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0, module: 77.0 } });
+        for (fields, rank, alpha) in [
+            (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
+            (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),
+            (json!({ "r": 3, "lora_alpha": 3.0, "use_dora": true }), 6, 6.0),
+            (patterns, 6, 9.0),
+            (json!({ "r": 2, "lora_alpha": 8.0, "layers_to_transform": [1] }), 4, 16.0),
+        ] {
+            let mut fields = fields;
+            // A regular expression for names of parts, which PEFT gets as the names of modules.
+            fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
+            let (config, tensors, error) = through_a_folder(entry("lora"), &*build(entry("lora"), fields.clone()), &model, &stream);
+            assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
+            assert_eq!((&config["rank_pattern"][at], &config["alpha_pattern"][at]), (&json!(rank), &json!(alpha)), "{fields}");
+            assert_eq!(config["layers_to_transform"], fields.get("layers_to_transform").cloned().unwrap_or(Value::Null));
+            assert!(config["target_modules"].as_array().unwrap().contains(&json!(at)), "{config}");
+            assert!(tensors.contains(&format!("{at}.lora_B.weight")), "{tensors:?}");
+        }
+    }
+}
