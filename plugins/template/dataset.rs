@@ -32,6 +32,7 @@ impl Plugin for MyMethod {
 
 // To read a file, have a field `file: PathBuf`, and say `const ARGUMENT: Option<&'static str> = Some("file");` here, and
 // `const EXTENSIONS: &'static [&'static str] = &["tsv"];`: then `--dataset pairs.tsv` fills it.
+// For a repository of the hub have `const REPOSITORIES: bool = true;`, and fetch its files with `reprpo_plugin::hub`.
 impl DatasetPlugin for MyMethod {
     fn build(config: MyMethodConfig) -> Result<Box<dyn Dataset>> {
         if !(2..=1000).contains(&config.largest) {
