@@ -30,7 +30,7 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
             } else {
                 speaker.continuation(prompt, *trained, &mut silent)?
             };
-            let rate = answer.tokens as f64 / answer.took.as_secs_f64();
+            let rate = answer.tokens as f64 / (answer.read + answer.spoke).as_secs_f64();
             progress.advance(1, &[("tokens/s", rate)]);
             listed.push(json!({ "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens, "tokens_per_second": rate }));
             let name = if voices.len() > 1 { format!("{voice}: ") } else { String::new() };
