@@ -2,6 +2,7 @@
 
 pub mod grid;
 mod histogram;
+pub mod lines;
 pub mod progress;
 pub mod table;
 
