@@ -11,6 +11,7 @@ mod pairs;
 mod parameter;
 mod peft_config;
 mod plugin;
+mod product;
 mod tap;
 mod targets;
 mod transform;
@@ -24,6 +25,7 @@ pub use pairs::{Logprobs, Pairs, SequenceNll, Sides, TapStates, TokenLogprobs, T
 pub use parameter::{Axis, Parameter};
 pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
+pub(crate) use product::linear;
 pub use tap::{Layers, Pooling, Tap, TapPlugin};
 pub use targets::{Patterns, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};
