@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
+use reprpo_core::weights::{ModelFiles, locate};
 use serde_json::Value;
 
 use crate::golden;
@@ -37,9 +38,14 @@ fn greedy_text_is_that_of_transformers() {
         args.extend(["--prompt", chat["messages"][0]["content"].as_str().expect("a text")]);
     }
     let answers: Value = serde_json::from_str(&stdout(&reprpo(&args, ""))).expect("JSON");
+    let tokenizer = ModelFiles::tokenizer_of(&locate("smollm2-135m-instruct").expect("it has answered")).expect("a tokenizer");
     for (chat, answer) in chats.iter().zip(answers.as_array().expect("a list")) {
         assert_eq!(answer["text"], chat["greedy_text"]);
         assert_eq!(answer["tokens"].as_u64(), chat["greedy_ids"].as_array().map(|ids| ids.len() as u64));
+        // Reading and speaking are not one rate: a prompt is read at once, and what follows is made token by token.
+        let prompt = tokenizer.encode(chat["text_generation"].as_str().expect("a text")).expect("ids");
+        assert_eq!(answer["prompt_tokens"].as_u64(), Some(prompt.len() as u64));
+        assert!(["tokens_per_second", "prompt_tokens_per_second"].iter().all(|rate| answer[rate].as_f64().is_some_and(|r| r > 0.0)), "{answer}");
     }
 }
 

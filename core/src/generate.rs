@@ -80,10 +80,24 @@ pub struct Answer {
     pub tokens: usize,
     /// Whether it came to its end, rather than to the most tokens that were asked for.
     pub ended: bool,
+    /// Tokens of the prompt.
+    pub prompt: usize,
     /// Until the first token: the whole prompt is read for it.
     pub read: Duration,
     /// From the first token to the last.
     pub spoke: Duration,
+}
+
+impl Answer {
+    /// Tokens of the prompt that were read in a second.
+    pub fn read_per_second(&self) -> f64 {
+        self.prompt as f64 / self.read.as_secs_f64()
+    }
+
+    /// Tokens that were made in a second, the first left out, which reading makes; none where there is no other.
+    pub fn made_per_second(&self) -> Option<f64> {
+        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.spoke.as_secs_f64())
+    }
 }
 
 impl Voice<'_> {
@@ -122,7 +136,7 @@ impl Voice<'_> {
             heard(rest);
         }
         let first = first.unwrap_or(end);
-        Ok(Answer { text, tokens: new.len(), ended, read: first - begin, spoke: end - first })
+        Ok(Answer { text, tokens: new.len(), ended, prompt: prompt.len(), read: first - begin, spoke: end - first })
     }
 }
 
