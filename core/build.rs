@@ -24,6 +24,15 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", lib.display());
     let include = std::env::var_os("LIBTORCH_INCLUDE").or_else(|| std::env::var_os("LIBTORCH")).map_or_else(|| lib.join(".."), PathBuf::from).join("include");
     cc::Build::new().cpp(true).std("c++17").pic(true).warnings(false).include(include).file("csrc/shim.cc").compile("reprpo_shim");
+    // Optimised in a debug build too, as libtorch is, whose place it takes. A product and a sum are one rounding.
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .opt_level(3)
+        .flag_if_supported("-ffp-contract=fast")
+        .file("csrc/row_product.cc")
+        .compile("reprpo_row_product");
     if lib.join("libtorch_cuda.so").exists() {
         cc::Build::new().cpp(true).std("c++17").pic(true).file("csrc/cuda_anchor.cc").compile("reprpo_cuda_anchor");
         println!("cargo:rustc-link-lib=torch_cuda");

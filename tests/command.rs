@@ -185,6 +185,8 @@ fn a_value_of_another_type_is_told_in_plain_words() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
+    let output = reprpo(&["config", "show", "--set", "eval.completion_tokens=0"]);
+    assert!(stderr(&output).starts_with("error: `eval.completion_tokens` is 0 (--set), but must be 1 or more; `eval.completions=0`"), "{}", stderr(&output));
     let output = reprpo(&["config", "show", "--seed", "-1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("`train.seed` is not right (flag --seed)"), "{}", stderr(&output));

@@ -250,7 +250,11 @@ fn every_architecture_learns() {
         let name = model.file_name().expect("a name").to_str().expect("UTF-8");
         for (method, adapter) in [("dpo", "lora"), ("prefvec", "hra")] {
             let out = dir.path().join(format!("{name}-{method}"));
-            learns(&golden, &out, &["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8")]);
+            let judged = ["eval.enabled=true", "eval.max_pairs=1", "eval.completion_tokens=4"].map(|s| ["--set", s]).concat();
+            learns(&golden, &out, &[&["--intervention", method, "--adapter", adapter, "--model", model.to_str().expect("UTF-8")][..], &judged].concat());
+            let summary: Value = serde_json::from_slice(&std::fs::read(out.join("eval/summary.json")).expect("a summary")).expect("JSON");
+            let said = &summary["completions"]["prompts"][0];
+            assert!(["before", "after"].iter().all(|when| said[when]["tokens"] == 4 || said[when]["ended"] == true), "{name}, {method}: {summary}");
         }
     }
 }
@@ -328,6 +332,8 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
     // With dropout and trained transforms, so that chance and everything that is kept take part.
     let args = ["--intervention", "prefvec", "--transform", "hra", "--layers", "1,2", "--set", "intervention.lambda_dpo=1.0"];
     let args = [&args[..], &["--set", "train.epochs=4", "--set", "adapter.lora_dropout=0.1"]].concat();
+    let judged = ["--set", "eval.enabled=true", "--set", "eval.max_pairs=4", "--set", "eval.completion_tokens=6"];
+    let args = [&args[..], &judged].concat();
     let same = ["--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3", "--dataset", data.to_str().expect("UTF-8")];
     let (code, text) = interrupted(&golden, &out, "modules adapted", &[&same[..], &args].concat());
     assert_eq!(code, Some(130), "{text}");
@@ -340,7 +346,7 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
     let output = run(&golden, &whole, &args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(metrics(&out), metrics(&whole));
-    for file in ["adapter/adapter_model.safetensors", "transform/transform.safetensors"] {
+    for file in ["adapter/adapter_model.safetensors", "transform/transform.safetensors", "eval/summary.json"] {
         assert!(std::fs::read(out.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap(), "{file}");
     }
     let again = resume();
@@ -359,6 +365,20 @@ fn ctrl_c_in_the_evaluation_keeps_the_adapter_and_says_how_to_judge_it() {
     assert_eq!(code, Some(130), "{text}");
     assert!(text.contains("the evaluation was interrupted") && text.contains("hint: `reprpo eval "), "{text}");
     assert!(out.join("adapter/adapter_model.safetensors").is_file());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_the_completions_keeps_the_adapter() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("run");
+    // So many tokens that nobody waits for them, and a model that is too small to come to an end.
+    let args = ["--dataset", "synthetic", "--set", "train.max_pairs=2", "--set", "eval.completion_tokens=1000000"];
+    let (code, text) = interrupted(&golden, &out, "trained on", &args);
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("interrupted after 0 of 4 completions") && text.contains("hint: `reprpo eval "), "{text}");
+    assert!(out.join("adapter/adapter_model.safetensors").is_file() && !out.join("eval").exists());
 }
 
 #[test]
@@ -493,6 +513,12 @@ fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
     let text = String::from_utf8_lossy(&again.stderr);
     assert!(again.status.success() && text.matches("it has ended already").count() == 3, "{text}");
     assert_eq!(serde_json::from_slice::<Vec<Value>>(&again.stdout).expect("JSON"), rows);
+
+    // Nobody reads what so many models say, unless it was asked for.
+    let config = |run: &str| std::fs::read_to_string(dir.path().join(run).join("config.toml")).expect("a configuration");
+    assert!(config("grid/dpo-lora").contains("\ncompletions = 0\n"), "{}", config("grid/dpo-lora"));
+    assert!(sweep("heard", &["--over", "adapter=lora", "--set", "eval.completions=2"]).status.success());
+    assert!(config("heard/lora").contains("\ncompletions = 2\n"), "{}", config("heard/lora"));
 
     // A slip in the last of them is found before the first one runs.
     let slip = sweep("slip", &["--over", "intervention=dpo,prefvek"]);

@@ -1,6 +1,7 @@
 //! Completions, token by token: to hear whether a model still speaks.
 
 use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -57,6 +58,86 @@ pub fn stops(tokenizer: &Tokenizer) -> Vec<i64> {
     stops.sort_unstable();
     stops.dedup();
     stops
+}
+
+/// A model that continues text: alone, or with an adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// What turns its tokens into text.
+    pub tokenizer: &'a Tokenizer,
+    /// The adapter; `None`: the base model.
+    pub adapted: Option<&'a Adapted>,
+}
+
+/// What was said, and how fast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The text, without the token that ends it.
+    pub text: String,
+    /// Tokens, with it.
+    pub tokens: usize,
+    /// Whether it came to its end, rather than to the most tokens that were asked for.
+    pub ended: bool,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Until the first token: the whole prompt is read for it.
+    pub read: Duration,
+    /// From the first token to the last.
+    pub spoke: Duration,
+}
+
+impl Answer {
+    /// Tokens of the prompt that were read in a second.
+    pub fn read_per_second(&self) -> f64 {
+        self.prompt as f64 / self.read.as_secs_f64()
+    }
+
+    /// Tokens that were made in a second, the first left out, which reading makes; none where there is no other.
+    pub fn made_per_second(&self) -> Option<f64> {
+        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.spoke.as_secs_f64())
+    }
+}
+
+impl Voice<'_> {
+    /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and says whether to go on.
+    ///
+    /// # Errors
+    /// As [`generate`], and tokens that are no text.
+    pub fn answer(&self, prompt: &[i64], sampling: Sampling, heard: &mut dyn FnMut(&str) -> bool) -> Result<Answer> {
+        let stops = stops(self.tokenizer);
+        let (mut ids, mut said, mut failed, mut first) = (Vec::new(), String::new(), None, None);
+        let begin = Instant::now();
+        let new = generate(self.model, self.adapted, prompt, &stops, sampling, &mut |id| {
+            first.get_or_insert_with(Instant::now);
+            ids.push(id);
+            match self.tokenizer.decode(&ids) {
+                // A character may take more than one token; until it is whole, nothing is said of it.
+                Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => heard(""),
+                Ok(text) => {
+                    let more = heard(text.strip_prefix(said.as_str()).unwrap_or_default());
+                    said = text;
+                    more
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    false
+                }
+            }
+        })?;
+        let end = Instant::now();
+        if let Some(e) = failed {
+            return Err(e.within("what the model said is no text"));
+        }
+        let ended = new.last().is_some_and(|id| stops.contains(id));
+        let text = self.tokenizer.decode(&new[..new.len() - usize::from(ended)])?;
+        if let Some(rest) = text.strip_prefix(said.as_str()).filter(|rest| !rest.is_empty()) {
+            heard(rest);
+        }
+        let first = first.unwrap_or(end);
+        Ok(Answer { text, tokens: new.len(), ended, prompt: prompt.len(), read: first - begin, spoke: end - first })
+    }
 }
 
 /// Continues `prompt` until one of `stops`, which is the last token then, or until there are enough. `heard` gets each

@@ -80,13 +80,17 @@ impl Session {
         Ok(Self { model, tokenizer, source, dataset, add_eos: true, describes })
     }
 
+    /// How long pairs may be.
+    pub fn limits(&self, train: &TrainConfig) -> Limits {
+        Limits { max_length: train.max_length, max_prompt_length: train.max_prompt_length, add_eos: self.add_eos }
+    }
+
     /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.
     ///
     /// # Errors
     /// A split that is not there or cannot be read, or one without a usable pair.
     pub fn tokenise(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
-        let limits = Limits { max_length: train.max_length, max_prompt_length: train.max_prompt_length, add_eos: self.add_eos };
-        let tokenised = tokenise(&self.tokenizer, data::pairs(self.dataset.as_ref(), split)?, &limits, max_pairs)?;
+        let tokenised = tokenise(&self.tokenizer, data::pairs(self.dataset.as_ref(), split)?, &self.limits(train), max_pairs)?;
         if tokenised.pairs.is_empty() {
             let reasons: Vec<String> = tokenised.dropped.iter().map(|(why, n)| format!("{n}: {why}")).collect();
             let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));

@@ -124,6 +124,9 @@ pub struct RunArgs {
     /// Go on with an interrupted run, from its last checkpoint.
     #[arg(long, value_name = "DIR", conflicts_with = "ExperimentArgs", help_heading = "Output")]
     pub resume: Option<PathBuf>,
+    /// The result as JSON, with the folder of the run.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
 }
 
 /// Run every combination of some values, and compare the results in one table.
@@ -135,7 +138,8 @@ Examples:
   reprpo sweep grid.toml --config experiment.toml --out runs/night
 
 A grid file has a line a field: `adapter = [\"lora\", \"hra\"]`, `\"train.lr\" = [1e-4, 1e-3]`, `intervention = \"all\"`.
-Given the `--out` of a sweep that was interrupted, the same command goes on with it.")]
+Given the `--out` of a sweep that was interrupted, the same command goes on with it. Runs of a sweep make no
+completions, unless `--set eval.completions=2` asks for them.")]
 pub struct SweepArgs {
     /// A TOML file with a field and its values a line.
     #[arg(value_name = "GRID")]
@@ -335,7 +339,7 @@ pub struct EvalArgs {
     /// Any field of the experiment, as `eval.max_pairs=none`; may be given again.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
     pub set: Vec<String>,
-    /// One JSON list with a table each.
+    /// One JSON list with a table each, and the completions.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
 use reprpo_core::config::Experiment;
-use reprpo_core::eval::{self, statistics::PairScore};
+use reprpo_core::eval::{self, Evaluation, statistics::PairScore};
 use reprpo_core::model::{Adapted, peft::Saved};
-use reprpo_core::report::{Progress, Table};
+use reprpo_core::report::Progress;
 use reprpo_core::session::{ChosenAdapter, Session};
 use reprpo_core::train;
 
@@ -35,7 +35,7 @@ impl Start {
 ///
 /// # Errors
 /// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
-pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Option<Table>> {
+pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Option<Evaluation>> {
     let start = match start {
         Start::New(folder) => train::Start::New(folder),
         Start::Resume(folder) => train::Start::Resume(folder),
@@ -47,9 +47,9 @@ pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progr
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
-pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Table> {
+pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    Ok(eval::evaluate(&session, adapted.as_ref(), experiment, app.registry, stop, progress)?.table)
+    eval::evaluate(&session, [None, adapted.as_ref()], experiment, app.registry, stop, progress)
 }
 
 /// Scores every pair of the experiment's data set, or of the splits it names, with its model and `init_adapter`.

@@ -1,10 +1,8 @@
 //! A model that answers: alone, or with an adapter.
 
-use std::time::{Duration, Instant};
-
 use reprpo_core::api::Message;
 use reprpo_core::config::Layering;
-use reprpo_core::generate::{Sampling, generate, stops};
+use reprpo_core::generate::{Answer, Sampling, Voice};
 use reprpo_core::model::{Adapted, Model, peft::Saved};
 use reprpo_core::session::{ChosenAdapter, Loaded};
 use reprpo_core::text::Tokenizer;
@@ -19,19 +17,8 @@ pub struct Speaker {
     model: Model,
     tokenizer: Tokenizer,
     adapted: Option<Adapted>,
-    stops: Vec<i64>,
     sampling: Sampling,
     system: Option<String>,
-}
-
-/// What was said, and how fast.
-pub struct Answer {
-    /// The text, without the token that ends it.
-    pub text: String,
-    /// Tokens, with it.
-    pub tokens: usize,
-    /// From the first to the last.
-    pub took: Duration,
 }
 
 impl Speaker {
@@ -65,8 +52,7 @@ impl Speaker {
                 Some(adapted)
             }
         };
-        let stops = stops(&tokenizer);
-        Ok(Self { model, tokenizer, adapted, stops, sampling, system: said.system.clone() })
+        Ok(Self { model, tokenizer, adapted, sampling, system: said.system.clone() })
     }
 
     /// Whether its tokenizer knows how a conversation is written.
@@ -97,30 +83,11 @@ impl Speaker {
     }
 
     fn speak(&self, prompt: &[i64], trained: bool, heard: &mut dyn FnMut(&str)) -> Result<Answer> {
-        let adapted = self.adapted.as_ref().filter(|_| trained);
-        let (mut ids, mut said, mut failed) = (Vec::new(), String::new(), None);
-        let begin = Instant::now();
-        let new = generate(&self.model, adapted, prompt, &self.stops, self.sampling, &mut |id| {
-            ids.push(id);
-            match self.tokenizer.decode(&ids) {
-                // A character may take more than one token; until it is whole, nothing is said of it.
-                Ok(text) if !text.ends_with(char::REPLACEMENT_CHARACTER) => {
-                    if let Some(piece) = text.strip_prefix(said.as_str()) {
-                        heard(piece);
-                    }
-                    said = text;
-                }
-                Ok(_) => {}
-                Err(e) => failed = Some(e),
-            }
-            failed.is_none()
-        })?;
-        if let Some(e) = failed {
-            return Err(e.within("what the model said is no text"));
-        }
-        let took = begin.elapsed();
-        let spoken = new.iter().copied().filter(|id| !self.stops.contains(id)).collect::<Vec<_>>();
-        Ok(Answer { text: self.tokenizer.decode(&spoken)?, tokens: new.len(), took })
+        let voice = Voice { model: &self.model, tokenizer: &self.tokenizer, adapted: self.adapted.as_ref().filter(|_| trained) };
+        voice.answer(prompt, self.sampling, &mut |piece| {
+            heard(piece);
+            true
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Targets};
+use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Targets, linear};
 use crate::error::{Error, Result};
 
 /// A frozen linear module as an adapter sees it: y = xWᵀ + b.
@@ -26,7 +26,7 @@ impl Frozen {
     /// # Errors
     /// Where shapes or kinds do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
         rule("eval.max_pairs", optional(e.eval.max_pairs), at_least_one(e.eval.max_pairs), "be 1 or more, or `none`"),
         rule("eval.splits", "empty", e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()), "name a split, or be `none`"),
         rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),
+        rule("eval.completion_tokens", e.eval.completion_tokens, e.eval.completion_tokens >= 1, "be 1 or more; `eval.completions=0` makes no completions"),
     ];
     match rules.into_iter().find(|r| !r.holds) {
         None => Ok(()),

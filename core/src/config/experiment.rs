@@ -174,11 +174,16 @@ pub struct EvalConfig {
     pub splits: Option<Vec<String>>,
     /// Most tokens in one forward pass.
     pub tokens: usize,
+    /// Let the model continue so many prompts, before and after training, to hear whether it still speaks; 0 = none. A
+    /// sweep has none where this is not set.
+    pub completions: usize,
+    /// Most tokens of such a completion.
+    pub completion_tokens: usize,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { enabled: true, max_pairs: Some(100), score: Score::Mean, splits: None, tokens: 2048 }
+        Self { enabled: true, max_pairs: Some(100), score: Score::Mean, splits: None, tokens: 2048, completions: 2, completion_tokens: 48 }
     }
 }
 

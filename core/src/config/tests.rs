@@ -293,7 +293,7 @@ fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     );
     assert_eq!(
         set("eval.token=1"),
-        "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  hint: valid: eval.enabled, eval.max_pairs, eval.score, eval.splits, eval.tokens"
+        "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.max_pairs, eval.score, eval.splits, eval.tokens"
     );
     assert!(set("lr=1").contains("hint: did you mean `train.lr`?"));
     assert!(set("trian.lr=1").contains("hint: did you mean `train.lr`?"));

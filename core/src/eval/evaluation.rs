@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::completions::completions;
 use super::score_pairs;
 use super::statistics::{PairScore, SplitSummary};
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
-use crate::error::{Context, Result};
+use crate::error::{Context, Fault, Result};
 use crate::model::Adapted;
 use crate::registry::Registry;
-use crate::report::{Progress, Table};
+use crate::report::{Completions, Progress, Table};
 use crate::session::Session;
 
 /// What an evaluation found.
@@ -21,11 +22,32 @@ use crate::session::Session;
 pub struct Evaluation {
     /// A row a split.
     pub table: Table,
+    /// What the model said before and after, where that was asked for.
+    pub completions: Option<Completions>,
     /// Scores by split: name, base, and trained where there is an adapter.
     pub scores: Vec<(String, Vec<PairScore>, Option<Vec<PairScore>>)>,
 }
 
 impl Evaluation {
+    /// For a terminal.
+    pub fn plain(&self) -> String {
+        let spoken = self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
+        self.table.plain() + &spoken
+    }
+
+    /// For `eval/table.md`.
+    pub fn markdown(&self) -> String {
+        let spoken = self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.markdown()));
+        self.table.markdown() + &spoken
+    }
+
+    /// For `eval/summary.json`: the table, and `completions`, null where there are none.
+    pub fn json(&self) -> Value {
+        let mut value = self.table.json();
+        value["completions"] = json!(self.completions);
+        value
+    }
+
     /// Writes `summary.json`, `table.md` and `pairs.jsonl` (a row a pair) into `dir`.
     ///
     /// # Errors
@@ -39,8 +61,8 @@ impl Evaluation {
             }
         }
         crate::files::write_whole(&dir.join("pairs.jsonl"), rows.as_bytes())?;
-        crate::files::write_whole(&dir.join("table.md"), self.table.markdown().as_bytes())?;
-        crate::files::write_whole(&dir.join("summary.json"), format!("{:#}\n", self.table.json()).as_bytes())
+        crate::files::write_whole(&dir.join("table.md"), self.markdown().as_bytes())?;
+        crate::files::write_whole(&dir.join("summary.json"), format!("{:#}\n", self.json()).as_bytes())
     }
 }
 
@@ -55,14 +77,15 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Scores the splits that the experiment names, or all.
+/// Scores the splits that the experiment names, or all, by the base model and with `adapted`; and lets them speak, before
+/// training with the adapter that it `began` with, where it did not begin with the base model.
 ///
 /// # Errors
 /// A split that the data set does not have, one without a usable pair, or what libtorch says; `Error::interrupted` when
 /// `stop` turned true.
 pub fn evaluate(
     session: &Session,
-    adapted: Option<&Adapted>,
+    [began, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
     stop: &AtomicBool,
@@ -70,7 +93,22 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let config = &experiment.eval;
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
-    for split in splits(session.dataset.as_ref(), config)? {
+    let splits = splits(session.dataset.as_ref(), config)?;
+    let completions = if config.completions > 0 {
+        match completions(session, &splits, [began, adapted], experiment, stop, progress) {
+            Err(e) if e.fault() != Fault::Interrupted => {
+                // They are for people to look at: an odd tokenizer is to cost nobody the numbers.
+                progress.finish();
+                let because = std::error::Error::source(&e).map_or_else(String::new, |source| format!(", because {source}"));
+                progress.message(&format!("warning: there are no completions: {e}{because}"));
+                None
+            }
+            made => made?,
+        }
+    } else {
+        None
+    };
+    for split in splits {
         let pairs = session.tokenise(&split.name, &experiment.train, config.max_pairs)?.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
@@ -86,5 +124,5 @@ pub fn evaluate(
         });
         scores.push((split.name, base, policy));
     }
-    Ok(Evaluation { table: Table::new(Table::title_of(experiment, registry), summaries), scores })
+    Ok(Evaluation { table: Table::new(Table::title_of(experiment, registry), summaries), completions, scores })
 }

@@ -1,5 +1,6 @@
 //! Judging a model by preference pairs, against the base model.
 
+mod completions;
 mod evaluation;
 mod scoring;
 pub mod statistics;

@@ -61,8 +61,8 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// All queries of the stream against the keys of a cache and their own.
-    Behind { mask: Tensor },
+    /// All queries of the stream against the keys of a cache and their own; without a mask, one query that sees them all.
+    Behind { mask: Option<Tensor> },
     /// Queries and keys are rows of the stream that stand together; `parents` are ranges of keys that come first.
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
     /// A rectangle of `segments` × longest: rows of the stream for queries `[s lq]` and keys `[s lk]`, and where the
@@ -90,7 +90,11 @@ impl Attention {
 
     fn behind(layout: &Layout, window: usize, device: Device) -> Result<Call> {
         let (n, past) = (layout.tokens() as i64, layout.past() as i64);
-        Ok(Call::Behind { mask: Tensor::f_ones([n, past + n], (Kind::Bool, device))?.f_tril(past)?.f_triu(past - window as i64 + 1)? })
+        if n == 1 && past < window as i64 {
+            return Ok(Call::Behind { mask: None });
+        }
+        let sees = Tensor::f_ones([n, past + n], (Kind::Bool, device))?.f_tril(past)?.f_triu(past - window as i64 + 1)?;
+        Ok(Call::Behind { mask: Some(sees) })
     }
 
     fn segments(layout: &Layout, window: usize, device: Device) -> Result<Vec<Call>> {
@@ -201,16 +205,21 @@ impl Attention {
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
-        let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
         // The fused kernel knows no cap.
-        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>| match (self.how.kernel, cap) {
-            (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), scale, false),
-            _ => eager(q, k, v, mask, scale, cap),
+        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (self.how.kernel, cap) {
+            (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, false),
+            _ => eager(q, k, v, mask, causal, scale, cap),
         };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
+        if let [Call::Behind { mask: None }] = &self.calls[..] {
+            // Heads that share their keys are as many queries of these: no key is repeated, however long the cache.
+            let q = q.f_reshape([1, heads / group, group, d])?;
+            return Ok(kernel(&q, &lead(k.shallow_clone())?, &lead(v.shallow_clone())?, None, false)?.f_reshape([1, heads * d])?);
+        }
+        let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
         if let [Call::Behind { mask }] = &self.calls[..] {
-            let out = kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, Some(mask))?;
+            let out = kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, mask.as_ref(), false)?;
             return Ok(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([self.tokens, heads * d])?);
         }
         match self.how.strategy {
@@ -227,7 +236,7 @@ impl Attention {
                         };
                         (of(&k)?, of(&v)?)
                     };
-                    let out = kernel(&lead(q.f_narrow(0, *start, *len)?)?, &lead(kk)?, &lead(vv)?, mask.as_ref())?;
+                    let out = kernel(&lead(q.f_narrow(0, *start, *len)?)?, &lead(kk)?, &lead(vv)?, mask.as_ref(), mask.is_none())?;
                     parts.push(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([*len, heads * d])?);
                 }
                 Ok(Tensor::f_cat(&parts, 0)?)
@@ -239,7 +248,7 @@ impl Attention {
                     let pick = |t: &Tensor, index: &Tensor, len: i64| {
                         t.f_index_select(0, index).and_then(|t| t.f_view([*s, len, heads, d])).and_then(|t| t.f_transpose(1, 2))
                     };
-                    let out = kernel(&pick(q, queries, *lq)?, &pick(&k, keys, *lk)?, &pick(&v, keys, *lk)?, mask.as_ref())?;
+                    let out = kernel(&pick(q, queries, *lq)?, &pick(&k, keys, *lk)?, &pick(&v, keys, *lk)?, mask.as_ref(), mask.is_none())?;
                     parts.push(out.f_transpose(1, 2)?.f_reshape([s * lq, heads * d])?.f_index_select(0, real)?);
                     rows.push(at.shallow_clone());
                 }
@@ -250,18 +259,23 @@ impl Attention {
     }
 }
 
-/// softmax(cap(qkᵀ·scale))v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. No mask: causal.
-fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, scale: f64, cap: Option<f64>) -> Result<Tensor, tch::TchError> {
+/// softmax(cap(qkᵀ·scale))v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. No mask: everything is seen,
+/// or what a causal query may see.
+fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool, scale: f64, cap: Option<f64>) -> Result<Tensor, tch::TchError> {
     let sees = match mask {
-        Some(mask) => mask.shallow_clone(),
-        None => Tensor::f_ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device()))?.f_tril(0)?,
+        Some(mask) => Some(mask.shallow_clone()),
+        None if causal => Some(Tensor::f_ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device()))?.f_tril(0)?),
+        None => None,
     };
     let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?;
     let scores = match cap {
         Some(cap) => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
         None => scores,
     };
-    let scores = scores.f_masked_fill(&sees.f_logical_not()?, f64::NEG_INFINITY)?;
+    let scores = match sees {
+        Some(sees) => scores.f_masked_fill(&sees.f_logical_not()?, f64::NEG_INFINITY)?,
+        None => scores,
+    };
     let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     scores.f_softmax(-1, wide)?.f_to_kind(q.kind())?.f_matmul(v)
 }
@@ -344,6 +358,31 @@ mod tests {
                 for (a, b) in gradients[0].iter().zip(other) {
                     assert!((a - b).abs().max().double_value(&[]) < 1e-12, "window {window:?}, cap {cap:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_behind_a_cache_see_what_they_see_in_the_whole() {
+        let whole = |n: usize| {
+            let mut b = StreamBuilder::default();
+            b.push(&vec![0; n], None).unwrap();
+            b.finish(Device::Cpu).unwrap()
+        };
+        let _guard = tch::no_grad_guard();
+        let (n, [q, k, v]) = (9, qkv(9));
+        for (window, cap) in [None, Some(1), Some(3), Some(8), Some(9), Some(100)].into_iter().flat_map(|w| [(w, None), (w, Some(0.5))]) {
+            let expected = plainly(&whole(n).layout, &[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()], window, cap);
+            // One token at a time, which has a way of its own, and several.
+            for (kernel, new) in [Kernel::Sdpa, Kernel::Eager].into_iter().flat_map(|kernel| [(kernel, 1), (kernel, 4)]) {
+                let mut b = StreamBuilder::behind(n - new);
+                b.push(&vec![0; new], None).unwrap();
+                let layout = b.finish(Device::Cpu).unwrap().layout;
+                let how = How { strategy: Strategy::Segments, kernel };
+                let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
+                let found = Attention::new(&layout, how, window, Device::Cpu).unwrap().attend(&last(&q), &k, &v, 0.3, cap).unwrap();
+                let worst = (found - last(&expected)).abs().max().double_value(&[]);
+                assert!(worst < 1e-12, "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}");
             }
         }
     }

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::weights::Weights;
+use crate::api::linear;
 use crate::error::Result;
 
 /// The embedding and the output head, which may be one matrix.
@@ -62,7 +63,7 @@ impl Vocabulary {
     /// # Errors
     /// What libtorch says.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = hidden.f_linear(self.matrices().1, None::<&Tensor>)?;
+        let logits = linear(hidden, self.matrices().1, None)?;
         Ok(match self.cap {
             Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
             None => logits,

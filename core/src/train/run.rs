@@ -18,13 +18,13 @@ use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, 
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
 use crate::error::{Context, Error, Fault, Result};
-use crate::eval::{self, evaluate};
+use crate::eval::{self, Evaluation, evaluate};
 use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base, Saved};
 use crate::model::{Adapted, Model};
 use crate::plugin::faults;
 use crate::registry::{Kind as PluginKind, Make, Registry};
-use crate::report::{Progress, Table};
+use crate::report::Progress;
 use crate::session::{ChosenAdapter, Session};
 use crate::text::{TokenPair, Tokenised, show_example};
 
@@ -41,7 +41,7 @@ pub enum Start<'a> {
 ///
 /// # Errors
 /// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
-pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Table>> {
+pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
     let begin = Instant::now();
     let _rng = ForeignRng::keep()?;
     if let Start::New(folder) = start
@@ -82,12 +82,17 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     }
     let depth = objective.depth(&session.model)?;
     let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
+    // The adapter as training finds it, once more, where that is not the base model.
+    let as_found = || -> Result<Option<Adapted>> {
+        let Some(values) = &chosen.values else { return Ok(None) };
+        let found = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
+        found.restore(values)?;
+        Ok(Some(found))
+    };
     if let Some(values) = &chosen.values {
         adapted.restore(values)?;
         if train.reference == ReferenceModel::Start {
-            let start = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
-            start.restore(values)?;
-            objective.compare_with(Reference::with(Some(start)));
+            objective.compare_with(Reference::with(as_found()?));
         }
     }
     objective.adapted(&adapted);
@@ -145,15 +150,16 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         // What training held is of no use to the larger batches of the evaluation.
         ffi::cuda_empty_cache()?;
     }
-    let table = if experiment.eval.enabled {
-        let evaluation = evaluate(&session, Some(&adapted), &experiment, registry, stop, progress).map_err(|e| {
+    let evaluation = if experiment.eval.enabled {
+        let began = as_found()?;
+        let evaluation = evaluate(&session, [began.as_ref(), Some(&adapted)], &experiment, registry, stop, progress).map_err(|e| {
             let run = folder.path().display();
             let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
             e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{run}/adapter`"))
                 .hint(format!("`reprpo eval {run}` judges it"))
         })?;
         evaluation.write(&folder.path().join("eval"))?;
-        Some(evaluation.table)
+        Some(evaluation)
     } else {
         None
     };
@@ -167,7 +173,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     }
     folder.log(&line)?;
     progress.message(&line);
-    Ok(table)
+    Ok(evaluation)
 }
 
 /// The CPU's generator as the caller had it, which gets it back: a run seeds its own at every step.

@@ -3,7 +3,7 @@
 use reprpo_core::Result;
 use reprpo_core::config::{Layering, Origin, Resolved};
 use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
-use reprpo_core::report::{Align, Grid, histogram};
+use reprpo_core::report::{Align, Grid, histogram, lines};
 use reprpo_core::text::{Limits, Tokenizer};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use serde_json::json;
@@ -169,55 +169,16 @@ fn example_text(example: &Example) -> String {
     };
     let mut text = format!("  pair {}: {lengths}\n", example.index);
     for (name, written, colour) in [
-        ("prompt", visible(&example.prompt), DIM),
-        ("chosen", format!("⟨{}⟩", visible(&example.chosen.text)), GREEN),
-        ("rejected", format!("⟨{}⟩", visible(&example.rejected.text)), RED),
+        ("prompt", lines::visible(&example.prompt), DIM),
+        ("chosen", format!("⟨{}⟩", lines::visible(&example.chosen.text)), GREEN),
+        ("rejected", format!("⟨{}⟩", lines::visible(&example.rejected.text)), RED),
     ] {
-        for (i, line) in shortened(&written).iter().enumerate() {
+        for (i, line) in lines::shortened(&written, WIDTH - 14, SHOWN).iter().enumerate() {
             let name = if i == 0 { name } else { "" };
             text += &format!("    {name:<8}  {colour}{line}{PLAIN}\n");
         }
     }
     text
-}
-
-/// With the ends of lines to be seen, and nothing that a terminal would obey.
-fn visible(text: &str) -> String {
-    let shown: String = text
-        .chars()
-        .map(|c| match c {
-            '\n' => "⏎\n".to_owned(),
-            c if c.is_control() => c.escape_default().to_string(),
-            c => c.to_string(),
-        })
-        .collect();
-    // The last line's end is to be seen, but no empty line behind it.
-    shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
-}
-
-/// The text's lines, none too long for the terminal, and of many the first and last.
-fn shortened(text: &str) -> Vec<String> {
-    let mut lines: Vec<String> = text.lines().flat_map(|line| pieces(line, WIDTH - 14)).collect();
-    let (first, last) = SHOWN;
-    if lines.len() > first + last + 1 {
-        let left_out = lines.len() - first - last;
-        lines.splice(first..lines.len() - last, [format!("… {left_out} lines …")]);
-    }
-    lines
-}
-
-/// A line in pieces of at most `room` characters, which end behind a blank where there is one in the second half.
-fn pieces(line: &str, room: usize) -> Vec<String> {
-    let mut left: Vec<char> = line.chars().collect();
-    let mut all = Vec::new();
-    while left.len() > room {
-        let blank = left[room / 2..room].iter().rposition(|c| *c == ' ').map(|at| room / 2 + at + 1);
-        let rest = left.split_off(blank.unwrap_or(room));
-        all.push(left.into_iter().collect());
-        left = rest;
-    }
-    all.push(left.into_iter().collect());
-    all
 }
 
 fn block(text: &str) -> String {
@@ -247,19 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
-        assert_eq!(visible("a\n\u{1b}[31mb\r\tc"), "a⏎\n\\u{1b}[31mb\\r\\tc");
-        assert_eq!(visible("a\n\n"), "a⏎\n⏎");
-    }
-
-    #[test]
-    fn long_texts_are_shortened_in_the_middle_and_no_line_is_too_long() {
-        let text: String = (0..30).map(|i| format!("{i}\n")).collect();
-        let lines = shortened(&text);
-        assert_eq!((lines.len(), lines[6].as_str(), lines[7].as_str()), (11, "… 20 lines …", "26"));
-        assert!(shortened(&"x".repeat(200)).iter().all(|l| l.len() <= 66));
-        assert_eq!(pieces("one two three four", 10), ["one two ", "three four"]);
-        assert_eq!(pieces(&"x".repeat(25), 10).iter().map(String::len).collect::<Vec<_>>(), [10, 10, 5]);
+    fn no_line_of_a_sentence_is_too_long() {
         assert!(indented(&"word ".repeat(40), "  ").lines().all(|l| l.chars().count() <= WIDTH));
     }
 }

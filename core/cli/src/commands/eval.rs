@@ -18,15 +18,15 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
         _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
     };
     let stop = interrupt::watch()?;
-    let mut tables = Vec::with_capacity(targets.len());
+    let mut found = Vec::with_capacity(targets.len());
     for (experiment, adapter) in &targets {
-        let table = engine::evaluate(experiment, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
+        let evaluation = engine::evaluate(experiment, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
         if !args.json {
-            app.printer.data(&table.plain())?;
+            app.printer.data(&evaluation.plain())?;
         }
-        tables.push(table.json());
+        found.push(evaluation.json());
     }
-    if args.json { app.printer.json(&Value::Array(tables)) } else { Ok(()) }
+    if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
 /// What stands in `folder`: a run with its configuration, or an adapter that names its model.

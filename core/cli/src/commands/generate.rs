@@ -30,9 +30,13 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
             } else {
                 speaker.continuation(prompt, *trained, &mut silent)?
             };
-            let rate = answer.tokens as f64 / answer.took.as_secs_f64();
-            progress.advance(1, &[("tokens/s", rate)]);
-            listed.push(json!({ "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens, "tokens_per_second": rate }));
+            let (read, made) = (answer.read_per_second(), answer.made_per_second());
+            let rates = [("prompt tokens/s", Some(read)), ("tokens/s", made)];
+            progress.advance(1, &rates.iter().filter_map(|(name, rate)| Some((*name, (*rate)?))).collect::<Vec<_>>());
+            listed.push(json!({
+                "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens, "tokens_per_second": made,
+                "prompt_tokens": answer.prompt, "prompt_tokens_per_second": read,
+            }));
             let name = if voices.len() > 1 { format!("{voice}: ") } else { String::new() };
             text += &format!("{name}{}\n", answer.text);
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::Experiment;
 use reprpo_core::{Error, Result};
+use serde_json::json;
 
 use crate::App;
 use crate::args::RunArgs;
@@ -20,11 +21,17 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
         }
     };
     let stop = interrupt::watch()?;
-    let table = engine::run(&experiment, &start, &stop, app.printer.progress().as_mut(), app)?;
+    let evaluation = engine::run(&experiment, &start, &stop, app.printer.progress().as_mut(), app)?;
     app.printer.note(&format!("the run is in `{}`", start.folder().display()));
-    match table {
-        Some(table) => app.printer.data(&table.plain()),
-        None => Ok(()),
+    match (evaluation, args.json) {
+        (Some(evaluation), true) => {
+            let mut json = evaluation.json();
+            json["run"] = json!(start.folder());
+            app.printer.json(&json)
+        }
+        (None, true) => app.printer.json(&json!({ "run": start.folder() })),
+        (Some(evaluation), false) => app.printer.data(&evaluation.plain()),
+        (None, false) => Ok(()),
     }
 }
 

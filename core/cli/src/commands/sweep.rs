@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::config::Experiment;
+use reprpo_core::config::{Experiment, Origin};
 use reprpo_core::error::{Context, Fault};
 use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
@@ -126,7 +126,13 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             experiment.out = None;
             experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
             let resolved = experiment.resolve(app).within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
-            Ok((named, resolved.experiment))
+            let asked = !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
+            let mut experiment = resolved.experiment;
+            if !asked {
+                // What many runs say, nobody reads, and a run may take no longer than they do.
+                experiment.eval.completions = 0;
+            }
+            Ok((named, experiment))
         })
         .collect::<Result<Vec<(Vec<(String, String)>, Experiment)>>>()?;
     let out = folder(args)?;
