@@ -8,6 +8,7 @@ use local_hub::{Fault, LocalHub, TOKEN, Traits};
 use serde_json::Value;
 
 use crate::golden;
+use crate::plugins::{BARE, library};
 
 /// A hub with the tiny Llama model, a LoRA of it and its pairs; and an empty home.
 struct There {
@@ -38,7 +39,10 @@ impl There {
     }
 
     fn reprpo(&self, args: &[&str]) -> Command {
-        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        self.command(Command::cargo_bin("reprpo").expect("the binary"), args)
+    }
+
+    fn command(&self, mut command: Command, args: &[&str]) -> Command {
         for variable in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
             command.env_remove(variable);
         }
@@ -91,6 +95,17 @@ fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_comm
     // A run is evaluated, and an adapter of the hub speaks, on the model that they name.
     let output = there.reprpo(&["eval", "first", "--offline", "--json"]).output().expect("it runs");
     assert!(output.status.success(), "{}", said(&output));
+    assert!(there.hub.requests().is_empty());
+}
+
+#[test]
+fn the_doctor_says_which_hub_is_asked_by_whom() {
+    let Some(there) = There::new() else { return };
+    let doctor = |variable: (&str, &str)| said(&there.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"));
+    assert!(doctor(("HF_HUB_OFFLINE", "1")).contains(&format!("{}, offline, no token", there.hub.endpoint())));
+    let text = doctor(("HF_TOKEN", TOKEN));
+    assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
+    assert!(doctor(("HF_TOKEN", "not a token")).contains("holds is no token"));
     assert!(there.hub.requests().is_empty());
 }
 
@@ -176,4 +191,27 @@ fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
     let output = there.reprpo(&args).output().expect("it runs");
     assert!(output.status.success(), "{}", said(&output));
     assert!(there.hub.requests().iter().any(|r| r.range.is_some()), "it began anew");
+}
+
+#[test]
+fn a_data_set_that_is_loaded_fetches_as_its_host_does() {
+    let Some(there) = There::new() else { return };
+    // Large enough to be shown, and with no data besides.
+    let row = format!("{{\"prompt\": \"{}\", \"chosen\": \"c\", \"rejected\": \"r\"}}\n", "p".repeat(1000));
+    there.hub.push("datasets/org/large", "main", &[("train.jsonl", row.repeat(2500).as_bytes())]);
+    let library = library("builtins").display().to_string();
+    let bare = |args: &[&str]| {
+        let args = [&["data", "inspect", "hub:org/large", "--plugin", &library][..], args].concat();
+        let mut command = there.command(Command::new(&*BARE), &args);
+        command.env("REPRPO_PLUGIN_DIR", there.home.path()).output().expect("it runs")
+    };
+    let output = bare(&["--offline"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("this run is offline") && there.hub.requests().is_empty(), "{}", said(&output));
+    let output = bare(&[]);
+    assert!(output.status.success() && said(&output).contains("2500 pairs"), "{}", said(&output));
+    assert!(said(&output).contains("fetch train.jsonl, MB 3/3"), "{}", said(&output));
+    let fetched = there.hub.requests().len();
+    let output = bare(&["--offline"]);
+    assert!(output.status.success() && fetched > 0 && there.hub.requests().is_empty(), "{}", said(&output));
 }

@@ -22,7 +22,7 @@ static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// The command without any method, which only a whole `cargo test` builds by itself.
-static BARE: LazyLock<PathBuf> = LazyLock::new(|| {
+pub static BARE: LazyLock<PathBuf> = LazyLock::new(|| {
     let output = cargo(root()).args(["build", "--locked", "--example", "bare"]).output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     root().join("target/debug/examples/bare").with_extension(std::env::consts::EXE_EXTENSION)
@@ -42,7 +42,7 @@ fn cargo(folder: &Path) -> Command {
     cargo
 }
 
-fn library(name: &str) -> PathBuf {
+pub fn library(name: &str) -> PathBuf {
     LIBRARIES.join(format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX))
 }
 

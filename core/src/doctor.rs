@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
+use crate::hub::{Hub, Settings};
 use crate::plugin;
 use crate::weights::{cache_dir, known_models};
 
@@ -51,7 +52,7 @@ impl Check {
 /// All checks, in the order in which a person should read them.
 pub fn checks() -> Vec<Check> {
     let driver = driver();
-    vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), models(), disk(), data(), plugins()]
+    vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), models(), hub(), disk(), data(), plugins()]
 }
 
 fn libtorch() -> Check {
@@ -152,6 +153,19 @@ fn models() -> Check {
             Check::new("models", State::Absent, format!("none of the {} known by name is here", known.len())).hint(&format!("{}: {}", first.name, first.fetch))
         }
         _ => Check::new("models", State::Good, here.join(", ")),
+    }
+}
+
+/// Which hub is asked, by whom, and where what it gives is kept. It is not asked here.
+fn hub() -> Check {
+    match Hub::of_environment() {
+        Ok(hub) => {
+            let Settings { endpoint, cache, offline, token, .. } = hub.settings();
+            let who = token.as_ref().map_or_else(|| "no token".to_owned(), |token| format!("token of {}", token.source));
+            let offline = if *offline { ", offline" } else { "" };
+            Check::new("hub", State::Good, format!("{endpoint}{offline}, {who}, files in {}", cache.display()))
+        }
+        Err(e) => Check::new("hub", State::Limited, e.to_string()).hint(e.hints().first().copied().unwrap_or("set it anew, or unset it")),
     }
 }
 

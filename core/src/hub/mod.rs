@@ -89,6 +89,11 @@ impl Hub {
         Ok(Self { settings, api, agent: agent.into() })
     }
 
+    /// What it goes by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Looks a repository up: at the hub, or in the cache where its revision is a commit that was seen before, where
     /// the process is offline, or where the hub cannot be reached.
     ///

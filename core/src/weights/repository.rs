@@ -98,3 +98,86 @@ fn none(snapshot: &Snapshot<'_>) -> Error {
         e
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use local_hub::LocalHub;
+    use serde_json::json;
+
+    use super::*;
+    use crate::hub::{Hub, RepoId, RepoKind, Settings};
+
+    /// What is fetched of a repository with these files, or why not.
+    fn fetched(files: &[(&str, &str)], take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>) -> Result<(PathBuf, Vec<String>)> {
+        let (dir, hub) = (tempfile::tempdir().unwrap(), LocalHub::start());
+        hub.push("models/org/name", "main", &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>());
+        let (cache, listings) = (dir.path().join("cache"), dir.path().join("listings"));
+        let client = Hub::new(Settings { endpoint: hub.endpoint(), cache, listings, offline: false, token: None }).unwrap();
+        let snapshot = client.open(&RepoId::read(RepoKind::Model, "org/name").unwrap()).unwrap();
+        let path = take(&snapshot)?;
+        let mut there: Vec<String> = snapshot.files().iter().filter(|f| snapshot.folder().join(f).is_file()).cloned().collect();
+        there.sort();
+        Ok((path.strip_prefix(snapshot.folder()).unwrap().to_owned(), there))
+    }
+
+    fn whole(files: &[(&str, &str)]) -> Result<(PathBuf, Vec<String>)> {
+        fetched(files, |s| model(s, None, Extent::Whole))
+    }
+
+    #[test]
+    fn a_checkpoint_is_its_configuration_tokenizer_and_weights() {
+        let files = [
+            ("README.md", "x"),
+            ("config.json", "{}"),
+            ("tokenizer.json", "{}"),
+            ("tokenizer_config.json", "{}"),
+            ("model.safetensors", "w"),
+            ("pytorch_model.bin", "p"),
+            ("onnx/model.onnx", "o"),
+        ];
+        let (path, there) = whole(&files).unwrap();
+        assert_eq!(
+            (path, there),
+            (PathBuf::new(), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"].map(str::to_owned).to_vec())
+        );
+        let (_, there) = fetched(&files, |s| model(s, None, Extent::Tokenizer)).unwrap();
+        assert_eq!(there, ["tokenizer.json", "tokenizer_config.json"]);
+    }
+
+    #[test]
+    fn of_a_checkpoint_in_shards_the_index_says_which() {
+        let index = json!({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}).to_string();
+        let files = [("config.json", "{}"), (INDEX, &index), ("model-1.safetensors", "1"), ("model-2.safetensors", "2"), ("other.safetensors", "3")];
+        let (_, there) = whole(&files).unwrap();
+        assert_eq!(there, ["config.json", "model-1.safetensors", "model-2.safetensors", INDEX]);
+        let away = json!({"weight_map": {"a": "../../x.safetensors"}}).to_string();
+        let e = whole(&[("config.json", "{}"), (INDEX, &away)]).unwrap_err();
+        assert!(format!("{e:?}").contains("has no file `../../x.safetensors`"), "{e:?}");
+    }
+
+    #[test]
+    fn a_gguf_is_found_alone_and_brings_its_other_parts() {
+        let (path, there) = whole(&[("README.md", ""), ("x.gguf", "g"), ("mmproj-x.gguf", "m")]).unwrap();
+        assert_eq!((path, there), (PathBuf::from("x.gguf"), vec!["x.gguf".to_owned()]));
+        let parts = [("q/x-00001-of-00002.gguf", "1"), ("q/x-00002-of-00002.gguf", "2")];
+        let (path, there) = whole(&parts).unwrap();
+        assert_eq!((path, there.len()), (PathBuf::from("q/x-00001-of-00002.gguf"), 2));
+        let e = whole(&[("a.gguf", "a"), ("b.gguf", "b")]).unwrap_err();
+        assert!(e.message().contains("2 GGUF files") && e.hints()[0].contains("`org/name/a.gguf`"), "{e:?}");
+        let (_, there) = fetched(&[("a.gguf", "a"), ("b.gguf", "b")], |s| model(s, Some("b.gguf"), Extent::Whole)).unwrap();
+        assert_eq!(there, ["b.gguf"]);
+        assert!(fetched(&parts, |s| model(s, Some("q/y.gguf"), Extent::Whole)).is_err());
+    }
+
+    #[test]
+    fn what_is_no_model_or_no_adapter_says_what_it_is() {
+        let told = |outcome: Result<(PathBuf, Vec<String>)>| format!("{:?}", outcome.unwrap_err());
+        assert!(told(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle"));
+        assert!(told(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")])).contains("--init-adapter org/name"));
+        assert!(told(whole(&[("README.md", "")])).contains("holds no model"));
+        assert!(told(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter)).contains("pickle"));
+        assert!(told(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json"));
+        let (_, there) = fetched(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "w"), ("optimizer.pt", "")], adapter).unwrap();
+        assert_eq!(there, ADAPTER);
+    }
+}
