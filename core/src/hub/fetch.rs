@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use ureq::Body;
-use ureq::http::{HeaderMap, Response};
+use ureq::http::Response;
 
 use super::{Hub, RepoId, show};
 use crate::error::{Context, Error, Result};
@@ -106,7 +106,7 @@ impl File<'_> {
             let response = self.ask(true, &address, 0)?;
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
-            let onward = self.onward(&address, response.headers())?;
+            let onward = onward(&address, &response)?;
             // Within the hub, to a new name of the repository or to where it keeps what is small: what the file is, is
             // said there.
             if let Some(onward) = onward.as_ref().filter(|to| self.is_hubs(to)) {
@@ -208,7 +208,7 @@ impl File<'_> {
         let mut address = address.to_owned();
         for _ in 0..REDIRECTS {
             let response = self.ask(false, &address, start)?;
-            match self.onward(&address, response.headers())?.filter(|_| response.status().is_redirection()) {
+            match onward(&address, &response)? {
                 Some(onward) => address = onward,
                 None => return Ok(response),
             }
@@ -237,20 +237,6 @@ impl File<'_> {
             // Of what it has for a part, the hub knows nothing.
             416 => Err(Ended::Damaged),
             status => Err(Ended::Failed(Error::new(format!("the hub answers with status {status}")))),
-        }
-    }
-
-    /// Where an answer leads.
-    fn onward(&self, address: &str, headers: &HeaderMap) -> Result<Option<String>> {
-        let Some(to) = headers.get("location") else { return Ok(None) };
-        let to = to.to_str().ok().filter(|to| to.bytes().all(|b| b.is_ascii_graphic())).unwrap_or_default();
-        if to.starts_with("https://") || to.starts_with("http://") {
-            return Ok(Some(to.to_owned()));
-        }
-        let host = address.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
-        match to.starts_with('/') && !to.starts_with("//") {
-            true => Ok(Some(format!("{host}{to}"))),
-            false => Err(Error::new("the hub's answer leads to an address that is none")),
         }
     }
 
@@ -323,6 +309,22 @@ impl File<'_> {
             _ => "cannot be written to",
         };
         Error::new(format!("the cache `{cache}` {what}")).because(e).hint("`HF_HOME` moves it")
+    }
+}
+
+/// Where an answer leads, when it is not the file itself.
+fn onward(address: &str, response: &Response<Body>) -> Result<Option<String>> {
+    if !response.status().is_redirection() {
+        return Ok(None);
+    }
+    let to = response.headers().get("location").and_then(|to| to.to_str().ok()).filter(|to| to.bytes().all(|b| b.is_ascii_graphic())).unwrap_or_default();
+    if to.starts_with("https://") || to.starts_with("http://") {
+        return Ok(Some(to.to_owned()));
+    }
+    let host = address.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
+    match to.starts_with('/') && !to.starts_with("//") {
+        true => Ok(Some(format!("{host}{to}"))),
+        false => Err(Error::new("the hub's answer leads to an address that is none")),
     }
 }
 
