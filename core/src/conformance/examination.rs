@@ -12,6 +12,7 @@ use super::training::TRAINING;
 use super::transforms::TRANSFORMS;
 use super::{Case, Invariant, Method, Outcome};
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::registry::Kind;
 
 /// A statement about a method, and what came of it.
@@ -58,7 +59,11 @@ impl std::fmt::Display for Finding {
 }
 
 /// Holds a method to all that concerns its kind, one statement after the other as the findings are asked for.
+///
+/// From here on the process is offline: what a method promises is seen with what is here, and its documented example may
+/// be gigabytes on the hub.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
+    hub::stay_offline();
     let method = method.into();
     let (on_cases, on_methods): (&[&[Invariant]], &[Invariant<Method>]) = match method.entry.kind() {
         Kind::Intervention => (&[TRAINING, INTERVENTIONS], &[]),

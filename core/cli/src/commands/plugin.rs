@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use reprpo_core::conformance::{Finding, Outcome, examine};
+use reprpo_core::hub;
 use reprpo_core::plugin::{self, Fingerprint, Loaded, faults};
 use reprpo_core::registry::{Entry, Registry};
 use reprpo_core::{Error, Result};
@@ -19,6 +20,8 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
 
 /// Whether a library fits, and whether what it registers keeps every promise.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
+    // The library is told when it is loaded.
+    hub::stay_offline();
     let loaded = match fitting(&args.file) {
         Ok(loaded) => loaded,
         Err(e) if args.json => {
