@@ -13,6 +13,7 @@ mod settings;
 mod snapshot;
 mod watch;
 
+use std::fmt;
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder};
@@ -38,12 +39,18 @@ const MOST_SAID: u64 = 100 << 20;
 const REPEATS: u32 = 3;
 
 /// The hub, as this process may use it.
-#[derive(Debug)]
 pub struct Hub {
     settings: Settings,
     api: Api,
     /// For the files.
     agent: Agent,
+}
+
+impl fmt::Debug for Hub {
+    /// Without hf-hub's part, which would show the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// Why there is no answer.

@@ -256,7 +256,10 @@ fn a_token_that_the_hub_does_not_know_is_told_apart_from_a_missing_repository() 
 #[test]
 fn the_token_goes_to_the_hub_alone() {
     let there = There::new();
-    there.client_with(TOKEN).open(&id("org/name")).unwrap().get(WEIGHTS).unwrap();
+    let client = there.client_with(TOKEN);
+    let snapshot = client.open(&id("org/name")).unwrap();
+    snapshot.get(WEIGHTS).unwrap();
+    assert!(!format!("{client:?} {snapshot:?}").contains(TOKEN), "nor is it in what is printed");
     let requests = there.hub.requests();
     let (cdn, hub): (Vec<_>, Vec<_>) = requests.iter().partition(|r| r.host.starts_with("localhost"));
     assert!(!cdn.is_empty() && cdn.iter().all(|r| r.authorization.is_none()), "{cdn:?}");
