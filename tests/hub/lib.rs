@@ -69,6 +69,7 @@ pub struct Traits {
 struct State {
     repos: BTreeMap<String, Repo>,
     renamed: BTreeMap<String, String>,
+    mirrored: Option<String>,
     faults: Vec<Fault>,
     requests: Vec<Request>,
 }
@@ -128,6 +129,11 @@ impl LocalHub {
     /// Leads from an old name, as `models/org/old`, to a new one.
     pub fn rename(&self, old: &str, new: &str) {
         self.state().renamed.insert(old.to_owned(), new.to_owned());
+    }
+
+    /// From here on every request is led to the hub at that address.
+    pub fn mirror(&self, endpoint: &str) {
+        self.state().mirrored = Some(endpoint.to_owned());
     }
 
     /// From here on this goes wrong, in this order: what concerns files at each file's transfer.
@@ -221,6 +227,9 @@ impl State {
                 return Answer::new(401, &[("X-Error-Message", "Invalid credentials in Authorization header")], b"no");
             }
             _ => {}
+        }
+        if let Some(endpoint) = &self.mirrored {
+            return Answer::new(308, &[("Location", &format!("{endpoint}{}", request.path))], b"");
         }
         if let Some(wanted) = [CDN, KEPT].iter().find_map(|place| request.path.strip_prefix(place)) {
             let all = self.repos.values().flat_map(|r| r.commits.values()).flat_map(BTreeMap::values);

@@ -107,9 +107,9 @@ impl File<'_> {
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
             let onward = onward(&address, &response)?;
-            // Within the hub, to a new name of the repository or to where it keeps what is small: what the file is, is
-            // said there.
-            if let Some(onward) = onward.as_ref().filter(|to| self.is_hubs(to)) {
+            // Within the hub, to a new name of the repository or to where it keeps what is small, and from a mirror to the
+            // hub: what the file is, is said there. Who leads to a host of large files says it itself.
+            if let Some(onward) = onward.as_ref().filter(|to| self.is_hubs(to) || header("x-linked-etag").is_none()) {
                 address.clone_from(onward);
                 continue;
             }

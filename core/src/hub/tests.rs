@@ -291,6 +291,21 @@ fn a_new_name_and_a_busy_hub_are_waited_for() {
 }
 
 #[test]
+fn a_mirror_leads_to_the_hub_and_the_token_stays_with_the_mirror() {
+    let (there, mirror) = (There::new(), LocalHub::start());
+    // On another host, as a mirror is.
+    mirror.mirror(&there.hub.endpoint().replace("127.0.0.1", "localhost"));
+    let token = Some(Token { secret: TOKEN.into(), source: "`HF_TOKEN`".into() });
+    let client = Hub::new(Settings { endpoint: mirror.endpoint(), token, ..there.settings() }).unwrap();
+    let snapshot = client.open(&id("org/name")).unwrap();
+    assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), there.weights);
+    assert_eq!(fs::read(snapshot.get("config.json").unwrap()).unwrap(), b"{}");
+    let led = there.hub.requests();
+    assert!(!led.is_empty() && led.iter().all(|r| r.authorization.is_none()), "{led:?}");
+    assert!(mirror.requests().iter().all(|r| r.authorization.is_some()));
+}
+
+#[test]
 fn answers_that_make_no_sense_are_errors() {
     let outside = |there: &There| Path::new(there.dir.path()).join("outside").exists() || there.cache().join("outside").exists();
     for (fault, says) in [(Fault::Tag, "tag"), (Fault::Astray, "an address that is none")] {
