@@ -171,6 +171,11 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     assert!(told(&["generate", "--model", "org/other", "--offline", "--prompt", "a"]).contains("this run is offline"));
     let text = told(&["data", "inspect", "org/none", "--offline"]);
     assert!(text.contains("the data set `org/none` is not in the cache"), "{text}");
+    there.hub.push("models/org/new", "main", &[("config.json", br#"{"model_type": "llama9"}"#), ("model.safetensors", b"large")]);
+    there.hub.requests();
+    let text = generate("org/new");
+    assert!(text.contains("unknown architecture `llama9`") && text.contains("did you mean `llama`") && text.contains("`org/new`"), "{text}");
+    assert!(!there.hub.requests().iter().any(|r| r.path.ends_with("safetensors")), "its weights are not fetched first");
     there.hub.push("models/org/quants", "main", &[("x-Q4_0.gguf", b"GGUF"), ("x-Q8_0.gguf", b"GGUF")]);
     let text = generate("org/quants");
     assert!(text.contains("2 GGUF files") && text.contains("`org/quants/x-Q4_0.gguf`"), "{text}");

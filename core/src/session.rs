@@ -5,12 +5,13 @@ use tch::{Cuda, Device, Kind};
 use crate::api::{Adapter, Dataset};
 use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
 use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
+use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
 /// A model in memory and data to use it on.
@@ -58,7 +59,12 @@ impl Loaded {
             Dtype::Auto if device.is_cuda() => Kind::BFloat16,
             Dtype::Auto => Kind::Float,
         };
-        let source = locate(&experiment.model, Extent::Whole)?;
+        // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
+        let settings = locate(&experiment.model, Extent::Settings)?;
+        if settings.repository.is_some() && settings.path.is_dir() {
+            Model::accepts(&configuration(&settings.path)?).within(|| format!("`{}` is not a model that can be used", experiment.model))?;
+        }
+        let source = locate(&settings.pinned(&experiment.model), Extent::Whole)?;
         let files = ModelFiles::open(&source.path)?;
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;

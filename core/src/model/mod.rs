@@ -65,6 +65,17 @@ const ARCHITECTURES: [(&str, Build); 8] = [
     ("qwen3", qwen3::build),
 ];
 
+/// What builds the architecture that a configuration names.
+fn architecture(config: &serde_json::Value) -> Result<Build> {
+    let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
+    let known = ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, build)| *build);
+    known.ok_or_else(|| {
+        let class = config.get("architectures").and_then(|list| list.get(0)).and_then(|class| class.as_str());
+        let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
+        Error::unknown("architecture", name, ARCHITECTURES.map(|(n, _)| n)).hint(format!("that is the `model_type` of the model's config.json{class}"))
+    })
+}
+
 /// A model in memory.
 #[derive(Debug)]
 pub struct Model {
@@ -80,8 +91,17 @@ impl Model {
     /// # Errors
     /// An architecture that is not known, a tensor that is missing, left over or of another shape.
     pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
-        Self::from_tensors(files.config(), files.load(kind, device)?, kind, device)
-            .within(|| format!("`{}` is not a model that can be used", files.path().display()))
+        let within = || format!("`{}` is not a model that can be used", files.path().display());
+        Self::accepts(files.config()).within(within)?;
+        Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(within)
+    }
+
+    /// Whether the architecture of a configuration is one of those that are known, before any weights are there.
+    ///
+    /// # Errors
+    /// One that is not: with those that are.
+    pub fn accepts(config: &serde_json::Value) -> Result<()> {
+        architecture(config).map(drop)
     }
 
     /// A model of tensors with PyTorch's names.
@@ -89,16 +109,8 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
-        let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
-        let Some((_, build)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
-            let class = config.get("architectures").and_then(|list| list.get(0)).and_then(|class| class.as_str());
-            let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
-            return Err(
-                Error::unknown("architecture", name, ARCHITECTURES.map(|(n, _)| n)).hint(format!("that is the `model_type` of the model's config.json{class}"))
-            );
-        };
         let mut weights = weights::Weights::new(tensors);
-        let decoder = build(config, &mut weights)?;
+        let decoder = architecture(config)?(config, &mut weights)?;
         weights.finish()?;
         let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default() };
         Ok(Self { decoder, attention, kind, device })

@@ -35,15 +35,7 @@ impl Checkpoint {
             return Err(Error::new(format!("`{}` is missing", folder.join("config.json").display()))
                 .hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json"));
         }
-        let config = read_json(&folder.join("config.json"))?;
-        if !config.is_object() {
-            return Err(Error::new(format!("`{}` is no JSON object", folder.join("config.json").display())));
-        }
-        if let Some(quantised) = config.get("quantization_config").filter(|q| !q.is_null()) {
-            let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-            return Err(Error::new(format!("the model in `{}` is quantised with {method}, which is not read", folder.display()))
-                .hint("take the unquantised model, or a GGUF file of it"));
-        }
+        let config = configuration(folder)?;
         let (files, tensors) = if folder.join(SINGLE).exists() {
             let file = SafetensorsFile::open(&folder.join(SINGLE))?;
             let tensors = file.names().map(|name| (name.to_owned(), 0)).collect();
@@ -94,6 +86,23 @@ impl Checkpoint {
         }
         kinds.join(", ")
     }
+}
+
+/// The configuration of the checkpoint in a folder, whose weights need not be there.
+///
+/// # Errors
+/// One that is missing or no JSON, or of weights that are not read.
+pub fn configuration(folder: &Path) -> Result<Value> {
+    let config = read_json(&folder.join("config.json"))?;
+    if !config.is_object() {
+        return Err(Error::new(format!("`{}` is no JSON object", folder.join("config.json").display())));
+    }
+    if let Some(quantised) = config.get("quantization_config").filter(|q| !q.is_null()) {
+        let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+        return Err(Error::new(format!("the model in `{}` is quantised with {method}, which is not read", folder.display()))
+            .hint("take the unquantised model, or a GGUF file of it"));
+    }
+    Ok(config)
 }
 
 fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, usize>)> {

@@ -3,7 +3,7 @@
 //! safetensors (one file or shards) and GGUF are read, both mapped into memory with every length checked; a pickle is
 //! never read. No architecture is known here: what a tensor is for, the model files say.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod gguf;
 mod header;
 mod locate;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::checkpoint::configuration;
 use super::gguf;
 use crate::error::{Error, Result};
 use crate::files::read_json;
@@ -22,6 +23,8 @@ const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 pub enum Extent {
     /// All of it.
     Whole,
+    /// What says what it is: its configuration and its tokenizer. A GGUF file has them within it and comes whole.
+    Settings,
     /// Its tokenizer.
     Tokenizer,
 }
@@ -50,8 +53,12 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
             )));
         }
     }
-    // What costs least first: a configuration that is not honoured is found before the weights are fetched.
     let folder = snapshot.get_all(beside().chain([CONFIG]).chain(Some(TOKENIZER).filter(|f| snapshot.has(f))))?;
+    // Before gigabytes are fetched that are not read.
+    configuration(&folder)?;
+    if extent == Extent::Settings {
+        return Ok(folder);
+    }
     if snapshot.has(SINGLE) {
         snapshot.get(SINGLE)?;
     } else {
@@ -140,6 +147,8 @@ mod tests {
             (path, there),
             (PathBuf::new(), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"].map(str::to_owned).to_vec())
         );
+        let (_, there) = fetched(&files, |s| model(s, None, Extent::Settings)).unwrap();
+        assert_eq!(there, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
         let (_, there) = fetched(&files, |s| model(s, None, Extent::Tokenizer)).unwrap();
         assert_eq!(there, ["tokenizer.json", "tokenizer_config.json"]);
     }
@@ -175,6 +184,8 @@ mod tests {
         assert!(told(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle"));
         assert!(told(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")])).contains("--init-adapter org/name"));
         assert!(told(whole(&[("README.md", "")])).contains("holds no model"));
+        let quantised = [("config.json", r#"{"quantization_config": {"quant_method": "awq"}}"#), ("model.safetensors", "w")];
+        assert!(told(whole(&quantised)).contains("quantised with awq"));
         assert!(told(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter)).contains("pickle"));
         assert!(told(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json"));
         let (_, there) = fetched(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "w"), ("optimizer.pt", "")], adapter).unwrap();
