@@ -125,7 +125,7 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
     for (model, says) in [
         ("smollm2-135m-instruct", "is not on this machine yet"),
         ("smollm2-135m-instruc", "did you mean `smollm2-135m-instruct`?"),
-        ("org/name", "hf download org/name"),
+        ("org/name", "the model `org/name` is not in the cache"),
         ("none/such.gguf", "there is no model at `none/such.gguf`"),
         ("foreign.gguf", "`foreign.gguf` is no GGUF file"),
         ("empty.gguf", "`empty.gguf` is empty"),
@@ -135,7 +135,7 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
         ("empty-config", "has no model.safetensors"),
         ("broken-config", "`broken-config/config.json` is no valid JSON"),
     ] {
-        let output = in_folder(&["run", "--model", model], here, &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache)]);
+        let output = in_folder(&["run", "--model", model], here, &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", "1")]);
         assert_eq!(output.status.code(), Some(1), "{model}: {}", stderr(&output));
         assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
         assert!(!here.join("runs").exists(), "{model}");
@@ -196,7 +196,7 @@ fn a_value_of_another_type_is_told_in_plain_words() {
 #[test]
 fn the_core_names_no_method() {
     // Words that are names of plugins and words besides.
-    const ORDINARY: [&str; 3] = ["none", "file", "rank"];
+    const ORDINARY: [&str; 4] = ["none", "file", "hub", "rank"];
     let listed = json(&reprpo(&["list", "--json"]));
     let names: Vec<String> = listed
         .as_array()

@@ -23,7 +23,7 @@ const fn first(text: &'static std::ffi::CStr) -> &'static std::ffi::c_char {
 pub static REPRPO_PLUGIN: Decl = Decl {
     magic: *b"reprpo\x01\x00",
     size: size_of::<Decl>() as u32,
-    api: 1,
+    api: 2,
     layout: 7,
     text: [
         first(c"rustc=1.80.0 (051478957371);target=x86_64-unknown-linux-gnu;panic=unwind;core=0.0.1;sources=00;tch=0.22.0;libtorch=2.9.0"),
