@@ -138,6 +138,13 @@ impl Layout {
     }
 }
 
+/// Whether files are laid out as the hub's conversion has them, and there are no others.
+pub fn is_conversion(files: &[String]) -> bool {
+    let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
+    let numbered = |name: &str| name.strip_suffix(".parquet").is_some_and(|n| n.len() == 4 && n.bytes().all(|b| b.is_ascii_digit()));
+    shown.peek().is_some() && shown.all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
+}
+
 /// What the card says of `data_files`: one or several patterns, alone, or for each split.
 fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     let patterns = |value: &Value| -> Vec<String> {
@@ -260,6 +267,8 @@ mod tests {
         let of = |config| Layout::of_conversion(&list, config);
         assert_eq!(shown(&of(None).unwrap()), ["test: default/partial-test/0000.parquet", "train: default/train/0000.parquet default/train/0001.parquet"]);
         assert_eq!(shown(&of(Some("other")).unwrap()), ["train: other/train/0000.parquet"]);
+        assert!(is_conversion(&list) && is_conversion(&files(&[".gitattributes", "a/b/0000.parquet"])));
+        assert!(!is_conversion(&files(&["data/train/0000.parquet", "README.md"])) && !is_conversion(&files(&["data/train.parquet"])) && !is_conversion(&[]));
         assert!(of(Some("another")).is_err() && Layout::of_conversion(&list[..0], None).is_err());
     }
 }

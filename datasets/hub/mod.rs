@@ -135,6 +135,10 @@ impl<'h> Opened<'h> {
     /// What a configuration has, and which of the repositories it is in.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
+        // A run that took the hub's conversion names its commit.
+        if layout::is_conversion(self.snapshots[own].1.files()) {
+            return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
+        }
         let layout = Layout::of(&self.snapshots[own].1, part.config.as_deref())?;
         if let Some(layout) = layout.filter(Layout::is_read) {
             return Ok((own, layout));
@@ -155,10 +159,9 @@ impl<'h> Opened<'h> {
 
     /// The configuration with the commits that were found.
     fn pinned(&self, config: &Config, home: &RepoId, parts: &[(&str, Part)]) -> Config {
-        let at = |repo: &RepoId| match self.snapshots.iter().find(|(id, _)| id == repo) {
-            Some((_, snapshot)) => snapshot.pinned(),
-            None => repo.clone(),
-        };
+        let opened = |repo: &RepoId| self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned());
+        // Where there is a conversion, the pairs are from it.
+        let at = |repo: &RepoId| opened(&repo.at(layout::CONVERTED)).or_else(|| opened(repo)).unwrap_or_else(|| repo.clone());
         let text = |split: &str| parts.iter().find(|(name, _)| *name == split).map(|(_, part)| part.text(home, at(&part.repo)));
         Config { repo: at(home).to_string(), oos: text("oos"), rnd: text("rnd"), ..config.clone() }
     }

@@ -112,9 +112,16 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
     there.push(REPO, "main", &[("train.jsonl.gz", "compressed"), ("test.jsonl.gz", "compressed")]);
     let e = there.told(&pairs());
     assert!(e.contains("no files that are read") && e.contains("no revision `refs/convert/parquet`") && e.contains("parquet"), "{e}");
-    there.hub.push(REPO, layout::CONVERTED, &[("default/train/0000.parquet", &std::fs::read(path).unwrap())]);
-    let data = there.open(&pairs()).unwrap();
-    assert_eq!(prompts(data.as_ref(), "train").len(), 3);
+    let parquet = std::fs::read(path).unwrap();
+    let commit = there.hub.push(REPO, layout::CONVERTED, &[("default/train_prefs/0000.parquet", &parquet), ("default/partial-test/0000.parquet", &parquet)]);
+    let config = Config { train: "train_prefs".into(), ..pairs() };
+    let data = there.open(&config).unwrap();
+    assert_eq!((prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()), (3, 3));
+    // A run that keeps its configuration finds the same pairs, whatever becomes of the branches.
+    let pinned: Config = serde_json::from_str(&data.pinned().unwrap()).unwrap();
+    assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
+    there.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
+    assert_eq!(prompts(there.open(&pinned).unwrap().as_ref(), "train").len(), 3);
     let e = there.told(&Config { repo: "org/pairs@v1".into(), ..pairs() });
     assert!(e.contains("no revision `v1`"), "{e}");
 }
