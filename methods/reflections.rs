@@ -58,7 +58,8 @@ impl SolveRight for Tensor {
 
 #[cfg(test)]
 mod tests {
-    use reprpo_plugin::tch::{self, Device};
+    use reprpo_plugin::tch::Device;
+    use reprpo_plugin::testkit::random;
 
     use super::*;
 
@@ -76,10 +77,9 @@ mod tests {
 
     #[test]
     fn the_compact_form_is_the_product_of_reflections() {
-        tch::manual_seed(0);
-        let x = Tensor::randn([5, 7], (Kind::Double, Device::Cpu));
+        let x = random(&[5, 7]);
         for r in [1, 2, 5, 7, 12] {
-            let u = Tensor::randn([7, r], (Kind::Double, Device::Cpu));
+            let u = random(&[7, r]);
             let (compact, full) = (Reflections::along(&u), product(&u));
             assert!((compact.forward(&x) - x.matmul(&full)).abs().max().double_value(&[]) < 1e-12);
             assert!((compact.transposed(&x) - x.matmul(&full.tr())).abs().max().double_value(&[]) < 1e-12);
@@ -88,8 +88,8 @@ mod tests {
 
     #[test]
     fn equal_pairs_of_columns_are_the_identity() {
-        let u = Tensor::randn([6, 2], (Kind::Double, Device::Cpu)).repeat_interleave_self_int(2, 1, None);
-        let x = Tensor::randn([3, 6], (Kind::Double, Device::Cpu));
+        let u = random(&[6, 2]).repeat_interleave_self_int(2, 1, None);
+        let x = random(&[3, 6]);
         assert!((Reflections::along(&u).forward(&x) - x).abs().max().double_value(&[]) < 1e-14);
     }
 }

@@ -54,13 +54,15 @@ pub fn quotient(field: &str, value: u32, width: i64) -> Result<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{DOUBLE, off, rows};
+    use reprpo_plugin::testkit::random;
+
+    use super::super::fixture::{off, rows};
     use super::*;
 
     #[test]
     fn blocks_of_every_size_act_as_one_matrix() {
         for (k, b) in [(1, 5), (2, 3), (6, 4), (7, 5), (11, 2), (3, 40), (64, 1)] {
-            let (x, r) = (rows(3, k * b), Tensor::randn([k, b, b], DOUBLE));
+            let (x, r) = (rows(3, k * b), random(&[k, b, b]));
             let whole = Tensor::block_diag(&(0..k).map(|i| r.get(i)).collect::<Vec<_>>());
             assert!(off(&rotate(&x, &r).unwrap(), &x.matmul(&whole)) < 1e-12, "{k} blocks of {b}");
         }

@@ -2,13 +2,14 @@
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
+use reprpo_plugin::testkit::random;
 
 pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// A module of that name in float64 with a bias.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
     let info = LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
-    (info, Frozen { weight: Tensor::randn([outputs, inputs], DOUBLE), bias: Some(Tensor::randn([outputs], DOUBLE)) })
+    (info, Frozen { weight: random(&[outputs, inputs]), bias: Some(random(&[outputs])) })
 }
 
 /// `adapter` on a module.
@@ -27,13 +28,13 @@ pub fn attached<P: AdapterPlugin>(config: P::Config) -> (Box<dyn AdaptedLinear>,
 pub fn disturb(parameters: &[Parameter]) {
     let _guard = tch::no_grad_guard();
     for p in parameters {
-        let _ = p.tensor.shallow_clone().f_add_(&(p.tensor.randn_like() * 0.2)).unwrap();
+        let _ = p.tensor.shallow_clone().f_add_(&(random(&p.tensor.size()) * 0.2).to_kind(p.tensor.kind())).unwrap();
     }
 }
 
 /// Rows `[n h]` of float64.
 pub fn rows(n: i64, h: i64) -> Tensor {
-    Tensor::randn([n, h], DOUBLE)
+    random(&[n, h])
 }
 
 /// The largest difference.

@@ -10,6 +10,7 @@ use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 use reprpo_plugin::tch::{self, Device};
+use reprpo_plugin::testkit::random;
 
 fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Result<Tensor> {
     let reached = model.forward(stream, Request { adapted, hidden: true, ..Request::default() })?;
@@ -61,10 +62,9 @@ fn agrees_once(name: &str, change: fn(&mut Saved)) {
 
     let _guard = tch::no_grad_guard();
     let mut tensors = files.load(Kind::Float, Device::Cpu).unwrap();
-    tch::manual_seed(0);
     for module in adapted.names() {
         let (frozen, adapter) = (model.frozen(module).unwrap(), adapted.get(module).unwrap());
-        let x = Tensor::randn([5, frozen.weight.size()[1]], (Kind::Float, Device::Cpu));
+        let x = random(&[5, frozen.weight.size()[1]]).to_kind(Kind::Float);
         let merged = adapter.merge(&frozen).unwrap();
         let off = error(&merged.forward(&x).unwrap(), &adapter.forward(&x, &frozen, false).unwrap());
         assert!(off < 1e-4, "{name}: merged {module} off by {off}");

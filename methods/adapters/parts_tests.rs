@@ -65,7 +65,6 @@ fn build(entry: &Entry, fields: Value) -> Box<dyn Adapter> {
 /// Attached, and away from where it starts.
 fn attached(adapter: &dyn Adapter, model: &Model) -> Adapted {
     let adapted = Adapted::attach(adapter, model, model.info().layers, 0).unwrap();
-    tch::manual_seed(0);
     disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
     adapted
 }

@@ -2,7 +2,8 @@
 
 use reprpo_plugin::registry::{Entry, Kind as PluginKind, Make, Registry};
 use reprpo_plugin::serde_json::{self, Value};
-use reprpo_plugin::tch::{self, Device};
+use reprpo_plugin::tch::Device;
+use reprpo_plugin::testkit::random;
 
 use super::fixture::{disturb, off};
 use super::*;
@@ -67,8 +68,7 @@ fn attached(entry: &Entry, seed: u64, kind: Kind) -> Place {
     let targets = adapter.targets().resolve(&model).unwrap();
     let shared = adapter.shared(&targets, &mut init("")).unwrap();
     let info = targets[0];
-    let frozen =
-        Frozen { weight: Tensor::randn([info.outputs, info.inputs], (kind, Device::Cpu)), bias: Some(Tensor::randn([info.outputs], (kind, Device::Cpu))) };
+    let frozen = Frozen { weight: random(&[info.outputs, info.inputs]).to_kind(kind), bias: Some(random(&[info.outputs]).to_kind(kind)) };
     let adapted = adapter.attach(&LinearSite { info, frozen: &frozen, shared: &shared }, &mut init(&info.name)).unwrap();
     Place::Linear(adapted, frozen)
 }
@@ -77,7 +77,6 @@ fn for_every_adapter(check: impl Fn(&'static Entry)) {
     let registry = Registry::builtin().unwrap();
     let mut seen = 0;
     for entry in registry.of(PluginKind::Adapter) {
-        tch::manual_seed(1);
         println!("{}", entry.about.name);
         check(entry);
         seen += 1;
@@ -86,7 +85,7 @@ fn for_every_adapter(check: impl Fn(&'static Entry)) {
 }
 
 fn x(kind: Kind) -> Tensor {
-    Tensor::randn([5, INPUTS], (kind, Device::Cpu))
+    random(&[5, INPUTS]).to_kind(kind)
 }
 
 #[test]

@@ -13,7 +13,7 @@ use reprpo_plugin::testkit::{STEP, map, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
 /// Enough of them that T cannot fit itself to their chance directions.
-const PAIRS: i64 = 1024;
+const PAIRS: i64 = 8192;
 
 /// T(x) = xW with nothing that holds W.
 struct Free {
@@ -73,17 +73,16 @@ fn train(method: &mut dyn Intervention, t: &dyn Transform, policy: &Sides, refer
 
 #[test]
 fn a_transform_alone_does_not_bring_a_loss_down() {
-    tch::manual_seed(0);
     let reference = random_sides(&[PAIRS, WIDTH]);
     // As in the middle of training: the policy has moved, not all in one direction.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
     // Each with the least share of its loss that has to be left, and whether a free T keeps its rank. In prefvec it may
     // lose directions: the less T has beside v̂, the less there is to pay for off it, which is a few hundredths in all.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
-        ("mse", Box::new(MseConfig::default()), 0.95, true),
-        ("rank", Box::new(RankConfig::default()), 0.85, true),
+        ("mse", Box::new(MseConfig::default()), 0.99, true),
+        ("rank", Box::new(RankConfig::default()), 0.98, true),
         // The likelihood does not go through T.
-        ("prefvec", Box::new(PrefVecConfig { lambda_nll: 0.0, ..PrefVecConfig::default() }), 0.95, false),
+        ("prefvec", Box::new(PrefVecConfig { lambda_nll: 0.0, ..PrefVecConfig::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {
         // What keeps lengths by construction is not worth as many steps.

@@ -3,6 +3,7 @@
 use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
+use reprpo_plugin::testkit::{random, seeded};
 
 const WIDTH: i64 = 12;
 
@@ -56,8 +57,7 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        tch::manual_seed(7);
-        Self { embedding: values(&[31, WIDTH]), unembedding: values(&[31, WIDTH]) }
+        Self { embedding: seeded(1, &[31, WIDTH]), unembedding: seeded(2, &[31, WIDTH]) }
     }
 
     fn build_at(&self, site: &Site, width: i64, name: &str, json: &str) -> Result<Box<dyn Transform>> {
@@ -79,10 +79,6 @@ fn message(name: &str, json: &str) -> String {
     format!("{:?}", build(name, json).err().expect("an error"))
 }
 
-fn values(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Double, Device::Cpu))
-}
-
 fn off(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
@@ -95,8 +91,7 @@ fn around(previous: Option<Tensor>) -> Around {
 
 /// T of 5 tokens, whose states at the tap before are noise that does not depend on them.
 fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
-    tch::manual_seed(3);
-    t.forward(x, &around(Some(values(&[5, WIDTH])))).unwrap()
+    t.forward(x, &around(Some(seeded(3, &[5, WIDTH])))).unwrap()
 }
 
 #[test]
@@ -115,9 +110,9 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
         assert_eq!((t.linear(), t.orthogonal(), t.parameters().len()), (c.linear, c.orthogonal, c.trained), "{c:?}");
         // Off the start, where some are the identity.
         for mut p in t.parameters() {
-            p.tensor += values(&p.tensor.size()) * 0.3;
+            p.tensor += random(&p.tensor.size()) * 0.3;
         }
-        let (x, y) = (values(&[5, WIDTH]), values(&[5, WIDTH]));
+        let (x, y) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let (tx, ty) = (apply(t.as_ref(), &x), apply(t.as_ref(), &y));
         assert_eq!(tx.size(), [5, c.outputs], "{c:?}");
         let mixed = off(&apply(t.as_ref(), &(&x * 2.0 - &y)), &(&tx * 2.0 - &ty));
@@ -137,7 +132,7 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
 fn they_start_as_the_identity_where_they_say_so() {
     let model = Model::new();
     for c in &ALL {
-        let x = values(&[5, WIDTH]);
+        let x = random(&[5, WIDTH]);
         let y = apply(model.build(c.name, c.json).unwrap().as_ref(), &x);
         assert_eq!(y.size() == x.size() && off(&y, &x) < 1e-12, c.identity, "{c:?}");
     }
@@ -148,7 +143,7 @@ fn the_same_seed_gives_the_same_bytes() {
     let bytes =
         |t: &dyn Transform| -> Vec<f64> { t.parameters().iter().flat_map(|p| Vec::<f64>::try_from(p.tensor.detach().flatten(0, -1)).unwrap()).collect() };
     for c in &ALL {
-        let x = values(&[5, WIDTH]);
+        let x = random(&[5, WIDTH]);
         let (a, b) = (build(c.name, c.json).unwrap(), build(c.name, c.json).unwrap());
         assert_eq!(bytes(a.as_ref()), bytes(b.as_ref()), "{c:?}");
         assert!(apply(a.as_ref(), &x).equal(&apply(b.as_ref(), &x)), "{c:?}");
@@ -157,16 +152,15 @@ fn the_same_seed_gives_the_same_bytes() {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    tch::manual_seed(1);
     let model = Model::new();
     for c in &ALL {
         let t = model.build(c.name, c.json).unwrap();
-        let (x, weight) = (values(&[5, WIDTH]).set_requires_grad(true), values(&[5, c.outputs]));
+        let (x, weight) = (random(&[5, WIDTH]).set_requires_grad(true), random(&[5, c.outputs]));
         let loss = || (apply(t.as_ref(), &x) * &weight).sum(Kind::Double);
         loss().backward();
         let _guard = tch::no_grad_guard();
         for tensor in t.parameters().into_iter().map(|p| p.tensor).chain([x.shallow_clone()]) {
-            let (grad, direction, step) = (tensor.grad(), values(&tensor.size()), 1e-6);
+            let (grad, direction, step) = (tensor.grad(), random(&tensor.size()), 1e-6);
             let mut moved = tensor.detach();
             moved += &direction * step;
             let above = loss().double_value(&[]);
@@ -232,11 +226,11 @@ fn ether_is_the_block_diagonal_matrix_of_its_definition() {
         let u = u / u.norm();
         u.outer(&u)
     };
-    let x = values(&[5, WIDTH]);
+    let x = random(&[5, WIDTH]);
     let parameters = |json: &str| {
         let t = build("ether", json).unwrap();
         for mut p in t.parameters() {
-            p.tensor += values(&p.tensor.size()) * 0.3;
+            p.tensor += random(&p.tensor.size()) * 0.3;
         }
         let tensors: Vec<Tensor> = t.parameters().into_iter().map(|p| p.tensor).collect();
         (apply(t.as_ref(), &x), tensors)
@@ -262,7 +256,7 @@ fn ether_is_the_block_diagonal_matrix_of_its_definition() {
 #[test]
 fn svd_takes_the_main_directions_of_the_matrix_away() {
     let model = Model::new();
-    let x = values(&[5, WIDTH]);
+    let x = random(&[5, WIDTH]);
     let of = |json: &str| apply(model.build("svd", json).unwrap().as_ref(), &x);
     // The definition, by the decomposition of the whole matrix.
     let directions = |w: &Tensor| {
@@ -290,8 +284,8 @@ fn suppressed_masks_by_what_the_head_sees_move_at_the_last_token() {
     let mut model = Model::new();
     for rank in [WIDTH, 5] {
         // A head of lower rank sees only a part of what moves.
-        model.unembedding = values(&[31, rank]).matmul(&values(&[rank, WIDTH]));
-        let (x, before) = (values(&[5, WIDTH]), values(&[5, WIDTH]));
+        model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
+        let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;
         let moved = (x.matmul(&w.tr()) - before.matmul(&w.tr())).matmul(&w.linalg_pinv(1e-9, false).tr());
         for (json, of) in [("{}", moved.gt(0.1)), (r#"{"keep": "falling"}"#, moved.lt(-0.1))] {

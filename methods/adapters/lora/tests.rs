@@ -11,12 +11,12 @@ fn attached(config: LoraConfig) -> (Box<dyn AdaptedLinear>, Frozen) {
 fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
     for (use_rslora, scale) in [(false, 3.0), (true, 6.0)] {
         let (adapted, frozen) = attached(LoraConfig { r: 4, lora_alpha: 12.0, use_rslora, ..LoraConfig::default() });
-        let x = Tensor::randn([3, 8], (Kind::Double, Device::Cpu));
+        let x = rows(3, 8);
         let base = frozen.forward(&x).unwrap();
         assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
         let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
         assert!(a.tensor.abs().max().double_value(&[]) <= 1.0 / 8f64.sqrt());
-        b.tensor.detach().copy_(&Tensor::randn([4, 4], (Kind::Double, Device::Cpu)));
+        b.tensor.detach().copy_(&rows(4, 4));
         let expected = base + x.matmul(&a.tensor.tr()).matmul(&b.tensor.tr()) * scale;
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
     }
@@ -35,7 +35,7 @@ fn dropout_acts_in_training_alone() {
 #[test]
 fn a_merged_weight_keeps_its_kind() {
     let (adapted, frozen) = attached(LoraConfig::default());
-    let x = Tensor::randn([3, 8], (Kind::BFloat16, Device::Cpu));
+    let x = rows(3, 8).to_kind(Kind::BFloat16);
     let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
     assert_eq!(adapted.merge(&half).unwrap().weight.kind(), Kind::BFloat16);
     assert_eq!(adapted.forward(&x, &half, false).unwrap().kind(), Kind::BFloat16);

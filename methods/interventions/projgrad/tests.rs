@@ -1,13 +1,10 @@
-use reprpo_plugin::tch::{self, Device};
+use reprpo_plugin::tch::Device;
+use reprpo_plugin::testkit::random;
 
 use super::*;
 
 fn projected(config: ProjGradConfig) -> Projected {
     Projected { config, loss: Box::new(DpoConfig::default()) }
-}
-
-fn random(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Double, Device::Cpu))
 }
 
 fn off(a: &Tensor, b: &Tensor) -> f64 {
@@ -16,7 +13,6 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn with_beta_one_and_no_clipping_nothing_changes() {
-    tch::manual_seed(0);
     let method = projected(ProjGradConfig { beta: 1.0, ..ProjGradConfig::default() });
     for (shape, axis) in
         [(&[5, 7][..], Axis::Input(1)), (&[7, 5], Axis::Output(0)), (&[7], Axis::Output(0)), (&[1, 7], Axis::Input(1)), (&[2, 7, 3], Axis::Input(1))]

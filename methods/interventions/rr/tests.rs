@@ -1,5 +1,3 @@
-use reprpo_plugin::tch;
-
 use super::*;
 use reprpo_plugin::testkit::{gradients_are_those_of_finite_differences, logged, model, near, random_sides, sides, tap_of_tokens, tensor};
 
@@ -28,7 +26,6 @@ fn it_starts_at_its_largest_weight() {
 
 #[test]
 fn both_terms_have_their_gradients() {
-    tch::manual_seed(0);
     let (p, r) = (random_sides(&[2, 5, 4]), random_sides(&[2, 5, 4]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || loss(&p, &r, 5).value);
 }

@@ -1,5 +1,7 @@
 //! Pairs made up for tests, in float64.
 
+use std::cell::Cell;
+
 use crate::prelude::*;
 use crate::tch::{self, Device};
 
@@ -11,9 +13,16 @@ pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Normal float64 values.
+/// Normal float64 values, other ones at each call. A thread draws the same ones in the same order each time: a test's
+/// values do not depend on the tests that run beside it, as those of libtorch's one generator do.
 pub fn random(shape: &[i64]) -> Tensor {
-    Tensor::randn(shape, (Kind::Double, Device::Cpu))
+    thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
+    seeded(DRAWN.replace(DRAWN.get() + 1), shape)
+}
+
+/// Normal float64 values, the same for the same seed and shape.
+pub fn seeded(seed: u64, shape: &[i64]) -> Tensor {
+    Init::new(seed, "testkit", Kind::Double, Device::Cpu).normal("random", shape, 1.0).detach()
 }
 
 /// Normal float64 values for both sides.
