@@ -102,7 +102,9 @@ fn resume_says_what_a_run_holds() {
     let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "), "{}", stderr(&output));
-    assert_eq!(reprpo(&["run", "--resume", ".", "--seed", "1"]).status.code(), Some(2));
+    for said in [["--seed", "1"], ["--model", "x"], ["--set", "train.lr=1"]] {
+        assert_eq!(reprpo(&[&["run", "--resume", "."], &said[..]].concat()).status.code(), Some(2), "{said:?}");
+    }
 }
 
 /// What no model can be read from: the error names it, the exit code is 1, and no folder of a run is made.

@@ -122,7 +122,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
     /// Go on with an interrupted run, from its last checkpoint.
-    #[arg(long, value_name = "DIR", conflicts_with = "ExperimentArgs", help_heading = "Output")]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub resume: Option<PathBuf>,
     /// The result as JSON, with the folder of the run.
     #[arg(long, help_heading = "Output")]
@@ -154,27 +154,41 @@ pub struct SweepArgs {
     pub json: bool,
 }
 
-/// Flags that stand for fields of the experiment.
+/// The model, and how it is computed.
 #[derive(Args, Clone)]
-pub struct ExperimentArgs {
+pub struct ModelArgs {
     /// A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: `org/name`,
     /// `org/name@revision`, `org/name/FILE.gguf`.
     #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
     pub model: Option<String>,
-    /// Start from a saved adapter in PEFT's format: a folder, or a repository of the hub.
-    #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
-    pub init_adapter: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", help_heading = "Model")]
     pub device: Option<String>,
-    /// Precision of the frozen model: `auto`, `f32` or `bf16`.
+    /// Precision of the model's own weights: `auto`, `f32` or `bf16`.
     #[arg(long, value_name = "DTYPE", help_heading = "Model")]
     pub dtype: Option<String>,
+}
+
+impl ModelArgs {
+    /// Adds what was given.
+    pub fn apply(&self, layers: &mut Layering<'_>) {
+        apply(layers, &[("--model", "model", &self.model), ("--device", "device", &self.device), ("--dtype", "dtype", &self.dtype)]);
+    }
+}
+
+/// Flags that stand for fields of the experiment.
+#[derive(Args, Clone)]
+pub struct ExperimentArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Start from a saved adapter in PEFT's format: a folder, or a repository of the hub.
+    #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
+    pub init_adapter: Option<String>,
     /// Start from the transforms of an earlier run, its `transform` folder.
     #[arg(long, value_name = "DIR", help_heading = "Method")]
     pub init_transform: Option<String>,
-    /// The preference pairs: a name, `NAME:PART`, or a file.
-    #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
+    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
+    #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Data")]
     pub dataset: Option<String>,
     /// Where the data set's files lie.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -232,13 +246,11 @@ impl ExperimentArgs {
             layers.file(file)?;
         }
         environment(&mut layers);
+        self.model.apply(&mut layers);
         let flags = [
-            ("--model", "model", &self.model),
             ("--recipe", "recipe", &self.recipe),
             ("--init-adapter", "init_adapter", &self.init_adapter),
             ("--init-transform", "init_transform", &self.init_transform),
-            ("--device", "device", &self.device),
-            ("--dtype", "dtype", &self.dtype),
             ("--dataset", "dataset", &self.dataset),
             ("--data-dir", "dataset.data_dir", &self.data_dir),
             ("--split", "train.split", &self.split),
@@ -312,20 +324,14 @@ Examples:
   reprpo eval runs/a runs/b --dataset genies:math --set eval.max_pairs=none --json
   reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl")]
 pub struct EvalArgs {
-    /// Folders of runs, or of adapters in PEFT's format; none = the model alone.
+    /// Folders of runs or of adapters in PEFT's format, or the hub's repositories of adapters, which know their models; none =
+    /// `--model` alone.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub targets: Vec<PathBuf>,
-    /// The base model; a run and an adapter know their own.
-    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
-    pub model: Option<String>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
-    pub device: Option<String>,
-    /// Precision: `auto`, `f32` or `bf16`.
-    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
-    pub dtype: Option<String>,
-    /// The preference pairs: a name, `NAME:PART`, or a file; a run's own when not given.
-    #[arg(long, value_name = "NAME|FILE", help_heading = "Data")]
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`; a run's own when not given.
+    #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Data")]
     pub dataset: Option<String>,
     /// Where the data set's files lie.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -351,21 +357,13 @@ Examples:
   reprpo score --model smollm2-135m-instruct --data pairs.jsonl
   reprpo score --model ./my-model --load-adapter runs/a/adapter --data pairs.jsonl --json > scores.jsonl")]
 pub struct ScoreArgs {
-    /// A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: `org/name`,
-    /// `org/name@revision`, `org/name/FILE.gguf`.
-    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
-    pub model: Option<String>,
-    /// An adapter in PEFT's format.
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A saved adapter in PEFT's format: a folder, or a repository of the hub.
+    #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
     pub load_adapter: Option<String>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
-    pub device: Option<String>,
-    /// Precision: `auto`, `f32` or `bf16`.
-    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
-    pub dtype: Option<String>,
-    /// The file of preference pairs, or a data set's name.
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    /// The preference pairs: a file, a name, `NAME:PART`, or a repository of the hub, as `org/name`.
+    #[arg(long, value_name = "FILE|NAME|ID", help_heading = "Data")]
     pub data: String,
     /// What of it to score, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several with `+`.
     #[arg(long, value_name = "SPLIT", help_heading = "Data")]
@@ -393,7 +391,7 @@ Examples:
 
 The folder is one that transformers, vLLM and `reprpo --model` load.")]
 pub struct ExportArgs {
-    /// Folder of a run, or of an adapter in PEFT's format.
+    /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter.
     #[arg(value_name = "RUN_OR_ADAPTER")]
     pub target: PathBuf,
     /// Merge the adapter into the weights; what is not merged is in the run's `adapter` folder already.
@@ -424,18 +422,12 @@ pub enum Written {
 /// Who speaks, and how.
 #[derive(Args)]
 pub struct Speaker {
-    /// Folder of a run, or of an adapter in PEFT's format; none = the model alone.
+    /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter, which knows its model; none =
+    /// `--model` alone.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
-    /// The base model; a run and an adapter know their own.
-    #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
-    pub model: Option<String>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, value_name = "DEVICE", help_heading = "Model")]
-    pub device: Option<String>,
-    /// Precision: `auto`, `f32` or `bf16`.
-    #[arg(long, value_name = "DTYPE", help_heading = "Model")]
-    pub dtype: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The base model's answer as well, before the trained one's.
     #[arg(long, requires = "target", help_heading = "Model")]
     pub compare: bool,
@@ -595,10 +587,10 @@ Examples:
 
 Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths are characters.")]
 pub struct InspectArgs {
-    /// The preference pairs: a name, `NAME:PART`, or a file.
+    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
     #[arg(value_name = "DATA")]
     pub data: String,
-    /// The model whose tokenizer and chat template are used: a known name, a folder or a GGUF file.
+    /// The model whose tokenizer and chat template are used: a known name, a folder, a GGUF file, or a repository of the hub.
     #[arg(long, value_name = "ID|DIR|FILE", help_heading = "Model")]
     pub model: Option<String>,
     /// Do not put an end-of-sequence token behind a completion.
@@ -716,9 +708,13 @@ pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
         kinds.iter().fold(command, |command, kind| command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind))))
     };
+    // All that an experiment says, a run that goes on has said; clap's own group of them leaves out what is flattened into it.
+    let experiment = ExperimentArgs::augment_args(clap::Command::new("experiment"));
+    let flags: Vec<_> = experiment.get_arguments().map(|arg| arg.get_id().clone()).collect();
+    let resumes = |command: clap::Command| command.mut_arg("resume", |arg| arg.conflicts_with_all(flags));
     let recipes = |command: clap::Command| command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)));
     Cli::command()
-        .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
+        .mut_subcommand("run", |c| resumes(recipes(describe(c, &Kind::ALL))))
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("config", |c| c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL))))
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))

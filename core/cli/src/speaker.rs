@@ -29,14 +29,14 @@ impl Speaker {
     pub fn load(said: &Said, app: &App<'_>) -> Result<Self> {
         let sampling = Sampling { max_new_tokens: said.max_new_tokens, temperature: said.temperature, top_p: said.top_p, seed: said.seed };
         sampling.check()?;
-        let trained = said.target.as_deref().map(|folder| Trained::find(folder, said.model.as_deref())).transpose()?;
+        let trained = said.target.as_deref().map(|folder| Trained::find(folder, said.model.model.as_deref())).transpose()?;
         let mut layers = Layering::new(app.registry);
         layers.defaults(app.defaults)?;
         if let Some(trained) = &trained {
             trained.say(&mut layers)?;
         }
         args::environment(&mut layers);
-        args::apply(&mut layers, &[("--model", "model", &said.model), ("--device", "device", &said.device), ("--dtype", "dtype", &said.dtype)]);
+        said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
         let Loaded { model, tokenizer, describes, .. } = Loaded::open(&experiment)?;

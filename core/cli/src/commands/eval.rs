@@ -31,7 +31,7 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
 
 /// What stands in `folder`: a run with its configuration, or an adapter that names its model.
 fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<(Experiment, Option<PathBuf>)> {
-    let trained = Trained::find(folder, args.model.as_deref())?;
+    let trained = Trained::find(folder, args.model.model.as_deref())?;
     Ok((resolve(args, app, |layers| trained.say(layers))?, Some(trained.adapter)))
 }
 
@@ -40,14 +40,8 @@ fn resolve(args: &EvalArgs, app: &App<'_>, target: impl FnOnce(&mut Layering<'_>
     layers.defaults(app.defaults)?;
     target(&mut layers)?;
     args::environment(&mut layers);
-    let flags = [
-        ("--model", "model", &args.model),
-        ("--device", "device", &args.device),
-        ("--dtype", "dtype", &args.dtype),
-        ("--dataset", "dataset", &args.dataset),
-        ("--data-dir", "dataset.data_dir", &args.data_dir),
-    ];
-    args::apply(&mut layers, &flags);
+    args.model.apply(&mut layers);
+    args::apply(&mut layers, &[("--dataset", "dataset", &args.dataset), ("--data-dir", "dataset.data_dir", &args.data_dir)]);
     args::columns(&mut layers, args.columns.as_deref())?;
     args::scored(&mut layers, args.split.as_deref());
     for assignment in &args.set {

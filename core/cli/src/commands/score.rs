@@ -14,14 +14,8 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     layers.defaults(app.defaults)?;
     args::environment(&mut layers);
     let data = Some(args.data.clone());
-    let flags = [
-        ("--model", "model", &args.model),
-        ("--load-adapter", "init_adapter", &args.load_adapter),
-        ("--device", "device", &args.device),
-        ("--dtype", "dtype", &args.dtype),
-        ("--data", "dataset", &data),
-        ("--max-length", "train.max_length", &args.max_length),
-    ];
+    args.model.apply(&mut layers);
+    let flags = [("--load-adapter", "init_adapter", &args.load_adapter), ("--data", "dataset", &data), ("--max-length", "train.max_length", &args.max_length)];
     args::apply(&mut layers, &flags);
     args::columns(&mut layers, args.columns.as_deref())?;
     args::scored(&mut layers, args.split.as_deref());
