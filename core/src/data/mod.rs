@@ -6,7 +6,7 @@ mod selection;
 
 pub use inspect::{Asked, Completion, Example, Inspection, SplitReport, Used, inspect};
 pub use lengths::{Bin, Lengths};
-pub use selection::{info, pairs};
+pub use selection::{info, named, pairs};
 
 use crate::api::Dataset;
 use crate::config::Experiment;

@@ -39,7 +39,11 @@ struct Part {
     to: Option<Bound>,
 }
 
-fn parse(expression: &str) -> Result<Vec<Part>> {
+/// The parts that an expression means. A split's own name means that split, whatever signs are in it.
+fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
+    if splits.iter().any(|s| s.name == expression) {
+        return Ok(vec![Part { split: expression.to_owned(), from: None, to: None }]);
+    }
     expression.split('+').map(|part| part_of(part.trim()).map_err(|e| e.within(format!("the split `{expression}` cannot be understood")))).collect()
 }
 
@@ -80,13 +84,10 @@ struct Range {
     to: Option<usize>,
 }
 
-/// The ranges that an expression means. A split's own name means that split, whatever signs are in it.
+/// The ranges that an expression means.
 fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
     let all = dataset.splits();
-    if let Some(split) = all.iter().find(|s| s.name == expression) {
-        return Ok(vec![Range { split: split.clone(), from: 0, to: None }]);
-    }
-    parse(expression)?
+    parts(&all, expression)?
         .into_iter()
         .map(|Part { split, from, to }| {
             let info = all.iter().find(|s| s.name == split).ok_or_else(|| Error::unknown("split", &split, all.iter().map(|s| &s.name)))?;
@@ -111,6 +112,14 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
 
 fn count(dataset: &dyn Dataset, split: &str) -> Result<usize> {
     dataset.pairs(split)?.try_fold(0, |n, pair| pair.map(|_| n + 1))
+}
+
+/// The names of the splits of which an expression means a part or the whole.
+///
+/// # Errors
+/// An expression that is none.
+pub fn named(dataset: &dyn Dataset, expression: &str) -> Result<Vec<String>> {
+    Ok(parts(&dataset.splits(), expression)?.into_iter().map(|part| part.split).collect())
 }
 
 /// What a split, a part of one or several are, under the name `expression`.
@@ -206,6 +215,8 @@ mod tests {
         assert_eq!(read("train[-10%:]"), [23, 24]);
         assert_eq!(read("train[:2]+test[50%:]+train[:1]"), [0, 1, 2, 3, 0]);
         assert_eq!(read("a+b["), [0], "a split's own name is not taken apart");
+        assert_eq!(named(&Numbers { known: false }, "train[:2]+test[50%:]").unwrap(), ["train", "test"]);
+        assert_eq!(named(&Numbers { known: false }, "a+b[").unwrap(), ["a+b["]);
     }
 
     #[test]

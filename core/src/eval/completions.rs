@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crate::api::{SplitInfo, Text};
+use crate::api::{Dataset, SplitInfo, Text};
 use crate::config::Experiment;
 use crate::data;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub fn completions(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Option<Completions>> {
-    let Some(split) = asked_of(splits, &experiment.train.split) else { return Ok(None) };
+    let Some(split) = asked_of(session.dataset.as_ref(), splits, &experiment.train.split)? else { return Ok(None) };
     let asked = prompts(session, split, experiment)?;
     let most = experiment.eval.completion_tokens;
     let sampling = Sampling { max_new_tokens: most, ..Sampling::default() };
@@ -70,10 +70,12 @@ pub fn completions(
 }
 
 /// The split whose prompts are asked: `test` or a part of it, or else one that was not trained on, or else the first.
-fn asked_of<'a>(splits: &'a [SplitInfo], trained: &str) -> Option<&'a SplitInfo> {
-    let base = |name: &str| name.split('[').next().unwrap_or_default().to_owned();
-    let first = |holds: &dyn Fn(&str) -> bool| splits.iter().find(|s| holds(&base(&s.name)));
-    first(&|name| name == "test").or_else(|| first(&|name| name != base(trained))).or_else(|| splits.first())
+fn asked_of<'a>(dataset: &dyn Dataset, splits: &'a [SplitInfo], trained: &str) -> Result<Option<&'a SplitInfo>> {
+    let trained = data::named(dataset, trained)?;
+    let of = splits.iter().map(|split| Ok((split, data::named(dataset, &split.name)?))).collect::<Result<Vec<_>>>()?;
+    let first = |holds: &dyn Fn(&[String]) -> bool| of.iter().find(|(_, names)| holds(names)).map(|(split, _)| *split);
+    let test = first(&|names| names == ["test"]);
+    Ok(test.or_else(|| first(&|names| !names.iter().any(|name| trained.contains(name)))).or_else(|| splits.first()))
 }
 
 /// The first different prompts among the pairs that are judged, as training renders and cuts them.
@@ -97,16 +99,30 @@ fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::PairIter;
+
+    struct Nothing;
+
+    impl Dataset for Nothing {
+        fn splits(&self) -> Vec<SplitInfo> {
+            Vec::new()
+        }
+
+        fn pairs(&self, _: &str) -> Result<PairIter<'_>> {
+            Ok(Box::new(std::iter::empty()))
+        }
+    }
 
     #[test]
     fn prompts_are_those_of_the_test_split_where_there_is_one() {
         let of = |names: &[&str], trained: &str| {
             let splits: Vec<SplitInfo> = names.iter().map(|n| SplitInfo { name: (*n).to_owned(), describes: String::new(), pairs: None }).collect();
-            asked_of(&splits, trained).map(|s| s.name.clone())
+            asked_of(&Nothing, &splits, trained).unwrap().map(|s| s.name.clone())
         };
         assert_eq!(of(&["train", "oos", "test"], "train").as_deref(), Some("test"));
         assert_eq!(of(&["oos", "test[:5]"], "train").as_deref(), Some("test[:5]"));
         assert_eq!(of(&["train", "held"], "train[:5]").as_deref(), Some("held"));
+        assert_eq!(of(&["more", "held"], "train[:5]+more[:5]").as_deref(), Some("held"));
         assert_eq!(of(&["train"], "train").as_deref(), Some("train"));
         assert_eq!(of(&[], "train"), None);
     }
