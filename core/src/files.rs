@@ -10,6 +10,11 @@ use crate::error::{Context, Error, Result};
 /// Of a JSON file. The index of Llama 3.1 405B has a fortieth of it.
 const MOST_JSON: u64 = 1 << 22;
 
+/// As a digest is written: two lowercase hexadecimal digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Writes `bytes` to a temporary file beside `path`, and renames it.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use ureq::http::Response;
 
 use super::{Hub, RepoId, show};
 use crate::error::{Context, Error, Result};
+use crate::files::hex;
 
 /// How often a transfer is taken up again that brought nothing.
 const REPEATS: u32 = 5;
@@ -285,7 +286,7 @@ impl File<'_> {
         loop {
             let n = file.read(&mut bytes).within(within)?;
             if n == 0 {
-                return Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect());
+                return Ok(hex(&hash.finalize()));
             }
             hash.update(&bytes[..n]);
             if last.elapsed() >= PAUSE {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Context, Error, Result};
-use crate::weights::cache_dir;
+use crate::weights::{cache_dir, user_cache};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -51,8 +51,7 @@ impl Settings {
         let path = |name: &str| variable(name).filter(|v| !v.as_os_str().is_empty());
         let text = |name: &str| path(name).and_then(|v| v.into_os_string().into_string().ok()).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let on = |name: &str| text(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
-        let user = || path("XDG_CACHE_HOME").unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"));
-        let home = path("HF_HOME").unwrap_or_else(|| user().join("huggingface"));
+        let home = path("HF_HOME").unwrap_or_else(|| user_cache().join("huggingface"));
 
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned();
         let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).unwrap_or_default();

@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 use super::abi::{Fingerprint, Host, PluginDecl, SYMBOL};
 use super::{faults, guest};
 use crate::error::{Context, Error, Result};
+use crate::files::hex;
 use crate::hub;
 use crate::registry::{Entry, RecipeText};
 
@@ -57,7 +58,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
 
 fn open(file: &Path) -> Result<Loaded> {
     let bytes = std::fs::read(file).within(|| "it cannot be read".to_owned())?;
-    let sha256 = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(&bytes));
     drop(bytes);
     let decl = declaration(file)?;
     decl.recognise().map_err(|e| e.hint("build the plugin again, against the sources that this reprpo was built from"))?;

@@ -187,7 +187,8 @@ fn folder(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
-fn user_cache() -> PathBuf {
+/// The user's folder for what can be fetched again: `$XDG_CACHE_HOME`, else `~/.cache`.
+pub(crate) fn user_cache() -> PathBuf {
     folder("XDG_CACHE_HOME").unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"))
 }
 

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 pub use gguf::{Gguf, Metadata};
+pub(crate) use locate::user_cache;
 pub use locate::{KnownModel, Located, cache_dir, known_models, locate, locate_adapter};
 pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
