@@ -3,8 +3,9 @@
     python tests/python/interchange.py REPRPO MODEL PAIRS
 
 REPRPO is the command, MODEL a small Hugging Face folder, PAIRS a file of preference pairs. It trains an adapter of every
-kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the exported model with AutoModelForCausalLM, and compares the
-log-probabilities of the pairs' completions with those that `reprpo score` prints. Needs torch, transformers and peft.
+kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the
+exported model with AutoModelForCausalLM, and compares the log-probabilities of the pairs' completions with those that
+`reprpo score` prints. Needs torch, transformers and peft.
 """
 
 import json
