@@ -322,20 +322,14 @@ fn interrupted(golden: &Path, out: &Path, sign: &str, extra: &[&str]) -> (Option
     (child.wait().expect("it ends").code(), text)
 }
 
+/// Interrupts a run in training and resumes it: it ends as one that was never interrupted, in its metrics and in `files`.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
-    let Some(golden) = golden() else { return };
+fn goes_on_as_if_nothing_had_been(golden: &Path, args: &[&str], sign: &str, files: &[&str]) {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let data = golden.join("trl/pairs.jsonl");
-    // With dropout and trained transforms, so that chance and everything that is kept take part.
-    let args = ["--intervention", "prefvec", "--transform", "hra", "--layers", "1,2", "--set", "intervention.lambda_dpo=1.0"];
-    let args = [&args[..], &["--set", "train.epochs=4", "--set", "adapter.lora_dropout=0.1"]].concat();
-    let judged = ["--set", "eval.enabled=true", "--set", "eval.max_pairs=4", "--set", "eval.completion_tokens=6"];
-    let args = [&args[..], &judged].concat();
     let same = ["--no-eval", "--set", "train.warmup=0", "--set", "train.lr=2e-3", "--dataset", data.to_str().expect("UTF-8")];
-    let (code, text) = interrupted(&golden, &out, "modules adapted", &[&same[..], &args].concat());
+    let (code, text) = interrupted(golden, &out, sign, &[&same[..], args].concat());
     assert_eq!(code, Some(130), "{text}");
     assert!(text.contains("interrupted after step") && text.contains("reprpo run --resume"), "{text}");
     let resume =
@@ -343,15 +337,38 @@ fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
     let output = resume();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let whole = dir.path().join("whole");
-    let output = run(&golden, &whole, &args);
+    let output = run(golden, &whole, args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(metrics(&out), metrics(&whole));
-    for file in ["adapter/adapter_model.safetensors", "transform/transform.safetensors", "eval/summary.json"] {
+    for file in files {
         assert!(std::fs::read(out.join(file)).unwrap() == std::fs::read(whole.join(file)).unwrap(), "{file}");
     }
     let again = resume();
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("has ended"), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_training_leaves_a_run_that_goes_on_as_if_nothing_had_been() {
+    let Some(golden) = golden() else { return };
+    // With dropout and trained transforms, so that chance and everything that is kept take part.
+    let args = ["--intervention", "prefvec", "--transform", "hra", "--layers", "1,2", "--set", "intervention.lambda_dpo=1.0"];
+    let args = [&args[..], &["--set", "train.epochs=4", "--set", "adapter.lora_dropout=0.1"]].concat();
+    let judged = ["--set", "eval.enabled=true", "--set", "eval.max_pairs=4", "--set", "eval.completion_tokens=6"];
+    let files = ["adapter/adapter_model.safetensors", "transform/transform.safetensors", "eval/summary.json"];
+    goes_on_as_if_nothing_had_been(&golden, &[&args[..], &judged].concat(), "modules adapted", &files);
+}
+
+/// On disk LoRA's parts are whole modules, and what a run goes on with are the parts.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_in_training_keeps_parts_of_modules_apart() {
+    let Some(golden) = golden() else { return };
+    let model = format!("model={}", golden.join("models/phi3").display());
+    let targets = "adapter.target_modules=[\"qkv_proj.q_proj\", \"qkv_proj.v_proj\"]";
+    let args = ["--set", &model, "--set", targets, "--set", "train.epochs=12", "--set", "adapter.lora_dropout=0.1"];
+    goes_on_as_if_nothing_had_been(&golden, &args, "parts of modules adapted", &["adapter/adapter_model.safetensors"]);
 }
 
 #[cfg(unix)]
