@@ -135,6 +135,12 @@ impl Error {
         &self.0.message
     }
 
+    /// The message and its causes, in one line.
+    pub fn in_a_line(&self) -> String {
+        let causes = std::iter::successors(std::error::Error::source(self), |e| e.source());
+        causes.fold(self.0.message.clone(), |line, cause| format!("{line}, because {cause}"))
+    }
+
     /// The hints of this error and of its causes, outermost first.
     pub fn hints(&self) -> Vec<&str> {
         let mut hints: Vec<&str> = self.0.hints.iter().map(String::as_str).collect();

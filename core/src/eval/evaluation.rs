@@ -99,8 +99,7 @@ pub fn evaluate(
             Err(e) if e.fault() != Fault::Interrupted => {
                 // They are for people to look at: an odd tokenizer is to cost nobody the numbers.
                 progress.finish();
-                let because = std::error::Error::source(&e).map_or_else(String::new, |source| format!(", because {source}"));
-                progress.message(&format!("warning: there are no completions: {e}{because}"));
+                progress.message(&format!("warning: there are no completions: {}", e.in_a_line()));
                 None
             }
             made => made?,
