@@ -43,7 +43,9 @@ impl There {
     }
 
     fn command(&self, mut command: Command, args: &[&str]) -> Command {
-        for variable in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        let token = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"];
+        let others = ["HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+        for variable in token.iter().chain(&others) {
             command.env_remove(variable);
         }
         command.env("OMP_NUM_THREADS", "1").env("HF_ENDPOINT", self.hub.endpoint()).env("HF_HOME", self.home.path().join("hf"));
@@ -106,6 +108,7 @@ fn the_doctor_says_which_hub_is_asked_by_whom() {
     let text = doctor(("HF_TOKEN", TOKEN));
     assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
     assert!(doctor(("HF_TOKEN", "not a token")).contains("holds is no token"));
+    assert!(doctor(("SSL_CERT_FILE", "/nowhere")).contains("the certificates that `SSL_CERT_FILE` names cannot be used"));
     assert!(there.hub.requests().is_empty());
 }
 

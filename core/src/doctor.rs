@@ -160,12 +160,13 @@ fn models() -> Check {
 fn hub() -> Check {
     match Hub::of_environment() {
         Ok(hub) => {
-            let Settings { endpoint, cache, offline, token, .. } = hub.settings();
+            let Settings { endpoint, cache, offline, token, authorities, .. } = hub.settings();
             let who = token.as_ref().map_or_else(|| "no token".to_owned(), |token| format!("token of {}", token.source));
             let offline = if *offline { ", offline" } else { "" };
-            Check::new("hub", State::Good, format!("{endpoint}{offline}, {who}, files in {}", cache.display()))
+            let trusted = authorities.as_ref().map_or_else(String::new, |own| format!(", authorities of {}", own.source));
+            Check::new("hub", State::Good, format!("{endpoint}{offline}, {who}{trusted}, files in {}", cache.display()))
         }
-        Err(e) => Check::new("hub", State::Limited, e.to_string()).hint(e.hints().first().copied().unwrap_or("set it anew, or unset it")),
+        Err(e) => Check::new("hub", State::Limited, e.in_a_line()).hint(e.hints().first().copied().unwrap_or("set it anew, or unset it")),
     }
 }
 

@@ -26,7 +26,7 @@ impl There {
 
     fn settings(&self) -> Settings {
         let (cache, listings) = (self.dir.path().join("cache"), self.dir.path().join("listings"));
-        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None }
+        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }
     }
 
     fn open(&self, config: &Config) -> Result<Box<dyn Dataset>> {

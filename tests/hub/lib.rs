@@ -3,10 +3,12 @@
 //! Small files come from the hub itself, large ones by a redirect from another host, as there. Every request is kept.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest, Sha256};
 
 /// The token that opens what is private or gated.
@@ -70,6 +72,8 @@ struct State {
     repos: BTreeMap<String, Repo>,
     renamed: BTreeMap<String, String>,
     mirrored: Option<String>,
+    /// The other host, where large files are.
+    elsewhere: String,
     faults: Vec<Fault>,
     requests: Vec<Request>,
 }
@@ -84,30 +88,55 @@ struct Repo {
 
 /// A hub that runs until the process ends.
 pub struct LocalHub {
-    port: u16,
+    endpoint: String,
+    /// Its certificate, as PEM, where it is asked over TLS.
+    certificate: Option<String>,
     state: Arc<Mutex<State>>,
 }
 
 impl LocalHub {
     /// An empty one, on a port that is free.
     pub fn start() -> Self {
+        Self::with(None)
+    }
+
+    /// An empty one that is asked over TLS, with a certificate that nobody knows.
+    pub fn start_secure() -> Self {
+        Self::with(Some(rcgen::generate_simple_self_signed(["127.0.0.1", "localhost"].map(str::to_owned)).expect("a certificate")))
+    }
+
+    fn with(identity: Option<rcgen::CertifiedKey<rcgen::KeyPair>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let state = Arc::new(Mutex::new(State::default()));
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        // Large files are on a host of another name.
+        let state = Arc::new(Mutex::new(State { elsewhere: format!("{scheme}://localhost:{port}"), ..State::default() }));
+        let tls = identity.as_ref().map(|rcgen::CertifiedKey { cert, signing_key }| {
+            let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+            Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("a certificate and its key"))
+        });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
+                let (shared, tls) = (Arc::clone(&shared), tls.clone());
                 // A client that has gone is no matter of the hub's.
-                std::thread::spawn(move || serve(&connection, port, &shared));
+                std::thread::spawn(move || match tls {
+                    None => serve(connection, &shared),
+                    Some(tls) => serve(StreamOwned::new(ServerConnection::new(tls).ok()?, connection), &shared),
+                });
             }
         });
-        Self { port, state }
+        Self { endpoint: format!("{scheme}://127.0.0.1:{port}"), certificate: identity.map(|i| i.cert.pem()), state }
     }
 
     /// What `HF_ENDPOINT` is set to.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.endpoint.clone()
+    }
+
+    /// The certificate, as PEM, of one that is asked over TLS.
+    pub fn certificate(&self) -> &str {
+        self.certificate.as_deref().expect("a hub that was started with `start_secure`")
     }
 
     /// Puts a commit with just these files onto a branch of `models/org/name` or `datasets/org/name`; gives the commit.
@@ -178,8 +207,8 @@ impl Answer {
     }
 }
 
-fn serve(connection: &TcpStream, port: u16, state: &Mutex<State>) -> Option<()> {
-    let mut lines = BufReader::new(connection).lines();
+fn serve(mut connection: impl Read + Write, state: &Mutex<State>) -> Option<()> {
+    let mut lines = BufReader::new(&mut connection).lines();
     let first = lines.next()?.ok()?;
     let path = first.split(' ').nth(1)?.to_owned();
     let mut request = Request { head: first.starts_with("HEAD "), path, host: String::new(), authorization: None, range: None };
@@ -197,7 +226,7 @@ fn serve(connection: &TcpStream, port: u16, state: &Mutex<State>) -> Option<()> 
     let answer = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         state.requests.push(request.clone());
-        state.answer(&request, port)
+        state.answer(&request)
     };
     let mut head = format!("HTTP/1.1 {} Said\r\nConnection: close\r\n", answer.status);
     for (name, value) in &answer.headers {
@@ -206,17 +235,15 @@ fn serve(connection: &TcpStream, port: u16, state: &Mutex<State>) -> Option<()> 
     if answer.announced {
         head += &format!("Content-Length: {}\r\n", answer.body.len());
     }
-    let mut out = connection;
-    out.write_all(format!("{head}\r\n").as_bytes()).ok()?;
-    if request.head {
-        return out.flush().ok();
+    connection.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+    if !request.head {
+        connection.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())]).ok()?;
     }
-    out.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())]).ok()?;
-    out.flush().ok()
+    connection.flush().ok()
 }
 
 impl State {
-    fn answer(&mut self, request: &Request, port: u16) -> Answer {
+    fn answer(&mut self, request: &Request) -> Answer {
         match self.faults.first() {
             Some(Fault::Busy) => {
                 self.faults.remove(0);
@@ -285,7 +312,7 @@ impl State {
             _ => {}
         }
         if LARGE.iter().any(|end| file.ends_with(end)) {
-            let location = format!("http://localhost:{port}{CDN}{tag}");
+            let location = format!("{}{CDN}{tag}", self.elsewhere);
             return Answer::new(
                 302,
                 &[("X-Linked-ETag", &format!("\"{tag}\"")), ("X-Linked-Size", &bytes.len().to_string()), ("X-Repo-Commit", &commit), ("Location", &location)],

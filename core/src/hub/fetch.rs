@@ -228,7 +228,7 @@ impl File<'_> {
         if start > 0 {
             request = request.header("Range", format!("bytes={start}-"));
         }
-        let response = request.call().map_err(|e| Ended::Cut(self.hub.unreached().because(e)))?;
+        let response = request.call().map_err(|e| Ended::Cut(self.hub.unreached(e)))?;
         match response.status().as_u16() {
             200..=399 => Ok(response),
             401 | 403 if self.gated => Err(Ended::Failed(self.hub.gated(self.repo))),

@@ -11,6 +11,7 @@ mod fetch;
 mod id;
 mod settings;
 mod snapshot;
+mod tls;
 mod watch;
 
 use std::fmt;
@@ -21,9 +22,10 @@ use hf_hub::{Cache, Repo};
 use serde_json::Value;
 use ureq::Agent;
 use ureq::http::HeaderMap;
+use ureq::tls::TlsConfig;
 
 pub use id::{RepoId, RepoKind};
-pub use settings::{Settings, Token};
+pub use settings::{Authorities, Settings, Token};
 pub use snapshot::Snapshot;
 pub use watch::{Watcher, stay_offline, watch};
 pub(crate) use watch::{is_offline, show};
@@ -44,6 +46,7 @@ pub struct Hub {
     api: Api,
     /// For the files.
     agent: Agent,
+    tls: TlsConfig,
 }
 
 impl fmt::Debug for Hub {
@@ -77,6 +80,8 @@ impl Hub {
     /// # Errors
     /// Where there can be no connection with them.
     pub fn new(settings: Settings) -> Result<Self> {
+        let authorities = settings.authorities.as_ref().filter(|_| !settings.offline);
+        let tls = authorities.map_or_else(|| Ok(TlsConfig::default()), tls::trusting)?;
         let builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
             .with_endpoint(settings.endpoint.clone())
             .with_token(settings.token.as_ref().map(|t| t.secret.clone()))
@@ -92,8 +97,9 @@ impl Hub {
             .timeout_recv_response(Some(3 * PATIENCE))
             .timeout_per_read(Some(3 * PATIENCE))
             .user_agent(concat!("reprpo/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls.clone())
             .build();
-        Ok(Self { settings, api, agent: agent.into() })
+        Ok(Self { settings, api, agent: agent.into(), tls })
     }
 
     /// What it goes by.
@@ -121,8 +127,7 @@ impl Hub {
             Err(Silence::Refused(e)) => Err(e),
             Err(Silence::Unreached(e)) => match Snapshot::cached(self, repo) {
                 Ok(snapshot) => {
-                    let why = std::error::Error::source(&e).map_or_else(String::new, |why| format!(" ({why})"));
-                    tracing::warn!("{e}{why}: `{repo}` is taken from the cache, as of commit {}", short(snapshot.commit()));
+                    tracing::warn!("{}: `{repo}` is taken from the cache, as of commit {}", e.in_a_line(), short(snapshot.commit()));
                     Ok(snapshot)
                 }
                 Err(_) => Err(e.hint(format!("nor is `{repo}` in the cache, `{}`", self.settings.cache.display()))),
@@ -132,11 +137,12 @@ impl Hub {
 
     /// What the hub says that a repository holds.
     fn ask(&self, repo: &RepoId) -> Result<Listing, Silence> {
-        let unreached = |e: ureq::Error| Silence::Unreached(self.unreached().because(e));
+        let unreached = |e: ureq::Error| Silence::Unreached(self.unreached(e));
         let mut busy = 0;
         loop {
             let request = self.api.repo(repo.for_hub()).info_request();
-            let response = request.config().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().call().map_err(unreached)?;
+            let request = request.config().http_status_as_error(false).timeout_global(Some(PATIENCE)).tls_config(self.tls.clone()).build();
+            let response = request.call().map_err(unreached)?;
             let status = response.status().as_u16();
             match status {
                 200 => {
@@ -147,15 +153,20 @@ impl Hub {
                     busy += 1;
                     std::thread::sleep(Duration::from_millis(200 << busy));
                 }
-                429 | 500..=599 => return Err(Silence::Unreached(self.unreached().because(Error::new(format!("it is too busy (status {status})"))))),
+                429 | 500..=599 => return Err(Silence::Unreached(self.unreached(Error::new(format!("it is too busy (status {status})"))))),
                 _ => return Err(Silence::Refused(self.refusal(repo, status, response.headers()))),
             }
         }
     }
 
-    fn unreached(&self) -> Error {
-        Error::new(format!("the hub at `{}` cannot be reached", self.settings.endpoint))
-            .hint("`--offline` takes what is in the cache; `HTTPS_PROXY` and `HF_ENDPOINT` say another way to it")
+    fn unreached(&self, why: impl std::error::Error + Send + Sync + 'static) -> Error {
+        let e = Error::new(format!("the hub at `{}` cannot be reached", self.settings.endpoint));
+        let e = match (tls::is_distrust(&why), &self.settings.authorities) {
+            (false, _) => e.hint("`--offline` takes what is in the cache; `HTTPS_PROXY` and `HF_ENDPOINT` say another way to it"),
+            (true, None) => e.hint("where a proxy or a hub of your own has a certificate of its own authority, `SSL_CERT_FILE` names that authority's"),
+            (true, Some(own)) => e.hint(format!("trusted are the authorities of `{}`, as {} says", own.path.display(), own.source)),
+        };
+        e.because(why)
     }
 
     /// What the hub means by turning a question about a repository down.

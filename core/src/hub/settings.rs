@@ -22,6 +22,18 @@ pub struct Settings {
     pub offline: bool,
     /// Who asks: `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<Token>,
+    /// Whose certificates are trusted, and where that is said: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. None =
+    /// the public authorities that Mozilla trusts.
+    pub authorities: Option<Authorities>,
+}
+
+/// A file of certificates in PEM, or a folder of such.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities {
+    /// The file, or the folder.
+    pub path: PathBuf,
+    /// Where it was named, for errors.
+    pub source: String,
 }
 
 /// A secret that is never shown.
@@ -73,12 +85,14 @@ impl Settings {
             let written = secret.len() <= 512 && secret.bytes().all(|b| b.is_ascii_graphic());
             if written { Ok(Token { secret, source }) } else { Err(Error::new(format!("what {source} holds is no token of the hub"))) }
         });
+        let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"].into_iter().find_map(|name| Some((path(name)?, name)));
         Ok(Self {
             endpoint,
             cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
             listings: cache_dir().join("hub"),
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
             token: token.transpose()?,
+            authorities: named.map(|(path, name)| Authorities { path, source: format!("`{name}`") }),
         })
     }
 }
@@ -103,6 +117,8 @@ mod tests {
         let said =
             of(&[("HF_HOME", home), ("HF_TOKEN", " hf_said "), ("HF_HUB_CACHE", "/c"), ("HF_ENDPOINT", "http://h:1/"), ("HF_HUB_OFFLINE", "yes")]).unwrap();
         assert_eq!((said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()), ("hf_said", PathBuf::from("/c"), "http://h:1"));
+        let bundles = of(&[("HF_HOME", home), ("CURL_CA_BUNDLE", "/b"), ("REQUESTS_CA_BUNDLE", "/a")]).unwrap().authorities;
+        assert_eq!(bundles, Some(Authorities { path: "/a".into(), source: "`REQUESTS_CA_BUNDLE`".into() }));
         assert!(said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);
     }
 

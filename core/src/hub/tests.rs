@@ -24,14 +24,18 @@ struct There {
 impl There {
     /// A hub with one model.
     fn new() -> Self {
-        let (hub, weights) = (LocalHub::start(), weights(300_000));
+        Self::of(LocalHub::start())
+    }
+
+    fn of(hub: LocalHub) -> Self {
+        let weights = weights(300_000);
         let commit = hub.push(MODEL, "main", &[("config.json", b"{}"), (WEIGHTS, &weights), ("sub/deep/x.txt", b"deep")]);
         Self { dir: tempfile::tempdir().unwrap(), hub, commit, weights }
     }
 
     fn settings(&self) -> Settings {
         let (cache, listings) = (self.dir.path().join("cache"), self.dir.path().join("listings"));
-        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None }
+        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }
     }
 
     fn client(&self) -> Hub {
@@ -264,6 +268,38 @@ fn the_token_goes_to_the_hub_alone() {
     let (cdn, hub): (Vec<_>, Vec<_>) = requests.iter().partition(|r| r.host.starts_with("localhost"));
     assert!(!cdn.is_empty() && cdn.iter().all(|r| r.authorization.is_none()), "{cdn:?}");
     assert!(!hub.is_empty() && hub.iter().all(|r| r.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"))), "{hub:?}");
+}
+
+#[test]
+fn over_tls_it_is_asked_where_somebody_who_is_trusted_vouches_for_it() {
+    let there = There::of(LocalHub::start_secure());
+    let e = there.client().open(&id("org/name")).unwrap_err();
+    assert!(told(&e).contains("cannot be reached") && told(&e).contains("`SSL_CERT_FILE` names"), "{e:?}");
+    assert!(there.hub.requests().is_empty());
+
+    let folder = there.dir.path().join("certificates");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("own.pem");
+    fs::write(&file, format!("An authority of the tests.\n{}", there.hub.certificate())).unwrap();
+    let trusting =
+        |path: &Path| Hub::new(Settings { authorities: Some(Authorities { path: path.into(), source: "`SSL_CERT_FILE`".into() }), ..there.settings() });
+    let client = trusting(&file).unwrap();
+    // What a large file is fetched from is another host, which is asked over TLS as well.
+    let path = client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap();
+    assert!(fs::read(path).unwrap() == there.weights && there.hub.requests().iter().any(|r| r.host.starts_with("localhost")));
+    assert!(trusting(&folder).unwrap().open(&id("org/name@main")).unwrap().get("config.json").is_ok() && !there.hub.requests().is_empty());
+
+    // A certificate of another hub vouches for none of this one.
+    fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
+    let other = trusting(&file).unwrap();
+    let e = other.open(&id("org/other")).unwrap_err();
+    assert!(told(&e).contains("own.pem`, as `SSL_CERT_FILE` says"), "{e:?}");
+    for (text, says) in [("no certificate here", "holds no certificate"), ("-----BEGIN CERTIFICATE-----\n!\n", "no PEM")] {
+        fs::write(&file, text).unwrap();
+        let e = trusting(&file).unwrap_err();
+        assert!(told(&e).contains("`SSL_CERT_FILE`") && told(&e).contains(says), "{e:?}");
+    }
+    assert!(told(&trusting(Path::new("/nowhere")).unwrap_err()).contains("`/nowhere`"));
 }
 
 #[test]

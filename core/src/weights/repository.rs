@@ -119,7 +119,7 @@ mod tests {
         let (dir, hub) = (tempfile::tempdir().unwrap(), LocalHub::start());
         hub.push("models/org/name", "main", &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>());
         let (cache, listings) = (dir.path().join("cache"), dir.path().join("listings"));
-        let client = Hub::new(Settings { endpoint: hub.endpoint(), cache, listings, offline: false, token: None }).unwrap();
+        let client = Hub::new(Settings { endpoint: hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }).unwrap();
         let snapshot = client.open(&RepoId::read(RepoKind::Model, "org/name").unwrap()).unwrap();
         let path = take(&snapshot)?;
         let mut there: Vec<String> = snapshot.files().iter().filter(|f| snapshot.folder().join(f).is_file()).cloned().collect();
