@@ -1,5 +1,8 @@
 //! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and files.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use crate::golden::{error, folder};
 use reprpo_core::model::pass::Request;
 use reprpo_core::model::peft::{self, Saved};
@@ -8,7 +11,7 @@ use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::{Make, Registry};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::serde_json::Value;
+use reprpo_plugin::serde_json::{self, Map, Value};
 use reprpo_plugin::tch::{self, Device};
 use reprpo_plugin::testkit::random;
 
@@ -79,6 +82,12 @@ fn agrees_once(name: &str, change: fn(&mut Saved)) {
     peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
     let file = "adapter_model.safetensors";
     assert!(std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(), "{name}: not the bytes that PEFT wrote");
+    let fields = |dir: &Path| -> BTreeSet<String> {
+        let config: Map<String, Value> = serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap();
+        config.into_iter().map(|(field, _)| field).collect()
+    };
+    let stray: Vec<String> = fields(folder.path()).difference(&fields(&dir)).cloned().collect();
+    assert!(stray.is_empty(), "{name}: PEFT would warn of {stray:?}");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
     assert_eq!(again.entry.about.name, saved.entry.about.name);
     let fresh = build(&Value::Object(again.config).to_string()).unwrap();

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ IN_PARTS = {
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
 LIMIT = 1e-4
+# What PEFT says of a field that it does not know.
+warnings.filterwarnings("error", message="Unexpected keyword")
 
 
 def logps(model, tokenizer, pairs):

@@ -140,13 +140,12 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
         ("auto_mapping", Value::Null),
         ("peft_version", json!(PEFT_VERSION)),
         ("target_modules", json!(targets)),
-        ("layers_to_transform", json!(layers)),
-        ("layers_pattern", Value::Null),
-        ("exclude_modules", Value::Null),
-        ("modules_to_save", Value::Null),
-        ("bias", json!("none")),
     ] {
         config.insert(field.to_owned(), value);
+    }
+    // Not every type of PEFT's has it, and each warns of what it has not.
+    if let Some(layers) = layers {
+        config.insert("layers_to_transform".to_owned(), json!(layers));
     }
     config.sort_keys();
     std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
