@@ -7,16 +7,19 @@ mod methods;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value as Jinja};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, context, escape_formatter};
 use regex::Regex;
 use serde_json::Value;
 
 use crate::api::Message;
 use crate::error::{Error, Result};
 
-/// Steps that a template may take for one conversation: thousands of messages through the longest templates there are.
-const FUEL: u64 = 5_000_000;
+/// Steps that a template may take for one conversation, each of which also pays for 64 bytes of what it makes: thousands
+/// of messages through the longest templates there are, and no more than 32 MB.
+const FUEL: u64 = 500_000;
+/// Levels of lists and maps within each other that are written out.
+const DEEPEST: usize = 128;
 /// Bytes of a template; those of models with tools have a thirtieth.
 const LONGEST: usize = 1 << 20;
 
@@ -44,9 +47,17 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
+        environment.set_formatter(|out, state, x| match x.as_str() {
+            Some(text) if text.len() as u64 / 64 > state.fuel_levels().map_or(u64::MAX, |(_, left)| left) => Err(ErrorKind::OutOfFuel.into()),
+            Some(_) => escape_formatter(out, state, x),
+            None => weigh(state, x, 0).and_then(|()| escape_formatter(out, state, x)),
+        });
         environment.set_unknown_method_callback(methods::of_python);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, now()));
+        environment.add_function("strftime_now", |state: &State, format: &str| {
+            state.consume_fuel(format.len() as u64 / 16)?;
+            strftime(format, now())
+        });
         environment.add_filter("tojson", tojson);
         environment.add_template_owned("chat", without_training_marks(&source)?).map_err(|e| failed("the model's chat template is not valid", &e))?;
         Ok(Self { source, environment, bos, eos, pad })
@@ -76,7 +87,9 @@ impl ChatTemplate {
         };
         let template = self.environment.get_template("chat").map_err(|e| failed("the model's chat template is lost", &e))?;
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
-            (ErrorKind::OutOfFuel, _) => Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps")),
+            (ErrorKind::OutOfFuel, _) => {
+                Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * 64 / 1_000_000))
+            }
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!("the model's chat template refuses the conversation: {}", &reason[REFUSED.len()..]))
                     .hint(format!("the roles in turn: {}", messages.iter().map(|m| m.role.as_str()).collect::<Vec<_>>().join(", ")))
@@ -104,8 +117,29 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
     Error::new(format!("{what}: {e}"))
 }
 
+/// Pays for all that a value holds before it is written out: minijinja asks for the price of a text when it is there, and
+/// a list of the same list twice, of which there is a list twice and so on, takes few steps to make.
+fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
+    if !matches!(x.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
+        return state.consume_fuel(x.as_str().map_or(1, |text| 1 + text.len() as u64 / 16));
+    }
+    if depth == DEEPEST {
+        let what = format!("lists and maps are more than {DEEPEST} levels deep in each other");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+    }
+    for part in x.try_iter()? {
+        state.consume_fuel(4)?;
+        weigh(state, &part, depth + 1)?;
+        if x.kind() == ValueKind::Map {
+            weigh(state, &x.get_item(&part)?, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
 /// Python's `json.dumps(x, ensure_ascii=False)`, which transformers puts in place of Jinja's own filter.
-fn tojson(x: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+fn tojson(state: &State, x: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+    weigh(state, x, 0)?;
     let indent: Option<usize> = options.get("indent")?;
     let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
@@ -270,12 +304,34 @@ mod tests {
 
     #[test]
     fn a_template_that_loops_for_ever_or_grows_for_ever_is_an_error() {
-        let long = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        assert!(render(long, &[]).unwrap_err().message().contains("does not end"));
-        let large = "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}";
-        assert!(render(large, &[]).is_err());
-        assert!(render("{{ 'x' * 10000000000 }}", &[]).is_err());
-        assert!(render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", &[]).is_err());
+        let grown = |rest: &str| format!("{{% set ns = namespace(a=[1]) %}}{{% for i in range(60) %}}{{% set ns.a = [ns.a, ns.a] %}}{{% endfor %}}{rest}");
+        for template in [
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+            "{{ 'x' * 100000000 }}",
+            "{{ [messages] * 99999999 }}",
+            "{{ ([messages] * 99999999) | tojson }}",
+            "{{ ('x' * 9999999).replace('x', 'y' * 999) }}",
+            "{{ ('x' * 9999999).split('x') | length }}",
+            "{{ ('\\n' * 9999999).splitlines() | length }}",
+            "{{ strftime_now('%Y' * 9999999) }}",
+            &grown("{{ ns.a }}"),
+            &grown("{% set text %}{{ ns }}{% endset %}"),
+            &grown("{{ ns.a | tojson }}"),
+            &grown("{{ {'a': ns.a} | tojson(indent=2) }}"),
+        ] {
+            let e = render(template, &[("user", "a")]).unwrap_err();
+            assert!(e.message().contains("does not end"), "{template}: {e:?}");
+        }
+        for template in [
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns | tojson }}",
+            "{% set ns = namespace(a=[]) %}{% for i in range(9999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
+        ] {
+            let e = render(template, &[]).unwrap_err();
+            assert!(e.message().contains("recursion limit") || e.message().contains("levels deep"), "{template}: {e:?}");
+        }
     }
 
     #[test]
