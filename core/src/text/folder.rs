@@ -73,6 +73,7 @@ fn chat_template(dir: &Path, config: &Value) -> Result<Option<String>> {
 mod tests {
     use proptest::prelude::*;
 
+    use crate::error::Fault;
     use crate::testing;
     use crate::text::Tokenizer;
 
@@ -124,6 +125,19 @@ mod tests {
             std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
             assert!(Tokenizer::from_folder(dir.path()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_pattern_that_gives_up_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let vocabulary = r#"{"version":"1.0","added_tokens":[],
+            "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated","invert":false},
+            "model":{"type":"BPE","vocab":{"x":0},"merges":[]}}"#;
+        std::fs::write(dir.path().join("tokenizer.json"), vocabulary).unwrap();
+        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+        assert_eq!(tokenizer.encode("xx").unwrap(), [0, 0]);
+        let e = tokenizer.encode(&"x".repeat(4000)).unwrap_err();
+        assert!(e.message().contains("the model's tokenizer panicked") && e.fault() == Fault::Input, "{e:?}");
     }
 
     proptest! {

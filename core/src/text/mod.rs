@@ -7,6 +7,7 @@ mod folder;
 mod gguf;
 mod pairs;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::Tokenizer as Ids;
@@ -15,7 +16,7 @@ use tokenizers::processors::template::TemplateProcessing;
 pub use pairs::{Drop, Limits, Outcome, TokenPair, Tokenised, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
 use crate::api::Message;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::weights::Metadata;
 use chat::ChatTemplate;
 
@@ -102,7 +103,7 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer itself fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = self.ids.encode_fast(text, false).map_err(foreign)?;
+        let encoding = guarded(|| self.ids.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
@@ -112,7 +113,7 @@ impl Tokenizer {
     /// # Errors
     /// Where the tokenizer itself fails.
     pub fn encode_alone(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = self.ids.encode_fast(text, true).map_err(foreign)?;
+        let encoding = guarded(|| self.ids.encode_fast(text, true))?;
         let ids = encoding.get_ids().iter().map(|&id| id.into());
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
@@ -124,7 +125,7 @@ impl Tokenizer {
     /// An id that is no id.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is no token id")))).collect::<Result<Vec<u32>>>()?;
-        self.ids.decode(&ids, false).map_err(foreign)
+        guarded(|| self.ids.decode(&ids, false))
     }
 
     /// The files of a Hugging Face folder that say what this tokenizer is: name and text.
@@ -228,6 +229,14 @@ impl Tokenizer {
 
 fn foreign(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
+}
+
+/// The crate panics where a pattern that the tokenizer brings gives up on a text.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(foreign),
+        Err(payload) => Err(Error::panicked("the model's tokenizer", payload.as_ref()).blamed_on(Fault::Input)),
+    }
 }
 
 #[cfg(test)]
