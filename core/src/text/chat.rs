@@ -15,9 +15,10 @@ use serde_json::Value;
 use crate::api::Message;
 use crate::error::{Error, Result};
 
-/// Steps that a template may take for one conversation, each of which also pays for 64 bytes of what it makes: thousands
-/// of messages through the longest templates there are, and no more than 32 MB.
+/// Steps that a template may take for one conversation: thousands of messages through the longest templates there are.
 const FUEL: u64 = 500_000;
+/// Bytes of what a template makes that cost as much as a step; minijinja counts so.
+const BYTES_A_STEP: u64 = 64;
 /// Levels of lists and maps within each other that are written out.
 const DEEPEST: usize = 128;
 /// Bytes of a template; those of models with tools have a thirtieth.
@@ -48,14 +49,16 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         environment.set_formatter(|out, state, x| match x.as_str() {
-            Some(text) if text.len() as u64 / 64 > state.fuel_levels().map_or(u64::MAX, |(_, left)| left) => Err(ErrorKind::OutOfFuel.into()),
+            // Written out it will be paid for; there has to be as much.
+            Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
             Some(_) => escape_formatter(out, state, x),
             None => weigh(state, x, 0).and_then(|()| escape_formatter(out, state, x)),
         });
         environment.set_unknown_method_callback(methods::of_python);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |state: &State, format: &str| {
-            state.consume_fuel(format.len() as u64 / 16)?;
+            // A field of two letters is written with up to nine.
+            pay(state, 4 * format.len())?;
             strftime(format, now())
         });
         environment.add_filter("tojson", tojson);
@@ -88,7 +91,7 @@ impl ChatTemplate {
         let template = self.environment.get_template("chat").map_err(|e| failed("the model's chat template is lost", &e))?;
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
             (ErrorKind::OutOfFuel, _) => {
-                Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * 64 / 1_000_000))
+                Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * BYTES_A_STEP / 1_000_000))
             }
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!("the model's chat template refuses the conversation: {}", &reason[REFUSED.len()..]))
@@ -117,11 +120,18 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
     Error::new(format!("{what}: {e}"))
 }
 
+/// Pays for bytes that are about to be made.
+fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
+    state.consume_fuel(bytes as u64 / BYTES_A_STEP)
+}
+
 /// Pays for all that a value holds before it is written out: minijinja asks for the price of a text when it is there, and
 /// a list of the same list twice, of which there is a list twice and so on, takes few steps to make.
 fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
     if !matches!(x.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
-        return state.consume_fuel(x.as_str().map_or(1, |text| 1 + text.len() as u64 / 16));
+        state.consume_fuel(1)?;
+        // In JSON a letter may take six, and there is a copy on the way.
+        return pay(state, 4 * x.as_str().map_or(0, str::len));
     }
     if depth == DEEPEST {
         let what = format!("lists and maps are more than {DEEPEST} levels deep in each other");

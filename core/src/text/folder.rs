@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::Tokenizer as Ids;
 
-use super::Extras;
-use crate::error::{Error, Result};
+use super::{Extras, guarded};
+use crate::error::{Context, Error, Result};
 use crate::files::{read_bounded, read_json};
 
 /// Of tokenizer.json; Gemma's has a quarter of it.
@@ -24,9 +24,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         });
     }
     let bytes = read_bounded(&path, MOST_BYTES)?;
-    let invalid = || Error::new(format!("`{}` is no valid tokenizer", path.display()));
-    // The crate trusts some of what it reads (merges that are longer than any token, for one) and would panic.
-    let ids = std::panic::catch_unwind(|| Ids::from_bytes(&bytes)).map_err(|_| invalid())?.map_err(|e| invalid().because(e))?;
+    let ids = guarded(|| Ids::from_bytes(&bytes)).within(|| format!("`{}` is no valid tokenizer", path.display()))?;
 
     let config = optional(&dir.join("tokenizer_config.json"))?;
     let map = optional(&dir.join("special_tokens_map.json"))?;

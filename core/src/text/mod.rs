@@ -231,7 +231,8 @@ fn foreign(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
 }
 
-/// The crate panics where a pattern that the tokenizer brings gives up on a text.
+/// The crate trusts what it reads, and panics at some of it: merges that are longer than any token, a pattern that gives up
+/// on a text.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(foreign),

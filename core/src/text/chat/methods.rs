@@ -7,7 +7,7 @@ use minijinja_contrib::pycompat;
 /// The methods that minijinja-contrib knows, and those that it does not.
 pub fn of_python(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, method, args) };
-    state.consume_fuel(text.len() as u64 / 64)?;
+    super::pay(state, text.len())?;
     // The price of the parts is asked for when they are there, and a text may have as many as it has letters.
     let parts = match (method, args.first().and_then(Value::as_str)) {
         ("split", Some(between)) => text.matches(between).count(),
