@@ -1,6 +1,6 @@
 //! Files that appear whole or not at all, and files that are read whole where they are not too large.
 
-use std::io::Write;
+use std::fs::File;
 use std::path::Path;
 
 use serde_json::Value;
@@ -20,19 +20,24 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// Where the folder is missing, not writable, or full.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_beside(path, |temporary| std::fs::write(temporary, bytes))
+}
+
+/// Makes a temporary file beside `path`, lets `write` fill it or put another in its place, and renames it.
+///
+/// # Errors
+/// Where the folder is missing, not writable, or full, and what `write` says.
+pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(path: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<()> {
     let within = || format!("cannot write `{}`", path.display());
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).within(within)?;
-    file.write_all(bytes).within(within)?;
-    file.as_file().sync_all().within(within)?;
+    let temporary = tempfile::NamedTempFile::new_in(dir).within(within)?.into_temp_path();
+    write(&temporary).map_err(|e| Error::new(within()).because(e))?;
+    let file = File::options().write(true).open(&temporary).within(within)?;
     // A temporary file is for its owner alone; what it becomes is like any other file of the run.
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).within(within)?;
-    }
-    file.persist(path).map_err(|e| Error::new(within()).because(e.error))?;
-    Ok(())
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).within(within)?;
+    file.sync_all().within(within)?;
+    temporary.persist(path).map_err(|e| e.error).within(within)
 }
 
 /// What a JSON file says that a model comes with: its configuration, an index, a special token or two.

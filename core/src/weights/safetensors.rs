@@ -14,7 +14,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::memory::{Mapped, copied, filled};
 use super::{gguf, header};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::files::write_beside;
 
 /// The number types that are read and written, by the names that the format has for them.
 pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
@@ -134,19 +135,8 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
     if let Some(pair) = parts.windows(2).find(|w| w[0].0 == w[1].0) {
         return Err(Error::internal(format!("tensor `{}` is to be written twice to `{}`", pair[0].0, path.display())));
     }
-    let writing = || format!("cannot write `{}`", path.display());
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".safetensors-");
-    // A temporary file is its owner's alone; this one becomes the file itself, so the umask decides as for any other.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let temporary = builder.tempfile_in(folder).within(writing)?;
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(parts, Some(format), temporary.path()).map_err(|e| Error::new(writing()).because(e.to_string()))?;
-    temporary.as_file().sync_all().within(writing)?;
-    temporary.persist(path).map_err(|e| e.error).within(writing)?;
-    Ok(())
+    write_beside(path, |temporary| safetensors::serialize_to_file(parts, Some(format), temporary))
 }
 
 struct Part {
@@ -217,6 +207,19 @@ mod tests {
             assert!(back[&name].equal(&tensor), "{name}");
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn others_may_read_what_is_written_as_they_may_the_files_beside_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (weights, config) = (dir.path().join("x.safetensors"), dir.path().join("config.json"));
+        write_safetensors(&weights, &some()).unwrap();
+        crate::files::write_whole(&config, b"{}").unwrap();
+        for file in [weights, config] {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o644, "{}", file.display());
+        }
     }
 
     #[test]
