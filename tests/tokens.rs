@@ -154,17 +154,17 @@ fn tokens_are_listed_pair_by_pair_with_their_rows_places() {
     assert_eq!(inspected["splits"][0]["examples"][0]["chosen"]["ids"], json!([bos, say[0], say[1], say[2], say[3], 57, 1]));
 }
 
-/// The small Llama with a tokenizer that puts a BOS before plain text.
-fn llama_with_bos(golden: &Path, folder: &Path) -> PathBuf {
-    let model = folder.join("llama_bos");
-    std::fs::create_dir_all(&model).expect("a folder");
+/// A small model with a tokenizer of its own: `plain`, or `bos`, which puts a BOS before plain text.
+fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
+    let made = folder.join(format!("{model}_{tokenizer}"));
+    std::fs::create_dir_all(&made).expect("a folder");
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join("models/llama").join(file), model.join(file)).expect("copied");
+        std::fs::copy(golden.join("models").join(model).join(file), made.join(file)).expect("copied");
     }
     for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
-        std::fs::copy(golden.join("trl_tokens/bos").join(file), model.join(file)).expect("copied");
+        std::fs::copy(golden.join("trl_tokens").join(tokenizer).join(file), made.join(file)).expect("copied");
     }
-    model
+    made
 }
 
 fn score(folder: &Path, model: &Path, data: &Path, more: &[&str]) -> Output {
@@ -181,18 +181,48 @@ fn near(found: &[f64], want: &[f64], tolerance: f64) {
     assert!(found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance), "{found:?}, not {want:?}");
 }
 
-/// What transformers gives: `tokenizer(prompt + completion + eos)` through the model, scored behind the common beginning.
+/// What transformers 5.23 gives, float32: `tokenizer(prompt + completion + eos)` through the model, scored behind the ids
+/// that the prompt and both texts begin with. The numbers of a row are two pairs, chosen and rejected.
+const SCORES: [(&str, &str, [f64; 4]); 16] = [
+    ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
+    ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
+    ("gpt_neox", "plain", [-37.887355, -28.234001, -22.449965, -30.663142]),
+    ("gpt_neox", "bos", [-37.982335, -29.636383, -20.858334, -28.882792]),
+    ("llama", "plain", [-37.039681, -29.610431, -20.866783, -30.327418]),
+    ("llama", "bos", [-35.626291, -30.080607, -20.571534, -29.857569]),
+    ("llama_tied_rope3", "plain", [-36.495336, -29.604342, -22.245665, -31.155449]),
+    ("llama_tied_rope3", "bos", [-35.253977, -29.853256, -22.282405, -31.131026]),
+    ("mistral", "plain", [-37.382442, -29.909167, -20.866783, -29.969283]),
+    ("mistral", "bos", [-36.148972, -30.282709, -20.072629, -29.386895]),
+    ("phi3", "plain", [-45.748395, -29.032376, -19.708488, -34.55826]),
+    ("phi3", "bos", [-45.431637, -30.90576, -20.216778, -33.875461]),
+    ("qwen2", "plain", [-38.974571, -31.73192, -23.484086, -26.905519]),
+    ("qwen2", "bos", [-37.33286, -30.912041, -24.415381, -27.4386]),
+    ("qwen3", "plain", [-40.451506, -30.745364, -24.496831, -29.930561]),
+    ("qwen3", "bos", [-40.843947, -30.956645, -25.506192, -29.081053]),
+];
+
 #[test]
-fn plain_text_is_scored_with_the_bos_that_its_tokenizer_adds() {
+fn plain_text_has_the_scores_that_transformers_gives_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let model = llama_with_bos(&golden, dir.path());
-    let rows =
-        [json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}), json!({"prompt": "Grass is", "chosen": " green", "rejected": " pink"})];
+    let rows = [
+        json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}),
+        json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"}),
+    ];
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
-    near(&logps(&score(dir.path(), &model, &file, &["--json"])), &[-35.626_291, -30.080_600, -33.322_576, -35.817_584], 1e-4);
-    let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
-    near(&bare, &[-37.039_689, -29.610_429, -32.753_991, -35.101_061], 1e-4);
+    for (name, tokenizer, want) in SCORES {
+        let model = with_tokenizer(&golden, name, tokenizer, dir.path());
+        near(&logps(&score(dir.path(), &model, &file, &["--json"])), &want, 1e-4);
+        if (name, tokenizer) == ("llama", "bos") {
+            let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
+            near(&bare, &SCORES[4].2, 1e-4);
+            let prompt = ["generate", "--device", "cpu", "--dtype", "f32", "--max-new-tokens", "1", "--plain", "--prompt", "The sky is", "--json"];
+            let said: Value = serde_json::from_str(&stdout(&reprpo(dir.path(), &[&prompt[..], &["--model", utf8(&model)]].concat()))).expect("JSON");
+            let ids = lines(&reprpo(dir.path(), &["data", "tokens", utf8(&file), "--model", utf8(&model), "--json"]));
+            assert_eq!(said[0]["prompt_tokens"].as_u64(), ids[0]["prompt_ids"].as_array().map(|ids| ids.len() as u64));
+        }
+    }
 }
 
 #[test]
