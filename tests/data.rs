@@ -118,8 +118,8 @@ fn data_that_cannot_be_used_fail_before_the_model() {
     let folder = folder();
     let here = folder.path();
     std::fs::write(here.join("empty.jsonl"), "\n").expect("written");
-    std::fs::write(here.join("silent.jsonl"), r#"{"prompt": "p", "chosen": "", "rejected": "r"}"#).expect("written");
-    for (file, why) in [("empty.jsonl", "`empty.jsonl` holds no pairs"), ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is empty")] {
+    std::fs::write(here.join("silent.jsonl"), r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#).expect("written");
+    for (file, why) in [("empty.jsonl", "`empty.jsonl` holds no pairs"), ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text")] {
         let output = reprpo(here, &["run", "--model", "smollm2-135m-instruct", "--dataset", file]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(why), "{}", stderr(&output));

@@ -7,6 +7,7 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+mod tokens;
 mod training;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,8 @@
 //! What every command that computes begins with: a device, a model, its tokenizer and a data set.
 
+use std::path::Path;
+
+use serde_json::Value;
 use tch::{Cuda, Device, Kind};
 
 use crate::api::{Adapter, Dataset};
@@ -7,6 +10,7 @@ use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
+use crate::files::read_json;
 use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
@@ -26,6 +30,10 @@ pub struct Session {
     pub dataset: Box<dyn Dataset>,
     /// Whether the end-of-sequence text is appended to plain completions.
     pub add_eos: bool,
+    /// Whether plain text gets the tokenizer's own special tokens.
+    pub special_tokens: bool,
+    /// How many tokens the model is made for, where its configuration says so.
+    pub context: Option<usize>,
     /// What was loaded, for a log.
     pub describes: String,
 }
@@ -38,6 +46,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// Where it came from.
     pub source: Located,
+    /// How many tokens the model is made for, where its configuration says so.
+    pub context: Option<usize>,
     /// What was loaded, for a log.
     pub describes: String,
 }
@@ -70,7 +80,8 @@ impl Loaded {
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
         tokenizer.check_fits(model.info().vocab)?;
-        Ok(Self { model, tokenizer, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
+        let context = context(files.config());
+        Ok(Self { model, tokenizer, source, context, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 }
 
@@ -82,23 +93,39 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, source, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, source, dataset, add_eos: true, describes })
+        let Loaded { model, tokenizer, source, context, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, source, dataset, add_eos: true, special_tokens: true, context, describes })
     }
 
-    /// How long pairs may be.
+    /// How pairs are tokenised, and how long they may be.
     pub fn limits(&self, train: &TrainConfig) -> Limits {
-        Limits { max_length: train.max_length, max_prompt_length: train.max_prompt_length, add_eos: self.add_eos }
+        Limits {
+            max_length: train.max_length,
+            max_prompt_length: train.max_prompt_length,
+            add_eos: self.add_eos,
+            special_tokens: self.special_tokens,
+            context: self.context,
+        }
+    }
+
+    /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids, and those that
+    /// are dropped among them. All may be.
+    ///
+    /// # Errors
+    /// A split that is not there or cannot be read, or a pair that the tokenizer or its chat template refuses.
+    pub fn tokenise_all(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
+        let rows = data::rows(self.dataset.as_ref(), split)?;
+        tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(|| format!("the split `{split}` cannot be used"))
     }
 
     /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.
     ///
     /// # Errors
-    /// A split that is not there or cannot be read, or one without a usable pair.
+    /// As [`tokenise_all`](Self::tokenise_all), and for a split without a usable pair.
     pub fn tokenise(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
-        let tokenised = tokenise(&self.tokenizer, data::pairs(self.dataset.as_ref(), split)?, &self.limits(train), max_pairs)?;
+        let tokenised = self.tokenise_all(split, train, max_pairs)?;
         if tokenised.pairs.is_empty() {
-            let reasons: Vec<String> = tokenised.dropped.iter().map(|(why, n)| format!("{n}: {why}")).collect();
+            let reasons: Vec<String> = tokenised.reasons().iter().map(|(why, n)| format!("{n}: {why}")).collect();
             let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));
             if !reasons.is_empty() {
                 e = e.hint(format!("dropped {}; `train.max_length` is {} tokens", reasons.join(", "), train.max_length));
@@ -107,6 +134,18 @@ impl Session {
         }
         Ok(tokenised)
     }
+}
+
+/// How many tokens a model is made for, as its configuration says.
+pub fn context(config: &Value) -> Option<usize> {
+    let of = |config: &Value| ["max_position_embeddings", "n_positions"].iter().find_map(|field| config.get(field)?.as_u64());
+    of(config).or_else(|| of(config.get("text_config")?)).and_then(|tokens| usize::try_from(tokens).ok())
+}
+
+/// The same of a model's files, without its weights; none where they are not there.
+pub fn context_of(path: &Path) -> Option<usize> {
+    let config = path.join("config.json");
+    if config.is_file() { context(&read_json(&config).ok()?) } else { context(ModelFiles::open(path).ok()?.config()) }
 }
 
 /// The name by which [`device`] finds it.
@@ -161,7 +200,7 @@ impl ChosenAdapter {
     /// A configuration that the adapter refuses.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let (entry, json, values) = match saved {
-            Some(s) => (s.entry, serde_json::Value::Object(s.config).to_string(), Some(s.values)),
+            Some(s) => (s.entry, Value::Object(s.config).to_string(), Some(s.values)),
             None => (registry.get(PluginKind::Adapter, &experiment.adapter.name)?, experiment.adapter.json(), None),
         };
         let Make::Adapter { build, .. } = entry.make else { return Err(wrong_kind(entry)) };

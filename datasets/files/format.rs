@@ -18,7 +18,7 @@ pub struct Format {
     pub rejected_column: String,
     /// What stands between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
     pub delimiter: Option<char>,
-    /// What becomes of a row that is no pair, such as one with an empty completion.
+    /// What becomes of a row that is no pair, such as one whose completion is missing.
     pub bad_rows: BadRows,
     /// Most MiB of a row; a longer one is an error before it is in memory.
     pub max_row_mib: usize,

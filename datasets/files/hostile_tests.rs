@@ -93,19 +93,22 @@ fn what_is_not_utf8_says_so() {
 }
 
 #[test]
-fn an_empty_completion_is_an_error_or_is_passed_over() {
+fn an_empty_completion_is_read_where_it_cannot_be_a_missing_one() {
     let empty = r#"{"prompt": "p", "chosen": "", "rejected": "r"}"#;
     let silent = r#"{"prompt": [{"role": "user", "content": "p"}], "chosen": [{"role": "assistant", "content": ""}], "rejected": [{"role": "assistant", "content": "x"}]}"#;
-    let (good, error) = read("x.jsonl", &format!("{GOOD}\n{empty}\n{GOOD}"));
+    assert_eq!(read("x.jsonl", &format!("{GOOD}\n{empty}\n{GOOD}")), (3, String::new()));
+    assert_eq!(read("x.jsonl", silent), (1, String::new()));
+    let null = r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#;
+    assert!(read("x.jsonl", null).1.contains("`chosen` is null, not text"));
+    let (good, error) = read("x.csv", "prompt,chosen,rejected\na,b,c\np,,r\n");
     assert_eq!(
         (good, error.as_str()),
-        (1, "cannot read line 2 of `FILE`\n  because `chosen` is empty\n  hint: `--set dataset.bad_rows=skip` passes such rows over")
+        (1, "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: `--set dataset.bad_rows=skip` passes such rows over")
     );
-    assert!(read("x.jsonl", silent).1.contains("`chosen` is empty"));
-    assert!(read("x.csv", "prompt,chosen,rejected\np,,r\n").1.contains("line 2 of `FILE`\n  because `chosen` is empty"));
     let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
-    assert_eq!(read_with("x.jsonl", format!("{GOOD}\n{empty}\n{GOOD}").as_bytes(), skip()), (2, String::new()));
-    let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{empty}\n{{").as_bytes(), skip());
+    assert_eq!(read_with("x.csv", b"prompt,chosen,rejected\na,b,c\np,,r\nd,e,f\n", skip()), (2, String::new()));
+    assert_eq!(read_with("x.jsonl", format!("{GOOD}\n{null}\n{GOOD}").as_bytes(), skip()), (2, String::new()));
+    let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{null}\n{{").as_bytes(), skip());
     assert!(good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"), "what is no row at all is still an error: {error}");
 }
 

@@ -67,8 +67,8 @@ file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
 by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Parquet may be compressed
 with snappy or zstd.
 
-An empty completion, a missing column, another type, or conversations among plain texts are an error that names the
-line; `bad_rows=skip` passes such rows over and says how many. What is no JSON, no CSV or not UTF-8 is always an
+A missing column, another type, an empty field of a .csv or .tsv in place of a completion, or conversations among
+plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is no JSON, no CSV or not UTF-8 is always an
 error, and so is a row of more than `max_row_mib`.";
     const REFERENCE: &'static str = "TRL, dataset formats: preference, standard and conversational, with explicit and implicit prompt";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("train", "pairs.jsonl"), ("test", "held_out.jsonl")];
@@ -111,6 +111,10 @@ impl Dataset for Splits {
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
+    }
+
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.0.iter().find(|(name, _)| *name == split);
         let (_, source) = found.ok_or_else(|| Error::unknown("split", split, self.0.iter().map(|(name, _)| name)))?;
         Ok(Box::new(source.pairs()?))

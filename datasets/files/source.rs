@@ -1,6 +1,8 @@
 //! One file of rows, whatever its format, and the pairs in it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tracing;
@@ -105,16 +107,26 @@ impl Source {
         })
     }
 
-    /// The pairs in order; after an error it ends.
+    /// The pairs in order, each with the place of its row, counted from 0; after an error it ends.
     ///
     /// # Errors
     /// As [`rows`](Self::rows); each pair where its row is none.
     pub fn pairs(&self) -> Result<Pairs> {
+        self.pairs_after(&Rc::default())
+    }
+
+    /// The same where `read` rows of other files stand before this one's. Its own are added to `read` as they are read.
+    ///
+    /// # Errors
+    /// As [`pairs`](Self::pairs).
+    pub fn pairs_after(&self, read: &Rc<Cell<usize>>) -> Result<Pairs> {
         Ok(Pairs {
             path: self.path.clone(),
             columns: self.reading.columns.clone(),
             skip: self.reading.skip,
+            cells: matches!(self.format, Format::Csv(_)),
             rows: self.rows()?,
+            read: read.clone(),
             waiting: Vec::new().into_iter(),
             shape: None,
             skipped: None,
@@ -146,7 +158,11 @@ pub struct Pairs {
     path: PathBuf,
     columns: Columns,
     skip: bool,
+    /// Whether an empty text may as well be a value that is missing, which a table of cells does not tell apart.
+    cells: bool,
     rows: Rows,
+    /// How many rows were read, passed over or not.
+    read: Rc<Cell<usize>>,
     waiting: std::vec::IntoIter<PreferencePair>,
     shape: Option<Shape>,
     skipped: Option<(usize, Error)>,
@@ -178,21 +194,21 @@ impl Pairs {
                 }
                 _ => {}
             }
-            for (name, text) in [(&self.columns.chosen, &pair.chosen), (&self.columns.rejected, &pair.rejected)] {
-                if is_empty(text) {
-                    return Err(Error::new(format!("`{name}` is empty")).hint("`--set dataset.bad_rows=skip` passes such rows over"));
-                }
+            let completions = [(&self.columns.chosen, &pair.chosen), (&self.columns.rejected, &pair.rejected)];
+            if let Some((name, _)) = completions.iter().find(|(_, text)| self.cells && **text == Text::from("")) {
+                return Err(Error::new(format!("`{name}` is empty")).hint("`--set dataset.bad_rows=skip` passes such rows over"));
             }
         }
         Ok(pairs)
     }
 
-    fn step(&mut self) -> Result<Option<PreferencePair>> {
+    fn step(&mut self) -> Result<Option<(usize, PreferencePair)>> {
         loop {
             if let Some(pair) = self.waiting.next() {
-                return Ok(Some(pair));
+                return Ok(Some((self.read.get() - 1, pair)));
             }
             let Some((place, row)) = self.rows.next().transpose()? else { return Ok(None) };
+            self.read.set(self.read.get() + 1);
             match self.of(row).within(|| place.reading(&self.path)) {
                 Ok(pairs) => self.waiting = pairs.into_iter(),
                 Err(e) if self.skip => {
@@ -209,7 +225,7 @@ impl Pairs {
     /// # Errors
     /// Where there is none.
     pub fn first(mut self) -> Result<PreferencePair> {
-        let first = self.next().transpose()?;
+        let first = self.next().transpose()?.map(|(_, pair)| pair);
         let skipped = self.skipped.take();
         first.ok_or_else(|| {
             let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
@@ -221,15 +237,8 @@ impl Pairs {
     }
 }
 
-fn is_empty(text: &Text) -> bool {
-    match text {
-        Text::Plain(text) => text.is_empty(),
-        Text::Messages(messages) => messages.iter().all(|m| m.content.is_empty()),
-    }
-}
-
 impl Iterator for Pairs {
-    type Item = Result<PreferencePair>;
+    type Item = Result<(usize, PreferencePair)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {

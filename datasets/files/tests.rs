@@ -217,3 +217,28 @@ fn a_slip_in_the_configuration_is_an_error() {
     let got = reprpo_plugin::serde_json::from_str::<Config>(r#"{"tests": "a.jsonl"}"#).unwrap_err().to_string();
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
+
+/// The place in the file is what a user looks for, so rows that are passed over count too.
+#[test]
+fn a_pair_has_the_place_of_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.jsonl");
+    fs::write(&path, format!("{}\n{{\"prompt\": 1}}\n{}{{}}\n{}", line(0), line(2), line(4))).unwrap();
+    let format = Format { bad_rows: BadRows::Skip, ..Format::default() };
+    let data = Files::build(Config { train: path, format, ..Config::default() }).unwrap();
+    let rows: Vec<(usize, PreferencePair)> = data.rows("train").unwrap().collect::<Result<_>>().unwrap();
+    assert_eq!(rows.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [0, 2, 4]);
+    assert!(rows.iter().all(|(row, pair)| pair.prompt == Text::from(format!("prompt {row}"))));
+    assert_eq!(rows.into_iter().map(|(_, pair)| pair).collect::<Vec<_>>(), read(data.as_ref(), "train"));
+}
+
+/// In the benchmark's own form a row makes several pairs.
+#[test]
+fn pairs_of_one_row_share_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.json");
+    fs::write(&path, r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"a": 1, "b": 0}}]"#).unwrap();
+    let data = open(&path).unwrap();
+    let rows: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
+    assert_eq!(rows, [0, 0, 1]);
+}

@@ -143,6 +143,10 @@ impl Dataset for Splits {
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
+    }
+
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.splits.iter().find(|s| s.name == split);
         let sources = &found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?.sources;
         let each = sources.iter().map(|source| Ok(source.rows()?.map(move |row| (source, row)))).collect::<Result<Vec<_>>>()?;
@@ -161,8 +165,8 @@ impl Dataset for Splits {
             pairs.truncate(if firsts { 1 } else { usize::MAX });
             Ok(pairs)
         };
-        Ok(Box::new(each.into_iter().flatten().flat_map(move |(source, row)| match row.and_then(|row| of(source, row)) {
-            Ok(pairs) => pairs.into_iter().map(Ok).collect(),
+        Ok(Box::new(each.into_iter().flatten().enumerate().flat_map(move |(at, (source, row))| match row.and_then(|row| of(source, row)) {
+            Ok(pairs) => pairs.into_iter().map(|pair| Ok((at, pair))).collect(),
             Err(e) => vec![Err(e)],
         })))
     }

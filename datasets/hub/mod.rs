@@ -3,6 +3,8 @@
 mod layout;
 mod part;
 
+use std::rc::Rc;
+
 use reprpo_plugin::hub::{Hub, RepoId, RepoKind, Snapshot, short};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json;
@@ -186,10 +188,15 @@ impl Dataset for Splits {
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
+    }
+
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.splits.iter().find(|s| s.name == split);
         let found = found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?;
-        let pairs = found.sources.iter().flat_map(|source| -> PairIter<'_> {
-            match source.pairs() {
+        let read = Rc::default();
+        let pairs = found.sources.iter().flat_map(move |source| -> RowIter<'_> {
+            match source.pairs_after(&read) {
                 Ok(pairs) => Box::new(pairs),
                 Err(e) => Box::new(std::iter::once(Err(e))),
             }

@@ -64,6 +64,8 @@ fn splits_are_files_of_the_repository_in_order() {
     let described: Vec<_> = data.splits().into_iter().map(|s| format!("{}: {}", s.name, s.describes)).collect();
     assert_eq!(described, [format!("train: org/pairs@{} train", &commit[..7]), format!("test: org/pairs@{} test", &commit[..7])]);
     assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
+    let places: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
+    assert_eq!(places, [0, 1, 2, 3, 4], "counted over all files of the split");
     assert_eq!(prompts(data.as_ref(), "test"), ["p9"]);
     assert!(data.pairs("oos").is_err());
 }

@@ -43,7 +43,7 @@ fn measure(adapter: &str) {
     // The lengths of a short chat: what is in them does not matter to the clock.
     let tokens = |n: usize, from: usize| (0..n).map(|i| ((from + i * 7919) % 40_000) as i64).collect::<Vec<_>>();
     let pairs: Vec<TokenPair> =
-        (0..4).map(|i| TokenPair { index: i, prompt: tokens(64, i), chosen: tokens(48, 100 + i), rejected: tokens(48, 200 + i) }).collect();
+        (0..4).map(|i| TokenPair { index: i, row: i, prompt: tokens(64, i), chosen: tokens(48, 100 + i), rejected: tokens(48, 200 + i) }).collect();
     let pairs: Vec<&TokenPair> = pairs.iter().collect();
     let mut seconds = Vec::new();
     for step in 0..=STEPS {

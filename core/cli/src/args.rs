@@ -89,7 +89,9 @@ impl Cli {
             Command::Run(args) => (args.resume.as_deref().and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(), &args.experiment.set),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => (args.experiment.config.clone(), &args.experiment.set),
-            Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.set),
+            Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.pairs.set),
+            Command::Data(DataArgs { command: DataCommand::Tokens(args) }) => (Vec::new(), &args.pairs.set),
+            Command::Score(args) => (Vec::new(), &args.set),
             Command::Generate(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
             Command::Chat(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
@@ -342,6 +344,10 @@ pub struct EvalArgs {
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
+    /// Most tokens of prompt and completion together; a run's own `train.max_length` when not given, and without a run
+    /// as many as the model is made for. What is over is cut off the completion's end, and counted under the table.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<String>,
     /// Any field of the experiment, as `eval.max_pairs=none`; may be given again.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
     pub set: Vec<String>,
@@ -363,21 +369,32 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
     pub load_adapter: Option<String>,
     /// The preference pairs: a file, a name, `NAME:PART`, or a repository of the hub, as `org/name`.
-    #[arg(long, value_name = "FILE|NAME|ID", help_heading = "Data")]
+    #[arg(long, alias = "dataset", value_name = "FILE|NAME|ID", help_heading = "Data")]
     pub data: String,
+    /// Where the data set's files lie.
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data_dir: Option<String>,
     /// What of it to score, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several with `+`.
     #[arg(long, value_name = "SPLIT", help_heading = "Data")]
     pub split: Option<String>,
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
-    /// Most tokens of prompt and completion together.
+    /// Most tokens of prompt and completion together; as many as the model is made for when not given. What is over is cut
+    /// off the completion's end. Pairs that are cut or dropped say so.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
     /// Do not score an end-of-sequence token behind a completion.
     #[arg(long, help_heading = "Data")]
     pub no_eos: bool,
-    /// One JSON object a line and pair.
+    /// Do not put the tokenizer's own special tokens, such as a BOS, around plain text.
+    #[arg(long, help_heading = "Data")]
+    pub no_special_tokens: bool,
+    /// Any field of the experiment, as `dataset.bad_rows=skip`; may be given again.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
+    pub set: Vec<String>,
+    /// One JSON object a line and pair: `split`, `index` (the place of its row in the file) and the scores of `chosen` and
+    /// `rejected`, with `truncated` and then a `reason`; or `dropped` with the `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
@@ -575,6 +592,7 @@ pub struct DataArgs {
 #[derive(Subcommand)]
 pub enum DataCommand {
     Inspect(Box<InspectArgs>),
+    Tokens(Box<TokensArgs>),
 }
 
 /// What is in a data set: counts, duplicates, lengths, what a run would cut or drop, and a few pairs as the model gets them.
@@ -587,6 +605,22 @@ Examples:
 
 Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths are characters.")]
 pub struct InspectArgs {
+    #[command(flatten)]
+    pub pairs: PairsArgs,
+    /// Most tokens of prompt and completion together in a run; 512 when not given.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<String>,
+    /// Show so many pairs of each split.
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
+    pub examples: usize,
+    /// As JSON, the examples with token ids and masks.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Which pairs of which data are read, and how they become tokens.
+#[derive(Args)]
+pub struct PairsArgs {
     /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
     #[arg(value_name = "DATA")]
     pub data: String,
@@ -596,28 +630,45 @@ pub struct InspectArgs {
     /// Do not put an end-of-sequence token behind a completion.
     #[arg(long, help_heading = "Model")]
     pub no_eos: bool,
+    /// Do not put the tokenizer's own special tokens, such as a BOS, around plain text.
+    #[arg(long, help_heading = "Model")]
+    pub no_special_tokens: bool,
     /// Where the data set's files lie.
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data_dir: Option<String>,
-    /// What of it to inspect, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several with `+`.
+    /// What of it to read, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several with `+`.
     #[arg(long, value_name = "SPLIT", help_heading = "Data")]
     pub split: Option<String>,
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
-    /// Most tokens of prompt and completion together in a run.
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub max_length: Option<String>,
     /// Read the first so many pairs of each split.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_pairs: Option<usize>,
     /// Any field of the experiment, as `dataset.test=FILE`; may be given again.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
     pub set: Vec<String>,
-    /// Show so many pairs of each split.
-    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
-    pub examples: usize,
-    /// As JSON, the examples with token ids and masks.
+}
+
+/// The token ids of every pair, as a run trains on them: those of the prompt and of both completions, or why a run would
+/// drop the pair.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo data tokens pairs.jsonl --model smollm2-135m-instruct
+  reprpo data tokens pairs.jsonl --model ./my-model --json > tokens.jsonl
+  reprpo data tokens genies:math --data-dir DATA --split 'test[:5]' --max-length 512
+
+As text, a line is a pair: its index, the prompt, and the two completions between ⟨ and ⟩. Of the model, only the
+tokenizer is read.")]
+pub struct TokensArgs {
+    #[command(flatten)]
+    pub pairs: PairsArgs,
+    /// Most tokens of prompt and completion together, cut as in a run; no limit when not given.
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<String>,
+    /// One JSON object a line and pair: `split`, `index`, `prompt_ids`, `chosen_ids`, `rejected_ids`, or `dropped` with the
+    /// `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

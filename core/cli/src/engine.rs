@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
-use reprpo_core::config::Experiment;
-use reprpo_core::eval::{self, Evaluation, statistics::PairScore};
+use reprpo_core::config::{Experiment, Origin, Resolved};
+use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
 use reprpo_core::model::{Adapted, peft::Saved};
 use reprpo_core::report::Progress;
 use reprpo_core::session::{ChosenAdapter, Session};
+use reprpo_core::text::Findings;
 use reprpo_core::train;
 
 use crate::App;
@@ -43,27 +44,110 @@ pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progr
     train::run(experiment, start, app.registry, stop, progress)
 }
 
+/// How many tokens a pair may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Longest {
+    /// As many as `train.max_length` says, which a user or a run has set there.
+    Configured(Origin),
+    /// As many as the model is made for.
+    Context,
+}
+
+impl Longest {
+    /// The user's own limit or a run's, if there is one.
+    pub fn of(resolved: &Resolved) -> Self {
+        match resolved.origins.get("train.max_length") {
+            None | Some(Origin::Default) => Longest::Context,
+            Some(origin) => Longest::Configured(origin.clone()),
+        }
+    }
+
+    /// The experiment with that limit, and a line that states it.
+    fn apply(&self, experiment: &Experiment, session: &Session) -> (Experiment, String) {
+        let mut experiment = experiment.clone();
+        let said = match (self, session.context) {
+            (Longest::Configured(origin), _) => {
+                format!("a pair may have {} tokens (`train.max_length`, {origin})", experiment.train.max_length)
+            }
+            (Longest::Context, Some(context)) => {
+                experiment.train.max_length = context;
+                format!("a pair may have {context} tokens, the model's context")
+            }
+            (Longest::Context, None) => {
+                experiment.train.max_length = usize::MAX;
+                "a pair may have any number of tokens: the model does not say how many it is made for".to_owned()
+            }
+        };
+        (experiment, said)
+    }
+}
+
 /// Judges the experiment's model on its data set: alone, or with `adapter` against itself without it.
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
-pub fn evaluate(experiment: &Experiment, adapter: Option<&Path>, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Evaluation> {
+pub fn evaluate(
+    experiment: &Experiment,
+    longest: &Longest,
+    adapter: Option<&Path>,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+    app: &App<'_>,
+) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    eval::evaluate(&session, [None, adapted.as_ref()], experiment, app.registry, stop, progress)
+    let (experiment, limit) = longest.apply(experiment, &session);
+    let judged = eval::read(&session, &experiment)?;
+    app.printer.note(&limit);
+    let mut findings = Findings::default();
+    for split in &judged {
+        findings.merge(&split.data.findings);
+        if split.data.dropped() + split.data.truncated() > 0 {
+            app.printer.note(&split.describe());
+        }
+    }
+    findings.lines().iter().for_each(|line| app.printer.note(line));
+    eval::evaluate(&session, &judged, [None, adapted.as_ref()], &experiment, app.registry, stop, progress)
+}
+
+/// How plain text is scored.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainText {
+    /// Whether a completion ends with the end-of-sequence token.
+    pub eos: bool,
+    /// Whether the tokenizer puts its special tokens around it.
+    pub special_tokens: bool,
 }
 
 /// Scores every pair of the experiment's data set, or of the splits it names, with its model and `init_adapter`.
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
-pub fn score(experiment: &Experiment, eos: bool, stop: &AtomicBool, progress: &mut dyn Progress, app: &App<'_>) -> Result<Vec<PairScore>> {
+pub fn score(
+    experiment: &Experiment,
+    longest: &Longest,
+    text: PlainText,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+    app: &App<'_>,
+) -> Result<Vec<SplitScores>> {
     let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
-    session.add_eos = eos;
+    (session.add_eos, session.special_tokens) = (text.eos, text.special_tokens);
+    let (experiment, limit) = longest.apply(experiment, &session);
+    let train = &experiment.train;
+    let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
+    let judged = splits.into_iter().map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info })).collect::<Result<Vec<_>>>()?;
+    let mut findings = Findings::default();
+    let changed = judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe);
+    for line in changed.enumerate().flat_map(|(i, line)| (i == 0).then(|| limit.clone()).into_iter().chain([line])) {
+        app.printer.note(&line);
+    }
+    judged.iter().for_each(|split| findings.merge(&split.data.findings));
+    findings.lines().iter().for_each(|line| app.printer.note(line));
     let mut scores = Vec::new();
-    for split in eval::splits(session.dataset.as_ref(), &experiment.eval)? {
-        let pairs = session.tokenise(&split.name, &experiment.train, None)?.pairs;
-        progress.stage(&format!("score {}", split.name), Some(pairs.len() as u64));
-        scores.extend(eval::score_pairs(&session.model, adapted.as_ref(), &pairs, experiment.eval.tokens, stop, progress)?);
+    for Judged { info, data } in &judged {
+        progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
+        let scored = eval::score_pairs(&session.model, adapted.as_ref(), &data.pairs, experiment.eval.tokens, stop, progress)?;
+        scores.push(SplitScores::new(&info.name, train.max_length, data, scored, None));
         progress.finish();
     }
     Ok(scores)

@@ -19,6 +19,7 @@ pub struct Speaker {
     adapted: Option<Adapted>,
     sampling: Sampling,
     system: Option<String>,
+    context: Option<usize>,
 }
 
 impl Speaker {
@@ -39,7 +40,7 @@ impl Speaker {
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, describes, .. } = Loaded::open(&experiment)?;
+        let Loaded { model, tokenizer, describes, context, .. } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
         let adapted = match saved {
             None => None,
@@ -52,7 +53,13 @@ impl Speaker {
                 Some(adapted)
             }
         };
-        Ok(Self { model, tokenizer, adapted, sampling, system: said.system.clone() })
+        Ok(Self { model, tokenizer, adapted, sampling, system: said.system.clone(), context })
+    }
+
+    /// A warning where the model was asked more than it is made for.
+    pub fn too_long(&self, answer: &Answer) -> Option<String> {
+        let context = self.context.filter(|context| answer.prompt > *context)?;
+        Some(format!("warning: the prompt has {} tokens, more than the model's context of {context}", answer.prompt))
     }
 
     /// Whether its tokenizer knows how a conversation is written.

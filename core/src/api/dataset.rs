@@ -64,6 +64,9 @@ pub struct SplitInfo {
 /// The pairs of a split, in order.
 pub type PairIter<'a> = Box<dyn Iterator<Item = Result<PreferencePair>> + 'a>;
 
+/// The pairs of a split, in order, each with the place of its row in the split's files, counted from 0.
+pub type RowIter<'a> = Box<dyn Iterator<Item = Result<(usize, PreferencePair)>> + 'a>;
+
 /// A source of preference pairs.
 pub trait Dataset: Send {
     /// The splits it has, in the order in which a table shows them.
@@ -74,6 +77,15 @@ pub trait Dataset: Send {
     /// # Errors
     /// Where there is no such split, or its file cannot be read.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>>;
+
+    /// The same pairs, each with the place of its row, which is the `index` that a user is shown. A data set whose pairs
+    /// are not its rows one by one, because it passes rows over or makes several pairs of one, says here which is which.
+    ///
+    /// # Errors
+    /// As [`pairs`](Self::pairs).
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
+        Ok(Box::new(self.pairs(split)?.enumerate().map(|(row, pair)| Ok((row, pair?)))))
+    }
 
     /// The configuration, as JSON, that gives the very same pairs at any later time, where the one that it was made from
     /// need not: a run keeps it.

@@ -18,7 +18,7 @@ mod targets;
 mod transform;
 
 pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PromptPlaces};
-pub use dataset::{Dataset, DatasetPlugin, Message, PairIter, PreferencePair, SplitInfo, Text};
+pub use dataset::{Dataset, DatasetPlugin, Message, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, States, StepInfo};
 pub use model::{LinearInfo, ModelInfo, Site};

@@ -80,15 +80,15 @@ pub fn pairs() -> Vec<TokenPair> {
     let mut pairs: Vec<TokenPair> = [(4, 3, 5), (6, 4, 2), (3, 2, 3), (5, 3, 4), (4, 5, 2)]
         .into_iter()
         .enumerate()
-        .map(|(index, (prompt, chosen, rejected))| TokenPair { index, prompt: tokens(prompt), chosen: tokens(chosen), rejected: tokens(rejected) })
+        .map(|(index, (prompt, chosen, rejected))| TokenPair { index, row: index, prompt: tokens(prompt), chosen: tokens(chosen), rejected: tokens(rejected) })
         .collect();
     let first = &pairs[0];
-    pairs.push(TokenPair { index: 5, prompt: first.prompt.clone(), chosen: first.chosen.clone(), rejected: tokens(3) });
+    pairs.push(TokenPair { index: 5, row: 5, prompt: first.prompt.clone(), chosen: first.chosen.clone(), rejected: tokens(3) });
     pairs
 }
 
 /// A pair whose completions are the same token.
 pub(super) fn twins() -> TokenPair {
     let first = &pairs()[0];
-    TokenPair { index: 6, prompt: first.prompt.clone(), chosen: vec![1], rejected: vec![1] }
+    TokenPair { index: 6, row: 6, prompt: first.prompt.clone(), chosen: vec![1], rejected: vec![1] }
 }

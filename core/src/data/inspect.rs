@@ -13,7 +13,7 @@ use super::Lengths;
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::Result;
 use crate::report::Progress;
-use crate::text::{Drop, Limits, Outcome, TokenPair, Tokenizer, fit, whole_pair};
+use crate::text::{Drop, Findings, Limits, Outcome, TokenPair, Tokenizer, fit, repeats, whole_pair};
 
 /// What an inspection is asked for.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub struct SplitReport {
     pub identical: usize,
     /// Pairs without a prompt.
     pub without_prompt: usize,
+    /// Pairs with a completion of no text.
+    pub without_completion: usize,
     /// Pairs whose completions both begin with the whole prompt, which the model would then read twice.
     pub prompt_repeated: usize,
     /// Pairs whose prompt is in the first of the splits too; none in the first itself.
@@ -89,10 +91,9 @@ pub struct Used {
     pub kept: usize,
     /// How many of those are cut to fit.
     pub truncated: usize,
-    /// How many of those have two completions that are the same tokens, once they are cut.
-    pub identical: usize,
-    /// How many of those have a prompt with other ids alone than before a completion.
-    pub prefix_mismatches: usize,
+    /// What those that are used are like in tokens.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// Pairs that are not used, by reason.
     pub dropped: BTreeMap<Drop, usize>,
 }
@@ -100,7 +101,7 @@ pub struct Used {
 /// A pair as the model is given it.
 #[derive(Debug, Serialize)]
 pub struct Example {
-    /// Its place in the split.
+    /// The place of its row in the split.
     pub index: usize,
     /// Why a run would drop it.
     pub dropped: Option<Drop>,
@@ -158,16 +159,16 @@ fn split(
     let info = super::info(dataset, name)?;
     let total = info.pairs.map(|n| n.min(asked.max_pairs.unwrap_or(n)) as u64);
     let (began, mut shown) = (Instant::now(), false);
-    let mut rows = super::pairs(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
+    let mut rows = super::rows(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
     let mut tally = Tally { used: asked.tokenizer.map(|_| Used::default()), ..Tally::default() };
     loop {
-        let chunk = rows.by_ref().take(CHUNK).map(|(i, pair)| Ok((i, pair?))).collect::<Result<Vec<_>>>()?;
+        let chunk = rows.by_ref().take(CHUNK).map(|(i, row)| row.map(|(row, pair)| (i, row, pair))).collect::<Result<Vec<_>>>()?;
         if chunk.is_empty() {
             break;
         }
-        let measured: Vec<Result<Measured>> = chunk.par_iter().map(|(index, pair)| measure(*index, pair, asked)).collect();
-        for ((_, pair), measured) in chunk.iter().zip(measured) {
-            tally.add(pair, measured?, first);
+        let measured: Vec<Result<Measured>> = chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, asked)).collect();
+        for ((.., pair), measured) in chunk.iter().zip(measured) {
+            tally.add(pair, measured?, first, asked);
         }
         let done = chunk.len() as u64;
         if shown {
@@ -191,8 +192,8 @@ struct Measured {
     example: Option<Example>,
 }
 
-fn measure(index: usize, pair: &PreferencePair, asked: &Asked<'_>) -> Result<Measured> {
-    let shown = index < asked.examples;
+fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) -> Result<Measured> {
+    let (shown, index) = (number < asked.examples, row);
     let Some(tokenizer) = asked.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain = |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
@@ -200,7 +201,7 @@ fn measure(index: usize, pair: &PreferencePair, asked: &Asked<'_>) -> Result<Mea
             shown.then(|| Example { index, dropped: None, prompt: written(&pair.prompt), chosen: plain(&pair.chosen), rejected: plain(&pair.rejected) });
         return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
     };
-    let (whole, prefix_mismatch) = match whole_pair(tokenizer, index, pair, asked.limits.add_eos)? {
+    let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &asked.limits)? {
         Ok(whole) => whole,
         Err(why) => return Ok(Measured { lengths: [0; 3], outcome: Some(Outcome::Dropped(why)), example: None }),
     };
@@ -213,7 +214,7 @@ fn measure(index: usize, pair: &PreferencePair, asked: &Asked<'_>) -> Result<Mea
         Ok(Example { index, dropped, prompt: tokenizer.decode(&pair.prompt)?, chosen: completion(&pair.chosen)?, rejected: completion(&pair.rejected)? })
     };
     let uncut = shown.then(|| whole.clone());
-    let outcome = fit(whole, prefix_mismatch, &asked.limits);
+    let outcome = fit(whole, prompt, &asked.limits);
     let example = match (&outcome, uncut) {
         (_, None) => None,
         (Outcome::Kept { pair, .. }, Some(_)) => Some(example(pair, None)?),
@@ -247,6 +248,7 @@ struct Tally {
     contradicted: usize,
     identical: usize,
     without_prompt: usize,
+    without_completion: usize,
     prompt_repeated: usize,
     in_first: usize,
     prompts: HashSet<u64>,
@@ -257,13 +259,15 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, pair: &PreferencePair, measured: Measured, first: Option<&HashSet<u64>>) {
+    fn add(&mut self, pair: &PreferencePair, measured: Measured, first: Option<&HashSet<u64>>, asked: &Asked<'_>) {
+        let whole = pair;
         let PreferencePair { prompt, chosen, rejected } = pair;
         self.pairs += 1;
         self.conversations += usize::from(matches!(chosen, Text::Messages(_)));
         self.identical += usize::from(chosen == rejected);
         self.without_prompt += usize::from(characters(prompt) == 0);
-        self.prompt_repeated += usize::from(begins(chosen, prompt) && begins(rejected, prompt));
+        self.without_completion += usize::from([chosen, rejected].iter().any(|text| matches!(text, Text::Plain(text) if text.is_empty())));
+        self.prompt_repeated += usize::from(repeats(chosen, prompt) && repeats(rejected, prompt));
         self.contradicted += usize::from(chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen))));
         self.repeated += usize::from(!self.seen.insert(hash(&(prompt, chosen, rejected))));
         let prompt = hash(prompt);
@@ -272,14 +276,13 @@ impl Tally {
         let [p, c, r] = measured.lengths;
         self.lengths.iter_mut().zip([p, c, r, p + c.max(r)]).for_each(|(all, length)| all.push(length));
         self.examples.extend(measured.example);
-        let (Some(used), Some(outcome)) = (&mut self.used, measured.outcome) else { return };
+        let (Some(used), Some(tokenizer), Some(outcome)) = (&mut self.used, asked.tokenizer, measured.outcome) else { return };
         match outcome {
             Outcome::Dropped(why) => *used.dropped.entry(why).or_default() += 1,
-            Outcome::Kept { pair, truncated, prefix_mismatch } => {
+            Outcome::Kept { pair, cut, prompt } => {
                 used.kept += 1;
-                used.truncated += usize::from(truncated);
-                used.identical += usize::from(pair.chosen == pair.rejected);
-                used.prefix_mismatches += usize::from(prefix_mismatch);
+                used.truncated += usize::from(cut.any());
+                used.findings.add(tokenizer, whole, &pair, &prompt, asked.limits.context);
             }
         }
     }
@@ -296,6 +299,7 @@ impl Tally {
             contradicted: self.contradicted,
             identical: self.identical,
             without_prompt: self.without_prompt,
+            without_completion: self.without_completion,
             prompt_repeated: self.prompt_repeated,
             in_first: compared.then_some(self.in_first),
             prompt,
@@ -313,14 +317,6 @@ fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()
-}
-
-fn begins(completion: &Text, prompt: &Text) -> bool {
-    match (completion, prompt) {
-        (Text::Plain(completion), Text::Plain(prompt)) => !prompt.is_empty() && completion.starts_with(prompt.as_str()),
-        (Text::Messages(completion), Text::Messages(prompt)) => !prompt.is_empty() && completion.starts_with(prompt),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

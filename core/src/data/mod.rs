@@ -6,7 +6,7 @@ mod selection;
 
 pub use inspect::{Asked, Completion, Example, Inspection, SplitReport, Used, inspect};
 pub use lengths::{Bin, Lengths};
-pub use selection::{info, named, pairs};
+pub use selection::{info, named, rows};
 
 use crate::api::Dataset;
 use crate::config::Experiment;

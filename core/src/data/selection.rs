@@ -2,7 +2,7 @@
 //!
 //! They are read here and not in a data set, so that every one has them.
 
-use crate::api::{Dataset, PairIter, SplitInfo};
+use crate::api::{Dataset, RowIter, SplitInfo};
 use crate::error::{Error, Result};
 
 /// A place between two pairs, counted from the beginning or, where negative, from the end.
@@ -100,7 +100,7 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
             let at = |bound: Bound| bound.of(known.unwrap_or(usize::MAX));
             let (from, to) = (from.map_or(0, at), to.map(at));
             let end = to.or(known);
-            let past = || -> Result<bool> { Ok(known.is_none() && from > 0 && dataset.pairs(&split)?.nth(from).is_none()) };
+            let past = || -> Result<bool> { Ok(known.is_none() && from > 0 && dataset.rows(&split)?.nth(from).is_none()) };
             if end.is_some_and(|end| from >= end) || past()? {
                 let holds = known.map_or_else(String::new, |n| format!(": `{split}` has {n} pairs"));
                 return Err(Error::new(format!("the split `{expression}` has an empty part{holds}")));
@@ -111,7 +111,7 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
 }
 
 fn count(dataset: &dyn Dataset, split: &str) -> Result<usize> {
-    dataset.pairs(split)?.try_fold(0, |n, pair| pair.map(|_| n + 1))
+    dataset.rows(split)?.try_fold(0, |n, pair| pair.map(|_| n + 1))
 }
 
 /// The names of the splits of which an expression means a part or the whole.
@@ -134,16 +134,16 @@ pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     Ok(SplitInfo { name: expression.to_owned(), describes: describes.join(" + "), pairs })
 }
 
-/// The pairs of a split, a part of one or several, in order.
+/// The pairs of a split, a part of one or several, in order, each with the place of its row in its own split.
 ///
 /// # Errors
 /// As [`info`], and where a split cannot be read.
-pub fn pairs<'a>(dataset: &'a dyn Dataset, expression: &str) -> Result<PairIter<'a>> {
+pub fn rows<'a>(dataset: &'a dyn Dataset, expression: &str) -> Result<RowIter<'a>> {
     let parts = ranges(dataset, expression)?.into_iter().map(|Range { split, from, to }| {
         let most = to.map_or(usize::MAX, |to| to - from);
         // What is passed over may be broken too, and is then no reason to go on behind it.
         let mut left = from;
-        let rows = dataset.pairs(&split.name)?.filter(move |row| {
+        let rows = dataset.rows(&split.name)?.filter(move |row| {
             let passed = left > 0 && row.is_ok();
             left -= usize::from(passed);
             !passed
@@ -156,7 +156,7 @@ pub fn pairs<'a>(dataset: &'a dyn Dataset, expression: &str) -> Result<PairIter<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{PreferencePair, Text};
+    use crate::api::{PairIter, PreferencePair, Text};
 
     struct Numbers {
         known: bool,
@@ -183,11 +183,12 @@ mod tests {
     fn read(expression: &str) -> Vec<usize> {
         let both = [true, false].map(|known| {
             let data = Numbers { known };
-            let read: Vec<usize> = pairs(&data, expression)
+            let read: Vec<usize> = rows(&data, expression)
                 .unwrap()
-                .map(|pair| match pair.unwrap().prompt {
-                    Text::Plain(n) => n.parse().unwrap(),
-                    Text::Messages(_) => unreachable!(),
+                .map(|row| {
+                    let (row, pair) = row.unwrap();
+                    assert_eq!(pair.prompt, Text::from(row.to_string()), "a part keeps the places that the rows have in the whole");
+                    row
                 })
                 .collect();
             let told = info(&data, expression).unwrap();

@@ -12,7 +12,7 @@ use crate::generate::{Sampling, Voice};
 use crate::model::Adapted;
 use crate::report::{Answered, Completions, Progress, Said, StartedFrom};
 use crate::session::Session;
-use crate::text::{Outcome, TokenPair, tokenise_pair};
+use crate::text::{Outcome, tokenise_pair};
 
 /// A prompt as the model is given it.
 struct Asked {
@@ -78,18 +78,20 @@ fn asked_of<'a>(dataset: &dyn Dataset, splits: &'a [SplitInfo], trained: &str) -
     Ok(test.or_else(|| first(&|names| !names.iter().any(|name| trained.contains(name)))).or_else(|| splits.first()))
 }
 
-/// The first different prompts among the pairs that are judged, as training renders and cuts them.
+/// The first different prompts among the pairs that are judged, each on its own and cut as in training. Where a completion
+/// changes the last tokens, a pair's own prompt is shorter, and it is not what a model is asked.
 fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Result<Vec<Asked>> {
     let (config, limits) = (&experiment.eval, session.limits(&experiment.train));
     let (mut asked, mut seen) = (Vec::new(), HashSet::new());
-    for (index, pair) in data::pairs(session.dataset.as_ref(), &split.name)?.enumerate().take(config.max_pairs.unwrap_or(usize::MAX)) {
+    for (number, row) in data::rows(session.dataset.as_ref(), &split.name)?.enumerate().take(config.max_pairs.unwrap_or(usize::MAX)) {
         if asked.len() == config.completions {
             break;
         }
-        let pair = pair?;
-        if let Outcome::Kept { pair: TokenPair { prompt: ids, .. }, .. } = tokenise_pair(&session.tokenizer, index, &pair, &limits)?
-            && seen.insert(ids.clone())
-        {
+        let (index, pair) = row?;
+        let Outcome::Kept { pair: kept, prompt, .. } = tokenise_pair(&session.tokenizer, number, index, &pair, &limits)? else { continue };
+        let mut ids = if prompt.ids.is_empty() { kept.prompt } else { prompt.ids };
+        ids.drain(..limits.max_prompt_length.map_or(0, |most| ids.len().saturating_sub(most)));
+        if seen.insert(ids.clone()) {
             asked.push(Asked { index, shown: pair.prompt, ids });
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::completions::completions;
 use super::score_pairs;
@@ -16,6 +16,105 @@ use crate::model::Adapted;
 use crate::registry::Registry;
 use crate::report::{Completions, Progress, Table};
 use crate::session::Session;
+use crate::text::{Cut, Drop, DroppedPair, Tokenised};
+
+/// A split that is scored, in tokens.
+#[derive(Debug)]
+pub struct Judged {
+    /// Its name, or the part that was asked for, and what it holds.
+    pub info: SplitInfo,
+    /// Its pairs.
+    pub data: Tokenised,
+}
+
+impl Judged {
+    /// A line that says what of it is scored.
+    pub fn describe(&self) -> String {
+        let data = &self.data;
+        let reasons: Vec<String> = data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
+        format!("pairs to score in `{}`: {}, {} dropped, {} cut{}", self.info.name, data.pairs.len(), data.dropped(), data.truncated(), reasons.concat())
+    }
+}
+
+/// Scores of the pairs of one split.
+#[derive(Debug)]
+pub struct SplitScores {
+    /// Its name.
+    pub split: String,
+    /// Most tokens of prompt and completion together.
+    pub max_length: usize,
+    /// By the base model, or by the only one.
+    pub base: Vec<PairScore>,
+    /// By the trained model, where there is one.
+    pub trained: Option<Vec<PairScore>>,
+    /// What was cut off each pair.
+    pub cuts: Vec<Cut>,
+    /// Which place each pair has among those that were read.
+    pub order: Vec<usize>,
+    /// Pairs without a score.
+    pub dropped: Vec<DroppedPair>,
+}
+
+/// A pair of [`SplitScores`].
+#[derive(Clone, Copy, Debug)]
+pub enum ScoreRow<'a> {
+    /// It has a score by the base and by the trained model.
+    Scored(&'a PairScore, Option<&'a PairScore>, Cut),
+    /// It has none.
+    Dropped(DroppedPair),
+}
+
+impl SplitScores {
+    /// Of a split's pairs and their scores.
+    pub fn new(split: &str, max_length: usize, data: &Tokenised, base: Vec<PairScore>, trained: Option<Vec<PairScore>>) -> Self {
+        let order = data.pairs.iter().map(|pair| pair.index).collect();
+        Self { split: split.to_owned(), max_length, base, trained, cuts: data.cuts.clone(), order, dropped: data.dropped.clone() }
+    }
+
+    /// All pairs in the data set's order, those without a score among them.
+    pub fn rows(&self) -> Vec<ScoreRow<'_>> {
+        let trained = |i: usize| self.trained.as_ref().map(|scores| &scores[i]);
+        let scored = self.base.iter().enumerate().map(|(i, base)| (self.order[i], ScoreRow::Scored(base, trained(i), self.cuts[i])));
+        let mut rows: Vec<(usize, ScoreRow<'_>)> = scored.chain(self.dropped.iter().map(|d| (d.index, ScoreRow::Dropped(*d)))).collect();
+        rows.sort_by_key(|(order, _)| *order);
+        rows.into_iter().map(|(_, row)| row).collect()
+    }
+
+    /// How many pairs were cut.
+    pub fn truncated(&self) -> usize {
+        self.cuts.iter().filter(|cut| cut.any()).count()
+    }
+}
+
+impl ScoreRow<'_> {
+    /// The fields that say what is not as the data set has it: `dropped` with the `reason`, or whether the pair is
+    /// `truncated` and then the `reason`.
+    pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
+        let mut fields = Map::new();
+        match self {
+            ScoreRow::Dropped(DroppedPair { why, .. }) => {
+                fields.insert("dropped".to_owned(), json!(why));
+            }
+            ScoreRow::Scored(_, _, cut) => {
+                fields.insert("truncated".to_owned(), json!(cut.any()));
+            }
+        }
+        if let Some(reason) = self.reason(split) {
+            fields.insert("reason".to_owned(), json!(reason));
+        }
+        fields
+    }
+
+    /// Why the pair has no score, or not that of its whole text.
+    pub fn reason(&self, split: &SplitScores) -> Option<String> {
+        match self {
+            ScoreRow::Dropped(DroppedPair { why: why @ Drop::PromptTooLong, .. }) => Some(format!("{why} in {} tokens", split.max_length)),
+            ScoreRow::Dropped(DroppedPair { why, .. }) => Some(why.to_string()),
+            ScoreRow::Scored(_, _, cut) if cut.any() => Some(format!("cut to {} tokens: {cut}", split.max_length)),
+            ScoreRow::Scored(..) => None,
+        }
+    }
+}
 
 /// What an evaluation found.
 #[derive(Debug)]
@@ -24,8 +123,8 @@ pub struct Evaluation {
     pub table: Table,
     /// What the model said before and after, where that was asked for.
     pub completions: Option<Completions>,
-    /// Scores by split: name, base, and trained where there is an adapter.
-    pub scores: Vec<(String, Vec<PairScore>, Option<Vec<PairScore>>)>,
+    /// Scores by split: by the base model, and by the trained one where there is an adapter.
+    pub scores: Vec<SplitScores>,
 }
 
 impl Evaluation {
@@ -55,9 +154,16 @@ impl Evaluation {
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
         let mut rows = String::new();
-        for (split, base, policy) in &self.scores {
-            for (i, pair) in base.iter().enumerate() {
-                rows += &format!("{}\n", json!({"split": split, "index": pair.index, "base": pair, "trained": policy.as_ref().map(|p| &p[i])}));
+        for split in &self.scores {
+            for row in split.rows() {
+                let mut line = match row {
+                    ScoreRow::Scored(base, trained, _) => json!({"split": split.split, "index": base.index, "base": base, "trained": trained}),
+                    ScoreRow::Dropped(pair) => json!({"split": split.split, "index": pair.row}),
+                };
+                if let Some(fields) = line.as_object_mut() {
+                    fields.extend(row.remarks(split));
+                }
+                rows += &format!("{line}\n");
             }
         }
         crate::files::write_whole(&dir.join("pairs.jsonl"), rows.as_bytes())?;
@@ -77,14 +183,24 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Scores the splits that the experiment names, or all, by the base model and with `adapted`; and lets them speak, before
-/// training with the adapter that it `began` with, where it did not begin with the base model.
+/// Reads the splits that the experiment scores: what is wrong with their pairs is an error before anything is computed.
 ///
 /// # Errors
-/// A split that the data set does not have, one without a usable pair, or what libtorch says; `Error::interrupted` when
-/// `stop` turned true.
+/// A split that the data set does not have, one that cannot be read, or one without a usable pair.
+pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
+    let config = &experiment.eval;
+    let splits = splits(session.dataset.as_ref(), config)?;
+    splits.into_iter().map(|info| Ok(Judged { data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?, info })).collect()
+}
+
+/// Scores the splits that were [`read`], by the base model and with `adapted`; and lets them speak, before training with
+/// the adapter that it `began` with, where it did not begin with the base model.
+///
+/// # Errors
+/// What libtorch says; `Error::interrupted` when `stop` turned true.
 pub fn evaluate(
     session: &Session,
+    judged: &[Judged],
     [began, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
@@ -93,8 +209,8 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let config = &experiment.eval;
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
-    let splits = splits(session.dataset.as_ref(), config)?;
     let completions = if config.completions > 0 {
+        let splits: Vec<SplitInfo> = judged.iter().map(|split| split.info.clone()).collect();
         match completions(session, &splits, [began, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
                 // They are for people to look at: an odd tokenizer is to cost nobody the numbers.
@@ -107,21 +223,23 @@ pub fn evaluate(
     } else {
         None
     };
-    for split in splits {
-        let pairs = session.tokenise(&split.name, &experiment.train, config.max_pairs)?.pairs;
+    for Judged { info: split, data } in judged {
+        let pairs = &data.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
-        let base = score_pairs(&session.model, None, &pairs, config.tokens, stop, progress)?;
+        let base = score_pairs(&session.model, None, pairs, config.tokens, stop, progress)?;
         let policy = match adapted {
-            Some(a) => Some(score_pairs(&session.model, Some(a), &pairs, config.tokens, stop, progress)?),
+            Some(a) => Some(score_pairs(&session.model, Some(a), pairs, config.tokens, stop, progress)?),
             None => None,
         };
         progress.finish();
-        summaries.push(match &policy {
+        let summary = match &policy {
             Some(policy) => SplitSummary::compare(&split.name, &split.describes, &base, policy, config.score, experiment.train.seed)?,
             None => SplitSummary::of_base(&split.name, &split.describes, &base, config.score, experiment.train.seed),
-        });
-        scores.push((split.name, base, policy));
+        };
+        summaries.push(SplitSummary { dropped: data.dropped(), truncated: data.truncated(), ..summary });
+        scores.push(SplitScores::new(&split.name, experiment.train.max_length, data, base, policy));
     }
-    Ok(Evaluation { table: Table::new(Table::title_of(experiment, registry), summaries), completions, scores })
+    let table = Table::new(Table::title_of(experiment, registry), summaries).limited_to(experiment.train.max_length);
+    Ok(Evaluation { table, completions, scores })
 }

@@ -5,5 +5,5 @@ mod evaluation;
 mod scoring;
 pub mod statistics;
 
-pub use evaluation::{Evaluation, evaluate, splits};
+pub use evaluation::{Evaluation, Judged, ScoreRow, SplitScores, evaluate, read, splits};
 pub use scoring::score_pairs;

@@ -49,7 +49,7 @@ pub fn score_pairs(
                 |rejected| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(Tensor::to_kind(&batch.tokens_of(&logps, rejected)?.sum(), tch::Kind::Double))?) };
             for ((pair, chosen), rejected) in now.iter().zip(sums(false)?).zip(sums(true)?) {
                 scores.push(PairScore {
-                    index: pair.index,
+                    index: pair.row,
                     chosen: CompletionScore { logp_sum: chosen, tokens: pair.chosen.len() },
                     rejected: CompletionScore { logp_sum: rejected, tokens: pair.rejected.len() },
                 });

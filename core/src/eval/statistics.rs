@@ -38,7 +38,7 @@ impl CompletionScore {
 /// What a model says of one pair.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PairScore {
-    /// The pair's place in its split, from 0.
+    /// The place of the pair's row in its split, from 0.
     pub index: usize,
     /// y⁺.
     pub chosen: CompletionScore,
@@ -94,6 +94,12 @@ pub struct SplitSummary {
     pub n: usize,
     /// Pairs among them with a score that is no finite number: wrong in an accuracy, left out of the other figures.
     pub not_finite: usize,
+    /// Pairs that were read and are not among them, because a prompt is too long or a completion is empty.
+    #[serde(default)]
+    pub dropped: usize,
+    /// Pairs among them that were cut to the most tokens that a pair may have.
+    #[serde(default)]
+    pub truncated: usize,
     /// Share of pairs that the base model orders rightly.
     pub base_accuracy: Option<Estimate>,
     /// Against it, the trained model; none where the base model alone is judged.
@@ -123,7 +129,7 @@ impl SplitSummary {
 
     fn with(split: &str, data: &str, rows: &[Row], base_accuracy: Option<Estimate>, change: Option<Change>) -> Self {
         let not_finite = rows.iter().filter(|r| !r.finite).count();
-        Self { split: split.to_owned(), data: data.to_owned(), n: rows.len(), not_finite, base_accuracy, change }
+        Self { split: split.to_owned(), data: data.to_owned(), n: rows.len(), not_finite, dropped: 0, truncated: 0, base_accuracy, change }
     }
 }
 

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::{faults, guest};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
-    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PreferencePair, PromptPlaces, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
+    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -214,19 +214,24 @@ impl Dataset for Guarded<dyn Dataset> {
         Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
     }
 
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
+        let pairs = guard(self.who, "pairs", || self.inner.rows(split))?;
+        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
+    }
+
     fn pinned(&self) -> Option<String> {
         self.run_or("pinned", || None, |d| d.pinned())
     }
 }
 
 /// The pairs of a split, up to the first that panics.
-struct GuardedPairs<'a> {
-    pairs: Guarded<dyn Iterator<Item = Result<PreferencePair>> + 'a>,
+struct GuardedPairs<'a, T> {
+    pairs: Guarded<dyn Iterator<Item = Result<T>> + 'a>,
     over: bool,
 }
 
-impl Iterator for GuardedPairs<'_> {
-    type Item = Result<PreferencePair>;
+impl<T> Iterator for GuardedPairs<'_, T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.over {

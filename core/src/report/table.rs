@@ -16,6 +16,8 @@ pub struct Table {
     pub title: String,
     /// A row each, from what was trained on to what is farthest from it.
     pub splits: Vec<SplitSummary>,
+    /// Most tokens of prompt and completion together, where that is known.
+    pub max_length: Option<usize>,
 }
 
 impl Table {
@@ -23,7 +25,14 @@ impl Table {
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
         let place = |s: &SplitSummary| ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX);
         splits.sort_by_key(place);
-        Self { title: title.into(), splits }
+        Self { title: title.into(), splits, max_length: None }
+    }
+
+    /// The same, of pairs of at most so many tokens; `usize::MAX` is no limit.
+    #[must_use]
+    pub fn limited_to(mut self, tokens: usize) -> Self {
+        self.max_length = Some(tokens).filter(|tokens| *tokens != usize::MAX);
+        self
     }
 
     /// The title of a run: its methods, data (with the text that chose a part of it) and model.
@@ -99,8 +108,15 @@ impl Table {
             let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
             lines.push(format!("{pairs} a score that is no finite number: wrong in acc, left out elsewhere"));
         }
+        lines.extend(self.splits.iter().filter_map(|s| not_whole(&s.split, s.dropped, s.truncated, self.max_length)));
         lines.join(line_end) + "\n"
     }
+}
+
+/// What of a split is not scored as the data set has it, if anything is not.
+pub fn not_whole(split: &str, dropped: usize, truncated: usize, max_length: Option<usize>) -> Option<String> {
+    let limit = max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
+    (dropped + truncated > 0).then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }
 
 fn value(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
@@ -127,7 +143,7 @@ mod tests {
     }
 
     fn split(name: &str, data: &str, change: Option<Change>) -> SplitSummary {
-        SplitSummary { split: name.into(), data: data.into(), n: 100, not_finite: 0, base_accuracy: estimate(0.5, 0.4, 0.6), change }
+        SplitSummary { split: name.into(), data: data.into(), n: 100, not_finite: 0, dropped: 0, truncated: 0, base_accuracy: estimate(0.5, 0.4, 0.6), change }
     }
 
     fn change() -> Change {

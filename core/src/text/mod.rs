@@ -3,6 +3,7 @@
 //! The ids are those of Hugging Face's transformers to the last one: a model that is fed others is another model.
 
 mod chat;
+mod findings;
 mod folder;
 mod gguf;
 mod pairs;
@@ -13,7 +14,8 @@ use std::path::Path;
 use tokenizers::Tokenizer as Ids;
 use tokenizers::processors::template::TemplateProcessing;
 
-pub use pairs::{Drop, Limits, Outcome, TokenPair, Tokenised, fit, show_example, tokenise, tokenise_pair, whole_pair};
+pub use findings::{Findings, repeats};
+pub use pairs::{Cut, Drop, DroppedPair, Limits, Outcome, Prompt, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
 use crate::api::Message;
 use crate::error::{Error, Fault, Result};

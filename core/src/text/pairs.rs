@@ -9,11 +9,11 @@ use std::fmt;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Tokenizer;
+use super::{Findings, Tokenizer};
 use crate::api::{Message, PreferencePair, Text};
 use crate::error::{Error, Result};
 
-/// How long things may be, in tokens.
+/// How pairs are tokenised, and how many tokens they may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Prompt and completion together; what is over is cut off the completion's end.
@@ -22,13 +22,25 @@ pub struct Limits {
     pub max_prompt_length: Option<usize>,
     /// Whether plain completions end with the end-of-sequence token. Those of messages end as the chat template has it.
     pub add_eos: bool,
+    /// Whether plain text gets the special tokens that the tokenizer puts around a text, such as a BOS. Text of a chat
+    /// template never does.
+    pub special_tokens: bool,
+    /// How many tokens the model is made for, where that is known. Longer pairs are counted, not cut.
+    pub context: Option<usize>,
+}
+
+impl Limits {
+    /// Plain text as `transformers` tokenises it, of any length.
+    pub const NONE: Self = Self { max_length: usize::MAX, max_prompt_length: None, add_eos: true, special_tokens: true, context: None };
 }
 
 /// A preference pair as ids: the prompt `[p]`, and the two completions that continue it `[c]`, `[r]`, none of them empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPair {
-    /// The row of the data set.
+    /// Its number among the pairs that were read, from 0. No two pairs share one.
     pub index: usize,
+    /// The place of its row in the split's files, from 0. Pairs that come from one row share it.
+    pub row: usize,
     /// What both continue.
     pub prompt: Vec<i64>,
     /// The preferred completion.
@@ -41,6 +53,11 @@ impl TokenPair {
     /// Tokens of both sequences, the prompt counted twice, as TRL counts them.
     pub fn tokens(&self) -> usize {
         2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
+    }
+
+    /// Tokens of the longer sequence.
+    pub fn longest(&self) -> usize {
+        self.prompt.len() + self.chosen.len().max(self.rejected.len())
     }
 }
 
@@ -69,6 +86,48 @@ impl fmt::Display for Drop {
     }
 }
 
+/// How many tokens were cut off a pair to fit the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Off the prompt's beginning.
+    pub prompt: usize,
+    /// Off the end of the preferred completion.
+    pub chosen: usize,
+    /// Off the end of the other one.
+    pub rejected: usize,
+}
+
+impl Cut {
+    /// Whether any token was cut off.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [("prompt", self.prompt), ("chosen completion", self.chosen), ("rejected completion", self.rejected)];
+        let cut = parts.into_iter().filter(|(_, n)| *n > 0).map(|(part, n)| format!("the {part} lost {n} token{}", if n == 1 { "" } else { "s" }));
+        f.write_str(&cut.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The ids of a prompt on its own, as a model is asked to continue it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// All of them.
+    pub ids: Vec<i64>,
+    /// How many of them are also there before both completions. A pair's prompt ends behind these.
+    pub shared: usize,
+}
+
+impl Prompt {
+    /// The end that is left out of the pair, because a completion changes its tokens.
+    pub fn left_out(&self) -> &[i64] {
+        &self.ids[self.shared..]
+    }
+}
+
 /// What became of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -76,13 +135,24 @@ pub enum Outcome {
     Kept {
         /// As ids.
         pair: TokenPair,
-        /// Whether the prompt or a completion was cut.
-        truncated: bool,
-        /// Whether the prompt alone has other ids than where it stands before a completion.
-        prefix_mismatch: bool,
+        /// What was cut off it.
+        cut: Cut,
+        /// The prompt on its own.
+        prompt: Prompt,
     },
     /// It is not.
     Dropped(Drop),
+}
+
+/// A pair that is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DroppedPair {
+    /// As in [`TokenPair`].
+    pub index: usize,
+    /// As in [`TokenPair`].
+    pub row: usize,
+    /// The reason.
+    pub why: Drop,
 }
 
 /// The pairs of a data set as ids, and what was done to get them.
@@ -90,77 +160,90 @@ pub enum Outcome {
 pub struct Tokenised {
     /// Those that are used, in the data set's order.
     pub pairs: Vec<TokenPair>,
-    /// How many were dropped, by reason.
-    pub dropped: BTreeMap<Drop, usize>,
-    /// How many of those used have a prompt with other ids alone than before a completion.
-    pub prefix_mismatches: usize,
-    /// How many of those used were cut.
-    pub truncated: usize,
-    /// How many of those used have two completions that are the same tokens: there is nothing to prefer.
-    pub identical: usize,
+    /// What was cut off each of them.
+    pub cuts: Vec<Cut>,
+    /// Those that are not used.
+    pub dropped: Vec<DroppedPair>,
+    /// What a user should hear about them.
+    pub findings: Findings,
 }
 
 impl Tokenised {
     /// How many were dropped, for any reason.
     pub fn dropped(&self) -> usize {
-        self.dropped.values().sum()
+        self.dropped.len()
+    }
+
+    /// How many were dropped, by reason.
+    pub fn reasons(&self) -> BTreeMap<Drop, usize> {
+        let mut reasons = BTreeMap::new();
+        self.dropped.iter().for_each(|pair| *reasons.entry(pair.why).or_default() += 1);
+        reasons
+    }
+
+    /// How many of those used were cut.
+    pub fn truncated(&self) -> usize {
+        self.cuts.iter().filter(|cut| cut.any()).count()
     }
 }
 
-/// Turns one pair into ids and holds it to the limits.
+/// Turns one pair into ids and holds it to the limits. `row` is the place of its row, which errors name.
 ///
 /// # Errors
 /// As [`whole_pair`].
-pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, pair: &PreferencePair, limits: &Limits) -> Result<Outcome> {
-    Ok(match whole_pair(tokenizer, index, pair, limits.add_eos)? {
-        Ok((whole, prefix_mismatch)) => fit(whole, prefix_mismatch, limits),
+pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Outcome> {
+    Ok(match whole_pair(tokenizer, index, row, pair, limits)? {
+        Ok((whole, prompt)) => fit(whole, prompt, limits),
         Err(why) => Outcome::Dropped(why),
     })
 }
 
-/// Turns one pair into ids, as long as they are; a completion may have none. A completion is what follows the prompt's
-/// ids in the ids of both together. Beside it, whether the prompt alone has other ids than where it stands before a
+/// Turns one pair into ids, as long as they are; a completion may have none. As in TRL, the pair's prompt is what the
+/// ids of the prompt, of prompt and chosen, and of prompt and rejected begin with alike; a completion is what follows it.
+/// So a token that merges across the boundary, or a generation prompt that a finished turn does not have, belongs to the
 /// completion.
 ///
 /// # Errors
 /// A pair of which one part is messages and another plain text, messages without a chat template, or a chat template
 /// that refuses them.
-pub fn whole_pair(tokenizer: &Tokenizer, index: usize, pair: &PreferencePair, add_eos: bool) -> Result<Result<(TokenPair, bool), Drop>> {
+pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Result<(TokenPair, Prompt), Drop>> {
     let texts = match (&pair.prompt, &pair.chosen, &pair.rejected) {
-        (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) => plain(tokenizer, prompt, [chosen, rejected], add_eos),
+        (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) => plain(tokenizer, prompt, [chosen, rejected], limits),
         (Text::Messages(prompt), Text::Messages(chosen), Text::Messages(rejected)) => {
             if prompt.is_empty() {
                 return Ok(Err(Drop::EmptyPrompt));
             }
-            messages(tokenizer, prompt, [chosen, rejected]).map_err(|e| e.within(format!("cannot use pair {index}")))?
+            messages(tokenizer, prompt, [chosen, rejected]).map_err(|e| e.within(format!("cannot use pair {row}")))?
         }
         _ => {
-            return Err(Error::new(format!("pair {index} mixes plain text and messages"))
+            return Err(Error::new(format!("pair {row} mixes plain text and messages"))
                 .hint("prompt, chosen and rejected have to be all plain text, or all lists of messages"));
         }
     };
-    let Texts { prompt, joint } = texts;
-    let mut prompt = tokenizer.encode(&prompt)?;
-    let mut prefix_mismatch = false;
-    let mut tails = [Vec::new(), Vec::new()];
-    for (tail, text) in tails.iter_mut().zip(&joint) {
-        let ids = tokenizer.encode(text)?;
-        prefix_mismatch |= !ids.starts_with(&prompt);
-        *tail = ids.get(prompt.len()..).unwrap_or_default().to_vec();
-    }
-    let [chosen, rejected] = tails;
-
+    let Texts { prompt, joint, special_tokens } = texts;
+    let encode = |text: &str| if special_tokens { tokenizer.encode_alone(text) } else { tokenizer.encode(text) };
+    let ids = encode(&prompt)?;
+    let [mut chosen, mut rejected] = [encode(&joint[0])?, encode(&joint[1])?];
+    let shared = common_prefix(&ids, &chosen).min(common_prefix(&ids, &rejected));
+    chosen.drain(..shared);
+    rejected.drain(..shared);
+    let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
         // The first token of a completion is judged by what stands before it, so something has to.
         let Some(first) = tokenizer.bos().or(tokenizer.eos()) else { return Ok(Err(Drop::EmptyPrompt)) };
         prompt.push(first.id);
     }
-    Ok(Ok((TokenPair { index, prompt, chosen, rejected }, prefix_mismatch)))
+    Ok(Ok((TokenPair { index, row, prompt, chosen, rejected }, Prompt { ids, shared })))
+}
+
+/// How many leading ids two sequences share.
+fn common_prefix(a: &[i64], b: &[i64]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Cuts a whole pair to the limits, or drops it.
-pub fn fit(whole: TokenPair, prefix_mismatch: bool, limits: &Limits) -> Outcome {
-    let TokenPair { index, mut prompt, mut chosen, mut rejected } = whole;
+pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
+    let TokenPair { index, row, mut prompt, mut chosen, mut rejected } = whole;
     let over = limits.max_prompt_length.map_or(0, |most| prompt.len().saturating_sub(most.max(1)));
     prompt.drain(..over);
     let Some(room) = limits.max_length.checked_sub(prompt.len()).filter(|room| *room > 0) else {
@@ -172,71 +255,94 @@ pub fn fit(whole: TokenPair, prefix_mismatch: bool, limits: &Limits) -> Outcome 
     if rejected.is_empty() {
         return Outcome::Dropped(Drop::EmptyRejected);
     }
-    let truncated = over > 0 || chosen.len() > room || rejected.len() > room;
+    let cut = Cut { prompt: over, chosen: chosen.len().saturating_sub(room), rejected: rejected.len().saturating_sub(room) };
     chosen.truncate(room);
     rejected.truncate(room);
-    Outcome::Kept { pair: TokenPair { index, prompt, chosen, rejected }, truncated, prefix_mismatch }
+    Outcome::Kept { pair: TokenPair { index, row, prompt, chosen, rejected }, cut, prompt: of }
 }
 
 /// A pair's prompt, and the prompt with each of the completions.
 struct Texts {
     prompt: String,
     joint: [String; 2],
+    /// Whether the tokenizer puts its special tokens around them.
+    special_tokens: bool,
 }
 
-fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], add_eos: bool) -> Texts {
-    let eos = tokenizer.eos().filter(|_| add_eos).map_or("", |eos| eos.text.as_str());
+fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], limits: &Limits) -> Texts {
+    let eos = tokenizer.eos().filter(|_| limits.add_eos).map_or("", |eos| eos.text.as_str());
     let joint = completions.map(|completion| {
         let end = if completion.ends_with(eos) { "" } else { eos };
         format!("{prompt}{completion}{end}")
     });
-    Texts { prompt: prompt.to_owned(), joint }
+    Texts { prompt: prompt.to_owned(), joint, special_tokens: limits.special_tokens }
 }
 
+/// The prompt always gets the generation prompt, even behind an assistant's turn, as in TRL.
 fn messages(tokenizer: &Tokenizer, prompt: &[Message], completions: [&Vec<Message>; 2]) -> Result<Texts> {
-    // A prompt that ends in the middle of the assistant's turn is not to begin another one.
-    let begin_answer = prompt.last().is_none_or(|m| m.role != "assistant");
-    let before = tokenizer.render_chat(prompt, begin_answer)?;
-    let join = |completion: &[Message]| {
-        if completion.is_empty() { Ok(before.clone()) } else { tokenizer.render_chat(&[prompt, completion].concat(), false) }
-    };
+    let join = |completion: &[Message]| tokenizer.render_chat(&[prompt, completion].concat(), false);
     let joint = [join(completions[0])?, join(completions[1])?];
-    Ok(Texts { prompt: before, joint })
+    Ok(Texts { prompt: tokenizer.render_chat(prompt, true)?, joint, special_tokens: false })
 }
 
-/// Turns pairs into ids until `max_pairs` are kept, and counts what is dropped on the way. No more is read than that
-/// takes.
+/// A pair with its number and the place of its row.
+type Numbered = (usize, usize, PreferencePair);
+
+/// Turns pairs with the places of their rows into ids until `max_pairs` are kept, and counts what is dropped on the way.
+/// No more is read than that takes.
 ///
 /// # Errors
 /// The iterator's own, and those of [`tokenise_pair`].
 pub fn tokenise(
     tokenizer: &Tokenizer,
-    pairs: impl IntoIterator<Item = Result<PreferencePair>>,
+    rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
     limits: &Limits,
     max_pairs: Option<usize>,
 ) -> Result<Tokenised> {
+    let mut all = Tokenised::default();
+    each(tokenizer, rows, limits, max_pairs, |(index, row, pair), outcome| {
+        match outcome {
+            Outcome::Dropped(why) => all.dropped.push(DroppedPair { index, row, why }),
+            Outcome::Kept { pair: kept, cut, prompt } => {
+                all.findings.add(tokenizer, &pair, &kept, &prompt, limits.context);
+                all.pairs.push(kept);
+                all.cuts.push(cut);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Turns pairs with the places of their rows into ids, several at once, and hands on what becomes of each, in order, until
+/// `max_pairs` are kept. No more is read than that takes.
+///
+/// # Errors
+/// The iterator's own, those of [`tokenise_pair`], and those of `take`.
+pub fn each(
+    tokenizer: &Tokenizer,
+    rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
+    limits: &Limits,
+    max_pairs: Option<usize>,
+    mut take: impl FnMut(Numbered, Outcome) -> Result<()>,
+) -> Result<()> {
     /// Enough for every core, few enough to be held at once.
     const CHUNK: usize = 1024;
-    let mut rows = pairs.into_iter().enumerate();
-    let mut all = Tokenised::default();
+    let mut rows = rows.into_iter().enumerate();
+    let mut kept = 0;
     loop {
-        let wanted = max_pairs.map_or(CHUNK, |most| CHUNK.min(most.saturating_sub(all.pairs.len())));
-        let chunk = rows.by_ref().take(wanted).map(|(index, pair)| Ok((index, pair?))).collect::<Result<Vec<_>>>()?;
+        let wanted = max_pairs.map_or(CHUNK, |most| CHUNK.min(most.saturating_sub(kept)));
+        let numbered = |(index, row): (usize, Result<_>)| row.map(|(row, pair)| (index, row, pair));
+        let chunk = rows.by_ref().take(wanted).map(numbered).collect::<Result<Vec<Numbered>>>()?;
         if chunk.is_empty() {
-            return Ok(all);
+            return Ok(());
         }
-        let outcomes = chunk.par_iter().map(|(index, pair)| tokenise_pair(tokenizer, *index, pair, limits)).collect::<Vec<_>>();
+        let outcomes = chunk.par_iter().map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits)).collect::<Vec<_>>();
         // In order, so that of several errors it is always the first that is told.
-        for outcome in outcomes {
-            match outcome? {
-                Outcome::Dropped(why) => *all.dropped.entry(why).or_default() += 1,
-                Outcome::Kept { pair, truncated, prefix_mismatch } => {
-                    all.identical += usize::from(pair.chosen == pair.rejected);
-                    all.pairs.push(pair);
-                    all.truncated += usize::from(truncated);
-                    all.prefix_mismatches += usize::from(prefix_mismatch);
-                }
-            }
+        for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
+            let outcome = outcome?;
+            kept += usize::from(matches!(outcome, Outcome::Kept { .. }));
+            take(numbered, outcome)?;
         }
     }
 }
@@ -247,7 +353,7 @@ pub fn show_example(tokenizer: &Tokenizer, pair: &TokenPair) -> String {
     let indented = |text: String| text.replace('\n', "\n  ");
     format!(
         "example: pair {}\nprompt ({} tokens, context only):\n  {}\nchosen ({} tokens, trained):\n  ⟨{}⟩\nrejected ({} tokens, trained):\n  ⟨{}⟩",
-        pair.index,
+        pair.row,
         pair.prompt.len(),
         indented(text(&pair.prompt)),
         pair.chosen.len(),

@@ -17,8 +17,9 @@ use super::transforms::{self, SavedTransforms};
 use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
+use crate::data;
 use crate::error::{Context, Error, Fault, Result};
-use crate::eval::{self, Evaluation, evaluate};
+use crate::eval::{self, Evaluation, Judged, evaluate};
 use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base, Saved};
 use crate::model::{Adapted, Model};
@@ -26,7 +27,7 @@ use crate::plugin::faults;
 use crate::registry::{Kind as PluginKind, Make, Registry};
 use crate::report::Progress;
 use crate::session::{ChosenAdapter, Session};
-use crate::text::{TokenPair, Tokenised, show_example};
+use crate::text::{Findings, TokenPair, Tokenised, show_example};
 
 /// How a run begins.
 #[derive(Clone, Copy, Debug)]
@@ -77,9 +78,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         saved.restore(&experiment, objective.taps())?;
     }
     let data = session.tokenise(&train.split, train, train.max_pairs)?;
-    if experiment.eval.enabled {
-        eval::splits(session.dataset.as_ref(), &experiment.eval)?;
-    }
+    // The pairs that judge the result too: a row that cannot be used is found now, not after hours of training.
+    let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
     let depth = objective.depth(&session.model)?;
     let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
     // The adapter as training finds it, once more, where that is not the base model.
@@ -108,7 +108,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
-    for line in opening(&session, &data, &adapted).into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
+    for line in opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
         progress.message(&line);
     }
@@ -152,7 +152,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     }
     let evaluation = if experiment.eval.enabled {
         let began = as_found()?;
-        let evaluation = evaluate(&session, [began.as_ref(), Some(&adapted)], &experiment, registry, stop, progress).map_err(|e| {
+        let evaluation = evaluate(&session, &judged, [began.as_ref(), Some(&adapted)], &experiment, registry, stop, progress).map_err(|e| {
             let run = folder.path().display();
             let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
             e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{run}/adapter`"))
@@ -194,18 +194,31 @@ impl Drop for ForeignRng {
 }
 
 /// What the run begins with, in lines for the log.
-fn opening(session: &Session, data: &Tokenised, adapted: &Adapted) -> Vec<String> {
+fn opening(session: &Session, train: &TrainConfig, data: &Tokenised, judged: &[Judged], adapted: &Adapted) -> Result<Vec<String>> {
     let mut lines = vec![session.describes.clone()];
-    lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated));
-    lines.extend(data.dropped.iter().map(|(why, n)| format!("dropped {n}: {why}")));
-    if data.prefix_mismatches > 0 {
-        lines.push(format!("{} prompts have other token ids alone than before a completion", data.prefix_mismatches));
+    lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated()));
+    lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
+    lines.extend(judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe));
+    if data.findings.identical > 0 {
+        lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.findings.identical));
     }
-    if data.identical > 0 {
-        lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.identical));
-    }
+    lines.extend(findings(session, train, data, judged)?.lines());
     lines.push(format!("{} adapted, {} trainable parameters", adapted.describe(session.model.info()), adapted.elements()));
-    lines
+    Ok(lines)
+}
+
+/// What there is to say of the pairs to train on and of those that judge the result. Of a split that does both, the pairs to
+/// train on are counted, so that none is counted twice.
+fn findings(session: &Session, train: &TrainConfig, data: &Tokenised, judged: &[Judged]) -> Result<Findings> {
+    let trained = data::named(session.dataset.as_ref(), &train.split)?;
+    let mut all = data.findings.clone();
+    for split in judged {
+        let both = data::named(session.dataset.as_ref(), &split.info.name)?.iter().any(|name| trained.contains(name));
+        if !both || data.findings.lines().is_empty() {
+            all.merge(&split.data.findings);
+        }
+    }
+    Ok(all)
 }
 
 /// Puts the method, the taps and their transforms together.

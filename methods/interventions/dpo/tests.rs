@@ -173,8 +173,8 @@ fn losses_gradients_and_metrics_are_trls() {
     adapted.restore(&saved.values).unwrap();
 
     let text = std::fs::read_to_string(trl.join("pairs.jsonl")).unwrap();
-    let rows = text.lines().map(|l| Ok(serde_json::from_str::<PreferencePair>(l).unwrap()));
-    let limits = Limits { max_length: 512, max_prompt_length: None, add_eos: true };
+    let rows = text.lines().map(|l| serde_json::from_str::<PreferencePair>(l).unwrap()).enumerate().map(Ok);
+    let limits = Limits { max_length: 512, ..Limits::NONE };
     let tokenised = tokenise(&files.tokenizer().unwrap(), rows, &limits, Some(4)).unwrap();
     let pairs: Vec<&TokenPair> = tokenised.pairs.iter().collect();
     let collated = read_safetensors(&trl.join("batch.safetensors")).unwrap();

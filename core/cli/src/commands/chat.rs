@@ -48,6 +48,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
                 return Err(e);
             }
             app.printer.piece("\n")?;
+            speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
             conversation.push(Message { role: "assistant".to_owned(), content: answer.text });
         }
     }

@@ -1,56 +1,128 @@
 //! `reprpo data`.
 
+use std::path::{Path, PathBuf};
+
 use reprpo_core::Result;
-use reprpo_core::config::{Layering, Origin, Resolved};
+use reprpo_core::config::{Layering, Origin, Resolved, TrainConfig};
 use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
 use reprpo_core::report::{Align, Grid, histogram, lines};
-use reprpo_core::text::{Limits, Tokenizer};
+use reprpo_core::session::context_of;
+use reprpo_core::text::{Findings, Limits, Outcome, Tokenizer, each};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use serde_json::json;
 
-use crate::App;
-use crate::args::{self, DataArgs, DataCommand, InspectArgs};
+use crate::args::{self, DataArgs, DataCommand, InspectArgs, PairsArgs, TokensArgs};
+use crate::{App, engine};
 
 pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
     match &args.command {
         DataCommand::Inspect(args) => inspect(args, app),
+        DataCommand::Tokens(args) => tokens(args, app),
     }
 }
 
+fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
+    let resolved = resolve(&args.pairs, args.max_length.as_ref(), app)?;
+    let experiment = &resolved.experiment;
+    let dataset = data::open(experiment, app.registry)?;
+    let path = locate(&experiment.model, Extent::Tokenizer)?.path;
+    let tokenizer = ModelFiles::tokenizer_of(&path)?;
+    let limited = engine::Longest::of(&resolved) != engine::Longest::Context;
+    let limits = limits(&args.pairs, &experiment.train, if limited { experiment.train.max_length } else { usize::MAX }, Some(&path));
+    let splits = match &args.pairs.split {
+        Some(split) => vec![split.clone()],
+        None => dataset.splits().into_iter().map(|split| split.name).collect(),
+    };
+    let (mut findings, several) = (Findings::default(), splits.len() > 1);
+    for split in &splits {
+        let rows = data::rows(dataset.as_ref(), split)?.take(args.pairs.max_pairs.unwrap_or(usize::MAX));
+        each(&tokenizer, rows, &limits, None, |(_, row, pair), outcome| {
+            if let Outcome::Kept { pair: kept, prompt, .. } = &outcome {
+                findings.add(&tokenizer, &pair, kept, prompt, limits.context);
+            }
+            let line = if args.json { ids_line(split, row, &outcome) } else { text_line(several.then_some(split), row, &outcome, &tokenizer)? };
+            app.printer.data(&line)
+        })?;
+    }
+    findings.lines().iter().for_each(|line| app.printer.note(line));
+    Ok(())
+}
+
+/// A pair's ids as a line of JSON.
+fn ids_line(split: &str, row: usize, outcome: &Outcome) -> String {
+    let line = match outcome {
+        Outcome::Dropped(why) => json!({ "split": split, "index": row, "dropped": why, "reason": why.to_string() }),
+        Outcome::Kept { pair, cut, .. } => {
+            let mut ids = json!({ "split": split, "index": row, "prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected });
+            if cut.any() {
+                ids["truncated"] = json!(cut.to_string());
+            }
+            ids
+        }
+    };
+    format!("{line}\n")
+}
+
+/// A pair's tokens as text on one line, the completions between ⟨ and ⟩.
+fn text_line(split: Option<&String>, row: usize, outcome: &Outcome, tokenizer: &Tokenizer) -> Result<String> {
+    let split = split.map_or_else(String::new, |split| format!("{split} "));
+    let text = |ids: &[i64]| -> Result<String> { Ok(lines::visible(&tokenizer.decode(ids)?).replace("⏎\n", "⏎")) };
+    Ok(match outcome {
+        Outcome::Dropped(why) => format!("{BOLD}{split}{row}{PLAIN}  {YELLOW}dropped{PLAIN}: {why}\n"),
+        Outcome::Kept { pair, cut, .. } => {
+            let (prompt, chosen, rejected) = (text(&pair.prompt)?, text(&pair.chosen)?, text(&pair.rejected)?);
+            let cut = if cut.any() { format!("  {YELLOW}cut{PLAIN}: {cut}") } else { String::new() };
+            format!("{BOLD}{split}{row}{PLAIN}  {DIM}{prompt}{PLAIN}  chosen {GREEN}⟨{chosen}⟩{PLAIN}  rejected {RED}⟨{rejected}⟩{PLAIN}{cut}\n")
+        }
+    })
+}
+
 fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
-    let resolved = resolve(args, app)?;
+    let resolved = resolve(&args.pairs, args.max_length.as_ref(), app)?;
     let (experiment, train) = (&resolved.experiment, &resolved.experiment.train);
     // The data first: they are what was asked about, and what is wrong with them is told before a model is looked for.
     let dataset = data::open(experiment, app.registry)?;
-    let tokenizer = tokenizer(&resolved, app)?;
+    let found = tokenizer(&resolved, app)?;
+    let (path, tokenizer) = found.unzip();
     let asked = Asked {
-        splits: args.split.clone().map(|split| vec![split]),
+        splits: args.pairs.split.clone().map(|split| vec![split]),
         tokenizer: tokenizer.as_ref(),
-        limits: Limits { max_length: train.max_length, max_prompt_length: train.max_prompt_length, add_eos: !args.no_eos },
-        max_pairs: args.max_pairs,
+        limits: limits(&args.pairs, train, train.max_length, path.as_deref()),
+        max_pairs: args.pairs.max_pairs,
         examples: args.examples,
     };
     let found = data::inspect(dataset.as_ref(), &asked, app.printer.progress().as_mut())?;
     let model = tokenizer.map(|_| experiment.model.as_str());
     if args.json {
         let mut shown = json!(found);
-        shown["data"] = json!(args.data);
+        shown["data"] = json!(args.pairs.data);
         shown["model"] = json!(model);
         return app.printer.json(&shown);
     }
-    app.printer.data(&as_text(&args.data, model, &found))
+    app.printer.data(&as_text(&args.pairs.data, model, &found))
 }
 
-fn resolve(args: &InspectArgs, app: &App<'_>) -> Result<Resolved> {
+/// How the pairs become tokens; `model` is where the model's files are, if they are there.
+fn limits(args: &PairsArgs, train: &TrainConfig, max_length: usize, model: Option<&Path>) -> Limits {
+    Limits {
+        max_length,
+        max_prompt_length: train.max_prompt_length,
+        add_eos: !args.no_eos,
+        special_tokens: !args.no_special_tokens,
+        context: model.and_then(context_of),
+    }
+}
+
+fn resolve(args: &PairsArgs, max_length: Option<&String>, app: &App<'_>) -> Result<Resolved> {
     let mut layers = Layering::new(app.registry);
     layers.defaults(app.defaults)?;
     args::environment(&mut layers);
-    let data = Some(args.data.clone());
+    let (data, max_length) = (Some(args.data.clone()), max_length.cloned());
     let flags = [
         ("--model", "model", &args.model),
         ("DATA", "dataset", &data),
         ("--data-dir", "dataset.data_dir", &args.data_dir),
-        ("--max-length", "train.max_length", &args.max_length),
+        ("--max-length", "train.max_length", &max_length),
     ];
     args::apply(&mut layers, &flags);
     args::columns(&mut layers, args.columns.as_deref())?;
@@ -60,11 +132,11 @@ fn resolve(args: &InspectArgs, app: &App<'_>) -> Result<Resolved> {
     layers.resolve()
 }
 
-/// The model's tokenizer; none where nobody named a model and the default one has not been fetched.
-fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<Tokenizer>> {
+/// The model's tokenizer and where its files are; none where nobody named a model and the default one has not been fetched.
+fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {
-        Ok(found) => ModelFiles::tokenizer_of(&found.path).map(Some),
+        Ok(found) => ModelFiles::tokenizer_of(&found.path).map(|tokenizer| Some((found.path, tokenizer))),
         Err(e) if matches!(resolved.origins.get("model"), None | Some(Origin::Default)) => {
             let how = e.hints().first().map_or_else(String::new, |hint| format!("; {hint}"));
             app.printer.note(&format!("lengths are characters: the model `{model}` is not on this machine{how}"));
@@ -120,8 +192,8 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
 fn used_lines(used: &Used, found: &Inspection) -> Vec<String> {
     let mut lines = vec![format!("{} used, {} of them cut to {} tokens", used.kept, used.truncated, found.max_length)];
     lines.extend(used.dropped.iter().map(|(why, n)| format!("{n} dropped: {why}")));
-    lines.extend(warning("pairs whose completions are the same tokens, once cut", used.identical));
-    lines.extend(warning("prompts with other token ids alone than before a completion", used.prefix_mismatches));
+    lines.extend(warning("pairs whose completions are the same tokens, once cut", used.findings.identical));
+    lines.extend(used.findings.of_tokens());
     lines
 }
 
@@ -132,6 +204,7 @@ fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
         ("pairs that contradict an earlier one, chosen and rejected swapped", split.contradicted),
         ("pairs whose completions are the same text", split.identical),
         ("pairs without a prompt", split.without_prompt),
+        ("pairs with an empty completion", split.without_completion),
         ("pairs whose completions begin with the prompt, which is then read twice", split.prompt_repeated),
         (&format!("pairs whose prompt is in `{first}` too"), split.in_first.unwrap_or_default()),
     ];

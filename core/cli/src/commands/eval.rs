@@ -8,19 +8,23 @@ use serde_json::Value;
 
 use crate::App;
 use crate::args::{self, EvalArgs};
+use crate::engine::{self, Longest};
+use crate::interrupt;
 use crate::trained::Trained;
-use crate::{engine, interrupt};
 
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     // All of them are understood before the first one is computed.
     let targets = match args.targets[..] {
-        [] => vec![(resolve(args, app, |_| Ok(()))?, None)],
+        [] => {
+            let (experiment, longest) = resolve(args, app, |_| Ok(()))?;
+            vec![(experiment, longest, None)]
+        }
         _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
     };
     let stop = interrupt::watch()?;
     let mut found = Vec::with_capacity(targets.len());
-    for (experiment, adapter) in &targets {
-        let evaluation = engine::evaluate(experiment, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
+    for (experiment, longest, adapter) in &targets {
+        let evaluation = engine::evaluate(experiment, longest, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
         if !args.json {
             app.printer.data(&evaluation.plain())?;
         }
@@ -30,22 +34,27 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
 }
 
 /// What stands in `folder`: a run with its configuration, or an adapter that names its model.
-fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<(Experiment, Option<PathBuf>)> {
+fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<(Experiment, Longest, Option<PathBuf>)> {
     let trained = Trained::find(folder, args.model.model.as_deref())?;
-    Ok((resolve(args, app, |layers| trained.say(layers))?, Some(trained.adapter)))
+    let (experiment, longest) = resolve(args, app, |layers| trained.say(layers))?;
+    Ok((experiment, longest, Some(trained.adapter)))
 }
 
-fn resolve(args: &EvalArgs, app: &App<'_>, target: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> Result<Experiment> {
+fn resolve(args: &EvalArgs, app: &App<'_>, target: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> Result<(Experiment, Longest)> {
     let mut layers = Layering::new(app.registry);
     layers.defaults(app.defaults)?;
     target(&mut layers)?;
     args::environment(&mut layers);
     args.model.apply(&mut layers);
-    args::apply(&mut layers, &[("--dataset", "dataset", &args.dataset), ("--data-dir", "dataset.data_dir", &args.data_dir)]);
+    let flags =
+        [("--dataset", "dataset", &args.dataset), ("--data-dir", "dataset.data_dir", &args.data_dir), ("--max-length", "train.max_length", &args.max_length)];
+    args::apply(&mut layers, &flags);
     args::columns(&mut layers, args.columns.as_deref())?;
     args::scored(&mut layers, args.split.as_deref());
     for assignment in &args.set {
         layers.set(assignment)?;
     }
-    Ok(layers.resolve()?.experiment)
+    let resolved = layers.resolve()?;
+    let longest = Longest::of(&resolved);
+    Ok((resolved.experiment, longest))
 }

@@ -30,6 +30,7 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
             } else {
                 speaker.continuation(prompt, *trained, &mut silent)?
             };
+            speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
             let (read, made) = (answer.read_per_second(), answer.made_per_second());
             let rates = [("prompt tokens/s", Some(read)), ("tokens/s", made)];
             progress.advance(1, &rates.iter().filter_map(|(name, rate)| Some((*name, (*rate)?))).collect::<Vec<_>>());

@@ -2,12 +2,14 @@
 
 use reprpo_core::Result;
 use reprpo_core::config::Layering;
-use reprpo_core::report::{Align, Grid};
+use reprpo_core::eval::{ScoreRow, SplitScores};
+use reprpo_core::report::{Align, Grid, table::not_whole};
 use serde_json::json;
 
 use crate::App;
 use crate::args::{self, ScoreArgs};
-use crate::{engine, interrupt};
+use crate::engine::{self, Longest, PlainText};
+use crate::interrupt;
 
 pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     let mut layers = Layering::new(app.registry);
@@ -15,28 +17,73 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     args::environment(&mut layers);
     let data = Some(args.data.clone());
     args.model.apply(&mut layers);
-    let flags = [("--load-adapter", "init_adapter", &args.load_adapter), ("--data", "dataset", &data), ("--max-length", "train.max_length", &args.max_length)];
+    let flags = [
+        ("--load-adapter", "init_adapter", &args.load_adapter),
+        ("--data", "dataset", &data),
+        ("--data-dir", "dataset.data_dir", &args.data_dir),
+        ("--max-length", "train.max_length", &args.max_length),
+    ];
     args::apply(&mut layers, &flags);
     args::columns(&mut layers, args.columns.as_deref())?;
     args::scored(&mut layers, args.split.as_deref());
-    let experiment = layers.resolve()?.experiment;
+    for assignment in &args.set {
+        layers.set(assignment)?;
+    }
+    let resolved = layers.resolve()?;
     let stop = interrupt::watch()?;
-    let scores = engine::score(&experiment, !args.no_eos, &stop, app.printer.progress().as_mut(), app)?;
+    let text = PlainText { eos: !args.no_eos, special_tokens: !args.no_special_tokens };
+    let scores = engine::score(&resolved.experiment, &Longest::of(&resolved), text, &stop, app.printer.progress().as_mut(), app)?;
     if args.json {
-        return app.printer.data(&scores.iter().map(|s| format!("{}\n", json!(s))).collect::<String>());
+        return app.printer.data(&scores.iter().map(json_lines).collect::<String>());
     }
-    let mut grid = Grid::new(["pair", "logp chosen", "tokens", "logp rejected", "tokens", "margin"].map(|c| (c, Align::Right)));
-    for s in &scores {
-        let margin = s.chosen.logp_sum - s.rejected.logp_sum;
-        let logp = |v: f64| format!("{v:.3}");
-        grid.row([
-            s.index.to_string(),
-            logp(s.chosen.logp_sum),
-            s.chosen.tokens.to_string(),
-            logp(s.rejected.logp_sum),
-            s.rejected.tokens.to_string(),
-            format!("{margin:+.3}"),
-        ]);
+    app.printer.data(&table(&scores))
+}
+
+/// A line of JSON for each pair of a split.
+fn json_lines(split: &SplitScores) -> String {
+    let line = |row: ScoreRow<'_>| {
+        let mut line = match row {
+            ScoreRow::Scored(score, ..) => json!(score),
+            ScoreRow::Dropped(pair) => json!({ "index": pair.row }),
+        };
+        if let Some(fields) = line.as_object_mut() {
+            fields.insert("split".to_owned(), json!(split.split));
+            fields.extend(row.remarks(split));
+        }
+        format!("{line}\n")
+    };
+    split.rows().into_iter().map(line).collect()
+}
+
+/// A row for each pair, and below it how many of them are not scored as the data has them.
+fn table(scores: &[SplitScores]) -> String {
+    let several = scores.len() > 1;
+    let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);
+    let numbers = ["pair", "logp chosen", "tokens", "logp rejected", "tokens", "margin"].map(|c| (c, Align::Right));
+    let (before, behind) = (several.then_some(("split", Align::Left)), remarks.then_some(("remark", Align::Left)));
+    let mut grid = Grid::new(before.into_iter().chain(numbers).chain(behind));
+    for split in scores {
+        for row in split.rows() {
+            let mut cells = match row {
+                ScoreRow::Scored(score, ..) => {
+                    let (chosen, rejected) = (score.chosen, score.rejected);
+                    let logp = |v: f64| format!("{v:.3}");
+                    let margin = format!("{:+.3}", chosen.logp_sum - rejected.logp_sum);
+                    let (n, m) = (chosen.tokens.to_string(), rejected.tokens.to_string());
+                    vec![score.index.to_string(), logp(chosen.logp_sum), n, logp(rejected.logp_sum), m, margin]
+                }
+                ScoreRow::Dropped(pair) => [&[pair.row.to_string()][..], &vec!["–".to_owned(); 5]].concat(),
+            };
+            if several {
+                cells.insert(0, split.split.clone());
+            }
+            let dropped = if matches!(row, ScoreRow::Dropped(_)) { "dropped: " } else { "" };
+            cells.extend(row.reason(split).map(|reason| format!("{dropped}{reason}")));
+            grid.row(cells);
+        }
     }
-    app.printer.data(&grid.plain())
+    let limit = |split: &SplitScores| Some(split.max_length).filter(|tokens| *tokens != usize::MAX);
+    let counts = scores.iter().filter_map(|split| not_whole(&split.split, split.dropped.len(), split.truncated(), limit(split)));
+    let counts: String = counts.map(|line| format!("{line}\n")).collect();
+    if counts.is_empty() { grid.plain() } else { format!("{}\n{counts}", grid.plain()) }
 }

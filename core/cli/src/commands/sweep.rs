@@ -7,7 +7,7 @@ use reprpo_core::error::{Context, Fault};
 use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
-use reprpo_core::report::{Align, Grid};
+use reprpo_core::report::{Align, Grid, table};
 use reprpo_core::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -164,16 +164,16 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             }
         }
     }
-    let table = table(&axes, &rows);
+    let table = grid_of(&axes, &rows);
     std::fs::create_dir_all(&out).within(|| format!("cannot make the folder `{}`", out.display()))?;
     let json = serde_json::to_value(&rows).map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
-    write_whole(&out.join("summary.md"), table.markdown().as_bytes())?;
+    write_whole(&out.join("summary.md"), format!("{}{}", table.markdown(), not_whole(&rows)).as_bytes())?;
     app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
     if args.json {
         app.printer.json(&json)?
     } else {
-        app.printer.data(&format!("{}\n{LEGEND}", table.plain()))?
+        app.printer.data(&format!("{}\n{LEGEND}{}", table.plain(), not_whole(&rows)))?
     }
     match rows.iter().filter(|r| r.error.is_some()).count() {
         0 => Ok(()),
@@ -184,6 +184,19 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
 }
 
 const LEGEND: &str = "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval";
+
+/// A line for each split of which pairs were dropped or cut, in the run with the most of them.
+fn not_whole(rows: &[Row]) -> String {
+    let mut most: Vec<&SplitSummary> = Vec::new();
+    for split in rows.iter().flat_map(|row| &row.splits) {
+        match most.iter_mut().find(|known| known.split == split.split) {
+            Some(known) if known.dropped + known.truncated < split.dropped + split.truncated => *known = split,
+            Some(_) => {}
+            None => most.push(split),
+        }
+    }
+    most.iter().filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None)).map(|line| format!("\n{line}")).collect()
+}
 
 /// Whether the run in this folder needs nothing more.
 fn ended(run: &Path, experiment: &Experiment) -> bool {
@@ -201,7 +214,7 @@ fn folder(args: &SweepArgs) -> Result<PathBuf> {
     }
 }
 
-fn table(axes: &[Axis], rows: &[Row]) -> Grid {
+fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
     let mut splits: Vec<&str> = Vec::new();
     for split in rows.iter().flat_map(|r| &r.splits) {
         if !splits.contains(&split.split.as_str()) {

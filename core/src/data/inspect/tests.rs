@@ -30,7 +30,7 @@ fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
     PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
 }
 
-const LIMITS: Limits = Limits { max_length: 8, max_prompt_length: None, add_eos: true };
+const LIMITS: Limits = Limits { max_length: 8, ..Limits::NONE };
 
 fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
     Asked { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
@@ -72,7 +72,7 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
     let found = inspect(&data, &asked(Some(&tokenizer)), &mut Quiet).unwrap();
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
-    assert_eq!((used.kept, used.truncated, used.identical), (3, 1, 1));
+    assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
     assert_eq!(used.dropped, BTreeMap::from([(Drop::PromptTooLong, 1)]));
     assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths are those before anything is cut: {t:?}");
     let example = &t.examples[0];
@@ -80,8 +80,8 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
     assert_eq!(example.chosen.mask.len(), example.chosen.ids.len());
     assert_eq!(tokenizer.decode(&example.chosen.ids).unwrap(), "a yes<|im_end|>");
     assert_eq!(example.chosen.mask.iter().filter(|m| **m == 0).count(), 1);
-    let same = crate::text::tokenise(&tokenizer, data.pairs("train").unwrap(), &LIMITS, None).unwrap();
-    assert_eq!((used.kept, used.truncated, used.identical, &used.dropped), (same.pairs.len(), same.truncated, same.identical, &same.dropped));
+    let same = crate::text::tokenise(&tokenizer, data.rows("train").unwrap(), &LIMITS, None).unwrap();
+    assert_eq!((used.kept, used.truncated, &used.findings, &used.dropped), (same.pairs.len(), same.truncated(), &same.findings, &same.reasons()));
 }
 
 #[test]

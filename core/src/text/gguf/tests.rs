@@ -137,6 +137,31 @@ fn a_text_that_stands_alone_has_the_special_tokens_that_the_file_says() {
     assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without such a token adds none");
 }
 
+/// As with a folder's tokenizer: a pair of plain text begins with the BOS where the file asks for one.
+#[test]
+fn pairs_of_plain_text_begin_as_the_file_says() {
+    use crate::api::PreferencePair;
+    use crate::text::{Limits, whole_pair};
+
+    let fixture = fixture();
+    let (vocabulary, keys) = case(&fixture, "llama-bpe");
+    let pair = PreferencePair { prompt: "Hello".into(), chosen: " world".into(), rejected: " you".into() };
+    let prompt = |add_bos: bool, special_tokens: bool| {
+        let id = |what: &str, id: u32| entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
+        let more = vec![id("bos", 1), id("eos", 2), entry("tokenizer.ggml.add_bos_token", 7, &[add_bos.into()])];
+        let tokenizer = written([entries(vocabulary, keys), more].concat()).unwrap();
+        let (pair, _) = whole_pair(&tokenizer, 0, 0, &pair, &Limits { special_tokens, ..Limits::NONE }).unwrap().unwrap();
+        assert_eq!((pair.chosen.last(), pair.rejected.last()), (Some(&2), Some(&2)));
+        (pair.prompt, tokenizer.encode("Hello").unwrap())
+    };
+    let (begun, bare) = prompt(true, true);
+    assert_eq!(begun, [vec![1], bare].concat());
+    for (add_bos, special_tokens) in [(true, false), (false, true)] {
+        let (prompt, bare) = prompt(add_bos, special_tokens);
+        assert_eq!(prompt, bare);
+    }
+}
+
 #[test]
 fn a_vocabulary_that_contradicts_itself_is_refused() {
     let fixture = fixture();

@@ -4,7 +4,7 @@ use super::*;
 use crate::testing;
 use crate::weights::ModelFiles;
 
-const LIMITS: Limits = Limits { max_length: 1024, max_prompt_length: None, add_eos: true };
+const LIMITS: Limits = Limits { max_length: 1024, ..Limits::NONE };
 const EOS: i64 = 2;
 
 /// The small tokenizer of the reference values, or the skip.
@@ -21,14 +21,14 @@ fn said(turns: &[(&str, &str)]) -> Text {
 }
 
 fn kept(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> TokenPair {
-    match tokenise_pair(tokenizer, 0, pair, limits).unwrap() {
+    match tokenise_pair(tokenizer, 0, 0, pair, limits).unwrap() {
         Outcome::Kept { pair, .. } => pair,
         Outcome::Dropped(why) => panic!("dropped: {why}"),
     }
 }
 
 fn dropped(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> Drop {
-    match tokenise_pair(tokenizer, 0, pair, limits).unwrap() {
+    match tokenise_pair(tokenizer, 0, 0, pair, limits).unwrap() {
         Outcome::Kept { pair, .. } => panic!("kept: {pair:?}"),
         Outcome::Dropped(why) => why,
     }
@@ -56,13 +56,115 @@ fn messages_end_as_the_template_has_it() {
     assert_eq!(t.decode(&got.rejected).unwrap(), "go away<|im_end|>\n");
 }
 
+/// Pairs with their places.
+fn rows(pairs: impl IntoIterator<Item = PreferencePair>) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
+    pairs.into_iter().enumerate().map(Ok)
+}
+
+/// A small byte-level vocabulary with a BOS before a text and an EOS behind it, and merges into ` the` and ` B`.
+fn surrounding() -> Tokenizer {
+    let mut vocabulary: BTreeMap<String, usize> = [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
+    for token in ('a'..='z').chain('A'..='Z').map(String::from).chain(["Ġ", ":", ".", "Ċ", "Ġt", "he", "Ġthe", "ĠB"].map(String::from)) {
+        let id = vocabulary.len();
+        vocabulary.insert(token, id);
+    }
+    let special = |id: usize, content: &str| serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let around = |parts: &[&str]| {
+        let part = |part: &&str| match *part {
+            "$A" => serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}),
+            "$B" => serde_json::json!({"Sequence": {"id": "B", "type_id": 0}}),
+            token => serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}}),
+        };
+        parts.iter().map(part).collect::<Vec<_>>()
+    };
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [special(0, "<s>"), special(1, "</s>")], "pre_tokenizer": bytes, "decoder": bytes,
+        "post_processor": {
+            "type": "TemplateProcessing", "single": around(&["<s>", "$A", "</s>"]), "pair": around(&["<s>", "$A", "$B", "</s>"]),
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}, "</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["Ġ t", "h e", "Ġt he", "Ġ B"]},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]think:{% endif %}";
+    let config = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template.replace(['[', ']'], ":")});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::from_folder(dir.path()).unwrap()
+}
+
+/// The three parts as text.
+fn parts(t: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> [String; 3] {
+    let pair = kept(t, pair, limits);
+    [pair.prompt, pair.chosen, pair.rejected].map(|ids| t.decode(&ids).unwrap())
+}
+
 #[test]
-fn a_prompt_whose_ids_change_before_a_completion_is_counted() {
-    let Some(t) = tokenizer() else { return };
-    // The vocabulary has ` the`, so the blank at the prompt's end goes over to the completion.
-    let pairs = [pair("I saw ", "the end", "x"), pair("I saw", " the end", " x")];
-    let all = tokenise(&t, pairs.into_iter().map(Ok), &LIMITS, None).unwrap();
-    assert_eq!((all.pairs.len(), all.prefix_mismatches), (2, 1));
+fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
+    let t = surrounding();
+    let bare = Limits { special_tokens: false, ..LIMITS };
+    assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
+    assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
+    // One of the completions is enough to move the boundary of both.
+    assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
+    // Where nothing is left of the prompt, the BOS stands in its place.
+    assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
+    assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
+}
+
+#[test]
+fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() {
+    let t = surrounding();
+    // The tokenizer puts its EOS behind the completion's own, as in TRL.
+    assert_eq!(parts(&t, &pair("Say:", "a", "b"), &LIMITS), ["<s>Say:", "a</s></s>", "b</s></s>"]);
+    assert_eq!(parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }), ["<s>Say:", "a</s>", "b</s>"]);
+    assert_eq!(parts(&t, &pair("", "a", "b"), &Limits { add_eos: false, ..LIMITS }), ["<s>", "a</s>", "b</s>"]);
+    let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
+    assert_eq!(parts(&t, &pair("Say:", "a", "b"), &bare), ["Say:", "a", "b"]);
+    let chat = PreferencePair { prompt: said(&[("user", "hi")]), chosen: said(&[("assistant", "a")]), rejected: said(&[("assistant", "tea")]) };
+    // The template opens a thought that a finished turn does not have: the common beginning decides, the shared `t` included.
+    assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
+}
+
+#[test]
+fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
+    let t = surrounding();
+    let p =
+        PreferencePair { prompt: said(&[("user", "hi"), ("assistant", "yes")]), chosen: said(&[("assistant", "a")]), rejected: said(&[("assistant", "b")]) };
+    assert_eq!(parts(&t, &p, &LIMITS), [":user:hi</s>:assistant:yes</s>:assistant:", "a</s>", "b</s>"]);
+}
+
+#[test]
+fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
+    let t = surrounding();
+    let turn = |role: &str, text: &str| said(&[(role, text)]);
+    let chat = |chosen: Text, rejected: Text| PreferencePair { prompt: turn("user", "hi"), chosen, rejected };
+    let pairs = [
+        pair("Answer: ", "B", "the"),
+        pair("Say. ", "B", "A"),
+        pair("Name.", "Name. A", "Name. B"),
+        pair("Say:", "", "a"),
+        chat(turn("assistant", "a"), turn("user", "b")),
+        chat(said(&[("user", "hi"), ("assistant", "a")]), said(&[("user", "hi"), ("assistant", "b")])),
+    ];
+    let limits = Limits { special_tokens: false, context: Some(9), ..LIMITS };
+    let found = tokenise(&t, rows(pairs), &limits, None).unwrap().findings;
+    assert_eq!((found.prefix_mismatches, found.left_out.as_deref()), (4, Some(" ")));
+    assert_eq!((found.prompt_repeated, found.empty_completions, &found.roles), (2, 1, &BTreeMap::from([("user".to_owned(), 1)])));
+    assert!(found.prompts_over_context > 0 && found.over_context >= found.prompts_over_context);
+    let said = found.lines().join("\n");
+    for part in [
+        "on its own than before a completion: 4. ",
+        "this end of the first such prompt is left out: \" \"\n",
+        "a message of the role `user`, not `assistant`: 1\n",
+        "longer than the model's context of 9 tokens: ",
+        "begin with the prompt, which is then read twice: 2\n",
+        "with an empty completion: 1",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    assert_eq!(tokenise(&t, rows([pair("Say:", " a", " b")]), &Limits { special_tokens: false, ..LIMITS }, None).unwrap().findings.lines(), [""; 0]);
 }
 
 #[test]
@@ -75,8 +177,11 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
     assert_eq!((cut.prompt.as_slice(), cut.chosen.as_slice()), (&whole.prompt[..], &whole.chosen[..2]));
     let cut = kept(&t, &p, &Limits { max_prompt_length: Some(3), ..LIMITS });
     assert_eq!((cut.prompt.as_slice(), &cut.chosen), (&whole.prompt[n - 3..], &whole.chosen));
-    let all = tokenise(&t, [Ok(p.clone()), Ok(pair("a", "b", "c"))], &Limits { max_length: n + 2, ..LIMITS }, None).unwrap();
-    assert_eq!(all.truncated, 1);
+    let all = tokenise(&t, rows([p.clone(), pair("a", "b", "c")]), &Limits { max_length: n + 2, ..LIMITS }, None).unwrap();
+    assert_eq!(all.truncated(), 1);
+    let cut = Cut { prompt: 0, chosen: whole.chosen.len() - 2, rejected: whole.rejected.len().saturating_sub(2) };
+    assert_eq!(all.cuts, [cut, Cut::default()]);
+    assert!(cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)), "{cut}");
     assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), Drop::PromptTooLong);
     assert_eq!(dropped(&t, &p, &Limits { max_length: 0, max_prompt_length: Some(0), ..LIMITS }), Drop::PromptTooLong);
 }
@@ -104,7 +209,7 @@ fn an_empty_prompt_becomes_the_beginning_of_sequence() {
 fn plain_text_and_messages_do_not_mix() {
     let Some(t) = tokenizer() else { return };
     let p = PreferencePair { prompt: said(&[("user", "hi")]), chosen: "a".into(), rejected: "b".into() };
-    let e = tokenise_pair(&t, 7, &p, &LIMITS).unwrap_err();
+    let e = tokenise_pair(&t, 5, 7, &p, &LIMITS).unwrap_err();
     assert!(e.message().contains("pair 7 mixes"), "{e:?}");
 }
 
@@ -114,13 +219,13 @@ fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
     let mut read = 0;
     let rows = (0..10_000).map(|i| {
         read += 1;
-        Ok(pair("a\n", if i % 2 == 0 { "" } else { "b" }, "c"))
+        Ok((10 * i, pair("a\n", if i % 2 == 0 { "" } else { "b" }, "c")))
     });
     let all = tokenise(&t, rows, &Limits { add_eos: false, ..LIMITS }, Some(3)).unwrap();
-    assert_eq!(all.pairs.iter().map(|p| p.index).collect::<Vec<_>>(), [1, 3, 5]);
-    assert_eq!(all.dropped(), all.dropped[&Drop::EmptyChosen]);
-    assert_eq!((all.dropped(), read), (3, 6));
-    let broken = [Ok(pair("a", "b", "c")), Err(Error::new("row 2 is broken"))];
+    assert_eq!(all.pairs.iter().map(|p| (p.index, p.row)).collect::<Vec<_>>(), [(1, 10), (3, 30), (5, 50)]);
+    assert_eq!(all.dropped[1], DroppedPair { index: 2, row: 20, why: Drop::EmptyChosen });
+    assert_eq!((all.reasons(), read), (BTreeMap::from([(Drop::EmptyChosen, 3)]), 6));
+    let broken = [Ok((0, pair("a", "b", "c"))), Err(Error::new("row 2 is broken"))];
     assert_eq!(tokenise(&t, broken, &LIMITS, None).unwrap_err().message(), "row 2 is broken");
 }
 
@@ -129,7 +234,7 @@ fn completions_that_are_the_same_once_they_are_cut_are_counted() {
     let Some(t) = tokenizer() else { return };
     let pairs = [pair("a\n", "b", "b"), pair("a\n", "one two three", "one two four"), pair("a\n", "b", "c")];
     let n = t.encode("a\n").unwrap().len();
-    let count = |max_length| tokenise(&t, pairs.clone().into_iter().map(Ok), &Limits { max_length, ..LIMITS }, None).unwrap().identical;
+    let count = |max_length| tokenise(&t, rows(pairs.clone()), &Limits { max_length, ..LIMITS }, None).unwrap().findings.identical;
     assert_eq!((count(1024), count(n + 1)), (1, 2));
 }
 
@@ -146,7 +251,7 @@ fn real_pairs_have_the_ids_of_the_reference_values() {
     let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
     let t = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
     let golden: Value = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap()).unwrap();
-    let bare = Limits { add_eos: false, ..LIMITS };
+    let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
     // Prompt and completions stand there tokenised apart; where that differs from together, the log-probabilities do too.
     let mut apart = Vec::new();
     for (i, p) in golden["pairs"].as_array().unwrap().iter().enumerate() {

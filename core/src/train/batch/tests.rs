@@ -3,7 +3,7 @@
 use super::*;
 
 fn pair(index: usize, prompt: &[i64], chosen: &[i64], rejected: &[i64]) -> TokenPair {
-    TokenPair { index, prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+    TokenPair { index, row: index, prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
 }
 
 /// Three pairs, of which two share a prompt and one of these its chosen completion with the other's rejected one.

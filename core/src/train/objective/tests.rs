@@ -50,6 +50,7 @@ fn taps(transforms: Vec<Box<dyn Transform>>, transform_of: &[usize], pooling: Po
 fn batch() -> PairBatch {
     let pair = |index, prompt: &[i64], chosen: &[i64], rejected: &[i64]| TokenPair {
         index,
+        row: index,
         prompt: prompt.to_vec(),
         chosen: chosen.to_vec(),
         rejected: rejected.to_vec(),

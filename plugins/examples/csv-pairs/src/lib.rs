@@ -100,6 +100,11 @@ impl Dataset for CsvConfig {
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
+        Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
+    }
+
+    // A split holds only some of the file's rows, so a user needs to be told which.
+    fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         if !self.splits().iter().any(|s| s.name == split) {
             return Err(Error::unknown("split", split, self.splits().iter().map(|s| &s.name)));
         }
@@ -107,7 +112,7 @@ impl Dataset for CsvConfig {
         let due = |i: usize| (i as f64 * self.test).floor();
         let of = move |i: usize| if due(i + 1) > due(i) { "test" } else { "train" };
         let test = split == "test";
-        Ok(Box::new(self.read()?.enumerate().filter(move |(i, pair)| pair.is_err() || (of(*i) == "test") == test).map(|(_, pair)| pair)))
+        Ok(Box::new(self.read()?.enumerate().filter(move |(i, pair)| pair.is_err() || (of(*i) == "test") == test).map(|(i, pair)| Ok((i, pair?)))))
     }
 }
 
@@ -136,6 +141,7 @@ mod tests {
         let data = open(&format!("good;id;rejected;prompt\n{}", "\"a;\"\"b\"\"\";7;r;p\n".repeat(10))).unwrap();
         let [train, test] = ["train", "test"].map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());
         assert_eq!((train.len(), test.len()), (8, 2));
+        assert_eq!(data.rows("test").unwrap().map(|row| row.unwrap().0).collect::<Vec<_>>(), [4, 9]);
         assert_eq!((&test[0].chosen, &test[0].rejected), (&Text::from("a;\"b\""), &Text::from("r")));
         let told = |text: &str| format!("{:?}", open(text).err().unwrap());
         assert!(told("prompt;good;rejected\np;;r\n").contains("cannot read line 2 of `"));
