@@ -93,7 +93,9 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     {
         return scored(row, columns);
     }
+    refuse_other_modalities(&row, columns)?;
     let prompt = columns.find(row.keys().map(String::as_str))?.map(str::to_owned);
+    let args = TemplateArgs::COLUMNS.map(|column| row.remove(column).unwrap_or_default());
     let mut take = |column: &str| text(column, row.remove(column).unwrap_or_default());
     let prompt = prompt.map(|column| take(&column)).transpose()?;
     let (chosen, rejected) = (take(&columns.chosen)?, take(&columns.rejected)?);
@@ -101,8 +103,10 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         return Err(Error::new(format!("`{}` is {}, but `{}` is {}", columns.chosen, form(&chosen), columns.rejected, form(&rejected)))
             .hint("both are plain text, or both are lists of {role, content}"));
     }
-    Ok(vec![match prompt {
-        Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair { prompt, chosen, rejected },
+    let pair = match prompt {
+        Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair::new(prompt, chosen, rejected),
+        // A conversation with a text for an answer: the text is what the assistant says.
+        Some(prompt @ Text::Messages(_)) => PreferencePair::new(prompt, turn(chosen), turn(rejected)),
         // A prompt in another form than the completions is there for people, and stands in both of them as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
@@ -117,7 +121,25 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
             None => Error::new(format!("there is no prompt: `{}` and `{}` share no beginning", columns.chosen, columns.rejected))
                 .hint("name the prompt's column with `--columns prompt=NAME`"),
         })?,
-    }])
+    };
+    // A template sees them; plain text has no template, and TRL does not read the columns there either.
+    let [tools, kwargs] = args;
+    let args = if matches!(pair.prompt, Text::Messages(_)) { TemplateArgs::new(tools, kwargs)? } else { TemplateArgs::default() };
+    Ok(vec![pair.with_template_args(args)])
+}
+
+/// Checks that no column beside a pair's holds images, audio or video.
+fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
+    let beside = row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
+    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value))).within(|| "the row is not a pair of texts".to_owned())
+}
+
+/// A text as one turn of the assistant.
+fn turn(text: Text) -> Text {
+    match text {
+        Text::Plain(text) => vec![Message::new("assistant", text)].into(),
+        messages => messages,
+    }
 }
 
 /// GENIES' own form: `{"prompt": "…", "responses": {"a good one": 1, "a worse one": 0, …}}`.
@@ -134,7 +156,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         return Err(Error::new(format!("{} of its responses are scored 1", best.len())).hint("one response is scored 1, and those that are worse 0"));
     };
     let pairs: Vec<PreferencePair> =
-        of(0.0).map(|rejected| PreferencePair { prompt: prompt.clone(), chosen: chosen.into(), rejected: rejected.into() }).collect();
+        of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
         return Err(Error::new("none of its responses is scored 0").hint("one response is scored 1, and those that are worse 0"));
     }
@@ -162,15 +184,10 @@ fn text(column: &str, value: Value) -> Result<Text> {
 }
 
 fn message(value: Value) -> Result<Message> {
-    let Value::Object(mut fields) = value else {
+    let Value::Object(fields) = value else {
         return Err(Error::new(format!("it is {}, not an object with `role` and `content`", kind(&value))));
     };
-    let mut take = |name: &str| match fields.remove(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(Error::new(format!("`{name}` is {}, not text", kind(&other)))),
-        None => Err(Error::new(format!("there is no `{name}`"))),
-    };
-    Ok(Message { role: take("role")?, content: take("content")? })
+    Message::from_fields(fields)
 }
 
 /// What a value is, for a sentence.
@@ -213,7 +230,7 @@ mod tests {
     }
 
     fn plain(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
-        PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+        PreferencePair::new(prompt, chosen, rejected)
     }
 
     #[test]
@@ -224,7 +241,7 @@ mod tests {
     #[test]
     fn messages_stay_messages() {
         let got = pair(json!({"prompt": said(&[("user", "p")]), "chosen": said(&[("assistant", "c")]), "rejected": said(&[("assistant", "r")])})).unwrap();
-        assert_eq!(got.chosen, Text::Messages(vec![Message { role: "assistant".into(), content: "c".into() }]));
+        assert_eq!(got.chosen, Text::Messages(vec![Message::new("assistant", "c")]));
     }
 
     #[test]

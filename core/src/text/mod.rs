@@ -17,7 +17,7 @@ use tokenizers::processors::template::TemplateProcessing;
 pub use findings::{Findings, repeats};
 pub use pairs::{Cut, Drop, DroppedPair, Limits, Outcome, Prompt, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
-use crate::api::Message;
+use crate::api::{Message, TemplateArgs};
 use crate::error::{Error, Fault, Result};
 use crate::weights::Metadata;
 use chat::ChatTemplate;
@@ -221,11 +221,19 @@ impl Tokenizer {
     /// # Errors
     /// Where the model has no chat template, or its template fails or refuses the conversation.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_chat_with(messages, &TemplateArgs::default(), add_generation_prompt)
+    }
+
+    /// The same with a row's tools and template variables.
+    ///
+    /// # Errors
+    /// Fails as [`render_chat`](Self::render_chat) does.
+    pub fn render_chat_with(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
         let chat = self.chat.as_ref().ok_or_else(|| {
             Error::new("the model has no chat template, so messages cannot be turned into text")
                 .hint("take a chat model (`…-instruct`), or a data set of plain text")
         })?;
-        chat.render(messages, add_generation_prompt)
+        chat.render(messages, args, add_generation_prompt)
     }
 }
 

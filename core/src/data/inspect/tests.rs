@@ -27,7 +27,7 @@ impl Progress for Quiet {
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
-    PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+    PreferencePair::new(prompt, chosen, rejected)
 }
 
 const LIMITS: Limits = Limits { max_length: 8, ..Limits::NONE };
@@ -37,7 +37,7 @@ fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
 }
 
 fn odd() -> Fixed {
-    let said = |role: &str, content: &str| Text::Messages(vec![Message { role: role.into(), content: content.into() }]);
+    let said = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
     let train = vec![
         pair("a", " yes", " no"),
         pair("a", " yes", " no"),
@@ -45,7 +45,7 @@ fn odd() -> Fixed {
         pair("b", " same", " same"),
         pair("", "x", "y"),
         pair("c", "c d", "c e"),
-        PreferencePair { prompt: said("user", "a"), chosen: said("assistant", "yes"), rejected: said("assistant", "no") },
+        PreferencePair::new(said("user", "a"), said("assistant", "yes"), said("assistant", "no")),
     ];
     Fixed(vec![("train", train), ("test", vec![pair("a", " x", " y"), pair("z", " x", " y")])])
 }

@@ -24,7 +24,7 @@ fn read(json: &str) -> Value {
 fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String> {
     let conversations = read(include_str!("templates/conversations.json"));
     let messages: Vec<Message> = serde_json::from_value(conversations[conversation].clone()).unwrap();
-    ChatTemplate::new(source.to_owned(), Some("<s>".into()), Some("</s>".into()), None)?.render(&messages, begin_answer)
+    ChatTemplate::new(source.to_owned(), Some("<s>".into()), Some("</s>".into()), None)?.render(&messages, &TemplateArgs::default(), begin_answer)
 }
 
 /// The text, or for what Python refuses the refusal's reason.
