@@ -9,15 +9,17 @@ mod python;
 mod rewrite;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Rest, Serde, ValueOrKwargs, Value as Jinja, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, escape_formatter};
 use regex::Regex;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::api::{Message, TemplateArgs};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 /// Steps that a template may take for one conversation: thousands of messages through the longest templates there are.
 const FUEL: u64 = 500_000;
@@ -28,53 +30,50 @@ const DEEPEST: usize = 128;
 /// Bytes of a template; those of models with tools have a thirtieth.
 const LONGEST: usize = 1 << 20;
 
-/// A compiled chat template with the special tokens in its scope.
+/// A special token as templates know it: `bos_token` and its text.
+pub type Named = (&'static str, String);
+
+/// A compiled chat template with the special tokens in its scope, and the others that the model has under a name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
-    bos: Option<String>,
-    eos: Option<String>,
-    pad: Option<String>,
+    tokens: Vec<Named>,
+    others: Vec<(String, ChatTemplate)>,
+    /// Templates that rows bring along, by their text.
+    of_rows: Mutex<HashMap<String, Arc<ChatTemplate>>>,
+    /// Roles, and whether the template takes a list of parts for their content.
+    takes_parts: Mutex<HashMap<String, bool>>,
 }
+
+/// The template that is taken where there are tools.
+const WITH_TOOLS: &str = "tool_use";
+/// Templates of rows that are kept; a data set has one or two.
+const MOST_OF_ROWS: usize = 64;
 
 impl ChatTemplate {
     /// Compiles it.
     ///
     /// # Errors
-    /// Where it is not valid.
-    pub fn new(source: String, bos: Option<String>, eos: Option<String>, pad: Option<String>) -> Result<Self> {
+    /// Fails if it is not valid.
+    pub fn new(source: String, tokens: Vec<Named>) -> Result<Self> {
         if source.len() > LONGEST {
             return Err(Error::new(format!("the model's chat template has {} bytes", source.len())).hint(format!("valid: up to {LONGEST}")));
         }
-        let mut environment = Environment::new();
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_formatter(|out, state, x| match x.as_str() {
-            // Written out it will be paid for; there has to be as much.
-            Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
-            Some(_) => escape_formatter(out, state, x),
-            None => Ok(out.write_str(&python::written(state, x)?)?),
-        });
-        environment.set_unknown_method_callback(methods::of_python);
-        filters::add(&mut environment);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |state: &State, format: &str| {
-            // A field of two letters is written with up to nine.
-            pay(state, 4 * format.len())?;
-            strftime(format, now())
-        });
-        environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| tojson(state, x, &args.into_values()));
-        let invalid = |e: minijinja::Error| failed("the model's chat template is not valid", &e);
-        let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build();
-        // Jinja2 reads every end of a line as the same one.
-        let lines = source.replace("\r\n", "\n").replace('\r', "\n");
-        let rewritten = rewrite::rewritten(&without_training_marks(&lines)?, syntax.map_err(|e| Error::internal(e.to_string()))?).map_err(invalid)?;
-        // The tags have taken their blanks away already.
-        let syntax = environment.syntax().to_builder().keep_trailing_newline(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
-        environment.add_template_owned("chat", rewritten).map_err(invalid)?;
-        Ok(Self { source, environment, bos, eos, pad })
+        let environment = environment(&source)?;
+        Ok(Self { source, environment, tokens, others: Vec::new(), of_rows: Mutex::default(), takes_parts: Mutex::default() })
+    }
+
+    /// Adds the templates that the model has under other names.
+    ///
+    /// # Errors
+    /// Fails if one of them is not valid.
+    pub fn with_others(mut self, others: Vec<(String, String)>) -> Result<Self> {
+        for (name, source) in others {
+            let other = Self::new(source, self.tokens.clone()).within(|| format!("the model's chat template `{name}` cannot be used"))?;
+            self.others.push((name, other));
+        }
+        Ok(self)
     }
 
     /// Its own text.
@@ -82,32 +81,75 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The other templates, by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.others.iter().map(|(name, other)| (name.as_str(), other.source()))
+    }
+
+    /// The special tokens by their names.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tokens.iter().map(|(name, token)| (*name, token.as_str()))
+    }
+
     /// The conversation as text.
     ///
     /// # Errors
     /// Fails if the template fails, or if it refuses the conversation.
     pub fn render(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+        // As `get_chat_template` chooses.
+        let other = |wanted: &str| self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other);
+        match (args.variables().get("chat_template").and_then(Value::as_str), args.tools()) {
+            (Some(wanted), _) => match other(wanted) {
+                Some(other) => other.fill(messages, args, add_generation_prompt),
+                None => self.of_row(wanted)?.fill(messages, args, add_generation_prompt),
+            },
+            (None, Some(_)) => other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt),
+            (None, None) => self.fill(messages, args, add_generation_prompt),
+        }
+    }
+
+    /// A template that a row brings along, compiled once.
+    fn of_row(&self, source: &str) -> Result<Arc<Self>> {
+        let mut kept = self.of_rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(template) = kept.get(source) {
+            return Ok(template.clone());
+        }
+        let template = Self::new(source.to_owned(), self.tokens.clone()).within(|| "the `chat_template` of the row cannot be used".to_owned())?;
+        let template = Arc::new(template);
+        if kept.len() < MOST_OF_ROWS {
+            kept.insert(source.to_owned(), template.clone());
+        }
+        Ok(template)
+    }
+
+    fn fill(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+        let messages = messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
+        self.run(&messages, args, add_generation_prompt)
+    }
+
+    fn run(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
         let scope = self.scope(messages, args, add_generation_prompt);
         let template = self.environment.get_template("chat").map_err(|e| failed("the model's chat template is lost", &e))?;
+        let role = |m: &Map<String, Value>| m.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
             (ErrorKind::OutOfFuel, _) => {
                 Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * BYTES_A_STEP / 1_000_000))
             }
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!("the model's chat template refuses the conversation: {}", &reason[REFUSED.len()..]))
-                    .hint(format!("the roles in turn: {}", messages.iter().map(Message::role).collect::<Vec<_>>().join(", ")))
+                    .hint(format!("the roles in turn: {}", messages.iter().map(|m| role(m)).collect::<Vec<_>>().join(", ")))
             }
             _ => failed("the model's chat template failed", &e),
         })
     }
 
     /// The names that the template sees. A row's own variables go before the special tokens, as in transformers.
-    fn scope(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Jinja {
-        let messages: Vec<Jinja> = messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m.fields())))).collect();
-        let tokens = [("bos_token", &self.bos), ("eos_token", &self.eos), ("pad_token", &self.pad)];
+    fn scope(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Jinja {
+        let messages: Vec<Jinja> = messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m)))).collect();
         // A token that the model does not have is not there at all: as `none` it would be written into the text.
-        let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, Jinja::from(token.as_deref()?))));
-        let variables = args.variables().iter().map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
+        let tokens = self.tokens.iter().map(|(name, token)| (*name, Jinja::from(token.as_str())));
+        let variables = args.variables().iter().filter(|(name, _)| *name != "chat_template");
+        let variables = variables.map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
         let own = [
             ("messages", Jinja::from(messages)),
             ("tools", args.tools().map_or(Jinja::from(()), |x| Jinja::from(Serde(x)))),
@@ -116,6 +158,88 @@ impl ChatTemplate {
         ];
         Jinja::from_pairs(tokens.chain(variables).chain(own))
     }
+
+    /// The fields of a message, with its content as the template takes it: a list of parts as it is, or the parts joined.
+    fn fitting<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
+        let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else { return Ok(Cow::Borrowed(message.fields())) };
+        let kind = |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if let Some(other) = parts.iter().map(kind).find(|kind| kind != "text") {
+            return Err(Error::new(format!("a message has a content part of type `{other}`, and the model's chat template takes only text"))
+                .hint("write the content as text"));
+        }
+        let mut fields = message.fields().clone();
+        fields.insert("content".to_owned(), message.text().into_owned().into());
+        Ok(Cow::Owned(fields))
+    }
+
+    /// True if the template takes a list of parts for the content of a role. A template that does not either fails,
+    /// leaves the text out, or writes the list itself into the text, as Python does in TRL.
+    fn takes_parts(&self, role: &str) -> bool {
+        if let Some(known) = self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role) {
+            return *known;
+        }
+        const SAID: &str = "parts-or-text";
+        let turn = |role: &str, content: Value| Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)]);
+        let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}]);
+        let said = |content: Value| -> Vec<Vec<Map<String, Value>>> {
+            let it = turn(role, content);
+            let (user, mut caller, mut answer) = (turn("user", "a".into()), turn("assistant", "".into()), it.clone());
+            caller.insert("tool_calls".to_owned(), call.clone());
+            answer.extend([("tool_call_id".to_owned(), "abcdefghi".into()), ("name".to_owned(), "f".into())]);
+            match role {
+                "user" => vec![vec![it]],
+                "assistant" => vec![vec![user, it]],
+                "system" | "developer" => vec![vec![it, user]],
+                _ => vec![vec![user.clone(), caller, answer], vec![user, it]],
+            }
+        };
+        let render = |messages: &[Map<String, Value>]| {
+            let messages: Vec<_> = messages.iter().map(Cow::Borrowed).collect();
+            self.run(&messages, &TemplateArgs::default(), false).ok()
+        };
+        let names_of_fields = |text: &str| text.matches("'text'").count() + text.matches("\"text\"").count();
+        let both = said(SAID.into()).into_iter().zip(said(json!([{"type": "text", "text": SAID}])));
+        let takes = both
+            .filter_map(|(text, parts)| Some((render(&text).filter(|text| text.contains(SAID))?, render(&parts))))
+            .map(|(text, parts)| parts.is_some_and(|parts| parts.contains(SAID) && names_of_fields(&parts) == names_of_fields(&text)))
+            .next()
+            // It does not take a text either, so the list is all that is left.
+            .unwrap_or(true);
+        self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).insert(role.to_owned(), takes);
+        takes
+    }
+}
+
+/// Jinja as transformers sets it up, with the template in it.
+fn environment(source: &str) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_formatter(|out, state, x| match x.as_str() {
+        // Written out it will be paid for; there has to be as much.
+        Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
+        Some(_) => escape_formatter(out, state, x),
+        None => Ok(out.write_str(&python::written(state, x)?)?),
+    });
+    environment.set_unknown_method_callback(methods::of_python);
+    filters::add(&mut environment);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", |state: &State, format: &str| {
+        // A field of two letters is written with up to nine.
+        pay(state, 4 * format.len())?;
+        strftime(format, now())
+    });
+    environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| tojson(state, x, &args.into_values()));
+    let invalid = |e: minijinja::Error| failed("the model's chat template is not valid", &e);
+    let foreign = |e: minijinja::Error| Error::internal(e.to_string());
+    let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build().map_err(foreign)?;
+    // Jinja2 reads every end of a line as the same one.
+    let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+    let rewritten = rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
+    // The tags have taken their blanks away already.
+    environment.set_syntax(environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?);
+    environment.add_template_owned("chat", rewritten).map_err(invalid)?;
+    Ok(environment)
 }
 
 /// The names under which a message's reasoning is passed. The first is the one that most templates read.
@@ -390,7 +514,7 @@ mod tests {
     }
 
     fn render(template: &str, turns: &[(&str, &str)]) -> Result<String> {
-        ChatTemplate::new(template.to_owned(), Some("<s>".into()), Some("</s>".into()), None)?.render(&messages(turns), &TemplateArgs::default(), true)
+        ChatTemplate::new(template.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(&messages(turns), &TemplateArgs::default(), true)
     }
 
     #[test]

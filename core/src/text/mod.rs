@@ -50,7 +50,11 @@ struct Extras {
     bos: Option<String>,
     eos: Option<String>,
     pad: Option<String>,
+    /// Special tokens that only chat templates use, by the name they have there.
+    others: Vec<(&'static str, String)>,
     chat_template: Option<String>,
+    /// Chat templates under other names.
+    named_templates: Vec<(String, String)>,
     /// Whether a text that stands alone begins and ends with these tokens, beyond what the vocabulary's file says.
     begin: bool,
     end: bool,
@@ -93,8 +97,9 @@ impl Tokenizer {
         let eos = special("end-of-sequence", extras.eos)?;
         // Nothing is ever padded here, so a padding token that does not exist does no harm.
         let pad = special("padding", extras.pad).unwrap_or_default();
-        let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
-        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, text(&bos), text(&eos), text(&pad))).transpose()?;
+        let named = [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)];
+        let tokens: Vec<_> = named.into_iter().filter_map(|(name, s)| Some((name, s.as_ref()?.text.clone()))).chain(extras.others).collect();
+        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, tokens)?.with_others(extras.named_templates)).transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
         Ok(Self { ids, largest, bos, eos, pad, around, chat })
@@ -140,14 +145,20 @@ impl Tokenizer {
             ids.with_post_processor(Some(template));
         }
         let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
             "bos_token": text(&self.bos), "eos_token": text(&self.eos), "pad_token": text(&self.pad),
         });
-        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?), ("tokenizer_config.json", format!("{config:#}\n"))];
+        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
         if let Some(chat) = &self.chat {
-            files.push(("chat_template.jinja", chat.source().to_owned()));
+            config.as_object_mut().into_iter().for_each(|config| config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into()))));
+            let named = |(name, template): (&str, &str)| serde_json::json!({"name": name, "template": template});
+            match chat.others().count() {
+                0 => files.push(("chat_template.jinja", chat.source().to_owned())),
+                _ => config["chat_template"] = [("default", chat.source())].into_iter().chain(chat.others()).map(named).collect(),
+            }
         }
+        files.insert(1, ("tokenizer_config.json", format!("{config:#}\n")));
         Ok(files)
     }
 

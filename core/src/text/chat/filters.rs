@@ -49,16 +49,24 @@ fn add_operators(environment: &mut Environment) {
     environment.add_filter(rewrite::DEFINED, |x: Value| -> Made {
         if x.is_undefined() || x.is_none() { Err(failed(format!("a part is taken of a value that is {}", type_name(&x)))) } else { Ok(x) }
     });
+    // What minijinja makes of parts and sums of lists is no list yet.
+    environment.add_filter(rewrite::LIST, |state: &State, x: Value| -> Made {
+        let lazy = x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
+        if lazy { list(state, &x).map(Value::from) } else { Ok(x) }
+    });
     environment.add_filter(rewrite::INDEX, |x: Value| -> Made { if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) } });
     environment.add_filter(rewrite::TEXT, |state: &State, x: &Value| -> Made {
         if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
     });
 }
 
-/// The items of a value, paid for.
+/// The items of a value, each paid for before the next.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
-    let items: Vec<Value> = x.try_iter()?.collect();
-    state.consume_fuel(items.len() as u64)?;
+    let mut items = Vec::new();
+    for item in x.try_iter()? {
+        state.consume_fuel(1)?;
+        items.push(item);
+    }
     Ok(items)
 }
 

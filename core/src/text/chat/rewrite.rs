@@ -25,6 +25,8 @@ pub const ITERABLE: &str = "__iterable";
 pub const DEFINED: &str = "__defined";
 pub const INDEX: &str = "__index";
 pub const TEXT: &str = "__text";
+/// A filter that makes a list of what is calculated from lists.
+pub const LIST: &str = "__list";
 
 /// Filters that iterate over their value, and for which none is an empty list in minijinja only.
 const ITERATING: [&str; 12] = ["batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"];
@@ -314,6 +316,13 @@ impl Writer<'_> {
         Ok(())
     }
 
+    fn infix_of_lists(&mut self, left: &Expr, operator: &str, right: &Expr) -> Done {
+        self.out.push('(');
+        self.infix(left, operator, right)?;
+        let _ = write!(self.out, "|{LIST})");
+        Ok(())
+    }
+
     fn compared(&mut self, left: &Expr, operator: CompareOpKind, right: &Expr) -> Done {
         match operator {
             CompareOpKind::Eq => self.infix(left, "==", right),
@@ -340,13 +349,14 @@ impl Writer<'_> {
                 constant(&mut self.out, &x.value)?;
             }
             Expr::Slice(x) => {
+                self.out.push('(');
                 self.filtered(&x.expr, DEFINED)?;
                 self.out.push('[');
                 for (i, part) in [&x.start, &x.stop, &x.step].into_iter().enumerate() {
                     self.out.push_str(if i == 0 { "" } else { ":" });
                     part.as_ref().map_or(Ok(()), |part| self.expr(part))?;
                 }
-                self.out.push(']');
+                let _ = write!(self.out, "]|{LIST})");
             }
             Expr::UnaryOp(x) => {
                 self.out.push_str(match x.op {
@@ -368,9 +378,9 @@ impl Writer<'_> {
                 BinOpKind::Concat => self.operator(&x.left, CONCATENATE, &x.right)?,
                 BinOpKind::ScAnd => self.infix(&x.left, "and", &x.right)?,
                 BinOpKind::ScOr => self.infix(&x.left, "or", &x.right)?,
-                BinOpKind::Add => self.infix(&x.left, "+", &x.right)?,
+                BinOpKind::Add => self.infix_of_lists(&x.left, "+", &x.right)?,
                 BinOpKind::Sub => self.infix(&x.left, "-", &x.right)?,
-                BinOpKind::Mul => self.infix(&x.left, "*", &x.right)?,
+                BinOpKind::Mul => self.infix_of_lists(&x.left, "*", &x.right)?,
                 BinOpKind::Div => self.infix(&x.left, "/", &x.right)?,
                 BinOpKind::FloorDiv => self.infix(&x.left, "//", &x.right)?,
                 BinOpKind::Pow => self.infix(&x.left, "**", &x.right)?,
