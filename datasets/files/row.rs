@@ -311,6 +311,65 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_message_is_kept() {
+        let call = |city: &str| json!([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}]);
+        let ask = said(&[("user", "Oslo?")]);
+        let got = pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
+        assert_ne!(got.chosen, got.rejected);
+        // A prompt that is taken out of both ends where any field differs.
+        let turns = |first: &Value, last: &Value| Value::from([first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat());
+        let taken = pair(json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))})).unwrap();
+        assert_eq!(taken, got);
+        let null = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
+        assert!(pair(json!({"prompt": ask, "chosen": null, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
+    }
+
+    #[test]
+    fn tools_and_template_variables_are_read_for_conversations() {
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let row = |tools: Value, kwargs: Value| {
+            let (p, c, r) = (said(&[("user", "p")]), said(&[("assistant", "c")]), said(&[("assistant", "r")]));
+            json!({"prompt": p, "chosen": c, "rejected": r, "tools": tools, "chat_template_kwargs": kwargs})
+        };
+        let got = pair(row(tools.clone(), json!({"enable_thinking": false}))).unwrap();
+        assert_eq!(got.template_args, TemplateArgs::new(tools.clone(), json!({"enable_thinking": false})).unwrap());
+        assert_eq!(pair(row(tools.to_string().into(), Value::Null)).unwrap(), pair(row(tools.clone(), Value::Null)).unwrap());
+        assert_ne!(pair(row(tools.clone(), Value::Null)).unwrap(), pair(row(Value::Null, Value::Null)).unwrap());
+        assert_eq!(error(row(json!({"f": 1}), Value::Null)), "`tools` is an object, not a list");
+        assert!(error(row(Value::Null, json!({"add_generation_prompt": true}))).starts_with("`chat_template_kwargs` sets `add_generation_prompt`"));
+        let plain = json!({"prompt": "p", "chosen": "c", "rejected": "r", "tools": tools});
+        assert!(pair(plain).unwrap().template_args.is_empty(), "plain text has no template");
+    }
+
+    #[test]
+    fn a_conversation_with_texts_for_answers_has_one_turn_of_the_assistant() {
+        let asked = said(&[("user", "Deepest?")]);
+        let got = pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
+        let want = json!({"prompt": asked, "chosen": said(&[("assistant", "Baikal")]), "rejected": said(&[("assistant", "Balaton")])});
+        assert_eq!(got, pair(want).unwrap());
+        assert!(error(json!({"prompt": asked, "chosen": "a", "rejected": said(&[("assistant", "b")])})).starts_with("`chosen` is plain text, but"));
+    }
+
+    #[test]
+    fn another_modality_is_refused_by_name() {
+        for (column, value) in [("images", json!(["cat.png"])), ("image", json!({"bytes": "x"})), ("audio", json!("a.wav")), ("videos", json!([[1]]))] {
+            let e = error(json!({"prompt": "p", "chosen": "c", "rejected": "r", column: value}));
+            assert!(e.contains(&format!("`{column}` holds something other than text")), "{e}");
+        }
+        for nothing in [json!(null), json!([]), json!("")] {
+            assert!(pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "images": nothing})).is_ok());
+        }
+        let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]);
+        let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));
+        assert!(e.contains("message 1 of `prompt`") && e.contains("part 1 of `content`") && e.contains("`image` holds"), "{e}");
+        let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "is it?"}]}]);
+        let Text::Messages(read) = pair(json!({"prompt": text, "chosen": "c", "rejected": "r"})).unwrap().prompt else { panic!("plain") };
+        assert_eq!((read[0].text(), read[0].parts().map(<[_]>::len)), ("Who is it?".into(), Some(2)));
+        let columns = Columns { prompt: Some("image".into()), ..Columns::default() };
+        assert!(pairs(row(json!({"image": "described", "chosen": "c", "rejected": "r"})), &columns).is_ok(), "a column of a pair is text");
+    }
+
+    #[test]
     fn plain_text_and_messages_do_not_mix_in_a_row() {
         let c = said(&[("assistant", "c")]);
         assert!(error(json!({"prompt": "p", "chosen": "c", "rejected": c})).starts_with("`chosen` is plain text, but `rejected` is a list of messages\n"));
