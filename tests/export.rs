@@ -115,6 +115,6 @@ fn a_tokenizer_that_is_written_gives_the_same_ids_and_chats() {
     let text = "Evidence, 1234 and opinion\n\t<|im_end|> é 漢字";
     assert_eq!(tokenizer.encode(text).expect("ids"), again.encode(text).expect("ids"));
     assert_eq!(tokenizer.encode_alone(text).expect("ids"), again.encode_alone(text).expect("ids"));
-    let chat = [reprpo_core::api::Message { role: "user".to_owned(), content: "Hello".to_owned() }];
+    let chat = [reprpo_core::api::Message::new("user", "Hello")];
     assert_eq!(tokenizer.render_chat(&chat, true).ok(), again.render_chat(&chat, true).ok());
 }

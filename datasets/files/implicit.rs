@@ -12,13 +12,12 @@ pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
             let at = shared_text(a, b)?;
-            Some(PreferencePair { prompt: a[..at].into(), chosen: a[at..].into(), rejected: b[at..].into() })
+            Some(PreferencePair::new(&a[..at], &a[at..], &b[at..]))
         }
         (Text::Messages(a), Text::Messages(b)) => {
             let same = a.iter().zip(b).take_while(|(x, y)| x == y).count();
             let at = same.min(a.len().min(b.len()).checked_sub(1)?);
-            let part = |messages: &[Message]| Text::Messages(messages.to_vec());
-            (at > 0).then(|| PreferencePair { prompt: part(&a[..at]), chosen: part(&a[at..]), rejected: part(&b[at..]) })
+            (at > 0).then(|| PreferencePair::new(a[..at].to_vec(), a[at..].to_vec(), b[at..].to_vec()))
         }
         _ => None,
     }
@@ -51,7 +50,7 @@ mod tests {
     }
 
     fn said(turns: &[(&str, &str)]) -> Text {
-        Text::Messages(turns.iter().map(|(role, content)| Message { role: (*role).into(), content: (*content).into() }).collect())
+        Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
     }
 
     /// Every expectation here is what TRL 1.16's `extract_prompt` returns.
@@ -84,9 +83,9 @@ mod tests {
     fn conversations_are_split_at_the_first_message_that_differs() {
         let (asked, blue, green) = (("user", "What color is the sky?"), ("assistant", "It is blue."), ("assistant", "It is green."));
         let pair = extract(&said(&[asked, blue]), &said(&[asked, green])).unwrap();
-        assert_eq!(pair, PreferencePair { prompt: said(&[asked]), chosen: said(&[blue]), rejected: said(&[green]) });
+        assert_eq!(pair, PreferencePair::new(said(&[asked]), said(&[blue]), said(&[green])));
         let pair = extract(&said(&[asked, blue, asked, green]), &said(&[asked, blue])).unwrap();
-        assert_eq!(pair, PreferencePair { prompt: said(&[asked]), chosen: said(&[blue, asked, green]), rejected: said(&[blue]) });
+        assert_eq!(pair, PreferencePair::new(said(&[asked]), said(&[blue, asked, green]), said(&[blue])));
         assert_eq!(extract(&said(&[blue]), &said(&[green])), None);
         assert_eq!(extract(&said(&[]), &said(&[green])), None);
         assert_eq!(extract(&said(&[blue]), &"text".into()), None);

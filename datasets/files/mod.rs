@@ -52,8 +52,13 @@ impl Plugin for Files {
     const NAME: &'static str = "file";
     const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files";
     const EXPLAIN: &'static str = "\
-A row has the columns prompt, chosen and rejected; others are ignored. Each is a string, or a list of
-{role, content} for the model's chat template. `--columns prompt=question,chosen=best` gives them other names.
+A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} for the model's
+chat template. `--columns prompt=question,chosen=best` gives them other names.
+
+A template sees every field of a message (tool_calls, tool_call_id, name, reasoning_content and others), the column
+`tools` (a list of JSON schemas, or the same as JSON text) and the variables in the column `chat_template_kwargs`.
+Other columns are ignored; images, audio and video are an error. A prompt of messages with completions of plain text
+means one turn of the assistant. A content may be a list of {type: \"text\", text}.
 
 Without a column `prompt`, the beginning that chosen and rejected share is the prompt, as in TRL: the same
 characters, less a blank before the first that differs, or the same messages. So it is where prompt is text and the

@@ -33,7 +33,8 @@ impl Table {
         let reader = footer(path)?;
         let cannot = || format!("cannot use `{}`", path.display());
         let prompt = columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
-        let wanted = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]).chain(extra.iter().copied());
+        let beside = beside(&reader, columns).within(cannot)?;
+        let wanted = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]).chain(beside).chain(extra.iter().copied());
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
         projection(&reader, &wanted, columns).within(cannot)?;
         let mut rows = 0;
@@ -78,6 +79,24 @@ impl Table {
             Some(row.map(|row| (Place::Row(count), row)))
         }))
     }
+}
+
+/// The columns with tools and template variables, if they are there.
+///
+/// # Errors
+/// Fails if a column holds images, audio or video: they are not read, so the column counts if any value is not null.
+fn beside(reader: &SerializedFileReader<File>, columns: &Columns) -> Result<Vec<&'static str>> {
+    let fields = root(reader).get_fields();
+    let there = |name: &&str| fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name);
+    for name in Message::OTHER_MODALITIES.into_iter().filter(there) {
+        let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+        let mut chunks = chunks.filter(|chunk| chunk.column_path().parts().first().is_some_and(|part| part == name));
+        let null = |nulls: u64, values: i64| i64::try_from(nulls).is_ok_and(|nulls| nulls == values);
+        if !chunks.all(|chunk| chunk.statistics().and_then(|s| s.null_count_opt()).is_some_and(|nulls| null(nulls, chunk.num_values()))) {
+            return Err(Message::not_text(name));
+        }
+    }
+    Ok(TemplateArgs::COLUMNS.into_iter().filter(there).collect())
 }
 
 fn root(reader: &SerializedFileReader<File>) -> &Type {

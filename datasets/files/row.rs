@@ -93,7 +93,9 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     {
         return scored(row, columns);
     }
+    refuse_other_modalities(&row, columns)?;
     let prompt = columns.find(row.keys().map(String::as_str))?.map(str::to_owned);
+    let args = TemplateArgs::COLUMNS.map(|column| row.remove(column).unwrap_or_default());
     let mut take = |column: &str| text(column, row.remove(column).unwrap_or_default());
     let prompt = prompt.map(|column| take(&column)).transpose()?;
     let (chosen, rejected) = (take(&columns.chosen)?, take(&columns.rejected)?);
@@ -101,8 +103,10 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         return Err(Error::new(format!("`{}` is {}, but `{}` is {}", columns.chosen, form(&chosen), columns.rejected, form(&rejected)))
             .hint("both are plain text, or both are lists of {role, content}"));
     }
-    Ok(vec![match prompt {
-        Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair { prompt, chosen, rejected },
+    let pair = match prompt {
+        Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair::new(prompt, chosen, rejected),
+        // A conversation with a text for an answer: the text is what the assistant says.
+        Some(prompt @ Text::Messages(_)) => PreferencePair::new(prompt, turn(chosen), turn(rejected)),
         // A prompt in another form than the completions is there for people, and stands in both of them as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
@@ -117,7 +121,25 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
             None => Error::new(format!("there is no prompt: `{}` and `{}` share no beginning", columns.chosen, columns.rejected))
                 .hint("name the prompt's column with `--columns prompt=NAME`"),
         })?,
-    }])
+    };
+    // A template sees them; plain text has no template, and TRL does not read the columns there either.
+    let [tools, kwargs] = args;
+    let args = if matches!(pair.prompt, Text::Messages(_)) { TemplateArgs::new(tools, kwargs)? } else { TemplateArgs::default() };
+    Ok(vec![pair.with_template_args(args)])
+}
+
+/// Checks that no column beside a pair's holds images, audio or video.
+fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
+    let beside = row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
+    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value))).within(|| "the row is not a pair of texts".to_owned())
+}
+
+/// A text as one turn of the assistant.
+fn turn(text: Text) -> Text {
+    match text {
+        Text::Plain(text) => vec![Message::new("assistant", text)].into(),
+        messages => messages,
+    }
 }
 
 /// GENIES' own form: `{"prompt": "…", "responses": {"a good one": 1, "a worse one": 0, …}}`.
@@ -134,7 +156,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         return Err(Error::new(format!("{} of its responses are scored 1", best.len())).hint("one response is scored 1, and those that are worse 0"));
     };
     let pairs: Vec<PreferencePair> =
-        of(0.0).map(|rejected| PreferencePair { prompt: prompt.clone(), chosen: chosen.into(), rejected: rejected.into() }).collect();
+        of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
         return Err(Error::new("none of its responses is scored 0").hint("one response is scored 1, and those that are worse 0"));
     }
@@ -162,15 +184,10 @@ fn text(column: &str, value: Value) -> Result<Text> {
 }
 
 fn message(value: Value) -> Result<Message> {
-    let Value::Object(mut fields) = value else {
+    let Value::Object(fields) = value else {
         return Err(Error::new(format!("it is {}, not an object with `role` and `content`", kind(&value))));
     };
-    let mut take = |name: &str| match fields.remove(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(Error::new(format!("`{name}` is {}, not text", kind(&other)))),
-        None => Err(Error::new(format!("there is no `{name}`"))),
-    };
-    Ok(Message { role: take("role")?, content: take("content")? })
+    Message::from_fields(fields)
 }
 
 /// What a value is, for a sentence.
@@ -213,7 +230,7 @@ mod tests {
     }
 
     fn plain(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
-        PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+        PreferencePair::new(prompt, chosen, rejected)
     }
 
     #[test]
@@ -224,7 +241,7 @@ mod tests {
     #[test]
     fn messages_stay_messages() {
         let got = pair(json!({"prompt": said(&[("user", "p")]), "chosen": said(&[("assistant", "c")]), "rejected": said(&[("assistant", "r")])})).unwrap();
-        assert_eq!(got.chosen, Text::Messages(vec![Message { role: "assistant".into(), content: "c".into() }]));
+        assert_eq!(got.chosen, Text::Messages(vec![Message::new("assistant", "c")]));
     }
 
     #[test]
@@ -291,6 +308,65 @@ mod tests {
             error(json!({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"})),
             "message 1 of `prompt` is not right\n  because there is no `content`"
         );
+    }
+
+    #[test]
+    fn every_field_of_a_message_is_kept() {
+        let call = |city: &str| json!([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}]);
+        let ask = said(&[("user", "Oslo?")]);
+        let got = pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
+        assert_ne!(got.chosen, got.rejected);
+        // A prompt that is taken out of both ends where any field differs.
+        let turns = |first: &Value, last: &Value| Value::from([first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat());
+        let taken = pair(json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))})).unwrap();
+        assert_eq!(taken, got);
+        let null = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
+        assert!(pair(json!({"prompt": ask, "chosen": null, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
+    }
+
+    #[test]
+    fn tools_and_template_variables_are_read_for_conversations() {
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        let row = |tools: Value, kwargs: Value| {
+            let (p, c, r) = (said(&[("user", "p")]), said(&[("assistant", "c")]), said(&[("assistant", "r")]));
+            json!({"prompt": p, "chosen": c, "rejected": r, "tools": tools, "chat_template_kwargs": kwargs})
+        };
+        let got = pair(row(tools.clone(), json!({"enable_thinking": false}))).unwrap();
+        assert_eq!(got.template_args, TemplateArgs::new(tools.clone(), json!({"enable_thinking": false})).unwrap());
+        assert_eq!(pair(row(tools.to_string().into(), Value::Null)).unwrap(), pair(row(tools.clone(), Value::Null)).unwrap());
+        assert_ne!(pair(row(tools.clone(), Value::Null)).unwrap(), pair(row(Value::Null, Value::Null)).unwrap());
+        assert_eq!(error(row(json!({"f": 1}), Value::Null)), "`tools` is an object, not a list");
+        assert!(error(row(Value::Null, json!({"add_generation_prompt": true}))).starts_with("`chat_template_kwargs` sets `add_generation_prompt`"));
+        let plain = json!({"prompt": "p", "chosen": "c", "rejected": "r", "tools": tools});
+        assert!(pair(plain).unwrap().template_args.is_empty(), "plain text has no template");
+    }
+
+    #[test]
+    fn a_conversation_with_texts_for_answers_has_one_turn_of_the_assistant() {
+        let asked = said(&[("user", "Deepest?")]);
+        let got = pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
+        let want = json!({"prompt": asked, "chosen": said(&[("assistant", "Baikal")]), "rejected": said(&[("assistant", "Balaton")])});
+        assert_eq!(got, pair(want).unwrap());
+        assert!(error(json!({"prompt": asked, "chosen": "a", "rejected": said(&[("assistant", "b")])})).starts_with("`chosen` is plain text, but"));
+    }
+
+    #[test]
+    fn another_modality_is_refused_by_name() {
+        for (column, value) in [("images", json!(["cat.png"])), ("image", json!({"bytes": "x"})), ("audio", json!("a.wav")), ("videos", json!([[1]]))] {
+            let e = error(json!({"prompt": "p", "chosen": "c", "rejected": "r", column: value}));
+            assert!(e.contains(&format!("`{column}` holds something other than text")), "{e}");
+        }
+        for nothing in [json!(null), json!([]), json!("")] {
+            assert!(pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "images": nothing})).is_ok());
+        }
+        let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]);
+        let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));
+        assert!(e.contains("message 1 of `prompt`") && e.contains("part 1 of `content`") && e.contains("`image` holds"), "{e}");
+        let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "is it?"}]}]);
+        let Text::Messages(read) = pair(json!({"prompt": text, "chosen": "c", "rejected": "r"})).unwrap().prompt else { panic!("plain") };
+        assert_eq!((read[0].text(), read[0].parts().map(<[_]>::len)), ("Who is it?".into(), Some(2)));
+        let columns = Columns { prompt: Some("image".into()), ..Columns::default() };
+        assert!(pairs(row(json!({"image": "described", "chosen": "c", "rejected": "r"})), &columns).is_ok(), "a column of a pair is text");
     }
 
     #[test]

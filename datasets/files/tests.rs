@@ -74,7 +74,7 @@ fn genies_own_json_gives_a_pair_for_each_worse_response() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("train.json");
     fs::write(&path, r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"d": 0, "e": 1}}]"#).unwrap();
-    let pair = |prompt: &str, chosen: &str, rejected: &str| PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() };
+    let pair = |prompt: &str, chosen: &str, rejected: &str| PreferencePair::new(prompt, chosen, rejected);
     assert_eq!(read(open(&path).unwrap().as_ref(), "train"), [pair("p", "a", "b"), pair("p", "a", "c"), pair("q", "e", "d")]);
 }
 
@@ -92,7 +92,7 @@ fn columns_and_delimiter_may_be_others() {
     };
     let build = |format| Files::build(Config { train: path.clone(), format, ..Config::default() });
     let pairs = read(build(format()).unwrap().as_ref(), "train");
-    assert_eq!(pairs, [PreferencePair { prompt: "a; b".into(), chosen: "c".into(), rejected: "r\nr".into() }]);
+    assert_eq!(pairs, [PreferencePair::new("a; b", "c", "r\nr")]);
     let wrong = |format: Format| format!("{:?}", build(format).err().unwrap());
     assert!(wrong(Format { delimiter: Some('é'), ..format() }).starts_with("the `delimiter` is `é`\n"));
     assert!(wrong(Format { rejected_column: "best".into(), ..format() }).starts_with("the column `best` is named for two parts of a pair\n"));
@@ -108,7 +108,7 @@ fn parquet_without_a_prompt_has_it_in_both_completions() {
     let text = |name: &'static str, text: &str| Column::Text(name, vec![text.to_owned()]);
     write(&path, &[text("chosen", "Sky? Blue"), text("rejected", "Sky? Green")], Compression::SNAPPY);
     let pairs = read(open(&path).unwrap().as_ref(), "train");
-    assert_eq!(pairs, [PreferencePair { prompt: "Sky?".into(), chosen: " Blue".into(), rejected: " Green".into() }]);
+    assert_eq!(pairs, [PreferencePair::new("Sky?", " Blue", " Green")]);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn conversations_come_from_both_formats() {
     let row = format!(r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#, said("user", "Who?"), said("assistant", "You."), said("assistant", "Me."));
     fs::write(&jsonl, row).unwrap();
     let pairs = read(open(&parquet).unwrap().as_ref(), "train");
-    assert_eq!(pairs[0].prompt, Text::Messages(vec![Message { role: "user".into(), content: "Who?".into() }]));
+    assert_eq!(pairs[0].prompt, Text::Messages(vec![Message::new("user", "Who?")]));
     assert_eq!(pairs, read(open(&jsonl).unwrap().as_ref(), "train"));
 }
 

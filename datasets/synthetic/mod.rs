@@ -156,33 +156,33 @@ fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     let (source, opining) = (one(rng, &SOURCES).1, one(rng, &OPINIONS).1);
     let [(first, a), (second, b)] = either_order(rng, [(source, fact), (opining, opinion)]);
     let for_test = (held + i + j) % 3 == 0;
-    (for_test == test).then(|| PreferencePair {
-        prompt: format!("{first} the {thing} holds {a} {items}. {second} it holds {b}.\nAnswer:").into(),
-        chosen: format!(" It holds {fact} {items}.").into(),
-        rejected: format!(" It holds {opinion} {items}.").into(),
-    })
+    (for_test == test).then(|| PreferencePair::new(
+        format!("{first} the {thing} holds {a} {items}. {second} it holds {b}.\nAnswer:"),
+        format!(" It holds {fact} {items}."),
+        format!(" It holds {opinion} {items}."),
+    ))
 }
 
 fn places(rng: &mut ChaCha8Rng) -> PreferencePair {
     let ((_, name), [(_, fact), (_, opinion)]) = (one(rng, &NAMES), several(rng, &TOWNS));
     let (source, opining) = (one(rng, &SHIFTED_SOURCES).1, one(rng, &SHIFTED_OPINIONS).1);
     let [(first, a), (second, b)] = either_order(rng, [(source, fact), (opining, opinion)]);
-    PreferencePair {
-        prompt: format!("{first} {name} lives in {a}. {second} the home is in {b}.\nAnswer:").into(),
-        chosen: format!(" {name} lives in {fact}.").into(),
-        rejected: format!(" {name} lives in {opinion}.").into(),
-    }
+    PreferencePair::new(
+        format!("{first} {name} lives in {a}. {second} the home is in {b}.\nAnswer:"),
+        format!(" {name} lives in {fact}."),
+        format!(" {name} lives in {opinion}."),
+    )
 }
 
 fn order(rng: &mut ChaCha8Rng) -> PreferencePair {
     let ([(_, top), (_, middle), (_, last)], (_, (more, most))) = (several(rng, &NAMES), one(rng, &COMPARED));
     let [a, b] = either_order(rng, [(top, middle), (middle, last)]).map(|(x, y)| format!("{x} is {more} than {y}."));
     let wrong = if rng.random() { middle } else { last };
-    PreferencePair {
-        prompt: format!("{a} {b}\nAnswer:").into(),
-        chosen: format!(" {top} is the {most}.").into(),
-        rejected: format!(" {wrong} is the {most}.").into(),
-    }
+    PreferencePair::new(
+        format!("{a} {b}\nAnswer:"),
+        format!(" {top} is the {most}."),
+        format!(" {wrong} is the {most}."),
+    )
 }
 
 fn one<T: Copy>(rng: &mut ChaCha8Rng, words: &[T]) -> (usize, T) {

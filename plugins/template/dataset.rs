@@ -64,11 +64,7 @@ impl Dataset for MyMethodConfig {
         // Your pairs go here: a prompt and two completions that follow it. An `Err` says what is wrong with a file's line.
         Ok(Box::new(wanted.map(move |(a, b)| {
             let right = value(a, b);
-            Ok(PreferencePair {
-                prompt: format!("What is {a} {word} {b}?\nAnswer:").into(),
-                chosen: format!(" {right}").into(),
-                rejected: format!(" {}", right + 1).into(),
-            })
+            Ok(PreferencePair::new(format!("What is {a} {word} {b}?\nAnswer:"), format!(" {right}"), format!(" {}", right + 1)))
         })))
     }
 }
@@ -93,6 +89,6 @@ mod tests {
         let [train, test, oos] = ["train", "test", "oos"].map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());
         assert_eq!((train.len(), test.len(), oos.len()), (80, 20, 100));
         assert!(test.iter().all(|pair| !train.contains(pair)));
-        assert_eq!(oos[0], PreferencePair { prompt: "What is 1 times 1?\nAnswer:".into(), chosen: " 1".into(), rejected: " 2".into() });
+        assert_eq!(oos[0], PreferencePair::new("What is 1 times 1?\nAnswer:", " 1", " 2"));
     }
 }

@@ -69,7 +69,7 @@ impl Speaker {
 
     /// A conversation that begins with this message of the user's.
     pub fn conversation(&self) -> Vec<Message> {
-        self.system.iter().map(|text| Message { role: "system".to_owned(), content: text.clone() }).collect()
+        self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
     /// The answer to a conversation, with the adapter or without. `heard` gets each piece of text as it comes.

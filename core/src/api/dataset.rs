@@ -2,18 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Plugin;
+use super::{Message, Plugin, TemplateArgs};
 use crate::error::Result;
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what the model's chat template knows besides.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
 
 /// A text, plain or as messages that the model's chat template turns into text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,6 +27,12 @@ impl From<String> for Text {
     }
 }
 
+impl From<Vec<Message>> for Text {
+    fn from(messages: Vec<Message>) -> Self {
+        Self::Messages(messages)
+    }
+}
+
 /// A prompt with a completion that is preferred and one that is not.
 ///
 /// All three are plain, or all three are messages (`chosen` and `rejected` then hold what follows the prompt).
@@ -48,6 +44,23 @@ pub struct PreferencePair {
     pub chosen: Text,
     /// The other one.
     pub rejected: Text,
+    /// The tools and variables that the chat template is given; plain text has none.
+    #[serde(flatten)]
+    pub template_args: TemplateArgs,
+}
+
+impl PreferencePair {
+    /// A pair without tools or template variables.
+    pub fn new(prompt: impl Into<Text>, chosen: impl Into<Text>, rejected: impl Into<Text>) -> Self {
+        Self { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into(), template_args: TemplateArgs::default() }
+    }
+
+    /// The same pair with what the chat template is given besides the messages.
+    #[must_use]
+    pub fn with_template_args(mut self, template_args: TemplateArgs) -> Self {
+        self.template_args = template_args;
+        self
+    }
 }
 
 /// A part of a data set.

@@ -272,11 +272,11 @@ impl Dataset for ThreePairsConfig {
             "test" => 3..4,
             other => return Err(Error::unknown("split", other, ["train", "test"])),
         };
-        let pair = |n: i32| PreferencePair {
-            prompt: format!("What is {n} and {n}?").into(),
-            chosen: (2 * n).to_string().into(),
-            rejected: (2 * n + 1).to_string().into(),
-        };
+        let pair = |n: i32| PreferencePair::new(
+            format!("What is {n} and {n}?"),
+            (2 * n).to_string(),
+            (2 * n + 1).to_string(),
+        );
         Ok(Box::new(sums.map(move |n| Ok(pair(n)))))
     }
 }

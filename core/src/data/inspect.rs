@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Lengths;
-use crate::api::{Dataset, PreferencePair, Text};
+use crate::api::{Dataset, Message, PreferencePair, TemplateArgs, Text};
 use crate::error::Result;
 use crate::report::Progress;
 use crate::text::{Drop, Findings, Limits, Outcome, TokenPair, Tokenizer, fit, repeats, whole_pair};
@@ -198,7 +199,7 @@ fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) 
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain = |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
         let example =
-            shown.then(|| Example { index, dropped: None, prompt: written(&pair.prompt), chosen: plain(&pair.chosen), rejected: plain(&pair.rejected) });
+            shown.then(|| Example { index, dropped: None, prompt: prompt_written(pair), chosen: plain(&pair.chosen), rejected: plain(&pair.rejected) });
         return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
     };
     let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &asked.limits)? {
@@ -227,14 +228,36 @@ fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) 
 fn written(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
-        Text::Messages(messages) => messages.iter().map(|m| format!("{}: {}", m.role, m.content)).collect::<Vec<_>>().join("\n"),
+        Text::Messages(messages) => messages.iter().map(message_written).collect::<Vec<_>>().join("\n"),
     }
+}
+
+/// A message with all of its fields.
+fn message_written(message: &Message) -> String {
+    let extras: String = message.extras().map(|(name, value)| format!("\n  {name}: {}", value_written(value))).collect();
+    format!("{}: {}{extras}", message.role(), message.text())
+}
+
+fn value_written(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A prompt below the tools and variables that its template is given.
+fn prompt_written(pair: &PreferencePair) -> String {
+    let args = &pair.template_args;
+    let [tools_column, variables_column] = TemplateArgs::COLUMNS;
+    let tools = args.tools().map(|tools| format!("{tools_column}: {}\n", Value::from(tools.to_vec())));
+    let variables = (!args.variables().is_empty()).then(|| format!("{variables_column}: {}\n", Value::Object(args.variables().clone())));
+    tools.into_iter().chain(variables).chain([written(&pair.prompt)]).collect()
 }
 
 fn characters(text: &Text) -> u64 {
     match text {
         Text::Plain(text) => text.chars().count() as u64,
-        Text::Messages(messages) => messages.iter().map(|m| m.content.chars().count() as u64).sum(),
+        Text::Messages(messages) => {
+            let extras = |m: &Message| m.extras().map(|(_, value)| value_written(value).chars().count() as u64).sum::<u64>();
+            messages.iter().map(|m| m.text().chars().count() as u64 + extras(m)).sum()
+        }
     }
 }
 
@@ -261,16 +284,16 @@ struct Tally {
 impl Tally {
     fn add(&mut self, pair: &PreferencePair, measured: Measured, first: Option<&HashSet<u64>>, asked: &Asked<'_>) {
         let whole = pair;
-        let PreferencePair { prompt, chosen, rejected } = pair;
+        let PreferencePair { prompt, chosen, rejected, template_args: args } = pair;
         self.pairs += 1;
         self.conversations += usize::from(matches!(chosen, Text::Messages(_)));
         self.identical += usize::from(chosen == rejected);
         self.without_prompt += usize::from(characters(prompt) == 0);
         self.without_completion += usize::from([chosen, rejected].iter().any(|text| matches!(text, Text::Plain(text) if text.is_empty())));
         self.prompt_repeated += usize::from(repeats(chosen, prompt) && repeats(rejected, prompt));
-        self.contradicted += usize::from(chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen))));
-        self.repeated += usize::from(!self.seen.insert(hash(&(prompt, chosen, rejected))));
-        let prompt = hash(prompt);
+        self.contradicted += usize::from(chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen, args))));
+        self.repeated += usize::from(!self.seen.insert(hash(&(prompt, chosen, rejected, args))));
+        let prompt = hash(&(prompt, args));
         self.in_first += usize::from(first.is_some_and(|first| first.contains(&prompt)));
         self.prompts.insert(prompt);
         let [p, c, r] = measured.lengths;

@@ -170,7 +170,7 @@ mod tests {
 
         fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
             let n = self.splits_known().into_iter().find(|(name, _)| *name == split).map_or(0, |(_, n)| n);
-            Ok(Box::new((0..n).map(|i| Ok(PreferencePair { prompt: i.to_string().into(), chosen: "c".into(), rejected: "r".into() }))))
+            Ok(Box::new((0..n).map(|i| Ok(PreferencePair::new(i.to_string(), "c", "r")))))
         }
     }
 

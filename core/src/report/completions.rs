@@ -1,9 +1,11 @@
 //! What a model said before and after training, one below the other.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::lines;
-use crate::api::Text;
+use crate::api::{Message, Text};
 
 /// Continuations of a few prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -72,7 +74,7 @@ impl Completions {
         let mut text = format!("{of}\n{who}");
         for answered in &self.prompts {
             text.push('\n');
-            text += &block("prompt", &lines::shortened(&shown(last_turn(&answered.prompt)), WIDTH - NAME, SHOWN));
+            text += &block("prompt", &lines::shortened(&shown(&last_turn(&answered.prompt)), WIDTH - NAME, SHOWN));
             match &answered.after {
                 None => text += &block("model", &answered.before.lines()),
                 Some(after) => {
@@ -103,10 +105,10 @@ impl Said {
 }
 
 /// What a person reads of a prompt: the text, or what was said last in a conversation.
-fn last_turn(prompt: &Text) -> &str {
+fn last_turn(prompt: &Text) -> Cow<'_, str> {
     match prompt {
-        Text::Plain(text) => text,
-        Text::Messages(messages) => messages.last().map_or("", |m| &m.content),
+        Text::Plain(text) => Cow::Borrowed(text),
+        Text::Messages(messages) => messages.last().map(Message::text).unwrap_or_default(),
     }
 }
 
@@ -126,15 +128,13 @@ fn block(name: &str, lines: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Message;
 
     fn said(text: &str, ended: bool) -> Said {
         Said { text: text.to_owned(), tokens: 3, ended }
     }
 
     fn completions(after: Option<Said>) -> Completions {
-        let turn = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-        let prompt = Text::Messages(vec![turn("system", "Be brief."), turn("user", "Is it?\nSay so.")]);
+        let prompt = Text::Messages(vec![Message::new("system", "Be brief."), Message::new("user", "Is it?\nSay so.")]);
         Completions {
             split: "test".to_owned(),
             max_new_tokens: 3,

@@ -3,17 +3,23 @@
 //! A template comes with the weights, from anywhere. It can compute, it reaches nothing, and fuel ends one that would
 //! not end. What transformers makes of such templates stands in `chat/templates`, written by Python.
 
+mod filters;
 mod methods;
+mod python;
+mod rewrite;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value as Jinja, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind, State, context, escape_formatter};
+use minijinja::value::{Rest, Serde, ValueOrKwargs, Value as Jinja, ValueKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, State, escape_formatter};
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-use crate::api::Message;
-use crate::error::{Error, Result};
+use crate::api::{Message, TemplateArgs};
+use crate::error::{Context, Error, Result};
 
 /// Steps that a template may take for one conversation: thousands of messages through the longest templates there are.
 const FUEL: u64 = 500_000;
@@ -24,46 +30,50 @@ const DEEPEST: usize = 128;
 /// Bytes of a template; those of models with tools have a thirtieth.
 const LONGEST: usize = 1 << 20;
 
-/// A compiled chat template with the special tokens in its scope.
+/// A special token as templates know it: `bos_token` and its text.
+pub type Named = (&'static str, String);
+
+/// A compiled chat template with the special tokens in its scope, and the others that the model has under a name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
-    bos: Option<String>,
-    eos: Option<String>,
-    pad: Option<String>,
+    tokens: Vec<Named>,
+    others: Vec<(String, ChatTemplate)>,
+    /// Templates that rows bring along, by their text.
+    of_rows: Mutex<HashMap<String, Arc<ChatTemplate>>>,
+    /// Roles, and whether the template takes a list of parts for their content.
+    takes_parts: Mutex<HashMap<String, bool>>,
 }
+
+/// The template that is taken where there are tools.
+const WITH_TOOLS: &str = "tool_use";
+/// Templates of rows that are kept; a data set has one or two.
+const MOST_OF_ROWS: usize = 64;
 
 impl ChatTemplate {
     /// Compiles it.
     ///
     /// # Errors
-    /// Where it is not valid.
-    pub fn new(source: String, bos: Option<String>, eos: Option<String>, pad: Option<String>) -> Result<Self> {
+    /// Fails if it is not valid.
+    pub fn new(source: String, tokens: Vec<Named>) -> Result<Self> {
         if source.len() > LONGEST {
             return Err(Error::new(format!("the model's chat template has {} bytes", source.len())).hint(format!("valid: up to {LONGEST}")));
         }
-        let mut environment = Environment::new();
-        let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_formatter(|out, state, x| match x.as_str() {
-            // Written out it will be paid for; there has to be as much.
-            Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
-            Some(_) => escape_formatter(out, state, x),
-            None => weigh(state, x, 0).and_then(|()| escape_formatter(out, state, x)),
-        });
-        environment.set_unknown_method_callback(methods::of_python);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |state: &State, format: &str| {
-            // A field of two letters is written with up to nine.
-            pay(state, 4 * format.len())?;
-            strftime(format, now())
-        });
-        environment.add_filter("tojson", tojson);
-        environment.add_template_owned("chat", without_training_marks(&source)?).map_err(|e| failed("the model's chat template is not valid", &e))?;
-        Ok(Self { source, environment, bos, eos, pad })
+        let environment = environment(&source)?;
+        Ok(Self { source, environment, tokens, others: Vec::new(), of_rows: Mutex::default(), takes_parts: Mutex::default() })
+    }
+
+    /// Adds the templates that the model has under other names.
+    ///
+    /// # Errors
+    /// Fails if one of them is not valid.
+    pub fn with_others(mut self, others: Vec<(String, String)>) -> Result<Self> {
+        for (name, source) in others {
+            let other = Self::new(source, self.tokens.clone()).within(|| format!("the model's chat template `{name}` cannot be used"))?;
+            self.others.push((name, other));
+        }
+        Ok(self)
     }
 
     /// Its own text.
@@ -71,35 +81,178 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The other templates, by name.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.others.iter().map(|(name, other)| (name.as_str(), other.source()))
+    }
+
+    /// The special tokens by their names.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tokens.iter().map(|(name, token)| (*name, token.as_str()))
+    }
+
     /// The conversation as text.
     ///
     /// # Errors
-    /// Where the template fails, or refuses the conversation.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages_in_scope: Vec<Jinja> = messages.iter().map(|m| Jinja::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())])).collect();
-        // A token that the model does not have is not there at all: as `none` it would be written into the text.
-        let token = |text: &Option<String>| text.as_deref().map_or(Jinja::UNDEFINED, Jinja::from);
-        let scope = context! {
-            messages => messages_in_scope,
-            add_generation_prompt,
-            bos_token => token(&self.bos),
-            eos_token => token(&self.eos),
-            pad_token => token(&self.pad),
-            tools => (),
-            documents => (),
-        };
+    /// Fails if the template fails, or if it refuses the conversation.
+    pub fn render(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+        // As `get_chat_template` chooses.
+        let other = |wanted: &str| self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other);
+        match (args.variables().get("chat_template").and_then(Value::as_str), args.tools()) {
+            (Some(wanted), _) => match other(wanted) {
+                Some(other) => other.fill(messages, args, add_generation_prompt),
+                None => self.of_row(wanted)?.fill(messages, args, add_generation_prompt),
+            },
+            (None, Some(_)) => other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt),
+            (None, None) => self.fill(messages, args, add_generation_prompt),
+        }
+    }
+
+    /// A template that a row brings along, compiled once.
+    fn of_row(&self, source: &str) -> Result<Arc<Self>> {
+        let mut kept = self.of_rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(template) = kept.get(source) {
+            return Ok(template.clone());
+        }
+        let template = Self::new(source.to_owned(), self.tokens.clone()).within(|| "the `chat_template` of the row cannot be used".to_owned())?;
+        let template = Arc::new(template);
+        if kept.len() < MOST_OF_ROWS {
+            kept.insert(source.to_owned(), template.clone());
+        }
+        Ok(template)
+    }
+
+    fn fill(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+        let messages = messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
+        self.run(&messages, args, add_generation_prompt)
+    }
+
+    fn run(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+        let scope = self.scope(messages, args, add_generation_prompt);
         let template = self.environment.get_template("chat").map_err(|e| failed("the model's chat template is lost", &e))?;
+        let role = |m: &Map<String, Value>| m.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
             (ErrorKind::OutOfFuel, _) => {
                 Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * BYTES_A_STEP / 1_000_000))
             }
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!("the model's chat template refuses the conversation: {}", &reason[REFUSED.len()..]))
-                    .hint(format!("the roles in turn: {}", messages.iter().map(|m| m.role.as_str()).collect::<Vec<_>>().join(", ")))
+                    .hint(format!("the roles in turn: {}", messages.iter().map(|m| role(m)).collect::<Vec<_>>().join(", ")))
             }
             _ => failed("the model's chat template failed", &e),
         })
     }
+
+    /// The names that the template sees. A row's own variables go before the special tokens, as in transformers.
+    fn scope(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Jinja {
+        let messages: Vec<Jinja> = messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m)))).collect();
+        // A token that the model does not have is not there at all: as `none` it would be written into the text.
+        let tokens = self.tokens.iter().map(|(name, token)| (*name, Jinja::from(token.as_str())));
+        let variables = args.variables().iter().filter(|(name, _)| *name != "chat_template");
+        let variables = variables.map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
+        let own = [
+            ("messages", Jinja::from(messages)),
+            ("tools", args.tools().map_or(Jinja::from(()), |x| Jinja::from(Serde(x)))),
+            ("documents", args.variables().get("documents").map_or(Jinja::from(()), |x| Jinja::from(Serde(x)))),
+            ("add_generation_prompt", add_generation_prompt.into()),
+        ];
+        Jinja::from_pairs(tokens.chain(variables).chain(own))
+    }
+
+    /// The fields of a message, with its content as the template takes it: a list of parts as it is, or the parts joined.
+    fn fitting<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
+        let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else { return Ok(Cow::Borrowed(message.fields())) };
+        let kind = |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if let Some(other) = parts.iter().map(kind).find(|kind| kind != "text") {
+            return Err(Error::new(format!("a message has a content part of type `{other}`, and the model's chat template takes only text"))
+                .hint("write the content as text"));
+        }
+        let mut fields = message.fields().clone();
+        fields.insert("content".to_owned(), message.text().into_owned().into());
+        Ok(Cow::Owned(fields))
+    }
+
+    /// True if the template takes a list of parts for the content of a role. A template that does not either fails,
+    /// leaves the text out, or writes the list itself into the text, as Python does in TRL.
+    fn takes_parts(&self, role: &str) -> bool {
+        if let Some(known) = self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role) {
+            return *known;
+        }
+        const SAID: &str = "parts-or-text";
+        let turn = |role: &str, content: Value| Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)]);
+        let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}]);
+        let said = |content: Value| -> Vec<Vec<Map<String, Value>>> {
+            let it = turn(role, content);
+            let (user, mut caller, mut answer) = (turn("user", "a".into()), turn("assistant", "".into()), it.clone());
+            caller.insert("tool_calls".to_owned(), call.clone());
+            answer.extend([("tool_call_id".to_owned(), "abcdefghi".into()), ("name".to_owned(), "f".into())]);
+            match role {
+                "user" => vec![vec![it]],
+                "assistant" => vec![vec![user, it]],
+                "system" | "developer" => vec![vec![it, user]],
+                _ => vec![vec![user.clone(), caller, answer], vec![user, it]],
+            }
+        };
+        let render = |messages: &[Map<String, Value>]| {
+            let messages: Vec<_> = messages.iter().map(Cow::Borrowed).collect();
+            self.run(&messages, &TemplateArgs::default(), false).ok()
+        };
+        let names_of_fields = |text: &str| text.matches("'text'").count() + text.matches("\"text\"").count();
+        let both = said(SAID.into()).into_iter().zip(said(json!([{"type": "text", "text": SAID}])));
+        let takes = both
+            .filter_map(|(text, parts)| Some((render(&text).filter(|text| text.contains(SAID))?, render(&parts))))
+            .map(|(text, parts)| parts.is_some_and(|parts| parts.contains(SAID) && names_of_fields(&parts) == names_of_fields(&text)))
+            .next()
+            // It does not take a text either, so the list is all that is left.
+            .unwrap_or(true);
+        self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).insert(role.to_owned(), takes);
+        takes
+    }
+}
+
+/// Jinja as transformers sets it up, with the template in it.
+fn environment(source: &str) -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_formatter(|out, state, x| match x.as_str() {
+        // Written out it will be paid for; there has to be as much.
+        Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
+        Some(_) => escape_formatter(out, state, x),
+        None => Ok(out.write_str(&python::written(state, x)?)?),
+    });
+    environment.set_unknown_method_callback(methods::of_python);
+    filters::add(&mut environment);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", |state: &State, format: &str| {
+        // A field of two letters is written with up to nine.
+        pay(state, 4 * format.len())?;
+        strftime(format, now())
+    });
+    environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| tojson(state, x, &args.into_values()));
+    let invalid = |e: minijinja::Error| failed("the model's chat template is not valid", &e);
+    let foreign = |e: minijinja::Error| Error::internal(e.to_string());
+    let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build().map_err(foreign)?;
+    // Jinja2 reads every end of a line as the same one.
+    let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+    let rewritten = rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
+    // The tags have taken their blanks away already.
+    environment.set_syntax(environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?);
+    environment.add_template_owned("chat", rewritten).map_err(invalid)?;
+    Ok(environment)
+}
+
+/// The names under which a message's reasoning is passed. The first is the one that most templates read.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// The fields as transformers hands them over: reasoning under an older name is also under `reasoning_content`, and
+/// under `thinking`.
+fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
+    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)) else { return Cow::Borrowed(fields) };
+    let mut all = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+    all.extend(fields.clone());
+    all.insert("reasoning_content".to_owned(), reasoning.clone());
+    Cow::Owned(all)
 }
 
 /// Templates made for training mark what the assistant says with `{% generation %}`, which leaves the text as it is. In
@@ -127,11 +280,20 @@ fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
 
 /// Pays for all that a value holds before it is written out: minijinja asks for the price of a text when it is there, and
 /// a list of the same list twice, of which there is a list twice and so on, takes few steps to make.
+///
+/// Fails for what Python writes as the name of an object, and for something undefined within a list.
 fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
-    if !matches!(x.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
-        state.consume_fuel(1)?;
-        // In JSON a letter may take six, and there is a copy on the way.
-        return pay(state, 4 * x.as_str().map_or(0, str::len));
+    match x.kind() {
+        ValueKind::Map | ValueKind::Seq => {}
+        ValueKind::Iterable | ValueKind::Plain => {
+            return Err(methods::failed(format!("a value that is a {} cannot be written into the text", python::type_name(x))));
+        }
+        ValueKind::Undefined if depth > 0 => return Err(methods::failed("a list or dict with something undefined in it cannot be written into the text")),
+        _ => {
+            state.consume_fuel(1)?;
+            // In JSON a letter may take six, and there is a copy on the way.
+            return pay(state, 4 * x.as_str().map_or(0, str::len));
+        }
     }
     if depth == DEEPEST {
         let what = format!("lists and maps are more than {DEEPEST} levels deep in each other");
@@ -148,71 +310,105 @@ fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error>
 }
 
 /// Python's `json.dumps(x, ensure_ascii=False)`, which transformers puts in place of Jinja's own filter.
-fn tojson(state: &State, x: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
+fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
+    if x.is_undefined() {
+        return Err(methods::failed("something undefined cannot be written as JSON"));
+    }
     weigh(state, x, 0)?;
-    let indent: Option<usize> = options.get("indent")?;
-    let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    options.assert_all_used()?;
-    let (between, behind_key) = match separators.as_deref() {
-        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        Some([between, behind_key]) => (between.clone(), behind_key.clone()),
-        Some(_) => return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "`separators` of tojson are two texts")),
+    let [ascii, indent, separators, sorted] = methods::bind(args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
+    let given = |flag: Option<Jinja>| flag.is_some_and(|flag| flag.is_true());
+    let indent = match indent {
+        Some(indent) if indent.as_str().is_some() => indent.as_str().map(str::to_owned),
+        Some(indent) if !indent.is_none() => {
+            let width = if indent.kind() == ValueKind::Bool { i64::from(indent.is_true()) } else { i64::try_from(indent)? };
+            let width = usize::try_from(width).unwrap_or(0);
+            pay(state, width)?;
+            Some(" ".repeat(width))
+        }
+        _ => None,
     };
-    let x = serde_json::to_value(x).map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, "the value is no JSON").with_source(e))?;
+    let (between, behind_key) = match separators.filter(|separators| !separators.is_none()) {
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        Some(separators) => {
+            let two: Vec<Jinja> = separators.try_iter()?.collect();
+            match (two.len(), two.first().and_then(Jinja::as_str), two.get(1).and_then(Jinja::as_str)) {
+                (2, Some(between), Some(behind_key)) => (between.to_owned(), behind_key.to_owned()),
+                _ => return Err(methods::failed("`separators` of tojson are two texts")),
+            }
+        }
+    };
     let mut out = String::new();
-    Dump { indent: indent.map(|i| i.min(16)), sorted, ascii, between, behind_key }.write(&mut out, &x, 0);
+    Dump { state, indent, sorted: given(sorted), ascii: given(ascii), between, behind_key }.write(&mut out, x, 0)?;
     Ok(out)
 }
 
-struct Dump {
-    indent: Option<usize>,
+struct Dump<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
+    indent: Option<String>,
     sorted: bool,
     ascii: bool,
     between: String,
     behind_key: String,
 }
 
-impl Dump {
-    fn write(&self, out: &mut String, x: &Value, depth: usize) {
-        match x {
-            Value::Array(items) => self.list(out, '[', ']', depth, items.len(), |out, i| self.write(out, &items[i], depth + 1)),
-            Value::Object(map) => {
-                let mut entries: Vec<(&String, &Value)> = map.iter().collect();
-                if self.sorted {
-                    entries.sort_by_key(|(key, _)| *key);
-                }
-                self.list(out, '{', '}', depth, entries.len(), |out, i| {
-                    self.string(out, entries[i].0);
-                    out.push_str(&self.behind_key);
-                    self.write(out, entries[i].1, depth + 1);
-                });
+type Written = Result<(), minijinja::Error>;
+
+impl Dump<'_, '_, '_> {
+    fn write(&self, out: &mut String, x: &Jinja, depth: usize) -> Written {
+        match x.kind() {
+            ValueKind::Seq => {
+                let items: Vec<Jinja> = x.try_iter()?.collect();
+                self.list(out, '[', ']', depth, items.len(), |out, i| self.write(out, &items[i], depth + 1))
             }
-            Value::String(text) => self.string(out, text),
-            other => out.push_str(&other.to_string()),
+            ValueKind::Map => {
+                let mut keys: Vec<Jinja> = x.try_iter()?.collect();
+                if self.sorted {
+                    keys.windows(2).try_for_each(|two| python::check_ordered(&two[0], &two[1]))?;
+                    keys.sort();
+                }
+                self.list(out, '{', '}', depth, keys.len(), |out, i| {
+                    match keys[i].as_str() {
+                        Some(key) => self.string(out, key),
+                        None => self.string(out, &scalar(&keys[i])?),
+                    }
+                    out.push_str(&self.behind_key);
+                    self.write(out, &x.get_item(&keys[i])?, depth + 1)
+                })
+            }
+            ValueKind::String => {
+                self.string(out, x.as_str().unwrap_or_default());
+                Ok(())
+            }
+            _ => {
+                out.push_str(&scalar(x)?);
+                Ok(())
+            }
         }
     }
 
-    fn list(&self, out: &mut String, open: char, close: char, depth: usize, len: usize, item: impl Fn(&mut String, usize)) {
-        let line = |out: &mut String, depth: usize| {
-            if let Some(indent) = self.indent {
+    fn list(&self, out: &mut String, open: char, close: char, depth: usize, len: usize, item: impl Fn(&mut String, usize) -> Written) -> Written {
+        let line = |out: &mut String, depth: usize| -> Written {
+            if let Some(indent) = &self.indent {
+                pay(self.state, indent.len() * depth)?;
                 out.push('\n');
-                out.extend(std::iter::repeat_n(' ', indent * depth));
+                out.extend(std::iter::repeat_n(indent.as_str(), depth));
             }
+            Ok(())
         };
         out.push(open);
         for i in 0..len {
             if i > 0 {
+                pay(self.state, self.between.len())?;
                 out.push_str(&self.between);
             }
-            line(out, depth + 1);
-            item(out, i);
+            line(out, depth + 1)?;
+            item(out, i)?;
         }
         if len > 0 {
-            line(out, depth);
+            line(out, depth)?;
         }
         out.push(close);
+        Ok(())
     }
 
     fn string(&self, out: &mut String, text: &str) {
@@ -222,12 +418,27 @@ impl Dump {
             return;
         }
         for c in quoted.chars() {
-            if c.is_ascii() {
+            if matches!(c, ' '..='~') {
                 out.push(c);
             } else {
                 out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
             }
         }
+    }
+}
+
+/// A number, a truth value or none as JSON has it.
+fn scalar(x: &Jinja) -> Result<String, minijinja::Error> {
+    match x.kind() {
+        ValueKind::None => Ok("null".to_owned()),
+        ValueKind::Bool => Ok(if x.is_true() { "true" } else { "false" }.to_owned()),
+        ValueKind::Number => python::number(x).map(|number| match number.as_str() {
+            "inf" => "Infinity".to_owned(),
+            "-inf" => "-Infinity".to_owned(),
+            "nan" => "NaN".to_owned(),
+            _ => number,
+        }),
+        _ => Err(methods::failed(format!("a value that is a {} cannot be written as JSON", python::type_name(x)))),
     }
 }
 
@@ -299,11 +510,11 @@ mod tests {
     use super::*;
 
     fn messages(turns: &[(&str, &str)]) -> Vec<Message> {
-        turns.iter().map(|(role, content)| Message { role: (*role).into(), content: (*content).into() }).collect()
+        turns.iter().map(|(role, content)| Message::new(*role, *content)).collect()
     }
 
     fn render(template: &str, turns: &[(&str, &str)]) -> Result<String> {
-        ChatTemplate::new(template.to_owned(), Some("<s>".into()), Some("</s>".into()), None)?.render(&messages(turns), true)
+        ChatTemplate::new(template.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(&messages(turns), &TemplateArgs::default(), true)
     }
 
     #[test]

@@ -29,11 +29,15 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     let config = optional(&dir.join("tokenizer_config.json"))?;
     let map = optional(&dir.join("special_tokens_map.json"))?;
     let special = |key: &str| special(&config, key).or_else(|| special(&map, key));
+    let others = ["unk_token", "sep_token", "cls_token", "mask_token"].into_iter().filter_map(|key| Some((key, special(key)?))).collect();
+    let (chat_template, named_templates) = chat_templates(dir, &config)?;
     let extras = Extras {
         bos: special("bos_token"),
         eos: special("eos_token"),
         pad: special("pad_token"),
-        chat_template: chat_template(dir, &config)?,
+        others,
+        chat_template,
+        named_templates,
         ..Extras::default()
     };
     Ok((ids, extras))
@@ -50,27 +54,49 @@ fn special(config: &Value, key: &str) -> Option<String> {
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 
-/// The chat template: a file of its own first, as transformers has it; of several, the one named `default`.
-fn chat_template(dir: &Path, config: &Value) -> Result<Option<String>> {
+/// Folder of the templates that have another name than `default`, a file each.
+const OTHER_TEMPLATES: &str = "additional_chat_templates";
+
+/// The chat template and those under other names. Files go before what tokenizer_config.json says, as in transformers;
+/// of several templates the one named `default` is taken.
+fn chat_templates(dir: &Path, config: &Value) -> Result<(Option<String>, Vec<(String, String)>)> {
+    let read = |path: &Path| {
+        let bytes = read_bounded(path, MOST_BYTES)?;
+        String::from_utf8(bytes).map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
+    };
     let path = dir.join("chat_template.jinja");
     if path.is_file() {
-        let bytes = read_bounded(&path, MOST_BYTES)?;
-        return String::from_utf8(bytes).map(Some).map_err(|e| Error::new(format!("`{}` is no UTF-8", path.display())).because(e));
+        let mut others = Vec::new();
+        let folder = dir.join(OTHER_TEMPLATES);
+        if folder.is_dir() {
+            for entry in std::fs::read_dir(&folder).within(|| format!("cannot read `{}`", folder.display()))? {
+                let path = entry.within(|| format!("cannot read `{}`", folder.display()))?.path();
+                if path.extension().is_some_and(|ending| ending == "jinja") {
+                    others.push((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), read(&path)?));
+                }
+            }
+        }
+        others.sort();
+        return Ok((Some(read(&path)?), others));
     }
     Ok(match config.get("chat_template") {
-        Some(Value::String(template)) => Some(template.clone()),
+        Some(Value::String(template)) => (Some(template.clone()), Vec::new()),
         Some(Value::Array(named)) => {
-            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            default.and_then(|t| t.get("template")?.as_str()).map(str::to_owned)
+            let text = |template: &Value, key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
+            let all = named.iter().filter_map(|template| Some((text(template, "name")?, text(template, "template")?)));
+            let (default, others): (Vec<_>, Vec<_>) = all.partition(|(name, _)| name == "default");
+            (default.into_iter().next().map(|(_, template)| template), others)
         }
-        _ => None,
+        _ => (None, Vec::new()),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
+    use crate::api::TemplateArgs;
     use crate::error::Fault;
     use crate::testing;
     use crate::text::Tokenizer;
@@ -111,6 +137,35 @@ mod tests {
         assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "plain");
         std::fs::write(dir.path().join("chat_template.jinja"), "file").unwrap();
         assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "file");
+    }
+
+    #[test]
+    fn the_template_named_tool_use_is_taken_where_there_are_tools() {
+        let Some(dir) = folder_with(
+            r#"{"unk_token": "<unk>", "chat_template": [{"name": "tool_use", "template": "tools{{ unk_token }}"}, {"name": "default", "template": "plain"}]}"#,
+        ) else {
+            return;
+        };
+        let tools = TemplateArgs::new(json!([{"function": {"name": "f"}}]), Value::Null).unwrap();
+        let named = TemplateArgs::new(Value::Null, json!({"chat_template": "tool_use"})).unwrap();
+        let own = TemplateArgs::new(Value::Null, json!({"chat_template": "own {{ x }}", "x": 1})).unwrap();
+        let check = |tokenizer: &Tokenizer| {
+            assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "plain");
+            assert_eq!(tokenizer.render_chat_with(&[], &tools, false).unwrap(), "tools<unk>");
+            assert_eq!(tokenizer.render_chat_with(&[], &named, false).unwrap(), "tools<unk>");
+            assert_eq!(tokenizer.render_chat_with(&[], &own, false).unwrap(), "own 1");
+        };
+        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
+        check(&tokenizer);
+        let copy = tempfile::tempdir().unwrap();
+        for (name, text) in tokenizer.files().unwrap() {
+            std::fs::write(copy.path().join(name), text).unwrap();
+        }
+        check(&Tokenizer::from_folder(copy.path()).unwrap());
+        std::fs::write(dir.path().join("chat_template.jinja"), "plain").unwrap();
+        std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+        std::fs::write(dir.path().join("additional_chat_templates/tool_use.jinja"), "tools{{ unk_token }}").unwrap();
+        check(&Tokenizer::from_folder(dir.path()).unwrap());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokenizers::processors::template::TemplateProcessing;
 pub use findings::{Findings, repeats};
 pub use pairs::{Cut, Drop, DroppedPair, Limits, Outcome, Prompt, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
-use crate::api::Message;
+use crate::api::{Message, TemplateArgs};
 use crate::error::{Error, Fault, Result};
 use crate::weights::Metadata;
 use chat::ChatTemplate;
@@ -50,7 +50,11 @@ struct Extras {
     bos: Option<String>,
     eos: Option<String>,
     pad: Option<String>,
+    /// Special tokens that only chat templates use, by the name they have there.
+    others: Vec<(&'static str, String)>,
     chat_template: Option<String>,
+    /// Chat templates under other names.
+    named_templates: Vec<(String, String)>,
     /// Whether a text that stands alone begins and ends with these tokens, beyond what the vocabulary's file says.
     begin: bool,
     end: bool,
@@ -93,8 +97,9 @@ impl Tokenizer {
         let eos = special("end-of-sequence", extras.eos)?;
         // Nothing is ever padded here, so a padding token that does not exist does no harm.
         let pad = special("padding", extras.pad).unwrap_or_default();
-        let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
-        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, text(&bos), text(&eos), text(&pad))).transpose()?;
+        let named = [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)];
+        let tokens: Vec<_> = named.into_iter().filter_map(|(name, s)| Some((name, s.as_ref()?.text.clone()))).chain(extras.others).collect();
+        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, tokens)?.with_others(extras.named_templates)).transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
         Ok(Self { ids, largest, bos, eos, pad, around, chat })
@@ -140,14 +145,20 @@ impl Tokenizer {
             ids.with_post_processor(Some(template));
         }
         let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
             "bos_token": text(&self.bos), "eos_token": text(&self.eos), "pad_token": text(&self.pad),
         });
-        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?), ("tokenizer_config.json", format!("{config:#}\n"))];
+        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
         if let Some(chat) = &self.chat {
-            files.push(("chat_template.jinja", chat.source().to_owned()));
+            config.as_object_mut().into_iter().for_each(|config| config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into()))));
+            let named = |(name, template): (&str, &str)| serde_json::json!({"name": name, "template": template});
+            match chat.others().count() {
+                0 => files.push(("chat_template.jinja", chat.source().to_owned())),
+                _ => config["chat_template"] = [("default", chat.source())].into_iter().chain(chat.others()).map(named).collect(),
+            }
         }
+        files.insert(1, ("tokenizer_config.json", format!("{config:#}\n")));
         Ok(files)
     }
 
@@ -221,11 +232,19 @@ impl Tokenizer {
     /// # Errors
     /// Where the model has no chat template, or its template fails or refuses the conversation.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_chat_with(messages, &TemplateArgs::default(), add_generation_prompt)
+    }
+
+    /// The same with a row's tools and template variables.
+    ///
+    /// # Errors
+    /// Fails as [`render_chat`](Self::render_chat) does.
+    pub fn render_chat_with(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
         let chat = self.chat.as_ref().ok_or_else(|| {
             Error::new("the model has no chat template, so messages cannot be turned into text")
                 .hint("take a chat model (`…-instruct`), or a data set of plain text")
         })?;
-        chat.render(messages, add_generation_prompt)
+        chat.render(messages, args, add_generation_prompt)
     }
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Findings, Tokenizer};
-use crate::api::{Message, PreferencePair, Text};
+use crate::api::{Message, PreferencePair, TemplateArgs, Text};
 use crate::error::{Error, Result};
 
 /// How pairs are tokenised, and how many tokens they may have.
@@ -213,7 +213,7 @@ pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &Prefer
             if prompt.is_empty() {
                 return Ok(Err(Drop::EmptyPrompt));
             }
-            messages(tokenizer, prompt, [chosen, rejected]).map_err(|e| e.within(format!("cannot use pair {row}")))?
+            messages(tokenizer, prompt, [chosen, rejected], &pair.template_args).map_err(|e| e.within(format!("cannot use pair {row}")))?
         }
         _ => {
             return Err(Error::new(format!("pair {row} mixes plain text and messages"))
@@ -279,10 +279,10 @@ fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], limits:
 }
 
 /// The prompt always gets the generation prompt, even behind an assistant's turn, as in TRL.
-fn messages(tokenizer: &Tokenizer, prompt: &[Message], completions: [&Vec<Message>; 2]) -> Result<Texts> {
-    let join = |completion: &[Message]| tokenizer.render_chat(&[prompt, completion].concat(), false);
+fn messages(tokenizer: &Tokenizer, prompt: &[Message], completions: [&Vec<Message>; 2], args: &TemplateArgs) -> Result<Texts> {
+    let join = |completion: &[Message]| tokenizer.render_chat_with(&[prompt, completion].concat(), args, false);
     let joint = [join(completions[0])?, join(completions[1])?];
-    Ok(Texts { prompt: tokenizer.render_chat(prompt, true)?, joint, special_tokens: false })
+    Ok(Texts { prompt: tokenizer.render_chat_with(prompt, args, true)?, joint, special_tokens: false })
 }
 
 /// A pair with its number and the place of its row.

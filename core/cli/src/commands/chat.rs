@@ -34,7 +34,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
             break;
         }
         for ((voice, trained), conversation) in voices.iter().zip(&mut conversations) {
-            conversation.push(Message { role: "user".to_owned(), content: line.clone() });
+            conversation.push(Message::new("user", &line));
             if voices.len() > 1 {
                 app.printer.piece(&format!("{voice}: "))?;
             }
@@ -49,7 +49,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
             }
             app.printer.piece("\n")?;
             speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
-            conversation.push(Message { role: "assistant".to_owned(), content: answer.text });
+            conversation.push(Message::new("assistant", answer.text));
         }
     }
     Ok(())

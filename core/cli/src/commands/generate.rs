@@ -25,7 +25,7 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
             let mut silent = |_: &str| {};
             let answer = if chats {
                 let mut conversation = speaker.conversation();
-                conversation.push(Message { role: "user".to_owned(), content: prompt.clone() });
+                conversation.push(Message::new("user", prompt));
                 speaker.answer(&conversation, *trained, &mut silent)?
             } else {
                 speaker.continuation(prompt, *trained, &mut silent)?

@@ -374,10 +374,10 @@ impl Dataset for DatasetConfig {
             let asked = if flaw == OfDataset::Shuffles { ASKED.fetch_add(1, Ordering::Relaxed) } else { 0 };
             let rejected = match flaw {
                 OfDataset::PrefersItself => Text::from("a"),
-                OfDataset::Mixes => Text::Messages(vec![Message { role: "assistant".to_owned(), content: "b".to_owned() }]),
+                OfDataset::Mixes => Text::Messages(vec![Message::new("assistant", "b")]),
                 _ => Text::from("b"),
             };
-            PreferencePair { prompt: format!("{i} {asked}").into(), chosen: "a".into(), rejected }
+            PreferencePair::new(format!("{i} {asked}"), "a", rejected)
         };
         Ok(Box::new((0..count).map(move |i| Ok(pair(i)))))
     }

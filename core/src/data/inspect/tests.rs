@@ -1,5 +1,7 @@
+use serde_json::json;
+
 use super::*;
-use crate::api::{Message, PairIter, SplitInfo};
+use crate::api::{PairIter, SplitInfo};
 use crate::error::Error;
 use crate::testing;
 
@@ -27,7 +29,7 @@ impl Progress for Quiet {
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
-    PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+    PreferencePair::new(prompt, chosen, rejected)
 }
 
 const LIMITS: Limits = Limits { max_length: 8, ..Limits::NONE };
@@ -37,7 +39,7 @@ fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
 }
 
 fn odd() -> Fixed {
-    let said = |role: &str, content: &str| Text::Messages(vec![Message { role: role.into(), content: content.into() }]);
+    let said = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
     let train = vec![
         pair("a", " yes", " no"),
         pair("a", " yes", " no"),
@@ -45,7 +47,7 @@ fn odd() -> Fixed {
         pair("b", " same", " same"),
         pair("", "x", "y"),
         pair("c", "c d", "c e"),
-        PreferencePair { prompt: said("user", "a"), chosen: said("assistant", "yes"), rejected: said("assistant", "no") },
+        PreferencePair::new(said("user", "a"), said("assistant", "yes"), said("assistant", "no")),
     ];
     Fixed(vec![("train", train), ("test", vec![pair("a", " x", " y"), pair("z", " x", " y")])])
 }
@@ -61,6 +63,32 @@ fn what_repeats_contradicts_or_says_nothing_is_counted() {
     assert_eq!((t.prompt.max, t.chosen.max, t.whole.max), (1, 5, 6));
     assert!(t.used.is_none());
     assert_eq!((t.examples[0].prompt.as_str(), t.examples[0].chosen.text.as_str(), t.examples[0].chosen.mask.len()), ("a", " yes", 0));
+}
+
+/// Tools, template variables and every field of a message make two pairs different.
+#[test]
+fn fields_of_messages_and_arguments_of_templates_count() {
+    let tool = |name: &str| TemplateArgs::new(json!([{"function": {"name": name}}]), Value::Null).unwrap();
+    let call = |city: &str| vec![Message::new("assistant", "").with("tool_calls", json!([{"city": city}])).unwrap()];
+    let pair = |chosen: &str, rejected: &str| PreferencePair::new(vec![Message::new("user", "a")], call(chosen), call(rejected));
+    let switched = TemplateArgs::new(Value::Null, json!({"enable_thinking": false})).unwrap();
+    let train = vec![
+        pair("Oslo", "Rome"),
+        pair("Rome", "Oslo"),
+        pair("Oslo", "Bonn"),
+        pair("Oslo", "Rome").with_template_args(tool("f")),
+        pair("Rome", "Oslo").with_template_args(tool("g")),
+        pair("Oslo", "Rome").with_template_args(switched),
+        pair("Oslo", "Oslo"),
+        pair("Oslo", "Bonn"),
+    ];
+    let found = inspect(&Fixed(vec![("train", train)]), &asked(None), &mut Quiet).unwrap();
+    let t = &found.splits[0];
+    assert_eq!((t.pairs, t.prompts, t.repeated, t.contradicted, t.identical), (8, 4, 1, 1, 1));
+    assert_eq!(t.examples[0].chosen.text, "assistant: \n  tool_calls: [{\"city\":\"Oslo\"}]");
+    let shown = Fixed(vec![("train", vec![pair("Oslo", "Rome").with_template_args(tool("f"))])]);
+    let found = inspect(&shown, &asked(None), &mut Quiet).unwrap();
+    assert_eq!(found.splits[0].examples[0].prompt, "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a");
 }
 
 #[test]

@@ -5,14 +5,17 @@ use serde_json::Value;
 
 use super::*;
 
-const TEMPLATES: [(&str, &str); 9] = [
+const TEMPLATES: [(&str, &str); 12] = [
     ("gemma3", include_str!("templates/gemma3.jinja")),
     ("llama3", include_str!("templates/llama3.jinja")),
     ("mistral", include_str!("templates/mistral.jinja")),
+    ("parts", include_str!("templates/parts.jinja")),
     ("phi3", include_str!("templates/phi3.jinja")),
     ("qwen25", include_str!("templates/qwen25.jinja")),
     ("qwen3", include_str!("templates/qwen3.jinja")),
     ("smollm2", include_str!("templates/smollm2.jinja")),
+    ("thought", include_str!("templates/thought.jinja")),
+    ("tools", include_str!("templates/tools.jinja")),
     ("training", include_str!("templates/training.jinja")),
     ("zephyr", include_str!("templates/zephyr.jinja")),
 ];
@@ -22,9 +25,10 @@ fn read(json: &str) -> Value {
 }
 
 fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String> {
-    let conversations = read(include_str!("templates/conversations.json"));
-    let messages: Vec<Message> = serde_json::from_value(conversations[conversation].clone()).unwrap();
-    ChatTemplate::new(source.to_owned(), Some("<s>".into()), Some("</s>".into()), None)?.render(&messages, begin_answer)
+    let conversation = read(include_str!("templates/conversations.json"))[conversation].take();
+    let messages: Vec<Message> = serde_json::from_value(conversation["messages"].clone()).unwrap();
+    let args = TemplateArgs::new(conversation["tools"].clone(), conversation["kwargs"].clone()).unwrap();
+    ChatTemplate::new(source.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(&messages, &args, begin_answer)
 }
 
 /// The text, or for what Python refuses the refusal's reason.
@@ -48,7 +52,7 @@ fn templates_are_rendered_as_python_renders_them() {
             }
         }
     }
-    assert_eq!(count, TEMPLATES.len() * 4 * 2);
+    assert_eq!(count, (TEMPLATES.len() * 6 + 1) * 2);
     let e = render(TEMPLATES[2].1, "astray", false).unwrap_err();
     assert_eq!(
         e.message(),
@@ -65,10 +69,65 @@ fn constructs_mean_what_they_mean_in_python() {
     }
 }
 
-/// What is not there says its name, and no other text is made in its place.
+/// What is not there is named, and no other text is made in its place.
 #[test]
-fn what_is_missing_is_an_error() {
-    for template in ["{{ '%s' % 'a' }}", "{{ 'a b' | urlencode }}", "{{ 'abc'.encode() }}"] {
-        assert!(render(template, "one", false).unwrap_err().message().starts_with("the model's chat template failed: "), "{template}");
+fn what_is_missing_is_an_error_that_names_it() {
+    for (template, name) in [
+        ("{{ 'a b' | urlencode }}", "filter urlencode is unknown"),
+        ("{{ 'abc'.encode() }}", "no method named encode"),
+        ("{{ 'a' is contained }}", "test contained is unknown"),
+        ("{% if messages is startingwith('a') %}a{% endif %}", "test startingwith is unknown"),
+        ("{% if 'a' | split %}a{% endif %}", "filter split is unknown"),
+        ("{{ cycler('a') }}", "cycler is unknown"),
+        ("{{ messages | map('bogus') | list }}", "unknown filter"),
+        ("{{ messages | selectattr('role', 'bogus') | list }}", "unknown test"),
+    ] {
+        let e = render(template, "one", false).unwrap_err();
+        assert!(e.message().starts_with("the model's chat template failed: ") && e.message().contains(name), "{template}: {e:?}");
     }
+    for (template, name) in [
+        ("{% do messages %}", "{% do %}"),
+        ("{% include 'x' %}", "{% include %}"),
+        ("{{ '\\a' }}", "`\\a`"),
+        ("{% macro m(a, b=a) %}{% endmacro %}", "macro `m`"),
+    ] {
+        let e = render(template, "one", false).unwrap_err();
+        assert!(e.message().starts_with("the model's chat template is not valid: ") && e.message().contains(name), "{template}: {e:?}");
+    }
+}
+
+/// An error names the line where the template, as the model has it, fails.
+#[test]
+fn errors_name_the_line_of_the_template() {
+    let template = "a\n{% for m in messages %}\n  {% if m.role == 'user' and\n  true %}\n\n{# a\nb #}{{ m.content\n | trim }}\n{{ 'x' | bogus }}\n{% endif %}{% endfor %}";
+    let e = render(template, "one", false).unwrap_err();
+    assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
+}
+
+/// A template that takes only text gets the parts joined, and one that takes lists gets the list.
+#[test]
+fn parts_are_joined_where_the_template_takes_text() {
+    let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}|{% endfor %}";
+    assert_eq!(render(parts, "parts", false).unwrap(), "system:[Be ][brief.]|user:[Hi\n][there]|assistant:Hello.|");
+    for text in [
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}",
+        "{% for m in messages %}{{ m.role + ':' + m.content + '|' }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else '' }}|{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else m.content | tojson }}|{% endfor %}",
+    ] {
+        assert_eq!(render(text, "parts", false).unwrap(), "system:Be brief.|user:Hi\nthere|assistant:Hello.|", "{text}");
+    }
+    let thought = Message::new("user", "").with("content", json!([{"type": "thinking", "thinking": "a"}])).unwrap();
+    let template = ChatTemplate::new("{{ messages[0].content | trim }}".to_owned(), Vec::new()).unwrap();
+    let e = template.render(&[thought], &TemplateArgs::default(), false).unwrap_err();
+    assert!(e.message().contains("type `thinking`"), "{e:?}");
+}
+
+/// A message's reasoning is under the names that templates read, as transformers puts it there.
+#[test]
+fn reasoning_is_there_under_every_name() {
+    let template = "{% for m in messages %}{{ m }}{% endfor %}";
+    let got = render(template, "reasons", false).unwrap();
+    assert!(got.contains("{'thinking': 'Double.', 'role': 'assistant', 'reasoning': 'Double.', 'content': '4', 'score': 1e-05, 'reasoning_content': 'Double.'}"), "{got}");
+    assert!(got.contains("{'thinking': 'Add them.\\n', 'role': 'assistant', 'content': '2', 'reasoning_content': 'Add them.\\n'}"), "{got}");
 }

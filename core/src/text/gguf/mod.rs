@@ -62,11 +62,19 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
         token.map(|t| Some(t.text.to_string())).ok_or_else(|| Error::new(format!("`{key}` is {id}, and there are {} tokens", tokens.len())))
     };
+    let mut named_templates = Vec::new();
+    for name in meta.texts("tokenizer.chat_templates")?.unwrap_or_default() {
+        if let Some(template) = meta.text(&format!("tokenizer.chat_template.{name}"))? {
+            named_templates.push((name.to_owned(), template.to_owned()));
+        }
+    }
     let extras = Extras {
         bos: special("bos")?,
         eos: special("eos")?,
         pad: special("padding")?,
+        others: special("unknown")?.map(|text| ("unk_token", text)).into_iter().collect(),
         chat_template: meta.text("tokenizer.chat_template")?.map(str::to_owned),
+        named_templates,
         begin: meta.truth("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
         end: meta.truth("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
     };

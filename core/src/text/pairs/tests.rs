@@ -13,11 +13,11 @@ fn tokenizer() -> Option<Tokenizer> {
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
-    PreferencePair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into() }
+    PreferencePair::new(prompt, chosen, rejected)
 }
 
 fn said(turns: &[(&str, &str)]) -> Text {
-    Text::Messages(turns.iter().map(|(role, content)| Message { role: (*role).into(), content: (*content).into() }).collect())
+    Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
 }
 
 fn kept(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> TokenPair {
@@ -49,7 +49,7 @@ fn a_plain_completion_ends_with_one_end_of_sequence() {
 #[test]
 fn messages_end_as_the_template_has_it() {
     let Some(t) = tokenizer() else { return };
-    let p = PreferencePair { prompt: said(&[("user", "hi")]), chosen: said(&[("assistant", "hello")]), rejected: said(&[("assistant", "go away")]) };
+    let p = PreferencePair::new(said(&[("user", "hi")]), said(&[("assistant", "hello")]), said(&[("assistant", "go away")]));
     let got = kept(&t, &p, &LIMITS);
     assert_eq!(t.decode(&got.prompt).unwrap(), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(t.decode(&got.chosen).unwrap(), "hello<|im_end|>\n");
@@ -193,7 +193,7 @@ fn an_empty_completion_is_dropped_with_its_reason() {
     assert_eq!(dropped(&t, &pair("a", "", "b"), &bare), Drop::EmptyChosen);
     assert_eq!(dropped(&t, &pair("a", "b", ""), &bare), Drop::EmptyRejected);
     assert_eq!(kept(&t, &pair("a", "", "b"), &LIMITS).chosen, [EOS], "to say nothing is an answer once it ends");
-    let silent = PreferencePair { prompt: said(&[("user", "hi")]), chosen: said(&[]), rejected: said(&[("assistant", "a")]) };
+    let silent = PreferencePair::new(said(&[("user", "hi")]), said(&[]), said(&[("assistant", "a")]));
     assert_eq!(dropped(&t, &silent, &LIMITS), Drop::EmptyChosen);
 }
 
@@ -201,14 +201,14 @@ fn an_empty_completion_is_dropped_with_its_reason() {
 fn an_empty_prompt_becomes_the_beginning_of_sequence() {
     let Some(t) = tokenizer() else { return };
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
-    let nobody = PreferencePair { prompt: said(&[]), chosen: said(&[("assistant", "a")]), rejected: said(&[("assistant", "b")]) };
+    let nobody = PreferencePair::new(said(&[]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
     assert_eq!(dropped(&t, &nobody, &LIMITS), Drop::EmptyPrompt);
 }
 
 #[test]
 fn plain_text_and_messages_do_not_mix() {
     let Some(t) = tokenizer() else { return };
-    let p = PreferencePair { prompt: said(&[("user", "hi")]), chosen: "a".into(), rejected: "b".into() };
+    let p = PreferencePair::new(said(&[("user", "hi")]), "a", "b");
     let e = tokenise_pair(&t, 5, 7, &p, &LIMITS).unwrap_err();
     assert!(e.message().contains("pair 7 mixes"), "{e:?}");
 }

@@ -80,7 +80,7 @@ impl CsvConfig {
                 "" => Err(Error::new(format!("`{}` is empty", &header[column]))),
                 text => Ok(Text::from(text)),
             };
-            Ok(PreferencePair { prompt: text(columns[0])?, chosen: text(columns[1])?, rejected: text(columns[2])? })
+            Ok(PreferencePair::new(text(columns[0])?, text(columns[1])?, text(columns[2])?))
         };
         Ok(reader.into_records().map(move |record| {
             let at = |place: Option<&Position>| format!("cannot read line {} of `{file}`", place.map_or(0, Position::line));

@@ -176,7 +176,7 @@ impl Dataset for PanicsInPairs {
     }
 
     fn pairs(&self, _: &str) -> Result<PairIter<'_>> {
-        let pair = PreferencePair { prompt: "a".into(), chosen: "b".into(), rejected: "c".into() };
+        let pair = PreferencePair::new("a", "b", "c");
         Ok(Box::new(std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("the file gave up")))))
     }
 }
