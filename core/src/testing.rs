@@ -4,6 +4,7 @@
 //! integration, which must not skip.
 
 pub mod gguf;
+pub mod tiny;
 
 use std::path::{Path, PathBuf};
 

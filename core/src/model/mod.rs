@@ -14,6 +14,8 @@ mod gemma3;
 mod golden_tests;
 mod gpt_neox;
 mod head;
+#[cfg(test)]
+mod invariance_tests;
 mod linear;
 mod llama;
 mod mistral;
@@ -179,6 +181,17 @@ impl Model {
                 *place = frozen;
             }
         }
+    }
+
+    /// Which sequences turn their positions alike: sequences of lengths with equal values may share the states of a
+    /// common prefix, others may not.
+    pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
+        self.decoder.rotation_of(tokens)
+    }
+
+    /// True if a cache of `past` tokens has to be made anew for a sequence that has grown to `tokens`.
+    pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
+        self.decoder.outgrows_cache(past, tokens)
     }
 
     /// How many blocks a pass has to run for `sites`, and for log-probabilities where `hidden`.
