@@ -114,7 +114,7 @@ impl Model {
         let mut weights = weights::Weights::new(tensors);
         let decoder = architecture(config)?(config, &mut weights)?;
         weights.finish()?;
-        let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default() };
+        let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default(), deterministic: true };
         Ok(Self { decoder, attention, kind, device })
     }
 
@@ -141,6 +141,11 @@ impl Model {
     /// Takes another kernel of attention than libtorch's fused one.
     pub fn set_attention_kernel(&mut self, kernel: Kernel) {
         self.attention.kernel = kernel;
+    }
+
+    /// Allows a card to use attention kernels that may give other bytes in every run, or forbids it, as at first.
+    pub fn set_deterministic(&mut self, on: bool) {
+        self.attention.deterministic = on;
     }
 
     /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
