@@ -5,6 +5,7 @@
 
 pub mod gguf;
 pub mod tiny;
+pub mod warnings;
 
 use std::path::{Path, PathBuf};
 

@@ -145,6 +145,11 @@ impl Decoder {
         self.layers.iter_mut().flat_map(|(_, block)| block.linears_mut()).find(|l| l.place.name == name).map(|l| &mut l.frozen)
     }
 
+    /// True if the embedding serves as the output head.
+    pub fn is_tied(&self) -> bool {
+        self.vocabulary.is_tied()
+    }
+
     /// The embedding matrix and the head's `[vocab hidden]`, the same one where they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
