@@ -73,10 +73,20 @@ char* reprpo_set_deterministic(bool on) {
     // cuBLAS reads it when its first handle is made, and is not reproducible without it.
     if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     auto& context = at::globalContext();
-    context.setDeterministicAlgorithms(on, /*warn_only=*/true);
+    // Not only warnings: an operation without a reproducible kernel is an error, and attention's derivatives are only
+    // reproducible in this mode.
+    context.setDeterministicAlgorithms(on, /*warn_only=*/false);
     // Filling what a kernel is about to overwrite costs time and changes no result that is read.
     context.setDeterministicFillUninitializedMemory(false);
     context.setBenchmarkCuDNN(!on);
+  });
+}
+
+// True if an operation without a reproducible kernel is an error.
+char* reprpo_deterministic(bool* out) {
+  return guarded([&] {
+    auto& context = at::globalContext();
+    *out = context.deterministicAlgorithms() && !context.deterministicAlgorithmsWarnOnly();
   });
 }
 

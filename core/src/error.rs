@@ -70,7 +70,8 @@ impl Error {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
             None => format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})"))),
         };
-        Self::internal(format!("{place} panicked")).because(Self::internal(said))
+        let cause = Self::internal(said.as_str()).hint_of_determinism(&said);
+        Self::internal(format!("{place} panicked")).because(cause)
     }
 
     /// The same error as another's fault.
@@ -123,6 +124,16 @@ impl Error {
         outer.0.fault = self.0.fault;
         outer.0.source = Some(Cause::Ours(self));
         outer
+    }
+
+    /// Says what to do about an operation that has no reproducible kernel, where libtorch's `text` tells of one.
+    fn hint_of_determinism(self, text: &str) -> Self {
+        const MARKS: [&str; 2] = ["does not have a deterministic implementation", "but this operation is not deterministic"];
+        if MARKS.iter().any(|mark| text.contains(mark)) {
+            self.hint("set `deterministic=false`: it allows this operation, whose results may differ between runs")
+        } else {
+            self
+        }
     }
 
     /// Whose fault it is.
@@ -200,7 +211,7 @@ impl From<tch::TchError> for Error {
         };
         let first = text.lines().next().unwrap_or_default().trim().to_owned();
         tracing::debug!("libtorch: {text}");
-        Self::internal(format!("libtorch: {first}"))
+        Self::internal(format!("libtorch: {first}")).hint_of_determinism(&text)
     }
 }
 
@@ -243,6 +254,17 @@ mod tests {
         let payload = std::panic::catch_unwind(|| tch::Tensor::from_slice(&[1.0, 2.0]).matmul(&tch::Tensor::from_slice(&[1.0]))).unwrap_err();
         let text = format!("{:?}", Error::panicked("`loss`", payload.as_ref()));
         assert!(text.starts_with("`loss` panicked\n  because libtorch: ") && text.len() < 200 && !text.contains("frame"), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_that_differs_between_runs_is_named_with_the_switch_that_allows_it() {
+        let text = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'.";
+        let e = Error::from(tch::TchError::Torch(format!("{text}\nException raised from alertNotDeterministic at Context.cpp")));
+        assert!(e.message().contains("cumsum_cuda_kernel") && e.hints()[0].contains("`deterministic=false`"), "{e:?}");
+        let payload: Box<dyn std::any::Any + Send> = Box::new(format!("called `Result::unwrap()` on an `Err` value: Torch(\"{text}\\nframe\")"));
+        let e = Error::panicked("`loss`", payload.as_ref());
+        assert!(format!("{e:?}").contains("cumsum_cuda_kernel") && e.hints()[0].contains("`deterministic=false`"), "{e:?}");
+        assert!(Error::from(tch::TchError::Torch("out of memory".to_owned())).hints().is_empty());
     }
 
     #[test]

@@ -162,6 +162,11 @@ pub fn generate(
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
     while new.len() < sampling.max_new_tokens {
+        let past = cache.borrow().tokens();
+        if model.outgrows_cache(past, past + next.len()) {
+            cache.replace(Cache::default());
+            next = [prompt, &new].concat();
+        }
         let mut builder = StreamBuilder::behind(cache.borrow().tokens());
         builder.push(&next, None)?;
         let stream = builder.finish(model.device())?;

@@ -61,8 +61,6 @@ impl Loaded {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
         ffi::set_deterministic(experiment.deterministic)?;
-        // cuDNN's attention has a backward pass of its own that is not reproducible.
-        ffi::set_attention_kernels(true, true, !experiment.deterministic, true)?;
         let kind = match experiment.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::Bf16 => Kind::BFloat16,
@@ -79,6 +77,7 @@ impl Loaded {
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
+        model.set_deterministic(experiment.deterministic);
         tokenizer.check_fits(model.info().vocab)?;
         let context = context(files.config());
         Ok(Self { model, tokenizer, source, context, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })

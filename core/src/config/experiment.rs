@@ -206,7 +206,8 @@ pub struct Experiment {
     pub attention: Kernel,
     /// Let a card round the factors of float32 products to TF32, which is faster and less exact.
     pub tf32: bool,
-    /// Take kernels alone that give the same bytes every time, where a card has a choice.
+    /// Use only kernels that give the same bytes every time: an operation that has none on a card is an error that names
+    /// it. `false` is faster.
     pub deterministic: bool,
     /// Folder of the run; none = a new one below `runs/`.
     pub out: Option<PathBuf>,

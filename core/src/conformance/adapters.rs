@@ -32,7 +32,7 @@ fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
     let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
-    let batch = PairBatch::new(&refs(&pairs), holds, Kind::Double, bench.model.device())?;
+    let batch = PairBatch::of(&refs(&pairs), holds, &bench.model)?;
     let reached = bench.model.forward(&batch.stream, Request { adapted: on.then_some(&bench.adapted), hidden: true, ..Request::default() })?;
     bench.model.logits(reached.hidden.as_ref().ok_or_else(|| Error::internal("no last hidden state"))?)
 }

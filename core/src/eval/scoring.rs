@@ -40,8 +40,8 @@ pub fn score_pairs(
             total <= tokens
         });
         let (now, later) = rest.split_at(fits.count().max(1));
-        let batch =
-            PairBatch::new(&now.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::Both, rejected: true, apart: false }, model.kind(), model.device())?;
+        let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
+        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), holds, model)?;
         let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
             let (logps, _) = model.logprobs(hidden, &batch.predicted, Detail::None)?;

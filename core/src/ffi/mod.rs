@@ -8,7 +8,9 @@ use std::ffi::{CStr, c_char};
 
 pub use hook::{HookErrors, register_hook};
 pub use row_product::row_product;
-pub use switches::{CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, set_attention_kernels, set_deterministic, set_tf32};
+pub use switches::{
+    CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic, set_attention_kernels, set_deterministic, set_tf32,
+};
 
 use crate::error::{Error, Result};
 

@@ -9,6 +9,7 @@ use super::checked;
 use crate::error::{Error, Result};
 
 unsafe extern "C" {
+    fn reprpo_deterministic(out: *mut bool) -> *mut c_char;
     fn reprpo_cuda_memory(device: c_int, out: *mut i64) -> *mut c_char;
     fn reprpo_cuda_reset_peak(device: c_int) -> *mut c_char;
     fn reprpo_cuda_empty_cache() -> *mut c_char;
@@ -69,14 +70,25 @@ pub fn cuda_empty_cache() -> Result<()> {
     checked(unsafe { reprpo_cuda_empty_cache() })
 }
 
-/// Takes kernels alone whose result depends on nothing but their input, where there is a choice; libtorch warns of an
-/// operation that has none. Has to be called before the first product on a card.
+/// Uses only kernels whose result depends on nothing but their input. An operation on a card that has none is an error
+/// that names it. Must be called before the first product on a card.
 ///
 /// # Errors
-/// What libtorch says.
+/// Fails if libtorch refuses the switch.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: a bool is passed.
     checked(unsafe { reprpo_set_deterministic(on) })
+}
+
+/// True if an operation without a reproducible kernel is an error now, rather than a warning or nothing.
+///
+/// # Errors
+/// Fails if libtorch cannot be asked.
+pub fn is_deterministic() -> Result<bool> {
+    let mut on = false;
+    // SAFETY: the shim writes a bool.
+    checked(unsafe { reprpo_deterministic(&raw mut on) })?;
+    Ok(on)
 }
 
 /// Whether float32 matrix products may be computed in TF32.
@@ -167,9 +179,11 @@ mod tests {
 
     #[test]
     fn the_switches_can_be_set() {
-        set_deterministic(true).unwrap();
         set_tf32(false).unwrap();
         set_attention_kernels(true, true, true, true).unwrap();
-        set_deterministic(false).unwrap();
+        for on in [true, false] {
+            set_deterministic(on).unwrap();
+            assert_eq!(is_deterministic().unwrap(), on);
+        }
     }
 }

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::stream::Layout;
 use crate::error::Result;
+use crate::ffi;
 
 /// How attention over a stream is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,33 @@ pub struct How {
     pub strategy: Strategy,
     /// By what.
     pub kernel: Kernel,
+    /// True if a card may only use kernels that give the same bytes every time.
+    pub deterministic: bool,
+}
+
+/// Which of libtorch's kernels a card may use for scaled dot product attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CardKernels {
+    /// FlashAttention. It knows no mask.
+    pub flash: bool,
+    /// xFormers' memory-efficient attention.
+    pub memory_efficient: bool,
+    /// cuDNN's attention.
+    pub cudnn: bool,
+    /// Matrix products and a softmax.
+    pub math: bool,
+}
+
+impl CardKernels {
+    /// The kernels for `device`; `None`: it has no choice that libtorch's switches govern.
+    ///
+    /// Under `deterministic` algorithms libtorch makes the derivatives of the first two reproducible; that of cuDNN's is
+    /// not. libtorch's derivative of the memory-efficient kernel drops a sliding window, so that kernel is never used for
+    /// attention that is `windowed` and `differentiated`.
+    pub fn allowed(deterministic: bool, windowed: bool, differentiated: bool, device: Device) -> Option<Self> {
+        let kernels = Self { flash: true, memory_efficient: !(windowed && differentiated), cudnn: !deterministic, math: true };
+        device.is_cuda().then_some(kernels)
+    }
 }
 
 /// The masks and indices of one stream, made once and used by every layer.
@@ -55,6 +83,8 @@ pub struct How {
 pub struct Attention {
     calls: Vec<Call>,
     how: How,
+    /// True if a token does not see all that comes before it.
+    windowed: bool,
     tokens: i64,
 }
 
@@ -78,6 +108,7 @@ impl Attention {
     pub fn new(layout: &Layout, how: How, window: Option<i64>, device: Device) -> Result<Self> {
         // No sequence is longer than the stream and what comes before it.
         let longest = (layout.past() + layout.tokens()).max(1);
+        let windowed = window.is_some();
         let window = window.map_or(longest, |w| usize::try_from(w).unwrap_or(0).clamp(1, longest));
         let calls = match how.strategy {
             _ if layout.past() > 0 => vec![Self::behind(layout, window, device)?],
@@ -85,7 +116,7 @@ impl Attention {
             Strategy::Trees => Self::trees(layout, window, device)?,
             Strategy::Padded => Self::padded(layout, window, device)?,
         };
-        Ok(Self { calls, how, tokens: layout.tokens() as i64 })
+        Ok(Self { calls, how, windowed, tokens: layout.tokens() as i64 })
     }
 
     fn behind(layout: &Layout, window: usize, device: Device) -> Result<Call> {
@@ -205,6 +236,13 @@ impl Attention {
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
+        // libtorch chooses the derivative's kernel here too: it is that of the forward pass.
+        let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
+        if let Some(CardKernels { flash, memory_efficient, cudnn, math }) =
+            CardKernels::allowed(self.how.deterministic, self.windowed, differentiated, q.device())
+        {
+            ffi::set_attention_kernels(flash, memory_efficient, cudnn, math)?;
+        }
         // The fused kernel knows no cap.
         let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (self.how.kernel, cap) {
             (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, false),
@@ -331,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    fn no_derivative_on_a_card_drops_a_window_or_differs_between_runs() {
+        let choices = [false, true];
+        for (deterministic, windowed, differentiated) in
+            choices.into_iter().flat_map(|d| choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g))))
+        {
+            assert_eq!(CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu), None);
+            let kernels = CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0)).unwrap();
+            assert!(!(kernels.memory_efficient && windowed && differentiated), "the window would be dropped");
+            assert!(!(kernels.cudnn && deterministic), "cuDNN's derivative is not reproducible");
+            // The only kernel that computes everything.
+            assert!(kernels.math);
+            // Nothing is forbidden without a reason.
+            assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
+            assert!(kernels.flash && kernels.cudnn != deterministic);
+        }
+    }
+
+    #[test]
     fn every_strategy_gives_what_the_definition_gives_forward_and_backward() {
         let s = stream();
         let n = s.layout.tokens() as i64;
@@ -347,7 +403,7 @@ mod tests {
             let mut gradients: Vec<Vec<Tensor>> = Vec::new();
             for (strategy, kernel) in &ways {
                 let [q, k, v] = qkv(n);
-                let how = How { strategy: *strategy, kernel: *kernel };
+                let how = How { strategy: *strategy, kernel: *kernel, deterministic: true };
                 let out = Attention::new(&s.layout, how, window, Device::Cpu).unwrap().attend(&q, &k, &v, 0.3, cap).unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
                 assert!(worst < 1e-12, "{how:?}, window {window:?}, cap {cap:?}: {worst}");
@@ -378,7 +434,7 @@ mod tests {
                 let mut b = StreamBuilder::behind(n - new);
                 b.push(&vec![0; new], None).unwrap();
                 let layout = b.finish(Device::Cpu).unwrap().layout;
-                let how = How { strategy: Strategy::Segments, kernel };
+                let how = How { strategy: Strategy::Segments, kernel, deterministic: true };
                 let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
                 let found = Attention::new(&layout, how, window, Device::Cpu).unwrap().attend(&last(&q), &k, &v, 0.3, cap).unwrap();
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);

@@ -92,6 +92,18 @@ impl Decoder {
         Ok(())
     }
 
+    /// Which sequences turn their positions alike: two of these lengths may share the states of a common prefix if they
+    /// have the same value. One number for each kind of layer.
+    pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
+        self.sights.iter().map(|sight| sight.rope.representative_length(tokens)).collect()
+    }
+
+    /// True if the keys of a cache that holds `past` tokens have to be computed again for a sequence of `tokens`.
+    pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
+        let changes = |rope: &Rope| rope.representative_length(past) != rope.representative_length(tokens);
+        past > 0 && self.sights.iter().any(|sight| sight.rope.recomputes() && changes(&sight.rope))
+    }
+
     /// One a sight. Those that see equally far share their masks.
     fn views(&self, stream: &Stream, how: How, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
@@ -131,6 +143,11 @@ impl Decoder {
     /// Those of the linear module of that name, to exchange them.
     pub fn frozen_mut(&mut self, name: &str) -> Option<&mut Frozen> {
         self.layers.iter_mut().flat_map(|(_, block)| block.linears_mut()).find(|l| l.place.name == name).map(|l| &mut l.frozen)
+    }
+
+    /// True if the embedding serves as the output head.
+    pub fn is_tied(&self) -> bool {
+        self.vocabulary.is_tied()
     }
 
     /// The embedding matrix and the head's `[vocab hidden]`, the same one where they are tied.

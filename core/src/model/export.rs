@@ -17,6 +17,8 @@ use crate::weights::{ModelFiles, type_name, write_safetensors};
 pub struct Export {
     tensors: IndexMap<String, Tensor>,
     kind: Kind,
+    /// True if the embedding serves as the output head.
+    tied: bool,
 }
 
 impl Export {
@@ -31,19 +33,20 @@ impl Export {
         for (module, frozen) in changed.into_iter().flatten() {
             for (part, tensor) in [("weight", Some(frozen.weight)), ("bias", frozen.bias)] {
                 let Some(tensor) = tensor else { continue };
-                let name = format!("{module}.{part}");
-                if part == "weight" && module != "lm_head" && !tensors.contains_key(&name) {
-                    return Err(Error::new(format!("the model's files have `{name}` under another name, so it cannot be replaced in them"))
-                        .hint("save the model again with transformers, whose names of today are used here"));
-                }
-                // A tied head that is merged into is no longer tied; the file then has to hold it.
-                tensors.insert(name, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
+                // A bias that the adapter adds stands beside its weight.
+                let weight = model.stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
+                let stored = weight.and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
+                let stored = stored.ok_or_else(|| {
+                    Error::new(format!("the model's files have `{module}.weight` under another name, so it cannot be replaced in them"))
+                        .hint("save the model again with transformers, whose names of today are used here")
+                })?;
+                tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
             }
         }
         for tensor in tensors.values_mut().filter(|t| t.is_floating_point()) {
             *tensor = tensor.f_to_kind(kind)?.f_contiguous()?;
         }
-        Ok(Self { tensors, kind })
+        Ok(Self { tensors, kind, tied: model.is_tied() })
     }
 
     /// Writes a new folder that transformers loads: config.json, the weights in files of at most `shard` bytes, and the
@@ -60,7 +63,7 @@ impl Export {
         let made = || format!("cannot make a folder in `{}`", parent.display());
         let partial = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(made)?;
         self.weights(partial.path(), shard)?;
-        let config = self.config(files.config());
+        let config = self.config(files.config())?;
         let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
         write_whole(&partial.path().join("config.json"), text.as_bytes())?;
         tokenizer_files(files.path(), tokenizer, partial.path())?;
@@ -77,20 +80,28 @@ impl Export {
     }
 
     /// The model's own configuration, less what is no longer so.
-    fn config(&self, original: &Value) -> Value {
+    ///
+    /// # Errors
+    /// Fails if transformers has no configuration that computes the same.
+    fn config(&self, original: &Value) -> Result<Value> {
+        let rope = original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
+        if rope.into_iter().any(|p| p.get("dimension_count").is_some_and(|n| !n.is_null())) {
+            return Err(Error::new("the GGUF file turns a part of each head, which transformers cannot express for this architecture")
+                .hint("use the GGUF file itself: `reprpo eval RUN`"));
+        }
         let mut config = original.clone();
         if let Some(map) = config.as_object_mut() {
             for gone in ["quantization_config", "torch_dtype", "_name_or_path"] {
                 map.shift_remove(gone);
             }
             map.insert("dtype".to_owned(), json!(type_name(self.kind)));
-            // A head of its own, where an adapter was merged into it.
-            let tied = map.get("tie_word_embeddings").and_then(Value::as_bool);
-            if tied == Some(true) && self.tensors.contains_key("lm_head.weight") {
-                map.insert("tie_word_embeddings".to_owned(), json!(false));
+            // The configuration may say otherwise, and the weights decided.
+            map.insert("tie_word_embeddings".to_owned(), json!(self.tied));
+            if let Some(text) = map.get_mut("text_config").and_then(Value::as_object_mut) {
+                text.insert("tie_word_embeddings".to_owned(), json!(self.tied));
             }
         }
-        config
+        Ok(config)
     }
 
     fn weights(&self, folder: &Path, shard: u64) -> Result<()> {

@@ -7,6 +7,8 @@ mod activation;
 pub mod adapted;
 pub mod attention;
 pub mod cache;
+#[cfg(test)]
+mod checkpoint_tests;
 mod decoder;
 pub mod export;
 mod gemma3;
@@ -14,6 +16,8 @@ mod gemma3;
 mod golden_tests;
 mod gpt_neox;
 mod head;
+#[cfg(test)]
+mod invariance_tests;
 mod linear;
 mod llama;
 mod mistral;
@@ -53,26 +57,26 @@ pub struct Merged {
 
 type Build = fn(&serde_json::Value, &mut weights::Weights) -> Result<Decoder>;
 
-/// Architectures by Hugging Face's `model_type`.
-const ARCHITECTURES: [(&str, Build); 8] = [
-    ("gemma3", gemma3::of_both),
-    ("gemma3_text", gemma3::of_text),
-    ("gpt_neox", gpt_neox::build),
-    ("llama", llama::build),
-    ("mistral", mistral::build),
-    ("phi3", phi3::build),
-    ("qwen2", qwen2::build),
-    ("qwen3", qwen3::build),
+/// Architectures by Hugging Face's `model_type`, with transformers' `base_model_prefix`.
+const ARCHITECTURES: [(&str, &str, Build); 8] = [
+    ("gemma3", "model", gemma3::of_both),
+    ("gemma3_text", "model", gemma3::of_text),
+    ("gpt_neox", "gpt_neox", gpt_neox::build),
+    ("llama", "model", llama::build),
+    ("mistral", "model", mistral::build),
+    ("phi3", "model", phi3::build),
+    ("qwen2", "model", qwen2::build),
+    ("qwen3", "model", qwen3::build),
 ];
 
-/// What builds the architecture that a configuration names.
-fn architecture(config: &serde_json::Value) -> Result<Build> {
+/// What builds the architecture that a configuration names, and its `base_model_prefix`.
+fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
-    let known = ARCHITECTURES.iter().find(|(known, _)| *known == name).map(|(_, build)| *build);
+    let known = ARCHITECTURES.iter().find(|(known, ..)| *known == name).map(|(_, base, build)| (*build, *base));
     known.ok_or_else(|| {
         let class = config.get("architectures").and_then(|list| list.get(0)).and_then(|class| class.as_str());
         let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
-        Error::unknown("architecture", name, ARCHITECTURES.map(|(n, _)| n)).hint(format!("that is the `model_type` of the model's config.json{class}"))
+        Error::unknown("architecture", name, ARCHITECTURES.map(|(n, ..)| n)).hint(format!("that is the `model_type` of the model's config.json{class}"))
     })
 }
 
@@ -80,6 +84,8 @@ fn architecture(config: &serde_json::Value) -> Result<Build> {
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
+    /// transformers' `base_model_prefix` of the architecture.
+    base: &'static str,
     attention: How,
     kind: Kind,
     device: Device,
@@ -109,11 +115,12 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
-        let mut weights = weights::Weights::new(tensors);
-        let decoder = architecture(config)?(config, &mut weights)?;
+        let (build, base) = architecture(config)?;
+        let mut weights = weights::Weights::new(tensors, base);
+        let decoder = build(config, &mut weights)?;
         weights.finish()?;
-        let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default() };
-        Ok(Self { decoder, attention, kind, device })
+        let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default(), deterministic: true };
+        Ok(Self { decoder, base, attention, kind, device })
     }
 
     /// Its shape.
@@ -141,12 +148,28 @@ impl Model {
         self.attention.kernel = kernel;
     }
 
+    /// Allows a card to use attention kernels that may give other bytes in every run, or forbids it, as at first.
+    pub fn set_deterministic(&mut self, on: bool) {
+        self.attention.deterministic = on;
+    }
+
     /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
     ///
     /// # Errors
     /// Where there is none.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
         self.decoder.frozen(name)?.ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
+    }
+
+    /// True if the embedding serves as the output head.
+    pub fn is_tied(&self) -> bool {
+        self.decoder.is_tied()
+    }
+
+    /// The name under which a checkpoint holds the tensor that is called `name` here: the same, or one that differs by
+    /// the architecture's prefix.
+    pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> Option<String> {
+        weights::stored_name(name, self.base, has)
     }
 
     /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they are tied.
@@ -179,6 +202,17 @@ impl Model {
                 *place = frozen;
             }
         }
+    }
+
+    /// Which sequences turn their positions alike: sequences of lengths with equal values may share the states of a
+    /// common prefix, others may not.
+    pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
+        self.decoder.rotation_of(tokens)
+    }
+
+    /// True if a cache of `past` tokens has to be made anew for a sequence that has grown to `tokens`.
+    pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
+        self.decoder.outgrows_cache(past, tokens)
     }
 
     /// How many blocks a pass has to run for `sites`, and for log-probabilities where `hidden`.

@@ -36,7 +36,9 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     let rope = if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    let sight = Sight { window: config.sliding_window.map(settings::window).transpose()?, rope: Rope::new(sizes.head_dim(), &rope)? };
+    // `prepare_inputs_for_generation` drops the cache where the sequence passes the original context.
+    let rope = Rope::new(sizes.head_dim(), &rope)?.recomputing();
+    let sight = Sight { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![sight], |weights, at, _| {
         let attention = SelfAttention {

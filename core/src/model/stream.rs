@@ -31,6 +31,15 @@ impl Segment {
     }
 }
 
+/// Tokens of the shortest and of the longest sequence that passes through a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceLengths {
+    /// Tokens of the shortest one.
+    pub shortest: usize,
+    /// Tokens of the longest one.
+    pub longest: usize,
+}
+
 /// The segments of a stream. A segment stands behind the one it continues, and everything that descends from one root
 /// stands together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +88,23 @@ impl Layout {
     /// How many tokens come before segment `i` in its sequence.
     pub fn offset(&self, i: usize) -> usize {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
+    }
+
+    /// For each segment, how many tokens the sequences that pass through it have, counted from their own beginning.
+    pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
+        let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
+        // Descendants stand behind their ancestors.
+        for i in (0..self.segments.len()).rev() {
+            let own = *lengths[i].get_or_insert_with(|| {
+                let end = self.offset(i) + self.segments[i].len;
+                SequenceLengths { shortest: end, longest: end }
+            });
+            if let Some(parent) = self.segments[i].continues {
+                let all = lengths[parent].get_or_insert(own);
+                *all = SequenceLengths { shortest: all.shortest.min(own.shortest), longest: all.longest.max(own.longest) };
+            }
+        }
+        lengths.into_iter().flatten().collect()
     }
 
     /// How many tokens the longest sequence has.
@@ -223,6 +249,8 @@ mod tests {
         assert_eq!(s.layout.trees().map(<[Segment]>::len).collect::<Vec<_>>(), [3, 1]);
         assert_eq!(s.layout.chain(2), [0, 2]);
         assert_eq!(s.layout.longest(), 5);
+        let lengths: Vec<_> = s.layout.sequence_lengths().iter().map(|l| (l.shortest, l.longest)).collect();
+        assert_eq!(lengths, [(4, 5), (5, 5), (4, 4), (2, 2)]);
     }
 
     #[test]

@@ -17,17 +17,32 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// That of the two names, each `[vocab hidden]`.
+    /// The embedding and the head of these names, each `[vocab hidden]`.
+    ///
+    /// If the configuration ties them and the weights hold both with different values, the head keeps its own, as in
+    /// transformers (`tie_weights`); a warning says so. If they hold only one of the two, it serves as both.
     ///
     /// # Errors
-    /// Where a tensor is missing or of another shape.
+    /// Fails if a tensor is missing or has another shape.
     pub fn new(weights: &mut Weights, [embedding, head]: [&str; 2], shape: [i64; 2], tied: bool) -> Result<Self> {
-        let (embedding, head) = (format!("{embedding}.weight"), format!("{head}.weight"));
-        let taken = weights.take(&embedding, &shape)?;
-        let own = if tied { None } else { Some(weights.take(&head, &shape)?) };
-        // Some checkpoints carry what is tied twice.
-        weights.forget(&head);
-        Ok(Self { embedding: taken, head: own, scale: None, cap: None })
+        let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
+        if !tied && !weights.has(&head) && weights.has(&embedding) {
+            return Err(weights
+                .missing(&head)
+                .hint(format!("if `{embedding}` serves as the output head, set `tie_word_embeddings` to true in the model's config.json")));
+        }
+        // transformers ties in both directions.
+        let first = if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
+        let matrix = weights.take(first, &shape)?;
+        let own = if !tied || (first != &head && weights.has(&head)) { Some(weights.take(&head, &shape)?) } else { None };
+        let own = own.filter(|own| !tied || !own.equal(&matrix));
+        if tied && own.is_some() {
+            tracing::warn!(
+                "`{head}` differs from `{embedding}`, although the model's config.json sets `tie_word_embeddings`; the head of the file is \
+                 used, as in transformers; set `tie_word_embeddings` to false to silence this warning"
+            );
+        }
+        Ok(Self { embedding: matrix, head: own, scale: None, cap: None })
     }
 
     /// The same with embeddings that are multiplied by `scale`, rounded to the model's kind as Gemma's always was.
@@ -68,6 +83,11 @@ impl Vocabulary {
             Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
             None => logits,
         })
+    }
+
+    /// True if one matrix is both.
+    pub fn is_tied(&self) -> bool {
+        self.head.is_none()
     }
 
     /// The embedding matrix and the head's.

@@ -11,23 +11,40 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Weights {
     tensors: IndexMap<String, Tensor>,
+    /// transformers' `base_model_prefix`: a checkpoint may lack it in front of its names, or have it once too often.
+    base: &'static str,
+}
+
+/// The name under which a checkpoint holds the tensor that is called `name` in a whole model: that name, or the one with
+/// `base.` left out or added, as transformers allows (`rename_source_key`).
+pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
+    let without = name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+    [Some(name.to_owned()), without, Some(format!("{base}.{name}"))].into_iter().flatten().find(|name| has(name))
 }
 
 impl Weights {
-    /// The tensors of a checkpoint.
-    pub fn new(tensors: IndexMap<String, Tensor>) -> Self {
-        Self { tensors }
+    /// The tensors of a checkpoint, for an architecture with this `base_model_prefix`.
+    pub fn new(tensors: IndexMap<String, Tensor>, base: &'static str) -> Self {
+        Self { tensors, base }
+    }
+
+    fn stored_name(&self, name: &str) -> Option<String> {
+        stored_name(name, self.base, |name| self.tensors.contains_key(name))
+    }
+
+    /// The error for a tensor that is not there.
+    pub fn missing(&self, name: &str) -> Error {
+        let e = Error::new(format!("the model's weights have no `{name}`"));
+        e.hint(renamed_by(self.tensors.keys()).unwrap_or("the checkpoint is of another architecture than its config.json says, or a shard is missing"))
     }
 
     /// The tensor of that name, which has to be of that shape.
     ///
     /// # Errors
-    /// Where it is missing or of another shape.
+    /// Fails if it is missing or has another shape.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let Some(tensor) = self.tensors.swap_remove(name) else {
-            return Err(Error::new(format!("the model's weights have no `{name}`"))
-                .hint("the checkpoint is of another architecture than its config.json says, or a shard is missing"));
-        };
+        let stored = self.stored_name(name).and_then(|stored| self.tensors.swap_remove(&stored));
+        let Some(tensor) = stored else { return Err(self.missing(name)) };
         if tensor.size() != shape {
             return Err(Error::new(format!("the model's `{name}` is {:?}, but its config.json asks for {shape:?}", tensor.size())));
         }
@@ -46,7 +63,7 @@ impl Weights {
 
     /// Whether there is a tensor of that name that has not been taken.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.stored_name(name).is_some()
     }
 
     /// Gives every tensor whose name begins with `from` one that begins with `to` instead.
@@ -62,7 +79,9 @@ impl Weights {
 
     /// A tensor that the model may carry without needing it.
     pub fn forget(&mut self, name: &str) {
-        self.tensors.swap_remove(name);
+        if let Some(stored) = self.stored_name(name) {
+            self.tensors.swap_remove(&stored);
+        }
     }
 
     /// Nothing may be left over.
@@ -74,7 +93,50 @@ impl Weights {
         let left: Vec<&String> = self.tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
         match left.first() {
             None => Ok(()),
-            Some(name) => Err(Error::new(format!("the model's weights hold `{name}`, which its architecture does not know ({} such tensors)", left.len()))),
+            Some(name) => {
+                let e = Error::new(format!("the model's weights hold `{name}`, which its architecture does not know ({} such tensors)", left.len()));
+                Err(match renamed_by(left.iter().copied()) {
+                    Some(cause) => e.hint(cause),
+                    None => e,
+                })
+            }
         }
     }
+}
+
+/// Parts of names that other programs leave in a checkpoint, and the cause of each.
+const RENAMED: [(&[&str], &str); 9] = [
+    (
+        &["_orig_mod."],
+        "the file was saved from a model compiled by torch.compile: save the original module instead (`model._orig_mod.save_pretrained(FOLDER)`)",
+    ),
+    (
+        &["base_model.model.", ".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save."],
+        "the file was saved from a PEFT model: save it after `merge_and_unload()`, or give the base model here and the adapter's folder with `--init-adapter`",
+    ),
+    (
+        &["_fsdp_wrapped_module.", "_flat_param"],
+        "the file was saved from inside FSDP: save a full state dict (`fsdp_state_dict_type: FULL_STATE_DICT`), without its wrappers",
+    ),
+    (&["_forward_module."], "the file was saved from inside a wrapper of Lightning or DeepSpeed: save the wrapped model itself with `save_pretrained`"),
+    (
+        &[".qweight", ".qzeros", ".g_idx", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".input_scale"],
+        "the weights are quantised (GPTQ, AWQ, FP8 or compressed-tensors), and config.json has lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
+    ),
+    (
+        &[".absmax", ".quant_map", ".nested_absmax", ".quant_state.", ".SCB"],
+        "the weights are quantised by bitsandbytes, and config.json has lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
+    ),
+    (&[".experts.", ".block_sparse_moe."], "the weights are a mixture of experts, which is another architecture than config.json says"),
+    (&["module."], "the file was saved from inside DistributedDataParallel or DataParallel: save `model.module` instead"),
+    (&["transformer.h.", "blk."], "the names are those of another program or architecture: save the model with transformers (`save_pretrained`)"),
+];
+
+/// The likely cause of names that do not fit.
+fn renamed_by<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'static str> {
+    let names: Vec<&String> = names.collect();
+    // A mark that begins with a point stands anywhere in a name, others at the beginning of a part of it.
+    let marked =
+        |name: &str, mark: &str| if mark.starts_with('.') { name.contains(mark) } else { name.starts_with(mark) || name.contains(&format!(".{mark}")) };
+    RENAMED.iter().find(|(marks, _)| names.iter().any(|name| marks.iter().any(|mark| marked(name, mark)))).map(|(_, cause)| *cause)
 }

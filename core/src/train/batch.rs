@@ -12,8 +12,8 @@ mod tests;
 
 use crate::api::{Completions, Pooling, TokenLogprobs};
 use crate::error::Result;
-use crate::model::Predicted;
 use crate::model::stream::{Stream, StreamBuilder};
+use crate::model::{Model, Predicted};
 use crate::text::TokenPair;
 
 /// What of a pair a batch has to hold.
@@ -89,23 +89,36 @@ pub struct PairBatch {
 }
 
 impl PairBatch {
-    /// Lays `pairs` out. `kind` is that of the numbers made from it.
+    /// Lays `pairs` out for `model`.
     ///
     /// # Errors
-    /// Where the device runs out of memory.
-    pub fn new(pairs: &[&TokenPair], holds: Holds, kind: Kind, device: Device) -> Result<Self> {
+    /// Fails if the device runs out of memory.
+    pub fn of(pairs: &[&TokenPair], holds: Holds, model: &Model) -> Result<Self> {
+        Self::new(pairs, holds, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
+    }
+
+    /// Lays `pairs` out. `kind` is that of the numbers made from it. A prompt is only shared by sequences for whose
+    /// lengths `rotation_of` is the same: its states depend on it.
+    ///
+    /// # Errors
+    /// Fails if the device runs out of memory.
+    pub(super) fn new(pairs: &[&TokenPair], holds: Holds, kind: Kind, device: Device, rotation_of: impl Fn(usize) -> Vec<usize>) -> Result<Self> {
         let mut builder = StreamBuilder::default();
         let (mut completions, mut rows, mut ids) = (Vec::<Completion>::new(), Vec::new(), Vec::new());
-        // A tree has to stand together, so pairs are laid out prompt by prompt.
-        let mut prompts: Vec<(&[i64], Vec<usize>)> = Vec::new();
-        let mut known: HashMap<&[i64], usize> = HashMap::new();
+        // A tree has to stand together, so completions are laid out prompt by prompt.
+        let mut prompts: Vec<(&[i64], Vec<(usize, bool)>)> = Vec::new();
+        let mut known: HashMap<(&[i64], Vec<usize>, Option<usize>), usize> = HashMap::new();
+        let holds_rejected = holds.rejected || holds.logprobs == Completions::Both;
         for (i, pair) in pairs.iter().enumerate() {
-            let next = prompts.len();
-            let at = if holds.apart { next } else { *known.entry(&pair.prompt).or_insert(next) };
-            if at == next {
-                prompts.push((&pair.prompt, Vec::new()));
+            for (side, completion) in [(false, &pair.chosen), (true, &pair.rejected)].into_iter().filter(|(side, _)| !side || holds_rejected) {
+                let rotation = rotation_of(pair.prompt.len() + completion.len());
+                let next = prompts.len();
+                let at = *known.entry((&pair.prompt, rotation, holds.apart.then_some(i))).or_insert(next);
+                if at == next {
+                    prompts.push((&pair.prompt, Vec::new()));
+                }
+                prompts[at].1.push((i, side));
             }
-            prompts[at].1.push(i);
         }
         let (mut chosen, mut rejected) = (vec![0; pairs.len()], vec![0; pairs.len()]);
         let mut next = 0;
@@ -131,10 +144,11 @@ impl PairBatch {
                 next += 1;
                 Ok(next - 1)
             };
-            for i in members {
-                chosen[i] = add(&pairs[i].chosen, holds.logprobs >= Completions::Chosen)?;
-                if holds.rejected || holds.logprobs == Completions::Both {
+            for (i, side) in members {
+                if side {
                     rejected[i] = add(&pairs[i].rejected, holds.logprobs == Completions::Both)?;
+                } else {
+                    chosen[i] = add(&pairs[i].chosen, holds.logprobs >= Completions::Chosen)?;
                 }
             }
         }

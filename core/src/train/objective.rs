@@ -157,7 +157,7 @@ impl Objective {
     pub fn batch(&self, pairs: &[&TokenPair], model: &Model) -> Result<PairBatch> {
         let both = self.needs.states > States::None || self.needs.directions != Directions::None;
         let holds = Holds { logprobs: self.needs.logprobs, rejected: both, apart: self.needs.output_grads };
-        PairBatch::new(pairs, holds, model.kind(), model.device())
+        PairBatch::of(pairs, holds, model)
     }
 
     /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the optimiser step.

@@ -52,7 +52,7 @@ fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor>
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
     let holds = Holds { logprobs: Completions::Both, rejected: true, apart: true };
-    let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu).unwrap();
+    let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), holds, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
         let logps = model.logprobs(hidden, &batch.predicted, Detail::None).unwrap().0;

@@ -110,7 +110,7 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
     let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
-    let batch = PairBatch::new(&pairs, holds, Kind::Double, Device::Cpu).unwrap();
+    let batch = PairBatch::of(&pairs, holds, model).unwrap();
     let mut looked_at = 0;
     for changed in adapted.changed() {
         let sites = [changed.input, changed.output];

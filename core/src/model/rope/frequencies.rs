@@ -23,7 +23,18 @@ pub enum Frequencies {
 }
 
 impl Frequencies {
-    /// Those for a batch whose longest sequence has that many tokens.
+    /// The shortest length that has the frequencies of a sequence of `tokens` tokens.
+    pub fn representative(&self, tokens: usize) -> usize {
+        match self {
+            Self::Fixed(_) => 0,
+            Self::Dynamic { made_for, .. } if tokens as f64 <= *made_for => 0,
+            Self::Dynamic { .. } => tokens,
+            Self::ByLength { limit, .. } if tokens as f64 <= *limit => 0,
+            Self::ByLength { limit, .. } => *limit as usize + 1,
+        }
+    }
+
+    /// The frequencies of a sequence of `tokens` tokens.
     pub fn for_length(&self, tokens: usize) -> Cow<'_, [f32]> {
         let tokens = tokens as f64;
         match self {
@@ -49,7 +60,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     if !(theta > 0.0 && theta.is_finite()) {
         return Err(wrong(format!("gives `rope_theta` as {theta}, which has to be above 0")));
     }
-    let turned = (head_dim as f64 * p.part()) as i64;
+    let turned = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
     if !(1..=head_dim).contains(&turned) {
         return Err(wrong(format!("turns {} of each head of {head_dim}, which has to be a part of it", p.part())));
     }
@@ -88,7 +99,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
             let factor = stretch()?;
             // Ding et al. 2024 (LongRoPE) §3: √(1 + ln s / ln L).
             let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / limit.ln()).sqrt() };
-            let scaled = |factors: &Option<Vec<f64>>, field: &str| {
+            let scaled = |factors: &Option<Vec<f64>>, field: &str| -> Result<Vec<f32>> {
                 let factors = factors.as_ref().ok_or_else(|| wrong(format!("does not give `{field}`, which rope type `{kind}` needs")))?;
                 let pairs = plain(theta, turned).len();
                 if factors.len() != pairs {
@@ -100,7 +111,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
                 Ok(powers(theta, turned).zip(factors).map(|(power, f)| 1.0 / (*f as f32 * power)).collect())
             };
             let (short, long) = (scaled(&p.short_factor, "short_factor")?, scaled(&p.long_factor, "long_factor")?);
-            (Frequencies::ByLength { limit, short, long }, p.attention_factor.unwrap_or(usual))
+            let frequencies = if short == long { Frequencies::Fixed(short) } else { Frequencies::ByLength { limit, short, long } };
+            (frequencies, p.attention_factor.unwrap_or(usual))
         }
         other => return Err(Error::unknown("rope type", other, TYPES)),
     })

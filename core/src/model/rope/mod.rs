@@ -9,7 +9,7 @@ mod parameters;
 use tch::{Kind, Tensor};
 
 use super::stream::Stream;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use frequencies::Frequencies;
 pub use parameters::{RopeParameters, Spelling};
 
@@ -19,6 +19,7 @@ pub struct Rope {
     frequencies: Frequencies,
     /// What cos and sin are multiplied by: 1 but for types that sharpen attention in long contexts.
     attention_factor: f64,
+    recomputes: bool,
 }
 
 impl Rope {
@@ -28,19 +29,61 @@ impl Rope {
     /// A type that is not known, or one whose numbers are missing or out of range.
     pub fn new(head_dim: i64, parameters: &RopeParameters) -> Result<Self> {
         let (frequencies, attention_factor) = frequencies::of(head_dim, parameters)?;
-        Ok(Self { frequencies, attention_factor })
+        Ok(Self { frequencies, attention_factor, recomputes: false })
+    }
+
+    /// The same, for an architecture that computes cached keys again when a growing sequence changes its frequencies.
+    /// Most keep them as they were turned.
+    #[must_use]
+    pub fn recomputing(mut self) -> Self {
+        self.recomputes = true;
+        self
+    }
+
+    /// True if cached keys are computed again when the frequencies change.
+    pub fn recomputes(&self) -> bool {
+        self.recomputes
+    }
+
+    /// The shortest length whose frequencies a sequence of `tokens` tokens has. Two sequences can only share the states
+    /// of a common prefix if this is the same for both.
+    pub fn representative_length(&self, tokens: usize) -> usize {
+        self.frequencies.representative(tokens)
     }
 
     /// cos and sin of every position of the stream in `kind`; the angles are float32 as in transformers (float64 in a
-    /// float64 model).
+    /// float64 model). The frequencies of a row are those of its own sequence, whatever else is in the stream.
     ///
     /// # Errors
-    /// Where the device runs out of memory.
+    /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.
     pub fn tables(&self, stream: &Stream, kind: Kind) -> Result<Tables> {
         let wide = if kind == Kind::Double { Kind::Double } else { Kind::Float };
-        let frequencies = self.frequencies.for_length(stream.layout.longest());
-        let frequencies = Tensor::from_slice(&frequencies).f_to_kind(wide)?.f_to_device(stream.positions.device())?;
-        let angles = stream.positions.f_to_kind(wide)?.f_outer(&frequencies)?;
+        let device = stream.positions.device();
+        let mut lengths: Vec<usize> = Vec::new();
+        let mut of_row: Vec<i64> = Vec::new();
+        for (segment, sequences) in stream.layout.segments().iter().zip(stream.layout.sequence_lengths()) {
+            let length = self.representative_length(sequences.longest);
+            if self.representative_length(sequences.shortest) != length {
+                return Err(Error::internal(format!(
+                    "sequences of {} and {} tokens share a prefix, but have different rotary frequencies",
+                    sequences.shortest, sequences.longest
+                )));
+            }
+            let at = lengths.iter().position(|l| *l == length).unwrap_or_else(|| {
+                lengths.push(length);
+                lengths.len() - 1
+            });
+            of_row.extend(std::iter::repeat_n(at as i64, segment.len));
+        }
+        let frequencies = |tokens: usize| Tensor::from_slice(&self.frequencies.for_length(tokens)).f_to_kind(wide)?.f_to_device(device);
+        let positions = stream.positions.f_to_kind(wide)?;
+        let angles = if let [length] = lengths[..] {
+            positions.f_outer(&frequencies(length)?)?
+        } else {
+            let sets = lengths.iter().map(|l| frequencies(*l)).collect::<Result<Vec<_>, _>>()?;
+            let of_row = Tensor::f_stack(&sets, 0)?.f_index_select(0, &Tensor::from_slice(&of_row).f_to_device(device)?)?;
+            positions.f_unsqueeze(1)?.f_mul(&of_row)?
+        };
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?.f_unsqueeze(1)?;
         let scaled = |t: Tensor| if self.attention_factor == 1.0 { Ok(t) } else { t.f_mul_scalar(self.attention_factor) };
         Ok(Tables { cos: scaled(angles.f_cos()?)?.f_to_kind(kind)?, sin: scaled(angles.f_sin()?)?.f_to_kind(kind)? })

@@ -18,6 +18,9 @@ pub struct RopeParameters {
     old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
+    /// How many numbers of each head are turned, whatever the architecture turns elsewhere. Only a configuration made
+    /// from a GGUF file has it: transformers does not know it.
+    pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,
     pub(super) attention_factor: Option<f64>,

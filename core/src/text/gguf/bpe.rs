@@ -12,7 +12,15 @@ use crate::weights::Metadata;
 
 /// Builds it from the file's merges and the name of its way to cut words.
 pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
-    let pre = pre::of(meta.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+    let name = meta.text("tokenizer.ggml.pre")?;
+    if name.is_none() {
+        tracing::warn!(
+            "`{}` does not say `tokenizer.ggml.pre`, so it is not known how its tokenizer cuts text into words; GPT-2's expression is assumed, \
+             and another one gives other tokens; convert the model again with a newer llama.cpp, or take its Hugging Face folder",
+            meta.path().display()
+        );
+    }
+    let pre = pre::of(name.unwrap_or("default"))?;
     let vocab = vocabulary(tokens)?;
     let merges = listed_merges(meta, &vocab)?.ok_or_else(|| meta.missing("tokenizer.ggml.merges"))?;
     let mut ids = Ids::new(model(vocab, merges, |b| b.ignore_merges(pre.ignore_merges))?);

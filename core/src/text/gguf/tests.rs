@@ -163,6 +163,23 @@ fn pairs_of_plain_text_begin_as_the_file_says() {
 }
 
 #[test]
+fn a_file_that_does_not_say_how_text_is_cut_warns_of_what_is_assumed() {
+    let fixture = fixture();
+    let (vocabulary, keys) = case(&fixture, "gpt-2");
+    let mut silent = keys.clone();
+    silent.as_object_mut().unwrap().remove("pre");
+    let (assumed, told) = testing::warnings::warnings(|| written(entries(vocabulary, &silent)).unwrap());
+    assert!(told.len() == 1 && told[0].contains("`tokenizer.ggml.pre`") && told[0].contains("GPT-2"), "{told:?}");
+    let (said, told) = testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap());
+    assert!(told.is_empty(), "{told:?}");
+    let text = "What's 1234?\n\n  é";
+    assert_eq!(assumed.encode(text).unwrap(), said.encode(text).unwrap());
+    // A vocabulary of pieces is not cut.
+    let (vocabulary, keys) = case(&fixture, "llama");
+    assert!(testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap()).1.is_empty());
+}
+
+#[test]
 fn a_vocabulary_that_contradicts_itself_is_refused() {
     let fixture = fixture();
     let refused = |name: &str, change: &dyn Fn(&mut Value, &mut Value)| {

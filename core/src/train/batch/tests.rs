@@ -13,7 +13,7 @@ fn pairs() -> Vec<TokenPair> {
 
 fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
     let refs: Vec<&TokenPair> = pairs.iter().collect();
-    PairBatch::new(&refs, Holds { logprobs: Completions::None, rejected: true, apart }, Kind::Double, Device::Cpu).expect("a batch")
+    PairBatch::new(&refs, Holds { logprobs: Completions::None, rejected: true, apart }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch")
 }
 
 /// The states of a stream: two numbers a token, which say which one it is.

@@ -56,8 +56,8 @@ fn batch() -> PairBatch {
         rejected: rejected.to_vec(),
     };
     let pairs = [pair(0, &[1, 2], &[3, 4, 5], &[6]), pair(1, &[1, 2], &[7], &[8, 9]), pair(2, &[10], &[11, 12], &[13, 14, 15])];
-    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), Holds { logprobs: Completions::None, rejected: true, apart: false }, Kind::Double, Device::Cpu)
-        .expect("a batch")
+    let holds = Holds { logprobs: Completions::None, rejected: true, apart: false };
+    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch")
 }
 
 fn states(batch: &PairBatch, widths: &[i64]) -> Vec<Tensor> {

@@ -77,6 +77,16 @@ impl Metadata {
         self.entries.contains_key(key)
     }
 
+    /// All keys, in the file's order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     fn mistyped(&self, key: &str, found: &str, expected: &str) -> Error {
         Error::new(format!("`{key}` in `{}` is {found}, expected {expected}", self.file.path().display()))
     }
@@ -195,6 +205,28 @@ impl Metadata {
             });
         }
         Ok(Some(all))
+    }
+
+    /// The value of a key as a number, where it is a number or a truth value.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        match self.entries.get(key)? {
+            Value::Unsigned(x) => Some(*x as f64),
+            Value::Signed(x) => Some(*x as f64),
+            Value::Float(x) => Some(*x),
+            Value::Bool(x) => Some(f64::from(u8::from(*x))),
+            Value::Text(_) | Value::Array { .. } => None,
+        }
+    }
+
+    /// The value of a key for an error message.
+    pub fn shown(&self, key: &str) -> String {
+        match self.entries.get(key) {
+            None => "nothing".to_owned(),
+            Some(Value::Bool(x)) => x.to_string(),
+            Some(Value::Text(_)) => self.text(key).ok().flatten().map_or_else(|| "a string".to_owned(), |text| format!("`{text}`")),
+            Some(Value::Array { len, .. }) => format!("an array of {len}"),
+            Some(Value::Unsigned(_) | Value::Signed(_) | Value::Float(_)) => self.number(key).unwrap_or_default().to_string(),
+        }
     }
 
     /// The error for a key that has to be there.

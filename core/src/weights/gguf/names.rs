@@ -27,6 +27,10 @@ pub struct Architecture {
     order: fn(&str, &Shape) -> Order,
     /// Whether what the file has of a norm is one more than what Hugging Face has.
     one_plus: bool,
+    /// True if Hugging Face's configuration can say that a part of each head is turned (`partial_rotary_factor`).
+    partial: bool,
+    /// The settings that `more` reads, besides those of every architecture.
+    reads: &'static [&'static str],
     /// Adds to the configuration what other architectures have not.
     more: fn(&Settings<'_>, &mut Map<String, Value>) -> Result<()>,
 }
@@ -53,11 +57,13 @@ const LLAMA: Architecture = Architecture {
     blocks: "model.layers",
     block: &[SEPARATE, OUTPUT, TWO_NORMS, GATED],
     order: |name, shape| match name {
-        name if name.contains(".q_proj.") => Order::Pairs(shape.heads),
-        name if name.contains(".k_proj.") => Order::Pairs(shape.key_value_heads),
+        name if name.contains(".q_proj.") => Order::Pairs { heads: shape.heads, turned: shape.turned },
+        name if name.contains(".k_proj.") => Order::Pairs { heads: shape.key_value_heads, turned: shape.turned },
         _ => Order::Same,
     },
     one_plus: false,
+    partial: false,
+    reads: &[],
     more: |_, _| Ok(()),
 };
 
@@ -80,6 +86,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         block: &[SEPARATE, HEAD_NORMS, OUTPUT, FOUR_NORMS, GATED],
         order: |_, _| Order::Same,
         one_plus: true,
+        reads: &["attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"],
         more: gemma3,
         ..LLAMA
     },
@@ -95,6 +102,8 @@ const ARCHITECTURES: [Architecture; 6] = [
             &[("ffn_up", "mlp.gate_up_proj"), ("ffn_down", "mlp.down_proj")],
         ],
         order: |_, _| Order::Same,
+        partial: true,
+        reads: &["attention.sliding_window"],
         more: phi3,
         ..LLAMA
     },
@@ -111,12 +120,78 @@ const ARCHITECTURES: [Architecture; 6] = [
         ],
         order: |name, shape| if name.contains(".query_key_value.") { Order::Thirds(shape.heads) } else { Order::Same },
         one_plus: false,
+        partial: true,
+        reads: &["attention.layer_norm_epsilon", "use_parallel_residual"],
         more: gpt_neox,
     },
 ];
 
-/// Settings that change the numbers and are in none of the architectures above.
-const UNREAD: [&str; 6] = ["attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale", "residual_scale", "embedding_scale"];
+/// The settings that are read of every architecture.
+const READ: [&str; 16] = [
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+];
+
+/// Settings that change none of a language model's numbers, whatever their value is.
+const HARMLESS: [&str; 10] = [
+    "attention.layer_norm_epsilon",
+    "decoder_start_token_id",
+    // How the file was made.
+    "tensor_data_layout",
+    // Of the use as an embedding model.
+    "pooling_type",
+    // Of YaRN, which is refused by its type.
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.finetuned",
+    // The embedding's rows are counted.
+    "vocab_size",
+    // Of experts, of which there are none.
+    "expert_used_count",
+];
+
+/// Settings that change nothing at one of these values, and are not read at any other.
+const NEUTRAL: [(&str, &[f64]); 16] = [
+    ("attention.causal", &[1.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("attention.shared_kv_layers", &[0.0]),
+    ("attention.sliding_window", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("expert_count", &[0.0]),
+    ("expert_shared_count", &[0.0]),
+    ("leading_dense_block_count", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("nextn_predict_layers", &[0.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("rope.scaling.yarn_attn_factor", &[1.0]),
+    ("rope.scaling.yarn_ext_factor", &[0.0]),
+    ("use_parallel_residual", &[0.0]),
+];
+
+/// Settings of layers with a window that change nothing where they are equal to those of the others.
+const EQUAL: [(&str, &str); 4] = [
+    ("attention.key_length_swa", "attention.key_length"),
+    ("attention.value_length_swa", "attention.value_length"),
+    ("rope.dimension_count_swa", "rope.dimension_count"),
+    ("rope.freq_base_swa", "rope.freq_base"),
+];
 
 /// The architecture that the file says it has.
 ///
@@ -167,7 +242,13 @@ impl Architecture {
         let settings = Settings { architecture: self, meta };
         let heads = settings.count("attention.head_count")?;
         let key_value_heads = if settings.has("attention.head_count_kv") { settings.count("attention.head_count_kv")? } else { heads };
-        Ok(Shape { heads, key_value_heads })
+        let head = if settings.has("attention.key_length") { settings.count("attention.key_length")? } else { settings.count("embedding_length")? / heads };
+        let turned = if settings.has("rope.dimension_count") { settings.count("rope.dimension_count")? } else { head };
+        if turned > head || !turned.is_multiple_of(2) {
+            let key = settings.key("rope.dimension_count");
+            return Err(Error::new(format!("`{key}` is {turned}, but the heads are {head} wide")).hint(format!("valid: an even number, up to {head}")));
+        }
+        Ok(Shape { heads, key_value_heads, head, turned })
     }
 
     /// Hugging Face's config.json, made from the file's settings. `has` says whether the file has a tensor of
@@ -201,7 +282,7 @@ impl Architecture {
         } else if self.model_type != "gpt_neox" {
             return Err(meta.missing(&settings.key("attention.layer_norm_rms_epsilon")));
         }
-        put("rope_parameters", settings.rope(rope, settings.count("context_length")?)?);
+        put("rope_parameters", settings.rope(rope, &shape)?);
         put("max_position_embeddings", json!(settings.count("context_length")?));
         put("vocab_size", json!(vocab));
         put("tie_word_embeddings", json!(!has(&format!("{}.weight", self.ends[2]))));
@@ -238,7 +319,12 @@ fn gemma3(settings: &Settings<'_>, config: &mut Map<String, Value>) -> Result<()
     put("query_pre_attn_scalar", json!(scalar));
     let local = settings.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
     let global = config.remove("rope_parameters").unwrap_or_default();
-    let both = json!({ "full_attention": global, "sliding_attention": { "rope_theta": local, "rope_type": "default" } });
+    let mut sliding = json!({ "rope_theta": local, "rope_type": "default" });
+    // A part of each head is turned in all layers alike.
+    if let Some(turned) = global.get("dimension_count") {
+        sliding["dimension_count"] = turned.clone();
+    }
+    let both = json!({ "full_attention": global, "sliding_attention": sliding });
     config.insert("rope_parameters".to_owned(), both);
     Ok(())
 }
@@ -295,44 +381,78 @@ impl Settings<'_> {
         }
     }
 
-    /// Refuses what would change the numbers and is not known here.
+    /// True if no number of the model depends on a setting that is not read.
+    fn is_neutral(&self, name: &str) -> bool {
+        let value = |name: &str| self.meta.number(&self.key(name));
+        let at_neutral = |(key, values): &(&str, &[f64])| *key == name && value(name).is_some_and(|v| values.contains(&v));
+        let at_equal = |(key, other): &(&str, &str)| *key == name && value(name).is_some() && value(name) == value(other);
+        HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
+    }
+
+    /// Refuses every setting that is not read and may change the numbers.
     fn must_be_read(&self) -> Result<()> {
         if self.unsigned("expert_count")?.unwrap_or(0) > 0 {
             return Err(Error::new("mixtures of experts are not read from GGUF files"));
         }
-        match UNREAD.into_iter().find(|name| self.has(name)) {
-            Some(name) => Err(Error::new(format!("the setting `{}` is not read from GGUF files", self.key(name))).hint("take the model's Hugging Face folder")),
+        let prefix = self.key("");
+        let names = self.meta.keys().filter_map(|key| key.strip_prefix(&prefix));
+        match names.into_iter().find(|name| !READ.contains(name) && !self.architecture.reads.contains(name) && !self.is_neutral(name)) {
+            Some(name) => {
+                let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
+                Err(Error::new(format!("the setting `{key}` ({value}) may change the model's numbers, and is not read"))
+                    .hint("take the model's Hugging Face folder"))
+            }
             None => Ok(()),
         }
     }
 
-    /// `rope_parameters` for a context of that many tokens.
-    fn rope(&self, factors: &RopeFactors, context: usize) -> Result<Value> {
+    /// What positions are divided by: by the newer key, or by that of files from 2023.
+    fn rope_factor(&self) -> Result<f64> {
+        let factor = match self.float("rope.scaling.factor")? {
+            Some(factor) => factor,
+            None => self.float("rope.scale_linear")?.unwrap_or(0.0),
+        };
+        // 0 stands for none, as in llama.cpp.
+        match factor {
+            0.0 => Ok(1.0),
+            factor if factor > 0.0 => Ok(factor),
+            factor => Err(Error::new(format!("the GGUF file divides positions by {factor}, which must be greater than 0"))),
+        }
+    }
+
+    /// `rope_parameters`.
+    fn rope(&self, factors: &RopeFactors, shape: &Shape) -> Result<Value> {
+        let context = self.count("context_length")?;
         // llama.cpp's own default.
         let theta = self.float("rope.freq_base")?.unwrap_or(10_000.0);
-        let factor = self.float("rope.scaling.factor")?;
-        let kind = self.meta.text(&self.key("rope.scaling.type"))?.unwrap_or("none");
-        let mut rope = match (kind, factors) {
+        // A factor without a type is linear, as in llama.cpp; the type `none` turns a factor off.
+        let kind = self.meta.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
+        let (factor, attention) = (self.rope_factor()?, self.float("rope.scaling.attn_factor")?);
+        let plain = kind == "none" || (kind == "linear" && factor == 1.0);
+        let mut rope = match factors {
             // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a factor of its own.
-            ("none", RopeFactors { all: Some(all), long: None, short: None }) => {
+            RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all, "attention_factor": 1.0, "original_max_position_embeddings": context })
             }
-            ("none" | "longrope", RopeFactors { all: None, long: Some(long), short: Some(short) }) => {
-                json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": self.float("rope.scaling.attn_factor")? })
+            RopeFactors { all: None, long: Some(long), short: Some(short) } if plain || kind == "longrope" => {
+                let original = self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
+                json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": attention,
+                    "original_max_position_embeddings": original })
             }
-            (_, RopeFactors { all: None, long: None, short: None }) => match kind {
-                "linear" if factor.is_some_and(|f| f != 1.0) => json!({ "rope_type": "linear", "factor": factor }),
-                "none" | "linear" => json!({ "rope_type": "default" }),
-                other => return Err(rope_is_unread(&format!("`{other}`"))),
-            },
+            RopeFactors { all: None, long: None, short: None } if plain => json!({ "rope_type": "default" }),
+            RopeFactors { all: None, long: None, short: None } if kind == "linear" => json!({ "rope_type": "linear", "factor": factor }),
+            RopeFactors { all: None, long: None, short: None } => return Err(rope_is_unread(&format!("`{kind}`"))),
             _ => return Err(rope_is_unread(&format!("`{kind}` with factors of its own"))),
         };
-        if let Some(rope) = rope.as_object_mut() {
-            rope.insert("rope_theta".to_owned(), json!(theta));
-            if let Some(turned) = self.unsigned("rope.dimension_count")?.filter(|_| ["phi3", "gpt_neox"].contains(&self.architecture.model_type)) {
-                let head = self.count("embedding_length")? / self.count("attention.head_count")?;
-                rope.insert("partial_rotary_factor".to_owned(), json!(turned as f64 / head.max(1) as f64));
-            }
+        if factors.long.is_none() && attention.is_some_and(|factor| factor != 1.0) {
+            return Err(rope_is_unread(&format!("`{kind}` with `{}`", self.key("rope.scaling.attn_factor"))));
+        }
+        rope["rope_theta"] = json!(theta);
+        if self.architecture.partial {
+            rope["partial_rotary_factor"] = json!(shape.turned as f64 / shape.head as f64);
+        } else if shape.turned != shape.head {
+            // llama.cpp turns the first numbers of each head, whatever the architecture; transformers has no word for it.
+            rope["dimension_count"] = json!(shape.turned);
         }
         Ok(rope)
     }
@@ -347,6 +467,10 @@ fn rope_is_unread(which: &str) -> Error {
 pub struct Shape {
     heads: usize,
     key_value_heads: usize,
+    /// Width of one head.
+    head: usize,
+    /// How many numbers of it are turned by the position.
+    turned: usize,
 }
 
 /// What frequencies are divided by, pair by pair: settings that llama.cpp keeps as tensors.

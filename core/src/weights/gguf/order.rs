@@ -6,8 +6,14 @@
 pub enum Order {
     /// Hugging Face's.
     Same,
-    /// Within each of so many heads the pairs that rotate together stand side by side: (half, i) at 2·i + half.
-    Pairs(usize),
+    /// Within each of `heads` heads the pairs that rotate together stand side by side: (half, i) at 2·i + half. Rows behind
+    /// the first `turned` of a head do not rotate and stand where they are.
+    Pairs {
+        /// How many heads there are.
+        heads: usize,
+        /// How many rows of each rotate.
+        turned: usize,
+    },
     /// All queries, then all keys, then all values, where Hugging Face has each of so many heads' three together.
     Thirds(usize),
 }
@@ -17,7 +23,7 @@ impl Order {
     fn groups(self) -> Option<(usize, usize)> {
         match self {
             Self::Same => None,
-            Self::Pairs(heads) => Some((heads, 2)),
+            Self::Pairs { heads, .. } => Some((heads, 2)),
             Self::Thirds(heads) => Some((heads, 3)),
         }
     }
@@ -33,7 +39,7 @@ impl Order {
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
             Self::Same => None,
-            Self::Pairs(heads) => Some(rows / heads),
+            Self::Pairs { heads, .. } => Some(rows / heads),
             Self::Thirds(_) => Some(rows),
         }
     }
@@ -43,10 +49,12 @@ impl Order {
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same => r,
-            Self::Pairs(heads) => {
+            Self::Pairs { heads, turned } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);
-                start + within % (head / 2) * 2 + within / (head / 2)
+                // Rows of a head that is smaller than the settings say are all turned.
+                let turned = if (2..=head).contains(&turned) { turned } else { head };
+                if within >= turned { r } else { start + within % (turned / 2) * 2 + within / (turned / 2) }
             }
             Self::Thirds(heads) => {
                 let d = rows / heads / 3;

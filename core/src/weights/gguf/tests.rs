@@ -348,8 +348,8 @@ fn factors_of_frequencies_become_settings() {
     let w = Writer::of("phi3").count("attention.sliding_window", 0).count("rope.scaling.original_context_length", 64).float("rope.scaling.attn_factor", 1.25);
     let w = w.floats("rope_factors_long.weight", &[2], [4.0, 8.0]).floats("rope_factors_short.weight", &[2], [1.0, 2.0]);
     let gguf = w.floats("blk.0.attn_qkv.weight", &[1], [1.0]).floats("blk.0.ffn_up.weight", &[1], [1.0]).open().unwrap();
-    let expected =
-        serde_json::json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0], "attention_factor": 1.25 });
+    let expected = serde_json::json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0],
+        "attention_factor": 1.25, "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0 });
     assert_eq!(gguf.config()["rope_parameters"], expected);
     assert_eq!((&gguf.config()["original_max_position_embeddings"], &gguf.config()["sliding_window"]), (&64.into(), &Value::Null));
     assert!(gguf.names().eq(["model.embed_tokens.weight", "model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.mlp.gate_up_proj.weight"]));
@@ -361,4 +361,114 @@ fn factors_of_frequencies_become_settings() {
     assert!(one.contains("factors of its own"), "{one}");
     let scaled = refused(&Writer::llama().float("attention.scale", 0.5).bytes());
     assert!(scaled.contains("`llama.attention.scale`"), "{scaled}");
+}
+
+/// The rotary settings of a llama with these.
+fn rope(w: Writer) -> Value {
+    w.open().unwrap().config()["rope_parameters"].clone()
+}
+
+#[test]
+fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
+    let linear = serde_json::json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 1e4 });
+    let default = serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 });
+    let llama = Writer::llama;
+    let of_type = |w: Writer, kind: &str| w.entry("llama.rope.scaling.type", 8, &text(kind));
+    assert_eq!(rope(llama().float("rope.scaling.factor", 4.0)), linear);
+    assert_eq!(rope(llama().float("rope.scale_linear", 4.0)), linear);
+    assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "linear")), linear);
+    assert_eq!(rope(of_type(llama().float("rope.scale_linear", 4.0), "linear")), linear);
+    // The newer key goes first.
+    assert_eq!(rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)), linear);
+    assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "none")), default);
+    assert_eq!(rope(llama().float("rope.scaling.factor", 1.0)), default);
+    assert_eq!(rope(llama().float("rope.scale_linear", 0.0)), default);
+    assert_eq!(rope(llama().float("rope.scaling.attn_factor", 1.0)), default);
+    for wrong in [llama().float("rope.scaling.factor", -1.0), llama().float("rope.scaling.attn_factor", 1.5)] {
+        refused(&wrong.bytes());
+    }
+    let factors = llama().float("rope.scaling.factor", 4.0).floats("rope_freqs.weight", &[2], [1.0, 8.0]);
+    assert!(refused(&factors.bytes()).contains("factors of its own"));
+}
+
+#[test]
+fn a_part_of_each_head_is_turned_in_every_architecture() {
+    let (heads, width) = (2, 16);
+    let of = |architecture: &'static str| {
+        let w = Writer::of(architecture).count("rope.dimension_count", 4);
+        let w = if architecture == "gptneox" { w.float("attention.layer_norm_epsilon", 1e-5) } else { w };
+        if architecture == "gemma3" { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
+    };
+    for architecture in ["llama", "qwen2", "qwen3", "gemma3", "phi3", "gptneox"] {
+        let rope = rope(of(architecture));
+        let sets = if architecture == "gemma3" { vec![rope["full_attention"].clone(), rope["sliding_attention"].clone()] } else { vec![rope] };
+        for rope in sets {
+            let turned = match rope["dimension_count"].as_i64() {
+                Some(turned) => turned as f64,
+                None => rope["partial_rotary_factor"].as_f64().unwrap() * f64::from(width),
+            };
+            assert_eq!(turned, 4.0, "{architecture}: {rope}");
+        }
+        let whole = of(architecture).count("attention.head_count_kv2", 0);
+        assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
+    }
+    // The width of a head may be given.
+    let wide = rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
+    assert_eq!(wide["partial_rotary_factor"], 0.25);
+    // Without the key all of it is turned, as in llama.cpp; Hugging Face's GPT-NeoX would turn a quarter.
+    let neox = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5);
+    assert_eq!(rope(neox)["partial_rotary_factor"], 1.0);
+    assert_eq!(rope(Writer::llama().count("rope.dimension_count", 16)), serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 }));
+    for wrong in [3, 18, 0] {
+        let e = refused(&Writer::llama().count("rope.dimension_count", wrong).bytes());
+        assert!(e.contains("`llama.rope.dimension_count`"), "{e}");
+    }
+    // llama.cpp turns neighbours of the file's order, the first four rows of each head.
+    let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu)).reshape([i64::from(heads * width), 1]);
+    let values = Vec::<f32>::try_from(ours.flatten(0, -1)).unwrap();
+    let gguf = of("llama").floats("blk.0.attn_q.weight", &[1, 32], values).open().unwrap();
+    let read = Vec::<f64>::try_from(gguf.read("model.layers.0.self_attn.q_proj.weight", Kind::Double).unwrap().flatten(0, -1)).unwrap();
+    let head = |at: f64| [0.0, 2.0, 1.0, 3.0].into_iter().chain((4..16).map(f64::from)).map(move |r| at + r);
+    assert_eq!(read, head(0.0).chain(head(16.0)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
+    for (key, value) in [
+        ("attention.sliding_window", 8.0),
+        ("attention.scale", 0.5),
+        ("attention.clamp_kqv", 3.0),
+        ("attention.causal", 0.0),
+        ("attention.key_length_swa", 8.0),
+        ("attn_logit_softcapping", 50.0),
+        ("embedding_scale", 12.0),
+        ("expert_shared_count", 1.0),
+        ("final_logit_softcapping", 30.0),
+        ("logit_scale", 0.5),
+        ("nextn_predict_layers", 1.0),
+        ("residual_scale", 0.2),
+        ("rope.dimension_sections", 4.0),
+        ("rope.freq_base_swa", 1e5),
+        ("rope.scaling.yarn_ext_factor", 1.0),
+        ("a_setting_of_next_year", 1.0),
+    ] {
+        let e = refused(&Writer::llama().float(key, value).bytes());
+        assert!(e.contains(&format!("`llama.{key}` ({value})")) && e.contains("Hugging Face folder"), "{e}");
+    }
+    // What is neutral, or not of the numbers.
+    for (key, value) in [
+        ("attention.causal", 1.0),
+        ("attention.sliding_window", 0.0),
+        ("expert_count", 0.0),
+        ("expert_used_count", 2.0),
+        ("logit_scale", 1.0),
+        ("rope.scaling.finetuned", 1.0),
+        ("rope.scaling.original_context_length", 64.0),
+        ("vocab_size", 2.0),
+    ] {
+        let w = if key.contains("count") || key.contains("length") { Writer::llama().count(key, value as u32) } else { Writer::llama().float(key, value) };
+        assert!(w.open().is_ok(), "{key}: {:?}", w.open());
+    }
+    // Keys of others are not looked at.
+    assert!(Writer::llama().entry("mistral.logit_scale", 6, &2f32.to_le_bytes()).open().is_ok());
 }

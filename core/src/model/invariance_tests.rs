@@ -1,0 +1,144 @@
+//! A sequence's numbers depend on that sequence and on nothing else: not on its batch, and not on how attention is
+//! computed.
+
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tch::{Device, Kind};
+
+use super::*;
+use crate::api::Completions;
+use crate::generate::{Sampling, generate};
+use crate::testing::tiny::{Case, Fixture};
+use crate::text::TokenPair;
+use crate::train::batch::{Holds, PairBatch};
+
+const HOLDS: Holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
+const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
+
+/// Σ log p of both completions of each pair, `together` pairs in a pass.
+fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> {
+    let _guard = tch::no_grad_guard();
+    let of = |some: &[TokenPair]| {
+        let batch = PairBatch::of(&some.iter().collect::<Vec<_>>(), HOLDS, model).unwrap();
+        let hidden = model.forward(&batch.stream, Request { hidden: true, ..Request::default() }).unwrap().hidden.unwrap();
+        let (logps, _) = model.logprobs(&hidden, &batch.predicted, Detail::None).unwrap();
+        let side = |rejected| Vec::<f64>::try_from(batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double)).unwrap();
+        side(false).into_iter().zip(side(true)).map(|(chosen, rejected)| [chosen, rejected]).collect::<Vec<_>>()
+    };
+    pairs.chunks(together).flat_map(of).collect()
+}
+
+fn worst(ours: &[[f64; 2]], expected: &[[f64; 2]]) -> f64 {
+    assert_eq!(ours.len(), expected.len());
+    let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(1.0);
+    ours.iter().flatten().zip(expected.iter().flatten()).map(off).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_architecture_and_rope_type_scores_what_transformers_scores() {
+    let fixture = Fixture::read();
+    let (pairs, cases) = (fixture.pairs(), fixture.cases());
+    for case in &cases {
+        let model = fixture.model(case, Kind::Float);
+        for together in [1, pairs.len()] {
+            let off = worst(&scores(&model, &pairs, together), &case.scores);
+            assert!(off < 1e-5, "{}, {}, {together} pairs in a pass: {off:e}", case.architecture, case.rope);
+        }
+    }
+    let covered = |architecture: &str| cases.iter().filter(|c| c.architecture == architecture).count();
+    let architectures = ARCHITECTURES.iter().map(|(name, ..)| *name).filter(|name| *name != "gemma3");
+    assert!(architectures.into_iter().all(|name| covered(name) == if name == "phi3" { 2 } else { 6 }));
+}
+
+/// Every pair alone, and in a few random orders and batches.
+fn holds_alone_and_in_company(model: &Model, pairs: &[TokenPair], what: &str) {
+    let alone: Vec<[f64; 2]> = pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for round in 0..4 {
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.shuffle(&mut rng);
+        let shuffled: Vec<TokenPair> = order.iter().map(|i| pairs[*i].clone()).collect();
+        let expected: Vec<[f64; 2]> = order.iter().map(|i| alone[*i]).collect();
+        let off = worst(&scores(model, &shuffled, rng.random_range(2..=pairs.len())), &expected);
+        assert!(off < 1e-11, "{what}, round {round}: {off:e}");
+    }
+}
+
+#[test]
+fn a_pair_scores_the_same_alone_and_in_every_batch() {
+    let fixture = Fixture::read();
+    let pairs = fixture.pairs();
+    for case in fixture.cases() {
+        let mut model = fixture.model(&case, Kind::Double);
+        for strategy in STRATEGIES {
+            for kernel in [Kernel::Sdpa, Kernel::Eager] {
+                model.set_attention(strategy);
+                model.set_attention_kernel(kernel);
+                holds_alone_and_in_company(&model, &pairs, &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope));
+            }
+        }
+    }
+}
+
+#[test]
+fn capped_attention_scores_the_same_alone_and_in_every_batch() {
+    let fixture = Fixture::read();
+    for rope in ["default", "dynamic"] {
+        let case = fixture.case("gemma3_text", rope);
+        let mut config = case.config.clone();
+        config["attn_logit_softcapping"] = json!(2.0);
+        let mut model = Model::from_tensors(&config, fixture.tensors("gemma3_text", Kind::Double), Kind::Double, Device::Cpu).unwrap();
+        for strategy in STRATEGIES {
+            model.set_attention(strategy);
+            holds_alone_and_in_company(&model, &fixture.pairs(), &format!("capped, {rope}, {strategy:?}"));
+        }
+    }
+}
+
+#[test]
+fn the_text_half_of_gemma3_is_gemma3_with_every_rope_type() {
+    let fixture = Fixture::read();
+    for case in fixture.cases().iter().filter(|c| c.architecture == "gemma3_text") {
+        let config = json!({ "model_type": "gemma3", "text_config": case.config });
+        let tensors = fixture.tensors(case.architecture, Kind::Float);
+        let model = Model::from_tensors(&config, tensors, Kind::Float, Device::Cpu).unwrap();
+        let off = worst(&scores(&model, &fixture.pairs(), 5), &case.scores);
+        assert!(off < 1e-5, "{}: {off:e}", case.rope);
+    }
+}
+
+#[test]
+fn tokens_after_a_cache_are_those_of_transformers_past_the_original_context() {
+    let fixture = Fixture::read();
+    let prompt = fixture.pairs()[0].prompt.clone();
+    let mut count = 0;
+    for case in fixture.cases() {
+        let Case { architecture, rope, generated: Some(expected), .. } = &case else { continue };
+        let sampling = Sampling { max_new_tokens: expected.len(), ..Sampling::default() };
+        let found = generate(&fixture.model(&case, Kind::Float), None, &prompt, &[], sampling, &mut |_| true).unwrap();
+        assert_eq!(&found, expected, "{architecture}, {rope}");
+        count += 1;
+    }
+    assert_eq!(count, 13);
+}
+
+#[test]
+fn sequences_with_different_frequencies_share_no_prompt() {
+    let fixture = Fixture::read();
+    let pairs = fixture.pairs();
+    let tokens = |rope: &str| {
+        let model = fixture.model(&fixture.case("llama", rope), Kind::Float);
+        PairBatch::of(&[&pairs[0], &pairs[2]], HOLDS, &model).unwrap().stream.layout.tokens()
+    };
+    // One prompt of six tokens, four completions: 4 + 9 and 5 + 6 tokens. The original context of twelve holds three.
+    assert_eq!((tokens("default"), tokens("longrope"), tokens("dynamic")), (6 + 24, 12 + 24, 12 + 24));
+    let dynamic = fixture.model(&fixture.case("llama", "dynamic"), Kind::Float);
+    let mut builder = stream::StreamBuilder::default();
+    let root = builder.push(&[1; 6], None).unwrap();
+    builder.push(&[2; 4], Some(root)).unwrap();
+    builder.push(&[3; 9], Some(root)).unwrap();
+    let shared = dynamic.forward(&builder.finish(Device::Cpu).unwrap(), Request { hidden: true, ..Request::default() });
+    assert!(shared.unwrap_err().message().contains("different rotary frequencies"));
+}
