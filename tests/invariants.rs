@@ -1,7 +1,7 @@
 //! Every registered method through the conformance kit: one that is registered joins by that alone.
 
 use rayon::prelude::*;
-use reprpo_core::conformance::{ADAPTERS, Case, Method, Outcome, TRAINING, examine};
+use reprpo_core::conformance::{ADAPTERS, Case, Invariant, LESSON, Method, Outcome, TRAINING, examine};
 use reprpo_core::registry::{Entry, Kind, Registry};
 use {reprpo_datasets as _, reprpo_methods as _};
 
@@ -13,10 +13,14 @@ fn of(kind: Kind) -> Vec<&'static Entry> {
 
 /// Holds every case to the statements on training and on adapters, and says of all violations at once.
 fn hold(cases: &[Case]) {
+    hold_to(&[TRAINING, ADAPTERS], cases);
+}
+
+fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
     let violations: Vec<String> = cases
         .par_iter()
         .flat_map_iter(|case| {
-            TRAINING.iter().chain(ADAPTERS).filter_map(move |invariant| match (invariant.check)(case) {
+            statements.iter().copied().flatten().filter_map(move |invariant| match (invariant.check)(case) {
                 Ok(Outcome::Violated(how)) => Some(format!("{case}: {}: {how}", invariant.name)),
                 Err(e) => Some(format!("{case}: {}: {e:?}", invariant.name)),
                 Ok(_) => None,
@@ -50,6 +54,16 @@ fn every_intervention_holds_them_with_every_adapter() {
         })
         .collect();
     hold(&cases);
+}
+
+/// With nothing set at all: every intervention with the program's default adapter, every adapter with its default intervention.
+#[test]
+fn every_method_learns_at_the_defaults() {
+    let find = |kind, name: &str| Method::default_of(of(kind).into_iter().find(|e| e.about.name == name).unwrap_or_else(|| panic!("`{name}` is built in")));
+    let interventions = of(Kind::Intervention).into_iter().map(|entry| (Method::default_of(entry), find(Kind::Adapter, "lora")));
+    let adapters = of(Kind::Adapter).into_iter().map(|entry| (find(Kind::Intervention, "dpo"), Method::default_of(entry)));
+    let cases: Vec<Case> = interventions.chain(adapters).map(|(intervention, adapter)| Case { intervention, adapter, transform: None }).collect();
+    hold_to(&[LESSON], &cases);
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod sft;
 mod vectors;
 
 #[cfg(test)]
+mod equal_states_tests;
+#[cfg(test)]
 mod original_golden_tests;
 #[cfg(test)]
 mod transform_tests;

@@ -26,6 +26,7 @@ pub const NEEDS: Needs = Needs {
     directions: Directions::None,
     output_grads: false,
     parameter_grads: false,
+    flat_start: false,
     evaluate_only: false,
 };
 

@@ -5,6 +5,14 @@ use reprpo_plugin::prelude::*;
 /// ε of the method reference.
 pub const EPS: f64 = 1e-12;
 
+/// What a pair lacks that the losses on states leave out.
+pub const NO_DIRECTION: &str = "no preference direction: the reference's states of both completions are equal";
+
+/// `scale` `[b]` for a pair that counts, and 1 for one that does not, whose scale may be 0.
+pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
+    scale.where_self(counts, &scale.ones_like())
+}
+
 /// ⟨a, b⟩: `[… h]` → `[…]`.
 pub fn dot(a: &Tensor, b: &Tensor) -> Tensor {
     (a * b).sum_dim_intlist(-1, false, None::<Kind>)

@@ -181,6 +181,9 @@ pub trait Adapter: Send {
 pub trait AdapterPlugin: Plugin {
     /// `peft_type` of its `adapter_config.json`.
     const PEFT_TYPE: &'static str;
+    /// What the default of `train.lr` is multiplied by with this adapter. 1 is a low-rank update (LoRA); an adapter whose
+    /// numbers must move further to change a model as much has more.
+    const LEARNING_RATE_FACTOR: f64 = 1.0;
 
     /// Checks the configuration and makes the adapter.
     ///

@@ -2,7 +2,8 @@
 
 use tch::Tensor;
 
-use super::{Axis, ModelInfo, Pairs, Plugin, Site};
+use super::pairs::mean_of_counted;
+use super::{Axis, Counted, ModelInfo, Pairs, Plugin, Site};
 use crate::error::{Error, Result};
 
 /// Which completions need log-probabilities.
@@ -64,6 +65,9 @@ pub struct Needs {
     pub output_grads: bool,
     /// Calls [`Intervention::parameter_grad`] after it.
     pub parameter_grads: bool,
+    /// The loss has no gradient where the policy equals the reference, as a maximum has none. The engine then moves the
+    /// adapter a little off its start before the first step.
+    pub flat_start: bool,
     /// Trains nothing: the run is its evaluation.
     pub evaluate_only: bool,
 }
@@ -109,6 +113,9 @@ impl Needs {
         if self.parameter_grads {
             words.push("the parameters' gradients before clipping");
         }
+        if self.flat_start {
+            words.push("a start a little beside the reference, where its loss is flat");
+        }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
 }
@@ -118,7 +125,7 @@ impl Needs {
 pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
-    /// d of each pair at this place `[b out]`, float32.
+    /// d of each pair at this place `[b out]`, float32; 0 for a pair whose states are equal there but for rounding.
     pub direction: Tensor,
     /// Which of the b pairs each row of the stream belongs to `[n]`, int64. No row belongs to two: with this stage a
     /// prompt is shared within a pair, never between pairs.
@@ -142,23 +149,46 @@ pub struct StepInfo {
 /// A loss and what to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the pairs that were given.
+    /// A scalar with a gradient: the mean over the pairs that were given, or over those of them that count.
     pub value: Tensor,
     /// Names as TRL gives them (`rewards/margins`) and means over the pairs. One of the engine's own names
     /// (`logps/chosen`) stands in the place of the engine's number.
     pub metrics: Vec<(String, Tensor)>,
+    /// The pairs that count; none: all of them do.
+    pub partial: Option<Partial>,
+}
+
+/// Which pairs of a batch a loss is a mean over. The engine weighs every pair that counts alike, however they are spread
+/// over the micro-batches of a step, and the run says how many did not count.
+#[derive(Debug)]
+pub struct Partial {
+    /// 1 for a pair that counts and 0 for one that does not, `[b]`.
+    pub counts: Tensor,
+    /// What the others lack, as in `no preference direction`, and what that means.
+    pub lacking: &'static str,
 }
 
 impl Loss {
     /// A loss with nothing to log but itself.
     pub fn new(value: Tensor) -> Self {
-        Self { value, metrics: Vec::new() }
+        Self { value, metrics: Vec::new(), partial: None }
     }
 
-    /// Logs the mean of `value` (any shape) under `name`.
+    /// A loss that is the mean over the pairs that count, as [`Counted::mean`] takes it. `lacking` says what the others lack.
+    pub fn over(value: Tensor, pairs: &Counted, lacking: &'static str) -> Self {
+        Self { partial: Some(Partial { counts: pairs.counts.shallow_clone(), lacking }), ..Self::new(value) }
+    }
+
+    /// Logs the mean of `value` (any shape) under `name`. If only some pairs count, one value a pair `[b]` is averaged over
+    /// those.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
-        self.metrics.push((name.to_owned(), value.detach().mean(tch::Kind::Float)));
+        let value = value.detach();
+        let mean = match &self.partial {
+            Some(partial) if partial.counts.size() == value.size() => mean_of_counted(&value, &partial.counts, tch::Kind::Float),
+            _ => value.mean(tch::Kind::Float),
+        };
+        self.metrics.push((name.to_owned(), mean));
         self
     }
 }
@@ -184,7 +214,8 @@ pub trait Intervention: Send {
     }
 
     /// The gradient to take in place of `grad`, that of one adapter parameter over the whole optimiser step. `direction`
-    /// `[w]` is the mean over the step's pairs of d in the space that `axis` runs over. Asked for where
+    /// `[w]` is the mean of d in the space that `axis` runs over, over those of the step's pairs whose states differ there;
+    /// 0 if none do, or if their directions cancel. Asked for where
     /// [`Needs::parameter_grads`] says so, of parameters that have an [`Axis`].
     ///
     /// # Errors
@@ -197,6 +228,10 @@ pub trait Intervention: Send {
 
 /// How an [`Intervention`] is made from its configuration.
 pub trait InterventionPlugin: Plugin {
+    /// Peak learning rate at which it trains a low-rank update (LoRA) well: the default of `train.lr` under this method,
+    /// times [`AdapterPlugin::LEARNING_RATE_FACTOR`](super::AdapterPlugin::LEARNING_RATE_FACTOR). None: the engine's own.
+    const LEARNING_RATE: Option<f64> = None;
+
     /// Checks the configuration and makes the method.
     ///
     /// # Errors

@@ -14,6 +14,56 @@ pub struct Sides {
     pub rejected: Tensor,
 }
 
+/// How many times a float's relative precision two sides must be apart to differ. The mean of some hundreds of equal
+/// states, summed in another order, is off by up to a few dozen times that precision.
+pub(crate) const ROUNDING: f64 = 64.0;
+
+impl Sides {
+    /// For each pair, whether its two vectors `[b w]` differ by more than rounding does: `[b]`, bool.
+    ///
+    /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the precision of their
+    /// kind. Completions of the same tokens share their rows of a batch, so their states are the same to the bit, also
+    /// in a model that computes in bf16.
+    pub fn differ(&self) -> Tensor {
+        let _guard = tch::no_grad_guard();
+        let length = |x: &Tensor| x.norm_scalaropt_dim(2.0, -1, false);
+        let (chosen, rejected) = (self.chosen.detach(), self.rejected.detach());
+        let limit = length(&chosen).maximum(&length(&rejected)) * (ROUNDING * precision(chosen.kind()));
+        length(&(chosen - rejected)).gt_tensor(&limit)
+    }
+}
+
+/// ε: the distance from 1 to the next number of that kind.
+pub fn precision(kind: Kind) -> f64 {
+    match kind {
+        Kind::Double => f64::EPSILON,
+        Kind::BFloat16 => 1.0 / 128.0,
+        Kind::Half => 1.0 / 1024.0,
+        _ => f64::from(f32::EPSILON),
+    }
+}
+
+/// Values of pairs, some of which have none.
+#[derive(Debug)]
+pub struct Counted {
+    /// Values `[… b]`; 0 for a pair that does not count.
+    pub values: Tensor,
+    /// 1 for a pair that counts and 0 for one that does not, `[b]`, in the kind of `values`.
+    pub counts: Tensor,
+}
+
+impl Counted {
+    /// The mean of `per_pair` `[b]` over the pairs that count: a scalar; 0, with a gradient of 0, if none does.
+    pub fn mean(&self, per_pair: &Tensor) -> Tensor {
+        mean_of_counted(per_pair, &self.counts, per_pair.kind())
+    }
+}
+
+/// The mean of `values` `[b]` over the pairs that count, in `kind`: a scalar; 0 if none does.
+pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
+    (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
+}
+
 /// The transformed states of every token of b sequences, end to end, prompts included.
 #[derive(Debug)]
 pub struct TokenStates {
@@ -265,6 +315,25 @@ impl Pairs {
             return Err(missing("states", "states"));
         }
         Ok(Tensor::stack(&values, 0).mean_dim(0, false, None::<Kind>))
+    }
+
+    /// For each pair the mean of `per_tap` over the taps at which the pair counts. A pair counts if it does at one tap.
+    ///
+    /// `per_tap` gives values `[… b]` and, for each pair, whether it counts at that tap `[b]`, bool. The values of a
+    /// pair that does not count must be finite, because they are multiplied by 0.
+    ///
+    /// # Errors
+    /// Fails if there is no tap, or if one of them fails.
+    pub fn mean_over_counting_taps(&self, per_tap: impl Fn(&TapStates) -> Result<(Tensor, Tensor)>) -> Result<Counted> {
+        let (values, counts): (Vec<_>, Vec<_>) = self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        if values.is_empty() {
+            return Err(missing("states", "states"));
+        }
+        let (values, counts) = (Tensor::stack(&values, 0), Tensor::stack(&counts, 0).to_kind(values[0].kind()));
+        let taps = counts.sum_dim_intlist(0, false, None::<Kind>);
+        let shape: Vec<i64> = values.size().iter().enumerate().map(|(i, n)| if i == 0 || i + 1 == values.dim() { *n } else { 1 }).collect();
+        let sums = (values * counts.reshape(shape)).sum_dim_intlist(0, false, None::<Kind>);
+        Ok(Counted { values: sums / taps.clamp_min(1.0), counts: taps.clamp_max(1.0) })
     }
 }
 

@@ -82,7 +82,7 @@ pub enum Score {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Peak learning rate of the adapter.
+    /// Peak learning rate of the adapter. The chosen intervention may have a default of its own, and the adapter a factor by which the default is multiplied.
     pub lr: f64,
     /// How the learning rate moves after the warm-up.
     pub schedule: Schedule,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::fields::{Field, fields, json};
 use super::{Experiment, Origin, Origins, PluginFile, check, dataset, written};
 use crate::error::{Error, Result, nearest};
-use crate::registry::{Entry, Kind, Registry};
+use crate::registry::{Entry, Kind, LearningRate, Registry};
 
 /// Variables that begin as the configuration's do and are read elsewhere.
 const OTHER_VARIABLES: [&str; 6] = ["REPRPO_DATA", "REPRPO_CACHE", "REPRPO_SHARED", "REPRPO_NO_PROGRESS", "REPRPO_LOG", "REPRPO_PLUGIN_DIR"];
@@ -309,7 +309,20 @@ impl<'r> Outcome<'r> {
             this.insert_defaults(section, defaults, &Origin::Default);
             this.sections.insert(section, Section { fields, plugin: None });
         }
+        this.learning_rate();
         Ok(this)
+    }
+
+    /// The default of `train.lr` that the chosen intervention and adapter make together, if one of them has any.
+    fn learning_rate(&mut self) {
+        let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
+        let [intervention, adapter] = [Kind::Intervention, Kind::Adapter].map(chosen);
+        let Some(engine) = self.values["train"]["lr"].as_f64() else { return };
+        let (rate, of) = default_learning_rate(engine, intervention, adapter);
+        if !of.is_empty() {
+            self.values["train"]["lr"] = rate.into();
+            self.origins.insert("train.lr".to_owned(), Origin::Plugin(of.join(" × ")));
+        }
     }
 
     fn plugin(&mut self, kind: Kind, entry: &'static Entry) -> Result<()> {
@@ -488,6 +501,24 @@ impl<'r> Outcome<'r> {
         let exact = setting.path.len() == 1;
         if exact { elsewhere().or(here) } else { here.or_else(elsewhere) }
     }
+}
+
+/// The default of `train.lr`: the intervention's rate, or else the `engine`'s, times the adapter's factor; and the names of
+/// the plugins that it comes from.
+pub(crate) fn default_learning_rate(engine: f64, intervention: Option<&Entry>, adapter: Option<&Entry>) -> (f64, Vec<&'static str>) {
+    let (mut rate, mut of) = (engine, Vec::new());
+    if let Some((entry, LearningRate::Rate(own))) = intervention.map(|entry| (entry, entry.learning_rate)) {
+        rate = own;
+        of.push(entry.about.name);
+    }
+    if let Some((entry, LearningRate::Factor(factor))) = adapter.map(|entry| (entry, entry.learning_rate))
+        && factor != 1.0
+    {
+        // To six digits, so that 2e-3 times 3 reads 0.006.
+        rate = format!("{:.5e}", rate * factor).parse().unwrap_or(rate * factor);
+        of.push(entry.about.name);
+    }
+    (rate, of)
 }
 
 impl Given {

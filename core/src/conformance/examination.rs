@@ -7,6 +7,7 @@ use super::adapters::ADAPTERS;
 use super::datasets::DATASETS;
 use super::described::DESCRIBED;
 use super::interventions::INTERVENTIONS;
+use super::lesson::LESSON;
 use super::taps::TAPS;
 use super::training::TRAINING;
 use super::transforms::TRANSFORMS;
@@ -66,8 +67,8 @@ pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
     let (on_cases, on_methods): (&[&[Invariant]], &[Invariant<Method>]) = match method.entry.kind() {
-        Kind::Intervention => (&[TRAINING, INTERVENTIONS], &[]),
-        Kind::Adapter => (&[TRAINING, ADAPTERS], &[]),
+        Kind::Intervention => (&[TRAINING, INTERVENTIONS, LESSON], &[]),
+        Kind::Adapter => (&[TRAINING, ADAPTERS, LESSON], &[]),
         Kind::Transform => (&[TRAINING], TRANSFORMS),
         Kind::Tap => (&[], TAPS),
         Kind::Dataset => (&[], DATASETS),

@@ -12,6 +12,7 @@ mod door;
 mod examination;
 mod fixture;
 mod interventions;
+mod lesson;
 mod measure;
 mod stand_ins;
 mod taps;
@@ -26,6 +27,7 @@ pub use adapters::ADAPTERS;
 pub(crate) use bench::Bench;
 pub use examination::{Finding, examine};
 pub use fixture::{model, pairs};
+pub use lesson::LESSON;
 pub use training::TRAINING;
 
 use crate::api::States;

@@ -14,6 +14,7 @@ use crate::train::{AdamW, Group, accumulate};
 /// What every intervention, adapter and transform is held to.
 pub const TRAINING: &[Invariant] = &[
     Invariant { name: "the loss and its gradients are finite", check: finite },
+    Invariant { name: "a pair whose completions are the same does not outweigh the others", check: twin_weight },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
     Invariant { name: "the gradient reaches all that is trained, and nothing else", check: reach },
     Invariant { name: "a batch of n equals n batches of one accumulated", check: accumulation },
@@ -58,6 +59,28 @@ fn finite(case: &Case) -> Result<Outcome> {
         bench.disturb();
     }
     Ok(Outcome::Holds)
+}
+
+/// How much longer the gradient of a pair of equal completions may be than that of an ordinary pair. What divides by a
+/// distance that is 0 makes it longer by many millions.
+const LONGEST: f64 = 1e3;
+
+fn twin_weight(case: &Case) -> Result<Outcome> {
+    let length = |pair: &TokenPair| -> Result<Option<f64>> {
+        let mut bench = Bench::new(case, 0)?;
+        if bench.objective.needs().evaluate_only {
+            return Ok(None);
+        }
+        bench.disturb();
+        accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)?;
+        let squares: f64 = gradients_of(&bench.trained()).iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum();
+        Ok(Some(squares.sqrt()))
+    };
+    let Some(twin) = length(&twins())? else { return Ok(UNTRAINED) };
+    let lengths = pairs().iter().filter_map(|pair| length(pair).transpose()).collect::<Result<Vec<_>>>()?;
+    let longest = lengths.into_iter().fold(0.0, f64::max);
+    let said = || format!("its gradient has the norm {twin:.2e}, and the largest of the others {longest:.2e}");
+    Ok(if twin <= LONGEST * longest { Outcome::Holds } else { Outcome::Violated(said()) })
 }
 
 fn gradients(case: &Case) -> Result<Outcome> {

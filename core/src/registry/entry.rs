@@ -152,6 +152,19 @@ pub struct Entry {
     pub about: About,
     /// For the engine.
     pub make: Make,
+    /// For the default of `train.lr`.
+    pub learning_rate: LearningRate,
+}
+
+/// What a plugin contributes to the default of `train.lr`: the intervention's rate times the adapter's factor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LearningRate {
+    /// Nothing.
+    Engine,
+    /// An intervention's own rate, with a low-rank update.
+    Rate(f64),
+    /// An adapter's factor.
+    Factor(f64),
 }
 
 inventory::collect!(Entry);
@@ -195,7 +208,11 @@ impl Entry {
     pub const fn intervention<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
         let build: fn(&str, &ModelInfo) -> Result<Box<dyn Intervention>> =
             |json, model| Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || P::build(parse(P::NAME, json)?, model))?));
-        Entry { about: About::of::<P>(origin, version), make: Make::Intervention(build) }
+        let rate = match P::LEARNING_RATE {
+            Some(rate) => LearningRate::Rate(rate),
+            None => LearningRate::Engine,
+        };
+        Entry { about: About::of::<P>(origin, version), make: Make::Intervention(build), learning_rate: rate }
     }
 
     /// Of an adapter. Called by `register!`.
@@ -210,6 +227,7 @@ impl Entry {
                     guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", text)
                 },
             },
+            learning_rate: LearningRate::Factor(P::LEARNING_RATE_FACTOR),
         }
     }
 
@@ -217,13 +235,13 @@ impl Entry {
     pub const fn transform<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         let build: fn(&str, &TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>> =
             |json, cx, init| Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || P::build(parse(P::NAME, json)?, cx, init))?));
-        Entry { about: About::of::<P>(origin, version), make: Make::Transform(build) }
+        Entry { about: About::of::<P>(origin, version), make: Make::Transform(build), learning_rate: LearningRate::Engine }
     }
 
     /// Of a tap. Called by `register!`.
     pub const fn tap<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
         let build: fn(&str) -> Result<Box<dyn Tap>> = |json| Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || P::build(parse(P::NAME, json)?))?));
-        Entry { about: About::of::<P>(origin, version), make: Make::Tap(build) }
+        Entry { about: About::of::<P>(origin, version), make: Make::Tap(build), learning_rate: LearningRate::Engine }
     }
 
     /// Of a data set. Called by `register!`.
@@ -232,6 +250,7 @@ impl Entry {
         Entry {
             about: About::of::<P>(origin, version),
             make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, repositories: P::REPOSITORIES, build },
+            learning_rate: LearningRate::Engine,
         }
     }
 }

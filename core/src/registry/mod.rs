@@ -10,7 +10,7 @@ mod recipe;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use entry::{About, Entry, Make, Misfit};
+pub use entry::{About, Entry, LearningRate, Make, Misfit};
 pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};

@@ -11,4 +11,4 @@ pub use completions::{Answered, Completions, Said, StartedFrom};
 pub use grid::{Align, Grid};
 pub use histogram::histogram;
 pub use progress::Progress;
-pub use table::Table;
+pub use table::{PERPLEXITY_NOTE, Table, perplexity_mark};

@@ -88,11 +88,18 @@ impl Table {
                 row.push(value(c.ratio, |v| format!("{v:.2}")));
                 row.push(c.points.map_or_else(dash, |e| format!("{} [{}, {}]", signed(e.value, 1), signed(e.low, 1), signed(e.high, 1))));
                 row.push(value(c.margin_gain, |v| signed(v, 2)));
-                row.push(value(c.perplexity_ratio, |v| format!("{v:.2}")));
+                row.push(self.perplexity(c.perplexity_ratio));
             }
             grid.row(row);
         }
         grid
+    }
+
+    /// A perplexity ratio, marked where it is low. If some cell is marked, the others end in a blank, so that digits align.
+    fn perplexity(&self, ratio: Option<Estimate>) -> String {
+        let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
+        let widest = self.splits.iter().map(|s| s.change.as_ref().map_or(0, |c| marked(c.perplexity_ratio))).max().unwrap_or(0);
+        format!("{}{:widest$}", value(ratio, |v| format!("{v:.2}")), perplexity_mark(ratio))
     }
 
     fn legend(&self, line_end: &str) -> String {
@@ -102,6 +109,9 @@ impl Table {
             lines.push(
                 "margin gain: mean growth of log p(chosen) − log p(rejected), nats; ppl ratio: below 1 the model got worse at the chosen text".to_owned(),
             );
+        }
+        if self.splits.iter().filter_map(|s| s.change.as_ref()).any(|c| !perplexity_mark(c.perplexity_ratio).is_empty()) {
+            lines.push(PERPLEXITY_NOTE.to_owned());
         }
         let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
         if broken > 0 {
@@ -117,6 +127,19 @@ impl Table {
 pub fn not_whole(split: &str, dropped: usize, truncated: usize, max_length: Option<usize>) -> Option<String> {
     let limit = max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
     (dropped + truncated > 0).then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
+}
+
+/// Below it a perplexity ratio is marked.
+const LOW_PERPLEXITY_RATIO: f64 = 0.5;
+
+/// What [`perplexity_mark`] means.
+pub const PERPLEXITY_NOTE: &str =
+    "*: ppl ratio below 0.5 or unknown: the chosen text is at least twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
+
+/// The mark behind a perplexity ratio below 0.5, or behind one that could not be computed; empty for any other.
+pub fn perplexity_mark(ratio: Option<Estimate>) -> &'static str {
+    // Written so that NaN is marked.
+    if ratio.is_some_and(|r| r.value >= LOW_PERPLEXITY_RATIO) { "" } else { "*" }
 }
 
 fn value(estimate: Option<Estimate>, show: impl Fn(f64) -> String) -> String {
@@ -175,6 +198,22 @@ mod tests {
             ]
         );
         assert!(table.markdown().contains("| oos   | easy\\|hard | 100 |"), "{}", table.markdown());
+    }
+
+    #[test]
+    fn a_perplexity_ratio_below_a_half_is_marked_and_explained() {
+        let ratio = |r: Option<f64>| Change { perplexity_ratio: r.and_then(|r| estimate(r, r, r)), ..change() };
+        let table = |ratios: &[Option<f64>]| Table::new("t", ratios.iter().map(|r| split("s", "d", Some(ratio(*r)))).collect());
+        let marked = table(&[Some(0.31), Some(1.05), None]);
+        for text in [marked.plain(), marked.markdown()] {
+            assert!(text.contains("0.31*") && text.contains("1.05 ") && text.contains("–*"), "{text}");
+            assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
+        }
+        // Digits stand below digits.
+        let ends: Vec<usize> = marked.plain().lines().filter_map(|l| Some(l.find("0.31").or(l.find("1.05"))? + 4)).collect();
+        assert!(ends.len() == 2 && ends[0] == ends[1], "{}", marked.plain());
+        let fine = table(&[Some(0.5), Some(1.05)]).plain();
+        assert!(!fine.contains('*'), "{fine}");
     }
 
     #[test]

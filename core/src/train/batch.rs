@@ -127,7 +127,8 @@ impl PairBatch {
             let last = builder.tokens() as i64 - 1;
             let mut seen: HashMap<(&[i64], bool), usize> = HashMap::new();
             let mut add = |tokens, scored: bool| -> Result<usize> {
-                if let Some(at) = seen.get(&(tokens, scored)) {
+                // One that is scored serves for one that is not: the same tokens have the same states, to the bit.
+                if let Some(at) = seen.get(&(tokens, scored)).or_else(|| if scored { None } else { seen.get(&(tokens, true)) }) {
                     return Ok(*at);
                 }
                 let start = builder.tokens() as i64;

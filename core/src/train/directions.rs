@@ -1,9 +1,9 @@
 //! Preference directions at the places that an adapter changes, and what a method does to gradients with them.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::batch::PairBatch;
-use crate::api::{Axis, Directions, Intervention, Needs, Pooling, Site};
+use crate::api::{Axis, Directions, Intervention, Needs, Pooling, ROUNDING, Sides, Site, precision};
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
@@ -14,8 +14,38 @@ pub struct Directed {
     sites: Vec<Site>,
     /// Of the latest batch `[b w]`, one a site.
     batch: Vec<Tensor>,
-    /// The weighted sum over the optimiser step's pairs so far `[w]`, one a site.
-    step: Vec<Tensor>,
+    /// Over the optimiser step's pairs so far, one a site.
+    step: Vec<Sum>,
+    /// Those pairs.
+    pairs: usize,
+}
+
+/// A sum of directions over pairs.
+#[derive(Debug)]
+struct Sum {
+    /// Σ d, each by the weight of its pair `[w]`.
+    directions: Tensor,
+    /// Σ ‖d‖, weighed alike.
+    lengths: Tensor,
+    /// Pairs that have a direction.
+    directed: Tensor,
+}
+
+impl Sum {
+    fn add(self, other: Self) -> Result<Self> {
+        Ok(Self {
+            directions: self.directions.f_add(&other.directions)?,
+            lengths: self.lengths.f_add(&other.lengths)?,
+            directed: self.directed.f_add(&other.directed)?,
+        })
+    }
+
+    /// The mean over those of `pairs` that have a direction `[w]`; 0 if none has one, or if they cancel but for rounding.
+    fn mean(&self, pairs: usize) -> Result<Tensor> {
+        let mean = self.directions.f_mul(&(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64).f_to_kind(self.directions.kind())?)?;
+        let left = self.directions.f_norm()?.f_gt_tensor(&(&self.lengths * (ROUNDING * precision(self.directions.kind()))))?;
+        Ok(mean.f_where_self(&left, &mean.f_zeros_like()?)?)
+    }
 }
 
 impl Directed {
@@ -48,15 +78,31 @@ impl Directed {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
-        let of = |s: &Tensor| -> Result<Tensor> { Ok(batch.pool(s, Pooling::Completion, false)?.f_sub(&batch.pool(s, Pooling::Completion, true)?)?) };
-        self.batch = states.iter().map(of).collect::<Result<_>>()?;
-        let sums: Vec<Tensor> = self.batch.iter().map(|d| Ok(d.f_sum_dim_intlist(0, false, None::<tch::Kind>)? * weight)).collect::<Result<_>>()?;
-        self.step = if self.step.is_empty() { sums } else { self.step.iter().zip(sums).map(|(a, b)| Ok(a.f_add(&b)?)).collect::<Result<_>>()? };
+        let mut step = std::mem::take(&mut self.step).into_iter();
+        let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
+        for s in states {
+            let sides = Sides { chosen: batch.pool(s, Pooling::Completion, false)?, rejected: batch.pool(s, Pooling::Completion, true)? };
+            // A pair whose states are equal has no direction there; what rounding leaves of it means nothing.
+            let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
+            let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
+            let sum = Sum {
+                directions: d.f_sum_dim_intlist(0, false, None::<Kind>)? * weight,
+                lengths: d.f_norm_scalaropt_dim(2.0, 1, false)?.f_sum(d.kind())? * weight,
+                directed: differ.f_sum(Kind::Double)?,
+            };
+            sums.push(match step.next() {
+                Some(before) => before.add(sum)?,
+                None => sum,
+            });
+            batch_directions.push(d);
+        }
+        (self.batch, self.step) = (batch_directions, sums);
+        self.pairs += batch.len();
         Ok(())
     }
 
-    fn at(&self, site: &Site, values: &[Tensor]) -> Result<Tensor> {
-        let found = self.sites.iter().position(|s| s == site).and_then(|i| values.get(i)).map(Tensor::shallow_clone);
+    fn at<'v, T>(&self, site: &Site, values: &'v [T]) -> Result<&'v T> {
+        let found = self.sites.iter().position(|s| s == site).and_then(|i| values.get(i));
         found.ok_or_else(|| Error::internal(format!("there is no direction at `{site}`")).hint("set `directions: Reference` in the method's `Needs`"))
     }
 
@@ -65,7 +111,7 @@ impl Directed {
     /// # Errors
     /// A place that was not read.
     pub fn of_batch(&self, site: &Site) -> Result<Tensor> {
-        self.at(site, &self.batch)
+        Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
     /// Hands every gradient whose parameter has an axis to the method, with the direction in that axis' space.
@@ -81,7 +127,7 @@ impl Directed {
                     continue;
                 }
                 let site = if matches!(axis, Axis::Input(_)) { &changed.input } else { &changed.output };
-                let direction = self.at(site, &self.step)?.f_to_kind(grad.kind())?;
+                let direction = self.at(site, &self.step)?.mean(self.pairs)?.f_to_kind(grad.kind())?;
                 let mapped = method.parameter_grad(&grad, axis, &direction)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(
@@ -101,5 +147,38 @@ impl Directed {
     pub fn reset(&mut self) {
         self.step.clear();
         self.batch.clear();
+        self.pairs = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(directions: &[[f64; 2]], directed: f64, weight: f64) -> Sum {
+        let of = |d: &[f64; 2]| Tensor::from_slice(d) * weight;
+        let lengths: f64 = directions.iter().map(|d| d[0].hypot(d[1]) * weight).sum();
+        let total = directions.iter().map(of).reduce(|a, b| a + b).expect("one or more");
+        Sum { directions: total, lengths: Tensor::from(lengths), directed: Tensor::from(directed) }
+    }
+
+    fn values(t: &Tensor) -> Vec<f64> {
+        Vec::try_from(t).expect("numbers")
+    }
+
+    #[test]
+    fn a_mean_direction_is_that_of_the_pairs_that_have_one() {
+        let all = sum(&[[3.0, 0.0], [1.0, 2.0]], 2.0, 0.5);
+        assert_eq!(values(&all.mean(2).expect("a mean")), [2.0, 1.0]);
+        // Two more pairs without a direction change nothing.
+        let some = sum(&[[3.0, 0.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0]], 2.0, 0.25);
+        assert_eq!(values(&some.mean(4).expect("a mean")), [2.0, 1.0]);
+        assert_eq!(values(&sum(&[[0.0, 0.0]], 0.0, 1.0).mean(1).expect("a mean")), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn directions_that_cancel_but_for_rounding_leave_none() {
+        let cancelled = sum(&[[0.3, 1.0], [-0.3, -1.0 + 1e-16]], 2.0, 0.5);
+        assert_eq!(values(&cancelled.mean(2).expect("a mean")), [0.0, 0.0]);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod batch;
 mod checkpoint;
+mod closing;
 mod directions;
 mod folder;
 mod objective;
@@ -9,6 +10,7 @@ mod optimiser;
 mod reference;
 mod run;
 mod schedule;
+mod start;
 mod step;
 mod transforms;
 
@@ -16,4 +18,5 @@ pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
 pub use run::{Start, run};
 pub use schedule::learning_rate;
-pub use step::{Accumulated, accumulate};
+pub use start::leave_flat_start;
+pub use step::{Accumulated, LeftOut, accumulate};

@@ -227,6 +227,21 @@ impl Objective {
         self.hook_errors.check()
     }
 
+    /// Multiplies the gradients of everything that is trained by `factor`.
+    ///
+    /// # Errors
+    /// Fails if libtorch does.
+    pub fn scale_gradients(&self, adapted: &Adapted, factor: f64) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for (_, tensor) in adapted.parameters().into_iter().chain(self.taps.parameters()) {
+            let mut grad = tensor.grad();
+            if grad.defined() {
+                let _ = grad.f_mul_scalar_(factor)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Once an optimiser step, after its last backward pass: the method's own stage over the parameters' gradients.
     ///
     /// # Errors

@@ -14,7 +14,8 @@ use tch::{Device, Kind, Tensor};
 use super::folder::Folder;
 use super::reference::Reference;
 use super::transforms::{self, SavedTransforms};
-use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate};
+use super::closing::{Course, LEFT_OUT};
+use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, leave_flat_start, learning_rate};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
 use crate::data;
@@ -96,6 +97,11 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         }
     }
     objective.adapted(&adapted);
+    let at_reference = match &chosen.values {
+        Some(_) => train.reference == ReferenceModel::Start,
+        None => chosen.adapter.starts_as_identity(),
+    };
+    let moved = if resumed.is_none() && at_reference { leave_flat_start(objective.needs(), &adapted, train)? } else { None };
     let mut optimiser = optimiser(&objective, &adapted, train);
     faults::check()?;
     let parameters: Vec<(String, Tensor)> = trained(&adapted, &objective);
@@ -108,13 +114,15 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
-    for line in opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
+    let began = opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(moved.map(off_flat));
+    for line in began.chain(unreadable.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
         progress.message(&line);
     }
     folder.log(&show_example(&session.tokenizer, &data.pairs[0]))?;
     folder.log(&format!("ready after {:.1} s", begin.elapsed().as_secs_f64()))?;
 
+    let mut course = None;
     if objective.needs().evaluate_only {
         let line = "nothing is trained: the method takes no steps";
         folder.log(line)?;
@@ -129,10 +137,10 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
             parameters: &parameters,
             method: format!("intervention `{}` and adapter `{}`", experiment.intervention.name, experiment.adapter.name),
         };
-        trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
+        course = Some(trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
             Fault::Interrupted => e,
             _ => e.hint(folder.remains()),
-        })?;
+        })?);
     }
 
     peft::write(
@@ -171,8 +179,11 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         let card = ffi::cuda_memory(session.model.device())?;
         line += &format!(", on the card {:.2} GB in tensors, {:.2} GB held", card.peak_allocated as f64 / 1e9, card.peak_reserved as f64 / 1e9);
     }
-    folder.log(&line)?;
-    progress.message(&line);
+    let verdict = course.map_or_else(Vec::new, |course| course.verdict(train, evaluation.as_ref().map(|e| &e.table)));
+    for line in std::iter::once(line).chain(verdict) {
+        folder.log(&line)?;
+        progress.message(&line);
+    }
     Ok(evaluation)
 }
 
@@ -219,6 +230,11 @@ fn findings(session: &Session, train: &TrainConfig, data: &Tokenised, judged: &[
         }
     }
     Ok(all)
+}
+
+/// The line that says that training does not begin at the reference itself.
+fn off_flat(std: f64) -> String {
+    format!("the loss is flat at the reference, so training begins beside it: noise of standard deviation {std} on the adapter, from `train.seed`")
 }
 
 /// Puts the method, the taps and their transforms together.
@@ -293,10 +309,11 @@ struct Done {
     loss: f64,
     grad_norm: f64,
     metrics: Vec<(String, f64)>,
+    left_out: Option<LeftOut>,
 }
 
 impl Trainer<'_> {
-    fn train(&mut self, pairs: &[TokenPair], first: usize, folder: &mut Folder, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<()> {
+    fn train(&mut self, pairs: &[TokenPair], first: usize, folder: &mut Folder, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Course> {
         let train = self.train;
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.len().div_ceil(step_pairs);
@@ -317,6 +334,7 @@ impl Trainer<'_> {
             order[within..(within + step_pairs).min(pairs.len())].iter().map(|i| &pairs[*i]).collect()
         };
         let mut tokens: usize = (0..first).flat_map(step_of).map(TokenPair::tokens).sum();
+        let mut lacking = None;
         for step in first..steps {
             if stop.load(Ordering::Relaxed) {
                 checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
@@ -332,6 +350,7 @@ impl Trainer<'_> {
             seen += now.len();
             tokens += now.iter().map(|p| p.tokens()).sum::<usize>();
             let rate = seen as f64 / begin.elapsed().as_secs_f64();
+            lacking = lacking.or(done.left_out.map(|l| l.lacking));
             folder.metrics(&line(step, per_epoch, lr, tokens, &done))?;
             let mut fields = vec![("loss", done.loss)];
             if let Some((_, margin)) = done.metrics.iter().find(|(n, _)| n == "rewards/margins") {
@@ -348,12 +367,13 @@ impl Trainer<'_> {
         let text = format!("trained on {seen} pairs in {:.1} s, {:.2} pairs/s", begin.elapsed().as_secs_f64(), seen as f64 / begin.elapsed().as_secs_f64());
         folder.log(&text)?;
         progress.message(&text);
-        Ok(())
+        // From the file, which also holds the steps before an interruption.
+        Course::read(folder.path(), (0..steps).flat_map(step_of).count(), lacking)
     }
 
     /// One optimiser step over `pairs`.
     fn step(&mut self, pairs: &[&TokenPair], lr: f64, info: StepInfo) -> Result<Done> {
-        let Accumulated { loss, metrics } = accumulate(self.objective, &self.session.model, self.adapted, pairs, self.train.batch, info)?;
+        let Accumulated { loss, metrics, left_out } = accumulate(self.objective, &self.session.model, self.adapted, pairs, self.train.batch, info)?;
         let grad_norm = self.optimiser.clip(self.train.clip)?;
         if !grad_norm.is_finite() {
             return Err(Error::new(format!("the norm of the gradient is {grad_norm} at a loss of {loss:.4}"))
@@ -366,7 +386,7 @@ impl Trainer<'_> {
             }
         }
         self.optimiser.step(lr)?;
-        Ok(Done { loss, grad_norm, metrics })
+        Ok(Done { loss, grad_norm, metrics, left_out })
     }
 }
 
@@ -390,6 +410,9 @@ fn line(step: usize, per_epoch: usize, lr: f64, tokens: usize, done: &Done) -> V
     line.insert("num_tokens".to_owned(), json!(tokens));
     for (name, value) in &done.metrics {
         line.insert(name.clone(), json!(value));
+    }
+    if let Some(left_out) = &done.left_out {
+        line.insert(LEFT_OUT.to_owned(), json!(left_out.pairs));
     }
     Value::Object(line)
 }

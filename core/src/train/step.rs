@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::Objective;
-use crate::api::StepInfo;
+use super::{Evaluated, Objective};
+use crate::api::{Partial, StepInfo};
 use crate::error::{Error, Result};
 use crate::model::{Adapted, Model};
 use crate::plugin::faults;
@@ -12,46 +12,102 @@ use crate::text::TokenPair;
 /// What a step over its pairs came to; the gradients are where the optimiser looks for them.
 #[derive(Debug)]
 pub struct Accumulated {
-    /// The mean loss of a pair.
+    /// The mean loss of a pair, of those that count; 0 if none does.
     pub loss: f64,
     /// What is logged, means over the pairs.
     pub metrics: Vec<(String, f64)>,
+    /// Pairs that do not count in the loss; none if the method counts every pair.
+    pub left_out: Option<LeftOut>,
 }
 
-/// Adds the gradient of `pairs` to the trained tensors, `batch` pairs at a time, and lets the method have its say of the
-/// sum. Each micro-batch counts by its share of the pairs, so their size does not matter.
+/// Pairs that do not count in a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many.
+    pub pairs: usize,
+    /// What they lack.
+    pub lacking: &'static str,
+}
+
+/// Sums over micro-batches by name, in the order in which the names came.
+#[derive(Default)]
+struct Sums(Vec<(String, Tensor)>);
+
+impl Sums {
+    fn add(&mut self, name: String, value: Tensor) -> Result<()> {
+        match self.0.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum = sum.f_add(&value)?,
+            None => self.0.push((name, value)),
+        }
+        Ok(())
+    }
+}
+
+/// Adds the gradient of `pairs` to the trained tensors, `batch` pairs at a time, and hands the sum to the method. Each
+/// micro-batch weighs as much as the share of the pairs in it that count, so its size does not matter.
 ///
 /// # Errors
-/// What the method or libtorch says, and a loss that is no finite number.
+/// Fails if the method or libtorch does, or if the loss is not finite.
 pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, pairs: &[&TokenPair], batch: usize, info: StepInfo) -> Result<Accumulated> {
     let weight = 1.0 / pairs.len() as f64;
-    let (mut losses, mut names, mut values) = (Vec::new(), Vec::<String>::new(), Vec::<Tensor>::new());
+    let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
+    let (mut counted, mut lacking) = (Vec::new(), None);
     for micro in pairs.chunks(batch) {
         let share = micro.len() as f64 * weight;
         let batch = objective.batch(micro, model)?;
-        let evaluated = objective.loss(model, adapted, &batch, info, weight)?;
-        (&evaluated.loss.value * share).f_backward()?;
+        let Evaluated { loss, metrics } = objective.loss(model, adapted, &batch, info, weight)?;
+        // On the device, so that nothing waits for it here.
+        let shares = match loss.partial {
+            None => None,
+            Some(Partial { counts, lacking: what }) => {
+                lacking = Some(what);
+                let pairs = counts.f_sum(Kind::Double)?;
+                counted.push(pairs.f_reshape([1])?);
+                Some(pairs * weight)
+            }
+        };
+        let weighed = |t: &Tensor| -> Result<Tensor> {
+            Ok(match &shares {
+                None => t * share,
+                Some(share) => t.f_mul(&share.f_to_kind(t.kind())?)?,
+            })
+        };
+        let logged = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?) };
+        weighed(&loss.value)?.f_backward()?;
         objective.after_backward()?;
         faults::check()?;
-        let counted = |t: Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])? * share) };
-        losses.push(counted(evaluated.loss.value)?);
-        for (name, value) in evaluated.loss.metrics.into_iter().chain(evaluated.metrics) {
-            let value = counted(value)?;
-            match names.iter().position(|n| *n == name) {
-                Some(i) => values[i] = values[i].f_add(&value)?,
-                None => {
-                    names.push(name);
-                    values.push(value);
-                }
-            }
+        losses.push(weighed(&logged(&loss.value)?)?);
+        for (name, value) in loss.metrics {
+            of_method.add(name, weighed(&logged(&value)?)?)?;
+        }
+        for (name, value) in metrics {
+            of_engine.add(name, logged(&value)? * share)?;
         }
     }
-    let loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+    let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
     if !loss.is_finite() {
         return Err(Error::new(format!("the loss is {loss}")).hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
     }
+    let mut left_out = None;
+    if let Some(lacking) = lacking {
+        let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
+        if counted == 0.0 {
+            // A mean over nothing is not 0.
+            of_method.0.clear();
+        } else if counted < pairs.len() as f64 {
+            // So far each pair weighed as if all counted.
+            let factor = pairs.len() as f64 / counted;
+            loss *= factor;
+            for (_, value) in &mut of_method.0 {
+                *value = &*value * factor;
+            }
+            objective.scale_gradients(adapted, factor)?;
+        }
+    }
     objective.map_gradients(adapted)?;
     // One copy from the device for all of them.
+    let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
     let values = if values.is_empty() { Vec::new() } else { Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)? };
-    Ok(Accumulated { loss, metrics: names.into_iter().zip(values).collect() })
+    Ok(Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out })
 }

@@ -4,7 +4,7 @@ use reprpo_plugin::prelude::*;
 
 use super::original::{self, Variant};
 use super::ranges::zero_or_more;
-use super::vectors::{EPS, mean, norm};
+use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 
 #[cfg(test)]
 mod tests;
@@ -59,7 +59,8 @@ original: 100·[D(r⁺, p⁻) + α·D(r⁺, p⁺)]    D(a, b) = log(‖a − b�
 
 p± are the policy's pooled and transformed states at a tap, r± the reference's; ‖·‖² is the mean of squares over h; means
 over pairs and taps. The first step has π = r, so L = 1. r± and s carry no gradient into the adapter, but do into T, so
-that T gains nothing by shrinking. A T that keeps lengths (ortho, hra) leaves this loss what it is without one; another T
+that T gains nothing by shrinking. A pair without a preference direction (s = 0 but for rounding, as for equal completions) does not
+count at that tap. A T that keeps lengths (ortho, hra) leaves this loss what it is without one; another T
 can lower it by itself where `log` is on (it loses rank) or transform_in = reroute (it shrinks).
 The earliest recipes: log = true, transform_in = reroute, a tap with pooling = common, α = 0.1 or 0.01.
 original differs in this: it pools prompt and completion without tokens of unusual length; it takes the logarithm of
@@ -69,6 +70,8 @@ distances, whose retain term begins at log ε with no gradient and pulls the har
 }
 
 impl InterventionPlugin for Mse {
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
+
     fn build(config: MseConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", config.alpha)?;
         Ok(Box::new(config))
@@ -88,28 +91,38 @@ impl Intervention for MseConfig {
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         // Both terms per tap and pair: [2 b].
-        let (terms, scale) = match self.variant {
-            Variant::Default => (pairs.mean_over_taps(|tap| self.terms(tap))?, 1.0),
-            Variant::Original => (pairs.mean_over_taps(original_terms)?, 100.0),
+        let sum = |terms: &Tensor| terms.get(0) + terms.get(1) * self.alpha;
+        let (terms, loss) = match self.variant {
+            Variant::Default => {
+                let pairs = pairs.mean_over_counting_taps(|tap| self.terms(tap))?;
+                let loss = Loss::over(pairs.mean(&sum(&pairs.values)), &pairs, NO_DIRECTION);
+                (pairs.values, loss)
+            }
+            Variant::Original => {
+                let terms = pairs.mean_over_taps(original_terms)?;
+                let loss = Loss::new(sum(&terms).mean(None::<Kind>) * 100.0);
+                (terms, loss)
+            }
         };
         let (reroute, retain) = (terms.get(0), terms.get(1));
-        let value = (&reroute + &retain * self.alpha).mean(None::<Kind>) * scale;
-        Ok(Loss::new(value).metric("mse/reroute", &reroute).metric("mse/retain", &retain))
+        Ok(loss.metric("mse/reroute", &reroute).metric("mse/retain", &retain))
     }
 }
 
 impl MseConfig {
-    fn terms(&self, tap: &TapStates) -> Result<Tensor> {
+    /// Both terms `[2 b]`, and whether each pair has a preference direction `[b]`.
+    fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (&tap.policy, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {
             TransformIn::All => (p, r),
             TransformIn::Reroute => tap.raw()?,
         };
-        let s2 = mean_square(&r_ret.chosen, &r_ret.rejected) + EPS * EPS;
+        let counts = r_ret.differ();
+        let s2 = safe(&(mean_square(&r_ret.chosen, &r_ret.rejected) + EPS * EPS), &counts);
         let reroute = mean_square(&p.rejected, &r.chosen) / &s2;
         let retain = mean_square(&p_ret.chosen, &r_ret.chosen) / &s2;
         let terms = Tensor::stack(&[reroute, retain], 0);
-        Ok(if self.log { (terms + LOG_EPS).log() } else { terms })
+        Ok((if self.log { (terms + LOG_EPS).log() } else { terms }, counts))
     }
 }
 

@@ -6,7 +6,7 @@ use super::dpo::losses;
 use super::original::{self, Variant};
 use super::ranges::{above_zero, zero_or_more};
 use super::rewards::log_rewards;
-use super::vectors::{EPS, cos, dot, mean, norm};
+use super::vectors::{EPS, NO_DIRECTION, cos, dot, mean, norm, safe};
 
 #[cfg(test)]
 mod tests;
@@ -84,7 +84,8 @@ original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(ort
 p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs and taps. Everything is
 in units of the preference vector's own length s: τ = 1 asks both completions to move by one such vector. β_orth is the
 trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion tokens). r±, s and v̂ carry no
-gradient into the adapter, but do into T, so that T gains nothing by shrinking. A T that keeps lengths and angles (ortho,
+gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair without a preference direction
+(d = 0 but for rounding, as for equal completions) does not count at that tap. A T that keeps lengths and angles (ortho,
 hra) leaves this loss what it is without one.
 original differs in this: it pools prompt and completion without tokens of unusual length; mean(proj) is ⟨a, v̂⟩ times the
 mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made small; log σ(−θ) has no
@@ -94,6 +95,8 @@ lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes 
 }
 
 impl InterventionPlugin for PrefVec {
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
+
     fn build(config: PrefVecConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         let c = &config;
         for (field, value) in [("tau", c.tau), ("beta", c.beta)] {
@@ -144,34 +147,37 @@ impl Intervention for PrefVecConfig {
 impl PrefVecConfig {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
         // Each term per tap and pair: [along, orth, angle, a⁺, a⁻], every one [b].
-        let terms = pairs.mean_over_taps(|tap| {
+        let directed = pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (&tap.policy, tap.reference()?);
             let d = &r.chosen - &r.rejected;
-            let s = norm(&d).unsqueeze(-1) + EPS;
+            let counts = r.differ();
+            let s = safe(&norm(&d), &counts).unsqueeze(-1) + EPS;
             let v = &d / &s;
             let (m_cho, m_rej) = ((&p.chosen - &r.chosen) / &s, (&p.rejected - &r.rejected) / &s);
             let (a_cho, a_rej) = (dot(&m_cho, &v), dot(&m_rej, &v));
             let along = ((self.tau - &a_cho).relu() + (self.tau - &a_rej).relu()) * (0.5 / self.tau);
             let orth = (norm(&(&m_cho - a_cho.unsqueeze(-1) * &v)) + norm(&(&m_rej - a_rej.unsqueeze(-1) * &v))) * 0.5;
             let angle = 1.0 - cos(&(&p.chosen - &p.rejected), &d);
-            Ok(Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0))
+            Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
-        let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| terms.get(i));
-        let mut value = (&along + &orth * self.beta_orth + &angle * self.lambda_angle).mean(None::<Kind>);
+        let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
+        // A pair without a direction is left out of every term.
+        let mut value = directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics =
             vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];
         if self.lambda_nll > 0.0 {
             let worse = (pairs.reference()?.chosen.mean() - pairs.policy()?.chosen.mean()).relu();
-            value += worse.mean(None::<Kind>) * self.lambda_nll;
+            value += directed.mean(&worse) * self.lambda_nll;
             metrics.push(("prefvec/nll", worse));
         }
         let mut ratios = None;
         if self.lambda_dpo > 0.0 {
             let sides = pairs.log_ratios()?;
-            value += losses::sigmoid(&(&sides.chosen - &sides.rejected), self.beta).mean(None::<Kind>) * self.lambda_dpo;
+            value += directed.mean(&losses::sigmoid(&(&sides.chosen - &sides.rejected), self.beta)) * self.lambda_dpo;
             ratios = Some(sides);
         }
-        let loss = metrics.iter().fold(Loss::new(value), |loss, (name, t)| loss.metric(name, t));
+        let loss = Loss::over(value, &directed, NO_DIRECTION);
+        let loss = metrics.iter().fold(loss, |loss, (name, t)| loss.metric(name, t));
         Ok(match ratios {
             Some(sides) => log_rewards(loss, &sides, self.beta),
             None => loss,

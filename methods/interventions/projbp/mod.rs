@@ -3,6 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::{Dpo, DpoConfig};
+use super::original::Variant;
 use super::projection::{Sign, check, excess, length, unit};
 
 #[cfg(test)]
@@ -16,9 +17,11 @@ pub struct ProjBp;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct ProjBpConfig {
+    /// Whose choice of what passes: `original` lets pass the coefficients above 0, whatever `sign` is.
+    pub variant: Variant,
     /// β: share of the gradient across the direction that stays, 0 or more.
     pub beta: f64,
-    /// Which coefficients along the direction pass.
+    /// Which coefficients along the direction pass; not read by `original`.
     pub sign: Sign,
     /// What the others are scaled by, 0 to 1.
     pub neg_slope: f64,
@@ -33,7 +36,7 @@ pub struct ProjBpConfig {
 
 impl Default for ProjBpConfig {
     fn default() -> Self {
-        Self { beta: 0.2, sign: Sign::Pos, neg_slope: 0.01, mag_clip: Some(0.6), keep_norm: true, dpo: DpoConfig::default() }
+        Self { variant: Variant::Default, beta: 0.2, sign: Sign::Both, neg_slope: 0.01, mag_clip: Some(0.6), keep_norm: true, dpo: DpoConfig::default() }
     }
 }
 
@@ -49,8 +52,11 @@ c_t = ⟨g_t, v̂⟩    g_t ← lrelu(c_t)·v̂ + β(g_t − c_t·v̂), with kee
 
 h_r is the module's output in the base model. lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere. On the
 tokens of the prompt g is the sum over both completions, so a prompt is shared within a pair and never between pairs.
+A pair whose reference states are equal there has no v̂: c_t is 0.
+original differs in this: sign = pos. A descent step moves against g, so that lets pass what leads towards the rejected
+completion and scales the rest down: the loss rises.
 The map is not linear: what the loss falls by is not what its gradient says, and a finite difference will not agree.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("sign", "pos"), ("dpo.beta", "0.3")];
+    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("sign", "neg"), ("dpo.beta", "0.3")];
     type Config = ProjBpConfig;
 }
 
@@ -59,6 +65,16 @@ impl InterventionPlugin for ProjBp {
         check(config.beta, config.neg_slope, config.mag_clip)?;
         let loss = Dpo::build(config.dpo.clone(), model)?;
         Ok(Box::new(Projected { config, loss }))
+    }
+}
+
+impl ProjBpConfig {
+    /// Which coefficients pass.
+    fn passes(&self) -> Sign {
+        match self.variant {
+            Variant::Default => self.sign,
+            Variant::Original => Sign::Pos,
+        }
     }
 }
 
@@ -93,7 +109,7 @@ impl Intervention for Projected {
             }
             let v = of_rows(&v);
             let c = (&g * &v).sum_dim_intlist(-1, true, None::<Kind>);
-            let mut projected = config.sign.clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
+            let mut projected = config.passes().clip(&c, config.neg_slope) * &v + (&g - &c * &v) * config.beta;
             if config.keep_norm {
                 projected = unit(&projected) * length(&g);
             }

@@ -104,6 +104,7 @@ fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor>
 fn hooks_are_segments(model: &Model, targets: &[&str]) {
     let configs = [
         ProjBpConfig::default(),
+        ProjBpConfig { variant: Variant::Original, ..ProjBpConfig::default() },
         ProjBpConfig { keep_norm: false, mag_clip: Some(1e-3), ..ProjBpConfig::default() },
         ProjBpConfig { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBpConfig::default() },
     ];
@@ -145,5 +146,16 @@ fn a_map_that_keeps_everything_is_dpo() {
     accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
     for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#)) {
         assert!((plain - &hooked).abs().max().double_value(&[]) < 1e-9 * plain.abs().max().double_value(&[]).max(1e-3));
+    }
+}
+
+#[test]
+fn nothing_is_clipped_unless_the_original_is_asked_for() {
+    let c = Tensor::from_slice(&[-2.0f64, 3.0]);
+    let passed = |config: ProjBpConfig| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
+    assert_eq!(passed(ProjBpConfig::default()), [-2.0, 3.0]);
+    // Whatever the sign, which it does not read.
+    for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
+        assert_eq!(passed(ProjBpConfig { variant: Variant::Original, sign, ..ProjBpConfig::default() }), [-1.0, 3.0]);
     }
 }

@@ -5,10 +5,16 @@ use reprpo_plugin::prelude::*;
 use super::dpo::losses;
 use super::original::{self, Variant};
 use super::ranges::{above_zero, zero_or_more};
-use super::vectors::{EPS, dot, mean};
+use super::vectors::{EPS, dot, mean, safe};
 
 #[cfg(test)]
 mod tests;
+
+/// How many times a float's precision a divergence must be above 0, in units of the entropy, to be more than rounding.
+const ROUNDING: f64 = 8.0;
+
+/// What a pair lacks that the loss leaves out.
+const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of both completions are equal";
 
 /// States as distributions over their coordinates.
 pub struct Rank;
@@ -52,7 +58,8 @@ original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softm
 
 P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; means over pairs and taps.
 The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below the fraction too, so that
-T gains nothing by shrinking. The softmax depends on the basis, so a rotation T changes what is compared.
+T gains nothing by shrinking. A pair with KL(P_r⁺‖P_r⁻) = 0 but for rounding, as for equal completions or a temperature that is
+too high for the states, does not count at that tap. The softmax depends on the basis, so a rotation T changes what is compared.
 original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion without tokens of unusual
 length; it looks at both completions' changes, and as it stands rewards moving the rejected ones up and the chosen ones
 down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.";
@@ -61,6 +68,8 @@ down; θ is the margin of log-probabilities, and nll the unshifted −log p(toke
 }
 
 impl InterventionPlugin for Rank {
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
+
     fn build(config: RankConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", config.alpha)?;
         above_zero("temperature", config.temperature)?;
@@ -81,27 +90,39 @@ impl Intervention for RankConfig {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        let (reroute, retain) = match self.variant {
-            Variant::Default => self.divergences(pairs)?,
-            Variant::Original => self.original(pairs)?,
+        let sum = |reroute: &Tensor, retain: &Tensor| reroute + retain * self.alpha;
+        let (reroute, retain, loss) = match self.variant {
+            Variant::Default => {
+                let pairs = self.divergences(pairs)?;
+                let (reroute, retain) = (pairs.values.get(0), pairs.values.get(1));
+                let loss = Loss::over(pairs.mean(&sum(&reroute, &retain)), &pairs, NO_DIVERGENCE);
+                (reroute, retain, loss)
+            }
+            Variant::Original => {
+                let (reroute, retain) = self.original(pairs)?;
+                let loss = Loss::new(sum(&reroute, &retain).mean(None::<Kind>));
+                (reroute, retain, loss)
+            }
         };
-        let value = (&reroute + &retain * self.alpha).mean(None::<Kind>);
-        Ok(Loss::new(value).metric("rank/reroute", &reroute).metric("rank/retain", &retain))
+        Ok(loss.metric("rank/reroute", &reroute).metric("rank/retain", &retain))
     }
 }
 
 impl RankConfig {
-    /// Both terms, each `[b]`.
-    fn divergences(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
-        let terms = pairs.mean_over_taps(|tap| {
+    /// Both terms `[2 b]` of the pairs whose reference states differ.
+    fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
+        pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (&tap.policy, tap.reference()?);
             let log_p = |x: &Tensor| (x / self.temperature).log_softmax(-1, None::<Kind>);
             let r_cho = log_p(&r.chosen);
             let kl_from_r_cho = |other: &Tensor| dot(&r_cho.exp(), &(&r_cho - log_p(other)));
             let scale = kl_from_r_cho(&r.rejected) + EPS;
-            Ok(Tensor::stack(&[kl_from_r_cho(&p.rejected) / &scale, kl_from_r_cho(&p.chosen) / &scale], 0))
-        })?;
-        Ok((terms.get(0), terms.get(1)))
+            // A sum of p·log p, of the size of the entropy, is rounded in each of its terms.
+            let rounding = dot(&r_cho.exp(), &r_cho).detach() * (-ROUNDING * precision(r_cho.kind()));
+            let counts = r.differ().logical_and(&scale.detach().gt_tensor(&rounding));
+            let scale = safe(&scale, &counts);
+            Ok((Tensor::stack(&[kl_from_r_cho(&p.rejected) / &scale, kl_from_r_cho(&p.chosen) / &scale], 0), counts))
+        })
     }
 
     /// The original's two terms, each `[b]`.

@@ -34,14 +34,16 @@ impl Plugin for Rr {
 L = α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
 
 h± are the transformed states of each completion token at a tap, of the policy and of the reference; the mean over a
-completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. L begins at α_max, where the
-cosine is 1 and has no gradient but rounding's: the first steps only leave that place. The tap's pooling is not used.
+completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = r the
+cosine is 1 and has no gradient, so training begins a little beside the reference, with L near α_max. The tap's pooling is not used.
 Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("alpha_max", "5")];
     type Config = RrConfig;
 }
 
 impl InterventionPlugin for Rr {
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
+
     fn build(config: RrConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         above_zero("alpha_max", config.alpha_max)?;
         Ok(Box::new(config))
@@ -50,7 +52,7 @@ impl InterventionPlugin for Rr {
 
 impl Intervention for RrConfig {
     fn needs(&self) -> Needs {
-        Needs { states: States::PerToken, reference_states: true, ..Needs::default() }
+        Needs { states: States::PerToken, reference_states: true, flat_start: true, ..Needs::default() }
     }
 
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {

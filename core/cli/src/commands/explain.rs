@@ -2,9 +2,9 @@
 
 use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
-use reprpo_core::config::{Example, Field, plugin_fields};
+use reprpo_core::config::{Example, Field, TrainConfig, plugin_fields};
 use reprpo_core::plugin::{Loaded, faults};
-use reprpo_core::registry::{Entry, Kind, Make, Recipe, Registry};
+use reprpo_core::registry::{Entry, Kind, LearningRate, Make, Recipe, Registry};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
 
@@ -51,6 +51,9 @@ fn as_text(entry: &'static Entry, registry: &Registry) -> Result<String> {
     if let Some(needs) = needs(entry) {
         text.push_str(&format!("\nNeeds: {needs}\n"));
     }
+    if let Some(rate) = learning_rate(entry) {
+        text.push_str(&format!("\nLearning rate: {rate}\n"));
+    }
     let fields = plugin_fields(&entry.about)?;
     if fields.is_empty() {
         text.push_str("\nIt has no fields.\n");
@@ -82,8 +85,24 @@ fn as_json(entry: &'static Entry, registry: &Registry) -> Result<Value> {
     let mut described = list::described(entry, registry);
     described["explain"] = json!(entry.about.explain);
     described["example"] = json!(Example::of(entry)?.command());
+    described["learning_rate"] = match entry.learning_rate {
+        LearningRate::Rate(rate) => json!({ "rate": rate }),
+        LearningRate::Factor(factor) => json!({ "factor": factor }),
+        LearningRate::Engine => Value::Null,
+    };
     described["fields"] = json!(plugin_fields(&entry.about)?);
     Ok(described)
+}
+
+/// What it contributes to the default of `train.lr`, in words.
+fn learning_rate(entry: &Entry) -> Option<String> {
+    let engine = TrainConfig::default().lr;
+    match (entry.learning_rate, entry.kind()) {
+        (LearningRate::Rate(rate), _) => Some(format!("`train.lr` is {rate} by default, times the factor of the adapter")),
+        (LearningRate::Factor(factor), _) => Some(format!("the default of `train.lr` under the intervention, times {factor}")),
+        (LearningRate::Engine, Kind::Intervention) => Some(format!("`train.lr` is {engine} by default, times the factor of the adapter")),
+        (LearningRate::Engine, _) => None,
+    }
 }
 
 /// A crate, and where it is.

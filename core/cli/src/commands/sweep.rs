@@ -7,7 +7,7 @@ use reprpo_core::error::{Context, Fault};
 use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
-use reprpo_core::report::{Align, Grid, table};
+use reprpo_core::report::{Align, Grid, PERPLEXITY_NOTE, perplexity_mark, table};
 use reprpo_core::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -168,12 +168,12 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     std::fs::create_dir_all(&out).within(|| format!("cannot make the folder `{}`", out.display()))?;
     let json = serde_json::to_value(&rows).map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
-    write_whole(&out.join("summary.md"), format!("{}{}", table.markdown(), not_whole(&rows)).as_bytes())?;
+    write_whole(&out.join("summary.md"), format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), not_whole(&rows)).as_bytes())?;
     app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
     if args.json {
         app.printer.json(&json)?
     } else {
-        app.printer.data(&format!("{}\n{LEGEND}{}", table.plain(), not_whole(&rows)))?
+        app.printer.data(&format!("{}\n{}{}", table.plain(), legend(&rows, "\n"), not_whole(&rows)))?
     }
     match rows.iter().filter(|r| r.error.is_some()).count() {
         0 => Ok(()),
@@ -183,7 +183,17 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-const LEGEND: &str = "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval";
+/// What the columns of the table mean, and its marks if there are any.
+fn legend(rows: &[Row], line_end: &str) -> String {
+    let mut lines = vec![
+        "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval",
+        "ppl ratio: of the split before it; below 1 the model got worse at the chosen text",
+    ];
+    if rows.iter().flat_map(|r| &r.splits).filter_map(|s| s.change.as_ref()).any(|c| !perplexity_mark(c.perplexity_ratio).is_empty()) {
+        lines.push(PERPLEXITY_NOTE);
+    }
+    lines.join(line_end)
+}
 
 /// A line for each split of which pairs were dropped or cut, in the run with the most of them.
 fn not_whole(rows: &[Row]) -> String {
@@ -222,7 +232,8 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
         }
     }
     let columns = axes.iter().map(|a| (a.field.clone(), Align::Left)).chain([("loss".to_owned(), Align::Right)]);
-    let mut grid = Grid::new(columns.chain(splits.iter().map(|s| (format!("{s}, points"), Align::Right))));
+    let of_split = |s: &&str| [(format!("{s}, points"), Align::Right), ("ppl ratio".to_owned(), Align::Right)];
+    let mut grid = Grid::new(columns.chain(splits.iter().flat_map(of_split)));
     for row in rows {
         let mut cells: Vec<String> = row.values.iter().map(|(_, v)| v.clone()).collect();
         cells.push(match (&row.error, row.loss) {
@@ -231,8 +242,14 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
             (None, None) => "–".to_owned(),
         });
         for split in &splits {
-            let points = row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref()?.points);
-            cells.push(points.map_or_else(|| "–".to_owned(), |p| format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)));
+            let dash = || "–".to_owned();
+            let change = row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref());
+            cells.push(change.and_then(|c| c.points).map_or_else(dash, |p| format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)));
+            // An accuracy says little of a model that no longer writes.
+            cells.push(change.map_or_else(dash, |c| {
+                let ratio = c.perplexity_ratio;
+                ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)
+            }));
         }
         grid.row(cells);
     }
@@ -251,5 +268,21 @@ mod tests {
     fn the_last_axis_runs_fastest() {
         let axes = [axis("a", &["1", "2"]), axis("b", &["x", "y"])];
         assert_eq!(combinations(&axes), [["1", "x"], ["1", "y"], ["2", "x"], ["2", "y"]]);
+    }
+
+    #[test]
+    fn points_stand_beside_their_perplexity_ratio_which_is_marked_below_a_half() {
+        use reprpo_core::eval::statistics::{Change, Estimate};
+
+        let row = |ratio: f64| {
+            let at = |value| Some(Estimate { value, low: value, high: value });
+            let change = Change { accuracy: at(0.9), ratio: at(1.8), points: at(40.0), margin_gain: at(3.0), perplexity_ratio: at(ratio) };
+            let split = SplitSummary { split: "oos".into(), data: String::new(), n: 9, not_finite: 0, base_accuracy: at(0.5), change: Some(change) };
+            Row { values: vec![("a".into(), "1".into())], run: PathBuf::new(), loss: None, splits: vec![split], error: None }
+        };
+        let rows = [row(0.31), row(1.05)];
+        let text = table(&[axis("a", &["1"])], &rows).plain();
+        assert!(text.contains("oos, points") && text.contains("0.31*") && text.contains("1.05"), "{text}");
+        assert!(legend(&rows, "\n").contains("*: ppl ratio below 0.5") && !legend(&rows[1..], "\n").contains('*'));
     }
 }

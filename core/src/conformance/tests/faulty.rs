@@ -31,7 +31,9 @@ macro_rules! plugin {
 }
 
 plugin!(FaultyIntervention, InterventionConfig);
+plugin!(SlowIntervention, InterventionConfig);
 plugin!(FaultyAdapter, AdapterConfig);
+plugin!(SlowAdapter, AdapterConfig);
 plugin!(FaultyTransform, TransformConfig);
 plugin!(FaultyTap, TapConfig);
 plugin!(FaultyDataset, DatasetConfig);
@@ -45,7 +47,9 @@ enum OfIntervention {
     Sums,
     DividesByTheDeviation,
     Remembers,
+    DividesByTheSpread,
     Climbs,
+    StartsFlat,
     SeesNothing,
     Panics,
     MakesDo,
@@ -64,6 +68,15 @@ impl InterventionPlugin for FaultyIntervention {
     }
 }
 
+/// Its learning rate is too low for anything.
+impl InterventionPlugin for SlowIntervention {
+    const LEARNING_RATE: Option<f64> = Some(1e-12);
+
+    fn build(config: InterventionConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        FaultyIntervention::build(config, model)
+    }
+}
+
 impl Intervention for InterventionConfig {
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::default() }
@@ -71,13 +84,20 @@ impl Intervention for InterventionConfig {
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         use OfIntervention as Flaw;
+        let spread = match self.flaw {
+            Flaw::DividesByTheSpread => {
+                let reference = pairs.reference()?;
+                Some((reference.chosen.sum() - reference.rejected()?.sum()).abs() + 1e-12)
+            }
+            _ => None,
+        };
         let ratios = match self.flaw {
             Flaw::Panics => Ok(pairs.log_ratios().unwrap()),
             Flaw::MakesDo if pairs.policy().is_err() => return Ok(Loss::new(Tensor::from(0.0))),
             _ => pairs.log_ratios(),
         };
         let Sides { chosen, rejected } = ratios?;
-        let margin = chosen - rejected;
+        let margin = &chosen - rejected;
         let losses = -(&margin * 0.5).log_sigmoid();
         let mean = losses.mean(None::<Kind>);
         Ok(Loss::new(match self.flaw {
@@ -85,6 +105,8 @@ impl Intervention for InterventionConfig {
             Flaw::Sums => losses.sum(None::<Kind>),
             Flaw::DividesByTheDeviation => mean / losses.std(true),
             Flaw::Remembers => mean * (1.0 + ASKED.fetch_add(1, Ordering::Relaxed) as f64),
+            Flaw::DividesByTheSpread => (-(chosen * 0.5).log_sigmoid() / spread.unwrap_or_else(|| Tensor::from(1.0))).mean(None::<Kind>),
+            Flaw::StartsFlat => -(&margin * margin.abs()).mean(None::<Kind>),
             Flaw::Climbs => mean.detach() * 2.0 - mean,
             Flaw::SeesNothing => mean * 0.0,
             Flaw::None | Flaw::Panics | Flaw::MakesDo => mean,
@@ -133,6 +155,20 @@ impl AdapterPlugin for FaultyAdapter {
 
     fn from_peft(json: &str) -> Result<AdapterConfig> {
         Ok(AdapterConfig { flaw: PeftConfig::parse(json)?.need("flaw")?, ..AdapterConfig::default() })
+    }
+}
+
+/// Its numbers would have to move faster.
+impl AdapterPlugin for SlowAdapter {
+    const PEFT_TYPE: &'static str = "FAULTY";
+    const LEARNING_RATE_FACTOR: f64 = 1e-9;
+
+    fn build(config: AdapterConfig) -> Result<Box<dyn Adapter>> {
+        FaultyAdapter::build(config)
+    }
+
+    fn from_peft(json: &str) -> Result<AdapterConfig> {
+        FaultyAdapter::from_peft(json)
     }
 }
 

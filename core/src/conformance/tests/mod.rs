@@ -5,7 +5,7 @@ mod misdescribed;
 
 use std::collections::BTreeSet;
 
-use faulty::{FaultyAdapter, FaultyDataset, FaultyIntervention, FaultyTap, FaultyTransform};
+use faulty::{FaultyAdapter, FaultyDataset, FaultyIntervention, FaultyTap, FaultyTransform, SlowAdapter, SlowIntervention};
 use misdescribed::of;
 use rayon::prelude::*;
 
@@ -13,6 +13,7 @@ use super::adapters::ADAPTERS;
 use super::datasets::DATASETS;
 use super::described::DESCRIBED;
 use super::interventions::INTERVENTIONS;
+use super::lesson::LESSON;
 use super::taps::TAPS;
 use super::training::TRAINING;
 use super::transforms::TRANSFORMS;
@@ -20,6 +21,8 @@ use super::{Method, Outcome, examine, stand_ins};
 use crate::registry::Entry;
 
 const FINITE: &str = "the loss and its gradients are finite";
+const TWIN: &str = "a pair whose completions are the same does not outweigh the others";
+const LEARNT: &str = "60 steps at its defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
 const REACH: &str = "the gradient reaches all that is trained, and nothing else";
 const ACCUMULATION: &str = "a batch of n equals n batches of one accumulated";
@@ -74,6 +77,7 @@ fn the_stand_ins_keep_what_they_promise() {
 fn each_broken_promise_is_found() {
     let (intervention, adapter) = (leaked(Entry::intervention::<FaultyIntervention>("", "")), leaked(Entry::adapter::<FaultyAdapter>("", "")));
     let (transform, tap) = (leaked(Entry::transform::<FaultyTransform>("", "")), leaked(Entry::tap::<FaultyTap>("", "")));
+    let (slow_intervention, slow_adapter) = (leaked(Entry::intervention::<SlowIntervention>("", "")), leaked(Entry::adapter::<SlowAdapter>("", "")));
     let dataset = leaked(Entry::dataset::<FaultyDataset>("", ""));
     let behaviour: Vec<(Method, &[&str])> = [
         (intervention, r#"{"flaw": "none"}"#, &[] as &[&str]),
@@ -81,8 +85,12 @@ fn each_broken_promise_is_found() {
         (intervention, r#"{"flaw": "sums"}"#, &[ACCUMULATION]),
         (intervention, r#"{"flaw": "divides_by_the_deviation"}"#, &[FINITE, ACCUMULATION, SEED]),
         (intervention, r#"{"flaw": "remembers"}"#, &[GRADIENTS, ACCUMULATION, SEED]),
-        (intervention, r#"{"flaw": "climbs"}"#, &[GRADIENTS, LEARNING]),
-        (intervention, r#"{"flaw": "sees_nothing"}"#, &[GRADIENTS, REACH, LEARNING]),
+        (intervention, r#"{"flaw": "climbs"}"#, &[GRADIENTS, LEARNING, LEARNT]),
+        (intervention, r#"{"flaw": "divides_by_the_spread"}"#, &[TWIN]),
+        (intervention, r#"{"flaw": "starts_flat"}"#, &[LEARNT]),
+        (slow_intervention, r#"{"flaw": "none"}"#, &[LEARNT]),
+        (slow_adapter, r#"{"flaw": "none"}"#, &[LEARNT]),
+        (intervention, r#"{"flaw": "sees_nothing"}"#, &[GRADIENTS, REACH, LEARNING, LEARNT]),
         (intervention, r#"{"flaw": "panics"}"#, &[BARE]),
         (intervention, r#"{"flaw": "makes_do"}"#, &[BARE]),
         (adapter, r#"{"flaw": "none"}"#, &[]),
@@ -145,7 +153,7 @@ fn each_broken_promise_is_found() {
         .map(|((method, _), broken)| format!("{method}: {broken:#?}"))
         .collect();
     assert!(unlike.is_empty(), "{}", unlike.join("\n"));
-    let cases = [TRAINING, INTERVENTIONS, ADAPTERS].into_iter().flatten().map(|i| i.name);
+    let cases = [TRAINING, INTERVENTIONS, ADAPTERS, LESSON].into_iter().flatten().map(|i| i.name);
     let methods = [DESCRIBED, TRANSFORMS, TAPS, DATASETS].into_iter().flatten().map(|i| i.name);
     assert_eq!(cases.chain(methods).collect::<BTreeSet<_>>(), broken.into_iter().flatten().collect());
 }

@@ -1,0 +1,137 @@
+//! What a run says at its end of what its training came to.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::config::TrainConfig;
+use crate::error::{Context, Result};
+use crate::report::Table;
+
+/// Name in `metrics.jsonl` of the number of pairs of a step that did not count in its loss.
+pub const LEFT_OUT: &str = "pairs_left_out";
+/// Runs of fewer steps are not judged: a quarter of them is one step, whose pairs are others than the first step's.
+const FEWEST_STEPS: usize = 4;
+/// A mean of `rewards/margins` that changes by less than this did not move, in nats times β.
+const SMALLEST_MARGIN: f64 = 1e-3;
+
+/// The course of a training run.
+#[derive(Debug, Default, PartialEq)]
+pub struct Course {
+    losses: Vec<f64>,
+    margins: Vec<f64>,
+    left_out: usize,
+    seen: usize,
+    lacking: Option<&'static str>,
+}
+
+impl Course {
+    /// The course that `metrics.jsonl` in `folder` tells, of a run that saw so many pairs. `lacking` says what pairs that
+    /// are left out of the loss lack.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read.
+    pub fn read(folder: &Path, seen: usize, lacking: Option<&'static str>) -> Result<Self> {
+        let path = folder.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
+        let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        let all = |name: &str| -> Vec<f64> { lines.iter().filter_map(|l| l.get(name)?.as_f64()).collect() };
+        let left_out = all(LEFT_OUT).into_iter().sum::<f64>() as usize;
+        Ok(Self { losses: all("loss"), margins: all("rewards/margins"), left_out, seen, lacking })
+    }
+
+    /// The run's last lines: what did not count, and that nothing was learnt where it looks so. `table` is that of the
+    /// run's evaluation, which judges a margin better than the last steps do.
+    pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let (Some(lacking), true) = (self.lacking, self.left_out > 0) {
+            let nothing = if self.left_out == self.seen { "; so nothing was trained" } else { "" };
+            lines.push(format!("warning: {} of the {} pairs seen did not count in the loss{nothing}: each has {lacking}", self.left_out, self.seen));
+        }
+        if let Some((first, last)) = ends(&self.losses).filter(|(first, last)| last >= first) {
+            lines.push(format!(
+                "warning: the loss ended no lower than it began: {first:.4}, then {last:.4} (means over the first and the last quarter of {} steps, at `train.lr` = {})",
+                self.losses.len(),
+                train.lr
+            ));
+        }
+        lines.extend(self.still_margin(train, table));
+        lines
+    }
+
+    /// That the margin did not move, if it did not.
+    fn still_margin(&self, train: &TrainConfig, table: Option<&Table>) -> Option<String> {
+        let trained_on = train.split.split(['[', '+']).next().unwrap_or_default();
+        let gain = table.and_then(|t| t.splits.iter().find(|s| s.split == trained_on)?.change.as_ref()?.margin_gain);
+        if let Some(gain) = gain {
+            return (gain.low <= 0.0 && gain.high >= 0.0).then(|| {
+                format!(
+                    "warning: the margin did not move on `{trained_on}`: log p(chosen) − log p(rejected) changed by {:+.3} nats, with a 95 % interval of {:+.3} to {:+.3}",
+                    gain.value, gain.low, gain.high
+                )
+            });
+        }
+        let (first, last) = ends(&self.margins)?;
+        ((last - first).abs() < SMALLEST_MARGIN).then(|| {
+            format!("warning: the margin did not move: `rewards/margins` was {first:.5}, then {last:.5} (means over the first and the last quarter of the steps)")
+        })
+    }
+}
+
+/// The means over the first and the last quarter; none if there are too few values.
+fn ends(values: &[f64]) -> Option<(f64, f64)> {
+    if values.len() < FEWEST_STEPS {
+        return None;
+    }
+    let quarter = values.len().div_ceil(4);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    Some((mean(&values[..quarter]), mean(&values[values.len() - quarter..])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::statistics::{Change, Estimate, SplitSummary};
+
+    fn of(losses: &[f64], margins: &[f64]) -> Course {
+        Course { losses: losses.to_vec(), margins: margins.to_vec(), ..Course::default() }
+    }
+
+    fn table(low: f64, value: f64, high: f64) -> Table {
+        let gain = Some(Estimate { value, low, high });
+        let change = Some(Change { accuracy: None, ratio: None, points: None, margin_gain: gain, perplexity_ratio: None });
+        Table::new("t", vec![SplitSummary { split: "train".into(), data: String::new(), n: 9, not_finite: 0, base_accuracy: None, change }])
+    }
+
+    #[test]
+    fn a_loss_that_ends_no_lower_than_it_began_is_said() {
+        let said = |losses: &[f64]| of(losses, &[]).verdict(&TrainConfig::default(), None);
+        assert!(said(&[0.9, 0.7, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]).is_empty());
+        let rising = said(&[0.6, 0.8, 9.0, 0.1, 0.1, 9.0, 0.7, 0.9]);
+        assert!(rising[0].contains("no lower than it began: 0.7000, then 0.8000 (means"), "{rising:?}");
+        assert_eq!(said(&[1.0; 8]).len(), 1);
+        // One noisy step at an end is not the run, and three steps are too few to judge.
+        assert!(said(&[0.1, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]).is_empty());
+        assert!(said(&[1.0, 2.0, 3.0]).is_empty());
+    }
+
+    #[test]
+    fn a_margin_that_did_not_move_is_said() {
+        let falling = [0.9, 0.8, 0.7, 0.6];
+        let said = |margins: &[f64], table: Option<&Table>| of(&falling, margins).verdict(&TrainConfig::default(), table);
+        assert!(said(&[0.0, 0.0001, 0.0003, 0.0005], None)[0].contains("the margin did not move: `rewards/margins` was 0.00000, then 0.00050"));
+        assert!(said(&[0.0, 0.1, 0.2, 0.3], None).is_empty());
+        // The evaluation is the better judge.
+        assert!(said(&[0.0; 4], Some(&table(0.2, 0.3, 0.4))).is_empty());
+        assert!(said(&[], Some(&table(0.0, 0.0, 0.0)))[0].contains("did not move on `train`"));
+        assert!(said(&[0.0, 0.1, 0.2, 0.3], Some(&table(-0.1, 0.3, 0.4)))[0].contains("+0.300 nats, with a 95 % interval of -0.100 to +0.400"));
+    }
+
+    #[test]
+    fn pairs_that_did_not_count_are_counted() {
+        let course = Course { left_out: 4, seen: 44, lacking: Some("no preference direction"), ..Course::default() };
+        let said = |course: &Course| course.verdict(&TrainConfig::default(), None);
+        assert_eq!(said(&course), ["warning: 4 of the 44 pairs seen did not count in the loss: each has no preference direction"]);
+        assert!(said(&Course { left_out: 0, ..course }).is_empty());
+    }
+}
