@@ -55,9 +55,6 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     };
     let mut experiment = experiment.clone();
     let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose()?;
-    if let Some(saved) = &saved {
-        experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
-    }
     let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose()?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
@@ -81,19 +78,12 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     }
     let depth = objective.depth(&session.model)?;
-    let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
+    let warnings = chosen.warnings(&session.model)?;
+    let adapted = chosen.attach(&session.model, depth, train.seed)?;
     // The adapter as training finds it, once more, where that is not the base model.
-    let as_found = || -> Result<Option<Adapted>> {
-        let Some(values) = &chosen.values else { return Ok(None) };
-        let found = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
-        found.restore(values)?;
-        Ok(Some(found))
-    };
-    if let Some(values) = &chosen.values {
-        adapted.restore(values)?;
-        if train.reference == ReferenceModel::Start {
-            objective.compare_with(Reference::with(as_found()?));
-        }
+    let as_found = || chosen.values.as_ref().map(|_| chosen.attach(&session.model, depth, train.seed)).transpose();
+    if chosen.values.is_some() && train.reference == ReferenceModel::Start {
+        objective.compare_with(Reference::with(as_found()?));
     }
     objective.adapted(&adapted);
     let mut optimiser = optimiser(&objective, &adapted, train);
@@ -108,7 +98,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
-    for line in opening(&session, &data, &adapted).into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
+    let warnings = warnings.into_iter().chain(unreadable).map(|why| format!("warning: {why}"));
+    for line in opening(&session, &data, &adapted).into_iter().chain(warnings) {
         folder.log(&line)?;
         progress.message(&line);
     }

@@ -14,7 +14,14 @@ use crate::{engine, interrupt};
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     // All of them are understood before the first one is computed.
     let targets = match args.targets[..] {
-        [] => vec![(resolve(args, app, |_| Ok(()))?, None)],
+        [] => {
+            let experiment = resolve(args, app, |layers| {
+                layers.start_from_adapter();
+                Ok(())
+            })?;
+            let adapter = experiment.init_adapter.clone();
+            vec![(experiment, adapter)]
+        }
         _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
     };
     let stop = interrupt::watch()?;

@@ -19,6 +19,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     args::apply(&mut layers, &flags);
     args::columns(&mut layers, args.columns.as_deref())?;
     args::scored(&mut layers, args.split.as_deref());
+    layers.start_from_adapter();
     let experiment = layers.resolve()?.experiment;
     let stop = interrupt::watch()?;
     let scores = engine::score(&experiment, !args.no_eos, &stop, app.printer.progress().as_mut(), app)?;
