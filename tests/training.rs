@@ -481,6 +481,10 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
         (vec!["--model", &phi3, "--set", "adapter.target_modules=[\"qkv_proj.q_proj\", \"v_proj\"]"], "qkv_proj` whole, and its part `q_proj`"),
         (vec!["--set", "adapter.rr=8"], "has no field `rr`"),
         (vec!["--init-adapter", "/no/such/adapter"], "/no/such/adapter"),
+        (vec!["--set", "adapter.rank_pattern={\"q_porj\"=4}"], "did you mean `q_proj`?"),
+        (vec!["--set", "adapter.target_modules=q_proj"], "did you mean `adapter.target_modules=[\"q_proj\"]` or `adapter.target_modules=.*q_proj`?"),
+        (vec!["--set", "adapter.target_modules=q_proj,v_proj"], "`adapter.target_modules=[\"q_proj\", \"v_proj\"]`"),
+        (vec!["--adapter", "hra", "--set", "adapter.layers_to_transform=[0, 7]"], "`adapter.layers_to_transform` has 7"),
     ] {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command.args(["run", "--no-eval"]).arg("--dataset").arg(golden.join("trl/pairs.jsonl")).arg("--out").arg(&out);
@@ -683,4 +687,83 @@ fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
     assert!((end - std::f64::consts::LN_2).abs() < 1e-5, "{end}");
     let lines = metrics(&dir.path().join("again"));
     assert!(number(&lines[lines.len() - 1], "rewards/margins") > 0.0);
+}
+
+/// A saved adapter's settings hold: what contradicts them is refused, dropout is obeyed, and what
+/// `config show` shows is what the run does.
+#[test]
+fn a_run_that_goes_on_from_an_adapter_has_its_settings_and_no_others() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let first = dir.path().join("first");
+    let output = run(&golden, &first, &["--set", "adapter.r=4"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let adapter = first.join("adapter").display().to_string();
+    let second = |out: &str, extra: &[&str]| run(&golden, &dir.path().join(out), &[&["--init-adapter", adapter.as_str()], extra].concat());
+    for (extra, says) in [
+        (vec!["--adapter", "hra"], "`adapter.name` is `hra` (flag --adapter), but the adapter in"),
+        (vec!["--set", "adapter.r=2"], "`adapter.r` is `2` (--set), but the adapter in"),
+        (vec!["--set", "adapter.target_modules=all-linear"], "`adapter.target_modules` is `all-linear` (--set)"),
+    ] {
+        let output = second("refused", &extra);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
+        assert!(text.contains(says), "{extra:?}: {text}");
+    }
+    let shown = |extra: &[&str]| {
+        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        let output = command.args(["config", "show", "--json", "--init-adapter", &adapter]).args(extra).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["adapter"].clone()
+    };
+    for (out, extra, dropout) in [("plain", vec![], 0.0), ("dropout", vec!["--set", "adapter.lora_dropout=0.5"], 0.5)] {
+        let output = second(out, &extra);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let kept: toml::Table = toml::from_str(&std::fs::read_to_string(dir.path().join(out).join("config.toml")).expect("a file")).expect("TOML");
+        let shown = shown(&extra);
+        assert_eq!((&shown["r"], &shown["lora_dropout"]), (&4.into(), &dropout.into()));
+        assert_eq!((kept["adapter"]["r"].as_integer(), kept["adapter"]["lora_dropout"].as_float()), (Some(4), Some(dropout)));
+        let margin = number(&metrics(&dir.path().join(out))[0], "rewards/margins");
+        assert_eq!(margin.abs() < 1e-6, dropout == 0.0, "{out}: {margin}");
+    }
+    // The evaluation takes the run's adapter as it was saved.
+    let judged = |extra: &[&str]| {
+        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        command.env("OMP_NUM_THREADS", "1").args(["eval", "--device", "cpu"]).arg(&first).args(extra).output().expect("it runs")
+    };
+    let output = judged(&["--set", "adapter.r=2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`adapter.r` is `2` (--set)"), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = judged(&[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// PEFT passes over names in a saved adapter that match nothing; so does the command, with a warning.
+#[test]
+fn a_saved_adapter_is_used_without_the_names_that_match_nothing() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let (from, to) = (golden.join("peft/lora"), dir.path().join("lora"));
+    std::fs::create_dir(&to).expect("a folder");
+    std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors")).expect("copied");
+    let text = std::fs::read_to_string(from.join("adapter_config.json")).expect("a file");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    config["rank_pattern"] = serde_json::json!({ "q_porj": 2 });
+    config["target_modules"].as_array_mut().expect("a list").push("w_pack".into());
+    std::fs::write(to.join("adapter_config.json"), config.to_string()).expect("written");
+    let score = |adapter: &Path| {
+        let mut command = Command::cargo_bin("reprpo").expect("the binary");
+        command.env("OMP_NUM_THREADS", "1").args(["score", "--json", "--device", "cpu", "--dtype", "f32"]);
+        command.arg("--model").arg(golden.join("models/llama")).arg("--data").arg(golden.join("trl/pairs.jsonl"));
+        let output = command.arg("--load-adapter").arg(adapter).output().expect("it runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        (output.stdout, text)
+    };
+    let ((plain, quiet), (same, warned)) = (score(&from), score(&to));
+    assert_eq!(plain, same);
+    assert!(!quiet.contains("WARN"), "{quiet}");
+    for says in ["unknown target module `w_pack`; the saved adapter is used without it", "`q_porj` in `adapter.rank_pattern` matches none"] {
+        assert!(warned.contains(says), "{warned}");
+    }
 }

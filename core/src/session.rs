@@ -6,13 +6,14 @@ use serde_json::Value;
 use tch::{Cuda, Device, Kind};
 
 use crate::api::{Adapter, Dataset};
-use crate::config::{Dtype, Experiment, TrainConfig};
+use crate::config::{Dtype, Experiment, TrainConfig, plugin_fields};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::files::read_json;
-use crate::model::Model;
+use crate::model::adapted::unmatched;
 use crate::model::peft::Saved;
+use crate::model::{Adapted, Model};
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
 use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
@@ -190,20 +191,80 @@ pub struct ChosenAdapter {
     pub adapter: Box<dyn Adapter>,
     /// Read from disk.
     pub values: Option<indexmap::IndexMap<String, tch::Tensor>>,
+    /// Warnings about the saved adapter.
+    warnings: Vec<String>,
 }
 
 impl ChosenAdapter {
-    /// From `saved` where there is one, which brings its own configuration; otherwise from the experiment.
+    /// The experiment's adapter, with the values of `saved` where there is one.
     ///
     /// # Errors
-    /// A configuration that the adapter refuses.
+    /// Fails if the experiment's adapter and the saved one contradict each other, or on a
+    /// configuration that the adapter refuses.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
-        let (entry, json, values) = match saved {
-            Some(s) => (s.entry, Value::Object(s.config).to_string(), Some(s.values)),
-            None => (registry.get(PluginKind::Adapter, &experiment.adapter.name)?, experiment.adapter.json(), None),
+        let choice = &experiment.adapter;
+        let entry = registry.get(PluginKind::Adapter, &choice.name)?;
+        let Make::Adapter { build, adjustable, .. } = entry.make else { return Err(wrong_kind(entry)) };
+        let (values, warnings) = match saved {
+            None => (None, Vec::new()),
+            Some(saved) => {
+                let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
+                    Error::new(format!("`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"))
+                        .hint("the saved adapter is not the one that the configuration was made for")
+                };
+                if saved.entry.about.name != entry.about.name {
+                    return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));
+                }
+                let fields = plugin_fields(&entry.about)?;
+                for field in fields.iter().filter(|f| !adjustable.contains(&f.name.as_str())) {
+                    let value = |config: &serde_json::Map<String, Value>| config.get(&field.name).cloned().unwrap_or(Value::Null);
+                    let (ours, theirs) = (value(&choice.config), value(&saved.config));
+                    if !field.same(&ours, &theirs) {
+                        return Err(contradicts(&format!("adapter.{}", field.name), &ours, &theirs));
+                    }
+                }
+                (Some(saved.values), saved.warnings)
+            }
         };
-        let Make::Adapter { build, .. } = entry.make else { return Err(wrong_kind(entry)) };
-        Ok(Self { entry, adapter: build(&json)?, values })
+        Ok(Self { entry, adapter: build(&choice.json())?, values, warnings })
+    }
+
+    /// Warnings about the saved adapter: what its plugin found in the file, and what in its
+    /// configuration matches nothing in `model`.
+    ///
+    /// # Errors
+    /// Fails on a pattern that is not a regular expression.
+    pub fn warnings(&self, model: &Model) -> Result<Vec<String>> {
+        let mut warnings = self.warnings.clone();
+        if self.values.is_some() {
+            let unmatched = unmatched(self.adapter.as_ref(), model.info())?;
+            warnings.extend(unmatched.iter().map(|e| format!("{}; the saved adapter is used without it, as in PEFT", e.message())));
+        }
+        Ok(warnings)
+    }
+
+    /// Attaches it to the first `blocks` blocks of `model`, with the saved values where there are
+    /// any.
+    ///
+    /// # Errors
+    /// Fails if anything in the configuration of a new adapter matches no module, if the adapter does
+    /// not fit a module, or if the saved values do not fit the adapter.
+    pub fn attach(&self, model: &Model, blocks: usize, seed: u64) -> Result<Adapted> {
+        let Some(values) = &self.values else { return Adapted::attach(self.adapter.as_ref(), model, blocks, seed) };
+        let adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
+        adapted.restore(values)?;
+        Ok(adapted)
+    }
+
+    /// The saved adapter on all of `model`, for commands that do not train it. Logs the warnings.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn attach_whole(&self, model: &Model, seed: u64) -> Result<Adapted> {
+        for warning in self.warnings(model)? {
+            tracing::warn!("{warning}");
+        }
+        self.attach(model, model.info().layers, seed)
     }
 }
 

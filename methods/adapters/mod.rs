@@ -17,6 +17,8 @@ mod golden_tests;
 #[cfg(test)]
 mod parts_tests;
 #[cfg(test)]
+mod saved_tests;
+#[cfg(test)]
 mod tests;
 
 use reprpo_plugin::prelude::*;
@@ -45,10 +47,12 @@ fn dropped(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }
 
-/// `layers_to_transform` of PEFT's configuration: a list, or one number.
+/// `layers_to_transform` of PEFT's configuration: a list, or one number. In PEFT an empty list means
+/// every layer.
 fn peft_layers(peft: &PeftConfig) -> Result<Option<Vec<usize>>> {
     match peft.get::<Value>("layers_to_transform")? {
         Some(Value::Number(_)) => Ok(Some(vec![peft.need("layers_to_transform")?])),
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
         _ => peft.get("layers_to_transform"),
     }
 }

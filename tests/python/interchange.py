@@ -5,7 +5,8 @@
 REPRPO is the command, MODEL a small Hugging Face folder, PAIRS a file of preference pairs. It trains an adapter of every
 kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the
 exported model with AutoModelForCausalLM, and compares the log-probabilities of the pairs' completions with those that
-`reprpo score` prints. Needs torch, transformers and peft.
+`reprpo score` prints. Then it does the same, without the export, for every adapter with every form of the target
+modules and every restriction of layers. Needs torch, transformers and peft.
 """
 
 import json
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ADAPTERS = {
@@ -40,6 +43,21 @@ IN_PARTS = {
     "dora-parts": ["adapter.use_dora=true"],
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
+# Forms of `target_modules`. ENDS stands for the ends of names in MODEL; the others match modules of their own.
+ENDS = {"gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"]}
+FORMS = {
+    "ends": lambda ends: json.dumps(ends),
+    "expression": lambda ends: rf".*\.({'|'.join(ends)})",
+    "expression of Rust's": lambda ends: rf".*\.(?<which>{'|'.join(ends)})",
+    "all-linear": lambda ends: "all-linear",
+}
+# Restrictions of layers: by the user, and because the deepest tap makes later layers useless.
+RESTRICTIONS = {
+    "every layer": ["--intervention", "dpo"],
+    "layers 0 and 2": ["--intervention", "dpo", "--set", "adapter.layers_to_transform=[0, 2]"],
+    "up to a tap": ["--intervention", "mse", "--layers", "1"],
+}
+GRID = {"lora": [], "hra": [], "oft": ["adapter.oft_block_size=8"], "boft": [], "vera": [], "ia3": [], "ia3 by expression": []}
 LIMIT = 1e-4
 # What PEFT says of a field that it does not know.
 warnings.filterwarnings("error", message="Unexpected keyword")
@@ -60,10 +78,27 @@ def logps(model, tokenizer, pairs):
     return torch.tensor(sums)
 
 
+def grid(kind):
+    """Names and flags of one adapter for every form of its targets and every restriction of layers."""
+    ends = ENDS.get(kind, ["v_proj", "down_proj"])
+    for adapter, more in GRID.items():
+        for form, targets in FORMS.items():
+            for restriction, flags in RESTRICTIONS.items():
+                sets = [*more, f"adapter.target_modules={targets(ends)}"]
+                if adapter == "lora":
+                    sets.append(f'adapter.rank_pattern={{"(?i){ends[0].upper()}" = 3, "0\\\\..*" = 5}}')
+                if adapter == "ia3":
+                    sets.append(f"adapter.feedforward_modules={json.dumps(ends[1:])}")
+                if adapter == "ia3 by expression":
+                    sets.append(f"adapter.feedforward_modules=.*{ends[1]}")
+                yield f"{adapter}, {form}, {restriction}", [*flags, *[word for s in sets for word in ("--set", s)], "--adapter", adapter.split()[0]]
+
+
 def main(reprpo, model, pairs_file):
     pairs = [json.loads(line) for line in Path(pairs_file).read_text().splitlines()][:6]
     tokenizer = AutoTokenizer.from_pretrained(model)
-    parts = PARTS.get(AutoConfig.from_pretrained(model).model_type, [])
+    kind_of_model = AutoConfig.from_pretrained(model).model_type
+    parts = PARTS.get(kind_of_model, [])
     in_parts = {name: [*sets, f"adapter.target_modules={json.dumps(parts)}"] for name, sets in IN_PARTS.items() if parts}
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +106,17 @@ def main(reprpo, model, pairs_file):
         some.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
         def run(*args):
-            return subprocess.run([reprpo, *map(str, args)], check=True, capture_output=True, text=True).stdout
+            done = subprocess.run([reprpo, *map(str, args)], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{' '.join(map(str, args))}\n{done.stderr}")
+            return done.stdout
+
+        def scores(adapter):
+            out = run("score", "--device", "cpu", "--dtype", "f32", "--model", model, "--load-adapter", adapter, "--data", some, "--json")
+            return torch.tensor([json.loads(line)[side]["logp_sum"] for line in out.splitlines() for side in ("chosen", "rejected")])
+
+        def relative(a, b):
+            return ((a - b).abs() / b.abs()).max().item()
 
         for name, sets in {**ADAPTERS, **in_parts}.items():
             out = Path(folder) / name
@@ -80,19 +125,33 @@ def main(reprpo, model, pairs_file):
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
             run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--adapter", method, "--out", out,
                 *[word for s in sets for word in ("--set", s)])
-            scored = [json.loads(line) for line in run("score", "--device", "cpu", "--dtype", "f32", "--model", model, "--load-adapter", out / "adapter",
-                                                       "--data", some, "--json").splitlines()]
-            ours = torch.tensor([line[side]["logp_sum"] for line in scored for side in ("chosen", "rejected")])
+            ours = scores(out / "adapter")
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             before = logps(base, tokenizer, pairs)
             theirs = logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs)
             merged = Path(folder) / f"{name}-merged"
             run("export", out, "--merge", "--out", merged)
             exported = logps(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), AutoTokenizer.from_pretrained(merged), pairs)
-            relative = lambda a, b: ((a - b).abs() / b.abs()).max().item()
             off, off_merged = relative(ours, theirs), relative(exported, theirs)
             worst = max(worst, off, off_merged)
             print(f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}")
+
+        base = logps(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer, pairs)
+        for i, (name, flags) in enumerate(grid(kind_of_model)):
+            out = Path(folder) / f"grid-{i}"
+            sets = [word for s in ("train.lr=1e-2", "train.warmup=0", "train.epochs=2") for word in ("--set", s)]
+            run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--out", out, *sets, *flags)
+            peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), out / "adapter")
+            theirs = logps(peft, tokenizer, pairs)
+            off, moved = relative(scores(out / "adapter"), theirs), relative(theirs, base)
+            # What PEFT leaves out, or attaches besides, would not show in numbers alone: an untrained adapter changes nothing.
+            adapted = {name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)}
+            keys = [key for key in load_file(out / "adapter/adapter_model.safetensors") if ".layers." in key]
+            trained = {next((a for a in adapted if key.startswith(f"{a}.")), key) for key in keys}
+            if adapted != trained or moved == 0:
+                sys.exit(f"{name}: PEFT adapts {sorted(adapted)}, but the file holds {sorted(trained)}; moved by {moved:.1e}")
+            worst = max(worst, off)
+            print(f"{name:45} in PEFT off by {off:.1e}, moved from the base by {moved:.1e}", flush=True)
     print(f"worst {worst:.1e}, at most {LIMIT:.0e}")
     return worst <= LIMIT
 

@@ -272,6 +272,7 @@ impl ExperimentArgs {
         for assignment in &self.set {
             layers.set(assignment)?;
         }
+        layers.start_from_adapter();
         layers.resolve()
     }
 }

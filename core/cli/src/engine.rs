@@ -159,9 +159,6 @@ fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Resul
     let session = Session::open(experiment, app.registry)?;
     let Some(saved) = saved else { return Ok((session, None)) };
     let chosen = ChosenAdapter::new(experiment, Some(saved), app.registry)?;
-    let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, session.model.info().layers, experiment.train.seed)?;
-    if let Some(values) = chosen.values {
-        adapted.restore(&values)?;
-    }
+    let adapted = chosen.attach_whole(&session.model, experiment.train.seed)?;
     Ok((session, Some(adapted)))
 }

@@ -46,10 +46,7 @@ impl Speaker {
             None => None,
             Some(saved) => {
                 let chosen = ChosenAdapter::new(&experiment, Some(saved), app.registry)?;
-                let adapted = Adapted::attach(chosen.adapter.as_ref(), &model, model.info().layers, experiment.train.seed)?;
-                if let Some(values) = &chosen.values {
-                    adapted.restore(values)?;
-                }
+                let adapted = chosen.attach_whole(&model, experiment.train.seed)?;
                 Some(adapted)
             }
         };

@@ -61,6 +61,6 @@ impl Trained {
             Base::Named(model) => layers.flag("base_model_name_or_path", "model", model),
             Base::Unknown => {}
         }
-        Ok(())
+        layers.adapter(&self.adapter)
     }
 }

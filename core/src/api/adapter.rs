@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Targets, linear};
+use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets, linear};
 use crate::error::{Error, Result};
 
 /// A frozen linear module as an adapter sees it: y = xWᵀ + b.
@@ -127,6 +127,12 @@ pub trait Adapter: Send {
         None
     }
 
+    /// The other fields that mean some of the modules it changes. Entries that match none of them are
+    /// refused where a user typed them, and named in a warning where they stand in a saved adapter.
+    fn selections(&self) -> Vec<Selection> {
+        Vec::new()
+    }
+
     /// Tensors that all modules share, frozen or trained. On disk their key stands alone, without a module's name.
     ///
     /// # Errors
@@ -185,6 +191,15 @@ pub trait AdapterPlugin: Plugin {
     /// numbers must move further to change a model as much has more.
     const LEARNING_RATE_FACTOR: f64 = 1.0;
 
+    /// Fields that may have another value when a saved adapter is trained on. They change neither a
+    /// tensor nor what the saved tensors compute, as dropout. Every other field that contradicts the
+    /// saved adapter is refused.
+    const ADJUSTABLE: &'static [&'static str] = &[];
+
+    /// False if PEFT's configuration of this type has no `layers_to_transform`. A restriction to some
+    /// layers is then saved as the full names of the modules.
+    const PEFT_HAS_LAYERS: bool = true;
+
     /// Checks the configuration and makes the adapter.
     ///
     /// # Errors
@@ -196,4 +211,22 @@ pub trait AdapterPlugin: Plugin {
     /// # Errors
     /// A field that this method does not know how to honour.
     fn from_peft(json: &str) -> Result<Self::Config>;
+
+    /// Fits the configuration that [`from_peft`](Self::from_peft) made to the rest of a saved adapter,
+    /// where PEFT goes by more than the configuration. Returns warnings for the user.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be honoured.
+    fn reconcile(_config: &mut Self::Config, _file: &PeftFile<'_>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A saved adapter in PEFT's format, as [`AdapterPlugin::reconcile`] sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct PeftFile<'a> {
+    /// The text of its `adapter_config.json`.
+    pub json: &'a str,
+    /// Key and shape of each of its tensors.
+    pub shapes: &'a [(String, Vec<i64>)],
 }

@@ -18,7 +18,7 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PromptPlaces};
+pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, States, StepInfo};
@@ -32,5 +32,6 @@ pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
 pub(crate) use product::linear;
 pub use tap::{Layers, Pooling, Tap, TapPlugin};
-pub use targets::{Patterns, Targets};
+pub(crate) use targets::pattern_fits;
+pub use targets::{Patterns, Selected, Selection, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LinearInfo, ModelInfo, PartInfo};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// The word for every module.
 const ALL: &str = "all-linear";
@@ -49,6 +49,7 @@ pub enum Targets {
     /// Names or ends of names: `q_proj` fits `model.layers.0.self_attn.q_proj`. Where an architecture fuses or renames
     /// Llama's projections, Llama's name means the module that holds it. A part of a fused module is named with the module:
     /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
+    #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
     /// `all-linear`, or a regular expression that has to match a whole name: of a module, or, where it names a fused module
     /// but does not match it, of a part, as `.*qkv_proj\.[qv]_proj`.
@@ -59,9 +60,29 @@ impl Targets {
     /// The modules it means, and the parts of modules, in the model's order.
     ///
     /// # Errors
-    /// A pattern that is no regular expression, a target that fits no module, or a module that is meant whole and in part.
+    /// Fails on a pattern that is not a regular expression, a target that matches no module, or a
+    /// module that is meant whole and in part.
     pub fn resolve<'m>(&self, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
+        let hits = self.select(model, None)?;
+        match self.unmatched(&hits, model)?.into_iter().next() {
+            Some(e) => Err(e),
+            None => Ok(hits),
+        }
+    }
+
+    /// The modules and parts of modules that it means within `layers` (`None`: in every layer), in
+    /// the model's order. As in PEFT, a target that matches no module is passed over, and a module
+    /// that is listed by its whole name is meant whatever `layers` holds.
+    ///
+    /// # Errors
+    /// Fails on a pattern that is not a regular expression, or a module that is meant whole and in
+    /// part.
+    pub fn select<'m>(&self, model: &'m ModelInfo, layers: Option<&[usize]>) -> Result<Vec<&'m LinearInfo>> {
         let fits = self.matcher()?;
+        let within = |l: &LinearInfo| match (l.layer, layers) {
+            (Some(k), Some(some)) => some.contains(&k) || self.names_whole(&l.name),
+            _ => true,
+        };
         let mut hits = Vec::new();
         for module in &model.linears {
             let whole = fits(&module.name);
@@ -75,14 +96,26 @@ impl Targets {
                 _ => hits.extend(parts),
             }
         }
-        let missing = match self {
-            Targets::Suffixes(list) => list.iter().find(|suffix| !hits.iter().any(|l| l.is(suffix))),
-            Targets::Pattern(p) => Some(p).filter(|_| hits.is_empty()),
-        };
-        let valid = || {
-            model.linears.iter().map(|l| last(&l.name).to_owned()).chain(model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name))))
-        };
-        missing.map_or(Ok(hits), |given| Err(Error::unknown("target module", given, valid())))
+        hits.retain(|l| within(l));
+        Ok(hits)
+    }
+
+    /// Whether it lists the module by its whole name.
+    fn names_whole(&self, name: &str) -> bool {
+        matches!(self, Targets::Suffixes(list) if list.iter().any(|s| s == name))
+    }
+
+    /// An error for each target that is none of `hits`, which [`select`](Self::select) found in
+    /// `model`.
+    ///
+    /// # Errors
+    /// Fails on a pattern that is not a regular expression.
+    pub fn unmatched(&self, hits: &[&LinearInfo], model: &ModelInfo) -> Result<Vec<Error>> {
+        Ok(match self {
+            Targets::Suffixes(list) => list.iter().filter(|suffix| !hits.iter().any(|l| l.is(suffix))).map(|given| unknown_name(given, model)).collect(),
+            Targets::Pattern(p) if hits.is_empty() => vec![unmatched_pattern(p, model)],
+            Targets::Pattern(_) => Vec::new(),
+        })
     }
 
     /// Whether it means the part, where it does not mean the module. `fits` is its [`matcher`](Self::matcher).
@@ -91,8 +124,13 @@ impl Targets {
     fn means_part(&self, part: &PartInfo, fits: &Matcher<'_>) -> bool {
         match self {
             Targets::Suffixes(list) => list.iter().any(|s| s.contains('.') && ends(&part.linear.name, s)),
-            Targets::Pattern(p) => p != ALL && p.contains(last(&part.holder)) && fits(&part.linear.name),
+            Targets::Pattern(p) => !is_all(p) && p.contains(last(&part.holder)) && fits(&part.linear.name),
         }
+    }
+
+    /// Whether it is the word for every module.
+    pub fn is_all(&self) -> bool {
+        matches!(self, Targets::Pattern(p) if is_all(p))
     }
 
     /// Whether it means the module of that name. Of parts that are adapted, Llama's name alone means one as well.
@@ -127,7 +165,7 @@ impl Targets {
                 list.iter().map(|s| s.rsplit_once('.').filter(|_| in_part(s)).map_or_else(|| s.clone(), |(module, _)| module.to_owned())).collect()
             }
             Targets::Pattern(_) => {
-                let hits = self.resolve(model)?;
+                let hits = self.select(model, None)?;
                 if hits.iter().all(|l| model.part(&l.name).is_none()) {
                     return Ok(self.clone());
                 }
@@ -139,7 +177,7 @@ impl Targets {
 
     fn matcher(&self) -> Result<Matcher<'_>> {
         Ok(match self {
-            Targets::Pattern(p) if p == ALL => Box::new(|_| true),
+            Targets::Pattern(p) if is_all(p) => Box::new(|_| true),
             Targets::Pattern(p) => {
                 let regex = Regex::new(&format!("^(?:{p})$")).map_err(|e| {
                     Error::new(format!("target_modules `{p}` is not a regular expression"))
@@ -151,6 +189,89 @@ impl Targets {
             Targets::Suffixes(list) => Box::new(move |name| list.iter().any(|s| ends(name, s) || holds(name, s))),
         })
     }
+}
+
+/// Whether the text is the word for every module. PEFT reads it in any case of letters.
+fn is_all(text: &str) -> bool {
+    text.eq_ignore_ascii_case(ALL)
+}
+
+/// The names by which a list can mean the modules of `model`, and the parts of modules.
+fn valid_names(model: &ModelInfo) -> Vec<String> {
+    let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
+    let mut names: Vec<String> = model.linears.iter().map(|l| last(&l.name).to_owned()).chain(parts).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// `["a", "b"]`, as a list is written in a flag and in TOML.
+fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{}\"", name.as_ref())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// The names in a text that was likely meant as a list: `q_proj,v_proj`, `q_proj v_proj`,
+/// `[q_proj, v_proj]`.
+fn names_in(text: &str) -> Vec<&str> {
+    let trim = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '"' | '\'');
+    text.split([',', ' ']).map(|name| name.trim_matches(trim)).filter(|name| !name.is_empty()).collect()
+}
+
+/// The names in `given`, each replaced by the nearest that `model` has; `None` where one is not
+/// near to any.
+fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
+    let valid = valid_names(model);
+    let likely = |name: &str| {
+        let known = model.linears.iter().any(|l| l.is(name)) || model.parts.iter().any(|p| name.contains('.') && ends(&p.linear.name, name));
+        if known { Some(name.to_owned()) } else { nearest(name, &valid).map(str::to_owned) }
+    };
+    let names: Option<Vec<String>> = names_in(given).into_iter().map(likely).collect();
+    names.filter(|names| !names.is_empty())
+}
+
+/// The error of a name in a list that matches no module of `model`.
+fn unknown_name(given: &str, model: &ModelInfo) -> Error {
+    let valid = valid_names(model);
+    let likely = names_in(given).len() > 1;
+    let as_pattern = Regex::new(&format!("^(?:{given})$")).is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name)));
+    if is_all(given) {
+        let e = Error::new(format!("unknown target module `{given}`"));
+        return e.hint(format!("write `adapter.target_modules={ALL}` without a list, which means every linear module"));
+    }
+    if as_pattern {
+        let e = Error::new(format!("unknown target module `{given}`"));
+        return e.hint(format!("a list holds names; give the regular expression as text, without a list: `adapter.target_modules={given}`"));
+    }
+    match likely_names(given, model).filter(|_| likely) {
+        Some(names) => {
+            let e = Error::new(format!("unknown target module `{given}`"));
+            e.hint(format!("each name is an entry of its own: `adapter.target_modules={}`", listed(names))).hint(format!("valid: {}", valid.join(", ")))
+        }
+        None => Error::unknown("target module", given, valid),
+    }
+}
+
+/// The error of a regular expression that matches the whole name of no module of `model`.
+fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
+    let mut e = Error::new(format!("the regular expression `{given}` in `target_modules` matches no module"))
+        .hint("text is a regular expression that must match the whole name of a module; names or ends of names go into a list");
+    let valid = valid_names(model);
+    let all = [ALL.to_owned()];
+    if let Some(word) = nearest(given, &all) {
+        return e.hint(format!("did you mean `adapter.target_modules={word}`?"));
+    }
+    if let Some(names) = likely_names(given, model) {
+        let pattern = if names.len() == 1 { names[0].clone() } else { format!("({})", names.join("|")) };
+        let pattern = pattern.replace('.', r"\.");
+        e = e.hint(format!("did you mean `adapter.target_modules={}` or `adapter.target_modules=.*{pattern}`?", listed(&names)));
+    } else if Regex::new(&format!("^(?:.*(?:{given}).*)$")).is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name))) {
+        e = e.hint(format!("it matches a part of some names: did you mean `adapter.target_modules=.*({given}).*`?"));
+    }
+    if let Some(example) = model.linears.first() {
+        e = e.hint(format!("a whole name is `{}`", example.name));
+    }
+    e.hint(format!("valid in a list: {}", valid.join(", ")))
 }
 
 /// The last of a name's words between points.
@@ -182,10 +303,7 @@ impl<V: JsonSchema> Patterns<V> {
     /// A pattern that is no regular expression.
     pub fn get(&self, name: &str) -> Result<Option<&V>> {
         for (pattern, value) in &self.0 {
-            // PEFT's rule: the pattern begins at the name's start or behind a point, and reaches to its end.
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .map_err(|e| Error::new(format!("the pattern `{pattern}` for module names is not a regular expression")).because(e))?;
-            if regex.is_match(name) {
+            if pattern_fits(pattern, name)? {
                 return Ok(Some(value));
             }
         }
@@ -196,6 +314,122 @@ impl<V: JsonSchema> Patterns<V> {
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.0.values()
     }
+}
+
+/// Whether a pattern fits the name of a module. PEFT's rule: the pattern begins at the name's start
+/// or behind a point, and reaches to its end.
+///
+/// # Errors
+/// Fails if the pattern is not a regular expression.
+pub(crate) fn pattern_fits(pattern: &str, name: &str) -> Result<bool> {
+    let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+        .map_err(|e| Error::new(format!("the pattern `{pattern}` for module names is not a regular expression")).because(e))?;
+    Ok(regex.is_match(name))
+}
+
+/// A field of an adapter's configuration, besides its targets, that means some of the modules which
+/// the adapter changes. Entries that match none of them are reported as errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The field, as `rank_pattern`.
+    pub field: String,
+    /// The modules that it means.
+    pub modules: Selected,
+}
+
+/// How a [`Selection`] means modules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selected {
+    /// As target modules are.
+    Targets(Targets),
+    /// By the keys of [`Patterns`].
+    Patterns(Vec<String>),
+}
+
+impl Selection {
+    /// A field of type [`Targets`].
+    pub fn targets(field: &str, targets: &Targets) -> Self {
+        Self { field: field.to_owned(), modules: Selected::Targets(targets.clone()) }
+    }
+
+    /// A field of type [`Patterns`].
+    pub fn patterns<V: JsonSchema>(field: &str, patterns: &Patterns<V>) -> Self {
+        Self { field: field.to_owned(), modules: Selected::Patterns(patterns.0.keys().cloned().collect()) }
+    }
+
+    /// An error for each entry that matches none of the modules `hits` of `model`, which the adapter
+    /// changes.
+    ///
+    /// # Errors
+    /// Fails on a pattern that is not a regular expression.
+    pub fn unmatched(&self, hits: &[&LinearInfo], model: &ModelInfo) -> Result<Vec<Error>> {
+        let mut errors = Vec::new();
+        match &self.modules {
+            Selected::Patterns(keys) => {
+                for key in keys {
+                    if !any(hits, |l| pattern_fits(key, &l.name))? {
+                        let elsewhere = any(&model.linears.iter().collect::<Vec<_>>(), |l| pattern_fits(key, &l.name))?;
+                        errors.push(self.matches_none(key, hits, elsewhere));
+                    }
+                }
+            }
+            Selected::Targets(targets) => {
+                let fits = targets.matcher()?;
+                match targets {
+                    Targets::Suffixes(list) => {
+                        for given in list.iter().filter(|s| !hits.iter().any(|l| l.is(s))) {
+                            errors.push(self.matches_none(given, hits, model.linears.iter().any(|l| l.is(given))));
+                        }
+                    }
+                    Targets::Pattern(p) if !hits.iter().any(|l| fits(&l.name)) => {
+                        errors.push(self.matches_none(p, hits, model.linears.iter().any(|l| fits(&l.name))));
+                    }
+                    Targets::Pattern(_) => {}
+                }
+            }
+        }
+        Ok(errors)
+    }
+
+    /// The error of an entry that matches none of `hits`; `elsewhere`: it matches other modules of
+    /// the model.
+    fn matches_none(&self, given: &str, hits: &[&LinearInfo], elsewhere: bool) -> Error {
+        let field = &self.field;
+        let e = Error::new(format!("`{given}` in `adapter.{field}` matches none of the modules that the adapter changes"));
+        let e = if elsewhere {
+            e.hint(format!("the model has it, but it is not adapted: take it out of `adapter.{field}`, or widen `adapter.target_modules`"))
+        } else {
+            e
+        };
+        // Ends of names of as many words as were given: `mlp.down_porj` is near to `mlp.down_proj`.
+        let words = given.matches('.').count() + 1;
+        let end = |name: &str| {
+            let all: Vec<&str> = name.split('.').collect();
+            all[all.len().saturating_sub(words)..].join(".")
+        };
+        let mut valid: Vec<String> = hits.iter().map(|l| end(&l.name)).collect();
+        valid.sort();
+        valid.dedup();
+        let plain = given.trim_start_matches(['^', '.', '*', '\\']).trim_end_matches('$').replace(r"\.", ".");
+        let e = match nearest(&plain, &valid).filter(|_| !elsewhere) {
+            Some(near) => e.hint(format!("did you mean `{near}`?")),
+            None => e,
+        };
+        let mut names: Vec<&str> = hits.iter().map(|l| last(&l.name)).collect();
+        names.sort_unstable();
+        names.dedup();
+        e.hint(format!("it changes: {}", names.join(", ")))
+    }
+}
+
+/// Whether `fits` holds for one of the modules.
+fn any(modules: &[&LinearInfo], fits: impl Fn(&LinearInfo) -> Result<bool>) -> Result<bool> {
+    for module in modules {
+        if fits(module)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -293,6 +527,70 @@ mod tests {
         let holders = ["gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.attention.query_key_value"];
         assert_eq!(pattern(r".*query_key_value\.[qk]_proj").whole(&model).unwrap(), of(&holders));
         assert_eq!(pattern(".*dense").whole(&model).unwrap(), pattern(".*dense"));
+    }
+
+    /// The error of a target that matches no module, with its hints.
+    fn refused(targets: &Targets) -> String {
+        format!("{:?}", targets.resolve(&fused()).unwrap_err())
+    }
+
+    #[test]
+    fn names_as_text_are_shown_as_a_list_and_as_an_expression() {
+        let one = refused(&pattern("query_key_value"));
+        assert!(one.starts_with("the regular expression `query_key_value` in `target_modules` matches no module"), "{one}");
+        assert!(one.contains("must match the whole name") && one.contains("a whole name is `gpt_neox.layers.0.attention.query_key_value`"), "{one}");
+        assert!(one.contains(r#"did you mean `adapter.target_modules=["query_key_value"]` or `adapter.target_modules=.*query_key_value`?"#), "{one}");
+        for text in ["query_key_value,dense", "query_key_value, dense", "[query_key_value, dense]", "query_key_valu,dense"] {
+            let e = refused(&pattern(text));
+            assert!(e.contains(r#"`adapter.target_modules=["query_key_value", "dense"]` or `adapter.target_modules=.*(query_key_value|dense)`"#), "{e}");
+        }
+        assert!(refused(&pattern("q_proj")).contains(r#"`adapter.target_modules=["q_proj"]`"#));
+        assert!(refused(&pattern("all_linear")).contains("did you mean `adapter.target_modules=all-linear`?"));
+        assert!(refused(&pattern(r"attention\.query")).contains(r"`adapter.target_modules=.*(attention\.query).*`"));
+        // The suggestions are what they say.
+        assert_eq!(hits(&pattern(".*(query_key_value|dense)")), hits(&of(&["query_key_value", "dense"])));
+        assert_eq!(hits(&pattern("All-Linear")).len(), 4);
+    }
+
+    #[test]
+    fn an_expression_or_several_names_in_an_entry_of_a_list_are_told_apart() {
+        assert!(refused(&of(&["query_key_value,dense"])).contains(r#"`adapter.target_modules=["query_key_value", "dense"]`"#));
+        assert!(refused(&of(&[".*dense"])).contains("without a list: `adapter.target_modules=.*dense`"));
+        assert!(refused(&of(&["all-linear"])).contains("write `adapter.target_modules=all-linear`"));
+    }
+
+    #[test]
+    fn layers_restrict_all_but_whole_names() {
+        let model = fused();
+        let names =
+            |targets: &Targets, layers: &[usize]| -> Vec<String> { targets.select(&model, Some(layers)).unwrap().iter().map(|l| l.name.clone()).collect() };
+        let (first, second) = ("gpt_neox.layers.0.attention.dense", "gpt_neox.layers.1.attention.dense");
+        assert_eq!(names(&of(&["attention.dense"]), &[1]), [second]);
+        assert_eq!(names(&of(&[first]), &[1]), [first]);
+        assert_eq!(names(&pattern(".*attention.dense"), &[1]), [second]);
+        // A saved adapter may name what the model does not have.
+        assert_eq!(names(&of(&["w_pack", "attention.dense"]), &[1]), [second]);
+    }
+
+    #[test]
+    fn a_selection_names_what_matches_no_adapted_module() {
+        let model = fused();
+        let hits = of(&["query_key_value", "dense_h_to_4h"]).select(&model, Some(&[0])).unwrap();
+        let told = |selection: Selection| -> Vec<String> { selection.unmatched(&hits, &model).unwrap().iter().map(|e| format!("{e:?}")).collect() };
+        let keys = |keys: &[&str]| Selection::patterns("rank_pattern", &Patterns(keys.iter().map(|&k| (k.to_owned(), 1u32)).collect()));
+        for good in ["query_key_value", r"layers\.0\..*", "attention.query_key_value", "^gpt_neox.layers.0.mlp.dense_h_to_4h"] {
+            assert_eq!(told(keys(&[good])), [""; 0], "{good}");
+        }
+        let bad = told(keys(&["query_key_vlaue", "query_key_value", "mlp.dense_h_to_h4", "dense", "w_pack"]));
+        assert_eq!(bad.len(), 4);
+        assert!(bad[0].starts_with("`query_key_vlaue` in `adapter.rank_pattern` matches none of the modules that the adapter changes"), "{}", bad[0]);
+        assert!(bad[0].contains("did you mean `query_key_value`?"), "{}", bad[0]);
+        assert!(bad[1].contains("did you mean `mlp.dense_h_to_4h`?"), "{}", bad[1]);
+        assert!(bad[2].contains("the model has it, but it is not adapted") && !bad[2].contains("did you mean"), "{}", bad[2]);
+        assert!(bad[3].contains("it changes: dense_h_to_4h, query_key_value"), "{}", bad[3]);
+        assert_eq!(told(Selection::targets("feedforward_modules", &of(&["dense_h_to_4h", "dense_4h_to_h"]))).len(), 1);
+        assert_eq!(told(Selection::targets("feedforward_modules", &pattern(".*mlp.*"))).len(), 0);
+        assert_eq!(told(Selection::targets("feedforward_modules", &pattern("mlp"))).len(), 1);
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub struct Field {
     text: bool,
     #[serde(skip)]
     types: Vec<String>,
+    /// True if a list is a set, whose order does not matter.
+    #[serde(skip)]
+    unordered: bool,
 }
 
 impl Field {
@@ -70,6 +73,18 @@ impl Field {
         !self.types.is_empty() && !self.takes(value)
     }
 
+    /// Whether two values of this field mean the same: numbers by value, tables in any order, and
+    /// lists in any order where the schema has `uniqueItems`.
+    pub fn same(&self, a: &Value, b: &Value) -> bool {
+        match (a, b) {
+            (Value::Array(a), Value::Array(b)) if self.unordered => {
+                let within = |a: &[Value], b: &[Value]| a.iter().all(|x| b.iter().any(|y| equal(x, y)));
+                within(a, b) && within(b, a)
+            }
+            _ => equal(a, b),
+        }
+    }
+
     fn takes(&self, value: &Value) -> bool {
         let kind = match value {
             Value::Null => "null",
@@ -80,6 +95,16 @@ impl Field {
             Value::Object(_) => "object",
         };
         self.types.iter().any(|t| t == kind)
+    }
+}
+
+/// Whether two values are the same, where 32 is 32.0.
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
+        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| equal(a, b))),
+        _ => a == b,
     }
 }
 
@@ -143,7 +168,7 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
         (Value::Object(defaults), Some(table)) => fields_of(root, table, defaults),
         _ => Vec::new(),
     };
-    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, fields, text, types: shape.types }
+    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, fields, text, types: shape.types, unordered: shape.unordered }
 }
 
 /// What a property comes to once references and alternatives are followed.
@@ -153,6 +178,7 @@ struct Shape {
     names: Vec<String>,
     words: Vec<Word>,
     description: String,
+    unordered: bool,
 }
 
 impl Shape {
@@ -164,6 +190,7 @@ impl Shape {
         if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.trim_start_matches('#'))) {
             self.add(root, target, depth + 1);
         }
+        self.unordered |= schema.get("uniqueItems") == Some(&Value::Bool(true));
         let describes = schema.get("description").and_then(Value::as_str).unwrap_or_default();
         if self.description.is_empty() && depth > 0 {
             self.description = describes.to_owned();
@@ -238,6 +265,8 @@ mod tests {
         layers: String,
         targets: Option<Vec<String>>,
         on: bool,
+        #[schemars(extend("uniqueItems" = true))]
+        blocks: Option<Vec<usize>>,
     }
 
     fn of(name: &str) -> Field {
@@ -268,5 +297,13 @@ mod tests {
         assert_eq!(of("targets").read("[\"q_proj\"]"), json!(["q_proj"]));
         assert_eq!(of("on").read("false"), json!(false));
         assert_eq!(of("layers").read("a\nb = 2"), json!("a\nb = 2"));
+    }
+
+    #[test]
+    fn values_are_compared_by_what_they_mean() {
+        assert!(of("beta").same(&json!(32), &json!(32.0)) && !of("beta").same(&json!(32), &json!(31)));
+        assert!(of("blocks").same(&json!([2, 0]), &json!([0, 2])) && !of("blocks").same(&json!([2]), &json!([0, 2])));
+        assert!(!of("targets").same(&json!(["a", "b"]), &json!(["b", "a"])));
+        assert!(of("targets").same(&json!(null), &json!(null)) && !of("targets").same(&json!(null), &json!([])));
     }
 }

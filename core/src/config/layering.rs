@@ -11,16 +11,22 @@ use serde_json::{Map, Value};
 use super::fields::{Field, fields, json};
 use super::{Experiment, Origin, Origins, PluginFile, check, dataset, written};
 use crate::error::{Error, Result, nearest};
-use crate::registry::{Entry, Kind, LearningRate, Registry};
+use crate::model::peft::SavedConfig;
+use crate::registry::{Entry, Kind, LearningRate, Make, Registry};
 
 /// Variables that begin as the configuration's do and are read elsewhere.
 const OTHER_VARIABLES: [&str; 6] = ["REPRPO_DATA", "REPRPO_CACHE", "REPRPO_SHARED", "REPRPO_NO_PROGRESS", "REPRPO_LOG", "REPRPO_PLUGIN_DIR"];
+
+/// The section that a saved adapter describes.
+const ADAPTER: &str = "adapter";
 
 /// The layers so far, lowest first.
 #[derive(Debug)]
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
+    /// Whether `init_adapter` brings its configuration.
+    starts_from_adapter: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +66,7 @@ impl Resolved {
 impl<'r> Layering<'r> {
     /// No layer yet.
     pub fn new(registry: &'r Registry) -> Self {
-        Self { registry, settings: Vec::new() }
+        Self { registry, settings: Vec::new(), starts_from_adapter: false }
     }
 
     /// The program's own choices, as TOML.
@@ -80,6 +86,39 @@ impl<'r> Layering<'r> {
     pub fn file(&mut self, path: &Path) -> Result<()> {
         self.table(read(path)?, &Origin::File(path.to_owned()));
         Ok(())
+    }
+
+    /// The configuration of the saved adapter in the folder `dir`, which the experiment uses. It takes
+    /// the place of what the layers below say of the adapter. A value above that contradicts it is an
+    /// error, unless the adapter lets the field change.
+    ///
+    /// # Errors
+    /// Fails if the adapter cannot be read.
+    pub fn adapter(&mut self, dir: &Path) -> Result<()> {
+        let layer = self.adapter_layer(dir)?;
+        self.settings.retain(|s| s.path.first().is_none_or(|p| p != ADAPTER));
+        self.settings.extend(layer);
+        Ok(())
+    }
+
+    /// Lets the adapter that `init_adapter` names bring its configuration, as with
+    /// [`adapter`](Self::adapter), above the defaults and the recipe and below everything that the
+    /// user says.
+    pub fn start_from_adapter(&mut self) {
+        self.starts_from_adapter = true;
+    }
+
+    /// The settings that the saved adapter in `dir` stands for.
+    fn adapter_layer(&self, dir: &Path) -> Result<Vec<Setting>> {
+        let SavedConfig { entry, config, .. } = SavedConfig::read(dir, self.registry)?;
+        let name = ("name".to_owned(), Value::String(entry.about.name.to_owned()));
+        let setting = |(field, value)| Setting {
+            path: vec![ADAPTER.to_owned(), field],
+            given: Given::Value(value),
+            origin: Origin::Adapter(dir.to_owned()),
+            only_for: None,
+        };
+        Ok(std::iter::once(name).chain(config).map(setting).collect())
     }
 
     /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.
@@ -137,7 +176,9 @@ impl<'r> Layering<'r> {
     pub fn resolve(mut self) -> Result<Resolved> {
         self.plugins_are_there()?;
         self.expand_recipe()?;
+        self.expand_init_adapter()?;
         self.expand_choices()?;
+        self.adapter_is_the_saved_one()?;
         let mut outcome = Outcome::new(self.registry, &self.settings)?;
         // The plugins' names first: the error of a field says who chose the plugin that does not have it.
         let (names, fields): (Vec<_>, Vec<_>) = self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
@@ -199,6 +240,51 @@ impl<'r> Layering<'r> {
             }
         }
         self.settings.extend(rest);
+        Ok(())
+    }
+
+    /// Puts the configuration of `init_adapter` above the defaults and the recipe.
+    fn expand_init_adapter(&mut self) -> Result<()> {
+        if !self.starts_from_adapter {
+            return Ok(());
+        }
+        let Some(choice) = self.settings.iter().rfind(|s| s.path == ["init_adapter"]) else { return Ok(()) };
+        let dir = match &choice.given {
+            Given::Text(text) => text.trim_matches('"').to_owned(),
+            Given::Value(Value::String(text)) => text.clone(),
+            // Its type is judged with all others.
+            Given::Value(_) => return Ok(()),
+        };
+        if matches!(dir.as_str(), "none" | "null") {
+            return Ok(());
+        }
+        let layer = self.adapter_layer(Path::new(&dir)).map_err(|e| match choice.origin {
+            Origin::Flag(_) => e,
+            _ => e.within(format!("`init_adapter` in {} cannot be used", choice.origin)),
+        })?;
+        let above = self.settings.iter().position(|s| !matches!(s.origin, Origin::Default | Origin::Recipe(_)));
+        let rest = self.settings.split_off(above.unwrap_or(self.settings.len()));
+        self.settings.retain(|s| s.path.first().is_none_or(|p| p != ADAPTER));
+        self.settings.extend(layer);
+        self.settings.extend(rest);
+        Ok(())
+    }
+
+    /// Refuses the choice of another kind of adapter than the saved one.
+    fn adapter_is_the_saved_one(&self) -> Result<()> {
+        let is_name = |s: &&Setting| s.path.len() == 2 && s.path[0] == ADAPTER && s.path[1] == "name";
+        let mut saved = None;
+        for setting in self.settings.iter().filter(is_name) {
+            let Given::Value(Value::String(name)) = &setting.given else { continue };
+            match (&setting.origin, saved) {
+                (Origin::Adapter(dir), _) => saved = Some((dir, name)),
+                (origin, Some((dir, kind))) if name != kind => {
+                    return Err(Error::new(format!("`adapter.name` is `{name}` ({origin}), but the adapter in `{}` is of type `{kind}`", dir.display()))
+                        .hint("leave the adapter's name out, because a saved adapter brings its own; or start without a saved adapter"));
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -374,21 +460,22 @@ impl<'r> Outcome<'r> {
                 }
                 let Some(field) = known.fields.iter().find(|f| f.name == name) else { return Err(self.unknown(setting)) };
                 let value = setting.given.for_field(field);
-                let mut target = &mut self.values[section][name];
-                for part in inner {
-                    if !target.is_object() {
-                        *target = Value::Object(Map::new());
-                    }
-                    target = &mut target[*part];
+                if let Some(Origin::Adapter(dir)) = self.origins.get(&format!("{section}.{name}"))
+                    && !known.plugin.is_some_and(|p| is_adjustable(p, name))
+                {
+                    let saved = &self.values[section][name];
+                    let mut wanted = saved.clone();
+                    put(at(&mut wanted, inner), value);
+                    return if field.same(saved, &wanted) { Ok(()) } else { Err(contradicts(setting, saved, &wanted, dir, known)) };
                 }
-                (value, target)
+                (value, at(&mut self.values[section][name], inner))
             }
             [] => return Ok(()),
         };
-        match (&mut *target, value) {
-            // A table in a file says some of a value's parts, not all.
-            (Value::Object(old), Value::Object(new)) => old.extend(new),
-            (target, value) => *target = value,
+        match setting.origin {
+            // A saved adapter says all of every value.
+            Origin::Adapter(_) => *target = value,
+            _ => put(target, value),
         }
         // A part of a value is shown with the value, and so is who said it.
         let shown = &setting.path[..setting.path.len().min(2)];
@@ -519,6 +606,53 @@ pub(crate) fn default_learning_rate(engine: f64, intervention: Option<&Entry>, a
         of.push(entry.about.name);
     }
     (rate, of)
+}
+
+/// The part of `value` at the path `inner`, which is made where it is missing.
+fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
+    inner.iter().fold(value, |target, part| {
+        if !target.is_object() {
+            *target = Value::Object(Map::new());
+        }
+        &mut target[*part]
+    })
+}
+
+/// Sets `target`. A table says some of a value's parts, not all.
+fn put(target: &mut Value, value: Value) {
+    match (target, value) {
+        (Value::Object(old), Value::Object(new)) => old.extend(new),
+        (target, value) => *target = value,
+    }
+}
+
+/// Whether the field may have another value than in the saved adapter that it belongs to.
+fn is_adjustable(entry: &Entry, field: &str) -> bool {
+    matches!(entry.make, Make::Adapter { adjustable, .. } if adjustable.contains(&field))
+}
+
+/// The error of a setting that contradicts the saved adapter in `dir`.
+fn contradicts(setting: &Setting, saved: &Value, wanted: &Value, dir: &Path, section: &Section) -> Error {
+    let path = setting.path[..setting.path.len().min(2)].join(".");
+    let text = |value: &Value| match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let name = section.plugin.map_or("", |p| p.about.name);
+    let adjustable: Vec<String> = section
+        .fields
+        .iter()
+        .map(|f| f.name.as_str())
+        .filter(|f| section.plugin.is_some_and(|p| is_adjustable(p, f)))
+        .map(|f| format!("`adapter.{f}`"))
+        .collect();
+    let may_change = match adjustable.is_empty() {
+        true => format!("no setting of a saved `{name}` adapter can be changed"),
+        false => format!("of a saved `{name}` adapter, only {} can be changed", adjustable.join(", ")),
+    };
+    Error::new(format!("`{path}` is `{}` ({}), but the adapter in `{}` was saved with `{}`", text(wanted), setting.origin, dir.display(), text(saved)))
+        .hint(format!("leave `{path}` out, because a saved adapter brings its own settings; {may_change}"))
 }
 
 impl Given {

@@ -13,6 +13,8 @@ pub enum Origin {
     Plugin(String),
     /// The recipe of that name.
     Recipe(String),
+    /// The saved adapter in that folder, or in that repository of the hub.
+    Adapter(PathBuf),
     /// A configuration file.
     File(PathBuf),
     /// An environment variable, by name.
@@ -31,6 +33,7 @@ impl fmt::Display for Origin {
             Origin::Default => f.write_str("default"),
             Origin::Plugin(name) => write!(f, "default of {name}"),
             Origin::Recipe(name) => write!(f, "recipe {name}"),
+            Origin::Adapter(path) => write!(f, "adapter {}", path.display()),
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(flag) => write!(f, "flag {flag}"),

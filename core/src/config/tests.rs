@@ -59,9 +59,23 @@ fn refuse<T>() -> Result<T> {
     Err(Error::new("for tests of the configuration alone"))
 }
 
+/// Of an adapter that can be saved.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Tuned {
+    r: u32,
+    alpha: f64,
+    dropout: f64,
+    pattern: Patterns<u32>,
+    /// A set.
+    #[schemars(extend("uniqueItems" = true))]
+    layers: Option<Vec<usize>>,
+}
+
 plugin!(Plain, "plain", Nothing);
 plugin!(Strong, "strong", Strength);
 plugin!(Patch, "patch", Nothing);
+plugin!(Tune, "tune", Tuned, "tuner");
 plugin!(Straight, "none", Nothing);
 plugin!(Stream, "stream", Where, "river");
 plugin!(Fixed, "fixed", Nothing);
@@ -85,6 +99,17 @@ impl AdapterPlugin for Patch {
     }
     fn from_peft(_: &str) -> Result<Nothing> {
         refuse()
+    }
+}
+impl AdapterPlugin for Tune {
+    const PEFT_TYPE: &'static str = "TUNE";
+    const ADJUSTABLE: &'static [&'static str] = &["dropout"];
+    fn build(_: Tuned) -> Result<Box<dyn Adapter>> {
+        refuse()
+    }
+    fn from_peft(json: &str) -> Result<Tuned> {
+        let peft = PeftConfig::parse(json)?;
+        Ok(Tuned { r: peft.need("r")?, alpha: peft.need("alpha")?, pattern: peft.need("pattern")?, layers: peft.get("layers")?, dropout: 0.0 })
     }
 }
 impl TransformPlugin for Straight {
@@ -120,6 +145,7 @@ impl DatasetPlugin for Sheet {
 crate::register!(intervention: Plain);
 crate::register!(intervention: Strong);
 crate::register!(adapter: Patch);
+crate::register!(adapter: Tune);
 crate::register!(transform: Straight);
 crate::register!(tap: Stream);
 crate::register!(dataset: Fixed);
@@ -482,4 +508,94 @@ fn a_recipe_that_does_not_exist_is_met_with_the_nearest() {
     let number = file("recipe = 3");
     assert!(bad(|l| l.file(number.path())).starts_with("`recipe` in file "));
     assert!(set("recipe.name=x").starts_with("unknown configuration field `recipe.name`"), "{}", set("recipe.name=x"));
+}
+
+/// A saved adapter of type `tune` with r = 16.
+fn saved_adapter() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = json!({ "peft_type": "TUNE", "r": 16, "alpha": 32.0, "pattern": { "a": 4 }, "layers": [0, 2] });
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("written");
+    let tensor = tch::Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cpu));
+    crate::weights::write_safetensors(&dir.path().join("adapter_model.safetensors"), &[("base_model.x".to_owned(), tensor)]).expect("written");
+    dir
+}
+
+fn starts_from(l: &mut Layering<'_>, dir: &tempfile::TempDir) {
+    l.flag("--init-adapter", "init_adapter", dir.path().to_str().expect("UTF-8"));
+    l.start_from_adapter();
+}
+
+#[test]
+fn a_saved_adapter_brings_its_configuration_and_says_so() {
+    let dir = saved_adapter();
+    let r = good(|l| starts_from(l, &dir));
+    assert_eq!(r.experiment.adapter.name, "tune");
+    assert_eq!(r.experiment.adapter.json(), r#"{"r":16,"alpha":32.0,"dropout":0.0,"pattern":{"a":4},"layers":[0,2]}"#);
+    let origin = |r: &Resolved, path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
+    for field in ["adapter.name", "adapter.r", "adapter.dropout", "adapter.pattern"] {
+        assert_eq!(origin(&r, field), format!("adapter {}", dir.path().display()));
+    }
+    // What agrees with it may be said again, in any spelling.
+    let again = ["adapter.name=tuner", "adapter.r=16", "adapter.alpha=32", "adapter.pattern={a=4}", "adapter.layers=[2, 0]"];
+    let same = good(|l| {
+        starts_from(l, &dir);
+        again.iter().for_each(|s| l.set(s).expect("a path"));
+    });
+    assert_eq!(same.experiment.adapter, r.experiment.adapter);
+    // What changes no tensor may change.
+    let changed = good(|l| {
+        starts_from(l, &dir);
+        l.set("adapter.dropout=0.5").expect("a path");
+    });
+    assert_eq!(changed.experiment.adapter.config["dropout"], json!(0.5));
+    assert_eq!((origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")), ("--set".to_owned(), origin(&r, "adapter.r")));
+    // Without the call, as where a run is read again, the values are those of the file.
+    assert_eq!(good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).experiment.adapter.name, "patch");
+    assert_eq!(good(|l| l.start_from_adapter()).experiment.adapter.name, "patch");
+}
+
+#[test]
+fn what_contradicts_a_saved_adapter_is_refused_with_both_values_and_their_places() {
+    let dir = saved_adapter();
+    let place = dir.path().display();
+    let with = |fill: &dyn Fn(&mut Layering<'_>)| {
+        bad(|l| {
+            starts_from(l, &dir);
+            fill(l);
+            Ok(())
+        })
+    };
+    let e = with(&|l| l.flag("--adapter", "adapter", "patch"));
+    assert!(e.starts_with(&format!("`adapter.name` is `patch` (flag --adapter), but the adapter in `{place}` is of type `tune`")), "{e}");
+    let e = with(&|l| l.set("adapter.r=2").expect("a path"));
+    assert!(e.starts_with(&format!("`adapter.r` is `2` (--set), but the adapter in `{place}` was saved with `16`")), "{e}");
+    assert!(e.contains("only `adapter.dropout` can be changed"), "{e}");
+    let e = with(&|l| environment(l, "REPRPO_ADAPTER__ALPHA", "8"));
+    assert!(e.contains("`adapter.alpha` is `8` (environment REPRPO_ADAPTER__ALPHA)") && e.contains("`32.0`"), "{e}");
+    let config = file("[adapter]\nlayers = [0]");
+    let e = with(&|l| l.file(config.path()).expect("a file"));
+    assert!(e.contains(&format!("`adapter.layers` is `[0]` (file {})", config.path().display())), "{e}");
+    let e = with(&|l| l.set("adapter.pattern.b=2").expect("a path"));
+    assert!(e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#), "{e}");
+    // A wrong field of the right adapter stays what it is.
+    assert!(with(&|l| l.set("adapter.rr=2").expect("a path")).contains("has no field `rr`"));
+    assert!(with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).contains("/no/such/folder"));
+}
+
+#[test]
+fn the_adapter_of_a_run_takes_the_place_of_what_the_runs_file_says_of_it() {
+    let dir = saved_adapter();
+    let config = file("[adapter]\nname = \"tune\"\nr = 3\npattern = { b = 1 }\n[train]\nlr = 2.0");
+    let of_run = |l: &mut Layering<'_>| {
+        l.file(config.path())?;
+        l.adapter(dir.path())
+    };
+    let r = resolve(of_run).expect("it resolves");
+    assert_eq!((&r.experiment.adapter.config["r"], &r.experiment.adapter.config["pattern"]), (&json!(16), &json!({ "a": 4 })));
+    assert_eq!(r.experiment.train.lr, 2.0);
+    let e = bad(|l| {
+        of_run(l)?;
+        l.set("adapter.r=2")
+    });
+    assert!(e.contains("`adapter.r` is `2` (--set)"), "{e}");
 }

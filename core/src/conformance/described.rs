@@ -74,6 +74,11 @@ fn round_trip(method: &Method) -> Result<Outcome> {
     if in_schema != in_defaults {
         return Ok(Outcome::Violated(format!("the schema has the fields {in_schema:?}, the defaults {in_defaults:?}")));
     }
+    if let Make::Adapter { adjustable, .. } = method.entry.make
+        && let Some(stray) = adjustable.iter().find(|field| !defaults.contains_key(**field))
+    {
+        return Ok(Outcome::Violated(format!("it lets `{stray}` change in a saved adapter, which is not a field of its")));
+    }
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;
     let same = serde_json::from_str::<Value>(&again).is_ok_and(|again| again == written);

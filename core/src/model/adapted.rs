@@ -1,6 +1,6 @@
 //! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use indexmap::IndexMap;
@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::Model;
 use super::linear::{copied, put};
 use crate::api::{
-    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site,
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site, Targets,
 };
 use crate::error::{Context, Error, Result};
 
@@ -38,21 +38,75 @@ pub struct Changed {
     pub parameters: Vec<Parameter>,
 }
 
+/// The modules of the model that the configuration of `adapter` chooses.
+pub(super) fn chosen<'m>(adapter: &dyn Adapter, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
+    adapter.targets().select(model, adapter.layers_to_transform().as_deref())
+}
+
+/// An error for each entry in the configuration of `adapter` that matches no module or layer of
+/// `model`.
+///
+/// # Errors
+/// Fails on a pattern that is not a regular expression.
+pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>> {
+    let (targets, layers) = (adapter.targets(), adapter.layers_to_transform());
+    let everywhere = targets.select(model, None)?;
+    let mut errors = targets.unmatched(&everywhere, model)?;
+    let hits = targets.select(model, layers.as_deref())?;
+    if let Some(layers) = &layers {
+        let with_targets: BTreeSet<usize> = everywhere.iter().filter_map(|l| l.layer).collect();
+        for k in layers {
+            if *k >= model.layers {
+                let last = model.layers - 1;
+                errors.push(Error::new(format!("`adapter.layers_to_transform` has {k}, but the model's layers are 0 to {last}")));
+            } else if !with_targets.contains(k) && !everywhere.is_empty() {
+                let listed = with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let message = format!("`adapter.layers_to_transform` has {k}, but `adapter.target_modules` matches no module in that layer");
+                errors.push(Error::new(message).hint(format!("it matches modules in these layers: {listed}")));
+            }
+        }
+        if layers.is_empty() {
+            let message = "`adapter.layers_to_transform` is empty, so that no layer would be adapted";
+            errors.push(Error::new(message).hint("set it to `none` to adapt every layer"));
+        } else if let Targets::Suffixes(list) = &targets {
+            let only_elsewhere = |s: &&String| everywhere.iter().any(|l| l.is(s)) && !hits.iter().any(|l| l.is(s));
+            let message = |s| format!("`{s}` in `adapter.target_modules` matches no module in the layers of `adapter.layers_to_transform`");
+            errors.extend(list.iter().filter(only_elsewhere).map(|s| Error::new(message(s))));
+        }
+    }
+    if !hits.is_empty() {
+        for selection in adapter.selections() {
+            errors.extend(selection.unmatched(&hits, model)?);
+        }
+    }
+    Ok(errors)
+}
+
 impl Adapted {
     /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would get no gradient.
     ///
     /// # Errors
-    /// Targets that fit no module, or what the adapter says of one.
+    /// Fails if anything in its configuration matches no module or layer, or if the adapter does not
+    /// fit a module.
     pub fn attach(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
+        match unmatched(adapter, model.info())?.into_iter().next() {
+            Some(e) => Err(e),
+            None => Self::attach_saved(adapter, model, blocks, seed),
+        }
+    }
+
+    /// As [`attach`](Self::attach), but passes over what matches no module or layer, as PEFT does with
+    /// a saved adapter. [`unmatched`] finds it.
+    ///
+    /// # Errors
+    /// Fails if nothing is left to adapt, or if the adapter does not fit a module.
+    pub fn attach_saved(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let init = |scope: &str| Init::new(seed, scope, kind, model.device());
         let info = model.info();
-        let layers = adapter.layers_to_transform();
-        if let Some(bad) = layers.iter().flatten().find(|l| **l >= info.layers) {
-            return Err(Error::new(format!("layers_to_transform holds {bad}, but the model's layers are 0 to {}", info.layers - 1)));
-        }
-        let wanted = |l: &LinearInfo| l.layer.is_none_or(|k| k < blocks && layers.as_ref().is_none_or(|some| some.contains(&k)));
-        let targets: Vec<_> = adapter.targets().resolve(info)?.into_iter().filter(|l| wanted(l)).collect();
+        let targets = chosen(adapter, info)?;
+        let none = targets.is_empty();
+        let targets: Vec<_> = targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
@@ -66,6 +120,9 @@ impl Adapted {
             changed.insert(k, Rc::from(adapted));
         }
         if modules.is_empty() && changed.is_empty() {
+            if none && let Some(e) = unmatched(adapter, model.info())?.into_iter().next() {
+                return Err(e);
+            }
             return Err(Error::new(format!("the adapter has nothing to change within the first {blocks} blocks that this run computes"))
                 .hint("move the taps to later layers, or widen what the adapter targets"));
         }

@@ -9,20 +9,98 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
+use self::targets::Written;
 use super::{Adapted, Model};
-use crate::api::{Adapter, PeftConfig, Targets};
+use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
 use crate::error::{Context, Error, Result};
 use crate::registry::{Entry, Kind, Make, Registry};
-use crate::weights::{Located, locate_adapter, read_safetensors, write_safetensors};
+use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
+
+mod targets;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+/// The file of older versions of PEFT.
+const PICKLE: &str = "adapter_model.bin";
 /// In front of every module's name.
 const PREFIX: &str = "base_model.model.";
 /// In front of the name of a tensor that all modules share.
 const SHARED_PREFIX: &str = "base_model.";
 /// The release of PEFT whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
+
+/// The configuration of an adapter on disk, as its plugin reads it.
+#[derive(Debug)]
+pub struct SavedConfig {
+    /// The plugin that understands it.
+    pub entry: &'static Entry,
+    /// That plugin's configuration.
+    pub config: Map<String, Value>,
+    /// Warnings for the user: what PEFT would compute differently, or reads differently than it says.
+    pub warnings: Vec<String>,
+    /// The adapter's tensors, not yet read.
+    tensors: SafetensorsFile,
+}
+
+impl SavedConfig {
+    /// Reads the configuration of the adapter that PEFT, or this project, wrote into the folder `dir`
+    /// or into a repository of the hub. The tensors' shapes count, the tensors are not read.
+    ///
+    /// # Errors
+    /// Fails if a file is missing or damaged, if no plugin knows the type of the adapter, or if its
+    /// plugin cannot honour a field.
+    pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
+        let dir = &locate_adapter(dir)?;
+        let path = dir.join(CONFIG);
+        let text = std::fs::read_to_string(&path)
+            .within(|| format!("cannot read `{}`", path.display()))
+            .map_err(|e| e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder")))?;
+        let within = || format!("cannot use the adapter in `{}`", dir.display());
+        let peft = PeftConfig::parse(&text).within(within)?;
+        peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "trainable_token_indices", "target_parameters"]).within(within)?;
+        check_layers_pattern(&peft).within(within)?;
+        let kind: String = peft.need("peft_type").within(within)?;
+        let known = || {
+            registry
+                .of(Kind::Adapter)
+                .filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None })
+        };
+        let Some((entry, _, from_peft)) = known().find(|(_, t, _)| *t == kind) else {
+            return Err(Error::unknown("peft_type", &kind, known().map(|(_, t, _)| t))).within(within);
+        };
+        let tensors = dir.join(TENSORS);
+        if !tensors.exists() && dir.join(PICKLE).exists() {
+            return Err(Error::new(format!("`{}` has no {TENSORS}", dir.display()))
+                .hint(format!("its {PICKLE} is a pickle, which can run code and is never read"))
+                .hint("load it in PEFT and save it again with `save_pretrained(..., safe_serialization=True)`"));
+        }
+        let tensors = SafetensorsFile::open(&tensors)?;
+        let shapes: Vec<(String, Vec<i64>)> = tensors.shapes().map(|(key, shape)| (key.to_owned(), shape.to_vec())).collect();
+        let (config, warnings) = from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
+        let config = serde_json::from_str(&config).map_err(|e| Error::internal(e.to_string()))?;
+        let warnings = warnings.into_iter().map(|w| format!("the adapter in `{}`: {w}", dir.display())).collect();
+        Ok(Self { entry, config, warnings, tensors })
+    }
+}
+
+/// PEFT takes the number behind the first of these names for the layer. In every model here the list
+/// of layers is called `layers`.
+fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
+    let patterns = match peft.get::<Value>("layers_pattern")? {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(list)) => list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect(),
+        _ => Vec::new(),
+    };
+    let known = |p: &str| p.is_empty() || p == "layers";
+    match patterns.iter().find(|p| !known(p)) {
+        Some(_) if patterns.iter().any(|p| p == "layers") => Ok(()),
+        Some(other) => {
+            let e = Error::new(format!("the adapter_config.json has `layers_pattern` = `{other}`, which matches no list of layers"));
+            Err(e.hint("the layers of every model that is read here are in a list called `layers`"))
+        }
+        None => Ok(()),
+    }
+}
 
 /// An adapter read from disk, before it is attached to a model.
 #[derive(Debug)]
@@ -33,6 +111,8 @@ pub struct Saved {
     pub config: Map<String, Value>,
     /// Tensors as `module.key`, shared ones as `key`.
     pub values: IndexMap<String, Tensor>,
+    /// Warnings for the user.
+    pub warnings: Vec<String>,
 }
 
 impl Saved {
@@ -41,33 +121,20 @@ impl Saved {
     /// # Errors
     /// A missing or damaged file, a type of adapter that no plugin knows, or a field that its plugin cannot honour.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
-        let dir = &locate_adapter(dir)?;
-        let path = dir.join(CONFIG);
-        let text = std::fs::read_to_string(&path)
-            .within(|| format!("cannot read `{}`", path.display()))
-            .map_err(|e| e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder")))?;
-        let within = || format!("cannot use the adapter in `{}`", dir.display());
-        let peft = PeftConfig::parse(&text).within(within)?;
-        peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "layers_pattern", "trainable_token_indices", "target_parameters"]).within(within)?;
-        let kind: String = peft.need("peft_type").within(within)?;
-        let known = || {
-            registry
-                .of(Kind::Adapter)
-                .filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None })
-        };
-        let Some((entry, _, from_peft)) = known().find(|(_, t, _)| *t == kind) else {
-            return Err(Error::unknown("peft_type", &kind, known().map(|(_, t, _)| t))).within(within);
-        };
-        let config = serde_json::from_str(&from_peft(&text).within(within)?).map_err(|e| Error::internal(e.to_string()))?;
-        let tensors = dir.join(TENSORS);
-        let values = read_safetensors(&tensors)?
+        let SavedConfig { entry, config, warnings, tensors } = SavedConfig::read(dir, registry)?;
+        let mut names: Vec<&str> = tensors.names().collect();
+        names.sort_unstable();
+        let values = names
             .into_iter()
-            .map(|(key, t)| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
-                Some(name) => Ok((name.to_owned(), t)),
-                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", tensors.display()))),
+            .map(|key| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
+                Some(name) => Ok((name.to_owned(), tensors.read(key)?)),
+                None => {
+                    let file = dir.join(TENSORS);
+                    Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", file.display())))
+                }
             })
             .collect::<Result<_>>()?;
-        Ok(Self { entry, config, values })
+        Ok(Self { entry, config, values, warnings })
     }
 }
 
@@ -116,20 +183,25 @@ pub fn unreadable(entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model
 /// # Errors
 /// Where a file cannot be written.
 pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
-    let Make::Adapter { peft_type, .. } = entry.make else {
+    let Make::Adapter { peft_type, peft_has_layers, .. } = entry.make else {
         return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
     };
-    let layers = layers(adapter, adapted, model)?;
     let fused = adapted.fused(adapter, model)?;
     let in_file = |targets: Targets| Ok::<_, Error>(if fused.is_some() { targets.whole(model.info())? } else { targets }.in_names_of(model.info()));
-    let targets = in_file(adapter.targets())?;
+    let (given, targets) = (adapter, in_file(adapter.targets())?);
     let (adapter, adapted) = fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
+    let written = Written::of(targets, given, adapted, model.info(), peft_has_layers)?;
     let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
         .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
-    // Other lists of modules, as IA³'s, are targets as well.
-    for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && value.is_array()) {
-        let list: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
-        *value = json!(in_file(list)?);
+    // Other fields that mean modules, as IA³'s, are targets as well.
+    for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null()) {
+        let meant: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
+        *value = json!(written.inner(in_file(meant)?, adapted)?);
+    }
+    for Selection { field, modules } in adapter.selections() {
+        if let (Selected::Patterns(_), Some(Value::Object(patterns))) = (modules, config.get_mut(&field)) {
+            *patterns = targets::patterns(std::mem::take(patterns), adapted)?;
+        }
     }
     for (field, value) in [
         ("peft_type", json!(peft_type)),
@@ -139,12 +211,12 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
         ("inference_mode", json!(true)),
         ("auto_mapping", Value::Null),
         ("peft_version", json!(PEFT_VERSION)),
-        ("target_modules", json!(targets)),
+        ("target_modules", json!(written.targets)),
     ] {
         config.insert(field.to_owned(), value);
     }
     // Not every type of PEFT's has it, and each warns of what it has not.
-    if let Some(layers) = layers {
+    if let Some(layers) = written.layers {
         config.insert("layers_to_transform".to_owned(), json!(layers));
     }
     config.sort_keys();
@@ -154,18 +226,4 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     write_safetensors(&dir.join(TENSORS), &tensors)?;
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
     crate::files::write_whole(&dir.join(CONFIG), text.as_bytes())
-}
-
-/// `layers_to_transform` that gives just the modules and blocks which are changed: `None` where the method's own fields
-/// alone do.
-fn layers(adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<Vec<usize>>> {
-    let (modules, blocks) = (adapter.targets().resolve(model.info())?, adapter.blocks(model.info())?);
-    if (modules.len(), blocks.len()) == (adapted.names().count(), adapted.blocks().count()) {
-        return Ok(adapter.layers_to_transform());
-    }
-    let within = adapted.names().filter_map(|n| model.info().linear(n).ok()?.layer);
-    let mut layers = within.chain(adapted.blocks()).collect::<Vec<_>>();
-    layers.sort_unstable();
-    layers.dedup();
-    Ok(Some(layers))
 }

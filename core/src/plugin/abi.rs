@@ -211,6 +211,8 @@ const LAYOUT: u64 = {
         api::PromptPlaces,
         api::Parameter,
         api::Targets,
+        api::Selection,
+        api::PeftFile<'static>,
         api::Init,
         api::Around,
         api::TransformCx<'static>,

@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::{faults, guest};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
-    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
+    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, Selection, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -119,6 +119,10 @@ impl Adapter for Guarded<dyn Adapter> {
 
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.run_or("layers_to_transform", || None, |a| a.layers_to_transform())
+    }
+
+    fn selections(&self) -> Vec<Selection> {
+        self.run_or("selections", Vec::new, |a| a.selections())
     }
 
     fn shared(&self, targets: &[&LinearInfo], init: &mut Init) -> Result<Vec<Parameter>> {

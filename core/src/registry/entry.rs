@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::Kind;
 use crate::api::{
-    Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin, ModelInfo, Plugin, Tap, TapPlugin, Transform, TransformCx,
-    TransformPlugin,
+    Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin, ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform,
+    TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 use crate::plugin::{Guarded, Who, guard};
@@ -125,8 +125,12 @@ pub enum Make {
         peft_type: &'static str,
         /// From this project's configuration.
         build: fn(&str) -> Result<Box<dyn Adapter>>,
-        /// From the text of an `adapter_config.json` to this project's configuration.
-        from_peft: fn(&str) -> Result<String>,
+        /// From a saved adapter to this project's configuration, with warnings for the user.
+        from_peft: fn(PeftFile<'_>) -> Result<(String, Vec<String>)>,
+        /// Fields that may have another value when a saved adapter is trained on.
+        adjustable: &'static [&'static str],
+        /// True if PEFT's configuration of this type has `layers_to_transform`.
+        peft_has_layers: bool,
     },
     /// From a configuration, for one tap.
     Transform(fn(&str, &TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>),
@@ -222,10 +226,16 @@ impl Entry {
             make: Make::Adapter {
                 peft_type: P::PEFT_TYPE,
                 build: |json| Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || P::build(parse(P::NAME, json)?))?)),
-                from_peft: |json| {
-                    let text = || serde_json::to_string(&P::from_peft(json)?).map_err(|e| Error::internal(e.to_string()));
-                    guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", text)
+                from_peft: |file| {
+                    let read = || {
+                        let mut config = P::from_peft(file.json)?;
+                        let warnings = P::reconcile(&mut config, &file)?;
+                        Ok((serde_json::to_string(&config).map_err(|e| Error::internal(e.to_string()))?, warnings))
+                    };
+                    guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
                 },
+                adjustable: P::ADJUSTABLE,
+                peft_has_layers: P::PEFT_HAS_LAYERS,
             },
             learning_rate: LearningRate::Factor(P::LEARNING_RATE_FACTOR),
         }

@@ -57,9 +57,6 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     };
     let mut experiment = experiment.clone();
     let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose()?;
-    if let Some(saved) = &saved {
-        experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
-    }
     let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose()?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
@@ -82,19 +79,12 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     // The pairs that judge the result too: a row that cannot be used is found now, not after hours of training.
     let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
     let depth = objective.depth(&session.model)?;
-    let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
+    let warnings = chosen.warnings(&session.model)?;
+    let adapted = chosen.attach(&session.model, depth, train.seed)?;
     // The adapter as training finds it, once more, where that is not the base model.
-    let as_found = || -> Result<Option<Adapted>> {
-        let Some(values) = &chosen.values else { return Ok(None) };
-        let found = Adapted::attach(chosen.adapter.as_ref(), &session.model, depth, train.seed)?;
-        found.restore(values)?;
-        Ok(Some(found))
-    };
-    if let Some(values) = &chosen.values {
-        adapted.restore(values)?;
-        if train.reference == ReferenceModel::Start {
-            objective.compare_with(Reference::with(as_found()?));
-        }
+    let as_found = || chosen.values.as_ref().map(|_| chosen.attach(&session.model, depth, train.seed)).transpose();
+    if chosen.values.is_some() && train.reference == ReferenceModel::Start {
+        objective.compare_with(Reference::with(as_found()?));
     }
     objective.adapted(&adapted);
     let at_reference = match &chosen.values {
@@ -114,8 +104,9 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
     };
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
-    let began = opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(moved.map(off_flat));
-    for line in began.chain(unreadable.map(|why| format!("warning: {why}"))) {
+    let warnings = warnings.into_iter().chain(unreadable).map(|why| format!("warning: {why}"));
+    let lines = opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(moved.map(off_flat));
+    for line in lines.chain(warnings) {
         folder.log(&line)?;
         progress.message(&line);
     }

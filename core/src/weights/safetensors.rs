@@ -61,6 +61,11 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Name and shape of each tensor, in the order of their data.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.tensors.iter().map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
+    }
+
     /// The number types in the file, each once.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();

@@ -9,6 +9,9 @@ use super::{default_targets, peft_layers};
 #[cfg(test)]
 mod tests;
 
+/// The rotations' name on disk.
+const KEY: &str = "boft_R";
+
 /// Orthogonal finetuning through butterfly factors.
 pub struct Boft;
 
@@ -26,6 +29,7 @@ pub struct BoftConfig {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -47,8 +51,8 @@ P_i puts the even half blocks of every 2^i neighbouring blocks before the odd on
 2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and s [out 1] (boft_s) at 1,
 so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
 
-PEFT trains one factor, whatever its configuration says, where it could not build its CUDA extension: in the
-adapter_config.json of such a file set boft_n_butterfly_factor to 1, the first size of boft_R.";
+Where PEFT could not build its CUDA extension, it trains one factor whatever its configuration says. Such a file is read
+with one factor, the first size of boft_R, and a warning.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("boft_block_size", "8")];
     type Config = BoftConfig;
 }
@@ -80,6 +84,19 @@ impl AdapterPlugin for Boft {
             target_modules: peft.need("target_modules")?,
             layers_to_transform: peft_layers(&peft)?,
         })
+    }
+
+    fn reconcile(config: &mut BoftConfig, file: &PeftFile<'_>) -> Result<Vec<String>> {
+        let asked = config.boft_n_butterfly_factor;
+        let mut factors = file.shapes.iter().filter(|(key, _)| key.ends_with(&format!(".{KEY}"))).map(|(_, shape)| shape.first().copied());
+        let one = factors.next() == Some(Some(1)) && factors.all(|n| n == Some(1));
+        if asked == 1 || !one {
+            return Ok(Vec::new());
+        }
+        config.boft_n_butterfly_factor = 1;
+        Ok(vec![format!(
+            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trained 1 because it could not build its CUDA extension; read with 1 factor, as PEFT does there"
+        )])
     }
 }
 
@@ -167,7 +184,7 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new("boft_R", &self.r), Parameter::new("boft_s", &self.scale).along(Axis::Output(0))]
+        vec![Parameter::new(KEY, &self.r), Parameter::new("boft_s", &self.scale).along(Axis::Output(0))]
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {

@@ -26,6 +26,7 @@ pub struct EtherConfig {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 

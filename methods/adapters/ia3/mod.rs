@@ -23,7 +23,8 @@ pub struct Ia3Config {
     pub target_modules: Targets,
     /// Those among them whose input is scaled instead of their output.
     pub feedforward_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given. PEFT itself has no such field for IA³.
+    /// The blocks that are adapted, from 0; all where it is not given. PEFT has no such field for IA³: on disk the modules are listed by name.
+    #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -54,6 +55,7 @@ On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the wh
 
 impl AdapterPlugin for Ia3 {
     const PEFT_TYPE: &'static str = "IA3";
+    const PEFT_HAS_LAYERS: bool = false;
 
     fn build(config: Ia3Config) -> Result<Box<dyn Adapter>> {
         if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&config.target_modules, &config.feedforward_modules)
@@ -83,6 +85,10 @@ impl Adapter for Ia3Config {
 
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.layers_to_transform.clone()
+    }
+
+    fn selections(&self) -> Vec<Selection> {
+        vec![Selection::targets("feedforward_modules", &self.feedforward_modules)]
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {

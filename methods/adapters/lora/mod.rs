@@ -39,6 +39,7 @@ pub struct LoraConfig {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -81,6 +82,7 @@ With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second tim
 
 impl AdapterPlugin for Lora {
     const PEFT_TYPE: &'static str = "LORA";
+    const ADJUSTABLE: &'static [&'static str] = &["lora_dropout"];
 
     fn build(config: LoraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;
@@ -138,6 +140,10 @@ impl Adapter for LoraConfig {
 
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.layers_to_transform.clone()
+    }
+
+    fn selections(&self) -> Vec<Selection> {
+        vec![Selection::patterns("rank_pattern", &self.rank_pattern), Selection::patterns("alpha_pattern", &self.alpha_pattern)]
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {

@@ -25,6 +25,7 @@ pub struct VeraConfig {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -51,6 +52,7 @@ file without them (save_projection = false) needs PyTorch's random numbers and i
 
 impl AdapterPlugin for Vera {
     const PEFT_TYPE: &'static str = "VERA";
+    const ADJUSTABLE: &'static [&'static str] = &["vera_dropout"];
 
     fn build(config: VeraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;

@@ -16,8 +16,12 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     // All of them are understood before the first one is computed.
     let targets = match args.targets[..] {
         [] => {
-            let (experiment, longest) = resolve(args, app, |_| Ok(()))?;
-            vec![(experiment, longest, None)]
+            let (experiment, longest) = resolve(args, app, |layers| {
+                layers.start_from_adapter();
+                Ok(())
+            })?;
+            let adapter = experiment.init_adapter.clone();
+            vec![(experiment, longest, adapter)]
         }
         _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
     };

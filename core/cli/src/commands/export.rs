@@ -2,7 +2,7 @@
 
 use reprpo_core::config::Layering;
 use reprpo_core::model::export::Export;
-use reprpo_core::model::{Adapted, Model, peft::Saved};
+use reprpo_core::model::{Model, peft::Saved};
 use reprpo_core::session::ChosenAdapter;
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_core::{Error, Result};
@@ -35,10 +35,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     // Float32 and the CPU, whatever the run had: it is done once, and kept.
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
     let chosen = ChosenAdapter::new(&experiment, Some(saved), app.registry)?;
-    let adapted = Adapted::attach(chosen.adapter.as_ref(), &model, model.info().layers, experiment.train.seed)?;
-    if let Some(values) = &chosen.values {
-        adapted.restore(values)?;
-    }
+    let adapted = chosen.attach_whole(&model, experiment.train.seed)?;
     let kind = match args.dtype {
         Written::F32 => Kind::Float,
         Written::Bf16 => Kind::BFloat16,

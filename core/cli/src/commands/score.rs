@@ -29,6 +29,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     for assignment in &args.set {
         layers.set(assignment)?;
     }
+    layers.start_from_adapter();
     let resolved = layers.resolve()?;
     let stop = interrupt::watch()?;
     let text = PlainText { eos: !args.no_eos, special_tokens: !args.no_special_tokens };
