@@ -2,6 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use ::parquet::basic::{Compression, ZstdLevel};
+use reprpo_plugin::serde_json::json;
 
 use super::written::{Column, numbered, pair_columns, write, write_conversation};
 use super::*;
@@ -115,13 +116,25 @@ fn parquet_without_a_prompt_has_it_in_both_completions() {
 fn conversations_come_from_both_formats() {
     let dir = tempfile::tempdir().unwrap();
     let (parquet, jsonl) = (dir.path().join("pairs.parquet"), dir.path().join("pairs.jsonl"));
-    write_conversation(&parquet);
+    write_conversation(&parquet, &[]);
     let said = |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
     let row = format!(r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#, said("user", "Who?"), said("assistant", "You."), said("assistant", "Me."));
     fs::write(&jsonl, row).unwrap();
     let pairs = read(open(&parquet).unwrap().as_ref(), "train");
     assert_eq!(pairs[0].prompt, Text::Messages(vec![Message::new("user", "Who?")]));
     assert_eq!(pairs, read(open(&jsonl).unwrap().as_ref(), "train"));
+}
+
+#[test]
+fn parquet_has_tools_beside_a_conversation_and_no_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    write_conversation(&path, &[("chat_template_kwargs", r#"{"enable_thinking": false}"#), ("id", "7"), ("tools", r#"[{"name": "f"}]"#)]);
+    let pairs = read(open(&path).unwrap().as_ref(), "train");
+    let tools = json!([{"name": "f"}]);
+    assert_eq!(pairs[0].template_args, TemplateArgs::new(tools, json!({"enable_thinking": false})).unwrap());
+    write_conversation(&path, &[("images", "cat.png")]);
+    assert!(error(&path).contains("`images` holds something other than text"), "{}", error(&path));
 }
 
 #[test]

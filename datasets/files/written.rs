@@ -59,14 +59,15 @@ pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
     writer.close().unwrap();
 }
 
-/// Writes a file with one conversational pair: each column a list of `{role, content}`.
-pub fn write_conversation(path: &Path) {
+/// Writes a file with one conversational pair: each column a list of `{role, content}`. Beside it are columns of text.
+pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
     let list = |name: &str| {
         format!(
             "optional group {name} (LIST) {{ repeated group list {{ optional group element {{ optional binary content (STRING); optional binary role (STRING); }} }} }}"
         )
     };
-    let schema = format!("message schema {{ {} }}", ["prompt", "chosen", "rejected"].map(list).concat());
+    let texts: String = beside.iter().map(|(name, _)| format!("optional binary {name} (STRING);")).collect();
+    let schema = format!("message schema {{ {}{texts} }}", ["prompt", "chosen", "rejected"].map(list).concat());
     let schema = Arc::new(parse_message_type(&schema).unwrap());
     let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, Arc::default()).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -76,6 +77,11 @@ pub fn write_conversation(path: &Path) {
             target.typed::<ByteArrayType>().write_batch(&[leaf.into()], Some(&[4]), Some(&[0])).unwrap();
             target.close().unwrap();
         }
+    }
+    for (_, text) in beside {
+        let mut target = group.next_column().unwrap().unwrap();
+        target.typed::<ByteArrayType>().write_batch(&[(*text).into()], Some(&[1]), None).unwrap();
+        target.close().unwrap();
     }
     group.close().unwrap();
     writer.close().unwrap();

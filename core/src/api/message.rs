@@ -117,11 +117,6 @@ impl Message {
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !matches!(*name, "role" | "content"))
     }
-
-    /// True if the message has no text and no other field that says anything.
-    pub fn is_blank(&self) -> bool {
-        self.text().is_empty() && self.extras().all(|(name, value)| name == "name" || is_blank(value))
-    }
 }
 
 impl TryFrom<Map<String, Value>> for Message {
@@ -338,8 +333,7 @@ mod tests {
     #[test]
     fn content_may_be_missing_where_something_stands_in_for_it() {
         let call = message(json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]})).unwrap();
-        assert!(call.text().is_empty() && !call.is_blank());
-        assert!(message(json!({"role": "assistant", "content": "", "tool_calls": []})).unwrap().is_blank());
+        assert!(call.text().is_empty());
         let e = |value: Value| format!("{:?}", message(value).unwrap_err());
         assert_eq!(e(json!({"role": "user", "content": null})), "there is no `content`");
         assert_eq!(e(json!({"role": "user", "name": "n"})), "there is no `content`");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Prompt, TokenPair, Tokenizer};
-use crate::api::{PreferencePair, Text};
+use crate::api::{Message, PreferencePair, Text};
 
 /// Counts of pairs, over those that are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -105,7 +105,7 @@ impl Findings {
 fn role(completion: &Text) -> Option<&str> {
     match completion {
         Text::Plain(_) => None,
-        Text::Messages(messages) => messages.first().map(|m| m.role.as_str()),
+        Text::Messages(messages) => messages.first().map(Message::role),
     }
 }
 

@@ -145,7 +145,7 @@ fn pairs_of_plain_text_begin_as_the_file_says() {
 
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "llama-bpe");
-    let pair = PreferencePair { prompt: "Hello".into(), chosen: " world".into(), rejected: " you".into() };
+    let pair = PreferencePair::new("Hello", " world", " you");
     let prompt = |add_bos: bool, special_tokens: bool| {
         let id = |what: &str, id: u32| entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
         let more = vec![id("bos", 1), id("eos", 2), entry("tokenizer.ggml.add_bos_token", 7, &[add_bos.into()])];

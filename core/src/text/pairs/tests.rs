@@ -122,7 +122,7 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
     assert_eq!(parts(&t, &pair("", "a", "b"), &Limits { add_eos: false, ..LIMITS }), ["<s>", "a</s>", "b</s>"]);
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &bare), ["Say:", "a", "b"]);
-    let chat = PreferencePair { prompt: said(&[("user", "hi")]), chosen: said(&[("assistant", "a")]), rejected: said(&[("assistant", "tea")]) };
+    let chat = PreferencePair::new(said(&[("user", "hi")]), said(&[("assistant", "a")]), said(&[("assistant", "tea")]));
     // The template opens a thought that a finished turn does not have: the common beginning decides, the shared `t` included.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
@@ -131,7 +131,7 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
 fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
     let t = surrounding();
     let p =
-        PreferencePair { prompt: said(&[("user", "hi"), ("assistant", "yes")]), chosen: said(&[("assistant", "a")]), rejected: said(&[("assistant", "b")]) };
+        PreferencePair::new(said(&[("user", "hi"), ("assistant", "yes")]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
     assert_eq!(parts(&t, &p, &LIMITS), [":user:hi</s>:assistant:yes</s>:assistant:", "a</s>", "b</s>"]);
 }
 
@@ -139,7 +139,7 @@ fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
 fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
     let t = surrounding();
     let turn = |role: &str, text: &str| said(&[(role, text)]);
-    let chat = |chosen: Text, rejected: Text| PreferencePair { prompt: turn("user", "hi"), chosen, rejected };
+    let chat = |chosen: Text, rejected: Text| PreferencePair::new(turn("user", "hi"), chosen, rejected);
     let pairs = [
         pair("Answer: ", "B", "the"),
         pair("Say. ", "B", "A"),
