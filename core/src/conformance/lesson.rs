@@ -37,7 +37,7 @@ fn claim(rng: &mut ChaCha8Rng, index: usize) -> TokenPair {
     let (evidence, belief) = ([source, thing, e], [opinion, thing, o]);
     let claims = if word(0, 2) == 0 { [evidence, belief] } else { [belief, evidence] };
     let answer = |number| vec![40, number, 41];
-    TokenPair { index, prompt: claims.concat().into_iter().chain([42]).collect(), chosen: answer(e), rejected: answer(o) }
+    TokenPair { index, row: index, prompt: claims.concat().into_iter().chain([42]).collect(), chosen: answer(e), rejected: answer(o) }
 }
 
 /// Nobody watches.
