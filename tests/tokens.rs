@@ -203,10 +203,7 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 fn plain_text_has_the_scores_that_transformers_gives_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let rows = [
-        json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}),
-        json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"}),
-    ];
+    let rows = [json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}), json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"})];
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in SCORES {
         let model = with_tokenizer(&golden, name, tokenizer, dir.path());
@@ -258,9 +255,6 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     let table = stdout(&score(dir.path(), &model, &file, &ten));
     assert!(table.contains("dropped: the prompt leaves no room") && table.contains("cut to 10 tokens: "), "{table}");
     assert!(table.ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"), "{table}");
-    // A score of nothing is still an answer for every row.
-    let none = lines(&score(dir.path(), &model, &file, &["--max-length", "2", "--set", "dataset.bad_rows=skip", "--json"]));
-    assert_eq!(none.iter().filter(|line| line["dropped"] == "prompt_too_long").count(), 1);
 
     let base = ["eval", "--device", "cpu", "--dtype", "f32", "--model", utf8(&model), "--dataset", utf8(&file), "--set", "eval.completions=0"];
     let output = reprpo(dir.path(), &[&base[..], &ten].concat());
@@ -292,9 +286,22 @@ fn long_completions_are_scored_whole_or_said_to_be_cut() {
         "{}",
         stderr(&output)
     );
+    assert!(stderr(&output).contains("the same tokens, once cut, and so have equal scores: 1\n"), "{}", stderr(&output));
     let output = score(dir.path(), &model, &file, &["--json", "--max-length", "6000"]);
     assert_eq!(lines(&output)[0]["truncated"], false);
-    assert!(stderr(&output).contains("longer than the model's context of 2048 tokens: 1\n"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("warning: pairs that are longer than the model's context of 2048 tokens: 1\n"), "{}", stderr(&output));
+    let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": text(400), "chosen": " yes", "rejected": " no"})]);
+    let dropped = lines(&score(dir.path(), &model, &file, &["--json"]));
+    assert_eq!((&dropped[0]["dropped"], dropped.len()), (&json!("prompt_too_long"), 1), "a score of no pair still answers for every row");
+    for command in ["inspect", "tokens"] {
+        let output = reprpo(dir.path(), &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"]);
+        let said = (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("warning: prompts that are longer than the model's context of 2048 tokens: 1"), "{said}");
+    }
+    let prompt = text(400);
+    let generate = ["generate", "--device", "cpu", "--dtype", "f32", "--max-new-tokens", "1", "--plain", "--model", utf8(&model), "--prompt", &prompt];
+    let told = stderr(&reprpo(dir.path(), &generate));
+    assert!(told.contains("warning: the prompt has ") && told.contains(" tokens, more than the model's context of 2048\n"), "{told}");
 }
 
 #[test]

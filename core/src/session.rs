@@ -15,7 +15,7 @@ use crate::model::adapted::unmatched;
 use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
-use crate::text::{Limits, Tokenised, Tokenizer, tokenise};
+use crate::text::{Drop, Limits, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
@@ -128,7 +128,10 @@ impl Session {
             let reasons: Vec<String> = tokenised.reasons().iter().map(|(why, n)| format!("{n}: {why}")).collect();
             let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));
             if !reasons.is_empty() {
-                e = e.hint(format!("dropped {}; `train.max_length` is {} tokens", reasons.join(", "), train.max_length));
+                e = e.hint(format!("dropped {}", reasons.join(", ")));
+            }
+            if tokenised.reasons().contains_key(&Drop::PromptTooLong) {
+                e = e.hint(format!("give the prompts more room: `train.max_length` is {} tokens", train.max_length));
             }
             return Err(e);
         }

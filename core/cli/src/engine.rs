@@ -105,8 +105,16 @@ pub fn evaluate(
             app.printer.note(&split.describe());
         }
     }
-    findings.lines().iter().for_each(|line| app.printer.note(line));
+    warn(&findings, app);
     eval::evaluate(&session, &judged, [None, adapted.as_ref()], &experiment, app.registry, stop, progress)
+}
+
+/// Says what was found about the pairs that are scored.
+fn warn(findings: &Findings, app: &App<'_>) {
+    findings.lines().iter().for_each(|line| app.printer.note(line));
+    if findings.identical > 0 {
+        app.printer.note(&format!("warning: pairs whose completions are the same tokens, once cut, and so have equal scores: {}", findings.identical));
+    }
 }
 
 /// How plain text is scored.
@@ -142,7 +150,7 @@ pub fn score(
         app.printer.note(&line);
     }
     judged.iter().for_each(|split| findings.merge(&split.data.findings));
-    findings.lines().iter().for_each(|line| app.printer.note(line));
+    warn(&findings, app);
     let mut scores = Vec::new();
     for Judged { info, data } in &judged {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
