@@ -7,6 +7,7 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+mod score;
 mod tokens;
 mod training;
 

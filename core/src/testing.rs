@@ -4,6 +4,7 @@
 //! integration, which must not skip.
 
 pub mod gguf;
+pub mod numbers;
 pub mod tiny;
 pub mod warnings;
 

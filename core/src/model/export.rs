@@ -33,14 +33,11 @@ impl Export {
         for (module, frozen) in changed.into_iter().flatten() {
             for (part, tensor) in [("weight", Some(frozen.weight)), ("bias", frozen.bias)] {
                 let Some(tensor) = tensor else { continue };
-                let name = format!("{module}.{part}");
-                let stored = model.stored_name(&name, |name| tensors.contains_key(name));
                 // A bias that the adapter adds stands beside its weight.
-                let stored = stored.or_else(|| {
-                    Some(format!("{}.{part}", model.stored_name(&format!("{module}.weight"), |n| tensors.contains_key(n))?.strip_suffix(".weight")?))
-                });
+                let weight = model.stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
+                let stored = weight.and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
-                    Error::new(format!("the model's files have `{name}` under another name, so it cannot be replaced in them"))
+                    Error::new(format!("the model's files have `{module}.weight` under another name, so it cannot be replaced in them"))
                         .hint("save the model again with transformers, whose names of today are used here")
                 })?;
                 tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);

@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use super::numbers::numbers;
 use crate::model::Model;
 use crate::text::TokenPair;
 
@@ -51,7 +52,11 @@ impl Fixture {
 
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pairs = self.0["pairs"].as_array().unwrap().iter().enumerate();
-        pairs.map(|(index, p)| TokenPair { index, prompt: ids(&p["prompt"]), chosen: ids(&p["chosen"]), rejected: ids(&p["rejected"]) }).collect()
+        let pair = |(index, p): (usize, &Value)| {
+            let [prompt, chosen, rejected] = ["prompt", "chosen", "rejected"].map(|part| ids(&p[part]));
+            TokenPair { index, row: index, prompt, chosen, rejected }
+        };
+        pairs.map(pair).collect()
     }
 
     pub fn cases(&self) -> Vec<Case<'_>> {
@@ -73,17 +78,7 @@ impl Fixture {
     }
 }
 
-/// The tensor of that name: uniform numbers by splitmix64, begun at the FNV-1a hash of the name.
+/// The tensor of that name.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let one = if shape.len() == 1 && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-    let number = |i: u64| {
-        let z = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let z = z ^ (z >> 31);
-        ((z >> 11) as f64 / (1u64 << 53) as f64 - 0.5 + one) as f32
-    };
-    let numbers: Vec<f32> = (1..=shape.iter().product::<i64>() as u64).map(number).collect();
-    Tensor::from_slice(&numbers).reshape(shape)
+    Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }

@@ -1,0 +1,342 @@
+//! `reprpo score` against transformers: plain text, with models of every architecture, from folders and GGUF files.
+//!
+//! `score/make.py` wrote the reference values.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use reprpo_core::weights::write_safetensors;
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use crate::golden;
+
+#[allow(dead_code, reason = "the tests of the core use the rest")]
+#[path = "../core/src/testing/gguf.rs"]
+mod gguf;
+#[path = "../core/src/testing/numbers.rs"]
+mod numbers;
+
+use gguf::{Writer, numbers as array, text, texts};
+use numbers::numbers;
+
+struct Values(Value);
+
+impl Values {
+    fn read() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/score/values.json");
+        Self(serde_json::from_slice(&std::fs::read(path).expect("values")).expect("JSON"))
+    }
+
+    fn config(&self, architecture: &str) -> Value {
+        self.0["models"][architecture]["config"].clone()
+    }
+
+    fn tensors(&self, architecture: &str) -> Vec<(String, Vec<i64>, Vec<f32>)> {
+        let shapes = self.0["models"][architecture]["tensors"].as_object().expect("shapes");
+        let of = |(name, shape): (&String, &Value)| {
+            let shape: Vec<i64> = serde_json::from_value(shape.clone()).expect("a shape");
+            (name.clone(), shape.clone(), numbers(name, &shape))
+        };
+        shapes.iter().map(of).collect()
+    }
+
+    /// Σ log p of chosen and rejected, one a pair.
+    fn scores(&self, architecture: &str, rule: &str) -> Vec<[f64; 2]> {
+        serde_json::from_value(self.0["models"][architecture]["scores"][rule].clone()).expect("scores")
+    }
+
+    fn pairs(&self, at: &Path) -> String {
+        let lines: String = self.0["pairs"].as_array().expect("pairs").iter().map(|pair| format!("{pair}\n")).collect();
+        let path = at.join("pairs.jsonl");
+        std::fs::write(&path, lines).expect("written");
+        path.display().to_string()
+    }
+
+    /// A model's folder, with what `change` makes of its configuration and tensors.
+    fn folder(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(&mut Value, &mut Vec<(String, Tensor)>)) -> PathBuf {
+        std::fs::create_dir_all(at).expect("a folder");
+        let mut config = self.config(architecture);
+        let mut tensors: Vec<(String, Tensor)> =
+            self.tensors(architecture).into_iter().map(|(name, shape, values)| (name, Tensor::from_slice(&values).reshape(&shape))).collect();
+        change(&mut config, &mut tensors);
+        let mut tokenizer = self.0["tokenizer"].clone();
+        if bos {
+            tokenizer["post_processor"] = self.0["with_bos"].clone();
+        }
+        write_safetensors(&at.join("model.safetensors"), &tensors).expect("weights");
+        for (name, value) in [("config.json", &config), ("tokenizer.json", &tokenizer), ("tokenizer_config.json", &self.0["tokenizer_config"])] {
+            std::fs::write(at.join(name), value.to_string()).expect("written");
+        }
+        at.to_owned()
+    }
+
+    /// The same model as a GGUF file, as llama.cpp's converter lays it out; `None`: llama.cpp has no such architecture.
+    fn gguf(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(Writer) -> Writer) -> Option<PathBuf> {
+        let name = match architecture {
+            "llama" => "llama",
+            "qwen2" => "qwen2",
+            "qwen3" => "qwen3",
+            "phi3" => "phi3",
+            "gemma3_text" => "gemma3",
+            "gpt_neox" => "gptneox",
+            _ => return None,
+        };
+        let config = self.config(architecture);
+        let count = |field: &str| config[field].as_u64().map(|n| u32::try_from(n).expect("a count"));
+        let (heads, hidden) = (count("num_attention_heads").expect("heads"), count("hidden_size").expect("a size"));
+        let kv_heads = count("num_key_value_heads").unwrap_or(heads);
+        let head = count("head_dim").unwrap_or(hidden / heads);
+        let rope = if architecture == "gemma3_text" { &config["rope_parameters"]["full_attention"] } else { &config["rope_parameters"] };
+        let number = |v: &Value| v.as_f64().expect("a number") as f32;
+
+        let w = Writer { version: 3, architecture: name, entries: Vec::new(), tensors: Vec::new() };
+        let w = w.entry("general.architecture", 8, &text(name)).count("embedding_length", hidden).count("attention.head_count", heads);
+        let w = w.count("attention.head_count_kv", kv_heads).count("attention.key_length", head).count("attention.value_length", head);
+        let w = w.count("feed_forward_length", count("intermediate_size").expect("a size")).count("block_count", count("num_hidden_layers").expect("layers"));
+        let w = w.count("context_length", count("max_position_embeddings").expect("a context")).float("rope.freq_base", number(&rope["rope_theta"]));
+        let turned = rope["partial_rotary_factor"].as_f64().map_or(head, |part| (f64::from(head) * part) as u32);
+        let w = w.count("rope.dimension_count", turned);
+        let w = match config["rms_norm_eps"].as_f64() {
+            Some(eps) => w.float("attention.layer_norm_rms_epsilon", eps as f32),
+            None => w.float("attention.layer_norm_epsilon", number(&config["layer_norm_eps"])).entry("gptneox.use_parallel_residual", 7, &[1]),
+        };
+        let w = if architecture == "gemma3_text" {
+            let w = w.count("attention.sliding_window", count("sliding_window").expect("a window")).count("attention.sliding_window_pattern", 2);
+            w.float("final_logit_softcapping", number(&config["final_logit_softcapping"])).float("rope.freq_base_swa", 1e4)
+        } else {
+            w
+        };
+
+        let strings = |v: &Value| v.as_array().expect("strings").iter().map(|s| s.as_str().expect("a string").to_owned()).collect::<Vec<_>>();
+        let (tokens, special) = (strings(&self.0["tokens"]), self.0["special"].as_u64().expect("a count") as usize);
+        let sorts = (0..tokens.len()).map(|i| (if i < special { 3i32 } else { 1 }).to_le_bytes()).collect::<Vec<_>>();
+        let w = w.entry("tokenizer.ggml.model", 8, &text("gpt2")).entry("tokenizer.ggml.pre", 8, &text("gpt-2"));
+        let w = w.entry("tokenizer.ggml.tokens", 9, &texts(&tokens)).entry("tokenizer.ggml.token_type", 9, &array(5, sorts.into_iter()));
+        let w = w.entry("tokenizer.ggml.merges", 9, &texts(&strings(&self.0["merges"]))).entry("tokenizer.ggml.add_bos_token", 7, &[bos.into()]);
+        let id = |w: Writer, what: &str, id: u32| w.entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
+        let w = change(id(id(w, "bos", 0), "eos", 1));
+
+        let tensors = self.tensors(architecture).into_iter();
+        let w = tensors.fold(w, |w, (name, shape, values)| {
+            let values = match &name {
+                name if architecture == "llama" && name.contains("q_proj") => pairs_apart(&values, heads as usize),
+                name if architecture == "llama" && name.contains("k_proj") => pairs_apart(&values, kv_heads as usize),
+                name if name.contains("query_key_value") => by_part(&values, heads as usize),
+                name if architecture == "gemma3_text" && name.ends_with("norm.weight") => values.iter().map(|x| x + 1.0).collect(),
+                _ => values,
+            };
+            let axes: Vec<u64> = shape.iter().rev().map(|n| *n as u64).collect();
+            w.floats(&gguf_name(architecture, &name), &axes, values)
+        });
+        std::fs::write(at, w.bytes()).expect("written");
+        Some(at.to_owned())
+    }
+}
+
+/// The width of the heads of the models whose rows llama.cpp reorders.
+const HEAD: i64 = 8;
+
+/// Within each head: the halves of Hugging Face's order side by side.
+fn pairs_apart(values: &[f32], heads: usize) -> Vec<f32> {
+    flat(&Tensor::from_slice(values).reshape([heads as i64, 2, HEAD / 2, -1]).transpose(1, 2))
+}
+
+/// Queries, keys and values of all heads one after the other.
+fn by_part(values: &[f32], heads: usize) -> Vec<f32> {
+    flat(&Tensor::from_slice(values).reshape([heads as i64, 3, -1]).transpose(0, 1))
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    Vec::try_from(t.contiguous().flatten(0, -1)).expect("numbers")
+}
+
+fn gguf_name(architecture: &str, name: &str) -> String {
+    let (module, part) = name.rsplit_once('.').expect("a part");
+    let ends = [("embed_tokens", "token_embd"), ("embed_in", "token_embd"), ("model.norm", "output_norm"), ("final_layer_norm", "output_norm")];
+    if let Some((_, theirs)) = ends.iter().chain(&[("lm_head", "output")]).find(|(ours, _)| module.ends_with(ours)) {
+        return format!("{theirs}.{part}");
+    }
+    let mut parts = module.split(".layers.").nth(1).expect("a layer").splitn(2, '.');
+    let (layer, module) = (parts.next().expect("a number"), parts.next().expect("a module"));
+    let four = architecture == "gemma3_text";
+    let theirs = match module {
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" | "attention.dense" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "self_attn.qkv_proj" | "attention.query_key_value" => "attn_qkv",
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" if four => "post_attention_norm",
+        "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
+        "post_feedforward_layernorm" => "post_ffw_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" | "mlp.gate_up_proj" | "mlp.dense_h_to_4h" => "ffn_up",
+        "mlp.down_proj" | "mlp.dense_4h_to_h" => "ffn_down",
+        other => panic!("{other}"),
+    };
+    format!("blk.{layer}.{theirs}.{part}")
+}
+
+fn reprpo(args: &[&str]) -> Output {
+    Command::cargo_bin("reprpo").expect("the binary").env("OMP_NUM_THREADS", "1").env("NO_COLOR", "1").args(args).output().expect("it runs")
+}
+
+/// The scores of a model, and what it says on stderr.
+fn scored(model: &Path, pairs: &str) -> (Vec<[f64; 2]>, String) {
+    let output = reprpo(&["score", "--device", "cpu", "--dtype", "f32", "--json", "--data", pairs, "--model", &model.display().to_string()]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {told}", model.display());
+    let lines = String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>();
+    let side = |line: &Value, side: &str| line[side]["logp_sum"].as_f64().expect("a number");
+    (lines.iter().map(|line| [side(line, "chosen"), side(line, "rejected")]).collect(), told)
+}
+
+fn assert_near(found: &[[f64; 2]], expected: &[[f64; 2]], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (a, b) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((a - b).abs() < 1e-4, "{what}: {a}, not {b}");
+    }
+}
+
+const ARCHITECTURES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt_neox"];
+
+fn agrees_with_transformers(rule: &str, bos: bool) {
+    let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
+    let pairs = values.pairs(dir.path());
+    let mut files = 0;
+    for architecture in ARCHITECTURES {
+        let folder = values.folder(&dir.path().join(architecture), architecture, bos, |_, _| {});
+        let gguf = values.gguf(&dir.path().join(format!("{architecture}.gguf")), architecture, bos, |w| w);
+        for model in [Some(folder), gguf].into_iter().flatten() {
+            let (found, told) = scored(&model, &pairs);
+            assert_near(&found, &values.scores(architecture, rule), &model.display().to_string());
+            assert!(!told.contains("WARN"), "{told}");
+            files += 1;
+        }
+    }
+    assert_eq!(files, 13);
+}
+
+#[test]
+fn plain_text_scores_as_in_transformers_without_a_bos_rule() {
+    agrees_with_transformers("plain", false);
+}
+
+#[test]
+fn plain_text_scores_as_in_transformers_with_a_bos_rule() {
+    agrees_with_transformers("bos", true);
+}
+
+#[test]
+fn a_model_with_a_head_of_its_own_is_told_of_and_exported_as_such() {
+    let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
+    let pairs = values.pairs(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    // The llama's head is its own, whatever its configuration says.
+    let model = values.folder(&at("tied"), "llama", false, |config, _| config["tie_word_embeddings"] = json!(true));
+    let expected = values.scores("llama", "plain");
+    let (found, told) = scored(&model, &pairs);
+    assert_near(&found, &expected, "a head of its own");
+    assert!(told.contains("WARN") && told.contains("`lm_head.weight` differs") && told.contains("tie_word_embeddings"), "{told}");
+
+    // The run trains nothing, so its export is the model.
+    let args = ["--device", "cpu", "--model", &model.display().to_string(), "--dataset", &pairs, "--out", &at("run").display().to_string()].map(str::to_owned);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let run = reprpo(&[&["run", "--no-eval", "--set", "train.lr=1e-12"][..], &args].concat());
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let exported = reprpo(&["export", &at("run").display().to_string(), "--merge", "--out", &at("merged").display().to_string()]);
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let config: Value = serde_json::from_slice(&std::fs::read(at("merged/config.json")).expect("a configuration")).expect("JSON");
+    assert_eq!(config["tie_word_embeddings"], false);
+    let (found, told) = scored(&at("merged"), &pairs);
+    assert_near(&found, &expected, "exported");
+    assert!(!told.contains("WARN"), "{told}");
+}
+
+#[test]
+fn a_file_with_another_prefix_scores_the_same_and_is_exported_so() {
+    let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
+    let pairs = values.pairs(dir.path());
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let model = values.folder(&dir.path().join("model"), "qwen3", false, |_, tensors| {
+        for (name, _) in tensors.iter_mut() {
+            *name = name.replacen("model.", "", 1);
+        }
+    });
+    let expected = values.scores("qwen3", "plain");
+    assert_near(&scored(&model, &pairs).0, &expected, "without a prefix");
+    let run = reprpo(&["run", "--no-eval", "--set", "train.lr=1e-12", "--device", "cpu", "--model", &at("model"), "--dataset", &pairs, "--out", &at("run")]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let exported = reprpo(&["export", &at("run"), "--merge", "--out", &at("merged")]);
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    assert_near(&scored(&dir.path().join("merged"), &pairs).0, &expected, "exported");
+}
+
+#[test]
+fn a_gguf_file_is_scaled_and_cut_as_its_folder() {
+    let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
+    let pairs = values.pairs(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let linear = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0 });
+    let expected = scored(&values.folder(&at("linear"), "llama", false, |config, _| linear(config)), &pairs).0;
+    for key in ["rope.scaling.factor", "rope.scale_linear"] {
+        let file = values.gguf(&at("x.gguf"), "llama", false, |w| w.float(key, 4.0)).expect("a file");
+        assert_near(&scored(&file, &pairs).0, &expected, key);
+    }
+    assert!((expected[0][0] - values.scores("llama", "plain")[0][0]).abs() > 0.1);
+
+    let file = values
+        .gguf(&at("x.gguf"), "llama", false, |mut w| {
+            w.entries.retain(|entry| !entry.windows(18).any(|at| at == b"tokenizer.ggml.pre"));
+            w
+        })
+        .expect("a file");
+    let (found, told) = scored(&file, &pairs);
+    assert_near(&found, &values.scores("llama", "plain"), "without `pre`");
+    assert!(told.contains("WARN") && told.contains("`tokenizer.ggml.pre`") && told.contains("GPT-2"), "{told}");
+
+    let file = values.gguf(&at("x.gguf"), "llama", false, |w| w.float("logit_scale", 0.5)).expect("a file");
+    let refused = reprpo(&["score", "--device", "cpu", "--data", &pairs, "--model", &file.display().to_string()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("`llama.logit_scale` (0.5)"));
+}
+
+#[test]
+fn a_pair_beside_a_longer_one_scores_what_it_scores_alone() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let pairs = [
+        json!({ "prompt": "The sky is", "chosen": " blue and wide.", "rejected": " green 123 today." }),
+        json!({ "prompt": "A longer one:  the 12 grey boats lie in the old harbour and wait for the wind, and",
+            "chosen": " nobody knows when it will come, says the man.", "rejected": " they're sold." }),
+    ];
+    let write = |name: &str, pairs: &[Value]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, pairs.iter().map(|pair| format!("{pair}\n")).collect::<String>()).expect("written");
+        path.display().to_string()
+    };
+    let (alone, both) = (write("alone.jsonl", &pairs[..1]), write("both.jsonl", &pairs));
+    let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
+        "original_max_position_embeddings": 24 });
+    // By transformers, one sequence at a time.
+    for (context, rope, expected) in
+        [(16, json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 }), [-82.7032, -83.3778]), (64, long, [-82.8420, -82.1845])]
+    {
+        let model = dir.path().join(rope["rope_type"].as_str().expect("a type"));
+        std::fs::create_dir(&model).expect("a folder");
+        for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::write(model.join(file), std::fs::read(golden.join("models/llama").join(file)).expect("a file")).expect("written");
+        }
+        let mut config: Value = serde_json::from_slice(&std::fs::read(golden.join("models/llama/config.json")).expect("a file")).expect("JSON");
+        config["max_position_embeddings"] = json!(context);
+        config["rope_parameters"] = rope;
+        std::fs::write(model.join("config.json"), config.to_string()).expect("written");
+        let (first, together) = (scored(&model, &alone).0, scored(&model, &both).0);
+        assert_near(&first, &[expected], "alone");
+        assert_near(&together[..1], &[expected], "beside a longer one");
+    }
+}
