@@ -52,7 +52,11 @@ impl Fixture {
 
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pairs = self.0["pairs"].as_array().unwrap().iter().enumerate();
-        pairs.map(|(index, p)| TokenPair { index, prompt: ids(&p["prompt"]), chosen: ids(&p["chosen"]), rejected: ids(&p["rejected"]) }).collect()
+        let pair = |(index, p): (usize, &Value)| {
+            let [prompt, chosen, rejected] = ["prompt", "chosen", "rejected"].map(|part| ids(&p[part]));
+            TokenPair { index, row: index, prompt, chosen, rejected }
+        };
+        pairs.map(pair).collect()
     }
 
     pub fn cases(&self) -> Vec<Case<'_>> {
