@@ -106,7 +106,7 @@ fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
     let twin = [pair(0, &[1, 2], &[3, 4], &[3, 4])];
     let refs: Vec<&TokenPair> = twin.iter().collect();
     for logprobs in [Completions::None, Completions::Chosen, Completions::Both] {
-        let batch = PairBatch::new(&refs, Holds { logprobs, rejected: true, apart: false }, Kind::Double, Device::Cpu).expect("a batch");
+        let batch = PairBatch::new(&refs, Holds { logprobs, rejected: true, apart: false }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
 }
