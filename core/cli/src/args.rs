@@ -187,7 +187,8 @@ pub struct ExperimentArgs {
     /// Start from the transforms of an earlier run, its `transform` folder.
     #[arg(long, value_name = "DIR", help_heading = "Method")]
     pub init_transform: Option<String>,
-    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of
+    /// the hub, as `org/name`.
     #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Data")]
     pub dataset: Option<String>,
     /// Where the data set's files lie.
@@ -362,7 +363,8 @@ pub struct ScoreArgs {
     /// A saved adapter in PEFT's format: a folder, or a repository of the hub.
     #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
     pub load_adapter: Option<String>,
-    /// The preference pairs: a file, a name, `NAME:PART`, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a file, `-` for standard input, a name, `NAME:PART`, or a repository of
+    /// the hub, as `org/name`.
     #[arg(long, value_name = "FILE|NAME|ID", help_heading = "Data")]
     pub data: String,
     /// What of it to score, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several with `+`.
@@ -587,7 +589,8 @@ Examples:
 
 Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths are characters.")]
 pub struct InspectArgs {
-    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of
+    /// the hub, as `org/name`.
     #[arg(value_name = "DATA")]
     pub data: String,
     /// The model whose tokenizer and chat template are used: a known name, a folder, a GGUF file, or a repository of the hub.
