@@ -257,7 +257,7 @@ fn sharegpts_conversations_are_pairs_in_json_and_in_parquet() {
         rejected: said(&[("assistant", "green")]),
     };
     for path in [jsonl, parquet] {
-        assert_eq!(read(open(&path).unwrap().as_ref(), "train"), [want.clone()], "{}", path.display());
+        assert_eq!(read(open(&path).unwrap().as_ref(), "train"), std::slice::from_ref(&want), "{}", path.display());
     }
 }
 
