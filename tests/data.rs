@@ -144,3 +144,85 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
     assert_eq!(scored.lines().count(), 1);
     assert!(scored.contains("\"split\":\"train[:1]\""), "{scored}");
 }
+
+/// The command in a folder, with that on its standard input.
+fn piped(folder: &Path, args: &[&str], input: &[u8]) -> Output {
+    let mut command = Command::cargo_bin("reprpo").expect("the binary");
+    let cache = folder.join("cache");
+    command.env("NO_COLOR", "1").env("OMP_NUM_THREADS", "1").env("REPRPO_CACHE", cache).env("HF_HOME", folder);
+    command.current_dir(folder).args(args).write_stdin(input).output().expect("it runs")
+}
+
+#[test]
+fn standard_input_is_read_as_a_file_is() {
+    let folder = folder();
+    let list = format!("[{}]", PAIRS.trim_end().replace('\n', ","));
+    for text in [PAIRS, &list, &format!("{{\"data\": {list}}}")] {
+        let output = piped(folder.path(), &["data", "inspect", "-", "--json"], text.as_bytes());
+        assert_eq!(json(&output)["splits"][0]["pairs"], 4, "{text}");
+    }
+    let output = piped(folder.path(), &["data", "inspect", "-"], b"prompt,chosen,rejected\na,b,c\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot read line 1 of `-`"), "{}", stderr(&output));
+    let output = piped(folder.path(), &["data", "inspect", "-"], b"");
+    assert!(output.status.code() == Some(1) && stderr(&output).contains("`-` holds no pairs"), "{}", stderr(&output));
+    let output = piped(folder.path(), &["data", "inspect", "-", "--set", "dataset.test=-"], PAIRS.as_bytes());
+    assert!(stderr(&output).contains("named for several splits: train, test"), "{}", stderr(&output));
+}
+
+/// A run keeps no copy of what was piped in, but it knows what it was.
+#[test]
+fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
+    let Some(golden) = golden() else { return };
+    let folder = folder();
+    let model = golden.join("models/llama");
+    let model = model.to_str().expect("UTF-8");
+    let pairs = PAIRS.replace("\"Ten.\", \"rejected\": \"Ten.\"", "\"Ten.\", \"rejected\": \"Two.\"");
+    let run = ["run", "--dataset", "-", "--model", model, "--out", "a run", "--set", "eval.completions=0"];
+    let output = piped(folder.path(), &run, pairs.as_bytes());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let eval = |input: &str, more: &[&str]| piped(folder.path(), &[&["eval", "a run"], more].concat(), input.as_bytes());
+    let again = eval(&pairs, &[]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert_eq!(stdout(&again), stdout(&output), "the same pairs give the same table");
+    for (input, why) in [("", "which is empty now"), (PAIRS, "which holds other pairs now: their SHA-256 is ")] {
+        let other = eval(input, &[]);
+        assert_eq!(other.status.code(), Some(1));
+        let text = stderr(&other);
+        assert!(text.contains(&format!("the pairs came from standard input, {why}")) && text.contains("pipe in the same pairs again"), "{text}");
+    }
+    assert!(eval("", &["--dataset", "pairs.jsonl"]).status.success(), "other pairs may be named");
+    assert!(eval(PAIRS, &["--set", "dataset.stdin=none"]).status.success());
+    // What a hint tells to type can be pasted, also where a path has blanks.
+    let there = piped(folder.path(), &run, pairs.as_bytes());
+    assert!(stderr(&there).contains("by `--resume 'a run'`"), "{}", stderr(&there));
+    let ended = piped(folder.path(), &["run", "--resume", "a run"], pairs.as_bytes());
+    let text = stderr(&ended);
+    assert!(text.contains("`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"), "{text}");
+}
+
+/// Files that other programs wrote, as they were reported.
+#[test]
+fn files_from_the_field_are_read() {
+    let Some(golden) = golden() else { return };
+    let cases = golden.join("../cases");
+    if !cases.join("22-parquet-extra-fields").is_dir() {
+        return;
+    }
+    let folder = folder();
+    let read = |file: &str, more: &[&str]| {
+        let path = cases.join(file);
+        reprpo(folder.path(), &[&["data", "inspect", path.to_str().expect("UTF-8"), "--json"], more].concat())
+    };
+    for name in ["full", "largelist", "plain", "score", "timestamp", "types"] {
+        let output = read(&format!("22-parquet-extra-fields/{name}.parquet"), &[]);
+        assert!(output.status.success(), "{name}: {}", stderr(&output));
+    }
+    assert_eq!(json(&read("08-nan-field/pairs.jsonl", &[]))["splits"][0]["pairs"], 2);
+    assert_eq!(json(&read("08-nan-field/big.jsonl", &[]))["splits"][0]["pairs"], 1);
+    assert_eq!(json(&read("07-surrogate/paired.jsonl", &[]))["splits"][0]["pairs"], 1);
+    let text = stderr(&read("07-surrogate/three.jsonl", &[]));
+    assert!(text.contains("line 2 of") && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"), "{text}");
+    assert_eq!(json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]))["splits"][0]["pairs"], 2);
+    assert_eq!(json(&read("46-hub-dataset-offline/sharegpt.jsonl", &[]))["splits"][0]["conversations"], 1);
+}

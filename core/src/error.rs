@@ -1,5 +1,6 @@
 //! The one error type: what was wrong and where, and below it what to do about it.
 
+use std::ffi::OsStr;
 use std::fmt;
 
 use crate::plugin::panics;
@@ -162,6 +163,14 @@ impl Error {
     }
 }
 
+/// Quotes a path or another text for a shell, so that a command in a message can be pasted. Text
+/// with blanks or other special characters gets single quotes.
+pub fn quoted(text: impl AsRef<OsStr>) -> String {
+    let text = text.as_ref().to_string_lossy();
+    let plain = |c: char| c.is_alphanumeric() || "_-+=:,./@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// The name nearest to `given`, where one is near enough to be a likely slip.
 pub fn nearest<'a>(given: &str, valid: &'a [String]) -> Option<&'a str> {
     let given = given.to_lowercase();
@@ -241,6 +250,26 @@ mod tests {
     fn an_unknown_name_brings_the_nearest_and_all_of_them() {
         let e = Error::unknown("intervention", "prefvek", ["dpo", "prefvec"]);
         assert_eq!(format!("{e:?}"), "unknown intervention `prefvek`\n  hint: did you mean `prefvec`?\n  hint: valid: dpo, prefvec");
+    }
+
+    #[test]
+    fn what_a_command_names_is_one_word_to_a_shell() {
+        for (text, want) in [
+            ("runs/dpo-lora_1", "runs/dpo-lora_1"),
+            ("my runs/a", "'my runs/a'"),
+            ("it's", r"'it'\''s'"),
+            ("~/x", "'~/x'"),
+            ("a$b;c", "'a$b;c'"),
+            ("größe", "größe"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(text), want);
+        }
+        let odd = ["a b", "a'b\"c", "$HOME `x` !", "back\\slash", "new\nline", "*?[x]{y}#&|<>()"];
+        for text in odd {
+            let echoed = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quoted(text))]).output().unwrap();
+            assert_eq!(String::from_utf8(echoed.stdout).unwrap(), text);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 
 /// Of a JSON file. The index of Llama 3.1 405B has a fortieth of it.
 const MOST_JSON: u64 = 1 << 22;
@@ -63,5 +63,26 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     if about.len() > most {
         return Err(Error::new(format!("`{}` has {} bytes, more than any file of its kind", path.display(), about.len())).hint(format!("valid: up to {most}")));
     }
-    std::fs::read(path).within(within)
+    let bytes = std::fs::read(path).within(within)?;
+    if is_lfs_pointer(&bytes) {
+        return Err(lfs_pointer(path));
+    }
+    Ok(bytes)
 }
+
+/// True if these are the lines that Git LFS leaves in place of a large file before it is fetched.
+pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    let first = &bytes[..bytes.len().min(LONGEST_POINTER)];
+    first.starts_with(b"version https://") && first.windows(OID.len()).any(|part| part == OID)
+}
+
+/// The error for a file that is a Git LFS pointer.
+pub fn lfs_pointer(path: &Path) -> Error {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Error::new(format!("`{}` is a Git LFS pointer, not the file itself", path.display()))
+        .hint(format!("fetch the file itself: `git -C {} lfs pull`", quoted(folder)))
+}
+
+/// A pointer of Git LFS has fewer bytes.
+const LONGEST_POINTER: usize = 1024;
+const OID: &[u8] = b"\noid sha256:";

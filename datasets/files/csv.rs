@@ -1,7 +1,6 @@
 //! Comma- and tab-separated values, with a header.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -9,6 +8,7 @@ use std::rc::Rc;
 use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder};
 use reprpo_plugin::prelude::*;
 
+use super::input::{self, Bytes};
 use super::jsonl::too_long;
 use super::place::Place;
 use super::row::Row;
@@ -30,9 +30,9 @@ impl Rows {
     /// # Errors
     /// Where it cannot be opened, or the header is not UTF-8, names a column twice or is too long.
     pub fn open(path: &Path, delimiter: u8, longest: usize) -> Result<Self> {
-        let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
+        let bytes = input::open(path)?;
         let left = Rc::new(Cell::new(longest));
-        let reader = ReaderBuilder::new().delimiter(delimiter).from_reader(Metered { file, left: left.clone() });
+        let reader = ReaderBuilder::new().delimiter(delimiter).from_reader(Metered { bytes, left: left.clone() });
         let mut rows = Self { path: path.to_owned(), reader, left, longest, header: Vec::new(), record: ByteRecord::new() };
         let header = match rows.reader.byte_headers() {
             Ok(header) => header.clone(),
@@ -96,7 +96,7 @@ impl Iterator for Rows {
 
 /// A file of which one record may take so much and no more: a quote that is never closed would take all of it.
 struct Metered {
-    file: File,
+    bytes: Bytes,
     left: Rc<Cell<usize>>,
 }
 
@@ -105,7 +105,7 @@ impl Read for Metered {
         if self.left.get() == 0 {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let read = self.file.read(buffer)?;
+        let read = self.bytes.read(buffer)?;
         self.left.set(self.left.get().saturating_sub(read));
         Ok(read)
     }

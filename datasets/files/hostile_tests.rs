@@ -193,6 +193,105 @@ fn a_page_that_says_it_is_of_gigabytes_is_refused() {
     assert!(error.contains("a page of it says that it unpacks to 2147483647 bytes, and 134217728 are read"), "{error}");
 }
 
+/// A few kilobytes that unpack to a row of a quarter of a gigabyte.
+#[test]
+fn a_packed_row_without_end_is_refused_at_once() {
+    use std::io::{self, Read};
+    let dir = tempfile::tempdir().unwrap();
+    let long = || io::Cursor::new(b"{\"prompt\": \"".to_vec()).chain(io::repeat(b' ').take(256 << 20));
+    let (gzip, zstd) = (dir.path().join("x.jsonl.gz"), dir.path().join("x.jsonl.zst"));
+    let mut packed = flate2::write::GzEncoder::new(File::create(&gzip).unwrap(), flate2::Compression::fast());
+    io::copy(&mut long(), &mut packed).unwrap();
+    packed.finish().unwrap();
+    let mut packed = ::zstd::Encoder::new(File::create(&zstd).unwrap(), 1).unwrap();
+    io::copy(&mut long(), &mut packed).unwrap();
+    packed.finish().unwrap();
+    for path in [gzip, zstd] {
+        let size = path.metadata().unwrap().len();
+        assert!(size < 2 << 20, "{size} bytes in {}", path.display());
+        for name in ["", "x.json", "x.csv"] {
+            let ending = path.extension().unwrap().to_str().unwrap();
+            let other = if name.is_empty() { path.clone() } else { dir.path().join(format!("{name}.{ending}")) };
+            if !name.is_empty() {
+                fs::copy(&path, &other).unwrap();
+            }
+            let began = Instant::now();
+            let (good, error) = from(&other, Config { format: Format { max_row_mib: 1, ..Format::default() }, ..Config::default() });
+            assert!(good == 0 && error.contains("it is longer than 1 MiB\n"), "{}: {error}", other.display());
+            assert!(began.elapsed() < Duration::from_secs(5), "{} took {:?}", other.display(), began.elapsed());
+        }
+    }
+}
+
+#[test]
+fn a_packed_file_that_is_cut_or_not_packed_says_so() {
+    let text = [GOOD; 3].join("\n");
+    for (name, packed) in [("x.jsonl.gz", input::packed::gzip(text.as_bytes())), ("x.jsonl.zst", input::packed::zstd(text.as_bytes()))] {
+        for length in 0..packed.len() {
+            let (_, error) = read_with(name, &packed[..length], Config::default());
+            // To zstd, an empty file is a packed file without content.
+            let says = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
+            assert!(says || (length == 0 && name.ends_with("zst")), "{name} cut at {length}: {error}");
+        }
+        let (good, error) = read_with(name, text.as_bytes(), Config::default());
+        assert!(good == 0 && error.contains("data cannot be unpacked: "), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_told_for_what_it_is() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    for name in ["x.parquet", "x.jsonl", "x.json", "x.csv", "x.tsv", "x.jsonl.gz", "x.json.zst"] {
+        let (good, error) = read(name, pointer);
+        assert!(good == 0 && error.starts_with("`FILE` is a Git LFS pointer, not the file itself\n  hint: fetch the file itself: `git -C "), "{name}: {error}");
+        assert!(error.ends_with(" lfs pull`"), "{error}");
+    }
+}
+
+const SHAREGPT: &str =
+    r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "g"}}"#;
+const PYTHON: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score": NaN, "x": [-Infinity, 1e400, 123456789012345678901234567890], "t": "\ud83d"}"#;
+
+#[test]
+fn what_python_writes_matters_only_where_it_is_used() {
+    let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
+    let rows = |row: &str| [("x.jsonl", format!("{PYTHON}\n{row}\n{GOOD}")), ("x.json", format!("[{PYTHON},\n{row},\n{GOOD}]"))];
+    for (row, why) in [
+        (r#"{"prompt": "p", "chosen": NaN, "rejected": "r"}"#, "`chosen` is NaN, which is neither text nor a JSON number"),
+        (r#"{"prompt": "p", "chosen": "c", "rejected": Infinity}"#, "`rejected` is Infinity, which is neither text nor a JSON number"),
+        (
+            r#"{"prompt": "Smile", "chosen": " ok \ud83d end", "rejected": " no"}"#,
+            "`chosen` holds `\\ud83d`, half of a surrogate pair, which is not a character",
+        ),
+        (
+            r#"{"prompt": [{"role": "user", "content": "\uDE00"}], "chosen": [], "rejected": []}"#,
+            "`prompt[0].content` holds `\\uDE00`, half of a surrogate pair, which is not a character",
+        ),
+        (r#"{"prompt": "p", "chosen": "c", "rejected": "r", "tools": [{"n": NaN}]}"#, "`tools[0].n` is NaN"),
+        (r#"{"prompt": "p", "responses": {"a": 1, "b": NaN}}"#, "`responses.b` is NaN"),
+        (r#"{"conversations": [{"from": "human", "value": "\ud800"}], "chosen": "c", "rejected": "r"}"#, "`conversations[0].value` holds `\\ud800`"),
+    ] {
+        for (name, text) in rows(row) {
+            let (good, error) = read(name, &text);
+            assert!(good == 1 && error.starts_with(&format!("cannot read line 2 of `FILE`\n  because {why}")), "{name}: {error}");
+            assert!(error.contains("`--set dataset.bad_rows=skip` passes such rows over"), "{error}");
+            assert_eq!(read_with(name, text.as_bytes(), skip()), (2, String::new()), "{name}: {row}");
+        }
+    }
+    // A field of a message that means nothing to templates is not needed either.
+    let scored = r#"{"prompt": [{"role": "user", "content": "p", "score": NaN}], "chosen": [{"role": "assistant", "content": "c"}], "rejected": [{"role": "assistant", "content": "r"}]}"#;
+    assert_eq!(read("x.jsonl", scored), (1, String::new()));
+    for whole in [
+        r#"{"data": [{"prompt": "p", "chosen": "c", "rejected": "r", "s": NaN}, {"prompt": "p", "chosen": NaN, "rejected": "r"}]}"#,
+        r#"{"prompt": ["p", "p"], "chosen": ["c", NaN], "rejected": ["r", "r"], "s": [NaN, 1]}"#,
+        r#"{"prompt": {"0": "p", "1": "p"}, "chosen": {"0": "c", "1": NaN}, "rejected": {"0": "r", "1": "r"}}"#,
+    ] {
+        let (good, error) = read("x.json", whole);
+        assert!(good == 1 && error.starts_with("cannot read row 2 of `FILE`\n  because `chosen` is NaN"), "{whole}\n{error}");
+        assert_eq!(read_with("x.json", whole.as_bytes(), skip()), (1, String::new()));
+    }
+}
+
 /// Bytes that were changed anywhere give pairs or one error, and never a panic.
 #[test]
 fn any_byte_changed_ends() {
@@ -204,6 +303,8 @@ fn any_byte_changed_ends() {
         ("y.json", genies.to_owned()),
         ("z.json", r#"{"prompt": ["p"], "chosen": ["c"], "rejected": ["r"]}"#.to_owned()),
         ("x.csv", "prompt,chosen,rejected\n\"a\nb\",c,r\nd,e,f\n".to_owned()),
+        ("python.jsonl", format!("{PYTHON}\n{GOOD}")),
+        ("sharegpt.jsonl", SHAREGPT.to_owned()),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);

@@ -3,13 +3,14 @@
 //! A list and a sequence are cut into their objects as they are read, so that the file may be larger than memory. An
 //! object that holds all rows has to be read whole, and may be no longer than a row.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Map, Value};
 
+use super::flaws::{Flaw, Step};
+use super::input::{self, Bytes};
 use super::jsonl::too_long;
 use super::place::Place;
 use super::row::{self, Row};
@@ -24,8 +25,7 @@ const WRAPPERS: [&str; 3] = ["data", "rows", "train"];
 /// # Errors
 /// Where it cannot be opened, or is none of the forms; each row where it is not JSON or no object.
 pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
-    let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
-    let mut scanner = Scanner { path: path.to_owned(), reader: BufReader::new(file), line: 1, longest };
+    let mut scanner = Scanner { path: path.to_owned(), reader: BufReader::new(input::open(path)?), line: 1, longest };
     scanner.skip_mark()?;
     match scanner.peek()? {
         None => Ok(Box::new(std::iter::empty())),
@@ -40,14 +40,7 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
                 return Ok(Box::new(std::iter::once(Ok((place, object))).chain(rest)));
             }
             let rows = held(object).within(|| format!("cannot use `{}`", path.display()))?;
-            let path = path.to_owned();
-            Ok(Box::new(rows.into_iter().enumerate().map(move |(i, row)| {
-                let place = Place::Row(i + 1);
-                match row {
-                    Value::Object(row) => Ok((place, row)),
-                    other => Err(value::not_a_row(&other).within(place.reading(&path))),
-                }
-            })))
+            Ok(Box::new(rows.into_iter().enumerate().map(|(i, row)| Ok((Place::Row(i + 1), row)))))
         }
         Some(_) => Err(Error::new("it begins with neither `[` nor `{`")
             .hint("a JSON file holds a list of objects, an object a line, or one object of columns")
@@ -56,21 +49,35 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
 }
 
 /// The rows in the one object of a file: under a key of their own, a list or a table by column, or itself.
-fn held(mut object: Row) -> Result<Vec<Value>> {
+fn held(object: Row) -> Result<Vec<Row>> {
+    let (mut object, flaws) = object.into_parts();
     let wrapper = WRAPPERS.into_iter().find(|key| object.get(*key).is_some_and(|v| matches!(v, Value::Array(items) if items.iter().all(Value::is_object))));
     if let Some(key) = wrapper
         && let Some(Value::Array(rows)) = object.remove(key)
     {
+        let mut rows: Vec<Row> = rows.into_iter().filter_map(|row| if let Value::Object(row) = row { Some(row.into_iter().collect()) } else { None }).collect();
+        for Flaw { path, what } in flaws {
+            if let [Step::Key(first), Step::Index(i), rest @ ..] = &path[..]
+                && first == key
+            {
+                rows[*i].flawed(Flaw { path: rest.to_vec(), what });
+            }
+        }
         return Ok(rows);
     }
     if !object.values().any(is_column) {
-        return Ok(vec![Value::Object(object)]);
+        return Ok(vec![Row::new(object, flaws)]);
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
+    // The keys of each column that is an object, in the order of the rows.
+    let mut named: Map<String, Value> = Map::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {
             Value::Array(cells) => cells,
-            Value::Object(cells) => cells.into_iter().map(|(_, cell)| cell).collect(),
+            Value::Object(cells) => {
+                named.insert(name.clone(), cells.keys().map(|key| Value::from(key.as_str())).collect());
+                cells.into_iter().map(|(_, cell)| cell).collect()
+            }
             other => return Err(Error::new(format!("`{name}` is {}, and the columns beside it are lists", row::kind(&other)))),
         };
         let rows = rows.get_or_insert_with(|| vec![Map::new(); cells.len()]);
@@ -79,7 +86,18 @@ fn held(mut object: Row) -> Result<Vec<Value>> {
         }
         rows.iter_mut().zip(cells).for_each(|(row, cell)| drop(row.insert(name.clone(), cell)));
     }
-    Ok(rows.unwrap_or_default().into_iter().map(Value::Object).collect())
+    let mut rows: Vec<Row> = rows.unwrap_or_default().into_iter().map(|cells| Row::new(cells, Vec::new())).collect();
+    for Flaw { path, what } in flaws {
+        let [column @ Step::Key(name), cell, rest @ ..] = &path[..] else { continue };
+        let index = match cell {
+            Step::Index(i) => Some(*i),
+            Step::Key(key) => named.get(name).and_then(Value::as_array).and_then(|keys| keys.iter().position(|k| k == key)),
+        };
+        if let Some(row) = index.and_then(|i| rows.get_mut(i)) {
+            row.flawed(Flaw { path: [std::slice::from_ref(column), rest].concat(), what });
+        }
+    }
+    Ok(rows)
 }
 
 /// Whether a value is a column of texts or conversations: a list of them, or an object of them by index, which is what
@@ -96,7 +114,7 @@ fn is_column(value: &Value) -> bool {
 /// Cuts a file into JSON values without understanding them.
 struct Scanner {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Bytes>,
     line: usize,
     longest: usize,
 }

@@ -1,11 +1,11 @@
 //! JSON lines, read one at a time: a file larger than memory is no problem, and a line that is none is found early.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 
+use super::input::{self, Bytes};
 use super::place::Place;
 use super::row::Row;
 use super::value;
@@ -13,7 +13,7 @@ use super::value;
 /// The rows of a file of JSON lines. Blank lines are skipped.
 pub struct Rows {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Bytes>,
     line: usize,
     longest: usize,
 }
@@ -24,8 +24,7 @@ impl Rows {
     /// # Errors
     /// Where it cannot be opened.
     pub fn open(path: &Path, longest: usize) -> Result<Self> {
-        let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
-        Ok(Self { path: path.to_owned(), reader: BufReader::new(file), line: 0, longest })
+        Ok(Self { path: path.to_owned(), reader: BufReader::new(input::open(path)?), line: 0, longest })
     }
 
     fn step(&mut self) -> Result<Option<(Place, Row)>> {
@@ -47,6 +46,30 @@ impl Rows {
                 return Ok(Some((place, row)));
             }
         }
+    }
+}
+
+/// True if the first line of a file is a row and others follow. If not, the file may be JSON in
+/// another form, such as one object that holds all rows.
+///
+/// # Errors
+/// Fails if the file cannot be opened or read.
+pub fn is(path: &Path, longest: usize) -> Result<bool> {
+    let mut line = Vec::new();
+    let mut bytes = BufReader::new(input::open(path)?);
+    let reading = || Place::Line(1).reading(path);
+    (&mut bytes).take(longest as u64 + 1).read_until(b'\n', &mut line).within(reading)?;
+    if value::parse_row(without_mark(&line).trim_ascii_end()).is_err() {
+        return Ok(false);
+    }
+    loop {
+        let rest = bytes.fill_buf().within(reading)?;
+        let blank = rest.trim_ascii_start().is_empty();
+        if rest.is_empty() || !blank {
+            return Ok(!blank);
+        }
+        let length = rest.len();
+        bytes.consume(length);
     }
 }
 

@@ -1,25 +1,31 @@
 //! Pairs from the user's own files, in the columns that TRL reads.
 
 mod csv;
+mod flaws;
 mod format;
 mod implicit;
+pub(crate) mod input;
 mod json;
 mod jsonl;
 mod pages;
 mod parquet;
 mod place;
+mod python;
 mod row;
+mod sharegpt;
 mod source;
 mod value;
 
 use std::path::PathBuf;
 
 use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json;
+use sha2::{Digest, Sha256};
 
 pub use self::format::{BadRows, Format};
 pub use self::place::Place;
 pub use self::row::{Columns, Row, pairs};
-pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source};
+pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source, ending};
 
 /// `--dataset pairs.jsonl`.
 pub struct Files;
@@ -29,7 +35,7 @@ pub struct Files;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Config {
-    /// File with the pairs to train on. Required; `--dataset FILE` fills it.
+    /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets it.
     pub train: PathBuf,
     /// File with pairs of the same distribution that are kept from training.
     pub test: Option<PathBuf>,
@@ -37,6 +43,9 @@ pub struct Config {
     pub oos: Option<PathBuf>,
     /// File with pairs of an unrelated judgement.
     pub rnd: Option<PathBuf>,
+    /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
+    /// pipe in the same pairs.
+    pub stdin: Option<String>,
     /// How their rows are read.
     #[serde(flatten)]
     pub format: Format,
@@ -44,13 +53,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { train: PathBuf::new(), test: None, oos: None, rnd: None, format: Format::default() }
+        Self { train: PathBuf::new(), test: None, oos: None, rnd: None, stdin: None, format: Format::default() }
     }
 }
 
 impl Plugin for Files {
     const NAME: &'static str = "file";
-    const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files";
+    const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, packed (.gz, .zst) or not";
     const EXPLAIN: &'static str = "\
 A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} for the model's
 chat template. `--columns prompt=question,chosen=best` gives them other names.
@@ -69,12 +78,22 @@ other two are conversations. `--columns prompt=none` asks for it.
 file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
 
 .jsonl has an object on every line. .json is a list of objects, objects one after another, {\"data\": [rows]}, lists
-by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Parquet may be compressed
-with snappy or zstd.
+by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be packed:
+`.jsonl.gz`, `.jsonl.zst`. Parquet may be compressed with snappy, zstd or gzip; in messages, fields of types that JSON
+does not have (times, decimals, intervals) are left out.
+
+`--dataset -` reads JSON lines or JSON, packed or not, from standard input. The run records their SHA-256: to resume or
+evaluate it later, pipe in the same pairs.
+
+ShareGPT's form is read as well: messages are {from, value} with the speakers human, gpt, system, tool, observation and
+function_call (whose value is JSON with name and arguments), and without a column `prompt`, the column `conversations`
+is the prompt, after the text in a column `system`. As in LLaMA-Factory, chosen and rejected may be one message each.
 
 A missing column, another type, an empty field of a .csv or .tsv in place of a completion, or conversations among
-plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is no JSON, no CSV or not UTF-8 is always an
-error, and so is a row of more than `max_row_mib`.";
+plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is not JSON,
+not CSV or not UTF-8 is always an error, and so is a row of more than `max_row_mib`. As Python writes them, NaN,
+Infinity, numbers beyond 64 bits and half surrogate pairs (\\ud83d) are allowed wherever a pair does not need them;
+elsewhere they make the row a bad one.";
     const REFERENCE: &'static str = "TRL, dataset formats: preference, standard and conversational, with explicit and implicit prompt";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("train", "pairs.jsonl"), ("test", "held_out.jsonl")];
     type Config = Config;
@@ -83,12 +102,14 @@ error, and so is a row of more than `max_row_mib`.";
 impl DatasetPlugin for Files {
     const ARGUMENT: Option<&'static str> = Some("train");
     const EXTENSIONS: &'static [&'static str] = &source::ENDINGS;
+    const STDIN: bool = true;
 
     fn build(config: Config) -> Result<Box<dyn Dataset>> {
         if config.train.as_os_str().is_empty() {
             return Err(Error::new("no file to train on was named").hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
         let reading = config.format.reading()?;
+        let pinned = stdin(&config)?;
         let named = [("train", Some(config.train)), ("test", config.test), ("oos", config.oos), ("rnd", config.rnd)];
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {
@@ -97,13 +118,56 @@ impl DatasetPlugin for Files {
             source.pairs()?.first().map(|_| source)
         };
         let splits = named.map(|(split, path)| Ok((split, open(path).within(|| format!("the `{split}` pairs cannot be used"))?)));
-        Ok(Box::new(Splits(splits.collect::<Result<_>>()?)))
+        Ok(Box::new(Splits { splits: splits.collect::<Result<_>>()?, pinned }))
     }
+}
+
+/// If one of the files is standard input: the configuration with the SHA-256 of its bytes, as JSON.
+/// The bytes are gone when the run is used again, and other bytes in their place must not go
+/// unnoticed.
+///
+/// # Errors
+/// Fails if several splits are standard input, if it cannot be read, or if its bytes are not those
+/// that were recorded.
+fn stdin(config: &Config) -> Result<Option<String>> {
+    let splits = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
+    let named: Vec<&str> = splits.into_iter().filter(|(_, path)| path.is_some_and(|p| input::is_stdin(p))).map(|(split, _)| split).collect();
+    match named[..] {
+        [] => return Ok(None),
+        [_] => {}
+        _ => {
+            return Err(Error::new(format!("`-`, standard input, is named for several splits: {}", named.join(", ")))
+                .hint("standard input can be read once: write the other splits to files"));
+        }
+    }
+    let other = |why: &str| {
+        Error::new(format!("the pairs came from standard input, {why}"))
+            .hint("pipe in the same pairs again, or name other pairs with `--dataset FILE`")
+            .hint("`--set dataset.stdin=none` takes whatever standard input holds")
+    };
+    if config.stdin.is_some() && input::stdin_is_typed() {
+        return Err(other("which is a terminal now"));
+    }
+    let bytes = input::stdin()?;
+    let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    match &config.stdin {
+        Some(_) if bytes.is_empty() => return Err(other("which is empty now")),
+        Some(recorded) if *recorded != found => {
+            return Err(other(&format!("which holds other pairs now: their SHA-256 is {found}, not {recorded}")));
+        }
+        _ => {}
+    }
+    let pinned = Config { stdin: Some(found), ..config.clone() };
+    serde_json::to_string(&pinned).map(Some).map_err(|e| Error::internal(e.to_string()))
 }
 
 reprpo_plugin::register!(dataset: Files);
 
-struct Splits(Vec<(&'static str, Source)>);
+struct Splits {
+    splits: Vec<(&'static str, Source)>,
+    /// The configuration for a run to record, if it differs from the given one.
+    pinned: Option<String>,
+}
 
 impl Dataset for Splits {
     fn splits(&self) -> Vec<SplitInfo> {
@@ -112,7 +176,7 @@ impl Dataset for Splits {
             describes: source.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             pairs: source.count(),
         };
-        self.0.iter().map(info).collect()
+        self.splits.iter().map(info).collect()
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
@@ -120,9 +184,13 @@ impl Dataset for Splits {
     }
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
-        let found = self.0.iter().find(|(name, _)| *name == split);
-        let (_, source) = found.ok_or_else(|| Error::unknown("split", split, self.0.iter().map(|(name, _)| name)))?;
+        let found = self.splits.iter().find(|(name, _)| *name == split);
+        let (_, source) = found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|(name, _)| name)))?;
         Ok(Box::new(source.pairs()?))
+    }
+
+    fn pinned(&self) -> Option<String> {
+        self.pinned.clone()
     }
 }
 

@@ -1,19 +1,23 @@
 //! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth its weight.
 
 use std::fs::File;
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use parquet::basic::{ConvertedType, Type as Physical};
+use parquet::basic::{Compression, ConvertedType, LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, reader::RowIter};
 use parquet::schema::types::{Type, TypePtr};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::serde_json::{Map, Value};
+use reprpo_plugin::serde_json::{Map, Number, Value};
+use reprpo_plugin::{is_lfs_pointer, lfs_pointer, tracing};
 
+use super::flaws::{Flaw, Step, What};
 use super::pages;
 use super::place::Place;
 use super::row::{Columns, Row};
+use super::sharegpt;
 
 /// A parquet file whose footer has been read and whose columns fit.
 #[derive(Clone, Debug)]
@@ -33,16 +37,23 @@ impl Table {
         let reader = footer(path)?;
         let cannot = || format!("cannot use `{}`", path.display());
         let prompt = columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
+        let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
         let beside = beside(&reader, columns).within(cannot)?;
-        let wanted = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]).chain(beside).chain(extra.iter().copied());
+        let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
+        let wanted = pair.chain(beside).chain(extra.iter().copied()).chain(sharegpt::wanted(&there, columns));
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
-        projection(&reader, &wanted, columns).within(cannot)?;
+        let left_out = projection(&reader, &wanted, columns).within(cannot)?.1;
+        if !left_out.is_empty() {
+            let fields = left_out.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
+            tracing::warn!("fields of `{}` are left out, because JSON does not have their types: {fields}", path.display());
+        }
         let mut rows = 0;
         for group in reader.metadata().row_groups() {
             let counted = usize::try_from(group.num_rows()).ok();
             // Texts are flat columns: a chunk that holds another number of values than its group has rows was damaged.
             let agrees = group.columns().iter().all(|c| c.column_descr().max_rep_level() > 0 || Some(c.num_values()) == Some(group.num_rows()));
             for chunk in group.columns().iter().filter(|c| c.column_path().parts().first().is_some_and(|name| wanted.contains(name))) {
+                unpacks(chunk.compression()).within(cannot)?;
                 let (start, length) = guarded(path, || Ok(chunk.byte_range()))?;
                 let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
                 let found = pages::too_large(file, start, start.saturating_add(length)).within(|| format!("cannot read `{}`", path.display()))?;
@@ -66,7 +77,7 @@ impl Table {
     /// Where the file has gone since it was opened; each row where its bytes do not decode.
     pub fn read(&self) -> Result<impl Iterator<Item = Result<(Place, Row)>> + use<>> {
         let reader = footer(&self.path)?;
-        let projection = projection(&reader, &self.wanted, &self.texts).within(|| format!("cannot use `{}`", self.path.display()))?;
+        let (projection, _) = projection(&reader, &self.wanted, &self.texts).within(|| format!("cannot use `{}`", self.path.display()))?;
         let mut rows = guarded(&self.path, || RowIter::from_file_into(Box::new(reader)).project(Some(projection)))?;
         let (path, mut count, mut ended) = (self.path.clone(), 0, false);
         Ok(std::iter::from_fn(move || {
@@ -104,8 +115,26 @@ fn root(reader: &SerializedFileReader<File>) -> &Type {
 }
 
 fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
-    let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
+    let mut file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
+    let mut head = Vec::new();
+    (&mut file).take(1024).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
+    if is_lfs_pointer(&head) {
+        return Err(lfs_pointer(path));
+    }
     guarded(path, || SerializedFileReader::new(file))
+}
+
+/// Checks that this compression is supported.
+fn unpacks(compression: Compression) -> Result<()> {
+    match compression {
+        Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) | Compression::GZIP(_) => Ok(()),
+        other => {
+            let name = other.to_string();
+            let name = name.split('(').next().unwrap_or_default();
+            Err(Error::new(format!("its columns are compressed with {name}, which is not read"))
+                .hint("write it again with zstd, snappy or gzip, or without compression"))
+        }
+    }
 }
 
 fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
@@ -122,46 +151,194 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
     }
 }
 
-/// The schema with the wanted columns alone, so that no other is decoded.
-fn projection(reader: &SerializedFileReader<File>, wanted: &[String], texts: &Columns) -> Result<Type> {
+/// The schema reduced to the wanted columns, so that no other is decoded, and to the fields in them
+/// that JSON has types for. Also gives the names of the fields that are left out.
+fn projection(reader: &SerializedFileReader<File>, wanted: &[String], texts: &Columns) -> Result<(Type, Vec<String>)> {
     let root = root(reader);
+    let mut left_out = Vec::new();
     let fields = wanted.iter().map(|column| {
         let field = root.get_fields().iter().find(|f| f.name() == column);
         let field = field.ok_or_else(|| Error::new(format!("there is no column `{column}`")))?;
         if texts.names().any(|name| name == column) && !holds_text(field) {
-            let is = if field.is_primitive() { format!("of type {}", field.get_physical_type()) } else { "nested".to_owned() };
+            let is = if field.is_primitive() { format!("of type {}", type_name(field)) } else { "nested".to_owned() };
             return Err(Error::new(format!("column `{column}` is {is}, not text")).hint("a text is a string, or a list of {role, content}"));
         }
-        Ok(field.clone())
+        let none = || Error::new(format!("column `{column}` is of type {}, which is not read", type_name(field)));
+        plain(field, column, &mut left_out).ok_or_else(none)
     });
     let fields: Vec<TypePtr> = fields.collect::<Result<_>>()?;
-    Type::group_type_builder(root.name()).with_fields(fields).build().map_err(|e| Error::internal(e.to_string()))
+    let root = Type::group_type_builder(root.name()).with_fields(fields).build().map_err(|e| Error::internal(e.to_string()))?;
+    Ok((root, left_out))
+}
+
+fn type_name(field: &Type) -> String {
+    match (field.is_primitive(), field.get_basic_info().converted_type()) {
+        (true, ConvertedType::NONE) => field.get_physical_type().to_string(),
+        (false, ConvertedType::NONE) => "struct".to_owned(),
+        (_, other) => other.to_string(),
+    }
 }
 
 fn holds_text(field: &TypePtr) -> bool {
-    if field.is_primitive() { field.get_physical_type() == Physical::BYTE_ARRAY } else { field.get_basic_info().converted_type() == ConvertedType::LIST }
+    let converted = field.get_basic_info().converted_type();
+    if field.is_primitive() {
+        let text = matches!(converted, ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
+        return text && field.get_physical_type() == Physical::BYTE_ARRAY;
+    }
+    // One message by itself, as ShareGPT has it.
+    let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
+    converted == ConvertedType::LIST || (has("from") && has("value")) || (has("role") && has("content"))
+}
+
+/// A type without the fields that JSON has no type for; none if no field is left.
+fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
+    let info = field.get_basic_info();
+    if field.is_primitive() {
+        let kept = is_plain(field);
+        if !kept {
+            left_out.push(place.to_owned());
+        }
+        return kept.then(|| field.clone());
+    }
+    // The inner groups of lists and maps have fixed names, which say nothing to a reader.
+    let within_a_list = matches!(info.converted_type(), ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE);
+    let inner = field.get_fields();
+    let fields: Vec<TypePtr> = inner
+        .iter()
+        .filter_map(|f| match (within_a_list, f.is_primitive()) {
+            (true, false) => {
+                let deeper: Vec<TypePtr> = f.get_fields().iter().filter_map(|f| plain_below(f, place, left_out)).collect();
+                rebuilt(f, deeper)
+            }
+            (true, true) => plain(f, place, left_out),
+            (false, _) => plain(f, &format!("{place}.{}", f.name()), left_out),
+        })
+        .collect();
+    // A map needs its keys and its values.
+    if within_a_list && info.converted_type() != ConvertedType::LIST && leaves(&fields) != leaves(inner) {
+        left_out.push(place.to_owned());
+        return None;
+    }
+    rebuilt(field, fields)
+}
+
+/// A field in the inner group of a list or a map: the element, or a field of a struct.
+fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
+    let named = !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
+    if named { plain(field, &format!("{place}.{}", field.name()), left_out) } else { plain(field, place, left_out) }
+}
+
+/// Number of leaf columns.
+fn leaves(fields: &[TypePtr]) -> usize {
+    fields.iter().map(|f| if f.is_primitive() { 1 } else { leaves(f.get_fields()) }).sum()
+}
+
+/// A group with some of its fields; none if there are none.
+fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
+    if fields.is_empty() {
+        return None;
+    }
+    let info = group.get_basic_info();
+    let builder = Type::group_type_builder(info.name()).with_converted_type(info.converted_type()).with_logical_type(info.logical_type_ref().cloned());
+    let builder = if info.has_repetition() { builder.with_repetition(info.repetition()) } else { builder };
+    builder.with_fields(fields).build().ok().map(TypePtr::new)
+}
+
+/// True if JSON has a type for it.
+fn is_plain(field: &Type) -> bool {
+    let info = field.get_basic_info();
+    let time = matches!(info.logical_type_ref(), Some(LogicalType::Timestamp(_) | LogicalType::Time(_) | LogicalType::Date | LogicalType::Decimal(_)));
+    let half = matches!(info.logical_type_ref(), Some(LogicalType::Float16));
+    use ConvertedType as C;
+    let converted = info.converted_type();
+    match field.get_physical_type() {
+        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => true,
+        Physical::INT32 => matches!(converted, C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32) && !time,
+        Physical::INT64 => matches!(converted, C::NONE | C::INT_64 | C::UINT_64) && !time,
+        Physical::BYTE_ARRAY => matches!(converted, C::NONE | C::UTF8 | C::ENUM | C::JSON) && !time,
+        Physical::FIXED_LEN_BYTE_ARRAY => half,
+        Physical::INT96 => false,
+    }
+}
+
+/// Converts the values of a row, and collects the places of those that it cannot hold.
+struct Cells {
+    path: Vec<Step>,
+    flaws: Vec<Flaw>,
 }
 
 fn json_row(row: parquet::record::Row) -> Result<Row, String> {
-    row.into_columns().into_iter().map(|(name, field)| Ok((name, json(field)?))).collect()
+    let mut cells = Cells { path: Vec::new(), flaws: Vec::new() };
+    let row = cells.fields(row)?;
+    Ok(Row::new(row, cells.flaws))
 }
 
-fn json(field: Field) -> Result<Value, String> {
-    Ok(match field {
-        Field::Null => Value::Null,
-        Field::Bool(x) => x.into(),
-        Field::Byte(x) => x.into(),
-        Field::Short(x) => x.into(),
-        Field::Int(x) => x.into(),
-        Field::Long(x) => x.into(),
-        Field::UByte(x) => x.into(),
-        Field::UShort(x) => x.into(),
-        Field::UInt(x) => x.into(),
-        Field::ULong(x) => x.into(),
-        Field::Str(text) => text.into(),
-        Field::Bytes(bytes) => String::from_utf8(bytes.data().to_vec()).map_err(|_| "a text is not UTF-8".to_owned())?.into(),
-        Field::ListInternal(list) => list.elements().iter().cloned().map(json).collect::<Result<Vec<_>, _>>()?.into(),
-        Field::Group(row) => json_row(row)?.into_iter().collect::<Map<_, _>>().into(),
-        other => return Err(format!("`{other}` is neither text nor a whole number")),
-    })
+impl Cells {
+    fn fields(&mut self, row: parquet::record::Row) -> Result<Map<String, Value>, String> {
+        row.into_columns().into_iter().map(|(name, field)| Ok((name.clone(), self.within(Step::Key(name), field)?))).collect()
+    }
+
+    fn within(&mut self, step: Step, field: Field) -> Result<Value, String> {
+        self.path.push(step);
+        let value = self.value(field);
+        self.path.pop();
+        value
+    }
+
+    fn lost(&mut self, what: What) -> Value {
+        self.flaws.push(Flaw { path: self.path.clone(), what });
+        Value::Null
+    }
+
+    fn number(&mut self, x: f64) -> Value {
+        let word = if x.is_nan() {
+            "NaN"
+        } else if x > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        };
+        Number::from_f64(x).map_or_else(|| self.lost(What::NotFinite(word.to_owned())), Value::Number)
+    }
+
+    fn value(&mut self, field: Field) -> Result<Value, String> {
+        Ok(match field {
+            Field::Null => Value::Null,
+            Field::Bool(x) => x.into(),
+            Field::Byte(x) => x.into(),
+            Field::Short(x) => x.into(),
+            Field::Int(x) => x.into(),
+            Field::Long(x) => x.into(),
+            Field::UByte(x) => x.into(),
+            Field::UShort(x) => x.into(),
+            Field::UInt(x) => x.into(),
+            Field::ULong(x) => x.into(),
+            Field::Float16(x) => self.number(x.into()),
+            Field::Float(x) => self.number(x.into()),
+            Field::Double(x) => self.number(x),
+            Field::Str(text) => text.into(),
+            Field::Bytes(bytes) => match String::from_utf8(bytes.data().to_vec()) {
+                Ok(text) => text.into(),
+                Err(_) => self.lost(What::Bytes),
+            },
+            Field::ListInternal(list) => {
+                let items = list.elements().iter().cloned().enumerate();
+                items.map(|(i, item)| self.within(Step::Index(i), item)).collect::<Result<Vec<_>, _>>()?.into()
+            }
+            Field::MapInternal(map) => {
+                let mut entries = Map::new();
+                for (key, value) in map.entries() {
+                    let key = match self.value(key.clone())? {
+                        Value::String(key) => key,
+                        other => other.to_string(),
+                    };
+                    let value = self.within(Step::Key(key.clone()), value.clone())?;
+                    entries.insert(key, value);
+                }
+                Value::Object(entries)
+            }
+            Field::Group(row) => Value::Object(self.fields(row)?),
+            other => return Err(format!("`{other}` is of a type that is not read")),
+        })
+    }
 }

@@ -1,13 +1,11 @@
 //! One row becomes one pair, whatever file it came from: the rules for columns stand here and nowhere else.
 
-use reprpo_plugin::error::nearest;
+use reprpo_plugin::error::{nearest, quoted};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::serde_json::{Map, Value};
+use reprpo_plugin::serde_json::Value;
 
-use super::implicit;
-
-/// A row by column.
-pub type Row = Map<String, Value>;
+pub use super::flaws::Row;
+use super::{implicit, sharegpt};
 
 /// What the columns of a pair are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +67,7 @@ impl Columns {
         let like = spare.iter().find(|n| role == PROMPT && PROMPTS.contains(&n.to_lowercase().as_str()));
         let mut e = Error::new(format!("there is no column `{column}`"));
         if let Some(near) = nearest(column, &spare).or(like.map(String::as_str)) {
-            e = e.hint(format!("is it `{near}`? `--columns {role}={near}` says so"));
+            e = e.hint(format!("is it `{near}`? `--columns {}` says so", quoted(format!("{role}={near}"))));
         }
         if role == PROMPT {
             e = e.hint(format!("`--columns {PROMPT}=none` takes the beginning that `{}` and `{}` share as the prompt", self.chosen, self.rejected));
@@ -88,6 +86,8 @@ const PROMPTS: [&str; 8] = ["instruction", "question", "query", "input", "prompt
 /// A column that is missing, that is neither text nor a list of messages, or that differs in this from the others; no
 /// prompt, neither as a column nor as a shared beginning.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
+    row.check(columns)?;
+    sharegpt::convert(&mut row, columns)?;
     if !row.contains_key(&columns.chosen)
         && let Some(Value::Object(_)) = row.get(RESPONSES)
     {
@@ -210,7 +210,7 @@ mod tests {
 
     fn row(value: Value) -> Row {
         match value {
-            Value::Object(row) => row,
+            Value::Object(row) => row.into_iter().collect(),
             other => panic!("{other} is no row"),
         }
     }

@@ -4,16 +4,25 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use reprpo_plugin::error::quoted;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tracing;
 
 use super::parquet::Table;
 use super::place::Place;
 use super::row::{self, Columns, Row};
-use super::{csv, json, jsonl};
+use super::{csv, input, json, jsonl};
 
 /// The endings of files that are read.
-pub const ENDINGS: [&str; 5] = ["jsonl", "json", "csv", "tsv", "parquet"];
+pub const ENDINGS: [&str; 13] =
+    ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "json.zst", "csv.gz", "csv.zst", "tsv.gz", "tsv.zst"];
+
+/// The ending of a file that can be read, without `.gz` or `.zst`.
+pub fn ending(path: &Path) -> Option<&'static str> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let found = ENDINGS.into_iter().find(|ending| name.strip_suffix(ending).is_some_and(|head| head.ends_with('.')))?;
+    found.split('.').next()
+}
 
 /// How a file is read.
 #[derive(Clone, Debug)]
@@ -60,17 +69,23 @@ impl Source {
     /// # Errors
     /// Where it is missing, of no known ending, or no whole parquet file with these columns.
     pub fn open(path: &Path, reading: Reading, extra: &[&str]) -> Result<Self> {
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if input::is_stdin(path) {
+            let format = if jsonl::is(path, reading.longest)? { Format::Jsonl } else { Format::Json };
+            return Ok(Self { path: path.to_owned(), format, reading });
+        }
         if path.is_dir() {
             return Err(Error::new(format!("`{}` is a folder, not a file", path.display())));
         }
-        let format = match ending.as_str() {
-            "jsonl" => Format::Jsonl,
-            "json" => Format::Json,
-            "csv" => Format::Csv(reading.delimiter.unwrap_or(b',')),
-            "tsv" => Format::Csv(reading.delimiter.unwrap_or(b'\t')),
-            "parquet" => Format::Parquet(Table::open(path, &reading.columns, extra)?),
-            other => return Err(Error::unknown("file ending", other, ENDINGS).within(format!("`{}` is of no known kind", path.display()))),
+        let format = match ending(path) {
+            Some("jsonl") => Format::Jsonl,
+            Some("json") => Format::Json,
+            Some("csv") => Format::Csv(reading.delimiter.unwrap_or(b',')),
+            Some("tsv") => Format::Csv(reading.delimiter.unwrap_or(b'\t')),
+            Some("parquet") => Format::Parquet(Table::open(path, &reading.columns, extra)?),
+            _ => {
+                let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+                return Err(Error::unknown("file ending", &ending, ENDINGS).within(format!("`{}` is of no known kind", path.display())));
+            }
         };
         Ok(Self { path: path.to_owned(), format, reading })
     }
@@ -102,7 +117,7 @@ impl Source {
         };
         Err(match other {
             Some("\t") => e.hint("do tabs stand between the fields? Call the file `.tsv`"),
-            Some(other) => e.hint(format!("does `{other}` stand between the fields? `--set 'dataset.delimiter={other}'` says so")),
+            Some(other) => e.hint(format!("does `{other}` stand between the fields? `--set {}` says so", quoted(format!("dataset.delimiter={other}")))),
             None => e,
         })
     }
@@ -130,6 +145,7 @@ impl Source {
             waiting: Vec::new().into_iter(),
             shape: None,
             skipped: None,
+            altered: false,
             ended: false,
         })
     }
@@ -166,6 +182,8 @@ pub struct Pairs {
     waiting: std::vec::IntoIter<PreferencePair>,
     shape: Option<Shape>,
     skipped: Option<(usize, Error)>,
+    /// True after the warning about a field that a chat template would read as another value.
+    altered: bool,
     ended: bool,
 }
 
@@ -209,6 +227,10 @@ impl Pairs {
             }
             let Some((place, row)) = self.rows.next().transpose()? else { return Ok(None) };
             self.read.set(self.read.get() + 1);
+            if let Some(what) = row.altered(&self.columns).filter(|_| !self.altered) {
+                self.altered = true;
+                tracing::warn!("{place} of `{}`: {what}", self.path.display());
+            }
             match self.of(row).within(|| place.reading(&self.path)) {
                 Ok(pairs) => self.waiting = pairs.into_iter(),
                 Err(e) if self.skip => {

@@ -1,10 +1,11 @@
 use std::fs;
 use std::path::Path;
 
-use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use reprpo_plugin::serde_json::json;
 
-use super::written::{Column, numbered, pair_columns, write, write_conversation};
+use super::input::packed;
+use super::written::{Column, numbered, pair_columns, write, write_columns, write_conversation, write_odd, write_sharegpt};
 use super::*;
 
 fn open(train: &Path) -> Result<Box<dyn Dataset>> {
@@ -52,15 +53,26 @@ fn every_format_gives_the_same_pairs() {
         ("pandas.json", columns("{", &by_index, "}")),
         ("commas.csv", csv(",")),
         ("tabs.tsv", csv("\t")),
+        ("lines.jsonl", rows.join("\n")),
     ] {
         let path = dir.path().join(name);
-        fs::write(&path, text).unwrap();
+        fs::write(&path, &text).unwrap();
         assert_eq!(read(open(&path).unwrap().as_ref(), "train"), want, "{name}");
+        let (gzip, zstd) = (packed::gzip(text.as_bytes()), packed::zstd(text.as_bytes()));
+        // Several packed files one behind the other are a packed file.
+        let (first, second) = text.split_at(text.len() / 2);
+        let several = [packed::gzip(first.as_bytes()), packed::gzip(second.as_bytes())].concat();
+        for (ending, bytes) in [("gz", gzip), ("GZ", several), ("zst", zstd)] {
+            let path = dir.path().join(format!("{name}.{ending}"));
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(read(open(&path).unwrap().as_ref(), "train"), want, "{name}.{ending}");
+        }
     }
     for (name, compression) in [
         ("plain.parquet", Compression::UNCOMPRESSED),
         ("snappy.PARQUET", Compression::SNAPPY),
         ("zstd.parquet", Compression::ZSTD(ZstdLevel::try_new(3).unwrap())),
+        ("gzip.parquet", Compression::GZIP(GzipLevel::try_new(6).unwrap())),
     ] {
         let path = dir.path().join(name);
         write(&path, &pair_columns(5), compression);
@@ -254,4 +266,61 @@ fn pairs_of_one_row_share_its_place() {
     let data = open(&path).unwrap();
     let rows: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
     assert_eq!(rows, [0, 0, 1]);
+}
+
+#[test]
+fn what_standard_input_held_is_recorded_and_other_pairs_in_its_place_are_refused() {
+    // The process's own standard input is read by the tests of the command.
+    let two = Config { train: "-".into(), test: Some("-".into()), ..Config::default() };
+    let e = format!("{:?}", Files::build(two).err().unwrap());
+    assert!(e.starts_with("`-`, standard input, is named for several splits: train, test\n"), "{e}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.jsonl");
+    fs::write(&path, line(0)).unwrap();
+    let file = Files::build(Config { train: path, stdin: Some("0".into()), ..Config::default() }).unwrap();
+    assert_eq!(file.pinned(), None, "a file needs no record");
+}
+
+#[test]
+fn sharegpts_conversations_are_pairs_in_json_and_in_parquet() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jsonl, parquet) = (dir.path().join("pairs.jsonl"), dir.path().join("pairs.parquet"));
+    let row = r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "blue"}, "rejected": {"from": "gpt", "value": "green"}, "system": "Be brief."}"#;
+    fs::write(&jsonl, row).unwrap();
+    write_sharegpt(&parquet, ["Sky?", "blue", "green", "Be brief."]);
+    let said = |turns: &[(&str, &str)]| Text::Messages(turns.iter().map(|(role, text)| Message::new(*role, *text)).collect());
+    let prompt = said(&[("system", "Be brief."), ("user", "Sky?")]);
+    let want = PreferencePair::new(prompt, said(&[("assistant", "blue")]), said(&[("assistant", "green")]));
+    for path in [jsonl, parquet] {
+        assert_eq!(read(open(&path).unwrap().as_ref(), "train"), std::slice::from_ref(&want), "{}", path.display());
+    }
+}
+
+/// The file has columns and fields of every type; those that a pair does not need are not read.
+#[test]
+fn parquet_columns_and_fields_that_are_not_needed_may_have_any_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    write_odd(&path);
+    let pairs = read(open(&path).unwrap().as_ref(), "train");
+    let roles: Vec<_> = [&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected]
+        .into_iter()
+        .map(|text| match text {
+            Text::Messages(messages) => messages.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>(),
+            Text::Plain(text) => panic!("{text}"),
+        })
+        .collect();
+    assert_eq!(roles, [["user: Who?"], ["assistant: You."], ["assistant: Me."]]);
+}
+
+#[test]
+fn a_column_of_another_type_or_compression_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.parquet");
+    write_columns(&path, "optional binary chosen (DECIMAL(5, 2)); optional binary prompt (STRING); optional binary rejected (STRING);");
+    let got = error(&path);
+    assert!(got.contains("column `chosen` is of type DECIMAL, not text"), "{got}");
+    write_columns(&path, "optional group chosen { optional binary text (STRING); } optional binary prompt (STRING); optional binary rejected (STRING);");
+    let got = error(&path);
+    assert!(got.contains("column `chosen` is nested, not text"), "{got}");
 }

@@ -1,37 +1,55 @@
 //! JSON of unknown origin as values: how many there are is counted, because a byte of text can become a hundred of
 //! memory.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use reprpo_plugin::serde_json::{self, Map, Value};
 
-use super::row::{self, Row};
+use super::flaws::{Flaw, Row, Step, What};
+use super::{python, row};
 
 /// More values than this in one row are no preference pair: some 40 MB of memory.
 const MOST: usize = 500_000;
 
-/// One JSON text as a value.
+/// Numbers from here on may be whole numbers of more than 64 bits, which serde_json rounds.
+const ROUNDED: f64 = i64::MAX as f64;
+
+/// One JSON text as a value, with the places of values that it cannot hold: Python writes `NaN`,
+/// `Infinity`, half surrogate pairs and whole numbers of any length into JSON.
 ///
 /// # Errors
 /// Where it is not UTF-8, not JSON, nested too deep, or of too many values.
-pub fn parse(bytes: &[u8]) -> Result<Value> {
+fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(e.valid_up_to()))?;
-    let left = Cell::new(MOST);
-    let mut json = serde_json::Deserializer::from_str(text);
-    let value = Counted(&left).deserialize(&mut json);
-    value.and_then(|value| json.end().map(|()| value)).map_err(|e| {
-        if left.get() == 0 {
-            return Error::new(format!("it holds more than {MOST} values")).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#);
+    let strict = Walk::of(&[]);
+    match strict.read(text) {
+        Ok(value) if !strict.rounded.get() => return Ok((value, Vec::new())),
+        Err(_) if strict.left.get() == 0 => {}
+        outcome => {
+            let (mended, spots) = python::mended(text);
+            if spots.is_empty() {
+                return outcome.map(|value| (value, Vec::new())).map_err(|e| not_json(&e));
+            }
+            // The mended text has the same length, so that errors name the right byte.
+            let walk = Walk::of(&spots);
+            let outcome = walk.read(&mended);
+            if walk.left.get() > 0 {
+                return outcome.map(|value| (value, walk.flaws.into_inner())).map_err(|e| not_json(&e));
+            }
         }
-        // serde_json counts lines within the text it was given, and the place of that is told around this.
-        let message = e.to_string();
-        let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
-        let line = if e.line() > 1 { format!(" of its line {}", e.line()) } else { String::new() };
-        Error::new(format!("it is not JSON: {message}, at byte {}{line}", e.column()))
-    })
+    }
+    Err(Error::new(format!("it holds more than {MOST} values")).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
+}
+
+/// serde_json counts lines within the text it was given, and the place of that is told around this.
+fn not_json(e: &serde_json::Error) -> Error {
+    let message = e.to_string();
+    let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
+    let line = if e.line() > 1 { format!(" of its line {}", e.line()) } else { String::new() };
+    Error::new(format!("it is not JSON: {message}, at byte {}{line}", e.column()))
 }
 
 /// One JSON text as a row.
@@ -40,8 +58,8 @@ pub fn parse(bytes: &[u8]) -> Result<Value> {
 /// As [`parse`], and where it is no object.
 pub fn parse_row(bytes: &[u8]) -> Result<Row> {
     match parse(bytes)? {
-        Value::Object(row) => Ok(row),
-        other => Err(not_a_row(&other)),
+        (Value::Object(cells), flaws) => Ok(Row::new(cells, flaws)),
+        (other, _) => Err(not_a_row(&other)),
     }
 }
 
@@ -55,23 +73,88 @@ pub fn not_utf8(before: usize) -> Error {
     Error::new(format!("it is not UTF-8: byte {} does not belong", before + 1)).hint("save the file as UTF-8")
 }
 
-/// Builds a value and counts it.
-#[derive(Clone, Copy)]
-struct Counted<'a>(&'a Cell<usize>);
+/// Builds a value, counts its parts, and finds the paths of the spots that were mended.
+struct Walk<'a> {
+    /// Number of values that may still come.
+    left: Cell<usize>,
+    /// Number of values and keys so far.
+    count: Cell<usize>,
+    /// The spots that still come, by that count.
+    spots: Cell<&'a [(usize, What)]>,
+    /// True if there were any spots.
+    mended: bool,
+    /// Path of the current value; only kept if there were any spots.
+    path: RefCell<Vec<Step>>,
+    flaws: RefCell<Vec<Flaw>>,
+    /// True if a number may have been rounded.
+    rounded: Cell<bool>,
+}
 
-impl<'de> DeserializeSeed<'de> for Counted<'_> {
+impl<'a> Walk<'a> {
+    fn of(spots: &'a [(usize, What)]) -> Self {
+        Self {
+            left: Cell::new(MOST),
+            count: Cell::new(0),
+            spots: Cell::new(spots),
+            mended: !spots.is_empty(),
+            path: RefCell::default(),
+            flaws: RefCell::default(),
+            rounded: Cell::new(false),
+        }
+    }
+
+    fn read(&self, text: &str) -> Result<Value, serde_json::Error> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let value = self.deserialize(&mut json)?;
+        json.end().map(|()| value)
+    }
+
+    /// Counts a value or a key, and gives the spot in it, if there is one.
+    fn next(&self) -> Option<What> {
+        let count = self.count.get();
+        self.count.set(count + 1);
+        let spots = self.spots.get();
+        let (_, what) = spots.first().filter(|(at, _)| *at == count)?;
+        self.spots.set(&spots[1..]);
+        Some(what.clone())
+    }
+
+    fn found(&self, what: What) {
+        self.flaws.borrow_mut().push(Flaw { path: self.path.borrow().clone(), what });
+    }
+
+    /// Reads what is one step further in.
+    fn within<T>(&self, step: impl FnOnce() -> Step, read: impl FnOnce() -> T) -> T {
+        if !self.mended {
+            return read();
+        }
+        self.path.borrow_mut().push(step());
+        let value = read();
+        self.path.borrow_mut().pop();
+        value
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &Walk<'_> {
     type Value = Value;
 
     fn deserialize<D: de::Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
-        self.0.set(self.0.get().saturating_sub(1));
-        if self.0.get() == 0 {
+        self.left.set(self.left.get().saturating_sub(1));
+        if self.left.get() == 0 {
             return Err(de::Error::custom("too many values"));
+        }
+        if let Some(what) = self.next() {
+            // A number that the row cannot hold becomes null.
+            let kept = matches!(what, What::Surrogate(_));
+            self.found(what);
+            let value = from.deserialize_any(self)?;
+            return Ok(if kept { value } else { Value::Null });
         }
         from.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Counted<'_> {
+impl<'de> Visitor<'de> for &Walk<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,6 +178,9 @@ impl<'de> Visitor<'de> for Counted<'_> {
     }
 
     fn visit_f64<E>(self, x: f64) -> Result<Value, E> {
+        if x.abs() >= ROUNDED {
+            self.rounded.set(true);
+        }
         Ok(x.into())
     }
 
@@ -108,7 +194,7 @@ impl<'de> Visitor<'de> for Counted<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut all = Vec::new();
-        while let Some(item) = items.next_element_seed(self)? {
+        while let Some(item) = self.within(|| Step::Index(all.len()), || items.next_element_seed(self))? {
             all.push(item);
         }
         Ok(Value::Array(all))
@@ -117,7 +203,21 @@ impl<'de> Visitor<'de> for Counted<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            all.insert(key, entries.next_value_seed(self)?);
+            let flawed = self.next();
+            if self.mended && all.contains_key(&key) {
+                // Of several values with the same name, the last one counts.
+                let mut path = self.path.borrow().clone();
+                path.push(Step::Key(key.clone()));
+                self.flaws.borrow_mut().retain(|flaw| !flaw.path.starts_with(&path));
+            }
+            let value = self.within(
+                || Step::Key(key.clone()),
+                || {
+                    flawed.into_iter().for_each(|what| self.found(what));
+                    entries.next_value_seed(self)
+                },
+            )?;
+            all.insert(key, value);
         }
         Ok(Value::Object(all))
     }
@@ -130,7 +230,7 @@ mod tests {
     #[test]
     fn it_reads_what_serde_json_reads() {
         let text = r#"{"b": [1, -2, 2.5, true, null, "é\n"], "a": {}}"#;
-        assert_eq!(parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+        assert_eq!(parse(text.as_bytes()).unwrap(), (serde_json::from_str::<Value>(text).unwrap(), Vec::new()));
         assert!(parse(b"{} {}").unwrap_err().message().contains("trailing characters"));
     }
 
@@ -143,5 +243,62 @@ mod tests {
     #[test]
     fn deep_nesting_is_an_error_and_no_overflow() {
         assert!(parse("[".repeat(100_000).as_bytes()).unwrap_err().message().contains("recursion limit"));
+    }
+
+    /// The places that cannot be kept, as `path what`.
+    fn flaws(text: &str) -> Vec<String> {
+        let (_, flaws) = parse(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+        flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.what)).collect()
+    }
+
+    /// Every text here is one that Python's `json` reads.
+    #[test]
+    fn what_python_writes_is_read_and_noted() {
+        let key = |key: &str| format!("Key({key:?})");
+        for (text, path, what) in [
+            (r#"{"a": NaN, "b": 1}"#, key("a"), "is NaN, which is neither text nor a JSON number"),
+            (r#"{"a":[1,-Infinity]}"#, format!("{}, Index(1)", key("a")), "is -Infinity, which is neither text nor a JSON number"),
+            (r#"{"NaN": "NaN, \" Infinity", "b":Infinity}"#, key("b"), "is Infinity, which is neither text nor a JSON number"),
+            (r#"{"x": {"n": 1e400}}"#, format!("{}, {}", key("x"), key("n")), "is the number 1e400, which is too large"),
+            (r#"{"n": 18446744073709551616}"#, key("n"), "is the number 18446744073709551616, which is too large"),
+            (r#"{"n": -9223372036854775809}"#, key("n"), "is the number -9223372036854775809, which is too large"),
+            (r#"{"t": "ok \ud83d end"}"#, key("t"), r"holds `\ud83d`, half of a surrogate pair, which is not a character"),
+            (r#"{"t": "\uDE00\ud83d\ude00"}"#, key("t"), r"holds `\uDE00`, half of a surrogate pair, which is not a character"),
+            (r#"{"t": "\ud83d\ud83d\ude00"}"#, key("t"), r"holds `\ud83d`, half of a surrogate pair, which is not a character"),
+            (r#"{"a": NaN, "b": 2, "a": [NaN]}"#, format!("{}, Index(0)", key("a")), "is NaN, which is neither text nor a JSON number"),
+            (r#"{"x\ud800": 1}"#, key("x\u{fffd}"), r"holds `\ud800`, half of a surrogate pair, which is not a character"),
+        ] {
+            assert_eq!(flaws(text), [format!("[{path}] {what}")], "{text}");
+        }
+        let long = format!(r#"{{"n": {}}}"#, "7".repeat(400));
+        assert_eq!(flaws(&long), [format!("[{}] is the number 77777777777777777777… of 400 characters, which is too large", key("n"))]);
+        for fine in [
+            r#"{"t": "\\ud83d \ud83d\ude00 \u0041 NaN"}"#,
+            r#"{"n": [18446744073709551615, -9223372036854775808, 1e300, -1E30, 1e-400]}"#,
+            r#"{"a": NaN, "a": 1}"#,
+        ] {
+            assert!(flaws(fine).is_empty(), "{fine}: {:?}", flaws(fine));
+        }
+        let (value, _) = parse(br#"{"a": NaN, "t": "x\ud83dy", "n": -Infinity}"#).unwrap();
+        assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));
+    }
+
+    /// None of these is JSON, to Python neither.
+    #[test]
+    fn what_python_does_not_read_is_an_error_in_the_right_place() {
+        for (text, place) in [
+            (r#"{"a": NaN, "b": nan}"#, 18),
+            (r#"{"a": NaN "b": 1}"#, 11),
+            (r#"{"a": NaNs}"#, 7),
+            (r#"{"a": -NaN}"#, 8),
+            (r#"{"a": +Infinity}"#, 7),
+            (r#"{"a": Infinity, "t": "\ud83"}"#, 28),
+            (r#"{"a": NaN, "n": 01e400}"#, 18),
+            (r#"{NaN: 1}"#, 2),
+            (r#"{"a": NaN, }"#, 12),
+        ] {
+            let e = parse(text.as_bytes()).unwrap_err();
+            assert!(e.message().ends_with(&format!(", at byte {place}")), "{text}: {e:?}");
+        }
     }
 }

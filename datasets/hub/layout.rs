@@ -2,12 +2,14 @@
 //!
 //! Source: the hub's documentation, "Data files configuration" and "File names and splits".
 
+use std::path::Path;
+
 use globset::{GlobBuilder, GlobMatcher};
 use reprpo_plugin::hub::Snapshot;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
-use crate::files::ENDINGS;
+use crate::files::ending;
 
 /// The branch with the hub's own conversion to parquet.
 pub const CONVERTED: &str = "refs/convert/parquet";
@@ -20,6 +22,8 @@ const KEYWORDS: [(&str, &[&str]); 3] =
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
     pub splits: Vec<(String, Vec<String>)>,
+    /// Files that belong to a split and are not there, by split.
+    pub missing: Vec<(String, String)>,
 }
 
 impl Layout {
@@ -30,7 +34,12 @@ impl Layout {
 
     fn read(files: &[String], card: &Value, config: Option<&str>) -> Result<Option<Self>> {
         let configs: Vec<&Value> = card.get("configs").and_then(Value::as_array).into_iter().flatten().collect();
-        let name = |c: &Value| c.get("config_name").and_then(Value::as_str).unwrap_or("default").to_owned();
+        // YAML reads a name like `2024` as a number.
+        let name = |c: &Value| match c.get("config_name") {
+            Some(Value::String(name)) => name.clone(),
+            Some(Value::Number(name)) => name.to_string(),
+            _ => "default".to_owned(),
+        };
         if configs.is_empty() {
             // A folder is a configuration to whoever names it.
             let within = |file: &&String| config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")));
@@ -60,15 +69,36 @@ impl Layout {
         let Some(stated) = chosen.get("data_files") else {
             return Ok(Self::by_names(files.iter().filter(|f| f.starts_with(&prefix))));
         };
-        let mut splits = Vec::new();
+        let (mut splits, mut missing) = (Vec::new(), Vec::new());
         for (split, patterns) in stated_splits(stated) {
-            let globs = patterns.iter().map(|p| glob(&format!("{prefix}{}", p.trim_start_matches("./")))).collect::<Result<Vec<_>>>()?;
+            let patterns: Vec<String> = patterns.iter().map(|p| format!("{prefix}{}", p.trim_start_matches("./"))).collect();
+            let globs = patterns.iter().map(|p| glob(p)).collect::<Result<Vec<_>>>()?;
             let held: Vec<String> = files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
+            // A pattern may match nothing, but a name without wildcards must.
+            let named = patterns.iter().filter(|p| !p.contains(['*', '?', '[', '{']) && !files.contains(p));
+            missing.extend(named.map(|file| (split.clone(), file.clone())));
+            for file in lost_parts(&held, files).into_iter().filter(|f| globs.iter().any(|g| g.is_match(f))) {
+                if !missing.iter().any(|(of, other)| *of == split && *other == file) {
+                    missing.push((split.clone(), file));
+                }
+            }
             if !held.is_empty() {
                 splits.push((split, held));
             }
         }
-        Ok((!splits.is_empty()).then_some(Self { splits }))
+        Ok((!splits.is_empty() || !missing.is_empty()).then_some(Self { splits, missing }))
+    }
+
+    /// Checks that all files of a split are there.
+    ///
+    /// # Errors
+    /// Fails if one is missing, and names it.
+    pub fn check(&self, split: &str, data_set: &str) -> Result<()> {
+        let missing: Vec<&str> = self.missing.iter().filter(|(of, _)| of == split).map(|(_, file)| file.as_str()).collect();
+        let Some(first) = missing.first() else { return Ok(()) };
+        let more = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
+        Err(Error::new(format!("`{first}`{more} of the split `{split}` of `{data_set}` is missing"))
+            .hint("fetch the whole data set: a tool that filled the cache may have taken only some of its files"))
     }
 
     /// By the words in their names; where there are none, all of them are to be trained on.
@@ -85,7 +115,13 @@ impl Layout {
                     None => splits.push((split, vec![(*file).clone()])),
                 }
             }
-            (!splits.is_empty()).then_some(Self { splits })
+            let lost = |(split, held): &(String, Vec<String>)| {
+                let held = held.clone();
+                let split = split.clone();
+                lost_parts(&held, &held).into_iter().map(move |file| (split.clone(), file))
+            };
+            let missing = splits.iter().flat_map(lost).collect();
+            (!splits.is_empty()).then_some(Self { splits, missing })
         };
         let name = |file: &str| file.rsplit('/').next().unwrap_or(file).to_owned();
         let folder = |file: &str| file.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
@@ -121,6 +157,7 @@ impl Layout {
             }
         };
         let mut splits: Vec<(String, Vec<String>)> = Vec::new();
+        let mut missing = Vec::new();
         for (_, split, file) in parts.into_iter().filter(|(config, ..)| *config == chosen) {
             // The hub converts no more than the beginning of what is very large, and says so.
             let split = split.strip_prefix("partial-").unwrap_or(split).to_owned();
@@ -129,12 +166,23 @@ impl Layout {
                 None => splits.push((split, vec![file.clone()])),
             }
         }
-        Ok(Self { splits })
+        for (split, held) in &splits {
+            // The files are numbered from 0, without their count.
+            let numbered = held.iter().filter_map(|f| f.rsplit('/').next()?.strip_suffix(".parquet")?.parse::<usize>().ok());
+            if let Some((lost, at)) = numbered.enumerate().find(|(i, n)| i != n)
+                && let Some((folder, _)) = held[lost].rsplit_once('/')
+                && lost < at
+            {
+                missing.push((split.clone(), format!("{folder}/{lost:04}.parquet")));
+            }
+        }
+        Ok(Self { splits, missing })
     }
 
     /// Whether all of its files are of a kind that is read.
     pub fn is_read(&self) -> bool {
-        self.splits.iter().flat_map(|(_, files)| files).all(|f| is_read(f))
+        let missing = self.missing.iter().map(|(_, file)| file);
+        self.splits.iter().flat_map(|(_, files)| files).chain(missing).all(|f| is_read(f))
     }
 }
 
@@ -171,7 +219,37 @@ fn glob(pattern: &str) -> Result<GlobMatcher> {
 }
 
 fn is_read(file: &str) -> bool {
-    file.rsplit_once('.').is_some_and(|(_, ending)| ENDINGS.contains(&ending.to_lowercase().as_str()))
+    ending(Path::new(file)).is_some()
+}
+
+/// A file's name as one of several parts: `data/train-`, 0, 2 and `.parquet` for
+/// `data/train-00000-of-00002.parquet`.
+fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
+    let (head, rest) = file.rsplit_once("-of-")?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let (number, count) = (head.get(head.len().checked_sub(5)?..)?, rest.get(..5)?);
+    let stem = head.strip_suffix(number)?;
+    let fits = digits(number) && digits(count) && !rest[5..].starts_with(|c: char| c.is_ascii_digit());
+    fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
+}
+
+/// The parts that are missing beside those of `held`, under their most likely names.
+fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
+    let mut lost: Vec<String> = Vec::new();
+    for (stem, _, count, tail) in held.iter().filter_map(|f| part_of(f)) {
+        // Some tools put a hash behind the numbers, another one for each part.
+        let there = |n: usize| files.iter().filter_map(|f| part_of(f)).any(|(s, number, c, _)| (s, number, c) == (stem, n, count));
+        // Data sets count from 0, model files from 1.
+        let first = usize::from(there(count));
+        let missing = (first..count + first).filter(|n| !there(*n)).map(|n| format!("{stem}{n:05}-of-{count:05}{tail}"));
+        for file in missing {
+            let same = |other: &String| part_of(other).map(|(s, n, c, _)| (s, n, c)) == part_of(&file).map(|(s, n, c, _)| (s, n, c));
+            if !lost.iter().any(same) {
+                lost.push(file);
+            }
+        }
+    }
+    lost
 }
 
 /// The split of `train_prefs-00000-of-00001.parquet`.
@@ -196,6 +274,46 @@ mod tests {
 
     fn files(list: &[&str]) -> Vec<String> {
         list.iter().map(|f| (*f).to_owned()).collect()
+    }
+
+    fn missing(layout: &Layout) -> Vec<String> {
+        layout.missing.iter().map(|(split, file)| format!("{split}: {file}")).collect()
+    }
+
+    #[test]
+    fn a_part_that_is_missing_is_named() {
+        let of = |list: &[&str], card: &Value| Layout::read(&files(list), card, None).unwrap().unwrap();
+        let none: [&str; 0] = [];
+        let whole = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"];
+        assert_eq!(missing(&of(&whole, &Value::Null)), none);
+        assert_eq!(missing(&of(&whole[..1], &Value::Null)), ["train: data/train-00001-of-00002.parquet"]);
+        assert_eq!(missing(&of(&whole[1..], &Value::Null)), ["train: data/train-00000-of-00002.parquet"]);
+        // Some count from 1, and some put a hash behind the numbers.
+        assert_eq!(missing(&of(&["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"], &Value::Null)), none);
+        assert_eq!(missing(&of(&["train-00002-of-00002.jsonl"], &Value::Null)), ["train: train-00001-of-00002.jsonl"]);
+        assert_eq!(missing(&of(&["a-train-00000-of-00002-0a1b.parquet", "a-train-00001-of-00002-2c3d.parquet"], &Value::Null)), none);
+        // Of a test split that is missing a part, the training pairs are whole all the same.
+        let two = of(&[whole[0], whole[1], "data/test-00000-of-00003.parquet"], &Value::Null);
+        assert_eq!(missing(&two), ["test: data/test-00001-of-00003.parquet", "test: data/test-00002-of-00003.parquet"]);
+        assert!(two.check("train", "org/x").is_ok());
+        let e = format!("{:?}", two.check("test", "org/x").unwrap_err());
+        assert!(e.starts_with("`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` is missing\n"), "{e}");
+        // Files that are whole, and names that only look like parts.
+        assert_eq!(missing(&of(&["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"], &Value::Null)), none);
+
+        let card = |files: Value| json!({"configs": [{"config_name": "default", "data_files": files}]});
+        assert_eq!(missing(&of(&whole[..1], &card(json!("data/train-*")))), ["train: data/train-00001-of-00002.parquet"]);
+        // A card may name a single part on purpose.
+        assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
+        assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
+        assert_eq!(missing(&of(&whole[..1], &card(json!(whole)))), [format!("train: {}", whole[1])]);
+        let split = card(json!([{"split": "train", "path": "data/*"}, {"split": "test", "path": "test.jsonl"}]));
+        assert_eq!(missing(&of(&whole, &split)), ["test: test.jsonl"], "a file that the card names");
+
+        let converted = |list: &[&str]| missing(&Layout::of_conversion(&files(list), None).unwrap());
+        assert_eq!(converted(&["default/train/0000.parquet", "default/train/0001.parquet"]), none);
+        assert_eq!(converted(&["default/train/0000.parquet", "default/train/0002.parquet"]), ["train: default/train/0001.parquet"]);
+        assert_eq!(converted(&["default/train/0001.parquet"]), ["train: default/train/0000.parquet"]);
     }
 
     fn shown(layout: &Layout) -> Vec<String> {
@@ -223,7 +341,8 @@ mod tests {
         );
         assert_eq!(of(&["a/test/x.csv", "a/train/x.csv", "a/train/y.csv"]), ["test: a/test/x.csv", "train: a/train/x.csv a/train/y.csv"]);
         assert_eq!(of(&["pairs.jsonl", "dataset_infos.json", ".hidden.json", "contest.jsonl"]), ["train: pairs.jsonl contest.jsonl"]);
-        assert_eq!(Layout::read(&files(&["README.md", "train.jsonl.gz"]), &Value::Null, None).unwrap(), None);
+        assert_eq!(of(&["train.jsonl.gz", "dev.csv.ZST"]), ["train: train.jsonl.gz", "validation: dev.csv.ZST"]);
+        assert_eq!(Layout::read(&files(&["README.md", "train.arrow", "train.txt.gz"]), &Value::Null, None).unwrap(), None);
     }
 
     #[test]

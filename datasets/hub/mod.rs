@@ -57,7 +57,7 @@ names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data s
 `--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set dataset.oos=org/other:CONFIG:test`.
 
 Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the README, else from the
-files' names. Of those that are not read here (compressed JSON, arrow, scripts) the hub has its own conversion to
+files' names. Of those that are not read here (arrow, scripts) the hub has its own conversion to
 parquet, which is taken instead.
 
 Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share (`HF_HOME`); `HF_TOKEN`
@@ -131,6 +131,7 @@ impl<'h> Opened<'h> {
     /// The files of a split and where they are; `None` where there is no such split.
     fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
         let (i, layout) = self.layout(part)?;
+        layout.check(&part.split, &part.repo.to_string())?;
         Ok(layout.splits.into_iter().find(|(name, _)| *name == part.split).map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 

@@ -111,7 +111,7 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
     let there = There::new();
     let path = there.dir.path().join("x.parquet");
     write(&path, &pair_columns(3), ::parquet::basic::Compression::SNAPPY);
-    there.push(REPO, "main", &[("train.jsonl.gz", "compressed"), ("test.jsonl.gz", "compressed")]);
+    there.push(REPO, "main", &[("train.arrow", "columns"), ("test.arrow", "columns")]);
     let e = there.told(&pairs());
     assert!(e.contains("no files that are read") && e.contains("no revision `refs/convert/parquet`") && e.contains("parquet"), "{e}");
     let parquet = std::fs::read(path).unwrap();
@@ -159,4 +159,60 @@ fn offline_the_cache_is_enough() {
     assert_eq!(prompts(open(&config, &offline).unwrap().as_ref(), "train"), ["p0", "p1"], "the card is known as well");
     let e = format!("{:?}", open(&Config { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap());
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
+}
+
+/// A cache as another tool leaves it: files of one commit, without the hub's listing.
+fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
+    let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
+    let folder = there.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
+    for (file, text) in files.iter().chain([&("../../refs/main", commit)]) {
+        let path = folder.join("snapshots").join(commit).join(file);
+        std::fs::create_dir_all(folder.join("snapshots").join(commit)).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    Hub::new(Settings { offline: true, ..there.settings() }).unwrap()
+}
+
+#[test]
+fn in_a_cache_that_another_tool_filled_the_readme_counts() {
+    let there = There::new();
+    let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
+    let hub = staged(&there, "acme/named", &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))]);
+    let named = Config { repo: "acme/named".into(), ..Config::default() };
+    assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
+    // The card names a file with test pairs, so its absence is an error also for the default split.
+    let two = card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
+    let hub = staged(&there, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
+    let config = Config { repo: "acme/two".into(), ..Config::default() };
+    let e = format!("{:?}", open(&config, &hub).err().unwrap());
+    assert!(e.contains("`held_out.jsonl` of the split `test` of `acme/two` is missing"), "{e}");
+    assert_eq!(prompts(open(&Config { test: None, ..config }, &hub).unwrap().as_ref(), "train"), ["p0"]);
+    let hub = staged(&there, "acme/broken", &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))]);
+    let e = format!("{:?}", open(&Config { repo: "acme/broken".into(), ..Config::default() }, &hub).err().unwrap());
+    assert!(e.contains("README.md`\n  because `configs` in the head of `README.md` is not YAML"), "{e}");
+}
+
+#[test]
+fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
+    let there = There::new();
+    let part = |n: usize| format!("data/train-{n:05}-of-00002.jsonl");
+    let hub = staged(&there, "acme/pairs", &[("README.md", "# Pairs\n"), (&part(0), &rows(0, 6))]);
+    let config = Config { repo: "acme/pairs".into(), ..Config::default() };
+    let e = format!("{:?}", open(&config, &hub).err().unwrap());
+    assert!(
+        e.starts_with("the `train` pairs cannot be used\n  because `data/train-00001-of-00002.jsonl` of the split `train` of `acme/pairs` is missing\n"),
+        "{e}"
+    );
+    staged(&there, "acme/pairs", &[(&part(1), &rows(6, 10))]);
+    assert_eq!(prompts(open(&config, &hub).unwrap().as_ref(), "train").len(), 10);
+}
+
+#[test]
+fn packed_files_and_what_python_writes_are_read_from_the_hub_too() {
+    let there = There::new();
+    let text = rows(0, 2) + "{\"prompt\": \"p2\", \"chosen\": \"good\", \"rejected\": \"bad\", \"score\": NaN}\n";
+    let packed = crate::files::input::packed::gzip(text.as_bytes());
+    there.hub.push(REPO, "main", &[("train.jsonl.gz", &packed)]);
+    assert_eq!(prompts(there.open(&pairs()).unwrap().as_ref(), "train"), ["p0", "p1", "p2"]);
 }

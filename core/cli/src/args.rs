@@ -189,7 +189,8 @@ pub struct ExperimentArgs {
     /// Start from the transforms of an earlier run, its `transform` folder.
     #[arg(long, value_name = "DIR", help_heading = "Method")]
     pub init_transform: Option<String>,
-    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of
+    /// the hub, as `org/name`.
     #[arg(long, value_name = "NAME|FILE|ID", help_heading = "Data")]
     pub dataset: Option<String>,
     /// Where the data set's files lie.
@@ -369,7 +370,8 @@ pub struct ScoreArgs {
     /// A saved adapter in PEFT's format: a folder, or a repository of the hub.
     #[arg(long, value_name = "ID|DIR", help_heading = "Model")]
     pub load_adapter: Option<String>,
-    /// The preference pairs: a file, a name, `NAME:PART`, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a file, `-` for standard input, a name, `NAME:PART`, or a repository of
+    /// the hub, as `org/name`.
     #[arg(long, alias = "dataset", value_name = "FILE|NAME|ID", help_heading = "Data")]
     pub data: String,
     /// Where the data set's files lie.
@@ -622,7 +624,8 @@ pub struct InspectArgs {
 /// Which pairs of which data are read, and how they become tokens.
 #[derive(Args)]
 pub struct PairsArgs {
-    /// The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`.
+    /// The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of
+    /// the hub, as `org/name`.
     #[arg(value_name = "DATA")]
     pub data: String,
     /// The model whose tokenizer and chat template are used: a known name, a folder, a GGUF file, or a repository of the hub.

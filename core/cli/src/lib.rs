@@ -21,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
-use reprpo_core::error::Fault;
+use reprpo_core::error::{Fault, quoted};
 use reprpo_core::hub;
 use reprpo_core::plugin::{self, faults, panics};
 use reprpo_core::registry::Registry;
@@ -94,7 +94,7 @@ pub fn main(defaults: &str) -> ExitCode {
 fn install(registry: &mut Registry) {
     for path in plugin::installed() {
         if let Err(e) = plugin::load(&path).and_then(|loaded| registry.add_plugin(loaded)) {
-            tracing::warn!("skipped: {e}; `reprpo plugin check {}` says why", path.display());
+            tracing::warn!("skipped: {e}; `reprpo plugin check {}` says why", quoted(&path));
             registry.refuse(path);
         }
     }

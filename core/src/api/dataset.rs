@@ -117,6 +117,9 @@ pub trait DatasetPlugin: Plugin {
     /// Whether `--dataset org/name`, a repository of the hub, is handed to this plugin: it fills
     /// [`ARGUMENT`](Self::ARGUMENT).
     const REPOSITORIES: bool = false;
+    /// True if this plugin reads `--dataset -`, pairs on standard input: `-` fills
+    /// [`ARGUMENT`](Self::ARGUMENT).
+    const STDIN: bool = false;
 
     /// Opens it: what can be wrong with the configuration is found here, not when the pairs are read.
     ///

@@ -1,8 +1,9 @@
-//! What `--dataset` may say: a name, `NAME:TEXT`, a file that some plugin opens, or a repository of the hub.
+//! The forms of `--dataset`: a name, `NAME:TEXT`, a file that a plugin opens, `-`, or a repository
+//! of the hub.
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
 use crate::registry::{Entry, Kind, Make, Registry};
 
@@ -31,6 +32,9 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
                 .hint(format!("write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"))),
         };
     }
+    if given == "-" {
+        return stdin(registry);
+    }
     let path = Path::new(given);
     if let Some(meant) = repository(given, path, registry)? {
         return Ok(meant);
@@ -39,9 +43,23 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
 }
 
+/// The data set that reads standard input.
+fn stdin(registry: &Registry) -> Result<Meant> {
+    let takers: Vec<_> = registry
+        .of(Kind::Dataset)
+        .filter(|entry| matches!(entry.make, Make::Dataset { stdin: true, .. }))
+        .filter_map(|entry| Some((entry, argument(entry)?)))
+        .collect();
+    match takers[..] {
+        [] => Err(Error::new("no dataset of this program reads `-`, standard input").hint(openable(registry))),
+        [(one, field)] => Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) }),
+        _ => Err(several(&takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), "-", "read standard input")),
+    }
+}
+
 /// The data set that takes a text which can only be a repository of the hub.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
-    let is_file = path.extension().is_some_and(|e| registry.of(Kind::Dataset).flat_map(endings).any(|ending| e.eq_ignore_ascii_case(ending)));
+    let is_file = registry.of(Kind::Dataset).flat_map(endings).any(|ending| has_ending(path, ending));
     if path.exists() || is_file || RepoId::parse(RepoKind::Dataset, given).is_none() {
         return Ok(None);
     }
@@ -56,7 +74,8 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
 /// Whoever installs a plugin should not find that data are read by another than before.
 fn several(takers: &[&Entry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
-    let said: Vec<String> = names.iter().map(|name| format!("`--dataset {name}:{given}`")).collect();
+    let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
+    let said: Vec<String> = names.iter().map(command).collect();
     Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", said.join(" or ")))
 }
 
@@ -64,8 +83,7 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
     if path.is_dir() {
         return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs")).hint(openable(registry)));
     }
-    let file_name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let fits = |ending: &&str| file_name.strip_suffix(*ending).is_some_and(|head| head.ends_with('.'));
+    let fits = |ending: &&str| has_ending(path, ending);
     let openers = registry.of(Kind::Dataset).filter_map(|entry| Some((entry, argument(entry)?))).filter(|(entry, _)| endings(entry).iter().any(fits));
     let (entry, field) = match openers.collect::<Vec<_>>().as_slice() {
         [] => return Err(Error::new(format!("no dataset opens files like `{given}`")).hint(openable(registry))),
@@ -76,6 +94,13 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
         return Err(Error::new(format!("there is no file `{given}`")).hint("a relative path starts at the folder that the command runs in"));
     }
     Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
+}
+
+/// True if a file's name ends in a dot and the ending, in upper or lower case. The ending may have
+/// a dot itself, as `jsonl.gz` does.
+fn has_ending(path: &Path, ending: &str) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    name.strip_suffix(ending).is_some_and(|head| head.ends_with('.'))
 }
 
 fn no_such(given: &str, registry: &Registry) -> Error {

@@ -1,7 +1,7 @@
 //! The example that a plugin documents: the command that `reprpo explain` shows, and the settings behind it.
 
 use super::{Layering, plugin_fields};
-use crate::error::Result;
+use crate::error::{Result, quoted};
 use crate::registry::{Entry, Make};
 
 /// A choice of a plugin with some of its fields.
@@ -43,7 +43,7 @@ impl Example {
     pub fn command(&self) -> String {
         let mut command = format!("reprpo run --{} {}", self.kind, quoted(&self.choice));
         for (field, value) in &self.set {
-            command.push_str(&format!(" --set {}", quoted(&format!("{}.{field}={value}", self.kind))));
+            command.push_str(&format!(" --set {}", quoted(format!("{}.{field}={value}", self.kind))));
         }
         command
     }
@@ -56,12 +56,6 @@ impl Example {
         layering.flag(&format!("--{}", self.kind), self.kind, &self.choice);
         self.set.iter().try_for_each(|(field, value)| layering.set(&format!("{}.{field}={value}", self.kind)))
     }
-}
-
-/// In single quotes where a shell would read something into it.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "_-+=:,./@%".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Field {
             return Value::Null;
         }
         let as_text = || Value::String(text.to_owned());
-        match parse(text) {
+        match parse(text).or_else(|| parse(&toml_numbers(text)?)) {
             Some(Value::String(s)) => Value::String(s),
             Some(value) if self.takes(&value) || !self.text => value,
             _ => as_text(),
@@ -106,6 +106,52 @@ fn equal(a: &Value, b: &Value) -> bool {
         (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| equal(a, b))),
         _ => a == b,
     }
+}
+
+/// Rewrites the numbers that Python reads and TOML does not (`.5`, `5.`, `1.e-3`, `007`); `None` if
+/// there are none. Text in quotes does not change.
+fn toml_numbers(text: &str) -> Option<String> {
+    let mut written = String::with_capacity(text.len() + 8);
+    let (mut rest, mut changed) = (text, false);
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            '"' | '\'' => rest[1..].find(first).map_or(rest.len(), |at| at + 2),
+            c if is_of_word(c) => rest.find(|c| !is_of_word(c)).unwrap_or(rest.len()),
+            c => c.len_utf8(),
+        };
+        let (word, after) = rest.split_at(length);
+        let number = toml_number(word);
+        changed |= number.as_ref().is_some_and(|number| number != word);
+        written.push_str(number.as_deref().unwrap_or(word));
+        rest = after;
+    }
+    changed.then_some(written)
+}
+
+fn is_of_word(c: char) -> bool {
+    c.is_alphanumeric() || "+-._".contains(c)
+}
+
+/// A decimal number in TOML's spelling; `None` if the text is not one.
+fn toml_number(text: &str) -> Option<String> {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let sign = if text.starts_with('-') { "-" } else { "" };
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
+    let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
+    // As in Python, `_` stands between two digits.
+    let digits = |text: &str| text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()));
+    let fits = |text: &str| text.is_empty() || digits(text);
+    let any = !whole.is_empty() || part.is_some_and(|part| !part.is_empty());
+    let exponent_fits = exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)));
+    if !any || !fits(whole) || !part.is_none_or(fits) || !exponent_fits {
+        return None;
+    }
+    let whole = whole.replace('_', "");
+    let trimmed = whole.trim_start_matches('0');
+    let whole = if trimmed.is_empty() { "0" } else { trimmed };
+    let part = part.map_or_else(String::new, |part| format!(".{}", if part.is_empty() { "0" } else { part }));
+    let exponent = exponent.map_or_else(String::new, |e| format!("e{e}"));
+    Some(format!("{sign}{whole}{part}{exponent}"))
 }
 
 /// The right-hand side of a TOML assignment; `None` where it is none.
@@ -267,6 +313,7 @@ mod tests {
         on: bool,
         #[schemars(extend("uniqueItems" = true))]
         blocks: Option<Vec<usize>>,
+        grid: Vec<f64>,
     }
 
     fn of(name: &str) -> Field {
@@ -285,6 +332,34 @@ mod tests {
     }
 
     #[test]
+    fn a_number_may_be_written_as_in_python() {
+        let cases = [
+            (".0001", json!(0.0001)),
+            ("-.5", json!(-0.5)),
+            ("+.5", json!(0.5)),
+            ("1.", json!(1.0)),
+            ("1.e-3", json!(0.001)),
+            ("+1e-3", json!(0.001)),
+            ("1E-4", json!(0.0001)),
+            (".5e+2", json!(50.0)),
+            ("1_000.", json!(1000.0)),
+            ("007", json!(7)),
+            ("00.5", json!(0.5)),
+        ];
+        for (text, want) in cases {
+            assert_eq!(of("beta").read(text), want, "{text}");
+            let python: f64 = text.replace('_', "").parse().unwrap();
+            assert_eq!(of("beta").read(text).as_f64(), Some(python), "{text}");
+        }
+        assert_eq!(of("rank").read("+8"), json!(8));
+        assert_eq!(of("grid").read("[.1, 1., -.5]"), json!([0.1, 1.0, -0.5]));
+        assert_eq!(of("targets").read("[\".5\", 'a.']"), json!([".5", "a."]));
+        for text in [".", "-", "+", "1e", "e5", "1..2", "1.2.3", "._5", "5_", "1__0", "--1", ".5x", "1.0.0"] {
+            assert_eq!(of("beta").read(text), json!(text), "{text} is not a number");
+        }
+    }
+
+    #[test]
     fn text_becomes_what_the_field_takes() {
         assert_eq!(of("beta").read("1e-3"), json!(0.001));
         assert_eq!(of("beta").read("abc"), json!("abc"));
@@ -296,6 +371,7 @@ mod tests {
         assert_eq!(of("layers").read("none"), json!("none"));
         assert_eq!(of("targets").read("[\"q_proj\"]"), json!(["q_proj"]));
         assert_eq!(of("on").read("false"), json!(false));
+        assert_eq!(of("layers").read(".5"), json!(".5"), "text stays text");
         assert_eq!(of("layers").read("a\nb = 2"), json!("a\nb = 2"));
     }
 

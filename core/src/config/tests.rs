@@ -129,7 +129,8 @@ impl DatasetPlugin for Fixed {
 }
 impl DatasetPlugin for Lines {
     const ARGUMENT: Option<&'static str> = Some("path");
-    const EXTENSIONS: &'static [&'static str] = &["jsonl", "rows"];
+    const EXTENSIONS: &'static [&'static str] = &["jsonl", "rows", "jsonl.gz"];
+    const STDIN: bool = true;
     fn build(_: Path) -> Result<Box<dyn Dataset>> {
         refuse()
     }
@@ -263,12 +264,30 @@ fn a_resolved_experiment_written_is_read_back_the_same() {
 }
 
 #[test]
+fn a_number_is_taken_as_python_writes_it_wherever_it_is_typed() {
+    let r = good(|l| {
+        l.set("train.lr=.0001").expect("a path");
+        l.set("intervention.beta=+1.e-1").expect("a path");
+        l.flag("--seed", "train.seed", "+7");
+        environment(l, "REPRPO_TRAIN__WARMUP", ".5");
+    });
+    let train = &r.experiment.train;
+    assert_eq!((train.lr, train.seed, train.warmup), (0.0001, 7, 0.5));
+    assert_eq!(r.experiment.intervention.config["beta"], json!(0.1));
+    assert!(set("train.lr=.x").contains("expected a number"), "what is not a number is still an error");
+}
+
+#[test]
 fn the_three_ways_to_name_a_data_set() {
     let of = |text: &str| good(|l| l.flag("--dataset", "dataset", text)).experiment.dataset;
     assert_eq!((of("fixed").name.as_str(), of("lines:a b").config["path"].clone()), ("fixed", json!("a b")));
     let pairs = tempfile::NamedTempFile::with_suffix(".JSONL").expect("a file");
     let path = pairs.path().to_string_lossy().into_owned();
     assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
+    let packed = tempfile::NamedTempFile::with_suffix(".jsonl.GZ").expect("a file");
+    let path = packed.path().to_string_lossy().into_owned();
+    assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
+    assert_eq!((of("-").name.as_str(), of("-").config["path"].clone()), ("lines", json!("-")));
     // The text belongs to the choice that another choice replaces.
     let r = good(|l| {
         l.flag("--dataset", "dataset", "lines:x");
@@ -287,14 +306,16 @@ fn a_data_set_that_cannot_be_is_explained() {
     };
     assert_eq!(
         of("fixd"),
-        "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines, sheet\n  hint: files of preference pairs end in .jsonl, .rows"
+        "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines, sheet\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows"
     );
     assert_eq!(
         of("fixed:x"),
         "dataset `fixed` takes nothing after a colon, but was given `x`\n  hint: write `--dataset fixed`; its fields are set with `--set dataset.FIELD=VALUE`"
     );
     assert_eq!(of("gone.jsonl"), "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the command runs in");
-    assert_eq!(of("pairs.csv"), "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in .jsonl, .rows");
+    assert!(of("a/b.jsonl.gz").starts_with("there is no file `a/b.jsonl.gz`"), "it is not a repository");
+    assert!(of("my pairs.rows").contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"), "what a hint tells to type can be pasted");
+    assert_eq!(of("pairs.csv"), "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows");
     assert_eq!(
         of("pairs.rows"),
         "several datasets open files like `pairs.rows`: lines, sheet\n  hint: say which: `--dataset lines:pairs.rows` or `--dataset sheet:pairs.rows`"
@@ -302,7 +323,7 @@ fn a_data_set_that_cannot_be_is_explained() {
     let folder = tempfile::tempdir().expect("a folder");
     assert_eq!(
         of(&folder.path().to_string_lossy()),
-        format!("`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs end in .jsonl, .rows", folder.path().display())
+        format!("`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows", folder.path().display())
     );
     let e = bad(|l| {
         environment(l, "REPRPO_DATASET", "fixd");

@@ -7,6 +7,7 @@
 //!
 //! No format is known here: which files of a repository are wanted, its reader says.
 
+mod card;
 mod fetch;
 mod id;
 mod settings;

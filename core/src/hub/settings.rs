@@ -14,7 +14,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub struct Settings {
     /// Address of the hub, without a slash at its end: `HF_ENDPOINT`.
     pub endpoint: String,
-    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, `HF_HOME/hub`.
+    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, by its older name
+    /// `HUGGINGFACE_HUB_CACHE`, or else `HF_HOME/hub`.
     pub cache: PathBuf,
     /// Where it is kept what repositories hold, which that cache has no place for.
     pub listings: PathBuf,
@@ -88,7 +89,7 @@ impl Settings {
         let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"].into_iter().find_map(|name| Some((path(name)?, name)));
         Ok(Self {
             endpoint,
-            cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
+            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub")),
             listings: cache_dir().join("hub"),
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
             token: token.transpose()?,
@@ -117,6 +118,9 @@ mod tests {
         let said =
             of(&[("HF_HOME", home), ("HF_TOKEN", " hf_said "), ("HF_HUB_CACHE", "/c"), ("HF_ENDPOINT", "http://h:1/"), ("HF_HUB_OFFLINE", "yes")]).unwrap();
         assert_eq!((said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()), ("hf_said", PathBuf::from("/c"), "http://h:1"));
+        let older = [("HF_HOME", home), ("HUGGINGFACE_HUB_CACHE", "/older")];
+        assert_eq!(of(&older).unwrap().cache, PathBuf::from("/older"));
+        assert_eq!(of(&[&older[..], &[("HF_HUB_CACHE", "/c")]].concat()).unwrap().cache, PathBuf::from("/c"));
         let bundles = of(&[("HF_HOME", home), ("CURL_CA_BUNDLE", "/b"), ("REQUESTS_CA_BUNDLE", "/a")]).unwrap().authorities;
         assert_eq!(bundles, Some(Authorities { path: "/a".into(), source: "`REQUESTS_CA_BUNDLE`".into() }));
         assert!(said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);

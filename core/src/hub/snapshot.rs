@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::id::is_commit;
-use super::{Hub, RepoId, fetch, text};
-use crate::error::{Context, Error, Result};
+use super::{Hub, RepoId, RepoKind, card, fetch, text};
+use crate::error::{Context, Error, Result, quoted};
 use crate::files::{read_bounded, write_whole};
 
 /// What a repository holds at a commit.
@@ -46,6 +46,24 @@ impl Listing {
         serde_json::from_slice::<Self>(&bytes).ok().filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
+    /// Lists a snapshot in the cache, for which the hub's own listing is not there.
+    fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
+        let mut files = Vec::new();
+        walk(folder, "", &mut files)?;
+        files.sort();
+        let mut listing = Self { commit, files, gated: false, card: Value::Null };
+        if repo.kind == RepoKind::Dataset {
+            let readme = folder.join(README);
+            if readme.is_file() {
+                let text = String::from_utf8_lossy(&read_bounded(&readme, MOST_README)?).into_owned();
+                listing.card = card::of_readme(&text).within(|| format!("cannot use `{}`", readme.display()))?;
+            } else if !repo.revision.starts_with("refs/convert/") {
+                tracing::warn!("the cache has no `{README}` of `{repo}`: which file is which split is taken from the files' names");
+            }
+        }
+        Ok(listing)
+    }
+
     fn keep(&self, hub: &Hub, repo: &RepoId) {
         let place = place(hub, repo, &self.commit);
         let written = || -> Result<()> {
@@ -78,11 +96,17 @@ pub struct Snapshot<'h> {
     listing: Listing,
     /// Whether a file that is not in the cache may be fetched.
     fetches: bool,
+    /// True if the listing was made from the cache: the repository may have more files.
+    partial: bool,
 }
+
+const README: &str = "README.md";
+/// Most bytes of a README.
+const MOST_README: u64 = 1 << 24;
 
 impl<'h> Snapshot<'h> {
     pub(super) fn listed(hub: &'h Hub, repo: &RepoId, listing: Listing) -> Self {
-        Self { hub, repo: repo.clone(), listing, fetches: true }
+        Self { hub, repo: repo.clone(), listing, fetches: true, partial: false }
     }
 
     /// What the cache has of the repository.
@@ -97,16 +121,11 @@ impl<'h> Snapshot<'h> {
             Err(_) => only(&snapshots).filter(|_| repo.revision == "main"),
         };
         let commit = named.filter(|c| is_inside(c) && !c.contains('/') && snapshots.join(c).is_dir()).ok_or_else(missing)?;
-        let listing = match Listing::kept(hub, repo, &commit) {
-            Some(listing) => listing,
-            None => {
-                let mut files = Vec::new();
-                walk(&snapshots.join(&commit), "", &mut files)?;
-                files.sort();
-                Listing { commit, files, gated: false, card: Value::Null }
-            }
+        let (listing, partial) = match Listing::kept(hub, repo, &commit) {
+            Some(listing) => (listing, false),
+            None => (Listing::of_folder(&snapshots.join(&commit), repo, commit)?, true),
         };
-        Ok(Self { hub, repo: repo.clone(), listing, fetches: false })
+        Ok(Self { hub, repo: repo.clone(), listing, fetches: false, partial })
     }
 
     /// The commit.
@@ -129,7 +148,7 @@ impl<'h> Snapshot<'h> {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// The head of its README, as JSON; null where there is none, or where it is not known offline.
+    /// The head of its README, as JSON; null if there is none, or if the cache does not have it.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
@@ -149,12 +168,16 @@ impl<'h> Snapshot<'h> {
         if is_inside(file) && path.is_file() {
             return Ok(path);
         }
-        if !self.has(file) {
+        if !self.has(file) && !self.partial {
             return Err(Error::new(format!("the {} `{}` has no file `{file}`", self.repo.kind.word(), self.repo)));
         }
         if !self.fetches {
-            return Err(Error::new(format!("`{file}` of `{}` is not in the cache, `{}`", self.repo, self.hub.settings.cache.display()))
-                .hint(format!("where there is a network, `hf download {} {file}` fetches it", self.repo.name)));
+            let dataset = if self.repo.kind == RepoKind::Dataset { " --repo-type dataset" } else { "" };
+            return Err(Error::new(format!("`{file}` of `{}` is not in the cache, `{}`", self.repo, self.hub.settings.cache.display())).hint(format!(
+                "where there is a network, `hf download{dataset} {} {}` fetches it",
+                self.repo.name,
+                quoted(file)
+            )));
         }
         let pinned = self.pinned();
         fetch::File { hub: self.hub, repo: &pinned, name: file, gated: self.listing.gated }

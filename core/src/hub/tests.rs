@@ -371,3 +371,18 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     let e = there.client().open(&id("org/name")).unwrap().get("config.json").unwrap_err();
     assert!(told(&e).contains("cannot be written to") && told(&e).contains("HF_HOME"), "{e:?}");
 }
+
+/// A cache that another tool filled does not say what else a repository has.
+#[test]
+fn offline_a_file_that_another_tool_did_not_fetch_is_not_in_the_cache() {
+    let there = There::new();
+    let snapshot = there.cache().join("snapshots").join(&there.commit);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    let offline = there.offline();
+    let found = offline.open(&id("org/name")).unwrap();
+    assert!(found.get("config.json").is_ok() && !found.has("model-00002-of-00002.safetensors"));
+    let e = told(&found.get("model-00002-of-00002.safetensors").unwrap_err());
+    assert!(e.starts_with("`model-00002-of-00002.safetensors` of `org/name` is not in the cache, `"), "{e}");
+    assert!(e.contains("`hf download org/name model-00002-of-00002.safetensors` fetches it"), "{e}");
+}

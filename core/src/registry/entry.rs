@@ -144,6 +144,8 @@ pub enum Make {
         extensions: &'static [&'static str],
         /// Whether it takes repositories of the hub.
         repositories: bool,
+        /// True if it reads pairs from standard input.
+        stdin: bool,
         /// Opens it.
         build: fn(&str) -> Result<Box<dyn Dataset>>,
     },
@@ -259,7 +261,7 @@ impl Entry {
         let build: fn(&str) -> Result<Box<dyn Dataset>> = |json| Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || P::build(parse(P::NAME, json)?))?));
         Entry {
             about: About::of::<P>(origin, version),
-            make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, repositories: P::REPOSITORIES, build },
+            make: Make::Dataset { argument: P::ARGUMENT, extensions: P::EXTENSIONS, repositories: P::REPOSITORIES, stdin: P::STDIN, build },
             learning_rate: LearningRate::Engine,
         }
     }

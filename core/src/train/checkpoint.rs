@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 
 use super::optimiser::AdamW;
 use super::reference::Reference;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 use crate::weights::{read_safetensors, write_safetensors};
 
@@ -46,8 +46,11 @@ pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser:
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
     if !path.exists() && run.join("adapter").is_dir() {
-        return Err(Error::new(format!("the run in `{}` has ended: there is nothing left to train", run.display()))
-            .hint(format!("`reprpo eval {0}` judges it again, `reprpo run --init-adapter {0}/adapter` trains its adapter further", run.display())));
+        return Err(Error::new(format!("the run in `{}` has ended: there is nothing left to train", run.display())).hint(format!(
+            "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter further",
+            quoted(run),
+            quoted(run.join("adapter"))
+        )));
     }
     let text = std::fs::read_to_string(&path).map_err(|e| {
         Error::new(format!("the run in `{}` has no checkpoint to go on from", run.display())).because(e).hint("set `train.checkpoint_every`, and start again")

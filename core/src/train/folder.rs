@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 
 /// The folder of a run under way.
@@ -78,7 +78,10 @@ impl Folder {
     pub fn remains(&self) -> String {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
-            true => format!("`{path}` keeps the last checkpoint: `reprpo run --resume {path}` goes on from it with what its `config.toml` says by then"),
+            true => format!(
+                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` goes on from it with what its `config.toml` says by then",
+                quoted(&self.path)
+            ),
             false => "no folder of the run is left: there was no checkpoint yet, which `train.checkpoint_every` makes".to_owned(),
         }
     }

@@ -19,7 +19,7 @@ use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, che
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
 use crate::data;
-use crate::error::{Context, Error, Fault, Result};
+use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::eval::{self, Evaluation, Judged, evaluate};
 use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base, Saved};
@@ -155,7 +155,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
             let run = folder.path().display();
             let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
             e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{run}/adapter`"))
-                .hint(format!("`reprpo eval {run}` judges it"))
+                .hint(format!("`reprpo eval {}` judges it", quoted(folder.path())))
         })?;
         evaluation.write(&folder.path().join("eval"))?;
         Some(evaluation)
@@ -331,7 +331,7 @@ impl Trainer<'_> {
                 checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
                 folder.keep();
                 return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
-                    .hint(format!("`reprpo run --resume {}` goes on", folder.path().display())));
+                    .hint(format!("`reprpo run --resume {}` goes on", quoted(folder.path()))));
             }
             let now = step_of(step);
             let lr = learning_rate(train, step, steps);

@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::Taps;
 use crate::config::{Choice, Experiment};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 use crate::weights::{read_safetensors, write_safetensors};
 
@@ -132,7 +132,7 @@ fn in_words(choice: &Choice) -> String {
 }
 
 fn as_flags(choice: &Choice) -> String {
-    let sets = choice.config.iter().map(|(k, v)| format!(" --set transform.{k}={}", plain(v)));
+    let sets = choice.config.iter().map(|(k, v)| format!(" --set {}", quoted(format!("transform.{k}={}", plain(v)))));
     format!("--transform {}{}", choice.name, sets.collect::<String>())
 }
 

@@ -80,7 +80,6 @@ fn why_not(bytes: &[u8]) -> &'static str {
     match bytes {
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => "it is a pickled PyTorch checkpoint, which is never read: convert it with `safetensors.torch.save_file`",
         [b'G', b'G', b'U', b'F', ..] => "it is a GGUF file: name it so, with the ending `.gguf`",
-        [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => "it is a Git LFS pointer: fetch the file itself with `git lfs pull`",
         _ => "fetch it again: the download may have been cut off",
     }
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Context, Error, Result};
+use crate::files::{is_lfs_pointer, lfs_pointer};
 
 /// How much of a file is read before its pages are let go of.
 pub const SLAB: usize = 8 << 20;
@@ -40,6 +41,9 @@ impl Mapped {
         // SAFETY: the map is read-only and lives as long as the slices taken from it. Another process that cuts the
         // file short meanwhile would end this one with SIGBUS; every reader that maps weights accepts that.
         let bytes = unsafe { Mmap::map(&file) }.within(|| format!("cannot map `{}`", path.display()))?;
+        if is_lfs_pointer(&bytes) {
+            return Err(lfs_pointer(path));
+        }
         Ok(Self { path: path.to_owned(), bytes })
     }
 

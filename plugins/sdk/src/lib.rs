@@ -4,6 +4,7 @@
 
 pub mod testkit;
 
+pub use reprpo_core::files::{is_lfs_pointer, lfs_pointer};
 #[doc(hidden)]
 pub use reprpo_core::inventory;
 pub use reprpo_core::{api, error, export_plugin, hub, plugin, register, registry};

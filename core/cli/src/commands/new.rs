@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::error::Context;
+use reprpo_core::error::{Context, quoted};
 use reprpo_core::registry::{Kind, Registry};
 use reprpo_core::{Error, Result, ffi};
 
@@ -24,9 +24,9 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(&args.name));
     let files = files(kind, &args.name, &Place::of_this_build());
     write(&folder, &files)?;
-    let (name, folder) = (&args.name, folder.display());
+    let (name, place, folder) = (&args.name, quoted(&folder), folder.display());
     app.printer.data(&format!(
-        "the {} `{name}` is in `{folder}`; its formula goes into `{folder}/src/lib.rs`. Then:\n\n    cd {folder}\n    cargo test\n    cargo build --release\n    {}\n",
+        "the {} `{name}` is in `{folder}`; its formula goes into `{folder}/src/lib.rs`. Then:\n\n    cd {place}\n    cargo test\n    cargo build --release\n    {}\n",
         kind.name(),
         run_line(kind, name)
     ))

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reprpo_core::config::Experiment;
+use reprpo_core::error::quoted;
 use reprpo_core::{Error, Result};
 use serde_json::json;
 
@@ -49,7 +50,7 @@ fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
 fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
         Some(out) if out.exists() => Err(Error::new(format!("`{}` exists already", out.display()))
-            .hint(format!("give another `--out`, remove it, or go on with the run in it by `--resume {}`", out.display()))),
+            .hint(format!("give another `--out`, remove it, or go on with the run in it by `--resume {}`", quoted(out)))),
         Some(out) => Ok(out.clone()),
         None => {
             let stem = format!("{}-{}-{}", experiment.intervention.name, experiment.adapter.name, experiment.dataset.name);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reprpo_core::config::{Experiment, Origin};
-use reprpo_core::error::{Context, Fault};
+use reprpo_core::error::{Context, Fault, quoted};
 use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
@@ -156,7 +156,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
         match engine::run(&experiment, &begin, &stop, app.printer.progress().as_mut(), app) {
             Ok(_) => rows.push(Row::read(named, &run)?),
             Err(e) if e.fault() == Fault::Interrupted => {
-                return Err(e.hint(format!("the same command with `--out {}` goes on with the sweep", out.display())));
+                return Err(e.hint(format!("the same command with `--out {}` goes on with the sweep", quoted(&out))));
             }
             Err(e) => {
                 app.printer.error(&e);

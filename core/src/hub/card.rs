@@ -1,0 +1,150 @@
+//! The field of a data set's README that assigns files to splits. The hub sends it as JSON; a cache
+//! that another tool filled only has the README itself.
+
+use std::borrow::Cow;
+
+use saphyr_parser::{Event, Parser, ScalarStyle};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// The field that names files.
+const CONFIGS: &str = "configs";
+/// Greatest depth of the field's values. Data sets use four levels.
+const DEEPEST: usize = 16;
+/// Most YAML events in the field. A data set with a thousand configurations has a tenth of it.
+const MOST: usize = 100_000;
+
+/// The card of a README: `{"configs": […]}`, or null if its head does not have that field.
+///
+/// # Errors
+/// Fails if the field is there and is not YAML.
+pub(super) fn of_readme(text: &str) -> Result<Value> {
+    let Some(field) = head(text).and_then(|head| field(&head)) else { return Ok(Value::Null) };
+    parse(&field)
+}
+
+/// The lines between the first two `---`, if the text begins with one.
+fn head(text: &str) -> Option<Vec<&str>> {
+    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+    if lines.next()?.trim_end() != "---" {
+        return None;
+    }
+    let head: Vec<&str> = lines.by_ref().take_while(|line| line.trim_end() != "---").collect();
+    // A head has an end. `take_while` has consumed that line already.
+    let ended = text.lines().skip(1).any(|line| line.trim_end() == "---");
+    ended.then_some(head)
+}
+
+/// The lines of the field. Others are not parsed, so that errors in them do not matter.
+fn field(head: &[&str]) -> Option<String> {
+    let key = |line: &str| line.strip_prefix(CONFIGS).is_some_and(|rest| rest.trim_start().starts_with(':'));
+    let start = head.iter().position(|line| key(line))?;
+    // YAML allows a list in the same column as the key above it.
+    let inner = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#', ']', '}']);
+    let rest = head[start + 1..].iter().take_while(inner);
+    Some(std::iter::once(&head[start]).chain(rest).map(|line| format!("{line}\n")).collect())
+}
+
+/// A collection that is still open. A table has the key whose value comes next.
+enum Open {
+    List(Vec<Value>),
+    Table(Map<String, Value>, Option<String>),
+}
+
+impl Open {
+    fn add(&mut self, value: Value) {
+        match self {
+            Open::List(items) => items.push(value),
+            Open::Table(entries, key) => match key.take() {
+                None => *key = Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+                Some(key) => drop(entries.insert(key, value)),
+            },
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Value> {
+    let wrong = |why: &str| Error::new(format!("`{CONFIGS}` in the head of `README.md` is not YAML: {why}"));
+    let mut open: Vec<Open> = Vec::new();
+    let mut whole = Value::Null;
+    for (count, event) in Parser::new_from_str(text).enumerate() {
+        let (event, _) = event.map_err(|e| wrong(&e.to_string()))?;
+        if count > MOST || open.len() > DEEPEST {
+            return Err(wrong("it is nested too deep, or too long"));
+        }
+        let value = match event {
+            Event::Alias(_) => return Err(wrong("an alias stands for something elsewhere").hint("write out what `*` stands for")),
+            Event::Scalar(text, style, ..) => scalar(text, style),
+            Event::SequenceStart(..) => {
+                open.push(Open::List(Vec::new()));
+                continue;
+            }
+            Event::MappingStart(..) => {
+                open.push(Open::Table(Map::new(), None));
+                continue;
+            }
+            Event::SequenceEnd | Event::MappingEnd => match open.pop() {
+                Some(Open::List(items)) => Value::Array(items),
+                Some(Open::Table(entries, _)) => Value::Object(entries),
+                None => continue,
+            },
+            _ => continue,
+        };
+        match open.last_mut() {
+            Some(outer) => outer.add(value),
+            None => whole = value,
+        }
+    }
+    Ok(whole)
+}
+
+/// Numbers stay text, because every text here is a name or a pattern of files.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
+    match (style, &*text) {
+        (ScalarStyle::Plain, "true" | "True" | "TRUE") => Value::Bool(true),
+        (ScalarStyle::Plain, "false" | "False" | "FALSE") => Value::Bool(false),
+        (ScalarStyle::Plain, "" | "~" | "null" | "Null" | "NULL") => Value::Null,
+        _ => Value::String(text.into_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_field_is_read_as_the_hub_reads_it() {
+        let readme = "---\nlicense: mit\nconfigs:\n- config_name: prefs  # the good ones\n  default: true\n  data_files:\n  - split: train\n    \
+            path: \"prefs_v2.jsonl\"\n  - split: test\n    path:\n    - a-*.parquet\n    - 'it''s.parquet'\n- config_name: 2024\n  data_dir: raw\n\
+            dataset_info:\n  features: *anywhere\ntags: [a, b]\n---\n# Text\n---\nconfigs: none\n";
+        let want = json!({"configs": [
+            {"config_name": "prefs", "default": true, "data_files": [
+                {"split": "train", "path": "prefs_v2.jsonl"},
+                {"split": "test", "path": ["a-*.parquet", "it's.parquet"]},
+            ]},
+            {"config_name": "2024", "data_dir": "raw"},
+        ]});
+        assert_eq!(of_readme(readme).unwrap(), want);
+        assert_eq!(of_readme(&format!("\u{feff}{}", readme.replace('\n', "\r\n"))).unwrap(), want);
+        let flow = "---\nconfigs: [{config_name: a, data_files: {train: 'x/*'}}]\n---\n";
+        assert_eq!(of_readme(flow).unwrap(), json!({"configs": [{"config_name": "a", "data_files": {"train": "x/*"}}]}));
+    }
+
+    #[test]
+    fn a_readme_without_the_field_has_no_card() {
+        for text in ["", "# Title\n---\nconfigs:\n- a\n---\n", "---\nlicense: mit\n---\nconfigs: x\n", "---\nconfigs:\n- never ended\n"] {
+            assert_eq!(of_readme(text).unwrap(), Value::Null, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_not_yaml_is_an_error() {
+        for text in ["configs:\n- a: [1\n", "configs:\n- &a x\n- *a\n", &format!("configs: {}\n", "[".repeat(10_000)), "configs:\n  - a: b: c\n"] {
+            let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
+            assert!(e.message().starts_with("`configs` in the head of `README.md` is not YAML: "), "{e:?}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Opens files of rows: plain ones, packed ones (`.gz`, `.zst`), and standard input (`-`).
+//!
+//! A packed file is unpacked as it is read, so the limit on the length of a row holds for it too: of
+//! a few bytes that unpack to gigabytes, no more than one row is unpacked.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Cursor, IsTerminal, Read};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use flate2::read::MultiGzDecoder;
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::{is_lfs_pointer, lfs_pointer};
+
+/// The path that stands for standard input.
+pub const STDIN: &str = "-";
+
+/// Most bytes of standard input, all of which are kept in memory.
+const MOST_STDIN: u64 = 2 << 30;
+
+/// Bytes at the start of a file that tell a Git LFS pointer.
+const HEAD: u64 = 1024;
+
+/// The bytes of a file of rows, unpacked.
+pub type Bytes = Box<dyn Read>;
+
+/// True if a path stands for standard input.
+pub fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == OsStr::new(STDIN)
+}
+
+/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name: it is
+/// unpacked if its first bytes are those of a packed file.
+///
+/// # Errors
+/// Fails if the file cannot be opened, or if it is a Git LFS pointer.
+pub fn open(path: &Path) -> Result<Bytes> {
+    if is_stdin(path) {
+        let bytes = Cursor::new(stdin()?);
+        let packed = Packing::of_bytes(bytes.get_ref());
+        return unpacked(bytes, packed).within(|| cannot_open(path));
+    }
+    let mut file = File::open(path).within(|| cannot_open(path))?;
+    let mut head = Vec::new();
+    (&mut file).take(HEAD).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
+    if is_lfs_pointer(&head) {
+        return Err(lfs_pointer(path));
+    }
+    unpacked(Cursor::new(head).chain(file), Packing::of_name(path)).within(|| cannot_open(path))
+}
+
+fn cannot_open(path: &Path) -> String {
+    format!("cannot open `{}`", path.display())
+}
+
+/// How a file is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    fn of_name(path: &Path) -> Option<Self> {
+        match path.extension()?.to_string_lossy().to_lowercase().as_str() {
+            "gz" => Some(Self::Gzip),
+            "zst" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+fn unpacked(bytes: impl Read + 'static, packing: Option<Packing>) -> io::Result<Bytes> {
+    let (name, unpacked): (_, Bytes) = match packing {
+        None => return Ok(Box::new(bytes)),
+        Some(Packing::Gzip) => ("gzip", Box::new(MultiGzDecoder::new(bytes))),
+        // A frame that asks for a window of more than 128 MiB is refused.
+        Some(Packing::Zstd) => ("zstd", Box::new(zstd::stream::read::Decoder::new(bytes)?)),
+    };
+    Ok(Box::new(Unpacked { name, bytes: unpacked }))
+}
+
+/// Adds the name of the format to an error of unpacking.
+struct Unpacked {
+    name: &'static str,
+    bytes: Bytes,
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.bytes.read(buffer).map_err(|e| {
+            let why = match e.kind() {
+                io::ErrorKind::Interrupted => return e,
+                io::ErrorKind::UnexpectedEof => "they end too early: the file was cut short".to_owned(),
+                _ => e.to_string(),
+            };
+            io::Error::new(e.kind(), format!("its {} data cannot be unpacked: {why}", self.name))
+        })
+    }
+}
+
+/// All of standard input. It can be read only once, so its bytes are kept for the next caller.
+///
+/// # Errors
+/// Fails if it cannot be read, or if it holds too much.
+pub fn stdin() -> Result<Arc<[u8]>> {
+    static READ: OnceLock<Result<Arc<[u8]>, String>> = OnceLock::new();
+    let read = READ.get_or_init(|| {
+        let mut bytes = Vec::new();
+        let read = io::stdin().lock().take(MOST_STDIN + 1).read_to_end(&mut bytes);
+        match read {
+            Ok(n) if n as u64 > MOST_STDIN => Err(format!("it holds more than {} GiB", MOST_STDIN >> 30)),
+            Ok(_) => Ok(bytes.into()),
+            Err(e) => Err(e.to_string()),
+        }
+    });
+    read.clone().map_err(|why| Error::new("cannot read standard input").because(Error::new(why)).hint("write the pairs to a file and name the file"))
+}
+
+/// True if standard input is a terminal.
+pub fn stdin_is_typed() -> bool {
+    io::stdin().is_terminal()
+}
+
+#[cfg(test)]
+pub(crate) mod packed {
+    use std::io::Write;
+
+    pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+        ::zstd::encode_all(bytes, 1).unwrap()
+    }
+}

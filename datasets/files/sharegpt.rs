@@ -1,0 +1,262 @@
+//! Conversations as ShareGPT and LLaMA-Factory write them: `{"from": "human", "value": "…"}` instead
+//! of `{"role": "user", "content": "…"}`, and the prompt in a column `conversations`.
+//!
+//! They are converted to the columns and messages that TRL reads before the row becomes a pair.
+
+use reprpo_plugin::prelude::*;
+use reprpo_plugin::serde_json::{self, Map, Value, json};
+
+use super::row::{Columns, kind};
+
+/// The column of the prompt.
+pub const CONVERSATIONS: &str = "conversations";
+/// The column of a system prompt beside it.
+const SYSTEM: &str = "system";
+
+/// Speakers and their roles.
+const SPEAKERS: [(&str, &str); 12] = [
+    ("human", "user"),
+    ("user", "user"),
+    ("gpt", "assistant"),
+    ("assistant", "assistant"),
+    ("system", "system"),
+    ("developer", "developer"),
+    ("tool", "tool"),
+    ("observation", "tool"),
+    ("function_response", "tool"),
+    ("tool_response", "tool"),
+    ("function_call", CALL),
+    ("tool_call", CALL),
+];
+
+/// An assistant's message that calls functions instead of saying something.
+const CALL: &str = "call";
+
+/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column.
+pub fn columns<'a>(there: &Map<String, Value>, columns: &Columns) -> impl Iterator<Item = &'a str> + use<'a> {
+    let has = columns.prompt.as_ref().is_some_and(|p| !there.contains_key(p)) && there.contains_key(CONVERSATIONS);
+    [CONVERSATIONS, SYSTEM].into_iter().filter(move |_| has)
+}
+
+/// The names of those columns in a file whose columns are known.
+pub fn wanted<'a>(there: &[&'a str], columns: &Columns) -> Vec<&'a str> {
+    let has = columns.prompt.as_ref().is_some_and(|p| !there.contains(&p.as_str())) && there.contains(&CONVERSATIONS);
+    there.iter().filter(|name| has && [CONVERSATIONS, SYSTEM].contains(*name)).copied().collect()
+}
+
+/// Converts ShareGPT's form to TRL's. Rows in another form stay as they are.
+///
+/// # Errors
+/// Fails on a speaker, a message or an order of messages that TRL's form does not have.
+pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
+    for column in columns.names() {
+        if let Some(value) = row.get_mut(column) {
+            messages(value).within(|| format!("`{column}` cannot be read"))?;
+        }
+    }
+    let Some(prompt) = columns.prompt.as_ref().filter(|p| !row.contains_key(*p)) else { return Ok(()) };
+    let Some(mut conversation) = row.get(CONVERSATIONS).filter(|v| v.is_array()).cloned() else { return Ok(()) };
+    let system = match row.get(SYSTEM) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) if text.is_empty() => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => return Err(Error::new(format!("`{SYSTEM}` is {}, not text", kind(other)))),
+    };
+    prompt_of(&mut conversation, system).within(|| format!("`{CONVERSATIONS}` cannot be read"))?;
+    row.remove(CONVERSATIONS);
+    row.remove(SYSTEM);
+    row.insert(prompt.clone(), conversation);
+    Ok(())
+}
+
+/// A whole conversation as a prompt.
+fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
+    messages(conversation)?;
+    let Value::Array(said) = conversation else { return Ok(()) };
+    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let Some(last) = said.last() else { return Err(Error::new("it has no messages")) };
+    if role(last) == "assistant" {
+        return Err(Error::new("it ends with an answer, and the answers stand in columns of their own")
+            .hint("remove the last message, or name another column for the prompt with `--columns prompt=NAME`"));
+    }
+    if let Some(system) = system {
+        let first = said.first().filter(|first| role(first) == "system");
+        match first.map(|first| first.get("content").and_then(Value::as_str) == Some(&system)) {
+            Some(true) => {}
+            Some(false) => {
+                return Err(Error::new(format!("it begins with another system message than the column `{SYSTEM}` holds")));
+            }
+            None => said.insert(0, json!({"role": "system", "content": system})),
+        }
+    }
+    Ok(())
+}
+
+/// A list of messages, or one by itself, in TRL's form.
+fn messages(value: &mut Value) -> Result<()> {
+    let is_one = |value: &Value| {
+        let has = |key: &str| value.get(key).is_some();
+        (has("from") && has("value") && !has("role")) || (has("role") && has("content"))
+    };
+    if value.is_object() && is_one(value) {
+        *value = Value::Array(vec![value.take()]);
+    }
+    let Value::Array(items) = value else { return Ok(()) };
+    for (i, item) in items.iter_mut().enumerate() {
+        if let Value::Object(fields) = item
+            && fields.contains_key("from")
+            && !fields.contains_key("role")
+        {
+            *item = message(fields).within(|| format!("message {} is not right", i + 1))?;
+        }
+    }
+    Ok(())
+}
+
+fn message(fields: &mut Map<String, Value>) -> Result<Value> {
+    let mut take = |name: &str| match fields.remove(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(Error::new(format!("`{name}` is {}, not text", kind(&other)))),
+        None => Err(Error::new(format!("there is no `{name}`"))),
+    };
+    let (from, value) = (take("from")?, take("value")?);
+    let role = SPEAKERS.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
+    let role = role.ok_or_else(|| Error::unknown("speaker", &from, SPEAKERS.map(|(name, _)| name)))?;
+    let mut said = Map::new();
+    if role == CALL {
+        said.insert("role".to_owned(), "assistant".into());
+        said.insert("content".to_owned(), "".into());
+        said.insert("tool_calls".to_owned(), calls(&value)?);
+    } else {
+        said.insert("role".to_owned(), role.into());
+        said.insert("content".to_owned(), value.into());
+    }
+    // Other fields of the message are for the chat template.
+    said.extend(std::mem::take(fields));
+    Ok(Value::Object(said))
+}
+
+/// `{"name": …, "arguments": …}`, or a list of such, as the calls of a message.
+fn calls(text: &str) -> Result<Value> {
+    let wrong =
+        || Error::new("a function call is not JSON with `name` and `arguments`").hint(r#"write it as {"name": "…", "arguments": {…}}, or as a list of such"#);
+    let calls = match serde_json::from_str(text).map_err(|_| wrong())? {
+        Value::Array(calls) => calls,
+        one => vec![one],
+    };
+    if calls.is_empty() {
+        return Err(wrong());
+    }
+    let call = |call: Value| match (call.get("name"), call.get("arguments")) {
+        (Some(Value::String(name)), Some(arguments @ (Value::Object(_) | Value::String(_)))) => {
+            Ok(json!({"type": "function", "function": {"name": name, "arguments": arguments}}))
+        }
+        _ => Err(wrong()),
+    };
+    calls.into_iter().map(call).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn converted(row: Value) -> Result<Value> {
+        let Value::Object(mut row) = row else { panic!("{row} is not a row") };
+        convert(&mut row, &Columns::default()).map(|()| Value::Object(row))
+    }
+
+    fn error(row: Value) -> String {
+        format!("{:?}", converted(row).unwrap_err())
+    }
+
+    #[test]
+    fn a_ranked_pair_of_llama_factory_becomes_one_of_trl() {
+        let said = |role: &str, content: &str| json!({"role": role, "content": content});
+        let row = json!({
+            "conversations": [
+                {"from": "human", "value": "Sky?"},
+                {"from": "gpt", "value": "Which?", "weight": 1},
+                {"from": "human", "value": "Ours."},
+            ],
+            "chosen": {"from": "gpt", "value": "blue"},
+            "rejected": {"from": "gpt", "value": "green"},
+            "system": "Be brief.",
+            "tools": "[]",
+        });
+        let want = json!({
+            "chosen": [said("assistant", "blue")],
+            "rejected": [said("assistant", "green")],
+            "tools": "[]",
+            "prompt": [
+                said("system", "Be brief."),
+                said("user", "Sky?"),
+                {"role": "assistant", "content": "Which?", "weight": 1},
+                said("user", "Ours."),
+            ],
+        });
+        assert_eq!(converted(row).unwrap(), want);
+        // TRL's own names of roles, a prompt with a column of its own, and whole conversations.
+        let row = json!({
+            "prompt": [{"from": "system", "value": "s"}, {"from": "user", "value": "p"}],
+            "chosen": [{"from": "assistant", "value": "c"}],
+            "rejected": {"role": "assistant", "content": "r"},
+            "conversations": "kept",
+        });
+        let want = json!({
+            "prompt": [said("system", "s"), said("user", "p")],
+            "chosen": [said("assistant", "c")],
+            "rejected": [said("assistant", "r")],
+            "conversations": "kept",
+        });
+        assert_eq!(converted(row).unwrap(), want);
+    }
+
+    #[test]
+    fn a_function_call_becomes_an_assistants_tool_call() {
+        let row = json!({
+            "conversations": [
+                {"from": "human", "value": "Weather?"},
+                {"from": "function_call", "value": "{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}"},
+                {"from": "observation", "value": "rain"},
+            ],
+            "chosen": {"from": "gpt", "value": "It rains."},
+            "rejected": {"from": "gpt", "value": "Sun."},
+        });
+        let want = json!([
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "", "tool_calls": [
+                {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}},
+            ]},
+            {"role": "tool", "content": "rain"},
+        ]);
+        assert_eq!(converted(row).unwrap()["prompt"], want);
+    }
+
+    #[test]
+    fn rows_in_another_form_stay_as_they_are() {
+        for row in [
+            json!({"prompt": "p", "chosen": "c", "rejected": "r", "system": 3}),
+            json!({"prompt": [{"role": "user", "content": "p", "from": "x"}], "chosen": "c", "rejected": "r"}),
+            json!({"prompt": "p", "chosen": {"role": "assistant"}, "rejected": {"from": "gpt"}}),
+            json!({"conversations": "not a list", "chosen": "ab", "rejected": "ac"}),
+        ] {
+            assert_eq!(converted(row.clone()).unwrap(), row);
+        }
+    }
+
+    #[test]
+    fn what_has_no_counterpart_is_refused_by_name() {
+        let row =
+            |from: &str, value: Value| json!({"conversations": [{"from": from, "value": value}], "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"});
+        let e = error(row("humn", "x".into()));
+        assert!(e.starts_with("`conversations` cannot be read\n  because message 1 is not right\n  because unknown speaker `humn`"), "{e}");
+        assert!(e.contains("did you mean `human`?") && e.contains("function_call, function_response, gpt"), "{e}");
+        assert!(error(row("human", json!(["x"]))).contains("`value` is a list, not text"));
+        assert!(error(row("gpt", "x".into())).contains("it ends with an answer"));
+        assert!(error(row("function_call", "go".into())).contains("is not JSON with `name` and `arguments`"));
+        let mut two = row("system", "a".into());
+        two["system"] = "b".into();
+        assert!(error(two).contains("another system message"));
+        assert!(error(json!({"conversations": [], "chosen": "c", "rejected": "r"})).contains("has no messages"));
+    }
+}
