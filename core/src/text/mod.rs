@@ -10,8 +10,9 @@ mod pairs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use tokenizers::Tokenizer as Ids;
+use serde_json::{Map, Value};
 use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use pairs::{Drop, Limits, Outcome, TokenPair, Tokenised, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
@@ -40,6 +41,8 @@ pub struct Tokenizer {
     /// Put before and behind a text that stands alone, where the vocabulary's own file does not do it.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
+    /// Further fields of tokenizer_config.json that change ids.
+    also: Map<String, Value>,
 }
 
 /// What a file says beside the vocabulary. The special tokens are texts.
@@ -52,14 +55,20 @@ struct Extras {
     /// Whether a text that stands alone begins and ends with these tokens, beyond what the vocabulary's file says.
     begin: bool,
     end: bool,
+    /// Whether special tokens in a text are cut up like any other text.
+    splits_special: bool,
+    /// Further fields of tokenizer_config.json that change ids, for whoever writes the tokenizer.
+    also: Map<String, Value>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a Hugging Face folder, the special tokens of `tokenizer_config.json` (or of
-    /// `special_tokens_map.json`), and the chat template of `chat_template.jinja` or `tokenizer_config.json`.
+    /// Reads the tokenizer of a Hugging Face folder as AutoTokenizer does: `tokenizer.json`, the special and added tokens
+    /// of `tokenizer_config.json` (or of `special_tokens_map.json` and `added_tokens.json`), and the chat template of
+    /// `chat_template.jinja` or `tokenizer_config.json`.
     ///
     /// # Errors
-    /// Where tokenizer.json is missing, a file is not what it should be, or the chat template is not valid.
+    /// Fails if tokenizer.json is missing, a file is not what it should be, a field changes token ids and is not
+    /// supported, or the chat template is not valid.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let (ids, extras) = folder::read(dir)?;
         Self::new(ids, extras)
@@ -79,6 +88,7 @@ impl Tokenizer {
         // Training cuts to a length of its own and pads nothing.
         ids.with_truncation(None).map_err(foreign)?;
         ids.with_padding(None);
+        ids.set_encode_special_tokens(extras.splits_special);
         let largest = ids.get_vocab(true).into_values().max().ok_or_else(|| Error::new("the tokenizer's vocabulary is empty"))?;
         let special = |what: &str, text: Option<String>| match text {
             None => Ok(None),
@@ -95,7 +105,7 @@ impl Tokenizer {
         let chat = extras.chat_template.map(|source| ChatTemplate::new(source, text(&bos), text(&eos), text(&pad))).transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
-        Ok(Self { ids, largest, bos, eos, pad, around, chat })
+        Ok(Self { ids, largest, bos, eos, pad, around, chat, also: extras.also })
     }
 
     /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are recognised.
@@ -134,14 +144,24 @@ impl Tokenizer {
     /// Where the tokenizer cannot be written.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
+        // A token that was special once is still treated as one, which its own flag then does not say.
+        let were = ids.get_added_tokens_decoder().into_values().filter(|token| !token.special && ids.get_added_vocabulary().is_special_token(&token.content));
+        let were: Vec<AddedToken> = were.map(|token| token.special(true)).collect();
+        ids.add_tokens(were).map_err(foreign)?;
         if let Some(template) = self.surrounded()? {
             ids.with_post_processor(Some(template));
         }
         let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
             "bos_token": text(&self.bos), "eos_token": text(&self.eos), "pad_token": text(&self.pad),
         });
+        if let Some(fields) = config.as_object_mut() {
+            fields.extend(self.also.clone());
+            if self.ids.get_encode_special_tokens() {
+                fields.insert("split_special_tokens".to_owned(), true.into());
+            }
+        }
         let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?), ("tokenizer_config.json", format!("{config:#}\n"))];
         if let Some(chat) = &self.chat {
             files.push(("chat_template.jinja", chat.source().to_owned()));
@@ -242,8 +262,6 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
     use crate::testing;
     use crate::weights::ModelFiles;

@@ -69,6 +69,7 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         chat_template: meta.text("tokenizer.chat_template")?.map(str::to_owned),
         begin: meta.truth("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
         end: meta.truth("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        ..Extras::default()
     };
     Ok((ids, extras))
 }
