@@ -46,7 +46,7 @@ impl Loaded {
     /// The experiment's model, on its device and with its kernels.
     ///
     /// # Errors
-    /// A device that is not there, a model that cannot be opened, a tokenizer that does not fit.
+    /// Fails if the device is not there, or if the model or its tokenizer cannot be read.
     pub fn open(experiment: &Experiment) -> Result<Self> {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
@@ -69,7 +69,7 @@ impl Loaded {
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
-        tokenizer.check_fits(model.info().vocab)?;
+        let tokenizer = tokenizer.for_embedding(model.info().vocab);
         Ok(Self { model, tokenizer, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 }
@@ -78,7 +78,7 @@ impl Session {
     /// Opens the data set, then the model: what costs least fails first.
     ///
     /// # Errors
-    /// A device that is not there, a data set or a model that cannot be opened, a tokenizer that does not fit.
+    /// Fails if the device is not there, or if the data set, the model or its tokenizer cannot be read.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;

@@ -110,12 +110,18 @@ impl Tokenised {
 /// Turns one pair into ids and holds it to the limits.
 ///
 /// # Errors
-/// As [`whole_pair`].
+/// As [`whole_pair`], and fails if the pair has a token that the model's embedding does not have.
 pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, pair: &PreferencePair, limits: &Limits) -> Result<Outcome> {
-    Ok(match whole_pair(tokenizer, index, pair, limits.add_eos)? {
+    let outcome = match whole_pair(tokenizer, index, pair, limits.add_eos)? {
         Ok((whole, prefix_mismatch)) => fit(whole, prefix_mismatch, limits),
         Err(why) => Outcome::Dropped(why),
-    })
+    };
+    if let Outcome::Kept { pair, .. } = &outcome {
+        for (part, ids) in [("prompt", &pair.prompt), ("chosen completion", &pair.chosen), ("rejected completion", &pair.rejected)] {
+            tokenizer.check(ids).map_err(|e| e.within(format!("cannot use the {part} of pair {index}")))?;
+        }
+    }
+    Ok(outcome)
 }
 
 /// Turns one pair into ids, as long as they are; a completion may have none. A completion is what follows the prompt's

@@ -147,6 +147,17 @@ fn special_tokens_are_texts_or_objects_or_in_a_file_of_their_own() {
 }
 
 #[test]
+fn a_token_without_a_row_in_the_embedding_is_an_error_where_it_is_used() {
+    let tokenizer = with(json!({ "pad_token": "[PAD]" })).unwrap();
+    let rows = tokenizer.vocab_size() as i64 - 1;
+    let tokenizer = tokenizer.for_embedding(rows);
+    tokenizer.check(&tokenizer.encode("any other text <|im_end|>").unwrap()).unwrap();
+    let e = tokenizer.check(&tokenizer.encode("a [PAD]").unwrap()).unwrap_err();
+    assert_eq!(e.message(), format!("the token `[PAD]` has the id {rows}, and the model's embedding has {rows} rows"));
+    assert!(tokenizer.check(&[-1]).is_err());
+}
+
+#[test]
 fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
     let dir = folder_with(r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#, json!({}));
     assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "plain");
