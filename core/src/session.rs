@@ -7,6 +7,7 @@ use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
+use crate::generate::stops;
 use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
@@ -24,6 +25,8 @@ pub struct Session {
     pub source: Located,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
+    /// The tokens that end what the model generates.
+    pub stops: Vec<i64>,
     /// Whether the end-of-sequence text is appended to plain completions.
     pub add_eos: bool,
     /// What was loaded, for a log.
@@ -36,6 +39,8 @@ pub struct Loaded {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// The tokens that end what it generates.
+    pub stops: Vec<i64>,
     /// Where it came from.
     pub source: Located,
     /// What was loaded, for a log.
@@ -69,8 +74,10 @@ impl Loaded {
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
-        let tokenizer = tokenizer.for_embedding(model.info().vocab);
-        Ok(Self { model, tokenizer, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
+        let rows = model.info().vocab;
+        let stops = stops(&tokenizer, &files.ends()?).into_iter().filter(|id| (0..rows).contains(id)).collect();
+        let tokenizer = tokenizer.for_embedding(rows);
+        Ok(Self { model, tokenizer, stops, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 }
 
@@ -82,8 +89,8 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, source, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, source, dataset, add_eos: true, describes })
+        let Loaded { model, tokenizer, stops, source, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, stops, source, dataset, add_eos: true, describes })
     }
 
     /// How long pairs may be.
