@@ -7,6 +7,9 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+#[cfg(unix)]
+mod signals;
+mod tokenizer;
 mod training;
 
 use std::path::{Path, PathBuf};
