@@ -8,6 +8,9 @@ mod hub;
 mod invariants;
 mod plugins;
 mod score;
+#[cfg(unix)]
+mod signals;
+mod tokenizer;
 mod tokens;
 mod training;
 

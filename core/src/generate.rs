@@ -51,13 +51,22 @@ impl Sampling {
     }
 }
 
-/// The tokens that end a turn: the end of the sequence, and the end of a turn as chat models write it.
-pub fn stops(tokenizer: &Tokenizer) -> Vec<i64> {
-    const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
-    let mut stops: Vec<i64> = tokenizer.eos().map(|s| s.id).into_iter().chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t))).collect();
+/// Ends of turns as chat models write them. Configurations of fine-tuned models often leave theirs out.
+const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
+
+/// The tokens that end a completion: those that the model's files name, the tokenizer's end of the sequence, and the ends
+/// of turns that chat models have. None where there is no such token.
+pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
+    let own = tokenizer.eos().map(|s| s.id).into_iter().chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t)));
+    let mut stops: Vec<i64> = own.chain(named.iter().copied()).collect();
     stops.sort_unstable();
     stops.dedup();
     stops
+}
+
+/// The warning about a model without a token that ends a completion.
+pub fn endless(most: usize) -> String {
+    format!("warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its {most} tokens")
 }
 
 /// A model that continues text: alone, or with an adapter.
@@ -67,6 +76,8 @@ pub struct Voice<'a> {
     pub model: &'a Model,
     /// What turns its tokens into text.
     pub tokenizer: &'a Tokenizer,
+    /// The tokens that end a completion, as [`stops`] gives them.
+    pub stops: &'a [i64],
     /// The adapter; `None`: the base model.
     pub adapted: Option<&'a Adapted>,
 }
@@ -104,12 +115,13 @@ impl Voice<'_> {
     /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and says whether to go on.
     ///
     /// # Errors
-    /// As [`generate`], and tokens that are no text.
+    /// As [`generate`], and fails if the prompt has a token that the model does not have, or if the new tokens are not
+    /// text.
     pub fn answer(&self, prompt: &[i64], sampling: Sampling, heard: &mut dyn FnMut(&str) -> bool) -> Result<Answer> {
-        let stops = stops(self.tokenizer);
+        self.tokenizer.check(prompt).map_err(|e| e.within("cannot use the prompt"))?;
         let (mut ids, mut said, mut failed, mut first) = (Vec::new(), String::new(), None, None);
         let begin = Instant::now();
-        let new = generate(self.model, self.adapted, prompt, &stops, sampling, &mut |id| {
+        let new = generate(self.model, self.adapted, prompt, self.stops, sampling, &mut |id| {
             first.get_or_insert_with(Instant::now);
             ids.push(id);
             match self.tokenizer.decode(&ids) {
@@ -130,7 +142,7 @@ impl Voice<'_> {
         if let Some(e) = failed {
             return Err(e.within("what the model said is no text"));
         }
-        let ended = new.last().is_some_and(|id| stops.contains(id));
+        let ended = new.last().is_some_and(|id| self.stops.contains(id));
         let text = self.tokenizer.decode(&new[..new.len() - usize::from(ended)])?;
         if let Some(rest) = text.strip_prefix(said.as_str()).filter(|rest| !rest.is_empty()) {
             heard(rest);

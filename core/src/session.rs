@@ -11,6 +11,7 @@ use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::files::read_json;
+use crate::generate::stops;
 use crate::model::adapted::unmatched;
 use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
@@ -29,6 +30,8 @@ pub struct Session {
     pub source: Located,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
+    /// The tokens that end what the model generates.
+    pub stops: Vec<i64>,
     /// Whether the end-of-sequence text is appended to plain completions.
     pub add_eos: bool,
     /// Whether plain text gets the tokenizer's own special tokens.
@@ -45,6 +48,8 @@ pub struct Loaded {
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// The tokens that end what it generates.
+    pub stops: Vec<i64>,
     /// Where it came from.
     pub source: Located,
     /// How many tokens the model is made for, where its configuration says so.
@@ -57,7 +62,7 @@ impl Loaded {
     /// The experiment's model, on its device and with its kernels.
     ///
     /// # Errors
-    /// A device that is not there, a model that cannot be opened, a tokenizer that does not fit.
+    /// Fails if the device is not there, or if the model or its tokenizer cannot be read.
     pub fn open(experiment: &Experiment) -> Result<Self> {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
@@ -79,9 +84,12 @@ impl Loaded {
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
         model.set_deterministic(experiment.deterministic);
-        tokenizer.check_fits(model.info().vocab)?;
+        let rows = model.info().vocab;
+        let stops = stops(&tokenizer, &files.ends()?).into_iter().filter(|id| (0..rows).contains(id)).collect();
+        let tokenizer = tokenizer.for_embedding(rows);
         let context = context(files.config());
-        Ok(Self { model, tokenizer, source, context, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
+        let describes = format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
+        Ok(Self { model, tokenizer, stops, source, context, describes })
     }
 }
 
@@ -89,12 +97,12 @@ impl Session {
     /// Opens the data set, then the model: what costs least fails first.
     ///
     /// # Errors
-    /// A device that is not there, a data set or a model that cannot be opened, a tokenizer that does not fit.
+    /// Fails if the device is not there, or if the data set, the model or its tokenizer cannot be read.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, source, context, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, source, dataset, add_eos: true, special_tokens: true, context, describes })
+        let Loaded { model, tokenizer, stops, source, context, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, stops, source, dataset, add_eos: true, special_tokens: true, context, describes })
     }
 
     /// How pairs are tokenised, and how long they may be.

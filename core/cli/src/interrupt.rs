@@ -1,15 +1,25 @@
-//! Ctrl-C: the first asks the computation to stop where it can be taken up again, the second stops the process.
+//! Signals that ask the process to end. The first asks the computation to stop where it can be
+//! taken up again; another one, more than [`PATIENCE`] later, ends the process at once.
+//!
+//! SIGHUP comes from a terminal that was closed, SIGUSR1 and SIGUSR2 from a queue before a job's
+//! time is over (`sbatch --signal`). They ask for the same as SIGINT and SIGTERM.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use reprpo_core::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::exit;
+
+/// Signals that come in this time after the first are the same wish: a queue and a terminal may
+/// both send one, and some launchers send it to every process of a group and to the group itself.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Whether somebody asked the process to end, since [`watch`] was called.
+/// True if somebody asked the process to end, since [`watch`] was called.
 pub fn asked() -> bool {
     ASKED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
@@ -17,14 +27,40 @@ pub fn asked() -> bool {
 /// A flag that turns true when the user or the system asks the process to end.
 ///
 /// # Errors
-/// Where the system takes no handler.
+/// Fails if the system takes no handler, or no thread for it.
 pub fn watch() -> Result<Arc<AtomicBool>> {
-    let asked = Arc::clone(ASKED.get_or_init(Arc::default));
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the first signal finds the flag still down, and raises it.
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(&asked))
-            .and_then(|_| flag::register(signal, Arc::clone(&asked)))
-            .map_err(|e| Error::internal("cannot listen for Ctrl-C").because(e))?;
+    if let Some(asked) = ASKED.get() {
+        return Ok(Arc::clone(asked));
     }
+    let asked = Arc::clone(ASKED.get_or_init(Arc::default));
+    // What `nohup` starts is to outlive its terminal.
+    let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
+    let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up)).map_err(failed)?;
+    let flag = Arc::clone(&asked);
+    let listen = move || {
+        let mut first = None;
+        for _ in signals.forever() {
+            match first {
+                None => {
+                    first = Some(Instant::now());
+                    flag.store(true, Ordering::Relaxed);
+                }
+                // Nothing is cleaned up. A checkpoint that is being written is not the latest one
+                // before it is whole.
+                Some(at) if Instant::now().duration_since(at) > PATIENCE => exit(130),
+                Some(_) => {}
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
     Ok(asked)
+}
+
+/// True if the process was started with `signal` ignored.
+fn ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with no new action, sigaction changes nothing and only fills `action`, which is valid
+    // when it is all zeros.
+    unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN }
 }

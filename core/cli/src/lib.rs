@@ -166,7 +166,14 @@ fn log(global: &args::Global, printer: &Printer) {
         EnvFilter::new(level)
     });
     let ansi = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).without_time().with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .without_time()
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
 }
 
 #[cfg(test)]

@@ -13,6 +13,12 @@ const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
+/// A line to stderr. Where stderr is gone, as with a closed terminal, there is nobody to tell, and that is no reason to
+/// lose a run.
+pub fn line(text: &str) {
+    let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Decides what is printed, where and in which colour.
 #[derive(Debug, Default)]
 pub struct Printer {
@@ -62,7 +68,7 @@ impl Printer {
     /// A line about what goes on, unless `--quiet`.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            anstream::eprintln!("{text}");
+            line(text);
         }
     }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use reprpo_core::report::Progress;
 
+use crate::printer::line;
+
 /// Shows nothing.
 pub struct Silent;
 
@@ -62,8 +64,8 @@ impl Progress for Bar {
 
     fn message(&mut self, text: &str) {
         match &self.0 {
-            Some(bar) => bar.suspend(|| anstream::eprintln!("{text}")),
-            None => anstream::eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| line(text)),
+            None => line(text),
         }
     }
 
@@ -110,13 +112,13 @@ impl Progress for Lines {
         self.done += by;
         let last = self.total.is_some_and(|t| self.done >= t);
         if last || self.told.is_some_and(|t| t.elapsed() >= PAUSE) {
-            anstream::eprintln!("{}", self.line(fields, self.began.map_or(Duration::ZERO, |b| b.elapsed())));
+            line(&self.line(fields, self.began.map_or(Duration::ZERO, |b| b.elapsed())));
             self.told = Some(Instant::now());
         }
     }
 
     fn message(&mut self, text: &str) {
-        anstream::eprintln!("{text}");
+        line(text);
     }
 
     fn finish(&mut self) {}

@@ -2,7 +2,7 @@
 
 use reprpo_core::api::Message;
 use reprpo_core::config::Layering;
-use reprpo_core::generate::{Answer, Sampling, Voice};
+use reprpo_core::generate::{Answer, Sampling, Voice, endless};
 use reprpo_core::model::{Adapted, Model, peft::Saved};
 use reprpo_core::session::{ChosenAdapter, Loaded};
 use reprpo_core::text::Tokenizer;
@@ -16,6 +16,7 @@ use crate::trained::Trained;
 pub struct Speaker {
     model: Model,
     tokenizer: Tokenizer,
+    stops: Vec<i64>,
     adapted: Option<Adapted>,
     sampling: Sampling,
     system: Option<String>,
@@ -40,8 +41,11 @@ impl Speaker {
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, describes, context, .. } = Loaded::open(&experiment)?;
+        let Loaded { model, tokenizer, stops, describes, context, .. } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
+        if stops.is_empty() {
+            app.printer.note(&endless(sampling.max_new_tokens));
+        }
         let adapted = match saved {
             None => None,
             Some(saved) => {
@@ -50,7 +54,7 @@ impl Speaker {
                 Some(adapted)
             }
         };
-        Ok(Self { model, tokenizer, adapted, sampling, system: said.system.clone(), context })
+        Ok(Self { model, tokenizer, stops, adapted, sampling, system: said.system.clone(), context })
     }
 
     /// A warning where the model was asked more than it is made for.
@@ -87,7 +91,8 @@ impl Speaker {
     }
 
     fn speak(&self, prompt: &[i64], trained: bool, heard: &mut dyn FnMut(&str)) -> Result<Answer> {
-        let voice = Voice { model: &self.model, tokenizer: &self.tokenizer, adapted: self.adapted.as_ref().filter(|_| trained) };
+        let adapted = self.adapted.as_ref().filter(|_| trained);
+        let voice = Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
         voice.answer(prompt, self.sampling, &mut |piece| {
             heard(piece);
             true

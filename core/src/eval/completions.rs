@@ -8,7 +8,7 @@ use crate::api::{Dataset, SplitInfo, Text};
 use crate::config::Experiment;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::generate::{Sampling, Voice};
+use crate::generate::{Sampling, Voice, endless};
 use crate::model::Adapted;
 use crate::report::{Answered, Completions, Progress, Said, StartedFrom};
 use crate::session::Session;
@@ -40,22 +40,28 @@ pub fn completions(
     let sampling = Sampling { max_new_tokens: most, ..Sampling::default() };
     let voices = if adapted.is_some() { 2 } else { 1 };
     let (all, mut made) = (asked.len() * voices, 0);
+    if session.stops.is_empty() {
+        progress.message(&endless(most));
+    }
     progress.stage("completions", Some((all * most) as u64));
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
     let mut say = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Said> {
-        let voice = Voice { model: &session.model, tokenizer: &session.tokenizer, adapted };
+        let voice = Voice { model: &session.model, tokenizer: &session.tokenizer, stops: &session.stops, adapted };
         let mut told = 0;
         let answer = voice.answer(&prompt.ids, sampling, &mut |_| {
-            (tokens, told) = (tokens + 1, told + 1);
-            progress.advance(1, &rate(tokens));
+            // The text that a last token leaves is told once more, and is not another token.
+            if told < most {
+                (tokens, told) = (tokens + 1, told + 1);
+                progress.advance(1, &rate(tokens));
+            }
             !stop.load(Ordering::Relaxed)
         })?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!("interrupted after {made} of {all} completions")));
         }
         made += 1;
-        progress.advance(most.saturating_sub(told) as u64, &rate(tokens));
+        progress.advance((most - told) as u64, &rate(tokens));
         Ok(Said { text: answer.text, tokens: answer.tokens, ended: answer.ended })
     };
     let mut answered = Vec::with_capacity(asked.len());

@@ -230,8 +230,9 @@ impl Model {
     /// Runs the blocks that the request needs, and no more.
     ///
     /// # Errors
-    /// A site that the model does not have, or what libtorch says.
+    /// Fails if the model does not have a site or the embedding of a token, or if memory runs out.
     pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
+        stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;
         let mut pass = Pass::new(request, stream, blocks, self.info().layers)?;
         self.decoder.forward(stream, self.attention, &mut pass)?;

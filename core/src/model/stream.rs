@@ -171,6 +171,7 @@ impl StreamBuilder {
         Ok(Stream {
             ids: Tensor::from_slice(&self.ids).f_to_device(device)?,
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
+            bounds: self.ids.iter().fold((i64::MAX, i64::MIN), |(low, high), id| (low.min(*id), high.max(*id))),
             layout: self.layout,
         })
     }
@@ -185,9 +186,24 @@ pub struct Stream {
     pub positions: Tensor,
     /// Who continues whom.
     pub layout: Layout,
+    /// The smallest and the largest of the ids, known without asking the device.
+    bounds: (i64, i64),
 }
 
 impl Stream {
+    /// Checks that every id has a row in an embedding of `rows` rows. On a GPU, looking up a row that does not exist
+    /// would end the whole process.
+    ///
+    /// # Errors
+    /// Fails if an id is negative, or not smaller than `rows`.
+    pub fn check_ids(&self, rows: i64) -> Result<()> {
+        let (low, high) = self.bounds;
+        match [low, high].into_iter().find(|id| !(0..rows).contains(id)) {
+            Some(id) => Err(Error::new(format!("the token id {id} has no row in the model's embedding, which has {rows} rows"))),
+            None => Ok(()),
+        }
+    }
+
     /// Where the rows stand in their prompts, which are the segments that continue none.
     ///
     /// # Errors

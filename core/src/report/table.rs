@@ -103,7 +103,7 @@ impl Table {
     }
 
     fn legend(&self, line_end: &str) -> String {
-        let mut lines = vec!["acc: share of pairs whose chosen completion scores higher".to_owned()];
+        let mut lines = vec!["acc: share of pairs whose chosen completion scores higher, ties count one half".to_owned()];
         if self.compares() {
             lines[0].push_str("; ratio: acc / base acc; points: 100·(acc − base acc), no change where the interval holds 0");
             lines.push(
@@ -219,6 +219,9 @@ mod tests {
     #[test]
     fn a_base_model_alone_has_no_columns_of_change() {
         let text = Table::new("m", vec![split("test", "math", None)]).plain();
-        assert_eq!(text, "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs whose chosen completion scores higher\n");
+        assert_eq!(
+            text,
+            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs whose chosen completion scores higher, ties count one half\n"
+        );
     }
 }

@@ -1,13 +1,19 @@
-//! The tokenizer of a Hugging Face folder.
+//! The tokenizer of a Hugging Face folder, built as AutoTokenizer of transformers 5.23 builds it.
+
+mod class;
+mod special;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Ids;
+use tokenizers::tokenizer::AddedToken;
 
 use super::{Extras, guarded};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_bounded, read_json};
+use class::{Named, Options};
+use special::{Files, Tokens, Written, full};
 
 /// Of tokenizer.json; Gemma's has a quarter of it.
 const MOST_BYTES: u64 = 1 << 27;
@@ -24,34 +30,145 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         });
     }
     let bytes = read_bounded(&path, MOST_BYTES)?;
-    let ids = guarded(|| Ids::from_bytes(&bytes)).within(|| format!("`{}` is no valid tokenizer", path.display()))?;
+    let file = guarded(|| Ids::from_bytes(&bytes)).within(|| format!("`{}` is no valid tokenizer", path.display()))?;
 
-    let config = optional(&dir.join("tokenizer_config.json"))?;
-    let map = optional(&dir.join("special_tokens_map.json"))?;
-    let special = |key: &str| special(&config, key).or_else(|| special(&map, key));
-    let others = ["unk_token", "sep_token", "cls_token", "mask_token"].into_iter().filter_map(|key| Some((key, special(key)?))).collect();
+    let config = object(dir, "tokenizer_config.json")?;
+    let model = object(dir, "config.json")?;
+    refuse(&config, &model, &file)?;
+    let text = |of: &'_ Map<String, Value>, key: &str| of.get(key).and_then(Value::as_str).map(str::to_owned);
+    let (model_type, tokenizer, of_model) = (text(&model, "model_type"), text(&config, "tokenizer_class"), text(&model, "tokenizer_class"));
+    let class = class::choose(&Named {
+        model_type: model_type.as_deref(),
+        tokenizer: tokenizer.as_deref(),
+        model: of_model.as_deref(),
+        own_code: own_code(&config),
+        byte_level: bytes.windows(BYTE_LEVEL.len()).any(|w| w == BYTE_LEVEL),
+    })?;
+
+    let mut tokens = Tokens::read(&Files {
+        map: object(dir, "special_tokens_map.json")?,
+        added: object(dir, "added_tokens.json")?,
+        vocabulary: in_order(&file),
+        config: config.clone(),
+    })?;
+    if let Some(class) = class {
+        tokens.default_to(class);
+    }
+    // A tokenizer that pads names the token for it.
+    if let Some(padding) = file.get_padding() {
+        tokens.named.entry("pad_token".to_owned()).or_insert_with(|| Some(Written::Text(padding.pad_token.clone())));
+    }
+    let add_prefix_space = config.get("add_prefix_space").and_then(Value::as_bool);
+    let ids = match class {
+        None => {
+            let mut ids = file;
+            guarded(|| tokens.add_to(&mut ids, false))?;
+            ids
+        }
+        Some(class) => {
+            let options = Options { add_prefix_space, legacy: config.get("legacy").is_some_and(full) };
+            let unknown = tokens.named.get("unk_token").and_then(Option::as_ref).map(Written::text);
+            let mut ids = class.build(&file, unknown, &options)?;
+            guarded(|| tokens.add_to(&mut ids, class.resets_flags))?;
+            warn_where_ids_change(class.name, &file, &ids);
+            ids
+        }
+    };
+    let of_templates = ["unk_token", "sep_token", "cls_token", "mask_token"];
+    let others = of_templates.into_iter().filter_map(|key| Some((key, tokens.text(key)?.to_owned()))).collect();
     let (chat_template, named_templates) = chat_templates(dir, &config)?;
+    let splits = config.get("split_special_tokens").is_some_and(full);
+    let mut also = Map::new();
+    for (key, token) in tokens.named.iter().filter(|(key, _)| !matches!(key.as_str(), "bos_token" | "eos_token" | "pad_token")) {
+        also.insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
+    }
+    also.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
+    also.extend(add_prefix_space.map(|on| ("add_prefix_space".to_owned(), on.into())));
+    let text = |key: &str| tokens.text(key).map(str::to_owned);
     let extras = Extras {
-        bos: special("bos_token"),
-        eos: special("eos_token"),
-        pad: special("pad_token"),
+        bos: text("bos_token"),
+        eos: text("eos_token"),
+        pad: text("pad_token"),
         others,
         chat_template,
         named_templates,
+        splits_special: splits,
+        also,
         ..Extras::default()
     };
     Ok((ids, extras))
 }
 
-/// A JSON file that need not be there.
-fn optional(path: &Path) -> Result<Value> {
-    if path.is_file() { read_json(path) } else { Ok(Value::Null) }
+const BYTE_LEVEL: &[u8] = b"\"ByteLevel\"";
+
+/// The added tokens of tokenizer.json by their ids.
+fn in_order(file: &Ids) -> Vec<(u32, AddedToken)> {
+    let mut tokens: Vec<(u32, AddedToken)> = file.get_added_tokens_decoder().into_iter().collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    tokens
 }
 
-/// A special token: its text, or an object with its text.
-fn special(config: &Value, key: &str) -> Option<String> {
-    let token = config.get(key)?;
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+/// Whether the folder has Python code of its own for its tokenizer.
+fn own_code(config: &Map<String, Value>) -> bool {
+    match config.get("auto_map") {
+        Some(Value::Array(_)) => true,
+        Some(map) => map.get("AutoTokenizer").is_some_and(|class| !class.is_null()),
+        None => false,
+    }
+}
+
+/// Refuses the fields of tokenizer_config.json that change ids and are not read.
+fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -> Result<()> {
+    let refused = |field: &str, why: &str| Err(Error::new(format!("`{field}` in tokenizer_config.json is not supported: {why}")));
+    let versions = config.get("fast_tokenizer_files").and_then(Value::as_array);
+    if let Some(other) = versions.into_iter().flatten().filter_map(Value::as_str).find(|f| f.starts_with("tokenizer.") && *f != "tokenizer.json") {
+        return refused("fast_tokenizer_files", &format!("transformers reads `{other}` in place of tokenizer.json"))
+            .map_err(|e| e.hint(format!("copy `{other}` over tokenizer.json, and remove the field")));
+    }
+    if config.get("init_inputs").is_some_and(full) {
+        return refused("init_inputs", "its values have no names, so that their meaning is unknown")
+            .map_err(|e| e.hint("remove it, or write its values under their names"));
+    }
+    for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
+        if let Some(value) = config.get(field).filter(|value| !value.is_boolean() && !value.is_null()) {
+            return Err(Error::new(format!("`{field}` in tokenizer_config.json must be true or false, got `{value}`")));
+        }
+    }
+    // The correction of a pattern that Mistral's files had for a while, as transformers bounds it.
+    let mistral = model.get("model_type").is_none_or(|m| m.as_str().is_some_and(|m| ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)));
+    let major = model.get("transformers_version").and_then(Value::as_str).and_then(|v| v.split('.').next()?.parse::<u32>().ok());
+    if config.get("fix_mistral_regex").is_some_and(full) && mistral && major.is_none_or(|major| major < 5) && file.get_vocab_size(true) > 100_000 {
+        return refused("fix_mistral_regex", "it replaces the pattern in tokenizer.json that cuts text into words").map_err(|e| {
+            e.hint("in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes the corrected tokenizer.json; then remove the field")
+        });
+    }
+    Ok(())
+}
+
+/// Warns if the class gives other ids than tokenizer.json as it stands.
+fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
+    const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
+    let ids = |of: &Ids| guarded(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
+    if let (Some(before), Some(now)) = (ids(file), ids(built))
+        && before != now
+    {
+        tracing::warn!(
+            "tokenizer_config.json makes the tokenizer a `{class}`, for which transformers 5 replaces parts of tokenizer.json; \
+             this changes token ids, and they follow transformers; set `tokenizer_class` to `PreTrainedTokenizerFast` to use tokenizer.json as it stands"
+        );
+    }
+}
+
+/// A JSON object that need not be there.
+fn object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
+    let path = dir.join(name);
+    if !path.is_file() {
+        return Ok(Map::new());
+    }
+    match read_json(&path)? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::new(format!("`{}` is not a JSON object", path.display()))),
+    }
 }
 
 /// Folder of the templates that have another name than `default`, a file each.
@@ -59,7 +176,7 @@ const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
 /// The chat template and those under other names. Files go before what tokenizer_config.json says, as in transformers;
 /// of several templates the one named `default` is taken.
-fn chat_templates(dir: &Path, config: &Value) -> Result<(Option<String>, Vec<(String, String)>)> {
+fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<(Option<String>, Vec<(String, String)>)> {
     let read = |path: &Path| {
         let bytes = read_bounded(path, MOST_BYTES)?;
         String::from_utf8(bytes).map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
@@ -92,133 +209,4 @@ fn chat_templates(dir: &Path, config: &Value) -> Result<(Option<String>, Vec<(St
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
-    use crate::api::TemplateArgs;
-    use crate::error::Fault;
-    use crate::testing;
-    use crate::text::Tokenizer;
-
-    fn folder_with(config: &str) -> Option<tempfile::TempDir> {
-        let shared = testing::shared()?;
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::copy(shared.join("golden/tokenizer/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
-        std::fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
-        Some(dir)
-    }
-
-    #[test]
-    fn special_tokens_are_texts_or_objects_or_in_a_file_of_their_own() {
-        let Some(dir) = folder_with(r#"{"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": null, "pad_token": "<no such token>"}"#) else {
-            return;
-        };
-        std::fs::write(dir.path().join("special_tokens_map.json"), r#"{"bos_token": "<|im_start|>"}"#).unwrap();
-        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
-        assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
-        assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
-        assert_eq!(tokenizer.pad(), None);
-        assert!(!tokenizer.has_chat_template());
-        assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));
-    }
-
-    #[test]
-    fn an_end_of_sequence_token_that_is_no_token_is_an_error() {
-        let Some(dir) = folder_with(r#"{"eos_token": "</s>"}"#) else { return };
-        assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("`</s>`"));
-    }
-
-    #[test]
-    fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
-        let Some(dir) = folder_with(r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#) else {
-            return;
-        };
-        assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "plain");
-        std::fs::write(dir.path().join("chat_template.jinja"), "file").unwrap();
-        assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "file");
-    }
-
-    #[test]
-    fn the_template_named_tool_use_is_taken_where_there_are_tools() {
-        let Some(dir) = folder_with(
-            r#"{"unk_token": "<unk>", "chat_template": [{"name": "tool_use", "template": "tools{{ unk_token }}"}, {"name": "default", "template": "plain"}]}"#,
-        ) else {
-            return;
-        };
-        let tools = TemplateArgs::new(json!([{"function": {"name": "f"}}]), Value::Null).unwrap();
-        let named = TemplateArgs::new(Value::Null, json!({"chat_template": "tool_use"})).unwrap();
-        let own = TemplateArgs::new(Value::Null, json!({"chat_template": "own {{ x }}", "x": 1})).unwrap();
-        let check = |tokenizer: &Tokenizer| {
-            assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "plain");
-            assert_eq!(tokenizer.render_chat_with(&[], &tools, false).unwrap(), "tools<unk>");
-            assert_eq!(tokenizer.render_chat_with(&[], &named, false).unwrap(), "tools<unk>");
-            assert_eq!(tokenizer.render_chat_with(&[], &own, false).unwrap(), "own 1");
-        };
-        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
-        check(&tokenizer);
-        let copy = tempfile::tempdir().unwrap();
-        for (name, text) in tokenizer.files().unwrap() {
-            std::fs::write(copy.path().join(name), text).unwrap();
-        }
-        check(&Tokenizer::from_folder(copy.path()).unwrap());
-        std::fs::write(dir.path().join("chat_template.jinja"), "plain").unwrap();
-        std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
-        std::fs::write(dir.path().join("additional_chat_templates/tool_use.jinja"), "tools{{ unk_token }}").unwrap();
-        check(&Tokenizer::from_folder(dir.path()).unwrap());
-    }
-
-    #[test]
-    fn a_broken_tokenizer_file_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("is missing"));
-        let long_merge = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
-        let empty = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{},"merges":[]}}"#;
-        for text in ["", "{}", "[1", long_merge, empty] {
-            std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
-            assert!(Tokenizer::from_folder(dir.path()).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_gives_up_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let vocabulary = r#"{"version":"1.0","added_tokens":[],
-            "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated","invert":false},
-            "model":{"type":"BPE","vocab":{"x":0},"merges":[]}}"#;
-        std::fs::write(dir.path().join("tokenizer.json"), vocabulary).unwrap();
-        let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
-        assert_eq!(tokenizer.encode("xx").unwrap(), [0, 0]);
-        let e = tokenizer.encode(&"x".repeat(4000)).unwrap_err();
-        assert!(e.message().contains("the model's tokenizer panicked") && e.fault() == Fault::Input, "{e:?}");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(96))]
-
-        #[test]
-        fn a_tokenizer_file_with_bytes_changed_makes_a_tokenizer_or_an_error(
-            changes in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"\"{}[]:,0-9e\\ntaru\xff".to_vec())), 1..4),
-            cut in prop::option::of(any::<prop::sample::Index>()),
-        ) {
-            let Some(dir) = folder_with("{}") else { return Ok(()) };
-            let path = dir.path().join("tokenizer.json");
-            let mut bytes = std::fs::read(&path).unwrap();
-            for (at, value) in changes {
-                let at = at.index(bytes.len());
-                bytes[at] = value;
-            }
-            if let Some(keep) = cut {
-                bytes.truncate(keep.index(bytes.len()));
-            }
-            // The copy is as unwritable as the original.
-            std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, bytes).unwrap();
-            if let Ok(tokenizer) = Tokenizer::from_folder(dir.path())
-                && let Ok(ids) = tokenizer.encode_alone("<|im_start|>Hello, world 12 é")
-            {
-                tokenizer.decode(&ids).ok();
-            }
-        }
-    }
-}
+mod tests;

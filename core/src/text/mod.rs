@@ -11,8 +11,9 @@ mod pairs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use tokenizers::Tokenizer as Ids;
+use serde_json::{Map, Value};
 use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use findings::{Findings, repeats};
 pub use pairs::{Cut, Drop, DroppedPair, Limits, Outcome, Prompt, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
@@ -35,13 +36,16 @@ pub struct Special {
 #[derive(Debug)]
 pub struct Tokenizer {
     ids: Ids,
-    largest: u32,
+    /// Rows of the embedding that the ids go to, where there is one.
+    rows: Option<i64>,
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
     /// Put before and behind a text that stands alone, where the vocabulary's own file does not do it.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
+    /// Further fields of tokenizer_config.json that change ids.
+    also: Map<String, Value>,
 }
 
 /// What a file says beside the vocabulary. The special tokens are texts.
@@ -58,14 +62,20 @@ struct Extras {
     /// Whether a text that stands alone begins and ends with these tokens, beyond what the vocabulary's file says.
     begin: bool,
     end: bool,
+    /// Whether special tokens in a text are cut up like any other text.
+    splits_special: bool,
+    /// Further fields of tokenizer_config.json that change ids, for whoever writes the tokenizer.
+    also: Map<String, Value>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a Hugging Face folder, the special tokens of `tokenizer_config.json` (or of
-    /// `special_tokens_map.json`), and the chat template of `chat_template.jinja` or `tokenizer_config.json`.
+    /// Reads the tokenizer of a Hugging Face folder as AutoTokenizer does: `tokenizer.json`, the special and added tokens
+    /// of `tokenizer_config.json` (or of `special_tokens_map.json` and `added_tokens.json`), and the chat template of
+    /// `chat_template.jinja` or `tokenizer_config.json`.
     ///
     /// # Errors
-    /// Where tokenizer.json is missing, a file is not what it should be, or the chat template is not valid.
+    /// Fails if tokenizer.json is missing, a file is not what it should be, a field changes token ids and is not
+    /// supported, or the chat template is not valid.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let (ids, extras) = folder::read(dir)?;
         Self::new(ids, extras)
@@ -85,7 +95,10 @@ impl Tokenizer {
         // Training cuts to a length of its own and pads nothing.
         ids.with_truncation(None).map_err(foreign)?;
         ids.with_padding(None);
-        let largest = ids.get_vocab(true).into_values().max().ok_or_else(|| Error::new("the tokenizer's vocabulary is empty"))?;
+        ids.set_encode_special_tokens(extras.splits_special);
+        if ids.get_vocab_size(true) == 0 {
+            return Err(Error::new("the tokenizer's vocabulary is empty"));
+        }
         let special = |what: &str, text: Option<String>| match text {
             None => Ok(None),
             Some(text) => match ids.token_to_id(&text) {
@@ -102,7 +115,7 @@ impl Tokenizer {
         let chat = extras.chat_template.map(|source| ChatTemplate::new(source, tokens)?.with_others(extras.named_templates)).transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
-        Ok(Self { ids, largest, bos, eos, pad, around, chat })
+        Ok(Self { ids, rows: None, bos, eos, pad, around, chat, also: extras.also })
     }
 
     /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are recognised.
@@ -141,6 +154,10 @@ impl Tokenizer {
     /// Where the tokenizer cannot be written.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
+        // A token that was special once is still treated as one, which its own flag then does not say.
+        let were = ids.get_added_tokens_decoder().into_values().filter(|token| !token.special && ids.get_added_vocabulary().is_special_token(&token.content));
+        let were: Vec<AddedToken> = were.map(|token| token.special(true)).collect();
+        ids.add_tokens(were).map_err(foreign)?;
         if let Some(template) = self.surrounded()? {
             ids.with_post_processor(Some(template));
         }
@@ -149,6 +166,12 @@ impl Tokenizer {
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
             "bos_token": text(&self.bos), "eos_token": text(&self.eos), "pad_token": text(&self.pad),
         });
+        if let Some(fields) = config.as_object_mut() {
+            fields.extend(self.also.clone());
+            if self.ids.get_encode_special_tokens() {
+                fields.insert("split_special_tokens".to_owned(), true.into());
+            }
+        }
         let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
         if let Some(chat) = &self.chat {
             config.as_object_mut().into_iter().for_each(|config| config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into()))));
@@ -209,16 +232,25 @@ impl Tokenizer {
         self.pad.as_ref()
     }
 
-    /// Checks that every id has a row in an embedding of `vocab_rows` rows.
+    /// Has [`check`](Self::check) hold ids to an embedding of `rows` rows.
+    #[must_use]
+    pub fn for_embedding(mut self, rows: i64) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+
+    /// Checks that every one of `ids` has a row in the model's embedding. A tokenizer may have tokens that the model does
+    /// not have, as Gemma 3's `<image_soft_token>`; they are only an error where they are used.
     ///
     /// # Errors
-    /// Where the largest id has none.
-    pub fn check_fits(&self, vocab_rows: i64) -> Result<()> {
-        if i64::from(self.largest) < vocab_rows {
-            return Ok(());
-        }
-        Err(Error::new(format!("the tokenizer does not fit the model: its largest token id is {}, and the embedding has {vocab_rows} rows", self.largest))
-            .hint("take the tokenizer from the folder that the weights come from"))
+    /// Fails if an id has no row, and names the token.
+    pub fn check(&self, ids: &[i64]) -> Result<()> {
+        let Some(rows) = self.rows else { return Ok(()) };
+        let Some(id) = ids.iter().find(|id| !(0..rows).contains(*id)) else { return Ok(()) };
+        let token = self.token(*id).map_or_else(|| "a token without a text".to_owned(), |token| format!("the token `{token}`"));
+        Err(Error::new(format!("{token} has the id {id}, and the model's embedding has {rows} rows"))
+            .hint("take the token out of the text, or add its row to the model's embedding")
+            .hint("if many texts fail, the tokenizer is not the model's: take it from the folder that the weights come from"))
     }
 
     /// Whether conversations can be turned into text.
@@ -263,8 +295,6 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
     use crate::testing;
     use crate::weights::ModelFiles;
@@ -287,9 +317,6 @@ mod tests {
         assert_eq!(tokenizer.eos(), Some(&Special { text: "<|im_end|>".into(), id: 2 }));
         assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
         assert_eq!(tokenizer.vocab_size(), 49152);
-        assert!(tokenizer.check_fits(49152).is_ok());
-        let e = tokenizer.check_fits(49151).unwrap_err();
-        assert!(e.message().contains("49151") && e.message().contains("rows"), "{e:?}");
     }
 
     #[test]

@@ -190,12 +190,18 @@ impl Tokenised {
 /// Turns one pair into ids and holds it to the limits. `row` is the place of its row, which errors name.
 ///
 /// # Errors
-/// As [`whole_pair`].
+/// As [`whole_pair`], and fails if the pair has a token that the model's embedding does not have.
 pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Outcome> {
-    Ok(match whole_pair(tokenizer, index, row, pair, limits)? {
+    let outcome = match whole_pair(tokenizer, index, row, pair, limits)? {
         Ok((whole, prompt)) => fit(whole, prompt, limits),
         Err(why) => Outcome::Dropped(why),
-    })
+    };
+    if let Outcome::Kept { pair, .. } = &outcome {
+        for (part, ids) in [("prompt", &pair.prompt), ("chosen completion", &pair.chosen), ("rejected completion", &pair.rejected)] {
+            tokenizer.check(ids).map_err(|e| e.within(format!("cannot use the {part} of pair {row}")))?;
+        }
+    }
+    Ok(outcome)
 }
 
 /// Turns one pair into ids, as long as they are; a completion may have none. As in TRL, the pair's prompt is what the

@@ -342,7 +342,7 @@ impl Trainer<'_> {
             tokens += now.iter().map(|p| p.tokens()).sum::<usize>();
             let rate = seen as f64 / begin.elapsed().as_secs_f64();
             lacking = lacking.or(done.left_out.map(|l| l.lacking));
-            folder.metrics(&line(step, per_epoch, lr, tokens, &done))?;
+            folder.metrics(&line(step, epoch(step, pairs.len(), train), lr, tokens, &done))?;
             let mut fields = vec![("loss", done.loss)];
             if let Some((_, margin)) = done.metrics.iter().find(|(n, _)| n == "rewards/margins") {
                 fields.push(("margin", *margin));
@@ -390,11 +390,20 @@ fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
     order
 }
 
+/// How many times the data was seen after `step`, counted in batches as transformers' Trainer does: the last step of an
+/// epoch may hold fewer batches than the others.
+fn epoch(step: usize, pairs: usize, train: &TrainConfig) -> f64 {
+    let batches = pairs.div_ceil(train.batch);
+    let per_epoch = pairs.div_ceil(train.batch * train.accumulate);
+    let seen = ((step % per_epoch + 1) * train.accumulate).min(batches);
+    (step / per_epoch) as f64 + seen as f64 / batches as f64
+}
+
 /// A line of `metrics.jsonl`, in TRL's names.
-fn line(step: usize, per_epoch: usize, lr: f64, tokens: usize, done: &Done) -> Value {
+fn line(step: usize, epoch: f64, lr: f64, tokens: usize, done: &Done) -> Value {
     let mut line = Map::new();
     line.insert("step".to_owned(), json!(step + 1));
-    line.insert("epoch".to_owned(), json!((step + 1) as f64 / per_epoch as f64));
+    line.insert("epoch".to_owned(), json!(epoch));
     line.insert("loss".to_owned(), json!(done.loss));
     line.insert("grad_norm".to_owned(), json!(done.grad_norm));
     line.insert("learning_rate".to_owned(), json!(lr));
@@ -413,4 +422,26 @@ fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kb: f64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kb / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values are those that transformers 5.23's Trainer logs for `per_device_train_batch_size`,
+    /// `gradient_accumulation_steps` and `num_train_epochs` of the same size.
+    #[test]
+    fn the_epoch_is_the_share_of_batches_seen() {
+        let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
+            let train = TrainConfig { batch, accumulate, ..TrainConfig::default() };
+            (0..steps).map(|step| epoch(step, pairs, &train)).collect()
+        };
+        assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
+        // The last batch of an epoch may be smaller than the others, and counts as a whole one.
+        assert_eq!(logged(9, 2, 2, 3), [0.4, 0.8, 1.0]);
+        assert_eq!(logged(8, 2, 2, 4), [0.5, 1.0, 1.5, 2.0]);
+        // Fewer pairs than a step takes.
+        assert_eq!(logged(3, 2, 4, 2), [1.0, 2.0]);
+        assert_eq!(logged(5, 1, 1, 6), [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
+    }
 }

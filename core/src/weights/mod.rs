@@ -24,6 +24,7 @@ pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
 
 use crate::error::{Error, Result};
+use crate::files::read_json;
 use crate::text::Tokenizer;
 use checkpoint::Checkpoint;
 
@@ -105,6 +106,32 @@ impl ModelFiles {
         self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?))).collect()
     }
 
+    /// Ids of the tokens that end what the model generates: all of `eos_token_id` in config.json and in
+    /// generation_config.json, and those of a GGUF file that end a text, a turn or a message.
+    ///
+    /// # Errors
+    /// Fails if generation_config.json cannot be read, or if a value is not an id or a list of ids.
+    pub fn ends(&self) -> Result<Vec<i64>> {
+        const KEY: &str = "eos_token_id";
+        let config = self.config();
+        let mut ends = token_ids(config.get(KEY), "config.json")?;
+        ends.extend(token_ids(config.get("text_config").and_then(|text| text.get(KEY)), "config.json")?);
+        match &self.source {
+            Source::Folder(_) => {
+                let path = self.path.join("generation_config.json");
+                if path.is_file() {
+                    ends.extend(token_ids(read_json(&path)?.get(KEY), "generation_config.json")?);
+                }
+            }
+            Source::Gguf(g) => {
+                for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+                    ends.extend(g.metadata().unsigned(key)?.and_then(|id| i64::try_from(id).ok()));
+                }
+            }
+        }
+        Ok(ends)
+    }
+
     /// The model's tokenizer, with its chat template.
     ///
     /// # Errors
@@ -136,6 +163,19 @@ impl ModelFiles {
             Source::Gguf(g) => (format!("GGUF in {} parts", g.files()), g.formats().join(", ")),
         };
         format!("{} ({format}, {} tensors: {types})", self.path.display(), self.names().len())
+    }
+}
+
+/// The ids of an `eos_token_id`: one, several or none.
+fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
+    let wrong = |value: &Value| {
+        Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id")).hint("write a whole number, or a list of whole numbers")
+    };
+    let id = |value: &Value| value.as_i64().ok_or_else(|| wrong(value));
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(id).collect(),
+        Some(one) => Ok(vec![id(one)?]),
     }
 }
 

@@ -15,7 +15,9 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// What goes with a tokenizer, where it is there. Of `tokenizer.model` only its presence is of use, to an error.
-const BESIDE: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model"];
+const BESIDE: [&str; 5] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tokenizer.model"];
+/// Names the tokens that end what the model generates, where it is there.
+const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// How much of a model is needed.
@@ -37,7 +39,8 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     }
     let beside = || BESIDE.into_iter().filter(|f| snapshot.has(f));
     if extent == Extent::Tokenizer && snapshot.has(TOKENIZER) {
-        return snapshot.get_all(beside().chain([TOKENIZER]));
+        // The kind of model decides on the class of the tokenizer.
+        return snapshot.get_all(beside().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
     }
     let ggufs: Vec<&str> = snapshot.files().iter().map(String::as_str).filter(|f| is_model(f)).collect();
     match (snapshot.has(CONFIG) && (snapshot.has(SINGLE) || snapshot.has(INDEX)), ggufs.as_slice()) {
@@ -53,7 +56,7 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
             )));
         }
     }
-    let folder = snapshot.get_all(beside().chain([CONFIG]).chain(Some(TOKENIZER).filter(|f| snapshot.has(f))))?;
+    let folder = snapshot.get_all(beside().chain([CONFIG]).chain([TOKENIZER, GENERATION].into_iter().filter(|f| snapshot.has(f))))?;
     // Before gigabytes are fetched that are not read.
     configuration(&folder)?;
     if extent == Extent::Settings {
@@ -138,6 +141,8 @@ mod tests {
             ("config.json", "{}"),
             ("tokenizer.json", "{}"),
             ("tokenizer_config.json", "{}"),
+            ("added_tokens.json", "{}"),
+            ("generation_config.json", "{}"),
             ("model.safetensors", "w"),
             ("pytorch_model.bin", "p"),
             ("onnx/model.onnx", "o"),
@@ -145,12 +150,17 @@ mod tests {
         let (path, there) = whole(&files).unwrap();
         assert_eq!(
             (path, there),
-            (PathBuf::new(), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"].map(str::to_owned).to_vec())
+            (
+                PathBuf::new(),
+                ["added_tokens.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+                    .map(str::to_owned)
+                    .to_vec()
+            )
         );
         let (_, there) = fetched(&files, |s| model(s, None, Extent::Settings)).unwrap();
-        assert_eq!(there, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(there, ["added_tokens.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
         let (_, there) = fetched(&files, |s| model(s, None, Extent::Tokenizer)).unwrap();
-        assert_eq!(there, ["tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(there, ["added_tokens.json", "config.json", "tokenizer.json", "tokenizer_config.json"]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         named_templates,
         begin: meta.truth("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
         end: meta.truth("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        ..Extras::default()
     };
     Ok((ids, extras))
 }

@@ -1,0 +1,283 @@
+//! The tokenizer class that transformers 5 picks for a folder, and the parts that some classes
+//! build anew.
+//!
+//! Most classes use tokenizer.json as it stands. Those in [`REBUILT`] only keep its vocabulary,
+//! merges and post-processor, and bring a normalizer and a pre-tokenizer of their own. The source
+//! is transformers 5.23: `models/auto/tokenization_auto.py` and `models/*/tokenization_*.py`.
+
+use serde_json::{Value, json};
+use tokenizers::Tokenizer as Ids;
+use tokenizers::models::ModelWrapper;
+
+use super::super::foreign;
+use crate::error::{Error, Result};
+
+/// A class that builds its tokenizer from a vocabulary.
+#[derive(Debug)]
+pub struct Class {
+    /// Its name in transformers, without `Fast`.
+    pub name: &'static str,
+    /// The special tokens it has where tokenizer_config.json does not mention them.
+    pub defaults: &'static [(&'static str, Option<&'static str>)],
+    /// Normalizer, pre-tokenizer and decoder, as tokenizer.json writes them.
+    parts: fn(&Options) -> [Value; 3],
+    /// Whether unknown characters in a row become one token.
+    fuse_unknown: bool,
+    /// Whether characters outside the vocabulary become bytes, and unknown ones `unk_token`.
+    bytes: bool,
+    unknown: bool,
+    /// Whether it drops the post-processor of tokenizer.json.
+    pub drops_post_processor: bool,
+    /// Whether every special token ends up with the default flags.
+    pub resets_flags: bool,
+}
+
+/// The fields of tokenizer_config.json that only such a class reads.
+#[derive(Debug)]
+pub struct Options {
+    /// `add_prefix_space`, where it is true or false.
+    pub add_prefix_space: Option<bool>,
+    /// `legacy` of Llama's class, false where it is missing.
+    pub legacy: bool,
+}
+
+const END: Option<&str> = Some("<|endoftext|>");
+
+/// The classes that build their tokenizer anew and that are built here too.
+static REBUILT: [Class; 6] = [
+    Class {
+        name: "LlamaTokenizer",
+        defaults: &[("unk_token", Some("<unk>")), ("bos_token", Some("<s>")), ("eos_token", Some("</s>"))],
+        parts: llama,
+        fuse_unknown: true,
+        bytes: true,
+        unknown: false,
+        drops_post_processor: false,
+        resets_flags: false,
+    },
+    Class {
+        name: "GemmaTokenizer",
+        defaults: &[
+            ("unk_token", Some("<unk>")),
+            ("bos_token", Some("<bos>")),
+            ("eos_token", Some("<eos>")),
+            ("pad_token", Some("<pad>")),
+            ("mask_token", Some("<mask>")),
+        ],
+        parts: gemma,
+        fuse_unknown: true,
+        bytes: true,
+        unknown: true,
+        drops_post_processor: false,
+        resets_flags: false,
+    },
+    Class {
+        name: "Qwen2Tokenizer",
+        defaults: &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)],
+        parts: |options| qwen(QWEN2, options),
+        fuse_unknown: false,
+        bytes: false,
+        unknown: false,
+        drops_post_processor: false,
+        resets_flags: true,
+    },
+    Class {
+        name: "Qwen3_5Tokenizer",
+        defaults: &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)],
+        parts: |options| qwen(QWEN3_5, options),
+        fuse_unknown: false,
+        bytes: false,
+        unknown: false,
+        drops_post_processor: false,
+        resets_flags: false,
+    },
+    Class {
+        name: "GPT2Tokenizer",
+        defaults: &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)],
+        parts: |options| [Value::Null, byte_level(options, true), decoder()],
+        fuse_unknown: false,
+        bytes: false,
+        unknown: false,
+        drops_post_processor: false,
+        resets_flags: false,
+    },
+    Class {
+        name: "GPTNeoXTokenizer",
+        defaults: &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", Some("<|padding|>"))],
+        parts: |options| [json!({ "type": "NFC" }), byte_level(options, true), decoder()],
+        fuse_unknown: false,
+        bytes: false,
+        unknown: false,
+        drops_post_processor: true,
+        resets_flags: false,
+    },
+];
+
+/// The other classes of transformers 5.23 that do not use tokenizer.json as it stands.
+#[rustfmt::skip]
+const NOT_BUILT: &[&str] = &[
+    "AlbertTokenizer", "BartTokenizer", "BarthezTokenizer", "BartphoTokenizer",
+    "BertGenerationTokenizer", "BertJapaneseTokenizer", "BertTokenizer", "BertweetTokenizer",
+    "BigBirdTokenizer", "BioGptTokenizer", "BlenderbotSmallTokenizer", "BlenderbotTokenizer",
+    "ByT5Tokenizer", "CLIPTokenizer", "CTRLTokenizer", "CamembertTokenizer", "CanineTokenizer",
+    "ClvpTokenizer", "CodeGenTokenizer", "CodeLlamaTokenizer", "CohereTokenizer",
+    "ConvBertTokenizer", "CpmAntTokenizer", "CpmTokenizer", "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer",
+    "DiaTokenizer", "DistilBertTokenizer", "EsmTokenizer", "EsmcTokenizer", "FNetTokenizer",
+    "FSMTTokenizer", "FastSpeech2ConformerTokenizer", "FlaubertTokenizer", "FunnelTokenizer",
+    "GPTNeoXJapaneseTokenizer", "GPTSw3Tokenizer", "HerbertTokenizer", "LEDTokenizer",
+    "LasrTokenizer", "LayoutLMv2Tokenizer", "LayoutLMv3Tokenizer", "LayoutXLMTokenizer",
+    "LukeTokenizer", "LxmertTokenizer", "M2M100Tokenizer", "MBart50Tokenizer", "MBartTokenizer",
+    "MLukeTokenizer", "MPNetTokenizer", "MarianTokenizer", "MarkupLMTokenizer", "MgpstrTokenizer",
+    "MistralCommonBackend", "MobileBertTokenizer", "MvpTokenizer", "MyT5Tokenizer",
+    "NllbTokenizer", "NougatTokenizer", "OpenAIGPTTokenizer", "PLBartTokenizer",
+    "PegasusTokenizer", "PerceiverTokenizer", "PhobertTokenizer", "Pop2PianoTokenizer",
+    "ProphetNetTokenizer", "RagTokenizer", "ReformerTokenizer", "RemBertTokenizer",
+    "RoCBertTokenizer", "RoFormerTokenizer", "RobertaTokenizer", "SeamlessM4TTokenizer",
+    "SentencePieceBackend", "Siglip2Tokenizer", "SiglipTokenizer", "Speech2TextTokenizer",
+    "SpeechT5Tokenizer", "SplinterTokenizer", "SqueezeBertTokenizer", "T5Tokenizer",
+    "TapasTokenizer", "Tipsv2Tokenizer", "UdopTokenizer", "VideoPrismTokenizer", "VitsTokenizer",
+    "Wav2Vec2CTCTokenizer", "Wav2Vec2PhonemeCTCTokenizer", "WhisperTokenizer", "XGLMTokenizer",
+    "XLMRobertaTokenizer", "XLMTokenizer", "XLNetTokenizer",
+];
+
+/// The class that transformers registers for a `model_type`, among the architectures that are read
+/// here.
+const REGISTERED: [(&str, &str); 7] = [
+    ("gemma3", "GemmaTokenizer"),
+    ("gemma3_text", "GemmaTokenizer"),
+    ("gpt_neox", "GPTNeoXTokenizer"),
+    ("mistral", FROM_FILE),
+    ("phi3", FROM_FILE),
+    ("qwen2", "Qwen2Tokenizer"),
+    ("qwen3", "Qwen2Tokenizer"),
+];
+
+/// Of these, the registered class goes before the one that the folder names.
+const REGISTERED_FIRST: [&str; 2] = ["phi3", "qwen2"];
+
+/// The class that uses tokenizer.json as it stands.
+const FROM_FILE: &str = "TokenizersBackend";
+
+/// What the choice of a class depends on.
+#[derive(Debug, Default)]
+pub struct Named<'a> {
+    /// `model_type` of config.json.
+    pub model_type: Option<&'a str>,
+    /// `tokenizer_class` of tokenizer_config.json.
+    pub tokenizer: Option<&'a str>,
+    /// `tokenizer_class` of config.json.
+    pub model: Option<&'a str>,
+    /// Whether tokenizer_config.json names code of the repository for AutoTokenizer. It is never
+    /// run here.
+    pub own_code: bool,
+    /// Whether tokenizer.json mentions `ByteLevel`.
+    pub byte_level: bool,
+}
+
+/// The class that AutoTokenizer picks, where it builds its tokenizer anew; `None`: tokenizer.json
+/// is used as it stands.
+///
+/// # Errors
+/// Fails if the class is one that transformers builds anew and that is not built here.
+pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
+    let base = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
+    let registered = named.model_type.and_then(|m| REGISTERED.iter().find(|(known, _)| *known == m)).map(|(_, class)| *class);
+    let first = named.model_type.is_some_and(|m| REGISTERED_FIRST.contains(&m));
+    if let Some(folder) = named.tokenizer.or(named.model).map(base).filter(|_| !named.own_code) {
+        if folder == "LlamaTokenizer" && !first && named.byte_level {
+            return Ok(None);
+        }
+        match registered {
+            Some(FROM_FILE) if folder != FROM_FILE => return Ok(None),
+            Some(registered) if folder != registered => return by_name(if first { registered } else { &folder }),
+            _ => {}
+        }
+    }
+    named.tokenizer.or(named.model).map(base).as_deref().or(registered).map_or(Ok(None), by_name)
+}
+
+fn by_name(name: &str) -> Result<Option<&'static Class>> {
+    if NOT_BUILT.contains(&name) {
+        return Err(Error::new(format!("the tokenizer is of transformers' class `{name}`, which is not read"))
+            .hint(format!("valid: {}, and classes that use tokenizer.json as it stands", REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")))
+            .hint("if tokenizer.json is right as it stands, set `tokenizer_class` to `PreTrainedTokenizerFast` in tokenizer_config.json"));
+    }
+    Ok(REBUILT.iter().find(|class| class.name == name))
+}
+
+impl Class {
+    /// The class's own tokenizer over the vocabulary of tokenizer.json, still without added tokens.
+    ///
+    /// # Errors
+    /// Fails if the model in tokenizer.json is not BPE, as the class's is.
+    pub fn build(&self, file: &Ids, unknown: Option<&str>, options: &Options) -> Result<Ids> {
+        let refused = |why: &str| {
+            Error::new(format!("tokenizer.json does not fit transformers' class `{}`: {why}", self.name))
+                .hint("if tokenizer.json is right as it stands, set `tokenizer_class` to `PreTrainedTokenizerFast` in tokenizer_config.json")
+        };
+        let ModelWrapper::BPE(model) = file.get_model() else { return Err(refused("the class is BPE, and the model in the file is not")) };
+        let mut model = model.clone();
+        if model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
+            return Err(refused("its tokens have a `continuing_subword_prefix`, which the class does not have"));
+        }
+        (model.dropout, model.ignore_merges, model.end_of_word_suffix) = (None, false, None);
+        (model.fuse_unk, model.byte_fallback) = (self.fuse_unknown, self.bytes);
+        model.unk_token = unknown.filter(|_| self.unknown).map(str::to_owned);
+        let mut ids = Ids::new(ModelWrapper::BPE(model));
+        let [normalizer, pre_tokenizer, decoder] = (self.parts)(options);
+        // The parts are written here, so that they are valid.
+        let wrong = |e: serde_json::Error| Error::internal(format!("`{}` is made of parts that are not valid", self.name)).because(e);
+        ids.with_normalizer(serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer).map_err(wrong)?).map_err(foreign)?;
+        ids.with_pre_tokenizer(serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(pre_tokenizer).map_err(wrong)?);
+        ids.with_decoder(serde_json::from_value::<Option<tokenizers::DecoderWrapper>>(decoder).map_err(wrong)?);
+        if !self.drops_post_processor {
+            ids.with_post_processor(file.get_post_processor().cloned());
+        }
+        Ok(ids)
+    }
+}
+
+fn llama(options: &Options) -> [Value; 3] {
+    let prefix = options.add_prefix_space.unwrap_or(true);
+    let scheme = match (prefix, options.legacy) {
+        (false, _) => "never",
+        (true, true) => "always",
+        (true, false) => "first",
+    };
+    let pre_tokenizer = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
+    let mut decoders = blanks_and_bytes();
+    if prefix {
+        decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    [Value::Null, pre_tokenizer, json!({ "type": "Sequence", "decoders": decoders })]
+}
+
+fn gemma(_: &Options) -> [Value; 3] {
+    [
+        json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }),
+        json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false }),
+        json!({ "type": "Sequence", "decoders": blanks_and_bytes() }),
+    ]
+}
+
+fn blanks_and_bytes() -> Vec<Value> {
+    vec![json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })]
+}
+
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+fn qwen(words: &str, options: &Options) -> [Value; 3] {
+    let split = json!({ "type": "Split", "pattern": { "Regex": words }, "behavior": "Isolated", "invert": false });
+    let pre_tokenizer = json!({ "type": "Sequence", "pretokenizers": [split, byte_level(options, false)] });
+    [json!({ "type": "NFC" }), pre_tokenizer, decoder()]
+}
+
+fn byte_level(options: &Options, splits: bool) -> Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": options.add_prefix_space.unwrap_or(false), "trim_offsets": true, "use_regex": splits })
+}
+
+fn decoder() -> Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true })
+}

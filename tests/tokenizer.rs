@@ -1,0 +1,177 @@
+//! Models whose tokenizer is said in several files, and tokens that a model does not have.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::golden;
+
+fn reprpo(args: &[&str]) -> Output {
+    Command::new(assert_cmd::cargo::cargo_bin!("reprpo")).env("NO_COLOR", "1").env("OMP_NUM_THREADS", "1").args(args).output().expect("it runs")
+}
+
+fn done(args: &[&str]) -> (String, String) {
+    let output = reprpo(args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// A copy of the golden model `base` in `dir`, with `edit` done to the JSON file of that name.
+fn copy(golden: &Path, base: &str, dir: &Path, edits: &[(&str, &dyn Fn(&mut Value))]) -> String {
+    let from = golden.join("models").join(base);
+    let to = dir.join(format!("{base}-{}", std::fs::read_dir(dir).expect("a folder").count()));
+    std::fs::create_dir(&to).expect("a folder");
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        if let Ok(bytes) = std::fs::read(from.join(file)) {
+            std::fs::write(to.join(file), bytes).expect("written");
+        }
+    }
+    for (file, edit) in edits {
+        let path = to.join(file);
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+        edit(&mut value);
+        std::fs::write(&path, value.to_string()).expect("written");
+    }
+    to.display().to_string()
+}
+
+fn flags(content: &str, strips: bool) -> Value {
+    json!({ "content": content, "single_word": false, "lstrip": strips, "rstrip": strips, "normalized": false, "special": true })
+}
+
+fn pairs(dir: &Path, name: &str, rows: &[[&str; 3]]) -> PathBuf {
+    let line = |[prompt, chosen, rejected]: &[&str; 3]| json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected }).to_string();
+    let path = dir.join(name);
+    std::fs::write(&path, rows.iter().map(line).collect::<Vec<_>>().join("\n") + "\n").expect("written");
+    path
+}
+
+/// Log-probabilities of chosen and rejected of the first pair.
+fn score(model: &str, data: &Path) -> [f64; 2] {
+    let data = data.display().to_string();
+    let (text, _) = done(&["score", "--model", model, "--data", &data, "--device", "cpu", "--dtype", "f32", "--json"]);
+    let row: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    ["chosen", "rejected"].map(|part| row[part]["logp_sum"].as_f64().expect("a number"))
+}
+
+fn near(found: [f64; 2], expected: [f64; 2]) {
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?} is not {expected:?}");
+}
+
+/// The expected values are those of transformers 5.23 on the same folder.
+#[test]
+fn flags_in_tokenizer_config_go_before_those_in_tokenizer_json() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+    let decoder: serde_json::Map<String, Value> = special.iter().enumerate().map(|(i, t)| (i.to_string(), flags(t, true))).collect();
+    let model = copy(&golden, "llama", dir.path(), &[("tokenizer_config.json", &|c| c["added_tokens_decoder"] = decoder.clone().into())]);
+    let data = pairs(dir.path(), "pairs.jsonl", &[["A <|im_start|> b  <|im_end|>\n\n c", " <|im_end|>  x", "y <|im_start|>\n z"]]);
+    near(score(&model, &data), [-22.6524, -25.2759]);
+}
+
+#[test]
+fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let add = |content: &'static str| {
+        move |t: &mut Value| {
+            let mut token = flags(content, false);
+            token["id"] = 512.into();
+            t["added_tokens"].as_array_mut().expect("a list").push(token);
+        }
+    };
+    let row = ["The sky is", " blue and wide.", " green 123 today."];
+    let data = pairs(dir.path(), "without.jsonl", &[row]);
+    let soft = copy(&golden, "gemma3_text", dir.path(), &[("tokenizer.json", &add("<image_soft_token>"))]);
+    near(score(&soft, &data), [-77.9207, -95.6571]);
+    let pad = copy(&golden, "llama", dir.path(), &[("tokenizer.json", &add("[PAD]")), ("tokenizer_config.json", &|c| c["pad_token"] = "[PAD]".into())]);
+    near(score(&pad, &data), [-82.7032, -83.5031]);
+
+    let with = pairs(dir.path(), "with.jsonl", &[row, ["A [PAD] b", " c", " d"]]).display().to_string();
+    let rejected = pairs(dir.path(), "rejected.jsonl", &[row, ["A b", " c", " [PAD] d"]]).display().to_string();
+    let out = dir.path().join("run").display().to_string();
+    let cpu = ["--device", "cpu"];
+    let says = "the token `[PAD]` has the id 512, and the model's embedding has 512 rows";
+    for (args, place) in [
+        (vec!["score", "--model", &pad, "--data", &with], "the prompt of pair 1"),
+        (vec!["score", "--model", &pad, "--data", &rejected], "the rejected completion of pair 1"),
+        (vec!["eval", "--model", &pad, "--dataset", &with], "the prompt of pair 1"),
+        (vec!["run", "--model", &pad, "--dataset", &with, "--out", &out], "the prompt of pair 1"),
+        (vec!["generate", "--model", &pad, "--prompt", "a [PAD]"], "the prompt"),
+        (vec!["generate", "--model", &pad, "--plain", "--prompt", "a [PAD]"], "the prompt"),
+    ] {
+        let output = reprpo(&[&args[..], &cpu].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains(says) && text.contains(place), "{args:?}: {text}");
+    }
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn completions_stop_at_every_end_token_that_the_model_names() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let tokens = |model: &str, limit: &str| {
+        let args = ["generate", "--model", model, "--prompt", "Name a river.", "--max-new-tokens", limit, "--device", "cpu", "--dtype", "f32", "--json"];
+        let (text, told) = done(&args);
+        (serde_json::from_str::<Value>(&text).expect("JSON")[0]["tokens"].as_u64(), told)
+    };
+    let ends = |ids: Value| move |c: &mut Value| c["eos_token_id"] = ids.clone();
+    let none = copy(&golden, "llama", dir.path(), &[]);
+    assert_eq!(tokens(&none, "12").0, Some(12));
+    // 379 is the fourth token of the answer.
+    for (file, ids) in [("generation_config.json", json!([2, 379])), ("config.json", json!([2, 379])), ("generation_config.json", json!(379))] {
+        let model = copy(&golden, "llama", dir.path(), &[(file, &ends(ids.clone()))]);
+        assert_eq!(tokens(&model, "12").0, Some(4), "{file} {ids}");
+    }
+    let wrong = copy(&golden, "llama", dir.path(), &[("generation_config.json", &ends(json!(["</s>"])))]);
+    let output = reprpo(&["generate", "--model", &wrong, "--prompt", "a", "--device", "cpu"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`eos_token_id` in generation_config.json is `\"</s>\"`"), "{output:?}");
+}
+
+#[test]
+fn a_model_without_an_end_token_is_warned_about() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let renamed = |t: &mut Value| {
+        let text = t.to_string().replace("<|im_end|>", "<end>").replace("<|endoftext|>", "<pad>");
+        *t = serde_json::from_str(&text).expect("JSON");
+    };
+    let without = |c: &mut Value| c["eos_token_id"] = Value::Null;
+    let edits: [(&str, &dyn Fn(&mut Value)); 4] = [
+        ("tokenizer.json", &renamed),
+        ("tokenizer_config.json", &|c| *c = json!({ "tokenizer_class": "TokenizersBackend" })),
+        ("config.json", &without),
+        ("generation_config.json", &without),
+    ];
+    let warning = "warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its 3 tokens";
+    let generate = |model: &str| done(&["generate", "--model", model, "--plain", "--prompt", "a", "--max-new-tokens", "3", "--device", "cpu"]).1;
+    let told = generate(&copy(&golden, "llama", dir.path(), &edits));
+    assert!(told.contains(warning), "{told}");
+    let told = generate(&golden.join("models/llama").display().to_string());
+    assert!(!told.contains("names a token"), "{told}");
+    // The same for the completions of an evaluation.
+    let model = copy(&golden, "llama", dir.path(), &edits);
+    let data = pairs(dir.path(), "pairs.jsonl", &[["a", "b", "c"]]).display().to_string();
+    let (_, told) = done(&["eval", "--model", &model, "--dataset", &data, "--device", "cpu", "--set", "eval.completion_tokens=3"]);
+    assert!(told.contains(warning), "{told}");
+}
+
+#[test]
+fn the_progress_of_completions_ends_at_its_total() {
+    let Some(golden) = golden() else { return };
+    let (model, data) = (golden.join("models/llama").display().to_string(), golden.join("trl/pairs.jsonl").display().to_string());
+    // So many that some end in the middle of a character, the rest of which is told after the last
+    // token.
+    let sets = ["--set", "eval.completion_tokens=5", "--set", "eval.completions=8", "--set", "eval.max_pairs=12"];
+    let (_, told) = done(&[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat());
+    let last = told.lines().rfind(|line| line.starts_with("completions ")).expect("a line of progress").to_owned();
+    let place = last.split_whitespace().nth(1).expect("a place");
+    let (done, total) = place.split_once('/').expect("of a total");
+    assert_eq!(done, total, "{told}");
+}
