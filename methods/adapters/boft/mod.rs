@@ -55,6 +55,7 @@ adapter_config.json of such a file set boft_n_butterfly_factor to 1, the first s
 
 impl AdapterPlugin for Boft {
     const PEFT_TYPE: &'static str = "BOFT";
+    const LEARNING_RATE_FACTOR: f64 = 4.0;
 
     fn build(config: BoftConfig) -> Result<Box<dyn Adapter>> {
         if (config.boft_block_size == 0) == (config.boft_block_num == 0) {

@@ -51,6 +51,7 @@ file without them (save_projection = false) needs PyTorch's random numbers and i
 
 impl AdapterPlugin for Vera {
     const PEFT_TYPE: &'static str = "VERA";
+    const LEARNING_RATE_FACTOR: f64 = 40.0;
 
     fn build(config: VeraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;
