@@ -315,6 +315,22 @@ mod with_built_ins {
     }
 
     #[test]
+    fn the_default_learning_rate_names_the_methods_that_it_comes_from() {
+        let lr = |extra: &[&str]| {
+            let shown = json(&reprpo(&[&["config", "show", "--origin", "--json"], extra].concat()));
+            (shown["train.lr"]["value"].as_f64().expect("a number"), shown["train.lr"]["origin"].as_str().unwrap_or_default().to_owned())
+        };
+        assert_eq!(lr(&["--intervention", "dpo", "--adapter", "lora"]), (5e-4, "default".to_owned()));
+        assert_eq!(lr(&["--intervention", "prefvec", "--adapter", "lora"]), (2e-3, "default of prefvec".to_owned()));
+        let (both, origin) = lr(&["--intervention", "prefvec", "--adapter", "hra"]);
+        assert!(both > 2e-3 && origin == "default of prefvec × hra", "{both} {origin}");
+        // A recipe's own rate stays.
+        assert_eq!(lr(&["--recipe", "reprpo_side"]), (6e-5, "recipe reprpo_side".to_owned()));
+        let text = stdout(&reprpo(&["explain", "mse"]));
+        assert!(text.contains("Learning rate: `train.lr` is 0.002 by default, times the factor of the adapter"), "{text}");
+    }
+
+    #[test]
     fn what_config_show_prints_is_a_configuration_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let args = ["config", "show", "--intervention", "prefvec", "--set", "eval.max_pairs=none", "--seed", "7"];

@@ -240,6 +240,101 @@ fn the_loss_of_every_method_falls() {
 }
 
 #[test]
+fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let pair = |prompt: &str, chosen: &str, rejected: &str| format!("{}\n", serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}));
+    let plain = [
+        pair("Name a fruit that is red.", " An apple is red.", " The sky."),
+        pair("How many legs has a spider?", " It has eight legs.", " It has four legs."),
+        pair("What is two plus three?", " Five.", " Seven, I think."),
+    ]
+    .concat();
+    let equal = pair("Where do fish live?", " In water.", " In water.");
+    // They differ only behind the 30th token.
+    let cut =
+        pair("Name a fruit that is red.", " An apple is red, and so is a cherry when it is ripe.", " An apple is red, and so is a cherry when it is blue.");
+    for method in ["mse", "rank", "prefvec"] {
+        let losses = |name: &str, text: &str, extra: &[&str]| {
+            let (data, out) = (dir.path().join(format!("{method}-{name}.jsonl")), dir.path().join(format!("{method}-{name}")));
+            std::fs::write(&data, text).expect("written");
+            let mut command = Command::cargo_bin("reprpo").expect("the binary");
+            command.env("OMP_NUM_THREADS", "1").args(["run", "--dtype", "f32", "--device", "cpu", "--no-eval", "--layers", "1,2", "--intervention", method]);
+            command.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(&data).arg("--out").arg(&out);
+            command.args(["train.warmup=0", "train.epochs=4", "train.shuffle=false", "train.schedule=constant"].map(|s| ["--set", s]).concat());
+            let output = command.args(extra).output().expect("it runs");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{method}, {name}: {text}");
+            let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
+            (metrics(&out).iter().map(|l| number(l, "loss")).collect::<Vec<_>>(), text, log)
+        };
+        let (without, quiet, _) = losses("plain", &plain, &[]);
+        assert!(!quiet.contains("did not count"), "{method}: {quiet}");
+        let short = ["--set", "train.max_length=30"];
+        for (name, text, extra) in [("equal", format!("{plain}{equal}"), &[][..]), ("cut", format!("{cut}{plain}"), &short)] {
+            let (with, said, log) = losses(name, &text, extra);
+            for (a, b) in with.iter().zip(&without) {
+                assert!((a - b).abs() < 1e-4, "{method}, {name}: {with:?} {without:?}");
+            }
+            for text in [said, log] {
+                assert!(
+                    text.contains("warning: 4 of the 16 pairs seen did not count in the loss: each has no preference direction"),
+                    "{method}, {name}: {text}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flat_start_is_left_by_the_seed_and_said() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let of = |name: &str, extra: &[&str]| {
+        let out = dir.path().join(name);
+        let output = run(&golden, &out, &[&["--set", "train.epochs=4"], extra].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        (std::fs::read(out.join("adapter/adapter_model.safetensors")).expect("an adapter"), metrics(&out), said)
+    };
+    for adapter in ["lora", "hra"] {
+        let rr = ["--intervention", "rr", "--adapter", adapter];
+        let ((bytes, lines, said), (again, ..)) = (of(&format!("{adapter}-a"), &rr), of(&format!("{adapter}-b"), &rr));
+        assert!(said.contains("the loss is flat at the reference, so training begins beside it: noise of standard deviation 0.01 "), "{said}");
+        assert_eq!(bytes, again);
+        // Rejected states turn away, which they did not before.
+        let reroute = |l: &Value| number(l, "rr/reroute");
+        assert!(reroute(&lines[0]) > 0.9 && reroute(&lines[lines.len() - 1]) < 0.9, "{adapter}: {} then {}", lines[0], lines[lines.len() - 1]);
+        let (other, ..) = of(&format!("{adapter}-c"), &[&rr[..], &["--seed", "5"]].concat());
+        assert_ne!(bytes, other);
+    }
+    assert!(!of("dpo", &["--intervention", "dpo"]).2.contains("flat"));
+}
+
+#[test]
+fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
+    let Some(golden) = golden() else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let last = |name: &str, extra: &[&str]| {
+        let out = dir.path().join(name);
+        let output = run(&golden, &out, extra);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        // The terminal's very last line says where the run is.
+        let lines = |text: &str, skip: usize| text.lines().rev().skip(skip).take(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lines(&text, 1), lines(&log, 0));
+        lines(&log, 0)
+    };
+    let still = last("still", &["--intervention", "dpo", "--set", "train.lr=1e-12", "--set", "train.epochs=3"]);
+    assert!(still[0].starts_with("warning: the margin did not move: `rewards/margins` was "), "{still:?}");
+    let rising = last("rising", &["--intervention", "projbp", "--set", "intervention.variant=original", "--set", "train.epochs=3"]);
+    assert!(rising.iter().any(|l| l.starts_with("warning: the loss ended no lower than it began: ")), "{rising:?}");
+    let learnt = last("learnt", &["--intervention", "dpo", "--set", "train.epochs=3"]);
+    assert!(!learnt.iter().any(|l| l.contains("warning")), "{learnt:?}");
+}
+
+#[test]
 fn every_architecture_learns() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");

@@ -74,8 +74,10 @@ struct Tuned {
 
 plugin!(Plain, "plain", Nothing);
 plugin!(Strong, "strong", Strength);
+plugin!(Swift, "swift", Nothing);
 plugin!(Patch, "patch", Nothing);
 plugin!(Tune, "tune", Tuned, "tuner");
+plugin!(Stiff, "stiff", Nothing);
 plugin!(Straight, "none", Nothing);
 plugin!(Stream, "stream", Where, "river");
 plugin!(Fixed, "fixed", Nothing);
@@ -89,6 +91,22 @@ impl InterventionPlugin for Plain {
 }
 impl InterventionPlugin for Strong {
     fn build(_: Strength, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        refuse()
+    }
+}
+impl InterventionPlugin for Swift {
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
+    fn build(_: Nothing, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        refuse()
+    }
+}
+impl AdapterPlugin for Stiff {
+    const PEFT_TYPE: &'static str = "STIFF";
+    const LEARNING_RATE_FACTOR: f64 = 3.0;
+    fn build(_: Nothing) -> Result<Box<dyn Adapter>> {
+        refuse()
+    }
+    fn from_peft(_: &str) -> Result<Nothing> {
         refuse()
     }
 }
@@ -145,8 +163,10 @@ impl DatasetPlugin for Sheet {
 
 crate::register!(intervention: Plain);
 crate::register!(intervention: Strong);
+crate::register!(intervention: Swift);
 crate::register!(adapter: Patch);
 crate::register!(adapter: Tune);
+crate::register!(adapter: Stiff);
 crate::register!(transform: Straight);
 crate::register!(tap: Stream);
 crate::register!(dataset: Fixed);
@@ -224,6 +244,24 @@ fn a_plugin_brings_its_defaults_and_says_so() {
     assert_eq!(origin("intervention.beta"), "default of strong");
     assert_eq!(origin("adapter.name"), "default");
     assert_eq!(origin("model"), "default");
+}
+
+#[test]
+fn the_default_learning_rate_is_the_interventions_times_the_adapters_factor() {
+    let of = |intervention: &str, adapter: &str, set: Option<&str>| {
+        let r = good(|l| {
+            l.flag("--intervention", "intervention", intervention);
+            l.flag("--adapter", "adapter", adapter);
+            set.into_iter().for_each(|s| l.set(s).expect("a path"));
+        });
+        (r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).unwrap_or_default())
+    };
+    assert_eq!(of("strong", "patch", None), (5e-4, "default".to_owned()));
+    assert_eq!(of("swift", "patch", None), (2e-3, "default of swift".to_owned()));
+    assert_eq!(of("strong", "stiff", None), (1.5e-3, "default of stiff".to_owned()));
+    assert_eq!(of("swift", "stiff", None), (6e-3, "default of swift × stiff".to_owned()));
+    // Everything that is said lies above.
+    assert_eq!(of("swift", "stiff", Some("train.lr=1e-5")), (1e-5, "--set".to_owned()));
 }
 
 #[test]

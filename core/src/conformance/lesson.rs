@@ -15,7 +15,7 @@ use crate::eval::score_pairs;
 use crate::eval::statistics::SplitSummary;
 use crate::report::Progress;
 use crate::text::TokenPair;
-use crate::train::{AdamW, Group, accumulate, leave_flat_start, learning_rate};
+use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
 /// What interventions and adapters are held to with their default fields and their default learning rate.
 pub const LESSON: &[Invariant] = &[Invariant { name: "60 steps at its defaults lower the loss and raise the accuracy on the training pairs", check: learnt }];

@@ -73,7 +73,9 @@ impl Course {
         }
         let (first, last) = ends(&self.margins)?;
         ((last - first).abs() < SMALLEST_MARGIN).then(|| {
-            format!("warning: the margin did not move: `rewards/margins` was {first:.5}, then {last:.5} (means over the first and the last quarter of the steps)")
+            format!(
+                "warning: the margin did not move: `rewards/margins` was {first:.5}, then {last:.5} (means over the first and the last quarter of the steps)"
+            )
         })
     }
 }

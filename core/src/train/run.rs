@@ -11,11 +11,11 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
+use super::closing::{Course, LEFT_OUT};
 use super::folder::Folder;
 use super::reference::Reference;
 use super::transforms::{self, SavedTransforms};
-use super::closing::{Course, LEFT_OUT};
-use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, leave_flat_start, learning_rate};
+use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, learning_rate, leave_flat_start};
 use crate::api::{Init, States, StepInfo, TransformCx};
 use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
 use crate::data;

@@ -59,6 +59,7 @@ with one factor, the first size of boft_R, and a warning.";
 
 impl AdapterPlugin for Boft {
     const PEFT_TYPE: &'static str = "BOFT";
+    const LEARNING_RATE_FACTOR: f64 = 4.0;
 
     fn build(config: BoftConfig) -> Result<Box<dyn Adapter>> {
         if (config.boft_block_size == 0) == (config.boft_block_num == 0) {

@@ -56,6 +56,7 @@ Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEF
 
 impl AdapterPlugin for Ether {
     const PEFT_TYPE: &'static str = "ETHER";
+    const LEARNING_RATE_FACTOR: f64 = 2.0;
 
     fn build(config: EtherConfig) -> Result<Box<dyn Adapter>> {
         if config.blocks == 0 {

@@ -58,6 +58,7 @@ would be left (PEFT starts from the rounding error there).";
 
 impl AdapterPlugin for Hra {
     const PEFT_TYPE: &'static str = "HRA";
+    const LEARNING_RATE_FACTOR: f64 = 2.0;
 
     fn build(config: HraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;

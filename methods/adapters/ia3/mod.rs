@@ -56,6 +56,7 @@ On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the wh
 impl AdapterPlugin for Ia3 {
     const PEFT_TYPE: &'static str = "IA3";
     const PEFT_HAS_LAYERS: bool = false;
+    const LEARNING_RATE_FACTOR: f64 = 10.0;
 
     fn build(config: Ia3Config) -> Result<Box<dyn Adapter>> {
         if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&config.target_modules, &config.feedforward_modules)

@@ -50,6 +50,7 @@ Positions count a prompt's own tokens; a prompt shorter than N is changed everyw
 
 impl AdapterPlugin for LoReft {
     const PEFT_TYPE: &'static str = "LOREFT";
+    const LEARNING_RATE_FACTOR: f64 = 4.0;
 
     fn build(config: LoReftConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;

@@ -71,6 +71,7 @@ form (coft) is not there.";
 
 impl AdapterPlugin for Oft {
     const PEFT_TYPE: &'static str = "OFT";
+    const LEARNING_RATE_FACTOR: f64 = 0.25;
 
     fn build(config: OftConfig) -> Result<Box<dyn Adapter>> {
         if (config.r == 0) == (config.oft_block_size == 0) {

@@ -53,6 +53,7 @@ file without them (save_projection = false) needs PyTorch's random numbers and i
 impl AdapterPlugin for Vera {
     const PEFT_TYPE: &'static str = "VERA";
     const ADJUSTABLE: &'static [&'static str] = &["vera_dropout"];
+    const LEARNING_RATE_FACTOR: f64 = 40.0;
 
     fn build(config: VeraConfig) -> Result<Box<dyn Adapter>> {
         rank(config.r)?;

@@ -83,7 +83,7 @@ fn each_broken_promise_is_found() {
         (intervention, r#"{"flaw": "none"}"#, &[] as &[&str]),
         (intervention, r#"{"flaw": "detaches"}"#, &[GRADIENTS]),
         (intervention, r#"{"flaw": "sums"}"#, &[ACCUMULATION]),
-        (intervention, r#"{"flaw": "divides_by_the_deviation"}"#, &[FINITE, ACCUMULATION, SEED]),
+        (intervention, r#"{"flaw": "divides_by_the_deviation"}"#, &[FINITE, TWIN, ACCUMULATION, SEED, LEARNT]),
         (intervention, r#"{"flaw": "remembers"}"#, &[GRADIENTS, ACCUMULATION, SEED]),
         (intervention, r#"{"flaw": "climbs"}"#, &[GRADIENTS, LEARNING, LEARNT]),
         (intervention, r#"{"flaw": "divides_by_the_spread"}"#, &[TWIN]),
