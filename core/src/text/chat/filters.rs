@@ -60,11 +60,14 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// The items of a value, each paid for before the next.
+/// The items of a value. A few at a time are paid for before there are more, by the bytes that they take.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
+    const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
     for item in x.try_iter()? {
-        state.consume_fuel(1)?;
+        if items.len() % AT_A_TIME == 0 {
+            super::pay(state, AT_A_TIME * size_of::<Value>())?;
+        }
         items.push(item);
     }
     Ok(items)

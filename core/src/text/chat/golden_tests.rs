@@ -86,7 +86,7 @@ fn what_is_missing_is_an_error_that_names_it() {
         assert!(e.message().starts_with("the model's chat template failed: ") && e.message().contains(name), "{template}: {e:?}");
     }
     for (template, name) in [
-        ("{% do messages %}", "{% do %}"),
+        ("{% do raise_exception('a') %}", "{% do %}"),
         ("{% include 'x' %}", "{% include %}"),
         ("{{ '\\a' }}", "`\\a`"),
         ("{% macro m(a, b=a) %}{% endmacro %}", "macro `m`"),
