@@ -320,8 +320,8 @@ mod tests {
         let turns = |first: &Value, last: &Value| Value::from([first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat());
         let taken = pair(json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))})).unwrap();
         assert_eq!(taken, got);
-        let null = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
-        assert!(pair(json!({"prompt": ask, "chosen": null, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
+        let silent = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
+        assert!(pair(json!({"prompt": ask, "chosen": silent, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
     }
 
     #[test]
