@@ -203,10 +203,7 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 fn plain_text_has_the_scores_that_transformers_gives_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let rows = [
-        json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}),
-        json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"}),
-    ];
+    let rows = [json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}), json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"})];
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in SCORES {
         let model = with_tokenizer(&golden, name, tokenizer, dir.path());

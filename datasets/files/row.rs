@@ -155,8 +155,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let &[chosen] = best.as_slice() else {
         return Err(Error::new(format!("{} of its responses are scored 1", best.len())).hint("one response is scored 1, and those that are worse 0"));
     };
-    let pairs: Vec<PreferencePair> =
-        of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
+    let pairs: Vec<PreferencePair> = of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
         return Err(Error::new("none of its responses is scored 0").hint("one response is scored 1, and those that are worse 0"));
     }

@@ -33,9 +33,8 @@ pub fn add(environment: &mut Environment) {
 
 fn add_operators(environment: &mut Environment) {
     environment.add_filter(rewrite::REMAINDER, remainder);
-    environment.add_filter(rewrite::CONCATENATE, |state: &State, a: &Value, b: &Value| -> Result<String, Error> {
-        Ok(written(state, a)? + &written(state, b)?)
-    });
+    environment
+        .add_filter(rewrite::CONCATENATE, |state: &State, a: &Value, b: &Value| -> Result<String, Error> { Ok(written(state, a)? + &written(state, b)?) });
     environment.add_filter(rewrite::CONTAINED, contained);
     environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a < b) });
     environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a <= b) });
@@ -54,7 +53,9 @@ fn add_operators(environment: &mut Environment) {
         let lazy = x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
         if lazy { list(state, &x).map(Value::from) } else { Ok(x) }
     });
-    environment.add_filter(rewrite::INDEX, |x: Value| -> Made { if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) } });
+    environment.add_filter(rewrite::INDEX, |x: Value| -> Made {
+        if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) }
+    });
     environment.add_filter(rewrite::TEXT, |state: &State, x: &Value| -> Made {
         if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
     });
@@ -222,9 +223,7 @@ fn add_filters(environment: &mut Environment) {
         let [default] = bind(&args.into_values(), ["default"])?;
         Ok(to_float(x)?.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
     });
-    environment.add_filter("abs", |x: Value| -> Made {
-        filters::abs(if x.kind() == ValueKind::Bool { Value::from(i64::from(x.is_true())) } else { x })
-    });
+    environment.add_filter("abs", |x: Value| -> Made { filters::abs(if x.kind() == ValueKind::Bool { Value::from(i64::from(x.is_true())) } else { x }) });
     environment.add_filter("round", |x: Value, args: Arguments| -> Made {
         let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
         let precision = precision.map_or(Ok(0), i32::try_from)?;
