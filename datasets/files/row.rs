@@ -155,8 +155,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let &[chosen] = best.as_slice() else {
         return Err(Error::new(format!("{} of its responses are scored 1", best.len())).hint("one response is scored 1, and those that are worse 0"));
     };
-    let pairs: Vec<PreferencePair> =
-        of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
+    let pairs: Vec<PreferencePair> = of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
         return Err(Error::new("none of its responses is scored 0").hint("one response is scored 1, and those that are worse 0"));
     }
@@ -320,8 +319,8 @@ mod tests {
         let turns = |first: &Value, last: &Value| Value::from([first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat());
         let taken = pair(json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))})).unwrap();
         assert_eq!(taken, got);
-        let null = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
-        assert!(pair(json!({"prompt": ask, "chosen": null, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
+        let silent = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
+        assert!(pair(json!({"prompt": ask, "chosen": silent, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
     }
 
     #[test]

@@ -156,11 +156,13 @@ fn counts(rng: &mut ChaCha8Rng, test: bool) -> Option<PreferencePair> {
     let (source, opining) = (one(rng, &SOURCES).1, one(rng, &OPINIONS).1);
     let [(first, a), (second, b)] = either_order(rng, [(source, fact), (opining, opinion)]);
     let for_test = (held + i + j) % 3 == 0;
-    (for_test == test).then(|| PreferencePair::new(
-        format!("{first} the {thing} holds {a} {items}. {second} it holds {b}.\nAnswer:"),
-        format!(" It holds {fact} {items}."),
-        format!(" It holds {opinion} {items}."),
-    ))
+    (for_test == test).then(|| {
+        PreferencePair::new(
+            format!("{first} the {thing} holds {a} {items}. {second} it holds {b}.\nAnswer:"),
+            format!(" It holds {fact} {items}."),
+            format!(" It holds {opinion} {items}."),
+        )
+    })
 }
 
 fn places(rng: &mut ChaCha8Rng) -> PreferencePair {
@@ -178,11 +180,7 @@ fn order(rng: &mut ChaCha8Rng) -> PreferencePair {
     let ([(_, top), (_, middle), (_, last)], (_, (more, most))) = (several(rng, &NAMES), one(rng, &COMPARED));
     let [a, b] = either_order(rng, [(top, middle), (middle, last)]).map(|(x, y)| format!("{x} is {more} than {y}."));
     let wrong = if rng.random() { middle } else { last };
-    PreferencePair::new(
-        format!("{a} {b}\nAnswer:"),
-        format!(" {top} is the {most}."),
-        format!(" {wrong} is the {most}."),
-    )
+    PreferencePair::new(format!("{a} {b}\nAnswer:"), format!(" {top} is the {most}."), format!(" {wrong} is the {most}."))
 }
 
 fn one<T: Copy>(rng: &mut ChaCha8Rng, words: &[T]) -> (usize, T) {

@@ -385,7 +385,8 @@ mod tests {
         let args = |kwargs: Value| TemplateArgs::new(Value::Null, kwargs);
         let kept = args(json!({"enable_thinking": false, "x": null, "truncation": false})).unwrap();
         assert_eq!(Value::Object(kept.variables().clone()), json!({"enable_thinking": false, "x": null}));
-        for (kwargs, name) in [(json!({"add_generation_prompt": true}), "add_generation_prompt"), (json!({"continue_final_message": true}), "continue_final_message")]
+        for (kwargs, name) in
+            [(json!({"add_generation_prompt": true}), "add_generation_prompt"), (json!({"continue_final_message": true}), "continue_final_message")]
         {
             assert!(args(kwargs).unwrap_err().message().contains(&format!("sets `{name}`")), "{name}");
         }

@@ -272,11 +272,7 @@ impl Dataset for ThreePairsConfig {
             "test" => 3..4,
             other => return Err(Error::unknown("split", other, ["train", "test"])),
         };
-        let pair = |n: i32| PreferencePair::new(
-            format!("What is {n} and {n}?"),
-            (2 * n).to_string(),
-            (2 * n + 1).to_string(),
-        );
+        let pair = |n: i32| PreferencePair::new(format!("What is {n} and {n}?"), (2 * n).to_string(), (2 * n + 1).to_string());
         Ok(Box::new(sums.map(move |n| Ok(pair(n)))))
     }
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Rest, Serde, ValueOrKwargs, Value as Jinja, ValueKind};
+use minijinja::value::{Rest, Serde, Value as Jinja, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, escape_formatter};
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -514,7 +514,11 @@ mod tests {
     }
 
     fn render(template: &str, turns: &[(&str, &str)]) -> Result<String> {
-        ChatTemplate::new(template.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(&messages(turns), &TemplateArgs::default(), true)
+        ChatTemplate::new(template.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(
+            &messages(turns),
+            &TemplateArgs::default(),
+            true,
+        )
     }
 
     #[test]

@@ -33,9 +33,8 @@ pub fn add(environment: &mut Environment) {
 
 fn add_operators(environment: &mut Environment) {
     environment.add_filter(rewrite::REMAINDER, remainder);
-    environment.add_filter(rewrite::CONCATENATE, |state: &State, a: &Value, b: &Value| -> Result<String, Error> {
-        Ok(written(state, a)? + &written(state, b)?)
-    });
+    environment
+        .add_filter(rewrite::CONCATENATE, |state: &State, a: &Value, b: &Value| -> Result<String, Error> { Ok(written(state, a)? + &written(state, b)?) });
     environment.add_filter(rewrite::CONTAINED, contained);
     environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a < b) });
     environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a <= b) });
@@ -54,17 +53,22 @@ fn add_operators(environment: &mut Environment) {
         let lazy = x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
         if lazy { list(state, &x).map(Value::from) } else { Ok(x) }
     });
-    environment.add_filter(rewrite::INDEX, |x: Value| -> Made { if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) } });
+    environment.add_filter(rewrite::INDEX, |x: Value| -> Made {
+        if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) }
+    });
     environment.add_filter(rewrite::TEXT, |state: &State, x: &Value| -> Made {
         if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
     });
 }
 
-/// The items of a value, each paid for before the next.
+/// The items of a value. A few at a time are paid for before there are more, by the bytes that they take.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
+    const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
     for item in x.try_iter()? {
-        state.consume_fuel(1)?;
+        if items.len() % AT_A_TIME == 0 {
+            super::pay(state, AT_A_TIME * size_of::<Value>())?;
+        }
         items.push(item);
     }
     Ok(items)
@@ -219,9 +223,7 @@ fn add_filters(environment: &mut Environment) {
         let [default] = bind(&args.into_values(), ["default"])?;
         Ok(to_float(x)?.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
     });
-    environment.add_filter("abs", |x: Value| -> Made {
-        filters::abs(if x.kind() == ValueKind::Bool { Value::from(i64::from(x.is_true())) } else { x })
-    });
+    environment.add_filter("abs", |x: Value| -> Made { filters::abs(if x.kind() == ValueKind::Bool { Value::from(i64::from(x.is_true())) } else { x }) });
     environment.add_filter("round", |x: Value, args: Arguments| -> Made {
         let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
         let precision = precision.map_or(Ok(0), i32::try_from)?;

@@ -86,7 +86,7 @@ fn what_is_missing_is_an_error_that_names_it() {
         assert!(e.message().starts_with("the model's chat template failed: ") && e.message().contains(name), "{template}: {e:?}");
     }
     for (template, name) in [
-        ("{% do messages %}", "{% do %}"),
+        ("{% do raise_exception('a') %}", "{% do %}"),
         ("{% include 'x' %}", "{% include %}"),
         ("{{ '\\a' }}", "`\\a`"),
         ("{% macro m(a, b=a) %}{% endmacro %}", "macro `m`"),
@@ -99,7 +99,8 @@ fn what_is_missing_is_an_error_that_names_it() {
 /// An error names the line where the template, as the model has it, fails.
 #[test]
 fn errors_name_the_line_of_the_template() {
-    let template = "a\n{% for m in messages %}\n  {% if m.role == 'user' and\n  true %}\n\n{# a\nb #}{{ m.content\n | trim }}\n{{ 'x' | bogus }}\n{% endif %}{% endfor %}";
+    let template =
+        "a\n{% for m in messages %}\n  {% if m.role == 'user' and\n  true %}\n\n{# a\nb #}{{ m.content\n | trim }}\n{{ 'x' | bogus }}\n{% endif %}{% endfor %}";
     let e = render(template, "one", false).unwrap_err();
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
@@ -128,6 +129,9 @@ fn parts_are_joined_where_the_template_takes_text() {
 fn reasoning_is_there_under_every_name() {
     let template = "{% for m in messages %}{{ m }}{% endfor %}";
     let got = render(template, "reasons", false).unwrap();
-    assert!(got.contains("{'thinking': 'Double.', 'role': 'assistant', 'reasoning': 'Double.', 'content': '4', 'score': 1e-05, 'reasoning_content': 'Double.'}"), "{got}");
+    assert!(
+        got.contains("{'thinking': 'Double.', 'role': 'assistant', 'reasoning': 'Double.', 'content': '4', 'score': 1e-05, 'reasoning_content': 'Double.'}"),
+        "{got}"
+    );
     assert!(got.contains("{'thinking': 'Add them.\\n', 'role': 'assistant', 'content': '2', 'reasoning_content': 'Add them.\\n'}"), "{got}");
 }

@@ -49,8 +49,7 @@ pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
     if let Some(undefined) = [a, b].into_iter().find(|x| x.is_undefined()) {
         return Err(failed(format!("a value that is {} cannot be ordered", type_name(undefined))));
     }
-    let ordered = (is_number(a) && is_number(b))
-        || (type_name(a) == type_name(b) && matches!(a.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq));
+    let ordered = (is_number(a) && is_number(b)) || (type_name(a) == type_name(b) && matches!(a.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq));
     if !ordered {
         return Err(failed(format!("`{}` and `{}` cannot be ordered", type_name(a), type_name(b))));
     }
@@ -179,7 +178,14 @@ pub fn number(x: &Value) -> Result<String, Error> {
     }
     let x = f64::try_from(x.clone())?;
     if !x.is_finite() {
-        return Ok(if x.is_nan() { "nan" } else if x < 0.0 { "-inf" } else { "inf" }.to_owned());
+        return Ok(if x.is_nan() {
+            "nan"
+        } else if x < 0.0 {
+            "-inf"
+        } else {
+            "inf"
+        }
+        .to_owned());
     }
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));

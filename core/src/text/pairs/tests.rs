@@ -130,8 +130,7 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
 #[test]
 fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
     let t = surrounding();
-    let p =
-        PreferencePair::new(said(&[("user", "hi"), ("assistant", "yes")]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
+    let p = PreferencePair::new(said(&[("user", "hi"), ("assistant", "yes")]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
     assert_eq!(parts(&t, &p, &LIMITS), [":user:hi</s>:assistant:yes</s>:assistant:", "a</s>", "b</s>"]);
 }
 
