@@ -277,11 +277,11 @@ mod tests {
         let row = |ratio: f64| {
             let at = |value| Some(Estimate { value, low: value, high: value });
             let change = Change { accuracy: at(0.9), ratio: at(1.8), points: at(40.0), margin_gain: at(3.0), perplexity_ratio: at(ratio) };
-            let split = SplitSummary { split: "oos".into(), data: String::new(), n: 9, not_finite: 0, base_accuracy: at(0.5), change: Some(change) };
+            let split = SplitSummary { split: "oos".into(), data: String::new(), n: 9, dropped: 0, truncated: 0, not_finite: 0, base_accuracy: at(0.5), change: Some(change) };
             Row { values: vec![("a".into(), "1".into())], run: PathBuf::new(), loss: None, splits: vec![split], error: None }
         };
         let rows = [row(0.31), row(1.05)];
-        let text = table(&[axis("a", &["1"])], &rows).plain();
+        let text = grid_of(&[axis("a", &["1"])], &rows).plain();
         assert!(text.contains("oos, points") && text.contains("0.31*") && text.contains("1.05"), "{text}");
         assert!(legend(&rows, "\n").contains("*: ppl ratio below 0.5") && !legend(&rows[1..], "\n").contains('*'));
     }
