@@ -7,6 +7,7 @@ use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
+use crate::fingerprint::{self, Fingerprint};
 use crate::model::Model;
 use crate::model::peft::Saved;
 use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
@@ -22,6 +23,8 @@ pub struct Session {
     pub tokenizer: Tokenizer,
     /// Where the model came from.
     pub source: Located,
+    /// The model's fingerprint.
+    pub fingerprint: Fingerprint,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
     /// Whether the end-of-sequence text is appended to plain completions.
@@ -38,6 +41,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// Where it came from.
     pub source: Located,
+    /// The model's fingerprint.
+    pub fingerprint: Fingerprint,
     /// What was loaded, for a log.
     pub describes: String,
 }
@@ -60,17 +65,20 @@ impl Loaded {
             Dtype::Auto => Kind::Float,
         };
         // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
-        let settings = locate(&experiment.model, Extent::Settings)?;
+        let explained = |e| experiment.sources.explain("model", &experiment.model, e);
+        let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
         if settings.repository.is_some() && settings.path.is_dir() {
             Model::accepts(&configuration(&settings.path)?).within(|| format!("`{}` is not a model that can be used", experiment.model))?;
         }
-        let source = locate(&settings.pinned(&experiment.model), Extent::Whole)?;
-        let files = ModelFiles::open(&source.path)?;
+        let source = locate(&settings.pinned(&experiment.model), Extent::Whole).map_err(explained)?;
+        let files = ModelFiles::open(&source.path).map_err(explained)?;
+        let fingerprint = fingerprint::of_model(&source, &files);
+        experiment.sources.check_model(&experiment.model, &fingerprint)?;
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
         tokenizer.check_fits(model.info().vocab)?;
-        Ok(Self { model, tokenizer, source, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
+        Ok(Self { model, tokenizer, source, fingerprint, describes: format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device)) })
     }
 }
 
@@ -82,8 +90,11 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, source, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, source, dataset, add_eos: true, describes })
+        for change in experiment.sources.check_data(experiment, dataset.as_ref())? {
+            tracing::warn!("not the data that the run recorded: {change}");
+        }
+        let Loaded { model, tokenizer, source, fingerprint, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, source, fingerprint, dataset, add_eos: true, describes })
     }
 
     /// How long pairs may be.

@@ -30,12 +30,16 @@ pub struct Files;
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Config {
     /// File with the pairs to train on. Required; `--dataset FILE` fills it.
+    #[schemars(extend("format" = "path"))]
     pub train: PathBuf,
     /// File with pairs of the same distribution that are kept from training.
+    #[schemars(extend("format" = "path"))]
     pub test: Option<PathBuf>,
     /// File with pairs of the shifted distribution.
+    #[schemars(extend("format" = "path"))]
     pub oos: Option<PathBuf>,
     /// File with pairs of an unrelated judgement.
+    #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
     /// How their rows are read.
     #[serde(flatten)]
@@ -114,6 +118,10 @@ impl Dataset for Splits {
         let found = self.0.iter().find(|(name, _)| *name == split);
         let (_, source) = found.ok_or_else(|| Error::unknown("split", split, self.0.iter().map(|(name, _)| name)))?;
         Ok(Box::new(source.pairs()?))
+    }
+
+    fn files(&self, split: &str) -> Vec<PathBuf> {
+        self.0.iter().filter(|(name, _)| *name == split).map(|(_, source)| source.path().to_owned()).collect()
     }
 }
 

@@ -38,9 +38,12 @@ impl Speaker {
         args::environment(&mut layers);
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
-        let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, describes, .. } = Loaded::open(&experiment)?;
+        let saved = trained.as_ref().map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
+        let Loaded { model, tokenizer, describes, source, fingerprint } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
+        if let Some(trained) = &trained {
+            trained.warn(&experiment, &source, &fingerprint, app)?;
+        }
         let adapted = match saved {
             None => None,
             Some(saved) => {

@@ -1,5 +1,7 @@
 //! Data sets: named splits of preference pairs.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::Plugin;
@@ -74,6 +76,12 @@ pub trait Dataset: Send {
     /// # Errors
     /// Where there is no such split, or its file cannot be read.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>>;
+
+    /// The files that a split is read from, in order. A run keeps a digest of them, so that a later command can tell
+    /// whether they are still the same. Without them it keeps one of the split's first pairs.
+    fn files(&self, _split: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// The configuration, as JSON, that gives the very same pairs at any later time, where the one that it was made from
     /// need not: a run keeps it.

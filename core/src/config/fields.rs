@@ -34,6 +34,9 @@ pub struct Field {
     /// The fields of its own, where it is a table.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
+    /// Whether it holds a path, which its schema says with the format `path`.
+    #[serde(skip)]
+    pub path: bool,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
@@ -143,7 +146,8 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
         (Value::Object(defaults), Some(table)) => fields_of(root, table, defaults),
         _ => Vec::new(),
     };
-    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, fields, text, types: shape.types }
+    let path = property.get("format").and_then(Value::as_str) == Some("path");
+    Field { name: name.to_owned(), path, kind, choices: shape.words, optional, default, description, fields, text, types: shape.types }
 }
 
 /// What a property comes to once references and alternatives are followed.

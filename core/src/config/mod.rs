@@ -11,6 +11,7 @@ mod experiment;
 mod fields;
 mod layering;
 mod origin;
+pub(crate) mod paths;
 mod plugins;
 #[cfg(test)]
 mod tests;
@@ -21,4 +22,5 @@ pub use experiment::{Choice, Dtype, EvalConfig, Experiment, ReferenceModel, Sche
 pub use fields::{Field, Word, fields, plugin_fields};
 pub use layering::{Layering, Resolved};
 pub use origin::{Origin, Origins};
+pub use paths::{Record, Sources};
 pub use plugins::PluginFile;

@@ -6,6 +6,7 @@ mod directions;
 mod folder;
 mod objective;
 mod optimiser;
+mod prior;
 mod reference;
 mod run;
 mod schedule;
@@ -14,6 +15,7 @@ mod transforms;
 
 pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
-pub use run::{Start, run};
+pub use prior::{Prior, clear};
+pub use run::{Start, judge, run};
 pub use schedule::learning_rate;
 pub use step::{Accumulated, accumulate};

@@ -14,14 +14,15 @@ use tch::{Device, Kind, Tensor};
 use super::folder::Folder;
 use super::reference::Reference;
 use super::transforms::{self, SavedTransforms};
-use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate};
+use super::{Accumulated, AdamW, Group, Objective, Taps, accumulate, checkpoint, learning_rate, prior};
 use crate::api::{Init, States, StepInfo, TransformCx};
-use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
+use crate::config::{Choice, Experiment, Record, ReferenceModel, TrainConfig, paths};
 use crate::error::{Context, Error, Fault, Result};
 use crate::eval::{self, Evaluation, evaluate};
 use crate::ffi::{self, RngState};
+use crate::fingerprint::{self, Begins, Fingerprints};
 use crate::model::peft::{self, Base, Saved};
-use crate::model::{Adapted, Model};
+use crate::model::{Adapted, Model, other_base};
 use crate::plugin::faults;
 use crate::registry::{Kind as PluginKind, Make, Registry};
 use crate::report::Progress;
@@ -31,10 +32,15 @@ use crate::text::{TokenPair, Tokenised, show_example};
 /// How a run begins.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
-    /// In a new folder, which does not exist yet.
+    /// In a new folder, which does not exist yet or is empty.
     New(&'a Path),
     /// From the checkpoint of the run in this folder.
-    Resume(&'a Path),
+    Resume {
+        /// The run's folder.
+        folder: &'a Path,
+        /// Resume although the data, the model or the configuration are not those of the checkpoint.
+        inexact: bool,
+    },
 }
 
 /// Trains an adapter, writes the run's folder, and judges the result where the experiment asks for it.
@@ -46,19 +52,21 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let _rng = ForeignRng::keep()?;
     if let Start::New(folder) = start
         && folder.exists()
+        && !folder.read_dir().is_ok_and(|mut entries| entries.next().is_none())
     {
         return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
     }
     let resumed = match start {
-        Start::Resume(folder) => Some(checkpoint::latest(folder)?),
+        Start::Resume { folder, .. } => Some(checkpoint::latest(folder)?),
         Start::New(_) => None,
     };
-    let mut experiment = experiment.clone();
-    let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose()?;
-    if let Some(saved) = &saved {
-        experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
+    let (mut experiment, saved) = with_saved_adapter(experiment, registry)?;
+    if resumed.is_some() {
+        // The checkpoint says more exactly what the run was made with.
+        experiment.sources.forget_records();
     }
-    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose()?;
+    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose().map_err(|e| explain(&experiment, "init_transform", e))?;
+    let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(&experiment, registry)?;
@@ -70,6 +78,10 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     if session.model.device().is_cuda() {
         ffi::cuda_reset_peak(session.model.device())?;
     }
+    let other_base = match &experiment.init_adapter {
+        Some(adapter) => other_base::warning(adapter, &experiment.model, &session.source, &session.fingerprint)?,
+        None => None,
+    };
     let train = &experiment.train;
     let mut objective = objective(&experiment, &session.model, registry)?;
     faults::check()?;
@@ -77,6 +89,18 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         saved.restore(&experiment, objective.taps())?;
     }
     let data = session.tokenise(&train.split, train, train.max_pairs)?;
+    let fingerprints = Fingerprints::new(
+        &experiment,
+        session.model.kind(),
+        session.fingerprint.clone(),
+        fingerprint::of_tokenizer(&session.tokenizer)?,
+        &data.pairs,
+        &begins,
+    );
+    let inexact = match (start, resumed) {
+        (Start::Resume { folder, inexact }, Some(step)) => checkpoint::check(folder, step, &fingerprints, inexact)?,
+        _ => Vec::new(),
+    };
     if experiment.eval.enabled {
         eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     }
@@ -95,18 +119,34 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
             objective.compare_with(Reference::with(as_found()?));
         }
     }
+    objective.reference().name_pairs(fingerprint::pair_names(&data.pairs));
     objective.adapted(&adapted);
     let mut optimiser = optimiser(&objective, &adapted, train);
     faults::check()?;
     let parameters: Vec<(String, Tensor)> = trained(&adapted, &objective);
-    let (mut folder, first) = match (start, resumed) {
-        (Start::Resume(path), Some(step)) => {
-            checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device())
-                .within(|| format!("cannot go on with the run in `{}`", path.display()))?;
-            (Folder::resume(path, step)?, step)
-        }
-        (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
+    let config = |folder: &Path| {
+        let record = Record::new(folder, session.fingerprint.clone(), session.dataset.as_ref());
+        paths::recorded(&experiment, folder, &record, registry)
     };
+    let (mut folder, first) = match (start, resumed) {
+        (Start::Resume { folder: path, .. }, Some(step)) => {
+            checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device(), &fingerprints)
+                .within(|| format!("cannot resume the run in `{}`", path.display()))?;
+            let folder = Folder::resume(path, step)?;
+            if !inexact.is_empty() {
+                folder.rewrite(&config(path))?;
+            }
+            (folder, step)
+        }
+        (Start::New(path) | Start::Resume { folder: path, .. }, _) => (Folder::create(path, config)?, 0),
+    };
+    let inexact = (!inexact.is_empty()).then(|| {
+        format!("warning: resumed after step {first} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run", inexact.join(", "))
+    });
+    for line in inexact.into_iter().chain(other_base.map(|why| format!("warning: {why}"))) {
+        folder.log(&line)?;
+        progress.message(&line);
+    }
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
     for line in opening(&session, &data, &adapted).into_iter().chain(unreadable.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
@@ -127,6 +167,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
             objective: &mut objective,
             optimiser: &mut optimiser,
             parameters: &parameters,
+            fingerprints: &fingerprints,
             method: format!("intervention `{}` and adapter `{}`", experiment.intervention.name, experiment.adapter.name),
         };
         trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
@@ -135,6 +176,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         })?;
     }
 
+    // Before the adapter, whose configuration says that the training is over.
+    transforms::write(objective.taps(), &experiment, folder.path())?;
     peft::write(
         &folder.path().join("adapter"),
         chosen.entry,
@@ -143,7 +186,6 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         &session.model,
         &Base::new(&experiment.model, &session.source),
     )?;
-    transforms::write(objective.taps(), &experiment, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
@@ -174,6 +216,55 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     folder.log(&line)?;
     progress.message(&line);
     Ok(evaluation)
+}
+
+/// Evaluates a run whose training is over, as the run would have done at its end.
+///
+/// # Errors
+/// Fails if the model, the data or the run's adapter cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+pub fn judge(experiment: &Experiment, folder: &Path, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Evaluation> {
+    let _lock = prior::lock(folder)?;
+    progress.message(&format!("loading {}", experiment.model));
+    let session = Session::open(experiment, registry)?;
+    let attach = |dir: &Path| -> Result<Adapted> {
+        let chosen = ChosenAdapter::new(experiment, Some(Saved::read(dir, registry)?), registry)?;
+        let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, session.model.info().layers, experiment.train.seed)?;
+        if let Some(values) = &chosen.values {
+            adapted.restore(values)?;
+        }
+        Ok(adapted)
+    };
+    let began = experiment.init_adapter.as_deref().map(attach).transpose()?;
+    let adapted = attach(&folder.join("adapter"))?;
+    let evaluation = evaluate(&session, [began.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
+    evaluation.write(&folder.join("eval"))?;
+    checkpoint::discard(folder);
+    Ok(evaluation)
+}
+
+/// The experiment with the adapter that it starts from, which brings its own configuration; and that adapter.
+pub(super) fn with_saved_adapter(experiment: &Experiment, registry: &Registry) -> Result<(Experiment, Option<Saved>)> {
+    let mut experiment = experiment.clone();
+    let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose().map_err(|e| explain(&experiment, "init_adapter", e))?;
+    if let Some(saved) = &saved {
+        experiment.adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
+    }
+    Ok((experiment, saved))
+}
+
+/// An error about what a path of the experiment leads to, with the place that the path came from.
+fn explain(experiment: &Experiment, field: &str, e: Error) -> Error {
+    let path = if field == "init_adapter" { &experiment.init_adapter } else { &experiment.init_transform };
+    experiment.sources.explain(field, &path.as_deref().unwrap_or(Path::new("")).to_string_lossy(), e)
+}
+
+/// The fingerprints of what the run begins from.
+fn begins(experiment: &Experiment, saved: Option<&Saved>, transforms: Option<&SavedTransforms>) -> Result<Begins> {
+    let adapter = |saved: &Saved| fingerprint::of_tensors("a saved adapter", &Value::Object(saved.config.clone()), &saved.values);
+    let adapter = saved.map(adapter).transpose()?;
+    let transforms = transforms.map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values())).transpose()?;
+    let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
+    Ok(Begins { start: adapter.into_iter().chain(transforms).collect(), reference })
 }
 
 /// The CPU's generator as the caller had it, which gets it back: a run seeds its own at every step.
@@ -272,6 +363,7 @@ struct Trainer<'a> {
     objective: &'a mut Objective,
     optimiser: &'a mut AdamW,
     parameters: &'a [(String, Tensor)],
+    fingerprints: &'a Fingerprints,
     method: String,
 }
 
@@ -306,7 +398,7 @@ impl Trainer<'_> {
         let mut tokens: usize = (0..first).flat_map(step_of).map(TokenPair::tokens).sum();
         for step in first..steps {
             if stop.load(Ordering::Relaxed) {
-                checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
+                checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference(), self.fingerprints)?;
                 folder.keep();
                 return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
                     .hint(format!("`reprpo run --resume {}` goes on", folder.path().display())));
@@ -327,7 +419,7 @@ impl Trainer<'_> {
             fields.push(("pairs/s", rate));
             progress.advance(1, &fields);
             if train.checkpoint_every.is_some_and(|every| (step + 1) % every == 0 && step + 1 < steps) {
-                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser, self.objective.reference())?;
+                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser, self.objective.reference(), self.fingerprints)?;
                 folder.keep();
             }
         }

@@ -61,6 +61,12 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The file's bytes, and how many of them are its header.
+    pub(super) fn bytes(&self) -> (&Mapped, usize) {
+        let header = self.tensors.values().map(|t| t.at.start).min().unwrap_or(self.map.len());
+        (&self.map, header)
+    }
+
     /// The number types in the file, each once.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();

@@ -70,7 +70,7 @@ fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<Tokenizer>> {
             app.printer.note(&format!("lengths are characters: the model `{model}` is not on this machine{how}"));
             Ok(None)
         }
-        Err(e) => Err(e),
+        Err(e) => Err(resolved.experiment.sources.explain("model", model, e)),
     }
 }
 
