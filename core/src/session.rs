@@ -90,7 +90,7 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        for change in experiment.sources.check_data(experiment, dataset.as_ref())? {
+        for change in experiment.sources.check_data(experiment, dataset.as_ref(), registry)? {
             tracing::warn!("not the data that the run recorded: {change}");
         }
         let Loaded { model, tokenizer, source, fingerprint, describes } = Loaded::open(experiment)?;

@@ -87,7 +87,10 @@ impl Cli {
         }
         let of_run = |folder: &Path| Some(folder.join("config.toml")).filter(|config| config.is_file());
         let (configs, sets): (Vec<PathBuf>, &[String]) = match &self.command {
-            Command::Run(args) => (args.resume.as_deref().filter(|_| !args.resumes_by_itself()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(), &args.experiment.set),
+            Command::Run(args) => (
+                args.resume.as_deref().filter(|_| !args.resumes_by_itself()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(),
+                &args.experiment.set,
+            ),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.set),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::config::{Experiment, Layering};
+use reprpo_core::config::{Experiment, Layering, Record};
 use reprpo_core::fingerprint::Fingerprint;
 use reprpo_core::model::{other_base, peft};
 use reprpo_core::weights::{Located, locate_adapter};
@@ -65,9 +65,25 @@ impl Trained {
     /// A configuration that cannot be read.
     pub fn say(&self, layers: &mut Layering<'_>) -> Result<()> {
         match &self.base {
-            Base::Config(config) => layers.file(config)?,
+            Base::Config(config) => {
+                if Record::read(config)?.is_none() {
+                    tracing::warn!(
+                        "`{}` has no section `record`: relative paths in it begin at the present folder, and it cannot be checked that they lead to the run's own model and data",
+                        config.display()
+                    );
+                }
+                layers.file(config)?;
+            }
             Base::ConfigOfAdapter(config) => layers.model_of(config)?,
-            Base::Named { config, model } => layers.base(config, model),
+            Base::Named { config, model } => {
+                if Path::new(model).is_relative() && Path::new(model).exists() && other_base::beside(&self.adapter, model).is_none() {
+                    tracing::warn!(
+                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it is taken from the present folder, and it cannot be checked that it is the adapter's own base",
+                        config.display()
+                    );
+                }
+                layers.base(config, model);
+            }
             Base::Unknown => {}
         }
         Ok(())

@@ -185,13 +185,19 @@ impl Sources {
     ///
     /// # Errors
     /// Fails if the run was made with other data.
-    pub fn check_data(&self, experiment: &Experiment, dataset: &dyn Dataset) -> Result<Vec<String>> {
+    pub fn check_data(&self, experiment: &Experiment, dataset: &dyn Dataset, registry: &Registry) -> Result<Vec<String>> {
         let Some((file, record)) = self.record("dataset.name") else { return Ok(Vec::new()) };
         let said = |field: &str| {
             let origin = self.origins.get(&format!("dataset.{field}"));
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
         };
-        let other = experiment.dataset.config.keys().any(|field| said(field));
+        // How the rows of a file are read does not change the file.
+        let mut places = in_section(Kind::Dataset, &experiment.dataset.name, registry);
+        if let Ok(Make::Dataset { argument: Some(field), .. }) = registry.get(Kind::Dataset, &experiment.dataset.name).map(|e| &e.make) {
+            places.push((*field).to_owned());
+        }
+        let other_place = places.iter().any(|field| said(field));
+        let other_field = experiment.dataset.config.keys().any(|field| said(field));
         let found = fingerprint::of_splits(dataset);
         let mut changes = Vec::new();
         for (split, then) in &record.data {
@@ -199,11 +205,11 @@ impl Sources {
             if said(split) {
                 continue;
             }
-            let change = format!("the `{split}` pairs: {change}");
-            if !other {
+            let change = format!("the `{split}` pairs: {change}{}", named(experiment, &self.origins));
+            let asked_for = if dataset.files(split).is_empty() { other_field } else { other_place };
+            if !asked_for {
                 return Err(Error::new(format!("the data are not those that `{}` was made with", file.display()))
                     .because(Error::new(change))
-                    .hint(format!("found: {}", named(experiment, &self.origins)))
                     .hint("put the run's data back, or name the data to use with `--dataset`"));
             }
             changes.push(change);
@@ -241,7 +247,7 @@ impl Sources {
 fn named(experiment: &Experiment, origins: &Origins) -> String {
     let values = experiment.dataset.config.iter().filter_map(|(field, value)| Some((field, value.as_str().filter(|v| Path::new(v).exists())?)));
     let said = |field: &str| origins.get(&format!("dataset.{field}")).map_or_else(String::new, |origin| format!(" ({origin})"));
-    values.map(|(field, value)| format!("`dataset.{field}` is `{value}`{}", said(field))).collect::<Vec<_>>().join(", ")
+    values.map(|(field, value)| format!("; `dataset.{field}` is `{value}`{}", said(field))).collect()
 }
 
 fn from_here() -> String {
@@ -313,7 +319,8 @@ pub(crate) fn recorded(experiment: &Experiment, folder: &Path, record: &Record, 
     let mut json = experiment.to_json();
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
     let text = written::toml(&json, &Origins::default());
-    let explains = "# Written by `reprpo run`. Relative paths above begin at the folder of this file, and what they lead to is compared with this.";
+    let explains = "# Written by `reprpo run`: relative paths in this file begin at its folder, and what they lead to is
+# compared with these fingerprints.";
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
 
@@ -406,6 +413,16 @@ mod tests {
         assert_eq!(of("other/y", &tree), root.join("other/y").to_string_lossy());
         assert_eq!(of("tree/models/x", Path::new("/")), tree.join("models/x").to_string_lossy(), "the root is in every tree");
         assert_eq!(of("tree/models/x", &root.join("other")), tree.join("models/x").to_string_lossy());
+    }
+
+    #[test]
+    fn a_record_that_no_run_wrote_is_refused() {
+        let table = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+        for text in ["record = 3", "[record]\nfolder = \"x\"", "[record]\nmodel = 1"] {
+            let e = Record::take(&mut table(text), Path::new("a/config.toml")).unwrap_err();
+            assert!(format!("{e:?}").starts_with("`record` in `a/config.toml` is not what a run writes"), "{e:?}");
+        }
+        assert!(Record::take(&mut table("model = \"x\""), Path::new("x")).unwrap().is_none());
     }
 
     #[test]

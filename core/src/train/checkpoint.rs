@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 use super::optimiser::AdamW;
-use super::reference::Reference;
 use super::prior;
+use super::reference::Reference;
 use crate::error::{Context, Error, Result};
-use crate::fingerprint::Fingerprints;
 use crate::files::write_whole;
+use crate::fingerprint::Fingerprints;
 use crate::weights::{read_safetensors, write_safetensors};
 
 const FINGERPRINTS: &str = "fingerprints.json";
@@ -24,14 +24,7 @@ fn dir(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(
-    run: &Path,
-    step: usize,
-    parameters: &[(String, Tensor)],
-    optimiser: &AdamW,
-    reference: &Reference,
-    fingerprints: &Fingerprints,
-) -> Result<()> {
+pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW, reference: &Reference, fingerprints: &Fingerprints) -> Result<()> {
     let here = dir(run).join(format!("step-{step}"));
     std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
     let host = |tensors: &[(String, Tensor)]| -> Result<Vec<(String, Tensor)>> {

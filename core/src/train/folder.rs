@@ -35,15 +35,15 @@ impl Folder {
             if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
         })?;
         write_whole(&path.join("config.toml"), config(path).as_bytes())?;
-        Self::open(path, false)
+        Self::open(path, None, false)
     }
 
-    /// Goes on in the folder of an interrupted run; metrics past `step` were not part of its checkpoint.
+    /// Goes on in the folder of an interrupted run, whose log is locked already; metrics past `step` were not part of its checkpoint.
     ///
     /// # Errors
     /// Where a file cannot be read or written.
-    pub fn resume(path: &Path, step: usize) -> Result<Self> {
-        let mut this = Self::open(path, true)?;
+    pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<Self> {
+        let mut this = Self::open(path, lock, true)?;
         checkpoint::tidy(path, step);
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
@@ -62,9 +62,15 @@ impl Folder {
         write_whole(&self.path.join("config.toml"), config.as_bytes())
     }
 
-    fn open(path: &Path, keep: bool) -> Result<Self> {
-        let log = append(path, "log.txt")?;
-        prior::lock_file(&log, path)?;
+    fn open(path: &Path, locked: Option<File>, keep: bool) -> Result<Self> {
+        let log = match locked {
+            Some(log) => log,
+            None => {
+                let log = append(path, "log.txt")?;
+                prior::lock_file(&log, path)?;
+                log
+            }
+        };
         Ok(Self { path: path.to_owned(), metrics: append(path, "metrics.jsonl")?, log, keep })
     }
 
@@ -93,7 +99,9 @@ impl Folder {
     pub fn remains(&self) -> String {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
-            true => format!("`{path}` keeps the last checkpoint: `reprpo run --resume {path}` resumes it; with a changed `config.toml`, add `--inexact-resume`"),
+            true => {
+                format!("`{path}` keeps the last checkpoint: `reprpo run --resume {path}` resumes it; with a changed `config.toml`, add `--inexact-resume`")
+            }
             false => "no folder of the run is left: there was no checkpoint yet, which `train.checkpoint_every` makes".to_owned(),
         }
     }

@@ -56,9 +56,13 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     {
         return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
     }
-    let resumed = match start {
-        Start::Resume { folder, .. } => Some(checkpoint::latest(folder)?),
-        Start::New(_) => None,
+    // Another process would replace the checkpoint while it is read.
+    let (resumed, lock) = match start {
+        Start::Resume { folder, .. } => {
+            let lock = prior::lock(folder)?;
+            (Some(checkpoint::latest(folder)?), lock)
+        }
+        Start::New(_) => (None, None),
     };
     let (mut experiment, saved) = with_saved_adapter(experiment, registry)?;
     if resumed.is_some() {
@@ -89,14 +93,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         saved.restore(&experiment, objective.taps())?;
     }
     let data = session.tokenise(&train.split, train, train.max_pairs)?;
-    let fingerprints = Fingerprints::new(
-        &experiment,
-        session.model.kind(),
-        session.fingerprint.clone(),
-        fingerprint::of_tokenizer(&session.tokenizer)?,
-        &data.pairs,
-        &begins,
-    );
+    let fingerprints =
+        Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), fingerprint::of_tokenizer(&session.tokenizer)?, &data.pairs, &begins);
     let inexact = match (start, resumed) {
         (Start::Resume { folder, inexact }, Some(step)) => checkpoint::check(folder, step, &fingerprints, inexact)?,
         _ => Vec::new(),
@@ -132,7 +130,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::Resume { folder: path, .. }, Some(step)) => {
             checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device(), &fingerprints)
                 .within(|| format!("cannot resume the run in `{}`", path.display()))?;
-            let folder = Folder::resume(path, step)?;
+            let folder = Folder::resume(path, step, lock)?;
             if !inexact.is_empty() {
                 folder.rewrite(&config(path))?;
             }
@@ -141,7 +139,10 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         (Start::New(path) | Start::Resume { folder: path, .. }, _) => (Folder::create(path, config)?, 0),
     };
     let inexact = (!inexact.is_empty()).then(|| {
-        format!("warning: resumed after step {first} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run", inexact.join(", "))
+        format!(
+            "warning: resumed after step {first} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run",
+            inexact.join(", ")
+        )
     });
     for line in inexact.into_iter().chain(other_base.map(|why| format!("warning: {why}"))) {
         folder.log(&line)?;
