@@ -7,6 +7,7 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+mod resume;
 mod score;
 #[cfg(unix)]
 mod signals;

@@ -12,6 +12,7 @@ pub mod error;
 pub mod eval;
 pub mod ffi;
 pub mod files;
+pub mod fingerprint;
 pub mod generate;
 pub mod hub;
 pub mod model;

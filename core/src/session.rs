@@ -11,6 +11,7 @@ use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::files::read_json;
+use crate::fingerprint::{self, Fingerprint};
 use crate::generate::stops;
 use crate::model::adapted::unmatched;
 use crate::model::peft::Saved;
@@ -28,6 +29,8 @@ pub struct Session {
     pub tokenizer: Tokenizer,
     /// Where the model came from.
     pub source: Located,
+    /// The model's fingerprint.
+    pub fingerprint: Fingerprint,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
     /// The tokens that end what the model generates.
@@ -54,6 +57,8 @@ pub struct Loaded {
     pub source: Located,
     /// How many tokens the model is made for, where its configuration says so.
     pub context: Option<usize>,
+    /// The model's fingerprint.
+    pub fingerprint: Fingerprint,
     /// What was loaded, for a log.
     pub describes: String,
 }
@@ -74,12 +79,15 @@ impl Loaded {
             Dtype::Auto => Kind::Float,
         };
         // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
-        let settings = locate(&experiment.model, Extent::Settings)?;
+        let explained = |e| experiment.sources.explain("model", &experiment.model, e);
+        let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
         if settings.repository.is_some() && settings.path.is_dir() {
             Model::accepts(&configuration(&settings.path)?).within(|| format!("`{}` is not a model that can be used", experiment.model))?;
         }
-        let source = locate(&settings.pinned(&experiment.model), Extent::Whole)?;
-        let files = ModelFiles::open(&source.path)?;
+        let source = locate(&settings.pinned(&experiment.model), Extent::Whole).map_err(explained)?;
+        let files = ModelFiles::open(&source.path).map_err(explained)?;
+        let fingerprint = fingerprint::of_model(&source, &files);
+        experiment.sources.check_model(&experiment.model, &fingerprint)?;
         let tokenizer = files.tokenizer()?;
         let mut model = Model::load(&files, kind, device)?;
         model.set_attention_kernel(experiment.attention);
@@ -89,7 +97,7 @@ impl Loaded {
         let tokenizer = tokenizer.for_embedding(rows);
         let context = context(files.config());
         let describes = format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
-        Ok(Self { model, tokenizer, stops, source, context, describes })
+        Ok(Self { model, tokenizer, stops, source, context, fingerprint, describes })
     }
 }
 
@@ -101,8 +109,11 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        let Loaded { model, tokenizer, stops, source, context, describes } = Loaded::open(experiment)?;
-        Ok(Self { model, tokenizer, stops, source, dataset, add_eos: true, special_tokens: true, context, describes })
+        for change in experiment.sources.check_data(experiment, dataset.as_ref(), registry)? {
+            tracing::warn!("not the data that the run recorded: {change}");
+        }
+        let Loaded { model, tokenizer, stops, source, context, fingerprint, describes } = Loaded::open(experiment)?;
+        Ok(Self { model, tokenizer, stops, source, fingerprint, dataset, add_eos: true, special_tokens: true, context, describes })
     }
 
     /// How pairs are tokenised, and how long they may be.

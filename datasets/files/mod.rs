@@ -36,12 +36,16 @@ pub struct Files;
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Config {
     /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets it.
+    #[schemars(extend("format" = "path"))]
     pub train: PathBuf,
     /// File with pairs of the same distribution that are kept from training.
+    #[schemars(extend("format" = "path"))]
     pub test: Option<PathBuf>,
     /// File with pairs of the shifted distribution.
+    #[schemars(extend("format" = "path"))]
     pub oos: Option<PathBuf>,
     /// File with pairs of an unrelated judgement.
+    #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
     /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
     /// pipe in the same pairs.
@@ -191,6 +195,10 @@ impl Dataset for Splits {
 
     fn pinned(&self) -> Option<String> {
         self.pinned.clone()
+    }
+
+    fn files(&self, split: &str) -> Vec<PathBuf> {
+        self.splits.iter().filter(|(name, _)| *name == split).map(|(_, source)| source.path().to_owned()).collect()
     }
 }
 

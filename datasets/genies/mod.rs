@@ -24,6 +24,7 @@ pub struct Config {
     pub distribution: String,
     /// Folder that holds the distributions, or a folder `genies` with them. `--data-dir` fills it.
     /// Default: the environment variable `REPRPO_DATA`.
+    #[schemars(extend("format" = "path"))]
     pub data_dir: Option<PathBuf>,
     /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that the benchmark's
     /// shift lists name for `distribution`.
@@ -140,6 +141,10 @@ impl Dataset for Splits {
             pairs: if self.one_per_instruction { None } else { split.sources.iter().map(Source::count).sum() },
         };
         self.splits.iter().map(info).collect()
+    }
+
+    fn files(&self, split: &str) -> Vec<PathBuf> {
+        self.splits.iter().filter(|s| s.name == split).flat_map(|s| &s.sources).map(|source| source.path().to_owned()).collect()
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {

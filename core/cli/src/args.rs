@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reprpo_core::config::{Layering, PluginFile, Resolved};
 use reprpo_core::registry::{Kind, Registry};
@@ -86,7 +87,10 @@ impl Cli {
         }
         let of_run = |folder: &Path| Some(folder.join("config.toml")).filter(|config| config.is_file());
         let (configs, sets): (Vec<PathBuf>, &[String]) = match &self.command {
-            Command::Run(args) => (args.resume.as_deref().and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(), &args.experiment.set),
+            Command::Run(args) => (
+                args.resume.as_deref().filter(|_| !args.resumes_by_itself()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(),
+                &args.experiment.set,
+            ),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.pairs.set),
@@ -118,18 +122,34 @@ Examples:
   reprpo run --config experiment.toml --out runs/mine --seed 1
   reprpo run --recipe reprpo_hra --dataset genies:math --data-dir DATA
   reprpo run --resume runs/dpo-lora-synthetic-1
+  reprpo run --resume auto --out runs/mine --dataset pairs.jsonl --set train.checkpoint_every=50
 
 `reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows the result.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Go on with an interrupted run, from its last checkpoint.
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command line starts the run in `--out` or
+    /// resumes it, so that a job which is queued again needs no other command.
+    #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
     pub resume: Option<PathBuf>,
+    /// Resume although the data, the model, the tokenizer or the configuration changed since the checkpoint. This gives up
+    /// that the result is that of an uninterrupted run.
+    #[arg(long, requires = "resume", help_heading = "Output")]
+    pub inexact_resume: bool,
     /// The result as JSON, with the folder of the run.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
+
+impl RunArgs {
+    /// Whether the command line says what to run, and the folder how much of it is left.
+    pub fn resumes_by_itself(&self) -> bool {
+        self.resume.as_deref() == Some(Path::new(AUTO))
+    }
+}
+
+/// In place of the folder to resume.
+const AUTO: &str = "auto";
 
 /// Run every combination of some values, and compare the results in one table.
 #[derive(Args)]
@@ -763,16 +783,32 @@ pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
         kinds.iter().fold(command, |command, kind| command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind))))
     };
-    // All that an experiment says, a run that goes on has said; clap's own group of them leaves out what is flattened into it.
-    let experiment = ExperimentArgs::augment_args(clap::Command::new("experiment"));
-    let flags: Vec<_> = experiment.get_arguments().map(|arg| arg.get_id().clone()).collect();
-    let resumes = |command: clap::Command| command.mut_arg("resume", |arg| arg.conflicts_with_all(flags));
     let recipes = |command: clap::Command| command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)));
     Cli::command()
-        .mut_subcommand("run", |c| resumes(recipes(describe(c, &Kind::ALL))))
+        .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("config", |c| c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL))))
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
+}
+
+/// All that an experiment says, a run that is resumed from its folder has said.
+///
+/// # Errors
+/// Fails if `--resume DIR` stands beside a flag of the experiment.
+pub fn check_resume(matches: &clap::ArgMatches, registry: &Registry) -> Result<(), clap::Error> {
+    let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
+    if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
+        return Ok(());
+    }
+    // clap's own group of them leaves out what is flattened into it.
+    let experiment = ExperimentArgs::augment_args(clap::Command::new("experiment"));
+    let given = |arg: &&clap::Arg| run.value_source(arg.get_id().as_str()) == Some(clap::parser::ValueSource::CommandLine);
+    let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else { return Ok(()) };
+    let text = format!("the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own; '--resume auto' takes both");
+    let mut command = command(registry);
+    // With its usage, as clap's own errors have it.
+    command.build();
+    Err(command.find_subcommand_mut("run").map_or_else(|| clap::Error::new(ErrorKind::ArgumentConflict), |run| run.error(ErrorKind::ArgumentConflict, text)))
 }
 
 /// Takes any text and shows the names of a kind of plugin in the help.

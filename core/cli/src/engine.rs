@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
 use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
-use reprpo_core::model::{Adapted, peft::Saved};
+use reprpo_core::model::{Adapted, other_base, peft::Saved};
 use reprpo_core::report::Progress;
 use reprpo_core::session::{ChosenAdapter, Session};
 use reprpo_core::text::Findings;
@@ -17,17 +17,17 @@ use crate::App;
 
 /// How a run begins.
 pub enum Start {
-    /// In a new folder, which does not exist yet.
+    /// In a new folder, which does not exist yet or is empty.
     New(PathBuf),
-    /// From the last checkpoint of the run in this folder.
-    Resume(PathBuf),
+    /// From the last checkpoint of the run in this folder; `inexact` if it need not be what the checkpoint was made with.
+    Resume { folder: PathBuf, inexact: bool },
 }
 
 impl Start {
     /// The run's folder.
     pub fn folder(&self) -> &Path {
         match self {
-            Start::New(folder) | Start::Resume(folder) => folder,
+            Start::New(folder) | Start::Resume { folder, .. } => folder,
         }
     }
 }
@@ -39,7 +39,7 @@ impl Start {
 pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Option<Evaluation>> {
     let start = match start {
         Start::New(folder) => train::Start::New(folder),
-        Start::Resume(folder) => train::Start::Resume(folder),
+        Start::Resume { folder, inexact } => train::Start::Resume { folder, inexact: *inexact },
     };
     train::run(experiment, start, app.registry, stop, progress)
 }
@@ -165,7 +165,10 @@ pub fn score(
 fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Result<(Session, Option<Adapted>)> {
     let saved = adapter.map(|dir| Saved::read(dir, app.registry)).transpose()?;
     let session = Session::open(experiment, app.registry)?;
-    let Some(saved) = saved else { return Ok((session, None)) };
+    let (Some(saved), Some(dir)) = (saved, adapter) else { return Ok((session, None)) };
+    if let Some(why) = other_base::warning(dir, &experiment.model, &session.source, &session.fingerprint)? {
+        app.printer.note(&format!("warning: {why}"));
+    }
     let chosen = ChosenAdapter::new(experiment, Some(saved), app.registry)?;
     let adapted = chosen.attach_whole(&session.model, experiment.train.seed)?;
     Ok((session, Some(adapted)))

@@ -48,7 +48,8 @@ pub fn main(defaults: &str) -> ExitCode {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),
     };
-    let matches = match args::command(&registry).try_get_matches() {
+    let checked = |matches| args::check_resume(&matches, &registry).map(|()| matches);
+    let matches = match args::command(&registry).try_get_matches().and_then(checked) {
         Ok(matches) => matches,
         Err(e) => {
             // The help lists the names of what is installed as well.

@@ -40,11 +40,14 @@ impl Speaker {
         args::environment(&mut layers);
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
-        let saved = trained.map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, stops, describes, context, .. } = Loaded::open(&experiment)?;
+        let saved = trained.as_ref().map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
+        let Loaded { model, tokenizer, stops, describes, context, source, fingerprint } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
         if stops.is_empty() {
             app.printer.note(&endless(sampling.max_new_tokens));
+        }
+        if let Some(trained) = &trained {
+            trained.warn(&experiment, &source, &fingerprint, app)?;
         }
         let adapted = match saved {
             None => None,

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::config::Layering;
-use reprpo_core::weights::locate_adapter;
+use reprpo_core::config::{Experiment, Layering, Record};
+use reprpo_core::fingerprint::Fingerprint;
+use reprpo_core::model::{other_base, peft};
+use reprpo_core::weights::{Located, locate_adapter};
 use reprpo_core::{Error, Result};
-use serde_json::Value;
+
+use crate::App;
 
 /// A trained adapter, and where its model is said.
 pub struct Trained {
@@ -17,8 +20,10 @@ pub struct Trained {
 enum Base {
     /// The configuration of its run.
     Config(PathBuf),
-    /// What the adapter says itself.
-    Named(String),
+    /// The configuration of the run that the adapter is of; nothing else of that run is meant.
+    ConfigOfAdapter(PathBuf),
+    /// The base that the adapter's own configuration, the file, names.
+    Named { config: PathBuf, model: String },
     /// Nothing says it but the user.
     Unknown,
 }
@@ -38,11 +43,14 @@ impl Trained {
             return Err(Error::new(format!("there is neither a run nor an adapter in `{}`", folder.display()))
                 .hint("a run has a `config.toml`, an adapter an `adapter_config.json`"));
         }
-        let text = std::fs::read_to_string(&peft).map_err(|e| Error::new(format!("cannot read `{}`", peft.display())).because(e))?;
-        let json: Value = serde_json::from_str(&text).map_err(|e| Error::new(format!("`{}` is not JSON", peft.display())).because(e))?;
-        let named = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|m| !m.is_empty());
-        let base = match (named, model) {
-            (Some(named), _) => Base::Named(named.to_owned()),
+        if let Some((config, _)) = other_base::run_of(folder)? {
+            return Ok(Self { adapter: folder.to_owned(), base: Base::ConfigOfAdapter(config) });
+        }
+        let base = match (peft::Base::of_adapter(folder)?, model) {
+            (Some(named), _) => {
+                let beside = other_base::beside(folder, &named.name).map(|path| path.to_string_lossy().into_owned());
+                Base::Named { config: peft, model: beside.unwrap_or(named.name) }
+            }
             (None, Some(_)) => Base::Unknown,
             (None, None) => {
                 return Err(Error::new(format!("the adapter in `{}` does not say which model it is for", folder.display())).hint("name it with `--model`"));
@@ -57,10 +65,38 @@ impl Trained {
     /// A configuration that cannot be read.
     pub fn say(&self, layers: &mut Layering<'_>) -> Result<()> {
         match &self.base {
-            Base::Config(config) => layers.file(config)?,
-            Base::Named(model) => layers.flag("base_model_name_or_path", "model", model),
+            Base::Config(config) => {
+                if Record::read(config)?.is_none() {
+                    tracing::warn!(
+                        "`{}` has no section `record`: relative paths in it begin at the present folder, and it cannot be checked that they lead to the run's own model and data",
+                        config.display()
+                    );
+                }
+                layers.file(config)?;
+            }
+            Base::ConfigOfAdapter(config) => layers.model_of(config)?,
+            Base::Named { config, model } => {
+                if Path::new(model).is_relative() && Path::new(model).exists() && other_base::beside(&self.adapter, model).is_none() {
+                    tracing::warn!(
+                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it is taken from the present folder, and it cannot be checked that it is the adapter's own base",
+                        config.display()
+                    );
+                }
+                layers.base(config, model);
+            }
             Base::Unknown => {}
         }
         layers.adapter(&self.adapter)
+    }
+
+    /// Warns if the model is not the one that the adapter was made for, or if that cannot be known.
+    ///
+    /// # Errors
+    /// Fails if the adapter's configuration cannot be read.
+    pub fn warn(&self, experiment: &Experiment, source: &Located, found: &Fingerprint, app: &App<'_>) -> Result<()> {
+        if let Some(why) = other_base::warning(&self.adapter, &experiment.model, source, found)? {
+            app.printer.note(&format!("warning: {why}"));
+        }
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Data sets: named splits of preference pairs.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Message, Plugin, TemplateArgs};
@@ -98,6 +100,12 @@ pub trait Dataset: Send {
     /// As [`pairs`](Self::pairs).
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         Ok(Box::new(self.pairs(split)?.enumerate().map(|(row, pair)| Ok((row, pair?)))))
+    }
+
+    /// The files that a split is read from, in order. A run keeps a digest of them, so that a later command can tell
+    /// whether they are still the same. Without them it keeps one of the split's first pairs.
+    fn files(&self, _split: &str) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// The configuration, as JSON, that gives the very same pairs at any later time, where the one that it was made from

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Layering, Origins, PluginFile, written};
+use super::{Layering, Origins, PluginFile, Sources, written};
 use crate::error::Result;
 use crate::model::attention::Kernel;
 use crate::registry::{Kind, Registry};
@@ -229,6 +229,9 @@ pub struct Experiment {
     pub train: TrainConfig,
     /// How the run is judged.
     pub eval: EvalConfig,
+    /// Where its paths were said.
+    #[serde(skip)]
+    pub sources: Sources,
 }
 
 impl Experiment {

@@ -34,6 +34,9 @@ pub struct Field {
     /// The fields of its own, where it is a table.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
+    /// Whether it holds a path, which its schema says with the format `path`.
+    #[serde(skip)]
+    pub path: bool,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
@@ -214,7 +217,9 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
         (Value::Object(defaults), Some(table)) => fields_of(root, table, defaults),
         _ => Vec::new(),
     };
-    Field { name: name.to_owned(), kind, choices: shape.words, optional, default, description, fields, text, types: shape.types, unordered: shape.unordered }
+    let path = property.get("format").and_then(Value::as_str) == Some("path");
+    let Shape { words: choices, types, unordered, .. } = shape;
+    Field { name: name.to_owned(), path, kind, choices, optional, default, description, fields, text, types, unordered }
 }
 
 /// What a property comes to once references and alternatives are followed.

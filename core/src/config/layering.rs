@@ -4,12 +4,12 @@
 //! because only then is it known which plugins are chosen and so which fields there are.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::fields::{Field, fields, json};
-use super::{Experiment, Origin, Origins, PluginFile, check, dataset, written};
+use super::{Experiment, Origin, Origins, PluginFile, Record, Sources, check, dataset, written};
 use crate::error::{Error, Result, nearest};
 use crate::model::peft::SavedConfig;
 use crate::registry::{Entry, Kind, LearningRate, Make, Registry};
@@ -27,6 +27,8 @@ pub struct Layering<'r> {
     settings: Vec<Setting>,
     /// Whether `init_adapter` brings its configuration.
     starts_from_adapter: bool,
+    /// Of the files that runs wrote.
+    records: BTreeMap<PathBuf, Record>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,7 +68,7 @@ impl Resolved {
 impl<'r> Layering<'r> {
     /// No layer yet.
     pub fn new(registry: &'r Registry) -> Self {
-        Self { registry, settings: Vec::new(), starts_from_adapter: false }
+        Self { registry, settings: Vec::new(), starts_from_adapter: false, records: BTreeMap::new() }
     }
 
     /// The program's own choices, as TOML.
@@ -84,7 +86,8 @@ impl<'r> Layering<'r> {
     /// # Errors
     /// A file that cannot be read or is no TOML.
     pub fn file(&mut self, path: &Path) -> Result<()> {
-        self.table(read(path)?, &Origin::File(path.to_owned()));
+        let table = self.resolved(path)?;
+        self.table(table, &Origin::File(path.to_owned()));
         Ok(())
     }
 
@@ -119,6 +122,32 @@ impl<'r> Layering<'r> {
             only_for: None,
         };
         Ok(std::iter::once(name).chain(config).map(setting).collect())
+    }
+
+    /// The model that the configuration file of a run names, and nothing else of it.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub fn model_of(&mut self, path: &Path) -> Result<()> {
+        let mut table = self.resolved(path)?;
+        table.retain(|field, _| field == "model");
+        self.table(table, &Origin::File(path.to_owned()));
+        Ok(())
+    }
+
+    /// The table in a configuration file. In one that a run wrote, relative paths begin at its folder.
+    fn resolved(&mut self, path: &Path) -> Result<toml::Table> {
+        let (mut table, record) = read(path)?;
+        if let Some(record) = record {
+            record.resolve(&mut table, path, self.registry);
+            self.records.insert(path.to_owned(), record);
+        }
+        Ok(table)
+    }
+
+    /// The model that an adapter names in the file `config`.
+    pub fn base(&mut self, config: &Path, model: &str) {
+        self.push(vec!["model".to_owned()], Given::Text(model.to_owned()), Origin::Adapter(config.to_owned()));
     }
 
     /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.
@@ -185,7 +214,9 @@ impl<'r> Layering<'r> {
         for setting in names.into_iter().chain(fields) {
             outcome.apply(setting)?;
         }
-        outcome.finish()
+        let Resolved { mut experiment, origins } = outcome.finish()?;
+        experiment.sources = Sources::new(origins.clone(), self.records);
+        Ok(Resolved { experiment, origins })
     }
 
     /// Takes the names of plugin files out: their work was done when they were loaded, and what stays of them is which of
@@ -331,10 +362,12 @@ impl<'r> Layering<'r> {
     }
 }
 
-/// The table in a configuration file.
-pub(super) fn read(path: &Path) -> Result<toml::Table> {
+/// The table in a configuration file, and the record that the run wrote which wrote the file.
+pub(super) fn read(path: &Path) -> Result<(toml::Table, Option<Record>)> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read the configuration file `{}`", path.display())).because(e))?;
-    toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))
+    let mut table = toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))?;
+    let record = Record::take(&mut table, path)?;
+    Ok((table, record))
 }
 
 fn not_toml(path: &Path, text: &str, e: &toml::de::Error) -> Error {

@@ -11,6 +11,7 @@ mod experiment;
 mod fields;
 mod layering;
 mod origin;
+pub(crate) mod paths;
 mod plugins;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub use fields::{Field, Word, fields, plugin_fields};
 pub(crate) use layering::default_learning_rate;
 pub use layering::{Layering, Resolved};
 pub use origin::{Origin, Origins};
+pub use paths::{Record, Sources};
 pub use plugins::PluginFile;

@@ -16,7 +16,8 @@ use crate::registry::Registry;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PluginFile {
-    /// Where it lies; as other paths, from the folder in which the command runs.
+    /// Where it lies; as other paths, from the folder in which the command runs. In the `config.toml` of a run, from the
+    /// run's folder.
     pub path: PathBuf,
     /// Version of its crate, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,7 +57,10 @@ impl PluginFile {
     /// # Errors
     /// A file that cannot be read or is no TOML, and a `plugins` that names no files.
     pub fn in_file(path: &Path) -> Result<Vec<Self>> {
-        let mut table = layering::read(path)?;
+        let (mut table, record) = layering::read(path)?;
+        if let Some(record) = record {
+            record.resolve_plugins(&mut table, path);
+        }
         let Some(value) = table.remove("plugins") else { return Ok(Vec::new()) };
         Self::from_value(&super::fields::json(value), &Origin::File(path.to_owned()))
     }

@@ -11,7 +11,7 @@ use super::statistics::{PairScore, SplitSummary};
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
-use crate::error::{Context, Fault, Result};
+use crate::error::{Context, Error, Fault, Result};
 use crate::model::Adapted;
 use crate::registry::Registry;
 use crate::report::{Completions, Progress, Table};
@@ -145,6 +145,19 @@ impl Evaluation {
         let mut value = self.table.json();
         value["completions"] = json!(self.completions);
         value
+    }
+
+    /// Reads the table and the completions that [`write`](Self::write) left in `dir`, without the scores.
+    ///
+    /// # Errors
+    /// Fails if there is no `summary.json`, or if it holds something else.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("summary.json");
+        let within = || format!("cannot read `{}`", path.display());
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).within(within)?).map_err(|e| Error::new(within()).because(e))?;
+        let completions = serde_json::from_value(json["completions"].take()).map_err(|e| Error::new(within()).because(e))?;
+        let table = serde_json::from_value(json).map_err(|e| Error::new(within()).because(e))?;
+        Ok(Self { table, completions, scores: Vec::new() })
     }
 
     /// Writes `summary.json`, `table.md` and `pairs.jsonl` (a row a pair) into `dir`.

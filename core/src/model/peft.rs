@@ -12,6 +12,7 @@ use tch::Tensor;
 use self::targets::Written;
 use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
+use crate::config::paths;
 use crate::error::{Context, Error, Result};
 use crate::registry::{Entry, Kind, Make, Registry};
 use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
@@ -152,8 +153,22 @@ impl Base {
     pub fn new(given: &str, source: &Located) -> Self {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
+            // Other programs take a relative path from the folder that they run in, whatever that is.
+            None if Path::new(given).exists() => Self { name: paths::absolute(Path::new(given)).to_string_lossy().into_owned(), revision: None },
             None => given.into(),
         }
+    }
+}
+
+impl Base {
+    /// What the adapter in `dir` names; `None` if it names nothing.
+    ///
+    /// # Errors
+    /// Fails if its configuration cannot be read.
+    pub fn of_adapter(dir: &Path) -> Result<Option<Self>> {
+        let json = crate::files::read_json(&dir.join(CONFIG))?;
+        let text = |field: &str| json.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        Ok(text("base_model_name_or_path").map(|name| Self { name, revision: text("revision") }))
     }
 }
 

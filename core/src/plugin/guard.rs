@@ -6,6 +6,7 @@
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 use tch::Tensor;
 
@@ -221,6 +222,10 @@ impl Dataset for Guarded<dyn Dataset> {
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let pairs = guard(self.who, "pairs", || self.inner.rows(split))?;
         Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
+    }
+
+    fn files(&self, split: &str) -> Vec<PathBuf> {
+        self.run_or("files", Vec::new, |d| d.files(split))
     }
 
     fn pinned(&self) -> Option<String> {

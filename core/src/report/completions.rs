@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::lines;
 use crate::api::{Message, Text};
 
 /// Continuations of a few prompts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completions {
     /// The split that the prompts are of.
     pub split: String,
@@ -21,7 +21,7 @@ pub struct Completions {
 }
 
 /// The model that training began with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartedFrom {
     /// The base model.
@@ -31,7 +31,7 @@ pub enum StartedFrom {
 }
 
 /// A prompt and what was said to it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
     /// The row of the split.
     pub index: usize,
@@ -44,7 +44,7 @@ pub struct Answered {
 }
 
 /// A continuation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
     /// Without the token that ends it.
     pub text: String,

@@ -1,6 +1,6 @@
 //! The table of an evaluation: a row a split, what the base model did, what training changed.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Align, Grid};
@@ -10,7 +10,7 @@ use crate::hub::short;
 use crate::registry::{Kind, Make, Registry};
 
 /// The splits of one evaluation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
     /// What was judged: `A × B on D, M`.
     pub title: String,

@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 use super::optimiser::AdamW;
+use super::prior;
 use super::reference::Reference;
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
+use crate::fingerprint::Fingerprints;
 use crate::weights::{read_safetensors, write_safetensors};
+
+const FINGERPRINTS: &str = "fingerprints.json";
 
 fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
@@ -20,7 +24,7 @@ fn dir(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW, reference: &Reference) -> Result<()> {
+pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW, reference: &Reference, fingerprints: &Fingerprints) -> Result<()> {
     let here = dir(run).join(format!("step-{step}"));
     std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
     let host = |tensors: &[(String, Tensor)]| -> Result<Vec<(String, Tensor)>> {
@@ -29,6 +33,7 @@ pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser:
     write_safetensors(&here.join("parameters.safetensors"), &host(parameters)?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&optimiser.state())?)?;
     write_safetensors(&here.join("reference.safetensors"), &host(&reference.state())?)?;
+    fingerprints.write(&here.join(FINGERPRINTS))?;
     let latest = dir(run).join("latest");
     let before = std::fs::read_to_string(&latest).ok();
     write_whole(&latest, format!("{step}\n").as_bytes())?;
@@ -39,13 +44,18 @@ pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser:
     Ok(())
 }
 
+/// Whether the run has a checkpoint.
+pub fn exists(run: &Path) -> bool {
+    dir(run).join("latest").is_file()
+}
+
 /// How many steps the run's checkpoint has finished.
 ///
 /// # Errors
 /// Where there is none.
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
-    if !path.exists() && run.join("adapter").is_dir() {
+    if prior::trained(run) {
         return Err(Error::new(format!("the run in `{}` has ended: there is nothing left to train", run.display())).hint(format!(
             "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter further",
             quoted(run),
@@ -58,24 +68,86 @@ pub fn latest(run: &Path) -> Result<usize> {
     text.trim().parse().map_err(|_| Error::new(format!("`{}` does not hold a step", path.display())))
 }
 
-/// Goes back to the checkpoint of `step`.
+/// Compares what the checkpoint of `step` was made with with what the run has `now`. With `inexact` a difference is no
+/// error: gives the names of what differs.
+///
+/// # Errors
+/// Fails if something differs, or if the checkpoint does not tell what it was made with.
+pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Result<Vec<String>> {
+    let given_up = |e: Error| {
+        e.hint("`--inexact-resume` resumes all the same: the result is then not that of an uninterrupted run, and reference values that no longer fit are computed again")
+    };
+    let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))? else {
+        if inexact {
+            return Ok(vec!["everything, for the checkpoint has no fingerprints".to_owned()]);
+        }
+        return Err(given_up(
+            Error::new(format!("cannot check whether the run in `{}` goes on as it began: its checkpoint has no fingerprints", run.display()))
+                .because(Error::new("it was written by an earlier version of reprpo")),
+        ));
+    };
+    let (names, details): (Vec<String>, Vec<String>) = then.differences(now).into_iter().unzip();
+    if names.is_empty() || inexact {
+        return Ok(names);
+    }
+    let differ = if names.len() == 1 { "is not what its checkpoint was made with" } else { "are not what its checkpoint was made with" };
+    let e = Error::new(format!("cannot resume the run in `{}`: {} {differ}", run.display(), names.join(", "))).because(Error::new(details.join("; ")));
+    Err(given_up(e.hint("put back what the checkpoint was made with, or start a new run")))
+}
+
+/// Goes back to the checkpoint of `step`, in a run that has the fingerprints `now`.
 ///
 /// # Errors
 /// A damaged file, or one of other parameters.
-pub fn restore(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &mut AdamW, reference: &mut Reference, device: Device) -> Result<()> {
+pub fn restore(
+    run: &Path,
+    step: usize,
+    parameters: &[(String, Tensor)],
+    optimiser: &mut AdamW,
+    reference: &mut Reference,
+    device: Device,
+    now: &Fingerprints,
+) -> Result<()> {
     let here = dir(run).join(format!("step-{step}"));
     let mut values = read_safetensors(&here.join("parameters.safetensors"))?;
     optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
-    reference.restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
+    // Values of another reference are of no use, and are computed again.
+    if Fingerprints::read(&here.join(FINGERPRINTS))?.is_some_and(|then| then.of_reference() == now.of_reference()) {
+        reference.restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
+    }
     let _guard = tch::no_grad_guard();
     for (name, tensor) in parameters {
         let value = values.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
+        if tensor.size() != value.size() {
+            return Err(Error::new(format!("`{name}` is {:?} in the checkpoint, but {:?} in this run", value.size(), tensor.size())));
+        }
         tensor.shallow_clone().f_copy_(&value)?;
+    }
+    if let Some(name) = values.keys().next() {
+        return Err(Error::new(format!("the checkpoint has `{name}`, which this run does not train")));
     }
     Ok(())
 }
 
+/// Removes what a process left that was killed while it wrote a checkpoint.
+pub fn tidy(run: &Path, step: usize) {
+    let remove = |folder: &Path, stale: &dyn Fn(&str) -> bool| {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if stale(&entry.file_name().to_string_lossy()) {
+                // It costs disk and nothing else.
+                let _ = if entry.path().is_dir() { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
+            }
+        }
+    };
+    let latest = format!("step-{step}");
+    remove(&dir(run), &|name| prior::is_temporary(name) || (name.starts_with("step-") && name != latest));
+    remove(&dir(run).join(&latest), &prior::is_temporary);
+    remove(run, &prior::is_temporary);
+}
+
 /// The run has ended: its checkpoints are of no more use.
 pub fn discard(run: &Path) {
+    // What says that there is a checkpoint goes first.
+    let _ = std::fs::remove_file(dir(run).join("latest"));
     let _ = std::fs::remove_dir_all(dir(run));
 }

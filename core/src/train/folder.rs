@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::{checkpoint, prior};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 
@@ -19,38 +20,58 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder with the run's configuration in it.
+    /// Makes the folder with the run's configuration in it, which may depend on where the folder lies. It may be there
+    /// already if it is empty.
     ///
     /// # Errors
-    /// Where it exists, or cannot be made.
-    pub fn create(path: &Path, config: &str) -> Result<Self> {
+    /// Where it exists and holds something, or cannot be made.
+    pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<Self> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
-        std::fs::create_dir(path).map_err(|e| {
+        let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+        std::fs::create_dir(path).or_else(|e| if is_empty() { Ok(()) } else { Err(e) }).map_err(|e| {
             let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
             if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
         })?;
-        write_whole(&path.join("config.toml"), config.as_bytes())?;
-        Self::open(path, false)
+        write_whole(&path.join("config.toml"), config(path).as_bytes())?;
+        Self::open(path, None, false)
     }
 
-    /// Goes on in the folder of an interrupted run; metrics past `step` were not part of its checkpoint.
+    /// Goes on in the folder of an interrupted run, whose log is locked already; metrics past `step` were not part of its checkpoint.
     ///
     /// # Errors
     /// Where a file cannot be read or written.
-    pub fn resume(path: &Path, step: usize) -> Result<Self> {
+    pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<Self> {
+        let mut this = Self::open(path, lock, true)?;
+        checkpoint::tidy(path, step);
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
         let kept: String = text.lines().take(step).flat_map(|l| [l, "\n"]).collect();
         write_whole(&metrics, kept.as_bytes())?;
-        Self::open(path, true)
+        // The file was replaced; the log, by which the folder is locked, is still the same.
+        this.metrics = append(path, "metrics.jsonl")?;
+        Ok(this)
     }
 
-    fn open(path: &Path, keep: bool) -> Result<Self> {
-        let append =
-            |name: &str| File::options().create(true).append(true).open(path.join(name)).within(|| format!("cannot write `{}`", path.join(name).display()));
-        Ok(Self { path: path.to_owned(), metrics: append("metrics.jsonl")?, log: append("log.txt")?, keep })
+    /// Replaces the configuration, if the run goes on with another than it began with.
+    ///
+    /// # Errors
+    /// Fails if it cannot be written.
+    pub fn rewrite(&self, config: &str) -> Result<()> {
+        write_whole(&self.path.join("config.toml"), config.as_bytes())
+    }
+
+    fn open(path: &Path, locked: Option<File>, keep: bool) -> Result<Self> {
+        let log = match locked {
+            Some(log) => log,
+            None => {
+                let log = append(path, "log.txt")?;
+                prior::lock_file(&log, path)?;
+                log
+            }
+        };
+        Ok(Self { path: path.to_owned(), metrics: append(path, "metrics.jsonl")?, log, keep })
     }
 
     /// Where it is.
@@ -79,7 +100,7 @@ impl Folder {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` goes on from it with what its `config.toml` says by then",
+                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` resumes it; with a changed `config.toml`, add `--inexact-resume`",
                 quoted(&self.path)
             ),
             false => "no folder of the run is left: there was no checkpoint yet, which `train.checkpoint_every` makes".to_owned(),
@@ -90,6 +111,12 @@ impl Folder {
     pub fn keep(&mut self) {
         self.keep = true;
     }
+}
+
+/// A file of the folder, open for lines at its end.
+fn append(folder: &Path, name: &str) -> Result<File> {
+    let path = folder.join(name);
+    File::options().create(true).append(true).open(&path).within(|| format!("cannot write `{}`", path.display()))
 }
 
 impl Drop for Folder {

@@ -7,6 +7,7 @@ mod directions;
 mod folder;
 mod objective;
 mod optimiser;
+mod prior;
 mod reference;
 mod run;
 mod schedule;
@@ -16,7 +17,8 @@ mod transforms;
 
 pub use objective::{Evaluated, Objective, Taps};
 pub use optimiser::{AdamW, Group};
-pub use run::{Start, run};
+pub use prior::{Prior, clear};
+pub use run::{Start, judge, run};
 pub use schedule::learning_rate;
 pub use start::leave_flat_start;
 pub use step::{Accumulated, LeftOut, accumulate};

@@ -118,7 +118,11 @@ impl AdamW {
         let names: Vec<String> = self.parameters().map(|(n, _)| n.clone()).collect();
         for (name, moments) in names.iter().zip(&mut self.moments) {
             for (prefix, moment) in ["m", "v"].iter().zip(moments) {
-                moment.f_copy_(&take(&format!("{prefix}.{name}"))?)?;
+                let saved = take(&format!("{prefix}.{name}"))?;
+                if saved.size() != moment.size() {
+                    return Err(Error::new(format!("`{prefix}.{name}` is {:?} in the checkpoint, but {:?} in this run", saved.size(), moment.size())));
+                }
+                moment.f_copy_(&saved)?;
             }
         }
         Ok(())

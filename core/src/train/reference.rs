@@ -21,6 +21,8 @@ type Kept = Vec<Tensor>;
 pub struct Reference {
     adapted: Option<Adapted>,
     kept: BTreeMap<usize, Kept>,
+    /// What each pair is called in a checkpoint, by its row: a name of its tokens.
+    names: BTreeMap<usize, String>,
 }
 
 /// What was read of the reference at one step, over the stream of its batch; empty where nothing had to be.
@@ -37,7 +39,7 @@ pub struct Seen {
 impl Reference {
     /// The base model with this adapter, which is not the one that is trained; without one, the base model alone.
     pub fn with(adapted: Option<Adapted>) -> Self {
-        Self { adapted, kept: BTreeMap::new() }
+        Self { adapted, ..Self::default() }
     }
 
     /// Runs the reference on the batch where something is needed that is not kept of every pair.
@@ -125,23 +127,31 @@ impl Reference {
         Ok(all)
     }
 
-    /// All that is kept, as `pair.number`, for a checkpoint: computed again it could differ in the last bit, by the
-    /// company that a pair has in its batch.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let of = |(i, kept): (&usize, &Kept)| kept.iter().enumerate().map(|(k, t)| (format!("{i}.{k}"), t.shallow_clone())).collect::<Vec<_>>();
-        self.kept.iter().flat_map(of).collect()
+    /// Says what each pair is called in a checkpoint, by its row.
+    pub fn name_pairs(&mut self, names: BTreeMap<usize, String>) {
+        self.names = names;
     }
 
-    /// Goes back to what [`state`](Self::state) gave.
+    /// All that is kept, as `pair.number` with the pair's name, for a checkpoint: computed again it could differ in the last bit, by the
+    /// company that a pair has in its batch.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let of = |(name, kept): (&String, &Kept)| kept.iter().enumerate().map(|(k, t)| (format!("{name}.{k}"), t.shallow_clone())).collect::<Vec<_>>();
+        self.kept.iter().filter_map(|(i, kept)| Some((self.names.get(i)?, kept))).flat_map(of).collect()
+    }
+
+    /// Goes back to what [`state`](Self::state) gave; values of pairs that this run does not have are left out.
     ///
     /// # Errors
     /// Names that it did not give.
     pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
+        let rows: BTreeMap<&str, usize> = self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
         let mut sorted = BTreeMap::new();
         for (name, tensor) in state {
-            let place = name.split_once('.').and_then(|(i, k)| Some((i.parse::<usize>().ok()?, k.parse::<usize>().ok()?)));
-            let place = place.ok_or_else(|| Error::new(format!("the checkpoint's reference holds `{name}`, which is no pair's")))?;
-            sorted.insert(place, tensor.f_to_device(device)?);
+            let place = name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
+            let (pair, k) = place.ok_or_else(|| Error::new(format!("the checkpoint's reference holds `{name}`, which is not of a pair")))?;
+            if let Some(index) = rows.get(pair) {
+                sorted.insert((*index, k), tensor.f_to_device(device)?);
+            }
         }
         self.kept.clear();
         for ((index, _), tensor) in sorted {

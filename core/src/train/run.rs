@@ -15,15 +15,16 @@ use super::closing::{Course, LEFT_OUT};
 use super::folder::Folder;
 use super::reference::Reference;
 use super::transforms::{self, SavedTransforms};
-use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, learning_rate, leave_flat_start};
+use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, learning_rate, leave_flat_start, prior};
 use crate::api::{Init, States, StepInfo, TransformCx};
-use crate::config::{Choice, Experiment, ReferenceModel, TrainConfig};
+use crate::config::{Choice, Experiment, Record, ReferenceModel, TrainConfig, paths};
 use crate::data;
 use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::eval::{self, Evaluation, Judged, evaluate};
 use crate::ffi::{self, RngState};
+use crate::fingerprint::{self, Begins, Fingerprints};
 use crate::model::peft::{self, Base, Saved};
-use crate::model::{Adapted, Model};
+use crate::model::{Adapted, Model, other_base};
 use crate::plugin::faults;
 use crate::registry::{Kind as PluginKind, Make, Registry};
 use crate::report::Progress;
@@ -33,10 +34,15 @@ use crate::text::{Findings, TokenPair, Tokenised, show_example};
 /// How a run begins.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
-    /// In a new folder, which does not exist yet.
+    /// In a new folder, which does not exist yet or is empty.
     New(&'a Path),
     /// From the checkpoint of the run in this folder.
-    Resume(&'a Path),
+    Resume {
+        /// The run's folder.
+        folder: &'a Path,
+        /// Resume although the data, the model or the configuration are not those of the checkpoint.
+        inexact: bool,
+    },
 }
 
 /// Trains an adapter, writes the run's folder, and judges the result where the experiment asks for it.
@@ -48,16 +54,27 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let _rng = ForeignRng::keep()?;
     if let Start::New(folder) = start
         && folder.exists()
+        && !folder.read_dir().is_ok_and(|mut entries| entries.next().is_none())
     {
         return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
     }
-    let resumed = match start {
-        Start::Resume(folder) => Some(checkpoint::latest(folder)?),
-        Start::New(_) => None,
+    // Another process would replace the checkpoint while it is read.
+    let (resumed, lock) = match start {
+        Start::Resume { folder, .. } => {
+            let lock = prior::lock(folder)?;
+            (Some(checkpoint::latest(folder)?), lock)
+        }
+        Start::New(_) => (None, None),
     };
     let mut experiment = experiment.clone();
-    let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose()?;
-    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose()?;
+    if resumed.is_some() {
+        // The checkpoint says more exactly what the run was made with.
+        experiment.sources.forget_records();
+    }
+    let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();
+    let saved = saved.map_err(|e| explain(&experiment, "init_adapter", e))?;
+    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose().map_err(|e| explain(&experiment, "init_transform", e))?;
+    let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(&experiment, registry)?;
@@ -69,6 +86,10 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     if session.model.device().is_cuda() {
         ffi::cuda_reset_peak(session.model.device())?;
     }
+    let other_base = match &experiment.init_adapter {
+        Some(adapter) => other_base::warning(adapter, &experiment.model, &session.source, &session.fingerprint)?,
+        None => None,
+    };
     let train = &experiment.train;
     let mut objective = objective(&experiment, &session.model, registry)?;
     faults::check()?;
@@ -78,6 +99,12 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let data = session.tokenise(&train.split, train, train.max_pairs)?;
     // The pairs that judge the result too: a row that cannot be used is found now, not after hours of training.
     let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
+    let fingerprints =
+        Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), fingerprint::of_tokenizer(&session.tokenizer)?, &data.pairs, &begins);
+    let inexact = match (start, resumed) {
+        (Start::Resume { folder, inexact }, Some(step)) => checkpoint::check(folder, step, &fingerprints, inexact)?,
+        _ => Vec::new(),
+    };
     let depth = objective.depth(&session.model)?;
     let warnings = chosen.warnings(&session.model)?;
     let adapted = chosen.attach(&session.model, depth, train.seed)?;
@@ -86,6 +113,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     if chosen.values.is_some() && train.reference == ReferenceModel::Start {
         objective.compare_with(Reference::with(as_found()?));
     }
+    objective.reference().name_pairs(fingerprint::pair_names(&data.pairs));
     objective.adapted(&adapted);
     let at_reference = match &chosen.values {
         Some(_) => train.reference == ReferenceModel::Start,
@@ -95,14 +123,32 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let mut optimiser = optimiser(&objective, &adapted, train);
     faults::check()?;
     let parameters: Vec<(String, Tensor)> = trained(&adapted, &objective);
-    let (mut folder, first) = match (start, resumed) {
-        (Start::Resume(path), Some(step)) => {
-            checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device())
-                .within(|| format!("cannot go on with the run in `{}`", path.display()))?;
-            (Folder::resume(path, step)?, step)
-        }
-        (Start::New(path) | Start::Resume(path), _) => (Folder::create(path, &experiment.to_toml())?, 0),
+    let config = |folder: &Path| {
+        let record = Record::new(folder, session.fingerprint.clone(), session.dataset.as_ref());
+        paths::recorded(&experiment, folder, &record, registry)
     };
+    let (mut folder, first) = match (start, resumed) {
+        (Start::Resume { folder: path, .. }, Some(step)) => {
+            checkpoint::restore(path, step, &parameters, &mut optimiser, objective.reference(), session.model.device(), &fingerprints)
+                .within(|| format!("cannot resume the run in `{}`", path.display()))?;
+            let folder = Folder::resume(path, step, lock)?;
+            if !inexact.is_empty() {
+                folder.rewrite(&config(path))?;
+            }
+            (folder, step)
+        }
+        (Start::New(path) | Start::Resume { folder: path, .. }, _) => (Folder::create(path, config)?, 0),
+    };
+    let inexact = (!inexact.is_empty()).then(|| {
+        format!(
+            "warning: resumed after step {first} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run",
+            inexact.join(", ")
+        )
+    });
+    for line in inexact.into_iter().chain(other_base.map(|why| format!("warning: {why}"))) {
+        folder.log(&line)?;
+        progress.message(&line);
+    }
     let unreadable = peft::unreadable(chosen.entry, chosen.adapter.as_ref(), &adapted, &session.model)?;
     let warnings = warnings.into_iter().chain(unreadable).map(|why| format!("warning: {why}"));
     let lines = opening(&session, train, &data, &judged, &adapted)?.into_iter().chain(moved.map(off_flat));
@@ -126,6 +172,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
             objective: &mut objective,
             optimiser: &mut optimiser,
             parameters: &parameters,
+            fingerprints: &fingerprints,
             method: format!("intervention `{}` and adapter `{}`", experiment.intervention.name, experiment.adapter.name),
         };
         course = Some(trainer.train(&data.pairs, first, &mut folder, stop, progress).map_err(|e| match e.fault() {
@@ -134,6 +181,8 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         })?);
     }
 
+    // Before the adapter, whose configuration says that the training is over.
+    transforms::write(objective.taps(), &experiment, folder.path())?;
     peft::write(
         &folder.path().join("adapter"),
         chosen.entry,
@@ -142,7 +191,6 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         &session.model,
         &Base::new(&experiment.model, &session.source),
     )?;
-    transforms::write(objective.taps(), &experiment, folder.path())?;
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
@@ -176,6 +224,45 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         progress.message(&line);
     }
     Ok(evaluation)
+}
+
+/// Evaluates a run whose training is over, as the run would have done at its end.
+///
+/// # Errors
+/// Fails if the model, the data or the run's adapter cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+pub fn judge(experiment: &Experiment, folder: &Path, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Evaluation> {
+    let _lock = prior::lock(folder)?;
+    progress.message(&format!("loading {}", experiment.model));
+    let session = Session::open(experiment, registry)?;
+    let attach = |dir: &Path| -> Result<Adapted> {
+        let chosen = ChosenAdapter::new(experiment, Some(Saved::read(dir, registry)?), registry)?;
+        let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, session.model.info().layers, experiment.train.seed)?;
+        if let Some(values) = &chosen.values {
+            adapted.restore(values)?;
+        }
+        Ok(adapted)
+    };
+    let began = experiment.init_adapter.as_deref().map(attach).transpose()?;
+    let adapted = attach(&folder.join("adapter"))?;
+    let evaluation = evaluate(&session, [began.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
+    evaluation.write(&folder.join("eval"))?;
+    checkpoint::discard(folder);
+    Ok(evaluation)
+}
+
+/// An error about what a path of the experiment leads to, with the place that the path came from.
+fn explain(experiment: &Experiment, field: &str, e: Error) -> Error {
+    let path = if field == "init_adapter" { &experiment.init_adapter } else { &experiment.init_transform };
+    experiment.sources.explain(field, &path.as_deref().unwrap_or(Path::new("")).to_string_lossy(), e)
+}
+
+/// The fingerprints of what the run begins from.
+fn begins(experiment: &Experiment, saved: Option<&Saved>, transforms: Option<&SavedTransforms>) -> Result<Begins> {
+    let adapter = |saved: &Saved| fingerprint::of_tensors("a saved adapter", &Value::Object(saved.config.clone()), &saved.values);
+    let adapter = saved.map(adapter).transpose()?;
+    let transforms = transforms.map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values())).transpose()?;
+    let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
+    Ok(Begins { start: adapter.into_iter().chain(transforms).collect(), reference })
 }
 
 /// The CPU's generator as the caller had it, which gets it back: a run seeds its own at every step.
@@ -292,6 +379,7 @@ struct Trainer<'a> {
     objective: &'a mut Objective,
     optimiser: &'a mut AdamW,
     parameters: &'a [(String, Tensor)],
+    fingerprints: &'a Fingerprints,
     method: String,
 }
 
@@ -328,7 +416,7 @@ impl Trainer<'_> {
         let mut lacking = None;
         for step in first..steps {
             if stop.load(Ordering::Relaxed) {
-                checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference())?;
+                checkpoint::save(folder.path(), step, self.parameters, self.optimiser, self.objective.reference(), self.fingerprints)?;
                 folder.keep();
                 return Err(Error::interrupted(format!("interrupted after step {step} of {steps}"))
                     .hint(format!("`reprpo run --resume {}` goes on", quoted(folder.path()))));
@@ -350,7 +438,7 @@ impl Trainer<'_> {
             fields.push(("pairs/s", rate));
             progress.advance(1, &fields);
             if train.checkpoint_every.is_some_and(|every| (step + 1) % every == 0 && step + 1 < steps) {
-                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser, self.objective.reference())?;
+                checkpoint::save(folder.path(), step + 1, self.parameters, self.optimiser, self.objective.reference(), self.fingerprints)?;
                 folder.keep();
             }
         }

@@ -57,6 +57,11 @@ impl SavedTransforms {
         Ok(Self { dir: dir.to_owned(), described, values: read_safetensors(&dir.join(TENSORS))? })
     }
 
+    /// The values, by name.
+    pub fn values(&self) -> &IndexMap<String, Tensor> {
+        &self.values
+    }
+
     /// Puts the values into `taps`, whose transforms `experiment` chose.
     ///
     /// # Errors

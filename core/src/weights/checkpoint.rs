@@ -67,6 +67,11 @@ impl Checkpoint {
         file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?.read_as(name, kind, device)
     }
 
+    /// The weight files, in order.
+    pub fn files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
     /// `safetensors`, and how many shards.
     pub fn format(&self) -> String {
         match self.files.len() {

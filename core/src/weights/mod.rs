@@ -155,6 +155,14 @@ impl ModelFiles {
         Self::open(path)?.tokenizer()
     }
 
+    /// The weight files: path, bytes, and how many of them are the header.
+    pub(crate) fn parts(&self) -> Vec<(&Path, &[u8], usize)> {
+        match &self.source {
+            Source::Folder(c) => c.files().iter().map(SafetensorsFile::bytes).map(|(map, header)| (map.path(), &map[..], header)).collect(),
+            Source::Gguf(g) => g.bytes().map(|(map, header)| (map.path(), &map[..], header)).collect(),
+        }
+    }
+
     /// One line for logs: path, format, number types.
     pub fn describe(&self) -> String {
         let (format, types) = match &self.source {

@@ -66,6 +66,12 @@ impl SafetensorsFile {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
     }
 
+    /// The file's bytes, and how many of them are its header.
+    pub(super) fn bytes(&self) -> (&Mapped, usize) {
+        let header = self.tensors.values().map(|t| t.at.start).min().unwrap_or(self.map.len());
+        (&self.map, header)
+    }
+
     /// The number types in the file, each once.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds = Vec::new();

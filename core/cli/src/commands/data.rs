@@ -142,7 +142,7 @@ fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Toke
             app.printer.note(&format!("lengths are characters: the model `{model}` is not on this machine{how}"));
             Ok(None)
         }
-        Err(e) => Err(e),
+        Err(e) => Err(resolved.experiment.sources.explain("model", model, e)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `reprpo export`.
 
 use reprpo_core::config::Layering;
+use reprpo_core::fingerprint;
 use reprpo_core::model::export::Export;
 use reprpo_core::model::{Model, peft::Saved};
 use reprpo_core::session::ChosenAdapter;
@@ -29,7 +30,12 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
 
     let mut progress = app.printer.progress();
     let saved = Saved::read(&trained.adapter, app.registry)?;
-    let files = ModelFiles::open(&locate(&experiment.model, Extent::Whole)?.path)?;
+    let explained = |e| experiment.sources.explain("model", &experiment.model, e);
+    let source = locate(&experiment.model, Extent::Whole).map_err(explained)?;
+    let files = ModelFiles::open(&source.path).map_err(explained)?;
+    let found = fingerprint::of_model(&source, &files);
+    experiment.sources.check_model(&experiment.model, &found)?;
+    trained.warn(&experiment, &source, &found, app)?;
     let tokenizer = files.tokenizer()?;
     progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
     // Float32 and the CPU, whatever the run had: it is done once, and kept.

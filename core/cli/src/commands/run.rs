@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::Experiment;
 use reprpo_core::error::quoted;
+use reprpo_core::eval::Evaluation;
+use reprpo_core::train::{self, Prior};
 use reprpo_core::{Error, Result};
 use serde_json::json;
 
@@ -13,8 +15,13 @@ use crate::engine::{self, Start};
 use crate::interrupt;
 
 pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
+    let inexact = args.inexact_resume;
     let (experiment, start) = match &args.resume {
-        Some(folder) => (recorded(folder, app)?, Start::Resume(folder.clone())),
+        Some(_) if args.resumes_by_itself() => match by_itself(args, app)? {
+            Some(begin) => begin,
+            None => return Ok(()),
+        },
+        Some(folder) => (recorded(folder, app)?, Start::Resume { folder: folder.clone(), inexact }),
         None => {
             let experiment = args.experiment.resolve(app)?.experiment;
             let out = folder(&experiment)?;
@@ -23,17 +30,57 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
     };
     let stop = interrupt::watch()?;
     let evaluation = engine::run(&experiment, &start, &stop, app.printer.progress().as_mut(), app)?;
-    app.printer.note(&format!("the run is in `{}`", start.folder().display()));
+    result(start.folder(), evaluation, args, app)
+}
+
+/// Prints what came of the run in `folder`.
+fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &App<'_>) -> Result<()> {
+    app.printer.note(&format!("the run is in `{}`", folder.display()));
     match (evaluation, args.json) {
         (Some(evaluation), true) => {
             let mut json = evaluation.json();
-            json["run"] = json!(start.folder());
+            json["run"] = json!(folder);
             app.printer.json(&json)
         }
-        (None, true) => app.printer.json(&json!({ "run": start.folder() })),
+        (None, true) => app.printer.json(&json!({ "run": folder })),
         (Some(evaluation), false) => app.printer.data(&evaluation.plain()),
         (None, false) => Ok(()),
     }
+}
+
+/// What the command line of `--resume auto` comes to: where the run begins; `None` if there was nothing left to train, and the
+/// result has been printed.
+fn by_itself(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
+    let experiment = args.experiment.resolve(app)?.experiment;
+    let Some(folder) = experiment.out.clone() else {
+        return Err(Error::new("`--resume auto` needs the folder of the run, so that the same command finds it again").hint("give `--out DIR`"));
+    };
+    let note = |text: &str| app.printer.note(&format!("{text}: `{}`", folder.display()));
+    Ok(match Prior::find(&folder, &experiment, app.registry)? {
+        Prior::None => Some((experiment, Start::New(folder))),
+        Prior::Begun => {
+            note("starting again, because the run was stopped before its first checkpoint");
+            train::clear(&folder)?;
+            Some((experiment, Start::New(folder)))
+        }
+        Prior::Checkpoint(recorded) => {
+            note("resuming from the last checkpoint");
+            Some((*recorded, Start::Resume { folder, inexact: args.inexact_resume }))
+        }
+        Prior::Trained(recorded) => {
+            note("already trained, evaluating it");
+            let stop = interrupt::watch()?;
+            let evaluation = train::judge(&recorded, &folder, app.registry, &stop, app.printer.progress().as_mut())?;
+            result(&folder, Some(evaluation), args, app)?;
+            None
+        }
+        Prior::Finished(recorded) => {
+            note("already finished");
+            let evaluation = if recorded.eval.enabled { Some(Evaluation::read(&folder.join("eval"))?) } else { None };
+            result(&folder, evaluation, args, app)?;
+            None
+        }
+    })
 }
 
 /// The experiment of the run in `folder`.

@@ -1,6 +1,8 @@
 //! `reprpo sweep`: one run a combination of values, and a table over all of them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use reprpo_core::config::{Experiment, Origin};
 use reprpo_core::error::{Context, Fault, quoted};
@@ -8,6 +10,7 @@ use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
 use reprpo_core::report::{Align, Grid, PERPLEXITY_NOTE, perplexity_mark, table};
+use reprpo_core::train::{self, Prior};
 use reprpo_core::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -144,17 +147,8 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
         let run = out.join(name.join("-"));
         let said = named.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>().join(" × ");
         app.printer.note(&format!("\n[{} of {}] {said}", i + 1, combinations.len()));
-        let begin = match ended(&run, &experiment) {
-            true => {
-                app.printer.note(&format!("it has ended already, in `{}`", run.display()));
-                rows.push(Row::read(named, &run)?);
-                continue;
-            }
-            false if run.join("checkpoints/latest").is_file() => Start::Resume(run.clone()),
-            false => Start::New(run.clone()),
-        };
-        match engine::run(&experiment, &begin, &stop, app.printer.progress().as_mut(), app) {
-            Ok(_) => rows.push(Row::read(named, &run)?),
+        match advance(&experiment, &run, &stop, app) {
+            Ok(()) => rows.push(Row::read(named, &run)?),
             Err(e) if e.fault() == Fault::Interrupted => {
                 return Err(e.hint(format!("the same command with `--out {}` goes on with the sweep", quoted(&out))));
             }
@@ -208,9 +202,23 @@ fn not_whole(rows: &[Row]) -> String {
     most.iter().filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None)).map(|line| format!("\n{line}")).collect()
 }
 
-/// Whether the run in this folder needs nothing more.
-fn ended(run: &Path, experiment: &Experiment) -> bool {
-    run.join("adapter/adapter_config.json").is_file() && (!experiment.eval.enabled || run.join("eval/summary.json").is_file())
+/// Does what is left of a run: all of it, the part after its last checkpoint, its evaluation, or nothing.
+fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &App<'_>) -> Result<()> {
+    let mut progress = app.printer.progress();
+    let (experiment, begin) = match Prior::find(run, experiment, app.registry)? {
+        Prior::None => (experiment.clone(), Start::New(run.to_owned())),
+        Prior::Begun => {
+            train::clear(run)?;
+            (experiment.clone(), Start::New(run.to_owned()))
+        }
+        Prior::Checkpoint(recorded) => (*recorded, Start::Resume { folder: run.to_owned(), inexact: false }),
+        Prior::Trained(recorded) => return train::judge(&recorded, run, app.registry, stop, progress.as_mut()).map(drop),
+        Prior::Finished(_) => {
+            app.printer.note(&format!("it has ended already, in `{}`", run.display()));
+            return Ok(());
+        }
+    };
+    engine::run(&experiment, &begin, stop, progress.as_mut(), app).map(drop)
 }
 
 /// Where the sweep goes: what the user said, which may hold a part of it already, or the first free name.

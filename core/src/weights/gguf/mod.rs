@@ -132,6 +132,14 @@ impl Gguf {
         names
     }
 
+    /// The bytes of each file, and how many of them are its header.
+    pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
+        self.files.iter().enumerate().map(|(i, file)| {
+            let header = self.tensors.values().filter(|t| t.file == i).map(|t| t.placed.at.start).min();
+            (file.as_ref(), header.unwrap_or(file.len()))
+        })
+    }
+
     /// How many files the model is in.
     pub fn files(&self) -> usize {
         self.files.len()

@@ -1,0 +1,119 @@
+//! Whether an adapter is used on the base model that it names.
+
+use std::path::{Path, PathBuf};
+
+use super::peft::Base;
+use crate::config::Record;
+use crate::error::Result;
+use crate::fingerprint::{self, Fingerprint};
+use crate::hub::{RepoId, RepoKind};
+use crate::weights::{Located, ModelFiles, locate_adapter};
+
+/// The run that an adapter's folder is of: its `config.toml`, and what it recorded; `None` for the adapter of another program.
+///
+/// # Errors
+/// Fails if there is a `config.toml` beside the folder that cannot be read.
+pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
+    let adapter = if adapter.as_os_str().is_empty() { Path::new(".") } else { adapter };
+    let Ok(adapter) = std::path::absolute(adapter) else { return Ok(None) };
+    let config = adapter.parent().map(|run| run.join("config.toml")).filter(|config| config.is_file());
+    let is_of_run = adapter.file_name().is_some_and(|name| name == "adapter");
+    let Some(config) = config.filter(|_| is_of_run) else { return Ok(None) };
+    Ok(Record::read(&config)?.map(|record| (config, record)))
+}
+
+/// The path that an adapter means by the relative name of its base: from the adapter's own folder, if something lies there.
+pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
+    let path = Path::new(name);
+    let found = adapter.join(path);
+    (path.is_relative() && found.exists()).then_some(found)
+}
+
+/// What to say when the adapter of a folder or repository is used on the model `given`, found at `source`, and names another
+/// base; `None` if it names that one or none.
+///
+/// # Errors
+/// Fails if the adapter's configuration cannot be read.
+pub fn warning(adapter: &Path, given: &str, source: &Located, found: &Fingerprint) -> Result<Option<String>> {
+    let dir = locate_adapter(adapter)?;
+    let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
+    let differ = match run_of(&dir)? {
+        Some((_, record)) if record.model() == found => Difference::None,
+        Some(_) => Difference::Certain,
+        None => differ(&dir, &base, given, source, found),
+    };
+    let named = match &base.revision {
+        Some(revision) => format!("{}@{revision}", base.name),
+        None => base.name,
+    };
+    let which = match differ {
+        Difference::None => return Ok(None),
+        Difference::Certain => "which is another model",
+        Difference::Likely => "which may be another model",
+    };
+    Ok(Some(format!("the adapter in `{}` was made for the base model `{named}`, and is used on `{given}`, {which}", adapter.display())))
+}
+
+/// Whether two models differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Difference {
+    None,
+    Likely,
+    Certain,
+}
+
+fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Fingerprint) -> Difference {
+    use Difference::{Certain, Likely, None};
+    let named = beside(dir, &base.name).or_else(|| Some(PathBuf::from(&base.name)).filter(|path| path.exists()));
+    if let Some(named) = named {
+        let same_place = named.canonicalize().ok().is_some_and(|named| source.path.canonicalize().is_ok_and(|used| used == named));
+        // A file of another name may hold the same model.
+        let same_model = || ModelFiles::open(&named).is_ok_and(|files| fingerprint::of_model(&named.clone().into(), &files) == *found);
+        return if same_place || same_model() { None } else { Certain };
+    }
+    if base.name == given && source.repository.is_none() {
+        return None;
+    }
+    if let Some(used) = &source.repository {
+        let is_commit = |revision: &str| RepoId::parse(RepoKind::Model, &format!("a/b@{revision}")).is_some_and(|id| id.is_commit());
+        let other_commit = base.revision.as_ref().is_some_and(|revision| is_commit(revision) && *revision != used.revision);
+        return match (base.name.eq_ignore_ascii_case(&used.name), other_commit) {
+            (true, false) => None,
+            (true, true) => Certain,
+            (false, _) => Likely,
+        };
+    }
+    // What it names is not here: all that can be compared is what the two are called.
+    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_lowercase();
+    let cached = format!("models--{}", base.name.replace('/', "--")).to_lowercase();
+    if last(&base.name) == last(given) || source.path.to_string_lossy().to_lowercase().contains(&cached) { None } else { Likely }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_that_is_not_here_is_compared_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = fingerprint::of_pairs(&[]);
+        let of = |named: &str, given: &str| differ(dir.path(), &named.into(), given, &PathBuf::from(given).into(), &found);
+        assert!(Difference::None == of("org/Model-1B", "/models/model-1b"));
+        assert!(Difference::None == of("/gone/model", "/here/model/"));
+        assert!(Difference::None == of("org/model", "/cache/models--org--model/snapshots/x"));
+        assert!(Difference::None != of("org/model", "/here/other"));
+        assert!(Difference::None != of("/gone/model", "org/other"));
+        assert!(Difference::None == of("known", "known"));
+    }
+
+    #[test]
+    fn an_adapter_of_another_program_is_of_no_run() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
+        std::fs::write(dir.path().join("config.toml"), "model = \"x\"\n").unwrap();
+        assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
+        assert!(warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[])).is_err());
+        std::fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+        assert!(warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[])).unwrap().is_none());
+    }
+}

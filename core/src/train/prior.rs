@@ -1,0 +1,185 @@
+//! What is in the folder that a run is to go to: nothing, a run that was stopped somewhere, or one that has finished.
+//!
+//! The same command line then starts a run or continues it, wherever the process before it was killed.
+
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::checkpoint;
+use crate::config::{Experiment, paths};
+use crate::error::{Context, Error, Result};
+use crate::fingerprint::{changed_fields, flat, shown};
+use crate::registry::Registry;
+
+/// How far the run in a folder has come.
+#[derive(Debug)]
+pub enum Prior {
+    /// The folder is missing or empty.
+    None,
+    /// It was killed before its first checkpoint: nothing in its folder is worth keeping.
+    Begun,
+    /// It has a checkpoint. With the experiment that it began with.
+    Checkpoint(Box<Experiment>),
+    /// The training is over, and its result has not been evaluated.
+    Trained(Box<Experiment>),
+    /// It needs nothing more.
+    Finished(Box<Experiment>),
+}
+
+/// Fields in which a run may differ from the command line that continues it.
+const FREE: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
+
+impl Prior {
+    /// Looks at `folder`, to which a run of `asked` is to go.
+    ///
+    /// # Errors
+    /// Fails if the folder holds something else than a run, if another process is writing into it, or if its run has another
+    /// configuration: names the fields.
+    pub fn find(folder: &Path, asked: &Experiment, registry: &Registry) -> Result<Self> {
+        let names = names(folder)?;
+        if names.is_empty() {
+            return Ok(Self::None);
+        }
+        let config = folder.join("config.toml");
+        if !config.is_file() {
+            if let Some(foreign) = names.iter().find(|name| !is_temporary(name)) {
+                return Err(Error::new(format!("`{}` holds no run, but `{foreign}`", folder.display())).hint("give another `--out`"));
+            }
+            return Ok(Self::Begun);
+        }
+        let _lock = lock(folder)?;
+        let mut recorded = Experiment::read(&config, registry)?;
+        compare(folder, &recorded, asked, registry)?;
+        // Where it is computed and how often it is saved may differ, and the command line says it.
+        recorded.device.clone_from(&asked.device);
+        recorded.train.checkpoint_every = asked.train.checkpoint_every;
+        let recorded = Box::new(recorded);
+        Ok(if trained(folder) {
+            if !recorded.eval.enabled || folder.join("eval").join("summary.json").is_file() { Self::Finished(recorded) } else { Self::Trained(recorded) }
+        } else if checkpoint::exists(folder) {
+            Self::Checkpoint(recorded)
+        } else {
+            Self::Begun
+        })
+    }
+}
+
+/// Whether the training of the run in `folder` is over: the configuration of its adapter is written last.
+pub(super) fn trained(folder: &Path) -> bool {
+    folder.join("adapter").join("adapter_config.json").is_file()
+}
+
+/// Removes what a run left that was killed before its first checkpoint.
+///
+/// # Errors
+/// Fails if another process is writing into the folder, if a file cannot be removed, or if there are files which no run
+/// makes.
+pub fn clear(folder: &Path) -> Result<()> {
+    let _lock = lock(folder)?;
+    // The configuration goes last: until then the folder can be told for what it is.
+    let mut names = names(folder)?;
+    names.sort_by_key(|name| name == "config.toml");
+    let ours = |name: &str| is_temporary(name) || ["config.toml", "metrics.jsonl", "log.txt", "checkpoints", "adapter", "transform"].contains(&name);
+    if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+        return Err(Error::new(format!("`{}` holds a run without a checkpoint, and besides it `{foreign}`, which no run makes", folder.display()))
+            .hint("move that away, or give another `--out`"));
+    }
+    for name in names {
+        let path = folder.join(name);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.within(|| format!("cannot remove `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Takes the log of the run in `folder` for this process; it is free again when the file is closed.
+///
+/// # Errors
+/// Fails if another process has it.
+pub(super) fn lock(folder: &Path) -> Result<Option<File>> {
+    let Ok(log) = File::options().append(true).open(folder.join("log.txt")) else { return Ok(None) };
+    lock_file(&log, folder)?;
+    Ok(Some(log))
+}
+
+/// As [`lock`], of an open log.
+pub(super) fn lock_file(log: &File, folder: &Path) -> Result<()> {
+    match log.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::new(format!("another process is writing into `{}`", folder.display())).hint("wait for it, or give another `--out`"))
+        }
+        // Some file systems have no locks.
+        Err(std::fs::TryLockError::Error(_)) | Ok(()) => Ok(()),
+    }
+}
+
+/// The names in a folder; none if it is missing.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.within(|| format!("cannot read the folder `{}`", folder.display()))?,
+    };
+    entries.map(|e| Ok(e.within(|| format!("cannot read the folder `{}`", folder.display()))?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Whether a name is that of a file which was being written when its process was killed.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(".tmp")
+}
+
+/// Compares the experiment that a run began with with the one of a command line.
+fn compare(folder: &Path, recorded: &Experiment, asked: &Experiment, registry: &Registry) -> Result<()> {
+    let fields = |experiment: &Experiment| flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path));
+    let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked)).into_iter().filter(|(path, then, now)| !same_source(path, then, now)).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = changed.iter().map(|(path, ..)| format!("`{path}`")).collect();
+    let details: Vec<String> = changed.iter().map(|(path, then, now)| format!("`{path}` is {} there and {} here", shown(then), shown(now))).collect();
+    Err(Error::new(format!("the run in `{}` has another configuration than this command: {}", folder.display(), names.join(", ")))
+        .because(Error::new(details.join("; ")))
+        .hint(format!("`reprpo run --resume {}` continues it with its own configuration", folder.display()))
+        .hint("for a run with this configuration, give another `--out`"))
+}
+
+/// Whether two values name the same repository: a run keeps the commit that it found, as `org/name@commit`.
+fn same_source(path: &str, then: &Value, now: &Value) -> bool {
+    let (Some(then), Some(now)) = (then.as_str(), now.as_str()) else { return false };
+    if path != "model" && !path.starts_with("dataset.") {
+        return false;
+    }
+    let Some(at) = then.find('@') else { return false };
+    let commit: String = then[at + 1..].chars().take_while(char::is_ascii_hexdigit).collect();
+    let kept = format!("{}{}", &then[..at], &then[at + 1 + commit.len()..]);
+    // A branch or tag, or no revision at all: the run goes on with the commit that it meant when the run began.
+    let (name, revision) = match now.split_once('@') {
+        None => (now.to_owned(), ""),
+        Some((name, rest)) => {
+            let end = rest.find(':').unwrap_or(rest.len());
+            (format!("{name}{}", &rest[end..]), &rest[..end])
+        }
+    };
+    let is_commit = |text: &str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_commit(&commit) && kept == name && !is_commit(revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_at_the_commit_that_a_run_found_is_the_same_source() {
+        let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
+        let same = |path: &str, then: &str, now: &str| same_source(path, &then.into(), &now.into());
+        assert!(same("model", &format!("org/name@{commit}"), "org/name"));
+        assert!(same("model", &format!("org/name/x.gguf@{commit}"), "org/name/x.gguf"));
+        assert!(same("model", &format!("org/name@{commit}"), "org/name@main"));
+        assert!(same("dataset.oos", &format!("org/name@{commit}:c:test"), "org/name:c:test"));
+        assert!(!same("model", &format!("org/name@{commit}"), "org/other"));
+        assert!(!same("model", &format!("org/name@{commit}"), &format!("org/name@{}", commit.replace('9', "8"))));
+        assert!(!same("train.split", &format!("org/name@{commit}"), "org/name"));
+        assert!(!same("model", "a@b", "a"));
+    }
+}
