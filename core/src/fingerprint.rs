@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     fn pair(index: usize, chosen: &[i64]) -> TokenPair {
-        TokenPair { index, prompt: vec![1, 2], chosen: chosen.to_vec(), rejected: vec![9] }
+        TokenPair { index, row: index, prompt: vec![1, 2], chosen: chosen.to_vec(), rejected: vec![9] }
     }
 
     #[test]
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(both.change(&of_pairs(&[b.clone(), a.clone()])).as_deref(), Some("2 pairs of 14 tokens, with other content"));
         assert_eq!(both.change(&of_pairs(std::slice::from_ref(&a))).as_deref(), Some("2 pairs of 14 tokens then, 1 pair of 7 tokens now"));
         // A token that moves from the prompt to the completion is another pair.
-        let moved = TokenPair { index: 0, prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![9] };
+        let moved = TokenPair { index: 0, row: 0, prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![9] };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
         // The row is not part of it, and pairs that are the same have names of their own.
         let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);

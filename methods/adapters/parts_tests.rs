@@ -257,7 +257,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
     {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
-        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0, module: 77.0 } });
+        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0 } });
         for (fields, rank, alpha) in [
             (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
             (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),

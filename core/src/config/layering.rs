@@ -147,7 +147,7 @@ impl<'r> Layering<'r> {
 
     /// The model that an adapter names in the file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
-        self.push(vec!["model".to_owned()], Given::Text(model.to_owned()), Origin::Adapter(config.to_owned()));
+        self.push(vec!["model".to_owned()], Given::Text(model.to_owned()), Origin::Base(config.to_owned()));
     }
 
     /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.

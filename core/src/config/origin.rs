@@ -21,8 +21,8 @@ pub enum Origin {
     Environment(String),
     /// A flag, with its dashes.
     Flag(String),
-    /// The base model that an adapter names, in its configuration.
-    Adapter(PathBuf),
+    /// The base model that an adapter names, in that configuration file of its own.
+    Base(PathBuf),
     /// `--set`.
     Set,
     /// It follows from the other choices.
@@ -39,7 +39,7 @@ impl fmt::Display for Origin {
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Environment(name) => write!(f, "environment {name}"),
             Origin::Flag(flag) => write!(f, "flag {flag}"),
-            Origin::Adapter(path) => write!(f, "`base_model_name_or_path` in file {}", path.display()),
+            Origin::Base(path) => write!(f, "`base_model_name_or_path` in file {}", path.display()),
             Origin::Set => f.write_str("--set"),
             Origin::Chosen => f.write_str("what is chosen below"),
         }

@@ -102,7 +102,10 @@ mod tests {
     fn table(low: f64, value: f64, high: f64) -> Table {
         let gain = Some(Estimate { value, low, high });
         let change = Some(Change { accuracy: None, ratio: None, points: None, margin_gain: gain, perplexity_ratio: None });
-        Table::new("t", vec![SplitSummary { split: "train".into(), data: String::new(), n: 9, dropped: 0, truncated: 0, not_finite: 0, base_accuracy: None, change }])
+        Table::new(
+            "t",
+            vec![SplitSummary { split: "train".into(), data: String::new(), n: 9, dropped: 0, truncated: 0, not_finite: 0, base_accuracy: None, change }],
+        )
     }
 
     #[test]

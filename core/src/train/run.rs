@@ -235,16 +235,16 @@ pub fn judge(experiment: &Experiment, folder: &Path, registry: &Registry, stop: 
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(experiment, registry)?;
     let attach = |dir: &Path| -> Result<Adapted> {
-        let chosen = ChosenAdapter::new(experiment, Some(Saved::read(dir, registry)?), registry)?;
-        let adapted = Adapted::attach(chosen.adapter.as_ref(), &session.model, session.model.info().layers, experiment.train.seed)?;
-        if let Some(values) = &chosen.values {
-            adapted.restore(values)?;
-        }
-        Ok(adapted)
+        let saved = Saved::read(dir, registry)?;
+        // A saved adapter names the modules that it is on, where the configuration may have an expression for them.
+        let adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
+        let of_saved = Experiment { adapter, ..experiment.clone() };
+        ChosenAdapter::new(&of_saved, Some(saved), registry)?.attach_whole(&session.model, experiment.train.seed)
     };
     let began = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
-    let evaluation = evaluate(&session, [began.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
+    let judged = eval::read(&session, experiment)?;
+    let evaluation = evaluate(&session, &judged, [began.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
     evaluation.write(&folder.join("eval"))?;
     checkpoint::discard(folder);
     Ok(evaluation)

@@ -285,7 +285,16 @@ mod tests {
         let row = |ratio: f64| {
             let at = |value| Some(Estimate { value, low: value, high: value });
             let change = Change { accuracy: at(0.9), ratio: at(1.8), points: at(40.0), margin_gain: at(3.0), perplexity_ratio: at(ratio) };
-            let split = SplitSummary { split: "oos".into(), data: String::new(), n: 9, dropped: 0, truncated: 0, not_finite: 0, base_accuracy: at(0.5), change: Some(change) };
+            let split = SplitSummary {
+                split: "oos".into(),
+                data: String::new(),
+                n: 9,
+                dropped: 0,
+                truncated: 0,
+                not_finite: 0,
+                base_accuracy: at(0.5),
+                change: Some(change),
+            };
             Row { values: vec![("a".into(), "1".into())], run: PathBuf::new(), loss: None, splits: vec![split], error: None }
         };
         let rows = [row(0.31), row(1.05)];
