@@ -327,7 +327,7 @@ mod with_built_ins {
         // A recipe's own rate stays.
         assert_eq!(lr(&["--recipe", "reprpo_side"]), (6e-5, "recipe reprpo_side".to_owned()));
         let text = stdout(&reprpo(&["explain", "mse"]));
-        assert!(text.contains("Learning rate: `train.lr` is 0.002 by default, times the factor of the adapter"), "{text}");
+        assert!(text.contains("Learning rate: `train.lr` is 0.005 by default, times the factor of the adapter"), "{text}");
     }
 
     #[test]

@@ -123,10 +123,10 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
     let ends = |ids: Value| move |c: &mut Value| c["eos_token_id"] = ids.clone();
     let none = copy(&golden, "llama", dir.path(), &[]);
     assert_eq!(tokens(&none, "12").0, Some(12));
-    // 379 is the fourth token of the answer.
+    // 379 (`ask`) is the fifth token that the model makes.
     for (file, ids) in [("generation_config.json", json!([2, 379])), ("config.json", json!([2, 379])), ("generation_config.json", json!(379))] {
         let model = copy(&golden, "llama", dir.path(), &[(file, &ends(ids.clone()))]);
-        assert_eq!(tokens(&model, "12").0, Some(4), "{file} {ids}");
+        assert_eq!(tokens(&model, "12").0, Some(5), "{file} {ids}");
     }
     let wrong = copy(&golden, "llama", dir.path(), &[("generation_config.json", &ends(json!(["</s>"])))]);
     let output = reprpo(&["generate", "--model", &wrong, "--prompt", "a", "--device", "cpu"]);
@@ -157,7 +157,7 @@ fn a_model_without_an_end_token_is_warned_about() {
     assert!(!told.contains("names a token"), "{told}");
     // The same for the completions of an evaluation.
     let model = copy(&golden, "llama", dir.path(), &edits);
-    let data = pairs(dir.path(), "pairs.jsonl", &[["a", "b", "c"]]).display().to_string();
+    let data = pairs(dir.path(), "pairs.jsonl", &[["Is it so? ", "Yes, it is.", "No, never."]]).display().to_string();
     let (_, told) = done(&["eval", "--model", &model, "--dataset", &data, "--device", "cpu", "--set", "eval.completion_tokens=3"]);
     assert!(told.contains(warning), "{told}");
 }

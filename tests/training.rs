@@ -274,7 +274,8 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
         for (name, text, extra) in [("equal", format!("{plain}{equal}"), &[][..]), ("cut", format!("{cut}{plain}"), &short)] {
             let (with, said, log) = losses(name, &text, extra);
             for (a, b) in with.iter().zip(&without) {
-                assert!((a - b).abs() < 1e-4, "{method}, {name}: {with:?} {without:?}");
+                // In float32, whose rounding depends on the batch.
+                assert!((a - b).abs() < 1e-3, "{method}, {name}: {with:?} {without:?}");
             }
             for text in [said, log] {
                 assert!(
@@ -292,7 +293,7 @@ fn a_flat_start_is_left_by_the_seed_and_said() {
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
-        let output = run(&golden, &out, &[&["--set", "train.epochs=4"], extra].concat());
+        let output = run(&golden, &out, &[&["--set", "train.epochs=10", "--set", "train.schedule=constant"], extra].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         (std::fs::read(out.join("adapter/adapter_model.safetensors")).expect("an adapter"), metrics(&out), said)
@@ -304,7 +305,7 @@ fn a_flat_start_is_left_by_the_seed_and_said() {
         assert_eq!(bytes, again);
         // Rejected states turn away, which they did not before.
         let reroute = |l: &Value| number(l, "rr/reroute");
-        assert!(reroute(&lines[0]) > 0.9 && reroute(&lines[lines.len() - 1]) < 0.9, "{adapter}: {} then {}", lines[0], lines[lines.len() - 1]);
+        assert!(reroute(&lines[0]) > 0.9 && reroute(&lines[lines.len() - 1]) < 0.7, "{adapter}: {} then {}", lines[0], lines[lines.len() - 1]);
         let (other, ..) = of(&format!("{adapter}-c"), &[&rr[..], &["--seed", "5"]].concat());
         assert_ne!(bytes, other);
     }
@@ -328,7 +329,8 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
     };
     let still = last("still", &["--intervention", "dpo", "--set", "train.lr=1e-12", "--set", "train.epochs=3"]);
     assert!(still[0].starts_with("warning: the margin did not move: `rewards/margins` was "), "{still:?}");
-    let rising = last("rising", &["--intervention", "projbp", "--set", "intervention.variant=original", "--set", "train.epochs=3"]);
+    // Its retain term begins at its lowest.
+    let rising = last("rising", &["--intervention", "mse", "--set", "intervention.variant=original", "--set", "train.epochs=3"]);
     assert!(rising.iter().any(|l| l.starts_with("warning: the loss ended no lower than it began: ")), "{rising:?}");
     let learnt = last("learnt", &["--intervention", "dpo", "--set", "train.epochs=3"]);
     assert!(!learnt.iter().any(|l| l.contains("warning")), "{learnt:?}");

@@ -48,7 +48,7 @@ impl Fingerprint {
 struct Parts(Sha256);
 
 impl Parts {
-    /// Of things of this sort.
+    /// A hash that begins with the name of what is hashed.
     fn new(sort: &str) -> Self {
         let mut parts = Self(Sha256::new());
         parts.add(sort.as_bytes());
@@ -281,7 +281,7 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
     fields
 }
 
-/// The fields in which two experiments differ, with both values; `names` are those of the two.
+/// The fields in which two experiments differ, with both values.
 pub(crate) fn changed_fields(then: &BTreeMap<String, Value>, now: &BTreeMap<String, Value>) -> Vec<(String, Value, Value)> {
     let mut paths: Vec<&String> = then.keys().chain(now.keys()).collect();
     paths.sort();
@@ -291,7 +291,7 @@ pub(crate) fn changed_fields(then: &BTreeMap<String, Value>, now: &BTreeMap<Stri
     pairs.filter(|(_, then, now)| !same(then, now)).collect()
 }
 
-/// Whether two values are equal; a file writes 1.0 as 1.
+/// True if two values are equal, whether a number is written 1 or 1.0.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
@@ -331,7 +331,7 @@ pub struct Begins {
 }
 
 impl Fingerprints {
-    /// Of a run of this experiment, whose model computes in `kind`.
+    /// The fingerprints of a run of this experiment, whose model computes in `kind`.
     pub fn new(experiment: &Experiment, kind: Kind, model: Fingerprint, tokenizer: Fingerprint, pairs: &[TokenPair], begins: &Begins) -> Self {
         let named = |of: &str| Parts::new(of).describing(of);
         Self {
@@ -372,7 +372,7 @@ impl Fingerprints {
         parts.hex()
     }
 
-    /// Reads those of a checkpoint; `None` if it was written by a version that kept none.
+    /// Reads the fingerprints of a checkpoint; `None` if a version wrote it that kept none.
     ///
     /// # Errors
     /// Fails if the file is damaged.
@@ -384,7 +384,7 @@ impl Fingerprints {
         serde_json::from_str(&text).map(Some).map_err(|e| Error::new(format!("`{}` does not hold fingerprints", path.display())).because(e))
     }
 
-    /// Writes them.
+    /// Writes the fingerprints as JSON.
     ///
     /// # Errors
     /// Fails if the file cannot be written.

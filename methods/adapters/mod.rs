@@ -1,4 +1,8 @@
 //! Trainable changes of a frozen model, on disk as PEFT has them where PEFT has the method.
+//!
+//! `LEARNING_RATE_FACTOR` of each was chosen on training pairs: with SmolLM2-135M-Instruct, dpo and 40 pairs of the
+//! synthetic data over 30 steps, the accuracy on these pairs rises as it does with LoRA, and their chosen text does not
+//! become less likely.
 
 mod blocks;
 mod boft;

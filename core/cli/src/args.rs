@@ -132,8 +132,8 @@ pub struct RunArgs {
     /// resumes it, so that a job which is queued again needs no other command.
     #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
     pub resume: Option<PathBuf>,
-    /// Resume although the data, the model, the tokenizer or the configuration changed since the checkpoint. This gives up
-    /// that the result is that of an uninterrupted run.
+    /// Resume even if the data, the model, the tokenizer or the configuration changed since the checkpoint. The result then
+    /// no longer equals that of an uninterrupted run.
     #[arg(long, requires = "resume", help_heading = "Output")]
     pub inexact_resume: bool,
     /// The result as JSON, with the folder of the run.
@@ -142,13 +142,13 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Whether the command line says what to run, and the folder how much of it is left.
+    /// True for `--resume auto`: the command line says what to run, and the folder says how much of it is left.
     pub fn resumes_by_itself(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
 }
 
-/// In place of the folder to resume.
+/// The word that `--resume` takes in place of a folder.
 const AUTO: &str = "auto";
 
 /// Run every combination of some values, and compare the results in one table.
@@ -791,22 +791,22 @@ pub fn command(registry: &Registry) -> clap::Command {
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
 }
 
-/// All that an experiment says, a run that is resumed from its folder has said.
+/// Refuses flags of the experiment beside `--resume DIR`: the run in the folder has a configuration of its own.
 ///
 /// # Errors
-/// Fails if `--resume DIR` stands beside a flag of the experiment.
+/// Fails if both are given.
 pub fn check_resume(matches: &clap::ArgMatches, registry: &Registry) -> Result<(), clap::Error> {
     let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
         return Ok(());
     }
-    // clap's own group of them leaves out what is flattened into it.
+    // clap's own group of these flags leaves out the ones that are flattened into it.
     let experiment = ExperimentArgs::augment_args(clap::Command::new("experiment"));
     let given = |arg: &&clap::Arg| run.value_source(arg.get_id().as_str()) == Some(clap::parser::ValueSource::CommandLine);
     let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else { return Ok(()) };
     let text = format!("the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own; '--resume auto' takes both");
     let mut command = command(registry);
-    // With its usage, as clap's own errors have it.
+    // The error shows the usage of `run`, as clap's own errors do.
     command.build();
     Err(command.find_subcommand_mut("run").map_or_else(|| clap::Error::new(ErrorKind::ArgumentConflict), |run| run.error(ErrorKind::ArgumentConflict, text)))
 }

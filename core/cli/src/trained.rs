@@ -20,9 +20,9 @@ pub struct Trained {
 enum Base {
     /// The configuration of its run.
     Config(PathBuf),
-    /// The configuration of the run that the adapter is of; nothing else of that run is meant.
+    /// The configuration of the run that made the adapter; only its model is used.
     ConfigOfAdapter(PathBuf),
-    /// The base that the adapter's own configuration, the file, names.
+    /// The base model that the file `adapter_config.json` names.
     Named { config: PathBuf, model: String },
     /// Nothing says it but the user.
     Unknown,

@@ -229,7 +229,7 @@ pub struct Experiment {
     pub train: TrainConfig,
     /// How the run is judged.
     pub eval: EvalConfig,
-    /// Where its paths were said.
+    /// The places that its paths came from.
     #[serde(skip)]
     pub sources: Sources,
 }

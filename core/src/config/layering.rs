@@ -27,7 +27,7 @@ pub struct Layering<'r> {
     settings: Vec<Setting>,
     /// Whether `init_adapter` brings its configuration.
     starts_from_adapter: bool,
-    /// Of the files that runs wrote.
+    /// The records in files that runs wrote.
     records: BTreeMap<PathBuf, Record>,
 }
 
@@ -124,7 +124,7 @@ impl<'r> Layering<'r> {
         Ok(std::iter::once(name).chain(config).map(setting).collect())
     }
 
-    /// The model that the configuration file of a run names, and nothing else of it.
+    /// Adds the model of a run's configuration file, and no other field of it.
     ///
     /// # Errors
     /// As [`file`](Self::file).
@@ -145,7 +145,7 @@ impl<'r> Layering<'r> {
         Ok(table)
     }
 
-    /// The model that an adapter names in the file `config`.
+    /// Adds the base model that an adapter names in the file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(vec!["model".to_owned()], Given::Text(model.to_owned()), Origin::Base(config.to_owned()));
     }
@@ -362,7 +362,7 @@ impl<'r> Layering<'r> {
     }
 }
 
-/// The table in a configuration file, and the record that the run wrote which wrote the file.
+/// The table in a configuration file, and the record in it if a run wrote the file.
 pub(super) fn read(path: &Path) -> Result<(toml::Table, Option<Record>)> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read the configuration file `{}`", path.display())).because(e))?;
     let mut table = toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))?;

@@ -1,4 +1,4 @@
-//! Paths in an experiment: which fields hold them, how a run keeps them, and where each of them was said.
+//! Paths in an experiment: which fields hold them, how a run keeps them, and where each of them came from.
 //!
 //! A path that a person gives begins at the folder in which the command runs. A run keeps it relative to its own folder if
 //! both lie in one tree, and otherwise absolute, so that it is found from any folder and after the tree has been moved.
@@ -39,7 +39,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Of a run in `folder`.
+    /// The record of a run in `folder`.
     pub fn new(folder: &Path, model: Fingerprint, dataset: &dyn Dataset) -> Self {
         Self { folder: physical(folder), model, data: fingerprint::of_splits(dataset) }
     }
@@ -122,7 +122,7 @@ impl Record {
     }
 }
 
-/// Where the paths of an experiment were said, and the records of the runs that said them.
+/// The places that the values of an experiment came from, and the records of the runs among them.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     origins: Origins,
@@ -141,12 +141,12 @@ impl Sources {
         Self { origins, records }
     }
 
-    /// Forgets what was recorded: whoever calls this checks what is found by other means.
+    /// Drops the records, for a caller that checks the model and the data by other means.
     pub(crate) fn forget_records(&mut self) {
         self.records.clear();
     }
 
-    /// The file and the record of the run that said the value of `field`.
+    /// The run that the value of `field` came from: its configuration file and its record.
     fn record(&self, field: &str) -> Option<(&Path, &Record)> {
         match self.origins.get(field) {
             Some(Origin::File(file)) => self.records.get(file).map(|record| (file.as_path(), record)),
@@ -217,10 +217,10 @@ impl Sources {
         Ok(changes)
     }
 
-    /// That every path of the data set leads somewhere.
+    /// Checks that every path of the data set exists.
     ///
     /// # Errors
-    /// Names the field, its value, and where it was said.
+    /// Fails if one does not: names the field, its value, and the place that it came from.
     pub fn check_data_paths(&self, experiment: &Experiment, registry: &Registry) -> Result<()> {
         for field in in_section(Kind::Dataset, &experiment.dataset.name, registry) {
             let values = match experiment.dataset.config.get(&field) {
@@ -272,7 +272,7 @@ fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     all.into_iter().filter(is_path).map(|f| f.name).collect()
 }
 
-/// Changes every path of an experiment that `changes` maps to something.
+/// Applies `change` to every path of an experiment.
 fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&str) -> String) {
     let owned = |path: &Path| PathBuf::from(change(&path.to_string_lossy()));
     let exists = |path: &str| Path::new(path).exists();

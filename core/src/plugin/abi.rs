@@ -198,6 +198,8 @@ const LAYOUT: u64 = {
         api::TokenLogprobs,
         api::Logprobs,
         api::Pairs,
+        api::Counted,
+        api::Partial,
         api::StepInfo,
         api::Loss,
         api::OutputGrad,

@@ -68,8 +68,8 @@ pub fn latest(run: &Path) -> Result<usize> {
     text.trim().parse().map_err(|_| Error::new(format!("`{}` does not hold a step", path.display())))
 }
 
-/// Compares what the checkpoint of `step` was made with with what the run has `now`. With `inexact` a difference is no
-/// error: gives the names of what differs.
+/// Compares the fingerprints in the checkpoint of `step` with those that the run has `now`. With `inexact`, gives the names
+/// of the things that differ instead of an error.
 ///
 /// # Errors
 /// Fails if something differs, or if the checkpoint does not tell what it was made with.
@@ -147,7 +147,7 @@ pub fn tidy(run: &Path, step: usize) {
 
 /// The run has ended: its checkpoints are of no more use.
 pub fn discard(run: &Path) {
-    // What says that there is a checkpoint goes first.
+    // `latest` goes first, so that a process which is killed here leaves no checkpoint rather than half of one.
     let _ = std::fs::remove_file(dir(run).join("latest"));
     let _ = std::fs::remove_dir_all(dir(run));
 }

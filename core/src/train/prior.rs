@@ -1,6 +1,6 @@
-//! What is in the folder that a run is to go to: nothing, a run that was stopped somewhere, or one that has finished.
+//! The state of a run's folder: empty, stopped somewhere, or finished.
 //!
-//! The same command line then starts a run or continues it, wherever the process before it was killed.
+//! With it, the same command line starts a run or continues it, wherever the process before it was killed.
 
 use std::fs::File;
 use std::path::Path;
@@ -20,11 +20,11 @@ pub enum Prior {
     None,
     /// It was killed before its first checkpoint: nothing in its folder is worth keeping.
     Begun,
-    /// It has a checkpoint. With the experiment that it began with.
+    /// It has a checkpoint. Holds the experiment that it began with.
     Checkpoint(Box<Experiment>),
     /// The training is over, and its result has not been evaluated.
     Trained(Box<Experiment>),
-    /// It needs nothing more.
+    /// The training and the evaluation are over.
     Finished(Box<Experiment>),
 }
 
@@ -78,7 +78,7 @@ pub(super) fn trained(folder: &Path) -> bool {
 /// makes.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
-    // The configuration goes last: until then the folder can be told for what it is.
+    // The configuration goes last: until then the folder can be recognised as a run.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
     let ours = |name: &str| is_temporary(name) || ["config.toml", "metrics.jsonl", "log.txt", "checkpoints", "adapter", "transform"].contains(&name);
@@ -129,7 +129,7 @@ pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with(".tmp")
 }
 
-/// Compares the experiment that a run began with with the one of a command line.
+/// Compares the experiment that a run began with to the one of a command line.
 fn compare(folder: &Path, recorded: &Experiment, asked: &Experiment, registry: &Registry) -> Result<()> {
     let fields = |experiment: &Experiment| flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path));
     let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked)).into_iter().filter(|(path, then, now)| !same_source(path, then, now)).collect();

@@ -68,7 +68,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     };
     let mut experiment = experiment.clone();
     if resumed.is_some() {
-        // The checkpoint says more exactly what the run was made with.
+        // The checkpoint is compared instead, and it says more.
         experiment.sources.forget_records();
     }
     let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();

@@ -70,7 +70,7 @@ distances, whose retain term begins at log ε with no gradient and pulls the har
 }
 
 impl InterventionPlugin for Mse {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
+    const LEARNING_RATE: Option<f64> = Some(5e-3);
 
     fn build(config: MseConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", config.alpha)?;

@@ -68,7 +68,7 @@ down; θ is the margin of log-probabilities, and nll the unshifted −log p(toke
 }
 
 impl InterventionPlugin for Rank {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
+    const LEARNING_RATE: Option<f64> = Some(5e-3);
 
     fn build(config: RankConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         zero_or_more("alpha", config.alpha)?;

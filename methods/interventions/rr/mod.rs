@@ -2,8 +2,9 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::original::Variant;
 use super::ranges::above_zero;
-use super::vectors::{cos, norm};
+use super::vectors::{cos, norm, safe};
 
 #[cfg(test)]
 mod tests;
@@ -16,13 +17,15 @@ pub struct Rr;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct RrConfig {
+    /// Whose retain term: in lengths of the reference's state, or in the unit of the states as in the paper.
+    pub variant: Variant,
     /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
     pub alpha_max: f64,
 }
 
 impl Default for RrConfig {
     fn default() -> Self {
-        Self { alpha_max: 10.0 }
+        Self { variant: Variant::Default, alpha_max: 10.0 }
     }
 }
 
@@ -31,18 +34,21 @@ impl Plugin for Rr {
     const SUMMARY: &'static str = "representation rerouting (circuit breakers): turn the rejected completion's states away, hold the chosen one's";
     const REFERENCE: &'static str = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, algorithm 1";
     const EXPLAIN: &'static str = "\
-L = α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
+L = α_max[p·‖h_π⁺ − h_r⁺‖/‖h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
+original: α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]
 
 h± are the transformed states of each completion token at a tap, of the policy and of the reference; the mean over a
 completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = r the
 cosine is 1 and has no gradient, so training begins a little beside the reference, with L near α_max. The tap's pooling is not used.
-Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
+original measures the retain term in the unit of the states. Where these are hundreds long, as in a residual stream, it
+outweighs the cosine, whose gradient shrinks with their length, from the first steps on, and draws the adapter back to its
+start. Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("alpha_max", "5")];
     type Config = RrConfig;
 }
 
 impl InterventionPlugin for Rr {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
+    const LEARNING_RATE: Option<f64> = Some(1e-3);
 
     fn build(config: RrConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         above_zero("alpha_max", config.alpha_max)?;
@@ -59,13 +65,26 @@ impl Intervention for RrConfig {
         let p = step.step as f64 / (2 * step.steps) as f64;
         let terms = pairs.mean_over_taps(|tap| {
             let (pi, r) = tap.tokens()?;
-            let retain = mean_over_completion(&pi.chosen, &norm(&(&pi.chosen.states - &r.chosen.states)));
+            let retain = mean_over_completion(&pi.chosen, &self.moved(&pi.chosen.states, &r.chosen.states));
             let reroute = mean_over_completion(&pi.rejected, &cos(&pi.rejected.states, &r.rejected.states).relu());
             Ok(Tensor::stack(&[retain, reroute], 0))
         })?;
         let (retain, reroute) = (terms.get(0), terms.get(1));
         let value = (&retain * p + &reroute * (1.0 - p)).mean(None::<Kind>) * self.alpha_max;
         Ok(Loss::new(value).metric("rr/retain", &retain).metric("rr/reroute", &reroute))
+    }
+}
+
+impl RrConfig {
+    /// How far each token's state is from the reference's: `[m h]` → `[m]`. A state of length 0 is not looked at.
+    fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
+        let distance = norm(&(state - reference));
+        if self.variant == Variant::Original {
+            return distance;
+        }
+        let length = norm(reference);
+        let counts = length.gt(0.0);
+        distance / safe(&length, &counts) * counts.to_kind(length.kind())
     }
 }
 

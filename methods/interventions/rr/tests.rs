@@ -7,6 +7,19 @@ fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
 }
 
 #[test]
+fn the_retain_term_is_in_lengths_of_the_reference_state_unless_it_is_the_papers() {
+    let states = |chosen: [f64; 6]| sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
+    // Distances 5 and 2 from states of length 2 and 0, of which the second is not looked at.
+    let (reference, policy) = (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
+    let retain = |variant| {
+        let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &reference, 1)], None, None);
+        let config = RrConfig { variant, ..RrConfig::default() };
+        logged(&config.clone().loss(&pairs, StepInfo { step: 4, steps: 10 }).unwrap(), "rr/retain")
+    };
+    assert!((retain(Variant::Default) - 1.25).abs() < 1e-6 && (retain(Variant::Original) - 3.5).abs() < 1e-6);
+}
+
+#[test]
 fn a_case_worked_out_by_hand() {
     // The first token is the prompt's, which nothing looks at.
     let reference = sides(&tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
@@ -33,6 +46,6 @@ fn both_terms_have_their_gradients() {
 #[test]
 fn alpha_max_has_to_be_above_zero() {
     for alpha_max in [0.0, -1.0, f64::NAN] {
-        assert!(Rr::build(RrConfig { alpha_max }, &model()).is_err(), "{alpha_max}");
+        assert!(Rr::build(RrConfig { alpha_max, ..RrConfig::default() }, &model()).is_err(), "{alpha_max}");
     }
 }

@@ -33,7 +33,7 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
     result(start.folder(), evaluation, args, app)
 }
 
-/// Prints what came of the run in `folder`.
+/// Prints the result of the run in `folder`.
 fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &App<'_>) -> Result<()> {
     app.printer.note(&format!("the run is in `{}`", folder.display()));
     match (evaluation, args.json) {
@@ -48,8 +48,8 @@ fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &A
     }
 }
 
-/// What the command line of `--resume auto` comes to: where the run begins; `None` if there was nothing left to train, and the
-/// result has been printed.
+/// Finds out how far the run of `--resume auto` has come, and where it begins now. If there is nothing left to train, this
+/// evaluates the run if needed, prints its result and gives `None`.
 fn by_itself(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {

@@ -202,7 +202,7 @@ fn not_whole(rows: &[Row]) -> String {
     most.iter().filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None)).map(|line| format!("\n{line}")).collect()
 }
 
-/// Does what is left of a run: all of it, the part after its last checkpoint, its evaluation, or nothing.
+/// Does the part of a run that is missing: all of it, the steps after its last checkpoint, its evaluation, or nothing.
 fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &App<'_>) -> Result<()> {
     let mut progress = app.printer.progress();
     let (experiment, begin) = match Prior::find(run, experiment, app.registry)? {
