@@ -274,7 +274,7 @@ mod with_built_ins {
         assert_eq!(json(&reprpo(&["explain", "dpo", "--json"]))[0]["kind"], "intervention");
         for (name, example) in [
             ("file", "reprpo run --dataset file:pairs.jsonl --set dataset.test=held_out.jsonl"),
-            ("projbp", "reprpo run --intervention projbp --set intervention.sign=pos --set intervention.dpo.beta=0.3"),
+            ("projbp", "reprpo run --intervention projbp --set intervention.sign=neg --set intervention.dpo.beta=0.3"),
             ("sft", "reprpo run --intervention sft"),
         ] {
             assert_eq!(json(&reprpo(&["explain", name, "--json"]))[0]["example"], example);

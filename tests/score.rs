@@ -214,7 +214,9 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
         for model in [Some(folder), gguf].into_iter().flatten() {
             let (found, told) = scored(&model, &pairs);
             assert_near(&found, &values.scores(architecture, rule), &model.display().to_string());
-            assert!(!told.contains("WARN"), "{told}");
+            // Qwen 2's folder has the cutting of its class in transformers, which the command says.
+            let odd: Vec<&str> = told.lines().filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`")).collect();
+            assert!(odd.is_empty(), "{odd:?}");
             files += 1;
         }
     }

@@ -18,8 +18,11 @@ fn done(args: &[&str]) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
+/// A JSON file, and a change to it.
+type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
+
 /// A copy of the golden model `base` in `dir`, with `edit` done to the JSON file of that name.
-fn copy(golden: &Path, base: &str, dir: &Path, edits: &[(&str, &dyn Fn(&mut Value))]) -> String {
+fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
     let from = golden.join("models").join(base);
     let to = dir.join(format!("{base}-{}", std::fs::read_dir(dir).expect("a folder").count()));
     std::fs::create_dir(&to).expect("a folder");
@@ -143,7 +146,7 @@ fn a_model_without_an_end_token_is_warned_about() {
         *t = serde_json::from_str(&text).expect("JSON");
     };
     let without = |c: &mut Value| c["eos_token_id"] = Value::Null;
-    let edits: [(&str, &dyn Fn(&mut Value)); 4] = [
+    let edits: [Edit<'_>; 4] = [
         ("tokenizer.json", &renamed),
         ("tokenizer_config.json", &|c| *c = json!({ "tokenizer_class": "TokenizersBackend" })),
         ("config.json", &without),

@@ -263,7 +263,7 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     let found: Value = serde_json::from_str(&stdout(&reprpo(dir.path(), &[&base[..], &ten, &["--json"]].concat()))).expect("JSON");
     assert_eq!((&found[0]["max_length"], &found[0]["splits"][0]["dropped"], &found[0]["splits"][0]["truncated"]), (&json!(10), &json!(1), &json!(1)));
     let whole = stderr(&reprpo(dir.path(), &[&base[..], &["--set", "dataset.bad_rows=skip"]].concat()));
-    assert!(whole.contains("a pair may have 2048 tokens, the model's context\n"), "{whole}");
+    assert!(whole.contains("pairs are scored whole, however long they are\n"), "{whole}");
 }
 
 /// transformers gives the whole completions these log-probabilities, and 512 tokens of them the same ones.
@@ -279,19 +279,19 @@ fn long_completions_are_scored_whole_or_said_to_be_cut() {
     assert!(whole[0]["chosen"]["tokens"].as_u64().is_some_and(|n| n > 512) && whole[0]["chosen"] != whole[0]["rejected"], "{}", whole[0]);
     // As much again is more than the model is made for.
     let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": "Tell me.", "chosen": text(400), "rejected": text(500)})]);
-    let output = score(dir.path(), &model, &file, &["--json"]);
+    let output = score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]);
     assert_eq!(lines(&output)[0]["truncated"], true);
     assert!(
-        stderr(&output).contains("a pair may have 2048 tokens, the model's context\npairs to score in `train`: 1, 0 dropped, 1 cut\n"),
+        stderr(&output).contains("a pair may have 2048 tokens (`train.max_length`, flag --max-length)\npairs to score in `train`: 1, 0 dropped, 1 cut\n"),
         "{}",
         stderr(&output)
     );
     assert!(stderr(&output).contains("the same tokens, once cut, and so have equal scores: 1\n"), "{}", stderr(&output));
-    let output = score(dir.path(), &model, &file, &["--json", "--max-length", "6000"]);
+    let output = score(dir.path(), &model, &file, &["--json"]);
     assert_eq!(lines(&output)[0]["truncated"], false);
     assert!(stderr(&output).contains("warning: pairs that are longer than the model's context of 2048 tokens: 1\n"), "{}", stderr(&output));
     let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": text(400), "chosen": " yes", "rejected": " no"})]);
-    let dropped = lines(&score(dir.path(), &model, &file, &["--json"]));
+    let dropped = lines(&score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]));
     assert_eq!((&dropped[0]["dropped"], dropped.len()), (&json!("prompt_too_long"), 1), "a score of no pair still answers for every row");
     for command in ["inspect", "tokens"] {
         let output = reprpo(dir.path(), &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"]);
@@ -339,7 +339,7 @@ fn a_run_reads_all_that_it_will_score_and_says_what_is_odd_before_it_begins() {
 fn the_help_states_the_limits() {
     let dir = tempfile::tempdir().expect("a folder");
     let help = |command: &[&str]| stdout(&reprpo(dir.path(), &[command, &["--help"]].concat())).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(help(&["score"]).contains("as many as the model is made for when not given"));
+    assert!(help(&["score"]).contains("no limit when not given"));
     assert!(help(&["eval"]).contains("a run's own `train.max_length` when not given"));
     assert!(help(&["data", "inspect"]).contains("512 when not given"));
     assert!(help(&["data", "tokens"]).contains("no limit when not given"));

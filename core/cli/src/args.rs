@@ -367,7 +367,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
     /// Most tokens of prompt and completion together; a run's own `train.max_length` when not given, and without a run
-    /// as many as the model is made for. What is over is cut off the completion's end, and counted under the table.
+    /// no limit. What is over is cut off the completion's end, and counted under the table.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
     /// Any field of the experiment, as `eval.max_pairs=none`; may be given again.
@@ -403,8 +403,8 @@ pub struct ScoreArgs {
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
-    /// Most tokens of prompt and completion together; as many as the model is made for when not given. What is over is cut
-    /// off the completion's end. Pairs that are cut or dropped say so.
+    /// Most tokens of prompt and completion together; no limit when not given. What is over is cut off the completion's
+    /// end. Pairs that are cut or dropped say so, and so do pairs that are longer than the model's context.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
     /// Do not score an end-of-sequence token behind a completion.

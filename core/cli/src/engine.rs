@@ -49,33 +49,29 @@ pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progr
 pub enum Longest {
     /// As many as `train.max_length` says, which a user or a run has set there.
     Configured(Origin),
-    /// As many as the model is made for.
-    Context,
+    /// As many as it has. A pair that is longer than the model's context is scored whole, with a warning.
+    Whole,
 }
 
 impl Longest {
     /// The user's own limit or a run's, if there is one.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
-            None | Some(Origin::Default) => Longest::Context,
+            None | Some(Origin::Default) => Longest::Whole,
             Some(origin) => Longest::Configured(origin.clone()),
         }
     }
 
     /// The experiment with that limit, and a line that states it.
-    fn apply(&self, experiment: &Experiment, session: &Session) -> (Experiment, String) {
+    fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
         let mut experiment = experiment.clone();
-        let said = match (self, session.context) {
-            (Longest::Configured(origin), _) => {
+        let said = match self {
+            Longest::Configured(origin) => {
                 format!("a pair may have {} tokens (`train.max_length`, {origin})", experiment.train.max_length)
             }
-            (Longest::Context, Some(context)) => {
-                experiment.train.max_length = context;
-                format!("a pair may have {context} tokens, the model's context")
-            }
-            (Longest::Context, None) => {
+            Longest::Whole => {
                 experiment.train.max_length = usize::MAX;
-                "a pair may have any number of tokens: the model does not say how many it is made for".to_owned()
+                "pairs are scored whole, however long they are".to_owned()
             }
         };
         (experiment, said)
@@ -95,7 +91,7 @@ pub fn evaluate(
     app: &App<'_>,
 ) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    let (experiment, limit) = longest.apply(experiment, &session);
+    let (experiment, limit) = longest.apply(experiment);
     let judged = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
     let mut findings = Findings::default();
@@ -140,7 +136,7 @@ pub fn score(
 ) -> Result<Vec<SplitScores>> {
     let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
     (session.add_eos, session.special_tokens) = (text.eos, text.special_tokens);
-    let (experiment, limit) = longest.apply(experiment, &session);
+    let (experiment, limit) = longest.apply(experiment);
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     let judged = splits.into_iter().map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info })).collect::<Result<Vec<_>>>()?;

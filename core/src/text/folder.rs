@@ -174,9 +174,12 @@ fn object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
 /// Folder of the templates that have another name than `default`, a file each.
 const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
+/// A chat template, and those under other names with their names.
+type Templates = (Option<String>, Vec<(String, String)>);
+
 /// The chat template and those under other names. Files go before what tokenizer_config.json says, as in transformers;
 /// of several templates the one named `default` is taken.
-fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<(Option<String>, Vec<(String, String)>)> {
+fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |path: &Path| {
         let bytes = read_bounded(path, MOST_BYTES)?;
         String::from_utf8(bytes).map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))

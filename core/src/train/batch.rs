@@ -88,6 +88,13 @@ pub struct PairBatch {
     rows: RefCell<HashMap<(Pooling, bool), Rc<Rows>>>,
 }
 
+/// The conditions for sharing a prompt: its tokens, the rotation of its sequences, and the number of the pair if pairs
+/// stay apart.
+type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
+
+/// A prompt with the sequences that continue it: the number of each pair, and true for its rejected completion.
+type PromptMembers<'a> = (&'a [i64], Vec<(usize, bool)>);
+
 impl PairBatch {
     /// Lays `pairs` out for `model`.
     ///
@@ -106,8 +113,8 @@ impl PairBatch {
         let mut builder = StreamBuilder::default();
         let (mut completions, mut rows, mut ids) = (Vec::<Completion>::new(), Vec::new(), Vec::new());
         // A tree has to stand together, so completions are laid out prompt by prompt.
-        let mut prompts: Vec<(&[i64], Vec<(usize, bool)>)> = Vec::new();
-        let mut known: HashMap<(&[i64], Vec<usize>, Option<usize>), usize> = HashMap::new();
+        let mut prompts: Vec<PromptMembers<'_>> = Vec::new();
+        let mut known: HashMap<PromptKey<'_>, usize> = HashMap::new();
         let holds_rejected = holds.rejected || holds.logprobs == Completions::Both;
         for (i, pair) in pairs.iter().enumerate() {
             for (side, completion) in [(false, &pair.chosen), (true, &pair.rejected)].into_iter().filter(|(side, _)| !side || holds_rejected) {

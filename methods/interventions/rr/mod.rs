@@ -48,7 +48,7 @@ start. Chosen completions stand for the paper's retain set, rejected ones for it
 }
 
 impl InterventionPlugin for Rr {
-    const LEARNING_RATE: Option<f64> = Some(1e-3);
+    const LEARNING_RATE: Option<f64> = Some(2e-3);
 
     fn build(config: RrConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         above_zero("alpha_max", config.alpha_max)?;

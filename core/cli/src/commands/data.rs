@@ -27,7 +27,7 @@ fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     let dataset = data::open(experiment, app.registry)?;
     let path = locate(&experiment.model, Extent::Tokenizer)?.path;
     let tokenizer = ModelFiles::tokenizer_of(&path)?;
-    let limited = engine::Longest::of(&resolved) != engine::Longest::Context;
+    let limited = engine::Longest::of(&resolved) != engine::Longest::Whole;
     let limits = limits(&args.pairs, &experiment.train, if limited { experiment.train.max_length } else { usize::MAX }, Some(&path));
     let splits = match &args.pairs.split {
         Some(split) => vec![split.clone()],
