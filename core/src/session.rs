@@ -158,10 +158,22 @@ impl Session {
     }
 }
 
-/// How many tokens a model is made for, as its configuration says.
+/// How many tokens a model is made for, as its configuration says. Rotary positions of type
+/// `dynamic` go `factor` times further than `max_position_embeddings`: they only stretch beyond it.
 pub fn context(config: &Value) -> Option<usize> {
-    let of = |config: &Value| ["max_position_embeddings", "n_positions"].iter().find_map(|field| config.get(field)?.as_u64());
-    of(config).or_else(|| of(config.get("text_config")?)).and_then(|tokens| usize::try_from(tokens).ok())
+    let of = |config: &Value| {
+        let tokens = ["max_position_embeddings", "n_positions"].iter().find_map(|field| config.get(field)?.as_u64());
+        Some((tokens? as f64 * dynamic_factor(config)) as usize)
+    };
+    of(config).or_else(|| of(config.get("text_config")?))
+}
+
+/// The factor of rotary positions of type `dynamic`; 1 for the other types.
+fn dynamic_factor(config: &Value) -> f64 {
+    let rope = ["rope_scaling", "rope_parameters"].into_iter().filter_map(|field| config.get(field));
+    let mut sets = rope.flat_map(|rope| [Some(rope), rope.get("full_attention")]).flatten();
+    let is_dynamic = |set: &&Value| ["rope_type", "type"].iter().any(|field| set.get(field).and_then(Value::as_str) == Some("dynamic"));
+    sets.find(is_dynamic).and_then(|set| set.get("factor")?.as_f64()).filter(|factor| *factor > 1.0).unwrap_or(1.0)
 }
 
 /// The same of a model's files, without its weights; none where they are not there.
@@ -292,4 +304,25 @@ impl ChosenAdapter {
 
 fn wrong_kind(entry: &Entry) -> Error {
     Error::internal(format!("`{}` is registered as another kind than it is", entry.about.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_dynamic_rotation_goes_further_than_its_original_context() {
+        assert_eq!(context(&json!({ "max_position_embeddings": 16 })), Some(16));
+        let dynamic = json!({ "rope_type": "dynamic", "factor": 2.0 });
+        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": dynamic })), Some(32));
+        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_scaling": { "type": "dynamic", "factor": 4 } })), Some(64));
+        let nested = json!({ "full_attention": dynamic, "sliding_attention": { "rope_type": "default" } });
+        assert_eq!(context(&json!({ "text_config": { "max_position_embeddings": 16, "rope_parameters": nested } })), Some(32));
+        // The others name the whole context themselves.
+        let linear = json!({ "rope_type": "linear", "factor": 2.0 });
+        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": linear })), Some(16));
+        assert_eq!(context(&json!({})), None);
+    }
 }
