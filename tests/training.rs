@@ -340,10 +340,8 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
 fn every_architecture_learns() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let mut models: Vec<_> = std::fs::read_dir(golden.join("models")).expect("models").map(|e| e.expect("an entry").path()).collect();
-    models.sort();
-    assert_eq!(models.len(), 8);
-    for model in &models {
+    let models = ["gemma3_text", "gpt_neox", "llama", "llama_tied_rope3", "mistral", "phi3", "qwen2", "qwen3"];
+    for model in &models.map(|name| golden.join("models").join(name)) {
         let name = model.file_name().expect("a name").to_str().expect("UTF-8");
         for (method, adapter) in [("dpo", "lora"), ("prefvec", "hra")] {
             let out = dir.path().join(format!("{name}-{method}"));

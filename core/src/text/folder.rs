@@ -154,7 +154,7 @@ fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
     {
         tracing::warn!(
             "tokenizer_config.json makes the tokenizer a `{class}`, for which transformers 5 replaces parts of tokenizer.json; \
-             this changes token ids, and they follow transformers; set `tokenizer_class` to `PreTrainedTokenizerFast` to use tokenizer.json as it stands"
+             this changes token ids, and they follow transformers"
         );
     }
 }
