@@ -257,7 +257,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
     {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
-        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0, module: 77.0 } });
+        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0 } });
         for (fields, rank, alpha) in [
             (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
             (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),
@@ -271,8 +271,11 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             let (config, tensors, error) = through_a_folder(entry("lora"), &*build(entry("lora"), fields.clone()), &model, &stream);
             assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
             assert_eq!((&config["rank_pattern"][at], &config["alpha_pattern"][at]), (&json!(rank), &json!(alpha)), "{fields}");
-            assert_eq!(config["layers_to_transform"], fields.get("layers_to_transform").cloned().unwrap_or(Value::Null));
-            assert!(config["target_modules"].as_array().unwrap().contains(&json!(at)), "{config}");
+            // PEFT adapts a module that is listed by its whole name in any layer.
+            let names = config["target_modules"].as_array().unwrap();
+            let layers = fields["layers_to_transform"].as_array().map_or(model.info().layers, Vec::len);
+            assert_eq!((names.len(), config.get("layers_to_transform")), (layers, None), "{config}");
+            assert!(names.contains(&json!(at)), "{config}");
             assert!(tensors.contains(&format!("{at}.lora_B.weight")), "{tensors:?}");
         }
     }
