@@ -224,15 +224,17 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
 const FIRST: usize = 64;
 
 /// What is in each split of a data set: the content of its files, or its first pairs if its files are not known. Splits
-/// that cannot be read are left out, and so is a data set whose configuration alone gives the same pairs for ever.
+/// that cannot be read are left out, and so are splits without known files in a data set whose configuration alone gives the
+/// same pairs for ever.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
-    if dataset.pinned().is_some() {
-        return BTreeMap::new();
-    }
+    let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {
         let files = dataset.files(split);
         if !files.is_empty() {
             return of_files(&files);
+        }
+        if pinned {
+            return Err(Error::new("its configuration stands for it"));
         }
         let mut parts = Parts::new("first pairs");
         let mut n = 0;
