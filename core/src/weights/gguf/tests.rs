@@ -472,3 +472,15 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
     // Keys of others are not looked at.
     assert!(Writer::llama().entry("mistral.logit_scale", 6, &2f32.to_le_bytes()).open().is_ok());
 }
+
+/// The ends of a turn and of a message count beside the end of a text.
+#[test]
+fn the_ends_of_a_file_are_those_of_a_text_a_turn_and_a_message() {
+    let ids = [("eos", 1u32), ("eot", 3), ("eom", 5)];
+    let add = |w: Writer, (name, id): &(&str, u32)| w.entry(&format!("tokenizer.ggml.{name}_token_id"), 4, &id.to_le_bytes());
+    let bytes = ids.iter().fold(Writer::llama(), add).bytes();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(crate::weights::ModelFiles::open(&path).unwrap().ends().unwrap(), [1, 3, 5]);
+}
