@@ -142,10 +142,11 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     assert!(text.contains("interrupted after step"), "{text}");
     let step: usize = std::fs::read_to_string(out.join("checkpoints/latest")).expect("a checkpoint").trim().parse().expect("a step");
 
-    // Opening a pipe that nobody reads waits, as a run does in a step that takes long.
-    let (log, kept) = (out.join("log.txt"), out.join("kept.txt"));
-    std::fs::rename(&log, &kept).expect("moved");
-    assert!(Command::new("mkfifo").arg(&log).status().expect("mkfifo").success());
+    // Opening a pipe that nobody reads waits, as a run does in a step that takes long. The metrics are
+    // opened when the model is loaded, the log before.
+    let (metrics, kept) = (out.join("metrics.jsonl"), out.join("kept.jsonl"));
+    std::fs::rename(&metrics, &kept).expect("moved");
+    assert!(Command::new("mkfifo").arg(&metrics).status().expect("mkfifo").success());
     let mut child = start("", &["run", "--resume", &out.display().to_string()]);
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, "loading");
@@ -159,8 +160,8 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert!(!rest(err).contains("interrupted after step"));
-    std::fs::remove_file(&log).expect("removed");
-    std::fs::rename(&kept, &log).expect("moved back");
+    std::fs::remove_file(&metrics).expect("removed");
+    std::fs::rename(&kept, &metrics).expect("moved back");
 
     // As an end in the middle of the next checkpoint leaves it: a file of it cut off, and a
     // temporary one.
