@@ -3,35 +3,12 @@
 use std::path::Path;
 use std::process::Output;
 
-use assert_cmd::Command;
 use serde_json::Value;
 
-fn reprpo(args: &[&str]) -> Output {
-    in_folder(args, Path::new("."), &[])
-}
+use crate::{json, reprpo, reprpo_command, stderr, stdout};
 
 fn in_folder(args: &[&str], folder: &Path, environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    // What the machine has set is not what is tested.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("REPRPO_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("NO_COLOR", "1").envs(environment.iter().copied()).current_dir(folder).args(args).output().expect("it runs")
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(&stdout(output)).expect("JSON")
+    reprpo_command(args).envs(environment.iter().copied()).current_dir(folder).output().expect("it runs")
 }
 
 #[test]

@@ -3,35 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use assert_cmd::Command;
-use serde_json::Value;
-
-use crate::golden;
-
-/// The command in a folder, on a machine that has fetched nothing.
-fn reprpo(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("REPRPO_") {
-            command.env_remove(name);
-        }
-    }
-    let cache = folder.join("cache");
-    command.env("NO_COLOR", "1").env("REPRPO_CACHE", cache).env("HF_HOME", folder).current_dir(folder).args(args).output().expect("it runs")
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(&stdout(output)).expect("JSON")
-}
+use crate::{golden, isolated_command, json, reprpo_in as reprpo, stderr, stdout};
 
 const PAIRS: &str = r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
 {"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
@@ -145,12 +117,9 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
     assert!(scored.contains("\"split\":\"train[:1]\""), "{scored}");
 }
 
-/// The command in a folder, with that on its standard input.
+/// Runs the command in a folder with `input` on its standard input.
 fn piped(folder: &Path, args: &[&str], input: &[u8]) -> Output {
-    let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    let cache = folder.join("cache");
-    command.env("NO_COLOR", "1").env("OMP_NUM_THREADS", "1").env("REPRPO_CACHE", cache).env("HF_HOME", folder);
-    command.current_dir(folder).args(args).write_stdin(input).output().expect("it runs")
+    isolated_command(folder, args).write_stdin(input).output().expect("it runs")
 }
 
 #[test]
@@ -170,7 +139,7 @@ fn standard_input_is_read_as_a_file_is() {
     assert!(stderr(&output).contains("named for several splits: train, test"), "{}", stderr(&output));
 }
 
-/// A run keeps no copy of what was piped in, but it knows what it was.
+/// A run keeps no copy of the piped data, but it records their hash.
 #[test]
 fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     let Some(golden) = golden() else { return };
@@ -193,7 +162,7 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     }
     assert!(eval("", &["--dataset", "pairs.jsonl"]).status.success(), "other pairs may be named");
     assert!(eval(PAIRS, &["--set", "dataset.stdin=none"]).status.success());
-    // What a hint tells to type can be pasted, also where a path has blanks.
+    // The commands in hints can be pasted, even if a path has blanks.
     let there = piped(folder.path(), &run, pairs.as_bytes());
     assert!(stderr(&there).contains("by `--resume 'a run'`"), "{}", stderr(&there));
     let ended = piped(folder.path(), &["run", "--resume", "a run"], pairs.as_bytes());
@@ -201,7 +170,7 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     assert!(text.contains("`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"), "{text}");
 }
 
-/// Files that other programs wrote, as they were reported.
+/// The files come from other programs and were attached to public bug reports.
 #[test]
 fn files_from_the_field_are_read() {
     let Some(golden) = golden() else { return };

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use serde_json::Value;
 
-use crate::golden;
+use crate::{golden, stdout};
 
 fn reprpo(args: &[&str], input: &str) -> Output {
     use std::io::Write;
@@ -19,11 +19,6 @@ fn reprpo(args: &[&str], input: &str) -> Output {
         .expect("it runs");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it listens");
     child.wait_with_output().expect("it ends")
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]

@@ -7,8 +7,8 @@ use assert_cmd::Command;
 use local_hub::{Fault, LocalHub, TOKEN, Traits};
 use serde_json::Value;
 
-use crate::golden;
 use crate::plugins::{BARE, library};
+use crate::{golden, transcript};
 
 /// A hub with the tiny Llama model, a LoRA of it and its pairs; and an empty home.
 struct There {
@@ -66,17 +66,13 @@ impl There {
     }
 }
 
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
 #[test]
 fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_commits() {
     let Some(there) = There::new() else { return };
     let output = there.run("first", &["--model", "org/tiny", "--dataset", "org/pairs", "--init-adapter", "org/adapter"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     let (model, data) = (&there.model, &there.data);
-    assert!(said(&output).contains(&format!("pairs@{}, tiny@{}", &data[..7], &model[..7])), "{}", said(&output));
+    assert!(transcript(&output).contains(&format!("pairs@{}, tiny@{}", &data[..7], &model[..7])), "{}", transcript(&output));
     let config: toml::Table = toml::from_str(&there.text("first/config.toml")).expect("TOML");
     assert_eq!(config["model"].as_str(), Some(format!("org/tiny@{model}").as_str()));
     assert_eq!(config["dataset"]["repo"].as_str(), Some(format!("org/pairs@{data}").as_str()));
@@ -86,7 +82,7 @@ fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_comm
     // The same again, from the cache alone and from what the run wrote.
     there.hub.requests();
     let output = there.run("second", &["--config", "first/config.toml", "--offline"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     assert!(there.hub.requests().is_empty(), "offline nothing is asked");
     let metrics = |run: &str| -> Vec<f64> {
         let losses = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["loss"].as_f64().expect("a loss");
@@ -96,14 +92,14 @@ fn a_model_an_adapter_and_a_data_set_of_the_hub_make_a_run_that_names_their_comm
 
     // A run is evaluated, and an adapter of the hub speaks, on the model that they name.
     let output = there.reprpo(&["eval", "first", "--offline", "--json"]).output().expect("it runs");
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     assert!(there.hub.requests().is_empty());
 }
 
 #[test]
 fn the_doctor_says_which_hub_is_asked_by_whom() {
     let Some(there) = There::new() else { return };
-    let doctor = |variable: (&str, &str)| said(&there.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"));
+    let doctor = |variable: (&str, &str)| transcript(&there.reprpo(&["doctor"]).env(variable.0, variable.1).output().expect("it runs"));
     assert!(doctor(("HF_HUB_OFFLINE", "1")).contains(&format!("{}, offline, no token", there.hub.endpoint())));
     let text = doctor(("HF_TOKEN", TOKEN));
     assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
@@ -116,7 +112,7 @@ fn the_doctor_says_which_hub_is_asked_by_whom() {
 fn data_are_looked_at_with_the_tokenizer_alone() {
     let Some(there) = There::new() else { return };
     let output = there.reprpo(&["data", "inspect", "org/pairs", "--model", "org/tiny"]).output().expect("it runs");
-    assert!(output.status.success() && said(&output).contains("in tokens of org/tiny"), "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).contains("in tokens of org/tiny"), "{}", transcript(&output));
     let fetched: Vec<String> = there.hub.requests().into_iter().map(|r| r.path).collect();
     assert!(fetched.iter().any(|path| path.ends_with("tokenizer.json")) && !fetched.iter().any(|path| path.ends_with("safetensors")), "{fetched:?}");
 }
@@ -126,7 +122,7 @@ fn an_adapter_of_the_hub_speaks() {
     let Some(there) = There::new() else { return };
     let args = ["generate", "org/adapter", "--model", "org/tiny", "--plain", "--prompt", "a b", "--max-new-tokens", "2", "--json"];
     let output = there.reprpo(&args).output().expect("it runs");
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     let listed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(listed[0]["by"], "trained");
 }
@@ -136,13 +132,13 @@ fn the_token_is_in_nothing_that_is_printed_or_written() {
     let Some(there) = There::new() else { return };
     there.hub.describe("models/org/tiny", Traits { private: true, ..Traits::default() });
     let refused = there.run("refused", &["--model", "org/tiny", "--dataset", "org/pairs"]);
-    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    assert!(said(&refused).contains("no model `org/tiny`") && said(&refused).contains("HF_TOKEN") && !there.home.path().join("refused").exists());
+    assert_eq!(refused.status.code(), Some(1), "{}", transcript(&refused));
+    assert!(transcript(&refused).contains("no model `org/tiny`") && transcript(&refused).contains("HF_TOKEN") && !there.home.path().join("refused").exists());
 
     let args = ["run", "--model", "org/tiny", "--dataset", "org/pairs", "--out", "out", "--set", "train.max_pairs=2", "--no-eval", "-vv"];
     let output = there.reprpo(&args).env("HF_TOKEN", TOKEN).env("REPRPO_LOG", "trace").env("RUST_LOG", "trace").output().expect("it runs");
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).len() > 2000 && !said(&output).contains(TOKEN), "the log is there, and the token is not in it");
+    assert!(output.status.success(), "{}", transcript(&output));
+    assert!(transcript(&output).len() > 2000 && !transcript(&output).contains(TOKEN), "the log is there, and the token is not in it");
     let mut folders = vec![there.home.path().to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry")) {
@@ -161,9 +157,9 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     there.hub.describe("models/org/tiny", Traits { gated: true, ..Traits::default() });
     let told = |args: &[&str]| {
         let output = there.reprpo(args).output().expect("it runs");
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));
         assert!(output.stdout.is_empty());
-        said(&output)
+        transcript(&output)
     };
     let generate = |model: &str| told(&["generate", "--model", model, "--plain", "--prompt", "a"]);
     let text = generate("org/tiny");
@@ -193,11 +189,11 @@ fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
     there.hub.fail(&[vec![Fault::Cut(100)], vec![Fault::Cut(0); 20]].concat());
     let output = there.reprpo(&args).output().expect("it runs");
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("the same command goes on from there"), "{}", said(&output));
+    assert!(transcript(&output).contains("the same command goes on from there"), "{}", transcript(&output));
     there.hub.fail(&[]);
     there.hub.requests();
     let output = there.reprpo(&args).output().expect("it runs");
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     assert!(there.hub.requests().iter().any(|r| r.range.is_some()), "it began anew");
 }
 
@@ -214,12 +210,12 @@ fn a_data_set_that_is_loaded_fetches_as_its_host_does() {
         command.env("REPRPO_PLUGIN_DIR", there.home.path()).output().expect("it runs")
     };
     let output = bare(&["--offline"]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("this run is offline") && there.hub.requests().is_empty(), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", transcript(&output));
+    assert!(transcript(&output).contains("this run is offline") && there.hub.requests().is_empty(), "{}", transcript(&output));
     let output = bare(&[]);
-    assert!(output.status.success() && said(&output).contains("2500 pairs"), "{}", said(&output));
-    assert!(said(&output).contains("fetch train.jsonl, MB 3/3"), "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).contains("2500 pairs"), "{}", transcript(&output));
+    assert!(transcript(&output).contains("fetch train.jsonl, MB 3/3"), "{}", transcript(&output));
     let fetched = there.hub.requests().len();
     let output = bare(&["--offline"]);
-    assert!(output.status.success() && fetched > 0 && there.hub.requests().is_empty(), "{}", said(&output));
+    assert!(output.status.success() && fetched > 0 && there.hub.requests().is_empty(), "{}", transcript(&output));
 }

@@ -16,6 +16,7 @@ fn hold(cases: &[Case]) {
     hold_to(&[TRAINING, ADAPTERS], cases);
 }
 
+/// Holds every case to these statements.
 fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
     let violations: Vec<String> = cases
         .par_iter()
@@ -56,7 +57,7 @@ fn every_intervention_holds_them_with_every_adapter() {
     hold(&cases);
 }
 
-/// With nothing set at all: every intervention with the program's default adapter, every adapter with its default intervention.
+/// Nothing is set: every intervention runs with the program's default adapter, and every adapter with its default intervention.
 #[test]
 fn every_method_learns_at_the_defaults() {
     let find = |kind, name: &str| Method::default_of(of(kind).into_iter().find(|e| e.about.name == name).unwrap_or_else(|| panic!("`{name}` is built in")));

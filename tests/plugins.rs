@@ -227,7 +227,7 @@ fn a_run_keeps_which_plugin_it_used_and_asks_for_that_one() {
     let table: toml::Table = toml::from_str(&config).expect("TOML");
     let kept = &table["plugins"][0];
     assert_eq!(kept["version"].as_str(), Some("0.1.0"));
-    // From the run's folder, which is in one tree with the library.
+    // The path is relative to the run's folder, because the library lies in the same tree.
     assert_eq!(kept["path"].as_str(), Some("../mine.so"));
     assert_eq!(kept["sha256"].as_str().map(str::len), Some(64));
     // The configuration brings its plugin along.

@@ -2,12 +2,14 @@
 //! themselves.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 
 use assert_cmd::Command;
 use reprpo_core::weights::write_safetensors;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+
+use crate::{metrics, stderr, transcript};
 
 const WORDS: i64 = 62;
 const HIDDEN: i64 = 16;
@@ -27,7 +29,7 @@ impl Tree {
         self.0.path().join(name)
     }
 
-    /// Pairs with the same lengths and other words for every `shift`.
+    /// Writes eight pairs whose lengths are the same for every `shift`, and whose words differ.
     fn pairs(&self, name: &str, shift: i64) {
         let word = |i: i64| format!("w{}", (i * 7 + shift * 13) % WORDS);
         let text = |from: i64| (from..from + 3).map(word).collect::<Vec<_>>().join(" ");
@@ -45,7 +47,7 @@ impl Tree {
         self.command(folder, args).output().expect("it runs")
     }
 
-    /// What a run in this tree is told.
+    /// The arguments of a run on this tree's model and pairs.
     fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
         let mut args = vec!["run", "--model", "./model", "--dataset", "pairs.jsonl", "--out", out, "--dtype", "f32", "--device", "cpu"];
         for set in ["train.batch=2", "train.accumulate=1", "train.warmup=0", "train.lr=5e-3", "eval.completions=0"] {
@@ -55,29 +57,21 @@ impl Tree {
         args
     }
 
-    /// A run that has ended.
+    /// Runs to the end.
     fn run(&self, out: &str, extra: &[&str]) -> Output {
         let output = self.reprpo("", &self.run_args(out, extra));
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", transcript(&output));
         output
     }
 
-    /// A run that is killed once it has a checkpoint, long before its end.
+    /// Starts a long run and kills it once it has a checkpoint.
     fn killed(&self, out: &str, extra: &[&str]) {
         let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
         self.killed_when(out, &[&long, extra].concat(), |run| run.join("checkpoints/latest").is_file());
     }
 
     fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
-        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
-        command.env("OMP_NUM_THREADS", "1").current_dir(self.0.path()).args(self.run_args(out, extra)).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("it runs");
-        while !when(&self.path(out)) {
-            assert!(child.try_wait().expect("a state").is_none(), "it ended before it could be killed");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        child.kill().expect("it is killed");
-        child.wait().expect("it ends");
+        kill(started(self.0.path(), &self.run_args(out, extra), || when(&self.path(out))));
         assert!(!self.path(out).join("adapter").exists(), "it was killed too late");
     }
 
@@ -92,7 +86,25 @@ impl Tree {
     }
 }
 
-/// A Llama model of two blocks with weights of that seed; `extra` goes into its tokenizer's list of words.
+/// Starts the command in a folder and waits until `when` holds.
+fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
+    command.env("OMP_NUM_THREADS", "1").env_remove("REPRPO_DATA").current_dir(folder).args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("it runs");
+    while !when() {
+        assert!(child.try_wait().expect("a state").is_none(), "it ended too early");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child
+}
+
+fn kill(mut child: Child) {
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+}
+
+/// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it replaces the last word
+/// of the tokenizer.
 fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
     let config = json!({
@@ -131,14 +143,10 @@ fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::write(folder.join("tokenizer_config.json"), json!({ "eos_token": "<eos>" }).to_string()).expect("written");
 }
 
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// What a command that fails as it does for a user's mistake says.
+/// Stderr of a command that failed with exit code 1.
 fn refused(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{}", said(output));
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    assert_eq!(output.status.code(), Some(1), "{}", transcript(output));
+    stderr(output)
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -149,20 +157,15 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn metrics(run: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-    text.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
-}
-
-/// The table that an evaluation prints.
+/// The splits' numbers in the JSON that an evaluation printed.
 fn table(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", said(output));
-    let mut json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(output)));
+    assert!(output.status.success(), "{}", transcript(output));
+    let mut json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", transcript(output)));
     json[0]["splits"].take()
 }
 
 #[test]
-fn what_changed_since_the_checkpoint_is_refused_and_named() {
+fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     let resume = |extra: &[&str]| tree.reprpo("", &[&["run", "--resume", "run"], extra].concat());
@@ -205,12 +208,12 @@ fn what_changed_since_the_checkpoint_is_refused_and_named() {
         assert!(!text.contains(not) && text.contains("hint: `--inexact-resume` "), "{names}: {text}");
         back();
     }
-    // More pairs than before is told with both numbers.
+    // If the number of pairs changed, the message has both numbers.
     std::fs::write(tree.path("pairs.jsonl"), "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n").expect("written");
     let text = refused(&resume(&[]));
     assert!(text.contains("the data: 8 pairs of 112 tokens then, 1 pair of 6 tokens now"), "{text}");
     data(0);
-    // What does not change a step may be another.
+    // Fields that do not change a step may differ.
     tree.edit("run", "max_pairs = 100", "max_pairs = 3");
     tree.edit("run", "checkpoint_every = 1", "checkpoint_every = 100000");
     // A checkpoint of an earlier version cannot be compared.
@@ -221,10 +224,10 @@ fn what_changed_since_the_checkpoint_is_refused_and_named() {
     let text = refused(&tree.reprpo("", &["run", "--resume", "kept"]));
     assert!(text.contains("its checkpoint has no fingerprints") && text.contains("--inexact-resume"), "{text}");
     let output = tree.reprpo("", &["run", "--resume", "kept", "--inexact-resume"]);
-    assert!(output.status.success() && said(&output).contains("warning: resumed after step"), "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).contains("warning: resumed after step"), "{}", transcript(&output));
 
     let output = resume(&[]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     assert!(refused(&resume(&["--inexact-resume"])).contains("has ended"));
 }
 
@@ -243,9 +246,9 @@ fn reference_values_of_other_texts_are_computed_again() {
     for run in ["run", "fresh"] {
         assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
-        let text = said(&output);
+        let text = transcript(&output);
         assert!(output.status.success() && text.contains("it differs from the checkpoint: the data;"), "{text}");
-        // What is in the folder from now on belongs together.
+        // From now on the folder's adapter and data belong together.
         assert!(tree.reprpo("", &["eval", run]).status.success());
     }
     assert_eq!(metrics(&tree.path("run")), metrics(&tree.path("fresh")));
@@ -257,17 +260,16 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     let long = ["--set", "train.epochs=60", "--set", "train.checkpoint_every=3"];
     let auto = |out: &str, extra: &[&str]| tree.reprpo("", &[tree.run_args(out, &long), vec!["--resume", "auto"], extra.to_vec()].concat());
     tree.run("whole", &long);
-    // In the first steps; between two checkpoints; and before there is one.
+    // `a` was killed in its first steps and `b` between two checkpoints; `d` is `b` without its checkpoints; `c` does not exist;
+    // `e` is an empty folder.
     tree.killed_when("a", &long, |run| run.join("checkpoints/latest").is_file());
     tree.killed_when("b", &long, |run| std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 40));
-    tree.killed_when("c", &[], |run| run.join("config.toml").is_file());
     copy(&tree.path("b"), &tree.path("d"));
     std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("it was there");
-    // A checkpoint and a file that were being written.
+    // Leftovers of a checkpoint and of a file that were being written.
     std::fs::create_dir_all(tree.path("a/checkpoints/step-99")).expect("a folder");
     std::fs::write(tree.path("a/.tmpAbc"), "x").expect("written");
     std::fs::create_dir(tree.path("e")).expect("a folder");
-    std::fs::remove_dir_all(tree.path("c")).expect("it was there");
     let bytes = |run: &str| std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter");
     for (run, says) in [
         ("a", "resuming from the last checkpoint"),
@@ -277,7 +279,7 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         ("e", "loading"),
     ] {
         let output = auto(run, &[]);
-        let text = said(&output);
+        let text = transcript(&output);
         assert!(output.status.success() && text.contains(says), "{run}: {text}");
         assert_eq!(metrics(&tree.path(run)), metrics(&tree.path("whole")), "{run}");
         assert!(bytes(run) == bytes("whole"), "{run}");
@@ -287,14 +289,14 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     let first = auto("f", &[]);
     let before = std::fs::metadata(tree.path("f/eval/summary.json")).expect("a summary").modified().expect("a time");
     let again = auto("f", &[]);
-    assert!(again.status.success() && said(&again).contains("already finished: `f`"), "{}", said(&again));
+    assert!(again.status.success() && transcript(&again).contains("already finished: `f`"), "{}", transcript(&again));
     assert_eq!(String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&first.stdout));
     assert_eq!(std::fs::metadata(tree.path("f/eval/summary.json")).expect("a summary").modified().expect("a time"), before);
-    // Killed in the evaluation: it is made up for.
+    // A run that was killed during its evaluation is only evaluated.
     let summary = std::fs::read(tree.path("f/eval/summary.json")).expect("a summary");
     std::fs::remove_dir_all(tree.path("f/eval")).expect("it was there");
     let output = auto("f", &["--json"]);
-    assert!(output.status.success() && said(&output).contains("already trained, evaluating it"), "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).contains("already trained, evaluating it"), "{}", transcript(&output));
     assert!(summary == std::fs::read(tree.path("f/eval/summary.json")).expect("a summary"));
 }
 
@@ -315,7 +317,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         let text = refused(&auto(&extra));
         assert!(text.starts_with("error: the run in `run` has another configuration than this command: ") && text.contains(says), "{extra:?}: {text}");
     }
-    // The same words about other data, which only their content tells.
+    // Data that changed under the same name are found by their content.
     tree.pairs("pairs.jsonl", 1);
     assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
     tree.pairs("pairs.jsonl", 0);
@@ -326,15 +328,15 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(text.contains("`mine` holds no run, but `thesis.txt`") && tree.path("mine/thesis.txt").is_file(), "{text}");
-    // Nor is anything removed that lies in a run without a checkpoint.
+    // In a run without a checkpoint, too, a file that is not the run's own is not removed.
     copy(&tree.path("run"), &tree.path("begun"));
     std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("it was there");
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
     assert!(text.contains("`thesis.txt`, which no run makes") && tree.path("begun/metrics.jsonl").is_file(), "{text}");
-    // `--resume DIR` has all of it from the folder.
+    // `--resume DIR` takes the whole configuration from the folder, so it refuses a flag that would change it.
     let output = tree.reprpo("", &["run", "--resume", "run", "--seed", "1"]);
-    assert!(output.status.code() == Some(2) && said(&output).contains("--seed"), "{}", said(&output));
+    assert!(output.status.code() == Some(2) && transcript(&output).contains("--seed"), "{}", transcript(&output));
 }
 
 #[cfg(unix)]
@@ -342,18 +344,11 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
 fn two_processes_do_not_write_into_one_run() {
     let tree = Tree::new();
     let long = ["--no-eval", "--set", "train.epochs=100000", "--set", "train.checkpoint_every=1"];
-    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
-    command.env("OMP_NUM_THREADS", "1").current_dir(tree.path("")).args(tree.run_args("run", &long)).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().expect("it runs");
-    while !tree.path("run/checkpoints/latest").is_file() {
-        assert!(child.try_wait().expect("a state").is_none());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    let child = started(&tree.path(""), &tree.run_args("run", &long), || tree.path("run/checkpoints/latest").is_file());
     let outputs = [tree.reprpo("", &["run", "--resume", "run"]), tree.reprpo("", &[tree.run_args("run", &long), vec!["--resume", "auto"]].concat())];
-    child.kill().expect("it is killed");
-    child.wait().expect("it ends");
+    kill(child);
     for output in &outputs {
-        assert!(refused(output).contains("another process is writing into `run`"), "{}", said(output));
+        assert!(refused(output).contains("another process is writing into `run`"), "{}", transcript(output));
     }
 }
 
@@ -367,7 +362,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     copy(&tree.path("model"), &tree.path("away/model"));
     std::fs::copy(tree.path("pairs.jsonl"), tree.path("tree/pairs.jsonl")).expect("a copy");
     let output = tree.reprpo("tree", &tree.run_args("runs/a", &[]));
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     let config = tree.config("tree/runs/a");
     assert!(config.contains("\nmodel = \"../../model\"\n") && config.contains("\ntrain = \"../../pairs.jsonl\"\n"), "{config}");
     let summary: Value = serde_json::from_slice(&std::fs::read(tree.path("tree/runs/a/eval/summary.json")).expect("a summary")).expect("JSON");
@@ -391,7 +386,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     same(&tree.reprpo("other", &[&["eval", "../moved/runs/a"], &EVAL[..]].concat()));
     same(&tree.reprpo("other", &[&["eval", "../moved/runs/a/adapter", "--dataset", &data], &EVAL[..]].concat()));
     let output = tree.reprpo("other", &["run", "--config", "../moved/runs/a/config.toml", "--out", "again", "--no-eval"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     assert_eq!(metrics(&tree.path("other/again")), metrics(&tree.path("moved/runs/a")));
 
     // What is found there is compared with what the run recorded.
@@ -401,30 +396,31 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     assert!(text.starts_with("error: the data are not those that `moved/runs/a/config.toml` was made with"), "{text}");
     assert!(text.contains("the `train` pairs: `pairs.jsonl` of") && text.contains("`dataset.train` is `"), "{text}");
     let output = eval(&["--dataset", "moved/pairs.jsonl"]);
-    assert_ne!(table(&output), summary["splits"], "data that are named are taken");
+    assert_ne!(table(&output), summary["splits"], "the data that the command names are used");
     tree.pairs("moved/pairs.jsonl", 0);
     model(&tree.path("moved/model"), 3, "");
     for args in [vec!["generate", "--prompt", "w1"], vec!["export", "--merge", "--out", "x"], vec!["eval"]] {
         let text = refused(&tree.reprpo("", &[&args[..], &["moved/runs/a"]].concat()));
         assert!(text.contains("is not the one that `moved/runs/a/config.toml` was made with"), "{args:?}: {text}");
     }
-    // A model that is named is taken, with a warning if it is another.
-    let generate =
-        |base: &str, target: &str| said(&tree.reprpo("", &["generate", target, "--model", base, "--prompt", "w1 w2", "--max-new-tokens", "2", "--plain"]));
+    // A model that the command names is used, with a warning if the adapter was made for another.
+    let generate = |base: &str, target: &str| {
+        transcript(&tree.reprpo("", &["generate", target, "--model", base, "--prompt", "w1 w2", "--max-new-tokens", "2", "--plain"]))
+    };
     for target in ["moved/runs/a", "moved/runs/a/adapter"] {
         assert!(generate("moved/model", target).contains("which is another model"), "{}", generate("moved/model", target));
         assert!(!generate("away/model", target).contains("warning"), "{}", generate("away/model", target));
     }
-    let score = |base: &str| said(&tree.reprpo("", &["score", "--model", base, "--load-adapter", "moved/runs/a/adapter", "--data", "pairs.jsonl"]));
+    let score = |base: &str| transcript(&tree.reprpo("", &["score", "--model", base, "--load-adapter", "moved/runs/a/adapter", "--data", "pairs.jsonl"]));
     assert!(score("other/model").contains("which is another model") && !score("away/model").contains("warning"), "{}", score("away/model"));
     let output = tree.reprpo("", &tree.run_args("further", &["--init-adapter", "moved/runs/a/adapter", "--set", "model=moved/model"]));
     assert!(
-        output.status.success() && said(&output).contains("warning: the adapter in `moved/runs/a/adapter` was made for the base model"),
+        output.status.success() && transcript(&output).contains("warning: the adapter in `moved/runs/a/adapter` was made for the base model"),
         "{}",
-        said(&output)
+        transcript(&output)
     );
 
-    // Nothing there: the error says who named it.
+    // If nothing is found at a path, the error says which file or flag the path came from.
     std::fs::remove_dir_all(tree.path("moved/model")).expect("it was there");
     std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("it was there");
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
@@ -436,7 +432,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
 }
 
 #[test]
-fn a_run_of_an_earlier_version_says_what_its_paths_begin_at() {
+fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
     let tree = Tree::new();
     tree.run("runs/a", &["--no-eval"]);
     let config = tree.config("runs/a");
@@ -444,7 +440,7 @@ fn a_run_of_an_earlier_version_says_what_its_paths_begin_at() {
     let old = old.replace("../../model", "./model").replace("../../pairs", "pairs");
     std::fs::write(tree.path("runs/a/config.toml"), old).expect("written");
     let output = tree.reprpo("", &[&["eval", "runs/a"], &EVAL[..]].concat());
-    assert!(output.status.success() && said(&output).contains("`runs/a/config.toml` has no section `record`"), "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).contains("`runs/a/config.toml` has no section `record`"), "{}", transcript(&output));
     let text = refused(&tree.reprpo("runs", &[&["eval", "a"], &EVAL[..]].concat()));
     assert!(text.contains("`dataset.train` is `pairs.jsonl` (file a/config.toml)"), "{text}");
     assert!(text.contains("hint: a relative path begins at the folder that the command runs in, which is `"), "{text}");
@@ -485,10 +481,10 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     assert!(text.contains("the reference, the values that training began with are not"), "{text}");
     std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter).expect("written");
     let output = resume();
-    assert!(output.status.success(), "{}", said(&output));
-    // Other test pairs are found out by who evaluates them.
+    assert!(output.status.success(), "{}", transcript(&output));
+    // Test pairs that changed are refused by the evaluation.
     let output = tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", transcript(&output));
     std::fs::write(tree.path("data/sums/test.json"), rows(5)).expect("written");
     let text = refused(&tree.reprpo("elsewhere", &[&["eval", "../runs/a"], &EVAL[..]].concat()));
     assert!(text.contains("the `test` pairs: `test.json`"), "{text}");
@@ -503,34 +499,25 @@ fn a_sweep_does_not_take_over_runs_of_another_configuration() {
     };
     assert!(sweep("train.lr=1e-3").status.success());
     let output = sweep("train.lr=1e-3");
-    assert!(output.status.success() && said(&output).matches("it has ended already").count() == 2, "{}", said(&output));
+    assert!(output.status.success() && transcript(&output).matches("it has ended already").count() == 2, "{}", transcript(&output));
     let text = refused(&sweep("train.lr=2e-3"));
     assert!(text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2 && text.contains("2 of 2 runs failed"), "{text}");
 }
 
 /// The situation of a public bug report: the pairs change between the interruption and `--resume`.
 #[test]
-fn the_case_of_changed_data_of_equal_lengths_is_refused() {
+fn changed_data_of_equal_lengths_are_refused() {
     let Some(golden) = crate::golden() else { return };
     let case = golden.join("../cases/36-resume-changed-data");
     let dir = tempfile::tempdir().expect("a folder");
     let data = dir.path().join("data.jsonl");
     std::fs::copy(case.join("same_a.jsonl"), &data).expect("a copy");
-    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
-    command.env("OMP_NUM_THREADS", "1").current_dir(dir.path()).args(["run", "--no-eval", "--dataset", "data.jsonl", "--out", "run", "--device", "cpu"]);
-    command
-        .args(["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"])
-        .arg("--model")
-        .arg(golden.join("models/llama").canonicalize().expect("a path"));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
-    while !dir.path().join("run/checkpoints/latest").is_file() {
-        assert!(child.try_wait().expect("a state").is_none());
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    child.kill().expect("it is killed");
-    child.wait().expect("it ends");
+    let model = golden.join("models/llama").canonicalize().expect("a path").display().to_string();
+    let run = ["run", "--no-eval", "--dataset", "data.jsonl", "--out", "run", "--device", "cpu", "--model", &model];
+    let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
+    kill(started(dir.path(), &[&run[..], &long].concat(), || dir.path().join("run/checkpoints/latest").is_file()));
     std::fs::remove_file(&data).expect("it was there");
     std::fs::copy(case.join("same_b.jsonl"), &data).expect("a copy");
     let output = Command::cargo_bin("reprpo").expect("the binary").current_dir(dir.path()).args(["run", "--resume", "run"]).output().expect("it runs");
-    assert!(refused(&output).contains("the data is not what its checkpoint was made with"), "{}", said(&output));
+    assert!(refused(&output).contains("the data is not what its checkpoint was made with"), "{}", transcript(&output));
 }

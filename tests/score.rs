@@ -1,16 +1,15 @@
-//! `reprpo score` against transformers: plain text, with models of every architecture, from folders and GGUF files.
+//! Compares `reprpo score` on plain text with transformers, for models of every architecture, from folders and from GGUF
+//! files.
 //!
 //! `score/make.py` wrote the reference values.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
 
-use assert_cmd::Command;
 use reprpo_core::weights::write_safetensors;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::golden;
+use crate::{golden, jsonl, logp_sums, reprpo, stderr, stdout};
 
 #[allow(dead_code, reason = "the tests of the core use the rest")]
 #[path = "../core/src/testing/gguf.rs"]
@@ -42,19 +41,16 @@ impl Values {
         shapes.iter().map(of).collect()
     }
 
-    /// Σ log p of chosen and rejected, one a pair.
+    /// Σ log p of the chosen and the rejected completion of each pair, by transformers.
     fn scores(&self, architecture: &str, rule: &str) -> Vec<[f64; 2]> {
         serde_json::from_value(self.0["models"][architecture]["scores"][rule].clone()).expect("scores")
     }
 
     fn pairs(&self, at: &Path) -> String {
-        let lines: String = self.0["pairs"].as_array().expect("pairs").iter().map(|pair| format!("{pair}\n")).collect();
-        let path = at.join("pairs.jsonl");
-        std::fs::write(&path, lines).expect("written");
-        path.display().to_string()
+        jsonl(at, "pairs.jsonl", self.0["pairs"].as_array().expect("pairs")).display().to_string()
     }
 
-    /// A model's folder, with what `change` makes of its configuration and tensors.
+    /// Writes the model's folder after `change` has edited its configuration and tensors.
     fn folder(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(&mut Value, &mut Vec<(String, Tensor)>)) -> PathBuf {
         std::fs::create_dir_all(at).expect("a folder");
         let mut config = self.config(architecture);
@@ -72,7 +68,8 @@ impl Values {
         at.to_owned()
     }
 
-    /// The same model as a GGUF file, as llama.cpp's converter lays it out; `None`: llama.cpp has no such architecture.
+    /// Writes the same model as a GGUF file, laid out as by llama.cpp's converter. Returns `None` if llama.cpp does not have
+    /// the architecture.
     fn gguf(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(Writer) -> Writer) -> Option<PathBuf> {
         let name = match architecture {
             "llama" => "llama",
@@ -138,12 +135,12 @@ impl Values {
 /// The width of the heads of the models whose rows llama.cpp reorders.
 const HEAD: i64 = 8;
 
-/// Within each head: the halves of Hugging Face's order side by side.
+/// Reorders the rows of each head from Hugging Face's two halves to llama.cpp's interleaved pairs.
 fn pairs_apart(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 2, HEAD / 2, -1]).transpose(1, 2))
 }
 
-/// Queries, keys and values of all heads one after the other.
+/// Reorders the rows of a fused projection: first the queries of all heads, then their keys, then their values.
 fn by_part(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 3, -1]).transpose(0, 1))
 }
@@ -181,18 +178,21 @@ fn gguf_name(architecture: &str, name: &str) -> String {
     format!("blk.{layer}.{theirs}.{part}")
 }
 
-fn reprpo(args: &[&str]) -> Output {
-    Command::cargo_bin("reprpo").expect("the binary").env("OMP_NUM_THREADS", "1").env("NO_COLOR", "1").args(args).output().expect("it runs")
-}
-
-/// The scores of a model, and what it says on stderr.
+/// Scores the pairs; returns Σ log p of both completions of each, and the command's stderr.
 fn scored(model: &Path, pairs: &str) -> (Vec<[f64; 2]>, String) {
     let output = reprpo(&["score", "--device", "cpu", "--dtype", "f32", "--json", "--data", pairs, "--model", &model.display().to_string()]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{}: {told}", model.display());
-    let lines = String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>();
-    let side = |line: &Value, side: &str| line[side]["logp_sum"].as_f64().expect("a number");
-    (lines.iter().map(|line| [side(line, "chosen"), side(line, "rejected")]).collect(), told)
+    assert!(output.status.success(), "{}: {}", model.display(), stderr(&output));
+    (logp_sums(&output), stderr(&output))
+}
+
+/// Trains the model with a learning rate that changes nothing and exports the run, so that the returned folder must score
+/// as the model.
+fn trained_and_exported(dir: &Path, model: &Path, pairs: &str) -> PathBuf {
+    let (run, merged) = (dir.join("run").display().to_string(), dir.join("merged"));
+    let model = model.display().to_string();
+    stdout(&reprpo(&["run", "--no-eval", "--set", "train.lr=1e-12", "--device", "cpu", "--model", &model, "--dataset", pairs, "--out", &run]));
+    stdout(&reprpo(&["export", &run, "--merge", "--out", &merged.display().to_string()]));
+    merged
 }
 
 fn assert_near(found: &[[f64; 2]], expected: &[[f64; 2]], what: &str) {
@@ -212,10 +212,10 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
         let folder = values.folder(&dir.path().join(architecture), architecture, bos, |_, _| {});
         let gguf = values.gguf(&dir.path().join(format!("{architecture}.gguf")), architecture, bos, |w| w);
         for model in [Some(folder), gguf].into_iter().flatten() {
-            let (found, told) = scored(&model, &pairs);
+            let (found, log) = scored(&model, &pairs);
             assert_near(&found, &values.scores(architecture, rule), &model.display().to_string());
-            // Qwen 2's folder has the cutting of its class in transformers, which the command says.
-            let odd: Vec<&str> = told.lines().filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`")).collect();
+            // For Qwen 2's folder the command warns that it splits text as the tokenizer class in transformers does.
+            let odd: Vec<&str> = log.lines().filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`")).collect();
             assert!(odd.is_empty(), "{odd:?}");
             files += 1;
         }
@@ -234,36 +234,28 @@ fn plain_text_scores_as_in_transformers_with_a_bos_rule() {
 }
 
 #[test]
-fn a_model_with_a_head_of_its_own_is_told_of_and_exported_as_such() {
+fn an_untied_head_is_used_with_a_warning_and_exported_although_the_configuration_says_tied() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
-    let at = |name: &str| dir.path().join(name);
-    // The llama's head is its own, whatever its configuration says.
-    let model = values.folder(&at("tied"), "llama", false, |config, _| config["tie_word_embeddings"] = json!(true));
+    // This model's file has an untied head, although its configuration says that the head is tied.
+    let model = values.folder(&dir.path().join("tied"), "llama", false, |config, _| config["tie_word_embeddings"] = json!(true));
     let expected = values.scores("llama", "plain");
-    let (found, told) = scored(&model, &pairs);
-    assert_near(&found, &expected, "a head of its own");
-    assert!(told.contains("WARN") && told.contains("`lm_head.weight` differs") && told.contains("tie_word_embeddings"), "{told}");
+    let (found, log) = scored(&model, &pairs);
+    assert_near(&found, &expected, "an untied head");
+    assert!(log.contains("WARN") && log.contains("`lm_head.weight` differs") && log.contains("tie_word_embeddings"), "{log}");
 
-    // The run trains nothing, so its export is the model.
-    let args = ["--device", "cpu", "--model", &model.display().to_string(), "--dataset", &pairs, "--out", &at("run").display().to_string()].map(str::to_owned);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let run = reprpo(&[&["run", "--no-eval", "--set", "train.lr=1e-12"][..], &args].concat());
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let exported = reprpo(&["export", &at("run").display().to_string(), "--merge", "--out", &at("merged").display().to_string()]);
-    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
-    let config: Value = serde_json::from_slice(&std::fs::read(at("merged/config.json")).expect("a configuration")).expect("JSON");
+    let merged = trained_and_exported(dir.path(), &model, &pairs);
+    let config: Value = serde_json::from_slice(&std::fs::read(merged.join("config.json")).expect("a configuration")).expect("JSON");
     assert_eq!(config["tie_word_embeddings"], false);
-    let (found, told) = scored(&at("merged"), &pairs);
+    let (found, log) = scored(&merged, &pairs);
     assert_near(&found, &expected, "exported");
-    assert!(!told.contains("WARN"), "{told}");
+    assert!(!log.contains("WARN"), "{log}");
 }
 
 #[test]
-fn a_file_with_another_prefix_scores_the_same_and_is_exported_so() {
+fn a_model_whose_tensors_lack_the_prefix_scores_the_same_and_can_be_exported() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
-    let at = |name: &str| dir.path().join(name).display().to_string();
     let model = values.folder(&dir.path().join("model"), "qwen3", false, |_, tensors| {
         for (name, _) in tensors.iter_mut() {
             *name = name.replacen("model.", "", 1);
@@ -271,15 +263,12 @@ fn a_file_with_another_prefix_scores_the_same_and_is_exported_so() {
     });
     let expected = values.scores("qwen3", "plain");
     assert_near(&scored(&model, &pairs).0, &expected, "without a prefix");
-    let run = reprpo(&["run", "--no-eval", "--set", "train.lr=1e-12", "--device", "cpu", "--model", &at("model"), "--dataset", &pairs, "--out", &at("run")]);
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let exported = reprpo(&["export", &at("run"), "--merge", "--out", &at("merged")]);
-    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
-    assert_near(&scored(&dir.path().join("merged"), &pairs).0, &expected, "exported");
+    let merged = trained_and_exported(dir.path(), &model, &pairs);
+    assert_near(&scored(&merged, &pairs).0, &expected, "exported");
 }
 
 #[test]
-fn a_gguf_file_is_scaled_and_cut_as_its_folder() {
+fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     let at = |name: &str| dir.path().join(name);
@@ -297,18 +286,18 @@ fn a_gguf_file_is_scaled_and_cut_as_its_folder() {
             w
         })
         .expect("a file");
-    let (found, told) = scored(&file, &pairs);
+    let (found, log) = scored(&file, &pairs);
     assert_near(&found, &values.scores("llama", "plain"), "without `pre`");
-    assert!(told.contains("WARN") && told.contains("`tokenizer.ggml.pre`") && told.contains("GPT-2"), "{told}");
+    assert!(log.contains("WARN") && log.contains("`tokenizer.ggml.pre`") && log.contains("GPT-2"), "{log}");
 
     let file = values.gguf(&at("x.gguf"), "llama", false, |w| w.float("logit_scale", 0.5)).expect("a file");
     let refused = reprpo(&["score", "--device", "cpu", "--data", &pairs, "--model", &file.display().to_string()]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("`llama.logit_scale` (0.5)"));
+    assert!(stderr(&refused).contains("`llama.logit_scale` (0.5)"), "{}", stderr(&refused));
 }
 
 #[test]
-fn a_pair_beside_a_longer_one_scores_what_it_scores_alone() {
+fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = [
@@ -316,15 +305,11 @@ fn a_pair_beside_a_longer_one_scores_what_it_scores_alone() {
         json!({ "prompt": "A longer one:  the 12 grey boats lie in the old harbour and wait for the wind, and",
             "chosen": " nobody knows when it will come, says the man.", "rejected": " they're sold." }),
     ];
-    let write = |name: &str, pairs: &[Value]| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, pairs.iter().map(|pair| format!("{pair}\n")).collect::<String>()).expect("written");
-        path.display().to_string()
-    };
+    let write = |name: &str, pairs: &[Value]| jsonl(dir.path(), name, pairs).display().to_string();
     let (alone, both) = (write("alone.jsonl", &pairs[..1]), write("both.jsonl", &pairs));
     let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
         "original_max_position_embeddings": 24 });
-    // By transformers, one sequence at a time.
+    // The expected scores are those of transformers for one sequence at a time.
     for (context, rope, expected) in
         [(16, json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 }), [-82.7032, -83.3778]), (64, long, [-82.8420, -82.1845])]
     {

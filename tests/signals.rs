@@ -1,4 +1,4 @@
-//! What a run does when the system asks it to end.
+//! Runs that a signal asks to end.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::golden;
 
-/// The command, started with `trap` (a line for `sh`) and its stderr in a pipe.
-fn start(trap: &str, args: &[&str]) -> Child {
+/// Starts the command from a shell that first runs `trap`, with stderr in a pipe.
+fn start(trap: &str, args: &[impl AsRef<std::ffi::OsStr>]) -> Child {
     Command::new("sh")
         .args(["-c", &format!("{trap} exec \"$@\""), "sh"])
         .arg(assert_cmd::cargo::cargo_bin!("reprpo"))
@@ -33,7 +33,7 @@ fn hang_up() -> &'static str {
     if mask.is_some_and(|mask| mask & 1 == 1) { "TERM" } else { "HUP" }
 }
 
-/// Reads stderr up to a line with `sign`.
+/// Reads stderr up to and including a line that contains `sign`.
 fn until(err: &mut impl BufRead, sign: &str) -> String {
     let mut text = String::new();
     while !text.contains(sign) {
@@ -48,7 +48,7 @@ fn rest(mut err: impl BufRead) -> String {
     text
 }
 
-/// A run that takes some seconds.
+/// The arguments of a run that takes some seconds.
 fn training(golden: &Path, out: &Path, extra: &[&str]) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
     let (model, data) = (path(&golden.join("models/llama")), path(&golden.join("trl/pairs.jsonl")));
@@ -79,7 +79,7 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
     for (run, name) in ["TERM", hang_up(), "USR1", "USR2"].into_iter().enumerate() {
         let out = dir.path().join(run.to_string());
         let args = training(&golden, &out, &LONG);
-        let mut child = start("", &args.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut child = start("", &args);
         let mut err = BufReader::new(child.stderr.take().expect("stderr"));
         until(&mut err, READY);
         signal(&child, name);
@@ -90,14 +90,13 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
     }
 }
 
-/// Nothing that is written to the closed terminal may end the run before its checkpoint is there.
+/// A failed write to the closed terminal must not end the run before its checkpoint is written.
 #[test]
 fn a_closed_terminal_leaves_a_checkpoint() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
-    let args = training(&golden, &out, &LONG);
-    let mut child = start("", &args.iter().map(String::as_str).chain(["-v"]).collect::<Vec<_>>());
+    let mut child = start("", &training(&golden, &out, &[&LONG[..], &["-v"]].concat()));
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, "loading");
     drop(err);
@@ -116,7 +115,7 @@ fn a_run_that_was_started_by_nohup_outlives_its_terminal() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args = training(&golden, &out, &["--set", "train.epochs=2"]);
-    let mut child = start("trap '' HUP;", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut child = start("trap '' HUP;", &args);
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, READY);
     signal(&child, "HUP");
@@ -131,10 +130,10 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
     let args = training(&golden, &out, &["--set", "train.epochs=8", "--set", "train.checkpoint_every=1"]);
-    let mut child = start("", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut child = start("", &args);
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, READY);
-    // Two at once are one wish.
+    // Two signals in quick succession count as one request.
     signal(&child, "TERM");
     signal(&child, "USR1");
     let text = rest(err);
@@ -142,8 +141,8 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     assert!(text.contains("interrupted after step"), "{text}");
     let step: usize = std::fs::read_to_string(out.join("checkpoints/latest")).expect("a checkpoint").trim().parse().expect("a step");
 
-    // Opening a pipe that nobody reads waits, as a run does in a step that takes long. The metrics are
-    // opened when the model is loaded, the log before.
+    // Opening a pipe that nobody reads blocks, as if a step took long. The run opens its metrics after the model is
+    // loaded, and its log before that.
     let (metrics, kept) = (out.join("metrics.jsonl"), out.join("kept.jsonl"));
     std::fs::rename(&metrics, &kept).expect("moved");
     assert!(Command::new("mkfifo").arg(&metrics).status().expect("mkfifo").success());
@@ -163,8 +162,7 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     std::fs::remove_file(&metrics).expect("removed");
     std::fs::rename(&kept, &metrics).expect("moved back");
 
-    // As an end in the middle of the next checkpoint leaves it: a file of it cut off, and a
-    // temporary one.
+    // An exit while the next checkpoint was being written leaves a file that is cut off and a temporary one.
     let next = out.join(format!("checkpoints/step-{}", step + 1));
     let whole = std::fs::read(out.join(format!("checkpoints/step-{step}/parameters.safetensors"))).expect("parameters");
     std::fs::create_dir(&next).expect("a folder");
@@ -173,7 +171,7 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     resumes(&out);
     let uninterrupted = dir.path().join("whole");
     let args = training(&golden, &uninterrupted, &["--set", "train.epochs=8"]);
-    let output = start("", &args.iter().map(String::as_str).collect::<Vec<_>>()).wait_with_output().expect("it ends");
+    let output = start("", &args).wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let bytes = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter");
     assert!(bytes(&out) == bytes(&uninterrupted));

@@ -1,27 +1,21 @@
-//! Models whose tokenizer is said in several files, and tokens that a model does not have.
+//! Tokenizers that several files describe, and tokens that the model does not have.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::golden;
+use crate::{golden, jsonl, logp_sums, reprpo, stderr, stdout};
 
-fn reprpo(args: &[&str]) -> Output {
-    Command::new(assert_cmd::cargo::cargo_bin!("reprpo")).env("NO_COLOR", "1").env("OMP_NUM_THREADS", "1").args(args).output().expect("it runs")
-}
-
+/// Stdout and stderr of a command that succeeds.
 fn done(args: &[&str]) -> (String, String) {
     let output = reprpo(args);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    (text(&output.stdout), text(&output.stderr))
+    (stdout(&output), stderr(&output))
 }
 
-/// A JSON file, and a change to it.
+/// The name of a JSON file, and the change to make to it.
 type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
 
-/// A copy of the golden model `base` in `dir`, with `edit` done to the JSON file of that name.
+/// Copies the golden model `base` into a new folder in `dir`, makes these edits to the copy, and returns its path.
 fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
     let from = golden.join("models").join(base);
     let to = dir.join(format!("{base}-{}", std::fs::read_dir(dir).expect("a folder").count()));
@@ -45,18 +39,14 @@ fn flags(content: &str, strips: bool) -> Value {
 }
 
 fn pairs(dir: &Path, name: &str, rows: &[[&str; 3]]) -> PathBuf {
-    let line = |[prompt, chosen, rejected]: &[&str; 3]| json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected }).to_string();
-    let path = dir.join(name);
-    std::fs::write(&path, rows.iter().map(line).collect::<Vec<_>>().join("\n") + "\n").expect("written");
-    path
+    let row = |[prompt, chosen, rejected]: &[&str; 3]| json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected });
+    jsonl(dir, name, &rows.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Log-probabilities of chosen and rejected of the first pair.
+/// Σ log p of the chosen and the rejected completion of the first pair.
 fn score(model: &str, data: &Path) -> [f64; 2] {
     let data = data.display().to_string();
-    let (text, _) = done(&["score", "--model", model, "--data", &data, "--device", "cpu", "--dtype", "f32", "--json"]);
-    let row: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
-    ["chosen", "rejected"].map(|part| row[part]["logp_sum"].as_f64().expect("a number"))
+    logp_sums(&reprpo(&["score", "--model", model, "--data", &data, "--device", "cpu", "--dtype", "f32", "--json"]))[0]
 }
 
 fn near(found: [f64; 2], expected: [f64; 2]) {
@@ -65,7 +55,7 @@ fn near(found: [f64; 2], expected: [f64; 2]) {
 
 /// The expected values are those of transformers 5.23 on the same folder.
 #[test]
-fn flags_in_tokenizer_config_go_before_those_in_tokenizer_json() {
+fn flags_in_tokenizer_config_override_those_in_tokenizer_json() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -120,13 +110,13 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
     let dir = tempfile::tempdir().expect("a folder");
     let tokens = |model: &str, limit: &str| {
         let args = ["generate", "--model", model, "--prompt", "Name a river.", "--max-new-tokens", limit, "--device", "cpu", "--dtype", "f32", "--json"];
-        let (text, told) = done(&args);
-        (serde_json::from_str::<Value>(&text).expect("JSON")[0]["tokens"].as_u64(), told)
+        let (text, log) = done(&args);
+        (serde_json::from_str::<Value>(&text).expect("JSON")[0]["tokens"].as_u64(), log)
     };
     let ends = |ids: Value| move |c: &mut Value| c["eos_token_id"] = ids.clone();
     let none = copy(&golden, "llama", dir.path(), &[]);
     assert_eq!(tokens(&none, "12").0, Some(12));
-    // 379 (`ask`) is the fifth token that the model makes.
+    // 379 (`ask`) is the fifth token that the model generates.
     for (file, ids) in [("generation_config.json", json!([2, 379])), ("config.json", json!([2, 379])), ("generation_config.json", json!(379))] {
         let model = copy(&golden, "llama", dir.path(), &[(file, &ends(ids.clone()))]);
         assert_eq!(tokens(&model, "12").0, Some(5), "{file} {ids}");
@@ -154,26 +144,26 @@ fn a_model_without_an_end_token_is_warned_about() {
     ];
     let warning = "warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its 3 tokens";
     let generate = |model: &str| done(&["generate", "--model", model, "--plain", "--prompt", "a", "--max-new-tokens", "3", "--device", "cpu"]).1;
-    let told = generate(&copy(&golden, "llama", dir.path(), &edits));
-    assert!(told.contains(warning), "{told}");
-    let told = generate(&golden.join("models/llama").display().to_string());
-    assert!(!told.contains("names a token"), "{told}");
+    let log = generate(&copy(&golden, "llama", dir.path(), &edits));
+    assert!(log.contains(warning), "{log}");
+    let log = generate(&golden.join("models/llama").display().to_string());
+    assert!(!log.contains("names a token"), "{log}");
     // The same for the completions of an evaluation.
     let model = copy(&golden, "llama", dir.path(), &edits);
     let data = pairs(dir.path(), "pairs.jsonl", &[["Is it so? ", "Yes, it is.", "No, never."]]).display().to_string();
-    let (_, told) = done(&["eval", "--model", &model, "--dataset", &data, "--device", "cpu", "--set", "eval.completion_tokens=3"]);
-    assert!(told.contains(warning), "{told}");
+    let (_, log) = done(&["eval", "--model", &model, "--dataset", &data, "--device", "cpu", "--set", "eval.completion_tokens=3"]);
+    assert!(log.contains(warning), "{log}");
 }
 
 #[test]
 fn the_progress_of_completions_ends_at_its_total() {
     let Some(golden) = golden() else { return };
     let (model, data) = (golden.join("models/llama").display().to_string(), golden.join("trl/pairs.jsonl").display().to_string());
-    // The fourth token of one answer ends in the middle of a character, which is told once more.
+    // The fourth token of one answer ends in the middle of a character, so that the answer's last text comes after its last token.
     let sets = ["--set", "eval.completion_tokens=4", "--set", "eval.completions=8", "--set", "eval.splits=[\"train[:6]\"]"];
-    let (_, told) = done(&[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat());
-    let last = told.lines().rfind(|line| line.starts_with("completions ")).expect("a line of progress").to_owned();
+    let (_, log) = done(&[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat());
+    let last = log.lines().rfind(|line| line.starts_with("completions ")).expect("a line of progress").to_owned();
     let place = last.split_whitespace().nth(1).expect("a place");
     let (done, total) = place.split_once('/').expect("of a total");
-    assert_eq!(done, total, "{told}");
+    assert_eq!(done, total, "{log}");
 }

@@ -1,51 +1,19 @@
-//! Which tokens a pair becomes, and what `score`, `eval` and `run` say about the pairs that they change.
+//! The token ids of pairs, and the reports of `score`, `eval` and `run` about pairs that they drop or cut.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use assert_cmd::Command;
 use reprpo_core::weights::{Extent, locate};
 use serde_json::{Value, json};
 
-use crate::golden;
-
-fn reprpo(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("reprpo").expect("the binary");
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("REPRPO_") {
-            command.env_remove(name);
-        }
-    }
-    let cache = folder.join("cache");
-    let command = command.env("NO_COLOR", "1").env("OMP_NUM_THREADS", "1").env("REPRPO_CACHE", cache).env("HF_HOME", folder);
-    command.current_dir(folder).args(args).output().expect("it runs")
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn lines(output: &Output) -> Vec<Value> {
-    stdout(output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
+use crate::{golden, json_lines as lines, jsonl, logp_sums, reprpo_in as reprpo, stderr, stdout};
 
 fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-fn jsonl(folder: &Path, name: &str, rows: &[Value]) -> PathBuf {
-    let path = folder.join(name);
-    std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
-    path
-}
-
-/// The ids that TRL's own trainer gets, by folder: a tokenizer with its chat template each.
+/// Each folder has a tokenizer with its chat template, and rows with the ids that TRL's own trainer produces for them.
 #[test]
 fn pairs_have_the_ids_that_trl_gives_them() {
     let Some(golden) = golden() else { return };
@@ -61,7 +29,7 @@ fn pairs_have_the_ids_that_trl_gives_them() {
             continue;
         };
         let text = std::fs::read_to_string(golden.join("trl_tokens").join(folder).join("rows.jsonl")).expect("rows");
-        // A file holds rows of one shape.
+        // All rows of a data file must have the same shape.
         let mut shapes: BTreeMap<(bool, bool), Vec<Value>> = BTreeMap::new();
         for line in text.lines() {
             let row: Value = serde_json::from_str(line).expect("JSON");
@@ -89,7 +57,7 @@ fn pairs_have_the_ids_that_trl_gives_them() {
     assert!(compared > 55 && empty_prompts >= 1, "{compared} rows, {empty_prompts} without a prompt");
 }
 
-/// A tokenizer of letters with a BOS before a text, and the merge of a blank with `B`.
+/// Writes a tokenizer of single letters that puts a BOS before a text and merges a blank with `B`.
 fn tokenizer(folder: &Path) -> PathBuf {
     let letters = ('a'..='z').chain('A'..='Z').map(String::from).chain(["Ġ", ":", ".", "ĠB"].map(String::from));
     let vocabulary: BTreeMap<String, usize> = ["<s>".to_owned(), "</s>".to_owned()].into_iter().chain(letters).zip(0..).collect();
@@ -112,7 +80,7 @@ fn tokenizer(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn tokens_are_listed_pair_by_pair_with_their_rows_places() {
+fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
     let dir = tempfile::tempdir().expect("a folder");
     let tokenizer = tokenizer(dir.path());
     let rows = [
@@ -126,9 +94,9 @@ fn tokens_are_listed_pair_by_pair_with_their_rows_places() {
     let output = run(&[]);
     let want = "0  <s>Say:  chosen ⟨ B</s>⟩  rejected ⟨ ab</s>⟩\n2  <s>Say:  chosen ⟨</s>⟩  rejected ⟨d</s>⟩\n";
     assert_eq!(stdout(&output), want);
-    let told = stderr(&output);
-    assert!(told.contains("than before a completion: 1. ") && told.contains("this end of the prompt is left out: \" \"\n"), "{told}");
-    assert!(told.contains("pairs with an empty completion: 1\n"), "{told}");
+    let log = stderr(&output);
+    assert!(log.contains("than before a completion: 1. ") && log.contains("this end of the prompt is left out: \" \"\n"), "{log}");
+    assert!(log.contains("pairs with an empty completion: 1\n"), "{log}");
     let colours = stdout(&run(&["--color", "always"]));
     assert!(colours.contains("\x1b[2m<s>Say:\x1b[0m") && colours.contains("\x1b[32m⟨ B</s>⟩\x1b[0m"), "{colours:?}");
 
@@ -151,7 +119,7 @@ fn tokens_are_listed_pair_by_pair_with_their_rows_places() {
     assert_eq!(inspected["splits"][0]["examples"][0]["chosen"]["ids"], json!([bos, say[0], say[1], say[2], say[3], 57, 1]));
 }
 
-/// A small model with a tokenizer of its own: `plain`, or `bos`, which puts a BOS before plain text.
+/// Writes a small golden model with another tokenizer: `plain`, or `bos`, which puts a BOS before plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
     std::fs::create_dir_all(&made).expect("a folder");
@@ -168,9 +136,9 @@ fn score(folder: &Path, model: &Path, data: &Path, more: &[&str]) -> Output {
     reprpo(folder, &[&["score", "--device", "cpu", "--dtype", "f32", "--model", utf8(model), "--data", utf8(data)], more].concat())
 }
 
+/// The scores of chosen and rejected, pair after pair.
 fn logps(output: &Output) -> Vec<f64> {
-    let both = |line: Value| ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"));
-    lines(output).into_iter().flat_map(both).collect()
+    logp_sums(output).concat()
 }
 
 fn near(found: &[f64], want: &[f64], tolerance: f64) {
@@ -178,8 +146,9 @@ fn near(found: &[f64], want: &[f64], tolerance: f64) {
     assert!(found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance), "{found:?}, not {want:?}");
 }
 
-/// What transformers 5.23 gives, float32: `tokenizer(prompt + completion + eos)` through the model, scored behind the ids
-/// that the prompt and both texts begin with. The numbers of a row are two pairs, chosen and rejected.
+/// Scores by transformers 5.23 in float32. `tokenizer(prompt + completion + eos)` goes through the model, and the tokens
+/// after the ids that the prompt and both texts have in common are scored. A row has a model, a tokenizer, and the scores
+/// of two pairs, chosen before rejected.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -249,9 +218,9 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     assert_eq!(found[0], json!({"index": 0, "split": "train", "dropped": "prompt_too_long", "reason": reason}));
     assert_eq!((&found[1]["index"], &found[1]["truncated"], found.len()), (&json!(2), &json!(true), 2));
     assert!(found[1]["reason"].as_str().is_some_and(|why| why.starts_with("cut to 10 tokens: the rejected completion lost ")), "{}", found[1]);
-    let told = stderr(&output);
-    assert!(told.contains("a pair may have 10 tokens (`train.max_length`, flag --max-length)\n"), "{told}");
-    assert!(told.contains("pairs to score in `train`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{told}");
+    let log = stderr(&output);
+    assert!(log.contains("a pair may have 10 tokens (`train.max_length`, flag --max-length)\n"), "{log}");
+    assert!(log.contains("pairs to score in `train`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{log}");
     let table = stdout(&score(dir.path(), &model, &file, &ten));
     assert!(table.contains("dropped: the prompt leaves no room") && table.contains("cut to 10 tokens: "), "{table}");
     assert!(table.ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"), "{table}");
@@ -266,9 +235,10 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     assert!(whole.contains("pairs are scored whole, however long they are\n"), "{whole}");
 }
 
-/// transformers gives the whole completions these log-probabilities, and 512 tokens of them the same ones.
+/// The two completions differ only in their length and are both longer than 512 tokens, so that cut to 512 tokens they
+/// would have equal scores.
 #[test]
-fn long_completions_are_scored_whole_or_said_to_be_cut() {
+fn long_completions_are_scored_whole_or_reported_as_cut() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
@@ -277,7 +247,7 @@ fn long_completions_are_scored_whole_or_said_to_be_cut() {
     let whole = lines(&score(dir.path(), &model, &file, &["--json"]));
     assert_eq!((&whole[0]["truncated"], whole[0].get("reason")), (&json!(false), None));
     assert!(whole[0]["chosen"]["tokens"].as_u64().is_some_and(|n| n > 512) && whole[0]["chosen"] != whole[0]["rejected"], "{}", whole[0]);
-    // As much again is more than the model is made for.
+    // These completions are longer than the model's context.
     let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": "Tell me.", "chosen": text(400), "rejected": text(500)})]);
     let output = score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]);
     assert_eq!(lines(&output)[0]["truncated"], true);
@@ -292,7 +262,7 @@ fn long_completions_are_scored_whole_or_said_to_be_cut() {
     assert!(stderr(&output).contains("warning: pairs that are longer than the model's context of 2048 tokens: 1\n"), "{}", stderr(&output));
     let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": text(400), "chosen": " yes", "rejected": " no"})]);
     let dropped = lines(&score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]));
-    assert_eq!((&dropped[0]["dropped"], dropped.len()), (&json!("prompt_too_long"), 1), "a score of no pair still answers for every row");
+    assert_eq!((&dropped[0]["dropped"], dropped.len()), (&json!("prompt_too_long"), 1), "every row is reported, even if no pair can be scored");
     for command in ["inspect", "tokens"] {
         let output = reprpo(dir.path(), &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"]);
         let said = (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
@@ -300,12 +270,12 @@ fn long_completions_are_scored_whole_or_said_to_be_cut() {
     }
     let prompt = text(400);
     let generate = ["generate", "--device", "cpu", "--dtype", "f32", "--max-new-tokens", "1", "--plain", "--model", utf8(&model), "--prompt", &prompt];
-    let told = stderr(&reprpo(dir.path(), &generate));
-    assert!(told.contains("warning: the prompt has ") && told.contains(" tokens, more than the model's context of 2048\n"), "{told}");
+    let log = stderr(&reprpo(dir.path(), &generate));
+    assert!(log.contains("warning: the prompt has ") && log.contains(" tokens, more than the model's context of 2048\n"), "{log}");
 }
 
 #[test]
-fn a_run_reads_all_that_it_will_score_and_says_what_is_odd_before_it_begins() {
+fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let here = dir.path();
@@ -317,15 +287,15 @@ fn a_run_reads_all_that_it_will_score_and_says_what_is_odd_before_it_begins() {
     let more = ["--set", "train.max_length=9", "--set", "eval.completions=0", "--set", "dataset.test=test.jsonl"];
     let output = reprpo(here, &[&run[..], &more].concat());
     assert_eq!(output.status.code(), Some(1));
-    let told = stderr(&output);
-    assert!(told.contains("the split `test` cannot be used\n  because cannot read line 3 of `test.jsonl`\n  because there is no column `rejected`"), "{told}");
-    assert!(!here.join("out").exists(), "nothing has begun");
+    let log = stderr(&output);
+    assert!(log.contains("the split `test` cannot be used\n  because cannot read line 3 of `test.jsonl`\n  because there is no column `rejected`"), "{log}");
+    assert!(!here.join("out").exists(), "the run must not have begun");
 
     jsonl(here, "test.jsonl", &[good, json!({"prompt": "a b c d e f g h i j", "chosen": " c", "rejected": " r"})]);
-    let told = stderr(&reprpo(here, &[&run[..], &more].concat()));
-    assert_eq!(told.matches("than before a completion: 5. ").count(), 1, "{told}");
-    assert!(told.contains("begin with the prompt, which is then read twice: 5\n"), "{told}");
-    assert!(told.contains("pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{told}");
+    let log = stderr(&reprpo(here, &[&run[..], &more].concat()));
+    assert_eq!(log.matches("than before a completion: 5. ").count(), 1, "{log}");
+    assert!(log.contains("begin with the prompt, which is then read twice: 5\n"), "{log}");
+    assert!(log.contains("pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{log}");
     let scored = std::fs::read_to_string(here.join("out/eval/pairs.jsonl")).expect("scores");
     let test: Vec<Value> = scored.lines().map(|l| serde_json::from_str(l).expect("JSON")).filter(|l: &Value| l["split"] == "test").collect();
     assert_eq!((&test[0]["truncated"], &test[1]["dropped"], &test[1]["index"]), (&json!(true), &json!("prompt_too_long"), &json!(1)));
@@ -343,7 +313,7 @@ fn the_help_states_the_limits() {
     assert!(help(&["eval"]).contains("a run's own `train.max_length` when not given"));
     assert!(help(&["data", "inspect"]).contains("512 when not given"));
     assert!(help(&["data", "tokens"]).contains("no limit when not given"));
-    // What the hints of data sets name is there.
+    // `score` has the flags that the hints of data sets name.
     let score = help(&["score"]);
     assert!(["--set", "--data-dir", "--columns", "--no-special-tokens", "--max-length"].iter().all(|flag| score.contains(flag)), "{score}");
 }

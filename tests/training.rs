@@ -6,7 +6,7 @@ use std::process::Output;
 use assert_cmd::Command;
 use serde_json::Value;
 
-use crate::golden;
+use crate::{golden, json, metrics, reprpo, stderr};
 
 /// `reprpo run` on the tiny Llama model and its pairs.
 fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
@@ -17,11 +17,6 @@ fn run(golden: &Path, out: &Path, extra: &[&str]) -> Output {
         command.arg("--model").arg(golden.join("models/llama"));
     }
     command.arg("--dataset").arg(golden.join("trl/pairs.jsonl")).arg("--out").arg(out).args(extra).output().expect("it runs")
-}
-
-fn metrics(out: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics");
-    text.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
 }
 
 fn number(line: &Value, name: &str) -> f64 {
@@ -251,7 +246,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
     ]
     .concat();
     let equal = pair("Where do fish live?", " In water.", " In water.");
-    // They differ only behind the 30th token.
+    // These two differ only after the 30th token.
     let cut =
         pair("Name a fruit that is red.", " An apple is red, and so is a cherry when it is ripe.", " An apple is red, and so is a cherry when it is blue.");
     for method in ["mse", "rank", "prefvec"] {
@@ -288,7 +283,7 @@ fn a_pair_of_equal_completions_teaches_nothing_and_is_counted() {
 }
 
 #[test]
-fn a_flat_start_is_left_by_the_seed_and_said() {
+fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let of = |name: &str, extra: &[&str]| {
@@ -303,7 +298,7 @@ fn a_flat_start_is_left_by_the_seed_and_said() {
         let ((bytes, lines, said), (again, ..)) = (of(&format!("{adapter}-a"), &rr), of(&format!("{adapter}-b"), &rr));
         assert!(said.contains("the loss is flat at the reference, so training begins beside it: noise of standard deviation 0.01 "), "{said}");
         assert_eq!(bytes, again);
-        // Rejected states turn away, which they did not before.
+        // The rejected states turn away. Without the noise they would stay where they are.
         let reroute = |l: &Value| number(l, "rr/reroute");
         assert!(reroute(&lines[0]) > 0.9 && reroute(&lines[lines.len() - 1]) < 0.7, "{adapter}: {} then {}", lines[0], lines[lines.len() - 1]);
         let (other, ..) = of(&format!("{adapter}-c"), &[&rr[..], &["--seed", "5"]].concat());
@@ -322,14 +317,14 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let log = std::fs::read_to_string(out.join("log.txt")).expect("a log");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        // The terminal's very last line says where the run is.
+        // The very last line on the terminal, which the log does not have, names the run's folder.
         let lines = |text: &str, skip: usize| text.lines().rev().skip(skip).take(2).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(lines(&text, 1), lines(&log, 0));
         lines(&log, 0)
     };
     let still = last("still", &["--intervention", "dpo", "--set", "train.lr=1e-12", "--set", "train.epochs=3"]);
     assert!(still[0].starts_with("warning: the margin did not move: `rewards/margins` was "), "{still:?}");
-    // Its retain term begins at its lowest.
+    // The retain term of the original begins at its minimum, so the loss can only rise.
     let rising = last("rising", &["--intervention", "mse", "--set", "intervention.variant=original", "--set", "train.epochs=3"]);
     assert!(rising.iter().any(|l| l.starts_with("warning: the loss ended no lower than it began: ")), "{rising:?}");
     let learnt = last("learnt", &["--intervention", "dpo", "--set", "train.epochs=3"]);
@@ -784,10 +779,10 @@ fn a_run_that_goes_on_from_an_adapter_keeps_it_as_the_reference() {
     assert!(number(&lines[lines.len() - 1], "rewards/margins") > 0.0);
 }
 
-/// A saved adapter's settings hold: what contradicts them is refused, dropout is obeyed, and what
-/// `config show` shows is what the run does.
+/// The settings of a saved adapter apply: a setting that contradicts them is refused, dropout can be changed, and
+/// `config show` shows what the run does.
 #[test]
-fn a_run_that_goes_on_from_an_adapter_has_its_settings_and_no_others() {
+fn a_run_that_starts_from_an_adapter_keeps_its_settings() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let first = dir.path().join("first");
@@ -801,16 +796,11 @@ fn a_run_that_goes_on_from_an_adapter_has_its_settings_and_no_others() {
         (vec!["--set", "adapter.target_modules=all-linear"], "`adapter.target_modules` is `all-linear` (--set)"),
     ] {
         let output = second("refused", &extra);
-        let text = String::from_utf8_lossy(&output.stderr);
+        let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{extra:?}: {text}");
         assert!(text.contains(says), "{extra:?}: {text}");
     }
-    let shown = |extra: &[&str]| {
-        let mut command = Command::cargo_bin("reprpo").expect("the binary");
-        let output = command.args(["config", "show", "--json", "--init-adapter", &adapter]).args(extra).output().expect("it runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")["adapter"].clone()
-    };
+    let shown = |extra: &[&str]| json(&reprpo(&[&["config", "show", "--json", "--init-adapter", adapter.as_str()], extra].concat()))["adapter"].clone();
     for (out, extra, dropout) in [("plain", vec![], 0.0), ("dropout", vec!["--set", "adapter.lora_dropout=0.5"], 0.5)] {
         let output = second(out, &extra);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -821,7 +811,7 @@ fn a_run_that_goes_on_from_an_adapter_has_its_settings_and_no_others() {
         let margin = number(&metrics(&dir.path().join(out))[0], "rewards/margins");
         assert_eq!(margin.abs() < 1e-6, dropout == 0.0, "{out}: {margin}");
     }
-    // The evaluation takes the run's adapter as it was saved.
+    // An evaluation uses the run's adapter with its saved settings.
     let judged = |extra: &[&str]| {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
         command.env("OMP_NUM_THREADS", "1").args(["eval", "--device", "cpu"]).arg(&first).args(extra).output().expect("it runs")

@@ -73,8 +73,8 @@ char* reprpo_set_deterministic(bool on) {
     // cuBLAS reads it when its first handle is made, and is not reproducible without it.
     if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     auto& context = at::globalContext();
-    // Not only warnings: an operation without a reproducible kernel is an error, and attention's derivatives are only
-    // reproducible in this mode.
+    // With `warn_only` libtorch would still run kernels that are not reproducible, attention's
+    // backward pass among them.
     context.setDeterministicAlgorithms(on, /*warn_only=*/false);
     // Filling what a kernel is about to overwrite costs time and changes no result that is read.
     context.setDeterministicFillUninitializedMemory(false);
@@ -82,7 +82,8 @@ char* reprpo_set_deterministic(bool on) {
   });
 }
 
-// True if an operation without a reproducible kernel is an error.
+// Sets `out` to true if libtorch raises an error for every operation that has no reproducible
+// kernel.
 char* reprpo_deterministic(bool* out) {
   return guarded([&] {
     auto& context = at::globalContext();

@@ -127,11 +127,11 @@ impl Error {
         outer
     }
 
-    /// Says what to do about an operation that has no reproducible kernel, where libtorch's `text` tells of one.
+    /// Adds a hint if libtorch's `text` is about an operation without a deterministic kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
         const MARKS: [&str; 2] = ["does not have a deterministic implementation", "but this operation is not deterministic"];
         if MARKS.iter().any(|mark| text.contains(mark)) {
-            self.hint("set `deterministic=false`: it allows this operation, whose results may differ between runs")
+            self.hint("set `deterministic=false` to allow this operation; its results may then differ between runs")
         } else {
             self
         }
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_names_is_one_word_to_a_shell() {
+    fn a_quoted_text_is_one_word_to_a_shell() {
         for (text, want) in [
             ("runs/dpo-lora_1", "runs/dpo-lora_1"),
             ("my runs/a", "'my runs/a'"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_differs_between_runs_is_named_with_the_switch_that_allows_it() {
+    fn a_nondeterministic_kernel_is_named_with_the_field_that_allows_it() {
         let text = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'.";
         let e = Error::from(tch::TchError::Torch(format!("{text}\nException raised from alertNotDeterministic at Context.cpp")));
         assert!(e.message().contains("cumsum_cuda_kernel") && e.hints()[0].contains("`deterministic=false`"), "{e:?}");

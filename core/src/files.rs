@@ -83,6 +83,6 @@ pub fn lfs_pointer(path: &Path) -> Error {
         .hint(format!("fetch the file itself: `git -C {} lfs pull`", quoted(folder)))
 }
 
-/// A pointer of Git LFS has fewer bytes.
+/// A Git LFS pointer has fewer bytes than this.
 const LONGEST_POINTER: usize = 1024;
 const OID: &[u8] = b"\noid sha256:";

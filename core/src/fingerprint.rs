@@ -1,6 +1,6 @@
 //! Fingerprints: digests of what a run was made with, so that a later command can tell whether it is the same.
 //!
-//! A checkpoint keeps the [`Fingerprints`] of its run, and the `config.toml` of a run those of its model and data.
+//! A checkpoint keeps the [`Fingerprints`] of its run. The `config.toml` of a run keeps those of its model and its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,13 +14,13 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::api::Dataset;
-use crate::config::Experiment;
+use crate::config::{Experiment, equal};
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
 use crate::text::{TokenPair, Tokenizer};
 use crate::weights::{Located, ModelFiles, type_name};
 
-/// The digest of one thing, and a few words about it for a message.
+/// A SHA-256 digest, and a short description of what it covers, for messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
     sha256: String,
@@ -34,7 +34,7 @@ impl PartialEq for Fingerprint {
 }
 
 impl Fingerprint {
-    /// How the thing that was found differs from this one, which was recorded; `None` if they are the same.
+    /// Describes how `found` differs from this fingerprint, which was recorded; `None` if they are the same.
     pub fn change(&self, found: &Self) -> Option<String> {
         match (self == found, self.of == found.of) {
             (true, _) => None,
@@ -44,7 +44,8 @@ impl Fingerprint {
     }
 }
 
-/// A hash of several values: each is preceded by its length, so that two lists with the same bytes differ.
+/// A hash of several values. Each is preceded by its length, so that lists which split the same bytes differently have
+/// different hashes.
 struct Parts(Sha256);
 
 impl Parts {
@@ -81,8 +82,8 @@ const BLOCKS: u64 = 64;
 const MODEL_BLOCK: u64 = 1 << 16;
 const DATA_BLOCK: u64 = 1 << 20;
 
-/// Where blocks of a file of `len` bytes begin: the first at its start, the last at its end. A file that they would
-/// cover is one block.
+/// Offset and length of each block that is read of a file of `len` bytes. The first block is at its start and the last at
+/// its end. A file that the blocks would cover is one block.
 fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     if len <= BLOCKS * block {
         return vec![(0, len)];
@@ -90,7 +91,7 @@ fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     (0..BLOCKS).map(|i| (i * ((len - block) / (BLOCKS - 1)), block)).chain([(len - block, block)]).collect()
 }
 
-/// The ids of a pair, after truncation.
+/// A digest of the token ids of a pair, after truncation.
 fn pair_digest(pair: &TokenPair) -> String {
     let mut parts = Parts::new("pair");
     for ids in [&pair.prompt, &pair.chosen, &pair.rejected] {
@@ -99,7 +100,7 @@ fn pair_digest(pair: &TokenPair) -> String {
     parts.hex()
 }
 
-/// A name for each pair, by its row, that depends on its tokens only; pairs with the same tokens are numbered.
+/// A name for each pair, by its index. The name only depends on the pair's tokens; pairs with the same tokens are numbered.
 pub fn pair_names(pairs: &[TokenPair]) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -110,7 +111,7 @@ pub fn pair_names(pairs: &[TokenPair]) -> BTreeMap<usize, String> {
     pairs.iter().map(|pair| (pair.index, name(pair))).collect()
 }
 
-/// The tokens of the pairs, in order, after truncation.
+/// The fingerprint of the tokens of the pairs, in order, after truncation.
 pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     let mut parts = Parts::new("pairs");
     for pair in pairs {
@@ -120,8 +121,8 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     parts.describing(format!("{n} {} of {tokens} tokens", if n == 1 { "pair" } else { "pairs" }))
 }
 
-/// The model: its commit on the hub, or its configuration and, of each weight file, the name, the length, the header and
-/// 64 blocks spread over it.
+/// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it covers the configuration and,
+/// of each weight file, the name, the length, the header and 64 blocks spread over the file.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
         let commit = source.pinned("");
@@ -148,10 +149,10 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// The tokenizer: everything that its files would hold if it were written.
+/// The fingerprint of a tokenizer. It covers everything that the tokenizer's files would hold if it were saved.
 ///
 /// # Errors
-/// Fails if the tokenizer cannot be written.
+/// Fails if the tokenizer cannot be saved.
 pub fn of_tokenizer(tokenizer: &Tokenizer) -> Result<Fingerprint> {
     let mut parts = Parts::new("tokenizer");
     for (name, text) in tokenizer.files()? {
@@ -161,7 +162,7 @@ pub fn of_tokenizer(tokenizer: &Tokenizer) -> Result<Fingerprint> {
     Ok(parts.describing(format!("a tokenizer of {} tokens", tokenizer.vocab_size())))
 }
 
-/// Named tensors and the configuration that they belong to.
+/// The fingerprint of named tensors and the configuration that they belong to. `of` describes them in messages.
 ///
 /// # Errors
 /// Fails if a tensor cannot be copied to the CPU.
@@ -181,7 +182,7 @@ pub fn of_tensors(of: &str, config: &Value, tensors: &IndexMap<String, Tensor>) 
     Ok(parts.describing(of))
 }
 
-/// Several fingerprints as one.
+/// Combines several fingerprints into one.
 fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
     let mut parts = Parts::new(sort);
     for one in all {
@@ -190,7 +191,8 @@ fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
     parts.describing(all.iter().map(|one| one.of.as_str()).collect::<Vec<_>>().join(" and "))
 }
 
-/// The content of files in this order, without their names: whole up to 64 MiB each, otherwise 64 blocks of each.
+/// The fingerprint of the content of files in this order, without their names. A file of up to 64 MiB is read in full, and
+/// of a larger one 64 blocks.
 fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     let mut parts = Parts::new("files");
     let mut total = 0;
@@ -220,12 +222,12 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     Ok(parts.describing(format!("{names} of {total} bytes")))
 }
 
-/// Pairs that stand for a split whose files are not known.
+/// How many pairs stand for a split whose files are not known.
 const FIRST: usize = 64;
 
-/// What is in each split of a data set: the content of its files, or its first pairs if its files are not known. Splits
-/// that cannot be read are left out, and so are splits without known files in a data set whose configuration alone gives the
-/// same pairs for ever.
+/// The fingerprint of each split of a data set. It covers the content of the split's files, or its first pairs if its files
+/// are not known. Splits that cannot be read are left out. So are splits without known files if the data set has a pinned
+/// configuration, because that always gives the same pairs.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {
@@ -247,8 +249,8 @@ pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     dataset.splits().into_iter().filter_map(|split| Some((split.name.clone(), of(&split.name).ok()?))).collect()
 }
 
-/// Fields of the experiment that leave the steps of a run as they are, or whose content has a fingerprint of its own. Every
-/// other field counts, so a new one does too.
+/// Fields of the experiment that do not change the steps of a run, or whose content has a fingerprint of its own. Every other
+/// field counts, including those that are added later.
 const FREE: [&str; 9] = ["recipe", "plugins", "model", "device", "out", "init_adapter", "init_transform", "dataset", "eval"];
 const FREE_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
 
@@ -259,7 +261,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
     });
     // `auto` means another precision on another device.
     fields.insert("dtype".to_owned(), type_name(kind).into());
-    // Where a plugin's file lies changes nothing, but its code does.
+    // The path of a plugin's file changes nothing, but its code does.
     let plugins: Vec<Value> = experiment.plugins.iter().filter_map(|p| p.sha256.clone()).map(Value::from).collect();
     if !plugins.is_empty() {
         fields.insert("plugins".to_owned(), plugins.into());
@@ -267,7 +269,7 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
     fields
 }
 
-/// The leaves of an experiment's sections, as `section.field`.
+/// The fields of an experiment for which `counts` is true, as `section.field`.
 pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
     let none = Map::new();
     let mut fields = BTreeMap::new();
@@ -290,20 +292,10 @@ pub(crate) fn changed_fields(then: &BTreeMap<String, Value>, now: &BTreeMap<Stri
     paths.dedup();
     let value = |fields: &BTreeMap<String, Value>, path: &String| fields.get(path).cloned().unwrap_or(Value::Null);
     let pairs = paths.into_iter().map(|path| (path.clone(), value(then, path), value(now, path)));
-    pairs.filter(|(_, then, now)| !same(then, now)).collect()
+    pairs.filter(|(_, then, now)| !equal(then, now)).collect()
 }
 
-/// True if two values are equal, whether a number is written 1 or 1.0.
-fn same(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|w| same(v, w))),
-        _ => a == b,
-    }
-}
-
-/// A value in a message.
+/// A value as messages show it.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
@@ -312,7 +304,7 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
-/// Everything that the steps of a run depend on.
+/// The fingerprints of everything that the steps of a run depend on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprints {
     data: Fingerprint,
@@ -323,7 +315,7 @@ pub struct Fingerprints {
     configuration: BTreeMap<String, Value>,
 }
 
-/// What a run begins from, besides the model.
+/// The fingerprints of the saved values that a run begins with, besides the model.
 #[derive(Debug)]
 pub struct Begins {
     /// The saved adapter and transforms, if there are any.
@@ -346,7 +338,7 @@ impl Fingerprints {
         }
     }
 
-    /// What differs between the checkpoint that has these and the run that has `now`: names, and details.
+    /// The differences between a checkpoint with these fingerprints and a run with `now`: the name and the details of each.
     pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
         let parts = [
             ("the data", &self.data, &now.data),
@@ -361,8 +353,8 @@ impl Fingerprints {
         parts.chain(fields).collect()
     }
 
-    /// What the kept values of the reference depend on, besides the tokens of their pair: everything but how the policy is
-    /// trained.
+    /// A digest of everything that the kept values of the reference depend on besides the tokens of their pair. Fields that
+    /// only change how the policy is trained are left out.
     pub fn of_reference(&self) -> String {
         let mut parts = Parts::new("reference values");
         parts.add(self.model.sha256.as_bytes());
@@ -374,7 +366,7 @@ impl Fingerprints {
         parts.hex()
     }
 
-    /// Reads the fingerprints of a checkpoint; `None` if a version wrote it that kept none.
+    /// Reads the fingerprints of a checkpoint; `None` if it was written by a version that did not keep any.
     ///
     /// # Errors
     /// Fails if the file is damaged.
@@ -414,7 +406,7 @@ mod tests {
         // A token that moves from the prompt to the completion is another pair.
         let moved = TokenPair { index: 0, row: 0, prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![9] };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
-        // The row is not part of it, and pairs that are the same have names of their own.
+        // The row does not count, and pairs with the same tokens have different names.
         let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);
         assert_eq!(names[&0][..33], names[&7][..33]);
         assert_ne!(names[&0], names[&7]);
@@ -430,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_same_length_with_another_byte_is_another() {
+    fn files_of_the_same_length_with_other_bytes_have_other_fingerprints() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);
@@ -446,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_a_file_writes_otherwise_are_equal() {
+    fn numbers_are_equal_however_a_file_writes_them() {
         let of = |text: &str| flat(&serde_json::from_str(text).unwrap(), |path| path != "out");
         let (a, b) = (of(r#"{"out": "x", "train": {"lr": 1.0, "betas": [0, 1]}}"#), of(r#"{"out": "y", "train": {"lr": 1, "betas": [0.0, 1]}}"#));
         assert!(changed_fields(&a, &b).is_empty());

@@ -51,11 +51,12 @@ impl Sampling {
     }
 }
 
-/// Ends of turns as chat models write them. Configurations of fine-tuned models often leave theirs out.
+/// Tokens that chat models use to end a turn. The configurations of fine-tuned models often omit
+/// them.
 const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// The tokens that end a completion: those that the model's files name, the tokenizer's end of the sequence, and the ends
-/// of turns that chat models have. None where there is no such token.
+/// Ids of the tokens that end a completion, sorted: `named`, which come from the model's files, the
+/// tokenizer's EOS token, and the tokens by which chat models end a turn.
 pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     let own = tokenizer.eos().map(|s| s.id).into_iter().chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t)));
     let mut stops: Vec<i64> = own.chain(named.iter().copied()).collect();
@@ -64,7 +65,8 @@ pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// The warning about a model without a token that ends a completion.
+/// The warning for a model that has no token to end a completion; `most` is the limit on new
+/// tokens.
 pub fn endless(most: usize) -> String {
     format!("warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its {most} tokens")
 }
@@ -76,7 +78,7 @@ pub struct Voice<'a> {
     pub model: &'a Model,
     /// What turns its tokens into text.
     pub tokenizer: &'a Tokenizer,
-    /// The tokens that end a completion, as [`stops`] gives them.
+    /// Ids of the tokens that end a completion, from [`stops`].
     pub stops: &'a [i64],
     /// The adapter; `None`: the base model.
     pub adapted: Option<&'a Adapted>,
@@ -115,8 +117,8 @@ impl Voice<'_> {
     /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and says whether to go on.
     ///
     /// # Errors
-    /// As [`generate`], and fails if the prompt has a token that the model does not have, or if the new tokens are not
-    /// text.
+    /// Fails as [`generate`] does, and also if the model does not have a token of the prompt, or if
+    /// the new tokens cannot be decoded as text.
     pub fn answer(&self, prompt: &[i64], sampling: Sampling, heard: &mut dyn FnMut(&str) -> bool) -> Result<Answer> {
         self.tokenizer.check(prompt).map_err(|e| e.within("cannot use the prompt"))?;
         let (mut ids, mut said, mut failed, mut first) = (Vec::new(), String::new(), None, None);

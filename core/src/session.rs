@@ -37,9 +37,9 @@ pub struct Session {
     pub stops: Vec<i64>,
     /// Whether the end-of-sequence text is appended to plain completions.
     pub add_eos: bool,
-    /// Whether plain text gets the tokenizer's own special tokens.
+    /// True if plain text gets the special tokens that the tokenizer puts around a text.
     pub special_tokens: bool,
-    /// How many tokens the model is made for, where its configuration says so.
+    /// The model's context length in tokens, if its configuration states it.
     pub context: Option<usize>,
     /// What was loaded, for a log.
     pub describes: String,
@@ -55,7 +55,7 @@ pub struct Loaded {
     pub stops: Vec<i64>,
     /// Where it came from.
     pub source: Located,
-    /// How many tokens the model is made for, where its configuration says so.
+    /// The model's context length in tokens, if its configuration states it.
     pub context: Option<usize>,
     /// The model's fingerprint.
     pub fingerprint: Fingerprint,
@@ -110,7 +110,7 @@ impl Session {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
         for change in experiment.sources.check_data(experiment, dataset.as_ref(), registry)? {
-            tracing::warn!("not the data that the run recorded: {change}");
+            tracing::warn!("the data differ from those that the run recorded: {change}");
         }
         let Loaded { model, tokenizer, stops, source, context, fingerprint, describes } = Loaded::open(experiment)?;
         Ok(Self { model, tokenizer, stops, source, fingerprint, dataset, add_eos: true, special_tokens: true, context, describes })
@@ -127,11 +127,11 @@ impl Session {
         }
     }
 
-    /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids, and those that
-    /// are dropped among them. All may be.
+    /// The first `max_pairs` usable pairs of a split, or of a part of one such as `train[:750]`, as token ids. The pairs that
+    /// are dropped on the way are listed too. It is not an error if all are dropped.
     ///
     /// # Errors
-    /// A split that is not there or cannot be read, or a pair that the tokenizer or its chat template refuses.
+    /// Fails if the split does not exist or cannot be read, or if the tokenizer or its chat template refuses a pair.
     pub fn tokenise_all(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
         let rows = data::rows(self.dataset.as_ref(), split)?;
         tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(|| format!("the split `{split}` cannot be used"))
@@ -140,7 +140,7 @@ impl Session {
     /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.
     ///
     /// # Errors
-    /// As [`tokenise_all`](Self::tokenise_all), and for a split without a usable pair.
+    /// Fails as [`tokenise_all`](Self::tokenise_all) does, and if the split has no usable pair.
     pub fn tokenise(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
         let tokenised = self.tokenise_all(split, train, max_pairs)?;
         if tokenised.pairs.is_empty() {
@@ -150,7 +150,7 @@ impl Session {
                 e = e.hint(format!("dropped {}", reasons.join(", ")));
             }
             if tokenised.reasons().contains_key(&Drop::PromptTooLong) {
-                e = e.hint(format!("give the prompts more room: `train.max_length` is {} tokens", train.max_length));
+                e = e.hint(format!("raise `train.max_length`, which is {} tokens", train.max_length));
             }
             return Err(e);
         }
@@ -158,8 +158,9 @@ impl Session {
     }
 }
 
-/// How many tokens a model is made for, as its configuration says. Rotary positions of type
-/// `dynamic` go `factor` times further than `max_position_embeddings`: they only stretch beyond it.
+/// The context length of a model in tokens, if its configuration states it. With rotary positions of
+/// type `dynamic` it is `factor` times `max_position_embeddings`, which is only the length up to which
+/// the positions are not stretched.
 pub fn context(config: &Value) -> Option<usize> {
     let of = |config: &Value| {
         let tokens = ["max_position_embeddings", "n_positions"].iter().find_map(|field| config.get(field)?.as_u64());
@@ -176,7 +177,8 @@ fn dynamic_factor(config: &Value) -> f64 {
     sets.find(is_dynamic).and_then(|set| set.get("factor")?.as_f64()).filter(|factor| *factor > 1.0).unwrap_or(1.0)
 }
 
-/// The same of a model's files, without its weights; none where they are not there.
+/// The context length of the model in the file or folder `path`; `None` if it is not known. Does not
+/// read the weights.
 pub fn context_of(path: &Path) -> Option<usize> {
     let config = path.join("config.json");
     if config.is_file() { context(&read_json(&config).ok()?) } else { context(ModelFiles::open(path).ok()?.config()) }
@@ -230,11 +232,11 @@ pub struct ChosenAdapter {
 }
 
 impl ChosenAdapter {
-    /// The experiment's adapter, with the values of `saved` where there is one.
+    /// The experiment's adapter, with the values of `saved` if there is one.
     ///
     /// # Errors
-    /// Fails if the experiment's adapter and the saved one contradict each other, or on a
-    /// configuration that the adapter refuses.
+    /// Fails if the experiment's adapter and the saved one contradict each other, or if the adapter
+    /// refuses its configuration.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
         let entry = registry.get(PluginKind::Adapter, &choice.name)?;
@@ -244,7 +246,7 @@ impl ChosenAdapter {
             Some(saved) => {
                 let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
                     Error::new(format!("`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"))
-                        .hint("the saved adapter is not the one that the configuration was made for")
+                        .hint("use the saved adapter that the configuration was made for")
                 };
                 if saved.entry.about.name != entry.about.name {
                     return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));
@@ -263,11 +265,11 @@ impl ChosenAdapter {
         Ok(Self { entry, adapter: build(&choice.json())?, values, warnings })
     }
 
-    /// Warnings about the saved adapter: what its plugin found in the file, and what in its
-    /// configuration matches nothing in `model`.
+    /// Warnings about the saved adapter: those of its plugin about the file, and one for each part of its
+    /// configuration that matches nothing in `model`.
     ///
     /// # Errors
-    /// Fails on a pattern that is not a regular expression.
+    /// Fails if a pattern is not a regular expression.
     pub fn warnings(&self, model: &Model) -> Result<Vec<String>> {
         let mut warnings = self.warnings.clone();
         if self.values.is_some() {
@@ -277,8 +279,7 @@ impl ChosenAdapter {
         Ok(warnings)
     }
 
-    /// Attaches it to the first `blocks` blocks of `model`, with the saved values where there are
-    /// any.
+    /// Attaches it to the first `blocks` blocks of `model`, with the saved values if there are any.
     ///
     /// # Errors
     /// Fails if anything in the configuration of a new adapter matches no module, if the adapter does
@@ -290,10 +291,11 @@ impl ChosenAdapter {
         Ok(adapted)
     }
 
-    /// The saved adapter on all of `model`, for commands that do not train it. Logs the warnings.
+    /// Attaches the saved adapter to all blocks of `model`, for commands that do not train it. Logs the
+    /// warnings.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach).
+    /// Fails as [`attach`](Self::attach) does, or if a pattern is not a regular expression.
     pub fn attach_whole(&self, model: &Model, seed: u64) -> Result<Adapted> {
         for warning in self.warnings(model)? {
             tracing::warn!("{warning}");
@@ -313,14 +315,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dynamic_rotation_goes_further_than_its_original_context() {
+    fn a_dynamic_rotation_has_a_longer_context_than_its_position_embeddings() {
         assert_eq!(context(&json!({ "max_position_embeddings": 16 })), Some(16));
         let dynamic = json!({ "rope_type": "dynamic", "factor": 2.0 });
         assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": dynamic })), Some(32));
         assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_scaling": { "type": "dynamic", "factor": 4 } })), Some(64));
         let nested = json!({ "full_attention": dynamic, "sliding_attention": { "rope_type": "default" } });
         assert_eq!(context(&json!({ "text_config": { "max_position_embeddings": 16, "rope_parameters": nested } })), Some(32));
-        // The others name the whole context themselves.
+        // With the other types, `max_position_embeddings` is the whole context.
         let linear = json!({ "rope_type": "linear", "factor": 2.0 });
         assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": linear })), Some(16));
         assert_eq!(context(&json!({})), None);

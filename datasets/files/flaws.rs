@@ -2,7 +2,7 @@
 //! surrogate pairs.
 //!
 //! Python writes all of them into JSON and reads them back. A row remembers their places, and they
-//! are an error only if that place is read.
+//! are an error only if a pair needs one of those places.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -10,11 +10,11 @@ use std::ops::{Deref, DerefMut};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Map, Value};
 
-use super::row::Columns;
+use super::row::{Columns, RESPONSES};
 use super::sharegpt;
 
-/// A row by column, with the places of values that it cannot hold. In those places stands null, or
-/// U+FFFD within a text.
+/// A row by column, with the places of values that it cannot hold. Those places hold null instead,
+/// or U+FFFD within a text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     cells: Map<String, Value>,
@@ -24,18 +24,18 @@ pub struct Row {
 /// A place in a row, and the value that it had in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flaw {
-    /// Column, then keys and indices.
+    /// The column, then keys and indices.
     pub path: Vec<Step>,
     /// The value in the file.
     pub what: What,
 }
 
-/// A step of a path.
+/// A step of a path into a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Of an object.
+    /// A key of an object.
     Key(String),
-    /// Of a list.
+    /// An index of a list.
     Index(usize),
 }
 
@@ -66,9 +66,6 @@ impl fmt::Display for What {
     }
 }
 
-/// Columns that reach a chat template beside those of a pair.
-const OF_TEMPLATES: [&str; 2] = ["tools", "chat_template_kwargs"];
-
 /// Fields of a message that chat templates read. Other fields, such as a score, are for other tools.
 const OF_MESSAGES: [&str; 10] = ["role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking"];
 
@@ -78,20 +75,20 @@ impl Row {
         Self { cells, flaws }
     }
 
-    /// The cells, and the places in them.
+    /// Splits the row into its cells and the places of values that they do not hold.
     pub fn into_parts(self) -> (Map<String, Value>, Vec<Flaw>) {
         (self.cells, self.flaws)
     }
 
-    /// Adds a place.
+    /// Adds the place of a value that the row does not hold.
     pub fn flawed(&mut self, flaw: Flaw) {
         self.flaws.push(flaw);
     }
 
-    /// Checks that every value that a pair is made of is there.
+    /// Checks that the row holds every value that a pair needs.
     ///
     /// # Errors
-    /// Fails on the first value that the row cannot hold, and names its place.
+    /// Fails if a pair needs a value that the row cannot hold, and names its place.
     pub fn check(&self, columns: &Columns) -> Result<()> {
         let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true)) else { return Ok(()) };
         let e = Error::new(format!("`{}` {}", place(&flaw.path), flaw.what));
@@ -102,18 +99,18 @@ impl Row {
         .hint("`--set dataset.bad_rows=skip` passes such rows over"))
     }
 
-    /// A warning about another field of a message, which a chat template would read as another value.
+    /// A warning if a message has a further field whose value the row cannot hold: a chat template would read another value.
     pub fn altered(&self, columns: &Columns) -> Option<String> {
         let flaw = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(false))?;
         let instead = if matches!(flaw.what, What::Surrogate(_)) { "U+FFFD in its place" } else { "`none`" };
         Some(format!("`{}` {}: a chat template that reads it gets {instead}", place(&flaw.path), flaw.what))
     }
 
-    /// True if a pair is made of the value; false if it is another field of a message; none if it is
-    /// not read at all.
+    /// True if a pair needs the value, false if only a chat template may read it as a further field
+    /// of a message, and `None` if nothing reads it.
     fn reads(&self, flaw: &Flaw, columns: &Columns) -> Option<bool> {
         let [Step::Key(column), rest @ ..] = &flaw.path[..] else { return None };
-        let texts = columns.names().chain(sharegpt::columns(&self.cells, columns));
+        let texts = columns.names().chain(sharegpt::columns(|name| self.cells.contains_key(name), columns));
         if texts.into_iter().any(|name| name == column) {
             let inner = match rest {
                 [Step::Index(_), Step::Key(field), ..] | [Step::Key(field), ..] => Some(field),
@@ -121,8 +118,8 @@ impl Row {
             };
             return Some(inner.is_none_or(|field| OF_MESSAGES.contains(&field.as_str())));
         }
-        let scored = column == "responses" && !self.cells.contains_key(&columns.chosen);
-        (scored || OF_TEMPLATES.contains(&column.as_str())).then_some(true)
+        let scored = column == RESPONSES && !self.cells.contains_key(&columns.chosen);
+        (scored || TemplateArgs::COLUMNS.contains(&column.as_str())).then_some(true)
     }
 }
 

@@ -18,13 +18,13 @@ pub struct Format {
     pub rejected_column: String,
     /// What stands between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
     pub delimiter: Option<char>,
-    /// What becomes of a row that is no pair, such as one whose completion is missing.
+    /// How to treat a row that is not a pair, such as one whose completion is missing.
     pub bad_rows: BadRows,
     /// Most MiB of a row; a longer one is an error before it is in memory.
     pub max_row_mib: usize,
 }
 
-/// What becomes of a row that is no pair.
+/// How to treat a row that is not a pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", rename_all = "lowercase")]
 #[schemars(crate = "reprpo_plugin::schemars")]

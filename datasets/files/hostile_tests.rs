@@ -93,7 +93,7 @@ fn what_is_not_utf8_says_so() {
 }
 
 #[test]
-fn an_empty_completion_is_read_where_it_cannot_be_a_missing_one() {
+fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
     let empty = r#"{"prompt": "p", "chosen": "", "rejected": "r"}"#;
     let silent = r#"{"prompt": [{"role": "user", "content": "p"}], "chosen": [{"role": "assistant", "content": ""}], "rejected": [{"role": "assistant", "content": "x"}]}"#;
     assert_eq!(read("x.jsonl", &format!("{GOOD}\n{empty}\n{GOOD}")), (3, String::new()));
@@ -239,7 +239,7 @@ fn a_packed_file_that_is_cut_or_not_packed_says_so() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_told_for_what_it_is() {
+fn a_git_lfs_pointer_is_recognised_in_every_format() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
     for name in ["x.parquet", "x.jsonl", "x.json", "x.csv", "x.tsv", "x.jsonl.gz", "x.json.zst"] {
         let (good, error) = read(name, pointer);
@@ -253,7 +253,7 @@ const SHAREGPT: &str =
 const PYTHON: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score": NaN, "x": [-Infinity, 1e400, 123456789012345678901234567890], "t": "\ud83d"}"#;
 
 #[test]
-fn what_python_writes_matters_only_where_it_is_used() {
+fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
     let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
     let rows = |row: &str| [("x.jsonl", format!("{PYTHON}\n{row}\n{GOOD}")), ("x.json", format!("[{PYTHON},\n{row},\n{GOOD}]"))];
     for (row, why) in [
@@ -278,7 +278,7 @@ fn what_python_writes_matters_only_where_it_is_used() {
             assert_eq!(read_with(name, text.as_bytes(), skip()), (2, String::new()), "{name}: {row}");
         }
     }
-    // A field of a message that means nothing to templates is not needed either.
+    // A message field that templates do not read is not needed either.
     let scored = r#"{"prompt": [{"role": "user", "content": "p", "score": NaN}], "chosen": [{"role": "assistant", "content": "c"}], "rejected": [{"role": "assistant", "content": "r"}]}"#;
     assert_eq!(read("x.jsonl", scored), (1, String::new()));
     for whole in [

@@ -1,7 +1,7 @@
 //! Opens files of rows: plain ones, packed ones (`.gz`, `.zst`), and standard input (`-`).
 //!
-//! A packed file is unpacked as it is read, so the limit on the length of a row holds for it too: of
-//! a few bytes that unpack to gigabytes, no more than one row is unpacked.
+//! A packed file is unpacked as it is read, so the limit on the length of a row applies to it too. If
+//! a few bytes unpack to gigabytes, reading stops at that limit.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,10 +16,10 @@ use reprpo_plugin::{is_lfs_pointer, lfs_pointer};
 /// The path that stands for standard input.
 pub const STDIN: &str = "-";
 
-/// Most bytes of standard input, all of which are kept in memory.
+/// Maximum number of bytes of standard input. All of them are kept in memory.
 const MOST_STDIN: u64 = 2 << 30;
 
-/// Bytes at the start of a file that tell a Git LFS pointer.
+/// Number of bytes at the start of a file that are enough to recognise a Git LFS pointer.
 const HEAD: u64 = 1024;
 
 /// The bytes of a file of rows, unpacked.
@@ -42,12 +42,18 @@ pub fn open(path: &Path) -> Result<Bytes> {
         return unpacked(bytes, packed).within(|| cannot_open(path));
     }
     let mut file = File::open(path).within(|| cannot_open(path))?;
-    let mut head = Vec::new();
-    (&mut file).take(HEAD).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
-    if is_lfs_pointer(&head) {
-        return Err(lfs_pointer(path));
-    }
+    let head = head(&mut file, path)?;
     unpacked(Cursor::new(head).chain(file), Packing::of_name(path)).within(|| cannot_open(path))
+}
+
+/// Reads the start of a file.
+///
+/// # Errors
+/// Fails if the file cannot be read, or if it is a Git LFS pointer.
+pub fn head(file: &mut File, path: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    file.take(HEAD).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
+    if is_lfs_pointer(&head) { Err(lfs_pointer(path)) } else { Ok(head) }
 }
 
 fn cannot_open(path: &Path) -> String {
@@ -89,7 +95,7 @@ fn unpacked(bytes: impl Read + 'static, packing: Option<Packing>) -> io::Result<
     Ok(Box::new(Unpacked { name, bytes: unpacked }))
 }
 
-/// Adds the name of the format to an error of unpacking.
+/// Adds the name of the format to errors of the unpacker.
 struct Unpacked {
     name: &'static str,
     bytes: Bytes,
@@ -111,7 +117,7 @@ impl Read for Unpacked {
 /// All of standard input. It can be read only once, so its bytes are kept for the next caller.
 ///
 /// # Errors
-/// Fails if it cannot be read, or if it holds too much.
+/// Fails if standard input cannot be read, or if it holds more than 2 GiB.
 pub fn stdin() -> Result<Arc<[u8]>> {
     static READ: OnceLock<Result<Arc<[u8]>, String>> = OnceLock::new();
     let read = READ.get_or_init(|| {
@@ -127,7 +133,7 @@ pub fn stdin() -> Result<Arc<[u8]>> {
 }
 
 /// True if standard input is a terminal.
-pub fn stdin_is_typed() -> bool {
+pub fn stdin_is_terminal() -> bool {
     io::stdin().is_terminal()
 }
 

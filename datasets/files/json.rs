@@ -3,6 +3,7 @@
 //! A list and a sequence are cut into their objects as they are read, so that the file may be larger than memory. An
 //! object that holds all rows has to be read whole, and may be no longer than a row.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use super::flaws::{Flaw, Step};
 use super::input::{self, Bytes};
 use super::jsonl::too_long;
 use super::place::Place;
-use super::row::{self, Row};
+use super::row::Row;
 use super::source::Rows;
 use super::value;
 
@@ -70,15 +71,15 @@ fn held(object: Row) -> Result<Vec<Row>> {
     }
     let mut rows: Option<Vec<Map<String, Value>>> = None;
     // The keys of each column that is an object, in the order of the rows.
-    let mut named: Map<String, Value> = Map::new();
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, column) in object {
         let cells: Vec<Value> = match column {
             Value::Array(cells) => cells,
             Value::Object(cells) => {
-                named.insert(name.clone(), cells.keys().map(|key| Value::from(key.as_str())).collect());
+                named.insert(name.clone(), cells.keys().cloned().collect());
                 cells.into_iter().map(|(_, cell)| cell).collect()
             }
-            other => return Err(Error::new(format!("`{name}` is {}, and the columns beside it are lists", row::kind(&other)))),
+            other => return Err(Error::new(format!("`{name}` is {}, and the columns beside it are lists", json_kind(&other)))),
         };
         let rows = rows.get_or_insert_with(|| vec![Map::new(); cells.len()]);
         if rows.len() != cells.len() {
@@ -91,7 +92,7 @@ fn held(object: Row) -> Result<Vec<Row>> {
         let [column @ Step::Key(name), cell, rest @ ..] = &path[..] else { continue };
         let index = match cell {
             Step::Index(i) => Some(*i),
-            Step::Key(key) => named.get(name).and_then(Value::as_array).and_then(|keys| keys.iter().position(|k| k == key)),
+            Step::Key(key) => named.get(name).and_then(|keys| keys.iter().position(|k| k == key)),
         };
         if let Some(row) = index.and_then(|i| rows.get_mut(i)) {
             row.flawed(Flaw { path: [std::slice::from_ref(column), rest].concat(), what });

@@ -49,12 +49,12 @@ impl Rows {
     }
 }
 
-/// True if the first line of a file is a row and others follow. If not, the file may be JSON in
+/// True if the first line of a file is a row and more text follows. If not, the file may be JSON in
 /// another form, such as one object that holds all rows.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or read.
-pub fn is(path: &Path, longest: usize) -> Result<bool> {
+pub fn is_jsonl(path: &Path, longest: usize) -> Result<bool> {
     let mut line = Vec::new();
     let mut bytes = BufReader::new(input::open(path)?);
     let reading = || Place::Line(1).reading(path);

@@ -63,15 +63,16 @@ impl Default for Config {
 
 impl Plugin for Files {
     const NAME: &'static str = "file";
-    const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, packed (.gz, .zst) or not";
+    const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or compressed (.gz, .zst)";
     const EXPLAIN: &'static str = "\
 A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} for the model's
 chat template. `--columns prompt=question,chosen=best` gives them other names.
 
 A template sees every field of a message (tool_calls, tool_call_id, name, reasoning_content and others), the column
 `tools` (a list of JSON schemas, or the same as JSON text) and the variables in the column `chat_template_kwargs`.
-Other columns are ignored; images, audio and video are an error. A prompt of messages with completions of plain text
-means one turn of the assistant. A content may be a list of {type: \"text\", text}.
+Other columns are ignored; images, audio and video are an error. If the prompt is a list of messages and the
+completions are plain text, each completion is one assistant turn. The content of a message may also be a list of
+{type: \"text\", text}.
 
 Without a column `prompt`, the beginning that chosen and rejected share is the prompt, as in TRL: the same
 characters, less a blank before the first that differs, or the same messages. So it is where prompt is text and the
@@ -82,16 +83,17 @@ other two are conversations. `--columns prompt=none` asks for it.
 file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
 
 .jsonl has an object on every line. .json is a list of objects, objects one after another, {\"data\": [rows]}, lists
-by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be packed:
-`.jsonl.gz`, `.jsonl.zst`. Parquet may be compressed with snappy, zstd or gzip; in messages, fields of types that JSON
-does not have (times, decimals, intervals) are left out.
+by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be
+compressed, as in `.jsonl.gz` or `.jsonl.zst`. Parquet may be compressed with snappy, zstd or gzip; in messages, fields
+of types that JSON does not have (times, decimals, intervals) are left out.
 
-`--dataset -` reads JSON lines or JSON, packed or not, from standard input. The run records their SHA-256: to resume or
-evaluate it later, pipe in the same pairs.
+`--dataset -` reads JSON lines or JSON, plain or compressed, from standard input. The run records their SHA-256: to
+resume or evaluate it later, pipe in the same pairs.
 
-ShareGPT's form is read as well: messages are {from, value} with the speakers human, gpt, system, tool, observation and
-function_call (whose value is JSON with name and arguments), and without a column `prompt`, the column `conversations`
-is the prompt, after the text in a column `system`. As in LLaMA-Factory, chosen and rejected may be one message each.
+ShareGPT's form is read as well. Its messages are {from, value} with the speakers human, gpt, system, tool, observation
+and function_call (whose value is JSON with name and arguments). Without a column `prompt`, the prompt is the text in
+the column `system`, if there is one, followed by the column `conversations`. As in LLaMA-Factory, chosen and rejected
+may be one message each.
 
 A missing column, another type, an empty field of a .csv or .tsv in place of a completion, or conversations among
 plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is not JSON,
@@ -126,13 +128,13 @@ impl DatasetPlugin for Files {
     }
 }
 
-/// If one of the files is standard input: the configuration with the SHA-256 of its bytes, as JSON.
-/// The bytes are gone when the run is used again, and other bytes in their place must not go
-/// unnoticed.
+/// Returns the configuration with the SHA-256 of standard input, as JSON, if one of the files is
+/// standard input. A later command reads other bytes there unless the same pairs are piped in again,
+/// and that must not go unnoticed.
 ///
 /// # Errors
-/// Fails if several splits are standard input, if it cannot be read, or if its bytes are not those
-/// that were recorded.
+/// Fails if several splits are standard input, if standard input cannot be read, or if its bytes are
+/// not those that were recorded.
 fn stdin(config: &Config) -> Result<Option<String>> {
     let splits = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
     let named: Vec<&str> = splits.into_iter().filter(|(_, path)| path.is_some_and(|p| input::is_stdin(p))).map(|(split, _)| split).collect();
@@ -141,7 +143,7 @@ fn stdin(config: &Config) -> Result<Option<String>> {
         [_] => {}
         _ => {
             return Err(Error::new(format!("`-`, standard input, is named for several splits: {}", named.join(", ")))
-                .hint("standard input can be read once: write the other splits to files"));
+                .hint("standard input can only be read once: write the other splits to files"));
         }
     }
     let other = |why: &str| {
@@ -149,7 +151,7 @@ fn stdin(config: &Config) -> Result<Option<String>> {
             .hint("pipe in the same pairs again, or name other pairs with `--dataset FILE`")
             .hint("`--set dataset.stdin=none` takes whatever standard input holds")
     };
-    if config.stdin.is_some() && input::stdin_is_typed() {
+    if config.stdin.is_some() && input::stdin_is_terminal() {
         return Err(other("which is a terminal now"));
     }
     let bytes = input::stdin()?;
@@ -169,7 +171,7 @@ reprpo_plugin::register!(dataset: Files);
 
 struct Splits {
     splits: Vec<(&'static str, Source)>,
-    /// The configuration for a run to record, if it differs from the given one.
+    /// The configuration that a run records, if it differs from the given one.
     pinned: Option<String>,
 }
 

@@ -1,7 +1,6 @@
 //! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth its weight.
 
 use std::fs::File;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -11,13 +10,12 @@ use parquet::record::{Field, reader::RowIter};
 use parquet::schema::types::{Type, TypePtr};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{Map, Number, Value};
-use reprpo_plugin::{is_lfs_pointer, lfs_pointer, tracing};
+use reprpo_plugin::tracing;
 
 use super::flaws::{Flaw, Step, What};
-use super::pages;
 use super::place::Place;
 use super::row::{Columns, Row};
-use super::sharegpt;
+use super::{input, pages, sharegpt};
 
 /// A parquet file whose footer has been read and whose columns fit.
 #[derive(Clone, Debug)]
@@ -40,7 +38,7 @@ impl Table {
         let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
         let beside = beside(&reader, columns).within(cannot)?;
         let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
-        let wanted = pair.chain(beside).chain(extra.iter().copied()).chain(sharegpt::wanted(&there, columns));
+        let wanted = pair.chain(beside).chain(extra.iter().copied()).chain(sharegpt::columns(|name| there.contains(&name), columns));
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
         let left_out = projection(&reader, &wanted, columns).within(cannot)?.1;
         if !left_out.is_empty() {
@@ -92,10 +90,11 @@ impl Table {
     }
 }
 
-/// The columns with tools and template variables, if they are there.
+/// Names of the columns with tools and template variables that the file has.
 ///
 /// # Errors
-/// Fails if a column holds images, audio or video: they are not read, so the column counts if any value is not null.
+/// Fails if a column holds images, audio or video. Their values are not read, so such a column is an error unless its
+/// statistics show that every value is null.
 fn beside(reader: &SerializedFileReader<File>, columns: &Columns) -> Result<Vec<&'static str>> {
     let fields = root(reader).get_fields();
     let there = |name: &&str| fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name);
@@ -116,11 +115,7 @@ fn root(reader: &SerializedFileReader<File>) -> &Type {
 
 fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
     let mut file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
-    let mut head = Vec::new();
-    (&mut file).take(1024).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
-    if is_lfs_pointer(&head) {
-        return Err(lfs_pointer(path));
-    }
+    input::head(&mut file, path)?;
     guarded(path, || SerializedFileReader::new(file))
 }
 
@@ -152,7 +147,7 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
 }
 
 /// The schema reduced to the wanted columns, so that no other is decoded, and to the fields in them
-/// that JSON has types for. Also gives the names of the fields that are left out.
+/// that JSON has types for. Also returns the names of the fields that are left out.
 fn projection(reader: &SerializedFileReader<File>, wanted: &[String], texts: &Columns) -> Result<(Type, Vec<String>)> {
     let root = root(reader);
     let mut left_out = Vec::new();
@@ -185,12 +180,12 @@ fn holds_text(field: &TypePtr) -> bool {
         let text = matches!(converted, ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
-    // One message by itself, as ShareGPT has it.
+    // A struct may be a single message, as in ShareGPT's form.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
     converted == ConvertedType::LIST || (has("from") && has("value")) || (has("role") && has("content"))
 }
 
-/// A type without the fields that JSON has no type for; none if no field is left.
+/// Removes the fields of a type that JSON has no type for; `None` if no field is left.
 fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let info = field.get_basic_info();
     if field.is_primitive() {
@@ -200,7 +195,7 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
         }
         return kept.then(|| field.clone());
     }
-    // The inner groups of lists and maps have fixed names, which say nothing to a reader.
+    // The inner groups of lists and maps have fixed names, which would tell a reader nothing.
     let within_a_list = matches!(info.converted_type(), ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE);
     let inner = field.get_fields();
     let fields: Vec<TypePtr> = inner
@@ -222,7 +217,7 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
     rebuilt(field, fields)
 }
 
-/// A field in the inner group of a list or a map: the element, or a field of a struct.
+/// Applies [`plain`] to a field in the inner group of a list or a map: the element, or a field of a struct.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
     let named = !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
     if named { plain(field, &format!("{place}.{}", field.name()), left_out) } else { plain(field, place, left_out) }
@@ -233,7 +228,7 @@ fn leaves(fields: &[TypePtr]) -> usize {
     fields.iter().map(|f| if f.is_primitive() { 1 } else { leaves(f.get_fields()) }).sum()
 }
 
-/// A group with some of its fields; none if there are none.
+/// The group with only these of its fields; `None` if there are none.
 fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
     if fields.is_empty() {
         return None;
@@ -244,7 +239,7 @@ fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
     builder.with_fields(fields).build().ok().map(TypePtr::new)
 }
 
-/// True if JSON has a type for it.
+/// True if JSON has a type for the values of this column.
 fn is_plain(field: &Type) -> bool {
     let info = field.get_basic_info();
     let time = matches!(info.logical_type_ref(), Some(LogicalType::Timestamp(_) | LogicalType::Time(_) | LogicalType::Date | LogicalType::Decimal(_)));

@@ -1,10 +1,10 @@
-//! Turns JSON as Python's `json` writes it into JSON: the tokens that only Python reads are replaced by
-//! others of the same length.
+//! Turns JSON as Python's `json` module writes it into standard JSON: tokens that only Python reads
+//! are replaced by others of the same length.
 
 use super::flaws::What;
 
-/// Replaces `NaN`, `Infinity`, `-Infinity`, numbers beyond 64 bits and half surrogate pairs. Also gives
-/// each replaced value, with the number of values and keys that begin before it.
+/// Replaces `NaN`, `Infinity`, `-Infinity`, numbers beyond 64 bits and half surrogate pairs. Also
+/// returns each replaced value, with the number of values and keys that begin before it.
 ///
 /// Within strings, only escapes of half pairs are replaced.
 pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
@@ -50,7 +50,7 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
     (written, spots)
 }
 
-/// The value of a token that a row cannot hold.
+/// Describes the value of a token that a row cannot hold; `None` for any other token.
 fn odd(token: &str) -> Option<What> {
     match token {
         "NaN" | "Infinity" | "-Infinity" => Some(What::NotFinite(token.to_owned())),
@@ -76,7 +76,7 @@ fn is_number(token: &str) -> bool {
 /// Bytes of `\ud83d`.
 const ESCAPE: usize = 6;
 
-/// The byte behind the text that begins at `at`.
+/// Index of the first byte after the string token that begins at `at`.
 fn end_of_text(bytes: &[u8], at: usize) -> usize {
     let mut at = at + 1;
     while let Some(byte) = bytes.get(at) {

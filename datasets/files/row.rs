@@ -105,7 +105,7 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     }
     let pair = match prompt {
         Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair::new(prompt, chosen, rejected),
-        // A conversation with a text for an answer: the text is what the assistant says.
+        // A conversation whose completions are plain text: each completion is an assistant turn.
         Some(prompt @ Text::Messages(_)) => PreferencePair::new(prompt, turn(chosen), turn(rejected)),
         // A prompt in another form than the completions is there for people, and stands in both of them as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
@@ -122,19 +122,19 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
                 .hint("name the prompt's column with `--columns prompt=NAME`"),
         })?,
     };
-    // A template sees them; plain text has no template, and TRL does not read the columns there either.
+    // Only a chat template sees these columns. Plain text has no template, and TRL ignores them there too.
     let [tools, kwargs] = args;
     let args = if matches!(pair.prompt, Text::Messages(_)) { TemplateArgs::new(tools, kwargs)? } else { TemplateArgs::default() };
     Ok(vec![pair.with_template_args(args)])
 }
 
-/// Checks that no column beside a pair's holds images, audio or video.
+/// Checks that no column besides those of the pair holds images, audio or video.
 fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
     let beside = row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
     Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value))).within(|| "the row is not a pair of texts".to_owned())
 }
 
-/// A text as one turn of the assistant.
+/// Turns plain text into one assistant message. Messages stay as they are.
 fn turn(text: Text) -> Text {
     match text {
         Text::Plain(text) => vec![Message::new("assistant", text)].into(),
@@ -143,7 +143,7 @@ fn turn(text: Text) -> Text {
 }
 
 /// GENIES' own form: `{"prompt": "…", "responses": {"a good one": 1, "a worse one": 0, …}}`.
-const RESPONSES: &str = "responses";
+pub const RESPONSES: &str = "responses";
 
 fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let Some(Value::Object(responses)) = row.remove(RESPONSES) else { return Ok(Vec::new()) };
@@ -178,27 +178,15 @@ fn text(column: &str, value: Value) -> Result<Text> {
             let messages = items.into_iter().enumerate().map(|(i, item)| message(item).within(|| format!("message {} of `{column}` is not right", i + 1)));
             Ok(Text::Messages(messages.collect::<Result<_>>()?))
         }
-        other => Err(Error::new(format!("`{column}` is {}, not text", kind(&other))).hint("a text is a string, or a list of {role, content}")),
+        other => Err(Error::new(format!("`{column}` is {}, not text", json_kind(&other))).hint("a text is a string, or a list of {role, content}")),
     }
 }
 
 fn message(value: Value) -> Result<Message> {
     let Value::Object(fields) = value else {
-        return Err(Error::new(format!("it is {}, not an object with `role` and `content`", kind(&value))));
+        return Err(Error::new(format!("it is {}, not an object with `role` and `content`", json_kind(&value))));
     };
     Message::from_fields(fields)
-}
-
-/// What a value is, for a sentence.
-pub fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Map, Value, json};
 
-use super::row::{Columns, kind};
+use super::row::Columns;
 
 /// The column of the prompt.
 pub const CONVERSATIONS: &str = "conversations";
@@ -29,25 +29,20 @@ const SPEAKERS: [(&str, &str); 12] = [
     ("tool_call", CALL),
 ];
 
-/// An assistant's message that calls functions instead of saying something.
+/// Role of the speakers whose messages are function calls. They become messages of the assistant.
 const CALL: &str = "call";
 
-/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column.
-pub fn columns<'a>(there: &Map<String, Value>, columns: &Columns) -> impl Iterator<Item = &'a str> + use<'a> {
-    let has = columns.prompt.as_ref().is_some_and(|p| !there.contains_key(p)) && there.contains_key(CONVERSATIONS);
-    [CONVERSATIONS, SYSTEM].into_iter().filter(move |_| has)
-}
-
-/// The names of those columns in a file whose columns are known.
-pub fn wanted<'a>(there: &[&'a str], columns: &Columns) -> Vec<&'a str> {
-    let has = columns.prompt.as_ref().is_some_and(|p| !there.contains(&p.as_str())) && there.contains(&CONVERSATIONS);
-    there.iter().filter(|name| has && [CONVERSATIONS, SYSTEM].contains(*name)).copied().collect()
+/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column. `has` is true for the
+/// names of columns that exist.
+pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static str> {
+    let used = columns.prompt.as_ref().is_some_and(|prompt| !has(prompt)) && has(CONVERSATIONS);
+    [CONVERSATIONS, SYSTEM].into_iter().filter(|name| used && has(name)).collect()
 }
 
 /// Converts ShareGPT's form to TRL's. Rows in another form stay as they are.
 ///
 /// # Errors
-/// Fails on a speaker, a message or an order of messages that TRL's form does not have.
+/// Fails if TRL's form has no counterpart for a speaker, for a message, or for the order of the messages.
 pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     for column in columns.names() {
         if let Some(value) = row.get_mut(column) {
@@ -55,28 +50,30 @@ pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
         }
     }
     let Some(prompt) = columns.prompt.as_ref().filter(|p| !row.contains_key(*p)) else { return Ok(()) };
-    let Some(mut conversation) = row.get(CONVERSATIONS).filter(|v| v.is_array()).cloned() else { return Ok(()) };
+    if !row.get(CONVERSATIONS).is_some_and(Value::is_array) {
+        return Ok(());
+    }
     let system = match row.get(SYSTEM) {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) if text.is_empty() => None,
         Some(Value::String(text)) => Some(text.clone()),
-        Some(other) => return Err(Error::new(format!("`{SYSTEM}` is {}, not text", kind(other)))),
+        Some(other) => return Err(Error::new(format!("`{SYSTEM}` is {}, not text", json_kind(other)))),
     };
+    let mut conversation = row.remove(CONVERSATIONS).unwrap_or_default();
     prompt_of(&mut conversation, system).within(|| format!("`{CONVERSATIONS}` cannot be read"))?;
-    row.remove(CONVERSATIONS);
     row.remove(SYSTEM);
     row.insert(prompt.clone(), conversation);
     Ok(())
 }
 
-/// A whole conversation as a prompt.
+/// Converts a whole conversation to a prompt, with the system prompt at its start.
 fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     messages(conversation)?;
     let Value::Array(said) = conversation else { return Ok(()) };
     let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
     let Some(last) = said.last() else { return Err(Error::new("it has no messages")) };
     if role(last) == "assistant" {
-        return Err(Error::new("it ends with an answer, and the answers stand in columns of their own")
+        return Err(Error::new("it ends with an answer, but the answers belong in their own columns")
             .hint("remove the last message, or name another column for the prompt with `--columns prompt=NAME`"));
     }
     if let Some(system) = system {
@@ -84,7 +81,7 @@ fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
         match first.map(|first| first.get("content").and_then(Value::as_str) == Some(&system)) {
             Some(true) => {}
             Some(false) => {
-                return Err(Error::new(format!("it begins with another system message than the column `{SYSTEM}` holds")));
+                return Err(Error::new(format!("its system message differs from the column `{SYSTEM}`")));
             }
             None => said.insert(0, json!({"role": "system", "content": system})),
         }
@@ -92,7 +89,7 @@ fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     Ok(())
 }
 
-/// A list of messages, or one by itself, in TRL's form.
+/// Converts a list of messages, or a single message, to TRL's form.
 fn messages(value: &mut Value) -> Result<()> {
     let is_one = |value: &Value| {
         let has = |key: &str| value.get(key).is_some();
@@ -116,7 +113,7 @@ fn messages(value: &mut Value) -> Result<()> {
 fn message(fields: &mut Map<String, Value>) -> Result<Value> {
     let mut take = |name: &str| match fields.remove(name) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(Error::new(format!("`{name}` is {}, not text", kind(&other)))),
+        Some(other) => Err(Error::new(format!("`{name}` is {}, not text", json_kind(&other)))),
         None => Err(Error::new(format!("there is no `{name}`"))),
     };
     let (from, value) = (take("from")?, take("value")?);
@@ -136,10 +133,12 @@ fn message(fields: &mut Map<String, Value>) -> Result<Value> {
     Ok(Value::Object(said))
 }
 
-/// `{"name": …, "arguments": …}`, or a list of such, as the calls of a message.
+/// Reads `{"name": …, "arguments": …}`, or a list of such objects, as the `tool_calls` of a message.
 fn calls(text: &str) -> Result<Value> {
-    let wrong =
-        || Error::new("a function call is not JSON with `name` and `arguments`").hint(r#"write it as {"name": "…", "arguments": {…}}, or as a list of such"#);
+    let wrong = || {
+        Error::new("a function call is not JSON with `name` and `arguments`")
+            .hint(r#"write it as {"name": "…", "arguments": {…}}, or as a list of such objects"#)
+    };
     let calls = match serde_json::from_str(text).map_err(|_| wrong())? {
         Value::Array(calls) => calls,
         one => vec![one],
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_counterpart_is_refused_by_name() {
+    fn a_speaker_or_a_message_without_a_counterpart_is_refused_by_name() {
         let row =
             |from: &str, value: Value| json!({"conversations": [{"from": from, "value": value}], "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"});
         let e = error(row("humn", "x".into()));
@@ -256,7 +255,7 @@ mod tests {
         assert!(error(row("function_call", "go".into())).contains("is not JSON with `name` and `arguments`"));
         let mut two = row("system", "a".into());
         two["system"] = "b".into();
-        assert!(error(two).contains("another system message"));
+        assert!(error(two).contains("its system message differs from the column `system`"));
         assert!(error(json!({"conversations": [], "chosen": "c", "rejected": "r"})).contains("has no messages"));
     }
 }

@@ -70,7 +70,7 @@ impl Source {
     /// Where it is missing, of no known ending, or no whole parquet file with these columns.
     pub fn open(path: &Path, reading: Reading, extra: &[&str]) -> Result<Self> {
         if input::is_stdin(path) {
-            let format = if jsonl::is(path, reading.longest)? { Format::Jsonl } else { Format::Json };
+            let format = if jsonl::is_jsonl(path, reading.longest)? { Format::Jsonl } else { Format::Json };
             return Ok(Self { path: path.to_owned(), format, reading });
         }
         if path.is_dir() {
@@ -130,7 +130,8 @@ impl Source {
         self.pairs_after(&Rc::default())
     }
 
-    /// The same where `read` rows of other files stand before this one's. Its own are added to `read` as they are read.
+    /// The same pairs, with places that continue after the `read` rows of other files. This file's rows are added to
+    /// `read` as they are read.
     ///
     /// # Errors
     /// As [`pairs`](Self::pairs).
@@ -174,10 +175,10 @@ pub struct Pairs {
     path: PathBuf,
     columns: Columns,
     skip: bool,
-    /// Whether an empty text may as well be a value that is missing, which a table of cells does not tell apart.
+    /// True for CSV and TSV, where an empty cell may be a missing value.
     cells: bool,
     rows: Rows,
-    /// How many rows were read, passed over or not.
+    /// Number of rows that were read, including those that were passed over.
     read: Rc<Cell<usize>>,
     waiting: std::vec::IntoIter<PreferencePair>,
     shape: Option<Shape>,
@@ -227,7 +228,9 @@ impl Pairs {
             }
             let Some((place, row)) = self.rows.next().transpose()? else { return Ok(None) };
             self.read.set(self.read.get() + 1);
-            if let Some(what) = row.altered(&self.columns).filter(|_| !self.altered) {
+            if !self.altered
+                && let Some(what) = row.altered(&self.columns)
+            {
                 self.altered = true;
                 tracing::warn!("{place} of `{}`: {what}", self.path.display());
             }

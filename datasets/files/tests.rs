@@ -59,7 +59,7 @@ fn every_format_gives_the_same_pairs() {
         fs::write(&path, &text).unwrap();
         assert_eq!(read(open(&path).unwrap().as_ref(), "train"), want, "{name}");
         let (gzip, zstd) = (packed::gzip(text.as_bytes()), packed::zstd(text.as_bytes()));
-        // Several packed files one behind the other are a packed file.
+        // Several gzip files in a row are a gzip file too.
         let (first, second) = text.split_at(text.len() / 2);
         let several = [packed::gzip(first.as_bytes()), packed::gzip(second.as_bytes())].concat();
         for (ending, bytes) in [("gz", gzip), ("GZ", several), ("zst", zstd)] {
@@ -138,7 +138,7 @@ fn conversations_come_from_both_formats() {
 }
 
 #[test]
-fn parquet_has_tools_beside_a_conversation_and_no_images() {
+fn a_parquet_conversation_may_have_tools_but_no_images() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     write_conversation(&path, &[("chat_template_kwargs", r#"{"enable_thinking": false}"#), ("id", "7"), ("tools", r#"[{"name": "f"}]"#)]);
@@ -243,7 +243,7 @@ fn a_slip_in_the_configuration_is_an_error() {
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
-/// The place in the file is what a user looks for, so rows that are passed over count too.
+/// A user looks for the row in the file, so rows that are passed over count too.
 #[test]
 fn a_pair_has_the_place_of_its_row() {
     let dir = tempfile::tempdir().unwrap();
@@ -257,7 +257,7 @@ fn a_pair_has_the_place_of_its_row() {
     assert_eq!(rows.into_iter().map(|(_, pair)| pair).collect::<Vec<_>>(), read(data.as_ref(), "train"));
 }
 
-/// In the benchmark's own form a row makes several pairs.
+/// In GENIES' own form, one row makes several pairs.
 #[test]
 fn pairs_of_one_row_share_its_place() {
     let dir = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn pairs_of_one_row_share_its_place() {
 }
 
 #[test]
-fn what_standard_input_held_is_recorded_and_other_pairs_in_its_place_are_refused() {
+fn only_one_split_may_be_standard_input_and_a_file_needs_no_record() {
     // The process's own standard input is read by the tests of the command.
     let two = Config { train: "-".into(), test: Some("-".into()), ..Config::default() };
     let e = format!("{:?}", Files::build(two).err().unwrap());

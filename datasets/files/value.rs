@@ -9,7 +9,7 @@ use reprpo_plugin::serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visi
 use reprpo_plugin::serde_json::{self, Map, Value};
 
 use super::flaws::{Flaw, Row, Step, What};
-use super::{python, row};
+use super::python;
 
 /// More values than this in one row are no preference pair: some 40 MB of memory.
 const MOST: usize = 500_000;
@@ -17,8 +17,8 @@ const MOST: usize = 500_000;
 /// Numbers from here on may be whole numbers of more than 64 bits, which serde_json rounds.
 const ROUNDED: f64 = i64::MAX as f64;
 
-/// One JSON text as a value, with the places of values that it cannot hold: Python writes `NaN`,
-/// `Infinity`, half surrogate pairs and whole numbers of any length into JSON.
+/// Parses a JSON text, and returns the places of values that the result cannot hold: Python writes
+/// `NaN`, `Infinity`, half surrogate pairs and whole numbers of any length into JSON.
 ///
 /// # Errors
 /// Where it is not UTF-8, not JSON, nested too deep, or of too many values.
@@ -44,7 +44,7 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
     Err(Error::new(format!("it holds more than {MOST} values")).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
 }
 
-/// serde_json counts lines within the text it was given, and the place of that is told around this.
+/// The error for text that is not JSON. It counts lines within the text; the caller adds where the text is.
 fn not_json(e: &serde_json::Error) -> Error {
     let message = e.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
@@ -65,7 +65,7 @@ pub fn parse_row(bytes: &[u8]) -> Result<Row> {
 
 /// The error for a value that stands where a row should.
 pub fn not_a_row(value: &Value) -> Error {
-    Error::new(format!("it is {}, not an object", row::kind(value))).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
+    Error::new(format!("it is {}, not an object", json_kind(value))).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
 }
 
 /// The error for text in another encoding; `before` bytes of it were right.
@@ -75,11 +75,11 @@ pub fn not_utf8(before: usize) -> Error {
 
 /// Builds a value, counts its parts, and finds the paths of the spots that were mended.
 struct Walk<'a> {
-    /// Number of values that may still come.
+    /// Number of further values that are allowed.
     left: Cell<usize>,
     /// Number of values and keys so far.
     count: Cell<usize>,
-    /// The spots that still come, by that count.
+    /// The mended spots that are still to come, each with that count.
     spots: Cell<&'a [(usize, What)]>,
     /// True if there were any spots.
     mended: bool,
@@ -109,7 +109,7 @@ impl<'a> Walk<'a> {
         json.end().map(|()| value)
     }
 
-    /// Counts a value or a key, and gives the spot in it, if there is one.
+    /// Counts a value or a key, and returns what was mended in it, if anything.
     fn next(&self) -> Option<What> {
         let count = self.count.get();
         self.count.set(count + 1);
@@ -123,7 +123,7 @@ impl<'a> Walk<'a> {
         self.flaws.borrow_mut().push(Flaw { path: self.path.borrow().clone(), what });
     }
 
-    /// Reads what is one step further in.
+    /// Calls `read` with `step` added to the current path.
     fn within<T>(&self, step: impl FnOnce() -> Step, read: impl FnOnce() -> T) -> T {
         if !self.mended {
             return read();
@@ -245,7 +245,7 @@ mod tests {
         assert!(parse("[".repeat(100_000).as_bytes()).unwrap_err().message().contains("recursion limit"));
     }
 
-    /// The places that cannot be kept, as `path what`.
+    /// The places of values that are lost, as `path what`.
     fn flaws(text: &str) -> Vec<String> {
         let (_, flaws) = parse(text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e:?}"));
         flaws.iter().map(|flaw| format!("{:?} {}", flaw.path, flaw.what)).collect()
@@ -283,9 +283,9 @@ mod tests {
         assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));
     }
 
-    /// None of these is JSON, to Python neither.
+    /// None of these is JSON, and Python does not read them either.
     #[test]
-    fn what_python_does_not_read_is_an_error_in_the_right_place() {
+    fn text_that_python_does_not_read_either_is_an_error_in_the_right_place() {
         for (text, place) in [
             (r#"{"a": NaN, "b": nan}"#, 18),
             (r#"{"a": NaN "b": 1}"#, 11),

@@ -62,7 +62,8 @@ pub fn write(path: &Path, columns: &[Column<'_>], compression: Compression) {
     writer.close().unwrap();
 }
 
-/// Writes a file with one conversational pair: each column a list of `{role, content}`. Beside it are columns of text.
+/// Writes a file with one conversational pair, whose columns are lists of `{role, content}`. `beside` holds the names
+/// and values of further text columns.
 pub fn write_conversation(path: &Path, beside: &[(&str, &str)]) {
     let list = |name: &str| {
         format!(
@@ -95,7 +96,7 @@ pub fn write_columns(path: &Path, columns: &str) {
     write_row(path, columns, &|leaf| leaf.to_owned());
 }
 
-/// One row of ShareGPT's form: a prompt of one message, two answers, and a system prompt.
+/// Writes one row in ShareGPT's form: a prompt of one message, two answers, and a system prompt.
 pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]) {
     let said = "optional binary from (STRING); optional binary value (STRING);";
     let columns = format!(
@@ -115,7 +116,7 @@ pub fn write_sharegpt(path: &Path, [prompt, chosen, rejected, system]: [&str; 4]
     });
 }
 
-/// One conversational pair among columns and fields of all types.
+/// Writes one conversational pair among columns and fields of all types.
 pub fn write_odd(path: &Path) {
     let types = "optional double score; optional float half; optional int64 at (TIMESTAMP(MICROS, true)); optional int64 ns (TIMESTAMP(NANOS, false));
         optional int64 ms (TIMESTAMP_MILLIS); optional int32 day (DATE); optional int32 time (TIME(MILLIS, true)); optional int64 us (TIME_MICROS);
@@ -147,7 +148,8 @@ pub fn write_odd(path: &Path) {
     });
 }
 
-/// One row with one value in every column. `text` gets a column's path without the levels of lists.
+/// Writes one row with one value in every column. `text` maps the path of a text column, without the levels of lists,
+/// to its value.
 fn write_row(path: &Path, columns: &str, text: &dyn Fn(&str) -> String) {
     let schema = Arc::new(parse_message_type(&format!("message schema {{ {columns} }}")).unwrap());
     let leaves = SchemaDescriptor::new(schema.clone());

@@ -2,6 +2,7 @@
 //!
 //! Source: the hub's documentation, "Data files configuration" and "File names and splits".
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -22,7 +23,7 @@ const KEYWORDS: [(&str, &[&str]); 3] =
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
     pub splits: Vec<(String, Vec<String>)>,
-    /// Files that belong to a split and are not there, by split.
+    /// Files that are missing, each with the split that it belongs to.
     pub missing: Vec<(String, String)>,
 }
 
@@ -96,8 +97,8 @@ impl Layout {
     pub fn check(&self, split: &str, data_set: &str) -> Result<()> {
         let missing: Vec<&str> = self.missing.iter().filter(|(of, _)| of == split).map(|(_, file)| file.as_str()).collect();
         let Some(first) = missing.first() else { return Ok(()) };
-        let more = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
-        Err(Error::new(format!("`{first}`{more} of the split `{split}` of `{data_set}` is missing"))
+        let (more, are) = if missing.len() > 1 { (format!(" and {} more", missing.len() - 1), "are") } else { (String::new(), "is") };
+        Err(Error::new(format!("`{first}`{more} of the split `{split}` of `{data_set}` {are} missing"))
             .hint("fetch the whole data set: a tool that filled the cache may have taken only some of its files"))
     }
 
@@ -116,9 +117,8 @@ impl Layout {
                 }
             }
             let lost = |(split, held): &(String, Vec<String>)| {
-                let held = held.clone();
                 let split = split.clone();
-                lost_parts(&held, &held).into_iter().map(move |file| (split.clone(), file))
+                lost_parts(held, held).into_iter().map(move |file| (split.clone(), file))
             };
             let missing = splits.iter().flat_map(lost).collect();
             (!splits.is_empty()).then_some(Self { splits, missing })
@@ -233,20 +233,17 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
-/// The parts that are missing beside those of `held`, under their most likely names.
+/// The most likely names of the parts that are missing from `files` beside those in `held`.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
-    let mut lost: Vec<String> = Vec::new();
+    // Some tools put a hash after the numbers, a different one for each part.
+    let there: HashSet<(&str, usize, usize)> = files.iter().filter_map(|f| part_of(f)).map(|(stem, n, count, _)| (stem, n, count)).collect();
+    let (mut seen, mut lost) = (HashSet::new(), Vec::new());
     for (stem, _, count, tail) in held.iter().filter_map(|f| part_of(f)) {
-        // Some tools put a hash behind the numbers, another one for each part.
-        let there = |n: usize| files.iter().filter_map(|f| part_of(f)).any(|(s, number, c, _)| (s, number, c) == (stem, n, count));
-        // Data sets count from 0, model files from 1.
-        let first = usize::from(there(count));
-        let missing = (first..count + first).filter(|n| !there(*n)).map(|n| format!("{stem}{n:05}-of-{count:05}{tail}"));
-        for file in missing {
-            let same = |other: &String| part_of(other).map(|(s, n, c, _)| (s, n, c)) == part_of(&file).map(|(s, n, c, _)| (s, n, c));
-            if !lost.iter().any(same) {
-                lost.push(file);
-            }
+        if seen.insert((stem, count)) {
+            // Data sets count from 0, model files from 1.
+            let first = usize::from(there.contains(&(stem, count, count)));
+            let missing = (first..count + first).filter(|n| !there.contains(&(stem, *n, count)));
+            lost.extend(missing.map(|n| format!("{stem}{n:05}-of-{count:05}{tail}")));
         }
     }
     lost
@@ -288,17 +285,17 @@ mod tests {
         assert_eq!(missing(&of(&whole, &Value::Null)), none);
         assert_eq!(missing(&of(&whole[..1], &Value::Null)), ["train: data/train-00001-of-00002.parquet"]);
         assert_eq!(missing(&of(&whole[1..], &Value::Null)), ["train: data/train-00000-of-00002.parquet"]);
-        // Some count from 1, and some put a hash behind the numbers.
+        // Some tools count from 1, and some put a hash after the numbers.
         assert_eq!(missing(&of(&["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"], &Value::Null)), none);
         assert_eq!(missing(&of(&["train-00002-of-00002.jsonl"], &Value::Null)), ["train: train-00001-of-00002.jsonl"]);
         assert_eq!(missing(&of(&["a-train-00000-of-00002-0a1b.parquet", "a-train-00001-of-00002-2c3d.parquet"], &Value::Null)), none);
-        // Of a test split that is missing a part, the training pairs are whole all the same.
+        // The training pairs are complete even if the test split lacks parts.
         let two = of(&[whole[0], whole[1], "data/test-00000-of-00003.parquet"], &Value::Null);
         assert_eq!(missing(&two), ["test: data/test-00001-of-00003.parquet", "test: data/test-00002-of-00003.parquet"]);
         assert!(two.check("train", "org/x").is_ok());
         let e = format!("{:?}", two.check("test", "org/x").unwrap_err());
-        assert!(e.starts_with("`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` is missing\n"), "{e}");
-        // Files that are whole, and names that only look like parts.
+        assert!(e.starts_with("`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` are missing\n"), "{e}");
+        // Data sets of one part, and names that only look like parts.
         assert_eq!(missing(&of(&["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"], &Value::Null)), none);
 
         let card = |files: Value| json!({"configs": [{"config_name": "default", "data_files": files}]});

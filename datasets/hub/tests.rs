@@ -161,7 +161,7 @@ fn offline_the_cache_is_enough() {
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
 }
 
-/// A cache as another tool leaves it: files of one commit, without the hub's listing.
+/// Fills a cache as another tool leaves it, with files of one commit but without the hub's listing.
 fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
     let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
     let folder = there.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
@@ -175,7 +175,7 @@ fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
 }
 
 #[test]
-fn in_a_cache_that_another_tool_filled_the_readme_counts() {
+fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     let there = There::new();
     let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
     let hub = staged(&there, "acme/named", &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))]);
@@ -190,7 +190,7 @@ fn in_a_cache_that_another_tool_filled_the_readme_counts() {
     assert_eq!(prompts(open(&Config { test: None, ..config }, &hub).unwrap().as_ref(), "train"), ["p0"]);
     let hub = staged(&there, "acme/broken", &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))]);
     let e = format!("{:?}", open(&Config { repo: "acme/broken".into(), ..Config::default() }, &hub).err().unwrap());
-    assert!(e.contains("README.md`\n  because `configs` in the head of `README.md` is not YAML"), "{e}");
+    assert!(e.contains("README.md`\n  because `configs` in the head of `README.md` cannot be read as YAML"), "{e}");
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
 }
 
 #[test]
-fn packed_files_and_what_python_writes_are_read_from_the_hub_too() {
+fn packed_files_and_json_from_python_are_read_from_the_hub_too() {
     let there = There::new();
     let text = rows(0, 2) + "{\"prompt\": \"p2\", \"chosen\": \"good\", \"rejected\": \"bad\", \"score\": NaN}\n";
     let packed = crate::files::input::packed::gzip(text.as_bytes());

@@ -137,7 +137,7 @@ fn oft_with_the_power_series_agrees_with_peft() {
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT had no CUDA extension here: it trained one factor, and wrote down the two it was asked for.
+    // PEFT made this file without its CUDA extension: it trained one factor, but saved the two that it was asked for.
     agrees_with_peft("boft");
 }
 

@@ -271,7 +271,7 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             let (config, tensors, error) = through_a_folder(entry("lora"), &*build(entry("lora"), fields.clone()), &model, &stream);
             assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
             assert_eq!((&config["rank_pattern"][at], &config["alpha_pattern"][at]), (&json!(rank), &json!(alpha)), "{fields}");
-            // PEFT adapts a module that is listed by its whole name in any layer.
+            // PEFT ignores `layers_to_transform` for modules that are listed by their whole names.
             let names = config["target_modules"].as_array().unwrap();
             let layers = fields["layers_to_transform"].as_array().map_or(model.info().layers, Vec::len);
             assert_eq!((names.len(), config.get("layers_to_transform")), (layers, None), "{config}");

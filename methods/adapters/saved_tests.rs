@@ -1,5 +1,5 @@
-//! Saved adapters by PEFT's rules, which are written down here once more, and files of PEFT's that say
-//! less, or something else, than they hold.
+//! Checks saved adapters against PEFT's own rules, which this file implements a second time, and reads files of PEFT
+//! whose configuration does not match their tensors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,12 +22,12 @@ fn adapters() -> Vec<&'static Entry> {
     Registry::builtin().unwrap().of(PluginKind::Adapter).filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
 }
 
-/// The adapter with its defaults and these fields, small enough for the model.
+/// Builds the adapter from its defaults and these fields, with sizes that fit the small model.
 fn build(entry: &Entry, fields: &Value) -> Box<dyn Adapter> {
     let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is not an adapter", entry.about.name) };
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [("r", json!(2)), ("oft_block_size", json!(8)), ("boft_block_size", json!(8)), ("blocks", json!(2))] {
-        // OFT takes its blocks' size or their number.
+        // OFT takes either the size of its blocks or their number; the one that is not used stays 0.
         if config.get(field).is_some_and(|old| *old != json!(0)) {
             config.insert(field.to_owned(), value);
         }
@@ -40,16 +40,16 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// The modules that PEFT adapts by an `adapter_config.json`; panics where PEFT refuses it.
+/// Returns the modules that PEFT adapts for an `adapter_config.json`; panics where PEFT refuses the file.
 fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     let kind = config["peft_type"].as_str().unwrap();
     let layers: Option<Vec<u64>> = serde_json::from_value(config["layers_to_transform"].clone()).unwrap();
-    assert!(kind != "IA3" || config.get("layers_to_transform").is_none(), "PEFT does not know the field");
+    assert!(kind != "IA3" || config.get("layers_to_transform").is_none(), "PEFT's IA³ does not know `layers_to_transform`");
     let names = model.linears.iter().map(|l| l.name.clone());
     match &config["target_modules"] {
         Value::String(text) => {
             assert!(layers.is_none(), "`layers_to_transform` cannot be used when `target_modules` is a str");
-            assert!(!text.contains("(?<") && !text.contains("*+"), "Python does not read it so: {text}");
+            assert!(!text.contains("(?<") && !text.contains("*+"), "Python's `re` reads this differently: {text}");
             let regex = regex::Regex::new(&format!("^(?:{text})$")).unwrap();
             names.filter(|n| text == "all-linear" || regex.is_match(n)).collect()
         }
@@ -64,7 +64,7 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     }
 }
 
-/// The modules whose input PEFT's IA³ scales.
+/// Returns the modules whose input PEFT's IA³ scales, out of the adapted ones.
 fn fed_forward(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
     match &config["feedforward_modules"] {
         Value::String(text) => {
@@ -81,8 +81,8 @@ fn fed_forward(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
     }
 }
 
-/// Forms of the targets: a list of ends, of whole names, an expression, the word for all, and an
-/// expression that Python does not read.
+/// Forms of `target_modules`: a list of suffixes, of whole names, or of both; a regular expression; `all-linear`; and
+/// expressions of Rust's that Python refuses or reads differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
@@ -95,7 +95,7 @@ fn forms() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// `layers_to_transform`, and how many blocks the run computes.
+/// Values of `layers_to_transform`, each with the number of blocks that the run computes.
 const RESTRICTIONS: [(Option<&[usize]>, usize); 5] = [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
 
 #[test]
@@ -141,13 +141,13 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static Entry, fields: &Value, mod
         let inputs = tensors.values().filter(|t| t.size()[0] == 1).count();
         assert_eq!(inputs, fed_forward(&config, &names).len(), "{what}: {config}");
     }
-    // Read back, it is the same, and a second time it is written the same.
+    // Reading the file gives the same adapter, and writing that again gives the same configuration.
     let saved = Saved::read(folder.path(), registry).unwrap();
-    let Make::Adapter { build, .. } = entry.make else { panic!("it is an adapter") };
+    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is not an adapter", entry.about.name) };
     let fresh = build(&Value::Object(saved.config).to_string()).unwrap();
-    let told: Vec<String> = unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
-    // An entry that is of no use in the run's blocks stays an entry of the list.
-    assert!(told.iter().all(|t| fields["target_modules"].is_array() && t.contains("target_modules")), "{what}: {told:?}");
+    let warnings: Vec<String> = unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
+    // A list keeps the entries that match nothing in the blocks that the run computes.
+    assert!(warnings.iter().all(|t| fields["target_modules"].is_array() && t.contains("target_modules")), "{what}: {warnings:?}");
     let again = Adapted::attach_saved(&*fresh, model, 3, 1).unwrap();
     again.restore(&saved.values).unwrap();
     assert_eq!(again.names().collect::<Vec<_>>(), adapted.names().collect::<Vec<_>>(), "{what}");
@@ -180,7 +180,7 @@ fn ranks_by_pattern_are_those_that_peft_finds() {
                 let name = name.trim_end_matches(".lora_A.weight");
                 let key = ranks.keys().find(|k| regex::Regex::new(&format!(r"^(?:.*\.)?({k})$")).unwrap().is_match(name));
                 let r = key.map_or(2, |k| ranks[k].as_i64().unwrap());
-                assert!(ranks.keys().all(|k| !k.contains("(?")), "Python does not read it so: {config}");
+                assert!(ranks.keys().all(|k| !k.contains("(?")), "Python's `re` reads this differently: {config}");
                 assert_eq!(tensor.size()[0], r, "{name}: {config}");
             }
         }
@@ -188,7 +188,7 @@ fn ranks_by_pattern_are_those_that_peft_finds() {
 }
 
 #[test]
-fn what_matches_no_module_is_an_error_of_a_new_adapter_and_passed_over_in_a_saved_one() {
+fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_a_saved_one() {
     let model = conformance::model(Kind::Float).unwrap();
     let entry = |name: &str| Registry::builtin().unwrap().get(PluginKind::Adapter, name).unwrap();
     let cases = [
@@ -212,7 +212,7 @@ fn what_matches_no_module_is_an_error_of_a_new_adapter_and_passed_over_in_a_save
     assert!(format!("{:?}", Adapted::attach_saved(&*none, &model, 3, 0).unwrap_err()).contains("did you mean `q_proj`?"));
 }
 
-/// A folder in PEFT's format with that configuration and one tensor.
+/// Writes a folder in PEFT's format with this configuration and one tensor.
 fn saved(config: &Value, key: &str, shape: &[i64]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
@@ -237,12 +237,12 @@ fn one_butterfly_factor_in_the_file_counts_for_more_than_the_configuration() {
     assert!(warnings.len() == 1 && warnings[0].contains("`boft_n_butterfly_factor` is 2, but each `boft_R` holds 1 factor"), "{warnings:?}");
     assert_eq!(with(2, 2), (json!(2), vec![]));
     assert_eq!(with(1, 1), (json!(1), vec![]));
-    // PEFT refuses that one too.
+    // PEFT refuses this file too.
     assert_eq!(with(3, 2), (json!(3), vec![]));
 }
 
 #[test]
-fn an_older_series_of_oft_is_warned_of() {
+fn an_adapter_with_the_older_series_of_oft_gets_a_warning() {
     let with = |version: Option<&str>, more: Value| {
         let mut config = json!({ "peft_type": "OFT", "r": 0, "oft_block_size": 8, "use_cayley_neumann": true, "target_modules": ["q_proj"] });
         config.as_object_mut().unwrap().extend(version.map(|v| ("peft_version".to_owned(), json!(v))));
@@ -250,8 +250,9 @@ fn an_older_series_of_oft_is_warned_of() {
         read(saved(&config, "q_proj.oft_R.weight", &[4, 28]).path()).warnings
     };
     for old in [Some("0.17.1"), Some("0.9.0"), Some("0.18.0.dev0@abc"), Some("0.18.0rc1"), Some("?"), None] {
-        let told = with(old, json!({}));
-        assert!(told.len() == 1 && told[0].contains("changed in PEFT 0.18") && told[0].contains("counts its last power of Q twice"), "{old:?}: {told:?}");
+        let warnings = with(old, json!({}));
+        let [warning] = &warnings[..] else { panic!("{old:?}: {warnings:?}") };
+        assert!(warning.contains("changed in PEFT 0.18") && warning.contains("counts its last power of Q twice"), "{old:?}: {warning}");
     }
     for new in ["0.18.0", "0.18.1", "0.18.0.post1", "0.21.2", "0.22.1.dev0", "1.0"] {
         assert_eq!(with(Some(new), json!({})), [""; 0], "{new}");
@@ -262,7 +263,7 @@ fn an_older_series_of_oft_is_warned_of() {
 }
 
 #[test]
-fn a_pickled_adapter_is_named_as_such() {
+fn a_pickled_adapter_is_refused_by_name() {
     let folder = saved(&json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"] }), "q_proj.lora_A.weight", &[4, 32]);
     std::fs::rename(folder.path().join("adapter_model.safetensors"), folder.path().join("adapter_model.bin")).unwrap();
     let e = format!("{:?}", Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap_err());
@@ -270,7 +271,7 @@ fn a_pickled_adapter_is_named_as_such() {
 }
 
 #[test]
-fn a_pattern_of_layers_has_to_be_that_of_the_models() {
+fn layers_pattern_must_name_the_models_list_of_layers() {
     let with = |pattern: Value| {
         let config = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [0], "layers_pattern": pattern, "target_modules": ["q_proj"] });
         Saved::read(saved(&config, "q_proj.hra_u", &[32, 2]).path(), &Registry::builtin().unwrap())
@@ -284,9 +285,9 @@ fn a_pattern_of_layers_has_to_be_that_of_the_models() {
     assert_eq!(read(saved(&everywhere, "q_proj.hra_u", &[32, 2]).path()).config["layers_to_transform"], json!(null));
 }
 
-/// PEFT's own files, of other versions and as it writes them today.
+/// The files were written by PEFT itself, some by older versions and some by the current one.
 #[test]
-fn files_of_other_versions_of_peft_are_told_of() {
+fn files_of_other_versions_of_peft_get_a_warning() {
     let Some(golden) = folder() else { return };
     let cases = golden.parent().unwrap().join("cases");
     for (name, warned) in

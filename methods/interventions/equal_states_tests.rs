@@ -1,4 +1,5 @@
-//! A pair whose reference states are equal has no preference direction: it teaches nothing, and dilutes nothing.
+//! A pair whose reference states are equal has no preference direction, so it must contribute nothing to a loss and must not
+//! dilute the mean over the other pairs.
 
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::Adapted;
@@ -22,7 +23,7 @@ fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
     ]
 }
 
-/// The pairs in `rows`, with completions of two tokens.
+/// Builds a batch of the pairs in `rows`, with completions of two tokens.
 fn of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64]) -> Pairs {
     let index = Tensor::from_slice(rows);
     let pick = |x: &Sides| map(x, |x| x.index_select(0, &index));
@@ -31,7 +32,7 @@ fn of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64
     Pairs::new(rows.len(), taps, Some(of(&logp[0])), Some(of(&logp[1])))
 }
 
-/// `reference`, whose pair 1 has the states `chosen` on both sides but for a change by the share `off`.
+/// Returns `reference` with pair 1's rejected state replaced by its chosen state times 1 + `off`.
 fn with_equal(reference: &Sides, off: f64) -> Sides {
     let rejected = reference.rejected.copy();
     rejected.get(1).copy_(&(reference.chosen.get(1) * (1.0 + off)));
@@ -39,7 +40,7 @@ fn with_equal(reference: &Sides, off: f64) -> Sides {
 }
 
 #[test]
-fn such_a_pair_is_left_out_and_the_others_weigh_as_without_it() {
+fn a_pair_of_equal_states_is_left_out_and_does_not_dilute_the_others() {
     for off in [0.0, 4e-16] {
         let (policy, logp) = ([random_sides(&[3, 5]), random_sides(&[3, 4])], [random_sides(&[6]), random_sides(&[6])]);
         let reference = [with_equal(&random_sides(&[3, 5]), off), with_equal(&random_sides(&[3, 4]), off)];
@@ -70,7 +71,7 @@ fn such_a_pair_is_left_out_and_the_others_weigh_as_without_it() {
 }
 
 #[test]
-fn it_counts_by_the_taps_where_its_states_differ() {
+fn a_pair_counts_only_at_the_taps_where_its_states_differ() {
     let (policy, reference) = ([random_sides(&[2, 5]), random_sides(&[2, 4])], [random_sides(&[2, 5]), random_sides(&[2, 4])]);
     let logp = [random_sides(&[4]), random_sides(&[4])];
     let half = [with_equal(&reference[0], 0.0), map(&reference[1], Tensor::shallow_clone)];
@@ -85,7 +86,7 @@ fn it_counts_by_the_taps_where_its_states_differ() {
 }
 
 #[test]
-fn a_batch_of_nothing_else_has_the_loss_zero_and_no_gradient() {
+fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
     let policy = random_sides(&[1, 5]);
     let equal = tensor(&[1.0, -2.0, 3.0, 0.5, 4.0], &[1, 5]);
     let logp = [random_sides(&[2]), random_sides(&[2])];
@@ -109,7 +110,7 @@ fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
     assert_eq!((counted(1.0), counted(1e6)), (4.0, 0.0));
 }
 
-/// The gradient of a step of the engine with one adapter on the small model.
+/// Runs one step of the engine with LoRA on the small model; returns its outcome and the gradient of every parameter.
 fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Accumulated, Vec<Tensor>) {
     let model = model(Kind::Double).unwrap();
     let Make::Adapter { build, .. } = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap().make else { panic!("lora is an adapter") };
@@ -141,7 +142,7 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
         let of = |pairs: &[TokenPair], batch| step(methods().into_iter().nth(i).unwrap().1, pairs, batch);
         let ((without, expected), name) = (of(&plain, 6), methods()[i].0);
         assert_eq!(without.left_out.unwrap().pairs, 0, "{name}");
-        // Micro-batches that hold two, one or no pair that counts.
+        // A micro-batch of these sizes holds several pairs that count, one, or none.
         for batch in [8, 2, 1] {
             let (with, gradients) = of(&mixed, batch);
             assert_eq!(with.left_out.unwrap().pairs, 2, "{name}");

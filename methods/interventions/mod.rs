@@ -1,7 +1,8 @@
 //! Training objectives on preference pairs.
 //!
-//! `LEARNING_RATE` of each was chosen on training pairs with SmolLM2-135M-Instruct and LoRA: synthetic ones, and those of a
-//! GENIES distribution. Losses on states take more than losses on log-probabilities, which the engine's default fits.
+//! Each `LEARNING_RATE` was chosen on training pairs only, with SmolLM2-135M-Instruct and LoRA: on the synthetic data and on
+//! one GENIES distribution. Losses on states need a higher rate than losses on log-probabilities, which the engine's
+//! default suits.
 
 mod dpo;
 mod mse;

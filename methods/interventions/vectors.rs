@@ -5,10 +5,10 @@ use reprpo_plugin::prelude::*;
 /// ε of the method reference.
 pub const EPS: f64 = 1e-12;
 
-/// What a pair lacks that the losses on states leave out.
+/// The reason for leaving a pair out of a loss on states; completes "each has …" in the run's log.
 pub const NO_DIRECTION: &str = "no preference direction: the reference's states of both completions are equal";
 
-/// `scale` `[b]` for a pair that counts, and 1 for one that does not, whose scale may be 0.
+/// Returns `scale` `[b]` with 1 in the place of every pair that does not count, so that nothing is divided by 0.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }

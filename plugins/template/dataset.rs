@@ -49,7 +49,7 @@ impl Dataset for MyMethodConfig {
         vec![split("train", "sums (train)"), split("test", "sums (test)"), split("oos", "products")]
     }
 
-    // Where pairs are not a file's rows one by one, have `rows` as well: it says which row each pair is of.
+    // Also implement `rows` if a split skips rows of a file: it returns each pair with its row, which `index` shows.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
         let (word, value, test): (_, fn(u32, u32) -> u32, _) = match split {
             "train" => ("plus", |a, b| a + b, Some(false)),

@@ -6,7 +6,7 @@ REPRPO is the command, MODEL a small Hugging Face folder, PAIRS a file of prefer
 kind that PEFT has too, and of parts of MODEL's fused modules where it has any, loads it with PeftModel, loads the
 exported model with AutoModelForCausalLM, and compares the log-probabilities of the pairs' completions with those that
 `reprpo score` prints. Then it does the same, without the export, for every adapter with every form of the target
-modules and every restriction of layers. Needs torch, transformers and peft.
+modules and every restriction of layers, and checks that PEFT adapts exactly the modules in the file. Needs torch, transformers and peft.
 """
 
 import json
@@ -43,15 +43,16 @@ IN_PARTS = {
     "dora-parts": ["adapter.use_dora=true"],
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
-# Forms of `target_modules`. ENDS stands for the ends of names in MODEL; the others match modules of their own.
+# Ends of the names of the adapted modules, for models that do not have Llama's names.
 ENDS = {"gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"]}
+# Forms of `target_modules` that stand for those ends, or for every linear module.
 FORMS = {
     "ends": lambda ends: json.dumps(ends),
     "expression": lambda ends: rf".*\.({'|'.join(ends)})",
     "expression of Rust's": lambda ends: rf".*\.(?<which>{'|'.join(ends)})",
     "all-linear": lambda ends: "all-linear",
 }
-# Restrictions of layers: by the user, and because the deepest tap makes later layers useless.
+# Layers are restricted by the user, or by the deepest tap, because later layers do not change what it reads.
 RESTRICTIONS = {
     "every layer": ["--intervention", "dpo"],
     "layers 0 and 2": ["--intervention", "dpo", "--set", "adapter.layers_to_transform=[0, 2]"],
@@ -144,7 +145,7 @@ def main(reprpo, model, pairs_file):
             peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), out / "adapter")
             theirs = logps(peft, tokenizer, pairs)
             off, moved = relative(scores(out / "adapter"), theirs), relative(theirs, base)
-            # What PEFT leaves out, or attaches besides, would not show in numbers alone: an untrained adapter changes nothing.
+            # An untrained adapter changes nothing, so the numbers do not show a module that PEFT adds: compare the names too.
             adapted = {name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)}
             keys = [key for key in load_file(out / "adapter/adapter_model.safetensors") if ".layers." in key]
             trained = {next((a for a in adapted if key.startswith(f"{a}.")), key) for key in keys}

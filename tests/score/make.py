@@ -1,4 +1,4 @@
-"""Writes values.json: what transformers makes of plain text, with tiny models of every architecture.
+"""Writes values.json: the scores of plain text in transformers, by a tiny model of every architecture.
 
 Run with torch 2.11 and transformers 5.23: `python make.py` in this folder.
 

@@ -88,7 +88,7 @@ impl Cli {
         let of_run = |folder: &Path| Some(folder.join("config.toml")).filter(|config| config.is_file());
         let (configs, sets): (Vec<PathBuf>, &[String]) = match &self.command {
             Command::Run(args) => (
-                args.resume.as_deref().filter(|_| !args.resumes_by_itself()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(),
+                args.resume.as_deref().filter(|_| !args.resumes_automatically()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(),
                 &args.experiment.set,
             ),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
@@ -128,12 +128,12 @@ Examples:
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command line starts the run in `--out` or
-    /// resumes it, so that a job which is queued again needs no other command.
+    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command starts the run in `--out` or resumes
+    /// it, so that a requeued job can use the same script.
     #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
     pub resume: Option<PathBuf>,
-    /// Resume even if the data, the model, the tokenizer or the configuration changed since the checkpoint. The result then
-    /// no longer equals that of an uninterrupted run.
+    /// Resume even if the data, the model, the tokenizer or the configuration changed since the checkpoint. The result may
+    /// then differ from that of an uninterrupted run.
     #[arg(long, requires = "resume", help_heading = "Output")]
     pub inexact_resume: bool,
     /// The result as JSON, with the folder of the run.
@@ -142,13 +142,13 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// True for `--resume auto`: the command line says what to run, and the folder says how much of it is left.
-    pub fn resumes_by_itself(&self) -> bool {
+    /// True for `--resume auto`. The experiment then comes from the command line, and its progress from the folder.
+    pub fn resumes_automatically(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
 }
 
-/// The word that `--resume` takes in place of a folder.
+/// The value of `--resume` that stands for the folder in `--out`.
 const AUTO: &str = "auto";
 
 /// Run every combination of some values, and compare the results in one table.
@@ -366,8 +366,8 @@ pub struct EvalArgs {
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
-    /// Most tokens of prompt and completion together; a run's own `train.max_length` when not given, and without a run
-    /// no limit. What is over is cut off the completion's end, and counted under the table.
+    /// Most tokens of prompt and completion together; a run's own `train.max_length` when not given, or no limit without a
+    /// run. Longer completions are cut at their end, and counted under the table.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
     /// Any field of the experiment, as `eval.max_pairs=none`; may be given again.
@@ -403,21 +403,22 @@ pub struct ScoreArgs {
     /// Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`.
     #[arg(long, value_name = "PART=COLUMN", help_heading = "Data")]
     pub columns: Option<String>,
-    /// Most tokens of prompt and completion together; no limit when not given. What is over is cut off the completion's
-    /// end. Pairs that are cut or dropped say so, and so do pairs that are longer than the model's context.
+    /// Most tokens of prompt and completion together; no limit when not given. Longer completions are cut at their end.
+    /// The output shows which pairs are cut or dropped, and a warning counts pairs longer than the model's context.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
     /// Do not score an end-of-sequence token behind a completion.
     #[arg(long, help_heading = "Data")]
     pub no_eos: bool,
-    /// Do not put the tokenizer's own special tokens, such as a BOS, around plain text.
+    /// Do not add the tokenizer's own special tokens, such as BOS, to plain text.
     #[arg(long, help_heading = "Data")]
     pub no_special_tokens: bool,
     /// Any field of the experiment, as `dataset.bad_rows=skip`; may be given again.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Data")]
     pub set: Vec<String>,
-    /// One JSON object a line and pair: `split`, `index` (the place of its row in the file) and the scores of `chosen` and
-    /// `rejected`, with `truncated` and then a `reason`; or `dropped` with the `reason`.
+    /// Print one JSON object per pair, each on a line: `split`, `index` (the place of its row in the file), the scores of
+    /// `chosen` and `rejected`, and `truncated`, with a `reason` if the pair was cut. A dropped pair has `dropped` and a
+    /// `reason` instead of scores.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
@@ -641,7 +642,7 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// Which pairs of which data are read, and how they become tokens.
+/// The pairs to read, and how they become tokens.
 #[derive(Args)]
 pub struct PairsArgs {
     /// The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of
@@ -654,7 +655,7 @@ pub struct PairsArgs {
     /// Do not put an end-of-sequence token behind a completion.
     #[arg(long, help_heading = "Model")]
     pub no_eos: bool,
-    /// Do not put the tokenizer's own special tokens, such as a BOS, around plain text.
+    /// Do not add the tokenizer's own special tokens, such as BOS, to plain text.
     #[arg(long, help_heading = "Model")]
     pub no_special_tokens: bool,
     /// Where the data set's files lie.
@@ -674,7 +675,7 @@ pub struct PairsArgs {
     pub set: Vec<String>,
 }
 
-/// The token ids of every pair, as a run trains on them: those of the prompt and of both completions, or why a run would
+/// The token ids of every pair, as a run trains on them: the prompt and both completions, or the reason why a run would
 /// drop the pair.
 #[derive(Args)]
 #[command(after_long_help = "\
@@ -683,16 +684,16 @@ Examples:
   reprpo data tokens pairs.jsonl --model ./my-model --json > tokens.jsonl
   reprpo data tokens genies:math --data-dir DATA --split 'test[:5]' --max-length 512
 
-As text, a line is a pair: its index, the prompt, and the two completions between ⟨ and ⟩. Of the model, only the
-tokenizer is read.")]
+Without --json, each line shows a pair: its index, its prompt, and the two completions between ⟨ and ⟩. Of the model,
+only the tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]
     pub pairs: PairsArgs,
     /// Most tokens of prompt and completion together, cut as in a run; no limit when not given.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<String>,
-    /// One JSON object a line and pair: `split`, `index`, `prompt_ids`, `chosen_ids`, `rejected_ids`, or `dropped` with the
-    /// `reason`.
+    /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids` and `rejected_ids`, or
+    /// `dropped` with the `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
@@ -791,10 +792,10 @@ pub fn command(registry: &Registry) -> clap::Command {
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
 }
 
-/// Refuses flags of the experiment beside `--resume DIR`: the run in the folder has a configuration of its own.
+/// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has its own configuration.
 ///
 /// # Errors
-/// Fails if both are given.
+/// Fails if `--resume DIR` and such a flag are both given.
 pub fn check_resume(matches: &clap::ArgMatches, registry: &Registry) -> Result<(), clap::Error> {
     let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
@@ -804,7 +805,9 @@ pub fn check_resume(matches: &clap::ArgMatches, registry: &Registry) -> Result<(
     let experiment = ExperimentArgs::augment_args(clap::Command::new("experiment"));
     let given = |arg: &&clap::Arg| run.value_source(arg.get_id().as_str()) == Some(clap::parser::ValueSource::CommandLine);
     let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else { return Ok(()) };
-    let text = format!("the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own; '--resume auto' takes both");
+    let text = format!(
+        "the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own configuration, and only '--resume auto' takes both"
+    );
     let mut command = command(registry);
     // The error shows the usage of `run`, as clap's own errors do.
     command.build();

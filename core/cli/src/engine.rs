@@ -7,19 +7,20 @@ use std::sync::atomic::AtomicBool;
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
 use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
-use reprpo_core::model::{Adapted, other_base, peft::Saved};
+use reprpo_core::model::{Adapted, peft::Saved};
 use reprpo_core::report::Progress;
 use reprpo_core::session::{ChosenAdapter, Session};
 use reprpo_core::text::Findings;
 use reprpo_core::train;
 
 use crate::App;
+use crate::trained::warn_of_other_base;
 
 /// How a run begins.
 pub enum Start {
     /// In a new folder, which does not exist yet or is empty.
     New(PathBuf),
-    /// From the last checkpoint of the run in this folder; `inexact` if it need not be what the checkpoint was made with.
+    /// From the last checkpoint of the run in `folder`. With `inexact`, the run may differ from what the checkpoint was made with.
     Resume { folder: PathBuf, inexact: bool },
 }
 
@@ -47,14 +48,14 @@ pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progr
 /// How many tokens a pair may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Longest {
-    /// As many as `train.max_length` says, which a user or a run has set there.
+    /// At most `train.max_length`, which a user or a run has set.
     Configured(Origin),
-    /// As many as it has. A pair that is longer than the model's context is scored whole, with a warning.
+    /// No limit. A pair that is longer than the model's context is scored whole, with a warning.
     Whole,
 }
 
 impl Longest {
-    /// The user's own limit or a run's, if there is one.
+    /// The limit that a user or a run has set, or `Whole` if neither has.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
             None | Some(Origin::Default) => Longest::Whole,
@@ -62,8 +63,8 @@ impl Longest {
         }
     }
 
-    /// The experiment with that limit, and a line that states it.
-    fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
+    /// Returns the experiment with this limit, and a line that states the limit.
+    pub fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
         let mut experiment = experiment.clone();
         let said = match self {
             Longest::Configured(origin) => {
@@ -78,7 +79,7 @@ impl Longest {
     }
 }
 
-/// Judges the experiment's model on its data set: alone, or with `adapter` against itself without it.
+/// Judges the experiment's model on its data set. With `adapter`, compares the model with and without it.
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
@@ -94,19 +95,24 @@ pub fn evaluate(
     let (experiment, limit) = longest.apply(experiment);
     let judged = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
-    let mut findings = Findings::default();
-    for split in &judged {
-        findings.merge(&split.data.findings);
-        if split.data.dropped() + split.data.truncated() > 0 {
-            app.printer.note(&split.describe());
-        }
-    }
-    warn(&findings, app);
+    describe(&judged, app);
     eval::evaluate(&session, &judged, [None, adapted.as_ref()], &experiment, app.registry, stop, progress)
 }
 
-/// Says what was found about the pairs that are scored.
-fn warn(findings: &Findings, app: &App<'_>) {
+/// True if some pairs of the split are dropped or cut.
+fn is_reduced(split: &Judged) -> bool {
+    split.data.dropped() + split.data.truncated() > 0
+}
+
+/// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
+fn describe(judged: &[Judged], app: &App<'_>) {
+    let mut findings = Findings::default();
+    for split in judged {
+        findings.merge(&split.data.findings);
+        if is_reduced(split) {
+            app.printer.note(&split.describe());
+        }
+    }
     findings.lines().iter().for_each(|line| app.printer.note(line));
     if findings.identical > 0 {
         app.printer.note(&format!("warning: pairs whose completions are the same tokens, once cut, and so have equal scores: {}", findings.identical));
@@ -116,9 +122,9 @@ fn warn(findings: &Findings, app: &App<'_>) {
 /// How plain text is scored.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainText {
-    /// Whether a completion ends with the end-of-sequence token.
+    /// True if an end-of-sequence token is scored behind a completion.
     pub eos: bool,
-    /// Whether the tokenizer puts its special tokens around it.
+    /// True if the tokenizer adds its own special tokens.
     pub special_tokens: bool,
 }
 
@@ -140,13 +146,10 @@ pub fn score(
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     let judged = splits.into_iter().map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info })).collect::<Result<Vec<_>>>()?;
-    let mut findings = Findings::default();
-    let changed = judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe);
-    for line in changed.enumerate().flat_map(|(i, line)| (i == 0).then(|| limit.clone()).into_iter().chain([line])) {
-        app.printer.note(&line);
+    if judged.iter().any(is_reduced) {
+        app.printer.note(&limit);
     }
-    judged.iter().for_each(|split| findings.merge(&split.data.findings));
-    warn(&findings, app);
+    describe(&judged, app);
     let mut scores = Vec::new();
     for Judged { info, data } in &judged {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
@@ -162,9 +165,7 @@ fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Resul
     let saved = adapter.map(|dir| Saved::read(dir, app.registry)).transpose()?;
     let session = Session::open(experiment, app.registry)?;
     let (Some(saved), Some(dir)) = (saved, adapter) else { return Ok((session, None)) };
-    if let Some(why) = other_base::warning(dir, &experiment.model, &session.source, &session.fingerprint)? {
-        app.printer.note(&format!("warning: {why}"));
-    }
+    warn_of_other_base(dir, experiment, &session.source, &session.fingerprint, app)?;
     let chosen = ChosenAdapter::new(experiment, Some(saved), app.registry)?;
     let adapted = chosen.attach_whole(&session.model, experiment.train.seed)?;
     Ok((session, Some(adapted)))

@@ -1,8 +1,8 @@
-//! Signals that ask the process to end. The first asks the computation to stop where it can be
-//! taken up again; another one, more than [`PATIENCE`] later, ends the process at once.
+//! Signals that ask the process to end. After the first, the computation stops at a point from which
+//! it can be resumed; another one, more than [`PATIENCE`] later, ends the process at once.
 //!
-//! SIGHUP comes from a terminal that was closed, SIGUSR1 and SIGUSR2 from a queue before a job's
-//! time is over (`sbatch --signal`). They ask for the same as SIGINT and SIGTERM.
+//! A terminal sends SIGHUP when it is closed, and a batch system sends SIGUSR1 or SIGUSR2 before a
+//! job's time is over (`sbatch --signal`). They are handled like SIGINT and SIGTERM.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,13 +13,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
 
-/// Signals that come in this time after the first are the same wish: a queue and a terminal may
-/// both send one, and some launchers send it to every process of a group and to the group itself.
+/// Signals within this time after the first count as the same request: a batch system and a terminal
+/// may both send one, and some launchers signal every process of a group and then the group itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// True if somebody asked the process to end, since [`watch`] was called.
+/// True if a signal has asked the process to end since [`watch`] was called.
 pub fn asked() -> bool {
     ASKED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
@@ -27,13 +27,13 @@ pub fn asked() -> bool {
 /// A flag that turns true when the user or the system asks the process to end.
 ///
 /// # Errors
-/// Fails if the system takes no handler, or no thread for it.
+/// Fails if the signal handlers or the thread that serves them cannot be set up.
 pub fn watch() -> Result<Arc<AtomicBool>> {
     if let Some(asked) = ASKED.get() {
         return Ok(Arc::clone(asked));
     }
     let asked = Arc::clone(ASKED.get_or_init(Arc::default));
-    // What `nohup` starts is to outlive its terminal.
+    // A process that `nohup` started must outlive its terminal.
     let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up)).map_err(failed)?;
@@ -46,9 +46,9 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
                     first = Some(Instant::now());
                     flag.store(true, Ordering::Relaxed);
                 }
-                // Nothing is cleaned up. A checkpoint that is being written is not the latest one
-                // before it is whole.
-                Some(at) if Instant::now().duration_since(at) > PATIENCE => exit(130),
+                // No cleanup is needed: a checkpoint only becomes the latest one after it has been
+                // written in full.
+                Some(at) if at.elapsed() > PATIENCE => exit(130),
                 Some(_) => {}
             }
         }

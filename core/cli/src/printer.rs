@@ -13,8 +13,7 @@ const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
-/// A line to stderr. Where stderr is gone, as with a closed terminal, there is nobody to tell, and that is no reason to
-/// lose a run.
+/// Prints a line to stderr. Errors are ignored, because a terminal that was closed must not end a run.
 pub fn line(text: &str) {
     let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }

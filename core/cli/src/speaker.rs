@@ -1,4 +1,4 @@
-//! A model that answers: alone, or with an adapter.
+//! A model that answers, with or without an adapter.
 
 use reprpo_core::api::Message;
 use reprpo_core::config::Layering;
@@ -53,14 +53,13 @@ impl Speaker {
             None => None,
             Some(saved) => {
                 let chosen = ChosenAdapter::new(&experiment, Some(saved), app.registry)?;
-                let adapted = chosen.attach_whole(&model, experiment.train.seed)?;
-                Some(adapted)
+                Some(chosen.attach_whole(&model, experiment.train.seed)?)
             }
         };
         Ok(Self { model, tokenizer, stops, adapted, sampling, system: said.system.clone(), context })
     }
 
-    /// A warning where the model was asked more than it is made for.
+    /// A warning if the prompt was longer than the model's context.
     pub fn too_long(&self, answer: &Answer) -> Option<String> {
         let context = self.context.filter(|context| answer.prompt > *context)?;
         Some(format!("warning: the prompt has {} tokens, more than the model's context of {context}", answer.prompt))

@@ -22,7 +22,7 @@ enum Base {
     Config(PathBuf),
     /// The configuration of the run that made the adapter; only its model is used.
     ConfigOfAdapter(PathBuf),
-    /// The base model that the file `adapter_config.json` names.
+    /// The base model that the adapter's own file `config` names.
     Named { config: PathBuf, model: String },
     /// Nothing says it but the user.
     Unknown,
@@ -68,7 +68,7 @@ impl Trained {
             Base::Config(config) => {
                 if Record::read(config)?.is_none() {
                     tracing::warn!(
-                        "`{}` has no section `record`: relative paths in it begin at the present folder, and it cannot be checked that they lead to the run's own model and data",
+                        "`{}` has no section `record`: its relative paths start at the current folder, and reprpo cannot check that they lead to the run's own model and data",
                         config.display()
                     );
                 }
@@ -78,7 +78,7 @@ impl Trained {
             Base::Named { config, model } => {
                 if Path::new(model).is_relative() && Path::new(model).exists() && other_base::beside(&self.adapter, model).is_none() {
                     tracing::warn!(
-                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it is taken from the present folder, and it cannot be checked that it is the adapter's own base",
+                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it starts at the current folder, and reprpo cannot check that it leads to the adapter's own base model",
                         config.display()
                     );
                 }
@@ -89,14 +89,22 @@ impl Trained {
         layers.adapter(&self.adapter)
     }
 
-    /// Warns if the model is not the one that the adapter was made for, or if that cannot be known.
+    /// Calls [`warn_of_other_base`] for this adapter.
     ///
     /// # Errors
     /// Fails if the adapter's configuration cannot be read.
     pub fn warn(&self, experiment: &Experiment, source: &Located, found: &Fingerprint, app: &App<'_>) -> Result<()> {
-        if let Some(why) = other_base::warning(&self.adapter, &experiment.model, source, found)? {
-            app.printer.note(&format!("warning: {why}"));
-        }
-        Ok(())
+        warn_of_other_base(&self.adapter, experiment, source, found, app)
     }
+}
+
+/// Warns if the experiment's model, found at `source`, is not or may not be the one that the adapter was made for.
+///
+/// # Errors
+/// Fails if the adapter's configuration cannot be read.
+pub fn warn_of_other_base(adapter: &Path, experiment: &Experiment, source: &Located, found: &Fingerprint, app: &App<'_>) -> Result<()> {
+    if let Some(why) = other_base::warning(adapter, &experiment.model, source, found)? {
+        app.printer.note(&format!("warning: {why}"));
+    }
+    Ok(())
 }

@@ -127,8 +127,9 @@ pub trait Adapter: Send {
         None
     }
 
-    /// The other fields that mean some of the modules it changes. Entries that match none of them are
-    /// refused where a user typed them, and named in a warning where they stand in a saved adapter.
+    /// The fields besides the targets that select some of the adapted modules, such as
+    /// `rank_pattern`. An entry that matches no adapted module is an error in a new configuration,
+    /// and a warning in a saved adapter.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
@@ -187,17 +188,17 @@ pub trait Adapter: Send {
 pub trait AdapterPlugin: Plugin {
     /// `peft_type` of its `adapter_config.json`.
     const PEFT_TYPE: &'static str;
-    /// What the default of `train.lr` is multiplied by with this adapter. 1 is a low-rank update (LoRA); an adapter whose
-    /// numbers must move further to change a model as much has more.
+    /// Factor on the default of `train.lr` when this adapter is trained. LoRA has 1; an adapter
+    /// whose parameters must move further to change the model as much has a larger factor.
     const LEARNING_RATE_FACTOR: f64 = 1.0;
 
-    /// Fields that may have another value when a saved adapter is trained on. They change neither a
-    /// tensor nor what the saved tensors compute, as dropout. Every other field that contradicts the
-    /// saved adapter is refused.
+    /// Fields, such as dropout, that a run may change when it continues from a saved adapter. They
+    /// affect neither the shapes of the saved tensors nor the function that these compute. A run
+    /// that contradicts the saved adapter in any other field is refused.
     const ADJUSTABLE: &'static [&'static str] = &[];
 
-    /// False if PEFT's configuration of this type has no `layers_to_transform`. A restriction to some
-    /// layers is then saved as the full names of the modules.
+    /// False if PEFT's configuration class for this type has no `layers_to_transform`. An adapter
+    /// of only some layers is then saved with the full names of its modules.
     const PEFT_HAS_LAYERS: bool = true;
 
     /// Checks the configuration and makes the adapter.
@@ -212,11 +213,12 @@ pub trait AdapterPlugin: Plugin {
     /// A field that this method does not know how to honour.
     fn from_peft(json: &str) -> Result<Self::Config>;
 
-    /// Fits the configuration that [`from_peft`](Self::from_peft) made to the rest of a saved adapter,
-    /// where PEFT goes by more than the configuration. Returns warnings for the user.
+    /// Adjusts the configuration that [`from_peft`](Self::from_peft) returned to the tensors and
+    /// the version of a saved adapter, for types whose meaning in PEFT depends on them. Returns
+    /// warnings for the user.
     ///
     /// # Errors
-    /// Fails if the file cannot be honoured.
+    /// Fails if the saved adapter cannot be computed as PEFT computes it.
     fn reconcile(_config: &mut Self::Config, _file: &PeftFile<'_>) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
@@ -227,6 +229,6 @@ pub trait AdapterPlugin: Plugin {
 pub struct PeftFile<'a> {
     /// The text of its `adapter_config.json`.
     pub json: &'a str,
-    /// Key and shape of each of its tensors.
+    /// Key and shape of every tensor in its `adapter_model.safetensors`.
     pub shapes: &'a [(String, Vec<i64>)],
 }

@@ -65,8 +65,8 @@ pub struct Needs {
     pub output_grads: bool,
     /// Calls [`Intervention::parameter_grad`] after it.
     pub parameter_grads: bool,
-    /// The loss has no gradient where the policy equals the reference, as a maximum has none. The engine then moves the
-    /// adapter a little off its start before the first step.
+    /// The gradient of the loss is zero where the policy equals the reference. The engine then adds a little noise to the
+    /// adapter before the first step.
     pub flat_start: bool,
     /// Trains nothing: the run is its evaluation.
     pub evaluate_only: bool,
@@ -114,7 +114,7 @@ impl Needs {
             words.push("the parameters' gradients before clipping");
         }
         if self.flat_start {
-            words.push("a start a little beside the reference, where its loss is flat");
+            words.push("a start slightly away from the reference, where its loss is flat");
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
@@ -125,7 +125,7 @@ impl Needs {
 pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
-    /// d of each pair at this place `[b out]`, float32; 0 for a pair whose states are equal there but for rounding.
+    /// d of each pair at this place `[b out]`, float32. It is 0 for a pair whose two states are equal there, up to rounding.
     pub direction: Tensor,
     /// Which of the b pairs each row of the stream belongs to `[n]`, int64. No row belongs to two: with this stage a
     /// prompt is shared within a pair, never between pairs.
@@ -149,22 +149,22 @@ pub struct StepInfo {
 /// A loss and what to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the pairs that were given, or over those of them that count.
+    /// A scalar with a gradient: the mean over the given pairs, or over those of them that count.
     pub value: Tensor,
     /// Names as TRL gives them (`rewards/margins`) and means over the pairs. One of the engine's own names
     /// (`logps/chosen`) stands in the place of the engine's number.
     pub metrics: Vec<(String, Tensor)>,
-    /// The pairs that count; none: all of them do.
+    /// The pairs that count in the mean; `None` if all do.
     pub partial: Option<Partial>,
 }
 
-/// Which pairs of a batch a loss is a mean over. The engine weighs every pair that counts alike, however they are spread
-/// over the micro-batches of a step, and the run says how many did not count.
+/// The pairs of a batch that count in its loss. The engine gives each of them the same weight, however they are spread over
+/// the micro-batches of a step, and the run reports how many did not count.
 #[derive(Debug)]
 pub struct Partial {
     /// 1 for a pair that counts and 0 for one that does not, `[b]`.
     pub counts: Tensor,
-    /// What the others lack, as in `no preference direction`, and what that means.
+    /// The end of the sentence `each has …` in the warning about the other pairs, e.g. `no preference direction`.
     pub lacking: &'static str,
 }
 
@@ -174,13 +174,14 @@ impl Loss {
         Self { value, metrics: Vec::new(), partial: None }
     }
 
-    /// A loss that is the mean over the pairs that count, as [`Counted::mean`] takes it. `lacking` says what the others lack.
+    /// A loss that is the mean over the pairs that count, as [`Counted::mean`] computes it. `lacking` is as in
+    /// [`Partial::lacking`].
     pub fn over(value: Tensor, pairs: &Counted, lacking: &'static str) -> Self {
         Self { partial: Some(Partial { counts: pairs.counts.shallow_clone(), lacking }), ..Self::new(value) }
     }
 
-    /// Logs the mean of `value` (any shape) under `name`. If only some pairs count, one value a pair `[b]` is averaged over
-    /// those.
+    /// Logs the mean of `value` (any shape) under `name`. If only some pairs count, a `value` with one number per pair `[b]`
+    /// is averaged over those pairs.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
         let value = value.detach();
@@ -214,9 +215,9 @@ pub trait Intervention: Send {
     }
 
     /// The gradient to take in place of `grad`, that of one adapter parameter over the whole optimiser step. `direction`
-    /// `[w]` is the mean of d in the space that `axis` runs over, over those of the step's pairs whose states differ there;
-    /// 0 if none do, or if their directions cancel. Asked for where
-    /// [`Needs::parameter_grads`] says so, of parameters that have an [`Axis`].
+    /// `[w]` is the mean of d, in the space that `axis` runs over, over the pairs of the step whose states differ there. It
+    /// is 0 if no pair's states differ, or if the directions cancel. Asked for where [`Needs::parameter_grads`] says so, of
+    /// parameters that have an [`Axis`].
     ///
     /// # Errors
     /// What libtorch says.
@@ -228,8 +229,9 @@ pub trait Intervention: Send {
 
 /// How an [`Intervention`] is made from its configuration.
 pub trait InterventionPlugin: Plugin {
-    /// Peak learning rate at which it trains a low-rank update (LoRA) well: the default of `train.lr` under this method,
-    /// times [`AdapterPlugin::LEARNING_RATE_FACTOR`](super::AdapterPlugin::LEARNING_RATE_FACTOR). None: the engine's own.
+    /// Peak learning rate that works well for this method with a low-rank update (LoRA). Multiplied by
+    /// [`AdapterPlugin::LEARNING_RATE_FACTOR`](super::AdapterPlugin::LEARNING_RATE_FACTOR), it is the default of `train.lr`.
+    /// `None` keeps the engine's own default.
     const LEARNING_RATE: Option<f64> = None;
 
     /// Checks the configuration and makes the method.

@@ -34,7 +34,7 @@ impl Message {
         let mut fields: Map<String, Value> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
         match fields.get("role") {
             Some(Value::String(_)) => {}
-            Some(other) => return Err(Error::new(format!("`role` is {}, not text", kind(other)))),
+            Some(other) => return Err(Error::new(format!("`role` is {}, not text", json_kind(other)))),
             None => return Err(Error::new("there is no `role`")),
         }
         match fields.get_mut("content") {
@@ -45,9 +45,8 @@ impl Message {
                 }
             }
             Some(other) => {
-                return Err(
-                    Error::new(format!("`content` is {}, not text", kind(other))).hint("write the content as a string, or as a list of {type: \"text\", text}")
-                );
+                return Err(Error::new(format!("`content` is {}, not text", json_kind(other)))
+                    .hint("write the content as a string, or as a list of {type: \"text\", text}"));
             }
             None => {
                 let others: Vec<String> = fields.keys().filter(|name| !matches!(name.as_str(), "role" | "name")).cloned().collect();
@@ -148,12 +147,12 @@ fn is_blank(value: &Value) -> bool {
 /// that any part has.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
-        return Err(Error::new(format!("it is {}, not an object", kind(part))).hint("write it as {\"type\": \"text\", \"text\": \"…\"}"));
+        return Err(Error::new(format!("it is {}, not an object", json_kind(part))).hint("write it as {\"type\": \"text\", \"text\": \"…\"}"));
     };
     fields.retain(|_, value| !value.is_null());
     let of = match fields.get("type") {
         Some(Value::String(of)) => of.clone(),
-        Some(other) => return Err(Error::new(format!("`type` is {}, not text", kind(other)))),
+        Some(other) => return Err(Error::new(format!("`type` is {}, not text", json_kind(other)))),
         None => String::new(),
     };
     let other = |name: &&String| ["image", "audio", "video"].iter().any(|m| name.to_lowercase().contains(m));
@@ -163,13 +162,13 @@ fn check_part(part: &mut Value) -> Result<()> {
     match (of.as_str(), fields.get("text")) {
         ("", _) => Err(Error::new("there is no `type`").hint("write it as {\"type\": \"text\", \"text\": \"…\"}")),
         ("text", None) => Err(Error::new("there is no `text`")),
-        ("text", Some(text)) if !text.is_string() => Err(Error::new(format!("`text` is {}, not text", kind(text)))),
+        ("text", Some(text)) if !text.is_string() => Err(Error::new(format!("`text` is {}, not text", json_kind(text)))),
         _ => Ok(()),
     }
 }
 
-/// What a value is, for a sentence.
-fn kind(value: &Value) -> &'static str {
+/// Names the type of a JSON value in the words of an error, e.g. `a list`.
+pub fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a truth value",
@@ -230,7 +229,7 @@ impl TemplateArgs {
         let mut variables = match from_json_text(KWARGS, kwargs)? {
             Value::Null => Map::new(),
             Value::Object(variables) => variables,
-            other => return Err(Error::new(format!("`{KWARGS}` is {}, not an object", kind(&other)))),
+            other => return Err(Error::new(format!("`{KWARGS}` is {}, not an object", json_kind(&other)))),
         };
         if let Some(name) = variables.keys().find(|name| TAKEN.contains(&name.as_str())) {
             return Err(Error::new(format!("`{KWARGS}` sets `{name}`, which is not a variable of the template")).hint(format!("remove `{name}`")));
@@ -246,10 +245,10 @@ impl TemplateArgs {
         let tools = match from_json_text(TOOLS, tools)? {
             Value::Null => None,
             Value::Array(tools) => Some(tools),
-            other => return Err(Error::new(format!("`{TOOLS}` is {}, not a list", kind(&other)))),
+            other => return Err(Error::new(format!("`{TOOLS}` is {}, not a list", json_kind(&other)))),
         };
         if let Some((i, tool)) = tools.iter().flatten().enumerate().find(|(_, tool)| !tool.is_object()) {
-            return Err(Error::new(format!("tool {} of `{TOOLS}` is {}, not a JSON schema", i + 1, kind(tool)))
+            return Err(Error::new(format!("tool {} of `{TOOLS}` is {}, not a JSON schema", i + 1, json_kind(tool)))
                 .hint("write each tool as an object: {\"type\": \"function\", \"function\": {…}}"));
         }
         match variables.get("documents") {
@@ -259,7 +258,7 @@ impl TemplateArgs {
         }
         match variables.get("chat_template") {
             None | Some(Value::Null | Value::String(_)) => {}
-            Some(other) => return Err(Error::new(format!("`chat_template` in `{KWARGS}` is {}, not text", kind(other)))),
+            Some(other) => return Err(Error::new(format!("`chat_template` in `{KWARGS}` is {}, not text", json_kind(other)))),
         }
         Ok(Self { tools, variables })
     }

@@ -22,7 +22,7 @@ pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterP
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, States, StepInfo};
-pub use message::{Message, TemplateArgs};
+pub use message::{Message, TemplateArgs, json_kind};
 pub use model::{LinearInfo, ModelInfo, Site};
 pub(crate) use pairs::ROUNDING;
 pub use pairs::{Counted, Logprobs, Pairs, SequenceNll, Sides, TapStates, TokenLogprobs, TokenSides, TokenStates, precision};

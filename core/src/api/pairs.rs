@@ -14,15 +14,15 @@ pub struct Sides {
     pub rejected: Tensor,
 }
 
-/// How many times a float's relative precision two sides must be apart to differ. The mean of some hundreds of equal
-/// states, summed in another order, is off by up to a few dozen times that precision.
+/// Two sides differ if they are further apart than this many times the relative precision of their kind. A mean over some
+/// hundreds of equal states, summed in another order, is off by up to a few dozen times that precision.
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides {
-    /// For each pair, whether its two vectors `[b w]` differ by more than rounding does: `[b]`, bool.
+    /// True for each pair whose two vectors `[b w]` differ by more than rounding: `[b]`, bool.
     ///
     /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the precision of their
-    /// kind. Completions of the same tokens share their rows of a batch, so their states are the same to the bit, also
+    /// kind. Completions of the same tokens share their rows of a batch, so their states are identical to the bit, even
     /// in a model that computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
@@ -33,7 +33,7 @@ impl Sides {
     }
 }
 
-/// ε: the distance from 1 to the next number of that kind.
+/// The relative precision ε of a kind: the distance from 1 to the next larger number.
 pub fn precision(kind: Kind) -> f64 {
     match kind {
         Kind::Double => f64::EPSILON,
@@ -43,7 +43,7 @@ pub fn precision(kind: Kind) -> f64 {
     }
 }
 
-/// Values of pairs, some of which have none.
+/// Values of the pairs of a batch, some of which may not count.
 #[derive(Debug)]
 pub struct Counted {
     /// Values `[… b]`; 0 for a pair that does not count.
@@ -53,13 +53,13 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// The mean of `per_pair` `[b]` over the pairs that count: a scalar; 0, with a gradient of 0, if none does.
+    /// The mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts, it is 0 and so is its gradient.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
 }
 
-/// The mean of `values` `[b]` over the pairs that count, in `kind`: a scalar; 0 if none does.
+/// The mean of `values` `[b]` over the pairs that count, a scalar of kind `kind`. It is 0 if no pair counts.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
 }
@@ -317,13 +317,13 @@ impl Pairs {
         Ok(Tensor::stack(&values, 0).mean_dim(0, false, None::<Kind>))
     }
 
-    /// For each pair the mean of `per_tap` over the taps at which the pair counts. A pair counts if it does at one tap.
+    /// Averages the values of each pair over the taps at which it counts. A pair counts if it counts at one tap or more.
     ///
     /// `per_tap` gives values `[… b]` and, for each pair, whether it counts at that tap `[b]`, bool. The values of a
     /// pair that does not count must be finite, because they are multiplied by 0.
     ///
     /// # Errors
-    /// Fails if there is no tap, or if one of them fails.
+    /// Fails if there is no tap, or if `per_tap` fails at one of them.
     pub fn mean_over_counting_taps(&self, per_tap: impl Fn(&TapStates) -> Result<(Tensor, Tensor)>) -> Result<Counted> {
         let (values, counts): (Vec<_>, Vec<_>) = self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         if values.is_empty() {

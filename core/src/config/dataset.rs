@@ -51,7 +51,7 @@ fn stdin(registry: &Registry) -> Result<Meant> {
         .filter_map(|entry| Some((entry, argument(entry)?)))
         .collect();
     match takers[..] {
-        [] => Err(Error::new("no dataset of this program reads `-`, standard input").hint(openable(registry))),
+        [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
         [(one, field)] => Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) }),
         _ => Err(several(&takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), "-", "read standard input")),
     }

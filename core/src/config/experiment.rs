@@ -82,7 +82,8 @@ pub enum Score {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Peak learning rate of the adapter. The chosen intervention may have a default of its own, and the adapter a factor by which the default is multiplied.
+    /// Peak learning rate of the adapter. The chosen intervention can bring its own default, and the chosen adapter can
+    /// multiply the default by a factor.
     pub lr: f64,
     /// How the learning rate moves after the warm-up.
     pub schedule: Schedule,
@@ -206,8 +207,8 @@ pub struct Experiment {
     pub attention: Kernel,
     /// Let a card round the factors of float32 products to TF32, which is faster and less exact.
     pub tf32: bool,
-    /// Use only kernels that give the same bytes every time: an operation that has none on a card is an error that names
-    /// it. `false` is faster.
+    /// Use only deterministic kernels, which give the same bytes every time. An operation that has none on a card is an
+    /// error that names it. `false` is faster.
     pub deterministic: bool,
     /// Folder of the run; none = a new one below `runs/`.
     pub out: Option<PathBuf>,
@@ -229,7 +230,7 @@ pub struct Experiment {
     pub train: TrainConfig,
     /// How the run is judged.
     pub eval: EvalConfig,
-    /// The places that its paths came from.
+    /// The origins of its values, for errors about paths.
     #[serde(skip)]
     pub sources: Sources,
 }

@@ -34,14 +34,14 @@ pub struct Field {
     /// The fields of its own, where it is a table.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
-    /// Whether it holds a path, which its schema says with the format `path`.
+    /// True if it holds a path: its schema has the format `path`.
     #[serde(skip)]
     pub path: bool,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
     types: Vec<String>,
-    /// True if a list is a set, whose order does not matter.
+    /// True if it is a list whose order does not matter.
     #[serde(skip)]
     unordered: bool,
 }
@@ -76,8 +76,8 @@ impl Field {
         !self.types.is_empty() && !self.takes(value)
     }
 
-    /// Whether two values of this field mean the same: numbers by value, tables in any order, and
-    /// lists in any order where the schema has `uniqueItems`.
+    /// True if two values of this field mean the same. Numbers are compared by value, tables in any
+    /// order, and lists in any order if the schema has `uniqueItems`.
     pub fn same(&self, a: &Value, b: &Value) -> bool {
         match (a, b) {
             (Value::Array(a), Value::Array(b)) if self.unordered => {
@@ -101,8 +101,8 @@ impl Field {
     }
 }
 
-/// Whether two values are the same, where 32 is 32.0.
-fn equal(a: &Value, b: &Value) -> bool {
+/// True if two values are equal. Numbers are compared by value, so 32 equals 32.0.
+pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
@@ -141,7 +141,7 @@ fn toml_number(text: &str) -> Option<String> {
     let sign = if text.starts_with('-') { "-" } else { "" };
     let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
     let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
-    // As in Python, `_` stands between two digits.
+    // As in Python, `_` may only stand between two digits.
     let digits = |text: &str| text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()));
     let fits = |text: &str| text.is_empty() || digits(text);
     let any = !whole.is_empty() || part.is_some_and(|part| !part.is_empty());

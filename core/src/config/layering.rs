@@ -25,9 +25,9 @@ const ADAPTER: &str = "adapter";
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
-    /// Whether `init_adapter` brings its configuration.
+    /// True if the adapter that `init_adapter` names brings its configuration.
     starts_from_adapter: bool,
-    /// The records in files that runs wrote.
+    /// The records of runs, by the configuration file that holds them.
     records: BTreeMap<PathBuf, Record>,
 }
 
@@ -91,9 +91,9 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// The configuration of the saved adapter in the folder `dir`, which the experiment uses. It takes
-    /// the place of what the layers below say of the adapter. A value above that contradicts it is an
-    /// error, unless the adapter lets the field change.
+    /// Adds the configuration of the saved adapter in the folder `dir`, which the experiment uses. It
+    /// replaces everything that the layers below set for the adapter. A layer above that contradicts it
+    /// is an error, unless the adapter lets the field change.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read.
@@ -104,14 +104,13 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Lets the adapter that `init_adapter` names bring its configuration, as with
-    /// [`adapter`](Self::adapter), above the defaults and the recipe and below everything that the
-    /// user says.
+    /// Takes the configuration of the adapter that `init_adapter` names, as [`adapter`](Self::adapter)
+    /// does. It lies above the defaults and the recipe, and below everything that the user sets.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
     }
 
-    /// The settings that the saved adapter in `dir` stands for.
+    /// The configuration of the saved adapter in `dir`, as settings.
     fn adapter_layer(&self, dir: &Path) -> Result<Vec<Setting>> {
         let SavedConfig { entry, config, .. } = SavedConfig::read(dir, self.registry)?;
         let name = ("name".to_owned(), Value::String(entry.about.name.to_owned()));
@@ -124,10 +123,10 @@ impl<'r> Layering<'r> {
         Ok(std::iter::once(name).chain(config).map(setting).collect())
     }
 
-    /// Adds the model of a run's configuration file, and no other field of it.
+    /// Adds only the model from a run's configuration file.
     ///
     /// # Errors
-    /// As [`file`](Self::file).
+    /// Fails as [`file`](Self::file) does.
     pub fn model_of(&mut self, path: &Path) -> Result<()> {
         let mut table = self.resolved(path)?;
         table.retain(|field, _| field == "model");
@@ -135,7 +134,8 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// The table in a configuration file. In one that a run wrote, relative paths begin at its folder.
+    /// Reads the table in a configuration file. If a run wrote the file, its relative paths begin at the
+    /// file's folder and are made absolute.
     fn resolved(&mut self, path: &Path) -> Result<toml::Table> {
         let (mut table, record) = read(path)?;
         if let Some(record) = record {
@@ -283,7 +283,7 @@ impl<'r> Layering<'r> {
         let dir = match &choice.given {
             Given::Text(text) => text.trim_matches('"').to_owned(),
             Given::Value(Value::String(text)) => text.clone(),
-            // Its type is judged with all others.
+            // A value of the wrong type is refused later, as in any other field.
             Given::Value(_) => return Ok(()),
         };
         if matches!(dir.as_str(), "none" | "null") {
@@ -301,7 +301,7 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Refuses the choice of another kind of adapter than the saved one.
+    /// Refuses an `adapter.name` that differs from the saved adapter's.
     fn adapter_is_the_saved_one(&self) -> Result<()> {
         let is_name = |s: &&Setting| s.path.len() == 2 && s.path[0] == ADAPTER && s.path[1] == "name";
         let mut saved = None;
@@ -432,7 +432,7 @@ impl<'r> Outcome<'r> {
         Ok(this)
     }
 
-    /// The default of `train.lr` that the chosen intervention and adapter make together, if one of them has any.
+    /// Sets the default of `train.lr` that the chosen intervention and adapter bring, if one of them brings any.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let [intervention, adapter] = [Kind::Intervention, Kind::Adapter].map(chosen);
@@ -506,7 +506,7 @@ impl<'r> Outcome<'r> {
             [] => return Ok(()),
         };
         match setting.origin {
-            // A saved adapter says all of every value.
+            // A saved adapter has every value in full, so nothing is merged.
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
@@ -623,8 +623,8 @@ impl<'r> Outcome<'r> {
     }
 }
 
-/// The default of `train.lr`: the intervention's rate, or else the `engine`'s, times the adapter's factor; and the names of
-/// the plugins that it comes from.
+/// The default of `train.lr`, which is the intervention's rate or else the `engine`'s, times the adapter's factor. Also gives
+/// the names of the plugins that it comes from.
 pub(crate) fn default_learning_rate(engine: f64, intervention: Option<&Entry>, adapter: Option<&Entry>) -> (f64, Vec<&'static str>) {
     let (mut rate, mut of) = (engine, Vec::new());
     if let Some((entry, LearningRate::Rate(own))) = intervention.map(|entry| (entry, entry.learning_rate)) {
@@ -634,14 +634,14 @@ pub(crate) fn default_learning_rate(engine: f64, intervention: Option<&Entry>, a
     if let Some((entry, LearningRate::Factor(factor))) = adapter.map(|entry| (entry, entry.learning_rate))
         && factor != 1.0
     {
-        // To six digits, so that 2e-3 times 3 reads 0.006.
+        // Rounded to six digits, so that 2e-3 times 3 is shown as 0.006.
         rate = format!("{:.5e}", rate * factor).parse().unwrap_or(rate * factor);
         of.push(entry.about.name);
     }
     (rate, of)
 }
 
-/// The part of `value` at the path `inner`, which is made where it is missing.
+/// The part of `value` at the path `inner`. Tables that are missing on the way are added.
 fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     inner.iter().fold(value, |target, part| {
         if !target.is_object() {
@@ -651,7 +651,7 @@ fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     })
 }
 
-/// Sets `target`. A table says some of a value's parts, not all.
+/// Sets `target` to `value`. A table is merged into a table, because it may hold only some of the parts.
 fn put(target: &mut Value, value: Value) {
     match (target, value) {
         (Value::Object(old), Value::Object(new)) => old.extend(new),
@@ -659,7 +659,7 @@ fn put(target: &mut Value, value: Value) {
     }
 }
 
-/// Whether the field may have another value than in the saved adapter that it belongs to.
+/// True if the field may have another value than the saved adapter has.
 fn is_adjustable(entry: &Entry, field: &str) -> bool {
     matches!(entry.make, Make::Adapter { adjustable, .. } if adjustable.contains(&field))
 }

@@ -19,6 +19,7 @@ mod written;
 
 pub use example::Example;
 pub use experiment::{Choice, Dtype, EvalConfig, Experiment, ReferenceModel, Schedule, Score, TrainConfig, schema};
+pub(crate) use fields::equal;
 pub use fields::{Field, Word, fields, plugin_fields};
 pub(crate) use layering::default_learning_rate;
 pub use layering::{Layering, Resolved};

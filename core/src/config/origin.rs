@@ -13,7 +13,7 @@ pub enum Origin {
     Plugin(String),
     /// The recipe of that name.
     Recipe(String),
-    /// The saved adapter in that folder, or in that repository of the hub.
+    /// A saved adapter, in this folder or repository of the hub.
     Adapter(PathBuf),
     /// A configuration file.
     File(PathBuf),
@@ -21,7 +21,7 @@ pub enum Origin {
     Environment(String),
     /// A flag, with its dashes.
     Flag(String),
-    /// The base model that an adapter names, in that configuration file of its own.
+    /// The base model that a saved adapter names in this configuration file.
     Base(PathBuf),
     /// `--set`.
     Set,

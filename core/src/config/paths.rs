@@ -1,7 +1,7 @@
 //! Paths in an experiment: which fields hold them, how a run keeps them, and where each of them came from.
 //!
 //! A path that a person gives begins at the folder in which the command runs. A run keeps it relative to its own folder if
-//! both lie in one tree, and otherwise absolute, so that it is found from any folder and after the tree has been moved.
+//! both lie in one tree, and otherwise absolute. It is then found from any folder, even after the tree was moved.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -15,19 +15,19 @@ use crate::error::{Error, Result};
 use crate::fingerprint::{self, Fingerprint};
 use crate::registry::{Kind, Make, Registry};
 
-/// The section of a run's `config.toml` that the run itself writes.
+/// The section of a run's `config.toml` that holds its [`Record`].
 pub(super) const SECTION: &str = "record";
 
 /// Fields outside the plugins' sections that are always paths.
 const PATHS: [&str; 2] = ["init_transform", "out"];
-/// Fields that hold a path or the name of something elsewhere.
+/// Fields that hold either a path or a name, such as that of a repository of the hub.
 const PATHS_OR_NAMES: [&str; 2] = ["model", "init_adapter"];
-/// The field that `--data-dir` fills, whatever the data set.
+/// The field that `--data-dir` sets, in every data set.
 const DATA_DIR: &str = "data_dir";
 /// Standard input, in place of a path.
 const STDIN: &str = "-";
 
-/// What a run keeps about itself in its `config.toml`. Relative paths in such a file begin at the file's folder.
+/// A run's notes about itself in its `config.toml`. Relative paths in such a file begin at the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The run's folder when this was written.
@@ -63,7 +63,7 @@ impl Record {
         Ok(layering::read(file)?.1)
     }
 
-    /// The model that the run used.
+    /// The fingerprint of the model that the run used.
     pub fn model(&self) -> &Fingerprint {
         &self.model
     }
@@ -87,7 +87,7 @@ impl Record {
         }
     }
 
-    /// The same for the files of plugins, which are needed before anything else is understood.
+    /// Makes the paths of plugin files absolute. They are needed before the other fields can be understood.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten() {
             let path = match plugin {
@@ -108,7 +108,8 @@ impl Record {
         }
     }
 
-    /// The path that `text` in `file` means: from the file's folder, or from where the run was when it was made.
+    /// The absolute path that `text` in `file` means. It begins at the file's folder, or at the folder in which the run was
+    /// made if only that leads to something.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
         let begins_here = matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
@@ -122,14 +123,14 @@ impl Record {
     }
 }
 
-/// The places that the values of an experiment came from, and the records of the runs among them.
+/// The origin of each value of an experiment, and the records of the runs that values came from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     origins: Origins,
     records: BTreeMap<PathBuf, Record>,
 }
 
-/// Two experiments are equal wherever their values came from.
+/// Always equal, because the origins of their values do not make two experiments differ.
 impl PartialEq for Sources {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -154,7 +155,7 @@ impl Sources {
         }
     }
 
-    /// An error about the value of `field`, with the place that the value came from.
+    /// Adds to an error about the value of `field` where the value came from.
     pub fn explain(&self, field: &str, value: &str, e: Error) -> Error {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,
@@ -171,7 +172,7 @@ impl Sources {
     /// Compares the model that was found with the record of the run that named it.
     ///
     /// # Errors
-    /// Fails if the run was made with another one.
+    /// Fails if the run was made with another model.
     pub fn check_model(&self, model: &str, found: &Fingerprint) -> Result<()> {
         let Some((file, record)) = self.record("model") else { return Ok(()) };
         let Some(change) = record.model.change(found) else { return Ok(()) };
@@ -180,7 +181,7 @@ impl Sources {
             .hint("put the run's model back, or name the one to use with `--model`"))
     }
 
-    /// Compares the data that were found with the record of the run that named them; gives the differences that somebody
+    /// Compares the data that were found with the record of the run that named them. Gives the differences that the user
     /// asked for by naming other data.
     ///
     /// # Errors
@@ -191,7 +192,7 @@ impl Sources {
             let origin = self.origins.get(&format!("dataset.{field}"));
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
         };
-        // How the rows of a file are read does not change the file.
+        // A field that only says how a file's rows are read does not explain why the file changed.
         let mut places = in_section(Kind::Dataset, &experiment.dataset.name, registry);
         if let Ok(Make::Dataset { argument: Some(field), .. }) = registry.get(Kind::Dataset, &experiment.dataset.name).map(|e| &e.make) {
             places.push((*field).to_owned());
@@ -220,7 +221,7 @@ impl Sources {
     /// Checks that every path of the data set exists.
     ///
     /// # Errors
-    /// Fails if one does not: names the field, its value, and the place that it came from.
+    /// Fails if a path does not exist. The error names the field, its value and its origin.
     pub fn check_data_paths(&self, experiment: &Experiment, registry: &Registry) -> Result<()> {
         for field in in_section(Kind::Dataset, &experiment.dataset.name, registry) {
             let values = match experiment.dataset.config.get(&field) {
@@ -275,8 +276,7 @@ fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
 /// Applies `change` to every path of an experiment.
 fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&str) -> String) {
     let owned = |path: &Path| PathBuf::from(change(&path.to_string_lossy()));
-    let exists = |path: &str| Path::new(path).exists();
-    if exists(&experiment.model) {
+    if Path::new(&experiment.model).exists() {
         experiment.model = change(&experiment.model);
     }
     if let Some(path) = experiment.init_adapter.as_mut().filter(|path| path.exists()) {
@@ -298,20 +298,24 @@ fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&
             Kind::Dataset => &mut experiment.dataset,
         };
         for field in fields {
-            match section.config.get_mut(&field) {
-                Some(Value::String(text)) if !text.is_empty() && text != STDIN => *text = change(text),
-                Some(Value::Array(list)) => list.iter_mut().for_each(|v| {
-                    if let Value::String(text) = v {
-                        *text = change(text);
-                    }
-                }),
-                _ => {}
+            let values = match section.config.get_mut(&field) {
+                Some(Value::Array(list)) => list.as_mut_slice(),
+                Some(value) => std::slice::from_mut(value),
+                None => continue,
+            };
+            for value in values {
+                if let Value::String(text) = value
+                    && !text.is_empty()
+                    && text.as_str() != STDIN
+                {
+                    *text = change(text);
+                }
             }
         }
     }
 }
 
-/// The experiment as a run in `folder` keeps it.
+/// The text of the `config.toml` that a run in `folder` keeps.
 pub(crate) fn recorded(experiment: &Experiment, folder: &Path, record: &Record, registry: &Registry) -> String {
     let mut experiment = experiment.clone();
     let (run, here) = (physical(folder), std::env::current_dir().unwrap_or_default());
@@ -319,8 +323,8 @@ pub(crate) fn recorded(experiment: &Experiment, folder: &Path, record: &Record, 
     let mut json = experiment.to_json();
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
     let text = written::toml(&json, &Origins::default());
-    let explains = "# Written by `reprpo run`: relative paths in this file begin at its folder, and what they lead to is
-# compared with these fingerprints.";
+    let explains = "# Written by `reprpo run`. Relative paths in this file begin at its folder. The model and the data
+# that they lead to are compared with these fingerprints.";
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
 
@@ -331,8 +335,8 @@ pub(crate) fn comparable(experiment: &Experiment, registry: &Registry) -> Experi
     experiment
 }
 
-/// A path of a run in the folder `run`, as it is kept: relative if both lie below the folder that the command ran in, or if
-/// the path lies below the folder that holds the run.
+/// A path as the run in the folder `run` keeps it. It is relative if both lie below the folder that the command ran in, or
+/// if the path lies below the folder that holds the run, and otherwise absolute.
 fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = at_place(path);
     let shared = |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
@@ -342,7 +346,8 @@ fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// `target` from `folder`; both are absolute. It begins with `.` or `..`, so that it cannot be taken for a name.
+/// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or `..`, so that it cannot be
+/// taken for a name.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) = (target.components().collect(), folder.components().collect());
     let same = target.iter().zip(&folder).take_while(|(a, b)| a == b).count();
@@ -353,7 +358,7 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// A path without links in front of its last part, which may be one that was put there on purpose.
+/// An absolute path with its symbolic links resolved, except in its last part, which may be a link on purpose.
 fn at_place(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
@@ -362,19 +367,19 @@ fn at_place(path: &Path) -> PathBuf {
     }
 }
 
-/// A path as the system sees it, without links.
+/// An absolute path with all its symbolic links resolved.
 fn physical(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     path.canonicalize().unwrap_or_else(|_| lexical(&absolute(path)))
 }
 
-/// A path from the root, its links left as they are.
+/// An absolute path with its symbolic links kept.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A path without `.` and `..`, by its text.
+/// A path without `.` and `..`. It only looks at the text of the path, not at the file system.
 fn lexical(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {

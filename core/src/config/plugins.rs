@@ -16,8 +16,8 @@ use crate::registry::Registry;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PluginFile {
-    /// Where it lies; as other paths, from the folder in which the command runs. In the `config.toml` of a run, from the
-    /// run's folder.
+    /// Path of the file. A relative path begins at the folder in which the command runs or, in the `config.toml` of a run,
+    /// at the run's folder.
     pub path: PathBuf,
     /// Version of its crate, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -59,7 +59,7 @@ fn refuse<T>() -> Result<T> {
     Err(Error::new("for tests of the configuration alone"))
 }
 
-/// Of an adapter that can be saved.
+/// Configuration of an adapter that can be saved.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Tuned {
@@ -67,7 +67,7 @@ struct Tuned {
     alpha: f64,
     dropout: f64,
     pattern: Patterns<u32>,
-    /// A set.
+    /// A list whose order does not matter.
     #[schemars(extend("uniqueItems" = true))]
     layers: Option<Vec<usize>>,
 }
@@ -260,7 +260,7 @@ fn the_default_learning_rate_is_the_interventions_times_the_adapters_factor() {
     assert_eq!(of("swift", "patch", None), (2e-3, "default of swift".to_owned()));
     assert_eq!(of("strong", "stiff", None), (1.5e-3, "default of stiff".to_owned()));
     assert_eq!(of("swift", "stiff", None), (6e-3, "default of swift × stiff".to_owned()));
-    // Everything that is said lies above.
+    // Every value that the user sets lies above.
     assert_eq!(of("swift", "stiff", Some("train.lr=1e-5")), (1e-5, "--set".to_owned()));
 }
 
@@ -312,7 +312,7 @@ fn a_number_is_taken_as_python_writes_it_wherever_it_is_typed() {
     let train = &r.experiment.train;
     assert_eq!((train.lr, train.seed, train.warmup), (0.0001, 7, 0.5));
     assert_eq!(r.experiment.intervention.config["beta"], json!(0.1));
-    assert!(set("train.lr=.x").contains("expected a number"), "what is not a number is still an error");
+    assert!(set("train.lr=.x").contains("expected a number"), "text that is not a number is still an error");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn a_data_set_that_cannot_be_is_explained() {
     );
     assert_eq!(of("gone.jsonl"), "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the command runs in");
     assert!(of("a/b.jsonl.gz").starts_with("there is no file `a/b.jsonl.gz`"), "it is not a repository");
-    assert!(of("my pairs.rows").contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"), "what a hint tells to type can be pasted");
+    assert!(of("my pairs.rows").contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"), "a command in a hint can be pasted");
     assert_eq!(of("pairs.csv"), "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows");
     assert_eq!(
         of("pairs.rows"),
@@ -594,27 +594,27 @@ fn a_saved_adapter_brings_its_configuration_and_says_so() {
     for field in ["adapter.name", "adapter.r", "adapter.dropout", "adapter.pattern"] {
         assert_eq!(origin(&r, field), format!("adapter {}", dir.path().display()));
     }
-    // What agrees with it may be said again, in any spelling.
+    // A setting that agrees with it is accepted, in any spelling.
     let again = ["adapter.name=tuner", "adapter.r=16", "adapter.alpha=32", "adapter.pattern={a=4}", "adapter.layers=[2, 0]"];
     let same = good(|l| {
         starts_from(l, &dir);
         again.iter().for_each(|s| l.set(s).expect("a path"));
     });
     assert_eq!(same.experiment.adapter, r.experiment.adapter);
-    // What changes no tensor may change.
+    // A field that does not change a tensor may differ.
     let changed = good(|l| {
         starts_from(l, &dir);
         l.set("adapter.dropout=0.5").expect("a path");
     });
     assert_eq!(changed.experiment.adapter.config["dropout"], json!(0.5));
     assert_eq!((origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")), ("--set".to_owned(), origin(&r, "adapter.r")));
-    // Without the call, as where a run is read again, the values are those of the file.
+    // Without the call, as when a run is read again, the adapter's configuration is not looked at.
     assert_eq!(good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).experiment.adapter.name, "patch");
     assert_eq!(good(|l| l.start_from_adapter()).experiment.adapter.name, "patch");
 }
 
 #[test]
-fn what_contradicts_a_saved_adapter_is_refused_with_both_values_and_their_places() {
+fn a_setting_that_contradicts_a_saved_adapter_is_refused_with_both_values_and_their_origins() {
     let dir = saved_adapter();
     let place = dir.path().display();
     let with = |fill: &dyn Fn(&mut Layering<'_>)| {
@@ -636,13 +636,13 @@ fn what_contradicts_a_saved_adapter_is_refused_with_both_values_and_their_places
     assert!(e.contains(&format!("`adapter.layers` is `[0]` (file {})", config.path().display())), "{e}");
     let e = with(&|l| l.set("adapter.pattern.b=2").expect("a path"));
     assert!(e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#), "{e}");
-    // A wrong field of the right adapter stays what it is.
+    // An unknown field of the saved adapter keeps its own error.
     assert!(with(&|l| l.set("adapter.rr=2").expect("a path")).contains("has no field `rr`"));
     assert!(with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).contains("/no/such/folder"));
 }
 
 #[test]
-fn the_adapter_of_a_run_takes_the_place_of_what_the_runs_file_says_of_it() {
+fn the_saved_adapter_of_a_run_replaces_the_adapter_in_the_runs_file() {
     let dir = saved_adapter();
     let config = file("[adapter]\nname = \"tune\"\nr = 3\npattern = { b = 1 }\n[train]\nlr = 2.0");
     let of_run = |l: &mut Layering<'_>| {

@@ -77,7 +77,7 @@ fn round_trip(method: &Method) -> Result<Outcome> {
     if let Make::Adapter { adjustable, .. } = method.entry.make
         && let Some(stray) = adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
-        return Ok(Outcome::Violated(format!("it lets `{stray}` change in a saved adapter, which is not a field of its")));
+        return Ok(Outcome::Violated(format!("it lets `{stray}` change in a saved adapter, but has no such field")));
     }
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;

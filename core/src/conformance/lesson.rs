@@ -1,4 +1,5 @@
-//! A lesson that every method must learn at its defaults: its learning rate, its start and its signs are part of it.
+//! A small task that every method must learn at its defaults. A method fails it if its default learning rate, its start or a
+//! sign in its loss is wrong.
 
 use std::sync::atomic::AtomicBool;
 
@@ -17,18 +18,19 @@ use crate::report::Progress;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
-/// What interventions and adapters are held to with their default fields and their default learning rate.
+/// What interventions and adapters must do with their default fields and their default learning rate.
 pub const LESSON: &[Invariant] = &[Invariant { name: "60 steps at its defaults lower the loss and raise the accuracy on the training pairs", check: learnt }];
 
-/// As many steps as that statement says.
+/// The number of steps in the invariant's name.
 const STEPS: usize = 60;
-/// How many pairs the base model orders rightly and wrongly: it goes by the opinion rather than by the evidence.
+/// How many pairs the base model orders rightly and wrongly. Most are wrong, as if it followed the opinion and not the
+/// evidence.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
-/// Evidence against the user's opinion, in tokens: `SOURCE THING e OPINION o ASK` in either order of the claims, and the
-/// answers `HOLDS e END` and `HOLDS o END` for two numbers e and o.
-fn claim(rng: &mut ChaCha8Rng, index: usize) -> TokenPair {
+/// A pair about evidence against the user's opinion, in tokens. The prompt is `SOURCE THING e OPINION THING o ASK`, with the
+/// two claims in either order. The answers are `HOLDS e END` and `HOLDS o END`, for two different numbers e and o.
+fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     const NUMBERS: i64 = 12;
     let mut word = |from: i64, among: i64| from + rng.random_range(0..among);
     let (source, thing, opinion) = (word(12, 8), word(20, 12), word(32, 8));
@@ -37,10 +39,10 @@ fn claim(rng: &mut ChaCha8Rng, index: usize) -> TokenPair {
     let (evidence, belief) = ([source, thing, e], [opinion, thing, o]);
     let claims = if word(0, 2) == 0 { [evidence, belief] } else { [belief, evidence] };
     let answer = |number| vec![40, number, 41];
-    TokenPair { index, row: index, prompt: claims.concat().into_iter().chain([42]).collect(), chosen: answer(e), rejected: answer(o) }
+    TokenPair { index: 0, row: 0, prompt: claims.concat().into_iter().chain([42]).collect(), chosen: answer(e), rejected: answer(o) }
 }
 
-/// Nobody watches.
+/// Shows no progress.
 struct Unwatched;
 
 impl Progress for Unwatched {
@@ -51,7 +53,7 @@ impl Progress for Unwatched {
     fn finish(&mut self) {}
 }
 
-/// The share of `pairs` that the model orders rightly, with the adapter or without.
+/// The share of `pairs` that the model orders rightly, with the adapter if it is `on`.
 fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     let scores = score_pairs(&bench.model, on.then_some(&bench.adapted), pairs, usize::MAX, &AtomicBool::new(false), &mut Unwatched)?;
     let summary = SplitSummary::of_base("train", "", &scores, Score::Mean, 0);
@@ -63,16 +65,16 @@ fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
     while right.len() < RIGHT || wrong.len() < WRONG {
-        let drawn = claim(&mut rng, 0);
+        let drawn = claim(&mut rng);
         let (side, most) = if accuracy(bench, false, std::slice::from_ref(&drawn))? == 1.0 { (&mut right, RIGHT) } else { (&mut wrong, WRONG) };
         if side.len() < most {
             side.push(drawn);
         }
     }
-    Ok(right.into_iter().chain(wrong).enumerate().map(|(index, pair)| TokenPair { index, ..pair }).collect())
+    Ok(right.into_iter().chain(wrong).enumerate().map(|(index, pair)| TokenPair { index, row: index, ..pair }).collect())
 }
 
-/// The loss of all pairs at one place in the schedule, without a gradient that stays.
+/// The loss of all pairs in one batch, always at the same place in the schedule. It leaves no gradients.
 fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench.objective.loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?.loss.value.f_double_value(&[])?;
@@ -80,17 +82,14 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     Ok(loss)
 }
 
-/// What the lesson came to.
-#[derive(Debug)]
-pub(super) struct Lesson {
-    /// Before and after.
-    pub loss: [f64; 2],
-    /// Before and after.
-    pub accuracy: [f64; 2],
+/// The loss and the accuracy, each before and after the training.
+struct Lesson {
+    loss: [f64; 2],
+    accuracy: [f64; 2],
 }
 
-/// Trains the case as a run does that nothing is set of; none if it trains nothing.
-pub(super) fn lesson(case: &Case) -> Result<Option<Lesson>> {
+/// Trains the case as a run at its defaults does; `None` if it trains nothing.
+fn lesson(case: &Case) -> Result<Option<Lesson>> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
         return Ok(None);

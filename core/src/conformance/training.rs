@@ -61,8 +61,8 @@ fn finite(case: &Case) -> Result<Outcome> {
     Ok(Outcome::Holds)
 }
 
-/// How much longer the gradient of a pair of equal completions may be than that of an ordinary pair. What divides by a
-/// distance that is 0 makes it longer by many millions.
+/// How many times longer the gradient of a pair with equal completions may be than that of any ordinary pair. A loss that
+/// divides by a distance of 0 makes it longer by many millions.
 const LONGEST: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Outcome> {

@@ -50,7 +50,7 @@ pub fn completions(
         let voice = Voice { model: &session.model, tokenizer: &session.tokenizer, stops: &session.stops, adapted };
         let mut told = 0;
         let answer = voice.answer(&prompt.ids, sampling, &mut |_| {
-            // The text that a last token leaves is told once more, and is not another token.
+            // One more call may follow the last token, with the rest of its text. It is not another token.
             if told < most {
                 (tokens, told) = (tokens + 1, told + 1);
                 progress.advance(1, &rate(tokens));
@@ -84,8 +84,8 @@ fn asked_of<'a>(dataset: &dyn Dataset, splits: &'a [SplitInfo], trained: &str) -
     Ok(test.or_else(|| first(&|names| !names.iter().any(|name| trained.contains(name)))).or_else(|| splits.first()))
 }
 
-/// The first different prompts among the pairs that are judged, each on its own and cut as in training. Where a completion
-/// changes the last tokens, a pair's own prompt is shorter, and it is not what a model is asked.
+/// The first different prompts among the pairs that are judged, tokenised without a completion and cut as in training. The
+/// prompt of a pair may be shorter, because a completion can change the last tokens of its prompt.
 fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Result<Vec<Asked>> {
     let (config, limits) = (&experiment.eval, session.limits(&experiment.train));
     let (mut asked, mut seen) = (Vec::new(), HashSet::new());

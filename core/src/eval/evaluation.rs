@@ -18,17 +18,17 @@ use crate::report::{Completions, Progress, Table};
 use crate::session::Session;
 use crate::text::{Cut, Drop, DroppedPair, Tokenised};
 
-/// A split that is scored, in tokens.
+/// A split to score, with its pairs as tokens.
 #[derive(Debug)]
 pub struct Judged {
-    /// Its name, or the part that was asked for, and what it holds.
+    /// Its name, or the part of it that was asked for, and a description of its data.
     pub info: SplitInfo,
     /// Its pairs.
     pub data: Tokenised,
 }
 
 impl Judged {
-    /// A line that says what of it is scored.
+    /// A line with the numbers of pairs that are scored, dropped and cut.
     pub fn describe(&self) -> String {
         let data = &self.data;
         let reasons: Vec<String> = data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
@@ -49,7 +49,7 @@ pub struct SplitScores {
     pub trained: Option<Vec<PairScore>>,
     /// What was cut off each pair.
     pub cuts: Vec<Cut>,
-    /// Which place each pair has among those that were read.
+    /// The place of each pair among those that were read, with or without a score.
     pub order: Vec<usize>,
     /// Pairs without a score.
     pub dropped: Vec<DroppedPair>,
@@ -58,20 +58,20 @@ pub struct SplitScores {
 /// A pair of [`SplitScores`].
 #[derive(Clone, Copy, Debug)]
 pub enum ScoreRow<'a> {
-    /// It has a score by the base and by the trained model.
+    /// A pair with its score by the base model and, if there is one, by the trained model.
     Scored(&'a PairScore, Option<&'a PairScore>, Cut),
-    /// It has none.
+    /// A pair without a score.
     Dropped(DroppedPair),
 }
 
 impl SplitScores {
-    /// Of a split's pairs and their scores.
+    /// Puts the pairs of a split together with their scores.
     pub fn new(split: &str, max_length: usize, data: &Tokenised, base: Vec<PairScore>, trained: Option<Vec<PairScore>>) -> Self {
         let order = data.pairs.iter().map(|pair| pair.index).collect();
         Self { split: split.to_owned(), max_length, base, trained, cuts: data.cuts.clone(), order, dropped: data.dropped.clone() }
     }
 
-    /// All pairs in the data set's order, those without a score among them.
+    /// All pairs in the data set's order, including those without a score.
     pub fn rows(&self) -> Vec<ScoreRow<'_>> {
         let trained = |i: usize| self.trained.as_ref().map(|scores| &scores[i]);
         let scored = self.base.iter().enumerate().map(|(i, base)| (self.order[i], ScoreRow::Scored(base, trained(i), self.cuts[i])));
@@ -87,8 +87,8 @@ impl SplitScores {
 }
 
 impl ScoreRow<'_> {
-    /// The fields that say what is not as the data set has it: `dropped` with the `reason`, or whether the pair is
-    /// `truncated` and then the `reason`.
+    /// JSON fields that say whether the pair was dropped or cut: `dropped` with the `reason`, or `truncated`, with the
+    /// `reason` if it is true.
     pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
         let mut fields = Map::new();
         match self {
@@ -105,7 +105,7 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// Why the pair has no score, or not that of its whole text.
+    /// Why the pair has no score, or a score of only a part of its text; `None` if all of it was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
             ScoreRow::Dropped(DroppedPair { why: why @ Drop::PromptTooLong, .. }) => Some(format!("{why} in {} tokens", split.max_length)),
@@ -123,7 +123,7 @@ pub struct Evaluation {
     pub table: Table,
     /// What the model said before and after, where that was asked for.
     pub completions: Option<Completions>,
-    /// Scores by split: by the base model, and by the trained one where there is an adapter.
+    /// The scores of each split, by the base model and, if there is an adapter, by the trained one.
     pub scores: Vec<SplitScores>,
 }
 
@@ -155,7 +155,8 @@ impl Evaluation {
         let path = dir.join("summary.json");
         let within = || format!("cannot read `{}`", path.display());
         let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).within(within)?).map_err(|e| Error::new(within()).because(e))?;
-        let completions = serde_json::from_value(json["completions"].take()).map_err(|e| Error::new(within()).because(e))?;
+        let completions = json.get_mut("completions").map(Value::take).unwrap_or_default();
+        let completions = serde_json::from_value(completions).map_err(|e| Error::new(within()).because(e))?;
         let table = serde_json::from_value(json).map_err(|e| Error::new(within()).because(e))?;
         Ok(Self { table, completions, scores: Vec::new() })
     }
@@ -196,21 +197,21 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Reads the splits that the experiment scores: what is wrong with their pairs is an error before anything is computed.
+/// Reads the splits that the experiment scores, so that a bad pair is an error before anything is computed.
 ///
 /// # Errors
-/// A split that the data set does not have, one that cannot be read, or one without a usable pair.
+/// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable pair.
 pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
     splits.into_iter().map(|info| Ok(Judged { data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?, info })).collect()
 }
 
-/// Scores the splits that were [`read`], by the base model and with `adapted`; and lets them speak, before training with
-/// the adapter that it `began` with, where it did not begin with the base model.
+/// Scores the splits that were [`read`], with the base model and with `adapted`, and generates sample completions before and
+/// after training. `began` is the adapter that training began with; `None` if it began with the base model.
 ///
 /// # Errors
-/// What libtorch says; `Error::interrupted` when `stop` turned true.
+/// Fails if libtorch does; `Error::interrupted` when `stop` turned true.
 pub fn evaluate(
     session: &Session,
     judged: &[Judged],

@@ -94,10 +94,10 @@ pub struct SplitSummary {
     pub n: usize,
     /// Pairs among them with a score that is no finite number: wrong in an accuracy, left out of the other figures.
     pub not_finite: usize,
-    /// Pairs that were read and are not among them, because a prompt is too long or a completion is empty.
+    /// Pairs that were read but not scored, because the prompt is too long or a completion is empty.
     #[serde(default)]
     pub dropped: usize,
-    /// Pairs among them that were cut to the most tokens that a pair may have.
+    /// Scored pairs that were cut to `train.max_length`.
     #[serde(default)]
     pub truncated: usize,
     /// Share of pairs that the base model orders rightly.

@@ -70,20 +70,21 @@ pub fn cuda_empty_cache() -> Result<()> {
     checked(unsafe { reprpo_cuda_empty_cache() })
 }
 
-/// Uses only kernels whose result depends on nothing but their input. An operation on a card that has none is an error
-/// that names it. Must be called before the first product on a card.
+/// Restricts libtorch to deterministic kernels, or allows all kernels again. While it is on, a CUDA
+/// operation that has no deterministic kernel fails with an error that names the operation. It must
+/// be called before the first matrix product on a card.
 ///
 /// # Errors
-/// Fails if libtorch refuses the switch.
+/// Fails if libtorch cannot change the setting.
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: a bool is passed.
     checked(unsafe { reprpo_set_deterministic(on) })
 }
 
-/// True if an operation without a reproducible kernel is an error now, rather than a warning or nothing.
+/// True if libtorch currently raises an error for every operation that has no deterministic kernel.
 ///
 /// # Errors
-/// Fails if libtorch cannot be asked.
+/// Fails if libtorch cannot read the setting.
 pub fn is_deterministic() -> Result<bool> {
     let mut on = false;
     // SAFETY: the shim writes a bool.

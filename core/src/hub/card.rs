@@ -1,5 +1,5 @@
-//! The field of a data set's README that assigns files to splits. The hub sends it as JSON; a cache
-//! that another tool filled only has the README itself.
+//! Reads the field of a data set's README that assigns files to splits. The hub sends it as JSON; a
+//! cache that another tool filled only has the README itself.
 
 use std::borrow::Cow;
 
@@ -10,15 +10,16 @@ use crate::error::{Error, Result};
 
 /// The field that names files.
 const CONFIGS: &str = "configs";
-/// Greatest depth of the field's values. Data sets use four levels.
+/// Maximum nesting depth of the field's values. Data sets use four levels.
 const DEEPEST: usize = 16;
-/// Most YAML events in the field. A data set with a thousand configurations has a tenth of it.
+/// Maximum number of YAML events in the field. A data set with a thousand configurations has a tenth
+/// as many.
 const MOST: usize = 100_000;
 
-/// The card of a README: `{"configs": […]}`, or null if its head does not have that field.
+/// The card of a README: `{"configs": […]}`, or null if the README's head does not have that field.
 ///
 /// # Errors
-/// Fails if the field is there and is not YAML.
+/// Fails if the field is not YAML, uses an alias, or is too large.
 pub(super) fn of_readme(text: &str) -> Result<Value> {
     let Some(field) = head(text).and_then(|head| field(&head)) else { return Ok(Value::Null) };
     parse(&field)
@@ -30,10 +31,14 @@ fn head(text: &str) -> Option<Vec<&str>> {
     if lines.next()?.trim_end() != "---" {
         return None;
     }
-    let head: Vec<&str> = lines.by_ref().take_while(|line| line.trim_end() != "---").collect();
-    // A head has an end. `take_while` has consumed that line already.
-    let ended = text.lines().skip(1).any(|line| line.trim_end() == "---");
-    ended.then_some(head)
+    let mut head = Vec::new();
+    for line in lines {
+        if line.trim_end() == "---" {
+            return Some(head);
+        }
+        head.push(line);
+    }
+    None
 }
 
 /// The lines of the field. Others are not parsed, so that errors in them do not matter.
@@ -46,7 +51,7 @@ fn field(head: &[&str]) -> Option<String> {
     Some(std::iter::once(&head[start]).chain(rest).map(|line| format!("{line}\n")).collect())
 }
 
-/// A collection that is still open. A table has the key whose value comes next.
+/// A collection whose end has not been read yet. A table also has the key whose value comes next.
 enum Open {
     List(Vec<Value>),
     Table(Map<String, Value>, Option<String>),
@@ -65,16 +70,16 @@ impl Open {
 }
 
 fn parse(text: &str) -> Result<Value> {
-    let wrong = |why: &str| Error::new(format!("`{CONFIGS}` in the head of `README.md` is not YAML: {why}"));
+    let wrong = |why: &str| Error::new(format!("`{CONFIGS}` in the head of `README.md` cannot be read as YAML: {why}"));
     let mut open: Vec<Open> = Vec::new();
     let mut whole = Value::Null;
     for (count, event) in Parser::new_from_str(text).enumerate() {
         let (event, _) = event.map_err(|e| wrong(&e.to_string()))?;
         if count > MOST || open.len() > DEEPEST {
-            return Err(wrong("it is nested too deep, or too long"));
+            return Err(wrong("it is nested too deeply, or too long"));
         }
         let value = match event {
-            Event::Alias(_) => return Err(wrong("an alias stands for something elsewhere").hint("write out what `*` stands for")),
+            Event::Alias(_) => return Err(wrong("it uses an alias").hint("write the value in place of the alias, which begins with `*`")),
             Event::Scalar(text, style, ..) => scalar(text, style),
             Event::SequenceStart(..) => {
                 open.push(Open::List(Vec::new()));
@@ -99,7 +104,7 @@ fn parse(text: &str) -> Result<Value> {
     Ok(whole)
 }
 
-/// Numbers stay text, because every text here is a name or a pattern of files.
+/// Converts a scalar. Numbers stay text, because they are names of configurations or of files here.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     match (style, &*text) {
         (ScalarStyle::Plain, "true" | "True" | "TRUE") => Value::Bool(true),
@@ -141,10 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_not_yaml_is_an_error() {
+    fn a_field_that_cannot_be_read_as_yaml_is_an_error() {
         for text in ["configs:\n- a: [1\n", "configs:\n- &a x\n- *a\n", &format!("configs: {}\n", "[".repeat(10_000)), "configs:\n  - a: b: c\n"] {
             let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
-            assert!(e.message().starts_with("`configs` in the head of `README.md` is not YAML: "), "{e:?}");
+            assert!(e.message().starts_with("`configs` in the head of `README.md` cannot be read as YAML: "), "{e:?}");
         }
     }
 }

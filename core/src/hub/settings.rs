@@ -14,7 +14,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub struct Settings {
     /// Address of the hub, without a slash at its end: `HF_ENDPOINT`.
     pub endpoint: String,
-    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, by its older name
+    /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, its older name
     /// `HUGGINGFACE_HUB_CACHE`, or else `HF_HOME/hub`.
     pub cache: PathBuf,
     /// Where it is kept what repositories hold, which that cache has no place for.

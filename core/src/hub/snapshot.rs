@@ -46,7 +46,7 @@ impl Listing {
         serde_json::from_slice::<Self>(&bytes).ok().filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
-    /// Lists a snapshot in the cache, for which the hub's own listing is not there.
+    /// Lists the files of a snapshot in the cache, if the cache has no listing from the hub.
     fn of_folder(folder: &Path, repo: &RepoId, commit: String) -> Result<Self> {
         let mut files = Vec::new();
         walk(folder, "", &mut files)?;
@@ -58,7 +58,7 @@ impl Listing {
                 let text = String::from_utf8_lossy(&read_bounded(&readme, MOST_README)?).into_owned();
                 listing.card = card::of_readme(&text).within(|| format!("cannot use `{}`", readme.display()))?;
             } else if !repo.revision.starts_with("refs/convert/") {
-                tracing::warn!("the cache has no `{README}` of `{repo}`: which file is which split is taken from the files' names");
+                tracing::warn!("the cache has no `{README}` of `{repo}`, so the splits are inferred from the names of its files");
             }
         }
         Ok(listing)
@@ -96,12 +96,12 @@ pub struct Snapshot<'h> {
     listing: Listing,
     /// Whether a file that is not in the cache may be fetched.
     fetches: bool,
-    /// True if the listing was made from the cache: the repository may have more files.
+    /// True if the listing was made from the cache, so that the repository may have more files.
     partial: bool,
 }
 
 const README: &str = "README.md";
-/// Most bytes of a README.
+/// Maximum size of a README in bytes.
 const MOST_README: u64 = 1 << 24;
 
 impl<'h> Snapshot<'h> {

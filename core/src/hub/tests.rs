@@ -372,7 +372,7 @@ fn a_cache_that_cannot_be_written_to_is_named() {
     assert!(told(&e).contains("cannot be written to") && told(&e).contains("HF_HOME"), "{e:?}");
 }
 
-/// A cache that another tool filled does not say what else a repository has.
+/// The files in such a cache do not show which other files the repository has.
 #[test]
 fn offline_a_file_that_another_tool_did_not_fetch_is_not_in_the_cache() {
     let there = There::new();

@@ -38,16 +38,11 @@ pub struct Changed {
     pub parameters: Vec<Parameter>,
 }
 
-/// The modules of the model that the configuration of `adapter` chooses.
-pub(super) fn chosen<'m>(adapter: &dyn Adapter, model: &'m ModelInfo) -> Result<Vec<&'m LinearInfo>> {
-    adapter.targets().select(model, adapter.layers_to_transform().as_deref())
-}
-
-/// An error for each entry in the configuration of `adapter` that matches no module or layer of
+/// One error for each entry in the configuration of `adapter` that matches no module or layer of
 /// `model`.
 ///
 /// # Errors
-/// Fails on a pattern that is not a regular expression.
+/// Fails if a pattern is not a regular expression.
 pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>> {
     let (targets, layers) = (adapter.targets(), adapter.layers_to_transform());
     let everywhere = targets.select(model, None)?;
@@ -86,8 +81,8 @@ impl Adapted {
     /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would get no gradient.
     ///
     /// # Errors
-    /// Fails if anything in its configuration matches no module or layer, or if the adapter does not
-    /// fit a module.
+    /// Fails if an entry of the adapter's configuration matches no module or layer, or if the
+    /// adapter does not fit a module.
     pub fn attach(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
         match unmatched(adapter, model.info())?.into_iter().next() {
             Some(e) => Err(e),
@@ -95,16 +90,17 @@ impl Adapted {
         }
     }
 
-    /// As [`attach`](Self::attach), but passes over what matches no module or layer, as PEFT does with
-    /// a saved adapter. [`unmatched`] finds it.
+    /// Attaches a saved adapter like [`attach`](Self::attach), but ignores entries of its
+    /// configuration that match no module or layer, as PEFT does. [`unmatched`] returns these
+    /// entries.
     ///
     /// # Errors
-    /// Fails if nothing is left to adapt, or if the adapter does not fit a module.
+    /// Fails if no module or block is left to adapt, or if the adapter does not fit a module.
     pub fn attach_saved(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let init = |scope: &str| Init::new(seed, scope, kind, model.device());
         let info = model.info();
-        let targets = chosen(adapter, info)?;
+        let targets = adapter.targets().select(info, adapter.layers_to_transform().as_deref())?;
         let none = targets.is_empty();
         let targets: Vec<_> = targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
         let shared = adapter.shared(&targets, &mut init(""))?;

@@ -49,29 +49,30 @@ pub struct How {
     pub strategy: Strategy,
     /// By what.
     pub kernel: Kernel,
-    /// True if a card may only use kernels that give the same bytes every time.
+    /// True if only deterministic CUDA kernels may be used.
     pub deterministic: bool,
 }
 
-/// Which of libtorch's kernels a card may use for scaled dot product attention.
+/// The kernels that libtorch may use for scaled dot product attention on a CUDA card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CardKernels {
-    /// FlashAttention. It knows no mask.
+    /// FlashAttention, which does not support masks.
     pub flash: bool,
     /// xFormers' memory-efficient attention.
     pub memory_efficient: bool,
     /// cuDNN's attention.
     pub cudnn: bool,
-    /// Matrix products and a softmax.
+    /// Plain matrix products and a softmax.
     pub math: bool,
 }
 
 impl CardKernels {
-    /// The kernels for `device`; `None`: it has no choice that libtorch's switches govern.
+    /// The kernels that may be used on `device`; `None` if it is not a CUDA card.
     ///
-    /// Under `deterministic` algorithms libtorch makes the derivatives of the first two reproducible; that of cuDNN's is
-    /// not. libtorch's derivative of the memory-efficient kernel drops a sliding window, so that kernel is never used for
-    /// attention that is `windowed` and `differentiated`.
+    /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
+    /// the memory-efficient kernel deterministic, but not the one of cuDNN. The backward pass of
+    /// the memory-efficient kernel ignores a sliding window, so this kernel is never used if
+    /// attention is both `windowed` and `differentiated`.
     pub fn allowed(deterministic: bool, windowed: bool, differentiated: bool, device: Device) -> Option<Self> {
         let kernels = Self { flash: true, memory_efficient: !(windowed && differentiated), cudnn: !deterministic, math: true };
         device.is_cuda().then_some(kernels)
@@ -83,7 +84,7 @@ impl CardKernels {
 pub struct Attention {
     calls: Vec<Call>,
     how: How,
-    /// True if a token does not see all that comes before it.
+    /// True if a sliding window hides earlier tokens of the same sequence.
     windowed: bool,
     tokens: i64,
 }
@@ -236,7 +237,7 @@ impl Attention {
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
-        // libtorch chooses the derivative's kernel here too: it is that of the forward pass.
+        // The kernel of the forward pass also decides which one computes the backward pass.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
         if let Some(CardKernels { flash, memory_efficient, cudnn, math }) =
             CardKernels::allowed(self.how.deterministic, self.windowed, differentiated, q.device())
@@ -369,18 +370,18 @@ mod tests {
     }
 
     #[test]
-    fn no_derivative_on_a_card_drops_a_window_or_differs_between_runs() {
+    fn no_backward_pass_on_a_card_ignores_a_window_or_differs_between_runs() {
         let choices = [false, true];
         for (deterministic, windowed, differentiated) in
             choices.into_iter().flat_map(|d| choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g))))
         {
             assert_eq!(CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu), None);
             let kernels = CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0)).unwrap();
-            assert!(!(kernels.memory_efficient && windowed && differentiated), "the window would be dropped");
-            assert!(!(kernels.cudnn && deterministic), "cuDNN's derivative is not reproducible");
-            // The only kernel that computes everything.
+            assert!(!(kernels.memory_efficient && windowed && differentiated), "the window would be ignored");
+            assert!(!(kernels.cudnn && deterministic), "the backward pass of cuDNN is not deterministic");
+            // The only kernel that supports every case.
             assert!(kernels.math);
-            // Nothing is forbidden without a reason.
+            // No kernel is disabled without a reason.
             assert_eq!(kernels.memory_efficient, !(windowed && differentiated));
             assert!(kernels.flash && kernels.cudnn != deterministic);
         }

@@ -1,4 +1,4 @@
-//! Checkpoints as they circulate: with a head of their own, with other names, and broken ones.
+//! Loads checkpoints as they are published: with a separate head, with renamed tensors, or broken.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -20,14 +20,14 @@ fn logits(model: &Model) -> Tensor {
     model.logits(&reached.hidden.unwrap()).unwrap()
 }
 
-/// The configuration with the field set, and the weights of an architecture.
+/// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
     let mut config = fixture.case(architecture, "default").config.clone();
     config["tie_word_embeddings"] = json!(tied);
     (config, fixture.tensors(architecture, Kind::Float))
 }
 
-/// The names of the embedding and the head on disk.
+/// The names that the embedding and the head have in a checkpoint.
 fn ends(architecture: &str) -> [&'static str; 2] {
     if architecture == "gpt_neox" { ["gpt_neox.embed_in.weight", "embed_out.weight"] } else { ["model.embed_tokens.weight", "lm_head.weight"] }
 }
@@ -48,20 +48,20 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
             built(config, tensors)
         };
         let other = || Some(weight("another head", &shape));
-        let (model, told) = warnings(|| of(&tied, other()).unwrap());
-        assert!(told.len() == 1 && told[0].contains(head) && told[0].contains("tie_word_embeddings"), "{architecture}: {told:?}");
+        let (model, logged) = warnings(|| of(&tied, other()).unwrap());
+        assert!(logged.len() == 1 && logged[0].contains(head) && logged[0].contains("tie_word_embeddings"), "{architecture}: {logged:?}");
         assert!(!model.is_tied());
         let untied = with(&fixture, architecture, false).0;
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
         assert!(silent.is_empty() && logits(&model).equal(&logits(&expected)), "{architecture}");
 
-        // A head that is missing, or the same, is tied.
+        // A missing head and a head that equals the embedding are both tied.
         let (plain, silent) = warnings(|| of(&tied, None).unwrap());
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");
         let (twice, silent) = warnings(|| of(&tied, Some(tensors[embedding].copy())).unwrap());
         assert!(twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)), "{architecture}");
-        // Whichever of the two is there serves as both.
+        // If the file has only one of the two tensors, it serves as both.
         let mut only: IndexMap<String, Tensor> = tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
         only.insert(head.to_owned(), matrix);
@@ -74,7 +74,7 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
 }
 
 #[test]
-fn a_prefix_that_is_missing_or_there_twice_changes_nothing() {
+fn a_missing_or_repeated_prefix_changes_nothing() {
     let fixture = Fixture::read();
     for architecture in ALL {
         let (config, tensors) = with(&fixture, architecture, ["qwen3", "gemma3_text"].contains(&architecture));
@@ -87,7 +87,7 @@ fn a_prefix_that_is_missing_or_there_twice_changes_nothing() {
         assert!(renamed(&|name| name.strip_prefix(base).unwrap_or(name).to_owned()).equal(&expected), "{architecture} without");
         assert!(renamed(&|name| format!("{base}{name}")).equal(&expected), "{architecture} twice");
     }
-    // Where both names are there, one is left over.
+    // If the file has both names, one of them is left over.
     let (config, mut tensors) = with(&fixture, "llama", false);
     tensors.insert("norm.weight".to_owned(), tensors["model.norm.weight"].copy());
     assert!(built(&config, tensors).unwrap_err().message().contains("`norm.weight`"));
@@ -97,7 +97,7 @@ fn a_prefix_that_is_missing_or_there_twice_changes_nothing() {
 fn names_that_other_programs_leave_are_explained() {
     let fixture = Fixture::read();
     let (config, tensors) = with(&fixture, "llama", false);
-    let told = |rename: &dyn Fn(&str) -> String| {
+    let error = |rename: &dyn Fn(&str) -> String| {
         let tensors = tensors.iter().map(|(name, t)| (rename(name), t.shallow_clone())).collect();
         format!("{:?}", built(&config, tensors).unwrap_err())
     };
@@ -108,17 +108,17 @@ fn names_that_other_programs_leave_are_explained() {
         ("_fsdp_wrapped_module.", "FSDP"),
         ("_forward_module.", "DeepSpeed"),
     ] {
-        let text = told(&|name| format!("{prefix}{name}"));
+        let text = error(&|name| format!("{prefix}{name}"));
         assert!(text.contains("hint:") && text.contains(cause), "{prefix}: {text}");
     }
-    let inside = |from: &'static str, to: &'static str| told(&move |name| name.replacen(from, to, 1));
+    let inside = |from: &'static str, to: &'static str| error(&move |name| name.replacen(from, to, 1));
     assert!(inside("layers.1.", "layers.1._orig_mod.").contains("torch.compile"));
     assert!(inside("q_proj.weight", "q_proj.base_layer.weight").contains("PEFT"));
     assert!(inside("q_proj.weight", "q_proj.qweight").contains("GPTQ"));
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
     assert!(inside("model.layers.2.", "model.layers.7.").contains("a shard is missing"));
-    // What is left over beside a whole model.
+    // The file has every tensor of the model and one more.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),
         ("model.layers.0.mlp.up_proj.weight.absmax", "bitsandbytes"),

@@ -92,13 +92,15 @@ impl Decoder {
         Ok(())
     }
 
-    /// Which sequences turn their positions alike: two of these lengths may share the states of a common prefix if they
-    /// have the same value. One number for each kind of layer.
+    /// One number for each kind of layer, which identifies the rotary frequencies of a sequence of
+    /// `tokens` tokens. Two sequences may share the states of a common prefix only if all are
+    /// equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.sights.iter().map(|sight| sight.rope.representative_length(tokens)).collect()
     }
 
-    /// True if the keys of a cache that holds `past` tokens have to be computed again for a sequence of `tokens`.
+    /// True if the cached keys of `past` tokens must be recomputed for a sequence of `tokens`
+    /// tokens.
     pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
         let changes = |rope: &Rope| rope.representative_length(past) != rope.representative_length(tokens);
         past > 0 && self.sights.iter().any(|sight| sight.rope.recomputes() && changes(&sight.rope))

@@ -33,7 +33,8 @@ impl Export {
         for (module, frozen) in changed.into_iter().flatten() {
             for (part, tensor) in [("weight", Some(frozen.weight)), ("bias", frozen.bias)] {
                 let Some(tensor) = tensor else { continue };
-                // A bias that the adapter adds stands beside its weight.
+                // The file may not have the bias yet, so its name is derived from the weight's
+                // name.
                 let weight = model.stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
                 let stored = weight.and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
@@ -86,8 +87,8 @@ impl Export {
     fn config(&self, original: &Value) -> Result<Value> {
         let rope = original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
         if rope.into_iter().any(|p| p.get("dimension_count").is_some_and(|n| !n.is_null())) {
-            return Err(Error::new("the GGUF file turns a part of each head, which transformers cannot express for this architecture")
-                .hint("use the GGUF file itself: `reprpo eval RUN`"));
+            return Err(Error::new("the GGUF file rotates only a part of each head, which transformers cannot express for this architecture")
+                .hint("use the adapter with the GGUF file: `reprpo eval RUN`"));
         }
         let mut config = original.clone();
         if let Some(map) = config.as_object_mut() {
@@ -95,7 +96,8 @@ impl Export {
                 map.shift_remove(gone);
             }
             map.insert("dtype".to_owned(), json!(type_name(self.kind)));
-            // The configuration may say otherwise, and the weights decided.
+            // The original configuration may contradict the weights, which decide as in
+            // transformers.
             map.insert("tie_word_embeddings".to_owned(), json!(self.tied));
             if let Some(text) = map.get_mut("text_config").and_then(Value::as_object_mut) {
                 text.insert("tie_word_embeddings".to_owned(), json!(self.tied));

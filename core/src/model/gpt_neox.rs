@@ -63,7 +63,7 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, inner, eps) = (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_eps);
-    // transformers has the head by the second name in memory, and reads either from disk.
+    // transformers reads the head from disk under either name.
     let head = if !weights.has("embed_out.weight") && weights.has("lm_head.weight") { "lm_head" } else { "embed_out" };
     let vocabulary = Vocabulary::new(weights, ["gpt_neox.embed_in", head], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
     let layer = |i: usize| -> Result<Layer> {

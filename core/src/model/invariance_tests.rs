@@ -1,5 +1,5 @@
-//! A sequence's numbers depend on that sequence and on nothing else: not on its batch, and not on how attention is
-//! computed.
+//! Tests that the scores of a sequence depend only on that sequence, and not on its batch or on the
+//! way attention is computed.
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -17,7 +17,7 @@ use crate::train::batch::{Holds, PairBatch};
 const HOLDS: Holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
-/// Σ log p of both completions of each pair, `together` pairs in a pass.
+/// Σ log p of both completions of each pair, with `together` pairs in each forward pass.
 fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> {
     let _guard = tch::no_grad_guard();
     let of = |some: &[TokenPair]| {
@@ -52,8 +52,8 @@ fn every_architecture_and_rope_type_scores_what_transformers_scores() {
     assert!(architectures.into_iter().all(|name| covered(name) == if name == "phi3" { 2 } else { 6 }));
 }
 
-/// Every pair alone, and in a few random orders and batches.
-fn holds_alone_and_in_company(model: &Model, pairs: &[TokenPair], what: &str) {
+/// Checks that every pair scores the same by itself and in several random orders and batches.
+fn scores_alike_in_every_batch(model: &Model, pairs: &[TokenPair], what: &str) {
     let alone: Vec<[f64; 2]> = pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for round in 0..4 {
@@ -76,7 +76,7 @@ fn a_pair_scores_the_same_alone_and_in_every_batch() {
             for kernel in [Kernel::Sdpa, Kernel::Eager] {
                 model.set_attention(strategy);
                 model.set_attention_kernel(kernel);
-                holds_alone_and_in_company(&model, &pairs, &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope));
+                scores_alike_in_every_batch(&model, &pairs, &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope));
             }
         }
     }
@@ -92,13 +92,13 @@ fn capped_attention_scores_the_same_alone_and_in_every_batch() {
         let mut model = Model::from_tensors(&config, fixture.tensors("gemma3_text", Kind::Double), Kind::Double, Device::Cpu).unwrap();
         for strategy in STRATEGIES {
             model.set_attention(strategy);
-            holds_alone_and_in_company(&model, &fixture.pairs(), &format!("capped, {rope}, {strategy:?}"));
+            scores_alike_in_every_batch(&model, &fixture.pairs(), &format!("capped, {rope}, {strategy:?}"));
         }
     }
 }
 
 #[test]
-fn the_text_half_of_gemma3_is_gemma3_with_every_rope_type() {
+fn gemma3_scores_what_its_text_model_scores_with_every_rope_type() {
     let fixture = Fixture::read();
     for case in fixture.cases().iter().filter(|c| c.architecture == "gemma3_text") {
         let config = json!({ "model_type": "gemma3", "text_config": case.config });
@@ -110,7 +110,7 @@ fn the_text_half_of_gemma3_is_gemma3_with_every_rope_type() {
 }
 
 #[test]
-fn tokens_after_a_cache_are_those_of_transformers_past_the_original_context() {
+fn generation_past_the_original_context_gives_the_tokens_of_transformers() {
     let fixture = Fixture::read();
     let prompt = fixture.pairs()[0].prompt.clone();
     let mut count = 0;
@@ -125,14 +125,15 @@ fn tokens_after_a_cache_are_those_of_transformers_past_the_original_context() {
 }
 
 #[test]
-fn sequences_with_different_frequencies_share_no_prompt() {
+fn sequences_with_different_frequencies_do_not_share_a_prompt() {
     let fixture = Fixture::read();
     let pairs = fixture.pairs();
     let tokens = |rope: &str| {
         let model = fixture.model(&fixture.case("llama", rope), Kind::Float);
         PairBatch::of(&[&pairs[0], &pairs[2]], HOLDS, &model).unwrap().stream.layout.tokens()
     };
-    // One prompt of six tokens, four completions: 4 + 9 and 5 + 6 tokens. The original context of twelve holds three.
+    // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6. Three of them fit into the original
+    // context of 12 with it, so the fourth needs its own copy of the prompt.
     assert_eq!((tokens("default"), tokens("longrope"), tokens("dynamic")), (6 + 24, 12 + 24, 12 + 24));
     let dynamic = fixture.model(&fixture.case("llama", "dynamic"), Kind::Float);
     let mut builder = stream::StreamBuilder::default();

@@ -70,7 +70,8 @@ const ARCHITECTURES: [(&str, &str, Build); 8] = [
     ("qwen3", "model", qwen3::build),
 ];
 
-/// What builds the architecture that a configuration names, and its `base_model_prefix`.
+/// The function that builds the architecture which a configuration names, and its
+/// `base_model_prefix`.
 fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
     let known = ARCHITECTURES.iter().find(|(known, ..)| *known == name).map(|(_, base, build)| (*build, *base));
@@ -149,7 +150,7 @@ impl Model {
         self.attention.kernel = kernel;
     }
 
-    /// Allows a card to use attention kernels that may give other bytes in every run, or forbids it, as at first.
+    /// Restricts attention on a card to deterministic kernels, which is the default, or allows all.
     pub fn set_deterministic(&mut self, on: bool) {
         self.attention.deterministic = on;
     }
@@ -167,8 +168,8 @@ impl Model {
         self.decoder.is_tied()
     }
 
-    /// The name under which a checkpoint holds the tensor that is called `name` here: the same, or one that differs by
-    /// the architecture's prefix.
+    /// The name that the tensor `name` has in a checkpoint. It is the same name, or one with the
+    /// architecture's prefix removed or added. `None` if the checkpoint has none of these names.
     pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> Option<String> {
         weights::stored_name(name, self.base, has)
     }
@@ -205,13 +206,13 @@ impl Model {
         }
     }
 
-    /// Which sequences turn their positions alike: sequences of lengths with equal values may share the states of a
-    /// common prefix, others may not.
+    /// Identifies the rotary frequencies of a sequence of `tokens` tokens. Two sequences may share
+    /// the states of a common prefix only if their values are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }
 
-    /// True if a cache of `past` tokens has to be made anew for a sequence that has grown to `tokens`.
+    /// True if a cache of `past` tokens must be recomputed once the sequence has grown to `tokens`.
     pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
         self.decoder.outgrows_cache(past, tokens)
     }
@@ -231,7 +232,7 @@ impl Model {
     /// Runs the blocks that the request needs, and no more.
     ///
     /// # Errors
-    /// Fails if the model does not have a site or the embedding of a token, or if memory runs out.
+    /// Fails if the model does not have a site, if a token has no embedding, or if memory runs out.
     pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
         stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;

@@ -21,7 +21,7 @@ mod targets;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-/// The file of older versions of PEFT.
+/// The file of tensors that older versions of PEFT write.
 const PICKLE: &str = "adapter_model.bin";
 /// In front of every module's name.
 const PREFIX: &str = "base_model.model.";
@@ -37,15 +37,15 @@ pub struct SavedConfig {
     pub entry: &'static Entry,
     /// That plugin's configuration.
     pub config: Map<String, Value>,
-    /// Warnings for the user: what PEFT would compute differently, or reads differently than it says.
+    /// Warnings for the user about settings that PEFT versions interpret differently.
     pub warnings: Vec<String>,
-    /// The adapter's tensors, not yet read.
+    /// The file of the adapter's tensors, whose values have not been read.
     tensors: SafetensorsFile,
 }
 
 impl SavedConfig {
-    /// Reads the configuration of the adapter that PEFT, or this project, wrote into the folder `dir`
-    /// or into a repository of the hub. The tensors' shapes count, the tensors are not read.
+    /// Reads the configuration of an adapter in PEFT's format from a folder or a repository of the
+    /// hub. It uses the shapes of the tensors, but does not read their values.
     ///
     /// # Errors
     /// Fails if a file is missing or damaged, if no plugin knows the type of the adapter, or if its
@@ -84,8 +84,8 @@ impl SavedConfig {
     }
 }
 
-/// PEFT takes the number behind the first of these names for the layer. In every model here the list
-/// of layers is called `layers`.
+/// Checks that `layers_pattern`, which tells PEFT the name of a model's list of layers, is unset or
+/// includes `layers`. Every supported model calls its list `layers`.
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
@@ -97,7 +97,7 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
         Some(_) if patterns.iter().any(|p| p == "layers") => Ok(()),
         Some(other) => {
             let e = Error::new(format!("the adapter_config.json has `layers_pattern` = `{other}`, which matches no list of layers"));
-            Err(e.hint("the layers of every model that is read here are in a list called `layers`"))
+            Err(e.hint("every supported model has its layers in a list called `layers`"))
         }
         None => Ok(()),
     }
@@ -117,10 +117,12 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads the folder that PEFT, or this project, wrote, here or in a repository of the hub.
+    /// Reads the configuration and the tensors of an adapter in PEFT's format from a folder or a
+    /// repository of the hub.
     ///
     /// # Errors
-    /// A missing or damaged file, a type of adapter that no plugin knows, or a field that its plugin cannot honour.
+    /// Fails as [`SavedConfig::read`] does, or if a tensor cannot be read or its name lacks PEFT's
+    /// prefix.
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let SavedConfig { entry, config, warnings, tensors } = SavedConfig::read(dir, registry)?;
         let mut names: Vec<&str> = tensors.names().collect();
@@ -129,10 +131,7 @@ impl Saved {
             .into_iter()
             .map(|key| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
                 Some(name) => Ok((name.to_owned(), tensors.read(key)?)),
-                None => {
-                    let file = dir.join(TENSORS);
-                    Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", file.display())))
-                }
+                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", tensors.path().display()))),
             })
             .collect::<Result<_>>()?;
         Ok(Self { entry, config, values, warnings })
@@ -153,18 +152,16 @@ impl Base {
     pub fn new(given: &str, source: &Located) -> Self {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
-            // Other programs take a relative path from the folder that they run in, whatever that is.
+            // Other programs would resolve a relative path from their own working directory.
             None if Path::new(given).exists() => Self { name: paths::absolute(Path::new(given)).to_string_lossy().into_owned(), revision: None },
             None => given.into(),
         }
     }
-}
 
-impl Base {
-    /// What the adapter in `dir` names; `None` if it names nothing.
+    /// The base model that the adapter in `dir` names; `None` if it names none.
     ///
     /// # Errors
-    /// Fails if its configuration cannot be read.
+    /// Fails if the adapter's configuration cannot be read.
     pub fn of_adapter(dir: &Path) -> Result<Option<Self>> {
         let json = crate::files::read_json(&dir.join(CONFIG))?;
         let text = |field: &str| json.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -208,7 +205,8 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     let written = Written::of(targets, given, adapted, model.info(), peft_has_layers)?;
     let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
         .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
-    // Other fields that mean modules, as IA³'s, are targets as well.
+    // Other fields that select modules, such as IA³'s `feedforward_modules`, are written like
+    // targets.
     for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null()) {
         let meant: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
         *value = json!(written.inner(in_file(meant)?, adapted)?);

@@ -36,7 +36,8 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     let rope = if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    // `prepare_inputs_for_generation` drops the cache where the sequence passes the original context.
+    // `prepare_inputs_for_generation` drops the cache when the sequence outgrows the original
+    // context.
     let rope = Rope::new(sizes.head_dim(), &rope)?.recomputing();
     let sight = Sight { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;

@@ -31,12 +31,12 @@ impl Segment {
     }
 }
 
-/// Tokens of the shortest and of the longest sequence that passes through a segment.
+/// Lengths of the shortest and the longest sequence that contain a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceLengths {
-    /// Tokens of the shortest one.
+    /// Length of the shortest one in tokens.
     pub shortest: usize,
-    /// Tokens of the longest one.
+    /// Length of the longest one in tokens.
     pub longest: usize,
 }
 
@@ -90,10 +90,11 @@ impl Layout {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
     }
 
-    /// For each segment, how many tokens the sequences that pass through it have, counted from their own beginning.
+    /// For each segment, the lengths of the sequences that contain it. They include the tokens
+    /// before the segment.
     pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
         let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
-        // Descendants stand behind their ancestors.
+        // Descendants come after their ancestors.
         for i in (0..self.segments.len()).rev() {
             let own = *lengths[i].get_or_insert_with(|| {
                 let end = self.offset(i) + self.segments[i].len;
@@ -186,16 +187,16 @@ pub struct Stream {
     pub positions: Tensor,
     /// Who continues whom.
     pub layout: Layout,
-    /// The smallest and the largest of the ids, known without asking the device.
+    /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),
 }
 
 impl Stream {
-    /// Checks that every id has a row in an embedding of `rows` rows. On a GPU, looking up a row that does not exist
-    /// would end the whole process.
+    /// Checks that every id has a row in an embedding of `rows` rows. On a GPU, the lookup of a
+    /// missing row would make every later CUDA call of the process fail.
     ///
     /// # Errors
-    /// Fails if an id is negative, or not smaller than `rows`.
+    /// Fails if an id is negative, or if it is `rows` or greater.
     pub fn check_ids(&self, rows: i64) -> Result<()> {
         let (low, high) = self.bounds;
         match [low, high].into_iter().find(|id| !(0..rows).contains(id)) {

@@ -17,10 +17,11 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The embedding and the head of these names, each `[vocab hidden]`.
+    /// Takes the embedding and the head with these names from `weights`, each `[vocab hidden]`.
     ///
-    /// If the configuration ties them and the weights hold both with different values, the head keeps its own, as in
-    /// transformers (`tie_weights`); a warning says so. If they hold only one of the two, it serves as both.
+    /// If the configuration ties the two but their values differ, the head keeps its own values, as
+    /// in `tie_weights` of transformers, and a warning is logged. If they are tied and `weights`
+    /// has only one of them, it serves as both.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
@@ -31,14 +32,14 @@ impl Vocabulary {
                 .missing(&head)
                 .hint(format!("if `{embedding}` serves as the output head, set `tie_word_embeddings` to true in the model's config.json")));
         }
-        // transformers ties in both directions.
+        // Either of the two may be missing: transformers ties in both directions.
         let first = if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.take(first, &shape)?;
         let own = if !tied || (first != &head && weights.has(&head)) { Some(weights.take(&head, &shape)?) } else { None };
         let own = own.filter(|own| !tied || !own.equal(&matrix));
         if tied && own.is_some() {
             tracing::warn!(
-                "`{head}` differs from `{embedding}`, although the model's config.json sets `tie_word_embeddings`; the head of the file is \
+                "`{head}` differs from `{embedding}`, although the model's config.json sets `tie_word_embeddings`; the file's own head is \
                  used, as in transformers; set `tie_word_embeddings` to false to silence this warning"
             );
         }
@@ -85,7 +86,7 @@ impl Vocabulary {
         })
     }
 
-    /// True if one matrix is both.
+    /// True if one matrix serves as the embedding and the head.
     pub fn is_tied(&self) -> bool {
         self.head.is_none()
     }

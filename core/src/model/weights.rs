@@ -11,12 +11,14 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Weights {
     tensors: IndexMap<String, Tensor>,
-    /// transformers' `base_model_prefix`: a checkpoint may lack it in front of its names, or have it once too often.
+    /// `base_model_prefix` of transformers. The names in a checkpoint may lack it, or have it
+    /// twice.
     base: &'static str,
 }
 
-/// The name under which a checkpoint holds the tensor that is called `name` in a whole model: that name, or the one with
-/// `base.` left out or added, as transformers allows (`rename_source_key`).
+/// The name in a checkpoint of the tensor that the whole model calls `name`. It is `name`, or
+/// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
+/// `None` if the checkpoint `has` none of these.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without = name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
     [Some(name.to_owned()), without, Some(format!("{base}.{name}"))].into_iter().flatten().find(|name| has(name))
@@ -32,7 +34,7 @@ impl Weights {
         stored_name(name, self.base, |name| self.tensors.contains_key(name))
     }
 
-    /// The error for a tensor that is not there.
+    /// The error for a tensor that the checkpoint does not have, with the likely cause as a hint.
     pub fn missing(&self, name: &str) -> Error {
         let e = Error::new(format!("the model's weights have no `{name}`"));
         e.hint(renamed_by(self.tensors.keys()).unwrap_or("the checkpoint is of another architecture than its config.json says, or a shard is missing"))
@@ -104,7 +106,7 @@ impl Weights {
     }
 }
 
-/// Parts of names that other programs leave in a checkpoint, and the cause of each.
+/// Parts of tensor names that show how a checkpoint was saved, and a hint for each.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],
@@ -112,7 +114,7 @@ const RENAMED: [(&[&str], &str); 9] = [
     ),
     (
         &["base_model.model.", ".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save."],
-        "the file was saved from a PEFT model: save it after `merge_and_unload()`, or give the base model here and the adapter's folder with `--init-adapter`",
+        "the file was saved from a PEFT model: save it after `merge_and_unload()`, or give the base model here and the adapter's folder with `run --init-adapter` or `score --load-adapter`",
     ),
     (
         &["_fsdp_wrapped_module.", "_flat_param"],
@@ -127,15 +129,15 @@ const RENAMED: [(&[&str], &str); 9] = [
         &[".absmax", ".quant_map", ".nested_absmax", ".quant_state.", ".SCB"],
         "the weights are quantised by bitsandbytes, and config.json has lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
     ),
-    (&[".experts.", ".block_sparse_moe."], "the weights are a mixture of experts, which is another architecture than config.json says"),
+    (&[".experts.", ".block_sparse_moe."], "the weights are of a mixture of experts, but config.json names a dense architecture"),
     (&["module."], "the file was saved from inside DistributedDataParallel or DataParallel: save `model.module` instead"),
     (&["transformer.h.", "blk."], "the names are those of another program or architecture: save the model with transformers (`save_pretrained`)"),
 ];
 
-/// The likely cause of names that do not fit.
+/// The hint for the first entry of [`RENAMED`] that occurs in one of the names.
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
-    // A mark that begins with a point stands anywhere in a name, others at the beginning of a part of it.
+    // A mark that starts with a dot may be anywhere in a name. Others start a dotted word of it.
     let marked =
         |name: &str, mark: &str| if mark.starts_with('.') { name.contains(mark) } else { name.starts_with(mark) || name.contains(&format!(".{mark}")) };
     RENAMED.iter().find(|(marks, _)| names.iter().any(|name| marks.iter().any(|mark| marked(name, mark)))).map(|(_, cause)| *cause)

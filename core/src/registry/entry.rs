@@ -127,7 +127,7 @@ pub enum Make {
         build: fn(&str) -> Result<Box<dyn Adapter>>,
         /// From a saved adapter to this project's configuration, with warnings for the user.
         from_peft: fn(PeftFile<'_>) -> Result<(String, Vec<String>)>,
-        /// Fields that may have another value when a saved adapter is trained on.
+        /// Fields that may have another value when a saved adapter is trained further.
         adjustable: &'static [&'static str],
         /// True if PEFT's configuration of this type has `layers_to_transform`.
         peft_has_layers: bool,
@@ -158,18 +158,18 @@ pub struct Entry {
     pub about: About,
     /// For the engine.
     pub make: Make,
-    /// For the default of `train.lr`.
+    /// Its contribution to the default of `train.lr`.
     pub learning_rate: LearningRate,
 }
 
-/// What a plugin contributes to the default of `train.lr`: the intervention's rate times the adapter's factor.
+/// A plugin's contribution to the default of `train.lr`, which is the intervention's rate times the adapter's factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LearningRate {
-    /// Nothing.
+    /// No contribution: the engine's default stays.
     Engine,
-    /// An intervention's own rate, with a low-rank update.
+    /// The rate of an intervention with a low-rank update (LoRA).
     Rate(f64),
-    /// An adapter's factor.
+    /// The factor of an adapter.
     Factor(f64),
 }
 

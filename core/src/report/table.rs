@@ -16,7 +16,7 @@ pub struct Table {
     pub title: String,
     /// A row each, from what was trained on to what is farthest from it.
     pub splits: Vec<SplitSummary>,
-    /// Most tokens of prompt and completion together, where that is known.
+    /// Most tokens of prompt and completion together; `None` if there was no limit or it is not known.
     pub max_length: Option<usize>,
 }
 
@@ -28,7 +28,7 @@ impl Table {
         Self { title: title.into(), splits, max_length: None }
     }
 
-    /// The same, of pairs of at most so many tokens; `usize::MAX` is no limit.
+    /// The same table, for pairs that were limited to so many tokens; `usize::MAX` means that there was no limit.
     #[must_use]
     pub fn limited_to(mut self, tokens: usize) -> Self {
         self.max_length = Some(tokens).filter(|tokens| *tokens != usize::MAX);
@@ -123,16 +123,16 @@ impl Table {
     }
 }
 
-/// What of a split is not scored as the data set has it, if anything is not.
+/// A line with the numbers of dropped and cut pairs of a split; `None` if there are none.
 pub fn not_whole(split: &str, dropped: usize, truncated: usize, max_length: Option<usize>) -> Option<String> {
     let limit = max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
     (dropped + truncated > 0).then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }
 
-/// Below it a perplexity ratio is marked.
+/// A perplexity ratio below this is marked.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
-/// What [`perplexity_mark`] means.
+/// The footnote for [`perplexity_mark`].
 pub const PERPLEXITY_NOTE: &str =
     "*: ppl ratio below 0.5 or unknown: the chosen text is at least twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 

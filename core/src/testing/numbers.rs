@@ -1,7 +1,8 @@
-//! The weights of the tiny models that the tests and `make.py` compute alike, so that no file has to hold them.
+//! Weights of tiny models. The tests and `make.py` both compute them, so that they need not be
+//! stored.
 
-/// The numbers of the tensor of that name: uniform, by splitmix64 begun at the FNV-1a hash of the name. Those of norms
-/// are around 1.
+/// The values of the tensor `name`: uniform numbers around 0 from splitmix64, seeded with the
+/// FNV-1a hash of the name. The weights of norms are around 1.
 pub fn numbers(name: &str, shape: &[i64]) -> Vec<f32> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let one = if shape.len() == 1 && name.ends_with("norm.weight") { 1.0 } else { 0.0 };

@@ -1,7 +1,7 @@
-//! Tiny models of every architecture and rope type, with what transformers makes of them.
+//! Tiny models of every architecture and rope type, with the values that transformers computes.
 //!
-//! `model/fixtures/make.py` writes the reference values. The weights are not stored: both sides compute each number
-//! from its tensor's name and its place.
+//! `model/fixtures/make.py` writes these values. The weights are not stored: the script and the
+//! tests compute each number from its tensor's name and its position.
 
 use std::path::Path;
 
@@ -13,17 +13,17 @@ use super::numbers::numbers;
 use crate::model::Model;
 use crate::text::TokenPair;
 
-/// What `make.py` wrote.
+/// The contents of `architectures.json`, which `make.py` writes.
 pub struct Fixture(Value);
 
-/// One architecture with one rope type.
+/// One architecture with one rope type, and the values that transformers computes for it.
 pub struct Case<'a> {
     pub architecture: &'a str,
     pub rope: &'a str,
     pub config: &'a Value,
-    /// Σ log p of chosen and rejected, one a pair; every sequence alone.
+    /// Σ log p of chosen and rejected for each pair. Every sequence is computed by itself.
     pub scores: Vec<[f64; 2]>,
-    /// Greedy tokens after the first pair's prompt, with a cache.
+    /// Tokens of greedy decoding from the first pair's prompt, with a cache.
     pub generated: Option<Vec<i64>>,
 }
 
@@ -67,7 +67,7 @@ impl Fixture {
         self.cases().into_iter().find(|c| c.architecture == architecture && c.rope == rope).unwrap()
     }
 
-    /// The weights of an architecture, as transformers names them.
+    /// The weights of an architecture by their names in transformers.
     pub fn tensors(&self, architecture: &str, kind: Kind) -> IndexMap<String, Tensor> {
         let shapes = self.0["tensors"][architecture].as_object().unwrap();
         shapes.iter().map(|(name, shape)| (name.clone(), weight(name, &ids(shape)).to_kind(kind))).collect()
@@ -78,7 +78,7 @@ impl Fixture {
     }
 }
 
-/// The tensor of that name.
+/// The values of [`numbers`] as a tensor.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }

@@ -1,4 +1,4 @@
-//! What is logged as a warning while something runs.
+//! Collects the warnings that are logged while a test runs some code.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,10 +41,10 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
-/// What `work` gives, and the warnings that this thread logs on the way.
+/// Runs `work`, and returns its result and the warnings that this thread logged meanwhile.
 pub fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
-    let seen = Warnings::default();
-    let done = tracing::subscriber::with_default(seen.clone(), work);
-    let warnings = std::mem::take(&mut *seen.0.lock().unwrap_or_else(PoisonError::into_inner));
-    (done, warnings)
+    let subscriber = Warnings::default();
+    let result = tracing::subscriber::with_default(subscriber.clone(), work);
+    let warnings = std::mem::take(&mut *subscriber.0.lock().unwrap_or_else(PoisonError::into_inner));
+    (result, warnings)
 }

@@ -74,7 +74,7 @@ struct Completion {
 /// A batch of b pairs over c different completions.
 #[derive(Debug)]
 pub struct PairBatch {
-    /// Rows of the data set.
+    /// The index of each pair, as in [`TokenPair::index`].
     pub indices: Vec<usize>,
     /// The tokens.
     pub stream: Stream,
@@ -104,8 +104,8 @@ impl PairBatch {
         Self::new(pairs, holds, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays `pairs` out. `kind` is that of the numbers made from it. A prompt is only shared by sequences for whose
-    /// lengths `rotation_of` is the same: its states depend on it.
+    /// Lays `pairs` out. `kind` is that of the numbers made from it. Sequences only share a prompt if `rotation_of` gives
+    /// the same for their lengths, because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -134,8 +134,8 @@ impl PairBatch {
             let last = builder.tokens() as i64 - 1;
             let mut seen: HashMap<(&[i64], bool), usize> = HashMap::new();
             let mut add = |tokens, scored: bool| -> Result<usize> {
-                // One that is scored serves for one that is not: the same tokens have the same states, to the bit.
-                if let Some(at) = seen.get(&(tokens, scored)).or_else(|| if scored { None } else { seen.get(&(tokens, true)) }) {
+                // A completion that is not scored uses the rows of one that is, so that both have the same states to the bit.
+                if let Some(at) = seen.get(&(tokens, true)).or_else(|| if scored { None } else { seen.get(&(tokens, false)) }) {
                     return Ok(*at);
                 }
                 let start = builder.tokens() as i64;

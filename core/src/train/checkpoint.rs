@@ -44,7 +44,7 @@ pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser:
     Ok(())
 }
 
-/// Whether the run has a checkpoint.
+/// True if the run has a checkpoint.
 pub fn exists(run: &Path) -> bool {
     dir(run).join("latest").is_file()
 }
@@ -72,14 +72,14 @@ pub fn latest(run: &Path) -> Result<usize> {
 /// of the things that differ instead of an error.
 ///
 /// # Errors
-/// Fails if something differs, or if the checkpoint does not tell what it was made with.
+/// Fails if something differs, or if the checkpoint has no fingerprints.
 pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Result<Vec<String>> {
     let given_up = |e: Error| {
-        e.hint("`--inexact-resume` resumes all the same: the result is then not that of an uninterrupted run, and reference values that no longer fit are computed again")
+        e.hint("`--inexact-resume` resumes anyway: the result is then not that of an uninterrupted run, and reference values that no longer fit are computed again")
     };
     let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))? else {
         if inexact {
-            return Ok(vec!["everything, for the checkpoint has no fingerprints".to_owned()]);
+            return Ok(vec!["possibly everything, because the checkpoint has no fingerprints".to_owned()]);
         }
         return Err(given_up(
             Error::new(format!("cannot check whether the run in `{}` goes on as it began: its checkpoint has no fingerprints", run.display()))
@@ -98,7 +98,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
 /// Goes back to the checkpoint of `step`, in a run that has the fingerprints `now`.
 ///
 /// # Errors
-/// A damaged file, or one of other parameters.
+/// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
 pub fn restore(
     run: &Path,
     step: usize,
@@ -111,7 +111,7 @@ pub fn restore(
     let here = dir(run).join(format!("step-{step}"));
     let mut values = read_safetensors(&here.join("parameters.safetensors"))?;
     optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
-    // Values of another reference are of no use, and are computed again.
+    // Values of another reference do not fit. They are computed again when they are needed.
     if Fingerprints::read(&here.join(FINGERPRINTS))?.is_some_and(|then| then.of_reference() == now.of_reference()) {
         reference.restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     }
@@ -129,12 +129,12 @@ pub fn restore(
     Ok(())
 }
 
-/// Removes what a process left that was killed while it wrote a checkpoint.
+/// Removes the files that a process left behind when it was killed while it wrote a checkpoint.
 pub fn tidy(run: &Path, step: usize) {
     let remove = |folder: &Path, stale: &dyn Fn(&str) -> bool| {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if stale(&entry.file_name().to_string_lossy()) {
-                // It costs disk and nothing else.
+                // A file that cannot be removed only costs disk space.
                 let _ = if entry.path().is_dir() { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
             }
         }

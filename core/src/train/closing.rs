@@ -1,4 +1,4 @@
-//! What a run says at its end of what its training came to.
+//! The last lines of a run, which warn if pairs did not count in the loss or if nothing seems to have been learnt.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use crate::report::Table;
 
 /// Name in `metrics.jsonl` of the number of pairs of a step that did not count in its loss.
 pub const LEFT_OUT: &str = "pairs_left_out";
-/// Runs of fewer steps are not judged: a quarter of them is one step, whose pairs are others than the first step's.
+/// Runs with fewer steps are not judged. Their first and last steps are on different pairs and cannot be compared.
 const FEWEST_STEPS: usize = 4;
-/// A mean of `rewards/margins` that changes by less than this did not move, in nats times β.
+/// The margin did not move if its mean changes by less than this, in the units of `rewards/margins`: nats times β.
 const SMALLEST_MARGIN: f64 = 1e-3;
 
-/// The course of a training run.
+/// The course of a training run: its loss and margin at each step, and how many pairs did not count in the loss.
 #[derive(Debug, Default, PartialEq)]
 pub struct Course {
     losses: Vec<f64>,
@@ -26,8 +26,8 @@ pub struct Course {
 }
 
 impl Course {
-    /// The course that `metrics.jsonl` in `folder` tells, of a run that saw so many pairs. `lacking` says what pairs that
-    /// are left out of the loss lack.
+    /// Reads the course from `metrics.jsonl` in `folder`. `seen` is the number of pairs that the run saw, and `lacking` is as
+    /// in [`Partial::lacking`](crate::api::Partial::lacking).
     ///
     /// # Errors
     /// Fails if the file cannot be read.
@@ -40,12 +40,12 @@ impl Course {
         Ok(Self { losses: all("loss"), margins: all("rewards/margins"), left_out, seen, lacking })
     }
 
-    /// The run's last lines: what did not count, and that nothing was learnt where it looks so. `table` is that of the
-    /// run's evaluation, which judges a margin better than the last steps do.
+    /// The run's last lines: how many pairs did not count, and warnings if nothing seems to have been learnt. `table` is that
+    /// of the run's evaluation, which measures the margin better than the last steps do.
     pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
         let mut lines = Vec::new();
         if let (Some(lacking), true) = (self.lacking, self.left_out > 0) {
-            let nothing = if self.left_out == self.seen { "; so nothing was trained" } else { "" };
+            let nothing = if self.left_out == self.seen { ", so nothing was trained" } else { "" };
             lines.push(format!("warning: {} of the {} pairs seen did not count in the loss{nothing}: each has {lacking}", self.left_out, self.seen));
         }
         if let Some((first, last)) = ends(&self.losses).filter(|(first, last)| last >= first) {
@@ -59,7 +59,7 @@ impl Course {
         lines
     }
 
-    /// That the margin did not move, if it did not.
+    /// The warning that the margin did not move; `None` if it did, or if it is not known.
     fn still_margin(&self, train: &TrainConfig, table: Option<&Table>) -> Option<String> {
         let trained_on = train.split.split(['[', '+']).next().unwrap_or_default();
         let gain = table.and_then(|t| t.splits.iter().find(|s| s.split == trained_on)?.change.as_ref()?.margin_gain);
@@ -80,7 +80,7 @@ impl Course {
     }
 }
 
-/// The means over the first and the last quarter; none if there are too few values.
+/// The means over the first and the last quarter; `None` if there are too few values.
 fn ends(values: &[f64]) -> Option<(f64, f64)> {
     if values.len() < FEWEST_STEPS {
         return None;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_ends_no_lower_than_it_began_is_said() {
+    fn a_run_warns_if_its_loss_ends_no_lower_than_it_began() {
         let said = |losses: &[f64]| of(losses, &[]).verdict(&TrainConfig::default(), None);
         assert!(said(&[0.9, 0.7, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3]).is_empty());
         let rising = said(&[0.6, 0.8, 9.0, 0.1, 0.1, 9.0, 0.7, 0.9]);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_margin_that_did_not_move_is_said() {
+    fn a_run_warns_if_its_margin_did_not_move() {
         let falling = [0.9, 0.8, 0.7, 0.6];
         let said = |margins: &[f64], table: Option<&Table>| of(&falling, margins).verdict(&TrainConfig::default(), table);
         assert!(said(&[0.0, 0.0001, 0.0003, 0.0005], None)[0].contains("the margin did not move: `rewards/margins` was 0.00000, then 0.00050"));

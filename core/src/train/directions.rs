@@ -14,20 +14,20 @@ pub struct Directed {
     sites: Vec<Site>,
     /// Of the latest batch `[b w]`, one a site.
     batch: Vec<Tensor>,
-    /// Over the optimiser step's pairs so far, one a site.
+    /// The sums over the pairs of the optimiser step so far, one per site.
     step: Vec<Sum>,
-    /// Those pairs.
+    /// The number of those pairs.
     pairs: usize,
 }
 
 /// A sum of directions over pairs.
 #[derive(Debug)]
 struct Sum {
-    /// Σ d, each by the weight of its pair `[w]`.
+    /// Σ d, each times the weight of its pair `[w]`.
     directions: Tensor,
-    /// Σ ‖d‖, weighed alike.
+    /// Σ ‖d‖ with the same weights, a scalar.
     lengths: Tensor,
-    /// Pairs that have a direction.
+    /// The number of pairs that have a direction, a scalar.
     directed: Tensor,
 }
 
@@ -40,7 +40,8 @@ impl Sum {
         })
     }
 
-    /// The mean over those of `pairs` that have a direction `[w]`; 0 if none has one, or if they cancel but for rounding.
+    /// The mean direction `[w]` over those of the `pairs` pairs that have one. It is 0 if none has one, or if they cancel up
+    /// to rounding.
     fn mean(&self, pairs: usize) -> Result<Tensor> {
         let mean = self.directions.f_mul(&(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64).f_to_kind(self.directions.kind())?)?;
         let left = self.directions.f_norm()?.f_gt_tensor(&(&self.lengths * (ROUNDING * precision(self.directions.kind()))))?;
@@ -82,7 +83,7 @@ impl Directed {
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
             let sides = Sides { chosen: batch.pool(s, Pooling::Completion, false)?, rejected: batch.pool(s, Pooling::Completion, true)? };
-            // A pair whose states are equal has no direction there; what rounding leaves of it means nothing.
+            // A pair whose states are equal has no direction there. The difference that rounding leaves means nothing.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
             let sum = Sum {
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_direction_is_that_of_the_pairs_that_have_one() {
+    fn the_mean_direction_is_taken_over_the_pairs_that_have_one() {
         let all = sum(&[[3.0, 0.0], [1.0, 2.0]], 2.0, 0.5);
         assert_eq!(values(&all.mean(2).expect("a mean")), [2.0, 1.0]);
         // Two more pairs without a direction change nothing.
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn directions_that_cancel_but_for_rounding_leave_none() {
+    fn directions_that_cancel_up_to_rounding_have_the_mean_zero() {
         let cancelled = sum(&[[0.3, 1.0], [-0.3, -1.0 + 1e-16]], 2.0, 0.5);
         assert_eq!(values(&cancelled.mean(2).expect("a mean")), [0.0, 0.0]);
     }

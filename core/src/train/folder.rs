@@ -24,13 +24,12 @@ impl Folder {
     /// already if it is empty.
     ///
     /// # Errors
-    /// Where it exists and holds something, or cannot be made.
+    /// Fails if it exists and is not empty, or if it cannot be made.
     pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<Self> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
-        let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-        std::fs::create_dir(path).or_else(|e| if is_empty() { Ok(()) } else { Err(e) }).map_err(|e| {
+        std::fs::create_dir(path).or_else(|e| if is_empty(path) { Ok(()) } else { Err(e) }).map_err(|e| {
             let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
             if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
         })?;
@@ -38,7 +37,8 @@ impl Folder {
         Self::open(path, None, false)
     }
 
-    /// Goes on in the folder of an interrupted run, whose log is locked already; metrics past `step` were not part of its checkpoint.
+    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is locked already. Metrics past `step` were
+    /// not part of the checkpoint, and are removed.
     ///
     /// # Errors
     /// Where a file cannot be read or written.
@@ -54,7 +54,7 @@ impl Folder {
         Ok(this)
     }
 
-    /// Replaces the configuration, if the run goes on with another than it began with.
+    /// Replaces the configuration, for a run that continues with another one than it began with.
     ///
     /// # Errors
     /// Fails if it cannot be written.
@@ -113,7 +113,12 @@ impl Folder {
     }
 }
 
-/// A file of the folder, open for lines at its end.
+/// True if there is a folder at `path` and nothing in it.
+pub(super) fn is_empty(path: &Path) -> bool {
+    path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Opens a file of the folder to append lines to it.
 fn append(folder: &Path, name: &str) -> Result<File> {
     let path = folder.join(name);
     File::options().create(true).append(true).open(&path).within(|| format!("cannot write `{}`", path.display()))

@@ -1,6 +1,6 @@
 //! The state of a run's folder: empty, stopped somewhere, or finished.
 //!
-//! With it, the same command line starts a run or continues it, wherever the process before it was killed.
+//! With it, the same command line starts a run or continues it, no matter where the process before it was killed.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::config::{Experiment, paths};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, quoted};
 use crate::fingerprint::{changed_fields, flat, shown};
 use crate::registry::Registry;
 
@@ -18,9 +18,9 @@ use crate::registry::Registry;
 pub enum Prior {
     /// The folder is missing or empty.
     None,
-    /// It was killed before its first checkpoint: nothing in its folder is worth keeping.
+    /// The run was killed before its first checkpoint: nothing in its folder is worth keeping.
     Begun,
-    /// It has a checkpoint. Holds the experiment that it began with.
+    /// The run has a checkpoint. Holds the experiment that it began with.
     Checkpoint(Box<Experiment>),
     /// The training is over, and its result has not been evaluated.
     Trained(Box<Experiment>),
@@ -32,11 +32,11 @@ pub enum Prior {
 const FREE: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
 
 impl Prior {
-    /// Looks at `folder`, to which a run of `asked` is to go.
+    /// Finds out how far the run in `folder` has come, which a run of `asked` would start or continue.
     ///
     /// # Errors
-    /// Fails if the folder holds something else than a run, if another process is writing into it, or if its run has another
-    /// configuration: names the fields.
+    /// Fails if the folder holds something other than a run, if another process is writing into it, or if its run has another
+    /// configuration. The error names the fields that differ.
     pub fn find(folder: &Path, asked: &Experiment, registry: &Registry) -> Result<Self> {
         let names = names(folder)?;
         if names.is_empty() {
@@ -52,7 +52,7 @@ impl Prior {
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // Where it is computed and how often it is saved may differ, and the command line says it.
+        // The device and how often a checkpoint is written may differ. The command line decides them.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
         let recorded = Box::new(recorded);
@@ -66,12 +66,12 @@ impl Prior {
     }
 }
 
-/// Whether the training of the run in `folder` is over: the configuration of its adapter is written last.
+/// True if the training of the run in `folder` is over: the configuration of its adapter is written last.
 pub(super) fn trained(folder: &Path) -> bool {
     folder.join("adapter").join("adapter_config.json").is_file()
 }
 
-/// Removes what a run left that was killed before its first checkpoint.
+/// Removes the files of a run that was killed before its first checkpoint.
 ///
 /// # Errors
 /// Fails if another process is writing into the folder, if a file cannot be removed, or if there are files which no run
@@ -94,17 +94,17 @@ pub fn clear(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the log of the run in `folder` for this process; it is free again when the file is closed.
+/// Locks the log of the run in `folder` for this process, until the file is closed; `None` if the log cannot be opened.
 ///
 /// # Errors
-/// Fails if another process has it.
+/// Fails if another process has locked it.
 pub(super) fn lock(folder: &Path) -> Result<Option<File>> {
     let Ok(log) = File::options().append(true).open(folder.join("log.txt")) else { return Ok(None) };
     lock_file(&log, folder)?;
     Ok(Some(log))
 }
 
-/// As [`lock`], of an open log.
+/// Locks an open log, as [`lock`] does.
 pub(super) fn lock_file(log: &File, folder: &Path) -> Result<()> {
     match log.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -115,7 +115,7 @@ pub(super) fn lock_file(log: &File, folder: &Path) -> Result<()> {
     }
 }
 
-/// The names in a folder; none if it is missing.
+/// The names of the entries of a folder; empty if the folder is missing.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -124,12 +124,12 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     entries.map(|e| Ok(e.within(|| format!("cannot read the folder `{}`", folder.display()))?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// Whether a name is that of a file which was being written when its process was killed.
+/// True for the name of a temporary file. One that is left over was being written when its process was killed.
 pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with(".tmp")
 }
 
-/// Compares the experiment that a run began with to the one of a command line.
+/// Compares the experiment that a run began with to that of a command line, and fails if they differ.
 fn compare(folder: &Path, recorded: &Experiment, asked: &Experiment, registry: &Registry) -> Result<()> {
     let fields = |experiment: &Experiment| flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path));
     let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked)).into_iter().filter(|(path, then, now)| !same_source(path, then, now)).collect();
@@ -140,11 +140,11 @@ fn compare(folder: &Path, recorded: &Experiment, asked: &Experiment, registry: &
     let details: Vec<String> = changed.iter().map(|(path, then, now)| format!("`{path}` is {} there and {} here", shown(then), shown(now))).collect();
     Err(Error::new(format!("the run in `{}` has another configuration than this command: {}", folder.display(), names.join(", ")))
         .because(Error::new(details.join("; ")))
-        .hint(format!("`reprpo run --resume {}` continues it with its own configuration", folder.display()))
+        .hint(format!("`reprpo run --resume {}` continues it with its own configuration", quoted(folder)))
         .hint("for a run with this configuration, give another `--out`"))
 }
 
-/// Whether two values name the same repository: a run keeps the commit that it found, as `org/name@commit`.
+/// True if two values name the same repository. A run keeps the commit that it found, as `org/name@commit`.
 fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let (Some(then), Some(now)) = (then.as_str(), now.as_str()) else { return false };
     if path != "model" && !path.starts_with("dataset.") {
@@ -153,7 +153,7 @@ fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let Some(at) = then.find('@') else { return false };
     let commit: String = then[at + 1..].chars().take_while(char::is_ascii_hexdigit).collect();
     let kept = format!("{}{}", &then[..at], &then[at + 1 + commit.len()..]);
-    // A branch or tag, or no revision at all: the run goes on with the commit that it meant when the run began.
+    // If the command names a branch, a tag or no revision, the run continues with the commit that this was when it began.
     let (name, revision) = match now.split_once('@') {
         None => (now.to_owned(), ""),
         Some((name, rest)) => {

@@ -21,7 +21,7 @@ type Kept = Vec<Tensor>;
 pub struct Reference {
     adapted: Option<Adapted>,
     kept: BTreeMap<usize, Kept>,
-    /// What each pair is called in a checkpoint, by its row: a name of its tokens.
+    /// The name of each pair in a checkpoint, by its index. It is made from the pair's tokens.
     names: BTreeMap<usize, String>,
 }
 
@@ -127,22 +127,22 @@ impl Reference {
         Ok(all)
     }
 
-    /// Says what each pair is called in a checkpoint, by its row.
+    /// Sets the name of each pair in a checkpoint, by its index.
     pub fn name_pairs(&mut self, names: BTreeMap<usize, String>) {
         self.names = names;
     }
 
-    /// All that is kept, as `pair.number` with the pair's name, for a checkpoint: computed again it could differ in the last bit, by the
-    /// company that a pair has in its batch.
+    /// Everything that is kept, for a checkpoint, as `pair.number` with the pair's name. If it were computed again it could
+    /// differ in the last bit, because that depends on the other pairs of the batch.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &Kept)| kept.iter().enumerate().map(|(k, t)| (format!("{name}.{k}"), t.shallow_clone())).collect::<Vec<_>>();
         self.kept.iter().filter_map(|(i, kept)| Some((self.names.get(i)?, kept))).flat_map(of).collect()
     }
 
-    /// Goes back to what [`state`](Self::state) gave; values of pairs that this run does not have are left out.
+    /// Goes back to what [`state`](Self::state) gave. Values of pairs that this run does not have are left out.
     ///
     /// # Errors
-    /// Names that it did not give.
+    /// Fails if a name is not of the form that it gives, or if memory runs out.
     pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
         let rows: BTreeMap<&str, usize> = self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
         let mut sorted = BTreeMap::new();

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::closing::{Course, LEFT_OUT};
-use super::folder::Folder;
+use super::folder::{Folder, is_empty};
 use super::reference::Reference;
 use super::transforms::{self, SavedTransforms};
 use super::{Accumulated, AdamW, Group, LeftOut, Objective, Taps, accumulate, checkpoint, learning_rate, leave_flat_start, prior};
@@ -40,7 +40,7 @@ pub enum Start<'a> {
     Resume {
         /// The run's folder.
         folder: &'a Path,
-        /// Resume although the data, the model or the configuration are not those of the checkpoint.
+        /// True to resume even if the data, the model or the configuration are not those of the checkpoint.
         inexact: bool,
     },
 }
@@ -54,11 +54,11 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     let _rng = ForeignRng::keep()?;
     if let Start::New(folder) = start
         && folder.exists()
-        && !folder.read_dir().is_ok_and(|mut entries| entries.next().is_none())
+        && !is_empty(folder)
     {
         return Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"));
     }
-    // Another process would replace the checkpoint while it is read.
+    // Without the lock, another process could replace the checkpoint while it is read.
     let (resumed, lock) = match start {
         Start::Resume { folder, .. } => {
             let lock = prior::lock(folder)?;
@@ -68,12 +68,13 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
     };
     let mut experiment = experiment.clone();
     if resumed.is_some() {
-        // The checkpoint is compared instead, and it says more.
+        // The fingerprints in the checkpoint are compared instead. They cover more.
         experiment.sources.forget_records();
     }
     let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();
-    let saved = saved.map_err(|e| explain(&experiment, "init_adapter", e))?;
-    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose().map_err(|e| explain(&experiment, "init_transform", e))?;
+    let saved = saved.map_err(|e| explain(&experiment, "init_adapter", experiment.init_adapter.as_deref(), e))?;
+    let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose();
+    let transforms = transforms.map_err(|e| explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e))?;
     let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
     let chosen = ChosenAdapter::new(&experiment, saved, registry)?;
     progress.message(&format!("loading {}", experiment.model));
@@ -97,7 +98,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         saved.restore(&experiment, objective.taps())?;
     }
     let data = session.tokenise(&train.split, train, train.max_pairs)?;
-    // The pairs that judge the result too: a row that cannot be used is found now, not after hours of training.
+    // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
     let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
     let fingerprints =
         Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), fingerprint::of_tokenizer(&session.tokenizer)?, &data.pairs, &begins);
@@ -181,7 +182,7 @@ pub fn run(experiment: &Experiment, start: Start<'_>, registry: &Registry, stop:
         })?);
     }
 
-    // Before the adapter, whose configuration says that the training is over.
+    // Written before the adapter, because the adapter's configuration marks the training as over.
     transforms::write(objective.taps(), &experiment, folder.path())?;
     peft::write(
         &folder.path().join("adapter"),
@@ -236,7 +237,7 @@ pub fn judge(experiment: &Experiment, folder: &Path, registry: &Registry, stop: 
     let session = Session::open(experiment, registry)?;
     let attach = |dir: &Path| -> Result<Adapted> {
         let saved = Saved::read(dir, registry)?;
-        // A saved adapter names the modules that it is on, where the configuration may have an expression for them.
+        // A saved adapter lists the modules that it is on, while the experiment may have an expression for them.
         let adapter = Choice { name: saved.entry.about.name.to_owned(), config: saved.config.clone() };
         let of_saved = Experiment { adapter, ..experiment.clone() };
         ChosenAdapter::new(&of_saved, Some(saved), registry)?.attach_whole(&session.model, experiment.train.seed)
@@ -250,13 +251,12 @@ pub fn judge(experiment: &Experiment, folder: &Path, registry: &Registry, stop: 
     Ok(evaluation)
 }
 
-/// An error about what a path of the experiment leads to, with the place that the path came from.
-fn explain(experiment: &Experiment, field: &str, e: Error) -> Error {
-    let path = if field == "init_adapter" { &experiment.init_adapter } else { &experiment.init_transform };
-    experiment.sources.explain(field, &path.as_deref().unwrap_or(Path::new("")).to_string_lossy(), e)
+/// Adds to an error about the path in `field` where that path came from.
+fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
+    experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
 }
 
-/// The fingerprints of what the run begins from.
+/// The fingerprints of the saved values that the run begins with.
 fn begins(experiment: &Experiment, saved: Option<&Saved>, transforms: Option<&SavedTransforms>) -> Result<Begins> {
     let adapter = |saved: &Saved| fingerprint::of_tensors("a saved adapter", &Value::Object(saved.config.clone()), &saved.values);
     let adapter = saved.map(adapter).transpose()?;
@@ -296,8 +296,8 @@ fn opening(session: &Session, train: &TrainConfig, data: &Tokenised, judged: &[J
     Ok(lines)
 }
 
-/// What there is to say of the pairs to train on and of those that judge the result. Of a split that does both, the pairs to
-/// train on are counted, so that none is counted twice.
+/// Findings about the pairs to train on and those that judge the result. If a split is used for both, only its pairs to train
+/// on are counted, so that none counts twice.
 fn findings(session: &Session, train: &TrainConfig, data: &Tokenised, judged: &[Judged]) -> Result<Findings> {
     let trained = data::named(session.dataset.as_ref(), &train.split)?;
     let mut all = data.findings.clone();
@@ -447,7 +447,8 @@ impl Trainer<'_> {
         folder.log(&text)?;
         progress.message(&text);
         // From the file, which also holds the steps before an interruption.
-        Course::read(folder.path(), (0..steps).flat_map(step_of).count(), lacking)
+        let all_seen: usize = (0..steps).map(|step| step_pairs.min(pairs.len() - (step % per_epoch) * step_pairs)).sum();
+        Course::read(folder.path(), all_seen, lacking)
     }
 
     /// One optimiser step over `pairs`.

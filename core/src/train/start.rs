@@ -1,4 +1,4 @@
-//! The first place of a training run, where the loss of some methods is flat.
+//! The starting point of a training run, where the loss of some methods is flat.
 
 use tch::Kind;
 
@@ -7,14 +7,14 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Adapted;
 
-/// How far the adapter is moved off a flat start, in learning rates. A step of AdamW changes every number by about one
-/// learning rate, whatever the adapter, so this is where some steps in random directions lead. In a model that computes
-/// in bf16 the states must move by more than its rounding, about 1 in 250.
+/// Standard deviation of the noise that moves the adapter off a flat start, in learning rates. A step of AdamW changes each
+/// parameter by about one learning rate, whatever the adapter, so a few steps in random directions lead about as far. In a
+/// model that computes in bf16, the states must move by more than the rounding, which is about 1 part in 250.
 const STEPS: f64 = 5.0;
 
-/// Moves `adapted` off its start if the method's loss is flat there: normal noise, drawn from the seed, on all that is
-/// trained of it. The base model and the reference stay what they are. Gives the noise's standard deviation, or none if
-/// nothing was moved.
+/// Adds normal noise, drawn from `train.seed`, to all trained parameters of `adapted` if the method's loss is flat at its
+/// start. The base model and the reference do not change. Gives the standard deviation of the noise, or `None` if nothing was
+/// moved.
 ///
 /// # Errors
 /// Fails if libtorch does.

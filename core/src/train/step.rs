@@ -12,20 +12,20 @@ use crate::text::TokenPair;
 /// What a step over its pairs came to; the gradients are where the optimiser looks for them.
 #[derive(Debug)]
 pub struct Accumulated {
-    /// The mean loss of a pair, of those that count; 0 if none does.
+    /// The mean loss over the pairs that count; 0 if none does.
     pub loss: f64,
     /// What is logged, means over the pairs.
     pub metrics: Vec<(String, f64)>,
-    /// Pairs that do not count in the loss; none if the method counts every pair.
+    /// The pairs that do not count in the loss; `None` if the method counts every pair.
     pub left_out: Option<LeftOut>,
 }
 
 /// Pairs that do not count in a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// How many.
+    /// How many there are.
     pub pairs: usize,
-    /// What they lack.
+    /// The reason, as in [`Partial::lacking`].
     pub lacking: &'static str,
 }
 
@@ -56,7 +56,7 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
         let share = micro.len() as f64 * weight;
         let batch = objective.batch(micro, model)?;
         let Evaluated { loss, metrics } = objective.loss(model, adapted, &batch, info, weight)?;
-        // On the device, so that nothing waits for it here.
+        // This stays on the device, so that nothing waits for it here.
         let shares = match loss.partial {
             None => None,
             Some(Partial { counts, lacking: what }) => {
@@ -93,10 +93,10 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
         let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
         if counted == 0.0 {
-            // A mean over nothing is not 0.
+            // A mean over no pairs is not a number to log.
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
-            // So far each pair weighed as if all counted.
+            // So far each pair was weighed as if all of them counted.
             let factor = pairs.len() as f64 / counted;
             loss *= factor;
             for (_, value) in &mut of_method.0 {

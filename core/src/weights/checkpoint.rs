@@ -67,7 +67,7 @@ impl Checkpoint {
         file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?.read_as(name, kind, device)
     }
 
-    /// The weight files, in order.
+    /// The weight files, in the order of their shards.
     pub fn files(&self) -> &[SafetensorsFile] {
         &self.files
     }

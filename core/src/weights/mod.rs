@@ -106,8 +106,9 @@ impl ModelFiles {
         self.names().into_iter().map(|name| Ok((name.clone(), read(&name)?))).collect()
     }
 
-    /// Ids of the tokens that end what the model generates: all of `eos_token_id` in config.json and in
-    /// generation_config.json, and those of a GGUF file that end a text, a turn or a message.
+    /// Ids of the tokens that end a completion. In a folder these are all of `eos_token_id` in
+    /// config.json and generation_config.json; in a GGUF file, the tokens that end a text, a turn
+    /// or a message.
     ///
     /// # Errors
     /// Fails if generation_config.json cannot be read, or if a value is not an id or a list of ids.
@@ -155,7 +156,7 @@ impl ModelFiles {
         Self::open(path)?.tokenizer()
     }
 
-    /// The weight files: path, bytes, and how many of them are the header.
+    /// For each weight file, its path, its bytes, and the length of its header in bytes.
     pub(crate) fn parts(&self) -> Vec<(&Path, &[u8], usize)> {
         match &self.source {
             Source::Folder(c) => c.files().iter().map(SafetensorsFile::bytes).map(|(map, header)| (map.path(), &map[..], header)).collect(),
@@ -174,7 +175,7 @@ impl ModelFiles {
     }
 }
 
-/// The ids of an `eos_token_id`: one, several or none.
+/// The ids in the value of an `eos_token_id`, which may be one id, a list, null or missing.
 fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     let wrong = |value: &Value| {
         Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id")).hint("write a whole number, or a list of whole numbers")

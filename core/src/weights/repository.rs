@@ -16,7 +16,7 @@ const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// What goes with a tokenizer, where it is there. Of `tokenizer.model` only its presence is of use, to an error.
 const BESIDE: [&str; 5] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tokenizer.model"];
-/// Names the tokens that end what the model generates, where it is there.
+/// An optional file that lists the tokens which end a completion.
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
@@ -39,7 +39,7 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     }
     let beside = || BESIDE.into_iter().filter(|f| snapshot.has(f));
     if extent == Extent::Tokenizer && snapshot.has(TOKENIZER) {
-        // The kind of model decides on the class of the tokenizer.
+        // The class of the tokenizer can depend on the `model_type` in config.json.
         return snapshot.get_all(beside().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
     }
     let ggufs: Vec<&str> = snapshot.files().iter().map(String::as_str).filter(|f| is_model(f)).collect();

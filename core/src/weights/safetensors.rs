@@ -61,12 +61,17 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Name and shape of each tensor, in the order of their data.
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
+        self.map.path()
+    }
+
+    /// The name and the shape of each tensor, in the order of the tensors' data.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
     }
 
-    /// The file's bytes, and how many of them are its header.
+    /// The file's bytes, and the length of its header in bytes.
     pub(super) fn bytes(&self) -> (&Mapped, usize) {
         let header = self.tensors.values().map(|t| t.at.start).min().unwrap_or(self.map.len());
         (&self.map, header)

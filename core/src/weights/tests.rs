@@ -174,13 +174,13 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
 
 /// A clone without `git lfs` has a few lines of text in place of every large file.
 #[test]
-fn a_git_lfs_pointer_is_told_for_what_it_is() {
+fn a_git_lfs_pointer_is_an_error_that_names_the_file_and_the_command() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("my model");
     std::fs::create_dir(&folder).unwrap();
     let oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393";
     let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n");
-    let told = |file: &str, e: Error| {
+    let check = |file: &str, e: Error| {
         let path = folder.join(file);
         let e = format!("{e:?}");
         let what = format!("`{}` is a Git LFS pointer, not the file itself", path.display());
@@ -189,17 +189,17 @@ fn a_git_lfs_pointer_is_told_for_what_it_is() {
     let write = |file: &str, text: &str| std::fs::write(folder.join(file), text).unwrap();
     write("config.json", "{}");
     write("model.safetensors", &pointer);
-    told("model.safetensors", ModelFiles::open(&folder).unwrap_err());
+    check("model.safetensors", ModelFiles::open(&folder).unwrap_err());
     write("tokenizer.json", &pointer);
-    told("tokenizer.json", ModelFiles::tokenizer_of(&folder).unwrap_err());
+    check("tokenizer.json", ModelFiles::tokenizer_of(&folder).unwrap_err());
     std::fs::remove_file(folder.join("model.safetensors")).unwrap();
     write("model.safetensors.index.json", &pointer);
-    told("model.safetensors.index.json", ModelFiles::open(&folder).unwrap_err());
+    check("model.safetensors.index.json", ModelFiles::open(&folder).unwrap_err());
     write("model.safetensors.index.json", r#"{"weight_map": {"a": "m-1.safetensors"}}"#);
     write("m-1.safetensors", &pointer);
-    told("m-1.safetensors", ModelFiles::open(&folder).unwrap_err());
+    check("m-1.safetensors", ModelFiles::open(&folder).unwrap_err());
     write("config.json", &pointer);
-    told("config.json", ModelFiles::open(&folder).unwrap_err());
+    check("config.json", ModelFiles::open(&folder).unwrap_err());
     write("x.gguf", &pointer);
-    told("x.gguf", ModelFiles::open(&folder.join("x.gguf")).unwrap_err());
+    check("x.gguf", ModelFiles::open(&folder.join("x.gguf")).unwrap_err());
 }

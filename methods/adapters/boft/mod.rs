@@ -9,7 +9,7 @@ use super::{default_targets, peft_layers};
 #[cfg(test)]
 mod tests;
 
-/// The rotations' name on disk.
+/// Key of the rotations in an adapter file.
 const KEY: &str = "boft_R";
 
 /// Orthogonal finetuning through butterfly factors.
@@ -51,8 +51,8 @@ P_i puts the even half blocks of every 2^i neighbouring blocks before the odd on
 2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and s [out 1] (boft_s) at 1,
 so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
 
-Where PEFT could not build its CUDA extension, it trains one factor whatever its configuration says. Such a file is read
-with one factor, the first size of boft_R, and a warning.";
+If PEFT cannot build its CUDA extension, it trains one factor whatever its configuration asks for. Such a file, whose
+boft_R has 1 as its first size, is read with one factor and a warning.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("boft_block_size", "8")];
     type Config = BoftConfig;
 }
@@ -96,7 +96,7 @@ impl AdapterPlugin for Boft {
         }
         config.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
-            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trained 1 because it could not build its CUDA extension; read with 1 factor, as PEFT does there"
+            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trains only 1 where it cannot build its CUDA extension; the adapter is read with 1 factor, as in PEFT"
         )])
     }
 }

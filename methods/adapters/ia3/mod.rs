@@ -23,7 +23,7 @@ pub struct Ia3Config {
     pub target_modules: Targets,
     /// Those among them whose input is scaled instead of their output.
     pub feedforward_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given. PEFT has no such field for IA³: on disk the modules are listed by name.
+    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have this field, so a saved adapter lists its modules by name.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }

@@ -105,36 +105,31 @@ impl AdapterPlugin for Oft {
 
     fn reconcile(config: &mut OftConfig, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
-        // With 2 terms, both series are I + 2Q.
+        // With 2 terms, the fewest that `build` accepts, both series are I + 2Q.
         if !config.use_cayley_neumann || config.num_cayley_neumann_terms <= 2 || version.as_deref().is_some_and(has_todays_series) {
             return Ok(Vec::new());
         }
-        let by = version.map_or_else(|| "it has no `peft_version`, which PEFT writes since 0.18".to_owned(), |v| format!("it was saved by PEFT {v}"));
-        let (t, differs) = (
-            config.num_cayley_neumann_terms,
-            if config.num_cayley_neumann_terms == 3 { "ends with 2Q² instead of Q³" } else { "counts its last power of Q twice" },
-        );
+        let by = version.map_or_else(|| "it has no `peft_version`, which PEFT has written since 0.18".to_owned(), |v| format!("it was saved by PEFT {v}"));
+        let t = config.num_cayley_neumann_terms;
+        let differs = if t == 3 { "ends with 2Q² instead of Q³" } else { "counts its last power of Q twice" };
         Ok(vec![format!(
-            "{by}, and the Cayley-Neumann series of OFT changed in PEFT 0.18: the older series of {t} terms {differs}, so the outputs can differ from those in training; read with the new series, as PEFT does; to be sure, train it again or use PEFT 0.17"
+            "{by}, and the Cayley-Neumann series of OFT changed in PEFT 0.18: the older series of {t} terms {differs}, so the outputs can differ from those in training; the adapter is read with the new series, as in PEFT; to be sure, train it again or use PEFT 0.17"
         )])
     }
 }
 
-/// Whether a release of PEFT is 0.18 or later, which changed the series.
+/// True for PEFT 0.18, which changed the series, and every later release; false for a version that cannot be parsed.
 fn has_todays_series(version: &str) -> bool {
     let release = version.split(['@', '+']).next().unwrap_or(version);
     let mut numbers = release.split('.');
     let mut next = || numbers.next().and_then(|n| n.trim().parse::<u32>().ok());
-    let (major, minor, patch) = (next(), next(), next());
-    match (major, minor) {
-        (Some(major), Some(minor)) if (major, minor) == (0, 18) => {
-            // The pre-releases `0.18.0.dev0` and `0.18.0rc1` come before 0.18.0.
-            let early = patch.is_none_or(|p| p == 0) && release.bytes().any(|b| b.is_ascii_alphabetic()) && !release.contains("post");
-            !early
-        }
-        (Some(major), Some(minor)) => (major, minor) > (0, 18),
-        _ => false,
+    let (Some(major), Some(minor), patch) = (next(), next(), next()) else { return false };
+    if (major, minor) != (0, 18) {
+        return (major, minor) > (0, 18);
     }
+    // The pre-releases `0.18.0.dev0` and `0.18.0rc1` come before 0.18.0.
+    let early = patch.is_none_or(|p| p == 0) && release.bytes().any(|b| b.is_ascii_alphabetic()) && !release.contains("post");
+    !early
 }
 
 impl Adapter for OftConfig {

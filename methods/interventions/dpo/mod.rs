@@ -339,7 +339,7 @@ impl DpoConfig {
 /// Σ over the first `shared` `[b]` tokens of log p + α·Σ over the rest: `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
-    // In integers, whose running sum is the same in every run on a card too.
+    // On CUDA the running sum of floats can differ from run to run; that of integers cannot.
     let tokens = of.tokens.to_kind(Kind::Int64);
     let first = (tokens.cumsum(0, Kind::Int64) - tokens).to_kind(of.tokens.kind());
     let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device())) - first.index_select(0, &of.owner);

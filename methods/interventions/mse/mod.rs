@@ -59,9 +59,9 @@ original: 100·[D(r⁺, p⁻) + α·D(r⁺, p⁺)]    D(a, b) = log(‖a − b�
 
 p± are the policy's pooled and transformed states at a tap, r± the reference's; ‖·‖² is the mean of squares over h; means
 over pairs and taps. The first step has π = r, so L = 1. r± and s carry no gradient into the adapter, but do into T, so
-that T gains nothing by shrinking. A pair without a preference direction (s = 0 but for rounding, as for equal completions) does not
-count at that tap. A T that keeps lengths (ortho, hra) leaves this loss what it is without one; another T
-can lower it by itself where `log` is on (it loses rank) or transform_in = reroute (it shrinks).
+that T gains nothing by shrinking. A pair does not count at a tap where it has no preference direction: s is 0 there but for
+rounding, for example because both completions are equal. A T that keeps lengths (ortho, hra) leaves this loss what it is
+without one; another T can lower it by itself where `log` is on (it loses rank) or transform_in = reroute (it shrinks).
 The earliest recipes: log = true, transform_in = reroute, a tap with pooling = common, α = 0.1 or 0.01.
 original differs in this: it pools prompt and completion without tokens of unusual length; it takes the logarithm of
 distances, whose retain term begins at log ε with no gradient and pulls the harder the nearer p⁺ is to r⁺.";
@@ -110,7 +110,7 @@ impl Intervention for MseConfig {
 }
 
 impl MseConfig {
-    /// Both terms `[2 b]`, and whether each pair has a preference direction `[b]`.
+    /// Returns both terms `[2 b]` and which pairs have a preference direction at this tap, `[b]`, bool.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (&tap.policy, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {

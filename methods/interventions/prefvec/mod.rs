@@ -84,9 +84,9 @@ original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(ort
 p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs and taps. Everything is
 in units of the preference vector's own length s: τ = 1 asks both completions to move by one such vector. β_orth is the
 trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion tokens). r±, s and v̂ carry no
-gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair without a preference direction
-(d = 0 but for rounding, as for equal completions) does not count at that tap. A T that keeps lengths and angles (ortho,
-hra) leaves this loss what it is without one.
+gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair does not count at a tap where it
+has no preference direction: d is 0 there but for rounding, for example because both completions are equal. A T that keeps
+lengths and angles (ortho, hra) leaves this loss what it is without one.
 original differs in this: it pools prompt and completion without tokens of unusual length; mean(proj) is ⟨a, v̂⟩ times the
 mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made small; log σ(−θ) has no
 lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is left out.";
@@ -161,7 +161,7 @@ impl PrefVecConfig {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair without a direction is left out of every term.
+        // A pair that counts at no tap is left out of every term, `nll` and `dpo` included.
         let mut value = directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics =
             vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];

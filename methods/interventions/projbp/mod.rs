@@ -17,11 +17,11 @@ pub struct ProjBp;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct ProjBpConfig {
-    /// Whose choice of what passes: `original` lets pass the coefficients above 0, whatever `sign` is.
+    /// Who decides which coefficients pass: `sign`, or `original`, which ignores `sign` and passes those above 0.
     pub variant: Variant,
     /// β: share of the gradient across the direction that stays, 0 or more.
     pub beta: f64,
-    /// Which coefficients along the direction pass; not read by `original`.
+    /// Which coefficients along the direction pass. `original` ignores this.
     pub sign: Sign,
     /// What the others are scaled by, 0 to 1.
     pub neg_slope: f64,
@@ -52,9 +52,9 @@ c_t = ⟨g_t, v̂⟩    g_t ← lrelu(c_t)·v̂ + β(g_t − c_t·v̂), with kee
 
 h_r is the module's output in the base model. lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere. On the
 tokens of the prompt g is the sum over both completions, so a prompt is shared within a pair and never between pairs.
-A pair whose reference states are equal there has no v̂: c_t is 0.
-original differs in this: sign = pos. A descent step moves against g, so that lets pass what leads towards the rejected
-completion and scales the rest down: the loss rises.
+A pair whose reference states are equal there has no v̂, so its c_t is 0.
+original differs in this: it always uses sign = pos. A descent step moves against g, so this passes what leads towards the
+rejected completion and scales down the rest: the loss rises.
 The map is not linear: what the loss falls by is not what its gradient says, and a finite difference will not agree.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("sign", "neg"), ("dpo.beta", "0.3")];
     type Config = ProjBpConfig;
@@ -69,7 +69,7 @@ impl InterventionPlugin for ProjBp {
 }
 
 impl ProjBpConfig {
-    /// Which coefficients pass.
+    /// Returns the coefficients that pass under this variant.
     fn passes(&self) -> Sign {
         match self.variant {
             Variant::Default => self.sign,

@@ -154,7 +154,7 @@ fn nothing_is_clipped_unless_the_original_is_asked_for() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
     let passed = |config: ProjBpConfig| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
     assert_eq!(passed(ProjBpConfig::default()), [-2.0, 3.0]);
-    // Whatever the sign, which it does not read.
+    // The original ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
         assert_eq!(passed(ProjBpConfig { variant: Variant::Original, sign, ..ProjBpConfig::default() }), [-1.0, 3.0]);
     }

@@ -10,10 +10,10 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// How many times a float's precision a divergence must be above 0, in units of the entropy, to be more than rounding.
+/// A divergence is more than rounding if it exceeds the entropy times the float's precision times this factor.
 const ROUNDING: f64 = 8.0;
 
-/// What a pair lacks that the loss leaves out.
+/// The reason for leaving a pair out of the loss; completes "each has …" in the run's log.
 const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of both completions are equal";
 
 /// States as distributions over their coordinates.
@@ -58,8 +58,9 @@ original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softm
 
 P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; means over pairs and taps.
 The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below the fraction too, so that
-T gains nothing by shrinking. A pair with KL(P_r⁺‖P_r⁻) = 0 but for rounding, as for equal completions or a temperature that is
-too high for the states, does not count at that tap. The softmax depends on the basis, so a rotation T changes what is compared.
+T gains nothing by shrinking. A pair does not count at a tap where KL(P_r⁺‖P_r⁻) is 0 but for rounding, for example because
+both completions are equal or because the temperature is too high for the states. The softmax depends on the basis, so a
+rotation T changes what is compared.
 original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion without tokens of unusual
 length; it looks at both completions' changes, and as it stands rewards moving the rejected ones up and the chosen ones
 down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.";
@@ -109,7 +110,7 @@ impl Intervention for RankConfig {
 }
 
 impl RankConfig {
-    /// Both terms `[2 b]` of the pairs whose reference states differ.
+    /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (&tap.policy, tap.reference()?);
@@ -117,7 +118,7 @@ impl RankConfig {
             let r_cho = log_p(&r.chosen);
             let kl_from_r_cho = |other: &Tensor| dot(&r_cho.exp(), &(&r_cho - log_p(other)));
             let scale = kl_from_r_cho(&r.rejected) + EPS;
-            // A sum of p·log p, of the size of the entropy, is rounded in each of its terms.
+            // The divergence is a sum of terms p·log p, so its rounding error grows with the entropy.
             let rounding = dot(&r_cho.exp(), &r_cho).detach() * (-ROUNDING * precision(r_cho.kind()));
             let counts = r.differ().logical_and(&scale.detach().gt_tensor(&rounding));
             let scale = safe(&scale, &counts);

@@ -17,7 +17,7 @@ pub struct Rr;
 #[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct RrConfig {
-    /// Whose retain term: in lengths of the reference's state, or in the unit of the states as in the paper.
+    /// Which retain term is used: the distance divided by the length of the reference's state, or the plain distance as in the paper.
     pub variant: Variant,
     /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
     pub alpha_max: f64,
@@ -38,11 +38,12 @@ L = α_max[p·‖h_π⁺ − h_r⁺‖/‖h_r⁺‖ + (1 − p)·relu cos(h_π�
 original: α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]
 
 h± are the transformed states of each completion token at a tap, of the policy and of the reference; the mean over a
-completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = r the
-cosine is 1 and has no gradient, so training begins a little beside the reference, with L near α_max. The tap's pooling is not used.
-original measures the retain term in the unit of the states. Where these are hundreds long, as in a residual stream, it
-outweighs the cosine, whose gradient shrinks with their length, from the first steps on, and draws the adapter back to its
-start. Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
+completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = r the cosine is 1
+and its gradient is 0, so training begins a little beside the reference, with L near α_max. The tap's pooling is not used.
+original differs in this: its retain term is the plain distance. In a residual stream, whose states have norms in the
+hundreds, that term outweighs the cosine from the first steps on, because the cosine's gradient shrinks as the norm grows,
+and it pulls the adapter back to its start.
+Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("alpha_max", "5")];
     type Config = RrConfig;
 }
@@ -76,7 +77,8 @@ impl Intervention for RrConfig {
 }
 
 impl RrConfig {
-    /// How far each token's state is from the reference's: `[m h]` → `[m]`. A state of length 0 is not looked at.
+    /// Distance of each token's state from the reference's, `[m h]` → `[m]`. Except in `original` it is divided by the length of
+    /// the reference's state, and is 0 where that length is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));
         if self.variant == Variant::Original {

@@ -7,9 +7,9 @@ fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
 }
 
 #[test]
-fn the_retain_term_is_in_lengths_of_the_reference_state_unless_it_is_the_papers() {
+fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
     let states = |chosen: [f64; 6]| sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
-    // Distances 5 and 2 from states of length 2 and 0, of which the second is not looked at.
+    // The distances are 5 and 2, from states of length 2 and 0. The relative distance of the second is taken as 0.
     let (reference, policy) = (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {
         let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &reference, 1)], None, None);

@@ -23,12 +23,11 @@ pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
 
 fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, args.max_length.as_ref(), app)?;
-    let experiment = &resolved.experiment;
-    let dataset = data::open(experiment, app.registry)?;
-    let path = locate(&experiment.model, Extent::Tokenizer)?.path;
+    let (experiment, _) = engine::Longest::of(&resolved).apply(&resolved.experiment);
+    let dataset = data::open(&experiment, app.registry)?;
+    let path = locate(&experiment.model, Extent::Tokenizer).map_err(|e| experiment.sources.explain("model", &experiment.model, e))?.path;
     let tokenizer = ModelFiles::tokenizer_of(&path)?;
-    let limited = engine::Longest::of(&resolved) != engine::Longest::Whole;
-    let limits = limits(&args.pairs, &experiment.train, if limited { experiment.train.max_length } else { usize::MAX }, Some(&path));
+    let limits = limits(&args.pairs, &experiment.train, Some(&path));
     let splits = match &args.pairs.split {
         Some(split) => vec![split.clone()],
         None => dataset.splits().into_iter().map(|split| split.name).collect(),
@@ -48,7 +47,7 @@ fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A pair's ids as a line of JSON.
+/// The token ids of a pair as a line of JSON.
 fn ids_line(split: &str, row: usize, outcome: &Outcome) -> String {
     let line = match outcome {
         Outcome::Dropped(why) => json!({ "split": split, "index": row, "dropped": why, "reason": why.to_string() }),
@@ -87,7 +86,7 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     let asked = Asked {
         splits: args.pairs.split.clone().map(|split| vec![split]),
         tokenizer: tokenizer.as_ref(),
-        limits: limits(&args.pairs, train, train.max_length, path.as_deref()),
+        limits: limits(&args.pairs, train, path.as_deref()),
         max_pairs: args.pairs.max_pairs,
         examples: args.examples,
     };
@@ -102,10 +101,10 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&as_text(&args.pairs.data, model, &found))
 }
 
-/// How the pairs become tokens; `model` is where the model's files are, if they are there.
-fn limits(args: &PairsArgs, train: &TrainConfig, max_length: usize, model: Option<&Path>) -> Limits {
+/// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on this machine.
+fn limits(args: &PairsArgs, train: &TrainConfig, model: Option<&Path>) -> Limits {
     Limits {
-        max_length,
+        max_length: train.max_length,
         max_prompt_length: train.max_prompt_length,
         add_eos: !args.no_eos,
         special_tokens: !args.no_special_tokens,
@@ -132,7 +131,7 @@ fn resolve(args: &PairsArgs, max_length: Option<&String>, app: &App<'_>) -> Resu
     layers.resolve()
 }
 
-/// The model's tokenizer and where its files are; none where nobody named a model and the default one has not been fetched.
+/// The model's tokenizer and the path of its files; `None` if no model was named and the default one has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {

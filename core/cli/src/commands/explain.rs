@@ -94,15 +94,15 @@ fn as_json(entry: &'static Entry, registry: &Registry) -> Result<Value> {
     Ok(described)
 }
 
-/// What it contributes to the default of `train.lr`, in words.
+/// Describes what the intervention or adapter contributes to the default of `train.lr`.
 fn learning_rate(entry: &Entry) -> Option<String> {
-    let engine = TrainConfig::default().lr;
-    match (entry.learning_rate, entry.kind()) {
-        (LearningRate::Rate(rate), _) => Some(format!("`train.lr` is {rate} by default, times the factor of the adapter")),
-        (LearningRate::Factor(factor), _) => Some(format!("the default of `train.lr` under the intervention, times {factor}")),
-        (LearningRate::Engine, Kind::Intervention) => Some(format!("`train.lr` is {engine} by default, times the factor of the adapter")),
-        (LearningRate::Engine, _) => None,
-    }
+    let rate = match (entry.learning_rate, entry.kind()) {
+        (LearningRate::Rate(rate), _) => rate,
+        (LearningRate::Factor(factor), _) => return Some(format!("the intervention's default of `train.lr`, times {factor}")),
+        (LearningRate::Engine, Kind::Intervention) => TrainConfig::default().lr,
+        (LearningRate::Engine, _) => return None,
+    };
+    Some(format!("`train.lr` is {rate} by default, times the factor of the adapter"))
 }
 
 /// A crate, and where it is.

@@ -17,7 +17,7 @@ use crate::interrupt;
 pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
     let inexact = args.inexact_resume;
     let (experiment, start) = match &args.resume {
-        Some(_) if args.resumes_by_itself() => match by_itself(args, app)? {
+        Some(_) if args.resumes_automatically() => match resume_auto(args, app)? {
             Some(begin) => begin,
             None => return Ok(()),
         },
@@ -48,9 +48,9 @@ fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &A
     }
 }
 
-/// Finds out how far the run of `--resume auto` has come, and where it begins now. If there is nothing left to train, this
-/// evaluates the run if needed, prints its result and gives `None`.
-fn by_itself(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
+/// Finds out how far the run of `--resume auto` has come, and returns where it starts now. If nothing is left to train,
+/// this evaluates the run if needed, prints its result and returns `None`.
+fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
         return Err(Error::new("`--resume auto` needs the folder of the run, so that the same command finds it again").hint("give `--out DIR`"));

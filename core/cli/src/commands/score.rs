@@ -56,7 +56,7 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// A row for each pair, and below it how many of them are not scored as the data has them.
+/// A table with a row for each pair. A line below it for each split counts the pairs that were dropped or cut.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);

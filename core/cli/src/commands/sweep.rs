@@ -177,11 +177,11 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// What the columns of the table mean, and its marks if there are any.
+/// Explains the columns of the table, and its marks if it has any.
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
         "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval",
-        "ppl ratio: of the split before it; below 1 the model got worse at the chosen text",
+        "ppl ratio: for the split on its left; below 1 the model got worse at the chosen text",
     ];
     if rows.iter().flat_map(|r| &r.splits).filter_map(|s| s.change.as_ref()).any(|c| !perplexity_mark(c.perplexity_ratio).is_empty()) {
         lines.push(PERPLEXITY_NOTE);
@@ -189,7 +189,7 @@ fn legend(rows: &[Row], line_end: &str) -> String {
     lines.join(line_end)
 }
 
-/// A line for each split of which pairs were dropped or cut, in the run with the most of them.
+/// A line for each split that lost pairs: how many were dropped or cut, in the run where most were.
 fn not_whole(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {
@@ -202,7 +202,7 @@ fn not_whole(rows: &[Row]) -> String {
     most.iter().filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None)).map(|line| format!("\n{line}")).collect()
 }
 
-/// Does the part of a run that is missing: all of it, the steps after its last checkpoint, its evaluation, or nothing.
+/// Does what is left of a run: all of it, the steps after its last checkpoint, its evaluation, or nothing.
 fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &App<'_>) -> Result<()> {
     let mut progress = app.printer.progress();
     let (experiment, begin) = match Prior::find(run, experiment, app.registry)? {
@@ -253,7 +253,7 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
             let dash = || "–".to_owned();
             let change = row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref());
             cells.push(change.and_then(|c| c.points).map_or_else(dash, |p| format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)));
-            // An accuracy says little of a model that no longer writes.
+            // Accuracy means little if the model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
                 ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn points_stand_beside_their_perplexity_ratio_which_is_marked_below_a_half() {
+    fn points_have_a_perplexity_ratio_beside_them_which_is_marked_below_one_half() {
         use reprpo_core::eval::statistics::{Change, Estimate};
 
         let row = |ratio: f64| {

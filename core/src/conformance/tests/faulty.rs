@@ -68,7 +68,7 @@ impl InterventionPlugin for FaultyIntervention {
     }
 }
 
-/// Its learning rate is too low for anything.
+/// An intervention whose default learning rate is too low to learn anything.
 impl InterventionPlugin for SlowIntervention {
     const LEARNING_RATE: Option<f64> = Some(1e-12);
 
@@ -158,7 +158,7 @@ impl AdapterPlugin for FaultyAdapter {
     }
 }
 
-/// Its numbers would have to move faster.
+/// An adapter whose default learning rate is too low to learn anything.
 impl AdapterPlugin for SlowAdapter {
     const PEFT_TYPE: &'static str = "FAULTY";
     const LEARNING_RATE_FACTOR: f64 = 1e-9;

@@ -1,4 +1,4 @@
-//! How a saved adapter names the modules it changes, so that PEFT finds the same ones.
+//! Writes the names of the adapted modules in a form in which PEFT finds the same modules.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::super::Adapted;
 use crate::api::{Adapter, ModelInfo, Targets, pattern_fits};
 use crate::error::Result;
 
-/// `target_modules` and `layers_to_transform` of an `adapter_config.json`.
+/// The values of `target_modules` and `layers_to_transform` in an `adapter_config.json`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub targets: Targets,
@@ -17,20 +17,20 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// The two fields for what `adapted` changes in `model`. `targets` are those of `adapter` in the
-    /// model's own names; they are written where PEFT and this program read them as just these
-    /// modules, and otherwise the modules' full names. `has_layers`: the type of PEFT's has
-    /// `layers_to_transform`.
+    /// The two fields that describe what `adapted` changes in `model`. `targets` are the targets of
+    /// `adapter`, in the model's own names. They are kept if both PEFT and this program find
+    /// exactly the adapted modules with them; otherwise the full names of the modules are written.
+    /// `has_layers` is true if PEFT's configuration of this type has `layers_to_transform`.
     ///
     /// # Errors
-    /// Fails on a pattern that is not a regular expression.
+    /// Fails if a pattern is not a regular expression.
     pub fn of(targets: Targets, adapter: &dyn Adapter, adapted: &Adapted, model: &ModelInfo, has_layers: bool) -> Result<Self> {
         let names: HashSet<&str> = adapted.names().collect();
         let in_layers = adapted.names().filter_map(|n| model.linear(n).ok()?.layer);
         let mut changed: Vec<usize> = in_layers.chain(adapted.blocks()).collect();
         changed.sort_unstable();
         changed.dedup();
-        // The restriction of blocks stands nowhere else.
+        // Only `layers_to_transform` can express that some blocks are not adapted.
         let fewer_blocks = adapter.blocks(model)?.len() != adapted.blocks().count();
         let list = matches!(targets, Targets::Suffixes(_));
         let in_parts = adapted.parts(model).next().is_some();
@@ -48,13 +48,13 @@ impl Written {
         Ok(Self { targets: Targets::Suffixes(names), layers: fewer_blocks.then_some(changed) })
     }
 
-    /// Whether this program finds just the modules `names` by it.
+    /// True if this program finds exactly the modules `names` with these fields.
     fn is_read_as(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         let found: HashSet<&str> = self.targets.select(model, self.layers.as_deref())?.iter().map(|l| l.name.as_str()).collect();
         Ok(found == *names)
     }
 
-    /// Whether PEFT finds just the modules `names` by it.
+    /// True if PEFT finds exactly the modules `names` with these fields.
     fn is_found_by_peft(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         if let Targets::Pattern(p) = &self.targets
             && (self.layers.is_some() || !self.targets.is_all() && !portable(p))
@@ -70,26 +70,26 @@ impl Written {
         Ok(true)
     }
 
-    /// Another field of modules, like IA³'s `feedforward_modules`, in a form that PEFT reads as
-    /// `meant` among the modules of `adapted`.
+    /// The value of another field that selects modules, such as IA³'s `feedforward_modules`, in a
+    /// form by which PEFT selects the same modules of `adapted` as `meant` does.
     ///
     /// # Errors
-    /// Fails on a pattern that is not a regular expression.
+    /// Fails if a pattern is not a regular expression.
     pub fn inner(&self, meant: Targets, adapted: &Adapted) -> Result<Targets> {
         let mut names = Vec::new();
         let mut same = true;
         for name in adapted.names() {
             let fits = meant.fits(name)?;
-            same &= fits
-                == match &meant {
-                    Targets::Suffixes(list) => list.iter().any(|s| name.ends_with(s.as_str())),
-                    Targets::Pattern(_) => fits,
-                };
+            if let Targets::Suffixes(list) = &meant {
+                // PEFT accepts any end of a name here, even one that starts within a word.
+                same &= fits == list.iter().any(|s| name.ends_with(s.as_str()));
+            }
             if fits {
                 names.push(name);
             }
         }
-        // PEFT compares the two as texts where both are lists.
+        // If both fields are lists, PEFT requires that every entry of this one is in
+        // `target_modules`.
         let among = |list: &[&str]| match &self.targets {
             Targets::Suffixes(all) => list.iter().all(|s| all.iter().any(|a| a == s)),
             Targets::Pattern(_) => true,
@@ -108,11 +108,11 @@ impl Written {
     }
 }
 
-/// Values for modules by patterns, without the keys that match no module of `adapted`, and by full
-/// names where Python reads a key differently.
+/// The `patterns` that match a module of `adapted`. If Python might interpret one of them
+/// differently, the values are listed by the full names of the modules instead.
 ///
 /// # Errors
-/// Fails on a pattern that is not a regular expression.
+/// Fails if a pattern is not a regular expression.
 pub(super) fn patterns(patterns: Map<String, Value>, adapted: &Adapted) -> Result<Map<String, Value>> {
     let mut used = HashSet::new();
     let mut by_name = Map::new();
@@ -130,7 +130,8 @@ pub(super) fn patterns(patterns: Map<String, Value>, adapted: &Adapted) -> Resul
     Ok(by_name)
 }
 
-/// PEFT's rule (`check_target_module_exists`), for modules of a model whose layers are numbered.
+/// True if PEFT's `check_target_module_exists` selects the module `name`, in a model with numbered
+/// layers.
 fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result<bool> {
     let Targets::Suffixes(list) = targets else { return targets.fits(name) };
     if list.iter().any(|s| s == name) {
@@ -144,19 +145,21 @@ fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result
     Ok(ends && within)
 }
 
-/// The first number among a name's words, but not among the first two: `.*?\.[^.]*\.(\d+)\.`.
+/// The layer that PEFT finds in a module's name by `.*?\.[^.]*\.(\d+)\.`: the first number after
+/// the first two words.
 fn peft_layer(name: &str) -> Option<usize> {
     let words: Vec<&str> = name.split('.').collect();
     let inner = words.get(2..words.len().saturating_sub(1))?;
     inner.iter().find(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
-/// Whether Python reads the regular expression as it is read here. It is cautious: forms in which the
-/// two differ, and forms that few use, count as different.
+/// True if Python certainly interprets the regular expression as Rust does. Forms in which the two
+/// differ return false, and so do rare forms.
 fn portable(pattern: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.*+?|()[]^${},-\\:".contains(c);
     let escapes = Regex::new(r"\\[^.dwsDWSbB_\-]").is_ok_and(|r| r.is_match(pattern));
-    // Python reads `a++` as possessive and refuses `a**`; groups other than `(?:` differ in spelling.
+    // Python treats `a++` as possessive and refuses `a**`. Groups other than `(?:` differ in
+    // syntax.
     let stacked = Regex::new(r"[*+?}][*+{]").is_ok_and(|r| r.is_match(pattern));
     let groups = pattern.replace("(?:", "").contains("(?");
     let classes = ["[[", "[]", "[^]", "&&", "--", "~~", "[:", "{,"].iter().any(|form| pattern.contains(form));

@@ -19,6 +19,7 @@ pub struct Rope {
     frequencies: Frequencies,
     /// What cos and sin are multiplied by: 1 but for types that sharpen attention in long contexts.
     attention_factor: f64,
+    /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
 }
 
@@ -32,27 +33,27 @@ impl Rope {
         Ok(Self { frequencies, attention_factor, recomputes: false })
     }
 
-    /// The same, for an architecture that computes cached keys again when a growing sequence changes its frequencies.
-    /// Most keep them as they were turned.
+    /// Marks an architecture that recomputes its cached keys when the frequencies of a growing
+    /// sequence change. Most architectures keep keys as they were first rotated.
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
         self
     }
 
-    /// True if cached keys are computed again when the frequencies change.
+    /// True if cached keys must be recomputed when the frequencies of a growing sequence change.
     pub fn recomputes(&self) -> bool {
         self.recomputes
     }
 
-    /// The shortest length whose frequencies a sequence of `tokens` tokens has. Two sequences can only share the states
-    /// of a common prefix if this is the same for both.
+    /// The shortest length, in tokens, that has the same frequencies as `tokens`. Two sequences can
+    /// only share the states of a common prefix if it is the same for both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }
 
     /// cos and sin of every position of the stream in `kind`; the angles are float32 as in transformers (float64 in a
-    /// float64 model). The frequencies of a row are those of its own sequence, whatever else is in the stream.
+    /// float64 model). The frequencies of a row depend only on the length of its own sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.

@@ -18,8 +18,8 @@ pub struct RopeParameters {
     old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    /// How many numbers of each head are turned, whatever the architecture turns elsewhere. Only a configuration made
-    /// from a GGUF file has it: transformers does not know it.
+    /// How many dimensions of each head are rotated; overrides `partial_rotary_factor`. Only a
+    /// configuration that was made from a GGUF file has it, because transformers has no such field.
     pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,

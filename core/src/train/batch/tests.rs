@@ -109,4 +109,10 @@ fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
         let batch = PairBatch::new(&refs, Holds { logprobs, rejected: true, apart: false }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
+    // The pair before has the same tokens as its rejected completion, which is not scored.
+    let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
+    let refs: Vec<&TokenPair> = two.iter().collect();
+    let holds = Holds { logprobs: Completions::Chosen, rejected: true, apart: false };
+    let batch = PairBatch::new(&refs, holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
+    assert_eq!(batch.chosen[1], batch.rejected[1]);
 }

@@ -77,7 +77,7 @@ impl Metadata {
         self.entries.contains_key(key)
     }
 
-    /// All keys, in the file's order.
+    /// All keys, in the order of the file.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
@@ -207,7 +207,8 @@ impl Metadata {
         Ok(Some(all))
     }
 
-    /// The value of a key as a number, where it is a number or a truth value.
+    /// The value of a key as a number; `true` is 1. `None` if it is missing, or a string or an
+    /// array.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.entries.get(key)? {
             Value::Unsigned(x) => Some(*x as f64),
@@ -218,7 +219,7 @@ impl Metadata {
         }
     }
 
-    /// The value of a key for an error message.
+    /// The value of a key, formatted for an error message.
     pub fn shown(&self, key: &str) -> String {
         match self.entries.get(key) {
             None => "nothing".to_owned(),

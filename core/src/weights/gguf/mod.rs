@@ -132,7 +132,7 @@ impl Gguf {
         names
     }
 
-    /// The bytes of each file, and how many of them are its header.
+    /// For each file, its bytes and the length of its header in bytes.
     pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
         self.files.iter().enumerate().map(|(i, file)| {
             let header = self.tensors.values().filter(|t| t.file == i).map(|t| t.placed.at.start).min();

@@ -27,9 +27,10 @@ pub struct Architecture {
     order: fn(&str, &Shape) -> Order,
     /// Whether what the file has of a norm is one more than what Hugging Face has.
     one_plus: bool,
-    /// True if Hugging Face's configuration can say that a part of each head is turned (`partial_rotary_factor`).
+    /// True if Hugging Face's configuration has `partial_rotary_factor`, which rotates part of each
+    /// head.
     partial: bool,
-    /// The settings that `more` reads, besides those of every architecture.
+    /// The settings that only this architecture reads, in `more`.
     reads: &'static [&'static str],
     /// Adds to the configuration what other architectures have not.
     more: fn(&Settings<'_>, &mut Map<String, Value>) -> Result<()>,
@@ -126,7 +127,7 @@ const ARCHITECTURES: [Architecture; 6] = [
     },
 ];
 
-/// The settings that are read of every architecture.
+/// The settings that are read for every architecture.
 const READ: [&str; 16] = [
     "attention.head_count",
     "attention.head_count_kv",
@@ -146,26 +147,26 @@ const READ: [&str; 16] = [
     "rope.scaling.type",
 ];
 
-/// Settings that change none of a language model's numbers, whatever their value is.
+/// Settings that never change the output of a language model.
 const HARMLESS: [&str; 10] = [
     "attention.layer_norm_epsilon",
     "decoder_start_token_id",
-    // How the file was made.
+    // Describes how the file was made.
     "tensor_data_layout",
-    // Of the use as an embedding model.
+    // Only applies to embedding models.
     "pooling_type",
-    // Of YaRN, which is refused by its type.
+    // Only apply to YaRN, which is refused by `rope.scaling.type`.
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "rope.scaling.yarn_log_multiplier",
     "rope.scaling.finetuned",
-    // The embedding's rows are counted.
+    // The number of rows of the embedding is used instead.
     "vocab_size",
-    // Of experts, of which there are none.
+    // Only applies to mixtures of experts, which are refused.
     "expert_used_count",
 ];
 
-/// Settings that change nothing at one of these values, and are not read at any other.
+/// Settings that change nothing if they have one of these values. Any other value is refused.
 const NEUTRAL: [(&str, &[f64]); 16] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
@@ -185,7 +186,7 @@ const NEUTRAL: [(&str, &[f64]); 16] = [
     ("use_parallel_residual", &[0.0]),
 ];
 
-/// Settings of layers with a window that change nothing where they are equal to those of the others.
+/// Settings of sliding-window layers that change nothing if they equal those of the other layers.
 const EQUAL: [(&str, &str); 4] = [
     ("attention.key_length_swa", "attention.key_length"),
     ("attention.value_length_swa", "attention.value_length"),
@@ -246,7 +247,7 @@ impl Architecture {
         let turned = if settings.has("rope.dimension_count") { settings.count("rope.dimension_count")? } else { head };
         if turned > head || !turned.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
-            return Err(Error::new(format!("`{key}` is {turned}, but the heads are {head} wide")).hint(format!("valid: an even number, up to {head}")));
+            return Err(Error::new(format!("`{key}` must be an even number up to {head}, the width of a head, got {turned}")));
         }
         Ok(Shape { heads, key_value_heads, head, turned })
     }
@@ -320,7 +321,7 @@ fn gemma3(settings: &Settings<'_>, config: &mut Map<String, Value>) -> Result<()
     let local = settings.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
     let global = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": local, "rope_type": "default" });
-    // A part of each head is turned in all layers alike.
+    // llama.cpp rotates the same part of each head in all layers.
     if let Some(turned) = global.get("dimension_count") {
         sliding["dimension_count"] = turned.clone();
     }
@@ -381,7 +382,7 @@ impl Settings<'_> {
         }
     }
 
-    /// True if no number of the model depends on a setting that is not read.
+    /// True if a setting that is not read does not change the model's output.
     fn is_neutral(&self, name: &str) -> bool {
         let value = |name: &str| self.meta.number(&self.key(name));
         let at_neutral = |(key, values): &(&str, &[f64])| *key == name && value(name).is_some_and(|v| values.contains(&v));
@@ -389,7 +390,10 @@ impl Settings<'_> {
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
-    /// Refuses every setting that is not read and may change the numbers.
+    /// Checks that every setting which may change the model's output is read.
+    ///
+    /// # Errors
+    /// Fails if the file has a setting that is neither read nor known to be harmless.
     fn must_be_read(&self) -> Result<()> {
         if self.unsigned("expert_count")?.unwrap_or(0) > 0 {
             return Err(Error::new("mixtures of experts are not read from GGUF files"));
@@ -399,28 +403,32 @@ impl Settings<'_> {
         match names.into_iter().find(|name| !READ.contains(name) && !self.architecture.reads.contains(name) && !self.is_neutral(name)) {
             Some(name) => {
                 let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
-                Err(Error::new(format!("the setting `{key}` ({value}) may change the model's numbers, and is not read"))
-                    .hint("take the model's Hugging Face folder"))
+                Err(Error::new(format!("the setting `{key}` ({value}) may change the model's output, but is not supported"))
+                    .hint("use the model's Hugging Face folder"))
             }
             None => Ok(()),
         }
     }
 
-    /// What positions are divided by: by the newer key, or by that of files from 2023.
+    /// The factor by which positions are divided. Files from 2023 have it under
+    /// `rope.scale_linear`.
+    ///
+    /// # Errors
+    /// Fails if the factor is negative.
     fn rope_factor(&self) -> Result<f64> {
-        let factor = match self.float("rope.scaling.factor")? {
-            Some(factor) => factor,
-            None => self.float("rope.scale_linear")?.unwrap_or(0.0),
-        };
-        // 0 stands for none, as in llama.cpp.
-        match factor {
+        let key = if self.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
+        match self.float(key)?.unwrap_or(0.0) {
+            // 0 means no scaling, as in llama.cpp.
             0.0 => Ok(1.0),
             factor if factor > 0.0 => Ok(factor),
-            factor => Err(Error::new(format!("the GGUF file divides positions by {factor}, which must be greater than 0"))),
+            factor => Err(Error::new(format!("`{}` must be greater than 0, got {factor}", self.key(key)))),
         }
     }
 
-    /// `rope_parameters`.
+    /// The `rope_parameters` of Hugging Face's configuration.
+    ///
+    /// # Errors
+    /// Fails if a setting is out of range, or if a rotary scaling is not supported.
     fn rope(&self, factors: &RopeFactors, shape: &Shape) -> Result<Value> {
         let context = self.count("context_length")?;
         // llama.cpp's own default.
@@ -451,7 +459,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(shape.turned as f64 / shape.head as f64);
         } else if shape.turned != shape.head {
-            // llama.cpp turns the first numbers of each head, whatever the architecture; transformers has no word for it.
+            // llama.cpp can rotate only the first dimensions of each head in any architecture.
+            // transformers has no field for that in this one.
             rope["dimension_count"] = json!(shape.turned);
         }
         Ok(rope)
@@ -469,7 +478,7 @@ pub struct Shape {
     key_value_heads: usize,
     /// Width of one head.
     head: usize,
-    /// How many numbers of it are turned by the position.
+    /// How many dimensions of a head are rotated.
     turned: usize,
 }
 

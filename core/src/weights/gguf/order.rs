@@ -6,12 +6,12 @@
 pub enum Order {
     /// Hugging Face's.
     Same,
-    /// Within each of `heads` heads the pairs that rotate together stand side by side: (half, i) at 2·i + half. Rows behind
-    /// the first `turned` of a head do not rotate and stand where they are.
+    /// In each head, the two rows that rotate together are neighbours: (half, i) is row 2·i + half.
+    /// Only the first `turned` rows of a head rotate. The others keep their places.
     Pairs {
-        /// How many heads there are.
+        /// Number of heads.
         heads: usize,
-        /// How many rows of each rotate.
+        /// Number of rows of each head that rotate.
         turned: usize,
     },
     /// All queries, then all keys, then all values, where Hugging Face has each of so many heads' three together.
@@ -52,7 +52,7 @@ impl Order {
             Self::Pairs { heads, turned } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);
-                // Rows of a head that is smaller than the settings say are all turned.
+                // If the head is smaller than `turned`, all of its rows rotate.
                 let turned = if (2..=head).contains(&turned) { turned } else { head };
                 if within >= turned { r } else { start + within % (turned / 2) * 2 + within / (turned / 2) }
             }

@@ -363,7 +363,7 @@ fn factors_of_frequencies_become_settings() {
     assert!(scaled.contains("`llama.attention.scale`"), "{scaled}");
 }
 
-/// The rotary settings of a llama with these.
+/// The `rope_parameters` that are read from the file.
 fn rope(w: Writer) -> Value {
     w.open().unwrap().config()["rope_parameters"].clone()
 }
@@ -378,7 +378,7 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
     assert_eq!(rope(llama().float("rope.scale_linear", 4.0)), linear);
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "linear")), linear);
     assert_eq!(rope(of_type(llama().float("rope.scale_linear", 4.0), "linear")), linear);
-    // The newer key goes first.
+    // The newer key takes precedence.
     assert_eq!(rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)), linear);
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "none")), default);
     assert_eq!(rope(llama().float("rope.scaling.factor", 1.0)), default);
@@ -392,7 +392,7 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
 }
 
 #[test]
-fn a_part_of_each_head_is_turned_in_every_architecture() {
+fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
     let (heads, width) = (2, 16);
     let of = |architecture: &'static str| {
         let w = Writer::of(architecture).count("rope.dimension_count", 4);
@@ -412,10 +412,11 @@ fn a_part_of_each_head_is_turned_in_every_architecture() {
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
-    // The width of a head may be given.
+    // The file may give the width of a head.
     let wide = rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);
-    // Without the key all of it is turned, as in llama.cpp; Hugging Face's GPT-NeoX would turn a quarter.
+    // Without the key the whole head rotates, as in llama.cpp. Hugging Face's default for GPT-NeoX
+    // is a quarter.
     let neox = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5);
     assert_eq!(rope(neox)["partial_rotary_factor"], 1.0);
     assert_eq!(rope(Writer::llama().count("rope.dimension_count", 16)), serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 }));
@@ -423,7 +424,7 @@ fn a_part_of_each_head_is_turned_in_every_architecture() {
         let e = refused(&Writer::llama().count("rope.dimension_count", wrong).bytes());
         assert!(e.contains("`llama.rope.dimension_count`"), "{e}");
     }
-    // llama.cpp turns neighbours of the file's order, the first four rows of each head.
+    // llama.cpp rotates neighbouring rows of the file, here the first four of each head.
     let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu)).reshape([i64::from(heads * width), 1]);
     let values = Vec::<f32>::try_from(ours.flatten(0, -1)).unwrap();
     let gguf = of("llama").floats("blk.0.attn_q.weight", &[1, 32], values).open().unwrap();
@@ -455,7 +456,7 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
         let e = refused(&Writer::llama().float(key, value).bytes());
         assert!(e.contains(&format!("`llama.{key}` ({value})")) && e.contains("Hugging Face folder"), "{e}");
     }
-    // What is neutral, or not of the numbers.
+    // These settings do not change the model's output.
     for (key, value) in [
         ("attention.causal", 1.0),
         ("attention.sliding_window", 0.0),
@@ -469,13 +470,12 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
         let w = if key.contains("count") || key.contains("length") { Writer::llama().count(key, value as u32) } else { Writer::llama().float(key, value) };
         assert!(w.open().is_ok(), "{key}: {:?}", w.open());
     }
-    // Keys of others are not looked at.
+    // Keys of another architecture are ignored.
     assert!(Writer::llama().entry("mistral.logit_scale", 6, &2f32.to_le_bytes()).open().is_ok());
 }
 
-/// The ends of a turn and of a message count beside the end of a text.
 #[test]
-fn the_ends_of_a_file_are_those_of_a_text_a_turn_and_a_message() {
+fn the_tokens_for_the_end_of_a_text_a_turn_and_a_message_all_end_a_completion() {
     let ids = [("eos", 1u32), ("eot", 3), ("eom", 5)];
     let add = |w: Writer, (name, id): &(&str, u32)| w.entry(&format!("tokenizer.ggml.{name}_token_id"), 4, &id.to_le_bytes());
     let bytes = ids.iter().fold(Writer::llama(), add).bytes();

@@ -103,7 +103,7 @@ impl Dataset for CsvConfig {
         Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
     }
 
-    // A split holds only some of the file's rows, so a user needs to be told which.
+    // A split holds only some of the file's rows, so a pair's place in the split is not its place in the file.
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         if !self.splits().iter().any(|s| s.name == split) {
             return Err(Error::unknown("split", split, self.splits().iter().map(|s| &s.name)));
