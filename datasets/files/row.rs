@@ -88,12 +88,12 @@ const PROMPTS: [&str; 8] = ["instruction", "question", "query", "input", "prompt
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;
+    refuse_other_modalities(&row, columns)?;
     if !row.contains_key(&columns.chosen)
         && let Some(Value::Object(_)) = row.get(RESPONSES)
     {
         return scored(row, columns);
     }
-    refuse_other_modalities(&row, columns)?;
     let prompt = columns.find(row.keys().map(String::as_str))?.map(str::to_owned);
     let args = TemplateArgs::COLUMNS.map(|column| row.remove(column).unwrap_or_default());
     let mut take = |column: &str| text(column, row.remove(column).unwrap_or_default());
@@ -150,6 +150,10 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let column = columns.prompt.as_deref().unwrap_or(PROMPT);
     let Some(prompt) = row.remove(column) else { return Err(columns.missing(column, &row.keys().map(String::as_str).collect::<Vec<_>>())) };
     let prompt = text(column, prompt)?;
+    if let Text::Messages(_) = prompt {
+        return Err(Error::new(format!("`{column}` is a list of messages, but `{RESPONSES}` holds plain text"))
+            .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
+    }
     let of = |score: f64| responses.iter().filter(move |(_, s)| s.as_f64() == Some(score)).map(|(response, _)| response.as_str());
     let best: Vec<&str> = of(1.0).collect();
     let &[chosen] = best.as_slice() else {
@@ -271,6 +275,8 @@ mod tests {
         assert!(error(json!({"prompt": "p", "responses": {"b": 1, "a": 1}})).starts_with("2 of its responses are scored 1\n"));
         assert!(error(json!({"prompt": "p", "responses": {"a": 1}})).starts_with("none of its responses is scored 0\n"));
         assert!(error(json!({"responses": {"a": 1, "b": 0}})).starts_with("there is no column `prompt`\n"));
+        let asked = error(json!({"prompt": said(&[("user", "p")]), "responses": {"a": 1, "b": 0}}));
+        assert!(asked.starts_with("`prompt` is a list of messages, but `responses` holds plain text\n"), "{asked}");
     }
 
     #[test]
@@ -346,6 +352,8 @@ mod tests {
         for nothing in [json!(null), json!([]), json!("")] {
             assert!(pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "images": nothing})).is_ok());
         }
+        let scored = error(json!({"prompt": "p", "responses": {"b": 0, "a": 1}, "images": ["cat.png"]}));
+        assert!(scored.contains("`images` holds something other than text"), "{scored}");
         let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]);
         let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));
         assert!(e.contains("message 1 of `prompt`") && e.contains("part 1 of `content`") && e.contains("`image` holds"), "{e}");
