@@ -23,7 +23,7 @@ pub enum Frequencies {
 }
 
 impl Frequencies {
-    /// The shortest length that has the frequencies of a sequence of `tokens` tokens.
+    /// The shortest length, in tokens, that has the same frequencies as `tokens`.
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
@@ -62,7 +62,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     }
     let turned = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
     if !(1..=head_dim).contains(&turned) {
-        return Err(wrong(format!("turns {} of each head of {head_dim}, which has to be a part of it", p.part())));
+        return Err(wrong(format!("rotates {turned} dimensions of each head, which must be from 1 to {head_dim}")));
     }
     let need = |value: Option<f64>, field: &str| match value {
         Some(x) if x > 0.0 && x.is_finite() => Ok(x),
@@ -252,6 +252,6 @@ mod tests {
         assert!(refused(long(json!([1.0]))).contains("1 numbers in `short_factor` for 4 pairs"));
         assert!(refused(long(json!([1, 1, 1, 1]))).contains("does not give `long_factor`"));
         assert!(refused(json!({ "rope_theta": -1.0 })).contains("`rope_theta` as -1"));
-        assert!(refused(json!({ "partial_rotary_factor": 1.5 })).contains("turns 1.5 of each head of 8"));
+        assert!(refused(json!({ "partial_rotary_factor": 1.5 })).contains("rotates 12 dimensions of each head, which must be from 1 to 8"));
     }
 }

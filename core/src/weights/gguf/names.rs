@@ -457,7 +457,7 @@ impl Settings<'_> {
         }
         rope["rope_theta"] = json!(theta);
         if self.architecture.partial {
-            rope["partial_rotary_factor"] = json!(shape.turned as f64 / shape.head as f64);
+            rope["partial_rotary_factor"] = json!(part(shape.turned, shape.head));
         } else if shape.turned != shape.head {
             // llama.cpp can rotate only the first dimensions of each head in any architecture.
             // transformers has no field for that in this one.
@@ -469,6 +469,13 @@ impl Settings<'_> {
 
 fn rope_is_unread(which: &str) -> Error {
     Error::new(format!("the rotary scaling {which} is not read from GGUF files")).hint("take the model's Hugging Face folder")
+}
+
+/// The `partial_rotary_factor` for a rotation of `turned` dimensions of a head of `head`. Readers
+/// multiply it by `head` and round down, so the quotient may have to be the next larger number.
+fn part(turned: usize, head: usize) -> f64 {
+    let part = turned as f64 / head as f64;
+    if ((head as f64 * part) as usize) < turned { part.next_up() } else { part }
 }
 
 /// The counts that reading the tensors needs.

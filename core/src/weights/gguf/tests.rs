@@ -412,6 +412,9 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
+    // 30 / 88 * 88 is less than 30 in float64.
+    let odd = rope(Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30));
+    assert_eq!((odd["partial_rotary_factor"].as_f64().unwrap() * 88.0) as i64, 30);
     // The file may give the width of a head.
     let wide = rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);
