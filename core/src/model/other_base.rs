@@ -1,4 +1,4 @@
-//! Whether an adapter is used on the base model that it names.
+//! Warns if an adapter is used on another base model than the one that it names.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,11 @@ use crate::fingerprint::{self, Fingerprint};
 use crate::hub::{RepoId, RepoKind};
 use crate::weights::{Located, ModelFiles, locate_adapter};
 
-/// The run that an adapter's folder is of: its `config.toml`, and what it recorded; `None` for the adapter of another program.
+/// Path of the `config.toml` of the run that wrote the adapter in this folder, and the run's
+/// record. `None` if the adapter was not written by a run.
 ///
 /// # Errors
-/// Fails if there is a `config.toml` beside the folder that cannot be read.
+/// Fails if the `config.toml` beside the folder cannot be read.
 pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     let adapter = if adapter.as_os_str().is_empty() { Path::new(".") } else { adapter };
     let Ok(adapter) = std::path::absolute(adapter) else { return Ok(None) };
@@ -22,25 +23,28 @@ pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     Ok(Record::read(&config)?.map(|record| (config, record)))
 }
 
-/// The path that an adapter means by the relative name of its base: from the adapter's own folder, if something lies there.
+/// The relative path `name` of an adapter's base model, resolved from the adapter's folder. `None`
+/// if the path is absolute or does not exist.
 pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
     let path = Path::new(name);
     let found = adapter.join(path);
     (path.is_relative() && found.exists()).then_some(found)
 }
 
-/// What to say when the adapter of a folder or repository is used on the model `given`, found at `source`, and names another
-/// base; `None` if it names that one or none.
+/// The warning for an adapter that names another base model than `given`, which was found at
+/// `source` and has the fingerprint `found`. `None` if the adapter names this model or none.
 ///
 /// # Errors
-/// Fails if the adapter's configuration cannot be read.
+/// Fails if the configuration of the adapter, or of the run that wrote it, cannot be read.
 pub fn warning(adapter: &Path, given: &str, source: &Located, found: &Fingerprint) -> Result<Option<String>> {
     let dir = locate_adapter(adapter)?;
     let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
     let differ = match run_of(&dir)? {
         Some((_, record)) if record.model() == found => Difference::None,
-        Some(_) => Difference::Certain,
-        None => differ(&dir, &base, given, source, found),
+        // The fingerprint of a model from the hub covers its commit, and that of other models their
+        // files. Only fingerprints of one kind can be compared.
+        Some(_) if base.revision.is_some() == source.repository.is_some() => Difference::Certain,
+        _ => differ(&dir, &base, given, source, found),
     };
     let named = match &base.revision {
         Some(revision) => format!("{}@{revision}", base.name),
@@ -54,7 +58,7 @@ pub fn warning(adapter: &Path, given: &str, source: &Located, found: &Fingerprin
     Ok(Some(format!("the adapter in `{}` was made for the base model `{named}`, and is used on `{given}`, {which}", adapter.display())))
 }
 
-/// Whether two models differ.
+/// How certain it is that two models differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Difference {
     None,
@@ -67,9 +71,13 @@ fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Finger
     let named = beside(dir, &base.name).or_else(|| Some(PathBuf::from(&base.name)).filter(|path| path.exists()));
     if let Some(named) = named {
         let same_place = named.canonicalize().ok().is_some_and(|named| source.path.canonicalize().is_ok_and(|used| used == named));
-        // A file of another name may hold the same model.
+        // A copy in another folder is the same model.
         let same_model = || ModelFiles::open(&named).is_ok_and(|files| fingerprint::of_model(&named.clone().into(), &files) == *found);
-        return if same_place || same_model() { None } else { Certain };
+        return match source.repository {
+            _ if same_place || same_model() => None,
+            Some(_) => Likely,
+            Option::None => Certain,
+        };
     }
     if base.name == given && source.repository.is_none() {
         return None;
@@ -83,7 +91,7 @@ fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Finger
             (false, _) => Likely,
         };
     }
-    // What it names is not here: all that can be compared is what the two are called.
+    // The named base is not on this machine, so only the names can be compared.
     let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_lowercase();
     let cached = format!("models--{}", base.name.replace('/', "--")).to_lowercase();
     if last(&base.name) == last(given) || source.path.to_string_lossy().to_lowercase().contains(&cached) { None } else { Likely }
@@ -94,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_that_is_not_here_is_compared_by_its_name() {
+    fn a_base_that_does_not_exist_here_is_compared_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let found = fingerprint::of_pairs(&[]);
         let of = |named: &str, given: &str| differ(dir.path(), &named.into(), given, &PathBuf::from(given).into(), &found);
@@ -107,7 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_of_another_program_is_of_no_run() {
+    fn a_folder_and_a_repository_cannot_be_compared_for_certain() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("base")).unwrap();
+        let mut source: Located = PathBuf::from("snapshot").into();
+        source.repository = RepoId::parse(RepoKind::Model, "org/base");
+        let differ = differ(dir.path(), &"base".into(), "org/base", &source, &fingerprint::of_pairs(&[]));
+        assert_eq!(differ, Difference::Likely);
+    }
+
+    #[test]
+    fn an_adapter_of_another_program_does_not_belong_to_a_run() {
         let dir = tempfile::tempdir().unwrap();
         assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
         std::fs::write(dir.path().join("config.toml"), "model = \"x\"\n").unwrap();
