@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Origin, layering};
 use crate::error::{Error, Result};
-use crate::plugin::{self, Loaded};
+use crate::plugin::{self, PluginLibrary};
 use crate::registry::Registry;
 
 /// A plugin's file.
@@ -34,7 +34,7 @@ impl PluginFile {
     }
 
     /// This very file.
-    pub(super) fn of(loaded: &Loaded) -> Self {
+    pub(super) fn of(loaded: &PluginLibrary) -> Self {
         Self { path: loaded.path.clone(), version: Some(loaded.version.clone()), sha256: Some(loaded.sha256.clone()) }
     }
 

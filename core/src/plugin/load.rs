@@ -17,7 +17,7 @@ use crate::registry::{Entry, RecipeText};
 
 /// A plugin's library in this process. It stays to the end: what it registered lives in its memory.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct PluginLibrary {
     /// The file, without links and dots.
     pub path: PathBuf,
     /// The crate's name.
@@ -33,13 +33,13 @@ pub struct Loaded {
 }
 
 /// By path: a library that is asked for again is the one that is there.
-static LOADED: Mutex<BTreeMap<PathBuf, Loaded>> = Mutex::new(BTreeMap::new());
+static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());
 
 /// Loads the library in `path`. It is never unloaded.
 ///
 /// # Errors
 /// A file that is missing, no library, no plugin, or of another build than this program; names both builds.
-pub fn load(path: &Path) -> Result<Loaded> {
+pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
         let missing = e.kind() == std::io::ErrorKind::NotFound;
@@ -56,7 +56,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
     Ok(plugin)
 }
 
-fn open(file: &Path) -> Result<Loaded> {
+fn open(file: &Path) -> Result<PluginLibrary> {
     let bytes = std::fs::read(file).within(|| "it cannot be read".to_owned())?;
     let sha256 = hex(&Sha256::digest(&bytes));
     drop(bytes);
@@ -92,7 +92,7 @@ fn open(file: &Path) -> Result<Loaded> {
     if entries.is_empty() && recipes.is_empty() {
         return Err(Error::new("it registers nothing").hint("say `register!(intervention: MyMethod);` below the method, and name the crates that it is in"));
     }
-    Ok(Loaded { path: file.to_owned(), name, version, sha256, entries, recipes })
+    Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }
 
 /// The symbol of the library in `file`, which stays loaded.

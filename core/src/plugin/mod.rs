@@ -17,4 +17,4 @@ pub mod panics;
 pub use abi::{Fingerprint, PluginDecl};
 pub use folder::{folder, installed};
 pub(crate) use guard::{Guarded, Who, guard};
-pub use load::{Loaded, load};
+pub use load::{PluginLibrary, load};

@@ -14,7 +14,7 @@ pub use entry::{About, Entry, LearningRate, Make, Misfit};
 pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
-use crate::plugin::Loaded;
+use crate::plugin::PluginLibrary;
 
 /// The five kinds of plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +57,7 @@ impl Kind {
 pub struct Registry {
     entries: BTreeMap<(Kind, &'static str), Registered<&'static Entry>>,
     recipes: BTreeMap<String, Registered<Recipe>>,
-    loaded: Vec<Loaded>,
+    loaded: Vec<PluginLibrary>,
     refused: Vec<PathBuf>,
 }
 
@@ -98,7 +98,7 @@ impl Registry {
     ///
     /// # Errors
     /// A name that is taken; names both sides.
-    pub fn add_plugin(&mut self, plugin: Loaded) -> Result<()> {
+    pub fn add_plugin(&mut self, plugin: PluginLibrary) -> Result<()> {
         if self.loaded.iter().any(|known| known.path == plugin.path) {
             return Ok(());
         }
@@ -118,21 +118,21 @@ impl Registry {
     }
 
     /// The libraries that were loaded, in their order.
-    pub fn loaded(&self) -> &[Loaded] {
+    pub fn loaded(&self) -> &[PluginLibrary] {
         &self.loaded
     }
 
     /// The library that a plugin came from; none: it is linked in.
-    pub fn file_of(&self, entry: &Entry) -> Option<&Loaded> {
+    pub fn file_of(&self, entry: &Entry) -> Option<&PluginLibrary> {
         self.entries.get(&(entry.kind(), entry.about.name)).and_then(|registered| self.file(registered))
     }
 
     /// The library that a recipe came from; none: it is linked in.
-    pub fn file_of_recipe(&self, name: &str) -> Option<&Loaded> {
+    pub fn file_of_recipe(&self, name: &str) -> Option<&PluginLibrary> {
         self.recipes.get(name).and_then(|registered| self.file(registered))
     }
 
-    fn file<T>(&self, registered: &Registered<T>) -> Option<&Loaded> {
+    fn file<T>(&self, registered: &Registered<T>) -> Option<&PluginLibrary> {
         registered.file.and_then(|number| self.loaded.get(number))
     }
 

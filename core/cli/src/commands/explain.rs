@@ -3,7 +3,7 @@
 use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
 use reprpo_core::config::{Example, Field, TrainConfig, plugin_fields};
-use reprpo_core::plugin::{Loaded, faults};
+use reprpo_core::plugin::{PluginLibrary, faults};
 use reprpo_core::registry::{Entry, Kind, LearningRate, Make, Recipe, Registry};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ fn learning_rate(entry: &Entry) -> Option<String> {
 }
 
 /// A crate, and where it is.
-fn place(origin: &str, version: &str, file: Option<&Loaded>) -> String {
+fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     match file {
         Some(file) => format!("{origin} {version}, `{}`", file.path.display()),
         None => format!("{origin} {version}, built in"),

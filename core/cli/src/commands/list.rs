@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use reprpo_core::Result;
-use reprpo_core::plugin::Loaded;
+use reprpo_core::plugin::PluginLibrary;
 use reprpo_core::registry::{Entry, Kind, Recipe, Registry};
 use reprpo_core::report::{Align, Grid};
 use reprpo_core::weights::{KnownModel, known_models};
@@ -50,7 +50,7 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
 }
 
 /// The plugin files, whose names alone stand in the tables.
-fn files_text(loaded: &[Loaded]) -> String {
+fn files_text(loaded: &[PluginLibrary]) -> String {
     let mut grid = Grid::new(["plugin files", "crate", "sha256"].map(|c| (c, Align::Left)));
     for file in loaded {
         grid.row([file.path.display().to_string(), format!("{} {}", file.name, file.version), file.sha256.chars().take(12).collect()]);
@@ -63,7 +63,7 @@ fn from(entry: &Entry, registry: &Registry) -> String {
     place(entry.about.origin, entry.about.version, registry.file_of(entry))
 }
 
-fn place(origin: &str, version: &str, file: Option<&Loaded>) -> String {
+fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     let name = file.and_then(|f| f.path.file_name()).map_or_else(|| "built in".to_owned(), |name| name.to_string_lossy().into_owned());
     format!("{origin} {version}, {name}")
 }

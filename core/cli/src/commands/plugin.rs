@@ -4,7 +4,7 @@ use std::path::Path;
 
 use reprpo_core::conformance::{Finding, Outcome, examine};
 use reprpo_core::hub;
-use reprpo_core::plugin::{self, Fingerprint, Loaded, faults};
+use reprpo_core::plugin::{self, Fingerprint, PluginLibrary, faults};
 use reprpo_core::registry::{Entry, Registry};
 use reprpo_core::{Error, Result};
 use serde_json::{Value, json};
@@ -75,7 +75,7 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
 }
 
 /// The library, where it fits this build and its names are free.
-fn fitting(file: &Path) -> Result<Loaded> {
+fn fitting(file: &Path) -> Result<PluginLibrary> {
     let loaded = plugin::load(file)?;
     Registry::builtin()?.add_plugin(loaded.clone())?;
     Ok(loaded)
@@ -93,7 +93,7 @@ fn counted(n: usize) -> String {
     if n == 1 { "one statement".to_owned() } else { format!("{n} statements") }
 }
 
-fn summary(loaded: &Loaded) -> String {
+fn summary(loaded: &PluginLibrary) -> String {
     let mut text = format!("{} {} in `{}`\nsha256 {}\n", loaded.name, loaded.version, loaded.path.display(), loaded.sha256);
     text.push_str(&format!("fits: {}\n", Fingerprint::ours()));
     if !loaded.recipes.is_empty() {
