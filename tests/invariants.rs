@@ -1,7 +1,7 @@
 //! Every registered method through the conformance kit: one that is registered joins by that alone.
 
 use rayon::prelude::*;
-use reprpo_core::conformance::{ADAPTERS, Case, Invariant, LESSON, Method, Outcome, TRAINING, examine};
+use reprpo_core::conformance::{ADAPTERS, Case, Invariant, LESSON, Method, TRAINING, Verdict, examine};
 use reprpo_core::registry::{Entry, Kind, Registry};
 use {reprpo_datasets as _, reprpo_methods as _};
 
@@ -22,7 +22,7 @@ fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
         .par_iter()
         .flat_map_iter(|case| {
             statements.iter().copied().flatten().filter_map(move |invariant| match (invariant.check)(case) {
-                Ok(Outcome::Violated(how)) => Some(format!("{case}: {}: {how}", invariant.name)),
+                Ok(Verdict::Violated(how)) => Some(format!("{case}: {}: {how}", invariant.name)),
                 Err(e) => Some(format!("{case}: {}: {e:?}", invariant.name)),
                 Ok(_) => None,
             })

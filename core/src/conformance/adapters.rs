@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::fixture::pairs;
 use super::measure::{difference, largest};
 use super::training::{STEP, refs};
-use super::{Bench, Case, Invariant, Method, Outcome};
+use super::{Bench, Case, Invariant, Method, Verdict};
 use crate::api::{AdaptedPart, Axis, Completions, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows};
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
@@ -37,11 +37,11 @@ fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     bench.model.logits(reached.hidden.as_ref().ok_or_else(|| Error::internal("no last hidden state"))?)
 }
 
-fn naming(case: &Case) -> Result<Outcome> {
+fn naming(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     let mut seen = HashSet::new();
     if let Some((name, _)) = bench.adapted.tensors().into_iter().find(|(name, _)| !seen.insert(name.clone())) {
-        return Ok(Outcome::Violated(format!("two tensors are called `{name}`")));
+        return Ok(Verdict::Violated(format!("two tensors are called `{name}`")));
     }
     let info = bench.model.info();
     for place in bench.adapted.changed() {
@@ -49,42 +49,42 @@ fn naming(case: &Case) -> Result<Outcome> {
             let Some(axis) = p.axis else { continue };
             let width = info.width(if matches!(axis, Axis::Input(_)) { &place.input } else { &place.output })?;
             if p.tensor.size().get(axis.dim()) != Some(&width) {
-                return Ok(Outcome::Violated(format!("`{}` at `{}` is {:?}, which has no {axis:?} of {width}", p.key, place.output, p.tensor.size())));
+                return Ok(Verdict::Violated(format!("`{}` at `{}` is {:?}, which has no {axis:?} of {width}", p.key, place.output, p.tensor.size())));
             }
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn identity(case: &Case) -> Result<Outcome> {
+fn identity(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     let off = largest(&(logits(&bench, true)? - logits(&bench, false)?));
     if bench.adapter.starts_as_identity() {
-        return Ok(Outcome::within("the logits at the start", off, 1e-10));
+        return Ok(Verdict::within("the logits at the start", off, 1e-10));
     }
-    Ok(if off > 1e-10 { Outcome::Holds } else { Outcome::Violated("it says that it changes the model at the start, and does not".to_owned()) })
+    Ok(if off > 1e-10 { Verdict::Holds } else { Verdict::Violated("it says that it changes the model at the start, and does not".to_owned()) })
 }
 
-fn off_switch(case: &Case) -> Result<Outcome> {
+fn off_switch(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     let before = logits(&bench, false)?;
     bench.disturb();
     if largest(&(logits(&bench, true)? - &before)) == 0.0 {
-        return Ok(Outcome::Violated("the adapter changes nothing".to_owned()));
+        return Ok(Verdict::Violated("the adapter changes nothing".to_owned()));
     }
     if !bench.objective.needs().evaluate_only {
         accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs()), 6, STEP)?;
     }
-    Ok(if logits(&bench, false)? == before { Outcome::Holds } else { Outcome::Violated("the base model has changed".to_owned()) })
+    Ok(if logits(&bench, false)? == before { Verdict::Holds } else { Verdict::Violated("the base model has changed".to_owned()) })
 }
 
-fn merging(case: &Case) -> Result<Outcome> {
+fn merging(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     bench.disturb();
     let (on, base) = (logits(&bench, true)?, logits(&bench, false)?);
     if bench.adapted.changes_blocks() {
         let refused = bench.model.merge(&bench.adapted).is_err() && logits(&bench, false)? == base;
-        return Ok(if refused { Outcome::Holds } else { Outcome::Violated("a change of blocks was merged into weights".to_owned()) });
+        return Ok(if refused { Verdict::Holds } else { Verdict::Violated("a change of blocks was merged into weights".to_owned()) });
     }
     let kept: Vec<(String, Frozen)> =
         bench.adapted.names().map(|n| Ok((n.to_owned(), bench.model.frozen(n)?.with_weight(bench.model.frozen(n)?.weight.copy())))).collect::<Result<_>>()?;
@@ -93,20 +93,20 @@ fn merging(case: &Case) -> Result<Outcome> {
     bench.model.unmerge(merged);
     for (name, frozen) in &kept {
         if bench.model.frozen(name)?.weight != frozen.weight {
-            return Ok(Outcome::Violated(format!("`{name}` is not what it was before the merge")));
+            return Ok(Verdict::Violated(format!("`{name}` is not what it was before the merge")));
         }
     }
     if logits(&bench, false)? != base {
-        return Ok(Outcome::Violated("the unmerged model is not the base".to_owned()));
+        return Ok(Verdict::Violated("the unmerged model is not the base".to_owned()));
     }
-    Ok(Outcome::within("the merged logits", off, 1e-9))
+    Ok(Verdict::within("the merged logits", off, 1e-9))
 }
 
 fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().within(|| "cannot make a folder for temporary files".to_owned())
 }
 
-fn saving(case: &Case) -> Result<Outcome> {
+fn saving(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     bench.disturb();
     let (dir, again) = (folder()?, folder()?);
@@ -115,7 +115,7 @@ fn saving(case: &Case) -> Result<Outcome> {
     let registry = Registry::holding([case.adapter.entry])?;
     let saved = Saved::read(dir.path(), &registry)?;
     if saved.entry.about.name != case.adapter.entry.about.name {
-        return Ok(Outcome::Violated(format!("it was read as `{}`", saved.entry.about.name)));
+        return Ok(Verdict::Violated(format!("it was read as `{}`", saved.entry.about.name)));
     }
     // What is made again is made of the file alone.
     let config = serde_json::Value::Object(saved.config).to_string();
@@ -125,19 +125,19 @@ fn saving(case: &Case) -> Result<Outcome> {
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         let bytes = |dir: &Path| std::fs::read(dir.join(file)).within(|| format!("cannot read `{file}`"));
         if bytes(dir.path())? != bytes(again.path())? {
-            return Ok(Outcome::Violated(format!("`{file}` has other bytes")));
+            return Ok(Verdict::Violated(format!("`{file}` has other bytes")));
         }
     }
     // What the file holds is float32.
     let off = difference(&[logits(&bench, true)?], &[logits(&fresh, true)?]);
-    Ok(Outcome::within("the logits of what was loaded", off, 1e-4))
+    Ok(Verdict::within("the logits of what was loaded", off, 1e-4))
 }
 
 /// On a module whose rows are those of two heads, each with its query, key and value; the keys are not adapted.
-fn fusing(case: &Case) -> Result<Outcome> {
+fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {
-        return Ok(Outcome::DoesNotApply("it changes no linear modules"));
+        return Ok(Verdict::DoesNotApply("it changes no linear modules"));
     }
     let (groups, len, inputs) = (2, 8, 32);
     let init = |scope: &str| Init::new(3, scope, Kind::Double, bench.model.device());
@@ -174,9 +174,9 @@ fn fusing(case: &Case) -> Result<Outcome> {
     }
     let site = FusedSite { module: LinearSite { info: &info, frozen: &frozen, shared: &shared }, parts: sites };
     let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {
-        return Ok(Outcome::DoesNotApply("adapters of parts of a module cannot be put as one"));
+        return Ok(Verdict::DoesNotApply("adapters of parts of a module cannot be put as one"));
     };
-    let [whole] = &modules[..] else { return Ok(Outcome::Violated(format!("it made {} adapters for one module", modules.len()))) };
+    let [whole] = &modules[..] else { return Ok(Verdict::Violated(format!("it made {} adapters for one module", modules.len()))) };
 
     let _guard = tch::no_grad_guard();
     let x = init("x").normal("x", &[5, inputs], 1.0);
@@ -185,5 +185,5 @@ fn fusing(case: &Case) -> Result<Outcome> {
     for (part, linear) in linears {
         worst = worst.max(largest(&(part.rows.of(&y, 1)? - linear.forward(&x, &of(part)?, false)?)));
     }
-    Ok(Outcome::within("the output of the whole module", worst, 1e-9))
+    Ok(Verdict::within("the output of the whole module", worst, 1e-9))
 }

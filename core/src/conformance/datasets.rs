@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Invariant, Method, Outcome, door, wrong_kind};
+use super::{Invariant, Method, Verdict, door, wrong_kind};
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
 use crate::registry::Make;
@@ -22,24 +22,24 @@ const FIRST: usize = 200;
 const COUNTED: usize = 20_000;
 
 /// Holds the data set to `check`, as it is when nothing more is said, else as its example makes it.
-fn of_open(method: &Method, check: impl FnOnce(&dyn Dataset) -> Result<Outcome>) -> Result<Outcome> {
+fn of_open(method: &Method, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
     let Make::Dataset { build, .. } = &method.entry.make else { return Err(wrong_kind(method)) };
     match build(&method.json).or_else(|_| build(&door::of_example(method)?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if door::panicked(&e) => Err(e),
-        Err(_) => Ok(Outcome::DoesNotApply("what it opens is not here")),
+        Err(_) => Ok(Verdict::DoesNotApply("what it opens is not here")),
     }
 }
 
-fn splits(method: &Method) -> Result<Outcome> {
+fn splits(method: &Method) -> Result<Verdict> {
     of_open(method, |dataset| {
         let mut seen = HashSet::new();
         let splits = dataset.splits();
         if splits.is_empty() {
-            return Ok(Outcome::Violated("it has no split".to_owned()));
+            return Ok(Verdict::Violated("it has no split".to_owned()));
         }
         let odd = splits.into_iter().find(|s| s.name.trim().is_empty() || !seen.insert(s.name.clone()));
-        Ok(Outcome::unless(odd.map(|s| format!("`{}` is no name of its own", s.name))))
+        Ok(Verdict::unless(odd.map(|s| format!("`{}` is no name of its own", s.name))))
     })
 }
 
@@ -47,18 +47,18 @@ fn first(dataset: &dyn Dataset, split: &str) -> Result<Vec<PreferencePair>> {
     dataset.pairs(split)?.take(FIRST).collect::<Result<_>>().within(|| format!("the split `{split}` cannot be read"))
 }
 
-fn readable(method: &Method) -> Result<Outcome> {
+fn readable(method: &Method) -> Result<Verdict> {
     of_open(method, |dataset| {
         for split in dataset.splits() {
             let pairs = first(dataset, &split.name)?;
             if pairs.is_empty() {
-                return Ok(Outcome::Violated(format!("the split `{}` holds no pair", split.name)));
+                return Ok(Verdict::Violated(format!("the split `{}` holds no pair", split.name)));
             }
             if let Some((i, wrong)) = pairs.iter().enumerate().find_map(|(i, pair)| Some((i, wrong(pair)?))) {
-                return Ok(Outcome::Violated(format!("pair {i} of `{}` {wrong}", split.name)));
+                return Ok(Verdict::Violated(format!("pair {i} of `{}` {wrong}", split.name)));
             }
         }
-        Ok(Outcome::Holds)
+        Ok(Verdict::Holds)
     })
 }
 
@@ -81,23 +81,23 @@ fn wrong(pair: &PreferencePair) -> Option<&'static str> {
     }
 }
 
-fn repeatable(method: &Method) -> Result<Outcome> {
+fn repeatable(method: &Method) -> Result<Verdict> {
     of_open(method, |dataset| {
         for split in dataset.splits() {
             let (mut one, mut two) = (dataset.pairs(&split.name)?, dataset.pairs(&split.name)?);
             for i in 0..FIRST {
                 match (one.next().transpose()?, two.next().transpose()?) {
                     (None, None) => break,
-                    (a, b) if a != b => return Ok(Outcome::Violated(format!("pair {i} of `{}` is another one the second time", split.name))),
+                    (a, b) if a != b => return Ok(Verdict::Violated(format!("pair {i} of `{}` is another one the second time", split.name))),
                     _ => {}
                 }
             }
         }
-        Ok(Outcome::Holds)
+        Ok(Verdict::Holds)
     })
 }
 
-fn counts(method: &Method) -> Result<Outcome> {
+fn counts(method: &Method) -> Result<Verdict> {
     of_open(method, |dataset| {
         let mut said = false;
         for split in dataset.splits() {
@@ -105,16 +105,16 @@ fn counts(method: &Method) -> Result<Outcome> {
             said = true;
             let found = dataset.pairs(&split.name)?.take(COUNTED + 1).count();
             if found != pairs {
-                return Ok(Outcome::Violated(format!("`{}` says {pairs} pairs and holds {found}", split.name)));
+                return Ok(Verdict::Violated(format!("`{}` says {pairs} pairs and holds {found}", split.name)));
             }
         }
-        Ok(if said { Outcome::Holds } else { Outcome::DoesNotApply("it does not say how many, or very many") })
+        Ok(if said { Verdict::Holds } else { Verdict::DoesNotApply("it does not say how many, or very many") })
     })
 }
 
-fn unknown(method: &Method) -> Result<Outcome> {
+fn unknown(method: &Method) -> Result<Verdict> {
     of_open(method, |dataset| {
         const STRAY: &str = "no-such-split";
-        Ok(Outcome::unless(dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`"))))
+        Ok(Verdict::unless(dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`"))))
     })
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use tch::Kind as Dtype;
 
 use super::door::{example, panicked};
-use super::{Invariant, Method, Outcome, fixture};
+use super::{Invariant, Method, Verdict, fixture};
 use crate::api::{Init, Site, TransformCx};
 use crate::config::{Field, plugin_fields};
 use crate::error::Result;
@@ -27,20 +27,20 @@ fn schema(entry: &Entry) -> Result<Value> {
     entry.about.schema()
 }
 
-fn documented(method: &Method) -> Result<Outcome> {
+fn documented(method: &Method) -> Result<Verdict> {
     let about = &method.entry.about;
     for (what, text) in [("summary", about.summary), ("explanation", about.explain), ("reference", about.reference)] {
         if text.trim().is_empty() {
-            return Ok(Outcome::Violated(format!("its {what} is empty")));
+            return Ok(Verdict::Violated(format!("its {what} is empty")));
         }
     }
     if about.summary.contains('\n') || about.summary.trim_end().ends_with('.') {
-        return Ok(Outcome::Violated(format!("its summary is not one line without a full stop: {:?}", about.summary)));
+        return Ok(Verdict::Violated(format!("its summary is not one line without a full stop: {:?}", about.summary)));
     }
     let schema = schema(method.entry)?;
     let mut bare = Vec::new();
     undescribed(&schema, &schema, "", &mut bare);
-    Ok(Outcome::unless((!bare.is_empty()).then(|| format!("no doc comment says what {} is", bare.join(", ")))))
+    Ok(Verdict::unless((!bare.is_empty()).then(|| format!("no doc comment says what {} is", bare.join(", ")))))
 }
 
 /// Adds the fields in `part` of `root` that neither their own description nor that of their type describes.
@@ -66,31 +66,31 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     }
 }
 
-fn round_trip(method: &Method) -> Result<Outcome> {
+fn round_trip(method: &Method) -> Result<Verdict> {
     let (about, defaults) = (&method.entry.about, method.entry.about.defaults()?);
     let schema = schema(method.entry)?;
     let in_schema: BTreeSet<&String> = schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys).collect();
     let in_defaults: BTreeSet<&String> = defaults.keys().collect();
     if in_schema != in_defaults {
-        return Ok(Outcome::Violated(format!("the schema has the fields {in_schema:?}, the defaults {in_defaults:?}")));
+        return Ok(Verdict::Violated(format!("the schema has the fields {in_schema:?}, the defaults {in_defaults:?}")));
     }
     if let Make::Adapter { adjustable, .. } = method.entry.make
         && let Some(stray) = adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
-        return Ok(Outcome::Violated(format!("it lets `{stray}` change in a saved adapter, but has no such field")));
+        return Ok(Verdict::Violated(format!("it lets `{stray}` change in a saved adapter, but has no such field")));
     }
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;
     let same = serde_json::from_str::<Value>(&again).is_ok_and(|again| again == written);
-    Ok(Outcome::unless((!same).then(|| format!("{written} was read, and is written as {again}"))))
+    Ok(Verdict::unless((!same).then(|| format!("{written} was read, and is written as {again}"))))
 }
 
-fn names(method: &Method) -> Result<Outcome> {
+fn names(method: &Method) -> Result<Verdict> {
     let taken = schema(method.entry)?.pointer("/properties/name").is_some();
-    Ok(Outcome::unless(taken.then(|| "a field is called `name`".to_owned())))
+    Ok(Verdict::unless(taken.then(|| "a field is called `name`".to_owned())))
 }
 
-fn unknown_field(method: &Method) -> Result<Outcome> {
+fn unknown_field(method: &Method) -> Result<Verdict> {
     const STRAY: &str = "no_such_field";
     let defaults = method.entry.about.defaults()?;
     let mut tables = vec![String::new()];
@@ -109,17 +109,17 @@ fn unknown_field(method: &Method) -> Result<Outcome> {
         }
         if method.entry.about.check(&config.to_string()).is_ok() {
             let place = if path.is_empty() { "it".to_owned() } else { format!("`{}`", &path[1..]) };
-            return Ok(Outcome::Violated(format!("{place} takes a field that it does not have; derive with `#[serde(deny_unknown_fields)]`")));
+            return Ok(Verdict::Violated(format!("{place} takes a field that it does not have; derive with `#[serde(deny_unknown_fields)]`")));
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn misfit(method: &Method) -> Result<Outcome> {
+fn misfit(method: &Method) -> Result<Verdict> {
     let about = &method.entry.about;
     for text in ["", "{", "7", "\"text\""] {
         match made(method.entry, text) {
-            Ok(()) => return Ok(Outcome::Violated(format!("it was made from the configuration `{text}`"))),
+            Ok(()) => return Ok(Verdict::Violated(format!("it was made from the configuration `{text}`"))),
             Err(e) if panicked(&e) => return Err(e),
             Err(_) => {}
         }
@@ -131,10 +131,10 @@ fn misfit(method: &Method) -> Result<Outcome> {
         let mut config = defaults.clone();
         config.insert(field.name.clone(), odd.clone());
         if about.check(&Value::Object(config).to_string()).is_ok() {
-            return Ok(Outcome::Violated(format!("`{}` takes {odd}, but its schema says {}", field.name, field.kind)));
+            return Ok(Verdict::Violated(format!("`{}` takes {odd}, but its schema says {}", field.name, field.kind)));
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
 /// Makes it from that text.

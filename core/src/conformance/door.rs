@@ -1,7 +1,7 @@
 //! The way that a user's settings take to a method: through the layers of the configuration, to the JSON it is made from.
 
 use super::training::trained;
-use super::{Case, Method, Outcome, fixture, stand_ins};
+use super::{Case, Method, Verdict, fixture, stand_ins};
 use crate::config::{Example, Layering};
 use crate::error::{Context, Error, Result};
 use crate::registry::{Kind, Make, Registry};
@@ -26,7 +26,7 @@ pub(super) fn of_example(method: &Method) -> Result<Method> {
 }
 
 /// Whether the example that `reprpo explain` shows can be set, and then does what its kind does.
-pub(super) fn example(method: &Method) -> Result<Outcome> {
+pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");
     let method = of_example(method).within(within)?;
@@ -37,16 +37,16 @@ pub(super) fn example(method: &Method) -> Result<Outcome> {
         Make::Tap(build) => {
             let sites = build(&method.json).and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?)).within(within)?;
             if sites.is_empty() {
-                return Ok(Outcome::Violated(format!("`{command}` reads nothing")));
+                return Ok(Verdict::Violated(format!("`{command}` reads nothing")));
             }
         }
         Make::Dataset { build, .. } => {
             if build(&method.json).is_err_and(|e| !panicked(&e)) {
-                return Ok(Outcome::DoesNotApply("its fields fit, but what it opens is not here"));
+                return Ok(Verdict::DoesNotApply("its fields fit, but what it opens is not here"));
             }
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
 /// Whether the error is a panic that was caught.

@@ -11,18 +11,18 @@ use super::lesson::LESSON;
 use super::taps::TAPS;
 use super::training::TRAINING;
 use super::transforms::TRANSFORMS;
-use super::{Case, Invariant, Method, Outcome};
+use super::{Case, Invariant, Method, Verdict};
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::registry::Kind;
 
-/// A statement about a method, and what came of it.
+/// A statement about a method, and its verdict.
 #[derive(Clone, Debug)]
 pub struct Finding {
     /// The statement.
     pub statement: &'static str,
-    /// What came of it. An error or a panic on the way is a violation.
-    pub outcome: Outcome,
+    /// Its verdict. An error or a panic on the way is a violation.
+    pub verdict: Verdict,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -30,31 +30,31 @@ pub struct Finding {
 impl Finding {
     /// What was found where the statement is false.
     pub fn violation(&self) -> Option<&str> {
-        match &self.outcome {
-            Outcome::Violated(how) => Some(how),
-            Outcome::Holds | Outcome::DoesNotApply(_) => None,
+        match &self.verdict {
+            Verdict::Violated(how) => Some(how),
+            Verdict::Holds | Verdict::DoesNotApply(_) => None,
         }
     }
 
     /// Of a check that may fail or panic.
-    fn of(statement: &'static str, check: impl FnOnce() -> Result<Outcome>) -> Self {
+    fn of(statement: &'static str, check: impl FnOnce() -> Result<Verdict>) -> Self {
         let start = Instant::now();
-        let outcome = match catch_unwind(AssertUnwindSafe(check)) {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(e)) => Outcome::Violated(format!("{e:?}")),
-            Err(payload) => Outcome::Violated(format!("{:?}", Error::panicked("it", payload.as_ref()))),
+        let verdict = match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(e)) => Verdict::Violated(format!("{e:?}")),
+            Err(payload) => Verdict::Violated(format!("{:?}", Error::panicked("it", payload.as_ref()))),
         };
-        Self { statement, outcome, elapsed: start.elapsed() }
+        Self { statement, verdict, elapsed: start.elapsed() }
     }
 }
 
 /// A line, and below it what is wrong.
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.outcome {
-            Outcome::Holds => write!(f, "holds     {}", self.statement),
-            Outcome::DoesNotApply(why) => write!(f, "-         {}: {why}", self.statement),
-            Outcome::Violated(how) => write!(f, "violated  {}\n          {}", self.statement, how.replace('\n', "\n          ")),
+        match &self.verdict {
+            Verdict::Holds => write!(f, "holds     {}", self.statement),
+            Verdict::DoesNotApply(why) => write!(f, "-         {}: {why}", self.statement),
+            Verdict::Violated(how) => write!(f, "violated  {}\n          {}", self.statement, how.replace('\n', "\n          ")),
         }
     }
 }

@@ -4,24 +4,24 @@ use tch::{Device, Kind, Tensor};
 
 use super::door::panicked;
 use super::training::STEP;
-use super::{Bench, Case, Invariant, Outcome};
+use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
 use crate::error::Result;
 
 /// What every intervention is held to, whatever it trains.
 pub const INTERVENTIONS: &[Invariant] = &[Invariant { name: "a batch without what it asked for is an error", check: bare }];
 
-fn bare(case: &Case) -> Result<Outcome> {
+fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
-        Ok(_) => return Ok(Outcome::Violated("it made a loss of a batch that holds nothing".to_owned())),
+        Ok(_) => return Ok(Verdict::Violated("it made a loss of a batch that holds nothing".to_owned())),
         Err(e) if panicked(&e) => return Err(e),
         Err(_) => {}
     }
     // It may do without the rest at this step, but not panic.
     match bench.objective.intervention().loss(&partial(), STEP) {
         Err(e) if panicked(&e) => Err(e),
-        _ => Ok(Outcome::Holds),
+        _ => Ok(Verdict::Holds),
     }
 }
 

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::training::{STEP, UNTRAINED, refs};
-use super::{Bench, Case, Invariant, Outcome};
+use super::{Bench, Case, Invariant, Verdict};
 use crate::api::StepInfo;
 use crate::config::{Score, TrainConfig, default_learning_rate};
 use crate::error::{Error, Result};
@@ -119,9 +119,9 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
     Ok(Some(Lesson { loss: [before.0, after.0], accuracy: [before.1, after.1] }))
 }
 
-fn learnt(case: &Case) -> Result<Outcome> {
+fn learnt(case: &Case) -> Result<Verdict> {
     let Some(Lesson { loss, accuracy }) = lesson(case)? else { return Ok(UNTRAINED) };
     let said = || format!("the loss went from {:.4} to {:.4}, and the accuracy from {:.3} to {:.3}", loss[0], loss[1], accuracy[0], accuracy[1]);
     // Written so that NaN is a violation.
-    Ok(if loss[1] < loss[0] && accuracy[1] > accuracy[0] { Outcome::Holds } else { Outcome::Violated(said()) })
+    Ok(if loss[1] < loss[0] && accuracy[1] > accuracy[0] { Verdict::Holds } else { Verdict::Violated(said()) })
 }

@@ -112,9 +112,9 @@ fn wrong_kind(method: &Method) -> Error {
     Error::internal(format!("`{}` is of another kind", method.entry.about.name))
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Verdict {
     /// The statement is true of the case.
     Holds,
     /// It says nothing about such a case, for this reason.
@@ -123,16 +123,16 @@ pub enum Outcome {
     Violated(String),
 }
 
-impl Outcome {
+impl Verdict {
     /// Holds where `error` is at most `limit`.
     fn within(what: &str, error: f64, limit: f64) -> Self {
         // Written so that NaN is a violation.
-        if error <= limit { Outcome::Holds } else { Outcome::Violated(format!("{what} off by {error:.2e}, more than {limit:.0e}")) }
+        if error <= limit { Verdict::Holds } else { Verdict::Violated(format!("{what} off by {error:.2e}, more than {limit:.0e}")) }
     }
 
     /// Holds where nothing was found.
     fn unless(found: Option<String>) -> Self {
-        found.map_or(Outcome::Holds, Outcome::Violated)
+        found.map_or(Verdict::Holds, Verdict::Violated)
     }
 }
 
@@ -141,7 +141,7 @@ pub struct Invariant<S: 'static = Case> {
     /// The statement.
     pub name: &'static str,
     /// Whether it holds.
-    pub check: fn(&S) -> Result<Outcome>,
+    pub check: fn(&S) -> Result<Verdict>,
 }
 
 impl<S> std::fmt::Debug for Invariant<S> {

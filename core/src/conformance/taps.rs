@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Invariant, Method, Outcome, fixture, wrong_kind};
+use super::{Invariant, Method, Verdict, fixture, wrong_kind};
 use crate::api::{ModelInfo, Site};
 use crate::config::plugin_fields;
 use crate::error::{Error, Result};
@@ -20,36 +20,36 @@ fn sites(method: &Method, model: &ModelInfo) -> Result<Vec<Site>> {
     build(&method.json)?.sites(model)
 }
 
-fn places(method: &Method) -> Result<Outcome> {
+fn places(method: &Method) -> Result<Verdict> {
     let deep = fixture::info(fixture::DEEP)?;
     if sites(method, &deep)?.is_empty() {
-        return Ok(Outcome::Violated(format!("it reads nothing of a model of {} blocks", deep.layers)));
+        return Ok(Verdict::Violated(format!("it reads nothing of a model of {} blocks", deep.layers)));
     }
     // It need not be of use in these, but must not name what they do not have.
     let without_modules = ModelInfo { linears: Vec::new(), ..deep.clone() };
     for model in [deep, fixture::info(fixture::BLOCKS)?, fixture::info(1)?, without_modules] {
         for site in sites(method, &model).unwrap_or_default() {
             if let Err(e) = model.width(&site) {
-                return Ok(Outcome::Violated(format!("of {} blocks and {} modules it reads `{site}`: {e}", model.layers, model.linears.len())));
+                return Ok(Verdict::Violated(format!("of {} blocks and {} modules it reads `{site}`: {e}", model.layers, model.linears.len())));
             }
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn order(method: &Method) -> Result<Outcome> {
+fn order(method: &Method) -> Result<Verdict> {
     let model = fixture::info(fixture::DEEP)?;
     let sites = sites(method, &model)?;
     let reached = sites.iter().map(|site| reached(&model, site)).collect::<Result<Vec<_>>>()?;
     for (i, site) in sites.iter().enumerate() {
         if sites[..i].contains(site) {
-            return Ok(Outcome::Violated(format!("it reads `{site}` twice")));
+            return Ok(Verdict::Violated(format!("it reads `{site}` twice")));
         }
         if i > 0 && reached[i - 1] > reached[i] {
-            return Ok(Outcome::Violated(format!("it names `{}` before `{site}`", sites[i - 1])));
+            return Ok(Verdict::Violated(format!("it names `{}` before `{site}`", sites[i - 1])));
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
 /// When a pass comes by: the number of blocks that it has begun, and what it has done of the last one.
@@ -65,14 +65,14 @@ fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     Ok((begun, within))
 }
 
-fn outside(method: &Method) -> Result<Outcome> {
+fn outside(method: &Method) -> Result<Verdict> {
     const LAYERS: &str = "layers";
     let far = json!("1000");
     if !plugin_fields(&method.entry.about)?.iter().any(|f| f.name == LAYERS && !f.refuses(&far)) {
-        return Ok(Outcome::DoesNotApply("it has no field `layers`"));
+        return Ok(Verdict::DoesNotApply("it has no field `layers`"));
     }
     let mut config: Value = serde_json::from_str(&method.json).map_err(|e| Error::internal(e.to_string()))?;
     config[LAYERS] = far;
     let found = sites(&Method::new(method.entry, config.to_string()), &fixture::info(fixture::DEEP)?);
-    Ok(Outcome::unless(found.ok().map(|sites| format!("of {} blocks, layer 1000 is {sites:?}", fixture::DEEP))))
+    Ok(Verdict::unless(found.ok().map(|sites| format!("of {} blocks, layer 1000 is {sites:?}", fixture::DEEP))))
 }

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::fixture::{self, pairs, twins};
 use super::measure::{copies, difference, largest};
-use super::{Bench, Case, Invariant, Outcome};
+use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Init, StepInfo};
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
@@ -23,7 +23,7 @@ pub const TRAINING: &[Invariant] = &[
 ];
 
 pub(super) const STEP: StepInfo = StepInfo { step: 3, steps: 10 };
-pub(super) const UNTRAINED: Outcome = Outcome::DoesNotApply("the method trains nothing");
+pub(super) const UNTRAINED: Verdict = Verdict::DoesNotApply("the method trains nothing");
 
 pub(super) fn refs(pairs: &[TokenPair]) -> Vec<&TokenPair> {
     pairs.iter().collect()
@@ -38,7 +38,7 @@ fn loss_at(bench: &mut Bench, pairs: &[TokenPair]) -> Result<Tensor> {
     Ok(bench.objective.loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?.loss.value)
 }
 
-fn finite(case: &Case) -> Result<Outcome> {
+fn finite(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
@@ -49,23 +49,23 @@ fn finite(case: &Case) -> Result<Outcome> {
         for (what, pair) in batches {
             let said = accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP).within(|| format!("{place}, of {what}"))?;
             if let Some((name, value)) = said.metrics.iter().find(|(_, value)| !value.is_finite()) {
-                return Ok(Outcome::Violated(format!("{place}, `{name}` of {what} is {value}")));
+                return Ok(Verdict::Violated(format!("{place}, `{name}` of {what} is {value}")));
             }
             // Gradients add up: where those before were finite, this batch's is not.
             if let Some((name, _)) = bench.named().iter().find(|(_, t)| t.grad().defined() && !largest(&t.grad()).is_finite()) {
-                return Ok(Outcome::Violated(format!("{place}, the gradient of {what} in `{name}` is not finite")));
+                return Ok(Verdict::Violated(format!("{place}, the gradient of {what} in `{name}` is not finite")));
             }
         }
         bench.disturb();
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
 /// How many times longer the gradient of a pair with equal completions may be than that of any ordinary pair. A loss that
 /// divides by a distance of 0 makes it longer by many millions.
 const LONGEST: f64 = 1e3;
 
-fn twin_weight(case: &Case) -> Result<Outcome> {
+fn twin_weight(case: &Case) -> Result<Verdict> {
     let length = |pair: &TokenPair| -> Result<Option<f64>> {
         let mut bench = Bench::new(case, 0)?;
         if bench.objective.needs().evaluate_only {
@@ -80,16 +80,16 @@ fn twin_weight(case: &Case) -> Result<Outcome> {
     let lengths = pairs().iter().filter_map(|pair| length(pair).transpose()).collect::<Result<Vec<_>>>()?;
     let longest = lengths.into_iter().fold(0.0, f64::max);
     let said = || format!("its gradient has the norm {twin:.2e}, and the largest of the others {longest:.2e}");
-    Ok(if twin <= LONGEST * longest { Outcome::Holds } else { Outcome::Violated(said()) })
+    Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(said()) })
 }
 
-fn gradients(case: &Case) -> Result<Outcome> {
+fn gradients(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
     }
     if bench.objective.needs().output_grads {
-        return Ok(Outcome::DoesNotApply("the method changes gradients inside the backward pass"));
+        return Ok(Verdict::DoesNotApply("the method changes gradients inside the backward pass"));
     }
     let pairs = pairs();
     bench.disturb();
@@ -97,7 +97,7 @@ fn gradients(case: &Case) -> Result<Outcome> {
     let tensors = bench.trained();
     let gradients = gradients_of(&tensors);
     if gradients.iter().all(|g| largest(g) == 0.0) {
-        return Ok(Outcome::Violated("the gradient is 0 throughout".to_owned()));
+        return Ok(Verdict::Violated("the gradient is 0 throughout".to_owned()));
     }
     const H: f64 = 1e-4;
     let mut worst: f64 = 0.0;
@@ -118,10 +118,10 @@ fn gradients(case: &Case) -> Result<Outcome> {
         let off = (numeric - analytic).abs() / (largest(gradient).max(analytic.abs()).max(1e-3));
         worst = if off > worst || off.is_nan() { off } else { worst };
     }
-    Ok(Outcome::within("a directional derivative", worst, 1e-4))
+    Ok(Verdict::within("a directional derivative", worst, 1e-4))
 }
 
-fn reach(case: &Case) -> Result<Outcome> {
+fn reach(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
@@ -138,22 +138,22 @@ fn reach(case: &Case) -> Result<Outcome> {
     for (name, tensor) in bench.named() {
         let gradient = tensor.grad();
         if !gradient.defined() || largest(&gradient) == 0.0 {
-            return Ok(Outcome::Violated(format!("`{name}` is trained and gets no gradient")));
+            return Ok(Verdict::Violated(format!("`{name}` is trained and gets no gradient")));
         }
     }
     optimiser(&bench).step(1e-3)?;
     for ((name, tensor), before) in frozen.iter().zip(&before) {
         if tensor.requires_grad() || tensor.grad().defined() {
-            return Ok(Outcome::Violated(format!("`{name}` is frozen and takes a gradient")));
+            return Ok(Verdict::Violated(format!("`{name}` is frozen and takes a gradient")));
         }
         if tensor != before {
-            return Ok(Outcome::Violated(format!("`{name}` is frozen and has changed")));
+            return Ok(Verdict::Violated(format!("`{name}` is frozen and has changed")));
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn accumulation(case: &Case) -> Result<Outcome> {
+fn accumulation(case: &Case) -> Result<Verdict> {
     let gradient = |batch: usize| -> Result<Option<Vec<Tensor>>> {
         let mut bench = Bench::new(case, 0)?;
         if bench.objective.needs().evaluate_only {
@@ -166,7 +166,7 @@ fn accumulation(case: &Case) -> Result<Outcome> {
     };
     let (Some(whole), Some(single)) = (gradient(6)?, gradient(1)?) else { return Ok(UNTRAINED) };
     let scale = whole.iter().map(largest).fold(1e-6, f64::max);
-    Ok(Outcome::within("the gradient, relative to its largest entry,", difference(&whole, &single) / scale, 1e-9))
+    Ok(Verdict::within("the gradient, relative to its largest entry,", difference(&whole, &single) / scale, 1e-9))
 }
 
 fn optimiser(bench: &Bench) -> AdamW {
@@ -194,7 +194,7 @@ pub(super) fn trained(case: &Case, seed: u64, steps: usize, lr: f64, disturbed: 
     Ok(Some((losses, copies(&bench.trained()))))
 }
 
-fn determinism(case: &Case) -> Result<Outcome> {
+fn determinism(case: &Case) -> Result<Verdict> {
     let run = |before: i64| {
         // What is made of the seed does not depend on what was drawn before.
         tch::manual_seed(before);
@@ -202,14 +202,14 @@ fn determinism(case: &Case) -> Result<Outcome> {
     };
     let (Some((_, one)), Some((_, two))) = (run(101)?, run(102)?) else { return Ok(UNTRAINED) };
     if one.iter().zip(&two).any(|(a, b)| a != b) {
-        return Ok(Outcome::Violated(format!("two runs differ by up to {:.2e}", difference(&one, &two))));
+        return Ok(Verdict::Violated(format!("two runs differ by up to {:.2e}", difference(&one, &two))));
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn learning(case: &Case) -> Result<Outcome> {
+fn learning(case: &Case) -> Result<Verdict> {
     // A loss may be flat where policy and reference are one, as the cosine between their states is.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    Ok(if last < first { Outcome::Holds } else { Outcome::Violated(format!("the loss went from {first:.6} to {last:.6}")) })
+    Ok(if last < first { Verdict::Holds } else { Verdict::Violated(format!("the loss went from {first:.6} to {last:.6}")) })
 }

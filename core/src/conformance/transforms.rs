@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tch::{Device, Kind, Tensor};
 
 use super::measure::{difference, largest};
-use super::{Invariant, Method, Outcome, fixture, wrong_kind};
+use super::{Invariant, Method, Verdict, fixture, wrong_kind};
 use crate::api::{Around, Init, Site, Transform, TransformCx};
 use crate::error::Result;
 use crate::registry::Make;
@@ -55,21 +55,21 @@ fn tensors(transform: &dyn Transform) -> Vec<Tensor> {
     transform.parameters().into_iter().map(|p| p.tensor).collect()
 }
 
-fn naming(method: &Method) -> Result<Outcome> {
+fn naming(method: &Method) -> Result<Verdict> {
     let (transform, _) = made(method, 0)?;
     let mut seen = HashSet::new();
     for p in transform.parameters() {
         if p.key.is_empty() || !seen.insert(p.key.clone()) {
-            return Ok(Outcome::Violated(format!("`{}` is no name of its own", p.key)));
+            return Ok(Verdict::Violated(format!("`{}` is no name of its own", p.key)));
         }
         if !p.tensor.is_leaf() || !p.tensor.requires_grad() {
-            return Ok(Outcome::Violated(format!("`{}` is no leaf that is trained", p.key)));
+            return Ok(Verdict::Violated(format!("`{}` is no leaf that is trained", p.key)));
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }
 
-fn seeded(method: &Method) -> Result<Outcome> {
+fn seeded(method: &Method) -> Result<Verdict> {
     let run = |before: i64| {
         // What is made of the seed does not depend on what was drawn before.
         tch::manual_seed(before);
@@ -78,18 +78,18 @@ fn seeded(method: &Method) -> Result<Outcome> {
     let ((one, width), (two, _)) = (run(101)?, run(102)?);
     let (a, b) = (tensors(one.as_ref()), tensors(two.as_ref()));
     if a.len() != b.len() || a.iter().zip(&b).any(|(a, b)| a != b) {
-        return Ok(Outcome::Violated("two of one seed have other tensors".to_owned()));
+        return Ok(Verdict::Violated("two of one seed have other tensors".to_owned()));
     }
     let x = noise("x", &[ROWS, width]);
     let same = apply(one.as_ref(), &x)? == apply(two.as_ref(), &x)?;
-    Ok(Outcome::unless((!same).then(|| "two of one seed compute other numbers".to_owned())))
+    Ok(Verdict::unless((!same).then(|| "two of one seed compute other numbers".to_owned())))
 }
 
-fn linear(method: &Method) -> Result<Outcome> {
+fn linear(method: &Method) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     let (transform, width) = disturbed(method)?;
     if !transform.linear() {
-        return Ok(Outcome::DoesNotApply("it does not say so"));
+        return Ok(Verdict::DoesNotApply("it does not say so"));
     }
     let (x, y) = (noise("x", &[ROWS, width]), noise("y", &[ROWS, width]));
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
@@ -97,26 +97,26 @@ fn linear(method: &Method) -> Result<Outcome> {
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
     // Pooled states have nothing around them.
     let alone = transform.forward(&x, &Around::default())?;
-    Ok(match Outcome::within("T(2x − 3y) is", off, 1e-9) {
-        Outcome::Holds => Outcome::within("T of states with nothing around them is", difference(&[alone], &[tx]), 1e-9),
+    Ok(match Verdict::within("T(2x − 3y) is", off, 1e-9) {
+        Verdict::Holds => Verdict::within("T of states with nothing around them is", difference(&[alone], &[tx]), 1e-9),
         violated => violated,
     })
 }
 
-fn orthogonal(method: &Method) -> Result<Outcome> {
+fn orthogonal(method: &Method) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     for (transform, width) in [made(method, 0)?, disturbed(method)?] {
         if !transform.orthogonal() {
-            return Ok(Outcome::DoesNotApply("it does not say so"));
+            return Ok(Verdict::DoesNotApply("it does not say so"));
         }
         let x = noise("x", &[ROWS, width]);
         let y = apply(transform.as_ref(), &x)?;
         // Every length and every angle between the rows.
         let off = largest(&(y.matmul(&y.tr()) - x.matmul(&x.tr())));
-        let outcome = Outcome::within("an inner product is", off, 1e-9);
-        if outcome != Outcome::Holds {
+        let outcome = Verdict::within("an inner product is", off, 1e-9);
+        if outcome != Verdict::Holds {
             return Ok(outcome);
         }
     }
-    Ok(Outcome::Holds)
+    Ok(Verdict::Holds)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use reprpo_core::conformance::{Finding, Outcome, examine};
+use reprpo_core::conformance::{Finding, Verdict, examine};
 use reprpo_core::hub;
 use reprpo_core::plugin::{self, Fingerprint, PluginLibrary, faults};
 use reprpo_core::registry::{Entry, Registry};
@@ -84,7 +84,7 @@ fn fitting(file: &Path) -> Result<PluginLibrary> {
 /// A method may fail where it cannot say so; what stood at that moment does not hold then.
 fn with_faults(mut finding: Finding) -> Finding {
     if let Err(e) = faults::check() {
-        finding.outcome = Outcome::Violated(format!("{e:?}"));
+        finding.verdict = Verdict::Violated(format!("{e:?}"));
     }
     finding
 }
@@ -104,10 +104,10 @@ fn summary(loaded: &PluginLibrary) -> String {
 
 fn line(finding: &Finding) -> String {
     let statement = finding.statement;
-    match &finding.outcome {
-        Outcome::Holds => format!("  \x1b[32m✔\x1b[0m {statement}\n"),
-        Outcome::DoesNotApply(why) => format!("  – {statement}: {why}\n"),
-        Outcome::Violated(how) => format!("  \x1b[31m✖\x1b[0m {statement}\n      {}\n", how.replace('\n', "\n      ")),
+    match &finding.verdict {
+        Verdict::Holds => format!("  \x1b[32m✔\x1b[0m {statement}\n"),
+        Verdict::DoesNotApply(why) => format!("  – {statement}: {why}\n"),
+        Verdict::Violated(how) => format!("  \x1b[31m✖\x1b[0m {statement}\n      {}\n", how.replace('\n', "\n      ")),
     }
 }
 
@@ -115,10 +115,10 @@ fn as_json(entry: &Entry, findings: &[Finding]) -> Value {
     let findings: Vec<Value> = findings
         .iter()
         .map(|finding| {
-            let (outcome, why) = match &finding.outcome {
-                Outcome::Holds => ("holds", None),
-                Outcome::DoesNotApply(why) => ("does not apply", Some((*why).to_owned())),
-                Outcome::Violated(how) => ("violated", Some(how.clone())),
+            let (outcome, why) = match &finding.verdict {
+                Verdict::Holds => ("holds", None),
+                Verdict::DoesNotApply(why) => ("does not apply", Some((*why).to_owned())),
+                Verdict::Violated(how) => ("violated", Some(how.clone())),
             };
             json!({ "statement": finding.statement, "outcome": outcome, "why": why, "seconds": finding.elapsed.as_secs_f64() })
         })

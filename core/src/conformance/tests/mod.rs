@@ -17,7 +17,7 @@ use super::lesson::LESSON;
 use super::taps::TAPS;
 use super::training::TRAINING;
 use super::transforms::TRANSFORMS;
-use super::{Method, Outcome, examine, stand_ins};
+use super::{Method, Verdict, examine, stand_ins};
 use crate::registry::Entry;
 
 const FINITE: &str = "the loss and its gradients are finite";
@@ -68,7 +68,7 @@ fn the_stand_ins_keep_what_they_promise() {
         let findings: Vec<_> = examine(entry).collect();
         let wrong: Vec<String> = findings.iter().filter(|f| f.violation().is_some()).map(ToString::to_string).collect();
         assert!(wrong.is_empty(), "{}: {}", entry.kind().name(), wrong.join("\n"));
-        assert!(findings.iter().any(|f| f.outcome == Outcome::Holds));
+        assert!(findings.iter().any(|f| f.verdict == Verdict::Holds));
     }
 }
 
