@@ -30,6 +30,7 @@ struct Inner {
     hints: Vec<String>,
     source: Option<Cause>,
     fault: Fault,
+    panic: bool,
 }
 
 /// What lies behind an error. One of ours is told apart when it is put here and not when it is read, because the types
@@ -51,7 +52,7 @@ impl Cause {
 impl Error {
     /// An error in what the user gave.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { message: message.into(), hints: Vec::new(), source: None, fault: Fault::Input }))
+        Self(Box::new(Inner { message: message.into(), hints: Vec::new(), source: None, fault: Fault::Input, panic: false }))
     }
 
     /// An error that no input should be able to cause.
@@ -72,7 +73,9 @@ impl Error {
             None => format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})"))),
         };
         let cause = Self::internal(said.as_str()).hint_of_determinism(&said);
-        Self::internal(format!("{place} panicked")).because(cause)
+        let mut e = Self::internal(format!("{place} panicked")).because(cause);
+        e.0.panic = true;
+        e
     }
 
     /// The same error as another's fault.
@@ -140,6 +143,11 @@ impl Error {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         self.0.fault
+    }
+
+    /// True if this error or one of its causes is a panic that was caught.
+    pub fn is_panic(&self) -> bool {
+        self.0.panic || matches!(&self.0.source, Some(Cause::Ours(e)) if e.is_panic())
     }
 
     /// The message alone, without causes and hints.
@@ -283,6 +291,13 @@ mod tests {
         let payload = std::panic::catch_unwind(|| tch::Tensor::from_slice(&[1.0, 2.0]).matmul(&tch::Tensor::from_slice(&[1.0]))).unwrap_err();
         let text = format!("{:?}", Error::panicked("`loss`", payload.as_ref()));
         assert!(text.starts_with("`loss` panicked\n  because libtorch: ") && text.len() < 200 && !text.contains("frame"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_is_known_from_what_it_caused() {
+        let panic = || Error::panicked("`loss`", &"it broke");
+        assert!(panic().is_panic() && panic().within("the run failed").blamed_on(Fault::Input).is_panic());
+        assert!(!Error::new("`loss` panicked").because(Error::internal("it broke")).is_panic());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::{Invariant, Method, Verdict, door, wrong_kind};
+use super::example::of_example;
+use super::{Invariant, Method, Verdict, wrong_kind};
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
 use crate::registry::Make;
@@ -24,9 +25,9 @@ const COUNTED: usize = 20_000;
 /// Holds the data set to `check`, as it is when nothing more is said, else as its example makes it.
 fn of_open(method: &Method, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
     let Make::Dataset { build, .. } = &method.entry.make else { return Err(wrong_kind(method)) };
-    match build(&method.json).or_else(|_| build(&door::of_example(method)?.json)) {
+    match build(&method.json).or_else(|_| build(&of_example(method)?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
-        Err(e) if door::panicked(&e) => Err(e),
+        Err(e) if e.is_panic() => Err(e),
         Err(_) => Ok(Verdict::DoesNotApply("what it opens is not here")),
     }
 }

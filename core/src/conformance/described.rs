@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 use tch::Kind as Dtype;
 
-use super::door::{example, panicked};
+use super::example::example;
 use super::{Invariant, Method, Verdict, fixture};
 use crate::api::{Init, Site, TransformCx};
 use crate::config::{Field, plugin_fields};
@@ -120,7 +120,7 @@ fn misfit(method: &Method) -> Result<Verdict> {
     for text in ["", "{", "7", "\"text\""] {
         match made(method.entry, text) {
             Ok(()) => return Ok(Verdict::Violated(format!("it was made from the configuration `{text}`"))),
-            Err(e) if panicked(&e) => return Err(e),
+            Err(e) if e.is_panic() => return Err(e),
             Err(_) => {}
         }
     }

@@ -2,7 +2,6 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::door::panicked;
 use super::training::STEP;
 use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
@@ -15,12 +14,12 @@ fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
         Ok(_) => return Ok(Verdict::Violated("it made a loss of a batch that holds nothing".to_owned())),
-        Err(e) if panicked(&e) => return Err(e),
+        Err(e) if e.is_panic() => return Err(e),
         Err(_) => {}
     }
     // It may do without the rest at this step, but not panic.
     match bench.objective.intervention().loss(&partial(), STEP) {
-        Err(e) if panicked(&e) => Err(e),
+        Err(e) if e.is_panic() => Err(e),
         _ => Ok(Verdict::Holds),
     }
 }

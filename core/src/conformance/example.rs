@@ -3,7 +3,7 @@
 use super::training::trained;
 use super::{Case, Method, Verdict, fixture, stand_ins};
 use crate::config::{Example, Layering};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::registry::{Kind, Make, Registry};
 
 /// The method as its documented example makes it.
@@ -41,15 +41,10 @@ pub(super) fn example(method: &Method) -> Result<Verdict> {
             }
         }
         Make::Dataset { build, .. } => {
-            if build(&method.json).is_err_and(|e| !panicked(&e)) {
+            if build(&method.json).is_err_and(|e| !e.is_panic()) {
                 return Ok(Verdict::DoesNotApply("its fields fit, but what it opens is not here"));
             }
         }
     }
     Ok(Verdict::Holds)
-}
-
-/// Whether the error is a panic that was caught.
-pub(super) fn panicked(e: &Error) -> bool {
-    format!("{e:?}").lines().any(|line| line.ends_with(" panicked"))
 }
