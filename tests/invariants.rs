@@ -2,13 +2,26 @@
 
 use rayon::prelude::*;
 use reprpo_core::conformance::{ADAPTERS, Case, Invariant, LESSON, Method, TRAINING, Verdict, examine};
-use reprpo_core::registry::{Entry, Kind, Registry};
+use reprpo_core::registry::{AdapterEntry, Entry, InterventionEntry, Kind, Registry, TransformEntry, TypedEntry};
 use {reprpo_datasets as _, reprpo_methods as _};
 
-fn of(kind: Kind) -> Vec<&'static Entry> {
-    let entries: Vec<_> = Registry::builtin().expect("the built-ins do not collide").of(kind).collect();
-    assert!(!entries.is_empty());
-    entries
+fn built_in() -> Registry {
+    Registry::builtin().expect("the built-ins do not collide")
+}
+
+/// All built-in plugins of a kind, at their defaults.
+fn all<E: TypedEntry>() -> Vec<Method<&'static E>> {
+    let methods: Vec<_> = built_in().all::<E>().map(Method::default_of).collect();
+    assert!(!methods.is_empty());
+    methods
+}
+
+fn intervention(name: &str) -> Method<&'static InterventionEntry> {
+    Method::default_of(built_in().intervention(name).expect("it is built in"))
+}
+
+fn adapter(name: &str) -> Method<&'static AdapterEntry> {
+    Method::default_of(built_in().adapter(name).expect("it is built in"))
 }
 
 /// Holds every case to the statements on training and on adapters, and says of all violations at once.
@@ -34,12 +47,13 @@ fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
 /// Each with stand-ins for the other kinds, and with what it says of itself: just what an author's own test does.
 #[test]
 fn every_built_in_passes_the_kit() {
-    let entries: Vec<_> = Kind::ALL.into_iter().flat_map(of).collect();
+    let registry = built_in();
+    let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
     let violations: Vec<String> = entries
         .par_iter()
         .flat_map_iter(|entry| {
             let wrong = examine(*entry).filter(|finding| finding.violation().is_some());
-            wrong.map(|finding| format!("{} ({}) {finding}", entry.about.name, entry.kind().name()))
+            wrong.map(|finding| format!("{} ({}) {finding}", entry.about().name, entry.kind().name()))
         })
         .collect();
     assert!(violations.is_empty(), "{}", violations.join("\n"));
@@ -47,42 +61,32 @@ fn every_built_in_passes_the_kit() {
 
 #[test]
 fn every_intervention_holds_them_with_every_adapter() {
-    let cases: Vec<Case> = of(Kind::Intervention)
-        .into_iter()
-        .flat_map(|intervention| {
-            let with = move |adapter| Case { intervention: Method::default_of(intervention), adapter: Method::default_of(adapter), transform: None };
-            of(Kind::Adapter).into_iter().map(with)
-        })
-        .collect();
+    let adapters = all::<AdapterEntry>();
+    let with_each = |intervention: Method<&'static InterventionEntry>| {
+        let case = move |adapter: &Method<_>| Case { intervention: intervention.clone(), adapter: adapter.clone(), transform: None };
+        adapters.iter().map(case)
+    };
+    let cases: Vec<Case> = all().into_iter().flat_map(with_each).collect();
     hold(&cases);
 }
 
 /// Nothing is set: every intervention runs with the program's default adapter, and every adapter with its default intervention.
 #[test]
 fn every_method_learns_at_the_defaults() {
-    let find = |kind, name: &str| Method::default_of(of(kind).into_iter().find(|e| e.about.name == name).unwrap_or_else(|| panic!("`{name}` is built in")));
-    let interventions = of(Kind::Intervention).into_iter().map(|entry| (Method::default_of(entry), find(Kind::Adapter, "lora")));
-    let adapters = of(Kind::Adapter).into_iter().map(|entry| (find(Kind::Intervention, "dpo"), Method::default_of(entry)));
+    let interventions = all().into_iter().map(|intervention| (intervention, adapter("lora")));
+    let adapters = all().into_iter().map(|adapter| (intervention("dpo"), adapter));
     let cases: Vec<Case> = interventions.chain(adapters).map(|(intervention, adapter)| Case { intervention, adapter, transform: None }).collect();
     hold_to(&[LESSON], &cases);
 }
 
 #[test]
 fn every_intervention_on_states_holds_them_with_every_transform() {
-    let adapter = Method::default_of(of(Kind::Adapter).into_iter().find(|e| e.about.name == "lora").expect("lora is built in"));
-    let cases: Vec<Case> = of(Kind::Intervention)
-        .into_iter()
-        .flat_map(|intervention| {
-            let adapter = adapter.clone();
-            let with = move |transform| Case {
-                intervention: Method::default_of(intervention),
-                adapter: adapter.clone(),
-                transform: Some(Method::default_of(transform)),
-            };
-            of(Kind::Transform).into_iter().map(with)
-        })
-        .filter(Case::reads_states)
-        .collect();
+    let transforms = all::<TransformEntry>();
+    let with_each = |intervention: Method<&'static InterventionEntry>| {
+        let case = move |transform: &Method<_>| Case { intervention: intervention.clone(), adapter: adapter("lora"), transform: Some(transform.clone()) };
+        transforms.iter().map(case)
+    };
+    let cases: Vec<Case> = all().into_iter().flat_map(with_each).filter(Case::reads_states).collect();
     hold(&cases);
 }
 
@@ -107,14 +111,11 @@ fn the_variants_hold_them_too() {
         (Kind::Intervention, "projgrad", r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#),
         (Kind::Intervention, "projbp", r#"{"keep_norm": false, "mag_clip": null}"#),
     ];
-    let find = |kind, name: &str| of(kind).into_iter().find(|e| e.about.name == name).unwrap_or_else(|| panic!("`{name}` is built in"));
     let cases: Vec<Case> = variants
         .iter()
-        .map(|(kind, name, json)| {
-            let (mut intervention, mut adapter) = (Method::default_of(find(Kind::Intervention, "dpo")), Method::default_of(find(Kind::Adapter, "lora")));
-            let place = if *kind == Kind::Adapter { &mut adapter } else { &mut intervention };
-            *place = Method::new(find(*kind, name), *json);
-            Case { intervention, adapter, transform: None }
+        .map(|(kind, name, json)| match kind {
+            Kind::Adapter => Case { intervention: intervention("dpo"), adapter: Method::new(adapter(name).entry, *json), transform: None },
+            _ => Case { intervention: Method::new(intervention(name).entry, *json), adapter: adapter("lora"), transform: None },
         })
         .collect();
     hold(&cases);

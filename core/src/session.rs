@@ -16,7 +16,7 @@ use crate::generate::stops;
 use crate::model::adapted::unmatched;
 use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
-use crate::registry::{Entry, Kind as PluginKind, Make, Registry};
+use crate::registry::{AdapterEntry, Registry};
 use crate::text::{Drop, Limits, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
@@ -222,7 +222,7 @@ pub fn device(name: &str) -> Result<Device> {
 /// The adapter of an experiment, its plugin, and values for its parameters where it starts from a saved one.
 pub struct ChosenAdapter {
     /// The plugin.
-    pub entry: &'static Entry,
+    pub entry: &'static AdapterEntry,
     /// Configured.
     pub adapter: Box<dyn Adapter>,
     /// Read from disk.
@@ -239,8 +239,7 @@ impl ChosenAdapter {
     /// refuses its configuration.
     pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
         let choice = &experiment.adapter;
-        let entry = registry.get(PluginKind::Adapter, &choice.name)?;
-        let Make::Adapter { build, adjustable, .. } = entry.make else { return Err(wrong_kind(entry)) };
+        let entry = registry.adapter(&choice.name)?;
         let (values, warnings) = match saved {
             None => (None, Vec::new()),
             Some(saved) => {
@@ -252,7 +251,7 @@ impl ChosenAdapter {
                     return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));
                 }
                 let fields = plugin_fields(&entry.about)?;
-                for field in fields.iter().filter(|f| !adjustable.contains(&f.name.as_str())) {
+                for field in fields.iter().filter(|f| !entry.adjustable.contains(&f.name.as_str())) {
                     let value = |config: &serde_json::Map<String, Value>| config.get(&field.name).cloned().unwrap_or(Value::Null);
                     let (ours, theirs) = (value(&choice.config), value(&saved.config));
                     if !field.same(&ours, &theirs) {
@@ -262,7 +261,7 @@ impl ChosenAdapter {
                 (Some(saved.values), saved.warnings)
             }
         };
-        Ok(Self { entry, adapter: build(&choice.json())?, values, warnings })
+        Ok(Self { entry, adapter: entry.build(&choice.json())?, values, warnings })
     }
 
     /// Warnings about the saved adapter: those of its plugin about the file, and one for each part of its
@@ -302,10 +301,6 @@ impl ChosenAdapter {
         }
         self.attach(model, model.info().layers, seed)
     }
-}
-
-fn wrong_kind(entry: &Entry) -> Error {
-    Error::internal(format!("`{}` is registered as another kind than it is", entry.about.name))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use reprpo_core::model::pass::Request;
 use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::stream::Stream;
 use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::{Make, Registry};
+use reprpo_core::registry::{AdapterEntry, Registry};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Map, Value};
@@ -31,8 +31,7 @@ fn agrees_with_peft(name: &str) {
     let rows = |name: &str| io[name].reshape([-1, model.info().vocab]).index_select(0, &real);
 
     let saved = Saved::read(&dir, &Registry::builtin().unwrap()).unwrap();
-    let Make::Adapter { build, .. } = saved.entry.make else { panic!("`{}` is no adapter", saved.entry.about.name) };
-    let adapter = build(&Value::Object(saved.config).to_string()).unwrap();
+    let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
     let start = logits(&model, Some(&adapted), &stream).unwrap();
     assert!(error(&logits(&model, None, &stream).unwrap(), &rows("base_logits")) < 1e-4);
@@ -84,7 +83,7 @@ fn agrees_with_peft(name: &str) {
     assert!(stray.is_empty(), "{name}: PEFT would warn of {stray:?}");
     let again = Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap();
     assert_eq!(again.entry.about.name, saved.entry.about.name);
-    let fresh = build(&Value::Object(again.config).to_string()).unwrap();
+    let fresh = again.entry.build(&Value::Object(again.config).to_string()).unwrap();
     let fresh = Adapted::attach(&*fresh, &model, model.info().layers, 1).unwrap();
     fresh.restore(&again.values).unwrap();
     assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &rows("logits")) < 1e-4);
@@ -160,10 +159,9 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
     let base = logits(&model, None, &stream).unwrap();
     let registry = Registry::builtin().unwrap();
-    for entry in registry.of(reprpo_core::registry::Kind::Adapter) {
+    for entry in registry.all::<AdapterEntry>() {
         let name = entry.about.name;
-        let Make::Adapter { build, .. } = entry.make else { panic!("`{name}` is no adapter") };
-        let adapter = build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
+        let adapter = entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
         let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
         super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
         let changed = logits(&model, Some(&adapted), &stream).unwrap();
@@ -174,7 +172,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
         peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
         let saved = Saved::read(folder.path(), &registry).unwrap();
         assert_eq!(saved.entry.about.name, name);
-        let fresh = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 1).unwrap();
+        let fresh = Adapted::attach(&*entry.build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 1).unwrap();
         let values = || saved.values.iter().map(|(n, t)| (n.clone(), t.shallow_clone()));
         for missing in saved.values.keys() {
             let e = fresh.restore(&values().filter(|(n, _)| n != missing).collect()).unwrap_err();
@@ -195,9 +193,8 @@ fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
     let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
     let registry = Registry::builtin().unwrap();
-    let entry = registry.get(reprpo_core::registry::Kind::Adapter, "loreft").unwrap();
-    let Make::Adapter { build, .. } = entry.make else { panic!("it is an adapter") };
-    let adapter = build(r#"{"r": 2, "layers": "0,2", "positions": "f1+l2"}"#).unwrap();
+    let entry = registry.adapter("loreft").unwrap();
+    let adapter = entry.build(r#"{"r": 2, "layers": "0,2", "positions": "f1+l2"}"#).unwrap();
     let base = logits(&model, None, &stream).unwrap();
     // A run that computes two blocks alone trains, and saves, one of the two.
     for (blocks, written) in [(3, Value::Null), (2, vec![0].into())] {
@@ -212,7 +209,7 @@ fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
         assert_eq!((&config["peft_type"], &config["layers_to_transform"]), (&Value::from("LOREFT"), &written));
         let saved = Saved::read(folder.path(), &registry).unwrap();
         assert!(saved.values.keys().all(|k| k.starts_with("blocks.")));
-        let fresh = Adapted::attach(&*build(&Value::Object(saved.config).to_string()).unwrap(), &model, 3, 1).unwrap();
+        let fresh = Adapted::attach(&*entry.build(&Value::Object(saved.config).to_string()).unwrap(), &model, 3, 1).unwrap();
         fresh.restore(&saved.values).unwrap();
         assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &changed) == 0.0);
         assert!(model.merge(&adapted).unwrap_err().to_string().contains("residual stream"));

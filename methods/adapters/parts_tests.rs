@@ -6,7 +6,7 @@ use reprpo_core::model::pass::Request;
 use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::stream::Stream;
 use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::{Entry, Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::{AdapterEntry, Registry};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Value, json};
@@ -44,22 +44,21 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
 }
 
 /// The built-in adapters that change linear modules.
-fn adapters() -> Vec<&'static Entry> {
-    Registry::builtin().unwrap().of(PluginKind::Adapter).filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
+fn adapters() -> Vec<&'static AdapterEntry> {
+    Registry::builtin().unwrap().all::<AdapterEntry>().filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
 }
 
-fn entry(name: &str) -> &'static Entry {
-    Registry::builtin().unwrap().get(PluginKind::Adapter, name).unwrap()
+fn entry(name: &str) -> &'static AdapterEntry {
+    Registry::builtin().unwrap().adapter(name).unwrap()
 }
 
 /// The adapter with its defaults, on other modules.
-fn build(entry: &Entry, fields: Value) -> Box<dyn Adapter> {
-    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+fn build(entry: &AdapterEntry, fields: Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     // Those of IA³ have to be among the targets.
     config.entry("feedforward_modules").and_modify(|f| *f = json!([]));
     config.extend(fields.as_object().unwrap().clone());
-    build(&Value::Object(config).to_string()).unwrap()
+    entry.build(&Value::Object(config).to_string()).unwrap()
 }
 
 /// Attached, and away from where it starts.
@@ -200,13 +199,12 @@ fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
 }
 
 /// Written and read again: its configuration, and the error of its logits.
-fn through_a_folder(entry: &Entry, adapter: &dyn Adapter, model: &Model, stream: &Stream) -> (Value, BTreeSet<String>, f64) {
-    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
+fn through_a_folder(entry: &AdapterEntry, adapter: &dyn Adapter, model: &Model, stream: &Stream) -> (Value, BTreeSet<String>, f64) {
     let adapted = attached(adapter, model);
     let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     peft::write(first.path(), entry, adapter, &adapted, model, &"fused".into()).unwrap();
     let saved = Saved::read(first.path(), &Registry::builtin().unwrap()).unwrap();
-    let again = build(&Value::Object(saved.config).to_string()).unwrap();
+    let again = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let fresh = Adapted::attach(&*again, model, model.info().layers, 1).unwrap();
     fresh.restore(&saved.values).unwrap();
     peft::write(second.path(), entry, &*again, &fresh, model, &"fused".into()).unwrap();

@@ -8,7 +8,7 @@ use reprpo_core::conformance;
 use reprpo_core::model::adapted::unmatched;
 use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::{Entry, Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::{AdapterEntry, Registry};
 use reprpo_core::weights::{read_safetensors, write_safetensors};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::{self, Value, json};
@@ -18,13 +18,12 @@ use reprpo_plugin::testkit::random;
 use super::fixture::{disturb, off};
 use crate::golden::folder;
 
-fn adapters() -> Vec<&'static Entry> {
-    Registry::builtin().unwrap().of(PluginKind::Adapter).filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
+fn adapters() -> Vec<&'static AdapterEntry> {
+    Registry::builtin().unwrap().all::<AdapterEntry>().filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
 }
 
 /// Builds the adapter from its defaults and these fields, with sizes that fit the small model.
-fn build(entry: &Entry, fields: &Value) -> Box<dyn Adapter> {
-    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is not an adapter", entry.about.name) };
+fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
     for (field, value) in [("r", json!(2)), ("oft_block_size", json!(8)), ("boft_block_size", json!(8)), ("blocks", json!(2))] {
         // OFT takes either the size of its blocks or their number; the one that is not used stays 0.
@@ -33,7 +32,7 @@ fn build(entry: &Entry, fields: &Value) -> Box<dyn Adapter> {
         }
     }
     config.extend(fields.as_object().unwrap().clone());
-    build(&Value::Object(config).to_string()).unwrap()
+    entry.build(&Value::Object(config).to_string()).unwrap()
 }
 
 fn json_file(path: &Path) -> Value {
@@ -123,7 +122,7 @@ fn every_saved_adapter_is_what_peft_reads_of_it() {
     }
 }
 
-fn saved_as_peft_reads_it(what: &str, entry: &'static Entry, fields: &Value, model: &Model, blocks: usize, registry: &Registry) {
+fn saved_as_peft_reads_it(what: &str, entry: &'static AdapterEntry, fields: &Value, model: &Model, blocks: usize, registry: &Registry) {
     let adapter = build(entry, fields);
     let adapted = Adapted::attach_saved(&*adapter, model, blocks, 0).unwrap();
     disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
@@ -143,8 +142,7 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static Entry, fields: &Value, mod
     }
     // Reading the file gives the same adapter, and writing that again gives the same configuration.
     let saved = Saved::read(folder.path(), registry).unwrap();
-    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is not an adapter", entry.about.name) };
-    let fresh = build(&Value::Object(saved.config).to_string()).unwrap();
+    let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let warnings: Vec<String> = unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
     // A list keeps the entries that match nothing in the blocks that the run computes.
     assert!(warnings.iter().all(|t| fields["target_modules"].is_array() && t.contains("target_modules")), "{what}: {warnings:?}");
@@ -165,7 +163,7 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static Entry, fields: &Value, mod
 #[test]
 fn ranks_by_pattern_are_those_that_peft_finds() {
     let model = conformance::model(Kind::Float).unwrap();
-    let lora = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap();
+    let lora = Registry::builtin().unwrap().adapter("lora").unwrap();
     for patterns in [json!({ r"layers\.1\..*": 3, "q_proj": 5 }), json!({ "(?i)Q_PROJ": 5, r"layers\.1\..*": 3 })] {
         for layers in [Value::Null, json!([0, 1])] {
             let fields =
@@ -190,7 +188,7 @@ fn ranks_by_pattern_are_those_that_peft_finds() {
 #[test]
 fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_a_saved_one() {
     let model = conformance::model(Kind::Float).unwrap();
-    let entry = |name: &str| Registry::builtin().unwrap().get(PluginKind::Adapter, name).unwrap();
+    let entry = |name: &str| Registry::builtin().unwrap().adapter(name).unwrap();
     let cases = [
         ("lora", json!({ "rank_pattern": { "q_porj": 4 } }), "`q_porj` in `adapter.rank_pattern`", "did you mean `q_proj`?"),
         ("lora", json!({ "alpha_pattern": { "k_proj": 4.0 } }), "`k_proj` in `adapter.alpha_pattern`", "the model has it"),

@@ -1,7 +1,7 @@
 //! What holds for every adapter, whoever wrote it: each of the registry on one module, or on one block.
 
 use reprpo_plugin::api::PeftFile;
-use reprpo_plugin::registry::{Entry, Kind as PluginKind, Make, Registry};
+use reprpo_plugin::registry::{AdapterEntry, Registry};
 use reprpo_plugin::serde_json::{self, Value};
 use reprpo_plugin::tch::Device;
 use reprpo_plugin::testkit::random;
@@ -53,14 +53,13 @@ fn with_kind(frozen: &Frozen, kind: Kind) -> Frozen {
     Frozen { weight: frozen.weight.to_kind(kind), bias: frozen.bias.as_ref().map(|b| b.to_kind(kind)) }
 }
 
-/// The adapter of `entry` as it is when nothing is said.
-fn adapter(entry: &Entry) -> Box<dyn Adapter> {
-    let Make::Adapter { build, .. } = entry.make else { panic!("`{}` is no adapter", entry.about.name) };
-    build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap()
+/// The adapter of `entry` at its defaults.
+fn adapter(entry: &AdapterEntry) -> Box<dyn Adapter> {
+    entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap()
 }
 
 /// Its first place in the model.
-fn attached(entry: &Entry, seed: u64, kind: Kind) -> Place {
+fn attached(entry: &AdapterEntry, seed: u64, kind: Kind) -> Place {
     let (adapter, model) = (adapter(entry), model());
     let init = |scope: &str| Init::new(seed, scope, kind, Device::Cpu);
     if let Some(block) = adapter.blocks(&model).unwrap().first() {
@@ -74,10 +73,10 @@ fn attached(entry: &Entry, seed: u64, kind: Kind) -> Place {
     Place::Linear(adapted, frozen)
 }
 
-fn for_every_adapter(check: impl Fn(&'static Entry)) {
+fn for_every_adapter(check: impl Fn(&'static AdapterEntry)) {
     let registry = Registry::builtin().unwrap();
     let mut seen = 0;
-    for entry in registry.of(PluginKind::Adapter) {
+    for entry in registry.all::<AdapterEntry>() {
         println!("{}", entry.about.name);
         check(entry);
         seen += 1;
@@ -177,14 +176,13 @@ fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
 #[test]
 fn every_adapter_reads_the_configuration_that_it_writes() {
     for_every_adapter(|entry| {
-        let Make::Adapter { from_peft, .. } = entry.make else { panic!("it is an adapter") };
         let adapter = adapter(entry);
         let mut config: serde_json::Map<String, Value> = serde_json::from_str(&adapter.peft_config()).unwrap();
         // What the engine adds for every method.
         config.insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
         config.insert("layers_to_transform".to_owned(), serde_json::to_value(adapter.layers_to_transform()).unwrap());
         config.insert("peft_version".to_owned(), "0.21.2".into());
-        let read = |json: &str| from_peft(PeftFile { json, shapes: &[] });
+        let read = |json: &str| entry.from_peft(PeftFile { json, shapes: &[] });
         let (again, warnings) = read(&Value::Object(config).to_string()).unwrap();
         assert_eq!(warnings, Vec::<String>::new());
         let again: Value = serde_json::from_str(&again).unwrap();
@@ -196,5 +194,5 @@ fn every_adapter_reads_the_configuration_that_it_writes() {
 #[test]
 fn an_alias_is_another_name_of_the_same_adapter() {
     let registry = Registry::builtin().unwrap();
-    assert_eq!(registry.get(PluginKind::Adapter, "ortho").unwrap().about.name, "oft");
+    assert_eq!(registry.adapter("ortho").unwrap().about.name, "oft");
 }

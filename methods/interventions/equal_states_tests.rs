@@ -3,7 +3,7 @@
 
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::Adapted;
-use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{Accumulated, Objective, Taps, accumulate};
 use reprpo_plugin::prelude::*;
@@ -113,17 +113,18 @@ fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
 /// Runs one step of the engine with LoRA on the small model; returns its outcome and the gradient of every parameter.
 fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Accumulated, Vec<Tensor>) {
     let model = model(Kind::Double).unwrap();
-    let Make::Adapter { build, .. } = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap().make else { panic!("lora is an adapter") };
-    let adapted = Adapted::attach(build(r#"{"r": 4}"#).unwrap().as_ref(), &model, model.info().layers, 0).unwrap();
+    let registry = Registry::builtin().unwrap();
+    let lora = registry.adapter("lora").unwrap().build(r#"{"r": 4}"#).unwrap();
+    let adapted = Adapted::attach(lora.as_ref(), &model, model.info().layers, 0).unwrap();
     let mut noise = Init::new(3, "noise", Kind::Double, reprpo_plugin::tch::Device::Cpu);
     for (name, tensor) in adapted.parameters() {
         let _ = tensor.detach().g_add_(&noise.normal(&name, &tensor.size(), 0.1).detach());
     }
-    let Make::Transform(transform) = Registry::builtin().unwrap().get(PluginKind::Transform, "none").unwrap().make else { panic!("none is a transform") };
     let site = Site::Residual(2);
     let matrix = random(&[4, model.info().hidden as i64]);
     let cx = TransformCx { site: &site, width: model.info().hidden as i64, embedding: &matrix, unembedding: &matrix };
-    let transform = transform("{}", &cx, &mut Init::new(0, "t", Kind::Double, reprpo_plugin::tch::Device::Cpu)).unwrap();
+    let mut init = Init::new(0, "t", Kind::Double, reprpo_plugin::tch::Device::Cpu);
+    let transform = registry.transform("none").unwrap().build("{}", &cx, &mut init).unwrap();
     let taps = Taps { sites: vec![site.clone()], pooling: Pooling::Completion, transforms: vec![transform], transform_of: vec![0] };
     let mut objective = Objective::new(method, taps);
     objective.adapted(&adapted);

@@ -1,7 +1,7 @@
 //! Whether a transform, trained alone, can make a loss small without the model.
 
 use reprpo_core::config::TrainConfig;
-use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::Registry;
 use reprpo_core::train::{AdamW, Group};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
@@ -39,10 +39,10 @@ impl Transform for Free {
 }
 
 fn built_in(name: &str, json: &str) -> Box<dyn Transform> {
-    let Make::Transform(build) = Registry::builtin().unwrap().get(PluginKind::Transform, name).unwrap().make else { panic!("`{name}` is no transform") };
+    let entry = Registry::builtin().unwrap().transform(name).unwrap();
     let (site, matrix) = (Site::Residual(1), random(&[11, WIDTH]));
     let cx = TransformCx { site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix };
-    build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu)).unwrap()
+    entry.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu)).unwrap()
 }
 
 fn free() -> Box<dyn Transform> {

@@ -1,6 +1,6 @@
 //! What every built-in transform promises, and the values of each against its definition.
 
-use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::{Registry, TransformEntry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
 use reprpo_plugin::testkit::{random, seeded};
@@ -61,9 +61,8 @@ impl Model {
     }
 
     fn build_at(&self, site: &Site, width: i64, name: &str, json: &str) -> Result<Box<dyn Transform>> {
-        let Make::Transform(build) = Registry::builtin()?.get(PluginKind::Transform, name)?.make else { panic!("`{name}` is no transform") };
         let cx = TransformCx { site, width, embedding: &self.embedding, unembedding: &self.unembedding };
-        build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
+        Registry::builtin()?.transform(name)?.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
     }
 
     fn build(&self, name: &str, json: &str) -> Result<Box<dyn Transform>> {
@@ -97,7 +96,7 @@ fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
 #[test]
 fn every_registered_transform_is_in_the_table() {
     let registry = Registry::builtin().unwrap();
-    let missing: Vec<_> = registry.of(PluginKind::Transform).map(|e| e.about.name).filter(|n| !ALL.iter().any(|c| c.name == *n)).collect();
+    let missing: Vec<_> = registry.all::<TransformEntry>().map(|e| e.about.name).filter(|n| !ALL.iter().any(|c| c.name == *n)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use reprpo_core::api::{Pooling, StepInfo};
 use reprpo_core::config::TrainConfig;
 use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::{Kind, Make, Registry};
+use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{AdamW, Group, Objective, Taps, accumulate};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
@@ -33,11 +33,11 @@ fn measure(adapter: &str) {
     let registry = Registry::builtin().expect("plugins");
     let files = ModelFiles::open(&locate("smollm2-135m-instruct", Extent::Whole).expect("`cargo xtask model` fetches it").path).expect("a model");
     let model = Model::load(&files, tch::Kind::Float, Device::Cpu).expect("a model");
-    let Make::Adapter { build, .. } = registry.get(Kind::Adapter, adapter).expect("registered").make else { panic!("no adapter") };
-    let adapted = Adapted::attach(build(CONFIG).expect("a configuration").as_ref(), &model, model.info().layers, 0).expect("attached");
-    let Make::Intervention(build) = registry.get(Kind::Intervention, "dpo").expect("registered").make else { panic!("no intervention") };
+    let adapter = registry.adapter(adapter).and_then(|entry| entry.build(CONFIG)).expect("an adapter");
+    let adapted = Adapted::attach(adapter.as_ref(), &model, model.info().layers, 0).expect("attached");
+    let dpo = registry.intervention("dpo").and_then(|entry| entry.build("{}", model.info())).expect("dpo");
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(build("{}", model.info()).expect("dpo"), taps);
+    let mut objective = Objective::new(dpo, taps);
     objective.adapted(&adapted);
     let mut optimiser = AdamW::new(vec![Group { parameters: adapted.parameters(), scale: 1.0 }], &TrainConfig::default());
     // The lengths of a short chat: what is in them does not matter to the clock.

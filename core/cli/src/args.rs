@@ -820,7 +820,7 @@ struct Names(Vec<(String, String)>);
 
 impl Names {
     fn of(registry: &Registry, kind: Kind) -> Self {
-        Self(registry.of(kind).map(|e| (e.about.name.to_owned(), e.about.summary.to_owned())).collect())
+        Self(registry.of(kind).map(|e| (e.about().name.to_owned(), e.about().summary.to_owned())).collect())
     }
 
     fn of_recipes(registry: &Registry) -> Self {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
-use crate::registry::{Entry, Kind, Make, Registry};
+use crate::registry::{DatasetEntry, Registry};
 
 /// The data set that a text means, and the field and value that the text carries with it.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,13 +20,13 @@ pub(super) struct Meant {
 /// A name that does not exist, text for a data set that takes none, a file that is missing or of an ending that no
 /// data set opens.
 pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
-    if let Ok(entry) = registry.get(Kind::Dataset, given) {
+    if let Ok(entry) = registry.dataset(given) {
         return Ok(Meant { name: entry.about.name, argument: None });
     }
     if let Some((name, text)) = given.split_once(':')
-        && let Ok(entry) = registry.get(Kind::Dataset, name)
+        && let Ok(entry) = registry.dataset(name)
     {
-        return match argument(entry) {
+        return match entry.argument {
             Some(field) => Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) }),
             None => Err(Error::new(format!("dataset `{name}` takes nothing after a colon, but was given `{text}`"))
                 .hint(format!("write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"))),
@@ -45,11 +45,7 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
 
 /// The data set that reads standard input.
 fn stdin(registry: &Registry) -> Result<Meant> {
-    let takers: Vec<_> = registry
-        .of(Kind::Dataset)
-        .filter(|entry| matches!(entry.make, Make::Dataset { stdin: true, .. }))
-        .filter_map(|entry| Some((entry, argument(entry)?)))
-        .collect();
+    let takers: Vec<_> = registry.all::<DatasetEntry>().filter(|entry| entry.stdin).filter_map(|entry| Some((entry, entry.argument?))).collect();
     match takers[..] {
         [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
         [(one, field)] => Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) }),
@@ -59,20 +55,20 @@ fn stdin(registry: &Registry) -> Result<Meant> {
 
 /// The data set that takes a text which can only be a repository of the hub.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
-    let is_file = registry.of(Kind::Dataset).flat_map(endings).any(|ending| has_ending(path, ending));
+    let is_file = registry.all::<DatasetEntry>().flat_map(|entry| entry.extensions).any(|ending| has_ending(path, ending));
     if path.exists() || is_file || RepoId::parse(RepoKind::Dataset, given).is_none() {
         return Ok(None);
     }
-    let takers: Vec<_> = registry.of(Kind::Dataset).filter(|entry| matches!(entry.make, Make::Dataset { repositories: true, .. })).collect();
+    let takers: Vec<_> = registry.all::<DatasetEntry>().filter(|entry| entry.repositories).collect();
     match takers[..] {
         [] => Ok(None),
-        [one] => Ok(argument(one).map(|field| Meant { name: one.about.name, argument: Some((field, given.to_owned())) })),
+        [one] => Ok(one.argument.map(|field| Meant { name: one.about.name, argument: Some((field, given.to_owned())) })),
         _ => Err(several(&takers, given, "take repositories")),
     }
 }
 
 /// Whoever installs a plugin should not find that data are read by another than before.
-fn several(takers: &[&Entry], given: &str, what: &str) -> Error {
+fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
     let said: Vec<String> = names.iter().map(command).collect();
@@ -84,7 +80,7 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
         return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs")).hint(openable(registry)));
     }
     let fits = |ending: &&str| has_ending(path, ending);
-    let openers = registry.of(Kind::Dataset).filter_map(|entry| Some((entry, argument(entry)?))).filter(|(entry, _)| endings(entry).iter().any(fits));
+    let openers = registry.all::<DatasetEntry>().filter_map(|entry| Some((entry, entry.argument?))).filter(|(entry, _)| entry.extensions.iter().any(fits));
     let (entry, field) = match openers.collect::<Vec<_>>().as_slice() {
         [] => return Err(Error::new(format!("no dataset opens files like `{given}`")).hint(openable(registry))),
         [one] => *one,
@@ -105,27 +101,13 @@ fn has_ending(path: &Path, ending: &str) -> bool {
 
 fn no_such(given: &str, registry: &Registry) -> Error {
     let name = given.split_once(':').map_or(given, |(name, _)| name);
-    let names = registry.of(Kind::Dataset).map(|e| e.about.name);
+    let names = registry.all::<DatasetEntry>().map(|e| e.about.name);
     Error::unknown("dataset", name, names).hint(openable(registry))
 }
 
 fn openable(registry: &Registry) -> String {
-    let mut all: Vec<String> = registry.of(Kind::Dataset).flat_map(endings).map(|e| format!(".{e}")).collect();
+    let mut all: Vec<String> = registry.all::<DatasetEntry>().flat_map(|entry| entry.extensions).map(|e| format!(".{e}")).collect();
     all.sort();
     all.dedup();
     if all.is_empty() { "no dataset of this program opens files".to_owned() } else { format!("files of preference pairs end in {}", all.join(", ")) }
-}
-
-fn argument(entry: &Entry) -> Option<&'static str> {
-    match entry.make {
-        Make::Dataset { argument, .. } => argument,
-        _ => None,
-    }
-}
-
-fn endings(entry: &'static Entry) -> &'static [&'static str] {
-    match entry.make {
-        Make::Dataset { extensions, .. } => extensions,
-        _ => &[],
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::{Layering, plugin_fields};
 use crate::error::{Result, quoted};
-use crate::registry::{Entry, Make};
+use crate::registry::{DatasetEntry, Entry, TypedEntry};
 
 /// A choice of a plugin with some of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ impl Example {
     ///
     /// # Errors
     /// Where the plugin's defaults are not an object.
-    pub fn of(entry: &Entry) -> Result<Self> {
-        let about = &entry.about;
+    pub fn of(entry: Entry) -> Result<Self> {
+        let about = entry.about();
         let fields = plugin_fields(about)?;
         let mut set: Vec<(String, String)> = about.example.iter().map(|&(field, value)| (field.to_owned(), value.to_owned())).collect();
         if set.is_empty() {
@@ -28,7 +28,7 @@ impl Example {
             set.extend(settable.map(|f| (f.name.clone(), f.default.to_string())));
         }
         let mut choice = about.name.to_owned();
-        if let Make::Dataset { argument: Some(argument), .. } = entry.make {
+        if let Some(argument) = DatasetEntry::of_entry(entry).and_then(|data| data.argument) {
             let default = || fields.iter().find(|f| f.name == argument).and_then(|f| f.default.as_str()).filter(|text| !text.is_empty());
             let text = match set.iter().position(|(field, _)| field == argument) {
                 Some(i) => set.remove(i).1,

@@ -289,10 +289,10 @@ pub fn schema(registry: &Registry) -> Result<Value> {
         let choices: Vec<Value> = registry
             .of(kind)
             .map(|entry| {
-                let mut schema = entry.about.schema()?;
+                let mut schema = entry.about().schema()?;
                 if let Some(defs) = schema.get_mut("$defs").map(Value::take) {
                     // References start at the document's root, where two plugins may have a type of one name.
-                    let prefix = format!("{}-{}-", kind.name(), entry.about.name);
+                    let prefix = format!("{}-{}-", kind.name(), entry.about().name);
                     rename_references(&mut schema, &prefix);
                     for (name, mut definition) in defs.as_object().cloned().unwrap_or_default() {
                         rename_references(&mut definition, &prefix);
@@ -302,11 +302,11 @@ pub fn schema(registry: &Registry) -> Result<Value> {
                 if let Some(map) = schema.as_object_mut() {
                     map.remove("$schema");
                     map.remove("$defs");
-                    map.insert("title".into(), json!(entry.about.name));
-                    map.insert("description".into(), json!(entry.about.summary));
+                    map.insert("title".into(), json!(entry.about().name));
+                    map.insert("description".into(), json!(entry.about().summary));
                     map.insert("required".into(), json!(["name"]));
                 }
-                schema["properties"]["name"] = json!({ "const": entry.about.name });
+                schema["properties"]["name"] = json!({ "const": entry.about().name });
                 Ok(schema)
             })
             .collect::<Result<_>>()?;

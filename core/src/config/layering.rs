@@ -12,7 +12,7 @@ use super::fields::{Field, fields, json};
 use super::{Experiment, Origin, Origins, PluginFile, Record, Sources, check, dataset, written};
 use crate::error::{Error, Result, nearest};
 use crate::model::peft::SavedConfig;
-use crate::registry::{Entry, Kind, LearningRate, Make, Registry};
+use crate::registry::{AdapterEntry, Entry, InterventionEntry, Kind, Registry, TypedEntry};
 
 /// Variables that begin as the configuration's do and are read elsewhere.
 const OTHER_VARIABLES: [&str; 6] = ["REPRPO_DATA", "REPRPO_CACHE", "REPRPO_SHARED", "REPRPO_NO_PROGRESS", "REPRPO_LOG", "REPRPO_PLUGIN_DIR"];
@@ -267,7 +267,7 @@ impl<'r> Layering<'r> {
             if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])
                 && field != "name"
             {
-                setting.only_for = registry.get(kind, chosen).ok().map(|e| e.about.name);
+                setting.only_for = registry.get(kind, chosen).ok().map(|e| e.about().name);
             }
         }
         self.settings.extend(rest);
@@ -353,7 +353,7 @@ impl<'r> Layering<'r> {
                     expanded.push(Setting { path: path(field), given: Given::Text(text), origin: origin.clone(), only_for: Some(meant.name) });
                 }
             } else {
-                let name = self.registry.get(kind, &text).map_err(said)?.about.name;
+                let name = self.registry.get(kind, &text).map_err(said)?.about().name;
                 expanded.push(Setting { path: path("name"), given: Given::Value(Value::String(name.to_owned())), ..setting });
             }
         }
@@ -385,7 +385,7 @@ fn not_toml(path: &Path, text: &str, e: &toml::de::Error) -> Error {
 struct Section {
     fields: Vec<Field>,
     /// The plugin whose fields these are.
-    plugin: Option<&'static Entry>,
+    plugin: Option<Entry>,
 }
 
 /// The experiment in the making.
@@ -435,8 +435,9 @@ impl<'r> Outcome<'r> {
     /// Sets the default of `train.lr` that the chosen intervention and adapter bring, if one of them brings any.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
-        let [intervention, adapter] = [Kind::Intervention, Kind::Adapter].map(chosen);
-        let Some(engine) = self.values["train"]["lr"].as_f64() else { return };
+        let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);
+        let adapter = chosen(Kind::Adapter).and_then(AdapterEntry::of_entry);
+        let (Some(engine), Some(intervention), Some(adapter)) = (self.values["train"]["lr"].as_f64(), intervention, adapter) else { return };
         let (rate, of) = default_learning_rate(engine, intervention, adapter);
         if !of.is_empty() {
             self.values["train"]["lr"] = rate.into();
@@ -444,8 +445,8 @@ impl<'r> Outcome<'r> {
         }
     }
 
-    fn plugin(&mut self, kind: Kind, entry: &'static Entry) -> Result<()> {
-        let about = &entry.about;
+    fn plugin(&mut self, kind: Kind, entry: Entry) -> Result<()> {
+        let about = entry.about();
         let defaults = about.defaults()?;
         let fields = fields(&about.schema()?, &defaults);
         if fields.iter().any(|f| f.name == "name") {
@@ -487,7 +488,7 @@ impl<'r> Outcome<'r> {
             [section, name, ref inner @ ..] => {
                 let Some(known) = self.sections.get(section) else { return Err(self.unknown(setting)) };
                 if let (Some(only), Some(plugin)) = (setting.only_for, known.plugin)
-                    && only != plugin.about.name
+                    && only != plugin.about().name
                 {
                     return Ok(());
                 }
@@ -539,11 +540,11 @@ impl<'r> Outcome<'r> {
             let Some(entry) = section.plugin else { continue };
             let mut config = values.get(*name).and_then(Value::as_object).cloned().unwrap_or_default();
             config.shift_remove("name");
-            entry.about.check(&Value::Object(config).to_string()).map_err(|misfit| {
+            entry.about().check(&Value::Object(config).to_string()).map_err(|misfit| {
                 let path = if misfit.path.is_empty() { (*name).to_owned() } else { format!("{name}.{}", misfit.path) };
-                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about.name, said(&path)))
+                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about().name, said(&path)))
                     .because(Error::new(plain(&misfit.message)))
-                    .hint(format!("`reprpo explain {}` describes every field", entry.about.name))
+                    .hint(format!("`reprpo explain {}` describes every field", entry.about().name))
             })?;
         }
         let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values)).map_err(|e| {
@@ -573,7 +574,7 @@ impl<'r> Outcome<'r> {
         valid.sort();
         let plugin = section.and_then(|(kind, s)| s.plugin.map(|p| (*kind, p)));
         let mut error = match (plugin, origin) {
-            (Some((kind, entry)), _) => Error::new(format!("{kind} `{}` has no field `{}` ({origin})", entry.about.name, setting.path[1..].join("."))),
+            (Some((kind, entry)), _) => Error::new(format!("{kind} `{}` has no field `{}` ({origin})", entry.about().name, setting.path[1..].join("."))),
             (None, Origin::Environment(name)) => Error::new(format!("the environment variable `{name}` stands for no configuration field")),
             (None, _) => Error::new(format!("unknown configuration field `{path}` ({origin})")),
         };
@@ -585,13 +586,13 @@ impl<'r> Outcome<'r> {
                 .into_iter()
                 .filter(|k| k.name() == kind)
                 .flat_map(|k| self.registry.of(k))
-                .filter(|e| e.about.name != chosen.about.name && e.about.defaults().is_ok_and(|d| d.contains_key(&setting.path[1])))
-                .map(|e| format!("`{}`", e.about.name))
+                .filter(|e| e.about().name != chosen.about().name && e.about().defaults().is_ok_and(|d| d.contains_key(&setting.path[1])))
+                .map(|e| format!("`{}`", e.about().name))
                 .collect();
             if !owners.is_empty() {
                 let has = if owners.len() == 1 { "has" } else { "have" };
                 let chooser = self.origins.get(&format!("{kind}.name")).map_or_else(String::new, |o| format!(" by {o}"));
-                error = error.hint(format!("{} {has} that field, but the {kind} is `{}`{chooser}", owners.join(", "), chosen.about.name));
+                error = error.hint(format!("{} {has} that field, but the {kind} is `{}`{chooser}", owners.join(", "), chosen.about().name));
             }
         }
         let mut valid: Vec<String> = valid.iter().map(|v| spelt(v)).collect();
@@ -599,7 +600,7 @@ impl<'r> Outcome<'r> {
             valid.extend(OTHER_VARIABLES.map(str::to_owned));
         }
         if valid.is_empty() {
-            error.hint(format!("`{}` has no fields", plugin.map_or("it", |(_, p)| p.about.name)))
+            error.hint(format!("`{}` has no fields", plugin.map_or("it", |(_, p)| p.about().name)))
         } else {
             error.hint(format!("valid: {}", valid.join(", ")))
         }
@@ -625,18 +626,17 @@ impl<'r> Outcome<'r> {
 
 /// The default of `train.lr`, which is the intervention's rate or else the `engine`'s, times the adapter's factor. Also gives
 /// the names of the plugins that it comes from.
-pub(crate) fn default_learning_rate(engine: f64, intervention: Option<&Entry>, adapter: Option<&Entry>) -> (f64, Vec<&'static str>) {
+pub(crate) fn default_learning_rate(engine: f64, intervention: &InterventionEntry, adapter: &AdapterEntry) -> (f64, Vec<&'static str>) {
     let (mut rate, mut of) = (engine, Vec::new());
-    if let Some((entry, LearningRate::Rate(own))) = intervention.map(|entry| (entry, entry.learning_rate)) {
+    if let Some(own) = intervention.learning_rate {
         rate = own;
-        of.push(entry.about.name);
+        of.push(intervention.about.name);
     }
-    if let Some((entry, LearningRate::Factor(factor))) = adapter.map(|entry| (entry, entry.learning_rate))
-        && factor != 1.0
-    {
+    let factor = adapter.learning_rate_factor;
+    if factor != 1.0 {
         // Rounded to six digits, so that 2e-3 times 3 is shown as 0.006.
         rate = format!("{:.5e}", rate * factor).parse().unwrap_or(rate * factor);
-        of.push(entry.about.name);
+        of.push(adapter.about.name);
     }
     (rate, of)
 }
@@ -660,8 +660,8 @@ fn put(target: &mut Value, value: Value) {
 }
 
 /// True if the field may have another value than the saved adapter has.
-fn is_adjustable(entry: &Entry, field: &str) -> bool {
-    matches!(entry.make, Make::Adapter { adjustable, .. } if adjustable.contains(&field))
+fn is_adjustable(entry: Entry, field: &str) -> bool {
+    AdapterEntry::of_entry(entry).is_some_and(|adapter| adapter.adjustable.contains(&field))
 }
 
 /// The error of a setting that contradicts the saved adapter in `dir`.
@@ -672,7 +672,7 @@ fn contradicts(setting: &Setting, saved: &Value, wanted: &Value, dir: &Path, sec
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let name = section.plugin.map_or("", |p| p.about.name);
+    let name = section.plugin.map_or("", |p| p.about().name);
     let adjustable: Vec<String> = section
         .fields
         .iter()

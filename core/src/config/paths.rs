@@ -13,7 +13,7 @@ use super::{Experiment, Origin, Origins, fields, layering, written};
 use crate::api::Dataset;
 use crate::error::{Error, Result};
 use crate::fingerprint::{self, Fingerprint};
-use crate::registry::{Kind, Make, Registry};
+use crate::registry::{DatasetEntry, Kind, Registry, TypedEntry};
 
 /// The section of a run's `config.toml` that holds its [`Record`].
 pub(super) const SECTION: &str = "record";
@@ -194,9 +194,8 @@ impl Sources {
         };
         // A field that only says how a file's rows are read does not explain why the file changed.
         let mut places = in_section(Kind::Dataset, &experiment.dataset.name, registry);
-        if let Ok(Make::Dataset { argument: Some(field), .. }) = registry.get(Kind::Dataset, &experiment.dataset.name).map(|e| &e.make) {
-            places.push((*field).to_owned());
-        }
+        let argument = registry.dataset(&experiment.dataset.name).ok().and_then(|entry| entry.argument);
+        places.extend(argument.map(str::to_owned));
         let other_place = places.iter().any(|field| said(field));
         let other_field = experiment.dataset.config.keys().any(|field| said(field));
         let found = fingerprint::of_splits(dataset);
@@ -264,11 +263,8 @@ fn is_relative(value: &str) -> bool {
 /// the one that `--data-dir` fills.
 fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     let Ok(entry) = registry.get(kind, name) else { return Vec::new() };
-    let argument = match entry.make {
-        Make::Dataset { argument, extensions, .. } if !extensions.is_empty() => argument,
-        _ => None,
-    };
-    let all = fields::plugin_fields(&entry.about).unwrap_or_default();
+    let argument = DatasetEntry::of_entry(entry).filter(|data| !data.extensions.is_empty()).and_then(|data| data.argument);
+    let all = fields::plugin_fields(entry.about()).unwrap_or_default();
     let is_path = |f: &fields::Field| f.path || Some(f.name.as_str()) == argument || (kind == Kind::Dataset && f.name == DATA_DIR);
     all.into_iter().filter(is_path).map(|f| f.name).collect()
 }

@@ -112,7 +112,7 @@ fn saving(case: &Case) -> Result<Verdict> {
     let (dir, again) = (folder()?, folder()?);
     let write = |dir: &Path, bench: &Bench| peft::write(dir, case.adapter.entry, bench.adapter.as_ref(), &bench.adapted, &bench.model, &"fixture".into());
     write(dir.path(), &bench)?;
-    let registry = Registry::holding([case.adapter.entry])?;
+    let registry = Registry::holding([case.adapter.entry.into()])?;
     let saved = Saved::read(dir.path(), &registry)?;
     if saved.entry.about.name != case.adapter.entry.about.name {
         return Ok(Verdict::Violated(format!("it was read as `{}`", saved.entry.about.name)));

@@ -3,11 +3,10 @@
 use tch::{Kind, Tensor};
 
 use super::stand_ins::Untransformed;
-use super::{Case, fixture, wrong_kind};
+use super::{Case, fixture};
 use crate::api::{Adapter, Init, Pooling, Site, States, Transform, TransformCx};
 use crate::error::Result;
 use crate::model::{Adapted, Model};
-use crate::registry::Make;
 use crate::train::{Objective, Taps};
 
 /// A case put together on a model of its own.
@@ -26,10 +25,8 @@ impl Bench {
         let weights = fixture::weights(fixture::BLOCKS, Kind::Double);
         let frozen = weights.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         let model = fixture::of_weights(fixture::BLOCKS, weights, Kind::Double)?;
-        let Make::Intervention(build) = case.intervention.entry.make else { return Err(wrong_kind(&case.intervention)) };
-        let intervention = build(&case.intervention.json, model.info())?;
-        let Make::Adapter { build, .. } = case.adapter.entry.make else { return Err(wrong_kind(&case.adapter)) };
-        let adapter = build(&case.adapter.json)?;
+        let intervention = case.intervention.entry.build(&case.intervention.json, model.info())?;
+        let adapter = case.adapter.entry.build(&case.adapter.json)?;
         let mut taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
         if intervention.needs().states > States::None {
             // The last one is after the final norm, and reached by whatever any block does.
@@ -40,8 +37,8 @@ impl Bench {
                 let transform: Box<dyn Transform> = match &case.transform {
                     None => Box::new(Untransformed),
                     Some(method) => {
-                        let Make::Transform(build) = method.entry.make else { return Err(wrong_kind(method)) };
-                        build(&method.json, &cx, &mut Init::new(seed, &format!("transform.{i}"), Kind::Double, model.device()))?
+                        let mut init = Init::new(seed, &format!("transform.{i}"), Kind::Double, model.device());
+                        method.entry.build(&method.json, &cx, &mut init)?
                     }
                 };
                 taps.transforms.push(transform);

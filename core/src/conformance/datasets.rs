@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 
 use super::example::of_example;
-use super::{Invariant, Method, Verdict, wrong_kind};
+use super::{Invariant, Method, Verdict};
 use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
-use crate::registry::Make;
+use crate::registry::DatasetEntry;
 
 /// What every data set is held to.
-pub const DATASETS: &[Invariant<Method>] = &[
+pub const DATASETS: &[Invariant<Method<&'static DatasetEntry>>] = &[
     Invariant { name: "its splits have names of their own", check: splits },
     Invariant { name: "the pairs of every split can be read and are whole", check: readable },
     Invariant { name: "reading a split twice gives the same pairs", check: repeatable },
@@ -22,17 +22,17 @@ const FIRST: usize = 200;
 /// Splits that say they hold more are not counted.
 const COUNTED: usize = 20_000;
 
-/// Holds the data set to `check`, as it is when nothing more is said, else as its example makes it.
-fn of_open(method: &Method, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
-    let Make::Dataset { build, .. } = &method.entry.make else { return Err(wrong_kind(method)) };
-    match build(&method.json).or_else(|_| build(&of_example(method)?.json)) {
+/// Holds the data set to `check`: at its defaults if it opens with them, and otherwise as its example makes it.
+fn of_open(method: &Method<&'static DatasetEntry>, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
+    let build = |json: &str| method.entry.build(json);
+    match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if e.is_panic() => Err(e),
         Err(_) => Ok(Verdict::DoesNotApply("what it opens is not here")),
     }
 }
 
-fn splits(method: &Method) -> Result<Verdict> {
+fn splits(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         let mut seen = HashSet::new();
         let splits = dataset.splits();
@@ -48,7 +48,7 @@ fn first(dataset: &dyn Dataset, split: &str) -> Result<Vec<PreferencePair>> {
     dataset.pairs(split)?.take(FIRST).collect::<Result<_>>().within(|| format!("the split `{split}` cannot be read"))
 }
 
-fn readable(method: &Method) -> Result<Verdict> {
+fn readable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         for split in dataset.splits() {
             let pairs = first(dataset, &split.name)?;
@@ -82,7 +82,7 @@ fn wrong(pair: &PreferencePair) -> Option<&'static str> {
     }
 }
 
-fn repeatable(method: &Method) -> Result<Verdict> {
+fn repeatable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         for split in dataset.splits() {
             let (mut one, mut two) = (dataset.pairs(&split.name)?, dataset.pairs(&split.name)?);
@@ -98,7 +98,7 @@ fn repeatable(method: &Method) -> Result<Verdict> {
     })
 }
 
-fn counts(method: &Method) -> Result<Verdict> {
+fn counts(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         let mut said = false;
         for split in dataset.splits() {
@@ -113,7 +113,7 @@ fn counts(method: &Method) -> Result<Verdict> {
     })
 }
 
-fn unknown(method: &Method) -> Result<Verdict> {
+fn unknown(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         const STRAY: &str = "no-such-split";
         Ok(Verdict::unless(dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`"))))

@@ -10,7 +10,7 @@ use super::{Invariant, Method, Verdict, fixture};
 use crate::api::{Init, Site, TransformCx};
 use crate::config::{Field, plugin_fields};
 use crate::error::Result;
-use crate::registry::{Entry, Make};
+use crate::registry::Entry;
 
 /// What every method is held to, whatever its kind.
 pub const DESCRIBED: &[Invariant<Method>] = &[
@@ -23,12 +23,12 @@ pub const DESCRIBED: &[Invariant<Method>] = &[
 ];
 
 /// Its schema as JSON.
-fn schema(entry: &Entry) -> Result<Value> {
-    entry.about.schema()
+fn schema(entry: Entry) -> Result<Value> {
+    entry.about().schema()
 }
 
 fn documented(method: &Method) -> Result<Verdict> {
-    let about = &method.entry.about;
+    let about = method.entry.about();
     for (what, text) in [("summary", about.summary), ("explanation", about.explain), ("reference", about.reference)] {
         if text.trim().is_empty() {
             return Ok(Verdict::Violated(format!("its {what} is empty")));
@@ -67,15 +67,15 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
 }
 
 fn round_trip(method: &Method) -> Result<Verdict> {
-    let (about, defaults) = (&method.entry.about, method.entry.about.defaults()?);
+    let (about, defaults) = (method.entry.about(), method.entry.about().defaults()?);
     let schema = schema(method.entry)?;
     let in_schema: BTreeSet<&String> = schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys).collect();
     let in_defaults: BTreeSet<&String> = defaults.keys().collect();
     if in_schema != in_defaults {
         return Ok(Verdict::Violated(format!("the schema has the fields {in_schema:?}, the defaults {in_defaults:?}")));
     }
-    if let Make::Adapter { adjustable, .. } = method.entry.make
-        && let Some(stray) = adjustable.iter().find(|field| !defaults.contains_key(**field))
+    if let Entry::Adapter(adapter) = method.entry
+        && let Some(stray) = adapter.adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
         return Ok(Verdict::Violated(format!("it lets `{stray}` change in a saved adapter, but has no such field")));
     }
@@ -92,7 +92,7 @@ fn names(method: &Method) -> Result<Verdict> {
 
 fn unknown_field(method: &Method) -> Result<Verdict> {
     const STRAY: &str = "no_such_field";
-    let defaults = method.entry.about.defaults()?;
+    let defaults = method.entry.about().defaults()?;
     let mut tables = vec![String::new()];
     fn nested(fields: &[Field], path: &str, tables: &mut Vec<String>) {
         for field in fields.iter().filter(|f| !f.fields.is_empty()) {
@@ -101,13 +101,13 @@ fn unknown_field(method: &Method) -> Result<Verdict> {
             tables.push(path);
         }
     }
-    nested(&plugin_fields(&method.entry.about)?, "", &mut tables);
+    nested(&plugin_fields(method.entry.about())?, "", &mut tables);
     for path in tables {
         let mut config = Value::Object(defaults.clone());
         if let Some(table) = config.pointer_mut(&path) {
             table[STRAY] = json!(1);
         }
-        if method.entry.about.check(&config.to_string()).is_ok() {
+        if method.entry.about().check(&config.to_string()).is_ok() {
             let place = if path.is_empty() { "it".to_owned() } else { format!("`{}`", &path[1..]) };
             return Ok(Verdict::Violated(format!("{place} takes a field that it does not have; derive with `#[serde(deny_unknown_fields)]`")));
         }
@@ -116,7 +116,7 @@ fn unknown_field(method: &Method) -> Result<Verdict> {
 }
 
 fn misfit(method: &Method) -> Result<Verdict> {
-    let about = &method.entry.about;
+    let about = method.entry.about();
     for text in ["", "{", "7", "\"text\""] {
         match made(method.entry, text) {
             Ok(()) => return Ok(Verdict::Violated(format!("it was made from the configuration `{text}`"))),
@@ -138,18 +138,18 @@ fn misfit(method: &Method) -> Result<Verdict> {
 }
 
 /// Makes it from that text.
-fn made(entry: &Entry, json: &str) -> Result<()> {
+fn made(entry: Entry, json: &str) -> Result<()> {
     let model = fixture::model(Dtype::Double)?;
-    match &entry.make {
-        Make::Intervention(build) => build(json, model.info()).map(drop),
-        Make::Adapter { build, .. } => build(json).map(drop),
-        Make::Transform(build) => {
+    match entry {
+        Entry::Intervention(entry) => entry.build(json, model.info()).map(drop),
+        Entry::Adapter(entry) => entry.build(json).map(drop),
+        Entry::Transform(entry) => {
             let site = Site::Residual(1);
             let (embedding, unembedding) = model.embeddings();
             let cx = TransformCx { site: &site, width: model.info().width(&site)?, embedding, unembedding };
-            build(json, &cx, &mut Init::new(0, "", Dtype::Double, model.device())).map(drop)
+            entry.build(json, &cx, &mut Init::new(0, "", Dtype::Double, model.device())).map(drop)
         }
-        Make::Tap(build) => build(json).map(drop),
-        Make::Dataset { build, .. } => build(json).map(drop),
+        Entry::Tap(entry) => entry.build(json).map(drop),
+        Entry::Dataset(entry) => entry.build(json).map(drop),
     }
 }

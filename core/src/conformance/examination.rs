@@ -14,7 +14,7 @@ use super::transforms::TRANSFORMS;
 use super::{Case, Invariant, Method, Verdict};
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::registry::Kind;
+use crate::registry::Entry;
 
 /// A statement about a method, and its verdict.
 #[derive(Clone, Debug)]
@@ -61,22 +61,26 @@ impl std::fmt::Display for Finding {
 
 /// Holds a method to all that concerns its kind, one statement after the other as the findings are asked for.
 ///
-/// From here on the process is offline: what a method promises is seen with what is here, and its documented example may
+/// From here on the process is offline: a method's promises are checked with what is here, and its documented example may
 /// be gigabytes on the hub.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
-    let (on_cases, on_methods): (&[&[Invariant]], &[Invariant<Method>]) = match method.entry.kind() {
-        Kind::Intervention => (&[TRAINING, INTERVENTIONS, LESSON], &[]),
-        Kind::Adapter => (&[TRAINING, ADAPTERS, LESSON], &[]),
-        Kind::Transform => (&[TRAINING], TRANSFORMS),
-        Kind::Tap => (&[], TAPS),
-        Kind::Dataset => (&[], DATASETS),
+    let json = method.json.clone();
+    let of_kind: Box<dyn Iterator<Item = Finding>> = match method.entry {
+        Entry::Intervention(entry) => Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, INTERVENTIONS, LESSON])),
+        Entry::Adapter(entry) => Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, ADAPTERS, LESSON])),
+        Entry::Transform(entry) => {
+            let transform = Method::new(entry, json);
+            Box::new(held(transform.clone(), &[TRANSFORMS]).chain(held(Case::from(transform), &[TRAINING])))
+        }
+        Entry::Tap(entry) => Box::new(held(Method::new(entry, json), &[TAPS])),
+        Entry::Dataset(entry) => Box::new(held(Method::new(entry, json), &[DATASETS])),
     };
-    let of_method = DESCRIBED.iter().chain(on_methods).map({
-        let method = method.clone();
-        move |statement| Finding::of(statement.name, || (statement.check)(&method))
-    });
-    let of_cases = on_cases.iter().copied().flatten().map(move |statement| Finding::of(statement.name, || (statement.check)(&Case::of(&method)?)));
-    of_method.chain(of_cases)
+    held(method, &[DESCRIBED]).chain(of_kind)
+}
+
+/// Holds one subject to the statements of these tables.
+fn held<S>(subject: S, tables: &'static [&'static [Invariant<S>]]) -> impl Iterator<Item = Finding> {
+    tables.iter().copied().flatten().map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
 }

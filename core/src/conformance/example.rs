@@ -1,17 +1,16 @@
-//! The way that a user's settings take to a method: through the layers of the configuration, to the JSON it is made from.
+//! The documented example of a method, set as a user sets it: through the layers of the configuration.
 
 use super::training::trained;
 use super::{Case, Method, Verdict, fixture, stand_ins};
 use crate::config::{Example, Layering};
 use crate::error::{Context, Result};
-use crate::registry::{Kind, Make, Registry};
+use crate::registry::{Entry, Kind, Registry};
 
-/// The method as its documented example makes it.
-pub(super) fn of_example(method: &Method) -> Result<Method> {
-    let entry = method.entry;
+/// The method with the fields of its documented example.
+pub(super) fn of_example(entry: Entry) -> Result<Method> {
     let registry = Registry::holding(stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]))?;
     let mut layering = Layering::new(&registry);
-    let chosen = stand_ins::ALL.map(|e| format!("{} = {:?}\n", e.kind().name(), if e.kind() == entry.kind() { entry.about.name } else { e.about.name }));
+    let chosen = stand_ins::ALL.map(|e| format!("{} = {:?}\n", e.kind().name(), if e.kind() == entry.kind() { entry } else { e }.about().name));
     layering.defaults(&format!("model = \"fixture\"\n{}", chosen.concat()))?;
     Example::of(entry)?.say(&mut layering)?;
     let experiment = layering.resolve()?.experiment;
@@ -25,23 +24,24 @@ pub(super) fn of_example(method: &Method) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Whether the example that `reprpo explain` shows can be set, and then does what its kind does.
+/// Sets the example that `reprpo explain` shows, and trains with it, reads its places or opens it.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");
-    let method = of_example(method).within(within)?;
-    match &method.entry.make {
-        Make::Intervention(_) | Make::Adapter { .. } | Make::Transform(_) => {
-            trained(&Case::of(&method)?, 0, 1, 1e-3, false).within(within)?;
-        }
-        Make::Tap(build) => {
-            let sites = build(&method.json).and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?)).within(within)?;
+    let json = of_example(method.entry).within(within)?.json;
+    let train = |case: Case| trained(&case, 0, 1, 1e-3, false).map(drop).within(within);
+    match method.entry {
+        Entry::Intervention(entry) => train(Method::new(entry, json).into())?,
+        Entry::Adapter(entry) => train(Method::new(entry, json).into())?,
+        Entry::Transform(entry) => train(Method::new(entry, json).into())?,
+        Entry::Tap(entry) => {
+            let sites = entry.build(&json).and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?)).within(within)?;
             if sites.is_empty() {
                 return Ok(Verdict::Violated(format!("`{command}` reads nothing")));
             }
         }
-        Make::Dataset { build, .. } => {
-            if build(&method.json).is_err_and(|e| !e.is_panic()) {
+        Entry::Dataset(entry) => {
+            if entry.build(&json).is_err_and(|e| !e.is_panic()) {
                 return Ok(Verdict::DoesNotApply("its fields fit, but what it opens is not here"));
             }
         }

@@ -95,7 +95,7 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
         return Ok(None);
     }
     let mut train = TrainConfig::default();
-    train.lr = default_learning_rate(train.lr, Some(case.intervention.entry), Some(case.adapter.entry)).0;
+    train.lr = default_learning_rate(train.lr, case.intervention.entry, case.adapter.entry).0;
     let pairs = pairs(&bench)?;
     let before = (loss(&mut bench, &pairs)?, accuracy(&bench, true, &pairs)?);
     if bench.adapter.starts_as_identity() {

@@ -31,72 +31,83 @@ pub use lesson::LESSON;
 pub use training::TRAINING;
 
 use crate::api::States;
-use crate::error::{Error, Result};
-use crate::registry::{Entry, Kind};
+use crate::error::Result;
+use crate::registry::{About, AdapterEntry, Entry, InterventionEntry, TransformEntry};
 
 /// A method with its default configuration, or with the fields of this JSON object set.
 #[derive(Clone, Debug)]
-pub struct Method {
-    /// Which one.
-    pub entry: &'static Entry,
+pub struct Method<E = Entry> {
+    /// Its entry: of one kind, or of any.
+    pub entry: E,
     /// The fields that are not at their defaults.
     pub json: Cow<'static, str>,
 }
 
-impl Method {
+impl<E> Method<E> {
     /// With the fields of this JSON object set.
-    pub fn new(entry: &'static Entry, json: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(entry: E, json: impl Into<Cow<'static, str>>) -> Self {
         Self { entry, json: json.into() }
     }
 
-    /// As it is when nothing is said.
-    pub fn default_of(entry: &'static Entry) -> Self {
+    /// At its defaults.
+    pub fn default_of(entry: E) -> Self {
         Self::new(entry, "{}")
     }
 }
 
-impl From<&'static Entry> for Method {
-    fn from(entry: &'static Entry) -> Self {
+impl From<Entry> for Method {
+    fn from(entry: Entry) -> Self {
         Self::default_of(entry)
     }
 }
 
-impl std::fmt::Display for Method {
+impl<E: AsRef<About>> std::fmt::Display for Method<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}", self.entry.about.name, if self.json == "{}" { "" } else { &self.json })
+        write!(f, "{}{}", self.entry.as_ref().name, if self.json == "{}" { "" } else { &self.json })
     }
 }
 
-/// What is put together.
+/// Methods that are trained together.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// The objective.
-    pub intervention: Method,
+    pub intervention: Method<&'static InterventionEntry>,
     /// The adapter.
-    pub adapter: Method,
+    pub adapter: Method<&'static AdapterEntry>,
     /// The transform at the taps; none: the states as they are.
-    pub transform: Option<Method>,
+    pub transform: Option<Method<&'static TransformEntry>>,
 }
 
 impl Case {
-    /// An intervention, an adapter or a transform with stand-ins for the other kinds.
-    ///
-    /// # Errors
-    /// A method of another kind, which trains nothing.
-    pub fn of(method: &Method) -> Result<Self> {
-        let mut case = Self { intervention: Method::default_of(&stand_ins::INTERVENTION), adapter: Method::default_of(&stand_ins::ADAPTER), transform: None };
-        match method.entry.kind() {
-            Kind::Intervention => case.intervention = method.clone(),
-            Kind::Adapter => case.adapter = method.clone(),
-            Kind::Transform => case.transform = Some(method.clone()),
-            Kind::Tap | Kind::Dataset => return Err(wrong_kind(method)),
-        }
-        Ok(case)
+    /// The stand-ins, without a transform.
+    fn of_stand_ins() -> Self {
+        Self { intervention: Method::default_of(&stand_ins::INTERVENTION), adapter: Method::default_of(&stand_ins::ADAPTER), transform: None }
     }
 
-    /// Whether the objective compares states, so that taps and transforms matter to it.
+    /// True if the objective compares states, so that taps and transforms matter to it.
     pub fn reads_states(&self) -> bool {
         Bench::new(self, 0).is_ok_and(|bench| bench.objective.needs().states > States::None)
+    }
+}
+
+/// With stand-ins for the other kinds.
+impl From<Method<&'static InterventionEntry>> for Case {
+    fn from(intervention: Method<&'static InterventionEntry>) -> Self {
+        Self { intervention, ..Self::of_stand_ins() }
+    }
+}
+
+/// With stand-ins for the other kinds.
+impl From<Method<&'static AdapterEntry>> for Case {
+    fn from(adapter: Method<&'static AdapterEntry>) -> Self {
+        Self { adapter, ..Self::of_stand_ins() }
+    }
+}
+
+/// With stand-ins for the other kinds.
+impl From<Method<&'static TransformEntry>> for Case {
+    fn from(transform: Method<&'static TransformEntry>) -> Self {
+        Self { transform: Some(transform), ..Self::of_stand_ins() }
     }
 }
 
@@ -105,11 +116,6 @@ impl std::fmt::Display for Case {
         write!(f, "{} × {}", self.intervention, self.adapter)?;
         self.transform.iter().try_for_each(|t| write!(f, " × {t}"))
     }
-}
-
-/// The error of a method that was taken for one of another kind.
-fn wrong_kind(method: &Method) -> Error {
-    Error::internal(format!("`{}` is of another kind", method.entry.about.name))
 }
 
 /// The result of a check.

@@ -13,7 +13,7 @@ use crate::api::{
     TapPlugin, TapStates, Targets, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
-use crate::registry::Entry;
+use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry};
 
 /// The name of each, none of which is registered.
 const NAME: &str = "stand-in";
@@ -22,18 +22,19 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const REFERENCE: &str = "this project's conformance tests";
 
 /// The objective.
-pub static INTERVENTION: Entry = Entry::intervention::<MarginAndStates>(ORIGIN, VERSION);
+pub static INTERVENTION: InterventionEntry = InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
 /// The adapter.
-pub static ADAPTER: Entry = Entry::adapter::<FullChange>(ORIGIN, VERSION);
+pub static ADAPTER: AdapterEntry = AdapterEntry::of::<FullChange>(ORIGIN, VERSION);
 /// The transform.
-pub static TRANSFORM: Entry = Entry::transform::<Untransformed>(ORIGIN, VERSION);
+pub static TRANSFORM: TransformEntry = TransformEntry::of::<Untransformed>(ORIGIN, VERSION);
 /// The tap.
-pub static TAP: Entry = Entry::tap::<HiddenStates>(ORIGIN, VERSION);
+pub static TAP: TapEntry = TapEntry::of::<HiddenStates>(ORIGIN, VERSION);
 /// The data set.
-pub static DATASET: Entry = Entry::dataset::<ThreePairs>(ORIGIN, VERSION);
+pub static DATASET: DatasetEntry = DatasetEntry::of::<ThreePairs>(ORIGIN, VERSION);
 
 /// All of them.
-pub static ALL: [&Entry; 5] = [&INTERVENTION, &ADAPTER, &TRANSFORM, &TAP, &DATASET];
+pub static ALL: [Entry; 5] =
+    [Entry::Intervention(&INTERVENTION), Entry::Adapter(&ADAPTER), Entry::Transform(&TRANSFORM), Entry::Tap(&TAP), Entry::Dataset(&DATASET)];
 
 /// The margin's logistic loss and a distance of states.
 pub struct MarginAndStates;

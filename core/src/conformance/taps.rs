@@ -2,25 +2,24 @@
 
 use serde_json::{Value, json};
 
-use super::{Invariant, Method, Verdict, fixture, wrong_kind};
+use super::{Invariant, Method, Verdict, fixture};
 use crate::api::{ModelInfo, Site};
 use crate::config::plugin_fields;
 use crate::error::{Error, Result};
-use crate::registry::Make;
+use crate::registry::TapEntry;
 
 /// What every tap is held to.
-pub const TAPS: &[Invariant<Method>] = &[
+pub const TAPS: &[Invariant<Method<&'static TapEntry>>] = &[
     Invariant { name: "what it reads is in the model, or an error", check: places },
     Invariant { name: "it reads in the order of a pass, each place once", check: order },
     Invariant { name: "layers outside the model are an error", check: outside },
 ];
 
-fn sites(method: &Method, model: &ModelInfo) -> Result<Vec<Site>> {
-    let Make::Tap(build) = &method.entry.make else { return Err(wrong_kind(method)) };
-    build(&method.json)?.sites(model)
+fn sites(method: &Method<&'static TapEntry>, model: &ModelInfo) -> Result<Vec<Site>> {
+    method.entry.build(&method.json)?.sites(model)
 }
 
-fn places(method: &Method) -> Result<Verdict> {
+fn places(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let deep = fixture::info(fixture::DEEP)?;
     if sites(method, &deep)?.is_empty() {
         return Ok(Verdict::Violated(format!("it reads nothing of a model of {} blocks", deep.layers)));
@@ -37,7 +36,7 @@ fn places(method: &Method) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-fn order(method: &Method) -> Result<Verdict> {
+fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let model = fixture::info(fixture::DEEP)?;
     let sites = sites(method, &model)?;
     let reached = sites.iter().map(|site| reached(&model, site)).collect::<Result<Vec<_>>>()?;
@@ -65,7 +64,7 @@ fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     Ok((begun, within))
 }
 
-fn outside(method: &Method) -> Result<Verdict> {
+fn outside(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     const LAYERS: &str = "layers";
     let far = json!("1000");
     if !plugin_fields(&method.entry.about)?.iter().any(|f| f.name == LAYERS && !f.refuses(&far)) {

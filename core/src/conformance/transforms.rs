@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use tch::{Device, Kind, Tensor};
 
 use super::measure::{difference, largest};
-use super::{Invariant, Method, Verdict, fixture, wrong_kind};
+use super::{Invariant, Method, Verdict, fixture};
 use crate::api::{Around, Init, Site, Transform, TransformCx};
 use crate::error::Result;
-use crate::registry::Make;
+use crate::registry::TransformEntry;
 
 /// What every transform is held to.
-pub const TRANSFORMS: &[Invariant<Method>] = &[
+pub const TRANSFORMS: &[Invariant<Method<&'static TransformEntry>>] = &[
     Invariant { name: "its tensors are leaves with names of their own", check: naming },
     Invariant { name: "it is made of the seed alone", check: seeded },
     Invariant { name: "it is linear where it says so", check: linear },
@@ -21,18 +21,17 @@ pub const TRANSFORMS: &[Invariant<Method>] = &[
 const ROWS: i64 = 6;
 
 /// The transform of the middle of the model, and h.
-fn made(method: &Method, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
-    let Make::Transform(build) = &method.entry.make else { return Err(wrong_kind(method)) };
+fn made(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
     let model = fixture::model(Kind::Double)?;
     let site = Site::Residual(2);
     let width = model.info().width(&site)?;
     let (embedding, unembedding) = model.embeddings();
     let cx = TransformCx { site: &site, width, embedding, unembedding };
-    Ok((build(&method.json, &cx, &mut Init::new(seed, "transform", Kind::Double, model.device()))?, width))
+    Ok((method.entry.build(&method.json, &cx, &mut Init::new(seed, "transform", Kind::Double, model.device()))?, width))
 }
 
 /// The same, away from its start, where some are the identity.
-fn disturbed(method: &Method) -> Result<(Box<dyn Transform>, i64)> {
+fn disturbed(method: &Method<&'static TransformEntry>) -> Result<(Box<dyn Transform>, i64)> {
     let (transform, width) = made(method, 0)?;
     let _guard = tch::no_grad_guard();
     for p in transform.parameters() {
@@ -55,7 +54,7 @@ fn tensors(transform: &dyn Transform) -> Vec<Tensor> {
     transform.parameters().into_iter().map(|p| p.tensor).collect()
 }
 
-fn naming(method: &Method) -> Result<Verdict> {
+fn naming(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let (transform, _) = made(method, 0)?;
     let mut seen = HashSet::new();
     for p in transform.parameters() {
@@ -69,7 +68,7 @@ fn naming(method: &Method) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-fn seeded(method: &Method) -> Result<Verdict> {
+fn seeded(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let run = |before: i64| {
         // What is made of the seed does not depend on what was drawn before.
         tch::manual_seed(before);
@@ -85,7 +84,7 @@ fn seeded(method: &Method) -> Result<Verdict> {
     Ok(Verdict::unless((!same).then(|| "two of one seed compute other numbers".to_owned())))
 }
 
-fn linear(method: &Method) -> Result<Verdict> {
+fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     let (transform, width) = disturbed(method)?;
     if !transform.linear() {
@@ -103,7 +102,7 @@ fn linear(method: &Method) -> Result<Verdict> {
     })
 }
 
-fn orthogonal(method: &Method) -> Result<Verdict> {
+fn orthogonal(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     for (transform, width) in [made(method, 0)?, disturbed(method)?] {
         if !transform.orthogonal() {

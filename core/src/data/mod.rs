@@ -10,18 +10,15 @@ pub use selection::{info, named, rows};
 
 use crate::api::Dataset;
 use crate::config::Experiment;
-use crate::error::{Error, Result};
-use crate::registry::{Kind, Make, Registry};
+use crate::error::Result;
+use crate::registry::Registry;
 
 /// Opens the experiment's data set.
 ///
 /// # Errors
 /// What the data set itself refuses: a field that does not fit, a file that is missing or holds no pairs.
 pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Box<dyn Dataset>> {
-    let entry = registry.get(Kind::Dataset, &experiment.dataset.name)?;
-    let Make::Dataset { build, .. } = entry.make else {
-        return Err(Error::internal(format!("`{}` is registered as another kind than it is", entry.about.name)));
-    };
+    let entry = registry.dataset(&experiment.dataset.name)?;
     experiment.sources.check_data_paths(experiment, registry)?;
-    build(&experiment.dataset.json())
+    entry.build(&experiment.dataset.json())
 }

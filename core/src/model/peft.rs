@@ -14,7 +14,7 @@ use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
 use crate::config::paths;
 use crate::error::{Context, Error, Result};
-use crate::registry::{Entry, Kind, Make, Registry};
+use crate::registry::{AdapterEntry, Registry};
 use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
 
 mod targets;
@@ -34,7 +34,7 @@ const PEFT_VERSION: &str = "0.21.2";
 #[derive(Debug)]
 pub struct SavedConfig {
     /// The plugin that understands it.
-    pub entry: &'static Entry,
+    pub entry: &'static AdapterEntry,
     /// That plugin's configuration.
     pub config: Map<String, Value>,
     /// Warnings for the user about settings that PEFT versions interpret differently.
@@ -61,13 +61,9 @@ impl SavedConfig {
         peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "trainable_token_indices", "target_parameters"]).within(within)?;
         check_layers_pattern(&peft).within(within)?;
         let kind: String = peft.need("peft_type").within(within)?;
-        let known = || {
-            registry
-                .of(Kind::Adapter)
-                .filter_map(|e| if let Make::Adapter { peft_type, from_peft, .. } = e.make { Some((e, peft_type, from_peft)) } else { None })
-        };
-        let Some((entry, _, from_peft)) = known().find(|(_, t, _)| *t == kind) else {
-            return Err(Error::unknown("peft_type", &kind, known().map(|(_, t, _)| t))).within(within);
+        let known = || registry.all::<AdapterEntry>();
+        let Some(entry) = known().find(|entry| entry.peft_type == kind) else {
+            return Err(Error::unknown("peft_type", &kind, known().map(|entry| entry.peft_type))).within(within);
         };
         let tensors = dir.join(TENSORS);
         if !tensors.exists() && dir.join(PICKLE).exists() {
@@ -77,7 +73,7 @@ impl SavedConfig {
         }
         let tensors = SafetensorsFile::open(&tensors)?;
         let shapes: Vec<(String, Vec<i64>)> = tensors.shapes().map(|(key, shape)| (key.to_owned(), shape.to_vec())).collect();
-        let (config, warnings) = from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
+        let (config, warnings) = entry.from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
         let config = serde_json::from_str(&config).map_err(|e| Error::internal(e.to_string()))?;
         let warnings = warnings.into_iter().map(|w| format!("the adapter in `{}`: {w}", dir.display())).collect();
         Ok(Self { entry, config, warnings, tensors })
@@ -107,7 +103,7 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
 #[derive(Debug)]
 pub struct Saved {
     /// The plugin that understands it.
-    pub entry: &'static Entry,
+    pub entry: &'static AdapterEntry,
     /// That plugin's configuration.
     pub config: Map<String, Value>,
     /// Tensors as `module.key`, shared ones as `key`.
@@ -180,7 +176,7 @@ impl From<&str> for Base {
 ///
 /// # Errors
 /// What the adapter says.
-pub fn unreadable(entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<String>> {
+pub fn unreadable(entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<String>> {
     let Some(part) = adapted.parts(model.info()).next() else { return Ok(None) };
     Ok(adapted.fused(adapter, model)?.is_none().then(|| {
         let (name, part) = (entry.about.name, &part.linear.name);
@@ -194,15 +190,12 @@ pub fn unreadable(entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
-    let Make::Adapter { peft_type, peft_has_layers, .. } = entry.make else {
-        return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
-    };
+pub fn write(dir: &Path, entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
     let fused = adapted.fused(adapter, model)?;
     let in_file = |targets: Targets| Ok::<_, Error>(if fused.is_some() { targets.whole(model.info())? } else { targets }.in_names_of(model.info()));
     let (given, targets) = (adapter, in_file(adapter.targets())?);
     let (adapter, adapted) = fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
-    let written = Written::of(targets, given, adapted, model.info(), peft_has_layers)?;
+    let written = Written::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
     let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
         .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
     // Other fields that select modules, such as IA³'s `feedforward_modules`, are written like
@@ -217,7 +210,7 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
         }
     }
     for (field, value) in [
-        ("peft_type", json!(peft_type)),
+        ("peft_type", json!(entry.peft_type)),
         ("task_type", json!("CAUSAL_LM")),
         ("base_model_name_or_path", json!(base.name)),
         ("revision", json!(base.revision)),

@@ -10,7 +10,7 @@ use reprpo_fingerprint::FINGERPRINT;
 use super::guest;
 use crate::api;
 use crate::error::Error;
-use crate::registry::{Entry, RecipeText};
+use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, RecipeText, TapEntry, TransformEntry};
 
 /// The symbol's name, NUL-terminated.
 pub(super) const SYMBOL: &[u8] = b"REPRPO_PLUGIN\0";
@@ -232,8 +232,13 @@ const LAYOUT: u64 = {
         Option<Result<api::PreferencePair, Error>>,
     ];
     let offsets = [
-        offset_of!(Entry, about),
-        offset_of!(Entry, make),
+        offset_of!(InterventionEntry, about),
+        offset_of!(AdapterEntry, about),
+        offset_of!(AdapterEntry, peft_type),
+        offset_of!(TransformEntry, about),
+        offset_of!(TapEntry, about),
+        offset_of!(DatasetEntry, about),
+        offset_of!(DatasetEntry, argument),
         offset_of!(api::ModelInfo, linears),
         offset_of!(api::ModelInfo, vocab),
         offset_of!(api::LinearInfo, layer),

@@ -157,17 +157,17 @@ pub(super) fn number(level: &Level) -> u32 {
 /// The sink of [`Host::entry`] and [`Host::recipe`]: what a library hands over.
 #[derive(Default)]
 pub(super) struct Handed {
-    pub entries: Vec<&'static Entry>,
+    pub entries: Vec<Entry>,
     pub recipes: Vec<&'static RecipeText>,
 }
 
 /// Puts an entry into a [`Handed`].
 ///
 /// # Safety
-/// `sink` is one, and `entry` lives as long as the process.
+/// `sink` is one, and `entry` holds references that live as long as the process.
 pub(super) unsafe extern "C" fn take_entry(sink: *mut c_void, entry: *const Entry) {
     // SAFETY: the caller's promise.
-    let (sink, entry) = unsafe { (&mut *sink.cast::<Handed>(), &*entry) };
+    let (sink, entry) = unsafe { (&mut *sink.cast::<Handed>(), *entry) };
     sink.entries.push(entry);
 }
 

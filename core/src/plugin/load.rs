@@ -27,7 +27,7 @@ pub struct PluginLibrary {
     /// Digest of the file, in hexadecimal.
     pub sha256: String,
     /// What it registers.
-    pub entries: Vec<&'static Entry>,
+    pub entries: Vec<Entry>,
     /// The recipes it brings.
     pub recipes: Vec<&'static RecipeText>,
 }

@@ -2,15 +2,17 @@
 //!
 //! A plugin enters with [`register!`](crate::register), which puts an [`Entry`] into `inventory`'s list; the entry
 //! holds function pointers that were made where the plugin's types are known, so that everything past this point
-//! speaks of plugins by name and in JSON text alone.
+//! speaks of plugins by name and in JSON text.
 
+mod about;
 mod entry;
 mod recipe;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use entry::{About, Entry, LearningRate, Make, Misfit};
+pub use about::{About, Misfit};
+pub use entry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry, TypedEntry};
 pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
@@ -55,7 +57,7 @@ impl Kind {
 /// The plugins of this program, linked in and loaded, and their recipes.
 #[derive(Debug)]
 pub struct Registry {
-    entries: BTreeMap<(Kind, &'static str), Registered<&'static Entry>>,
+    entries: BTreeMap<(Kind, &'static str), Registered<Entry>>,
     recipes: BTreeMap<String, Registered<Recipe>>,
     loaded: Vec<PluginLibrary>,
     refused: Vec<PathBuf>,
@@ -76,7 +78,7 @@ impl Registry {
     /// quote; a recipe that cannot be read.
     pub fn builtin() -> Result<Self> {
         let mut registry = Self::empty();
-        registry.add(inventory::iter::<Entry>, inventory::iter::<RecipeText>, None).map_err(|e| e.blamed_on(Fault::Internal))?;
+        registry.add(inventory::iter::<Entry>.into_iter().copied(), inventory::iter::<RecipeText>, None).map_err(|e| e.blamed_on(Fault::Internal))?;
         Ok(registry)
     }
 
@@ -88,7 +90,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`builtin`](Self::builtin).
-    pub fn holding(entries: impl IntoIterator<Item = &'static Entry>) -> Result<Self> {
+    pub fn holding(entries: impl IntoIterator<Item = Entry>) -> Result<Self> {
         let mut registry = Self::empty();
         registry.add(entries, [], None)?;
         Ok(registry)
@@ -123,8 +125,8 @@ impl Registry {
     }
 
     /// The library that a plugin came from; none: it is linked in.
-    pub fn file_of(&self, entry: &Entry) -> Option<&PluginLibrary> {
-        self.entries.get(&(entry.kind(), entry.about.name)).and_then(|registered| self.file(registered))
+    pub fn file_of(&self, entry: Entry) -> Option<&PluginLibrary> {
+        self.entries.get(&(entry.kind(), entry.about().name)).and_then(|registered| self.file(registered))
     }
 
     /// The library that a recipe came from; none: it is linked in.
@@ -136,12 +138,7 @@ impl Registry {
         registered.file.and_then(|number| self.loaded.get(number))
     }
 
-    fn add(
-        &mut self,
-        entries: impl IntoIterator<Item = &'static Entry>,
-        recipes: impl IntoIterator<Item = &'static RecipeText>,
-        file: Option<usize>,
-    ) -> Result<()> {
+    fn add(&mut self, entries: impl IntoIterator<Item = Entry>, recipes: impl IntoIterator<Item = &'static RecipeText>, file: Option<usize>) -> Result<()> {
         for entry in entries {
             self.add_entry(entry, file)?;
         }
@@ -156,15 +153,15 @@ impl Registry {
         Ok(())
     }
 
-    fn add_entry(&mut self, entry: &'static Entry, file: Option<usize>) -> Result<()> {
-        let about = &entry.about;
+    fn add_entry(&mut self, entry: Entry, file: Option<usize>) -> Result<()> {
+        let about = entry.about();
         let ours = self.origin(about.origin, about.version, file);
         for name in std::iter::once(&about.name).chain(about.aliases) {
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
                 return Err(Error::new(format!("{} `{name}` of {ours} has a name with other than a-z, 0-9 and -", entry.kind().name())));
             }
             if let Some(old) = self.entries.insert((entry.kind(), name), Registered { what: entry, file }) {
-                let theirs = self.origin(old.what.about.origin, old.what.about.version, old.file);
+                let theirs = self.origin(old.what.about().origin, old.what.about().version, old.file);
                 return Err(Error::new(format!("two {} are called `{name}`: one of {theirs}, one of {ours}", entry.kind().plural())));
             }
         }
@@ -180,20 +177,72 @@ impl Registry {
     }
 
     /// All plugins of a kind, by name, each once.
-    pub fn of(&self, kind: Kind) -> impl Iterator<Item = &'static Entry> {
-        self.entries.iter().filter(move |((k, name), e)| *k == kind && *name == e.what.about.name).map(|(_, e)| e.what)
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = Entry> {
+        self.entries.iter().filter(move |((k, name), e)| *k == kind && *name == e.what.about().name).map(|(_, e)| e.what)
+    }
+
+    /// All plugins of the kind of `E`, by name, each once.
+    pub fn all<E: TypedEntry>(&self) -> impl Iterator<Item = &'static E> {
+        self.of(E::KIND).filter_map(E::of_entry)
     }
 
     /// The plugin of that kind and name (or alias).
     ///
     /// # Errors
-    /// Where there is none: names all, and the nearest.
-    pub fn get(&self, kind: Kind, name: &str) -> Result<&'static Entry> {
+    /// Fails if there is none; names all, and the nearest.
+    pub fn get(&self, kind: Kind, name: &str) -> Result<Entry> {
         let found = self.entries.iter().find(|((k, n), _)| *k == kind && *n == name);
-        found.map(|(_, e)| e.what).ok_or_else(|| {
-            let unknown = Error::unknown(kind.name(), name, self.of(kind).map(|e| e.about.name));
-            self.with_searched(unknown.hint(format!("`reprpo list {}` says what each does", kind.plural())))
-        })
+        found.map(|(_, e)| e.what).ok_or_else(|| self.unknown(kind, name))
+    }
+
+    fn typed<E: TypedEntry>(&self, name: &str) -> Result<&'static E> {
+        let named = self.entries.iter().filter(|((_, n), _)| *n == name);
+        named.map(|(_, e)| e.what).find_map(E::of_entry).ok_or_else(|| self.unknown(E::KIND, name))
+    }
+
+    /// The intervention of that name (or alias).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn intervention(&self, name: &str) -> Result<&'static InterventionEntry> {
+        self.typed(name)
+    }
+
+    /// The adapter of that name (or alias).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn adapter(&self, name: &str) -> Result<&'static AdapterEntry> {
+        self.typed(name)
+    }
+
+    /// The transform of that name (or alias).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn transform(&self, name: &str) -> Result<&'static TransformEntry> {
+        self.typed(name)
+    }
+
+    /// The tap of that name (or alias).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn tap(&self, name: &str) -> Result<&'static TapEntry> {
+        self.typed(name)
+    }
+
+    /// The data set of that name (or alias).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn dataset(&self, name: &str) -> Result<&'static DatasetEntry> {
+        self.typed(name)
+    }
+
+    fn unknown(&self, kind: Kind, name: &str) -> Error {
+        let unknown = Error::unknown(kind.name(), name, self.of(kind).map(|e| e.about().name));
+        self.with_searched(unknown.hint(format!("`reprpo list {}` says what each does", kind.plural())))
     }
 
     /// Says in which plugin files a name was looked for.
@@ -227,7 +276,7 @@ impl Registry {
     ///
     /// # Errors
     /// Where there is neither.
-    pub fn find(&self, name: &str) -> Result<(Vec<&'static Entry>, Option<&Recipe>)> {
+    pub fn find(&self, name: &str) -> Result<(Vec<Entry>, Option<&Recipe>)> {
         let hits: Vec<_> = Kind::ALL.into_iter().filter_map(|kind| self.get(kind, name).ok()).collect();
         let recipe = self.recipes.get(name).map(|r| &r.what);
         if hits.is_empty() && recipe.is_none() {

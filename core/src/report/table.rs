@@ -7,7 +7,7 @@ use super::{Align, Grid};
 use crate::config::Experiment;
 use crate::eval::statistics::{Estimate, SplitSummary};
 use crate::hub::short;
-use crate::registry::{Kind, Make, Registry};
+use crate::registry::Registry;
 
 /// The splits of one evaluation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,10 +47,8 @@ impl Table {
             }
         };
         let data = &experiment.dataset;
-        let argument = match registry.get(Kind::Dataset, &data.name).map(|e| &e.make) {
-            Ok(Make::Dataset { argument: Some(field), .. }) => data.config.get(*field).and_then(Value::as_str),
-            _ => None,
-        };
+        let field = registry.dataset(&data.name).ok().and_then(|entry| entry.argument);
+        let argument = field.and_then(|field| data.config.get(field)?.as_str());
         let part = argument.filter(|a| !a.is_empty()).map_or_else(String::new, |a| format!(":{}", last(a)));
         format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
     }

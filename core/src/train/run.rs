@@ -26,7 +26,7 @@ use crate::fingerprint::{self, Begins, Fingerprints};
 use crate::model::peft::{self, Base, Saved};
 use crate::model::{Adapted, Model, other_base};
 use crate::plugin::faults;
-use crate::registry::{Kind as PluginKind, Make, Registry};
+use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::{ChosenAdapter, Session};
 use crate::text::{Findings, TokenPair, Tokenised, show_example};
@@ -318,21 +318,14 @@ fn off_flat(std: f64) -> String {
 /// Puts the method, the taps and their transforms together.
 fn objective(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<Objective> {
     let train = &experiment.train;
-    let kind_error = |choice: &Choice| Error::internal(format!("`{}` is registered as another kind than it is", choice.name));
-    let Make::Intervention(build) = registry.get(PluginKind::Intervention, &experiment.intervention.name)?.make else {
-        return Err(kind_error(&experiment.intervention));
-    };
-    let intervention = build(&experiment.intervention.json(), model.info())?;
-    let Make::Tap(build) = registry.get(PluginKind::Tap, &experiment.tap.name)?.make else { return Err(kind_error(&experiment.tap)) };
-    let tap = build(&experiment.tap.json())?;
+    let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+    let tap = registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?;
     let mut taps = Taps { sites: Vec::new(), pooling: tap.pooling(), transforms: Vec::new(), transform_of: Vec::new() };
     if intervention.needs().states == States::None {
         return Ok(Objective::new(intervention, taps));
     }
     taps.sites = tap.sites(model.info())?;
-    let Make::Transform(build) = registry.get(PluginKind::Transform, &experiment.transform.name)?.make else {
-        return Err(kind_error(&experiment.transform));
-    };
+    let entry = registry.transform(&experiment.transform.name)?;
     let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let (embedding, unembedding) = model.embeddings();
     let mut by_width = HashMap::new();
@@ -344,7 +337,7 @@ fn objective(experiment: &Experiment, model: &Model, registry: &Registry) -> Res
         }
         let number = taps.transforms.len();
         let mut init = Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
-        let transform = build(&experiment.transform.json(), &TransformCx { site, width, embedding, unembedding }, &mut init)?;
+        let transform = entry.build(&experiment.transform.json(), &TransformCx { site, width, embedding, unembedding }, &mut init)?;
         by_width.insert(width, number);
         taps.transform_of.push(number);
         taps.transforms.push(transform);

@@ -1,7 +1,7 @@
 use reprpo_core::model::attention::Kernel as AttentionKernel;
 use reprpo_core::model::peft::Saved;
 use reprpo_core::model::{Adapted, Model};
-use reprpo_core::registry::{Make, Registry};
+use reprpo_core::registry::Registry;
 use reprpo_core::text::{Limits, TokenPair, tokenise};
 use reprpo_core::train::{Objective, Taps};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
@@ -167,8 +167,7 @@ fn losses_gradients_and_metrics_are_trls() {
     // As the reference was computed: e^{−Δ} of forward_kl multiplies the rounding of sums of hundreds of nats.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
-    let Make::Adapter { build, .. } = saved.entry.make else { panic!("`{}` is no adapter", saved.entry.about.name) };
-    let adapter = build(&Value::Object(saved.config).to_string()).unwrap();
+    let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
     let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
     adapted.restore(&saved.values).unwrap();
 

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::pass::Request;
 use reprpo_core::model::{Adapted, Detail, Model};
-use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::batch::{Holds, PairBatch};
 use reprpo_core::train::{Objective, Taps, accumulate};
@@ -17,9 +17,8 @@ use super::*;
 const STEP: StepInfo = StepInfo { step: 0, steps: 1 };
 
 fn adapter(targets: &str) -> Box<dyn Adapter> {
-    let entry = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap();
-    let Make::Adapter { build, .. } = entry.make else { panic!("lora is an adapter") };
-    build(&format!(r#"{{"r": 4, "target_modules": {targets}}}"#)).unwrap()
+    let lora = Registry::builtin().unwrap().adapter("lora").unwrap();
+    lora.build(&format!(r#"{{"r": 4, "target_modules": {targets}}}"#)).unwrap()
 }
 
 /// An adapter away from its start, where half of it has no gradient.

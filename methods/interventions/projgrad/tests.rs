@@ -92,15 +92,15 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
 fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, other: &str) -> usize {
     use reprpo_core::model::Adapted;
     use reprpo_core::model::pass::Request;
-    use reprpo_core::registry::{Kind as PluginKind, Make, Registry};
+    use reprpo_core::registry::Registry;
     use reprpo_core::train::batch::{Holds, PairBatch};
     use reprpo_core::train::{Objective, Taps, accumulate};
 
     let pairs = reprpo_core::conformance::pairs();
     let pairs: Vec<_> = pairs.iter().collect();
-    let Make::Adapter { build, .. } = Registry::builtin().unwrap().get(PluginKind::Adapter, "lora").unwrap().make else { panic!("lora is an adapter") };
     let config = format!(r#"{{"r": 4, "target_modules": ["{one}", "{other}"]}}"#);
-    let adapted = Adapted::attach(build(&config).unwrap().as_ref(), model, model.info().layers, 0).unwrap();
+    let lora = Registry::builtin().unwrap().adapter("lora").unwrap().build(&config).unwrap();
+    let adapted = Adapted::attach(lora.as_ref(), model, model.info().layers, 0).unwrap();
     for (_, tensor) in adapted.parameters() {
         let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
     }

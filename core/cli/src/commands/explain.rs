@@ -4,7 +4,7 @@ use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
 use reprpo_core::config::{Example, Field, TrainConfig, plugin_fields};
 use reprpo_core::plugin::{PluginLibrary, faults};
-use reprpo_core::registry::{Entry, Kind, LearningRate, Make, Recipe, Registry};
+use reprpo_core::registry::{Entry, InterventionEntry, Recipe, Registry, TypedEntry};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
 
@@ -42,8 +42,8 @@ fn recipe_as_json(recipe: &Recipe, registry: &Registry) -> Value {
     described
 }
 
-fn as_text(entry: &'static Entry, registry: &Registry) -> Result<String> {
-    let (about, kind) = (&entry.about, entry.kind().name());
+fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
+    let (about, kind) = (entry.about(), entry.kind().name());
     let mut text = format!("{} ({kind}): {}\n", about.name, about.summary);
     if !about.explain.trim().is_empty() {
         text.push_str(&format!("\n{}\n", about.explain.trim()));
@@ -54,7 +54,7 @@ fn as_text(entry: &'static Entry, registry: &Registry) -> Result<String> {
     if let Some(rate) = learning_rate(entry) {
         text.push_str(&format!("\nLearning rate: {rate}\n"));
     }
-    let fields = plugin_fields(&entry.about)?;
+    let fields = plugin_fields(entry.about())?;
     if fields.is_empty() {
         text.push_str("\nIt has no fields.\n");
     } else {
@@ -81,28 +81,29 @@ fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
     }
 }
 
-fn as_json(entry: &'static Entry, registry: &Registry) -> Result<Value> {
+fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
     let mut described = list::described(entry, registry);
-    described["explain"] = json!(entry.about.explain);
+    described["explain"] = json!(entry.about().explain);
     described["example"] = json!(Example::of(entry)?.command());
-    described["learning_rate"] = match entry.learning_rate {
-        LearningRate::Rate(rate) => json!({ "rate": rate }),
-        LearningRate::Factor(factor) => json!({ "factor": factor }),
-        LearningRate::Engine => Value::Null,
+    described["learning_rate"] = match entry {
+        Entry::Intervention(intervention) => intervention.learning_rate.map_or(Value::Null, |rate| json!({ "rate": rate })),
+        Entry::Adapter(adapter) => json!({ "factor": adapter.learning_rate_factor }),
+        _ => Value::Null,
     };
-    described["fields"] = json!(plugin_fields(&entry.about)?);
+    described["fields"] = json!(plugin_fields(entry.about())?);
     Ok(described)
 }
 
 /// Describes what the intervention or adapter contributes to the default of `train.lr`.
-fn learning_rate(entry: &Entry) -> Option<String> {
-    let rate = match (entry.learning_rate, entry.kind()) {
-        (LearningRate::Rate(rate), _) => rate,
-        (LearningRate::Factor(factor), _) => return Some(format!("the intervention's default of `train.lr`, times {factor}")),
-        (LearningRate::Engine, Kind::Intervention) => TrainConfig::default().lr,
-        (LearningRate::Engine, _) => return None,
-    };
-    Some(format!("`train.lr` is {rate} by default, times the factor of the adapter"))
+fn learning_rate(entry: Entry) -> Option<String> {
+    match entry {
+        Entry::Intervention(intervention) => {
+            let rate = intervention.learning_rate.unwrap_or_else(|| TrainConfig::default().lr);
+            Some(format!("`train.lr` is {rate} by default, times the factor of the adapter"))
+        }
+        Entry::Adapter(adapter) => Some(format!("the intervention's default of `train.lr`, times {}", adapter.learning_rate_factor)),
+        _ => None,
+    }
 }
 
 /// A crate, and where it is.
@@ -129,11 +130,10 @@ fn shown(default: &Value) -> String {
 }
 
 /// What an intervention asks of the engine with its defaults; none where they do not fit the made-up model.
-pub fn needs(entry: &Entry) -> Option<String> {
-    let Make::Intervention(build) = &entry.make else { return None };
-    debug_assert_eq!(entry.kind(), Kind::Intervention);
-    let config = Value::Object(entry.about.defaults().ok()?).to_string();
-    let needs = build(&config, &small_model()).ok().map(|method| method.needs().describe());
+pub fn needs(entry: Entry) -> Option<String> {
+    let intervention = InterventionEntry::of_entry(entry)?;
+    let config = Value::Object(intervention.about.defaults().ok()?).to_string();
+    let needs = intervention.build(&config, &small_model()).ok().map(|method| method.needs().describe());
     // A method that fails here is still one to be shown; a run says how it fails.
     if faults::check().is_ok() { needs } else { None }
 }

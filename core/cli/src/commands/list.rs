@@ -25,7 +25,7 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
     let sections = kinds.iter().map(|kind| {
         let mut grid = Grid::new([kind.plural().as_str(), "from", "what it does"].map(|c| (c, Align::Left)));
         for entry in app.registry.of(*kind) {
-            let about = &entry.about;
+            let about = entry.about();
             grid.row([names(entry), from(entry, app.registry), about.summary.to_owned()]);
             if !about.reference.is_empty() {
                 grid.row(["", "", &format!("({})", about.reference)]);
@@ -59,8 +59,8 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
 }
 
 /// Its crate and version, and where that is: built in, or the file that was loaded.
-fn from(entry: &Entry, registry: &Registry) -> String {
-    place(entry.about.origin, entry.about.version, registry.file_of(entry))
+fn from(entry: Entry, registry: &Registry) -> String {
+    place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }
 
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
@@ -106,13 +106,13 @@ fn model(model: &KnownModel) -> Value {
 }
 
 /// The name, and what else it answers to.
-fn names(entry: &Entry) -> String {
-    std::iter::once(entry.about.name).chain(entry.about.aliases.iter().copied()).collect::<Vec<_>>().join(", ")
+fn names(entry: Entry) -> String {
+    std::iter::once(entry.about().name).chain(entry.about().aliases.iter().copied()).collect::<Vec<_>>().join(", ")
 }
 
 /// As `reprpo list` has it in JSON; `file` is null where it is built in.
-pub fn described(entry: &'static Entry, registry: &Registry) -> Value {
-    let about = &entry.about;
+pub fn described(entry: Entry, registry: &Registry) -> Value {
+    let about = entry.about();
     json!({
         "kind": entry.kind().name(), "name": about.name, "aliases": about.aliases, "summary": about.summary,
         "reference": about.reference, "needs": explain::needs(entry), "origin": about.origin, "version": about.version,

@@ -80,10 +80,9 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     if !letters || name.ends_with('-') || name.contains("--") {
         return Err(Error::new(format!("`{name}` is no name for a plugin")).hint("use a-z, 0-9 and single -, and begin with a letter"));
     }
-    if let Some(entry) = registry.of(kind).find(|e| e.about.name == name || e.about.aliases.contains(&name)) {
-        return Err(
-            Error::new(format!("the {} `{name}` exists already, in {} {}", kind.name(), entry.about.origin, entry.about.version)).hint("choose another name")
-        );
+    if let Some(entry) = registry.of(kind).find(|e| e.about().name == name || e.about().aliases.contains(&name)) {
+        let about = entry.about();
+        return Err(Error::new(format!("the {} `{name}` exists already, in {} {}", kind.name(), about.origin, about.version)).hint("choose another name"));
     }
     // Cargo's own rules: a crate's name is a word of Rust's, and no other crate here has it.
     const TAKEN: [&str; 9] = ["test", "core", "std", "alloc", "proc-macro", "build", "deps", "examples", "incremental"];

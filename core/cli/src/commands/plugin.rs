@@ -35,14 +35,14 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
     }
     let mut progress = app.printer.progress();
     let (mut described, mut violated) = (Vec::new(), Vec::new());
-    for entry in &loaded.entries {
-        let (kind, name) = (entry.kind().name(), entry.about.name);
+    for &entry in &loaded.entries {
+        let (kind, name) = (entry.kind().name(), entry.about().name);
         if !args.json {
-            app.printer.data(&format!("\n{kind} `{name}`: {}", entry.about.summary))?;
+            app.printer.data(&format!("\n{kind} `{name}`: {}", entry.about().summary))?;
         }
         progress.stage(&format!("check {name}"), None);
         let mut findings = Vec::new();
-        for finding in examine(*entry) {
+        for finding in examine(entry) {
             let finding = with_faults(finding);
             progress.advance(1, &[]);
             if let Some(how) = finding.violation() {
@@ -111,7 +111,7 @@ fn line(finding: &Finding) -> String {
     }
 }
 
-fn as_json(entry: &Entry, findings: &[Finding]) -> Value {
+fn as_json(entry: Entry, findings: &[Finding]) -> Value {
     let findings: Vec<Value> = findings
         .iter()
         .map(|finding| {
@@ -123,7 +123,7 @@ fn as_json(entry: &Entry, findings: &[Finding]) -> Value {
             json!({ "statement": finding.statement, "outcome": outcome, "why": why, "seconds": finding.elapsed.as_secs_f64() })
         })
         .collect();
-    json!({ "kind": entry.kind().name(), "name": entry.about.name, "summary": entry.about.summary, "findings": findings })
+    json!({ "kind": entry.kind().name(), "name": entry.about().name, "summary": entry.about().summary, "findings": findings })
 }
 
 /// The parts of a fingerprint by name.

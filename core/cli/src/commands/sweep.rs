@@ -58,7 +58,7 @@ impl Axis {
                 return Err(Error::new(format!("`{}` has no list of all its values", self.field))
                     .hint(format!("`all` stands for the names of: {}", Kind::ALL.map(Kind::name).join(", "))));
             };
-            self.values = app.registry.of(kind).map(|e| e.about.name.to_owned()).collect();
+            self.values = app.registry.of(kind).map(|e| e.about().name.to_owned()).collect();
         }
         if self.values.is_empty() {
             return Err(Error::new(format!("`{}` has no values to go over", self.field)));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::api::{ModelInfo, Plugin, Pooling, Site, Tap, TapPlugin};
 use crate::error::{Error, Result};
-use crate::registry::Entry;
+use crate::registry::TapEntry;
 
 /// A configuration, and what a plugin that has it says besides.
 pub trait Says: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
@@ -20,8 +20,8 @@ pub trait Says: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     }
 }
 
-pub fn of<C: Says>() -> Entry {
-    Entry::tap::<Embeddings<C>>("", "")
+pub fn of<C: Says>() -> TapEntry {
+    TapEntry::of::<Embeddings<C>>("", "")
 }
 
 struct Embeddings<C>(PhantomData<C>);
