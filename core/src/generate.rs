@@ -179,10 +179,17 @@ pub fn generate(
         let past = cache.borrow().tokens();
         if model.outgrows_cache(past, past + next.len()) {
             cache.replace(Cache::default());
-            next = [prompt, &new].concat();
         }
-        let mut builder = StreamBuilder::behind(cache.borrow().tokens());
-        builder.push(&next, None)?;
+        let past = cache.borrow().tokens();
+        let mut builder = StreamBuilder::behind(past);
+        if past > 0 {
+            builder.push(&next, None)?;
+        } else {
+            let root = builder.push_prompt(prompt, None)?;
+            if !new.is_empty() {
+                builder.push(&new, Some(root))?;
+            }
+        }
         let stream = builder.finish(model.device())?;
         let reached = model.forward(&stream, Request { adapted, hidden: true, cache: Some(&cache), ..Request::default() })?;
         let hidden = reached.hidden.ok_or_else(|| Error::internal("no last hidden state"))?;

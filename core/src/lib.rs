@@ -4,6 +4,7 @@
 //! sets enter through [`register!`], and the engine does what their [`api::Needs`] say.
 
 pub mod api;
+pub mod batch;
 pub mod config;
 pub mod conformance;
 pub mod data;
@@ -19,6 +20,7 @@ pub mod model;
 pub mod plugin;
 pub mod registry;
 pub mod report;
+pub mod run;
 pub mod session;
 pub mod text;
 pub mod train;

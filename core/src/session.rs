@@ -5,18 +5,16 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Cuda, Device, Kind};
 
-use crate::api::{Adapter, Dataset};
-use crate::config::{Dtype, Experiment, TrainConfig, plugin_fields};
+use crate::api::Dataset;
+use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi;
 use crate::files::read_json;
 use crate::fingerprint::{self, Fingerprint};
 use crate::generate::stops;
-use crate::model::adapted::unmatched;
-use crate::model::peft::Saved;
-use crate::model::{Adapted, Model};
-use crate::registry::{AdapterEntry, Registry};
+use crate::model::Model;
+use crate::registry::Registry;
 use crate::text::{Drop, Limits, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
@@ -216,90 +214,6 @@ pub fn device(name: &str) -> Result<Device> {
             })
         }
         None => Err(Error::unknown("device", name, valid())),
-    }
-}
-
-/// The adapter of an experiment, its plugin, and values for its parameters where it starts from a saved one.
-pub struct ChosenAdapter {
-    /// The plugin.
-    pub entry: &'static AdapterEntry,
-    /// Configured.
-    pub adapter: Box<dyn Adapter>,
-    /// Read from disk.
-    pub values: Option<indexmap::IndexMap<String, tch::Tensor>>,
-    /// Warnings about the saved adapter.
-    warnings: Vec<String>,
-}
-
-impl ChosenAdapter {
-    /// The experiment's adapter, with the values of `saved` if there is one.
-    ///
-    /// # Errors
-    /// Fails if the experiment's adapter and the saved one contradict each other, or if the adapter
-    /// refuses its configuration.
-    pub fn new(experiment: &Experiment, saved: Option<Saved>, registry: &Registry) -> Result<Self> {
-        let choice = &experiment.adapter;
-        let entry = registry.adapter(&choice.name)?;
-        let (values, warnings) = match saved {
-            None => (None, Vec::new()),
-            Some(saved) => {
-                let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
-                    Error::new(format!("`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"))
-                        .hint("use the saved adapter that the configuration was made for")
-                };
-                if saved.entry.about.name != entry.about.name {
-                    return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));
-                }
-                let fields = plugin_fields(&entry.about)?;
-                for field in fields.iter().filter(|f| !entry.adjustable.contains(&f.name.as_str())) {
-                    let value = |config: &serde_json::Map<String, Value>| config.get(&field.name).cloned().unwrap_or(Value::Null);
-                    let (ours, theirs) = (value(&choice.config), value(&saved.config));
-                    if !field.same(&ours, &theirs) {
-                        return Err(contradicts(&format!("adapter.{}", field.name), &ours, &theirs));
-                    }
-                }
-                (Some(saved.values), saved.warnings)
-            }
-        };
-        Ok(Self { entry, adapter: entry.build(&choice.json())?, values, warnings })
-    }
-
-    /// Warnings about the saved adapter: those of its plugin about the file, and one for each part of its
-    /// configuration that matches nothing in `model`.
-    ///
-    /// # Errors
-    /// Fails if a pattern is not a regular expression.
-    pub fn warnings(&self, model: &Model) -> Result<Vec<String>> {
-        let mut warnings = self.warnings.clone();
-        if self.values.is_some() {
-            let unmatched = unmatched(self.adapter.as_ref(), model.info())?;
-            warnings.extend(unmatched.iter().map(|e| format!("{}; the saved adapter is used without it, as in PEFT", e.message())));
-        }
-        Ok(warnings)
-    }
-
-    /// Attaches it to the first `blocks` blocks of `model`, with the saved values if there are any.
-    ///
-    /// # Errors
-    /// Fails if anything in the configuration of a new adapter matches no module, if the adapter does
-    /// not fit a module, or if the saved values do not fit the adapter.
-    pub fn attach(&self, model: &Model, blocks: usize, seed: u64) -> Result<Adapted> {
-        let Some(values) = &self.values else { return Adapted::attach(self.adapter.as_ref(), model, blocks, seed) };
-        let adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
-        adapted.restore(values)?;
-        Ok(adapted)
-    }
-
-    /// Attaches the saved adapter to all blocks of `model`, for commands that do not train it. Logs the
-    /// warnings.
-    ///
-    /// # Errors
-    /// Fails as [`attach`](Self::attach) does, or if a pattern is not a regular expression.
-    pub fn attach_whole(&self, model: &Model, seed: u64) -> Result<Adapted> {
-        for warning in self.warnings(model)? {
-            tracing::warn!("{warning}");
-        }
-        self.attach(model, model.info().layers, seed)
     }
 }
 

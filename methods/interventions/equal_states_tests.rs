@@ -5,7 +5,7 @@ use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::Adapted;
 use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
-use reprpo_core::train::{Accumulated, Objective, Taps, accumulate};
+use reprpo_core::train::{Accumulated, Objective, Reference, Taps, accumulate};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::testkit::{STEP, logged, logprobs, map, near, random, random_sides, sides, tap, tensor};
 
@@ -122,12 +122,11 @@ fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Ac
     }
     let site = Site::Residual(2);
     let matrix = random(&[4, model.info().hidden as i64]);
-    let cx = TransformCx { site: &site, width: model.info().hidden as i64, embedding: &matrix, unembedding: &matrix };
+    let cx = TransformCx { model: model.info(), site: &site, width: model.info().hidden as i64, embedding: &matrix, unembedding: &matrix };
     let mut init = Init::new(0, "t", Kind::Double, reprpo_plugin::tch::Device::Cpu);
     let transform = registry.transform("none").unwrap().build("{}", &cx, &mut init).unwrap();
     let taps = Taps { sites: vec![site.clone()], pooling: Pooling::Completion, transforms: vec![transform], transform_of: vec![0] };
-    let mut objective = Objective::new(method, taps);
-    objective.adapted(&adapted);
+    let mut objective = Objective::new(method, taps, Reference::default(), &adapted).unwrap();
     let done = accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), batch, STEP).unwrap();
     (done, adapted.parameters().iter().map(|(_, t)| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() }).collect())
 }

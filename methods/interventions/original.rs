@@ -15,20 +15,7 @@ pub enum Variant {
 }
 
 /// What every original variant reads: the original pooling looks at single tokens.
-pub const NEEDS: Needs = Needs {
-    logprobs: Completions::None,
-    reference_logprobs: false,
-    collision: false,
-    sequence_nll: false,
-    states: States::PerToken,
-    reference_states: true,
-    raw_states: false,
-    directions: Directions::None,
-    output_grads: false,
-    parameter_grads: false,
-    flat_start: false,
-    evaluate_only: false,
-};
+pub const NEEDS: Needs = Needs { states: States::PerToken, reference_states: true, ..Needs::NONE };
 
 /// The policy's and the reference's states of a tap after `map` (`[m h]` → `[m w]`, token by token), each pooled to
 /// `[b w]` by what `map` gave.

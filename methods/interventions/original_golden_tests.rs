@@ -35,7 +35,7 @@ impl Inputs {
         let of_model = |model: &str, k: usize| {
             let states = self.of(model, &format!("hs.{k}"));
             let of = |x: &Tensor, mask: &Tensor| token_states(x, mask, mask);
-            TokenSides { chosen: of(&states.chosen, &attended.chosen), rejected: of(&states.rejected, &attended.rejected) }
+            Sides { chosen: of(&states.chosen, &attended.chosen), rejected: of(&states.rejected, &attended.rejected) }
         };
         // The original variants do not look at what was pooled already.
         let nothing = || Sides { chosen: Tensor::new(), rejected: Tensor::new() };

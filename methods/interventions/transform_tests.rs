@@ -9,7 +9,7 @@ use reprpo_plugin::tch::{self, Device};
 use super::mse::MseConfig;
 use super::prefvec::PrefVecConfig;
 use super::rank::RankConfig;
-use reprpo_plugin::testkit::{STEP, map, random, random_sides, tap};
+use reprpo_plugin::testkit::{STEP, map, model, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
 /// Enough of them that T cannot fit itself to their chance directions.
@@ -41,7 +41,7 @@ impl Transform for Free {
 fn built_in(name: &str, json: &str) -> Box<dyn Transform> {
     let entry = Registry::builtin().unwrap().transform(name).unwrap();
     let (site, matrix) = (Site::Residual(1), random(&[11, WIDTH]));
-    let cx = TransformCx { site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix };
+    let cx = TransformCx { model: &model(), site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix };
     entry.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu)).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use reprpo_core::registry::{Registry, TransformEntry};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
-use reprpo_plugin::testkit::{random, seeded};
+use reprpo_plugin::testkit::{model, random, seeded};
 
 const WIDTH: i64 = 12;
 
@@ -61,7 +61,7 @@ impl Model {
     }
 
     fn build_at(&self, site: &Site, width: i64, name: &str, json: &str) -> Result<Box<dyn Transform>> {
-        let cx = TransformCx { site, width, embedding: &self.embedding, unembedding: &self.unembedding };
+        let cx = TransformCx { model: &model(), site, width, embedding: &self.embedding, unembedding: &self.unembedding };
         Registry::builtin()?.transform(name)?.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
     }
 

@@ -9,7 +9,7 @@ use reprpo_core::config::TrainConfig;
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
-use reprpo_core::train::{AdamW, Group, Objective, Taps, accumulate};
+use reprpo_core::train::{AdamW, Group, Objective, Reference, Taps, accumulate};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_methods as _;
 use tch::Device;
@@ -37,8 +37,7 @@ fn measure(adapter: &str) {
     let adapted = Adapted::attach(adapter.as_ref(), &model, model.info().layers, 0).expect("attached");
     let dpo = registry.intervention("dpo").and_then(|entry| entry.build("{}", model.info())).expect("dpo");
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(dpo, taps);
-    objective.adapted(&adapted);
+    let mut objective = Objective::new(dpo, taps, Reference::default(), &adapted).expect("an objective");
     let mut optimiser = AdamW::new(vec![Group { parameters: adapted.parameters(), scale: 1.0 }], &TrainConfig::default());
     // The lengths of a short chat: what is in them does not matter to the clock.
     let tokens = |n: usize, from: usize| (0..n).map(|i| ((from + i * 7919) % 40_000) as i64).collect::<Vec<_>>();

@@ -1,49 +1,19 @@
 //! Where the command hands over to the engine: what it asks for, fully resolved, and what it gets back.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
 use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
-use reprpo_core::model::{Adapted, peft::Saved};
+use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
-use reprpo_core::session::{ChosenAdapter, Session};
+use reprpo_core::run::{AdapterChoice, attach_saved};
+use reprpo_core::session::Session;
 use reprpo_core::text::Findings;
-use reprpo_core::train;
 
 use crate::App;
 use crate::trained::warn_of_other_base;
-
-/// How a run begins.
-pub enum Start {
-    /// In a new folder, which does not exist yet or is empty.
-    New(PathBuf),
-    /// From the last checkpoint of the run in `folder`. With `inexact`, the run may differ from what the checkpoint was made with.
-    Resume { folder: PathBuf, inexact: bool },
-}
-
-impl Start {
-    /// The run's folder.
-    pub fn folder(&self) -> &Path {
-        match self {
-            Start::New(folder) | Start::Resume { folder, .. } => folder,
-        }
-    }
-}
-
-/// Trains, and judges the result where the experiment asks for it.
-///
-/// # Errors
-/// What cannot be loaded, built or trained; `Error::interrupted` when `stop` turned true, after a checkpoint.
-pub fn run(experiment: &Experiment, start: &Start, stop: &Arc<AtomicBool>, progress: &mut dyn Progress, app: &App<'_>) -> Result<Option<Evaluation>> {
-    let start = match start {
-        Start::New(folder) => train::Start::New(folder),
-        Start::Resume { folder, inexact } => train::Start::Resume { folder, inexact: *inexact },
-    };
-    train::run(experiment, start, app.registry, stop, progress)
-}
 
 /// How many tokens a pair may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,11 +132,10 @@ pub fn score(
 
 /// The experiment's model and data, with the adapter of that folder attached.
 fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Result<(Session, Option<Adapted>)> {
-    let saved = adapter.map(|dir| Saved::read(dir, app.registry)).transpose()?;
+    let saved = adapter.map(|dir| AdapterChoice::saved(dir, experiment, app.registry)).transpose()?;
     let session = Session::open(experiment, app.registry)?;
     let (Some(saved), Some(dir)) = (saved, adapter) else { return Ok((session, None)) };
     warn_of_other_base(dir, experiment, &session.source, &session.fingerprint, app)?;
-    let chosen = ChosenAdapter::new(experiment, Some(saved), app.registry)?;
-    let adapted = chosen.attach_whole(&session.model, experiment.train.seed)?;
+    let adapted = attach_saved(&saved, &session.model)?;
     Ok((session, Some(adapted)))
 }

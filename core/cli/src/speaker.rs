@@ -3,8 +3,9 @@
 use reprpo_core::api::Message;
 use reprpo_core::config::Layering;
 use reprpo_core::generate::{Answer, Sampling, Voice, endless};
-use reprpo_core::model::{Adapted, Model, peft::Saved};
-use reprpo_core::session::{ChosenAdapter, Loaded};
+use reprpo_core::model::{Adapted, Model};
+use reprpo_core::run::{AdapterChoice, attach_saved};
+use reprpo_core::session::Loaded;
 use reprpo_core::text::Tokenizer;
 use reprpo_core::{Error, Result};
 
@@ -40,7 +41,7 @@ impl Speaker {
         args::environment(&mut layers);
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
-        let saved = trained.as_ref().map(|trained| Saved::read(&trained.adapter, app.registry)).transpose()?;
+        let saved = trained.as_ref().map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry)).transpose()?;
         let Loaded { model, tokenizer, stops, describes, context, source, fingerprint } = Loaded::open(&experiment)?;
         app.printer.note(&describes);
         if stops.is_empty() {
@@ -49,13 +50,7 @@ impl Speaker {
         if let Some(trained) = &trained {
             trained.warn(&experiment, &source, &fingerprint, app)?;
         }
-        let adapted = match saved {
-            None => None,
-            Some(saved) => {
-                let chosen = ChosenAdapter::new(&experiment, Some(saved), app.registry)?;
-                Some(chosen.attach_whole(&model, experiment.train.seed)?)
-            }
-        };
+        let adapted = saved.map(|saved| attach_saved(&saved, &model)).transpose()?;
         Ok(Self { model, tokenizer, stops, adapted, sampling, system: said.system.clone(), context })
     }
 

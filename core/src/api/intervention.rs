@@ -3,20 +3,8 @@
 use tch::Tensor;
 
 use super::pairs::mean_of_counted;
-use super::{Axis, Counted, ModelInfo, Pairs, Plugin, Site};
+use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Side, Site};
 use crate::error::{Error, Result};
-
-/// Which completions need log-probabilities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Completions {
-    /// None: no output head, and no layer past the deepest tap.
-    #[default]
-    None,
-    /// The chosen one.
-    Chosen,
-    /// Both.
-    Both,
-}
 
 /// How a method sees the states at the run's taps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +41,15 @@ pub struct Needs {
     pub collision: bool,
     /// Policy and reference on the chosen sequence, each position against its own token: [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
+    /// KL(policy ‖ reference) at every completion token, with the policy's log-probabilities: [`TokenLogprobs::kl`]. Runs the
+    /// reference at every step.
+    ///
+    /// [`TokenLogprobs::kl`]: super::TokenLogprobs::kl
+    pub reference_kl: bool,
     /// States of the policy at the run's taps.
     pub states: States,
+    /// States of this side only; `None`: of both.
+    pub only: Option<Side>,
     /// States of the reference at the run's taps, seen as the policy's.
     pub reference_states: bool,
     /// Pooled states before the transform as well: [`TapStates::raw`](super::TapStates::raw).
@@ -73,16 +68,64 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// No need at all, for constants; the same as the default.
+    pub const NONE: Self = Self {
+        logprobs: Completions::None,
+        reference_logprobs: false,
+        collision: false,
+        sequence_nll: false,
+        reference_kl: false,
+        states: States::None,
+        only: None,
+        reference_states: false,
+        raw_states: false,
+        directions: Directions::None,
+        output_grads: false,
+        parameter_grads: false,
+        flat_start: false,
+        evaluate_only: false,
+    };
+
+    /// The completions whose states the method reads.
+    pub fn states_of(&self) -> Completions {
+        match (self.states, self.only) {
+            (States::None, _) => Completions::None,
+            (_, Some(Side::Chosen)) => Completions::Chosen,
+            (_, Some(Side::Rejected)) => Completions::Rejected,
+            (_, None) => Completions::Both,
+        }
+    }
+
+    /// Checks that the needs fit together.
+    ///
+    /// # Errors
+    /// Fails if one of them only makes sense with another that is missing.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |field: &str, with: &str| Err(Error::internal(format!("the method's `Needs` have `{field}`, but not `{with}`")));
+        match self {
+            Self { reference_kl: true, logprobs: Completions::None, .. } => wrong("reference_kl", "logprobs"),
+            Self { collision: true, logprobs: Completions::None, .. } => wrong("collision", "logprobs"),
+            Self { reference_logprobs: true, logprobs: Completions::None, .. } => wrong("reference_logprobs", "logprobs"),
+            Self { reference_states: true, states: States::None, .. } => wrong("reference_states", "states"),
+            Self { raw_states: true, states: States::None, .. } => wrong("raw_states", "states"),
+            _ => Ok(()),
+        }
+    }
+
     /// In words, for `reprpo explain`.
     pub fn describe(&self) -> String {
         let mut words = Vec::new();
         match self.logprobs {
             Completions::None => {}
             Completions::Chosen => words.push("log-probabilities of the chosen completion"),
+            Completions::Rejected => words.push("log-probabilities of the rejected completion"),
             Completions::Both => words.push("log-probabilities of both completions"),
         }
         if self.collision {
             words.push("the policy's collision probability at every completion token");
+        }
+        if self.reference_kl {
+            words.push("the divergence from the reference at every completion token, at every step");
         }
         if self.sequence_nll {
             words.push("both models' likelihood of the whole chosen sequence");
@@ -91,6 +134,11 @@ impl Needs {
             States::None => {}
             States::Pooled => words.push("pooled states at the taps"),
             States::PerToken => words.push("states of every token at the taps"),
+        }
+        match self.only {
+            Some(Side::Chosen) => words.push("only the chosen completion's states"),
+            Some(Side::Rejected) => words.push("only the rejected completion's states"),
+            None => {}
         }
         if self.raw_states {
             words.push("pooled states before the transform");

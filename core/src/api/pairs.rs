@@ -2,23 +2,14 @@
 
 use tch::{Kind, Tensor};
 
-use super::Site;
+use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
-
-/// The same thing for the chosen and the rejected completion.
-#[derive(Debug)]
-pub struct Sides {
-    /// Of y⁺.
-    pub chosen: Tensor,
-    /// Of y⁻.
-    pub rejected: Tensor,
-}
 
 /// Two sides differ if they are further apart than this many times the relative precision of their kind. A mean over some
 /// hundreds of equal states, summed in another order, is off by up to a few dozen times that precision.
 pub(crate) const ROUNDING: f64 = 64.0;
 
-impl Sides {
+impl Sides<Tensor> {
     /// True for each pair whose two vectors `[b w]` differ by more than rounding: `[b]`, bool.
     ///
     /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the precision of their
@@ -102,72 +93,151 @@ impl TokenStates {
     }
 }
 
-/// The same thing for the chosen and the rejected sequence.
+/// Values of one model for the sides that a method asked for.
 #[derive(Debug)]
-pub struct TokenSides {
-    /// Of x and y⁺.
-    pub chosen: TokenStates,
-    /// Of x and y⁻.
-    pub rejected: TokenStates,
+pub enum PerSide<T = Tensor> {
+    /// Values for both sides.
+    Both(Sides<T>),
+    /// The value for this side only.
+    One(Side, T),
 }
+
+impl<T> PerSide<T> {
+    /// The values of both sides.
+    fn both(&self, what: &str) -> Result<&Sides<T>> {
+        match self {
+            Self::Both(sides) => Ok(sides),
+            Self::One(side, _) => Err(missing(&format!("{what} of both sides"), &format!("only: None` instead of `only: Some(Side::{side:?})"))),
+        }
+    }
+
+    /// The value of one side.
+    fn of(&self, side: Side, what: &str) -> Result<&T> {
+        match self {
+            Self::Both(sides) => Ok(sides.get(side)),
+            Self::One(own, value) if *own == side => Ok(value),
+            Self::One(..) => Err(missing(&format!("{what} of the {} side", side.name()), "only")),
+        }
+    }
+}
+
+impl<T> From<Sides<T>> for PerSide<T> {
+    fn from(sides: Sides<T>) -> Self {
+        Self::Both(sides)
+    }
+}
+
+/// Values of the policy, and of the reference if the method asked for them.
+type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
+
+const STATES: &str = "states";
+const REFERENCE: &str = "reference states";
 
 /// The states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, pooled and transformed, each `[b h]`.
 #[derive(Debug)]
 pub struct TapStates {
     /// Where they were read.
     pub site: Site,
-    /// p⁺ and p⁻, with the adapter on.
-    pub policy: Sides,
-    reference: Option<Sides>,
-    raw: Option<(Sides, Option<Sides>)>,
-    tokens: Option<(TokenSides, Option<TokenSides>)>,
+    pooled: OfModels<Tensor>,
+    raw: Option<OfModels<Tensor>>,
+    tokens: Option<OfModels<TokenStates>>,
 }
 
 impl TapStates {
-    /// States of the policy, and of the reference where the method asked for them.
-    pub fn new(site: Site, policy: Sides, reference: Option<Sides>) -> Self {
-        Self { site, policy, reference, raw: None, tokens: None }
+    /// States of the policy, and of the reference where the method asked for them. Each is a [`Sides`], or a [`PerSide`].
+    pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
+        Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
 
-    /// Adds what was pooled before the transform: the policy's, and the reference's where the method asked for it.
+    /// Adds the states pooled before the transform: the policy's, and the reference's where the method asked for it.
     #[must_use]
-    pub fn with_raw(mut self, policy: Sides, reference: Option<Sides>) -> Self {
-        self.raw = Some((policy, reference));
+    pub fn with_raw<S: Into<PerSide>>(mut self, policy: S, reference: Option<S>) -> Self {
+        self.raw = Some((policy.into(), reference.map(Into::into)));
         self
     }
 
     /// Adds the states of every token: the policy's, and the reference's where the method asked for it.
     #[must_use]
-    pub fn with_tokens(mut self, policy: TokenSides, reference: Option<TokenSides>) -> Self {
-        self.tokens = Some((policy, reference));
+    pub fn with_tokens<S: Into<PerSide<TokenStates>>>(mut self, policy: S, reference: Option<S>) -> Self {
+        self.tokens = Some((policy.into(), reference.map(Into::into)));
         self
+    }
+
+    /// p⁺ and p⁻, with the adapter on.
+    ///
+    /// # Errors
+    /// Fails if the method only asked for one side.
+    pub fn policy(&self) -> Result<&Sides> {
+        self.pooled.0.both(STATES)
+    }
+
+    /// p of one side, with the adapter on.
+    ///
+    /// # Errors
+    /// Fails if the method only asked for the other side.
+    pub fn policy_of(&self, side: Side) -> Result<&Tensor> {
+        self.pooled.0.of(side, STATES)
     }
 
     /// r⁺ and r⁻, with the adapter off. They carry a gradient only into a transform's own parameters.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for them.
+    /// Fails if the method did not ask for them in its `Needs`.
     pub fn reference(&self) -> Result<&Sides> {
-        self.reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))
+        of_reference(&self.pooled.1)?.both(REFERENCE)
+    }
+
+    /// r of one side, with the adapter off.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for it in its `Needs`.
+    pub fn reference_of(&self, side: Side) -> Result<&Tensor> {
+        of_reference(&self.pooled.1)?.of(side, REFERENCE)
     }
 
     /// The policy's and the reference's states pooled before the transform, each `[b h]`.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for them.
+    /// Fails if the method did not ask for them in its `Needs`.
     pub fn raw(&self) -> Result<(&Sides, &Sides)> {
-        let (policy, reference) = self.raw.as_ref().ok_or_else(|| missing("states before the transform", "raw_states"))?;
-        Ok((policy, reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))?))
+        let what = "states before the transform";
+        let (policy, reference) = self.raw.as_ref().ok_or_else(|| missing(what, "raw_states"))?;
+        Ok((policy.both(what)?, of_reference(reference)?.both(what)?))
     }
 
     /// The policy's and the reference's transformed states of every token.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for them.
-    pub fn tokens(&self) -> Result<(&TokenSides, &TokenSides)> {
-        let (policy, reference) = self.tokens.as_ref().ok_or_else(|| missing("states of every token", "states: PerToken"))?;
-        Ok((policy, reference.as_ref().ok_or_else(|| missing("reference states", "reference_states"))?))
+    /// Fails if the method did not ask for them in its `Needs`.
+    pub fn tokens(&self) -> Result<(&Sides<TokenStates>, &Sides<TokenStates>)> {
+        Ok((self.policy_tokens()?, of_reference(&self.per_token()?.1)?.both(TOKENS)?))
     }
+
+    /// The policy's transformed states of every token.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for them in its `Needs`, or only asked for one side.
+    pub fn policy_tokens(&self) -> Result<&Sides<TokenStates>> {
+        self.per_token()?.0.both(TOKENS)
+    }
+
+    /// The policy's transformed states of every token of one side.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for them in its `Needs`.
+    pub fn policy_tokens_of(&self, side: Side) -> Result<&TokenStates> {
+        self.per_token()?.0.of(side, TOKENS)
+    }
+
+    fn per_token(&self) -> Result<&OfModels<TokenStates>> {
+        self.tokens.as_ref().ok_or_else(|| missing(TOKENS, "states: PerToken"))
+    }
+}
+
+const TOKENS: &str = "states of every token";
+
+fn of_reference<T>(reference: &Option<PerSide<T>>) -> Result<&PerSide<T>> {
+    reference.as_ref().ok_or_else(|| missing(REFERENCE, "reference_states"))
 }
 
 /// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next token, so this is
@@ -195,9 +265,17 @@ pub struct TokenLogprobs {
     pub tokens: Tensor,
     /// log Σ_v p(v)² where each token stands `[m]`, without a gradient; see [`collision`](Self::collision).
     pub log_collision: Option<Tensor>,
+    /// KL(policy ‖ reference) where each token stands `[m]`; see [`kl`](Self::kl).
+    pub kl: Option<Tensor>,
 }
 
 impl TokenLogprobs {
+    /// Log-probabilities `[m]` of the tokens of b completions, with the completion `[m]` that each token belongs to and the
+    /// number of tokens of each completion `[b]`.
+    pub fn new(per_token: Tensor, owner: Tensor, tokens: Tensor) -> Self {
+        Self { per_token, owner, tokens, log_collision: None, kl: None }
+    }
+
     /// logp(y|x) = Σ over completion tokens, `[b]`.
     pub fn sum(&self) -> Tensor {
         self.sum_of(&self.per_token)
@@ -222,28 +300,59 @@ impl TokenLogprobs {
     pub fn collision(&self) -> Result<&Tensor> {
         self.log_collision.as_ref().ok_or_else(|| missing("the collision probability", "collision"))
     }
+
+    /// KL(policy ‖ reference) = Σ_v π(v)·log(π(v)/r(v)) over the vocabulary where each token stands, in nats, `[m]`. It has a
+    /// gradient into the policy.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for it in its `Needs`, or if these are the reference's log-probabilities.
+    pub fn kl(&self) -> Result<&Tensor> {
+        self.kl.as_ref().ok_or_else(|| missing("the divergence from the reference", "reference_kl"))
+    }
 }
 
 /// Log-probabilities of a batch.
 #[derive(Debug)]
-pub struct Logprobs {
-    /// Of the chosen completions.
-    pub chosen: TokenLogprobs,
-    rejected: Option<TokenLogprobs>,
-}
+pub struct Logprobs(Sides<Option<TokenLogprobs>>);
 
 impl Logprobs {
     /// Log-probabilities of the chosen completions, and of the rejected where the method asked for both.
     pub fn new(chosen: TokenLogprobs, rejected: Option<TokenLogprobs>) -> Self {
-        Self { chosen, rejected }
+        Self(Sides { chosen: Some(chosen), rejected })
     }
 
-    /// Of the rejected completions.
+    /// Log-probabilities of the completions that the method asked for.
+    pub fn of_sides(sides: Sides<Option<TokenLogprobs>>) -> Self {
+        Self(sides)
+    }
+
+    /// Log-probabilities of the chosen completions.
     ///
     /// # Errors
-    /// Where the method's `Needs` asked for the chosen alone.
+    /// Fails if the method did not ask for them in its `Needs`.
+    pub fn chosen(&self) -> Result<&TokenLogprobs> {
+        self.of(Side::Chosen)
+    }
+
+    /// Log-probabilities of the rejected completions.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for them in its `Needs`.
     pub fn rejected(&self) -> Result<&TokenLogprobs> {
-        self.rejected.as_ref().ok_or_else(|| missing("log-probabilities of rejected completions", "logprobs: Both"))
+        self.of(Side::Rejected)
+    }
+
+    /// Log-probabilities of both completions.
+    ///
+    /// # Errors
+    /// Fails if the method did not ask for both in its `Needs`.
+    pub fn both(&self) -> Result<Sides<&TokenLogprobs>> {
+        Sides::try_of(|side| self.of(side))
+    }
+
+    fn of(&self, side: Side) -> Result<&TokenLogprobs> {
+        let found = self.0.get(side).as_ref();
+        found.ok_or_else(|| missing(&format!("log-probabilities of {} completions", side.name()), "logprobs"))
     }
 }
 
@@ -301,8 +410,8 @@ impl Pairs {
     /// # Errors
     /// Where the method's `Needs` did not ask for both completions of both models.
     pub fn log_ratios(&self) -> Result<Sides> {
-        let (policy, reference) = (self.policy()?, self.reference()?);
-        Ok(Sides { chosen: policy.chosen.sum() - reference.chosen.sum(), rejected: policy.rejected()?.sum() - reference.rejected()?.sum() })
+        let models = self.policy()?.both()?.zip(self.reference()?.both()?);
+        Ok(models.map(|(policy, reference)| policy.sum() - reference.sum()))
     }
 
     /// The mean of `per_tap` over the taps, each of which gives any shape.

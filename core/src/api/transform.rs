@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Init, Parameter, Plugin, Site};
+use super::{Init, ModelInfo, Parameter, Plugin, Site};
 use crate::error::Result;
 
 /// What stands around the states of m tokens that a map is given. Both are absent where a map that does not read them
@@ -39,6 +39,8 @@ pub trait Transform: Send {
 /// What a [`Transform`] is made for.
 #[derive(Debug)]
 pub struct TransformCx<'a> {
+    /// The shape of the model.
+    pub model: &'a ModelInfo,
     /// Where it reads.
     pub site: &'a Site,
     /// h.

@@ -256,6 +256,11 @@ impl Experiment {
         }
     }
 
+    /// The intervention and the adapter, in words.
+    pub fn methods(&self) -> String {
+        format!("intervention `{}` and adapter `{}`", self.intervention.name, self.adapter.name)
+    }
+
     /// As TOML that [`read`](Self::read) takes back to the same experiment. A value that is not set reads `"none"`,
     /// because its default may be one that is.
     pub fn to_toml(&self) -> String {

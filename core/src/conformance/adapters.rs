@@ -9,13 +9,13 @@ use super::fixture::pairs;
 use super::measure::{difference, largest};
 use super::training::{STEP, refs};
 use super::{Bench, Case, Invariant, Method, Verdict};
-use crate::api::{AdaptedPart, Axis, Completions, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows};
+use crate::api::{AdaptedPart, Axis, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows};
+use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
 use crate::model::peft::{self, Saved};
 use crate::registry::Registry;
 use crate::train::accumulate;
-use crate::train::batch::{Holds, PairBatch};
 
 /// What every adapter is held to, whatever it is trained with.
 pub const ADAPTERS: &[Invariant] = &[
@@ -31,8 +31,7 @@ pub const ADAPTERS: &[Invariant] = &[
 fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
-    let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
-    let batch = PairBatch::of(&refs(&pairs), holds, &bench.model)?;
+    let batch = PairBatch::of(&refs(&pairs), BatchSpec::SCORED, &bench.model)?;
     let reached = bench.model.forward(&batch.stream, Request { adapted: on.then_some(&bench.adapted), hidden: true, ..Request::default() })?;
     bench.model.logits(reached.hidden.as_ref().ok_or_else(|| Error::internal("no last hidden state"))?)
 }

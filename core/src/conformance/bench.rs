@@ -1,13 +1,18 @@
 //! A case put together on a model of its own.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use super::stand_ins::Untransformed;
 use super::{Case, fixture};
-use crate::api::{Adapter, Init, Pooling, Site, States, Transform, TransformCx};
+use crate::api::{Adapter, Init, Pooling, Site, States, TransformCx};
+use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::{Adapted, Model};
-use crate::train::{Objective, Taps};
+use crate::run::AdapterChoice;
+use crate::run::assemble::{Assembled, Parts, taps};
+use crate::train::Objective;
 
 /// A case put together on a model of its own.
 pub(crate) struct Bench {
@@ -26,28 +31,20 @@ impl Bench {
         let frozen = weights.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         let model = fixture::of_weights(fixture::BLOCKS, weights, Kind::Double)?;
         let intervention = case.intervention.entry.build(&case.intervention.json, model.info())?;
-        let adapter = case.adapter.entry.build(&case.adapter.json)?;
-        let mut taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-        if intervention.needs().states > States::None {
-            // The last one is after the final norm, and reached by whatever any block does.
-            taps.sites = vec![Site::Residual(1), Site::Residual(model.info().layers)];
-            let (embedding, unembedding) = model.embeddings();
-            for (i, site) in taps.sites.iter().enumerate() {
-                let cx = TransformCx { site, width: model.info().width(site)?, embedding, unembedding };
-                let transform: Box<dyn Transform> = match &case.transform {
-                    None => Box::new(Untransformed),
-                    Some(method) => {
-                        let mut init = Init::new(seed, &format!("transform.{i}"), Kind::Double, model.device());
-                        method.entry.build(&method.json, &cx, &mut init)?
-                    }
-                };
-                taps.transforms.push(transform);
-                taps.transform_of.push(i);
-            }
-        }
-        let mut objective = Objective::new(intervention, taps);
-        let adapted = Adapted::attach(adapter.as_ref(), &model, objective.depth(&model)?, seed)?;
-        objective.adapted(&adapted);
+        // The last one is after the final norm, and reached by whatever any block does.
+        let sites = [Site::Residual(1), Site::Residual(model.info().layers)];
+        let sites = if intervention.needs().states > States::None { &sites[..] } else { &[] };
+        let train = TrainConfig { seed, ..TrainConfig::default() };
+        let build = |cx: &TransformCx<'_>, init: &mut Init| match &case.transform {
+            None => Ok(Box::new(Untransformed) as _),
+            Some(method) => method.entry.build(&method.json, cx, init),
+        };
+        let taps = taps(sites, Pooling::Completion, &model, &train, build)?;
+        let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
+        // Whether a flat start is left is up to the check.
+        let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: false };
+        let Assembled { adapted, objective, .. } = Assembled::new(&model, parts, &train)?;
+        let adapter = adapter.adapter;
         Ok(Self { model, frozen, adapter, adapted, objective })
     }
 

@@ -146,7 +146,7 @@ fn made(entry: Entry, json: &str) -> Result<()> {
         Entry::Transform(entry) => {
             let site = Site::Residual(1);
             let (embedding, unembedding) = model.embeddings();
-            let cx = TransformCx { site: &site, width: model.info().width(&site)?, embedding, unembedding };
+            let cx = TransformCx { model: model.info(), site: &site, width: model.info().width(&site)?, embedding, unembedding };
             entry.build(json, &cx, &mut Init::new(0, "", Dtype::Double, model.device())).map(drop)
         }
         Entry::Tap(entry) => entry.build(json).map(drop),

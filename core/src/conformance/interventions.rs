@@ -28,7 +28,7 @@ fn bare(case: &Case) -> Result<Verdict> {
 /// policy alone.
 fn partial() -> Pairs {
     let numbers = |shape: &[i64]| Tensor::ones(shape, (Kind::Double, Device::Cpu));
-    let chosen = TokenLogprobs { per_token: -numbers(&[2]), owner: numbers(&[2]).to_kind(Kind::Int64) - 1, tokens: numbers(&[1]) * 2.0, log_collision: None };
+    let chosen = TokenLogprobs::new(-numbers(&[2]), numbers(&[2]).to_kind(Kind::Int64) - 1, numbers(&[1]) * 2.0);
     let tap = TapStates::new(Site::Residual(1), Sides { chosen: numbers(&[1, 4]), rejected: -numbers(&[1, 4]) }, None);
     Pairs::new(1, vec![tap], Some(Logprobs::new(chosen, None)), None)
 }

@@ -79,7 +79,7 @@ impl Intervention for MarginAndStatesConfig {
         // A squared length would be the same after a rotation, and say nothing of a transform that is one.
         let distance = |a: &Tensor, b: &Tensor| ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0;
         let states = pairs.mean_over_taps(|tap: &TapStates| {
-            let (p, r) = (&tap.policy, tap.reference()?);
+            let (p, r) = (tap.policy()?, tap.reference()?);
             Ok(distance(&p.rejected, &r.chosen) + distance(&p.chosen, &r.chosen))
         })?;
         Ok(Loss::new((margin + states).mean(None::<Kind>)))

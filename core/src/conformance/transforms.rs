@@ -26,7 +26,7 @@ fn made(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn 
     let site = Site::Residual(2);
     let width = model.info().width(&site)?;
     let (embedding, unembedding) = model.embeddings();
-    let cx = TransformCx { site: &site, width, embedding, unembedding };
+    let cx = TransformCx { model: model.info(), site: &site, width, embedding, unembedding };
     Ok((method.entry.build(&method.json, &cx, &mut Init::new(seed, "transform", Kind::Double, model.device()))?, width))
 }
 

@@ -2,16 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tch::Tensor;
+use tch::Kind;
 
 use super::statistics::{CompletionScore, PairScore};
-use crate::api::Completions;
+use crate::api::{Side, Sides};
+use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
-use crate::train::batch::{Holds, PairBatch};
 
 /// Scores every pair, in the order given, with the adapter where one is given. A pass holds at most `tokens` tokens, or
 /// one pair.
@@ -40,14 +40,13 @@ pub fn score_pairs(
             total <= tokens
         });
         let (now, later) = rest.split_at(fits.count().max(1));
-        let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
-        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), holds, model)?;
+        let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model)?;
         let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
             let (logps, _) = model.logprobs(hidden, &batch.predicted, Detail::None)?;
-            let sums =
-                |rejected| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(Tensor::to_kind(&batch.tokens_of(&logps, rejected)?.sum(), tch::Kind::Double))?) };
-            for ((pair, chosen), rejected) in now.iter().zip(sums(false)?).zip(sums(true)?) {
+            let sums = |side: Side| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(batch.tokens_of(&logps, side)?.sum().to_kind(Kind::Double))?) };
+            let Sides { chosen, rejected } = Sides::try_of(sums)?;
+            for ((pair, chosen), rejected) in now.iter().zip(chosen).zip(rejected) {
                 scores.push(PairScore {
                     index: pair.row,
                     chosen: CompletionScore { logp_sum: chosen, tokens: pair.chosen.len() },

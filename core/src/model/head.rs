@@ -87,4 +87,30 @@ impl Model {
         };
         Ok((joined(&logps)?, stats))
     }
+
+    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token `[m]`, from the last hidden states of both
+    /// `[n hidden]`, in float32 (float64 in a float64 model). It has a gradient into `hidden`, and none into `reference`.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn divergence(&self, hidden: &Tensor, reference: &Tensor, predicted: &Predicted) -> Result<Tensor> {
+        let (hidden, reference) = (hidden.f_index_select(0, &predicted.rows)?, reference.f_detach()?.f_index_select(0, &predicted.rows)?);
+        let m = hidden.size()[0];
+        let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
+        let log_softmax = |states: &Tensor, start: i64, len: i64| -> Result<Tensor> {
+            let logits = self.logits(&states.f_narrow(0, start, len)?)?;
+            let kind = if self.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            Ok(logits.f_log_softmax(-1, kind)?)
+        };
+        let mut parts = Vec::new();
+        let mut start = 0;
+        while start < m {
+            let len = step.min(m - start);
+            let log_r = tch::no_grad(|| log_softmax(&reference, start, len))?;
+            let log_p = log_softmax(&hidden, start, len)?;
+            parts.push(log_p.f_exp()?.f_mul(&log_p.f_sub(&log_r)?)?.f_sum_dim_intlist(-1, false, None::<Kind>)?);
+            start += len;
+        }
+        Ok(Tensor::f_cat(&parts, 0)?)
+    }
 }

@@ -8,24 +8,23 @@ use serde_json::json;
 use tch::{Device, Kind};
 
 use super::*;
-use crate::api::Completions;
+use crate::api::Side;
+use crate::batch::{BatchSpec, PairBatch};
 use crate::generate::{Sampling, generate};
 use crate::testing::tiny::{Case, Fixture};
 use crate::text::TokenPair;
-use crate::train::batch::{Holds, PairBatch};
 
-const HOLDS: Holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
 /// Σ log p of both completions of each pair, with `together` pairs in each forward pass.
 fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> {
     let _guard = tch::no_grad_guard();
     let of = |some: &[TokenPair]| {
-        let batch = PairBatch::of(&some.iter().collect::<Vec<_>>(), HOLDS, model).unwrap();
+        let batch = PairBatch::of(&some.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model).unwrap();
         let hidden = model.forward(&batch.stream, Request { hidden: true, ..Request::default() }).unwrap().hidden.unwrap();
         let (logps, _) = model.logprobs(&hidden, &batch.predicted, Detail::None).unwrap();
         let side = |rejected| Vec::<f64>::try_from(batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double)).unwrap();
-        side(false).into_iter().zip(side(true)).map(|(chosen, rejected)| [chosen, rejected]).collect::<Vec<_>>()
+        side(Side::Chosen).into_iter().zip(side(Side::Rejected)).map(|(chosen, rejected)| [chosen, rejected]).collect::<Vec<_>>()
     };
     pairs.chunks(together).flat_map(of).collect()
 }
@@ -130,7 +129,7 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
     let pairs = fixture.pairs();
     let tokens = |rope: &str| {
         let model = fixture.model(&fixture.case("llama", rope), Kind::Float);
-        PairBatch::of(&[&pairs[0], &pairs[2]], HOLDS, &model).unwrap().stream.layout.tokens()
+        PairBatch::of(&[&pairs[0], &pairs[2]], BatchSpec::SCORED, &model).unwrap().stream.layout.tokens()
     };
     // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6. Three of them fit into the original
     // context of 12 with it, so the fourth needs its own copy of the prompt.

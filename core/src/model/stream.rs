@@ -17,6 +17,8 @@ pub struct Segment {
     pub len: usize,
     /// The segment whose tokens come before it in its sequence.
     pub continues: Option<usize>,
+    /// True if its tokens belong to the prompt of every sequence that contains it.
+    pub prompt: bool,
 }
 
 impl Segment {
@@ -128,10 +130,20 @@ impl StreamBuilder {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
 
-    /// Appends a segment, and gives its index.
+    /// Appends a segment of a prompt, and returns its index.
     ///
     /// # Errors
-    /// An empty segment, or one that continues a segment of an earlier tree.
+    /// Fails as [`push`](Self::push) does.
+    pub fn push_prompt(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
+        let index = self.push(ids, continues)?;
+        self.layout.segments[index].prompt = true;
+        Ok(index)
+    }
+
+    /// Appends a segment that does not belong to a prompt, and returns its index.
+    ///
+    /// # Errors
+    /// Fails if the segment is empty, or if it continues a segment of an earlier tree.
     pub fn push(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
         if ids.is_empty() {
             return Err(Error::internal("a segment of a stream holds no token"));
@@ -145,7 +157,7 @@ impl StreamBuilder {
             Some(parent) if parent < index && self.layout.roots.last().is_some_and(|root| parent >= *root) => {}
             Some(parent) => return Err(Error::internal(format!("segment {index} continues segment {parent}, which is not in the last tree"))),
         }
-        self.layout.segments.push(Segment { start: self.ids.len(), len: ids.len(), continues });
+        self.layout.segments.push(Segment { start: self.ids.len(), len: ids.len(), continues, prompt: false });
         self.ids.extend_from_slice(ids);
         Ok(index)
     }
@@ -205,23 +217,31 @@ impl Stream {
         }
     }
 
-    /// Where the rows stand in their prompts, which are the segments that continue none.
+    /// The places of the rows in their prompts.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if prompts of different lengths share a segment, or if memory runs out.
     pub fn prompt_places(&self) -> Result<PromptPlaces> {
+        let segments = self.layout.segments();
+        let mut behind: Vec<Option<usize>> = vec![None; segments.len()];
+        // Descendants come after their ancestors.
+        for (i, segment) in segments.iter().enumerate().rev().filter(|(_, segment)| segment.prompt) {
+            let tokens = *behind[i].get_or_insert(0) + segment.len;
+            let Some(parent) = segment.continues else { continue };
+            if *behind[parent].get_or_insert(tokens) != tokens {
+                return Err(Error::internal("prompts of different lengths share a segment, so its places from the end are not known"));
+            }
+        }
         let (mut from_start, mut from_end) = (Vec::new(), Vec::new());
-        for segment in self.layout.segments() {
-            let len = segment.len as i64;
-            match segment.continues {
-                None if self.layout.past == 0 => {
-                    from_start.extend(0..len);
-                    from_end.extend((0..len).rev());
-                }
-                _ => {
-                    from_start.extend(std::iter::repeat_n(-1, segment.len));
-                    from_end.extend(std::iter::repeat_n(-1, segment.len));
-                }
+        for (i, segment) in segments.iter().enumerate() {
+            if segment.prompt {
+                let (first, len) = (self.layout.offset(i) as i64, segment.len as i64);
+                let last = behind[i].unwrap_or(0) as i64;
+                from_start.extend(first..first + len);
+                from_end.extend((last..last + len).rev());
+            } else {
+                from_start.extend(std::iter::repeat_n(-1, segment.len));
+                from_end.extend(std::iter::repeat_n(-1, segment.len));
             }
         }
         let tensor = |v: &[i64]| Tensor::from_slice(v).f_to_device(self.ids.device());
@@ -244,7 +264,7 @@ impl Stream {
             if mask[len..].iter().any(|m| *m != 0) {
                 return Err(Error::new(format!("row {row} of the mask is not right-padded")));
             }
-            builder.push(&ids[..len], None)?;
+            builder.push_prompt(&ids[..len], None)?;
         }
         builder.finish(device)
     }
@@ -268,6 +288,23 @@ mod tests {
         assert_eq!(s.layout.longest(), 5);
         let lengths: Vec<_> = s.layout.sequence_lengths().iter().map(|l| (l.shortest, l.longest)).collect();
         assert_eq!(lengths, [(4, 5), (5, 5), (4, 4), (2, 2)]);
+    }
+
+    #[test]
+    fn places_in_a_prompt_are_counted_along_its_segments() {
+        let mut b = StreamBuilder::default();
+        let beginning = b.push_prompt(&[5, 6], None).unwrap();
+        let rest = b.push_prompt(&[7, 8, 9], Some(beginning)).unwrap();
+        b.push(&[1, 2], Some(rest)).unwrap();
+        b.push(&[3], Some(beginning)).unwrap();
+        let places = b.finish(Device::Cpu).unwrap().prompt_places().unwrap();
+        assert_eq!(Vec::<i64>::try_from(&places.from_start).unwrap(), [0, 1, 2, 3, 4, -1, -1, -1]);
+        assert_eq!(Vec::<i64>::try_from(&places.from_end).unwrap(), [4, 3, 2, 1, 0, -1, -1, -1]);
+        let mut b = StreamBuilder::default();
+        let shared = b.push_prompt(&[5, 6], None).unwrap();
+        b.push_prompt(&[7], Some(shared)).unwrap();
+        b.push_prompt(&[8, 9], Some(shared)).unwrap();
+        assert!(b.finish(Device::Cpu).unwrap().prompt_places().is_err());
     }
 
     #[test]

@@ -247,7 +247,7 @@ const LAYOUT: u64 = {
         offset_of!(api::Needs, output_grads),
         offset_of!(api::Pairs, len),
         offset_of!(api::Pairs, taps),
-        offset_of!(api::TapStates, policy),
+        offset_of!(api::TapStates, site),
         offset_of!(api::TokenLogprobs, tokens),
         offset_of!(api::Loss, metrics),
         offset_of!(api::OutputGrad, owner),

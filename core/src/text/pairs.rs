@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Findings, Tokenizer};
-use crate::api::{Message, PreferencePair, TemplateArgs, Text};
+use crate::api::{Message, PreferencePair, Side, TemplateArgs, Text};
 use crate::error::{Error, Result};
 
 /// How pairs are tokenised, and how many tokens they may have.
@@ -50,6 +50,14 @@ pub struct TokenPair {
 }
 
 impl TokenPair {
+    /// The completion on one side.
+    pub fn completion(&self, side: Side) -> &[i64] {
+        match side {
+            Side::Chosen => &self.chosen,
+            Side::Rejected => &self.rejected,
+        }
+    }
+
     /// Tokens of both sequences, the prompt counted twice, as TRL counts them.
     pub fn tokens(&self) -> usize {
         2 * self.prompt.len() + self.chosen.len() + self.rejected.len()

@@ -2,14 +2,14 @@
 
 use tch::{Kind, Tensor};
 
-use super::batch::PairBatch;
 use crate::api::{Axis, Directions, Intervention, Needs, Pooling, ROUNDING, Sides, Site, precision};
+use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
 /// The places, and d = pool(y⁺) − pool(y⁻) there.
 #[derive(Debug, Default)]
-pub struct Directed {
+pub struct ModuleDirections {
     whose: Directions,
     sites: Vec<Site>,
     /// Of the latest batch `[b w]`, one a site.
@@ -49,7 +49,7 @@ impl Sum {
     }
 }
 
-impl Directed {
+impl ModuleDirections {
     /// The places of `adapted` that a method with these needs looks at.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
@@ -74,7 +74,7 @@ impl Directed {
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn directions(&mut self, whose: Directions, states: &[Tensor], batch: &PairBatch, weight: f64) -> Result<()> {
+    pub fn read(&mut self, whose: Directions, states: &[Tensor], batch: &PairBatch, weight: f64) -> Result<()> {
         if whose != self.whose || self.sites.is_empty() {
             return Ok(());
         }
@@ -82,7 +82,7 @@ impl Directed {
         let mut step = std::mem::take(&mut self.step).into_iter();
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
-            let sides = Sides { chosen: batch.pool(s, Pooling::Completion, false)?, rejected: batch.pool(s, Pooling::Completion, true)? };
+            let sides = Sides::try_of(|side| batch.pool(s, Pooling::Completion, side))?;
             // A pair whose states are equal has no direction there. The difference that rounding leaves means nothing.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;

@@ -1,24 +1,18 @@
-//! Training: from pairs to a trained adapter.
+//! The parts of training: the objective over a batch, the gradient of a step, the optimiser and the schedule.
 
-pub mod batch;
-mod checkpoint;
-mod closing;
 mod directions;
-mod folder;
 mod objective;
 mod optimiser;
-mod prior;
 mod reference;
-mod run;
 mod schedule;
 mod start;
 mod step;
-mod transforms;
+mod taps;
 
-pub use objective::{Evaluated, Objective, Taps};
+pub use objective::{Evaluated, Objective};
 pub use optimiser::{AdamW, Group};
-pub use prior::{Prior, clear};
-pub use run::{Start, judge, run};
+pub use reference::Reference;
 pub use schedule::learning_rate;
 pub use start::leave_flat_start;
 pub use step::{Accumulated, LeftOut, accumulate};
+pub use taps::Taps;

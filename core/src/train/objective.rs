@@ -1,89 +1,20 @@
 //! From a batch to a loss: runs what the method's `Needs` ask for, and nothing more.
 
-#[cfg(test)]
-mod tests;
-
 use tch::{Kind, Tensor};
 
-use super::batch::{Holds, PairBatch};
-use super::directions::Directed;
-use super::reference::Reference;
+use super::directions::ModuleDirections;
+use super::reference::{Observed, Reference};
+use super::taps::Taps;
 use crate::api::{
-    Around, Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, Pooling, SequenceNll, Sides, Site, States, StepInfo, TapStates,
-    TokenSides, TokenStates, Transform,
+    Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide, Pooling, SequenceNll, Side, Sides, Site, States, StepInfo,
+    TapStates,
 };
+use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Error, Result};
 use crate::ffi::{HookErrors, register_hook};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model, TokenStats};
 use crate::text::TokenPair;
-
-/// Where states are read, and what they go through before they are compared.
-pub struct Taps {
-    /// The places, in the order of a pass.
-    pub sites: Vec<Site>,
-    /// How tokens become one vector.
-    pub pooling: Pooling,
-    /// The maps; a shared one stands here once.
-    pub transforms: Vec<Box<dyn Transform>>,
-    /// Which of the maps each site goes through.
-    pub transform_of: Vec<usize>,
-}
-
-impl Taps {
-    /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
-    pub fn pool_first(&self) -> bool {
-        self.pooling != Pooling::Original && self.transforms.iter().all(|t| t.linear())
-    }
-
-    fn transform(&self, tap: usize) -> &dyn Transform {
-        self.transforms[self.transform_of[tap]].as_ref()
-    }
-
-    /// T of states that were pooled before.
-    pub fn of_pooled(&self, tap: usize, pooled: &Tensor) -> Result<Tensor> {
-        self.transform(tap).forward(pooled, &Around::default())
-    }
-
-    /// Pooled, transformed states of one side, from those of all taps `[n w]` over the batch's stream.
-    pub fn pooled(&self, tap: usize, states: &[Tensor], batch: &PairBatch, rejected: bool) -> Result<Tensor> {
-        if self.pool_first() {
-            return self.of_pooled(tap, &batch.pool(&states[tap], self.pooling, rejected)?);
-        }
-        if self.pooling == Pooling::Original {
-            let tokens = self.tokens(tap, states, batch, rejected)?;
-            return Ok(tokens.pool_original(&tokens.states));
-        }
-        let rows = batch.rows(self.pooling, rejected)?;
-        rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
-    }
-
-    /// Transformed states of every token of one side's sequences.
-    pub fn tokens(&self, tap: usize, states: &[Tensor], batch: &PairBatch, rejected: bool) -> Result<TokenStates> {
-        let rows = batch.rows(Pooling::All, rejected)?;
-        let transformed = self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?;
-        Ok(TokenStates {
-            attended: rows.completion.ones_like(),
-            owner: rows.owner.shallow_clone(),
-            completion: rows.completion.shallow_clone(),
-            states: transformed,
-            sequences: batch.len() as i64,
-        })
-    }
-
-    fn transformed(&self, tap: usize, states: &[Tensor], batch: &PairBatch, gather: impl Fn(&Tensor) -> Result<Tensor>, last: &Tensor) -> Result<Tensor> {
-        let picked = |i: usize| -> Result<Tensor> { Ok(gather(&states[i])?.f_to_kind(batch.kind())?) };
-        let h = picked(tap)?;
-        let before = tap.checked_sub(1).filter(|i| states[*i].size()[1] == h.size()[1]);
-        let around = Around { previous: before.map(picked).transpose()?, last: Some(last.shallow_clone()) };
-        self.transform(tap).forward(&h, &around)
-    }
-
-    /// The transforms' trainable tensors, as `number.key`.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        self.transforms.iter().enumerate().flat_map(|(i, t)| t.parameters().into_iter().map(move |p| (format!("{i}.{}", p.key), p.tensor))).collect()
-    }
-}
 
 /// A training objective over a model.
 pub struct Objective {
@@ -91,7 +22,7 @@ pub struct Objective {
     needs: Needs,
     taps: Taps,
     reference: Reference,
-    directed: Directed,
+    directions: ModuleDirections,
     hook_errors: HookErrors,
 }
 
@@ -105,10 +36,16 @@ pub struct Evaluated {
 }
 
 impl Objective {
-    /// Of a method that reads its states, where it needs any, at `taps`.
-    pub fn new(intervention: Box<dyn Intervention>, taps: Taps) -> Self {
+    /// The objective of a method that reads its states, if it needs any, at `taps`, compares the policy with `reference`, and
+    /// trains `adapted`.
+    ///
+    /// # Errors
+    /// Fails if the method's `Needs` contradict each other.
+    pub fn new(intervention: Box<dyn Intervention>, taps: Taps, reference: Reference, adapted: &Adapted) -> Result<Self> {
         let needs = intervention.needs();
-        Self { intervention, needs, taps, reference: Reference::default(), directed: Directed::default(), hook_errors: HookErrors::default() }
+        needs.check()?;
+        let directions = ModuleDirections::new(&needs, adapted);
+        Ok(Self { intervention, needs, taps, reference, directions, hook_errors: HookErrors::default() })
     }
 
     /// What the method needs.
@@ -126,38 +63,24 @@ impl Objective {
         &self.taps
     }
 
-    /// Takes another reference than the base model.
-    pub fn compare_with(&mut self, reference: Reference) {
-        self.reference = reference;
-    }
-
     /// What is kept of the reference, for a checkpoint.
     pub fn reference(&mut self) -> &mut Reference {
         &mut self.reference
     }
 
-    /// How many blocks of the model a step runs.
+    /// Lays out a batch of these pairs as the method needs it.
     ///
     /// # Errors
-    /// A site that the model does not have.
-    pub fn depth(&self, model: &Model) -> Result<usize> {
-        // A method that trains nothing says nothing of depth: its adapter is that of the whole model.
-        model.depth(&self.taps.sites, self.needs.logprobs > Completions::None || self.needs.sequence_nll || self.needs.evaluate_only)
-    }
-
-    /// Learns what the adapter changes, where the method works on its gradients.
-    pub fn adapted(&mut self, adapted: &Adapted) {
-        self.directed = Directed::new(&self.needs, adapted);
-    }
-
-    /// The batch of these pairs that the method needs.
-    ///
-    /// # Errors
-    /// Where the device runs out of memory.
+    /// Fails if the device runs out of memory.
     pub fn batch(&self, pairs: &[&TokenPair], model: &Model) -> Result<PairBatch> {
-        let both = self.needs.states > States::None || self.needs.directions != Directions::None;
-        let holds = Holds { logprobs: self.needs.logprobs, rejected: both, apart: self.needs.output_grads };
-        PairBatch::of(pairs, holds, model)
+        let needs = &self.needs;
+        let mut states = needs.states_of();
+        if needs.directions != Directions::None {
+            states = Completions::Both;
+        } else if needs.sequence_nll {
+            states = states.or(Completions::Chosen);
+        }
+        PairBatch::of(pairs, BatchSpec { logprobs: needs.logprobs, states, apart: needs.output_grads }, model)
     }
 
     /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the optimiser step.
@@ -165,12 +88,12 @@ impl Objective {
     /// # Errors
     /// What the method or libtorch says.
     pub fn loss(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo, weight: f64) -> Result<Evaluated> {
-        let seen = self.reference.observe(model, batch, &self.needs, &self.taps, self.directed.sites(Directions::Reference))?;
-        self.directed.directions(Directions::Reference, &seen.directed, batch, weight)?;
+        let observed = self.reference.observe(model, batch, &self.needs, &self.taps, self.directions.sites(Directions::Reference))?;
+        self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
 
-        let hidden = self.needs.logprobs > Completions::None || self.needs.sequence_nll;
-        let policy_directed = self.directed.sites(Directions::Policy);
-        let sites: Vec<Site> = self.taps.sites.iter().chain(policy_directed).cloned().collect();
+        let hidden = self.needs.logprobs.any() || self.needs.sequence_nll;
+        let policy_directions = self.directions.sites(Directions::Policy);
+        let sites: Vec<Site> = self.taps.sites.iter().chain(policy_directions).cloned().collect();
         let hook = |site: &Site, y: Tensor| {
             if self.needs.output_grads {
                 self.hook(site, &y, batch, weight)?;
@@ -180,25 +103,26 @@ impl Objective {
         let mut reached = model
             .forward(&batch.stream, Request { adapted: Some(adapted), train: true, sites: &sites, hidden, intercept: Some(&hook), ..Request::default() })?;
         let at_modules = reached.states.split_off(self.taps.sites.len());
-        self.directed.directions(Directions::Policy, &at_modules, batch, weight)?;
+        self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
 
         let mut metrics = Vec::new();
         let policy = match &reached.hidden {
-            Some(hidden) if self.needs.logprobs > Completions::None => {
+            Some(hidden) if self.needs.logprobs.any() => {
                 let detail = if self.needs.collision { Detail::MetricsAndCollision } else { Detail::Metrics };
                 let (logps, stats) = model.logprobs(hidden, &batch.predicted, detail)?;
                 if let Some(stats) = &stats {
                     metrics = self.metrics(batch, &logps, stats)?;
                 }
-                Some(self.logprobs(batch, &logps, stats.and_then(|s| s.log_collision).as_ref())?)
+                let kl = observed.hidden.as_ref().map(|reference| model.divergence(hidden, reference, &batch.predicted)).transpose()?;
+                Some(self.logprobs(batch, &logps, stats.and_then(|s| s.log_collision).as_ref(), kl.as_ref())?)
             }
             _ => None,
         };
-        let reference = if self.needs.reference_logprobs { Some(self.logprobs(batch, &self.reference.logprobs(batch, model)?, None)?) } else { None };
-        let taps = (0..self.taps.sites.len()).map(|tap| self.tap_states(tap, &reached.states, &seen.states, batch)).collect::<Result<_>>()?;
+        let reference = if self.needs.reference_logprobs { Some(self.logprobs(batch, &self.reference.logprobs(batch, model)?, None, None)?) } else { None };
+        let taps = (0..self.taps.sites.len()).map(|tap| self.tap_states(tap, &reached.states, &observed, batch)).collect::<Result<_>>()?;
         let mut pairs = Pairs::new(batch.len(), taps, policy, reference);
-        if let (true, Some(hidden), Some(reference)) = (self.needs.sequence_nll, &reached.hidden, seen.own_logprobs) {
-            let rows = batch.rows(Pooling::All, false)?;
+        if let (true, Some(hidden), Some(reference)) = (self.needs.sequence_nll, &reached.hidden, observed.own_logprobs) {
+            let rows = batch.rows(Pooling::All, Side::Chosen)?;
             let own = model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0;
             pairs = pairs.with_sequence_nll(SequenceNll {
                 policy: -own,
@@ -248,66 +172,60 @@ impl Objective {
     /// What the method says.
     pub fn map_gradients(&mut self, adapted: &Adapted) -> Result<()> {
         if self.needs.parameter_grads {
-            self.directed.map_gradients(self.intervention.as_ref(), adapted)?;
+            self.directions.map_gradients(self.intervention.as_ref(), adapted)?;
         }
-        self.directed.reset();
+        self.directions.reset();
         Ok(())
     }
 
     /// Places the method's map of the gradient at an adapted output.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
-        let direction = self.directed.of_batch(site)?;
+        let direction = self.directions.of_batch(site)?;
         let map = self.intervention.output_grad(OutputGrad { site: site.clone(), direction, owner: batch.row_owner()?, weight })?;
         register_hook(y, map, &self.hook_errors)
     }
 
-    fn tap_states(&self, tap: usize, policy: &[Tensor], live: &[Tensor], batch: &PairBatch) -> Result<TapStates> {
-        let taps = &self.taps;
-        let sides = |states: &[Tensor]| -> Result<Sides> {
-            Ok(Sides { chosen: taps.pooled(tap, states, batch, false)?, rejected: taps.pooled(tap, states, batch, true)? })
-        };
-        let raw = |states: &[Tensor]| -> Result<Sides> {
-            Ok(Sides { chosen: batch.pool(&states[tap], taps.pooling, false)?, rejected: batch.pool(&states[tap], taps.pooling, true)? })
-        };
-        // Where nothing was read at this step, the reference is what was kept.
-        let kept = |transformed: bool| -> Result<Sides> {
-            let [chosen, rejected] = self.reference.pooled(tap, batch)?;
-            if !transformed {
-                return Ok(Sides { chosen, rejected });
-            }
-            Ok(Sides { chosen: taps.of_pooled(tap, &chosen)?, rejected: taps.of_pooled(tap, &rejected)? })
-        };
-        let reference = match (self.needs.reference_states, live.is_empty()) {
-            (false, _) => None,
-            (true, true) => Some(kept(true)?),
-            (true, false) => Some(sides(live)?),
-        };
-        let mut states = TapStates::new(taps.sites[tap].clone(), sides(policy)?, reference);
-        if self.needs.raw_states {
-            let reference = match (self.needs.reference_states, live.is_empty()) {
-                (false, _) => None,
-                (true, true) => Some(kept(false)?),
-                (true, false) => Some(raw(live)?),
-            };
+    /// The states of a tap for the sides that the method reads.
+    fn tap_states(&self, tap: usize, policy: &[Tensor], observed: &Observed, batch: &PairBatch) -> Result<TapStates> {
+        let (taps, needs) = (&self.taps, &self.needs);
+        let pooled = |states: &[Tensor]| per_side(needs, |side| taps.pooled(tap, states, batch, side));
+        let raw = |states: &[Tensor]| per_side(needs, |side| batch.pool(&states[tap], taps.pooling, side));
+        let tokens = |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
+        // If the reference was not run at this step, its states are those that were kept.
+        let live = (!observed.states.is_empty()).then_some(&observed.states[..]);
+        let kept = |side| self.reference.pooled(tap, batch, side);
+        let of_reference = |of: &dyn Fn() -> Result<PerSide>| if needs.reference_states { of().map(Some) } else { Ok(None) };
+
+        let reference = of_reference(&|| match live {
+            Some(states) => pooled(states),
+            None => per_side(needs, |side| taps.of_pooled(tap, &kept(side)?)),
+        })?;
+        let mut states = TapStates::new(taps.sites[tap].clone(), pooled(policy)?, reference);
+        if needs.raw_states {
+            let reference = of_reference(&|| match live {
+                Some(states) => raw(states),
+                None => per_side(needs, kept),
+            })?;
             states = states.with_raw(raw(policy)?, reference);
         }
-        if self.needs.states == States::PerToken {
-            let tokens = |states: &[Tensor]| -> Result<TokenSides> {
-                Ok(TokenSides { chosen: taps.tokens(tap, states, batch, false)?, rejected: taps.tokens(tap, states, batch, true)? })
-            };
-            let reference = if self.needs.reference_states { Some(tokens(live)?) } else { None };
+        if needs.states == States::PerToken {
+            let reference = if needs.reference_states { Some(tokens(&observed.states)?) } else { None };
             states = states.with_tokens(tokens(policy)?, reference);
         }
         Ok(states)
     }
 
-    fn logprobs(&self, batch: &PairBatch, logps: &Tensor, collision: Option<&Tensor>) -> Result<Logprobs> {
-        let side = |rejected| -> Result<_> {
-            let mut tokens = batch.tokens_of(logps, rejected)?;
-            tokens.log_collision = collision.map(|c| batch.tokens_of(c, rejected)).transpose()?.map(|t| t.per_token);
-            Ok(tokens)
+    fn logprobs(&self, batch: &PairBatch, logps: &Tensor, collision: Option<&Tensor>, kl: Option<&Tensor>) -> Result<Logprobs> {
+        let of = |side| -> Result<_> {
+            if !self.needs.logprobs.has(side) {
+                return Ok(None);
+            }
+            let mut tokens = batch.tokens_of(logps, side)?;
+            let rest = |values: Option<&Tensor>| -> Result<_> { Ok(values.map(|v| batch.tokens_of(v, side)).transpose()?.map(|t| t.per_token)) };
+            (tokens.log_collision, tokens.kl) = (rest(collision)?, rest(kl)?);
+            Ok(Some(tokens))
         };
-        Ok(Logprobs::new(side(false)?, if self.needs.logprobs == Completions::Both { Some(side(true)?) } else { None }))
+        Ok(Logprobs::of_sides(Sides::try_of(of)?))
     }
 
     /// TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, pairs that share a completion counting each.
@@ -316,14 +234,24 @@ impl Objective {
         let logps = logps.f_detach()?;
         let mut metrics = Vec::new();
         let mut entropies = Vec::new();
-        let sides: &[(bool, &str)] = if self.needs.logprobs == Completions::Both { &[(false, "chosen"), (true, "rejected")] } else { &[(false, "chosen")] };
-        for (rejected, name) in sides {
-            metrics.push((format!("logps/{name}"), batch.tokens_of(&logps, *rejected)?.sum().f_mean(Kind::Float)?));
-            metrics.push((format!("logits/{name}"), batch.tokens_of(&stats.mean_logit, *rejected)?.per_token.f_mean(Kind::Float)?));
-            entropies.push(batch.tokens_of(&stats.entropy, *rejected)?.per_token);
+        for side in self.needs.logprobs.sides() {
+            let name = side.name();
+            metrics.push((format!("logps/{name}"), batch.tokens_of(&logps, side)?.sum().f_mean(Kind::Float)?));
+            metrics.push((format!("logits/{name}"), batch.tokens_of(&stats.mean_logit, side)?.per_token.f_mean(Kind::Float)?));
+            entropies.push(batch.tokens_of(&stats.entropy, side)?.per_token);
         }
         metrics.push(("entropy".to_owned(), Tensor::f_cat(&entropies, 0)?.f_mean(Kind::Float)?));
-        metrics.push(("mean_token_accuracy".to_owned(), batch.tokens_of(&stats.correct, false)?.per_token.f_mean(Kind::Float)?));
+        if self.needs.logprobs.has(Side::Chosen) {
+            metrics.push(("mean_token_accuracy".to_owned(), batch.tokens_of(&stats.correct, Side::Chosen)?.per_token.f_mean(Kind::Float)?));
+        }
         Ok(metrics)
     }
+}
+
+/// Makes the values of the sides whose states the method reads.
+fn per_side<T>(needs: &Needs, mut of: impl FnMut(Side) -> Result<T>) -> Result<PerSide<T>> {
+    Ok(match needs.only {
+        Some(side) => PerSide::One(side, of(side)?),
+        None => PerSide::Both(Sides::try_of(of)?),
+    })
 }

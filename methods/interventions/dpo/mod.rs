@@ -291,7 +291,7 @@ impl DpoConfig {
     pub fn loss(&self, pairs: &Pairs) -> Result<Loss> {
         let (policy, reference) = (self.logps(pairs.policy()?)?, self.logps(pairs.reference()?)?);
         let terms = self.terms(pairs, &policy, &reference)?;
-        let weight = if self.use_weighting { Some(alignment(&pairs.policy()?.chosen)? * alignment(pairs.policy()?.rejected()?)?) } else { None };
+        let weight = if self.use_weighting { Some(alignment(pairs.policy()?.chosen()?)? * alignment(pairs.policy()?.rejected()?)?) } else { None };
         let types = self.loss_type.list();
         let counts = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; types.len()]);
         let losses = types.iter().zip(counts).map(|(t, count)| {
@@ -308,7 +308,7 @@ impl DpoConfig {
 
     fn terms(&self, pairs: &Pairs, policy: &Sides, reference: &Sides) -> Result<Terms> {
         let delta = Sides { chosen: &policy.chosen - &reference.chosen, rejected: &policy.rejected - &reference.rejected };
-        let (chosen, rejected) = (&pairs.policy()?.chosen, pairs.policy()?.rejected()?);
+        let (chosen, rejected) = (&pairs.policy()?.chosen()?, pairs.policy()?.rejected()?);
         Ok(Terms {
             log_ratios: [policy, reference].map(|logps| &logps.chosen - &logps.rejected),
             scores: Sides { chosen: self.score(&delta.chosen), rejected: self.score(&delta.rejected) },
@@ -329,7 +329,7 @@ impl DpoConfig {
 
     /// logp(y⁺) and logp(y⁻) of one model, each `[b]`.
     fn logps(&self, of: &Logprobs) -> Result<Sides> {
-        let (chosen, rejected) = (&of.chosen, of.rejected()?);
+        let (chosen, rejected) = (of.chosen()?, of.rejected()?);
         let Some(alpha) = self.ld_alpha else { return Ok(Sides { chosen: chosen.sum(), rejected: rejected.sum() }) };
         let shared = chosen.tokens.minimum(&rejected.tokens);
         Ok(Sides { chosen: shortened(chosen, &shared, alpha), rejected: shortened(rejected, &shared, alpha) })

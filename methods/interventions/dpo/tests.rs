@@ -3,7 +3,7 @@ use reprpo_core::model::peft::Saved;
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::{Limits, TokenPair, tokenise};
-use reprpo_core::train::{Objective, Taps};
+use reprpo_core::train::{Objective, Reference, Taps};
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::serde_json::{self, Value, json};
 use reprpo_plugin::tch::Device;
@@ -188,8 +188,7 @@ fn losses_gradients_and_metrics_are_trls() {
     for (name, case) in cases {
         let config: DpoConfig = serde_json::from_value(case["args"].clone()).unwrap();
         let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-        let mut objective = Objective::new(Dpo::build(config, model.info()).unwrap(), taps);
-        objective.adapted(&adapted);
+        let mut objective = Objective::new(Dpo::build(config, model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
         let evaluated = objective.loss(&model, &adapted, &batch, STEP, 0.25).unwrap();
         evaluated.loss.value.backward();

@@ -112,7 +112,7 @@ impl Intervention for MseConfig {
 impl MseConfig {
     /// Returns both terms `[2 b]` and which pairs have a preference direction at this tap, `[b]`, bool.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
-        let (p, r) = (&tap.policy, tap.reference()?);
+        let (p, r) = (tap.policy()?, tap.reference()?);
         let (p_ret, r_ret) = match self.transform_in {
             TransformIn::All => (p, r),
             TransformIn::Reroute => tap.raw()?,

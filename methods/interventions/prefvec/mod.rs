@@ -133,7 +133,7 @@ impl Intervention for PrefVecConfig {
             (false, true) => Completions::Chosen,
             (false, false) => Completions::None,
         };
-        Needs { logprobs, reference_logprobs: logprobs > Completions::None, states: States::Pooled, reference_states: true, ..Needs::default() }
+        Needs { logprobs, reference_logprobs: logprobs.any(), states: States::Pooled, reference_states: true, ..Needs::default() }
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
@@ -148,7 +148,7 @@ impl PrefVecConfig {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
         // Each term per tap and pair: [along, orth, angle, a⁺, a⁻], every one [b].
         let directed = pairs.mean_over_counting_taps(|tap| {
-            let (p, r) = (&tap.policy, tap.reference()?);
+            let (p, r) = (tap.policy()?, tap.reference()?);
             let d = &r.chosen - &r.rejected;
             let counts = r.differ();
             let s = safe(&norm(&d), &counts).unsqueeze(-1) + EPS;
@@ -166,7 +166,7 @@ impl PrefVecConfig {
         let mut metrics =
             vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];
         if self.lambda_nll > 0.0 {
-            let worse = (pairs.reference()?.chosen.mean() - pairs.policy()?.chosen.mean()).relu();
+            let worse = (pairs.reference()?.chosen()?.mean() - pairs.policy()?.chosen()?.mean()).relu();
             value += directed.mean(&worse) * self.lambda_nll;
             metrics.push(("prefvec/nll", worse));
         }

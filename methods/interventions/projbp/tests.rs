@@ -3,13 +3,13 @@
 
 use std::cell::RefCell;
 
+use reprpo_core::batch::{BatchSpec, PairBatch};
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::pass::Request;
 use reprpo_core::model::{Adapted, Detail, Model};
 use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
-use reprpo_core::train::batch::{Holds, PairBatch};
-use reprpo_core::train::{Objective, Taps, accumulate};
+use reprpo_core::train::{Objective, Reference, Taps, accumulate};
 use reprpo_plugin::tch::{self, Device};
 
 use super::*;
@@ -39,8 +39,7 @@ fn gradients(adapted: &Adapted) -> Vec<Tensor> {
 fn hooked(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(ProjBp::build(config.clone(), model.info()).unwrap(), taps);
-    objective.adapted(&adapted);
+    let mut objective = Objective::new(ProjBp::build(config.clone(), model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
     gradients(&adapted)
@@ -50,12 +49,12 @@ fn hooked(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
 fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
-    let holds = Holds { logprobs: Completions::Both, rejected: true, apart: true };
+    let holds = BatchSpec { logprobs: Completions::Both, states: Completions::Both, apart: true };
     let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), holds, model).unwrap();
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
         let logps = model.logprobs(hidden, &batch.predicted, Detail::None).unwrap().0;
-        Logprobs::new(batch.tokens_of(&logps, false).unwrap(), Some(batch.tokens_of(&logps, true).unwrap()))
+        Logprobs::new(batch.tokens_of(&logps, Side::Chosen).unwrap(), Some(batch.tokens_of(&logps, Side::Rejected).unwrap()))
     };
 
     let outputs: Vec<Site> = adapted.changed().map(|c| c.output).collect();
@@ -64,8 +63,8 @@ fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor>
         model.forward(&batch.stream, Request { sites: &outputs, hidden: true, ..Request::default() }).unwrap()
     };
     let direction = |i: usize| {
-        let pool = |rejected| batch.pool(&reference.states[i], Pooling::Completion, rejected).unwrap();
-        pool(false) - pool(true)
+        let pool = |side| batch.pool(&reference.states[i], Pooling::Completion, side).unwrap();
+        pool(Side::Chosen) - pool(Side::Rejected)
     };
 
     let cuts = RefCell::new(Vec::new());
@@ -140,7 +139,7 @@ fn a_map_that_keeps_everything_is_dpo() {
     let model = model(Kind::Double).unwrap();
     let adapted = attached(&model, r#""all-linear""#);
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(Dpo::build(keep.dpo.clone(), model.info()).unwrap(), taps);
+    let mut objective = Objective::new(Dpo::build(keep.dpo.clone(), model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
     for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#)) {

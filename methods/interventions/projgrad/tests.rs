@@ -90,11 +90,11 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
 
 /// How many gradients there are, all of which lie along the direction.
 fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, other: &str) -> usize {
+    use reprpo_core::batch::{BatchSpec, PairBatch};
     use reprpo_core::model::Adapted;
     use reprpo_core::model::pass::Request;
     use reprpo_core::registry::Registry;
-    use reprpo_core::train::batch::{Holds, PairBatch};
-    use reprpo_core::train::{Objective, Taps, accumulate};
+    use reprpo_core::train::{Objective, Reference, Taps, accumulate};
 
     let pairs = reprpo_core::conformance::pairs();
     let pairs: Vec<_> = pairs.iter().collect();
@@ -105,11 +105,12 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
         let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
     }
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(ProjGrad::build(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() }, model.info()).unwrap(), taps);
-    objective.adapted(&adapted);
+    let mut objective =
+        Objective::new(ProjGrad::build(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() }, model.info()).unwrap(), taps, Reference::default(), &adapted)
+            .unwrap();
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
-    let holds = Holds { logprobs: Completions::Both, rejected: true, apart: false };
+    let holds = BatchSpec::SCORED;
     let batch = PairBatch::of(&pairs, holds, model).unwrap();
     let mut looked_at = 0;
     for changed in adapted.changed() {
@@ -118,8 +119,8 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
         for parameter in &changed.parameters {
             let axis = parameter.axis.expect("both of lora's have one");
             let at = &states[usize::from(matches!(axis, Axis::Output(_)))];
-            let pool = |rejected| batch.pool(at, Pooling::Completion, rejected).unwrap();
-            let d = (pool(false) - pool(true)).mean_dim(0, false, None::<Kind>);
+            let pool = |side| batch.pool(at, Pooling::Completion, side).unwrap();
+            let d = (pool(Side::Chosen) - pool(Side::Rejected)).mean_dim(0, false, None::<Kind>);
             let u = &d / d.norm();
             let g = parameter.tensor.grad().movedim_int(axis.dim() as i64, -1);
             let across = &g - (&g * &u).sum_dim_intlist(-1, true, None::<Kind>) * &u;

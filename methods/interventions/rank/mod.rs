@@ -113,7 +113,7 @@ impl RankConfig {
     /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
-            let (p, r) = (&tap.policy, tap.reference()?);
+            let (p, r) = (tap.policy()?, tap.reference()?);
             let log_p = |x: &Tensor| (x / self.temperature).log_softmax(-1, None::<Kind>);
             let r_cho = log_p(&r.chosen);
             let kl_from_r_cho = |other: &Tensor| dot(&r_cho.exp(), &(&r_cho - log_p(other)));

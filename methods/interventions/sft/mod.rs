@@ -38,7 +38,7 @@ impl Intervention for SftConfig {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        Ok(Loss::new(-pairs.policy()?.chosen.mean().mean(None::<Kind>)))
+        Ok(Loss::new(-pairs.policy()?.chosen()?.mean().mean(None::<Kind>)))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use reprpo_core::config::Layering;
 use reprpo_core::fingerprint;
+use reprpo_core::model::Model;
 use reprpo_core::model::export::Export;
-use reprpo_core::model::{Model, peft::Saved};
-use reprpo_core::session::ChosenAdapter;
+use reprpo_core::run::{AdapterChoice, attach_saved};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_core::{Error, Result};
 use tch::{Device, Kind};
@@ -29,7 +29,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     let experiment = layers.resolve()?.experiment;
 
     let mut progress = app.printer.progress();
-    let saved = Saved::read(&trained.adapter, app.registry)?;
+    let saved = AdapterChoice::saved(&trained.adapter, &experiment, app.registry)?;
     let explained = |e| experiment.sources.explain("model", &experiment.model, e);
     let source = locate(&experiment.model, Extent::Whole).map_err(explained)?;
     let files = ModelFiles::open(&source.path).map_err(explained)?;
@@ -40,8 +40,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
     // Float32 and the CPU, whatever the run had: it is done once, and kept.
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
-    let chosen = ChosenAdapter::new(&experiment, Some(saved), app.registry)?;
-    let adapted = chosen.attach_whole(&model, experiment.train.seed)?;
+    let adapted = attach_saved(&saved, &model)?;
     let kind = match args.dtype {
         Written::F32 => Kind::Float,
         Written::Bf16 => Kind::BFloat16,

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use reprpo_core::config::Experiment;
 use reprpo_core::error::quoted;
 use reprpo_core::eval::Evaluation;
-use reprpo_core::train::{self, Prior};
+use reprpo_core::run::{self, Prior, Start};
 use reprpo_core::{Error, Result};
 use serde_json::json;
 
 use crate::App;
 use crate::args::RunArgs;
-use crate::engine::{self, Start};
 use crate::interrupt;
 
 pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
@@ -29,7 +28,7 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
         }
     };
     let stop = interrupt::watch()?;
-    let evaluation = engine::run(&experiment, &start, &stop, app.printer.progress().as_mut(), app)?;
+    let evaluation = run::run(&experiment, &start, app.registry, &stop, app.printer.progress().as_mut())?;
     result(start.folder(), evaluation, args, app)
 }
 
@@ -60,7 +59,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
         Prior::None => Some((experiment, Start::New(folder))),
         Prior::Begun => {
             note("starting again, because the run was stopped before its first checkpoint");
-            train::clear(&folder)?;
+            run::clear(&folder)?;
             Some((experiment, Start::New(folder)))
         }
         Prior::Checkpoint(recorded) => {
@@ -70,7 +69,7 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
         Prior::Trained(recorded) => {
             note("already trained, evaluating it");
             let stop = interrupt::watch()?;
-            let evaluation = train::judge(&recorded, &folder, app.registry, &stop, app.printer.progress().as_mut())?;
+            let evaluation = run::judge_trained(&recorded, &folder, app.registry, &stop, app.printer.progress().as_mut())?;
             result(&folder, Some(evaluation), args, app)?;
             None
         }

@@ -10,14 +10,13 @@ use reprpo_core::eval::statistics::SplitSummary;
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
 use reprpo_core::report::{Align, Grid, PERPLEXITY_NOTE, perplexity_mark, table};
-use reprpo_core::train::{self, Prior};
+use reprpo_core::run::{self, Prior, Start};
 use reprpo_core::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::App;
 use crate::args::SweepArgs;
-use crate::engine::{self, Start};
 use crate::interrupt;
 
 /// A field and the values that it takes.
@@ -208,17 +207,17 @@ fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &Ap
     let (experiment, begin) = match Prior::find(run, experiment, app.registry)? {
         Prior::None => (experiment.clone(), Start::New(run.to_owned())),
         Prior::Begun => {
-            train::clear(run)?;
+            run::clear(run)?;
             (experiment.clone(), Start::New(run.to_owned()))
         }
         Prior::Checkpoint(recorded) => (*recorded, Start::Resume { folder: run.to_owned(), inexact: false }),
-        Prior::Trained(recorded) => return train::judge(&recorded, run, app.registry, stop, progress.as_mut()).map(drop),
+        Prior::Trained(recorded) => return run::judge_trained(&recorded, run, app.registry, stop, progress.as_mut()).map(drop),
         Prior::Finished(_) => {
             app.printer.note(&format!("it has ended already, in `{}`", run.display()));
             return Ok(());
         }
     };
-    engine::run(&experiment, &begin, stop, progress.as_mut(), app).map(drop)
+    run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
 /// Where the sweep goes: what the user said, which may hold a part of it already, or the first free name.

@@ -87,7 +87,7 @@ impl Intervention for InterventionConfig {
         let spread = match self.flaw {
             Flaw::DividesByTheSpread => {
                 let reference = pairs.reference()?;
-                Some((reference.chosen.sum() - reference.rejected()?.sum()).abs() + 1e-12)
+                Some((reference.chosen()?.sum() - reference.rejected()?.sum()).abs() + 1e-12)
             }
             _ => None,
         };

@@ -78,12 +78,13 @@ register!(transform: Heads);
 #[cfg(test)]
 mod tests {
     use reprpo_plugin::tch::Device;
+    use reprpo_plugin::testkit::model;
 
     use super::*;
 
     fn build(heads: &[i64], head_dim: i64) -> Result<Box<dyn Transform>> {
         let embedding = Tensor::zeros([1, 1], (Kind::Double, Device::Cpu));
-        let cx = TransformCx { site: &Site::Input("o_proj".to_owned()), width: 6, embedding: &embedding, unembedding: &embedding };
+        let cx = TransformCx { model: &model(), site: &Site::Input("o_proj".to_owned()), width: 6, embedding: &embedding, unembedding: &embedding };
         Heads::build(HeadsConfig { heads: heads.to_vec(), head_dim }, &cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 

@@ -87,7 +87,7 @@ reprpo_plugin::export_plugin!();
 #[cfg(test)]
 mod tests {
     use reprpo_plugin::tch::Device;
-    use reprpo_plugin::testkit::{random, registered, tensor};
+    use reprpo_plugin::testkit::{model, random, registered, tensor};
 
     use super::*;
 
@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn build(power: f64, width: i64, gamma: &Tensor) -> Result<Box<dyn Transform>> {
-        let cx = TransformCx { site: &Site::Residual(1), width, embedding: gamma, unembedding: gamma };
+        let cx = TransformCx { model: &model(), site: &Site::Residual(1), width, embedding: gamma, unembedding: gamma };
         Causal::build(CausalConfig { power }, &cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 

@@ -43,12 +43,8 @@ pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
 /// Completions of `lengths` tokens, their log-probabilities `[m]` end to end.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
-    TokenLogprobs {
-        per_token: per_token.shallow_clone(),
-        owner: Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu)).repeat_interleave_self_tensor(&counts, 0, None),
-        tokens: counts.to_kind(per_token.kind()),
-        log_collision: None,
-    }
+    let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu)).repeat_interleave_self_tensor(&counts, 0, None);
+    TokenLogprobs::new(per_token.shallow_clone(), owner, counts.to_kind(per_token.kind()))
 }
 
 /// Completions that all have `length` tokens, their log-probabilities `[m]` end to end.
@@ -84,7 +80,7 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
         let completion = all.cumsum(1, Kind::Int64).gt(prompt);
         token_states(x, &completion, &all)
     };
-    let both = |x: &Sides| TokenSides { chosen: side(&x.chosen), rejected: side(&x.rejected) };
+    let both = |x: &Sides| Sides { chosen: side(&x.chosen), rejected: side(&x.rejected) };
     let pooled = |x: &Sides| map(x, |x| x.mean_dim(1, false, None::<Kind>));
     TapStates::new(Site::Residual(1), pooled(policy), Some(pooled(reference))).with_tokens(both(policy), Some(both(reference)))
 }

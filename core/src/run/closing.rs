@@ -4,12 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::record::LEFT_OUT;
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
 use crate::report::Table;
 
-/// Name in `metrics.jsonl` of the number of pairs of a step that did not count in its loss.
-pub const LEFT_OUT: &str = "pairs_left_out";
 /// Runs with fewer steps are not judged. Their first and last steps are on different pairs and cannot be compared.
 const FEWEST_STEPS: usize = 4;
 /// The margin did not move if its mean changes by less than this, in the units of `rewards/margins`: nats times β.

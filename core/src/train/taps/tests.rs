@@ -1,9 +1,12 @@
 //! Taps: what a map is told of the states around, and in which order it and the pooling come.
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
-use crate::train::batch::Rows;
+use crate::api::Completions;
+use crate::batch::{BatchSpec, Rows};
+use crate::error::Error;
+use crate::text::TokenPair;
 
 /// T(h) = h² + 3·previous + 5·h_last: not linear, and it reads everything around.
 struct Curious;
@@ -56,7 +59,7 @@ fn batch() -> PairBatch {
         rejected: rejected.to_vec(),
     };
     let pairs = [pair(0, &[1, 2], &[3, 4, 5], &[6]), pair(1, &[1, 2], &[7], &[8, 9]), pair(2, &[10], &[11, 12], &[13, 14, 15])];
-    let holds = Holds { logprobs: Completions::None, rejected: true, apart: false };
+    let holds = BatchSpec { logprobs: Completions::None, states: Completions::Both, apart: false };
     PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch")
 }
 
@@ -86,19 +89,19 @@ fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_a
     let batch = batch();
     // The third has another width than the one before it, the fourth the same as the third.
     let h = states(&batch, &[4, 4, 6, 6]);
-    for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+    for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
         let taps = taps(vec![Box::new(Curious)], &[0; 4], pooling);
         assert!(!taps.pool_first());
-        let rows = batch.rows(pooling, rejected).expect("rows");
+        let rows = batch.rows(pooling, side).expect("rows");
         for (tap, previous) in [(0, None), (1, Some(0)), (2, None), (3, Some(2))] {
-            let ours = taps.pooled(tap, &h, &batch, rejected).expect("states");
+            let ours = taps.pooled(tap, &h, &batch, side).expect("states");
             let here = sequences(&rows, &h[tap], 3);
             let before: Option<Vec<Tensor>> = previous.map(|p: usize| sequences(&rows, &h[p], 3));
             for (i, x) in here.iter().enumerate() {
                 let around = before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
                 let expected = mean(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
                 let off = (ours.get(i as i64) - expected).abs().max().double_value(&[]);
-                assert!(off < 1e-12, "{pooling:?}, rejected {rejected}, tap {tap}, pair {i}: {off}");
+                assert!(off < 1e-12, "{pooling:?}, {side:?}, tap {tap}, pair {i}: {off}");
             }
         }
     }
@@ -111,9 +114,9 @@ fn each_tap_goes_through_its_own_map() {
     let taps = taps(vec![Box::new(Curious), Box::new(Double)], &[1, 0], Pooling::Completion);
     // One map that is not linear keeps all of them behind the pooling.
     assert!(!taps.pool_first());
-    let rows = batch.rows(Pooling::Completion, false).expect("rows");
+    let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
     let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");
-    assert!((taps.pooled(0, &h, &batch, false).expect("states") - plain * 2.0).abs().max().double_value(&[]) < 1e-12);
+    assert!((taps.pooled(0, &h, &batch, Side::Chosen).expect("states") - plain * 2.0).abs().max().double_value(&[]) < 1e-12);
 }
 
 #[test]
@@ -123,9 +126,9 @@ fn pooling_and_a_linear_map_change_places_without_a_trace() {
     for pooling in POOLINGS {
         let linear = taps(vec![Box::new(Double)], &[0], pooling);
         assert_eq!(linear.pool_first(), pooling != Pooling::Original, "{pooling:?}");
-        let rows = batch.rows(pooling, true).expect("rows");
+        let rows = batch.rows(pooling, Side::Rejected).expect("rows");
         let expected: Vec<Tensor> = sequences(&rows, &h[0], 3).iter().map(|x| mean(&(x * 2.0), pooling)).collect();
-        let off = (linear.pooled(0, &h, &batch, true).expect("states") - Tensor::stack(&expected, 0)).abs().max().double_value(&[]);
+        let off = (linear.pooled(0, &h, &batch, Side::Rejected).expect("states") - Tensor::stack(&expected, 0)).abs().max().double_value(&[]);
         assert!(off < 1e-12, "{pooling:?}: {off}");
     }
 }
@@ -135,9 +138,9 @@ fn token_states_are_those_of_prompt_and_completion() {
     let batch = batch();
     let h = states(&batch, &[4, 4]);
     let taps = taps(vec![Box::new(Double)], &[0, 0], Pooling::Last);
-    let tokens = taps.tokens(1, &h, &batch, false).expect("tokens");
+    let tokens = taps.tokens(1, &h, &batch, Side::Chosen).expect("tokens");
     assert_eq!(tokens.states.size(), [5 + 3 + 3, 4]);
-    let rows = batch.rows(Pooling::All, false).expect("rows");
+    let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
     assert!((&tokens.states - rows.gather(&h[1]).expect("rows") * 2.0).abs().max().double_value(&[]) == 0.0);
     assert_eq!(Vec::<bool>::try_from(&tokens.completion).expect("truths"), [false, false, true, true, true, false, false, true, false, true, true]);
 }

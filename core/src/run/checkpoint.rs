@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
-use super::optimiser::AdamW;
+use super::assemble::Assembled;
 use super::prior;
-use super::reference::Reference;
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 use crate::fingerprint::Fingerprints;
@@ -24,22 +23,22 @@ fn dir(run: &Path) -> PathBuf {
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(run: &Path, step: usize, parameters: &[(String, Tensor)], optimiser: &AdamW, reference: &Reference, fingerprints: &Fingerprints) -> Result<()> {
-    let here = dir(run).join(format!("step-{step}"));
+pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fingerprints) -> Result<()> {
+    let here = dir(folder).join(format!("step-{step}"));
     std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
     let host = |tensors: &[(String, Tensor)]| -> Result<Vec<(String, Tensor)>> {
         tensors.iter().map(|(n, t)| Ok((n.clone(), t.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?))).collect()
     };
-    write_safetensors(&here.join("parameters.safetensors"), &host(parameters)?)?;
-    write_safetensors(&here.join("optimiser.safetensors"), &host(&optimiser.state())?)?;
-    write_safetensors(&here.join("reference.safetensors"), &host(&reference.state())?)?;
+    write_safetensors(&here.join("parameters.safetensors"), &host(&run.parameters())?)?;
+    write_safetensors(&here.join("optimiser.safetensors"), &host(&run.optimiser.state())?)?;
+    write_safetensors(&here.join("reference.safetensors"), &host(&run.objective.reference().state())?)?;
     fingerprints.write(&here.join(FINGERPRINTS))?;
-    let latest = dir(run).join("latest");
+    let latest = dir(folder).join("latest");
     let before = std::fs::read_to_string(&latest).ok();
     write_whole(&latest, format!("{step}\n").as_bytes())?;
     if let Some(old) = before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty()) {
         // A stale checkpoint costs disk and nothing else.
-        let _ = std::fs::remove_dir_all(dir(run).join(format!("step-{old}")));
+        let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
     Ok(())
 }
@@ -99,24 +98,16 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
 ///
 /// # Errors
 /// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
-pub fn restore(
-    run: &Path,
-    step: usize,
-    parameters: &[(String, Tensor)],
-    optimiser: &mut AdamW,
-    reference: &mut Reference,
-    device: Device,
-    now: &Fingerprints,
-) -> Result<()> {
-    let here = dir(run).join(format!("step-{step}"));
+pub fn restore(folder: &Path, step: usize, run: &mut Assembled, device: Device, now: &Fingerprints) -> Result<()> {
+    let here = dir(folder).join(format!("step-{step}"));
     let mut values = read_safetensors(&here.join("parameters.safetensors"))?;
-    optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
+    run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
     // Values of another reference do not fit. They are computed again when they are needed.
     if Fingerprints::read(&here.join(FINGERPRINTS))?.is_some_and(|then| then.of_reference() == now.of_reference()) {
-        reference.restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
+        run.objective.reference().restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     }
     let _guard = tch::no_grad_guard();
-    for (name, tensor) in parameters {
+    for (name, tensor) in &run.parameters() {
         let value = values.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
         if tensor.size() != value.size() {
             return Err(Error::new(format!("`{name}` is {:?} in the checkpoint, but {:?} in this run", value.size(), tensor.size())));

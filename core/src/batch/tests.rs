@@ -13,7 +13,8 @@ fn pairs() -> Vec<TokenPair> {
 
 fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
     let refs: Vec<&TokenPair> = pairs.iter().collect();
-    PairBatch::new(&refs, Holds { logprobs: Completions::None, rejected: true, apart }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch")
+    PairBatch::new(&refs, BatchSpec { logprobs: Completions::None, states: Completions::Both, apart }, Kind::Double, Device::Cpu, |_| Vec::new())
+        .expect("a batch")
 }
 
 /// The states of a stream: two numbers a token, which say which one it is.
@@ -23,11 +24,11 @@ fn states(batch: &PairBatch) -> Tensor {
 }
 
 /// What `pooling` looks at of a pair's sequence, written down from the definition.
-fn looked_at(pair: &TokenPair, pooling: Pooling, rejected: bool) -> Vec<i64> {
-    let own = if rejected { &pair.rejected } else { &pair.chosen };
+fn looked_at(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
+    let own = pair.completion(side);
     let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
     match pooling {
-        Pooling::Completion => own.clone(),
+        Pooling::Completion => own.to_vec(),
         Pooling::All | Pooling::Original => whole,
         Pooling::Last => vec![whole[whole.len() - 1]],
         Pooling::Common => whole[..pair.prompt.len() + pair.chosen.len().min(pair.rejected.len())].to_vec(),
@@ -41,16 +42,16 @@ fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {
     let pairs = pairs();
     for apart in [false, true] {
         let batch = batch(&pairs, apart);
-        for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
-            let rows = batch.rows(pooling, rejected).expect("rows");
+        for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
+            let rows = batch.rows(pooling, side).expect("rows");
             let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
             let (ids, owner, last) = (integers(&rows.gather(&batch.stream.ids).expect("ids")), integers(&rows.owner), integers(&rows.last));
             let completion = Vec::<bool>::try_from(&rows.completion).expect("truths");
             let mut at = 0;
             for (i, pair) in pairs.iter().enumerate() {
-                let expected = looked_at(pair, pooling, rejected);
+                let expected = looked_at(pair, pooling, side);
                 let end = at + expected.len();
-                assert_eq!(ids[at..end], expected, "{pooling:?}, rejected {rejected}, apart {apart}, pair {i}");
+                assert_eq!(ids[at..end], expected, "{pooling:?}, {side:?}, apart {apart}, pair {i}");
                 assert!(owner[at..end].iter().all(|o| *o == i as i64));
                 assert!(last[at..end].iter().all(|l| *l == end as i64 - 1), "{pooling:?}: {last:?}");
                 let prompt = if matches!(pooling, Pooling::Completion | Pooling::Last) { 0 } else { pair.prompt.len() };
@@ -67,14 +68,14 @@ fn pooled_states_are_the_means_over_each_sequence() {
     let pairs = pairs();
     for apart in [false, true] {
         let batch = batch(&pairs, apart);
-        for (pooling, rejected) in POOLINGS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
-            let pooled = batch.pool(&states(&batch), pooling, rejected).expect("pooled");
+        for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
+            let pooled = batch.pool(&states(&batch), pooling, side).expect("pooled");
             assert_eq!(pooled.kind(), Kind::Double);
             for (i, pair) in pairs.iter().enumerate() {
-                let seen = looked_at(pair, pooling, rejected);
+                let seen = looked_at(pair, pooling, side);
                 let mean = |of: &dyn Fn(f64) -> f64| seen.iter().map(|id| of(*id as f64)).sum::<f64>() / seen.len() as f64;
                 let (a, b) = (pooled.double_value(&[i as i64, 0]), pooled.double_value(&[i as i64, 1]));
-                assert!((a - mean(&|x| x)).abs() < 1e-12 && (b - mean(&|x| x * x / 7.0)).abs() < 1e-12, "{pooling:?}, rejected {rejected}, pair {i}");
+                assert!((a - mean(&|x| x)).abs() < 1e-12 && (b - mean(&|x| x * x / 7.0)).abs() < 1e-12, "{pooling:?}, {side:?}, pair {i}");
             }
         }
     }
@@ -93,11 +94,11 @@ fn means_keep_the_precision_of_their_values_and_carry_gradients() {
     let pairs = pairs();
     let batch = batch(&pairs, false);
     let h = states(&batch).set_requires_grad(true);
-    batch.pool(&h, Pooling::Last, false).expect("pooled").sum(Kind::Double).backward();
+    batch.pool(&h, Pooling::Last, Side::Chosen).expect("pooled").sum(Kind::Double).backward();
     // One row a pair, and no other, is looked at.
     let moved: f64 = h.grad().sum(Kind::Double).double_value(&[]);
     assert_eq!(moved, 2.0 * pairs.len() as f64);
-    let rows = batch.rows(Pooling::All, false).expect("rows");
+    let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
     assert_eq!(rows.mean(&rows.gather(&h.to_kind(Kind::Float)).expect("rows")).expect("a mean").kind(), Kind::Float);
 }
 
@@ -106,13 +107,14 @@ fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
     let twin = [pair(0, &[1, 2], &[3, 4], &[3, 4])];
     let refs: Vec<&TokenPair> = twin.iter().collect();
     for logprobs in [Completions::None, Completions::Chosen, Completions::Both] {
-        let batch = PairBatch::new(&refs, Holds { logprobs, rejected: true, apart: false }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
+        let batch =
+            PairBatch::new(&refs, BatchSpec { logprobs, states: Completions::Both, apart: false }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
     // The pair before has the same tokens as its rejected completion, which is not scored.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
-    let holds = Holds { logprobs: Completions::Chosen, rejected: true, apart: false };
+    let holds = BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
     let batch = PairBatch::new(&refs, holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
-    assert_eq!(batch.chosen[1], batch.rejected[1]);
+    assert_eq!(batch.of_pairs.chosen[1], batch.of_pairs.rejected[1]);
 }

@@ -1,22 +1,26 @@
 //! A run's folder: made once everything that can be refused has been, and gone again when nothing in it is of use.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
+use super::record::{JsonLines, LogFile};
 use super::{checkpoint, prior};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 
-/// The folder of a run under way.
+/// The folder of a run that is going on.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    metrics: File,
-    log: File,
     keep: bool,
+}
+
+/// The recorders of the files in the folder.
+pub struct Files {
+    /// The recorder of `log.txt`, whose lock keeps other processes out of the folder.
+    pub log: LogFile,
+    /// The recorder of `metrics.jsonl` and `eval/`.
+    pub jsonl: JsonLines,
 }
 
 impl Folder {
@@ -25,7 +29,7 @@ impl Folder {
     ///
     /// # Errors
     /// Fails if it exists and is not empty, or if it cannot be made.
-    pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<Self> {
+    pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<(Self, Files)> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
@@ -34,7 +38,7 @@ impl Folder {
             if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
         })?;
         write_whole(&path.join("config.toml"), config(path).as_bytes())?;
-        Self::open(path, None, false)
+        Self::open(path, locked(path, None)?, false)
     }
 
     /// Continues in the folder of an interrupted run. `lock` is the run's log if it is locked already. Metrics past `step` were
@@ -42,16 +46,14 @@ impl Folder {
     ///
     /// # Errors
     /// Where a file cannot be read or written.
-    pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<Self> {
-        let mut this = Self::open(path, lock, true)?;
+    pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<(Self, Files)> {
+        let log = locked(path, lock)?;
         checkpoint::tidy(path, step);
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
         let kept: String = text.lines().take(step).flat_map(|l| [l, "\n"]).collect();
         write_whole(&metrics, kept.as_bytes())?;
-        // The file was replaced; the log, by which the folder is locked, is still the same.
-        this.metrics = append(path, "metrics.jsonl")?;
-        Ok(this)
+        Self::open(path, log, true)
     }
 
     /// Replaces the configuration, for a run that continues with another one than it began with.
@@ -62,37 +64,14 @@ impl Folder {
         write_whole(&self.path.join("config.toml"), config.as_bytes())
     }
 
-    fn open(path: &Path, locked: Option<File>, keep: bool) -> Result<Self> {
-        let log = match locked {
-            Some(log) => log,
-            None => {
-                let log = append(path, "log.txt")?;
-                prior::lock_file(&log, path)?;
-                log
-            }
-        };
-        Ok(Self { path: path.to_owned(), metrics: append(path, "metrics.jsonl")?, log, keep })
+    fn open(path: &Path, log: File, keep: bool) -> Result<(Self, Files)> {
+        let jsonl = JsonLines::new(append(path, "metrics.jsonl")?, path.join("eval"));
+        Ok((Self { path: path.to_owned(), keep }, Files { log: LogFile::new(log), jsonl }))
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// A line of `metrics.jsonl`.
-    ///
-    /// # Errors
-    /// Where the disk is full.
-    pub fn metrics(&mut self, line: &Value) -> Result<()> {
-        writeln!(self.metrics, "{line}").within(|| "cannot write `metrics.jsonl`".to_owned())
-    }
-
-    /// Text of `log.txt`.
-    ///
-    /// # Errors
-    /// Where the disk is full.
-    pub fn log(&mut self, text: &str) -> Result<()> {
-        writeln!(self.log, "{text}").within(|| "cannot write `log.txt`".to_owned())
     }
 
     /// What an error that ends the run leaves, for a hint.
@@ -116,6 +95,16 @@ impl Folder {
 /// True if there is a folder at `path` and nothing in it.
 pub(super) fn is_empty(path: &Path) -> bool {
     path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Opens and locks the log of the folder, unless `lock` is the locked log.
+fn locked(path: &Path, lock: Option<File>) -> Result<File> {
+    if let Some(log) = lock {
+        return Ok(log);
+    }
+    let log = append(path, "log.txt")?;
+    prior::lock_file(&log, path)?;
+    Ok(log)
 }
 
 /// Opens a file of the folder to append lines to it.

@@ -1,0 +1,50 @@
+//! The fourth phase of a run: the evaluation of its result.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::adapter::{AdapterChoice, attach_saved};
+use super::assemble::Assembled;
+use super::plan::Plan;
+use super::{checkpoint, prior};
+use crate::config::Experiment;
+use crate::error::{Fault, Result, quoted};
+use crate::eval::{self, Evaluation, evaluate};
+use crate::registry::Registry;
+use crate::report::Progress;
+use crate::session::Session;
+
+/// Evaluates the result of the run; `None` if the experiment does not ask for it.
+///
+/// # Errors
+/// Fails if memory runs out; `Error::interrupted` if `stop` turned true.
+pub fn judge(plan: &Plan<'_>, run: &Assembled, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
+    if !plan.experiment.eval.enabled {
+        return Ok(None);
+    }
+    let models = [run.initial.as_deref(), Some(&run.adapted)];
+    let found = evaluate(&plan.session, &plan.judged, models, &plan.experiment, plan.registry, stop, progress);
+    found.map(Some).map_err(|e| {
+        let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
+        e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{}/adapter`", plan.folder.display()))
+            .hint(format!("`reprpo eval {}` judges it", quoted(&plan.folder)))
+    })
+}
+
+/// Evaluates the run in `folder`, whose training is over, as the run would have done at its end.
+///
+/// # Errors
+/// Fails if the model, the data or the run's adapter cannot be loaded or scored; `Error::interrupted` if `stop` turned true.
+pub fn judge_trained(experiment: &Experiment, folder: &Path, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Evaluation> {
+    let _lock = prior::lock(folder)?;
+    progress.message(&format!("loading {}", experiment.model));
+    let session = Session::open(experiment, registry)?;
+    let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);
+    let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
+    let adapted = attach(&folder.join("adapter"))?;
+    let judged = eval::read(&session, experiment)?;
+    let evaluation = evaluate(&session, &judged, [initial.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
+    evaluation.write(&folder.join("eval"))?;
+    checkpoint::discard(folder);
+    Ok(evaluation)
+}

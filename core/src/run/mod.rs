@@ -1,0 +1,232 @@
+//! A training run, from its configuration to the table of its results, in four phases.
+//!
+//! 1. [`plan`] reads everything that the run is made of, and rejects what can be rejected.
+//! 2. [`assemble`] builds everything that trains: adapter, objective and optimiser.
+//! 3. [`fit`] takes the steps.
+//! 4. [`judge`] evaluates the result.
+//!
+//! The run's folder is made between the second and the third phase. What happens in the folder is written by the recorders in
+//! [`record`].
+
+mod adapter;
+pub mod assemble;
+mod checkpoint;
+mod closing;
+mod fit;
+mod folder;
+mod judge;
+mod plan;
+mod prior;
+pub mod record;
+mod saved_transforms;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use tch::Device;
+
+pub use adapter::{AdapterChoice, attach_saved};
+use assemble::{Assembled, assemble};
+use fit::fit;
+use folder::Folder;
+use judge::judge;
+pub use judge::judge_trained;
+use plan::Plan;
+pub use prior::{Prior, clear};
+use record::{Recorder, Recorders, Terminal};
+
+use crate::config::{Experiment, Record, paths};
+use crate::data;
+use crate::error::{Fault, Result};
+use crate::eval::{Evaluation, Judged};
+use crate::ffi::{self, RngState};
+use crate::model::peft::{self, Base};
+use crate::registry::Registry;
+use crate::report::Progress;
+use crate::text::{Findings, show_example};
+
+/// How a run begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// In a new folder, which does not exist yet or is empty.
+    New(PathBuf),
+    /// From the checkpoint of the run in this folder.
+    Resume {
+        /// The run's folder.
+        folder: PathBuf,
+        /// True to resume even if the data, the model or the configuration are not those of the checkpoint.
+        inexact: bool,
+    },
+}
+
+impl Start {
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        match self {
+            Start::New(folder) | Start::Resume { folder, .. } => folder,
+        }
+    }
+}
+
+/// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for it.
+///
+/// # Errors
+/// Fails if something cannot be loaded, built, trained or written; `Error::interrupted` after a checkpoint if `stop` turned
+/// true.
+pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
+    let _rng = ForeignRng::keep()?;
+    let mut plan = Plan::new(experiment, start, registry, progress)?;
+    let mut run = assemble(&mut plan)?;
+
+    let (mut folder, files) = open_folder(&mut plan)?;
+    let progress = RefCell::new(progress);
+    let mut recorders = Recorders::default();
+    recorders.add(files.log);
+    recorders.add(files.jsonl);
+    recorders.add(Terminal::new(&progress));
+    opening(&plan, &run, &mut recorders)?;
+
+    let mut course = None;
+    if run.objective.needs().evaluate_only {
+        recorders.message("nothing is trained: the method takes no steps")?;
+    } else {
+        let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
+        course = Some(trained.map_err(|e| if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) })?);
+    }
+    save(&plan, &run, &mut folder)?;
+
+    let evaluation = judge(&plan, &run, stop, &mut **progress.borrow_mut())?;
+    if let Some(evaluation) = &evaluation {
+        recorders.evaluation(evaluation)?;
+    }
+    recorders.message(&costs(&plan)?)?;
+    let table = evaluation.as_ref().map(|e| &e.table);
+    for line in course.into_iter().flat_map(|course| course.verdict(&plan.experiment.train, table)) {
+        recorders.message(&line)?;
+    }
+    recorders.close()?;
+    Ok(evaluation)
+}
+
+/// Makes the run's folder, or opens that of a resumed run.
+fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
+    let lock = plan.checkpoint.as_mut().and_then(|resumed| resumed.lock.take());
+    let config = |folder: &Path| {
+        let record = Record::new(folder, plan.session.fingerprint.clone(), plan.session.dataset.as_ref());
+        paths::recorded(&plan.experiment, folder, &record, plan.registry)
+    };
+    match &plan.checkpoint {
+        None => Folder::create(&plan.folder, config),
+        Some(resumed) => {
+            let opened = Folder::resume(&plan.folder, resumed.step, lock)?;
+            if !resumed.differences.is_empty() {
+                opened.0.rewrite(&config(&plan.folder))?;
+            }
+            Ok(opened)
+        }
+    }
+}
+
+/// Records what the run begins with.
+fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> Result<()> {
+    let (session, data) = (&plan.session, &plan.pairs);
+    let mut lines = Vec::new();
+    if let Some(resumed) = plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty()) {
+        lines.push(format!(
+            "warning: resumed after step {} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run",
+            resumed.step,
+            resumed.differences.join(", ")
+        ));
+    }
+    lines.extend(plan.base_warning.iter().map(|why| format!("warning: {why}")));
+    lines.push(session.describes.clone());
+    lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated()));
+    lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
+    lines.extend(plan.judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe));
+    if data.findings.identical > 0 {
+        lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.findings.identical));
+    }
+    lines.extend(findings(plan)?.lines());
+    lines.push(format!("{} adapted, {} trainable parameters", run.adapted.describe(session.model.info()), run.adapted.elements()));
+    lines.extend(run.noise.map(|std| {
+        format!("the loss is flat at the reference, so training begins beside it: noise of standard deviation {std} on the adapter, from `train.seed`")
+    }));
+    let unreadable = peft::unreadable(plan.adapter.entry, plan.adapter.adapter.as_ref(), &run.adapted, &session.model)?;
+    lines.extend(plan.warnings.iter().cloned().chain(unreadable).map(|why| format!("warning: {why}")));
+    for line in lines {
+        recorders.message(&line)?;
+    }
+    recorders.detail(&show_example(&session.tokenizer, &data.pairs[0]))?;
+    recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
+}
+
+/// Findings about the pairs to train on and those that judge the result. If a split is used for both, only its pairs to train
+/// on are counted, so that none counts twice.
+fn findings(plan: &Plan<'_>) -> Result<Findings> {
+    let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
+    let trained = data::named(dataset, &plan.experiment.train.split)?;
+    let mut all = data.findings.clone();
+    for split in &plan.judged {
+        let both = data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
+        if !both || data.findings.lines().is_empty() {
+            all.merge(&split.data.findings);
+        }
+    }
+    Ok(all)
+}
+
+/// Writes the trained adapter and transforms, after which the training is over.
+fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
+    let (session, adapter) = (&plan.session, &plan.adapter);
+    // Written before the adapter, because the adapter's configuration marks the training as over.
+    saved_transforms::write(run.objective.taps(), &plan.experiment, folder.path())?;
+    let base = Base::new(&plan.experiment.model, &session.source);
+    peft::write(&folder.path().join("adapter"), adapter.entry, adapter.adapter.as_ref(), &run.adapted, &session.model, &base)?;
+    folder.keep();
+    checkpoint::discard(folder.path());
+    if session.model.device().is_cuda() {
+        // What training held is of no use to the larger batches of the evaluation.
+        ffi::cuda_empty_cache()?;
+    }
+    Ok(())
+}
+
+/// The time and the memory that the run took, in a line.
+fn costs(plan: &Plan<'_>) -> Result<String> {
+    let mut line = format!("{:.0} s in all", plan.begin.elapsed().as_secs_f64());
+    if let Some(peak) = peak_memory() {
+        line += &format!(", peak memory {peak:.2} GB");
+    }
+    let device = plan.session.model.device();
+    if device.is_cuda() {
+        let card = ffi::cuda_memory(device)?;
+        line += &format!(", on the card {:.2} GB in tensors, {:.2} GB held", card.peak_allocated as f64 / 1e9, card.peak_reserved as f64 / 1e9);
+    }
+    Ok(line)
+}
+
+/// The most memory that this process has held, in GB; `None` if the system does not say.
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kb: f64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kb / 1e6)
+}
+
+/// The caller's state of libtorch's random numbers on the CPU. A run seeds them at every step, and restores this state at its
+/// end.
+struct ForeignRng(RngState);
+
+impl ForeignRng {
+    fn keep() -> Result<Self> {
+        Ok(Self(RngState::of(Device::Cpu)?))
+    }
+}
+
+impl Drop for ForeignRng {
+    fn drop(&mut self) {
+        if let Err(e) = self.0.restore() {
+            tracing::warn!("the state of the random numbers could not be restored: {e}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The first phase of a run: reads everything that the run is made of, and rejects what can be rejected. Nothing is written
+//! before a plan exists.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::adapter::AdapterChoice;
+use super::folder::is_empty;
+use super::saved_transforms::SavedTransforms;
+use super::{Start, checkpoint, prior};
+use crate::api::{Init, Intervention, Pooling, Site, States, Transform, TransformCx};
+use crate::config::{Experiment, ReferenceModel};
+use crate::error::{Error, Result};
+use crate::eval::{self, Judged};
+use crate::ffi;
+use crate::fingerprint::{self, Begins, Fingerprints};
+use crate::model::adapted::unmatched;
+use crate::model::peft::Saved;
+use crate::model::{Model, other_base};
+use crate::plugin::faults;
+use crate::registry::Registry;
+use crate::report::Progress;
+use crate::session::Session;
+use crate::text::Tokenised;
+
+/// The checkpoint that a run is resumed from.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Number of steps that it has finished.
+    pub step: usize,
+    /// The log of the run, which is locked for this process; `None` if it could not be opened.
+    pub lock: Option<File>,
+    /// What differs from the run that wrote it, if it is resumed all the same.
+    pub differences: Vec<String>,
+}
+
+/// The places where a run reads states.
+#[derive(Debug)]
+pub struct TapPlan {
+    /// The places, in the order of a pass; empty if the method reads no states.
+    pub sites: Vec<Site>,
+    /// How tokens become one vector.
+    pub pooling: Pooling,
+}
+
+/// A run whose inputs have been read and checked.
+pub struct Plan<'a> {
+    /// The experiment, with the commits of the model and the data.
+    pub experiment: Experiment,
+    /// The plugins.
+    pub registry: &'a Registry,
+    /// The model, its tokenizer and the data set.
+    pub session: Session,
+    /// The training objective, until the run is assembled.
+    intervention: Option<Box<dyn Intervention>>,
+    /// Where states are read.
+    pub taps: TapPlan,
+    /// The adapter.
+    pub adapter: AdapterChoice,
+    /// Saved transforms to start from.
+    pub transforms: Option<SavedTransforms>,
+    /// The pairs to train on.
+    pub pairs: Tokenised,
+    /// The pairs to evaluate on; empty if the experiment does not evaluate.
+    pub judged: Vec<Judged>,
+    /// The fingerprints of everything that the steps depend on.
+    pub fingerprints: Fingerprints,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// The checkpoint to resume from; `None` for a new run.
+    pub checkpoint: Option<Resumed>,
+    /// The warning that the adapter to start from was made for another base model.
+    pub base_warning: Option<String>,
+    /// Other warnings for the user.
+    pub warnings: Vec<String>,
+    /// When the run began.
+    pub begin: Instant,
+}
+
+impl<'a> Plan<'a> {
+    /// Reads and checks everything that the run is made of.
+    ///
+    /// # Errors
+    /// Fails if the folder is in use, if a plugin, the model, the data or a saved file cannot be read or contradicts the
+    /// experiment, or if the checkpoint was made with something else.
+    pub fn new(experiment: &Experiment, start: &Start, registry: &'a Registry, progress: &mut dyn Progress) -> Result<Self> {
+        let begin = Instant::now();
+        let (folder, resumed) = open(start)?;
+        let mut experiment = experiment.clone();
+        if resumed.is_some() {
+            // The fingerprints in the checkpoint are compared instead. They cover more.
+            experiment.sources.forget_records();
+        }
+        let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();
+        let saved = saved.map_err(|e| explain(&experiment, "init_adapter", experiment.init_adapter.as_deref(), e))?;
+        let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose();
+        let transforms = transforms.map_err(|e| explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e))?;
+        let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
+        let adapter = AdapterChoice::new(&experiment, saved, registry)?;
+
+        progress.message(&format!("loading {}", experiment.model));
+        let session = Session::open(&experiment, registry)?;
+        pin(&mut experiment, &session)?;
+        if session.model.device().is_cuda() {
+            ffi::cuda_reset_peak(session.model.device())?;
+        }
+        let base_warning = match &experiment.init_adapter {
+            Some(dir) => other_base::warning(dir, &experiment.model, &session.source, &session.fingerprint)?,
+            None => None,
+        };
+        let (intervention, taps) = method(&experiment, &session.model, registry)?;
+        faults::check()?;
+        if let Some(saved) = &transforms {
+            saved.check(&experiment, &taps.sites, session.model.info())?;
+        }
+        if adapter.values.is_none()
+            && let Some(e) = unmatched(adapter.adapter.as_ref(), session.model.info())?.into_iter().next()
+        {
+            return Err(e);
+        }
+        let warnings = adapter.warnings(&session.model)?;
+
+        let train = &experiment.train;
+        let pairs = session.tokenise(&train.split, train, train.max_pairs)?;
+        // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
+        let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
+        let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
+        let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, &pairs.pairs, &begins);
+        let checkpoint = match (start, resumed) {
+            (Start::Resume { folder, inexact }, Some((step, lock))) => {
+                Some(Resumed { step, lock, differences: checkpoint::check(folder, step, &fingerprints, *inexact)? })
+            }
+            _ => None,
+        };
+        let intervention = Some(intervention);
+        Ok(Self {
+            experiment,
+            registry,
+            session,
+            intervention,
+            taps,
+            adapter,
+            transforms,
+            pairs,
+            judged,
+            fingerprints,
+            folder,
+            checkpoint,
+            base_warning,
+            warnings,
+            begin,
+        })
+    }
+
+    /// Number of steps that the checkpoint has finished; 0 for a new run.
+    pub fn first_step(&self) -> usize {
+        self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
+    }
+
+    /// Takes the training objective out of the plan.
+    ///
+    /// # Errors
+    /// Fails if it was taken before.
+    pub(super) fn take_intervention(&mut self) -> Result<Box<dyn Intervention>> {
+        self.intervention.take().ok_or_else(|| Error::internal("the run was assembled twice"))
+    }
+
+    /// The function that makes the transform of a tap.
+    ///
+    /// # Errors
+    /// Fails if there is no such transform.
+    pub(super) fn transform(&self) -> Result<impl Fn(&TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>> + use<>> {
+        let transform = self.registry.transform(&self.experiment.transform.name)?;
+        let json = self.experiment.transform.json();
+        Ok(move |cx: &TransformCx<'_>, init: &mut Init| transform.build(&json, cx, init))
+    }
+}
+
+/// Finds the run's folder. For a resumed run, locks it and returns the step of its checkpoint.
+fn open(start: &Start) -> Result<(PathBuf, Option<(usize, Option<File>)>)> {
+    match start {
+        Start::New(folder) if folder.exists() && !is_empty(folder) => {
+            Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"))
+        }
+        Start::New(folder) => Ok((folder.to_owned(), None)),
+        Start::Resume { folder, .. } => {
+            // Without the lock, another process could replace the checkpoint while it is read.
+            let lock = prior::lock(folder)?;
+            Ok((folder.to_owned(), Some((checkpoint::latest(folder)?, lock))))
+        }
+    }
+}
+
+/// Puts the commits of the model and the data into the experiment.
+fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
+    experiment.model = session.source.pinned(&experiment.model);
+    if let Some(json) = session.dataset.pinned() {
+        let wrong = || Error::internal(format!("dataset `{}` pins itself to something that is not a JSON object", experiment.dataset.name));
+        experiment.dataset.config = serde_json::from_str(&json).map_err(|e| wrong().because(e))?;
+    }
+    Ok(())
+}
+
+/// The training objective, and the places where it reads states.
+fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<(Box<dyn Intervention>, TapPlan)> {
+    let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+    let tap = registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?;
+    let sites = if intervention.needs().states == States::None { Vec::new() } else { tap.sites(model.info())? };
+    Ok((intervention, TapPlan { sites, pooling: tap.pooling() }))
+}
+
+/// Adds to an error about the path in `field` where that path came from.
+fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) -> Error {
+    experiment.sources.explain(field, &path.unwrap_or(Path::new("")).to_string_lossy(), e)
+}
+
+/// The fingerprints of the saved values that the run begins with.
+fn begins(experiment: &Experiment, saved: Option<&Saved>, transforms: Option<&SavedTransforms>) -> Result<Begins> {
+    let adapter = |saved: &Saved| fingerprint::of_tensors("a saved adapter", &Value::Object(saved.config.clone()), &saved.values);
+    let adapter = saved.map(adapter).transpose()?;
+    let transforms = transforms.map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values())).transpose()?;
+    let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
+    Ok(Begins { start: adapter.into_iter().chain(transforms).collect(), reference })
+}

@@ -1,0 +1,33 @@
+//! Records for programs: a JSON line for each step, and the tables and scores of the evaluation.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::{Recorder, StepRecord};
+use crate::error::{Context, Result};
+use crate::eval::Evaluation;
+
+/// Writes `metrics.jsonl` and `eval/`.
+#[derive(Debug)]
+pub struct JsonLines {
+    metrics: File,
+    eval: PathBuf,
+}
+
+impl JsonLines {
+    /// Appends to the open file `metrics`. The evaluation goes into the folder `eval`.
+    pub fn new(metrics: File, eval: PathBuf) -> Self {
+        Self { metrics, eval }
+    }
+}
+
+impl Recorder for JsonLines {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        writeln!(self.metrics, "{}", record.to_json()).within(|| "cannot write `metrics.jsonl`".to_owned())
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        evaluation.write(&self.eval)
+    }
+}

@@ -1,0 +1,25 @@
+//! The log of a run.
+
+use std::fs::File;
+use std::io::Write;
+
+use super::{Note, Recorder};
+use crate::error::{Context, Result};
+
+/// Writes `log.txt`. The lock on the file, by which a process owns the run's folder, lasts as long as this recorder.
+#[derive(Debug)]
+pub struct LogFile(File);
+
+impl LogFile {
+    /// Appends to an open file.
+    pub fn new(log: File) -> Self {
+        Self(log)
+    }
+}
+
+impl Recorder for LogFile {
+    fn note(&mut self, note: Note<'_>) -> Result<()> {
+        let (Note::Message(text) | Note::Detail(text)) = note;
+        writeln!(self.0, "{text}").within(|| "cannot write `log.txt`".to_owned())
+    }
+}

@@ -1,0 +1,77 @@
+//! The taps of a run: where states are read, and what they go through before they are compared.
+
+#[cfg(test)]
+mod tests;
+
+use tch::Tensor;
+
+use crate::api::{Around, Pooling, Side, Site, TokenStates, Transform};
+use crate::batch::PairBatch;
+use crate::error::Result;
+
+/// Where states are read, and what they go through before they are compared.
+pub struct Taps {
+    /// The places, in the order of a pass.
+    pub sites: Vec<Site>,
+    /// How tokens become one vector.
+    pub pooling: Pooling,
+    /// The maps; a shared one stands here once.
+    pub transforms: Vec<Box<dyn Transform>>,
+    /// Which of the maps each site goes through.
+    pub transform_of: Vec<usize>,
+}
+
+impl Taps {
+    /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
+    pub fn pool_first(&self) -> bool {
+        self.pooling != Pooling::Original && self.transforms.iter().all(|t| t.linear())
+    }
+
+    fn transform(&self, tap: usize) -> &dyn Transform {
+        self.transforms[self.transform_of[tap]].as_ref()
+    }
+
+    /// T of states that were pooled before.
+    pub fn of_pooled(&self, tap: usize, pooled: &Tensor) -> Result<Tensor> {
+        self.transform(tap).forward(pooled, &Around::default())
+    }
+
+    /// Pooled, transformed states of one side, from those of all taps `[n w]` over the batch's stream.
+    pub fn pooled(&self, tap: usize, states: &[Tensor], batch: &PairBatch, side: Side) -> Result<Tensor> {
+        if self.pool_first() {
+            return self.of_pooled(tap, &batch.pool(&states[tap], self.pooling, side)?);
+        }
+        if self.pooling == Pooling::Original {
+            let tokens = self.tokens(tap, states, batch, side)?;
+            return Ok(tokens.pool_original(&tokens.states));
+        }
+        let rows = batch.rows(self.pooling, side)?;
+        rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
+    }
+
+    /// Transformed states of every token of one side's sequences.
+    pub fn tokens(&self, tap: usize, states: &[Tensor], batch: &PairBatch, side: Side) -> Result<TokenStates> {
+        let rows = batch.rows(Pooling::All, side)?;
+        let transformed = self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?;
+        Ok(TokenStates {
+            attended: rows.completion.ones_like(),
+            owner: rows.owner.shallow_clone(),
+            completion: rows.completion.shallow_clone(),
+            states: transformed,
+            sequences: batch.len() as i64,
+        })
+    }
+
+    fn transformed(&self, tap: usize, states: &[Tensor], batch: &PairBatch, gather: impl Fn(&Tensor) -> Result<Tensor>, last: &Tensor) -> Result<Tensor> {
+        let picked = |i: usize| -> Result<Tensor> { Ok(gather(&states[i])?.f_to_kind(batch.kind())?) };
+        let h = picked(tap)?;
+        let before = tap.checked_sub(1).filter(|i| states[*i].size()[1] == h.size()[1]);
+        let around = Around { previous: before.map(picked).transpose()?, last: Some(last.shallow_clone()) };
+        self.transform(tap).forward(&h, &around)
+    }
+
+    /// The transforms' trainable tensors, as `number.key`.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.transforms.iter().enumerate().flat_map(|(i, t)| t.parameters().into_iter().map(move |p| (format!("{i}.{}", p.key), p.tensor))).collect()
+    }
+}
