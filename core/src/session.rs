@@ -15,7 +15,7 @@ use crate::fingerprint::{self, Fingerprint};
 use crate::generate::stops;
 use crate::model::Model;
 use crate::registry::Registry;
-use crate::text::{Drop, Limits, Tokenised, Tokenizer, tokenise};
+use crate::text::{Limits, SkipReason, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
@@ -44,7 +44,7 @@ pub struct Session {
 }
 
 /// A model in memory, without data.
-pub struct Loaded {
+pub struct LoadedModel {
     /// The frozen model.
     pub model: Model,
     /// Its tokenizer.
@@ -61,7 +61,7 @@ pub struct Loaded {
     pub describes: String,
 }
 
-impl Loaded {
+impl LoadedModel {
     /// The experiment's model, on its device and with its kernels.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Session {
         for change in experiment.sources.check_data(experiment, dataset.as_ref(), registry)? {
             tracing::warn!("the data differ from those that the run recorded: {change}");
         }
-        let Loaded { model, tokenizer, stops, source, context, fingerprint, describes } = Loaded::open(experiment)?;
+        let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } = LoadedModel::open(experiment)?;
         Ok(Self { model, tokenizer, stops, source, fingerprint, dataset, add_eos: true, special_tokens: true, context, describes })
     }
 
@@ -147,7 +147,7 @@ impl Session {
             if !reasons.is_empty() {
                 e = e.hint(format!("dropped {}", reasons.join(", ")));
             }
-            if tokenised.reasons().contains_key(&Drop::PromptTooLong) {
+            if tokenised.reasons().contains_key(&SkipReason::PromptTooLong) {
                 e = e.hint(format!("raise `train.max_length`, which is {} tokens", train.max_length));
             }
             return Err(e);

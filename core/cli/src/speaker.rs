@@ -5,7 +5,7 @@ use reprpo_core::config::Layering;
 use reprpo_core::generate::{Answer, Sampling, Voice, endless};
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::run::{AdapterChoice, attach_saved};
-use reprpo_core::session::Loaded;
+use reprpo_core::session::LoadedModel;
 use reprpo_core::text::Tokenizer;
 use reprpo_core::{Error, Result};
 
@@ -42,7 +42,7 @@ impl Speaker {
         said.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.as_ref().map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry)).transpose()?;
-        let Loaded { model, tokenizer, stops, describes, context, source, fingerprint } = Loaded::open(&experiment)?;
+        let LoadedModel { model, tokenizer, stops, describes, context, source, fingerprint } = LoadedModel::open(&experiment)?;
         app.printer.note(&describes);
         if stops.is_empty() {
             app.printer.note(&endless(sampling.max_new_tokens));

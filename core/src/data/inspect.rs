@@ -14,7 +14,7 @@ use super::Lengths;
 use crate::api::{Dataset, Message, PreferencePair, TemplateArgs, Text};
 use crate::error::Result;
 use crate::report::Progress;
-use crate::text::{Drop, Findings, Limits, Outcome, TokenPair, Tokenizer, fit, repeats, whole_pair};
+use crate::text::{Findings, Limits, Outcome, SkipReason, TokenPair, Tokenizer, fit, repeats, whole_pair};
 
 /// What an inspection is asked for.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub struct Used {
     #[serde(flatten)]
     pub findings: Findings,
     /// Pairs that are not used, by reason.
-    pub dropped: BTreeMap<Drop, usize>,
+    pub dropped: BTreeMap<SkipReason, usize>,
 }
 
 /// A pair as the model is given it.
@@ -105,7 +105,7 @@ pub struct Example {
     /// The place of its row in the split.
     pub index: usize,
     /// Why a run would drop it.
-    pub dropped: Option<Drop>,
+    pub dropped: Option<SkipReason>,
     /// What is read and not trained on, special tokens as they are written.
     pub prompt: String,
     /// The preferred sequence.
@@ -207,7 +207,7 @@ fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) 
         Err(why) => return Ok(Measured { lengths: [0; 3], outcome: Some(Outcome::Dropped(why)), example: None }),
     };
     let lengths = [&whole.prompt, &whole.chosen, &whole.rejected].map(|ids| ids.len() as u64);
-    let example = |pair: &TokenPair, dropped: Option<Drop>| -> Result<Example> {
+    let example = |pair: &TokenPair, dropped: Option<SkipReason>| -> Result<Example> {
         let completion = |ids: &[i64]| -> Result<Completion> {
             let mask = [vec![0; pair.prompt.len()], vec![1; ids.len()]].concat();
             Ok(Completion { text: tokenizer.decode(ids)?, ids: [&pair.prompt, ids].concat(), mask })

@@ -10,7 +10,7 @@ use crate::data;
 use crate::error::{Error, Result};
 use crate::generate::{Sampling, Voice, endless};
 use crate::model::Adapted;
-use crate::report::{Answered, Completions, Progress, Said, StartedFrom};
+use crate::report::{Progress, Sample, SampleCompletions, SampledPrompt, StartedFrom};
 use crate::session::Session;
 use crate::text::{Outcome, tokenise_pair};
 
@@ -33,7 +33,7 @@ pub fn completions(
     experiment: &Experiment,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
-) -> Result<Option<Completions>> {
+) -> Result<Option<SampleCompletions>> {
     let Some(split) = asked_of(session.dataset.as_ref(), splits, &experiment.train.split)? else { return Ok(None) };
     let asked = prompts(session, split, experiment)?;
     let most = experiment.eval.completion_tokens;
@@ -46,7 +46,7 @@ pub fn completions(
     progress.stage("completions", Some((all * most) as u64));
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
-    let mut say = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Said> {
+    let mut say = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Sample> {
         let voice = Voice { model: &session.model, tokenizer: &session.tokenizer, stops: &session.stops, adapted };
         let mut told = 0;
         let answer = voice.answer(&prompt.ids, sampling, &mut |_| {
@@ -62,17 +62,17 @@ pub fn completions(
         }
         made += 1;
         progress.advance((most - told) as u64, &rate(tokens));
-        Ok(Said { text: answer.text, tokens: answer.tokens, ended: answer.ended })
+        Ok(Sample { text: answer.text, tokens: answer.tokens, ended: answer.ended })
     };
     let mut answered = Vec::with_capacity(asked.len());
     for prompt in asked {
         let before = say(began, &prompt)?;
         let after = adapted.map(|adapted| say(Some(adapted), &prompt)).transpose()?;
-        answered.push(Answered { index: prompt.index, prompt: prompt.shown, before, after });
+        answered.push(SampledPrompt { index: prompt.index, prompt: prompt.shown, before, after });
     }
     progress.finish();
     let started_from = if began.is_some() { StartedFrom::InitAdapter } else { StartedFrom::Base };
-    Ok(Some(Completions { split: split.name.clone(), max_new_tokens: most, started_from, prompts: answered }))
+    Ok(Some(SampleCompletions { split: split.name.clone(), max_new_tokens: most, started_from, prompts: answered }))
 }
 
 /// The split whose prompts are asked: `test` or a part of it, or else one that was not trained on, or else the first.

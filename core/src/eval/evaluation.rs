@@ -14,9 +14,9 @@ use crate::data;
 use crate::error::{Context, Error, Fault, Result};
 use crate::model::Adapted;
 use crate::registry::Registry;
-use crate::report::{Completions, Progress, Table};
+use crate::report::{Progress, SampleCompletions, Table};
 use crate::session::Session;
-use crate::text::{Cut, Drop, DroppedPair, Tokenised};
+use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 
 /// A split to score, with its pairs as tokens.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl ScoreRow<'_> {
     /// Why the pair has no score, or a score of only a part of its text; `None` if all of it was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
-            ScoreRow::Dropped(DroppedPair { why: why @ Drop::PromptTooLong, .. }) => Some(format!("{why} in {} tokens", split.max_length)),
+            ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => Some(format!("{why} in {} tokens", split.max_length)),
             ScoreRow::Dropped(DroppedPair { why, .. }) => Some(why.to_string()),
             ScoreRow::Scored(_, _, cut) if cut.any() => Some(format!("cut to {} tokens: {cut}", split.max_length)),
             ScoreRow::Scored(..) => None,
@@ -122,7 +122,7 @@ pub struct Evaluation {
     /// A row a split.
     pub table: Table,
     /// What the model said before and after, where that was asked for.
-    pub completions: Option<Completions>,
+    pub completions: Option<SampleCompletions>,
     /// The scores of each split, by the base model and, if there is an adapter, by the trained one.
     pub scores: Vec<SplitScores>,
 }

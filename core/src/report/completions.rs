@@ -9,7 +9,7 @@ use crate::api::{Message, Text};
 
 /// Continuations of a few prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Completions {
+pub struct SampleCompletions {
     /// The split that the prompts are of.
     pub split: String,
     /// Most tokens of a continuation.
@@ -17,7 +17,7 @@ pub struct Completions {
     /// Which model spoke before.
     pub started_from: StartedFrom,
     /// In the data's order.
-    pub prompts: Vec<Answered>,
+    pub prompts: Vec<SampledPrompt>,
 }
 
 /// The model that training began with.
@@ -32,20 +32,20 @@ pub enum StartedFrom {
 
 /// A prompt and what was said to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Answered {
+pub struct SampledPrompt {
     /// The row of the split.
     pub index: usize,
     /// As the data set has it; the model was given it as it is trained on it.
     pub prompt: Text,
     /// By the model that training began with.
-    pub before: Said,
+    pub before: Sample,
     /// By the model with the adapter; none where there is none.
-    pub after: Option<Said>,
+    pub after: Option<Sample>,
 }
 
 /// A continuation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Said {
+pub struct Sample {
     /// Without the token that ends it.
     pub text: String,
     /// Tokens, with it.
@@ -61,7 +61,7 @@ const NAME: usize = 8;
 /// Lines of a prompt that are shown, before and after what is left out.
 const SHOWN: (usize, usize) = (2, 2);
 
-impl Completions {
+impl SampleCompletions {
     /// For a terminal.
     pub fn plain(&self) -> String {
         let of = format!("greedy completions of prompts of {}, at most {} tokens each", self.split, self.max_new_tokens);
@@ -97,7 +97,7 @@ impl Completions {
     }
 }
 
-impl Said {
+impl Sample {
     fn lines(&self) -> Vec<String> {
         let cut = if self.ended { "" } else { " …" };
         lines::wrapped(&format!("{}{cut}", shown(&self.text)), WIDTH - NAME)
@@ -129,17 +129,17 @@ fn block(name: &str, lines: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn said(text: &str, ended: bool) -> Said {
-        Said { text: text.to_owned(), tokens: 3, ended }
+    fn said(text: &str, ended: bool) -> Sample {
+        Sample { text: text.to_owned(), tokens: 3, ended }
     }
 
-    fn completions(after: Option<Said>) -> Completions {
+    fn completions(after: Option<Sample>) -> SampleCompletions {
         let prompt = Text::Messages(vec![Message::new("system", "Be brief."), Message::new("user", "Is it?\nSay so.")]);
-        Completions {
+        SampleCompletions {
             split: "test".to_owned(),
             max_new_tokens: 3,
             started_from: StartedFrom::Base,
-            prompts: vec![Answered { index: 4, prompt, before: said("It is. And\u{1b}[31m", false), after }],
+            prompts: vec![SampledPrompt { index: 4, prompt, before: said("It is. And\u{1b}[31m", false), after }],
         }
     }
 

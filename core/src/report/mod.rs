@@ -7,7 +7,7 @@ pub mod lines;
 pub mod progress;
 pub mod table;
 
-pub use completions::{Answered, Completions, Said, StartedFrom};
+pub use completions::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 pub use grid::{Align, Grid};
 pub use histogram::histogram;
 pub use progress::Progress;

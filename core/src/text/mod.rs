@@ -16,7 +16,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use findings::{Findings, repeats};
-pub use pairs::{Cut, Drop, DroppedPair, Limits, Outcome, Prompt, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
+pub use pairs::{Cut, DroppedPair, Limits, Outcome, Prompt, SkipReason, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
 
 use crate::api::{Message, TemplateArgs};
 use crate::error::{Error, Fault, Result};

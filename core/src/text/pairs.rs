@@ -72,7 +72,7 @@ impl TokenPair {
 /// Why a pair is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Drop {
+pub enum SkipReason {
     /// The prompt leaves no room for a completion in `max_length`.
     PromptTooLong,
     /// The prompt has no tokens, and the tokenizer none that could stand for its beginning.
@@ -83,13 +83,13 @@ pub enum Drop {
     EmptyRejected,
 }
 
-impl fmt::Display for Drop {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Drop::PromptTooLong => "the prompt leaves no room for a completion",
-            Drop::EmptyPrompt => "the prompt is empty",
-            Drop::EmptyChosen => "the chosen completion is empty",
-            Drop::EmptyRejected => "the rejected completion is empty",
+            SkipReason::PromptTooLong => "the prompt leaves no room for a completion",
+            SkipReason::EmptyPrompt => "the prompt is empty",
+            SkipReason::EmptyChosen => "the chosen completion is empty",
+            SkipReason::EmptyRejected => "the rejected completion is empty",
         })
     }
 }
@@ -149,7 +149,7 @@ pub enum Outcome {
         prompt: Prompt,
     },
     /// It is not.
-    Dropped(Drop),
+    Dropped(SkipReason),
 }
 
 /// A pair that is not used.
@@ -160,7 +160,7 @@ pub struct DroppedPair {
     /// As in [`TokenPair`].
     pub row: usize,
     /// The reason.
-    pub why: Drop,
+    pub why: SkipReason,
 }
 
 /// The pairs of a data set as ids, and what was done to get them.
@@ -183,7 +183,7 @@ impl Tokenised {
     }
 
     /// How many were dropped, by reason.
-    pub fn reasons(&self) -> BTreeMap<Drop, usize> {
+    pub fn reasons(&self) -> BTreeMap<SkipReason, usize> {
         let mut reasons = BTreeMap::new();
         self.dropped.iter().for_each(|pair| *reasons.entry(pair.why).or_default() += 1);
         reasons
@@ -220,12 +220,12 @@ pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &Pre
 /// # Errors
 /// A pair of which one part is messages and another plain text, messages without a chat template, or a chat template
 /// that refuses them.
-pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Result<(TokenPair, Prompt), Drop>> {
+pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Result<(TokenPair, Prompt), SkipReason>> {
     let texts = match (&pair.prompt, &pair.chosen, &pair.rejected) {
         (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) => plain(tokenizer, prompt, [chosen, rejected], limits),
         (Text::Messages(prompt), Text::Messages(chosen), Text::Messages(rejected)) => {
             if prompt.is_empty() {
-                return Ok(Err(Drop::EmptyPrompt));
+                return Ok(Err(SkipReason::EmptyPrompt));
             }
             messages(tokenizer, prompt, [chosen, rejected], &pair.template_args).map_err(|e| e.within(format!("cannot use pair {row}")))?
         }
@@ -244,7 +244,7 @@ pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &Prefer
     let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
         // The first token of a completion is judged by what stands before it, so something has to.
-        let Some(first) = tokenizer.bos().or(tokenizer.eos()) else { return Ok(Err(Drop::EmptyPrompt)) };
+        let Some(first) = tokenizer.bos().or(tokenizer.eos()) else { return Ok(Err(SkipReason::EmptyPrompt)) };
         prompt.push(first.id);
     }
     Ok(Ok((TokenPair { index, row, prompt, chosen, rejected }, Prompt { ids, shared })))
@@ -261,13 +261,13 @@ pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
     let over = limits.max_prompt_length.map_or(0, |most| prompt.len().saturating_sub(most.max(1)));
     prompt.drain(..over);
     let Some(room) = limits.max_length.checked_sub(prompt.len()).filter(|room| *room > 0) else {
-        return Outcome::Dropped(Drop::PromptTooLong);
+        return Outcome::Dropped(SkipReason::PromptTooLong);
     };
     if chosen.is_empty() {
-        return Outcome::Dropped(Drop::EmptyChosen);
+        return Outcome::Dropped(SkipReason::EmptyChosen);
     }
     if rejected.is_empty() {
-        return Outcome::Dropped(Drop::EmptyRejected);
+        return Outcome::Dropped(SkipReason::EmptyRejected);
     }
     let cut = Cut { prompt: over, chosen: chosen.len().saturating_sub(room), rejected: rejected.len().saturating_sub(room) };
     chosen.truncate(room);

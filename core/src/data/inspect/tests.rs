@@ -101,7 +101,7 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
-    assert_eq!(used.dropped, BTreeMap::from([(Drop::PromptTooLong, 1)]));
+    assert_eq!(used.dropped, BTreeMap::from([(SkipReason::PromptTooLong, 1)]));
     assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths are those before anything is cut: {t:?}");
     let example = &t.examples[0];
     assert_eq!((example.prompt.as_str(), example.chosen.text.as_str()), ("a", " yes<|im_end|>"));

@@ -27,7 +27,7 @@ fn kept(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> TokenP
     }
 }
 
-fn dropped(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> Drop {
+fn dropped(tokenizer: &Tokenizer, pair: &PreferencePair, limits: &Limits) -> SkipReason {
     match tokenise_pair(tokenizer, 0, 0, pair, limits).unwrap() {
         Outcome::Kept { pair, .. } => panic!("kept: {pair:?}"),
         Outcome::Dropped(why) => why,
@@ -181,19 +181,19 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
     let cut = Cut { prompt: 0, chosen: whole.chosen.len() - 2, rejected: whole.rejected.len().saturating_sub(2) };
     assert_eq!(all.cuts, [cut, Cut::default()]);
     assert!(cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)), "{cut}");
-    assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), Drop::PromptTooLong);
-    assert_eq!(dropped(&t, &p, &Limits { max_length: 0, max_prompt_length: Some(0), ..LIMITS }), Drop::PromptTooLong);
+    assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), SkipReason::PromptTooLong);
+    assert_eq!(dropped(&t, &p, &Limits { max_length: 0, max_prompt_length: Some(0), ..LIMITS }), SkipReason::PromptTooLong);
 }
 
 #[test]
 fn an_empty_completion_is_dropped_with_its_reason() {
     let Some(t) = tokenizer() else { return };
     let bare = Limits { add_eos: false, ..LIMITS };
-    assert_eq!(dropped(&t, &pair("a", "", "b"), &bare), Drop::EmptyChosen);
-    assert_eq!(dropped(&t, &pair("a", "b", ""), &bare), Drop::EmptyRejected);
+    assert_eq!(dropped(&t, &pair("a", "", "b"), &bare), SkipReason::EmptyChosen);
+    assert_eq!(dropped(&t, &pair("a", "b", ""), &bare), SkipReason::EmptyRejected);
     assert_eq!(kept(&t, &pair("a", "", "b"), &LIMITS).chosen, [EOS], "to say nothing is an answer once it ends");
     let silent = PreferencePair::new(said(&[("user", "hi")]), said(&[]), said(&[("assistant", "a")]));
-    assert_eq!(dropped(&t, &silent, &LIMITS), Drop::EmptyChosen);
+    assert_eq!(dropped(&t, &silent, &LIMITS), SkipReason::EmptyChosen);
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_empty_prompt_becomes_the_beginning_of_sequence() {
     let Some(t) = tokenizer() else { return };
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
     let nobody = PreferencePair::new(said(&[]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
-    assert_eq!(dropped(&t, &nobody, &LIMITS), Drop::EmptyPrompt);
+    assert_eq!(dropped(&t, &nobody, &LIMITS), SkipReason::EmptyPrompt);
 }
 
 #[test]
@@ -222,8 +222,8 @@ fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
     });
     let all = tokenise(&t, rows, &Limits { add_eos: false, ..LIMITS }, Some(3)).unwrap();
     assert_eq!(all.pairs.iter().map(|p| (p.index, p.row)).collect::<Vec<_>>(), [(1, 10), (3, 30), (5, 50)]);
-    assert_eq!(all.dropped[1], DroppedPair { index: 2, row: 20, why: Drop::EmptyChosen });
-    assert_eq!((all.reasons(), read), (BTreeMap::from([(Drop::EmptyChosen, 3)]), 6));
+    assert_eq!(all.dropped[1], DroppedPair { index: 2, row: 20, why: SkipReason::EmptyChosen });
+    assert_eq!((all.reasons(), read), (BTreeMap::from([(SkipReason::EmptyChosen, 3)]), 6));
     let broken = [Ok((0, pair("a", "b", "c"))), Err(Error::new("row 2 is broken"))];
     assert_eq!(tokenise(&t, broken, &LIMITS, None).unwrap_err().message(), "row 2 is broken");
 }
