@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::pairs::mean_of_counted;
-use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Side, Site};
+use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Pooling, Side, Site, Tap};
 use crate::error::{Error, Result};
 
 /// How a method sees the states at the run's taps.
@@ -242,10 +242,43 @@ impl Loss {
     }
 }
 
+/// The run that a method is part of, for [`Intervention::validate`].
+#[derive(Debug)]
+pub struct RunInfo<'a> {
+    /// The shape of the model.
+    pub model: &'a ModelInfo,
+    /// Where the run reads states; empty if the method needs none.
+    pub sites: &'a [Site],
+    /// How the tokens of a completion become one vector.
+    pub pooling: Pooling,
+    /// True if every transform is linear.
+    pub linear_transforms: bool,
+    /// True if every transform keeps lengths and angles.
+    pub orthogonal_transforms: bool,
+    /// Number of pairs to train on.
+    pub pairs: usize,
+    /// Number of optimiser steps.
+    pub steps: usize,
+}
+
 /// A training objective on preference pairs.
 pub trait Intervention: Send {
     /// What [`loss`](Self::loss) will find in its [`Pairs`].
     fn needs(&self) -> Needs;
+
+    /// The taps of a method that chooses its own places; `None` for the run's tap. A user who sets `tap` for a method that has
+    /// its own gets an error.
+    fn tap(&self) -> Option<Box<dyn Tap>> {
+        None
+    }
+
+    /// Checks the method against the rest of the run, before anything is trained or written. Returns warnings for the user.
+    ///
+    /// # Errors
+    /// Fails if the method cannot work in this run.
+    fn validate(&self, _run: &RunInfo<'_>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 
     /// The loss of these pairs, as a mean over them.
     ///

@@ -22,7 +22,7 @@ mod transform;
 pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use init::Init;
-pub use intervention::{Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, States, StepInfo};
+pub use intervention::{Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, RunInfo, States, StepInfo};
 pub use message::{Message, TemplateArgs, json_kind};
 pub use model::{LinearInfo, ModelInfo, Site};
 pub(crate) use pairs::ROUNDING;

@@ -142,6 +142,11 @@ impl Sources {
         Self { origins, records }
     }
 
+    /// Where the value of a field came from; `None` if that is not known.
+    pub fn origin(&self, field: &str) -> Option<&Origin> {
+        self.origins.get(field)
+    }
+
     /// Drops the records, for a caller that checks the model and the data by other means.
     pub(crate) fn forget_records(&mut self) {
         self.records.clear();

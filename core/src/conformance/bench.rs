@@ -31,15 +31,18 @@ impl Bench {
         let frozen = weights.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         let model = fixture::of_weights(fixture::BLOCKS, weights, Kind::Double)?;
         let intervention = case.intervention.entry.build(&case.intervention.json, model.info())?;
-        // The last one is after the final norm, and reached by whatever any block does.
-        let sites = [Site::Residual(1), Site::Residual(model.info().layers)];
-        let sites = if intervention.needs().states > States::None { &sites[..] } else { &[] };
+        let (sites, pooling) = match intervention.tap() {
+            _ if intervention.needs().states == States::None => (Vec::new(), Pooling::Completion),
+            Some(own) => (own.sites(model.info())?, own.pooling()),
+            // The last one is after the final norm, and reached by whatever any block does.
+            None => (vec![Site::Residual(1), Site::Residual(model.info().layers)], Pooling::Completion),
+        };
         let train = TrainConfig { seed, ..TrainConfig::default() };
         let build = |cx: &TransformCx<'_>, init: &mut Init| match &case.transform {
             None => Ok(Box::new(Untransformed) as _),
             Some(method) => method.entry.build(&method.json, cx, init),
         };
-        let taps = taps(sites, Pooling::Completion, &model, &train, build)?;
+        let taps = taps(&sites, pooling, &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
         // Whether a flat start is left is up to the check.
         let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: false };

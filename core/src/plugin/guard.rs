@@ -13,7 +13,7 @@ use tch::Tensor;
 use super::{faults, guest};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
-    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, Selection, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
+    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -97,6 +97,15 @@ impl<T: ?Sized> Drop for Guarded<T> {
 impl Intervention for Guarded<dyn Intervention> {
     fn needs(&self) -> Needs {
         self.run_or("needs", Needs::default, |i| i.needs())
+    }
+
+    fn tap(&self) -> Option<Box<dyn Tap>> {
+        let tap = self.run_or("tap", || None, |i| i.tap())?;
+        Some(Box::new(Guarded::new(self.who, tap)))
+    }
+
+    fn validate(&self, run: &RunInfo<'_>) -> Result<Vec<String>> {
+        self.run("validate", |i| i.validate(run))
     }
 
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {

@@ -1,6 +1,6 @@
 //! The second phase of a run: the model with everything that trains it. An assembled run is complete once it exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use tch::{Kind, Tensor};
@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::adapter::AdapterChoice;
 use super::checkpoint;
 use super::plan::Plan;
-use crate::api::{Init, Intervention, ModelInfo, Needs, Pooling, Site, Transform, TransformCx};
+use crate::api::{Init, Intervention, Needs, Pooling, Site, Transform, TransformCx};
 use crate::config::{ReferenceModel, TrainConfig};
 use crate::error::{Context, Result};
 use crate::fingerprint;
@@ -76,15 +76,10 @@ impl Assembled {
 /// Assembles the planned run. If it is resumed, it is as its checkpoint left it.
 ///
 /// # Errors
-/// Fails if a transform refuses its configuration, if saved values do not fit, or as [`Assembled::new`] does.
+/// Fails if the checkpoint does not fit, or as [`Assembled::new`] does.
 pub fn assemble(plan: &mut Plan<'_>) -> Result<Assembled> {
-    let (intervention, saved) = (plan.take_intervention()?, plan.transforms.take());
+    let (intervention, taps) = plan.take_method()?;
     let (train, model) = (&plan.experiment.train, &plan.session.model);
-    let build = plan.transform()?;
-    let taps = taps(&plan.taps.sites, plan.taps.pooling, model, train, build)?;
-    if let Some(saved) = saved {
-        saved.restore(&taps)?;
-    }
     let parts =
         Parts { intervention, taps, adapter: &plan.adapter, names: fingerprint::pair_names(&plan.pairs.pairs), leaves_flat_start: plan.checkpoint.is_none() };
     let mut run = Assembled::new(model, parts, train)?;
@@ -114,36 +109,21 @@ pub fn taps(
 ) -> Result<Taps> {
     let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let (embedding, unembedding) = model.embeddings();
-    let transform_of = transform_numbers(sites, model.info(), train.share_transform)?;
-    let mut transforms = Vec::new();
-    for (site, number) in sites.iter().zip(&transform_of) {
-        if *number < transforms.len() {
+    let (mut transforms, mut transform_of, mut by_width) = (Vec::new(), Vec::new(), HashMap::new());
+    for site in sites {
+        let width = model.info().width(site)?;
+        if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
+            transform_of.push(*shared);
             continue;
         }
-        let cx = TransformCx { model: model.info(), site, width: model.info().width(site)?, embedding, unembedding };
+        let number = transforms.len();
+        let cx = TransformCx { model: model.info(), site, width, embedding, unembedding };
         let mut init = Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
         transforms.push(build(&cx, &mut init)?);
+        transform_of.push(number);
+        by_width.insert(width, number);
     }
     Ok(Taps { sites: sites.to_vec(), pooling, transforms, transform_of })
-}
-
-/// The number of the transform that each site uses: its own, or with `share` that of the first site of the same width.
-///
-/// # Errors
-/// Fails if the model does not have a site.
-pub fn transform_numbers(sites: &[Site], model: &ModelInfo, share: bool) -> Result<Vec<usize>> {
-    let mut widths = Vec::new();
-    let number = |site: &Site| {
-        let width = model.width(site)?;
-        Ok(match widths.iter().position(|w| *w == width).filter(|_| share) {
-            Some(number) => number,
-            None => {
-                widths.push(width);
-                widths.len() - 1
-            }
-        })
-    };
-    sites.iter().map(number).collect()
 }
 
 /// The optimiser of the adapter and, unless `train.transform` is false, of the transforms.

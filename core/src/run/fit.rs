@@ -102,20 +102,21 @@ fn interrupted(folder: &Path, step: usize, steps: usize) -> Error {
 }
 
 /// Which pairs each step is made of.
-struct Schedule<'a> {
+pub struct Schedule<'a> {
     train: &'a TrainConfig,
     /// Pairs in the data.
-    pairs: usize,
+    pub pairs: usize,
     /// Pairs in a step.
     step_pairs: usize,
     /// Steps in an epoch.
     per_epoch: usize,
     /// Steps of the run.
-    steps: usize,
+    pub steps: usize,
 }
 
 impl<'a> Schedule<'a> {
-    fn new(pairs: usize, train: &'a TrainConfig) -> Self {
+    /// The schedule of a run on so many pairs.
+    pub fn new(pairs: usize, train: &'a TrainConfig) -> Self {
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.div_ceil(step_pairs);
         let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);

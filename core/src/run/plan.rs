@@ -8,11 +8,13 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::adapter::AdapterChoice;
+use super::assemble::taps;
+use super::fit::Schedule;
 use super::folder::is_empty;
 use super::saved_transforms::SavedTransforms;
 use super::{Start, checkpoint, prior};
-use crate::api::{Init, Intervention, Pooling, Site, States, Transform, TransformCx};
-use crate::config::{Experiment, ReferenceModel};
+use crate::api::{Intervention, ModelInfo, RunInfo, States, Transform};
+use crate::config::{Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
 use crate::eval::{self, Judged};
 use crate::ffi;
@@ -25,6 +27,7 @@ use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
 use crate::text::Tokenised;
+use crate::train::Taps;
 
 /// The checkpoint that a run is resumed from.
 #[derive(Debug)]
@@ -37,15 +40,6 @@ pub struct Resumed {
     pub differences: Vec<String>,
 }
 
-/// The places where a run reads states.
-#[derive(Debug)]
-pub struct TapPlan {
-    /// The places, in the order of a pass; empty if the method reads no states.
-    pub sites: Vec<Site>,
-    /// How tokens become one vector.
-    pub pooling: Pooling,
-}
-
 /// A run whose inputs have been read and checked.
 pub struct Plan<'a> {
     /// The experiment, with the commits of the model and the data.
@@ -54,14 +48,10 @@ pub struct Plan<'a> {
     pub registry: &'a Registry,
     /// The model, its tokenizer and the data set.
     pub session: Session,
-    /// The training objective, until the run is assembled.
-    intervention: Option<Box<dyn Intervention>>,
-    /// Where states are read.
-    pub taps: TapPlan,
+    /// The training objective and its taps, until the run is assembled.
+    method: Option<(Box<dyn Intervention>, Taps)>,
     /// The adapter.
     pub adapter: AdapterChoice,
-    /// Saved transforms to start from.
-    pub transforms: Option<SavedTransforms>,
     /// The pairs to train on.
     pub pairs: Tokenised,
     /// The pairs to evaluate on; empty if the experiment does not evaluate.
@@ -113,20 +103,21 @@ impl<'a> Plan<'a> {
         };
         let (intervention, taps) = method(&experiment, &session.model, registry)?;
         faults::check()?;
-        if let Some(saved) = &transforms {
-            saved.check(&experiment, &taps.sites, session.model.info())?;
+        if let Some(saved) = transforms {
+            saved.restore(&experiment, &taps)?;
         }
         if adapter.values.is_none()
             && let Some(e) = unmatched(adapter.adapter.as_ref(), session.model.info())?.into_iter().next()
         {
             return Err(e);
         }
-        let warnings = adapter.warnings(&session.model)?;
+        let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
         let pairs = session.tokenise(&train.split, train, train.max_pairs)?;
         // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
         let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
+        warnings.extend(validate(intervention.as_ref(), &taps, session.model.info(), &Schedule::new(pairs.pairs.len(), train))?);
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, &pairs.pairs, &begins);
         let checkpoint = match (start, resumed) {
@@ -135,15 +126,12 @@ impl<'a> Plan<'a> {
             }
             _ => None,
         };
-        let intervention = Some(intervention);
         Ok(Self {
             experiment,
             registry,
             session,
-            intervention,
-            taps,
+            method: Some((intervention, taps)),
             adapter,
-            transforms,
             pairs,
             judged,
             fingerprints,
@@ -160,22 +148,12 @@ impl<'a> Plan<'a> {
         self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
     }
 
-    /// Takes the training objective out of the plan.
+    /// Takes the training objective and its taps out of the plan.
     ///
     /// # Errors
-    /// Fails if it was taken before.
-    pub(super) fn take_intervention(&mut self) -> Result<Box<dyn Intervention>> {
-        self.intervention.take().ok_or_else(|| Error::internal("the run was assembled twice"))
-    }
-
-    /// The function that makes the transform of a tap.
-    ///
-    /// # Errors
-    /// Fails if there is no such transform.
-    pub(super) fn transform(&self) -> Result<impl Fn(&TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>> + use<>> {
-        let transform = self.registry.transform(&self.experiment.transform.name)?;
-        let json = self.experiment.transform.json();
-        Ok(move |cx: &TransformCx<'_>, init: &mut Init| transform.build(&json, cx, init))
+    /// Fails if they were taken before.
+    pub(super) fn take_method(&mut self) -> Result<(Box<dyn Intervention>, Taps)> {
+        self.method.take().ok_or_else(|| Error::internal("the run was assembled twice"))
     }
 }
 
@@ -204,12 +182,43 @@ fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// The training objective, and the places where it reads states.
-fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<(Box<dyn Intervention>, TapPlan)> {
+/// The training objective, and its taps with their transforms.
+fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<(Box<dyn Intervention>, Taps)> {
     let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
-    let tap = registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?;
+    let tap = match intervention.tap() {
+        Some(own) => {
+            refuse_tap(experiment)?;
+            own
+        }
+        None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
+    };
     let sites = if intervention.needs().states == States::None { Vec::new() } else { tap.sites(model.info())? };
-    Ok((intervention, TapPlan { sites, pooling: tap.pooling() }))
+    let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
+    let taps = taps(&sites, tap.pooling(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+    Ok((intervention, taps))
+}
+
+/// Refuses a tap that the user chose for this command, if the intervention has its own.
+fn refuse_tap(experiment: &Experiment) -> Result<()> {
+    let chosen = |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
+    let Some(origin) = experiment.sources.origin("tap.name").filter(chosen) else { return Ok(()) };
+    let (tap, intervention) = (&experiment.tap.name, &experiment.intervention.name);
+    Err(Error::new(format!("`tap` is `{tap}` ({origin}), but the intervention `{intervention}` reads states at its own places"))
+        .hint("leave `tap` out, or choose another intervention"))
+}
+
+/// The warnings of the method about the run.
+fn validate(intervention: &dyn Intervention, taps: &Taps, model: &ModelInfo, schedule: &Schedule<'_>) -> Result<Vec<String>> {
+    let all = |holds: fn(&dyn Transform) -> bool| taps.transforms.iter().all(|t| holds(t.as_ref()));
+    intervention.validate(&RunInfo {
+        model,
+        sites: &taps.sites,
+        pooling: taps.pooling,
+        linear_transforms: all(|t| t.linear()),
+        orthogonal_transforms: all(|t| t.orthogonal()),
+        pairs: schedule.pairs,
+        steps: schedule.steps,
+    })
 }
 
 /// Adds to an error about the path in `field` where that path came from.

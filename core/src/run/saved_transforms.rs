@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::assemble::transform_numbers;
-use crate::api::{ModelInfo, Site};
 use crate::config::{Choice, Experiment};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
@@ -29,9 +27,9 @@ struct Description {
 }
 
 impl Description {
-    fn new(experiment: &Experiment, sites: &[Site], transform_of: &[usize]) -> Self {
-        let taps = sites.iter().map(ToString::to_string).zip(transform_of.iter().copied()).collect();
-        Self { transform: experiment.transform.clone(), taps }
+    fn of(experiment: &Experiment, taps: &Taps) -> Self {
+        let numbers = taps.sites.iter().map(ToString::to_string).zip(taps.transform_of.iter().copied());
+        Self { transform: experiment.transform.clone(), taps: numbers.collect() }
     }
 }
 
@@ -64,14 +62,15 @@ impl SavedTransforms {
         &self.values
     }
 
-    /// Checks that an experiment which reads states at `sites` of the model has the same transforms at the same taps.
+    /// Puts the values into `taps`, whose transforms `experiment` chose.
     ///
     /// # Errors
-    /// Fails if the transform, its configuration or the taps differ from those that were saved, and names both.
-    pub fn check(&self, experiment: &Experiment, sites: &[Site], model: &ModelInfo) -> Result<()> {
+    /// Fails if the transform, its configuration, the taps or the shapes differ from those that were saved, and names both.
+    /// Nothing is changed then.
+    pub fn restore(mut self, experiment: &Experiment, taps: &Taps) -> Result<()> {
         let dir = &self.dir;
         let mismatch = |saved: &str, here: &str| Error::new(format!("the transforms in `{}` are {saved}, but those of this run are {here}", dir.display()));
-        if sites.is_empty() {
+        if taps.sites.is_empty() {
             return Err(Error::new(format!(
                 "`init_transform` is `{}`, but the intervention `{}` reads no states",
                 dir.display(),
@@ -84,7 +83,7 @@ impl SavedTransforms {
         if saved != chosen {
             return Err(mismatch(&in_words(saved), &in_words(chosen)).hint(format!("take the saved one: `{}`", as_flags(saved))));
         }
-        let here = Description::new(experiment, sites, &transform_numbers(sites, model, experiment.train.share_transform)?).taps;
+        let here = Description::of(experiment, taps).taps;
         if *places != here {
             let words = |taps: &IndexMap<String, usize>| {
                 let shared = taps.values().copied().max().map_or(0, |n| n + 1) < taps.len();
@@ -96,15 +95,6 @@ impl SavedTransforms {
             };
             return Err(mismatch(&words(places), &words(&here)).hint("choose the same model, tap, layers and `train.share_transform`"));
         }
-        Ok(())
-    }
-
-    /// Puts the values into the transforms of `taps`, which were [checked](Self::check).
-    ///
-    /// # Errors
-    /// Fails if a value is missing, left over or of another shape. Nothing is changed then.
-    pub fn restore(mut self, taps: &Taps) -> Result<()> {
-        let dir = &self.dir;
         let parameters = taps.parameters();
         let mut pairs = Vec::with_capacity(parameters.len());
         for (name, tensor) in parameters {
@@ -138,7 +128,7 @@ pub fn write(taps: &Taps, experiment: &Experiment, run: &Path) -> Result<()> {
     std::fs::create_dir_all(&dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
     let host = parameters.into_iter().map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?))).collect::<Result<Vec<_>>>()?;
     write_safetensors(&dir.join(TENSORS), &host)?;
-    let text = serde_json::to_string_pretty(&Description::new(experiment, &taps.sites, &taps.transform_of)).map_err(|e| Error::internal(e.to_string()))?;
+    let text = serde_json::to_string_pretty(&Description::of(experiment, taps)).map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&dir.join(CONFIG), text.as_bytes())
 }
 
