@@ -42,16 +42,6 @@ pub struct Part {
     pub rows: Rows,
 }
 
-impl Part {
-    /// Its weights, of those of the module.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn of(&self, module: &Frozen) -> Result<Frozen> {
-        Ok(Frozen { weight: self.rows.of(&module.weight, 0)?, bias: module.bias.as_ref().map(|b| self.rows.of(b, 0)).transpose()? })
-    }
-}
-
 impl Linear {
     /// The module of that name.
     pub fn new(name: &str, frozen: Frozen) -> Self {
@@ -91,50 +81,19 @@ impl Linear {
 
     /// The weights of that name: its own, which share its memory, or those of a part of it.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
-        let Frozen { weight, bias } = &self.frozen;
         if self.place.name == name {
-            return Some(Ok(Frozen { weight: weight.shallow_clone(), bias: bias.as_ref().map(Tensor::shallow_clone) }));
+            return Some(Ok(self.frozen.shared()));
         }
-        self.parts.iter().find(|part| part.place.name == name).map(|part| part.of(&self.frozen))
+        self.parts.iter().find(|part| part.place.name == name).map(|part| self.frozen.part(part.rows))
     }
 
     /// What a plugin knows of it, as a module of block `layer`.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
-        let (holder, size) = (&self.place.name, self.frozen.weight.size());
-        let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs: size[1], outputs };
+        let (holder, inputs) = (&self.place.name, self.frozen.inputs());
+        let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs, outputs };
         let part = |part: &Part| PartInfo { linear: linear(&part.place, part.rows.count()), holder: holder.clone(), rows: part.rows };
-        (linear(&self.place, size[0]), self.parts.iter().map(part).collect())
+        (linear(&self.place, self.frozen.outputs()), self.parts.iter().map(part).collect())
     }
-}
-
-/// Weights in memory of their own.
-///
-/// # Errors
-/// Not enough memory.
-pub fn copied(frozen: &Frozen) -> Result<Frozen> {
-    let copied = |t: &Tensor| -> Result<Tensor> {
-        let mut copy = t.f_empty_like()?;
-        copy.f_copy_(t)?;
-        Ok(copy)
-    };
-    Ok(Frozen { weight: copied(&frozen.weight)?, bias: frozen.bias.as_ref().map(copied).transpose()? })
-}
-
-/// Overwrites the weights of a fused `module` at the rows of a part with those of `part`.
-///
-/// # Errors
-/// Where shapes do not fit.
-pub fn put(module: &mut Frozen, rows: Rows, part: &Frozen) -> Result<()> {
-    rows.put(&module.weight, &part.weight)?;
-    let Some(bias) = &part.bias else { return Ok(()) };
-    // An adapter may give a bias to a part of a module that has none.
-    let all = match module.bias.take() {
-        Some(all) => all,
-        None => module.weight.f_select(1, 0)?.f_zeros_like()?,
-    };
-    rows.put(&all, bias)?;
-    module.bias = Some(all);
-    Ok(())
 }
 
 #[cfg(test)]
@@ -147,28 +106,16 @@ mod tests {
     fn what_is_split_into_parts_is_joined_again() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
         for (groups, parts) in [(1, [("q", 12), ("k", 6), ("v", 6)]), (4, [("q", 2), ("k", 2), ("v", 2)]), (2, [("q", 1), ("k", 3), ("v", 8)])] {
-            let linear = Linear::new("m", Frozen { weight: y.tr().contiguous(), bias: Some(y.get(0)) }).fused(groups, &parts);
+            let linear = Linear::new("m", Frozen::new(y.tr().contiguous(), Some(y.get(0)))).fused(groups, &parts);
             let split: [Tensor; 3] = linear.split(&y).unwrap();
             for ((t, part), (name, len)) in split.iter().zip(&linear.parts).zip(parts) {
                 assert_eq!((t.size(), part.place.name.as_str()), (vec![3, groups, len], format!("m.{name}").as_str()));
                 // The weight's rows are y's columns.
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
-                assert_eq!((frozen.weight.tr(), frozen.bias.unwrap()), (t.flatten(1, 2), t.flatten(1, 2).get(0)));
+                assert_eq!((frozen.dense().unwrap().tr(), frozen.bias().unwrap()), (t.flatten(1, 2), &t.flatten(1, 2).get(0)));
             }
             assert_eq!(linear.join(&split.map(|t| t.flatten(1, 2))).unwrap(), y);
             assert!(linear.split::<2>(&y).is_err() && linear.weights("m.o").is_none());
         }
-    }
-
-    #[test]
-    fn a_part_with_a_bias_gives_its_module_one() {
-        let rows = Rows { groups: 2, start: 1, len: 1, width: 2 };
-        let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
-        let base = Frozen { weight: old, bias: None };
-        let mut module = copied(&base).unwrap();
-        put(&mut module, rows, &Frozen { weight: new.narrow(0, 0, 2), bias: Some(new.select(1, 0).narrow(0, 0, 2)) }).unwrap();
-        let expected = Tensor::from_slice(&[0f32, 1.0, 0.0, 1.0]);
-        assert_eq!((module.weight.select(1, 2), module.bias.unwrap()), (expected.shallow_clone(), expected));
-        assert_eq!(base.weight.sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

@@ -121,7 +121,7 @@ impl<'a> Pass<'a> {
     pub fn linear(&mut self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         let adapts = |place: &Place| self.request.adapted.is_some_and(|a| a.get(&place.name).is_some());
         let y = if linear.parts.iter().any(|part| adapts(&part.place)) {
-            let parts = linear.parts.iter().map(|part| self.through(&part.place, &part.of(&linear.frozen)?, x));
+            let parts = linear.parts.iter().map(|part| self.through(&part.place, &linear.frozen.part(part.rows)?, x));
             linear.join(&parts.collect::<Result<Vec<_>>>()?)?
         } else {
             self.through(&linear.place, &linear.frozen, x)?

@@ -60,7 +60,7 @@ impl Weights {
     pub fn linear(&mut self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
         let weight = self.take(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = if bias { Some(self.take(&format!("{name}.bias"), &[outputs])?) } else { None };
-        Ok(Linear::new(name, Frozen { weight, bias }))
+        Ok(Linear::new(name, Frozen::new(weight, bias)))
     }
 
     /// Whether there is a tensor of that name that has not been taken.
