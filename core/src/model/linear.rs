@@ -1,18 +1,20 @@
-//! Linear modules of the frozen model, and the parts of those that are fused.
+//! Linear modules of the frozen model, and the parts of fused ones.
+
+use std::cell::{Ref, RefCell};
 
 use tch::Tensor;
 
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// What weights are called, and where their input and output are read.
+/// The name of a module or a part, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`; that of a part has Llama's name for it behind the module's.
+    /// The name in PyTorch's state dict without `.weight`. A part has Llama's name for it behind the module's.
     pub name: String,
-    /// Before them.
+    /// The site of the input.
     pub input: Site,
-    /// Behind them.
+    /// The site of the output.
     pub output: Site,
 }
 
@@ -25,30 +27,40 @@ impl Place {
 /// A linear module of the frozen model.
 #[derive(Debug)]
 pub struct Linear {
-    /// Where it is.
+    /// Its name and sites.
     pub place: Place,
-    /// Its weights.
-    pub frozen: Frozen,
-    /// Where it is fused: the parts that its rows fall into, in order.
+    frozen: RefCell<Frozen>,
+    /// How checkpoints store the weight.
+    pub stored: Stored,
+    /// The parts that the rows of a fused module fall into, in order.
     pub parts: Vec<Part>,
 }
 
-/// What is a module of its own in Llama, and here some rows of a fused one.
+/// How a checkpoint stores the weight of a linear module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// `[out in]`, as `torch.nn.Linear` does.
+    OutIn,
+    /// `[in out]`, as `Conv1D` of transformers does.
+    InOut,
+}
+
+/// Rows of a fused projection that Llama stores as a separate module.
 #[derive(Debug)]
 pub struct Part {
-    /// Where it is.
+    /// Its name and sites.
     pub place: Place,
-    /// Which outputs of the module it makes.
+    /// The outputs of the module that belong to it.
     pub rows: Rows,
 }
 
 impl Linear {
     /// The module of that name.
-    pub fn new(name: &str, frozen: Frozen) -> Self {
-        Self { place: Place::new(name.to_owned()), frozen, parts: Vec::new() }
+    pub fn new(name: String, frozen: Frozen, stored: Stored) -> Self {
+        Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// The same module, fused of `parts`: its rows fall into `groups`, and each group into so many rows of every part.
+    /// The same module with parts. Its rows fall into `groups`, and each group into that many rows of every part.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -61,38 +73,48 @@ impl Linear {
         self
     }
 
-    /// Its output y `[n out]` by parts, each `[n groups len]` in y's memory.
+    /// Splits its output y `[n out]` into the outputs of its parts, each `[n groups len]` in the memory of y.
     ///
     /// # Errors
-    /// A module of another number of parts.
+    /// Fails if the module has another number of parts.
     pub fn split<const N: usize>(&self, y: &Tensor) -> Result<[Tensor; N]> {
         let parts = self.parts.iter().map(|part| part.rows.grouped(y, 1)).collect::<Result<Vec<_>>>()?;
         parts.try_into().map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
     }
 
-    /// Its output `[n out]` of those of all its parts, `[n groups·len]` each.
+    /// Its output `[n out]` from those of all its parts, each `[n groups·len]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn join(&self, outputs: &[Tensor]) -> Result<Tensor> {
         let grouped = self.parts.iter().zip(outputs).map(|(part, y)| Ok(y.f_unflatten(1, [part.rows.groups, part.rows.len])?));
         Ok(Tensor::f_cat(&grouped.collect::<Result<Vec<_>>>()?, 2)?.f_flatten(1, 2)?)
     }
 
-    /// The weights of that name: its own, which share its memory, or those of a part of it.
-    pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
-        if self.place.name == name {
-            return Some(Ok(self.frozen.shared()));
-        }
-        self.parts.iter().find(|part| part.place.name == name).map(|part| self.frozen.part(part.rows))
+    /// Its frozen weights.
+    pub fn frozen(&self) -> Ref<'_, Frozen> {
+        self.frozen.borrow()
     }
 
-    /// What a plugin knows of it, as a module of block `layer`.
+    /// Exchanges its frozen weights, and returns the old ones.
+    pub fn replace(&self, frozen: Frozen) -> Frozen {
+        self.frozen.replace(frozen)
+    }
+
+    /// The frozen weights of the module or part of that name, sharing memory where they can.
+    pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
+        if self.place.name == name {
+            return Some(Ok(self.frozen().shared()));
+        }
+        self.parts.iter().find(|part| part.place.name == name).map(|part| self.frozen().part(part.rows))
+    }
+
+    /// The description of it and its parts for plugins, as a module of block `layer`.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
-        let (holder, inputs) = (&self.place.name, self.frozen.inputs());
+        let (holder, inputs) = (&self.place.name, self.frozen().inputs());
         let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs, outputs };
         let part = |part: &Part| PartInfo { linear: linear(&part.place, part.rows.count()), holder: holder.clone(), rows: part.rows };
-        (linear(&self.place, self.frozen.outputs()), self.parts.iter().map(part).collect())
+        (linear(&self.place, self.frozen().outputs()), self.parts.iter().map(part).collect())
     }
 }
 
@@ -106,7 +128,8 @@ mod tests {
     fn what_is_split_into_parts_is_joined_again() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
         for (groups, parts) in [(1, [("q", 12), ("k", 6), ("v", 6)]), (4, [("q", 2), ("k", 2), ("v", 2)]), (2, [("q", 1), ("k", 3), ("v", 8)])] {
-            let linear = Linear::new("m", Frozen::new(y.tr().contiguous(), Some(y.get(0)))).fused(groups, &parts);
+            let frozen = Frozen::new(y.tr().contiguous(), Some(y.get(0)));
+            let linear = Linear::new("m".to_owned(), frozen, Stored::OutIn).fused(groups, &parts);
             let split: [Tensor; 3] = linear.split(&y).unwrap();
             for ((t, part), (name, len)) in split.iter().zip(&linear.parts).zip(parts) {
                 assert_eq!((t.size(), part.place.name.as_str()), (vec![3, groups, len], format!("m.{name}").as_str()));
