@@ -93,7 +93,7 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                     assert_eq!(model.info().width(&Site::Output(named(part))).unwrap(), rows.len() as i64);
                     let rows = Tensor::from_slice(rows);
                     let own = |kind: &str| weights.get(&format!("{}.{kind}", module.name)).map(|t| t.index_select(0, &rows));
-                    let frozen = Frozen { weight: own("weight").unwrap(), bias: own("bias") };
+                    let frozen = Frozen::new(own("weight").unwrap(), own("bias"));
                     let plain = frozen.forward(x).unwrap();
                     let expected = match adapted.get(&named(part)) {
                         Some(adapter) => {
@@ -185,7 +185,7 @@ fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
                 let before = model.frozen(&module).unwrap();
                 for (part, rows) in parts(&module) {
                     let rows = Tensor::from_slice(&rows);
-                    let same = merged.weight.index_select(0, &rows) == before.weight.index_select(0, &rows);
+                    let same = merged.dense().unwrap().index_select(0, &rows) == before.dense().unwrap().index_select(0, &rows);
                     assert_eq!(same, adapted.get(&format!("{module}.{part}")).is_none(), "{name}, {}: {module}.{part}", entry.about.name);
                 }
             }

@@ -2,33 +2,8 @@
 
 use tch::Tensor;
 
-use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets, linear};
+use super::{Frozen, Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets};
 use crate::error::{Error, Result};
-
-/// A frozen linear module as an adapter sees it: y = xWᵀ + b.
-#[derive(Debug)]
-pub struct Frozen {
-    /// W `[out in]`.
-    pub weight: Tensor,
-    /// b `[out]`.
-    pub bias: Option<Tensor>,
-}
-
-impl Frozen {
-    /// The same module with other weights `[out in]`, which take the kind of these.
-    #[must_use]
-    pub fn with_weight(&self, weight: Tensor) -> Self {
-        Self { weight: weight.to_kind(self.weight.kind()), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
-    }
-
-    /// y of x `[n in]`.
-    ///
-    /// # Errors
-    /// Where shapes or kinds do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
-    }
-}
 
 /// The module, or part of one, that an adapter is attached to.
 #[derive(Debug)]

@@ -147,11 +147,11 @@ impl AdaptedLinear for Ia3Linear {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let (Self::Input(l) | Self::Output(l)) = self;
-        let mut merged = base.with_weight(&base.weight * l);
-        if let (Self::Output(l), Some(bias)) = (self, &base.bias) {
-            merged.bias = Some((bias * l.f_squeeze_dim(1)?).f_to_kind(bias.kind())?);
-        }
-        Ok(merged)
+        let merged = base.with_weight(base.dense()? * l);
+        Ok(match (self, base.bias()) {
+            (Self::Output(l), Some(bias)) => merged.with_bias(&(bias * l.f_squeeze_dim(1)?)),
+            _ => merged,
+        })
     }
 }
 

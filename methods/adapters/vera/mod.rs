@@ -163,7 +163,7 @@ impl AdaptedLinear for VeraLinear {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let (a, b) = self.factors()?;
-        Ok(base.with_weight(base.weight.to_kind(a.kind()) + b.f_matmul(&a)?))
+        Ok(base.with_weight(base.dense()?.to_kind(a.kind()) + b.f_matmul(&a)?))
     }
 }
 
