@@ -101,7 +101,7 @@ impl Gguf {
         let vocab = tensors.get(&architecture.embedding()).and_then(|t| t.placed.shape.first()).copied();
         let vocab = vocab.ok_or_else(|| Error::new(format!("`{}` has no tensor `token_embd.weight`", path.display())))?;
         let config = architecture
-            .config(&metadata, vocab, &rope, |name| tensors.contains_key(name))
+            .config(&metadata, vocab, &rope, &|name| tensors.contains_key(name))
             .map_err(|e| e.within(format!("cannot read `{}`", path.display())))?;
         Ok(Self { files, metadata, config, tensors })
     }
