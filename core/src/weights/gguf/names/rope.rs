@@ -75,11 +75,16 @@ impl Settings<'_> {
             }
             RopeFactors { all: None, long: None, short: None } if plain => json!({ "rope_type": "default" }),
             RopeFactors { all: None, long: None, short: None } if kind == "linear" => json!({ "rope_type": "linear", "factor": factor }),
+            RopeFactors { all: None, long: None, short: None } if kind == "yarn" => self.yarn(factor, original)?,
             RopeFactors { all: None, long: None, short: None } => return Err(unread(&format!("`{kind}`"))),
             _ => return Err(unread(&format!("`{kind}` with factors of its own"))),
         };
-        if factors.long.is_none() && attention.is_some_and(|factor| factor != 1.0) {
-            return Err(unread(&format!("`{kind}` with `{}`", self.key("rope.scaling.attn_factor"))));
+        if kind != "yarn" {
+            self.must_be("rope.scaling.yarn_attn_factor", |factor| factor == 1.0)?;
+            self.must_be("rope.scaling.yarn_ext_factor", |factor| factor <= 0.0)?;
+            if factors.long.is_none() && attention.is_some_and(|factor| factor != 1.0) {
+                return Err(unread(&format!("`{kind}` with `{}`", self.key("rope.scaling.attn_factor"))));
+            }
         }
         rope["rope_theta"] = json!(self.rope_base()?);
         if self.architecture.partial {
@@ -90,6 +95,37 @@ impl Settings<'_> {
             rope["dimension_count"] = json!(shape.turned);
         }
         Ok(rope)
+    }
+
+    /// YaRN (Peng et al. 2023), without the base of the frequencies.
+    ///
+    /// # Errors
+    /// Fails if a setting has a value that Hugging Face's configuration has no field for.
+    fn yarn(&self, factor: f64, original: u64) -> Result<Value> {
+        // A negative factor stands for 1.
+        self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
+        self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
+        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies the
+        // usual factor by it. The usual factor itself therefore only has one meaning.
+        let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+        self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
+        let mut rope = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
+        for (field, name) in
+            [("attention_factor", "rope.scaling.yarn_attn_factor"), ("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]
+        {
+            if let Some(value) = self.float(name)? {
+                rope[field] = json!(value);
+            }
+        }
+        Ok(rope)
+    }
+
+    /// Refuses a number for which `is_valid` is false.
+    fn must_be(&self, name: &str, is_valid: impl Fn(f64) -> bool) -> Result<()> {
+        match self.float(name)? {
+            Some(value) if !is_valid(value) => Err(self.unsupported(name)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::weights::gguf::metadata::Metadata;
 
 /// The settings that are read for every architecture.
-const READ: [&str; 17] = [
+const READ: [&str; 22] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -23,19 +23,21 @@ const READ: [&str; 17] = [
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
 ];
 
 /// Settings that never change the output of a language model.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 6] = [
     "decoder_start_token_id",
     // Describes how the file was made.
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Only apply to YaRN, which is refused by `rope.scaling.type`.
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_log_multiplier",
+    // Describes how the model was trained.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -44,7 +46,7 @@ const HARMLESS: [&str; 9] = [
 ];
 
 /// Settings that change nothing if they have one of these values. Any other value is refused.
-const NEUTRAL: [(&str, &[f64]); 16] = [
+const NEUTRAL: [(&str, &[f64]); 14] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
@@ -58,8 +60,6 @@ const NEUTRAL: [(&str, &[f64]); 16] = [
     ("logit_scale", &[0.0, 1.0]),
     ("nextn_predict_layers", &[0.0]),
     ("residual_scale", &[0.0, 1.0]),
-    ("rope.scaling.yarn_attn_factor", &[1.0]),
-    ("rope.scaling.yarn_ext_factor", &[0.0]),
     ("use_parallel_residual", &[0.0]),
 ];
 
