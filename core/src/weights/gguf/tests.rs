@@ -1,10 +1,12 @@
+mod architectures;
+
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing;
-use crate::testing::gguf::{Writer, text};
+use crate::testing::gguf::{Writer, numbers as array, text};
 
 impl Writer {
     fn open(&self) -> Result<Gguf> {
@@ -419,9 +421,9 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
     let of = |architecture: &'static str| {
         let w = Writer::of(architecture).count("rope.dimension_count", 4);
         let w = if architecture == "gptneox" { w.float("attention.layer_norm_epsilon", 1e-5) } else { w };
-        if architecture == "gemma3" { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
+        if architecture.starts_with("gemma") { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
     };
-    for architecture in ["llama", "qwen2", "qwen3", "gemma3", "phi3", "gptneox"] {
+    for architecture in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3", "granite", "phi3", "gptneox"] {
         let rope = rope(of(architecture));
         let sets = if architecture == "gemma3" { vec![rope["full_attention"].clone(), rope["sliding_attention"].clone()] } else { vec![rope] };
         for rope in sets {

@@ -1,4 +1,4 @@
-//! Gemma 3.
+//! Gemma 2 and Gemma 3.
 
 use serde_json::{Map, Value, json};
 
@@ -6,13 +6,31 @@ use super::{Architecture, FOUR_NORMS, GATED, HEAD_NORMS, OUTPUT, SEPARATE, Sourc
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
+pub const GEMMA2: Architecture = Architecture {
+    name: "gemma2",
+    model_type: "gemma2",
+    class: "Gemma2ForCausalLM",
+    block: &[SEPARATE, OUTPUT, FOUR_NORMS, GATED],
+    order: |_, _| Order::Same,
+    one_plus: true,
+    reads: &["attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"],
+    config: |file| {
+        let mut config = gemma(file, 2, 46)?;
+        let window = file.settings.unsigned("attention.sliding_window")?;
+        // llama.cpp's defaults, which are also transformers'.
+        config.insert("sliding_window".to_owned(), json!(window.unwrap_or(4096)));
+        config.entry("attn_logit_softcapping").or_insert(json!(50.0));
+        config.entry("final_logit_softcapping").or_insert(json!(30.0));
+        Ok(config)
+    },
+    ..LLAMA
+};
+
 pub const GEMMA3: Architecture = Architecture {
     name: "gemma3",
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
     block: &[SEPARATE, HEAD_NORMS, OUTPUT, FOUR_NORMS, GATED],
-    order: |_, _| Order::Same,
-    one_plus: true,
     reads: &["attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"],
     config: |file| {
         let mut config = gemma(file, 6, 62)?;
@@ -21,10 +39,10 @@ pub const GEMMA3: Architecture = Architecture {
         rope::unscaled_in_windows(&mut config, local);
         Ok(config)
     },
-    ..LLAMA
+    ..GEMMA2
 };
 
-/// The fields of every Gemma. Every `period`-th layer has no window.
+/// The fields that both have. Every `period`-th layer has no window.
 fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<String, Value>> {
     let (settings, mut config) = (&file.settings, file.llama()?);
     let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);

@@ -19,5 +19,6 @@ pub const LLAMA: Architecture = Architecture {
     one_plus: false,
     partial: false,
     reads: &[],
+    harmless: &[],
     config: |file| file.llama(),
 };

@@ -4,12 +4,16 @@
 //! llama.cpp's loader (`src/models`) takes for it.
 
 mod gemma;
+mod gpt2;
 mod gpt_neox;
+mod granite;
 mod llama;
+mod olmo;
 mod phi3;
 mod qwen;
 mod rope;
 mod settings;
+mod smollm3;
 
 use serde_json::{Map, Value, json};
 
@@ -23,7 +27,19 @@ use settings::Settings;
 type Names = &'static [(&'static str, &'static str)];
 
 /// llama.cpp's architectures.
-static KNOWN: [Architecture; 6] = [llama::LLAMA, qwen::QWEN2, qwen::QWEN3, gemma::GEMMA3, phi3::PHI3, gpt_neox::GPT_NEOX];
+static KNOWN: [Architecture; 11] = [
+    llama::LLAMA,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::PHI3,
+    gpt_neox::GPT_NEOX,
+    gpt2::GPT2,
+    olmo::OLMO2,
+    smollm3::SMOLLM3,
+    granite::GRANITE,
+];
 
 /// How one of llama.cpp's architectures is written in Hugging Face's words.
 #[derive(Debug)]
@@ -48,6 +64,8 @@ pub struct Architecture {
     partial: bool,
     /// The settings that only this architecture reads.
     reads: &'static [&'static str],
+    /// Settings that only change the output of other architectures.
+    harmless: &'static [&'static str],
     /// Makes Hugging Face's config.json.
     config: fn(&Source<'_>) -> Result<Map<String, Value>>,
 }
@@ -72,7 +90,7 @@ pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
     let name = meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
     KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
         Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name))
-            .hint("more architectures are read from Hugging Face folders than from GGUF files")
+            .hint("these are llama.cpp's names: Mistral's models are `llama`, those of OLMo 3 are `olmo2`")
     })
 }
 
@@ -126,16 +144,16 @@ impl Architecture {
         Ok(Shape { heads, key_value_heads, head, turned })
     }
 
-    /// Hugging Face's config.json, made from the file's settings. `has` says whether the file has a tensor of
-    /// Hugging Face's name, `vocab` is how many rows the embedding has.
+    /// Hugging Face's config.json, made from the file's settings. `rows` gives the number of rows, as in the file, of the
+    /// tensor of Hugging Face's name; `vocab` is that of the embedding.
     ///
     /// # Errors
     /// A setting that is missing, or one that would change the numbers and is not known here.
-    pub fn config(&self, meta: &Metadata, vocab: i64, rope: &RopeFactors, has: &dyn Fn(&str) -> bool) -> Result<Value> {
+    pub fn config(&self, meta: &Metadata, vocab: i64, rope: &RopeFactors, rows: &dyn Fn(&str) -> Option<i64>) -> Result<Value> {
         let settings = Settings { architecture: self, meta };
         settings.must_be_read()?;
         let shape = self.shape(meta)?;
-        (self.config)(&Source { settings, shape, vocab, rope, has }).map(Value::Object)
+        (self.config)(&Source { settings, shape, vocab, rope, rows }).map(Value::Object)
     }
 }
 
@@ -145,7 +163,7 @@ struct Source<'a> {
     shape: Shape,
     vocab: i64,
     rope: &'a RopeFactors,
-    has: &'a dyn Fn(&str) -> bool,
+    rows: &'a dyn Fn(&str) -> Option<i64>,
 }
 
 impl Source<'_> {
@@ -157,7 +175,7 @@ impl Source<'_> {
         put("architectures", json!([architecture.class]));
         put("model_type", json!(architecture.model_type));
         put("vocab_size", json!(self.vocab));
-        put("tie_word_embeddings", json!(!(self.has)(&architecture.head())));
+        put("tie_word_embeddings", json!((self.rows)(&architecture.head()).is_none()));
         for (key, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
             if let Some(id) = self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))? {
                 put(key, json!(id));
@@ -169,7 +187,7 @@ impl Source<'_> {
     /// The fields of architectures with rotary positions.
     fn rotary(&self) -> Result<Map<String, Value>> {
         let (settings, architecture, shape) = (&self.settings, self.settings.architecture, &self.shape);
-        let has = |module: &str, part: &str| (self.has)(&format!("{}.0.{module}.{part}", architecture.blocks));
+        let has = |module: &str, part: &str| (self.rows)(&format!("{}.0.{module}.{part}", architecture.blocks)).is_some();
         let mut config = self.base()?;
         let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
         put("hidden_size", json!(settings.count("embedding_length")?));

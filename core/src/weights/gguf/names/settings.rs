@@ -37,7 +37,7 @@ const HARMLESS: [&str; 6] = [
     "tensor_data_layout",
     // Only applies to embedding models.
     "pooling_type",
-    // Describes how the model was trained.
+    // Only changes the output of Granite, which reads it.
     "rope.scaling.finetuned",
     // The number of rows of the embedding is used instead.
     "vocab_size",
@@ -179,7 +179,7 @@ impl Settings<'_> {
             return Err(Error::new("mixtures of experts are not read from GGUF files"));
         }
         let (prefix, architecture) = (self.key(""), self.architecture);
-        let is_read = |name: &&str| [&READ[..], architecture.reads].iter().any(|names| names.contains(name));
+        let is_read = |name: &&str| [&READ[..], architecture.reads, architecture.harmless].iter().any(|names| names.contains(name));
         match self.meta.keys().filter_map(|key| key.strip_prefix(&prefix)).find(|name| !is_read(name) && !self.is_neutral(name)) {
             Some(name) => Err(self.unsupported(name)),
             None => Ok(()),
