@@ -2,6 +2,7 @@
 
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Ids};
@@ -28,14 +29,18 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
         ids.with_normalizer(Some(NFC)).map_err(foreign)?;
     }
     let bytes = |by_expression| ByteLevel::new(false, true, by_expression);
-    let cut: Vec<PreTokenizerWrapper> = match pre.expression {
+    let mut cut: Vec<PreTokenizerWrapper> = Vec::new();
+    if pre.digits {
+        cut.push(Digits::new(true).into());
+    }
+    match pre.expression {
         // The crate's byte level has GPT-2's expression built in.
-        None => vec![bytes(true).into()],
+        None => cut.push(bytes(true).into()),
         Some(expression) => {
             let split = Split::new(SplitPattern::Regex(expression.to_owned()), SplitDelimiterBehavior::Isolated, false).map_err(foreign)?;
-            vec![split.into(), bytes(false).into()]
+            cut.extend([split.into(), bytes(false).into()]);
         }
-    };
+    }
     ids.with_pre_tokenizer(Some(Sequence::new(cut)));
     ids.with_decoder(Some(bytes(true)));
     Ok(Built { ids, bos: pre.bos })

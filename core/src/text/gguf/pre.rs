@@ -9,6 +9,8 @@ pub(super) struct Pre {
     names: &'static [&'static str],
     /// The expression of a word; `None` for GPT-2's.
     pub expression: Option<&'static str>,
+    /// True if every digit is a word, before the expression is looked at.
+    pub digits: bool,
     /// Whether a whole word that is a token is taken without looking at the merges.
     pub ignore_merges: bool,
     /// Whether text is brought into Unicode's composed form first.
@@ -17,15 +19,17 @@ pub(super) struct Pre {
     pub bos: bool,
 }
 
-const GPT_2: Pre = Pre { names: &[], expression: None, ignore_merges: false, compose: false, bos: false };
+const GPT_2: Pre = Pre { names: &[], expression: None, digits: false, ignore_merges: false, compose: false, bos: false };
 
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-static PRE: [Pre; 8] = [
-    Pre { names: &["gpt-2", "default", "phi-2"], ..GPT_2 },
+static PRE: [Pre; 9] = [
+    Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
+    // StarCoder's tokenizer, which Granite 3 has under the second name.
+    Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
     // The model's own tokenizer.json first makes every digit a word. No two digits merge in its vocabulary, so that
     // shows in one place alone: blanks before a digit. transformers reads the GGUF file without it, and its ids are the
     // reference here.
@@ -33,7 +37,7 @@ static PRE: [Pre; 8] = [
     // GPT-NeoX's tokenizer, under the names of the two models that llama.cpp knows it by.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },
     Pre { names: &["llama-bpe", "llama3", "llama-v3", "falcon3"], expression: Some(LLAMA_3), ignore_merges: true, bos: true, ..GPT_2 },
-    // The vocabulary of GPT-4, which Phi-4 has under the first name.
+    // The expression of GPT-4. Phi-4, OLMo 2, OLMo 3 and Granite 4 have it under the first name, SmolLM3 under the second.
     Pre { names: &["dbrx", "smaug-bpe"], expression: Some(LLAMA_3), ..GPT_2 },
     Pre { names: &["qwen2", "deepseek-r1-qwen", "megrez"], expression: Some(QWEN_2), compose: true, ..GPT_2 },
     Pre { names: &["tekken"], expression: Some(TEKKEN), ignore_merges: true, bos: true, ..GPT_2 },

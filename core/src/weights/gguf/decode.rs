@@ -33,6 +33,23 @@ pub fn by_rows<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out
     });
 }
 
+/// As [`in_order`], of a matrix of so many rows, which become the columns of `out`.
+pub fn transposed<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out: &mut [T], offset: f32, rows: usize) {
+    let (row, row_bytes) = (out.len() / rows, at.len() / rows);
+    let slab = (SLAB / (row * size_of::<f32>())).clamp(1, rows);
+    let mut numbers = vec![0f32; slab * row];
+    for first in (0..rows).step_by(slab) {
+        let end = rows.min(first + slab);
+        let range = at.start + first * row_bytes..at.start + end * row_bytes;
+        let numbers = &mut numbers[..(end - first) * row];
+        numbers.par_chunks_mut(row).zip(file[range.clone()].par_chunks(row_bytes)).for_each(|(out, bytes)| blocks(format, bytes, out, offset));
+        out.par_chunks_mut(rows).enumerate().for_each(|(column, out)| {
+            out[first..end].iter_mut().zip(numbers.chunks(row)).for_each(|(to, from)| *to = T::of(from[column]));
+        });
+        file.release(range);
+    }
+}
+
 /// Has `read` read a whole number of units of `unit` numbers at once, and then lets go of the pages.
 fn slabs<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out: &mut [T], unit: usize, read: impl Fn(&[u8], &mut [T])) {
     let slab = (SLAB / (unit / format.block * format.bytes).max(1)).max(1) * unit;

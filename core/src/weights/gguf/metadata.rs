@@ -162,14 +162,19 @@ impl Metadata {
         Ok(Some(texts))
     }
 
-    /// An array of integers.
+    /// True if the key holds an array.
+    pub fn is_array(&self, key: &str) -> bool {
+        matches!(self.entries.get(key), Some(Value::Array { .. }))
+    }
+
+    /// An array of integers, or of truth values, of which `true` is 1.
     ///
     /// # Errors
     /// Where the key holds something else.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
-            Some(Value::Array { of: of @ (0..=5 | 10 | 11), len, at }) => (*of, *len, at),
+            Some(Value::Array { of: of @ (0..=5 | 7 | 10 | 11), len, at }) => (*of, *len, at),
             Some(other) => return Err(self.mistyped(key, other.kind(), "an array of integers")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
@@ -178,6 +183,7 @@ impl Metadata {
             all.push(match cursor.value(of)? {
                 Value::Unsigned(x) => i64::try_from(x).map_err(|e| self.mistyped(key, "too large", "an array of integers").because(e))?,
                 Value::Signed(x) => x,
+                Value::Bool(x) => x.into(),
                 other => return Err(self.mistyped(key, other.kind(), "an array of integers")),
             });
         }

@@ -88,6 +88,9 @@ impl Gguf {
                 let shape = &stored.placed.shape;
                 return Err(Error::new(format!("tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows {heads} heads cannot share")));
             }
+            if stored.order == Order::Transposed && stored.placed.shape.len() != 2 {
+                return Err(Error::new(format!("tensor `{theirs}` in `{at}` has the shape {:?}, and is not a matrix", stored.placed.shape)));
+            }
             // Its numbers change places one by one, and those of a block cannot.
             if stored.order != Order::Same && stored.placed.shape.len() == 1 && stored.placed.format.block > 1 {
                 return Err(Error::new(format!("tensor `{theirs}` in `{at}` is a bias of the type {}, which is not read", stored.placed.format.name))
@@ -101,7 +104,7 @@ impl Gguf {
         let vocab = tensors.get(&architecture.embedding()).and_then(|t| t.placed.shape.first()).copied();
         let vocab = vocab.ok_or_else(|| Error::new(format!("`{}` has no tensor `token_embd.weight`", path.display())))?;
         let config = architecture
-            .config(&metadata, vocab, &rope, |name| tensors.contains_key(name))
+            .config(&metadata, vocab, &rope, &|name| tensors.get(name).and_then(|t| t.placed.shape.first()).copied())
             .map_err(|e| e.within(format!("cannot read `{}`", path.display())))?;
         Ok(Self { files, metadata, config, tensors })
     }
@@ -151,12 +154,15 @@ impl Gguf {
     /// Where there is no tensor of that name, or not enough memory.
     pub fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let stored = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display())))?;
-        let (file, shape) = (&self.files[stored.file], &stored.placed.shape);
+        let (file, mut shape) = (&self.files[stored.file], stored.placed.shape.clone());
+        if stored.order == Order::Transposed {
+            shape.reverse();
+        }
         match kind {
-            Kind::Float => filled::<f32>(shape, |out| stored.decode(file, out)),
-            Kind::BFloat16 => filled::<bf16>(shape, |out| stored.decode(file, out)),
-            Kind::Half => filled::<f16>(shape, |out| stored.decode(file, out)),
-            other => Ok(filled::<f32>(shape, |out| stored.decode(file, out))?.f_to_kind(other)?),
+            Kind::Float => filled::<f32>(&shape, |out| stored.decode(file, out)),
+            Kind::BFloat16 => filled::<bf16>(&shape, |out| stored.decode(file, out)),
+            Kind::Half => filled::<f16>(&shape, |out| stored.decode(file, out)),
+            other => Ok(filled::<f32>(&shape, |out| stored.decode(file, out))?.f_to_kind(other)?),
         }
     }
 }
@@ -174,6 +180,7 @@ impl Stored {
         let Placed { format, shape, at } = &self.placed;
         match self.order {
             Order::Same => decode::in_order(format, file, at.clone(), out, self.offset),
+            Order::Transposed => decode::transposed(format, file, at.clone(), out, self.offset, shape[0] as usize),
             order => decode::by_rows(format, file, at.clone(), out, self.offset, (shape[0] as usize, order)),
         }
     }

@@ -1,7 +1,7 @@
 //! Where llama.cpp's tensors differ from Hugging Face's in more than their name: rows in another order, and norms with
 //! another origin.
 
-/// In which order a tensor's rows stand in the file.
+/// In which order a tensor stands in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Hugging Face's.
@@ -16,13 +16,15 @@ pub enum Order {
     },
     /// All queries, then all keys, then all values, where Hugging Face has each of so many heads' three together.
     Thirds(usize),
+    /// Rows and columns change places.
+    Transposed,
 }
 
 impl Order {
     /// How many equal groups of rows it takes to put them in order.
     fn groups(self) -> Option<(usize, usize)> {
         match self {
-            Self::Same => None,
+            Self::Same | Self::Transposed => None,
             Self::Pairs { heads, .. } => Some((heads, 2)),
             Self::Thirds(heads) => Some((heads, 3)),
         }
@@ -38,7 +40,7 @@ impl Order {
     /// How many of so many rows change places among themselves, and with no others.
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
-            Self::Same => None,
+            Self::Same | Self::Transposed => None,
             Self::Pairs { heads, .. } => Some(rows / heads),
             Self::Thirds(_) => Some(rows),
         }
@@ -48,7 +50,7 @@ impl Order {
     /// places among themselves.
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
-            Self::Same => r,
+            Self::Same | Self::Transposed => r,
             Self::Pairs { heads, turned } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);

@@ -1,10 +1,12 @@
+mod architectures;
+
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing;
-use crate::testing::gguf::{Writer, text};
+use crate::testing::gguf::{Writer, numbers as array, text};
 
 impl Writer {
     fn open(&self) -> Result<Gguf> {
@@ -230,7 +232,7 @@ fn settings_that_are_wrong_are_named() {
     assert!(swap("general.architecture", 8, &text("lama")).contains("did you mean `llama`?"));
     assert!(swap("llama.attention.head_count", 4, &[0; 4]).contains("`llama.attention.head_count` is 0"));
     assert!(swap("llama.block_count", 8, &text("one")).contains("is a string, expected an integer"));
-    assert!(swap("llama.rope.scaling.type", 8, &text("yarn")).contains("`yarn`"));
+    assert!(swap("llama.rope.scaling.type", 8, &text("dynamic")).contains("`dynamic`"));
     assert!(swap("llama.attention.layer_norm_rms_epsilon", 6, &f32::NAN.to_le_bytes()).contains("not finite"));
     for alignment in [0u32, 3, 33, 1 << 30] {
         let refused = swap("general.alignment", 4, &alignment.to_le_bytes());
@@ -392,14 +394,36 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
 }
 
 #[test]
+fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
+    let w = || Writer::of("qwen3").entry("qwen3.rope.scaling.type", 8, &text("yarn")).float("rope.scaling.factor", 4.0);
+    let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4 });
+    assert_eq!(rope(w()), yarn);
+    let fast = w().float("rope.scaling.yarn_beta_fast", 32.0).float("rope.scaling.yarn_beta_slow", 1.0).float("rope.scaling.yarn_ext_factor", 1.0);
+    let mut expected = yarn.clone();
+    (expected["beta_fast"], expected["beta_slow"]) = (serde_json::json!(32.0), serde_json::json!(1.0));
+    assert_eq!(rope(fast), expected);
+    // The usual factor is 1 + ln(4) / 10.
+    assert_eq!(rope(w().float("rope.scaling.attn_factor", 1.138_629_4)), yarn);
+    for (name, value) in [("attn_factor", 1.0), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)] {
+        let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
+        assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
+    }
+    // Without YaRN these change nothing or are refused.
+    assert!(Writer::of("qwen3").float("rope.scaling.yarn_log_multiplier", 0.1).float("rope.scaling.yarn_beta_fast", 8.0).open().is_ok());
+    assert!(refused(&Writer::of("qwen3").float("rope.scaling.yarn_attn_factor", 1.2).bytes()).contains("`qwen3.rope.scaling.yarn_attn_factor` (1.2)"));
+    let factors = refused(&w().floats("rope_freqs.weight", &[2], [1.0, 8.0]).bytes());
+    assert!(factors.contains("`yarn` with factors of its own"), "{factors}");
+}
+
+#[test]
 fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
     let (heads, width) = (2, 16);
     let of = |architecture: &'static str| {
         let w = Writer::of(architecture).count("rope.dimension_count", 4);
         let w = if architecture == "gptneox" { w.float("attention.layer_norm_epsilon", 1e-5) } else { w };
-        if architecture == "gemma3" { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
+        if architecture.starts_with("gemma") { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
     };
-    for architecture in ["llama", "qwen2", "qwen3", "gemma3", "phi3", "gptneox"] {
+    for architecture in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3", "granite", "phi3", "gptneox"] {
         let rope = rope(of(architecture));
         let sets = if architecture == "gemma3" { vec![rope["full_attention"].clone(), rope["sliding_attention"].clone()] } else { vec![rope] };
         for rope in sets {

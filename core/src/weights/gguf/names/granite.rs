@@ -1,0 +1,33 @@
+//! Granite, and the models of Granite 4 that have neither Mamba layers nor experts.
+
+use serde_json::json;
+
+use super::{Architecture, llama::LLAMA};
+
+pub const GRANITE: Architecture = Architecture {
+    name: "granite",
+    model_type: "granite",
+    class: "GraniteForCausalLM",
+    reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
+    // The converter writes these for Granite 4, whether the model has such layers or not.
+    harmless: &["expert_shared_feed_forward_length", "ssm.conv_kernel", "ssm.group_count", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"],
+    config: |file| {
+        let (settings, mut config) = (&file.settings, file.llama()?);
+        // Here it switches the rotation of positions off.
+        if settings.truth("rope.scaling.finetuned")? == Some(false) {
+            return Err(settings.unsupported("rope.scaling.finetuned"));
+        }
+        for (field, name, usual) in [
+            ("attention_multiplier", "attention.scale", 1.0 / (file.shape.head as f64).sqrt()),
+            ("embedding_multiplier", "embedding_scale", 1.0),
+            ("residual_multiplier", "residual_scale", 1.0),
+            ("logits_scaling", "logit_scale", 1.0),
+        ] {
+            // 0 stands for the usual value.
+            let value = settings.float(name)?.filter(|x| *x != 0.0).unwrap_or(usual);
+            config.insert(field.to_owned(), json!(value));
+        }
+        Ok(config)
+    },
+    ..LLAMA
+};

@@ -1,0 +1,229 @@
+//! From llama.cpp's names of tensors and settings to Hugging Face's, one family of architectures a file.
+//!
+//! The names and the layout are those that llama.cpp's `convert_hf_to_gguf.py` writes. What a file leaves out is what
+//! llama.cpp's loader (`src/models`) takes for it.
+
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod granite;
+mod llama;
+mod olmo;
+mod phi3;
+mod qwen;
+mod rope;
+mod settings;
+mod smollm3;
+
+use serde_json::{Map, Value, json};
+
+use super::metadata::Metadata;
+use super::order::Order;
+use crate::error::{Error, Result};
+pub use rope::RopeFactors;
+use settings::Settings;
+
+/// (llama.cpp's name, Hugging Face's).
+type Names = &'static [(&'static str, &'static str)];
+
+/// llama.cpp's architectures.
+static KNOWN: [Architecture; 11] = [
+    llama::LLAMA,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::PHI3,
+    gpt_neox::GPT_NEOX,
+    gpt2::GPT2,
+    olmo::OLMO2,
+    smollm3::SMOLLM3,
+    granite::GRANITE,
+];
+
+/// How one of llama.cpp's architectures is written in Hugging Face's words.
+#[derive(Debug)]
+pub struct Architecture {
+    /// `general.architecture`, the prefix of its settings.
+    name: &'static str,
+    /// Hugging Face's `model_type`.
+    model_type: &'static str,
+    class: &'static str,
+    /// Modules outside of blocks: the embedding first, the output head last.
+    ends: Names,
+    /// In front of a block's number.
+    blocks: &'static str,
+    /// What stands in its blocks.
+    block: &'static [Names],
+    /// Which tensors are to be put back in order.
+    order: fn(&str, &Shape) -> Order,
+    /// Whether what the file has of a norm is one more than what Hugging Face has.
+    one_plus: bool,
+    /// True if Hugging Face's configuration has `partial_rotary_factor`, which rotates part of each
+    /// head.
+    partial: bool,
+    /// The settings that only this architecture reads.
+    reads: &'static [&'static str],
+    /// Settings that only change the output of other architectures.
+    harmless: &'static [&'static str],
+    /// Makes Hugging Face's config.json.
+    config: fn(&Source<'_>) -> Result<Map<String, Value>>,
+}
+
+const SEPARATE: Names = &[("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj")];
+const OUTPUT: Names = &[("attn_output", "self_attn.o_proj")];
+const HEAD_NORMS: Names = &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+const TWO_NORMS: Names = &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+const FOUR_NORMS: Names = &[
+    ("attn_norm", "input_layernorm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+const GATED: Names = &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
+
+/// The architecture that the file says it has.
+///
+/// # Errors
+/// One that is not known, or none.
+pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
+    let name = meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
+    KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
+        Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name))
+            .hint("these are llama.cpp's names: Mistral's models are `llama`, those of OLMo 3 are `olmo2`")
+    })
+}
+
+impl Architecture {
+    /// Hugging Face's name of a tensor, where it has one.
+    pub fn rename(&self, name: &str) -> Option<String> {
+        let (module, part) = name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
+        if let Some((_, ours)) = self.ends.iter().find(|(theirs, _)| *theirs == module) {
+            return Some(format!("{ours}.{part}"));
+        }
+        let (layer, module) = module.strip_prefix("blk.")?.split_once('.')?;
+        let layer: u32 = layer.parse().ok()?;
+        let (_, ours) = self.block.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
+        Some(format!("{}.{layer}.{ours}.{part}", self.blocks))
+    }
+
+    /// Hugging Face's name of the embedding.
+    pub fn embedding(&self) -> String {
+        format!("{}.weight", self.ends[0].1)
+    }
+
+    /// Hugging Face's name of the output head.
+    fn head(&self) -> String {
+        format!("{}.weight", self.ends[self.ends.len() - 1].1)
+    }
+
+    /// In which order a tensor stands in the file.
+    pub fn order(&self, renamed: &str, shape: &Shape) -> Order {
+        (self.order)(renamed, shape)
+    }
+
+    /// What Hugging Face's numbers are less than the file's.
+    pub fn offset(&self, renamed: &str) -> f32 {
+        if self.one_plus && renamed.ends_with("norm.weight") { 1.0 } else { 0.0 }
+    }
+
+    /// The sizes that reading the tensors needs.
+    ///
+    /// # Errors
+    /// A setting that is missing or out of range.
+    pub fn shape(&self, meta: &Metadata) -> Result<Shape> {
+        let settings = Settings { architecture: self, meta };
+        let heads = settings.count("attention.head_count")?;
+        let key_value_heads = if settings.has("attention.head_count_kv") { settings.count("attention.head_count_kv")? } else { heads };
+        let head = if settings.has("attention.key_length") { settings.count("attention.key_length")? } else { settings.count("embedding_length")? / heads };
+        let turned = if settings.has("rope.dimension_count") { settings.count("rope.dimension_count")? } else { head };
+        if turned > head || !turned.is_multiple_of(2) {
+            let key = settings.key("rope.dimension_count");
+            return Err(Error::new(format!("`{key}` must be an even number up to {head}, the width of a head, got {turned}")));
+        }
+        Ok(Shape { heads, key_value_heads, head, turned })
+    }
+
+    /// Hugging Face's config.json, made from the file's settings. `rows` gives the number of rows, as in the file, of the
+    /// tensor of Hugging Face's name; `vocab` is that of the embedding.
+    ///
+    /// # Errors
+    /// A setting that is missing, or one that would change the numbers and is not known here.
+    pub fn config(&self, meta: &Metadata, vocab: i64, rope: &RopeFactors, rows: &dyn Fn(&str) -> Option<i64>) -> Result<Value> {
+        let settings = Settings { architecture: self, meta };
+        settings.must_be_read()?;
+        let shape = self.shape(meta)?;
+        (self.config)(&Source { settings, shape, vocab, rope, rows }).map(Value::Object)
+    }
+}
+
+/// The file that a configuration is made from.
+struct Source<'a> {
+    settings: Settings<'a>,
+    shape: Shape,
+    vocab: i64,
+    rope: &'a RopeFactors,
+    rows: &'a dyn Fn(&str) -> Option<i64>,
+}
+
+impl Source<'_> {
+    /// The fields that every architecture has.
+    fn base(&self) -> Result<Map<String, Value>> {
+        let architecture = self.settings.architecture;
+        let mut config = Map::new();
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("architectures", json!([architecture.class]));
+        put("model_type", json!(architecture.model_type));
+        put("vocab_size", json!(self.vocab));
+        put("tie_word_embeddings", json!((self.rows)(&architecture.head()).is_none()));
+        for (key, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+            if let Some(id) = self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))? {
+                put(key, json!(id));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The fields of architectures with rotary positions.
+    fn rotary(&self) -> Result<Map<String, Value>> {
+        let (settings, architecture, shape) = (&self.settings, self.settings.architecture, &self.shape);
+        let has = |module: &str, part: &str| (self.rows)(&format!("{}.0.{module}.{part}", architecture.blocks)).is_some();
+        let mut config = self.base()?;
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("hidden_size", json!(settings.count("embedding_length")?));
+        put("intermediate_size", json!(settings.count("feed_forward_length")?));
+        put("num_hidden_layers", json!(settings.count("block_count")?));
+        put("num_attention_heads", json!(shape.heads));
+        put("num_key_value_heads", json!(shape.key_value_heads));
+        if settings.has("attention.key_length") {
+            if settings.has("attention.value_length") && settings.count("attention.value_length")? != shape.head {
+                return Err(Error::new("models whose keys and values differ in width are not read from GGUF files"));
+            }
+            put("head_dim", json!(shape.head));
+        }
+        put("hidden_act", json!("silu"));
+        put("rope_parameters", settings.rope(self.rope, shape)?);
+        put("max_position_embeddings", json!(settings.count("context_length")?));
+        put("attention_bias", json!(has(architecture.block[0][0].1, "bias")));
+        put("mlp_bias", json!(has("mlp.up_proj", "bias")));
+        Ok(config)
+    }
+
+    /// The fields of Llama.
+    fn llama(&self) -> Result<Map<String, Value>> {
+        let mut config = self.rotary()?;
+        config.insert("rms_norm_eps".to_owned(), json!(self.settings.number("attention.layer_norm_rms_epsilon")?));
+        Ok(config)
+    }
+}
+
+/// The counts that reading the tensors needs.
+#[derive(Debug)]
+pub struct Shape {
+    heads: usize,
+    key_value_heads: usize,
+    /// Width of one head.
+    head: usize,
+    /// How many dimensions of a head are rotated.
+    turned: usize,
+}

@@ -1,0 +1,153 @@
+//! Rotary positions: from llama.cpp's settings and tensors to `rope_parameters`.
+
+use serde_json::{Map, Value, json};
+
+use super::Shape;
+use super::settings::Settings;
+use crate::error::{Error, Result};
+
+/// llama.cpp's base of the frequencies where the file gives none.
+pub const USUAL_BASE: f64 = 10_000.0;
+
+/// What frequencies are divided by, pair by pair: settings that llama.cpp keeps as tensors.
+#[derive(Debug, Default)]
+pub struct RopeFactors {
+    all: Option<Vec<f64>>,
+    long: Option<Vec<f64>>,
+    short: Option<Vec<f64>>,
+}
+
+impl RopeFactors {
+    /// The place of those in the tensor of that name, where it holds such.
+    pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
+        match tensor {
+            "rope_freqs.weight" => Some(&mut self.all),
+            "rope_factors_long.weight" => Some(&mut self.long),
+            "rope_factors_short.weight" => Some(&mut self.short),
+            _ => None,
+        }
+    }
+}
+
+impl Settings<'_> {
+    /// The base of the frequencies.
+    ///
+    /// # Errors
+    /// Fails if the setting is not a finite number.
+    pub fn rope_base(&self) -> Result<f64> {
+        Ok(self.float("rope.freq_base")?.unwrap_or(USUAL_BASE))
+    }
+
+    /// The factor by which positions are divided. Files from 2023 have it under
+    /// `rope.scale_linear`.
+    ///
+    /// # Errors
+    /// Fails if the factor is negative.
+    fn rope_factor(&self) -> Result<f64> {
+        let key = if self.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
+        match self.float(key)?.unwrap_or(0.0) {
+            // 0 means no scaling, as in llama.cpp.
+            0.0 => Ok(1.0),
+            factor if factor > 0.0 => Ok(factor),
+            factor => Err(Error::new(format!("`{}` must be greater than 0, got {factor}", self.key(key)))),
+        }
+    }
+
+    /// The `rope_parameters` of Hugging Face's configuration.
+    ///
+    /// # Errors
+    /// Fails if a setting is out of range, or if a rotary scaling is not supported.
+    pub fn rope(&self, factors: &RopeFactors, shape: &Shape) -> Result<Value> {
+        let context = self.count("context_length")?;
+        // A factor without a type is linear, as in llama.cpp; the type `none` turns a factor off.
+        let kind = self.meta.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
+        let (factor, attention) = (self.rope_factor()?, self.float("rope.scaling.attn_factor")?);
+        let original = self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
+        let plain = kind == "none" || (kind == "linear" && factor == 1.0);
+        let mut rope = match factors {
+            // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a factor of its own.
+            RopeFactors { all: Some(all), long: None, short: None } if plain => {
+                json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all, "attention_factor": 1.0, "original_max_position_embeddings": context })
+            }
+            RopeFactors { all: None, long: Some(long), short: Some(short) } if plain || kind == "longrope" => {
+                json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": attention,
+                    "original_max_position_embeddings": original })
+            }
+            RopeFactors { all: None, long: None, short: None } if plain => json!({ "rope_type": "default" }),
+            RopeFactors { all: None, long: None, short: None } if kind == "linear" => json!({ "rope_type": "linear", "factor": factor }),
+            RopeFactors { all: None, long: None, short: None } if kind == "yarn" => self.yarn(factor, original)?,
+            RopeFactors { all: None, long: None, short: None } => return Err(unread(&format!("`{kind}`"))),
+            _ => return Err(unread(&format!("`{kind}` with factors of its own"))),
+        };
+        if kind != "yarn" {
+            self.must_be("rope.scaling.yarn_attn_factor", |factor| factor == 1.0)?;
+            self.must_be("rope.scaling.yarn_ext_factor", |factor| factor <= 0.0)?;
+            if factors.long.is_none() && attention.is_some_and(|factor| factor != 1.0) {
+                return Err(unread(&format!("`{kind}` with `{}`", self.key("rope.scaling.attn_factor"))));
+            }
+        }
+        rope["rope_theta"] = json!(self.rope_base()?);
+        if self.architecture.partial {
+            rope["partial_rotary_factor"] = json!(part(shape.turned, shape.head));
+        } else if shape.turned != shape.head {
+            // llama.cpp can rotate only the first dimensions of each head in any architecture.
+            // transformers has no field for that in this one.
+            rope["dimension_count"] = json!(shape.turned);
+        }
+        Ok(rope)
+    }
+
+    /// YaRN (Peng et al. 2023), without the base of the frequencies.
+    ///
+    /// # Errors
+    /// Fails if a setting has a value that Hugging Face's configuration has no field for.
+    fn yarn(&self, factor: f64, original: u64) -> Result<Value> {
+        // A negative factor stands for 1.
+        self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
+        self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
+        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies the
+        // usual factor by it. The usual factor itself therefore only has one meaning.
+        let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+        self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
+        let mut rope = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
+        for (field, name) in
+            [("attention_factor", "rope.scaling.yarn_attn_factor"), ("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]
+        {
+            if let Some(value) = self.float(name)? {
+                rope[field] = json!(value);
+            }
+        }
+        Ok(rope)
+    }
+
+    /// Refuses a number for which `is_valid` is false.
+    fn must_be(&self, name: &str, is_valid: impl Fn(f64) -> bool) -> Result<()> {
+        match self.float(name)? {
+            Some(value) if !is_valid(value) => Err(self.unsupported(name)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Splits the configuration's `rope_parameters` by the type of the layer. Layers with a window rotate by frequencies of the
+/// base `theta` that are not scaled.
+pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
+    let full = config.remove("rope_parameters").unwrap_or_default();
+    let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });
+    // llama.cpp rotates the same part of each head in all layers.
+    if let Some(turned) = full.get("dimension_count") {
+        sliding["dimension_count"] = turned.clone();
+    }
+    config.insert("rope_parameters".to_owned(), json!({ "full_attention": full, "sliding_attention": sliding }));
+}
+
+fn unread(which: &str) -> Error {
+    Error::new(format!("the rotary scaling {which} is not read from GGUF files")).hint("take the model's Hugging Face folder")
+}
+
+/// The `partial_rotary_factor` for a rotation of `turned` dimensions of a head of `head`. Readers
+/// multiply it by `head` and round down, so the quotient may have to be the next larger number.
+fn part(turned: usize, head: usize) -> f64 {
+    let part = turned as f64 / head as f64;
+    if ((head as f64 * part) as usize) < turned { part.next_up() } else { part }
+}

@@ -1,0 +1,194 @@
+//! The settings of an architecture: those that are read, those that change nothing, and the rest, which is refused.
+
+use super::Architecture;
+use crate::error::{Error, Result};
+use crate::weights::gguf::metadata::Metadata;
+
+/// The settings that are read for every architecture.
+const READ: [&str; 22] = [
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+];
+
+/// Settings that never change the output of a language model.
+const HARMLESS: [&str; 6] = [
+    "decoder_start_token_id",
+    // Describes how the file was made.
+    "tensor_data_layout",
+    // Only applies to embedding models.
+    "pooling_type",
+    // Only changes the output of Granite, which reads it.
+    "rope.scaling.finetuned",
+    // The number of rows of the embedding is used instead.
+    "vocab_size",
+    // Only applies to mixtures of experts, which are refused.
+    "expert_used_count",
+];
+
+/// Settings that change nothing if they have one of these values. Any other value is refused.
+const NEUTRAL: [(&str, &[f64]); 14] = [
+    ("attention.causal", &[1.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("attention.shared_kv_layers", &[0.0]),
+    ("attention.sliding_window", &[0.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("expert_count", &[0.0]),
+    ("expert_shared_count", &[0.0]),
+    ("leading_dense_block_count", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("nextn_predict_layers", &[0.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("use_parallel_residual", &[0.0]),
+];
+
+/// Settings of sliding-window layers that change nothing if they equal those of the other layers.
+const EQUAL: [(&str, &str); 4] = [
+    ("attention.key_length_swa", "attention.key_length"),
+    ("attention.value_length_swa", "attention.value_length"),
+    ("rope.dimension_count_swa", "rope.dimension_count"),
+    ("rope.freq_base_swa", "rope.freq_base"),
+];
+
+/// The settings of an architecture, under its prefix.
+pub struct Settings<'a> {
+    pub architecture: &'a Architecture,
+    pub meta: &'a Metadata,
+}
+
+impl Settings<'_> {
+    /// The key of a setting, e.g. `llama.block_count`.
+    pub fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture.name)
+    }
+
+    /// True if the file has the setting.
+    pub fn has(&self, name: &str) -> bool {
+        self.meta.has(&self.key(name))
+    }
+
+    /// A number that the file may leave out.
+    ///
+    /// # Errors
+    /// Fails if the setting is not a finite number.
+    pub fn float(&self, name: &str) -> Result<Option<f64>> {
+        self.meta.float(&self.key(name))
+    }
+
+    /// A number.
+    ///
+    /// # Errors
+    /// Fails if the setting is missing or not a finite number.
+    pub fn number(&self, name: &str) -> Result<f64> {
+        self.float(name)?.ok_or_else(|| self.meta.missing(&self.key(name)))
+    }
+
+    /// An integer from 0 that the file may leave out.
+    ///
+    /// # Errors
+    /// Fails if the setting is negative or not an integer.
+    pub fn unsigned(&self, name: &str) -> Result<Option<u64>> {
+        self.meta.unsigned(&self.key(name))
+    }
+
+    /// A truth value that the file may leave out.
+    ///
+    /// # Errors
+    /// Fails if the setting is not a truth value.
+    pub fn truth(&self, name: &str) -> Result<Option<bool>> {
+        self.meta.truth(&self.key(name))
+    }
+
+    /// A size, which the file may give once or once for each layer.
+    ///
+    /// # Errors
+    /// Fails if the setting is missing or out of range, or if it differs between layers.
+    pub fn count(&self, name: &str) -> Result<usize> {
+        let key = self.key(name);
+        let count = if self.meta.is_array(&key) { self.in_all_layers(&key)? } else { self.meta.unsigned(&key)? };
+        let count = count.ok_or_else(|| self.meta.missing(&key))?;
+        // The bound keeps products of counts far from overflow.
+        match usize::try_from(count) {
+            Ok(count @ 1..=0x7fff_ffff) => Ok(count),
+            _ => Err(Error::new(format!("`{key}` is {count}, which no model has"))),
+        }
+    }
+
+    fn in_all_layers(&self, key: &str) -> Result<Option<u64>> {
+        let all = self.meta.integers(key)?.unwrap_or_default();
+        match all.first().map(|first| u64::try_from(*first)) {
+            Some(Ok(first)) if all.iter().all(|x| *x == all[0]) => Ok(Some(first)),
+            _ => Err(Error::new(format!("`{key}` differs between layers, which is not supported")).hint("use the model's Hugging Face folder")),
+        }
+    }
+
+    /// The `layer_types` of Hugging Face's configuration. The file has a truth value for each layer, or a period: the last
+    /// layer of each period has no window. `period` applies if it has neither.
+    ///
+    /// # Errors
+    /// Fails if the setting has another type, or is for another number of layers.
+    pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
+        let (layers, key) = (self.count("block_count")?, self.key("attention.sliding_window_pattern"));
+        let sliding: Vec<bool> = if self.meta.is_array(&key) {
+            self.meta.integers(&key)?.unwrap_or_default().into_iter().map(|sliding| sliding != 0).collect()
+        } else {
+            let period = self.meta.unsigned(&key)?.unwrap_or(period);
+            (1..=layers as u64).map(|layer| period == 0 || !layer.is_multiple_of(period)).collect()
+        };
+        if sliding.len() != layers {
+            return Err(Error::new(format!("`{key}` is for {} layers, and the model has {layers}", sliding.len())));
+        }
+        Ok(sliding.into_iter().map(|sliding| if sliding { "sliding_attention" } else { "full_attention" }).collect())
+    }
+
+    /// True if a setting that is not read does not change the model's output.
+    fn is_neutral(&self, name: &str) -> bool {
+        let value = |name: &str| self.meta.number(&self.key(name));
+        let at_neutral = |(key, values): &(&str, &[f64])| *key == name && value(name).is_some_and(|v| values.contains(&v));
+        let at_equal = |(key, other): &(&str, &str)| *key == name && value(name).is_some() && value(name) == value(other);
+        HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
+    }
+
+    /// Checks that every setting which may change the model's output is read.
+    ///
+    /// # Errors
+    /// Fails if the file has a setting that is neither read nor known to be harmless.
+    pub fn must_be_read(&self) -> Result<()> {
+        if self.unsigned("expert_count")?.unwrap_or(0) > 0 {
+            return Err(Error::new("mixtures of experts are not read from GGUF files"));
+        }
+        let (prefix, architecture) = (self.key(""), self.architecture);
+        let is_read = |name: &&str| [&READ[..], architecture.reads, architecture.harmless].iter().any(|names| names.contains(name));
+        match self.meta.keys().filter_map(|key| key.strip_prefix(&prefix)).find(|name| !is_read(name) && !self.is_neutral(name)) {
+            Some(name) => Err(self.unsupported(name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The error for a setting whose value is not supported.
+    pub fn unsupported(&self, name: &str) -> Error {
+        let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
+        Error::new(format!("the setting `{key}` ({value}) may change the model's output, but is not supported")).hint("use the model's Hugging Face folder")
+    }
+}
