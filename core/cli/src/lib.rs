@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 use reprpo_core::error::{Fault, quoted};
 use reprpo_core::hub;
-use reprpo_core::plugin::{self, faults, panics};
+use reprpo_core::panics;
+use reprpo_core::plugin::{self, faults};
 use reprpo_core::registry::Registry;
 use reprpo_core::{Error, Result};
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::{Experiment, Layering, Record};
 use reprpo_core::fingerprint::Fingerprint;
-use reprpo_core::model::{other_base, peft};
+use reprpo_core::model::peft;
+use reprpo_core::other_base;
 use reprpo_core::weights::{Located, locate_adapter};
 use reprpo_core::{Error, Result};
 

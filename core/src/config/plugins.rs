@@ -7,7 +7,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Origin, layering};
+use super::value::json;
+use super::{Origin, Record};
 use crate::error::{Error, Result};
 use crate::plugin::{self, Loaded};
 use crate::registry::Registry;
@@ -57,12 +58,12 @@ impl PluginFile {
     /// # Errors
     /// A file that cannot be read or is no TOML, and a `plugins` that names no files.
     pub fn in_file(path: &Path) -> Result<Vec<Self>> {
-        let (mut table, record) = layering::read(path)?;
+        let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
             record.resolve_plugins(&mut table, path);
         }
         let Some(value) = table.remove("plugins") else { return Ok(Vec::new()) };
-        Self::from_value(&super::fields::json(value), &Origin::File(path.to_owned()))
+        Self::from_value(&json(value), &Origin::File(path.to_owned()))
     }
 
     /// Files with commas between, as an environment variable names them.

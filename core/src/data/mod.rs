@@ -22,6 +22,6 @@ pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Box<dyn Data
     let Make::Dataset { build, .. } = entry.make else {
         return Err(Error::internal(format!("`{}` is registered as another kind than it is", entry.about.name)));
     };
-    experiment.sources.check_data_paths(experiment, registry)?;
+    experiment.sources.check_data_paths(&experiment.dataset, registry)?;
     build(&experiment.dataset.json())
 }

@@ -24,7 +24,6 @@ mod mistral;
 mod mlp;
 mod module;
 mod norm;
-pub mod other_base;
 pub mod pass;
 pub mod peft;
 mod phi3;

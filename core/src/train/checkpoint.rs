@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
+use super::fingerprints::Fingerprints;
 use super::optimiser::AdamW;
 use super::prior;
 use super::reference::Reference;
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
-use crate::fingerprint::Fingerprints;
 use crate::weights::{read_safetensors, write_safetensors};
 
 const FINGERPRINTS: &str = "fingerprints.json";

@@ -4,6 +4,7 @@ pub mod batch;
 mod checkpoint;
 mod closing;
 mod directions;
+mod fingerprints;
 mod folder;
 mod objective;
 mod optimiser;
