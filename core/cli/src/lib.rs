@@ -49,7 +49,7 @@ pub fn main(defaults: &str) -> ExitCode {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),
     };
-    let checked = |matches| args::check_resume(&matches, &registry).map(|()| matches);
+    let checked = |matches| args::check_resume(&matches, || args::command(&registry)).map(|()| matches);
     let matches = match args::command(&registry).try_get_matches().and_then(checked) {
         Ok(matches) => matches,
         Err(e) => {

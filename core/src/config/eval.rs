@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::flag::{Flag, Group};
+
 /// What two completions are compared by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -19,12 +21,21 @@ pub enum Score {
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
     /// Evaluate after training.
+    #[schemars(extend("flags" = [
+        Flag::switch(Group::Output, "no-eval", "false").help("Train without judging the result."),
+    ]))]
     pub enabled: bool,
     /// Score the first so many pairs of each split; none = all.
     pub max_pairs: Option<usize>,
     /// What two completions are compared by.
     pub score: Score,
     /// Which splits, or parts of them as in `train.split`; none = all that the data set has.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Data, "SPLIT").named("split").help(
+            "What of it to score, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several \
+             with `+`.",
+        ),
+    ]))]
     pub splits: Option<Vec<String>>,
     /// Most tokens in one forward pass.
     pub tokens: usize,

@@ -1,4 +1,5 @@
-//! The experiment. The doc comments are the documentation that `reprpo config schema` prints.
+//! The experiment. The doc comments are the documentation that `reprpo config schema` prints, and `flags` declares the
+//! flags of a field on the command line.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::flag::{Flag, Group};
 use super::{Choice, EvalConfig, Origins, PluginFile, Sources, TrainConfig, written};
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
@@ -28,15 +30,28 @@ pub enum Dtype {
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
     /// The recipe whose values hold where nothing else was said; none = none.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Method, "NAME").help(
+            "Values that belong together, as published: everything else said wins over them.",
+        ),
+    ]))]
     pub recipe: Option<String>,
     /// The plugin files that the experiment uses; a configuration may name more, and each as its path alone.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Model, "ID|DIR|FILE").help(
+            "A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: \
+             `org/name`, `org/name@revision`, `org/name/FILE.gguf`.",
+        ),
+    ]))]
     pub model: String,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[schemars(extend("flags" = [Flag::new(Group::Model, "DEVICE")]))]
     pub device: String,
     /// Precision of the frozen model.
+    #[schemars(extend("flags" = [Flag::new(Group::Model, "DTYPE")]))]
     pub dtype: Dtype,
     /// What computes attention.
     pub attention: Kernel,
@@ -46,20 +61,47 @@ pub struct Experiment {
     /// error that names it. `false` is faster.
     pub deterministic: bool,
     /// Folder of the run; none = a new one below `runs/`.
+    #[schemars(extend("flags" = [Flag::new(Group::Output, "DIR")]))]
     pub out: Option<PathBuf>,
     /// Folder of a saved adapter in PEFT's format to start from.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Start, "ID|DIR").under("Model").help(
+            "Start from a saved adapter in PEFT's format: a folder, or a repository of the hub.",
+        ),
+    ]))]
     pub init_adapter: Option<PathBuf>,
     /// Folder of a run's saved transforms to start from; none = new ones.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Start, "DIR").under("Method").help(
+            "Start from the transforms of an earlier run, its `transform` folder.",
+        ),
+    ]))]
     pub init_transform: Option<PathBuf>,
     /// The training objective.
+    #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub intervention: Choice,
     /// The trainable change of the model.
+    #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub adapter: Choice,
     /// The map of the activations before a loss compares them.
+    #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub transform: Choice,
     /// Where activations are read.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Method, "NAME"),
+        Flag::new(Group::Method, "SPEC").of("layers").hyphens().help(
+            "Which layers the tap reads: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)`.",
+        ),
+    ]))]
     pub tap: Choice,
     /// The preference pairs.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Data, "NAME|FILE|ID").help(
+            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of the \
+             hub, as `org/name`.",
+        ),
+        Flag::new(Group::Data, "DIR").of("data_dir").help("Where the data set's files lie."),
+    ]))]
     pub dataset: Choice,
     /// How the run trains.
     pub train: TrainConfig,

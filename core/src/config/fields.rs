@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::flag::{FLAGS, Flag};
 use super::value::{equal, parse, toml_numbers};
 use crate::error::Result;
 use crate::registry::About;
@@ -12,7 +13,7 @@ use crate::registry::About;
 pub struct Word {
     /// As it is written.
     pub value: String,
-    /// What it means; empty where nobody said.
+    /// What it means; empty if it is not documented.
     pub describes: String,
 }
 
@@ -26,9 +27,9 @@ pub struct Field {
     pub kind: String,
     /// The words it takes, where it takes no others.
     pub choices: Vec<Word>,
-    /// Whether `none` clears it.
+    /// True if `none` clears it.
     pub optional: bool,
-    /// Its value when nothing is said.
+    /// Its default value.
     pub default: Value,
     /// What it is, with its unit.
     pub description: String,
@@ -38,6 +39,9 @@ pub struct Field {
     /// True if it holds a path: its schema has the format `path`.
     #[serde(skip)]
     pub path: bool,
+    /// The flags that it declares on the command line.
+    #[serde(skip)]
+    pub(super) flags: Vec<Flag>,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
@@ -72,7 +76,7 @@ impl Field {
         }
     }
 
-    /// Whether the schema rules a value of this type out.
+    /// True if the schema excludes values of this type.
     pub fn refuses(&self, value: &Value) -> bool {
         !self.types.is_empty() && !self.takes(value)
     }
@@ -87,6 +91,16 @@ impl Field {
             }
             _ => equal(a, b),
         }
+    }
+
+    /// True if it takes numbers and no text.
+    pub(super) fn is_number(&self) -> bool {
+        !self.text && self.types.iter().any(|t| t == "number" || t == "integer")
+    }
+
+    /// True if it takes a list and no text.
+    pub(super) fn is_list(&self) -> bool {
+        !self.text && self.types.iter().any(|t| t == "array")
     }
 
     fn takes(&self, value: &Value) -> bool {
@@ -144,8 +158,9 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
         _ => Vec::new(),
     };
     let path = property.get("format").and_then(Value::as_str) == Some("path");
+    let flags = property.get(FLAGS).and_then(|flags| serde_json::from_value(flags.clone()).ok()).unwrap_or_default();
     let Shape { words: choices, types, unordered, .. } = shape;
-    Field { name: name.to_owned(), path, kind, choices, optional, default, description, fields, text, types, unordered }
+    Field { name: name.to_owned(), path, flags, kind, choices, optional, default, description, fields, text, types, unordered }
 }
 
 /// What a property comes to once references and alternatives are followed.

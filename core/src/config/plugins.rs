@@ -42,7 +42,7 @@ impl PluginFile {
     /// Loads it into `registry`.
     ///
     /// # Errors
-    /// A file that is no plugin of this build or not the one that was meant, or a name that is taken.
+    /// Fails if the file is not a plugin of this build, if its digest differs, or if a name is taken.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
@@ -56,7 +56,7 @@ impl PluginFile {
     /// `plugins` of the configuration file at `path`.
     ///
     /// # Errors
-    /// A file that cannot be read or is no TOML, and a `plugins` that names no files.
+    /// Fails if the file cannot be read or is not TOML, or if its `plugins` is not a list of files.
     pub fn in_file(path: &Path) -> Result<Vec<Self>> {
         let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
@@ -71,7 +71,7 @@ impl PluginFile {
         text.trim_matches(['[', ']']).split(',').map(|part| part.trim().trim_matches('"')).filter(|part| !part.is_empty()).map(Self::at).collect()
     }
 
-    /// A list in which a file may also stand as its path alone.
+    /// A list in which a file may also be only its path.
     pub(super) fn list_schema(generator: &mut SchemaGenerator) -> Schema {
         let file = generator.subschema_for::<Self>();
         json_schema!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, file] } })

@@ -3,13 +3,14 @@
 use serde_json::{Value, json};
 
 use super::Experiment;
+use super::flag::FLAGS;
 use crate::error::Result;
 use crate::registry::{Kind, Registry};
 
 /// The JSON schema of the whole experiment, with the fields of every plugin.
 ///
 /// # Errors
-/// Where a plugin's description of its own configuration fails.
+/// Fails if a plugin cannot describe its own configuration.
 pub fn schema(registry: &Registry) -> Result<Value> {
     let mut root = schemars::schema_for!(Experiment).to_value();
     for kind in Kind::ALL {
@@ -42,6 +43,7 @@ pub fn schema(registry: &Registry) -> Result<Value> {
             section.remove("$ref");
         }
     }
+    remove_flags(&mut root);
     if let Some(map) = root.as_object_mut() {
         // A file may leave any of it to the layers below.
         map.remove("required");
@@ -64,5 +66,14 @@ fn rename_references(schema: &mut Value, prefix: &str) {
         }
         Value::Array(list) => list.iter_mut().for_each(|v| rename_references(v, prefix)),
         _ => {}
+    }
+}
+
+/// Removes the flags that the fields of the experiment declare, which only the command line reads.
+fn remove_flags(root: &mut Value) {
+    let own = ["TrainConfig", "EvalConfig"].map(|name| format!("/$defs/{name}"));
+    for table in std::iter::once("").chain(own.iter().map(String::as_str)) {
+        let properties = root.pointer_mut(table).and_then(|table| table.get_mut("properties")).and_then(Value::as_object_mut);
+        properties.into_iter().flat_map(|map| map.values_mut()).filter_map(Value::as_object_mut).for_each(|field| drop(field.shift_remove(FLAGS)));
     }
 }

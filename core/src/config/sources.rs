@@ -1,4 +1,4 @@
-//! The origins of an experiment's values, and what the runs that they came from recorded.
+//! The origins of an experiment's values, and the records of the runs that they came from.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,22 +77,22 @@ impl Sources {
     /// Fails if the run was made with other data.
     pub fn check_data(&self, chosen: &Choice, dataset: &dyn Dataset, registry: &Registry) -> Result<Vec<String>> {
         let Some((file, record)) = self.record("dataset.name") else { return Ok(Vec::new()) };
-        let said = |field: &str| {
+        let is_given = |field: &str| {
             let origin = self.origins.get(&format!("dataset.{field}"));
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
         };
-        // A field that only says how a file's rows are read does not explain why the file changed.
+        // A field that only changes how a file's rows are read does not explain why the file changed.
         let mut places = in_section(Kind::Dataset, &chosen.name, registry);
         if let Ok(Make::Dataset { argument: Some(field), .. }) = registry.get(Kind::Dataset, &chosen.name).map(|e| &e.make) {
             places.push((*field).to_owned());
         }
-        let other_place = places.iter().any(|field| said(field));
-        let other_field = chosen.config.keys().any(|field| said(field));
+        let other_place = places.iter().any(|field| is_given(field));
+        let other_field = chosen.config.keys().any(|field| is_given(field));
         let found = fingerprint::of_splits(dataset);
         let mut changes = Vec::new();
         for (split, then) in &record.data {
             let Some(change) = found.get(split).and_then(|now| then.change(now)) else { continue };
-            if said(split) {
+            if is_given(split) {
                 continue;
             }
             let change = format!("the `{split}` pairs: {change}{}", named(chosen, &self.origins));
@@ -121,8 +121,8 @@ impl Sources {
             let Some(missing) = values.into_iter().find(|v| !v.is_empty() && *v != STDIN && !Path::new(v).exists()) else { continue };
             let path = format!("dataset.{field}");
             let origin = self.origins.get(&path);
-            let said = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
-            let e = Error::new(format!("`{path}` is `{missing}`{said}, where there is no file or folder"));
+            let from = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
+            let e = Error::new(format!("`{path}` is `{missing}`{from}, where there is no file or folder"));
             return Err(match self.record(&path) {
                 Some((_, record)) => e.hint(format!("the run was made in `{}`; name the data with `--dataset`, or move them along", record.folder.display())),
                 None if is_relative(missing) => e.hint(from_here()),
@@ -136,8 +136,8 @@ impl Sources {
 /// The paths of the data set, for a message.
 fn named(chosen: &Choice, origins: &Origins) -> String {
     let values = chosen.config.iter().filter_map(|(field, value)| Some((field, value.as_str().filter(|v| Path::new(v).exists())?)));
-    let said = |field: &str| origins.get(&format!("dataset.{field}")).map_or_else(String::new, |origin| format!(" ({origin})"));
-    values.map(|(field, value)| format!("; `dataset.{field}` is `{value}`{}", said(field))).collect()
+    let from = |field: &str| origins.get(&format!("dataset.{field}")).map_or_else(String::new, |origin| format!(" ({origin})"));
+    values.map(|(field, value)| format!("; `dataset.{field}` is `{value}`{}", from(field))).collect()
 }
 
 fn from_here() -> String {

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::flag::{Flag, Group};
+
 /// How the learning rate moves after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -61,14 +63,17 @@ pub struct TrainConfig {
     /// Draw the pairs in a new random order every epoch.
     pub shuffle: bool,
     /// Most tokens of prompt and completion together.
+    #[schemars(extend("flags" = [Flag::new(Group::Data, "N")]))]
     pub max_length: usize,
     /// Most tokens of the prompt, the last ones are kept; none = as `max_length` leaves it.
     pub max_prompt_length: Option<usize>,
     /// The split to train on, or a part of one: `train[:750]`, `train[10%:20%]`, `train[-100:]`, several with `+`.
+    #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
     /// Train on the first so many pairs; none = all.
     pub max_pairs: Option<usize>,
     /// Seed of initial values, order and dropout.
+    #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
     pub seed: u64,
     /// Train the transform's own parameters together with the adapter.
     pub transform: bool,

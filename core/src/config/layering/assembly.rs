@@ -130,7 +130,7 @@ impl<'r> Assembly<'r> {
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // A part of a value is shown with the value, and so is who said it.
+        // A part of a value is shown with the whole value, and so is its origin.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -139,7 +139,7 @@ impl<'r> Assembly<'r> {
     /// Checks types and ranges.
     ///
     /// # Errors
-    /// Fails if a value has the wrong type or is out of range; says where it was given.
+    /// Fails if a value has the wrong type or is out of range. The error names the origin.
     pub fn finish(self) -> Result<Resolved> {
         let Self { registry, mut values, mut origins, sections, .. } = self;
         let chosen = sections.values().filter_map(|section| registry.file_of(section.plugin?));
@@ -157,21 +157,21 @@ impl<'r> Assembly<'r> {
         if values.get("model").is_some_and(|model| model == "") && origins.get("model") == Some(&Origin::Default) {
             return Err(Error::new("no model is chosen").hint("choose one with `--model NAME`"));
         }
-        let said = |path: &str| origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
+        let from = |path: &str| origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
         for (name, section) in &sections {
             let Some(entry) = section.plugin else { continue };
             let mut config = values.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
             config.shift_remove("name");
             entry.about.check(&Value::Object(config).to_string()).map_err(|misfit| {
                 let path = if misfit.path.is_empty() { name.clone() } else { format!("{name}.{}", misfit.path) };
-                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about.name, said(&path)))
+                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about.name, from(&path)))
                     .because(Error::new(plain(&misfit.message)))
                     .hint(format!("`reprpo explain {}` describes every field", entry.about.name))
             })?;
         }
         let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values)).map_err(|e| {
             let path = e.path().to_string();
-            Error::new(format!("`{path}` is not right{}", said(&path)))
+            Error::new(format!("`{path}` is not right{}", from(&path)))
                 .because(Error::new(plain(&e.inner().to_string())))
                 .hint("`reprpo config schema` describes every field")
         })?;
@@ -212,9 +212,9 @@ fn put(target: &mut Value, value: Value) {
     }
 }
 
-/// serde's words about a type in those of a person who knows no Rust.
+/// serde's message about a type, in words that do not need Rust to be understood.
 fn plain(message: &str) -> String {
-    let Some((said, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let Some((found, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
     let expected = match expected {
         "f64" | "f32" => "a number",
         "u64" | "u32" | "usize" | "u16" | "u8" => "a whole number, 0 or more",
@@ -222,5 +222,5 @@ fn plain(message: &str) -> String {
         "a boolean" => "true or false",
         other => other,
     };
-    format!("{said}expected {expected}")
+    format!("{found}expected {expected}")
 }

@@ -1,4 +1,4 @@
-//! The default learning rate, which the chosen plugins have a say in.
+//! The default learning rate, which depends on the chosen plugins.
 
 use crate::registry::{Entry, LearningRate};
 

@@ -1,6 +1,6 @@
 //! Layers of values on top of each other, and what comes of them.
 //!
-//! A layer is a list of settings: a path, a value, and where it was said. Nothing is judged before all layers are in,
+//! A layer is a list of settings: a path, a value, and its origin. Nothing is checked before all layers are in,
 //! because only then is it known which plugins are chosen and so which fields there are.
 
 mod assembly;
@@ -44,7 +44,7 @@ impl<'r> Layering<'r> {
     /// The program's own choices, as TOML.
     ///
     /// # Errors
-    /// Text that is no TOML.
+    /// Fails if the text is not TOML.
     pub fn defaults(&mut self, toml: &str) -> Result<()> {
         let table = toml::from_str(toml).map_err(|e| Error::internal("the built-in defaults are not TOML").because(e))?;
         self.table(table, &Origin::Default);
@@ -54,7 +54,7 @@ impl<'r> Layering<'r> {
     /// A configuration file.
     ///
     /// # Errors
-    /// A file that cannot be read or is no TOML.
+    /// Fails if the file cannot be read or is not TOML.
     pub fn file(&mut self, path: &Path) -> Result<()> {
         let table = self.resolved(path)?;
         self.table(table, &Origin::File(path.to_owned()));
@@ -140,7 +140,8 @@ impl<'r> Layering<'r> {
     /// The experiment that all layers together describe.
     ///
     /// # Errors
-    /// A name or a field that does not exist, a value of the wrong type or out of range; says where it was given.
+    /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of range. The error names the
+    /// origin.
     pub fn resolve(mut self) -> Result<Resolved> {
         self.plugins_are_there()?;
         recipe::expand(&mut self.settings, self.registry)?;
@@ -150,7 +151,7 @@ impl<'r> Layering<'r> {
         choices::expand(&mut self.settings, self.registry)?;
         saved_adapter::check_name(&self.settings)?;
         let mut assembly = Assembly::new(self.registry, &self.settings)?;
-        // The plugins' names first: the error of a field says who chose the plugin that does not have it.
+        // The plugins' names first: the error of a field names what chose the plugin that does not have it.
         let (names, fields): (Vec<_>, Vec<_>) = self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
         for setting in names.into_iter().chain(fields) {
             assembly.apply(setting)?;

@@ -23,7 +23,7 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // Another choice of the plugin takes what the recipe said of the one it replaces away.
+        // If another plugin is chosen instead, the recipe's settings of this one must not apply to it.
         let chosen = setting.path.first().and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
         let kind = Kind::ALL.into_iter().find(|k| setting.path[0] == k.name());
         if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])

@@ -14,7 +14,7 @@ use crate::registry::{Entry, Make, Registry};
 /// The section that a saved adapter describes.
 const ADAPTER: &str = "adapter";
 
-/// Replaces everything that `settings` say of the adapter by the configuration of the saved one in `dir`.
+/// Replaces all settings of the adapter by the configuration of the saved one in `dir`.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.

@@ -11,8 +11,8 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: Given,
     pub origin: Origin,
-    /// The setting goes with the choice of this plugin and falls with it: the text of `--dataset NAME:TEXT`, or what
-    /// a recipe says of a plugin that it chooses.
+    /// The setting only applies if this plugin is chosen: the text of `--dataset NAME:TEXT`, or a recipe's setting of a
+    /// plugin that it chooses.
     pub only_for: Option<&'static str>,
 }
 
