@@ -7,9 +7,9 @@ use std::time::Instant;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::hub::{Hub, Settings};
+use crate::hub::{Hub, Settings, cache_dir};
 use crate::plugin;
-use crate::weights::{cache_dir, known_models};
+use crate::weights::known_models;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

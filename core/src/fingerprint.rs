@@ -1,29 +1,29 @@
 //! Fingerprints: digests of what a run was made with, so that a later command can tell whether it is the same.
 //!
-//! A checkpoint keeps the [`Fingerprints`] of its run. The `config.toml` of a run keeps those of its model and its data.
+//! A checkpoint keeps those of everything that the steps of its run depend on. The `config.toml` of a run keeps those of
+//! its model and its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::api::Dataset;
-use crate::config::{Experiment, equal};
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
 use crate::text::{TokenPair, Tokenizer};
-use crate::weights::{Located, ModelFiles, type_name};
+use crate::weights::{Located, ModelFiles};
 
 /// A SHA-256 digest, and a short description of what it covers, for messages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprint {
-    sha256: String,
+    pub(crate) sha256: String,
     of: String,
 }
 
@@ -46,17 +46,17 @@ impl Fingerprint {
 
 /// A hash of several values. Each is preceded by its length, so that lists which split the same bytes differently have
 /// different hashes.
-struct Parts(Sha256);
+pub(crate) struct Parts(Sha256);
 
 impl Parts {
     /// A hash that begins with the name of what is hashed.
-    fn new(sort: &str) -> Self {
+    pub(crate) fn new(sort: &str) -> Self {
         let mut parts = Self(Sha256::new());
         parts.add(sort.as_bytes());
         parts
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.0.update((bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
     }
@@ -68,11 +68,11 @@ impl Parts {
         }
     }
 
-    fn hex(self) -> String {
+    pub(crate) fn hex(self) -> String {
         hex(&self.0.finalize())
     }
 
-    fn describing(self, of: impl Into<String>) -> Fingerprint {
+    pub(crate) fn describing(self, of: impl Into<String>) -> Fingerprint {
         Fingerprint { sha256: self.hex(), of: of.into() }
     }
 }
@@ -183,7 +183,7 @@ pub fn of_tensors(of: &str, config: &Value, tensors: &IndexMap<String, Tensor>) 
 }
 
 /// Combines several fingerprints into one.
-fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
+pub(crate) fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
     let mut parts = Parts::new(sort);
     for one in all {
         parts.add(one.sha256.as_bytes());
@@ -249,145 +249,6 @@ pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     dataset.splits().into_iter().filter_map(|split| Some((split.name.clone(), of(&split.name).ok()?))).collect()
 }
 
-/// Fields of the experiment that do not change the steps of a run, or whose content has a fingerprint of its own. Every other
-/// field counts, including those that are added later.
-const FREE: [&str; 9] = ["recipe", "plugins", "model", "device", "out", "init_adapter", "init_transform", "dataset", "eval"];
-const FREE_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
-
-/// The fields that every step depends on, as `section.field`.
-fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
-    let mut fields = flat(&experiment.to_json(), |path| {
-        !(FREE.iter().any(|free| path == *free || path.starts_with(&format!("{free}."))) || FREE_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
-    });
-    // `auto` means another precision on another device.
-    fields.insert("dtype".to_owned(), type_name(kind).into());
-    // The path of a plugin's file changes nothing, but its code does.
-    let plugins: Vec<Value> = experiment.plugins.iter().filter_map(|p| p.sha256.clone()).map(Value::from).collect();
-    if !plugins.is_empty() {
-        fields.insert("plugins".to_owned(), plugins.into());
-    }
-    fields
-}
-
-/// The fields of an experiment for which `counts` is true, as `section.field`.
-pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
-    let none = Map::new();
-    let mut fields = BTreeMap::new();
-    for (name, value) in experiment.as_object().unwrap_or(&none) {
-        match value {
-            Value::Object(section) => fields.extend(section.iter().map(|(field, value)| (format!("{name}.{field}"), value.clone()))),
-            value => {
-                fields.insert(name.clone(), value.clone());
-            }
-        }
-    }
-    fields.retain(|path, _| counts(path));
-    fields
-}
-
-/// The fields in which two experiments differ, with both values.
-pub(crate) fn changed_fields(then: &BTreeMap<String, Value>, now: &BTreeMap<String, Value>) -> Vec<(String, Value, Value)> {
-    let mut paths: Vec<&String> = then.keys().chain(now.keys()).collect();
-    paths.sort();
-    paths.dedup();
-    let value = |fields: &BTreeMap<String, Value>, path: &String| fields.get(path).cloned().unwrap_or(Value::Null);
-    let pairs = paths.into_iter().map(|path| (path.clone(), value(then, path), value(now, path)));
-    pairs.filter(|(_, then, now)| !equal(then, now)).collect()
-}
-
-/// A value as messages show it.
-pub(crate) fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "none".to_owned(),
-        Value::String(text) => format!("`{text}`"),
-        other => other.to_string(),
-    }
-}
-
-/// The fingerprints of everything that the steps of a run depend on.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Fingerprints {
-    data: Fingerprint,
-    model: Fingerprint,
-    tokenizer: Fingerprint,
-    reference: Fingerprint,
-    start: Fingerprint,
-    configuration: BTreeMap<String, Value>,
-}
-
-/// The fingerprints of the saved values that a run begins with, besides the model.
-#[derive(Debug)]
-pub struct Begins {
-    /// The saved adapter and transforms, if there are any.
-    pub start: Vec<Fingerprint>,
-    /// The adapter that the reference has, if it is not the base model.
-    pub reference: Option<Fingerprint>,
-}
-
-impl Fingerprints {
-    /// The fingerprints of a run of this experiment, whose model computes in `kind`.
-    pub fn new(experiment: &Experiment, kind: Kind, model: Fingerprint, tokenizer: Fingerprint, pairs: &[TokenPair], begins: &Begins) -> Self {
-        let named = |of: &str| Parts::new(of).describing(of);
-        Self {
-            data: of_pairs(pairs),
-            model,
-            tokenizer,
-            reference: begins.reference.clone().unwrap_or_else(|| named("the base model")),
-            start: if begins.start.is_empty() { named("new values") } else { together("start", &begins.start.iter().collect::<Vec<_>>()) },
-            configuration: trajectory(experiment, kind),
-        }
-    }
-
-    /// The differences between a checkpoint with these fingerprints and a run with `now`: the name and the details of each.
-    pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
-        let parts = [
-            ("the data", &self.data, &now.data),
-            ("the model", &self.model, &now.model),
-            ("the tokenizer", &self.tokenizer, &now.tokenizer),
-            ("the reference", &self.reference, &now.reference),
-            ("the values that training began with", &self.start, &now.start),
-        ];
-        let parts = parts.into_iter().filter_map(|(name, then, now)| Some((name.to_owned(), format!("{name}: {}", then.change(now)?))));
-        let fields = changed_fields(&self.configuration, &now.configuration);
-        let fields = fields.into_iter().map(|(path, then, now)| (format!("`{path}`"), format!("`{path}`: {} then, {} now", shown(&then), shown(&now))));
-        parts.chain(fields).collect()
-    }
-
-    /// A digest of everything that the kept values of the reference depend on besides the tokens of their pair. Fields that
-    /// only change how the policy is trained are left out.
-    pub fn of_reference(&self) -> String {
-        let mut parts = Parts::new("reference values");
-        parts.add(self.model.sha256.as_bytes());
-        parts.add(self.reference.sha256.as_bytes());
-        for (path, value) in self.configuration.iter().filter(|(path, _)| !path.starts_with("train.") && !path.starts_with("adapter.")) {
-            parts.add(path.as_bytes());
-            parts.add(value.to_string().as_bytes());
-        }
-        parts.hex()
-    }
-
-    /// Reads the fingerprints of a checkpoint; `None` if it was written by a version that did not keep any.
-    ///
-    /// # Errors
-    /// Fails if the file is damaged.
-    pub fn read(path: &Path) -> Result<Option<Self>> {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(path).within(|| format!("cannot read `{}`", path.display()))?;
-        serde_json::from_str(&text).map(Some).map_err(|e| Error::new(format!("`{}` does not hold fingerprints", path.display())).because(e))
-    }
-
-    /// Writes the fingerprints as JSON.
-    ///
-    /// # Errors
-    /// Fails if the file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).map_err(|e| Error::internal(e.to_string()))?;
-        crate::files::write_whole(path, text.as_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,15 +296,5 @@ mod tests {
         assert_ne!(of(&[&a]), of(&[&b]));
         assert_ne!(of(&[&a, &b]), of(&[&b, &a]));
         assert!(of_files(&[dir.path().join("none")]).is_err());
-    }
-
-    #[test]
-    fn numbers_are_equal_however_a_file_writes_them() {
-        let of = |text: &str| flat(&serde_json::from_str(text).unwrap(), |path| path != "out");
-        let (a, b) = (of(r#"{"out": "x", "train": {"lr": 1.0, "betas": [0, 1]}}"#), of(r#"{"out": "y", "train": {"lr": 1, "betas": [0.0, 1]}}"#));
-        assert!(changed_fields(&a, &b).is_empty());
-        let c = of(r#"{"train": {"lr": 2, "betas": [0, 1], "new": true}}"#);
-        let changed: Vec<String> = changed_fields(&a, &c).into_iter().map(|(path, ..)| path).collect();
-        assert_eq!(changed, ["train.lr", "train.new"], "a field that only one of them has counts");
     }
 }

@@ -17,6 +17,8 @@ pub mod fingerprint;
 pub mod generate;
 pub mod hub;
 pub mod model;
+pub mod other_base;
+pub mod panics;
 pub mod plugin;
 pub mod registry;
 pub mod report;
@@ -28,6 +30,9 @@ pub mod weights;
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+#[cfg(test)]
+mod layers_tests;
 
 #[doc(hidden)]
 pub use inventory;

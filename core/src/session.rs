@@ -107,7 +107,7 @@ impl Session {
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        for change in experiment.sources.check_data(experiment, dataset.as_ref(), registry)? {
+        for change in experiment.sources.check_data(&experiment.dataset, dataset.as_ref(), registry)? {
             tracing::warn!("the data differ from those that the run recorded: {change}");
         }
         let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } = LoadedModel::open(experiment)?;

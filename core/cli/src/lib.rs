@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 use reprpo_core::error::{Fault, quoted};
 use reprpo_core::hub;
-use reprpo_core::plugin::{self, faults, panics};
+use reprpo_core::panics;
+use reprpo_core::plugin::{self, faults};
 use reprpo_core::registry::Registry;
 use reprpo_core::{Error, Result};
 
@@ -48,7 +49,7 @@ pub fn main(defaults: &str) -> ExitCode {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),
     };
-    let checked = |matches| args::check_resume(&matches, &registry).map(|()| matches);
+    let checked = |matches| args::check_resume(&matches, || args::command(&registry)).map(|()| matches);
     let matches = match args::command(&registry).try_get_matches().and_then(checked) {
         Ok(matches) => matches,
         Err(e) => {

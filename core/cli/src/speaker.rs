@@ -1,7 +1,6 @@
 //! A model that answers, with or without an adapter.
 
 use reprpo_core::api::Message;
-use reprpo_core::config::Layering;
 use reprpo_core::generate::{Answer, Sampling, Voice, endless};
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::run::{AdapterChoice, attach_saved};
@@ -10,7 +9,7 @@ use reprpo_core::text::Tokenizer;
 use reprpo_core::{Error, Result};
 
 use crate::App;
-use crate::args::{self, Speaker as Said};
+use crate::args::{SpeakerArgs, layers};
 use crate::trained::Trained;
 
 /// A loaded model with its way of speaking.
@@ -29,17 +28,16 @@ impl Speaker {
     ///
     /// # Errors
     /// A model or an adapter that cannot be used, or a value out of range.
-    pub fn load(said: &Said, app: &App<'_>) -> Result<Self> {
-        let sampling = Sampling { max_new_tokens: said.max_new_tokens, temperature: said.temperature, top_p: said.top_p, seed: said.seed };
+    pub fn load(args: &SpeakerArgs, app: &App<'_>) -> Result<Self> {
+        let sampling = Sampling { max_new_tokens: args.max_new_tokens, temperature: args.temperature, top_p: args.top_p, seed: args.seed };
         sampling.check()?;
-        let trained = said.target.as_deref().map(|folder| Trained::find(folder, said.model.model.as_deref())).transpose()?;
-        let mut layers = Layering::new(app.registry);
-        layers.defaults(app.defaults)?;
+        let trained = args.target.as_deref().map(|folder| Trained::find(folder, args.model.get("model"))).transpose()?;
+        let mut layers = layers::defaults(app)?;
         if let Some(trained) = &trained {
-            trained.say(&mut layers)?;
+            trained.apply(&mut layers)?;
         }
-        args::environment(&mut layers);
-        said.model.apply(&mut layers);
+        layers::environment(&mut layers);
+        args.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
         let saved = trained.as_ref().map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry)).transpose()?;
         let LoadedModel { model, tokenizer, stops, describes, context, source, fingerprint } = LoadedModel::open(&experiment)?;
@@ -51,7 +49,7 @@ impl Speaker {
             trained.warn(&experiment, &source, &fingerprint, app)?;
         }
         let adapted = saved.map(|saved| attach_saved(&saved, &model)).transpose()?;
-        Ok(Self { model, tokenizer, stops, adapted, sampling, system: said.system.clone(), context })
+        Ok(Self { model, tokenizer, stops, adapted, sampling, system: args.system.clone(), context })
     }
 
     /// A warning if the prompt was longer than the model's context.
@@ -60,7 +58,7 @@ impl Speaker {
         Some(format!("warning: the prompt has {} tokens, more than the model's context of {context}", answer.prompt))
     }
 
-    /// Whether its tokenizer knows how a conversation is written.
+    /// True if its tokenizer has a chat template.
     pub fn chats(&self) -> bool {
         self.tokenizer.has_chat_template()
     }
@@ -70,36 +68,36 @@ impl Speaker {
         self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// The answer to a conversation, with the adapter or without. `heard` gets each piece of text as it comes.
+    /// The answer to a conversation, with the adapter or without. `out` gets each piece of text as it comes.
     ///
     /// # Errors
-    /// A model that does not chat, or what libtorch says.
-    pub fn answer(&self, conversation: &[Message], trained: bool, heard: &mut dyn FnMut(&str)) -> Result<Answer> {
+    /// Fails if the model has no chat template, or if libtorch fails.
+    pub fn answer(&self, conversation: &[Message], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
         let text = self.tokenizer.render_chat(conversation, true).map_err(|e| e.hint("`reprpo generate --plain` continues a text as it stands"))?;
-        self.speak(&self.tokenizer.encode(&text)?, trained, heard)
+        self.speak(&self.tokenizer.encode(&text)?, trained, out)
     }
 
     /// What follows a text, with the adapter or without.
     ///
     /// # Errors
-    /// An empty text, or what libtorch says.
-    pub fn continuation(&self, text: &str, trained: bool, heard: &mut dyn FnMut(&str)) -> Result<Answer> {
-        self.speak(&self.tokenizer.encode_alone(text)?, trained, heard)
+    /// Fails if the text is empty, or if libtorch fails.
+    pub fn continuation(&self, text: &str, trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
+        self.speak(&self.tokenizer.encode_alone(text)?, trained, out)
     }
 
-    fn speak(&self, prompt: &[i64], trained: bool, heard: &mut dyn FnMut(&str)) -> Result<Answer> {
+    fn speak(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
         let adapted = self.adapted.as_ref().filter(|_| trained);
         let voice = Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
         voice.answer(prompt, self.sampling, &mut |piece| {
-            heard(piece);
+            out(piece);
             true
         })
     }
 }
 
-/// Who answers, in order: the base where both are to be compared, and whoever was asked for.
-pub fn voices(said: &Said) -> Vec<(&'static str, bool)> {
-    match (said.compare, said.target.is_some()) {
+/// The voices that answer, in order: the base model if both are compared, and the one that was asked for.
+pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
+    match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],
         (false, trained) => vec![(if trained { "trained" } else { "base" }, trained)],
     }

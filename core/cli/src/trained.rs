@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::{Experiment, Layering, Record};
 use reprpo_core::fingerprint::Fingerprint;
-use reprpo_core::model::{other_base, peft};
+use reprpo_core::model::peft;
+use reprpo_core::other_base;
 use reprpo_core::weights::{Located, locate_adapter};
 use reprpo_core::{Error, Result};
 
 use crate::App;
 
-/// A trained adapter, and where its model is said.
+/// A trained adapter, and what names its model.
 pub struct Trained {
     /// Its folder, in PEFT's format.
     pub adapter: PathBuf,
@@ -24,7 +25,7 @@ enum Base {
     ConfigOfAdapter(PathBuf),
     /// The base model that the adapter's own file `config` names.
     Named { config: PathBuf, model: String },
-    /// Nothing says it but the user.
+    /// Only the user names it.
     Unknown,
 }
 
@@ -59,11 +60,11 @@ impl Trained {
         Ok(Self { adapter: folder.to_owned(), base })
     }
 
-    /// Puts what is known of the experiment under what the user says.
+    /// Adds what is known of the experiment, below the user's own settings.
     ///
     /// # Errors
-    /// A configuration that cannot be read.
-    pub fn say(&self, layers: &mut Layering<'_>) -> Result<()> {
+    /// Fails if a configuration cannot be read.
+    pub fn apply(&self, layers: &mut Layering<'_>) -> Result<()> {
         match &self.base {
             Base::Config(config) => {
                 if Record::read(config)?.is_none() {

@@ -3,7 +3,7 @@
 use super::{Experiment, Origins, Schedule};
 use crate::error::{Error, Result};
 
-/// One value and whether it may stand.
+/// One value, and its range.
 struct Rule {
     path: &'static str,
     value: String,
@@ -15,7 +15,7 @@ fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static st
     Rule { path, value: value.to_string(), holds, must }
 }
 
-/// Holds every value of the engine to its range.
+/// Checks that every value of the engine is in its range.
 pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     let t = &e.train;
     let positive = |v: f64| v.is_finite() && v > 0.0;
@@ -53,8 +53,8 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     match rules.into_iter().find(|r| !r.holds) {
         None => Ok(()),
         Some(Rule { path, value, must, .. }) => {
-            let said = origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
-            Err(Error::new(format!("`{path}` is {value}{said}, but must {must}")))
+            let from = origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
+            Err(Error::new(format!("`{path}` is {value}{from}, but must {must}")))
         }
     }
 }

@@ -71,8 +71,8 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
 fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
-    let said: Vec<String> = names.iter().map(command).collect();
-    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", said.join(" or ")))
+    let commands: Vec<String> = names.iter().map(command).collect();
+    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", commands.join(" or ")))
 }
 
 fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {

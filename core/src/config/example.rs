@@ -48,11 +48,11 @@ impl Example {
         command
     }
 
-    /// Says the same to the configuration that [`command`](Self::command) does.
+    /// Adds the settings that [`command`](Self::command) gives.
     ///
     /// # Errors
-    /// A field without a name.
-    pub fn say(&self, layering: &mut Layering<'_>) -> Result<()> {
+    /// Fails if a field has no name.
+    pub fn apply(&self, layering: &mut Layering<'_>) -> Result<()> {
         layering.flag(&format!("--{}", self.kind), self.kind, &self.choice);
         self.set.iter().try_for_each(|(field, value)| layering.set(&format!("{}.{field}={value}", self.kind)))
     }

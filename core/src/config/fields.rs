@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::flag::{FLAGS, Flag};
+use super::value::{equal, parse, toml_numbers};
 use crate::error::Result;
 use crate::registry::About;
 
@@ -11,7 +13,7 @@ use crate::registry::About;
 pub struct Word {
     /// As it is written.
     pub value: String,
-    /// What it means; empty where nobody said.
+    /// What it means; empty if it is not documented.
     pub describes: String,
 }
 
@@ -25,9 +27,9 @@ pub struct Field {
     pub kind: String,
     /// The words it takes, where it takes no others.
     pub choices: Vec<Word>,
-    /// Whether `none` clears it.
+    /// True if `none` clears it.
     pub optional: bool,
-    /// Its value when nothing is said.
+    /// Its default value.
     pub default: Value,
     /// What it is, with its unit.
     pub description: String,
@@ -37,6 +39,9 @@ pub struct Field {
     /// True if it holds a path: its schema has the format `path`.
     #[serde(skip)]
     pub path: bool,
+    /// The flags that it declares on the command line.
+    #[serde(skip)]
+    pub(super) flags: Vec<Flag>,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
@@ -71,7 +76,7 @@ impl Field {
         }
     }
 
-    /// Whether the schema rules a value of this type out.
+    /// True if the schema excludes values of this type.
     pub fn refuses(&self, value: &Value) -> bool {
         !self.types.is_empty() && !self.takes(value)
     }
@@ -88,6 +93,16 @@ impl Field {
         }
     }
 
+    /// True if it takes numbers and no text.
+    pub(super) fn is_number(&self) -> bool {
+        !self.text && self.types.iter().any(|t| t == "number" || t == "integer")
+    }
+
+    /// True if it takes a list and no text.
+    pub(super) fn is_list(&self) -> bool {
+        !self.text && self.types.iter().any(|t| t == "array")
+    }
+
     fn takes(&self, value: &Value) -> bool {
         let kind = match value {
             Value::Null => "null",
@@ -98,81 +113,6 @@ impl Field {
             Value::Object(_) => "object",
         };
         self.types.iter().any(|t| t == kind)
-    }
-}
-
-/// True if two values are equal. Numbers are compared by value, so 32 equals 32.0.
-pub(crate) fn equal(a: &Value, b: &Value) -> bool {
-    match (a, b) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
-        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| equal(a, b))),
-        _ => a == b,
-    }
-}
-
-/// Rewrites the numbers that Python reads and TOML does not (`.5`, `5.`, `1.e-3`, `007`); `None` if
-/// there are none. Text in quotes does not change.
-fn toml_numbers(text: &str) -> Option<String> {
-    let mut written = String::with_capacity(text.len() + 8);
-    let (mut rest, mut changed) = (text, false);
-    while let Some(first) = rest.chars().next() {
-        let length = match first {
-            '"' | '\'' => rest[1..].find(first).map_or(rest.len(), |at| at + 2),
-            c if is_of_word(c) => rest.find(|c| !is_of_word(c)).unwrap_or(rest.len()),
-            c => c.len_utf8(),
-        };
-        let (word, after) = rest.split_at(length);
-        let number = toml_number(word);
-        changed |= number.as_ref().is_some_and(|number| number != word);
-        written.push_str(number.as_deref().unwrap_or(word));
-        rest = after;
-    }
-    changed.then_some(written)
-}
-
-fn is_of_word(c: char) -> bool {
-    c.is_alphanumeric() || "+-._".contains(c)
-}
-
-/// A decimal number in TOML's spelling; `None` if the text is not one.
-fn toml_number(text: &str) -> Option<String> {
-    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let sign = if text.starts_with('-') { "-" } else { "" };
-    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
-    let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
-    // As in Python, `_` may only stand between two digits.
-    let digits = |text: &str| text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()));
-    let fits = |text: &str| text.is_empty() || digits(text);
-    let any = !whole.is_empty() || part.is_some_and(|part| !part.is_empty());
-    let exponent_fits = exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)));
-    if !any || !fits(whole) || !part.is_none_or(fits) || !exponent_fits {
-        return None;
-    }
-    let whole = whole.replace('_', "");
-    let trimmed = whole.trim_start_matches('0');
-    let whole = if trimmed.is_empty() { "0" } else { trimmed };
-    let part = part.map_or_else(String::new, |part| format!(".{}", if part.is_empty() { "0" } else { part }));
-    let exponent = exponent.map_or_else(String::new, |e| format!("e{e}"));
-    Some(format!("{sign}{whole}{part}{exponent}"))
-}
-
-/// The right-hand side of a TOML assignment; `None` where it is none.
-fn parse(text: &str) -> Option<Value> {
-    let table: toml::Table = toml::from_str(&format!("value = {text}")).ok().filter(|t: &toml::Table| t.len() == 1)?;
-    table.into_iter().next().map(|(_, v)| json(v))
-}
-
-/// TOML as JSON; dates become text.
-pub(super) fn json(value: toml::Value) -> Value {
-    match value {
-        toml::Value::String(s) => Value::String(s),
-        toml::Value::Integer(i) => i.into(),
-        toml::Value::Float(f) => serde_json::Number::from_f64(f).map_or_else(|| Value::String(f.to_string()), Value::Number),
-        toml::Value::Boolean(b) => b.into(),
-        toml::Value::Datetime(d) => Value::String(d.to_string()),
-        toml::Value::Array(list) => list.into_iter().map(json).collect(),
-        toml::Value::Table(table) => Value::Object(table.into_iter().map(|(k, v)| (k, json(v))).collect()),
     }
 }
 
@@ -218,8 +158,9 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
         _ => Vec::new(),
     };
     let path = property.get("format").and_then(Value::as_str) == Some("path");
+    let flags = property.get(FLAGS).and_then(|flags| serde_json::from_value(flags.clone()).ok()).unwrap_or_default();
     let Shape { words: choices, types, unordered, .. } = shape;
-    Field { name: name.to_owned(), path, kind, choices, optional, default, description, fields, text, types, unordered }
+    Field { name: name.to_owned(), path, flags, kind, choices, optional, default, description, fields, text, types, unordered }
 }
 
 /// What a property comes to once references and alternatives are followed.

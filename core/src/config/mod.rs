@@ -1,28 +1,50 @@
 //! The resolved experiment: every value that a run depends on, and where each of them came from.
 //!
-//! Values arrive in layers (built-in defaults, the chosen plugins' defaults, a recipe, files, the environment, flags, `--set`),
-//! as paths and JSON values; only when all are in is the result typed and checked. What a plugin's section may hold is
-//! read from that plugin's schema, so a new plugin is configurable without a line here.
+//! A field is defined once, in the struct that holds it: its default, its documentation in the schema and in the help, and
+//! its flag on the command line. Values arrive in layers (built-in defaults, the chosen plugins' defaults, a recipe, files,
+//! the environment, flags, `--set`), as paths and JSON values; only when all are in is the result typed and checked. What a
+//! plugin's section may hold is read from that plugin's schema, so a new plugin is configurable without a line here.
 
+mod changes;
 mod check;
+mod choice;
+mod command_line;
 mod dataset;
+mod eval;
 mod example;
 mod experiment;
 mod fields;
+mod flag;
 mod layering;
 mod origin;
+mod path_fields;
 pub(crate) mod paths;
+mod place;
 mod plugins;
+mod record;
+mod resolved;
+mod schema;
+mod sources;
 #[cfg(test)]
 mod tests;
+mod train;
+mod value;
 mod written;
 
+pub(crate) use changes::{changed_fields, flat, shown};
+pub use choice::Choice;
+pub use command_line::flags;
+pub use eval::{EvalConfig, Score};
 pub use example::Example;
-pub use experiment::{Choice, Dtype, EvalConfig, Experiment, ReferenceModel, Schedule, Score, TrainConfig, schema};
-pub(crate) use fields::equal;
+pub use experiment::{Dtype, Experiment};
 pub use fields::{Field, Word, fields, plugin_fields};
+pub use flag::{Flag, Group};
+pub use layering::Layering;
 pub(crate) use layering::default_learning_rate;
-pub use layering::{Layering, Resolved};
 pub use origin::{Origin, Origins};
-pub use paths::{Record, Sources};
 pub use plugins::PluginFile;
+pub use record::Record;
+pub use resolved::Resolved;
+pub use schema::schema;
+pub use sources::Sources;
+pub use train::{ReferenceModel, Schedule, TrainConfig};

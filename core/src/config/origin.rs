@@ -1,10 +1,10 @@
-//! Where a value came from, in the words in which a person gave it.
+//! Origins of values, in the words in which a person gave them.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Built in.

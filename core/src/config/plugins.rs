@@ -7,7 +7,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Origin, layering};
+use super::value::json;
+use super::{Origin, Record};
 use crate::error::{Error, Result};
 use crate::plugin::{self, PluginLibrary};
 use crate::registry::Registry;
@@ -41,7 +42,7 @@ impl PluginFile {
     /// Loads it into `registry`.
     ///
     /// # Errors
-    /// A file that is no plugin of this build or not the one that was meant, or a name that is taken.
+    /// Fails if the file is not a plugin of this build, if its digest differs, or if a name is taken.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
@@ -55,14 +56,14 @@ impl PluginFile {
     /// `plugins` of the configuration file at `path`.
     ///
     /// # Errors
-    /// A file that cannot be read or is no TOML, and a `plugins` that names no files.
+    /// Fails if the file cannot be read or is not TOML, or if its `plugins` is not a list of files.
     pub fn in_file(path: &Path) -> Result<Vec<Self>> {
-        let (mut table, record) = layering::read(path)?;
+        let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
             record.resolve_plugins(&mut table, path);
         }
         let Some(value) = table.remove("plugins") else { return Ok(Vec::new()) };
-        Self::from_value(&super::fields::json(value), &Origin::File(path.to_owned()))
+        Self::from_value(&json(value), &Origin::File(path.to_owned()))
     }
 
     /// Files with commas between, as an environment variable names them.
@@ -70,7 +71,7 @@ impl PluginFile {
         text.trim_matches(['[', ']']).split(',').map(|part| part.trim().trim_matches('"')).filter(|part| !part.is_empty()).map(Self::at).collect()
     }
 
-    /// A list in which a file may also stand as its path alone.
+    /// A list in which a file may also be only its path.
     pub(super) fn list_schema(generator: &mut SchemaGenerator) -> Schema {
         let file = generator.subschema_for::<Self>();
         json_schema!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, file] } })

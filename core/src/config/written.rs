@@ -1,11 +1,11 @@
-//! An experiment as TOML text, with the origin of each value beside it where that is asked for.
+//! An experiment as TOML text, with the origin of each value beside it if wanted.
 
 use serde_json::Value;
 
 use super::Origins;
 
-/// `experiment` as TOML: its values first, then its sections, each in their order. Where `origins` knows a leaf, a
-/// comment behind it says so.
+/// `experiment` as TOML: its values first, then its sections, each in their order. A leaf that `origins` knows is followed
+/// by a comment with its origin.
 pub(super) fn toml(experiment: &Value, origins: &Origins) -> String {
     let Some(root) = experiment.as_object() else { return String::new() };
     let mut text = String::new();

@@ -12,7 +12,7 @@ pub(super) fn of_example(entry: Entry) -> Result<Method> {
     let mut layering = Layering::new(&registry);
     let chosen = stand_ins::ALL.map(|e| format!("{} = {:?}\n", e.kind().name(), if e.kind() == entry.kind() { entry } else { e }.about().name));
     layering.defaults(&format!("model = \"fixture\"\n{}", chosen.concat()))?;
-    Example::of(entry)?.say(&mut layering)?;
+    Example::of(entry)?.apply(&mut layering)?;
     let experiment = layering.resolve()?.experiment;
     let choice = match entry.kind() {
         Kind::Intervention => experiment.intervention,

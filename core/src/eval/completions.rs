@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 use crate::api::{Dataset, SplitInfo, Text};
 use crate::config::Experiment;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::generate::{Sampling, Voice, endless};
 use crate::model::Adapted;
-use crate::report::{Progress, Sample, SampleCompletions, SampledPrompt, StartedFrom};
+use crate::report::Progress;
 use crate::session::Session;
 use crate::text::{Outcome, tokenise_pair};
 

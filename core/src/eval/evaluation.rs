@@ -6,15 +6,17 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Map, Value, json};
 
 use super::completions::completions;
+use super::samples::SampleCompletions;
 use super::score_pairs;
 use super::statistics::{PairScore, SplitSummary};
+use super::table::Table;
 use crate::api::{Dataset, SplitInfo};
 use crate::config::{EvalConfig, Experiment};
 use crate::data;
 use crate::error::{Context, Error, Fault, Result};
 use crate::model::Adapted;
 use crate::registry::Registry;
-use crate::report::{Progress, SampleCompletions, Table};
+use crate::report::Progress;
 use crate::session::Session;
 use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 

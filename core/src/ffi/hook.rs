@@ -8,7 +8,6 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::checked;
-use crate::api::GradMap;
 use crate::error::{Error, Result};
 
 unsafe extern "C" {
@@ -42,6 +41,9 @@ impl HookErrors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 }
+
+/// A map of a gradient.
+type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
 struct Context {
     map: GradMap,

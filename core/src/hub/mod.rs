@@ -7,6 +7,7 @@
 //!
 //! No format is known here: which files of a repository are wanted, its reader says.
 
+mod cache;
 mod card;
 mod fetch;
 mod id;
@@ -25,6 +26,7 @@ use ureq::Agent;
 use ureq::http::HeaderMap;
 use ureq::tls::TlsConfig;
 
+pub use cache::cache_dir;
 pub use id::{RepoId, RepoKind};
 pub use settings::{Authorities, Settings, Token};
 pub use snapshot::Snapshot;

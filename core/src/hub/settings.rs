@@ -4,8 +4,8 @@ use std::env;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::cache::{cache_dir, user_cache};
 use crate::error::{Context, Error, Result};
-use crate::weights::{cache_dir, user_cache};
 
 const ENDPOINT: &str = "https://huggingface.co";
 

@@ -25,7 +25,6 @@ mod llama;
 mod mistral;
 mod mlp;
 mod norm;
-pub mod other_base;
 pub mod pass;
 pub mod peft;
 mod phi3;

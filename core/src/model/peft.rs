@@ -12,7 +12,6 @@ use tch::Tensor;
 use self::targets::Written;
 use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
-use crate::config::paths;
 use crate::error::{Context, Error, Result};
 use crate::registry::{AdapterEntry, Registry};
 use crate::weights::{Located, SafetensorsFile, locate_adapter, write_safetensors};
@@ -149,7 +148,10 @@ impl Base {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
             // Other programs would resolve a relative path from their own working directory.
-            None if Path::new(given).exists() => Self { name: paths::absolute(Path::new(given)).to_string_lossy().into_owned(), revision: None },
+            None if Path::new(given).exists() => {
+                let path = std::path::absolute(given).map_or_else(|_| given.to_owned(), |path| path.to_string_lossy().into_owned());
+                Self { name: path, revision: None }
+            }
             None => given.into(),
         }
     }

@@ -10,9 +10,9 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use super::abi::Host;
-use super::panics;
 use crate::error::Error;
 use crate::hub;
+use crate::panics;
 use crate::registry::{Entry, RecipeText};
 
 /// The host, in a plugin's copy of this crate; nothing in a program's.

@@ -12,7 +12,6 @@ mod folder;
 mod guard;
 mod guest;
 mod load;
-pub mod panics;
 
 pub use abi::{Fingerprint, PluginDecl};
 pub use folder::{folder, installed};

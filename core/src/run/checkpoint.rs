@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 use super::assemble::Assembled;
+use super::fingerprints::Fingerprints;
 use super::prior;
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
-use crate::fingerprint::Fingerprints;
 use crate::weights::{read_safetensors, write_safetensors};
 
 const FINGERPRINTS: &str = "fingerprints.json";

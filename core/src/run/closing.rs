@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::record::LEFT_OUT;
 use crate::config::TrainConfig;
 use crate::error::{Context, Result};
-use crate::report::Table;
+use crate::eval::Table;
 
 /// Runs with fewer steps are not judged. Their first and last steps are on different pairs and cannot be compared.
 const FEWEST_STEPS: usize = 4;

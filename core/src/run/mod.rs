@@ -12,6 +12,7 @@ mod adapter;
 pub mod assemble;
 mod checkpoint;
 mod closing;
+mod fingerprints;
 mod fit;
 mod folder;
 mod judge;

@@ -8,9 +8,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::checkpoint;
-use crate::config::{Experiment, paths};
+use crate::config::{Experiment, changed_fields, flat, paths, shown};
 use crate::error::{Context, Error, Result, quoted};
-use crate::fingerprint::{changed_fields, flat, shown};
 use crate::registry::Registry;
 
 /// How far the run in a folder has come.

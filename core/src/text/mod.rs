@@ -6,6 +6,7 @@ mod chat;
 mod findings;
 mod folder;
 mod gguf;
+mod model_files;
 mod pairs;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,13 +1,12 @@
 //! Where models are: what the user's word for a model or an adapter means.
 
-use std::env;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::repository::{self, Extent};
 use crate::error::{Error, Result};
-use crate::hub::{Hub, RepoId, RepoKind};
+use crate::hub::{Hub, RepoId, RepoKind, cache_dir};
 
 struct Known {
     name: &'static str,
@@ -58,11 +57,6 @@ pub fn known_models() -> Vec<KnownModel> {
     let described =
         |k: &Known| KnownModel { name: k.name, summary: k.summary, format: k.format, megabytes: k.megabytes, path: places.fetched(k), fetch: k.fetch };
     KNOWN.iter().map(described).collect()
-}
-
-/// The folder where fetched things are kept: `$REPRPO_CACHE`, else `$XDG_CACHE_HOME/reprpo`, else `~/.cache/reprpo`.
-pub fn cache_dir() -> PathBuf {
-    folder("REPRPO_CACHE").unwrap_or_else(|| user_cache().join("reprpo"))
 }
 
 /// What a user's word for a model means.
@@ -181,15 +175,6 @@ fn is_path(model: &str) -> bool {
     [".gguf", ".safetensors", ".bin", ".json", "/"].iter().any(|end| model.ends_with(end))
         || model.starts_with(['/', '.', '~'])
         || model.matches('/').count() > 1
-}
-
-fn folder(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
-}
-
-/// The user's folder for what can be fetched again: `$XDG_CACHE_HOME`, else `~/.cache`.
-pub(crate) fn user_cache() -> PathBuf {
-    folder("XDG_CACHE_HOME").unwrap_or_else(|| env::home_dir().unwrap_or_default().join(".cache"))
 }
 
 #[cfg(test)]

@@ -18,14 +18,12 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 pub use gguf::{Gguf, Metadata};
-pub(crate) use locate::user_cache;
-pub use locate::{KnownModel, Located, cache_dir, known_models, locate, locate_adapter};
+pub use locate::{KnownModel, Located, known_models, locate, locate_adapter};
 pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
 
 use crate::error::{Error, Result};
 use crate::files::read_json;
-use crate::text::Tokenizer;
 use checkpoint::Checkpoint;
 
 /// A model on disk: a Hugging Face folder or a GGUF file, with its headers checked and its weights still unread.
@@ -133,27 +131,12 @@ impl ModelFiles {
         Ok(ends)
     }
 
-    /// The model's tokenizer, with its chat template.
-    ///
-    /// # Errors
-    /// Where it is missing, or of a sort that is not read.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
+    /// The metadata of a GGUF file; `None` for a folder.
+    pub(crate) fn metadata(&self) -> Option<&Metadata> {
         match &self.source {
-            Source::Folder(_) => Tokenizer::from_folder(&self.path),
-            Source::Gguf(g) => Tokenizer::from_gguf(g.metadata()),
+            Source::Folder(_) => None,
+            Source::Gguf(g) => Some(g.metadata()),
         }
-        .map_err(|e| e.within(format!("cannot read the tokenizer of `{}`", self.path.display())))
-    }
-
-    /// The tokenizer of what [`locate`] found, for who needs nothing else: a folder then needs no weights.
-    ///
-    /// # Errors
-    /// As [`tokenizer`](Self::tokenizer), and as [`open`](Self::open) for what is no folder with a tokenizer.
-    pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
-        if path.join("tokenizer.json").is_file() {
-            return Tokenizer::from_folder(path).map_err(|e| e.within(format!("cannot read the tokenizer of `{}`", path.display())));
-        }
-        Self::open(path)?.tokenizer()
     }
 
     /// For each weight file, its path, its bytes, and the length of its header in bytes.

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use reprpo_core::Result;
-use reprpo_core::config::{Layering, Origin, Resolved, TrainConfig};
+use reprpo_core::config::{Origin, Resolved, TrainConfig};
+use reprpo_core::data::histogram;
 use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
-use reprpo_core::report::{Align, Grid, histogram, lines};
+use reprpo_core::report::{Align, Grid, lines};
 use reprpo_core::session::context_of;
 use reprpo_core::text::{Findings, Limits, Outcome, Tokenizer, each};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
 use serde_json::json;
 
-use crate::args::{self, DataArgs, DataCommand, InspectArgs, PairsArgs, TokensArgs};
+use crate::args::{DataArgs, DataCommand, InspectArgs, PairReader, PairsArgs, TokensArgs, layers};
 use crate::{App, engine};
 
 pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
@@ -22,14 +23,14 @@ pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
 }
 
 fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
-    let resolved = resolve(&args.pairs, args.max_length.as_ref(), app)?;
+    let resolved = resolve(&args.pairs, app)?;
     let (experiment, _) = engine::Longest::of(&resolved).apply(&resolved.experiment);
     let dataset = data::open(&experiment, app.registry)?;
     let path = locate(&experiment.model, Extent::Tokenizer).map_err(|e| experiment.sources.explain("model", &experiment.model, e))?.path;
     let tokenizer = ModelFiles::tokenizer_of(&path)?;
     let limits = limits(&args.pairs, &experiment.train, Some(&path));
-    let splits = match &args.pairs.split {
-        Some(split) => vec![split.clone()],
+    let splits = match args.pairs.data.split() {
+        Some(split) => vec![split.to_owned()],
         None => dataset.splits().into_iter().map(|split| split.name).collect(),
     };
     let (mut findings, several) = (Findings::default(), splits.len() > 1);
@@ -77,14 +78,14 @@ fn text_line(split: Option<&String>, row: usize, outcome: &Outcome, tokenizer: &
 }
 
 fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
-    let resolved = resolve(&args.pairs, args.max_length.as_ref(), app)?;
+    let resolved = resolve(&args.pairs, app)?;
     let (experiment, train) = (&resolved.experiment, &resolved.experiment.train);
     // The data first: they are what was asked about, and what is wrong with them is told before a model is looked for.
     let dataset = data::open(experiment, app.registry)?;
     let found = tokenizer(&resolved, app)?;
     let (path, tokenizer) = found.unzip();
     let asked = Asked {
-        splits: args.pairs.split.clone().map(|split| vec![split]),
+        splits: args.pairs.data.split().map(|split| vec![split.to_owned()]),
         tokenizer: tokenizer.as_ref(),
         limits: limits(&args.pairs, train, path.as_deref()),
         max_pairs: args.pairs.max_pairs,
@@ -94,15 +95,15 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     let model = tokenizer.map(|_| experiment.model.as_str());
     if args.json {
         let mut shown = json!(found);
-        shown["data"] = json!(args.pairs.data);
+        shown["data"] = json!(args.pairs.data.source());
         shown["model"] = json!(model);
         return app.printer.json(&shown);
     }
-    app.printer.data(&as_text(&args.pairs.data, model, &found))
+    app.printer.data(&as_text(args.pairs.data.source(), model, &found))
 }
 
 /// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on this machine.
-fn limits(args: &PairsArgs, train: &TrainConfig, model: Option<&Path>) -> Limits {
+fn limits<C: PairReader>(args: &PairsArgs<C>, train: &TrainConfig, model: Option<&Path>) -> Limits {
     Limits {
         max_length: train.max_length,
         max_prompt_length: train.max_prompt_length,
@@ -112,22 +113,11 @@ fn limits(args: &PairsArgs, train: &TrainConfig, model: Option<&Path>) -> Limits
     }
 }
 
-fn resolve(args: &PairsArgs, max_length: Option<&String>, app: &App<'_>) -> Result<Resolved> {
-    let mut layers = Layering::new(app.registry);
-    layers.defaults(app.defaults)?;
-    args::environment(&mut layers);
-    let (data, max_length) = (Some(args.data.clone()), max_length.cloned());
-    let flags = [
-        ("--model", "model", &args.model),
-        ("DATA", "dataset", &data),
-        ("--data-dir", "dataset.data_dir", &args.data_dir),
-        ("--max-length", "train.max_length", &max_length),
-    ];
-    args::apply(&mut layers, &flags);
-    args::columns(&mut layers, args.columns.as_deref())?;
-    for assignment in &args.set {
-        layers.set(assignment)?;
-    }
+fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved> {
+    let mut layers = layers::defaults(app)?;
+    layers::environment(&mut layers);
+    args.model.apply(&mut layers);
+    args.data.apply(&mut layers)?;
     layers.resolve()
 }
 

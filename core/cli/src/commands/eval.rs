@@ -7,7 +7,7 @@ use reprpo_core::config::{Experiment, Layering};
 use serde_json::Value;
 
 use crate::App;
-use crate::args::{self, EvalArgs};
+use crate::args::{EvalArgs, layers};
 use crate::engine::{self, Longest};
 use crate::interrupt;
 use crate::trained::Trained;
@@ -39,25 +39,17 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
 
 /// What stands in `folder`: a run with its configuration, or an adapter that names its model.
 fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<(Experiment, Longest, Option<PathBuf>)> {
-    let trained = Trained::find(folder, args.model.model.as_deref())?;
-    let (experiment, longest) = resolve(args, app, |layers| trained.say(layers))?;
+    let trained = Trained::find(folder, args.model.get("model"))?;
+    let (experiment, longest) = resolve(args, app, |layers| trained.apply(layers))?;
     Ok((experiment, longest, Some(trained.adapter)))
 }
 
 fn resolve(args: &EvalArgs, app: &App<'_>, target: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> Result<(Experiment, Longest)> {
-    let mut layers = Layering::new(app.registry);
-    layers.defaults(app.defaults)?;
+    let mut layers = layers::defaults(app)?;
     target(&mut layers)?;
-    args::environment(&mut layers);
+    layers::environment(&mut layers);
     args.model.apply(&mut layers);
-    let flags =
-        [("--dataset", "dataset", &args.dataset), ("--data-dir", "dataset.data_dir", &args.data_dir), ("--max-length", "train.max_length", &args.max_length)];
-    args::apply(&mut layers, &flags);
-    args::columns(&mut layers, args.columns.as_deref())?;
-    args::scored(&mut layers, args.split.as_deref());
-    for assignment in &args.set {
-        layers.set(assignment)?;
-    }
+    args.data.apply(&mut layers)?;
     let resolved = layers.resolve()?;
     let longest = Longest::of(&resolved);
     Ok((resolved.experiment, longest))

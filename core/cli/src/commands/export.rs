@@ -1,6 +1,5 @@
 //! `reprpo export`.
 
-use reprpo_core::config::Layering;
 use reprpo_core::fingerprint;
 use reprpo_core::model::Model;
 use reprpo_core::model::export::Export;
@@ -10,7 +9,7 @@ use reprpo_core::{Error, Result};
 use tch::{Device, Kind};
 
 use crate::App;
-use crate::args::{self, ExportArgs, Written};
+use crate::args::{ExportArgs, Written, layers};
 use crate::trained::Trained;
 
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
@@ -20,12 +19,11 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     if args.out.exists() {
         return Err(Error::new(format!("`{}` exists already", args.out.display())).hint("give another `--out`, or remove it"));
     }
-    let trained = Trained::find(&args.target, args.model.as_deref())?;
-    let mut layers = Layering::new(app.registry);
-    layers.defaults(app.defaults)?;
-    trained.say(&mut layers)?;
-    args::environment(&mut layers);
-    args::apply(&mut layers, &[("--model", "model", &args.model)]);
+    let trained = Trained::find(&args.target, args.model.get("model"))?;
+    let mut layers = layers::defaults(app)?;
+    trained.apply(&mut layers)?;
+    layers::environment(&mut layers);
+    args.model.apply(&mut layers);
     let experiment = layers.resolve()?.experiment;
 
     let mut progress = app.printer.progress();

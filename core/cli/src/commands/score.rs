@@ -1,34 +1,21 @@
 //! `reprpo score`.
 
 use reprpo_core::Result;
-use reprpo_core::config::Layering;
-use reprpo_core::eval::{ScoreRow, SplitScores};
-use reprpo_core::report::{Align, Grid, table::not_whole};
+use reprpo_core::eval::{ScoreRow, SplitScores, table::not_whole};
+use reprpo_core::report::{Align, Grid};
 use serde_json::json;
 
 use crate::App;
-use crate::args::{self, ScoreArgs};
+use crate::args::{ScoreArgs, layers};
 use crate::engine::{self, Longest, PlainText};
 use crate::interrupt;
 
 pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
-    let mut layers = Layering::new(app.registry);
-    layers.defaults(app.defaults)?;
-    args::environment(&mut layers);
-    let data = Some(args.data.clone());
+    let mut layers = layers::defaults(app)?;
+    layers::environment(&mut layers);
     args.model.apply(&mut layers);
-    let flags = [
-        ("--load-adapter", "init_adapter", &args.load_adapter),
-        ("--data", "dataset", &data),
-        ("--data-dir", "dataset.data_dir", &args.data_dir),
-        ("--max-length", "train.max_length", &args.max_length),
-    ];
-    args::apply(&mut layers, &flags);
-    args::columns(&mut layers, args.columns.as_deref())?;
-    args::scored(&mut layers, args.split.as_deref());
-    for assignment in &args.set {
-        layers.set(assignment)?;
-    }
+    args.adapter.apply(&mut layers);
+    args.data.apply(&mut layers)?;
     layers.start_from_adapter();
     let resolved = layers.resolve()?;
     let stop = interrupt::watch()?;

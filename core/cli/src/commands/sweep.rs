@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 use reprpo_core::config::{Experiment, Origin};
 use reprpo_core::error::{Context, Fault, quoted};
 use reprpo_core::eval::statistics::SplitSummary;
+use reprpo_core::eval::{PERPLEXITY_NOTE, perplexity_mark, table};
 use reprpo_core::files::write_whole;
 use reprpo_core::registry::Kind;
-use reprpo_core::report::{Align, Grid, PERPLEXITY_NOTE, perplexity_mark, table};
+use reprpo_core::report::{Align, Grid};
 use reprpo_core::run::{self, Prior, Start};
 use reprpo_core::{Error, Result};
 use serde::Serialize;
@@ -125,7 +126,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
         .map(|values| {
             let named: Vec<(String, String)> = axes.iter().zip(values).map(|(a, v)| (a.field.clone(), (*v).to_owned())).collect();
             let mut experiment = args.experiment.clone();
-            experiment.out = None;
+            experiment.output.remove("out");
             experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
             let resolved = experiment.resolve(app).within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
             let asked = !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
@@ -222,7 +223,7 @@ fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &Ap
 
 /// Where the sweep goes: what the user said, which may hold a part of it already, or the first free name.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
-    match &args.experiment.out {
+    match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),
         None => {
             let mut names = (1u32..).map(|n| Path::new("runs").join(format!("sweep-{n}")));

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::peft::Base;
 use crate::config::Record;
 use crate::error::Result;
 use crate::fingerprint::{self, Fingerprint};
 use crate::hub::{RepoId, RepoKind};
+use crate::model::peft::Base;
 use crate::weights::{Located, ModelFiles, locate_adapter};
 
 /// Path of the `config.toml` of the run that wrote the adapter in this folder, and the run's

@@ -1,4 +1,4 @@
-//! Where a panic that was caught came from. Whoever catches one tells it as an error, so the hook prints nothing.
+//! The place of a panic that was caught. The code that catches a panic reports it as an error, so the hook prints nothing.
 
 use std::cell::RefCell;
 

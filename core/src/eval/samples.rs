@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::lines;
 use crate::api::{Message, Text};
+use crate::report::lines;
 
 /// Continuations of a few prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

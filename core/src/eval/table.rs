@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Align, Grid};
+use super::statistics::{Estimate, SplitSummary};
 use crate::config::Experiment;
-use crate::eval::statistics::{Estimate, SplitSummary};
 use crate::hub::short;
 use crate::registry::Registry;
+use crate::report::{Align, Grid};
 
 /// The splits of one evaluation.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! Histograms as text, several beside each other on one scale.
 
-use crate::data::{Bin, Lengths};
+use super::{Bin, Lengths};
 
 /// The longest bar, in characters.
 const BAR: usize = 11;

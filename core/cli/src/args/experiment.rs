@@ -1,0 +1,60 @@
+//! The flags of commands that describe a whole experiment.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use reprpo_core::Result;
+use reprpo_core::config::Resolved;
+
+use super::data_flags::{DataFlags, Trained};
+use super::fields::{FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags};
+use super::layers;
+use crate::App;
+
+/// Flags that stand for fields of the experiment.
+#[derive(Args, Clone)]
+pub struct ExperimentArgs {
+    #[command(flatten)]
+    pub model: FieldFlags<ModelFlags>,
+    #[command(flatten)]
+    start: FieldFlags<StartFlags>,
+    #[command(flatten)]
+    method: FieldFlags<MethodFlags>,
+    #[command(flatten)]
+    data: DataFlags<Trained>,
+    #[command(flatten)]
+    training: FieldFlags<TrainingFlags>,
+    /// A TOML file with any fields of the experiment; may be given again, later files win.
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    pub config: Vec<PathBuf>,
+    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an optional one.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub output: FieldFlags<OutputFlags>,
+}
+
+impl ExperimentArgs {
+    /// The experiment that the binary's defaults, files, environment and these flags describe.
+    ///
+    /// # Errors
+    /// A name, field or value that cannot be.
+    pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
+        let mut layers = layers::defaults(app)?;
+        for file in &self.config {
+            layers.file(file)?;
+        }
+        layers::environment(&mut layers);
+        self.model.apply(&mut layers);
+        self.start.apply(&mut layers);
+        self.data.apply(&mut layers)?;
+        self.method.apply(&mut layers);
+        self.training.apply(&mut layers);
+        self.output.apply(&mut layers);
+        for assignment in &self.set {
+            layers.set(assignment)?;
+        }
+        layers.start_from_adapter();
+        layers.resolve()
+    }
+}

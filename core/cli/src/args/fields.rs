@@ -1,0 +1,133 @@
+//! Flags that set fields of the experiment, made from what the fields declare.
+
+use std::marker::PhantomData;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use reprpo_core::config::{Flag, Group, Layering, flags};
+
+/// Which flags a command takes.
+pub trait FlagSet {
+    /// The flags, in the order of the help. They come from the fields; a command may give one of them another name or help.
+    fn flags() -> Vec<Flag>;
+}
+
+/// The flags of one group.
+fn of_group(group: Group) -> Vec<Flag> {
+    flags().into_iter().filter(|flag| flag.group == group).collect()
+}
+
+/// The flag of the field at `path`.
+pub fn of_field(path: &str) -> Flag {
+    flags().into_iter().find(|flag| flag.path == path).unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
+}
+
+macro_rules! group {
+    ($($(#[$doc:meta])* $set:ident = $flags:expr;)*) => {
+        $($(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $set;
+
+        impl FlagSet for $set {
+            fn flags() -> Vec<Flag> {
+                $flags
+            }
+        })*
+    };
+}
+
+group! {
+    /// The model, and how it is computed.
+    ModelFlags = of_group(Group::Model);
+    /// The saved values that training starts from.
+    StartFlags = of_group(Group::Start);
+    /// The recipe and the plugins.
+    MethodFlags = of_group(Group::Method);
+    /// How the run trains.
+    TrainingFlags = of_group(Group::Training);
+    /// What a run writes.
+    OutputFlags = of_group(Group::Output);
+    /// The base model of a trained one.
+    BaseModel = vec![of_field("model").help("The base model; a run and an adapter know their own.")];
+    /// The model whose tokenizer is used.
+    TokenizerModel = vec![of_field("model").help("The model whose tokenizer and chat template are used: a known name, a folder, a GGUF file, or a repository of the hub.")];
+    /// The adapter that scores.
+    LoadedAdapter = vec![of_field("init_adapter").named("load-adapter").help("A saved adapter in PEFT's format: a folder, or a repository of the hub.")];
+}
+
+/// The flags of `S` that were given, with their values.
+#[derive(Clone, Debug)]
+pub struct FieldFlags<S> {
+    given: Vec<(Flag, String)>,
+    set: PhantomData<S>,
+}
+
+impl<S> FieldFlags<S> {
+    /// The text given for the field at `path`.
+    pub fn get(&self, path: &str) -> Option<&str> {
+        self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
+    }
+
+    /// Takes back what was given for the field at `path`.
+    pub fn remove(&mut self, path: &str) {
+        self.given.retain(|(flag, _)| flag.path != path);
+    }
+
+    /// Adds what was given.
+    pub fn apply(&self, layers: &mut Layering<'_>) {
+        self.given.iter().for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
+    }
+}
+
+/// Adds the value that was given for a flag, which errors call `shown`.
+pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
+    if flag.list {
+        layers.flag(shown, &flag.path, &serde_json::json!([text]).to_string());
+    } else {
+        layers.flag(shown, &flag.path, text);
+    }
+}
+
+/// The argument of a flag. Its id is the field's path.
+pub fn argument(flag: &Flag) -> Arg {
+    // As clap does with the documentation of a field.
+    let help = flag.help.strip_suffix('.').unwrap_or(&flag.help).to_owned();
+    let arg = Arg::new(flag.path.clone()).long(flag.name.clone()).help(help).help_heading(flag.heading.clone());
+    match flag.switch {
+        Some(_) => arg.action(ArgAction::SetTrue),
+        None => {
+            let arg = arg.value_name(flag.value.clone());
+            arg.allow_negative_numbers(flag.hyphens && flag.number).allow_hyphen_values(flag.hyphens && !flag.number)
+        }
+    }
+}
+
+/// The value that the command line has for a flag.
+pub fn given(matches: &ArgMatches, flag: &Flag) -> Option<String> {
+    if matches.value_source(&flag.path) != Some(ValueSource::CommandLine) {
+        return None;
+    }
+    flag.switch.clone().or_else(|| matches.get_one(&flag.path).cloned())
+}
+
+impl<S: FlagSet> Args for FieldFlags<S> {
+    fn augment_args(command: Command) -> Command {
+        command.args(S::flags().iter().map(argument))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<S: FlagSet> FromArgMatches for FieldFlags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = S::flags().into_iter().filter_map(|flag| given(matches, &flag).map(|text| (flag, text)));
+        Ok(Self { given: given.collect(), set: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

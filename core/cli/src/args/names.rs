@@ -1,0 +1,34 @@
+//! Names of plugins in the help. The registry judges them, whose errors tell more than a usage message.
+
+use std::ffi::OsStr;
+
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use reprpo_core::registry::{Kind, Registry};
+
+/// Takes any text and shows the names of a kind of plugin in the help.
+#[derive(Clone)]
+pub struct Names(Vec<(String, String)>);
+
+impl Names {
+    /// The names of a kind of plugin.
+    pub fn of(registry: &Registry, kind: Kind) -> Self {
+        Self(registry.of(kind).map(|e| (e.about().name.to_owned(), e.about().summary.to_owned())).collect())
+    }
+
+    /// The names of the recipes.
+    pub fn of_recipes(registry: &Registry) -> Self {
+        Self(registry.recipes().map(|r| (r.name.clone(), r.summary.clone())).collect())
+    }
+}
+
+impl TypedValueParser for Names {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|(name, summary)| PossibleValue::new(name.clone()).help(summary.clone()))))
+    }
+}

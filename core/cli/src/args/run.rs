@@ -1,0 +1,71 @@
+//! Arguments of `reprpo run`.
+
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command};
+
+use super::ExperimentArgs;
+
+/// Train an adapter on preference pairs and judge it against the base model.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo run
+  reprpo run --set train.max_pairs=64 --set eval.max_pairs=20
+  reprpo run --intervention prefvec --adapter hra --dataset genies:math --data-dir DATA
+  reprpo run --dataset pairs.jsonl --model ./my-model --set train.lr=3e-5 --set train.epochs=2
+  reprpo run --config experiment.toml --out runs/mine --seed 1
+  reprpo run --recipe reprpo_hra --dataset genies:math --data-dir DATA
+  reprpo run --resume runs/dpo-lora-synthetic-1
+  reprpo run --resume auto --out runs/mine --dataset pairs.jsonl --set train.checkpoint_every=50
+
+`reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows the result.")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub experiment: ExperimentArgs,
+    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command starts the run in `--out` or resumes
+    /// it, so that a requeued job can use the same script.
+    #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
+    pub resume: Option<PathBuf>,
+    /// Resume even if the data, the model, the tokenizer or the configuration changed since the checkpoint. The result may
+    /// then differ from that of an uninterrupted run.
+    #[arg(long, requires = "resume", help_heading = "Output")]
+    pub inexact_resume: bool,
+    /// The result as JSON, with the folder of the run.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+impl RunArgs {
+    /// True for `--resume auto`. The experiment then comes from the command line, and its progress from the folder.
+    pub fn resumes_automatically(&self) -> bool {
+        self.resume.as_deref() == Some(Path::new(AUTO))
+    }
+}
+
+/// The value of `--resume` that stands for the folder in `--out`.
+const AUTO: &str = "auto";
+
+/// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has its own configuration.
+///
+/// # Errors
+/// Fails if `--resume DIR` and such a flag are both given.
+pub fn check_resume(matches: &ArgMatches, command: impl FnOnce() -> Command) -> Result<(), clap::Error> {
+    let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
+    if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
+        return Ok(());
+    }
+    // clap's own group of these flags leaves out the ones that are flattened into it.
+    let experiment = ExperimentArgs::augment_args(Command::new("experiment"));
+    let given = |arg: &&clap::Arg| run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else { return Ok(()) };
+    let text = format!(
+        "the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own configuration, and only '--resume auto' takes both"
+    );
+    let mut command = command();
+    // The error shows the usage of `run`, as clap's own errors do.
+    command.build();
+    Err(command.find_subcommand_mut("run").map_or_else(|| clap::Error::new(ErrorKind::ArgumentConflict), |run| run.error(ErrorKind::ArgumentConflict, text)))
+}

@@ -1,0 +1,70 @@
+//! The flags of the command line, from the fields that declare them.
+
+use super::Experiment;
+use super::fields::{Field, fields};
+use super::flag::Flag;
+
+/// The flags that the fields of the experiment declare, in the order of the fields.
+pub fn flags() -> Vec<Flag> {
+    let defaults = Experiment::default().to_json().as_object().cloned().unwrap_or_default();
+    let of = |field: &Field, section: &str| field.flags.iter().map(|flag| completed(flag.clone(), field, section)).collect::<Vec<_>>();
+    let mut all = Vec::new();
+    for field in fields(&schemars::schema_for!(Experiment).to_value(), &defaults) {
+        all.extend(of(&field, ""));
+        all.extend(field.fields.iter().flat_map(|inner| of(inner, &field.name)));
+    }
+    all
+}
+
+/// A declared flag with everything that follows from its field, which stands in `section`.
+fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
+    let (own, shared) = (field.name.as_str(), flag.field.as_str());
+    let (path, name) = match (section, shared) {
+        ("", "") => (own.to_owned(), own),
+        ("", shared) => (format!("{own}.{shared}"), shared),
+        (section, _) => (format!("{section}.{own}"), own),
+    };
+    let name = name.replace('_', "-");
+    if shared.is_empty() {
+        (flag.number, flag.list) = (field.is_number(), field.is_list());
+    }
+    flag.path = path;
+    if flag.name.is_empty() {
+        flag.name = name;
+    }
+    if flag.help.is_empty() {
+        flag.help = described(field);
+    }
+    flag
+}
+
+/// The documentation of a field as the help of its flag, with the words that the field takes.
+fn described(field: &Field) -> String {
+    let words: Vec<String> = field.choices.iter().map(|word| format!("`{}`", word.value)).collect();
+    let text = field.description.trim_end_matches('.');
+    match (words.split_last(), text.split_once("; none = ")) {
+        (Some((last, rest)), _) if !rest.is_empty() => format!("{text}: {} or {last}.", rest.join(", ")),
+        // A flag that is not given leaves the default.
+        (_, Some((text, none))) if field.default.is_null() => format!("{text}; {none} when not given."),
+        _ => field.description.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_declares_its_flag_beside_its_documentation() {
+        let all = flags();
+        let of = |name: &str| all.iter().find(|flag| flag.name == name).expect(name);
+        let seed = of("seed");
+        assert_eq!((seed.path.as_str(), seed.help.as_str(), seed.number), ("train.seed", "Seed of initial values, order and dropout.", true));
+        assert_eq!(of("dtype").help, "Precision of the frozen model: `auto`, `f32` or `bf16`.");
+        assert_eq!((of("init-adapter").path.as_str(), of("init-adapter").heading.as_str()), ("init_adapter", "Model"));
+        assert_eq!((of("layers").path.as_str(), of("layers").number), ("tap.layers", false));
+        assert_eq!((of("no-eval").path.as_str(), of("no-eval").switch.as_deref()), ("eval.enabled", Some("false")));
+        assert!(all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list));
+        assert!(all.iter().all(|flag| !flag.help.is_empty() && (flag.switch.is_some() != !flag.value.is_empty())), "{all:?}");
+    }
+}

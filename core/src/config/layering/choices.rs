@@ -1,0 +1,50 @@
+//! The plugins that are chosen: `intervention = "x"` means `intervention.name = "x"`, and a data set's text may mean more
+//! than a name.
+
+use serde_json::Value;
+
+use super::setting::{Given, Setting};
+use crate::config::{Origin, dataset};
+use crate::error::{Error, Result};
+use crate::registry::{Kind, Registry};
+
+/// Writes every choice of a plugin as `KIND.name`, with the plugin's own name.
+///
+/// # Errors
+/// Fails if a plugin does not exist, or if a data set cannot be what the text means.
+pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
+    let mut expanded = Vec::with_capacity(settings.len());
+    for setting in std::mem::take(settings) {
+        let kind = Kind::ALL.into_iter().find(|k| setting.path.first().is_some_and(|p| p == k.name()));
+        let names = setting.path.len() == 1 || (setting.path.len() == 2 && setting.path[1] == "name");
+        let Some(kind) = kind.filter(|_| names) else {
+            expanded.push(setting);
+            continue;
+        };
+        let shown = setting.path.join(".");
+        let text = setting.given.text().map_err(|other| {
+            Error::new(format!("`{shown}` in {} is {other}, not the name of a plugin", setting.origin))
+                .hint(format!("`reprpo list {}` lists the names", kind.plural()))
+        })?;
+        let explained = |e: Error| match setting.origin {
+            // The command line is before the user's eyes.
+            Origin::Flag(_) => e,
+            Origin::Default => e.within(format!("the built-in default of `{shown}` cannot be used")),
+            _ => e.within(format!("`{shown}` in {} cannot be used", setting.origin)),
+        };
+        let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
+        let name = |name: &str| Given::Value(Value::String(name.to_owned()));
+        if kind == Kind::Dataset && setting.path.len() == 1 {
+            let meant = dataset::meant(&text, registry).map_err(explained)?;
+            expanded.push(Setting::new(path("name"), name(meant.name), setting.origin.clone()));
+            if let Some((field, text)) = meant.argument {
+                expanded.push(Setting { only_for: Some(meant.name), ..Setting::new(path(field), Given::Text(text), setting.origin) });
+            }
+        } else {
+            let entry = registry.get(kind, &text).map_err(explained)?;
+            expanded.push(Setting { path: path("name"), given: name(entry.about().name), ..setting });
+        }
+    }
+    *settings = expanded;
+    Ok(())
+}

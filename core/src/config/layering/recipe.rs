@@ -1,0 +1,38 @@
+//! The recipe that was chosen, as a layer.
+
+use super::setting::Setting;
+use crate::config::Origin;
+use crate::error::{Error, Result};
+use crate::registry::{Kind, Registry};
+
+/// Puts the values of the recipe that was chosen in the end above the defaults and below everything else.
+///
+/// # Errors
+/// Fails if the recipe does not exist.
+pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
+    let Some(choice) = settings.iter().rfind(|s| s.path == ["recipe"]) else { return Ok(()) };
+    let name = choice.given.text().map_err(|other| {
+        Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin)).hint("`reprpo list recipes` lists the names")
+    })?;
+    if matches!(name.as_str(), "none" | "null") {
+        return Ok(());
+    }
+    let recipe = registry.recipe(&name).map_err(|e| match choice.origin {
+        Origin::Flag(_) => e,
+        _ => e.within(format!("`recipe` in {} cannot be used", choice.origin)),
+    })?;
+    let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
+    for setting in &mut layer {
+        // If another plugin is chosen instead, the recipe's settings of this one must not apply to it.
+        let chosen = setting.path.first().and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
+        let kind = Kind::ALL.into_iter().find(|k| setting.path[0] == k.name());
+        if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])
+            && field != "name"
+        {
+            setting.only_for = registry.get(kind, chosen).ok().map(|e| e.about().name);
+        }
+    }
+    let above = settings.iter().position(|s| s.origin != Origin::Default).unwrap_or(settings.len());
+    settings.splice(above..above, layer);
+    Ok(())
+}

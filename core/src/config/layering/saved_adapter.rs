@@ -1,0 +1,101 @@
+//! The configuration of a saved adapter, as a layer that those above must not contradict.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::setting::{Given, Setting};
+use crate::config::Origin;
+use crate::config::fields::Field;
+use crate::error::{Error, Result};
+use crate::model::peft::SavedConfig;
+use crate::registry::{AdapterEntry, Entry, Registry, TypedEntry};
+
+/// The section that a saved adapter describes.
+const ADAPTER: &str = "adapter";
+
+/// Replaces all settings of the adapter by the configuration of the saved one in `dir`.
+///
+/// # Errors
+/// Fails if the adapter cannot be read.
+pub(super) fn replace(settings: &mut Vec<Setting>, dir: &Path, registry: &Registry) -> Result<()> {
+    let layer = layer(dir, registry)?;
+    settings.retain(|s| s.path.first().is_none_or(|p| p != ADAPTER));
+    settings.extend(layer);
+    Ok(())
+}
+
+/// The configuration of the saved adapter in `dir`, as settings.
+fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
+    let SavedConfig { entry, config, .. } = SavedConfig::read(dir, registry)?;
+    let name = ("name".to_owned(), Value::String(entry.about.name.to_owned()));
+    let setting = |(field, value)| Setting::new(vec![ADAPTER.to_owned(), field], Given::Value(value), Origin::Adapter(dir.to_owned()));
+    Ok(std::iter::once(name).chain(config).map(setting).collect())
+}
+
+/// Puts the configuration of `init_adapter` above the defaults and the recipe.
+///
+/// # Errors
+/// Fails if the adapter cannot be read.
+pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
+    let Some(choice) = settings.iter().rfind(|s| s.path == ["init_adapter"]) else { return Ok(()) };
+    // A value of the wrong type is refused later, as in any other field.
+    let Ok(dir) = choice.given.text() else { return Ok(()) };
+    if matches!(dir.as_str(), "none" | "null") {
+        return Ok(());
+    }
+    let layer = layer(Path::new(&dir), registry).map_err(|e| match choice.origin {
+        Origin::Flag(_) => e,
+        _ => e.within(format!("`init_adapter` in {} cannot be used", choice.origin)),
+    })?;
+    let above = settings.iter().position(|s| !matches!(s.origin, Origin::Default | Origin::Recipe(_)));
+    let rest = settings.split_off(above.unwrap_or(settings.len()));
+    settings.retain(|s| s.path.first().is_none_or(|p| p != ADAPTER));
+    settings.extend(layer);
+    settings.extend(rest);
+    Ok(())
+}
+
+/// Refuses an `adapter.name` that differs from the saved adapter's.
+///
+/// # Errors
+/// Fails if a layer above the saved adapter names another type.
+pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
+    let mut saved = None;
+    for setting in settings.iter().filter(|s| s.is_name_of(ADAPTER)) {
+        let Given::Value(Value::String(name)) = &setting.given else { continue };
+        match (&setting.origin, saved) {
+            (Origin::Adapter(dir), _) => saved = Some((dir, name)),
+            (origin, Some((dir, kind))) if name != kind => {
+                return Err(Error::new(format!("`adapter.name` is `{name}` ({origin}), but the adapter in `{}` is of type `{kind}`", dir.display()))
+                    .hint("leave the adapter's name out, because a saved adapter brings its own; or start without a saved adapter"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// True if the field may have another value than the saved adapter has.
+pub(super) fn is_adjustable(entry: Entry, field: &str) -> bool {
+    AdapterEntry::of_entry(entry).is_some_and(|adapter| adapter.adjustable.contains(&field))
+}
+
+/// The error of a setting that contradicts the saved adapter in `dir`.
+pub(super) fn contradicts(setting: &Setting, saved: &Value, wanted: &Value, dir: &Path, plugin: Option<Entry>, fields: &[Field]) -> Error {
+    let path = setting.path[..setting.path.len().min(2)].join(".");
+    let text = |value: &Value| match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let name = plugin.map_or("", |p| p.about().name);
+    let adjustable: Vec<String> =
+        fields.iter().map(|f| f.name.as_str()).filter(|f| plugin.is_some_and(|p| is_adjustable(p, f))).map(|f| format!("`adapter.{f}`")).collect();
+    let may_change = match adjustable.is_empty() {
+        true => format!("no setting of a saved `{name}` adapter can be changed"),
+        false => format!("of a saved `{name}` adapter, only {} can be changed", adjustable.join(", ")),
+    };
+    Error::new(format!("`{path}` is `{}` ({}), but the adapter in `{}` was saved with `{}`", text(wanted), setting.origin, dir.display(), text(saved)))
+        .hint(format!("leave `{path}` out, because a saved adapter brings its own settings; {may_change}"))
+}

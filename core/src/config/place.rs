@@ -1,0 +1,89 @@
+//! Arithmetic on paths: absolute ones, with and without symbolic links, and the form in which a run keeps one.
+
+use std::path::{Component, Path, PathBuf};
+
+/// A path as the run in the folder `run` keeps it. It is relative if both lie below the folder that the command ran in, or
+/// if the path lies below the folder that holds the run, and otherwise absolute.
+pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
+    let target = at_place(path);
+    let shared = |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
+    if !(shared(here) || run.parent().is_some_and(shared)) {
+        return absolute(path).to_string_lossy().into_owned();
+    }
+    relative(&target, run)
+}
+
+/// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or `..`, so that it cannot be
+/// taken for a name.
+fn relative(target: &Path, folder: &Path) -> String {
+    let (target, folder): (Vec<_>, Vec<_>) = (target.components().collect(), folder.components().collect());
+    let same = target.iter().zip(&folder).take_while(|(a, b)| a == b).count();
+    let up = folder.len() - same;
+    let mut path = PathBuf::from(if up == 0 { "." } else { "" });
+    path.extend((0..up).map(|_| ".."));
+    path.extend(&target[same..]);
+    path.to_string_lossy().into_owned()
+}
+
+/// An absolute path with its symbolic links resolved, except in its last part, which may be a link on purpose.
+fn at_place(path: &Path) -> PathBuf {
+    let path = absolute(path);
+    match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => path.canonicalize().unwrap_or_else(|_| lexical(&path)),
+    }
+}
+
+/// An absolute path with all its symbolic links resolved.
+pub(super) fn physical(path: &Path) -> PathBuf {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    path.canonicalize().unwrap_or_else(|_| lexical(&absolute(path)))
+}
+
+/// An absolute path with its symbolic links kept.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A path without `.` and `..`. It only looks at the text of the path, not at the file system.
+pub(super) fn lexical(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                if !matches!(out.components().next_back(), None | Some(Component::ParentDir)) {
+                    out.pop();
+                }
+            }
+            part => out.push(part),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_the_tree_of_the_run_is_kept_relative_and_any_other_absolute() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let tree = root.join("tree");
+        for folder in ["tree/runs/a", "tree/models/x", "other"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let run = tree.join("runs/a");
+        let of = |path: &str, here: &Path| stored(&root.join(path), &run, here);
+        assert_eq!(of("tree/models/x", &tree), "../../models/x");
+        assert_eq!(of("tree/models/../models/x", &tree), "../../models/x");
+        assert_eq!(of("tree/runs/pairs.jsonl", Path::new("/")), "../pairs.jsonl", "beside the run");
+        assert_eq!(of("tree/runs/a/x", Path::new("/")), "./x");
+        assert_eq!(of("tree/runs/a", &tree), ".");
+        assert_eq!(of("other/y", &tree), root.join("other/y").to_string_lossy());
+        assert_eq!(of("tree/models/x", Path::new("/")), tree.join("models/x").to_string_lossy(), "the root is in every tree");
+        assert_eq!(of("tree/models/x", &root.join("other")), tree.join("models/x").to_string_lossy());
+    }
+}

@@ -1,0 +1,130 @@
+//! The order of the modules of this crate. A module imports only those below it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The modules of the crate, from the lowest to the highest.
+const ORDER: [&str; 26] = [
+    "panics",
+    "error",
+    "files",
+    "ffi",
+    "api",
+    "hub",
+    "plugin",
+    "registry",
+    "weights",
+    "text",
+    "model",
+    "batch",
+    "fingerprint",
+    "config",
+    "other_base",
+    "report",
+    "data",
+    "generate",
+    "session",
+    "eval",
+    "train",
+    "run",
+    "doctor",
+    "conformance",
+    "testing",
+    "layers_tests",
+];
+
+/// Imports against the order that exist today: who imports whom.
+const EXCEPTIONS: [(&str, &str); 1] = [
+    // A library hands over entries, and an entry guards what it builds.
+    ("plugin", "registry"),
+];
+
+/// An import of a top-level module by another.
+type Import = (String, String);
+
+#[test]
+fn a_module_imports_only_those_below_it() {
+    let found = imports();
+    let level = |module: &str| ORDER.iter().position(|m| *m == module).unwrap_or_else(|| panic!("`{module}` has no place in the order of the modules"));
+    let upward: Vec<&Import> = found.iter().filter(|(from, to)| level(from) < level(to)).collect();
+    let is_exception = |(from, to): &Import| EXCEPTIONS.iter().any(|(a, b)| from == a && to == b);
+    let wrong: Vec<_> = upward.iter().filter(|import| !is_exception(import)).collect();
+    assert!(wrong.is_empty(), "these modules import one that stands above them: {wrong:?}");
+    let gone: Vec<_> = EXCEPTIONS.iter().filter(|(from, to)| !upward.iter().any(|(a, b)| a == from && b == to)).collect();
+    assert!(gone.is_empty(), "these exceptions are no longer needed: {gone:?}");
+}
+
+/// Every import of one top-level module by another, outside of tests.
+fn imports() -> BTreeSet<Import> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = BTreeSet::new();
+    for file in files(&root) {
+        let from = module(&root, &file);
+        let text = fs::read_to_string(&file).expect("a source file");
+        for to in paths(&without_tests(&text)) {
+            if to != from && ORDER.contains(&to.as_str()) {
+                found.insert((from.clone(), to));
+            }
+        }
+    }
+    found
+}
+
+/// The source files below a folder, without those that hold tests only.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let stem = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        if stem == "tests" || stem.ends_with("_tests") || stem == "testing" {
+            continue;
+        }
+        match path.is_dir() {
+            true => all.extend(files(&path)),
+            false if path.extension().is_some_and(|ending| ending == "rs") && stem != "lib" => all.push(path),
+            false => {}
+        }
+    }
+    all
+}
+
+/// The top-level module of a file.
+fn module(root: &Path, file: &Path) -> String {
+    let inner = file.strip_prefix(root).expect("a file of the crate");
+    let first = inner.components().next().expect("a name").as_os_str();
+    Path::new(first).with_extension("").to_string_lossy().into_owned()
+}
+
+/// The text up to the tests at its end, without comments.
+fn without_tests(text: &str) -> String {
+    let code = text.lines().take_while(|line| *line != "mod tests {");
+    code.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The first names of all paths that begin with `crate::` or `$crate::`.
+fn paths(code: &str) -> Vec<String> {
+    let name = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found: Vec<String> = code.split("crate::").skip(1).filter(|rest| !rest.starts_with('{')).map(name).collect();
+    for group in code.split("crate::{").skip(1) {
+        let group = group.split(';').next().unwrap_or_default();
+        found.extend(group.split([',', '{', '}']).map(|part| name(part.trim())));
+    }
+    found
+}
+
+#[test]
+fn every_module_has_its_place_in_the_order() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let modules: BTreeSet<String> = files(&root).iter().map(|file| module(&root, file)).collect();
+    let missing: Vec<&String> = modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
+    assert!(missing.is_empty(), "these modules have no place in the order: {missing:?}");
+}
+
+#[test]
+fn an_import_is_found_however_it_is_written() {
+    let of = |code: &str| paths(&without_tests(code));
+    assert_eq!(of("use crate::error::Result;\nlet x = crate::files::hex(b);"), ["error", "files"]);
+    assert_eq!(of("use crate::{data, text::{Cut, Drop}};").iter().filter(|m| ORDER.contains(&m.as_str())).count(), 2);
+    assert!(of("// crate::train is above\nmod tests {\n    use crate::train;\n}").is_empty());
+}
