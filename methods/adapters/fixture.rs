@@ -9,7 +9,7 @@ pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 /// A module of that name in float64 with a bias.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
     let info = LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
-    (info, Frozen { weight: random(&[outputs, inputs]), bias: Some(random(&[outputs])) })
+    (info, Frozen::new(random(&[outputs, inputs]), Some(random(&[outputs]))))
 }
 
 /// `adapter` on a module.

@@ -153,7 +153,7 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static Entry, fields: &Value, mod
     assert_eq!(again.names().collect::<Vec<_>>(), adapted.names().collect::<Vec<_>>(), "{what}");
     for name in adapted.names() {
         let frozen = model.frozen(name).unwrap();
-        let x = random(&[3, frozen.weight.size()[1]]).to_kind(Kind::Float);
+        let x = random(&[3, frozen.inputs()]).to_kind(Kind::Float);
         let y = |a: &Adapted| a.get(name).unwrap().forward(&x, &frozen, false).unwrap();
         assert!(off(&y(&again), &y(&adapted)) < 1e-5, "{what}: {name}");
     }

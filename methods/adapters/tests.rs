@@ -39,7 +39,7 @@ impl Place {
 
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
-            Place::Linear(adapted, frozen) => adapted.forward(x, &with_kind(frozen, x.kind()), false).unwrap(),
+            Place::Linear(adapted, frozen) => adapted.forward(x, &frozen.to_kind(x.kind()), false).unwrap(),
             Place::Block(adapted) => {
                 let n = x.size()[0];
                 let from_start = Tensor::arange(n, (Kind::Int64, Device::Cpu));
@@ -47,10 +47,6 @@ impl Place {
             }
         }
     }
-}
-
-fn with_kind(frozen: &Frozen, kind: Kind) -> Frozen {
-    Frozen { weight: frozen.weight.to_kind(kind), bias: frozen.bias.as_ref().map(|b| b.to_kind(kind)) }
 }
 
 /// The adapter of `entry` as it is when nothing is said.
@@ -69,7 +65,7 @@ fn attached(entry: &Entry, seed: u64, kind: Kind) -> Place {
     let targets = adapter.targets().resolve(&model).unwrap();
     let shared = adapter.shared(&targets, &mut init("")).unwrap();
     let info = targets[0];
-    let frozen = Frozen { weight: random(&[info.outputs, info.inputs]).to_kind(kind), bias: Some(random(&[info.outputs]).to_kind(kind)) };
+    let frozen = Frozen::new(random(&[info.outputs, info.inputs]).to_kind(kind), Some(random(&[info.outputs]).to_kind(kind)));
     let adapted = adapter.attach(&LinearSite { info, frozen: &frozen, shared: &shared }, &mut init(&info.name)).unwrap();
     Place::Linear(adapted, frozen)
 }
@@ -131,14 +127,14 @@ fn every_merged_module_computes_what_the_adapted_one_does() {
         let place = attached(entry, 0, Kind::Double);
         disturb(&place.parameters());
         let Place::Linear(adapted, frozen) = &place else { return };
-        let (x, before) = (x(Kind::Double), frozen.weight.copy());
+        let (x, before) = (x(Kind::Double), frozen.dense().unwrap().copy());
         let merged = adapted.merge(frozen).unwrap();
         assert!(off(&merged.forward(&x).unwrap(), &place.forward(&x)) < 1e-10);
-        assert!(off(&merged.weight, &before) > 1e-3, "nothing was merged");
-        assert!(frozen.weight.equal(&before), "the frozen weights moved");
-        let half = with_kind(frozen, Kind::BFloat16);
+        assert!(off(&merged.dense().unwrap(), &before) > 1e-3, "nothing was merged");
+        assert!(frozen.dense().unwrap().equal(&before), "the frozen weights moved");
+        let half = frozen.to_kind(Kind::BFloat16);
         let merged = adapted.merge(&half).unwrap();
-        assert_eq!((merged.weight.kind(), merged.bias.unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
+        assert_eq!((merged.kind(), merged.bias().unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
     });
 }
 
@@ -167,7 +163,7 @@ fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
         let x = x(Kind::Double);
         let other = match (&one, other) {
             // The same frozen module under both: only the adapter is carried over.
-            (Place::Linear(_, frozen), Place::Linear(adapted, _)) => Place::Linear(adapted, with_kind(frozen, Kind::Double)),
+            (Place::Linear(_, frozen), Place::Linear(adapted, _)) => Place::Linear(adapted, frozen.to_kind(Kind::Double)),
             (_, other) => other,
         };
         assert!(off(&one.forward(&x), &other.forward(&x)) == 0.0);

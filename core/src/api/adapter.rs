@@ -2,33 +2,8 @@
 
 use tch::Tensor;
 
-use super::{Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets, linear};
+use super::{Frozen, Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets};
 use crate::error::{Error, Result};
-
-/// A frozen linear module as an adapter sees it: y = xWᵀ + b.
-#[derive(Debug)]
-pub struct Frozen {
-    /// W `[out in]`.
-    pub weight: Tensor,
-    /// b `[out]`.
-    pub bias: Option<Tensor>,
-}
-
-impl Frozen {
-    /// The same module with other weights `[out in]`, which take the kind of these.
-    #[must_use]
-    pub fn with_weight(&self, weight: Tensor) -> Self {
-        Self { weight: weight.to_kind(self.weight.kind()), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
-    }
-
-    /// y of x `[n in]`.
-    ///
-    /// # Errors
-    /// Where shapes or kinds do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
-    }
-}
 
 /// The module, or part of one, that an adapter is attached to.
 #[derive(Debug)]
@@ -162,6 +137,12 @@ pub trait Adapter: Send {
     /// A configuration that does not fit the model.
     fn attach_block(&self, block: usize, _model: &ModelInfo, _init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
+    }
+
+    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for `torch.nn.Linear`. The
+    /// engine then writes `fan_in_fan_out` of [`peft_config`](Self::peft_config) for the modules that are adapted.
+    fn peft_has_conv1d(&self) -> bool {
+        false
     }
 
     /// Whether the model starts unchanged by it, to rounding.

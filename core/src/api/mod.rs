@@ -4,6 +4,7 @@
 
 mod adapter;
 mod dataset;
+mod frozen;
 mod init;
 mod intervention;
 mod message;
@@ -18,8 +19,9 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
+pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
+pub use frozen::Frozen;
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, States, StepInfo};
 pub use message::{Message, TemplateArgs, json_kind};

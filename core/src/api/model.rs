@@ -1,6 +1,9 @@
 //! What a plugin may know of the model: names, places and widths.
 
 use std::fmt;
+use std::ops::Range;
+
+use tch::Tensor;
 
 use super::PartInfo;
 use crate::error::{Error, Result};
@@ -17,6 +20,46 @@ pub enum Site {
     Input(String),
     /// The output of the linear module, or part of one, of that name.
     Output(String),
+    /// Some columns of the activations at another site, such as one attention head of the input of `o_proj`.
+    /// [`Site::columns`] makes one.
+    Columns {
+        /// The site, which is not itself one of columns.
+        of: Box<Site>,
+        /// The first column.
+        start: i64,
+        /// The column after the last one.
+        end: i64,
+    },
+}
+
+impl Site {
+    /// The columns `range` of this site. Columns of columns are counted within these.
+    #[must_use]
+    pub fn columns(self, range: Range<i64>) -> Self {
+        match self {
+            Site::Columns { of, start, .. } => Site::Columns { of, start: start + range.start, end: start + range.end },
+            whole => Site::Columns { of: Box::new(whole), start: range.start, end: range.end },
+        }
+    }
+
+    /// The site with all its columns.
+    pub fn whole(&self) -> &Self {
+        match self {
+            Site::Columns { of, .. } => of,
+            whole => whole,
+        }
+    }
+
+    /// The state at this site `[n width]`, from the one at the [`whole`](Self::whole) site, sharing its memory.
+    ///
+    /// # Errors
+    /// Fails if the state has too few columns.
+    pub fn columns_of(&self, state: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Site::Columns { start, end, .. } => state.f_narrow(1, *start, end - start)?,
+            _ => state.shallow_clone(),
+        })
+    }
 }
 
 impl fmt::Display for Site {
@@ -26,6 +69,7 @@ impl fmt::Display for Site {
             Site::Block(k) => write!(f, "blocks.{k}"),
             Site::Input(name) => write!(f, "in.{name}"),
             Site::Output(name) => write!(f, "out.{name}"),
+            Site::Columns { of, start, end } => write!(f, "{of}[{start}..{end}]"),
         }
     }
 }
@@ -79,6 +123,13 @@ impl ModelInfo {
             Site::Block(k) => Err(Error::new(format!("there is no block {k}")).hint(format!("valid: 0 to {}", self.layers - 1))),
             Site::Input(name) => Ok(self.linear(name)?.inputs),
             Site::Output(name) => Ok(self.linear(name)?.outputs),
+            Site::Columns { of, start, end } => {
+                let width = self.width(of)?;
+                if *start < 0 || end <= start || *end > width {
+                    return Err(Error::new(format!("`{of}` has no columns {start}..{end}")).hint(format!("valid: a range within 0..{width}")));
+                }
+                Ok(end - start)
+            }
         }
     }
 
@@ -88,10 +139,11 @@ impl ModelInfo {
     /// Where the model has no such place.
     pub fn block(&self, site: &Site) -> Result<Option<usize>> {
         self.width(site)?;
-        match site {
+        match site.whole() {
             Site::Residual(k) => Ok(k.checked_sub(1)),
             Site::Block(k) => Ok(Some(*k)),
             Site::Input(name) | Site::Output(name) => Ok(self.linear(name)?.layer),
+            Site::Columns { .. } => Err(Error::internal(format!("`{site}` has columns of columns"))),
         }
     }
 
@@ -107,5 +159,34 @@ impl ModelInfo {
     /// The part of that name, where the name is one of a part.
     pub fn part(&self, name: &str) -> Option<&PartInfo> {
         self.parts.iter().find(|p| p.linear.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn model() -> ModelInfo {
+        let o_proj = LinearInfo { name: "model.layers.0.self_attn.o_proj".to_owned(), layer: Some(0), inputs: 8, outputs: 6 };
+        ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 6, heads: 2, head_dim: 4, vocab: 8, linears: vec![o_proj], parts: Vec::new() }
+    }
+
+    #[test]
+    fn columns_are_part_of_a_site() {
+        let (model, whole) = (model(), Site::Input("model.layers.0.self_attn.o_proj".to_owned()));
+        let head = whole.clone().columns(4..8);
+        assert_eq!((head.to_string(), head.whole()), ("in.model.layers.0.self_attn.o_proj[4..8]".to_owned(), &whole));
+        assert_eq!((model.width(&head).unwrap(), model.block(&head).unwrap()), (4, Some(0)));
+        assert_eq!(head.clone().columns(1..3), whole.clone().columns(5..7));
+        let state = Tensor::arange(16, (Kind::Float, Device::Cpu)).reshape([2, 8]);
+        assert_eq!(head.columns_of(&state).unwrap(), state.narrow(1, 4, 4));
+        assert_eq!(whole.columns_of(&state).unwrap(), state);
+        for range in [4..9, -1..2, 3..3] {
+            let e = format!("{:?}", model.width(&whole.clone().columns(range)).unwrap_err());
+            assert!(e.contains("within 0..8"), "{e}");
+        }
+        assert!(model.width(&Site::Residual(9).columns(0..1)).is_err());
     }
 }

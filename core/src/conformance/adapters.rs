@@ -86,13 +86,12 @@ fn merging(case: &Case) -> Result<Outcome> {
         let refused = bench.model.merge(&bench.adapted).is_err() && logits(&bench, false)? == base;
         return Ok(if refused { Outcome::Holds } else { Outcome::Violated("a change of blocks was merged into weights".to_owned()) });
     }
-    let kept: Vec<(String, Frozen)> =
-        bench.adapted.names().map(|n| Ok((n.to_owned(), bench.model.frozen(n)?.with_weight(bench.model.frozen(n)?.weight.copy())))).collect::<Result<_>>()?;
+    let kept: Vec<(String, Frozen)> = bench.adapted.names().map(|n| Ok((n.to_owned(), bench.model.frozen(n)?.copied()?))).collect::<Result<_>>()?;
     let merged = bench.model.merge(&bench.adapted)?;
     let off = largest(&(logits(&bench, false)? - on));
     bench.model.unmerge(merged);
     for (name, frozen) in &kept {
-        if bench.model.frozen(name)?.weight != frozen.weight {
+        if bench.model.frozen(name)?.dense()? != frozen.dense()? {
             return Ok(Outcome::Violated(format!("`{name}` is not what it was before the merge")));
         }
     }
@@ -151,13 +150,9 @@ fn fusing(case: &Case) -> Result<Outcome> {
     let parts: Vec<PartInfo> = (0..).zip(["q_proj", "k_proj", "v_proj"]).map(part).collect();
     let adapted: Vec<&PartInfo> = parts.iter().step_by(2).collect();
 
-    let frozen = Frozen {
-        weight: init(&info.name).normal("weight", &[info.outputs, inputs], 0.2).detach(),
-        bias: Some(init(&info.name).normal("bias", &[info.outputs], 0.2).detach()),
-    };
-    let of = |part: &PartInfo| -> Result<Frozen> {
-        Ok(Frozen { weight: part.rows.of(&frozen.weight, 0)?, bias: frozen.bias.as_ref().map(|b| part.rows.of(b, 0)).transpose()? })
-    };
+    let random = |key: &str, shape: &[i64]| init(&info.name).normal(key, shape, 0.2).detach();
+    let frozen = Frozen::new(random("weight", &[info.outputs, inputs]), Some(random("bias", &[info.outputs])));
+    let of = |part: &PartInfo| frozen.part(part.rows);
     let shared = bench.adapter.shared(&adapted.iter().map(|p| &p.linear).collect::<Vec<_>>(), &mut init(""))?;
     let mut sites = Vec::new();
     let mut linears = Vec::new();

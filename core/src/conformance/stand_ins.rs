@@ -157,7 +157,7 @@ impl AdaptedLinear for Change {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        Ok(base.with_weight(&base.weight + &self.0))
+        Ok(base.with_weight(base.dense()? + &self.0))
     }
 }
 

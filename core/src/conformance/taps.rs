@@ -56,11 +56,11 @@ fn order(method: &Method) -> Result<Outcome> {
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
     let module = |name: &str| model.linears.iter().position(|l| l.name == name).ok_or_else(|| Error::internal(format!("no module `{name}`")));
-    let within = match site {
+    let within = match site.whole() {
         Site::Input(name) => 2 * module(name)?,
         Site::Output(name) => 2 * module(name)? + 1,
         Site::Block(_) => usize::MAX - 1,
-        Site::Residual(_) => usize::MAX,
+        Site::Residual(_) | Site::Columns { .. } => usize::MAX,
     };
     Ok((begun, within))
 }

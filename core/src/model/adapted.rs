@@ -8,7 +8,6 @@ use indexmap::map::Entry;
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
-use super::linear::{copied, put};
 use crate::api::{
     AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, PartInfo, Site, Targets,
 };
@@ -230,9 +229,9 @@ impl Adapted {
                 Some(part) => {
                     let whole = match merged.entry(part.holder.clone()) {
                         Entry::Occupied(entry) => entry.into_mut(),
-                        Entry::Vacant(entry) => entry.insert(copied(&model.frozen(&part.holder)?)?),
+                        Entry::Vacant(entry) => entry.insert(model.frozen(&part.holder)?.copied()?),
                     };
-                    put(whole, part.rows, &frozen)?;
+                    whole.put(part.rows, &frozen)?;
                 }
             }
         }

@@ -42,6 +42,24 @@ pub enum Kernel {
     Eager,
 }
 
+/// How attention scores are made from the products of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// Factor on the products.
+    pub scale: f64,
+    /// c of c·tanh(score / c); `None`: not capped.
+    pub cap: Option<f64>,
+    /// True if the eager kernel computes scores in float32 whatever the model's kind is. The fused kernel always does.
+    pub upcast: bool,
+}
+
+impl Scores {
+    /// Products times `scale`, neither capped nor upcast.
+    pub fn scaled_by(scale: f64) -> Self {
+        Self { scale, cap: None, upcast: false }
+    }
+}
+
 /// How a model computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
@@ -228,13 +246,13 @@ impl Attention {
         })
     }
 
-    /// softmax(qkᵀ·scale)v where the layout allows it; with a cap c the scores s become c·tanh(s / c) first.
+    /// softmax(scores)v over the tokens that each one sees.
     ///
     /// q `[n heads d]`, k and v `[n kv_heads d]` with kv_heads dividing heads → `[n heads·d]`.
     ///
     /// # Errors
-    /// Where shapes do not fit.
-    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, cap: Option<f64>) -> Result<Tensor> {
+    /// Fails if shapes do not fit, or if memory runs out.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
         // The kernel of the forward pass also decides which one computes the backward pass.
@@ -244,10 +262,10 @@ impl Attention {
         {
             ffi::set_attention_kernels(flash, memory_efficient, cudnn, math)?;
         }
-        // The fused kernel knows no cap.
-        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (self.how.kernel, cap) {
-            (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale, false),
-            _ => eager(q, k, v, mask, causal, scale, cap),
+        // The fused kernel cannot cap scores.
+        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (self.how.kernel, scores.cap) {
+            (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scores.scale, false),
+            _ => eager(q, k, v, mask, causal, scores),
         };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
@@ -298,16 +316,18 @@ impl Attention {
     }
 }
 
-/// softmax(cap(qkᵀ·scale))v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. No mask: everything is seen,
-/// or what a causal query may see.
-fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool, scale: f64, cap: Option<f64>) -> Result<Tensor, tch::TchError> {
+/// softmax(scores)v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. Without a mask, a query sees all
+/// keys, or those up to its own position if `causal`.
+fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool, how: Scores) -> Result<Tensor, tch::TchError> {
+    let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let (q, k) = if how.upcast { (q.f_to_kind(wide)?, k.f_to_kind(wide)?) } else { (q.shallow_clone(), k.shallow_clone()) };
     let sees = match mask {
         Some(mask) => Some(mask.shallow_clone()),
         None if causal => Some(Tensor::f_ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device()))?.f_tril(0)?),
         None => None,
     };
-    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?;
-    let scores = match cap {
+    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(how.scale)?;
+    let scores = match how.cap {
         Some(cap) => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
         None => scores,
     };
@@ -315,8 +335,7 @@ fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool
         Some(sees) => scores.f_masked_fill(&sees.f_logical_not()?, f64::NEG_INFINITY)?,
         None => scores,
     };
-    let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    scores.f_softmax(-1, wide)?.f_to_kind(q.kind())?.f_matmul(v)
+    scores.f_softmax(-1, wide)?.f_to_kind(v.kind())?.f_matmul(v)
 }
 
 /// `[n kv d]` → `[n kv·group d]`, each head `group` times.
@@ -405,7 +424,7 @@ mod tests {
             for (strategy, kernel) in &ways {
                 let [q, k, v] = qkv(n);
                 let how = How { strategy: *strategy, kernel: *kernel, deterministic: true };
-                let out = Attention::new(&s.layout, how, window, Device::Cpu).unwrap().attend(&q, &k, &v, 0.3, cap).unwrap();
+                let out = Attention::new(&s.layout, how, window, Device::Cpu).unwrap().attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) }).unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
                 assert!(worst < 1e-12, "{how:?}, window {window:?}, cap {cap:?}: {worst}");
                 (out * &weight).sum(Kind::Double).backward();
@@ -437,7 +456,8 @@ mod tests {
                 let layout = b.finish(Device::Cpu).unwrap().layout;
                 let how = How { strategy: Strategy::Segments, kernel, deterministic: true };
                 let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
-                let found = Attention::new(&layout, how, window, Device::Cpu).unwrap().attend(&last(&q), &k, &v, 0.3, cap).unwrap();
+                let found =
+                    Attention::new(&layout, how, window, Device::Cpu).unwrap().attend(&last(&q), &k, &v, Scores { cap, ..Scores::scaled_by(0.3) }).unwrap();
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);
                 assert!(worst < 1e-12, "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}");
             }

@@ -1,61 +1,99 @@
-//! What a sequence leaves behind for its next tokens: keys and values of every layer.
+//! Keys and values of every layer, which a sequence keeps for its next tokens.
 
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Keys and values of one sequence, one pair a layer, each `[n kv_heads d]` and turned by its position.
+/// Keys and values of one sequence, one pair for each layer, each `[n kv_heads d]` and rotated by their positions.
 #[derive(Debug, Default)]
 pub struct Cache {
-    layers: Vec<[Buffer; 2]>,
+    layers: Vec<Option<[Buffer; 2]>>,
+    tokens: usize,
 }
 
-/// Rows with room for more: a token more copies its own row alone.
+/// Rows with room for more, so that a new token only copies its own row.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,
-    filled: i64,
 }
 
 impl Buffer {
     fn new(like: &Tensor) -> Result<Self> {
         let size = like.size();
-        Ok(Self { rows: Tensor::f_zeros([0, size[1], size[2]], (like.kind(), like.device()))?, filled: 0 })
+        Ok(Self { rows: Tensor::f_zeros([0, size[1], size[2]], (like.kind(), like.device()))? })
     }
 
-    /// Appends rows, and gives all there are.
-    fn append(&mut self, new: &Tensor) -> Result<Tensor> {
+    /// Writes rows behind the first `filled` ones, and returns both.
+    fn extended(&mut self, filled: i64, new: &Tensor) -> Result<Tensor> {
         let (size, n) = (new.size(), new.size()[0]);
         let room = self.rows.size()[0];
-        if self.filled + n > room {
-            let larger = Tensor::f_zeros([(2 * room).max(self.filled + n).max(64), size[1], size[2]], (new.kind(), new.device()))?;
-            larger.f_narrow(0, 0, self.filled)?.f_copy_(&self.rows.f_narrow(0, 0, self.filled)?)?;
+        if filled + n > room {
+            let larger = Tensor::f_zeros([(2 * room).max(filled + n).max(64), size[1], size[2]], (new.kind(), new.device()))?;
+            larger.f_narrow(0, 0, filled)?.f_copy_(&self.rows.f_narrow(0, 0, filled)?)?;
             self.rows = larger;
         }
-        self.rows.f_narrow(0, self.filled, n)?.f_copy_(new)?;
-        self.filled += n;
-        Ok(self.rows.f_narrow(0, 0, self.filled)?)
+        self.rows.f_narrow(0, filled, n)?.f_copy_(new)?;
+        Ok(self.rows.f_narrow(0, 0, filled + n)?)
     }
 }
 
 impl Cache {
-    /// Tokens that it holds.
+    /// Number of tokens that it holds.
     pub fn tokens(&self) -> usize {
-        self.layers.first().map_or(0, |[keys, _]| keys.filled as usize)
+        self.tokens
     }
 
     /// Bytes that it holds room for.
     pub fn bytes(&self) -> usize {
         let size = |b: &Buffer| b.rows.numel() * if b.rows.kind() == Kind::Float { 4 } else { 2 };
-        self.layers.iter().flatten().map(size).sum()
+        self.layers.iter().flatten().flatten().map(size).sum()
     }
 
-    /// Appends keys and values `[n kv_heads d]` of layer `i`, and gives all that layer has. Layers come in their order.
-    pub(super) fn extend(&mut self, i: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        if i == self.layers.len() {
-            self.layers.push([Buffer::new(k)?, Buffer::new(v)?]);
+    /// Keys and values of a layer with new ones `[n kv_heads d]` behind those of the tokens that the cache holds.
+    ///
+    /// The new ones count from [`advance`](Self::advance) on. Until then, a second call overwrites them, so that a layer
+    /// may run more than once.
+    ///
+    /// # Errors
+    /// Fails if shapes do not fit, or if memory runs out.
+    pub(super) fn extended(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        if layer >= self.layers.len() {
+            self.layers.resize_with(layer + 1, || None);
         }
-        let [keys, values] = &mut self.layers[i];
-        Ok((keys.append(k)?, values.append(v)?))
+        let slot = &mut self.layers[layer];
+        let [keys, values] = match slot {
+            Some(slot) => slot,
+            None => slot.insert([Buffer::new(k)?, Buffer::new(v)?]),
+        };
+        let filled = self.tokens as i64;
+        Ok((keys.extended(filled, k)?, values.extended(filled, v)?))
+    }
+
+    /// Keeps the `tokens` tokens that every layer has been extended by.
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.tokens += tokens;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_layer_that_runs_twice_leaves_its_keys_once() {
+        let mut cache = Cache::default();
+        let token = |x: f64| Tensor::full([1, 2, 4], x, (Kind::Float, Device::Cpu));
+        for x in [1.0, 2.0] {
+            let first = cache.extended(0, &token(x), &token(-x)).unwrap();
+            assert_eq!(cache.extended(0, &token(x), &token(-x)).unwrap(), first);
+            let _ = cache.extended(1, &token(x), &token(x)).unwrap();
+            cache.advance(1);
+        }
+        assert_eq!(cache.tokens(), 2);
+        let (keys, values) = cache.extended(0, &token(3.0), &token(-3.0)).unwrap();
+        assert_eq!(Vec::<f32>::try_from(keys.select(2, 0).select(1, 0)).unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(values, -keys);
     }
 }

@@ -1,59 +1,66 @@
 //! A transformer with frozen weights: blocks over a residual stream, between the two ends of a vocabulary.
 //!
-//! What an architecture file makes is one of these. It knows token streams, linear modules and the residual stream;
-//! adapters, taps and depth are the [`Pass`]'s business, which everything is sent through.
+//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters, taps, caches and depth
+//! are the [`Pass`]'s business, which runs each block.
 
 use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
 use super::attention::{Attention, How};
-use super::module::Module;
+use super::block::Block;
+use super::linear::Linear;
 use super::norm::Norm;
-use super::pass::Pass;
+use super::pass::{Pass, Reached};
 use super::rope::{Rope, Tables};
 use super::settings::Sizes;
 use super::stream::Stream;
 use super::vocabulary::Vocabulary;
-use crate::api::{Frozen, ModelInfo};
+use crate::api::ModelInfo;
 use crate::error::Result;
 
-/// How a kind of layer sees a sequence.
+/// A kind of layer: how far it sees, and how it tells positions apart.
 #[derive(Debug)]
-pub struct Sight {
+pub struct LayerKind {
     /// How many tokens back it sees, itself included; `None`: all.
     pub window: Option<i64>,
-    /// How it tells positions apart.
-    pub rope: Rope,
+    /// How it rotates queries and keys; `None`: not at all.
+    pub rope: Option<Rope>,
 }
 
-/// A kind of layer's sight of one stream.
+/// What a kind of layer sees of one stream.
 #[derive(Debug)]
 pub struct View {
-    /// Who may look at whom.
+    /// Which tokens see which.
     pub attention: Rc<Attention>,
     /// The rotation of every position.
-    pub tables: Tables,
+    pub tables: Option<Tables>,
 }
 
-/// A block and which of the decoder's sights it has.
-pub type Layer = (usize, Box<dyn Module>);
+/// A block, and the index of its kind among the decoder's.
+pub type Layer = (usize, Box<dyn Block>);
 
 /// A transformer with frozen weights.
 #[derive(Debug)]
 pub struct Decoder {
     info: ModelInfo,
     vocabulary: Vocabulary,
-    sights: Vec<Sight>,
+    kinds: Vec<LayerKind>,
     layers: Vec<Layer>,
-    norm: Box<dyn Norm>,
+    norm: Norm,
 }
 
 impl Decoder {
     /// Puts a model of that `model_type` together.
-    pub fn new(model_type: &str, sizes: &Sizes, vocabulary: Vocabulary, sights: Vec<Sight>, layers: Vec<Layer>, norm: impl Norm + 'static) -> Self {
-        let (linears, parts): (Vec<_>, Vec<_>) =
-            layers.iter().enumerate().flat_map(|(i, (_, block))| block.linears().into_iter().map(move |l| l.info(i))).unzip();
+    pub fn new(model_type: &str, sizes: &Sizes, vocabulary: Vocabulary, kinds: Vec<LayerKind>, layers: Vec<Layer>, norm: Norm) -> Self {
+        let (mut linears, mut parts) = (Vec::new(), Vec::new());
+        for (i, (_, block)) in layers.iter().enumerate() {
+            block.visit(&mut |linear| {
+                let (info, of_parts) = linear.info(i);
+                linears.push(info);
+                parts.extend(of_parts);
+            });
+        }
         let info = ModelInfo {
             architecture: model_type.to_owned(),
             layers: layers.len(),
@@ -62,9 +69,9 @@ impl Decoder {
             head_dim: sizes.head_dim(),
             vocab: sizes.vocab_size,
             linears,
-            parts: parts.concat(),
+            parts,
         };
-        Self { info, vocabulary, sights, layers, norm: Box::new(norm) }
+        Self { info, vocabulary, kinds, layers, norm }
     }
 
     /// Its shape.
@@ -72,47 +79,47 @@ impl Decoder {
         &self.info
     }
 
-    /// Sends `stream` through the blocks that the pass wants.
+    /// Sends `stream` through the blocks that the pass runs.
     ///
     /// # Errors
-    /// What libtorch or an adapter says.
-    pub fn forward(&self, stream: &Stream, how: How, pass: &mut Pass<'_>) -> Result<()> {
-        let mut h = self.vocabulary.embed(&stream.ids)?;
+    /// Fails if an adapter does, if a requested site is not reached, or if memory runs out.
+    pub fn forward(&self, stream: &Stream, how: How, mut pass: Pass<'_>) -> Result<Reached> {
+        let mut h = self.vocabulary.embed(stream)?;
         let views = self.views(stream, how, h.kind())?;
-        for (i, (sight, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
-            pass.residual(i, &h);
-            let out = block.forward(&h, &views[*sight], pass)?;
-            h = pass.block(i, out)?;
+        for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
+            h = pass.block(k, block.as_ref(), &h, &views[*kind])?;
         }
-        if pass.blocks() < self.layers.len() {
-            pass.residual(pass.blocks(), &h);
-        } else if pass.wants_norm() {
-            pass.finish(&self.norm.forward(&h)?);
+        if pass.blocks() == self.layers.len() && pass.wants_norm() {
+            h = self.norm.forward(&h)?;
         }
-        Ok(())
+        pass.finish(&h)
     }
 
     /// One number for each kind of layer, which identifies the rotary frequencies of a sequence of
     /// `tokens` tokens. Two sequences may share the states of a common prefix only if all are
     /// equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
-        self.sights.iter().map(|sight| sight.rope.representative_length(tokens)).collect()
+        self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }
 
     /// True if the cached keys of `past` tokens must be recomputed for a sequence of `tokens`
     /// tokens.
     pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
         let changes = |rope: &Rope| rope.representative_length(past) != rope.representative_length(tokens);
-        past > 0 && self.sights.iter().any(|sight| sight.rope.recomputes() && changes(&sight.rope))
+        past > 0 && self.ropes().any(|rope| rope.recomputes() && changes(rope))
     }
 
-    /// One a sight. Those that see equally far share their masks.
+    fn ropes(&self) -> impl Iterator<Item = &Rope> {
+        self.kinds.iter().filter_map(|kind| kind.rope.as_ref())
+    }
+
+    /// One view for each kind of layer. Kinds that see equally far share their masks.
     fn views(&self, stream: &Stream, how: How, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
         let mut made: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
-        let view = |sight: &Sight| {
-            // A window that holds the longest sequence is none.
-            let window = sight.window.filter(|w| *w < longest);
+        let view = |layer: &LayerKind| {
+            // A window that holds the longest sequence hides nothing.
+            let window = layer.window.filter(|w| *w < longest);
             let attention = match made.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
@@ -121,30 +128,26 @@ impl Decoder {
                     attention
                 }
             };
-            Ok(View { attention, tables: sight.rope.tables(stream, kind)? })
+            Ok(View { attention, tables: layer.rope.as_ref().map(|rope| rope.tables(stream, kind)).transpose()? })
         };
-        self.sights.iter().map(view).collect()
+        self.kinds.iter().map(view).collect()
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.vocabulary.logits(hidden)
     }
 
-    /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn frozen(&self, name: &str) -> Result<Option<Frozen>> {
-        self.layers.iter().flat_map(|(_, block)| block.linears()).find_map(|l| l.weights(name)).transpose()
-    }
-
-    /// Those of the linear module of that name, to exchange them.
-    pub fn frozen_mut(&mut self, name: &str) -> Option<&mut Frozen> {
-        self.layers.iter_mut().flat_map(|(_, block)| block.linears_mut()).find(|l| l.place.name == name).map(|l| &mut l.frozen)
+    /// Its linear modules, in the order in which they run.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let mut linears = Vec::with_capacity(self.info.linears.len());
+        for (_, block) in &self.layers {
+            block.visit(&mut |linear| linears.push(linear));
+        }
+        linears
     }
 
     /// True if the embedding serves as the output head.
@@ -152,7 +155,7 @@ impl Decoder {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the head's `[vocab hidden]`, the same one where they are tied.
+    /// The embedding matrix and the head's `[vocab hidden]`, the same one if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }

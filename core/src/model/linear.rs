@@ -1,18 +1,20 @@
-//! Linear modules of the frozen model, and the parts of those that are fused.
+//! Linear modules of the frozen model, and the parts of fused ones.
+
+use std::cell::{Ref, RefCell};
 
 use tch::Tensor;
 
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// What weights are called, and where their input and output are read.
+/// The name of a module or a part, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`; that of a part has Llama's name for it behind the module's.
+    /// The name in PyTorch's state dict without `.weight`. A part has Llama's name for it behind the module's.
     pub name: String,
-    /// Before them.
+    /// The site of the input.
     pub input: Site,
-    /// Behind them.
+    /// The site of the output.
     pub output: Site,
 }
 
@@ -25,40 +27,40 @@ impl Place {
 /// A linear module of the frozen model.
 #[derive(Debug)]
 pub struct Linear {
-    /// Where it is.
+    /// Its name and sites.
     pub place: Place,
-    /// Its weights.
-    pub frozen: Frozen,
-    /// Where it is fused: the parts that its rows fall into, in order.
+    frozen: RefCell<Frozen>,
+    /// How checkpoints store the weight.
+    pub stored: Stored,
+    /// The parts that the rows of a fused module fall into, in order.
     pub parts: Vec<Part>,
 }
 
-/// What is a module of its own in Llama, and here some rows of a fused one.
-#[derive(Debug)]
-pub struct Part {
-    /// Where it is.
-    pub place: Place,
-    /// Which outputs of the module it makes.
-    pub rows: Rows,
+/// How a checkpoint stores the weight of a linear module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// `[out in]`, as `torch.nn.Linear` does.
+    OutIn,
+    /// `[in out]`, as `Conv1D` of transformers does.
+    InOut,
 }
 
-impl Part {
-    /// Its weights, of those of the module.
-    ///
-    /// # Errors
-    /// What libtorch says.
-    pub fn of(&self, module: &Frozen) -> Result<Frozen> {
-        Ok(Frozen { weight: self.rows.of(&module.weight, 0)?, bias: module.bias.as_ref().map(|b| self.rows.of(b, 0)).transpose()? })
-    }
+/// Rows of a fused projection that Llama stores as a separate module.
+#[derive(Debug)]
+pub struct Part {
+    /// Its name and sites.
+    pub place: Place,
+    /// The outputs of the module that belong to it.
+    pub rows: Rows,
 }
 
 impl Linear {
     /// The module of that name.
-    pub fn new(name: &str, frozen: Frozen) -> Self {
-        Self { place: Place::new(name.to_owned()), frozen, parts: Vec::new() }
+    pub fn new(name: String, frozen: Frozen, stored: Stored) -> Self {
+        Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// The same module, fused of `parts`: its rows fall into `groups`, and each group into so many rows of every part.
+    /// The same module with parts. Its rows fall into `groups`, and each group into that many rows of every part.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -71,70 +73,49 @@ impl Linear {
         self
     }
 
-    /// Its output y `[n out]` by parts, each `[n groups len]` in y's memory.
+    /// Splits its output y `[n out]` into the outputs of its parts, each `[n groups len]` in the memory of y.
     ///
     /// # Errors
-    /// A module of another number of parts.
+    /// Fails if the module has another number of parts.
     pub fn split<const N: usize>(&self, y: &Tensor) -> Result<[Tensor; N]> {
         let parts = self.parts.iter().map(|part| part.rows.grouped(y, 1)).collect::<Result<Vec<_>>>()?;
         parts.try_into().map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
     }
 
-    /// Its output `[n out]` of those of all its parts, `[n groups·len]` each.
+    /// Its output `[n out]` from those of all its parts, each `[n groups·len]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn join(&self, outputs: &[Tensor]) -> Result<Tensor> {
         let grouped = self.parts.iter().zip(outputs).map(|(part, y)| Ok(y.f_unflatten(1, [part.rows.groups, part.rows.len])?));
         Ok(Tensor::f_cat(&grouped.collect::<Result<Vec<_>>>()?, 2)?.f_flatten(1, 2)?)
     }
 
-    /// The weights of that name: its own, which share its memory, or those of a part of it.
+    /// Its frozen weights.
+    pub fn frozen(&self) -> Ref<'_, Frozen> {
+        self.frozen.borrow()
+    }
+
+    /// Exchanges its frozen weights, and returns the old ones.
+    pub fn replace(&self, frozen: Frozen) -> Frozen {
+        self.frozen.replace(frozen)
+    }
+
+    /// The frozen weights of the module or part of that name, sharing memory where they can.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
-        let Frozen { weight, bias } = &self.frozen;
         if self.place.name == name {
-            return Some(Ok(Frozen { weight: weight.shallow_clone(), bias: bias.as_ref().map(Tensor::shallow_clone) }));
+            return Some(Ok(self.frozen().shared()));
         }
-        self.parts.iter().find(|part| part.place.name == name).map(|part| part.of(&self.frozen))
+        self.parts.iter().find(|part| part.place.name == name).map(|part| self.frozen().part(part.rows))
     }
 
-    /// What a plugin knows of it, as a module of block `layer`.
+    /// The description of it and its parts for plugins, as a module of block `layer`.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
-        let (holder, size) = (&self.place.name, self.frozen.weight.size());
-        let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs: size[1], outputs };
+        let (holder, inputs) = (&self.place.name, self.frozen().inputs());
+        let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs, outputs };
         let part = |part: &Part| PartInfo { linear: linear(&part.place, part.rows.count()), holder: holder.clone(), rows: part.rows };
-        (linear(&self.place, size[0]), self.parts.iter().map(part).collect())
+        (linear(&self.place, self.frozen().outputs()), self.parts.iter().map(part).collect())
     }
-}
-
-/// Weights in memory of their own.
-///
-/// # Errors
-/// Not enough memory.
-pub fn copied(frozen: &Frozen) -> Result<Frozen> {
-    let copied = |t: &Tensor| -> Result<Tensor> {
-        let mut copy = t.f_empty_like()?;
-        copy.f_copy_(t)?;
-        Ok(copy)
-    };
-    Ok(Frozen { weight: copied(&frozen.weight)?, bias: frozen.bias.as_ref().map(copied).transpose()? })
-}
-
-/// Overwrites the weights of a fused `module` at the rows of a part with those of `part`.
-///
-/// # Errors
-/// Where shapes do not fit.
-pub fn put(module: &mut Frozen, rows: Rows, part: &Frozen) -> Result<()> {
-    rows.put(&module.weight, &part.weight)?;
-    let Some(bias) = &part.bias else { return Ok(()) };
-    // An adapter may give a bias to a part of a module that has none.
-    let all = match module.bias.take() {
-        Some(all) => all,
-        None => module.weight.f_select(1, 0)?.f_zeros_like()?,
-    };
-    rows.put(&all, bias)?;
-    module.bias = Some(all);
-    Ok(())
 }
 
 #[cfg(test)]
@@ -147,28 +128,17 @@ mod tests {
     fn what_is_split_into_parts_is_joined_again() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
         for (groups, parts) in [(1, [("q", 12), ("k", 6), ("v", 6)]), (4, [("q", 2), ("k", 2), ("v", 2)]), (2, [("q", 1), ("k", 3), ("v", 8)])] {
-            let linear = Linear::new("m", Frozen { weight: y.tr().contiguous(), bias: Some(y.get(0)) }).fused(groups, &parts);
+            let frozen = Frozen::new(y.tr().contiguous(), Some(y.get(0)));
+            let linear = Linear::new("m".to_owned(), frozen, Stored::OutIn).fused(groups, &parts);
             let split: [Tensor; 3] = linear.split(&y).unwrap();
             for ((t, part), (name, len)) in split.iter().zip(&linear.parts).zip(parts) {
                 assert_eq!((t.size(), part.place.name.as_str()), (vec![3, groups, len], format!("m.{name}").as_str()));
                 // The weight's rows are y's columns.
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
-                assert_eq!((frozen.weight.tr(), frozen.bias.unwrap()), (t.flatten(1, 2), t.flatten(1, 2).get(0)));
+                assert_eq!((frozen.dense().unwrap().tr(), frozen.bias().unwrap()), (t.flatten(1, 2), &t.flatten(1, 2).get(0)));
             }
             assert_eq!(linear.join(&split.map(|t| t.flatten(1, 2))).unwrap(), y);
             assert!(linear.split::<2>(&y).is_err() && linear.weights("m.o").is_none());
         }
-    }
-
-    #[test]
-    fn a_part_with_a_bias_gives_its_module_one() {
-        let rows = Rows { groups: 2, start: 1, len: 1, width: 2 };
-        let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
-        let base = Frozen { weight: old, bias: None };
-        let mut module = copied(&base).unwrap();
-        put(&mut module, rows, &Frozen { weight: new.narrow(0, 0, 2), bias: Some(new.select(1, 0).narrow(0, 0, 2)) }).unwrap();
-        let expected = Tensor::from_slice(&[0f32, 1.0, 0.0, 1.0]);
-        assert_eq!((module.weight.select(1, 2), module.bias.unwrap()), (expected.shallow_clone(), expected));
-        assert_eq!(base.weight.sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

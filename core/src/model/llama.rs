@@ -1,23 +1,11 @@
 //! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions, and a gated MLP.
 //!
 //! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose names and order of
-//! operations this follows; SmolLM2 and TinyLlama are of this architecture. Most later architectures are its descendants:
-//! they keep its [`Frame`] and exchange what stands in it.
+//! operations this follows; SmolLM2 and TinyLlama are of this architecture. Several later architectures keep its
+//! [`Frame`] and exchange the attention or the MLP in it.
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use super::activation::Activation;
-use super::decoder::{Decoder, Layer, Sight};
-use super::mlp::GatedMlp;
-use super::module::{Module, PreNorm};
-use super::norm::RmsNorm;
-use super::rope::{Rope, RopeParameters};
-use super::self_attention::{SelfAttention, Separate};
-use super::settings::{self, Sizes};
-use super::vocabulary::Vocabulary;
-use super::weights::Weights;
-use crate::error::Result;
+use super::prelude::*;
+use super::settings;
 
 #[derive(Deserialize)]
 struct Config {
@@ -29,77 +17,96 @@ struct Config {
     mlp_bias: bool,
 }
 
-/// The function that most architectures have where none is named.
-pub fn silu() -> String {
-    "silu".to_owned()
-}
-
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// A configuration that does not fit together or is not honoured, and a tensor that is missing or of another shape.
-pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
+/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
-    let sight = Sight { window: None, rope: Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)? };
+    let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
-    frame.fill("llama", weights, &sizes, vec![sight], |weights, at, _| {
-        let attention = SelfAttention {
-            projections: Separate::new(weights, &format!("{at}.self_attn"), &sizes, config.attention_bias)?,
-            output: weights.linear(&format!("{at}.self_attn.o_proj"), sizes.q_width(), sizes.hidden_size, config.attention_bias)?,
-            scale: sizes.scale(),
-            cap: None,
-        };
-        let mlp = GatedMlp::new(weights, &format!("{at}.mlp"), [sizes.hidden_size, sizes.intermediate_size], config.mlp_bias, activation)?;
-        Ok((0, attention, mlp))
+    frame.fill("llama", weights, &sizes, vec![kind], |at, _| {
+        let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?;
+        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], config.mlp_bias, activation)?;
+        Ok((0, self_attn, mlp))
     })
 }
 
-/// What Llama and its descendants share: the names of the tensors, and pre-norm blocks with RMS norms.
+/// Llama's block.
+#[derive(Debug)]
+struct LlamaBlock {
+    input_layernorm: Norm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: Norm,
+    mlp: Mlp,
+}
+
+impl Block for LlamaBlock {
+    fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
+        let h = h.f_add(&self.self_attn.forward(&self.input_layernorm.forward(h)?, cx)?)?;
+        Ok(h.f_add(&self.mlp.forward(&self.post_attention_layernorm.forward(&h)?, cx)?)?)
+    }
+
+    fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
+        self.self_attn.visit(visit);
+        self.mlp.visit(visit);
+    }
+}
+
+/// The parts that Llama shares with its descendants: the names of the tensors, and its block.
 #[derive(Deserialize)]
 pub struct Frame {
     rms_norm_eps: Option<f64>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Frame {
-    /// ε of every norm: a millionth where nothing is said.
+    /// ε of every norm, 1e-6 by default.
     pub fn eps(&self) -> f64 {
         self.rms_norm_eps.unwrap_or(1e-6)
     }
 
-    /// The same with another ε where nothing is said.
+    /// The same with another default of ε.
     #[must_use]
     pub fn or_eps(self, eps: f64) -> Self {
         Self { rms_norm_eps: self.rms_norm_eps.or(Some(eps)), ..self }
     }
 
-    /// A model of that `model_type`. `halves` makes the attention and the MLP of layer i, whose tensors' names begin with
-    /// what it is given, and says which of the sights the layer has.
+    /// The same for an architecture that ties the embedding and the head by default.
+    #[must_use]
+    pub fn or_tied(self) -> Self {
+        Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
+    }
+
+    /// A model of that `model_type`. `halves` makes the attention and the MLP of layer i from the layer's weights, and
+    /// chooses the layer's kind by its index in `kinds`.
     ///
     /// # Errors
-    /// What `halves` says, and a tensor that is missing or of another shape.
-    pub fn fill<A: Module + 'static, M: Module + 'static>(
+    /// Fails if `halves` does, or if a tensor is missing or has another shape.
+    pub fn fill(
         &self,
         model_type: &str,
-        weights: &mut Weights,
+        weights: &Weights<'_>,
         sizes: &Sizes,
-        sights: Vec<Sight>,
-        halves: impl Fn(&mut Weights, &str, usize) -> Result<(usize, A, M)>,
+        kinds: Vec<LayerKind>,
+        halves: impl Fn(&Weights<'_>, usize) -> Result<(usize, SelfAttention, Mlp)>,
     ) -> Result<Decoder> {
-        let (hidden, eps) = (sizes.hidden_size, self.eps());
-        let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], self.tie_word_embeddings)?;
-        let layer = |i: usize| -> Result<Layer> {
-            let at = format!("model.layers.{i}");
-            let (sight, attention, mlp) = halves(weights, &at, i)?;
-            let input_layernorm = RmsNorm::new(weights, &format!("{at}.input_layernorm"), hidden, eps)?;
-            let post_attention_layernorm = RmsNorm::new(weights, &format!("{at}.post_attention_layernorm"), hidden, eps)?;
-            Ok((sight, Box::new(PreNorm { input_layernorm, attention, post_attention_layernorm, mlp })))
-        };
-        let layers = (0..sizes.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        let norm = RmsNorm::new(weights, "model.norm", hidden, eps)?;
-        Ok(Decoder::new(model_type, sizes, vocabulary, sights, layers, norm))
+        let (hidden, eps, tied) = (sizes.hidden_size, self.eps(), self.tie_word_embeddings.unwrap_or(false));
+        let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], tied)?;
+        let model = weights.at("model");
+        let layers = sizes.layers(|i| {
+            let at = model.at("layers").at(i);
+            let (kind, self_attn, mlp) = halves(&at, i)?;
+            let block = LlamaBlock {
+                input_layernorm: at.rms_norm("input_layernorm", hidden, eps)?,
+                self_attn,
+                post_attention_layernorm: at.rms_norm("post_attention_layernorm", hidden, eps)?,
+                mlp,
+            };
+            Ok((kind, Box::new(block)))
+        })?;
+        Ok(Decoder::new(model_type, sizes, vocabulary, kinds, layers, model.rms_norm("norm", hidden, eps)?))
     }
 }

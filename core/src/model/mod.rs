@@ -6,15 +6,19 @@
 mod activation;
 pub mod adapted;
 pub mod attention;
+mod block;
 pub mod cache;
 #[cfg(test)]
 mod checkpoint_tests;
 mod decoder;
 pub mod export;
+mod gemma2;
 mod gemma3;
 #[cfg(test)]
 mod golden_tests;
+mod gpt2;
 mod gpt_neox;
+mod granite;
 mod head;
 #[cfg(test)]
 mod invariance_tests;
@@ -22,17 +26,20 @@ mod linear;
 mod llama;
 mod mistral;
 mod mlp;
-mod module;
 mod norm;
+mod olmo2;
+mod olmo3;
 pub mod other_base;
 pub mod pass;
 pub mod peft;
 mod phi3;
+mod prelude;
 mod qwen2;
 mod qwen3;
 mod rope;
 mod self_attention;
 mod settings;
+mod smollm3;
 pub mod stream;
 mod vocabulary;
 mod weights;
@@ -43,6 +50,7 @@ pub use adapted::Adapted;
 use attention::{How, Kernel, Strategy};
 use decoder::Decoder;
 pub use head::{Detail, Predicted, TokenStats};
+use linear::{Linear, Stored};
 use pass::{Pass, Reached, Request};
 use stream::Stream;
 
@@ -56,18 +64,24 @@ pub struct Merged {
     originals: Vec<(String, Frozen)>,
 }
 
-type Build = fn(&serde_json::Value, &mut weights::Weights) -> Result<Decoder>;
+type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 
 /// Architectures by Hugging Face's `model_type`, with transformers' `base_model_prefix`.
-const ARCHITECTURES: [(&str, &str, Build); 8] = [
+const ARCHITECTURES: [(&str, &str, Build); 14] = [
+    ("gemma2", "model", gemma2::build),
     ("gemma3", "model", gemma3::of_both),
     ("gemma3_text", "model", gemma3::of_text),
+    ("gpt2", "transformer", gpt2::build),
     ("gpt_neox", "gpt_neox", gpt_neox::build),
+    ("granite", "model", granite::build),
     ("llama", "model", llama::build),
     ("mistral", "model", mistral::build),
+    ("olmo2", "model", olmo2::build),
+    ("olmo3", "model", olmo3::build),
     ("phi3", "model", phi3::build),
     ("qwen2", "model", qwen2::build),
     ("qwen3", "model", qwen3::build),
+    ("smollm3", "model", smollm3::build),
 ];
 
 /// The function that builds the architecture which a configuration names, and its
@@ -118,9 +132,9 @@ impl Model {
     /// As [`load`](Self::load).
     pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
         let (build, base) = architecture(config)?;
-        let mut weights = weights::Weights::new(tensors, base);
-        let decoder = build(config, &mut weights)?;
-        weights.finish()?;
+        let checkpoint = weights::Checkpoint::new(tensors, base);
+        let decoder = build(config, &checkpoint.weights())?;
+        checkpoint.finish()?;
         let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default(), deterministic: true };
         Ok(Self { decoder, base, attention, kind, device })
     }
@@ -160,7 +174,8 @@ impl Model {
     /// # Errors
     /// Where there is none.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
-        self.decoder.frozen(name)?.ok_or_else(|| Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
+        let found = self.decoder.linears().into_iter().find_map(|linear| linear.weights(name));
+        found.unwrap_or_else(|| Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name))))
     }
 
     /// True if the embedding serves as the output head.
@@ -191,8 +206,9 @@ impl Model {
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {
-            let place = self.decoder.frozen_mut(&name).ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
-            Ok((name, std::mem::replace(place, frozen)))
+            let linear = self.linear(&name).ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
+            let original = linear.replace(frozen);
+            Ok((name, original))
         });
         Ok(Merged { originals: originals.collect::<Result<_>>()? })
     }
@@ -200,10 +216,20 @@ impl Model {
     /// Takes the adapter out again: the weights are the very ones from before.
     pub fn unmerge(&mut self, merged: Merged) {
         for (name, frozen) in merged.originals {
-            if let Some(place) = self.decoder.frozen_mut(&name) {
-                *place = frozen;
+            if let Some(linear) = self.linear(&name) {
+                linear.replace(frozen);
             }
         }
+    }
+
+    /// The linear module of that name.
+    fn linear(&self, name: &str) -> Option<&Linear> {
+        self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
+    }
+
+    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of transformers.
+    pub fn is_conv1d(&self, module: &str) -> bool {
+        self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
     /// Identifies the rotary frequencies of a sequence of `tokens` tokens. Two sequences may share
@@ -236,9 +262,7 @@ impl Model {
     pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
         stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;
-        let mut pass = Pass::new(request, stream, blocks, self.info().layers)?;
-        self.decoder.forward(stream, self.attention, &mut pass)?;
-        pass.reached()
+        self.decoder.forward(stream, self.attention, Pass::new(request, stream, blocks, self.info())?)
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.

@@ -6,12 +6,45 @@ use super::weights::Weights;
 use crate::error::Result;
 
 /// A norm over the last axis, which keeps shape and kind.
-pub trait Norm: std::fmt::Debug + Send {
+#[derive(Debug)]
+pub enum Norm {
+    /// w ⊙ x / √(mean(x²) + ε): Zhang and Sennrich 2019. The quotient is rounded before the product, as in Llama.
+    Rms {
+        /// w `[width]`.
+        weight: Tensor,
+        /// ε.
+        eps: f64,
+    },
+    /// g ⊙ x / √(mean(x²) + ε), rounded once at the end.
+    RmsRoundedOnce {
+        /// g `[width]` in the wider kind.
+        gain: Tensor,
+        /// ε.
+        eps: f64,
+    },
+    /// w ⊙ (x − mean(x)) / √(var(x) + ε) + b: Ba et al. 2016.
+    Layer {
+        /// w `[width]`.
+        weight: Tensor,
+        /// b `[width]`.
+        bias: Tensor,
+        /// ε.
+        eps: f64,
+    },
+}
+
+impl Norm {
     /// y of x `[.. width]`.
     ///
     /// # Errors
-    /// Where shapes do not fit.
-    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+    /// Fails if shapes do not fit, or if memory runs out.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Rms { weight, eps } => scaled_to_one(x, *eps)?.f_to_kind(x.kind())?.f_mul(weight)?,
+            Self::RmsRoundedOnce { gain, eps } => scaled_to_one(x, *eps)?.f_mul(gain)?.f_to_kind(x.kind())?,
+            Self::Layer { weight, bias, eps } => x.f_layer_norm(weight.size(), Some(weight), Some(bias), *eps, true)?,
+        })
+    }
 }
 
 /// x / √(mean(x²) + ε) in the wider kind.
@@ -25,75 +58,39 @@ fn widened(kind: Kind) -> Kind {
     if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
-/// w ⊙ x / √(mean(x²) + ε): Zhang and Sennrich 2019, as in Llama.
-#[derive(Debug)]
-pub struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
-}
-
-impl RmsNorm {
-    /// That of `name.weight` `[width]`.
+impl Weights<'_> {
+    /// Llama's norm, with `name.weight` `[width]`.
     ///
     /// # Errors
-    /// Where the tensor is missing or of another shape.
-    pub fn new(weights: &mut Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
-        Ok(Self { weight: weights.take(&format!("{name}.weight"), &[width])?, eps })
+    /// Fails if the tensor is missing or has another shape.
+    pub fn rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
+        Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
-}
 
-impl Norm for RmsNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(scaled_to_one(x, self.eps)?.f_to_kind(x.kind())?.f_mul(&self.weight)?)
-    }
-}
-
-/// (1 + w) ⊙ x / √(mean(x²) + ε), rounded once at the end: Gemma's.
-#[derive(Debug)]
-pub struct OnePlusRmsNorm {
-    /// 1 + w in the wider kind.
-    gain: Tensor,
-    eps: f64,
-}
-
-impl OnePlusRmsNorm {
-    /// That of `name.weight` `[width]`.
+    /// OLMo's norm, with `name.weight` `[width]`: Llama's, rounded once.
     ///
     /// # Errors
-    /// Where the tensor is missing or of another shape.
-    pub fn new(weights: &mut Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
-        let weight = weights.take(&format!("{name}.weight"), &[width])?;
-        Ok(Self { gain: weight.f_to_kind(widened(weight.kind()))?.f_add_scalar(1.0)?, eps })
+    /// Fails if the tensor is missing or has another shape.
+    pub fn rms_norm_rounded_once(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
+        let weight = self.at(name).tensor("weight", &[width])?;
+        Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
     }
-}
 
-impl Norm for OnePlusRmsNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(scaled_to_one(x, self.eps)?.f_mul(&self.gain)?.f_to_kind(x.kind())?)
-    }
-}
-
-/// w ⊙ (x − mean(x)) / √(var(x) + ε) + b: Ba et al. 2016.
-#[derive(Debug)]
-pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    /// That of `name.weight` and `name.bias`, each `[width]`.
+    /// Gemma's norm, with `name.weight` `[width]`: Llama's with a gain of 1 + w, rounded once.
     ///
     /// # Errors
-    /// Where a tensor is missing or of another shape.
-    pub fn new(weights: &mut Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
-        let mut take = |part: &str| weights.take(&format!("{name}.{part}"), &[width]);
-        Ok(Self { weight: take("weight")?, bias: take("bias")?, eps })
+    /// Fails if the tensor is missing or has another shape.
+    pub fn one_plus_rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
+        let weight = self.at(name).tensor("weight", &[width])?;
+        Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?.f_add_scalar(1.0)?, eps })
     }
-}
 
-impl Norm for LayerNorm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    /// A norm with `name.weight` and `name.bias`, each `[width]`.
+    ///
+    /// # Errors
+    /// Fails if a tensor is missing or has another shape.
+    pub fn layer_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
+        let at = self.at(name);
+        Ok(Norm::Layer { weight: at.tensor("weight", &[width])?, bias: at.tensor("bias", &[width])?, eps })
     }
 }

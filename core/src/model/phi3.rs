@@ -4,18 +4,9 @@
 //! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers; Phi-3.5-mini and Phi-4 are of this
 //! architecture.
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use super::activation::Activation;
-use super::decoder::{Decoder, Sight};
-use super::llama::{Frame, silu};
-use super::mlp::FusedGatedMlp;
-use super::rope::{Rope, RopeParameters, Spelling};
-use super::self_attention::{Fused, SelfAttention};
-use super::settings::{self, Sizes};
-use super::weights::Weights;
-use crate::error::Result;
+use super::llama::Frame;
+use super::prelude::*;
+use super::settings;
 
 #[derive(Deserialize)]
 struct Config {
@@ -27,9 +18,9 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// A configuration that does not fit together or is not honoured, and a tensor that is missing or of another shape.
-pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
-    let config = &settings::with_defaults(config, &[("original_max_position_embeddings", 4096.into()), ("max_position_embeddings", 4096.into())]);
+/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+    let config = &settings::with_defaults(config, &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }));
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::partial(config, &Spelling::USUAL)?;
     // What became LongRoPE went by other names in the first releases.
@@ -38,17 +29,14 @@ pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
     let config: Config = settings::read(config)?;
     // `prepare_inputs_for_generation` drops the cache when the sequence outgrows the original
     // context.
-    let rope = Rope::new(sizes.head_dim(), &rope)?.recomputing();
-    let sight = Sight { window: config.sliding_window.map(settings::window).transpose()?, rope };
+    let rope = Some(Rope::new(sizes.head_dim(), &rope)?.recomputing());
+    let kind = LayerKind { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
-    frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![sight], |weights, at, _| {
-        let attention = SelfAttention {
-            projections: Fused::in_turn(weights, &format!("{at}.self_attn.qkv_proj"), &sizes, false)?,
-            output: weights.linear(&format!("{at}.self_attn.o_proj"), sizes.q_width(), sizes.hidden_size, false)?,
-            scale: sizes.scale(),
-            cap: None,
-        };
-        let mlp = FusedGatedMlp::new(weights, &format!("{at}.mlp"), [sizes.hidden_size, sizes.intermediate_size], activation)?;
-        Ok((0, attention, mlp))
+    frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![kind], |at, _| {
+        let (attention, mlp, hidden, inner) = (at.at("self_attn"), at.at("mlp"), sizes.hidden_size, sizes.intermediate_size);
+        let qkv = Projections::in_turn(attention.linear("qkv_proj", hidden, sizes.q_width() + 2 * sizes.kv_width(), false)?, &sizes);
+        let gate_up = mlp.linear("gate_up_proj", hidden, 2 * inner, false)?.fused(1, &[("gate_proj", inner), ("up_proj", inner)]);
+        let self_attn = SelfAttention::new(qkv, attention.linear("o_proj", sizes.q_width(), hidden, false)?, &sizes);
+        Ok((0, self_attn, Mlp { inward: Inward::FusedGated(gate_up), outward: mlp.linear("down_proj", inner, hidden, false)?, activation }))
     })
 }

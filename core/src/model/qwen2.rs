@@ -2,18 +2,9 @@
 //!
 //! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers; Qwen2.5 is of this architecture.
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use super::activation::Activation;
-use super::decoder::{Decoder, Sight};
-use super::llama::{Frame, silu};
-use super::mlp::GatedMlp;
-use super::rope::{Rope, RopeParameters};
-use super::self_attention::{SelfAttention, Separate};
-use super::settings::{self, LayerType, Sizes};
-use super::weights::Weights;
-use crate::error::{Error, Result};
+use super::llama::Frame;
+use super::prelude::*;
+use super::settings;
 
 #[derive(Deserialize)]
 struct Config {
@@ -24,24 +15,19 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// A configuration that does not fit together or is not honoured, and a tensor that is missing or of another shape.
-pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
+/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::whole(config)?;
     let frame: Frame = settings::read(config)?;
     let windows: Windows = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    let (sights, sight_of) = windows.sights(&sizes, &rope)?;
+    let (kinds, kind_of) = windows.kinds(&sizes, &rope)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
-    frame.fill("qwen2", weights, &sizes, sights, |weights, at, i| {
-        let attention = SelfAttention {
-            projections: Separate::new(weights, &format!("{at}.self_attn"), &sizes, true)?,
-            output: weights.linear(&format!("{at}.self_attn.o_proj"), sizes.q_width(), sizes.hidden_size, false)?,
-            scale: sizes.scale(),
-            cap: None,
-        };
-        let mlp = GatedMlp::new(weights, &format!("{at}.mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
-        Ok((sight_of[i], attention, mlp))
+    frame.fill("qwen2", weights, &sizes, kinds, |at, i| {
+        let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [true, false])?;
+        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
+        Ok((kind_of[i], self_attn, mlp))
     })
 }
 
@@ -58,7 +44,7 @@ pub struct Windows {
     layer_types: Option<Vec<LayerType>>,
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "null says that there is no window")]
+#[expect(clippy::unnecessary_wraps, reason = "null stands for no window")]
 fn tokens() -> Option<i64> {
     Some(4096)
 }
@@ -68,11 +54,11 @@ fn most() -> usize {
 }
 
 impl Windows {
-    /// The sights there are, and which of them each layer has.
+    /// The kinds of layers, and the index of each layer's kind.
     ///
     /// # Errors
-    /// Layers that slide over no window.
-    pub fn sights(&self, sizes: &Sizes, rope: &RopeParameters) -> Result<(Vec<Sight>, Vec<usize>)> {
+    /// Fails if layers are to slide, but no window is used.
+    pub fn kinds(&self, sizes: &Sizes, rope: &RopeParameters) -> Result<(Vec<LayerKind>, Vec<usize>)> {
         let window = self.sliding_window.filter(|_| self.use_sliding_window).map(settings::window).transpose()?;
         let usual = |i| if window.is_some() && i >= self.max_window_layers { LayerType::Sliding } else { LayerType::Full };
         let types = settings::layer_types(self.layer_types.clone(), sizes.num_hidden_layers, usual)?;
@@ -80,8 +66,7 @@ impl Windows {
             return Err(Error::new("the model's config.json has `sliding_attention` among its `layer_types`, but no window that is used")
                 .hint("give `sliding_window`, and `use_sliding_window` as true"));
         }
-        let sight = |window| -> Result<Sight> { Ok(Sight { window, rope: Rope::new(sizes.head_dim(), rope)? }) };
-        let of = types.into_iter().map(|t| usize::from(t == LayerType::Sliding)).collect();
-        Ok((vec![sight(None)?, sight(window)?], of))
+        let kind = |window| -> Result<LayerKind> { Ok(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) }) };
+        Ok((vec![kind(None)?, kind(window)?], types.into_iter().map(LayerType::index).collect()))
     }
 }

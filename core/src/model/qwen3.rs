@@ -2,20 +2,10 @@
 //!
 //! Reference: Yang et al. 2025 (Qwen3) §2, and `modeling_qwen3.py` of transformers.
 
-use serde::Deserialize;
-use serde_json::Value;
-
-use super::activation::Activation;
-use super::decoder::Decoder;
-use super::llama::{Frame, silu};
-use super::mlp::GatedMlp;
-use super::norm::RmsNorm;
+use super::llama::Frame;
+use super::prelude::*;
 use super::qwen2::Windows;
-use super::rope::RopeParameters;
-use super::self_attention::{Normed, SelfAttention, Separate};
-use super::settings::{self, Sizes};
-use super::weights::Weights;
-use crate::error::Result;
+use super::settings;
 
 #[derive(Deserialize)]
 struct Config {
@@ -28,28 +18,20 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// A configuration that does not fit together or is not honoured, and a tensor that is missing or of another shape.
-pub fn build(config: &Value, weights: &mut Weights) -> Result<Decoder> {
-    let sizes = Sizes::read(&settings::with_defaults(config, &[("head_dim", 128.into())]))?;
+/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+    let sizes = Sizes::read(&settings::with_defaults(config, &json!({ "head_dim": 128 })))?;
     let rope = RopeParameters::whole(config)?;
     let frame: Frame = settings::read(config)?;
     let windows: Windows = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    let (sights, sight_of) = windows.sights(&sizes, &rope)?;
+    let (kinds, kind_of) = windows.kinds(&sizes, &rope)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
-    frame.fill("qwen3", weights, &sizes, sights, |weights, at, i| {
-        let (at_attention, eps) = (format!("{at}.self_attn"), frame.eps());
-        let attention = SelfAttention {
-            projections: Normed {
-                separate: Separate::new(weights, &at_attention, &sizes, config.attention_bias)?,
-                q_norm: RmsNorm::new(weights, &format!("{at_attention}.q_norm"), sizes.head_dim(), eps)?,
-                k_norm: RmsNorm::new(weights, &format!("{at_attention}.k_norm"), sizes.head_dim(), eps)?,
-            },
-            output: weights.linear(&format!("{at_attention}.o_proj"), sizes.q_width(), sizes.hidden_size, config.attention_bias)?,
-            scale: sizes.scale(),
-            cap: None,
-        };
-        let mlp = GatedMlp::new(weights, &format!("{at}.mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
-        Ok((sight_of[i], attention, mlp))
+    frame.fill("qwen3", weights, &sizes, kinds, |at, i| {
+        let (attention, d) = (at.at("self_attn"), sizes.head_dim());
+        let norms = [attention.rms_norm("q_norm", d, frame.eps())?, attention.rms_norm("k_norm", d, frame.eps())?];
+        let self_attn = SelfAttention { qk_norm: QkNorm::OfHeads(norms), ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])? };
+        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
+        Ok((kind_of[i], self_attn, mlp))
     })
 }

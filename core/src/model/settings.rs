@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::decoder::Layer;
 use crate::error::{Error, Result};
 
 /// Reads some of the fields.
@@ -32,12 +33,12 @@ pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
     })
 }
 
-/// The configuration with the fields that it leaves out.
-pub fn with_defaults(config: &Value, defaults: &[(&str, Value)]) -> Value {
+/// The configuration with the fields of the object `defaults` that it leaves out.
+pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     let mut config = config.clone();
-    if let Some(fields) = config.as_object_mut() {
+    if let (Some(fields), Some(defaults)) = (config.as_object_mut(), defaults.as_object()) {
         for (field, value) in defaults {
-            fields.entry(*field).or_insert_with(|| value.clone());
+            fields.entry(field).or_insert_with(|| value.clone());
         }
     }
     config
@@ -82,7 +83,7 @@ impl Sizes {
         if positive.iter().any(|v| *v <= 0) || sizes.kv_heads() <= 0 || sizes.head_dim() <= 0 || sizes.num_hidden_layers == 0 {
             return Err(Error::new("the model's config.json gives a size that is not positive"));
         }
-        if sizes.num_attention_heads % sizes.kv_heads() != 0 || sizes.head_dim() % 2 != 0 {
+        if sizes.num_attention_heads % sizes.kv_heads() != 0 {
             return Err(Error::new(format!(
                 "the model's config.json gives {} heads of {} over {} key-value heads, which does not divide",
                 sizes.num_attention_heads,
@@ -113,13 +114,21 @@ impl Sizes {
         self.kv_heads() * self.head_dim()
     }
 
+    /// The blocks that `layer` makes, in their order.
+    ///
+    /// # Errors
+    /// Fails if `layer` does.
+    pub fn layers(&self, layer: impl FnMut(usize) -> Result<Layer>) -> Result<Vec<Layer>> {
+        (0..self.num_hidden_layers).map(layer).collect()
+    }
+
     /// 1/√d, by which attention's products are scaled in most architectures.
     pub fn scale(&self) -> f64 {
         1.0 / (self.head_dim() as f64).sqrt()
     }
 }
 
-/// What a layer sees, in the words of `layer_types`.
+/// How far a layer sees, in the words of `layer_types`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
     /// The whole sequence so far.
@@ -130,16 +139,47 @@ pub enum LayerType {
     Sliding,
 }
 
-/// `layer_types`, or what holds where it is not given.
+impl LayerType {
+    /// Its index where the kinds of layers are one that sees everything, and one with a window.
+    pub fn index(self) -> usize {
+        usize::from(self == Self::Sliding)
+    }
+}
+
+/// `layer_types`, or the `usual` type of each layer if they are not given.
 ///
 /// # Errors
-/// Where it is given for another number of layers.
+/// Fails if they are given for another number of layers.
 pub fn layer_types(given: Option<Vec<LayerType>>, layers: usize, usual: impl Fn(usize) -> LayerType) -> Result<Vec<LayerType>> {
     match given {
         None => Ok((0..layers).map(usual).collect()),
         Some(types) if types.len() == layers => Ok(types),
         Some(types) => Err(Error::new(format!("the model's config.json gives {} `layer_types` for {layers} layers", types.len()))),
     }
+}
+
+/// Refuses a model whose tokens also see later ones.
+///
+/// # Errors
+/// Fails if `use_bidirectional_attention` is true.
+pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
+    if use_bidirectional_attention == Some(true) {
+        return Err(Error::new("the model's config.json sets `use_bidirectional_attention`, but this program's attention never looks ahead")
+            .hint("such a model embeds texts, and is not a language model"));
+    }
+    Ok(())
+}
+
+/// The window of layers with `sliding_attention` among `types`.
+///
+/// # Errors
+/// Fails if there are such layers, but no `sliding_window`, or one that is not positive.
+pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
+    let tokens = sliding_window.map(window).transpose()?;
+    if tokens.is_none() && types.contains(&LayerType::Sliding) {
+        return Err(Error::new("the model's config.json has layers of `sliding_attention`, but no `sliding_window`"));
+    }
+    Ok(tokens)
 }
 
 /// A number of tokens that a layer looks back.
@@ -150,12 +190,30 @@ pub fn window(tokens: i64) -> Result<i64> {
     if tokens > 0 { Ok(tokens) } else { Err(Error::new(format!("the model's config.json gives a `sliding_window` of {tokens}"))) }
 }
 
-/// A soft cap, or the scalar of a root: a number above 0.
+/// A soft cap, which may be absent.
 ///
 /// # Errors
-/// Another number.
+/// Fails if it is not greater than 0.
+pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
+    cap.map(|c| positive(field, c)).transpose()
+}
+
+/// A multiplier, or the scalar of a root: a number above 0.
+///
+/// # Errors
+/// Fails for any other number.
 pub fn positive(field: &str, x: f64) -> Result<f64> {
-    if x > 0.0 && x.is_finite() { Ok(x) } else { Err(Error::new(format!("the model's config.json gives `{field}` as {x}, which has to be above 0"))) }
+    if x > 0.0 && x.is_finite() { Ok(x) } else { Err(Error::new(format!("the model's config.json gives `{field}` as {x}, which must be greater than 0"))) }
+}
+
+/// The activation of most architectures if the configuration names none.
+pub fn silu() -> String {
+    "silu".to_owned()
+}
+
+/// The default of fields that are on.
+pub fn yes() -> bool {
+    true
 }
 
 #[cfg(test)]
@@ -180,7 +238,7 @@ mod tests {
     fn an_architecture_that_is_not_known_is_named_with_those_that_are() {
         let e = refused("mixtral", json!({ "architectures": ["MixtralForCausalLM"] }));
         assert!(e.contains("unknown architecture `mixtral`") && e.contains("`MixtralForCausalLM`"), "{e}");
-        assert!(e.contains("valid: gemma3, gemma3_text, gpt_neox, llama, mistral, phi3, qwen2, qwen3"), "{e}");
+        assert!(e.contains("valid: gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3"), "{e}");
         assert!(refused("qwen_3", json!({})).contains("did you mean `qwen3`?"));
     }
 
@@ -202,6 +260,16 @@ mod tests {
             ("gemma3_text", json!({ "num_attention_heads": 4, "rope_parameters": { "rope_theta": 1e4 } }), "no valid `rope_parameters.rope_theta`"),
             ("gemma3_text", json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }), "`final_logit_softcapping` as -1"),
             ("gemma3", json!({}), "no `text_config`"),
+            ("gemma2", json!({ "use_bidirectional_attention": true }), "never looks ahead"),
+            ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` as 0"),
+            ("gemma2", json!({ "sliding_window": null }), "no `sliding_window`"),
+            ("olmo3", json!({ "rope_parameters": { "rope_theta": 1e4 } }), "no valid `rope_parameters.rope_theta`"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }), "1 `no_rope_layers` for 2 layers"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }), "`no_rope_layer_interval` of 0"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "layer_types": ["full_attention", "sliding_attention"] }), "no `sliding_window`"),
+            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` as 0"),
+            ("gpt2", json!({ "num_attention_heads": 3 }), "3 heads, which do not divide"),
+            ("gpt2", json!({ "activation_function": "gelu_10" }), "unknown activation_function `gelu_10`"),
             ("gpt_neox", json!({ "num_key_value_heads": 1 }), "GPT-NeoX's heads"),
             ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
         ] {

@@ -1,10 +1,11 @@
-//! Both ends of a model: from token ids into the residual stream, and from it to logits.
+//! Both ends of a model: from token ids to the residual stream, and from the residual stream to logits.
 
 use tch::Tensor;
 
+use super::stream::Stream;
 use super::weights::Weights;
 use crate::api::linear;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The embedding and the output head, which may be one matrix.
 #[derive(Debug)]
@@ -12,7 +13,13 @@ pub struct Vocabulary {
     embedding: Tensor,
     /// `None`: the embedding serves as the head.
     head: Option<Tensor>,
+    /// Learned embeddings of positions `[positions hidden]`.
+    positions: Option<Tensor>,
+    /// Embeddings are multiplied by this.
     scale: Option<f64>,
+    /// Logits are divided by this.
+    divisor: Option<f64>,
+    /// c of c·tanh(logit / c).
     cap: Option<f64>,
 }
 
@@ -25,7 +32,7 @@ impl Vocabulary {
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
-    pub fn new(weights: &mut Weights, [embedding, head]: [&str; 2], shape: [i64; 2], tied: bool) -> Result<Self> {
+    pub fn new(weights: &Weights<'_>, [embedding, head]: [&str; 2], shape: [i64; 2], tied: bool) -> Result<Self> {
         let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
         if !tied && !weights.has(&head) && weights.has(&embedding) {
             return Err(weights
@@ -34,8 +41,8 @@ impl Vocabulary {
         }
         // Either of the two may be missing: transformers ties in both directions.
         let first = if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
-        let matrix = weights.take(first, &shape)?;
-        let own = if !tied || (first != &head && weights.has(&head)) { Some(weights.take(&head, &shape)?) } else { None };
+        let matrix = weights.tensor(first, &shape)?;
+        let own = if !tied || (first != &head && weights.has(&head)) { Some(weights.tensor(&head, &shape)?) } else { None };
         let own = own.filter(|own| !tied || !own.equal(&matrix));
         if tied && own.is_some() {
             tracing::warn!(
@@ -43,43 +50,76 @@ impl Vocabulary {
                  used, as in transformers; set `tie_word_embeddings` to false to silence this warning"
             );
         }
-        Ok(Self { embedding: matrix, head: own, scale: None, cap: None })
+        Ok(Self { embedding: matrix, head: own, positions: None, scale: None, divisor: None, cap: None })
     }
 
-    /// The same with embeddings that are multiplied by `scale`, rounded to the model's kind as Gemma's always was.
+    /// Adds learned embeddings of positions `[positions hidden]` to those of the tokens.
+    #[must_use]
+    pub fn with_positions(mut self, positions: Tensor) -> Self {
+        self.positions = Some(positions);
+        self
+    }
+
+    /// Multiplies embeddings by `scale`.
+    #[must_use]
+    pub fn scaled(mut self, scale: f64) -> Self {
+        self.scale = Some(scale).filter(|s| *s != 1.0);
+        self
+    }
+
+    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in Gemma.
     ///
     /// # Errors
-    /// What libtorch says.
-    pub fn scaled(mut self, scale: f64) -> Result<Self> {
-        self.scale = Some(Tensor::from(scale).f_to_kind(self.embedding.kind())?.f_double_value(&[])?);
-        Ok(self)
+    /// Fails if memory runs out.
+    pub fn scaled_in_kind(self, scale: f64) -> Result<Self> {
+        let scale = Tensor::from(scale).f_to_kind(self.embedding.kind())?.f_double_value(&[])?;
+        Ok(self.scaled(scale))
     }
 
-    /// The same with logits that are capped: c·tanh(logit / c).
+    /// Divides logits by `divisor`.
+    #[must_use]
+    pub fn divided(mut self, divisor: f64) -> Self {
+        self.divisor = Some(divisor).filter(|d| *d != 1.0);
+        self
+    }
+
+    /// Caps logits: c·tanh(logit / c).
     #[must_use]
     pub fn capped(mut self, cap: Option<f64>) -> Self {
         self.cap = cap;
         self
     }
 
-    /// The residual stream `[n hidden]` of ids `[n]`.
+    /// The residual stream `[n hidden]` of a stream of tokens.
     ///
     /// # Errors
-    /// An id outside the vocabulary.
-    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let h = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
-        Ok(match self.scale {
+    /// Fails if a sequence is longer than the learned positions reach, or if memory runs out.
+    pub fn embed(&self, stream: &Stream) -> Result<Tensor> {
+        let look_up = |matrix: &Tensor, ids: &Tensor| Tensor::f_embedding(matrix, ids, -1, false, false);
+        let h = look_up(&self.embedding, &stream.ids)?;
+        let h = match self.scale {
             Some(scale) => h.f_mul_scalar(scale)?,
             None => h,
-        })
+        };
+        let Some(positions) = &self.positions else { return Ok(h) };
+        let (longest, most) = (stream.layout.longest() as i64, positions.size()[0]);
+        if longest > most {
+            return Err(Error::new(format!("a sequence has {longest} tokens, but the model has positions for {most}"))
+                .hint(format!("cut the sequences to at most {most} tokens, prompt and completion together")));
+        }
+        Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let logits = linear(hidden, self.matrices().1, None)?;
+        let logits = match self.divisor {
+            Some(divisor) => logits.f_div_scalar(divisor)?,
+            None => logits,
+        };
         Ok(match self.cap {
             Some(cap) => logits.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
             None => logits,

@@ -246,7 +246,6 @@ const LAYOUT: u64 = {
         offset_of!(api::TokenLogprobs, tokens),
         offset_of!(api::Loss, metrics),
         offset_of!(api::OutputGrad, owner),
-        offset_of!(api::Frozen, bias),
         offset_of!(api::Parameter, axis),
         offset_of!(api::TransformCx<'static>, width),
         offset_of!(api::PreferencePair, chosen),

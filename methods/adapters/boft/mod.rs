@@ -175,10 +175,10 @@ fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
 
 impl AdaptedLinear for BoftLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        let y = butterfly(x, &self.rotations()?)?.f_linear(&base.weight, None::<&Tensor>)?;
+        let y = base.product(&butterfly(x, &self.rotations()?)?)?;
         // In the scale's own kind: near 1, half precision would round its training away.
         let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
-        Ok(match &base.bias {
+        Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,
             None => y,
         })
@@ -191,7 +191,7 @@ impl AdaptedLinear for BoftLinear {
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor of the Rᵀ.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
-        let weight = (0..r.size()[0]).try_fold(base.weight.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;
+        let weight = (0..r.size()[0]).try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;
         Ok(base.with_weight(weight * &self.scale))
     }
 }

@@ -154,8 +154,8 @@ impl AdaptedLinear for EtherLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         let x = self.input.reflect(x)?;
         let Some(output) = &self.output else { return base.forward(&x) };
-        let y = output.reflect(&x.f_linear(&base.weight, None::<&Tensor>)?)?;
-        Ok(match &base.bias {
+        let y = output.reflect(&base.product(&x)?)?;
+        Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,
             None => y,
         })
@@ -167,7 +167,7 @@ impl AdaptedLinear for EtherLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        let mut weight = self.input.reflect(&base.weight.to_kind(self.input.u.kind()))?;
+        let mut weight = self.input.reflect(&base.dense()?.to_kind(self.input.u.kind()))?;
         if let Some(output) = &self.output {
             weight = output.reflect(&weight.tr())?.tr();
         }

@@ -129,7 +129,7 @@ impl AdaptedLinear for HraLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        let weight = base.weight.to_kind(self.u.kind());
+        let weight = base.dense()?.to_kind(self.u.kind());
         Ok(base.with_weight(if self.apply_gs { self.turned_round(&weight)? } else { Reflections::along(&self.u).forward(&weight) }))
     }
 }

@@ -70,7 +70,6 @@ impl AdapterPlugin for Ia3 {
 
     fn from_peft(json: &str) -> Result<Ia3Config> {
         let peft = PeftConfig::parse(json)?;
-        peft.must_be_off(&["fan_in_fan_out"])?;
         Ok(Ia3Config {
             target_modules: peft.need("target_modules")?,
             feedforward_modules: peft.get("feedforward_modules")?.unwrap_or(Targets::Suffixes(Vec::new())),
@@ -116,6 +115,10 @@ impl Adapter for Ia3Config {
         Ok(Some(Fused { adapter: Box::new(self.clone()), modules: fused }))
     }
 
+    fn peft_has_conv1d(&self) -> bool {
+        true
+    }
+
     fn peft_config(&self) -> String {
         json!({ "feedforward_modules": self.feedforward_modules, "fan_in_fan_out": false, "init_ia3_weights": true }).to_string()
     }
@@ -147,11 +150,11 @@ impl AdaptedLinear for Ia3Linear {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let (Self::Input(l) | Self::Output(l)) = self;
-        let mut merged = base.with_weight(&base.weight * l);
-        if let (Self::Output(l), Some(bias)) = (self, &base.bias) {
-            merged.bias = Some((bias * l.f_squeeze_dim(1)?).f_to_kind(bias.kind())?);
-        }
-        Ok(merged)
+        let merged = base.with_weight(base.dense()? * l);
+        Ok(match (self, base.bias()) {
+            (Self::Output(l), Some(bias)) => merged.with_bias(&(bias * l.f_squeeze_dim(1)?)),
+            _ => merged,
+        })
     }
 }
 

@@ -21,10 +21,10 @@ fn it_scales_outputs_with_their_bias_and_the_inputs_of_feed_forward_modules() {
 #[test]
 fn a_scale_near_one_survives_half_precision() {
     let (info, frozen) = module("self_attn.k_proj", 8, 4);
-    let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
+    let half = Frozen::new(frozen.dense().unwrap().to_kind(Kind::BFloat16), None);
     let adapted = Ia3::build(Ia3Config::default())
         .unwrap()
-        .attach(&LinearSite { info: &info, frozen: &half, shared: &[] }, &mut Init::new(0, "", Kind::Float, half.weight.device()))
+        .attach(&LinearSite { info: &info, frozen: &half, shared: &[] }, &mut Init::new(0, "", Kind::Float, half.device()))
         .unwrap();
     // 1.003 is 1 in bf16, so among many products some have to move.
     let _ = adapted.parameters()[0].tensor.detach().fill_(1.003);
@@ -40,5 +40,5 @@ fn a_feed_forward_module_has_to_be_a_target() {
     assert!(refused::<Ia3>(bad).contains("`adapter.feedforward_modules` holds `up_proj`"));
     let read = Ia3::from_peft(r#"{"target_modules": ["k_proj"], "feedforward_modules": ".*_proj"}"#).unwrap();
     assert_eq!(read.feedforward_modules, Targets::Pattern(".*_proj".to_owned()));
-    assert!(Ia3::from_peft(r#"{"target_modules": ["k_proj"], "fan_in_fan_out": true}"#).is_err());
+    assert!(Ia3::from_peft(r#"{"target_modules": ["k_proj"], "fan_in_fan_out": true}"#).is_ok());
 }

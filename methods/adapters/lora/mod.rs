@@ -102,7 +102,6 @@ impl AdapterPlugin for Lora {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&[
             "lora_bias",
-            "fan_in_fan_out",
             "layer_replication",
             "use_qalora",
             "use_bdlora",
@@ -150,7 +149,7 @@ impl Adapter for LoraConfig {
         let (inputs, outputs) = (site.info.inputs, site.info.outputs);
         let (r, scale) = self.rank_and_scale(&site.info.name)?;
         let a = init.kaiming_uniform(A, &[r, inputs], inputs);
-        let magnitude = self.use_dora.then(|| Magnitude::of(&site.frozen.weight, a.kind()));
+        let magnitude = if self.use_dora { Some(Magnitude::of(site.frozen, a.kind())?) } else { None };
         Ok(Box::new(LoraLinear { a, b: init.zeros(&[outputs, r]), scale, dropout: self.lora_dropout, magnitude }))
     }
 
@@ -167,6 +166,10 @@ impl Adapter for LoraConfig {
             fused.push(Box::new(linear));
         }
         Ok(Some(Fused { adapter: Box::new(config), modules: fused }))
+    }
+
+    fn peft_has_conv1d(&self) -> bool {
+        true
     }
 
     fn peft_config(&self) -> String {
@@ -206,7 +209,7 @@ impl LoraConfig {
         let scale = scales.first().copied().unwrap_or(1.0);
         let a = Tensor::f_cat(&parts.iter().map(|part| part.tensor(A)).collect::<Result<Vec<_>>>()?, 0)?;
         let b = a.f_new_zeros([module.info.outputs, a.size()[0]], (a.kind(), a.device()))?;
-        let mut magnitude = self.use_dora.then(|| Magnitude::of(&module.frozen.weight, a.kind()));
+        let mut magnitude = if self.use_dora { Some(Magnitude::of(module.frozen, a.kind())?) } else { None };
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
@@ -238,25 +241,24 @@ struct LoraLinear {
 struct Magnitude {
     /// m `[out]`.
     m: Tensor,
-    /// The squared lengths of W's rows `[out]`, which stay as they are.
+    /// Squared lengths of the rows of W `[out]`, which do not change.
     squares: Tensor,
 }
 
 impl Magnitude {
-    /// m as it starts on W `[out in]`, in `kind`.
-    fn of(weight: &Tensor, kind: Kind) -> Self {
-        let _guard = tch::no_grad_guard();
-        let squares = weight.to_kind(kind).square().sum_dim_intlist([1].as_slice(), false, None::<Kind>);
-        Self { m: squares.sqrt().set_requires_grad(true), squares }
+    /// The initial magnitude of a module, in `kind`.
+    fn of(frozen: &Frozen, kind: Kind) -> Result<Self> {
+        let norms = frozen.row_norms(kind)?;
+        Ok(Self { squares: norms.square(), m: norms.set_requires_grad(true) })
     }
 }
 
 impl LoraLinear {
     /// ‖W + s·BA‖ of each row `[out]`, without gradient and without forming the sum:
     /// ‖W‖² + 2s·Σ B ⊙ (WAᵀ) + s²·Σ B ⊙ (B(AAᵀ)).
-    fn lengths(&self, squares: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    fn lengths(&self, squares: &Tensor, base: &Frozen) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let (a, b, s) = (&self.a, &self.b, self.scale);
+        let (a, b, s, weight) = (&self.a, &self.b, self.scale, base.dense()?);
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
         // A row that is all zeros has no direction; the bound makes it stay 0 instead of 0/0.
@@ -273,12 +275,12 @@ impl AdaptedLinear for LoraLinear {
         let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
-        let plain = match &base.bias {
-            _ if train && self.dropout > 0.0 => input.f_linear(&base.weight, None::<&Tensor>)?,
+        let plain = match base.bias() {
+            _ if train && self.dropout > 0.0 => base.product(&input)?,
             Some(bias) => &y - bias,
             None => y.shallow_clone(),
         };
-        let ratio = m / self.lengths(squares, &base.weight)?;
+        let ratio = m / self.lengths(squares, base)?;
         // What is added is cast, not the ratio near 1, whose training half precision would round away.
         Ok(y + plain * (&ratio - 1.0).f_to_kind(kind)? + change * ratio.f_to_kind(kind)?)
     }
@@ -291,9 +293,9 @@ impl AdaptedLinear for LoraLinear {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let change = self.b.f_matmul(&self.a)? * self.scale;
-        let mut weight = base.weight.to_kind(change.kind()).f_add(&change)?;
+        let mut weight = base.dense()?.to_kind(change.kind()).f_add(&change)?;
         if let Some(Magnitude { m, squares }) = &self.magnitude {
-            weight *= (m / self.lengths(squares, &base.weight)?).f_unsqueeze(1)?;
+            weight *= (m / self.lengths(squares, base)?).f_unsqueeze(1)?;
         }
         Ok(base.with_weight(weight))
     }

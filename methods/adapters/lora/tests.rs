@@ -36,8 +36,8 @@ fn dropout_acts_in_training_alone() {
 fn a_merged_weight_keeps_its_kind() {
     let (adapted, frozen) = attached(LoraConfig::default());
     let x = rows(3, 8).to_kind(Kind::BFloat16);
-    let half = Frozen { weight: frozen.weight.to_kind(Kind::BFloat16), bias: None };
-    assert_eq!(adapted.merge(&half).unwrap().weight.kind(), Kind::BFloat16);
+    let half = Frozen::new(frozen.dense().unwrap().to_kind(Kind::BFloat16), None);
+    assert_eq!(adapted.merge(&half).unwrap().kind(), Kind::BFloat16);
     assert_eq!(adapted.forward(&x, &half, false).unwrap().kind(), Kind::BFloat16);
 }
 
@@ -56,8 +56,8 @@ fn patterns_give_some_modules_their_own_rank_and_alpha() {
         disturb(&adapted.parameters());
         let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
         assert_eq!(a.tensor.size(), [r, 8], "{name}");
-        let expected = &module.1.weight + b.tensor.matmul(&a.tensor) * scale;
-        assert!(off(&adapted.merge(&module.1).unwrap().weight, &expected) < 1e-12, "{name}");
+        let expected = &module.1.dense().unwrap() + b.tensor.matmul(&a.tensor) * scale;
+        assert!(off(&adapted.merge(&module.1).unwrap().dense().unwrap(), &expected) < 1e-12, "{name}");
     }
     let again = Lora::from_peft(&format!(r#"{{"target_modules": "all-linear", {}"#, &config.peft_config()[1..])).unwrap();
     assert_eq!((again.rank_pattern, again.alpha_pattern), (config.rank_pattern, config.alpha_pattern));
@@ -70,7 +70,7 @@ fn dora(lora_dropout: f64) -> LoraConfig {
 /// m ⊙ (W + s·BA)/‖W + s·BA‖ by its definition.
 fn recomposed(adapted: &dyn AdaptedLinear, frozen: &Frozen) -> Tensor {
     let [a, b, m] = &adapted.parameters()[..] else { panic!("three tensors") };
-    let full = &frozen.weight + b.tensor.matmul(&a.tensor) * 3.0;
+    let full = &frozen.dense().unwrap() + b.tensor.matmul(&a.tensor) * 3.0;
     let lengths = full.norm_scalaropt_dim(2.0, 1, true).detach();
     full / lengths * m.tensor.unsqueeze(1)
 }
@@ -81,7 +81,7 @@ fn dora_trains_lengths_apart_from_directions() {
     let x = rows(3, 8);
     assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
     disturb(&adapted.parameters());
-    let expected = x.matmul(&recomposed(&*adapted, &frozen).tr()) + frozen.bias.as_ref().unwrap();
+    let expected = x.matmul(&recomposed(&*adapted, &frozen).tr()) + frozen.bias().unwrap();
     let ours = adapted.forward(&x, &frozen, true).unwrap();
     assert!(off(&ours, &expected) < 1e-12);
     assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
@@ -109,8 +109,8 @@ fn dora_drops_inputs_of_the_change_alone() {
 #[test]
 fn a_row_of_zeros_stays_finite_with_dora() {
     let mut module = module("self_attn.q_proj", 8, 4);
-    let _ = module.1.weight.get(2).zero_();
-    module.1.bias = None;
+    let _ = module.1.dense().unwrap().get(2).zero_();
+    module.1 = Frozen::new(module.1.dense().unwrap(), None);
     let adapted = attach(&*Lora::build(dora(0.0)).unwrap(), &module).unwrap();
     let y = adapted.forward(&Tensor::ones([1, 8], DOUBLE), &module.1, true).unwrap();
     assert!(y.isfinite().all().int64_value(&[]) == 1 && y.double_value(&[0, 2]) == 0.0);
@@ -133,7 +133,9 @@ fn what_it_cannot_honour_on_disk_is_refused() {
     let with = |field: &str| Lora::from_peft(&format!(r#"{{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"{field}}}"#));
     assert_eq!(with("").unwrap().target_modules, Targets::Pattern("all-linear".to_owned()));
     assert!(with(r#", "init_lora_weights": "gaussian", "rank_pattern": {}"#).is_ok());
-    for bad in ["\"lora_bias\": true", "\"init_lora_weights\": \"pissa\"", "\"fan_in_fan_out\": true"] {
+    // The flag says how the base model stores its weights, not what the adapter computes.
+    assert!(with(r#", "fan_in_fan_out": true"#).is_ok());
+    for bad in ["\"lora_bias\": true", "\"init_lora_weights\": \"pissa\""] {
         assert!(with(&format!(", {bad}")).is_err(), "{bad}");
     }
     assert!(Lora::from_peft(r#"{"r": 4, "target_modules": ["q_proj"]}"#).is_err());

@@ -226,7 +226,7 @@ impl AdaptedLinear for OftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        Ok(base.with_weight(rotate(&base.weight.to_kind(self.weight.kind()), &self.rotation()?.f_transpose(1, 2)?)?))
+        Ok(base.with_weight(rotate(&base.dense()?.to_kind(self.weight.kind()), &self.rotation()?.f_transpose(1, 2)?)?))
     }
 }
 

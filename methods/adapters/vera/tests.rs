@@ -35,7 +35,7 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
     assert_eq!(made.iter().map(|p| p.tensor.size()).collect::<Vec<_>>(), [[5, 8], [12, 5]]);
     assert!(made.iter().all(|p| !p.tensor.requires_grad() && p.tensor.is_leaf()));
     for info in &infos {
-        let frozen = Frozen { weight: Tensor::zeros([info.outputs, info.inputs], DOUBLE), bias: None };
+        let frozen = Frozen::new(Tensor::zeros([info.outputs, info.inputs], DOUBLE), None);
         let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
         let adapted = config().attach(&LinearSite { info, frozen: &frozen, shared: &made }, &mut init).unwrap();
         disturb(&adapted.parameters());

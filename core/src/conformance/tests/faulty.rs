@@ -180,7 +180,7 @@ impl Adapter for AdapterConfig {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let size = [site.info.outputs, site.info.inputs];
         if self.flaw == OfAdapter::TrainsTheBase {
-            let _ = site.frozen.weight.set_requires_grad(true);
+            let _ = site.frozen.dense()?.set_requires_grad(true);
         }
         let delta = match self.flaw {
             OfAdapter::StartsElsewhere => init.normal("delta", &size, 0.1),
@@ -226,7 +226,7 @@ struct Change {
 impl AdaptedLinear for Change {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         if self.flaw == OfAdapter::WritesToTheBase {
-            let _ = base.weight.detach().f_add_(&(base.weight.detach() * 1e-3))?;
+            let _ = base.dense()?.detach().f_add_(&(base.dense()?.detach() * 1e-3))?;
         }
         Ok(base.forward(x)? + x.f_linear(&self.delta, None::<Tensor>)? * self.scale)
     }
@@ -244,7 +244,7 @@ impl AdaptedLinear for Change {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let times = if self.flaw == OfAdapter::MergesTwice { 2.0 } else { 1.0 };
-        Ok(base.with_weight(&base.weight + &self.delta * (self.scale * times)))
+        Ok(base.with_weight(base.dense()? + &self.delta * (self.scale * times)))
     }
 }
 

@@ -64,6 +64,9 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     if !(1..=head_dim).contains(&turned) {
         return Err(wrong(format!("rotates {turned} dimensions of each head, which must be from 1 to {head_dim}")));
     }
+    if turned == head_dim && turned % 2 != 0 {
+        return Err(wrong(format!("rotates all {turned} dimensions of each head, which must be an even number")));
+    }
     let need = |value: Option<f64>, field: &str| match value {
         Some(x) if x > 0.0 && x.is_finite() => Ok(x),
         Some(x) => Err(wrong(format!("gives `{field}` as {x}, which has to be above 0"))),

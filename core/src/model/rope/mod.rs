@@ -21,6 +21,8 @@ pub struct Rope {
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
+    /// True if heads are rotated in float32 whatever the kind of the model is.
+    unrounded: bool,
 }
 
 impl Rope {
@@ -30,7 +32,7 @@ impl Rope {
     /// A type that is not known, or one whose numbers are missing or out of range.
     pub fn new(head_dim: i64, parameters: &RopeParameters) -> Result<Self> {
         let (frequencies, attention_factor) = frequencies::of(head_dim, parameters)?;
-        Ok(Self { frequencies, attention_factor, recomputes: false })
+        Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
     }
 
     /// Marks an architecture that recomputes its cached keys when the frequencies of a growing
@@ -38,6 +40,13 @@ impl Rope {
     #[must_use]
     pub fn recomputing(mut self) -> Self {
         self.recomputes = true;
+        self
+    }
+
+    /// Marks an architecture that keeps cos and sin in float32, and rotates heads in it.
+    #[must_use]
+    pub fn unrounded(mut self) -> Self {
+        self.unrounded = true;
         self
     }
 
@@ -87,6 +96,7 @@ impl Rope {
         };
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?.f_unsqueeze(1)?;
         let scaled = |t: Tensor| if self.attention_factor == 1.0 { Ok(t) } else { t.f_mul_scalar(self.attention_factor) };
+        let kind = if self.unrounded { wide } else { kind };
         Ok(Tables { cos: scaled(angles.f_cos()?)?.f_to_kind(kind)?, sin: scaled(angles.f_sin()?)?.f_to_kind(kind)? })
     }
 }
@@ -115,7 +125,7 @@ impl Tables {
     fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.size()[2] / 2;
         let turned = Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
-        Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?)
+        Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
     }
 }
 

@@ -91,6 +91,29 @@ impl RopeParameters {
         Ok(p)
     }
 
+    /// Those of layers that see everything, and of layers with a window, for an architecture with a set for each. Older
+    /// configurations have one `rope_scaling`, which only applies to the first.
+    ///
+    /// # Errors
+    /// Fails if a field is unknown or of another type, or if heads are to be rotated in part.
+    pub fn by_layer_type(config: &Value, full: &Spelling, sliding: &Spelling) -> Result<[Self; 2]> {
+        const TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
+        let nested = config.get("rope_parameters").filter(|p| !p.is_null());
+        if let Some(stray) = nested.and_then(Value::as_object).and_then(|p| p.keys().find(|k| !TYPES.contains(&k.as_str()))) {
+            return Err(Error::new(format!("the model's config.json has no valid `rope_parameters.{stray}`"))
+                .hint("this architecture has one set for `full_attention` and one for `sliding_attention`"));
+        }
+        let of = |kind: &str| nested.and_then(|p| p.get(kind));
+        let (scaling, place) = match config.get("rope_scaling").filter(|s| !s.is_null()) {
+            Some(scaling) => (Some(scaling), "rope_scaling"),
+            None => (of(TYPES[0]), "rope_parameters.full_attention"),
+        };
+        Ok([
+            Self::at(scaling, place, config, full)?.must_be_whole()?,
+            Self::at(of(TYPES[1]), "rope_parameters.sliding_attention", config, sliding)?.must_be_whole()?,
+        ])
+    }
+
     /// Refuses heads that are to be turned in part.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ impl Adapter for LoraXsConfig {
             return Err(Error::new(format!("`adapter.r` is {}, but the module has {most} singular vectors", self.r)));
         }
         let core = init.zeros(&[self.r, self.r]);
-        let (u, sigma, v) = site.frozen.weight.f_to_kind(core.kind())?.f_svd(true, true)?;
+        let (u, sigma, v) = site.frozen.dense()?.f_to_kind(core.kind())?.f_svd(true, true)?;
         let first = |columns: &Tensor| columns.f_narrow(1, 0, self.r);
         Ok(Box::new(Core { left: first(&(u * sigma))?.f_contiguous()?, core, right: first(&v)?.f_tr()?.f_contiguous()? }))
     }
@@ -103,7 +103,7 @@ impl AdaptedLinear for Core {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let change = self.left.f_matmul(&self.core)?.f_matmul(&self.right)?;
-        Ok(base.with_weight(base.weight.f_to_kind(change.kind())?.f_add(&change)?))
+        Ok(base.with_weight(base.dense()?.f_to_kind(change.kind())?.f_add(&change)?))
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     fn the_core_acts_between_the_largest_singular_vectors() {
         // W = diag(3, 2) with a third input that is not read: A = (3, 0)ᵀ and B = (1, 0, 0), to a sign that A R B keeps.
         let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 3, outputs: 2 };
-        let frozen = Frozen { weight: tensor(&[3.0, 0.0, 0.0, 0.0, 2.0, 0.0], &[2, 3]), bias: None };
+        let frozen = Frozen::new(tensor(&[3.0, 0.0, 0.0, 0.0, 2.0, 0.0], &[2, 3]), None);
         let attach = |r| {
             let adapter = LoraXs::build(LoraXsConfig { r, ..LoraXsConfig::default() }).unwrap();
             adapter.attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut Init::new(0, "", Kind::Double, Device::Cpu))

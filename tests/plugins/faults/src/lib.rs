@@ -147,7 +147,7 @@ impl AdaptedLinear for Given {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        Ok(base.with_weight(base.weight.shallow_clone()))
+        Ok(base.with_weight(base.dense()?))
     }
 }
 

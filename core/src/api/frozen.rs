@@ -1,0 +1,172 @@
+//! The frozen weights of a linear module, without how they are stored.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Rows, linear};
+use crate::error::Result;
+
+/// A frozen linear module as an adapter sees it: y = xWᵀ + b.
+#[derive(Debug)]
+pub struct Frozen {
+    /// W `[out in]`.
+    weight: Tensor,
+    /// b `[out]`.
+    bias: Option<Tensor>,
+}
+
+impl Frozen {
+    /// The module with the weights W `[out in]` and the bias b `[out]`.
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// Number of inputs.
+    pub fn inputs(&self) -> i64 {
+        self.weight.size()[1]
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// The kind in which the module computes.
+    pub fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> Device {
+        self.weight.device()
+    }
+
+    /// b `[out]`; `None` if the module has no bias.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// y = xWᵀ + b `[n out]` of x `[n in]`.
+    ///
+    /// # Errors
+    /// Fails if shapes or kinds do not fit, or if memory runs out.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// xWᵀ `[n out]` of x `[n in]`, without the bias.
+    ///
+    /// # Errors
+    /// Fails if shapes or kinds do not fit, or if memory runs out.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, &self.weight, None)
+    }
+
+    /// W `[out in]` as one matrix. It may share the module's memory, so do not write to it.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    #[expect(clippy::unnecessary_wraps, reason = "weights that are stored in another form have to be converted")]
+    pub fn dense(&self) -> Result<Tensor> {
+        Ok(self.weight.shallow_clone())
+    }
+
+    /// Euclidean length of each row of W `[out]`, computed in `kind`.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn row_norms(&self, kind: Kind) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        Ok(self.dense()?.f_to_kind(kind)?.f_square()?.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?.f_sqrt()?)
+    }
+
+    /// The same module with other weights `[out in]`, which are converted to the kind of these.
+    #[must_use]
+    pub fn with_weight(&self, weight: Tensor) -> Self {
+        Self { weight: weight.to_kind(self.kind()), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
+    /// The same module with another bias `[out]`, which is converted to the kind of the weights.
+    #[must_use]
+    pub fn with_bias(self, bias: &Tensor) -> Self {
+        Self { bias: Some(bias.to_kind(self.kind())), ..self }
+    }
+
+    /// The same module in another kind.
+    #[must_use]
+    pub fn to_kind(&self, kind: Kind) -> Self {
+        Self { weight: self.weight.to_kind(kind), bias: self.bias.as_ref().map(|b| b.to_kind(kind)) }
+    }
+
+    /// The module that computes the outputs `rows` of this one.
+    ///
+    /// # Errors
+    /// Fails if the module has another number of outputs than `rows` expects.
+    pub fn part(&self, rows: Rows) -> Result<Self> {
+        Ok(Self { weight: rows.of(&self.weight, 0)?, bias: self.bias.as_ref().map(|b| rows.of(b, 0)).transpose()? })
+    }
+
+    /// The same module, sharing its memory.
+    pub(crate) fn shared(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
+    /// A copy in its own memory.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub(crate) fn copied(&self) -> Result<Self> {
+        let copied = |t: &Tensor| -> Result<Tensor> {
+            let mut copy = t.f_empty_like()?;
+            copy.f_copy_(t)?;
+            Ok(copy)
+        };
+        Ok(Self { weight: copied(&self.weight)?, bias: self.bias.as_ref().map(copied).transpose()? })
+    }
+
+    /// Overwrites the outputs `rows` of this module with those of `part`.
+    ///
+    /// # Errors
+    /// Fails if shapes do not fit.
+    pub(crate) fn put(&mut self, rows: Rows, part: &Self) -> Result<()> {
+        rows.put(&self.weight, &part.weight)?;
+        let Some(bias) = &part.bias else { return Ok(()) };
+        // An adapter may add a bias to a part of a module that has none.
+        let all = match self.bias.take() {
+            Some(all) => all,
+            None => self.weight.f_select(1, 0)?.f_zeros_like()?,
+        };
+        rows.put(&all, bias)?;
+        self.bias = Some(all);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_with_a_bias_gives_its_module_one() {
+        let rows = Rows { groups: 2, start: 1, len: 1, width: 2 };
+        let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
+        let base = Frozen::new(old, None);
+        let mut module = base.copied().unwrap();
+        module.put(rows, &Frozen::new(new.narrow(0, 0, 2), Some(new.select(1, 0).narrow(0, 0, 2)))).unwrap();
+        let expected = Tensor::from_slice(&[0f32, 1.0, 0.0, 1.0]);
+        assert_eq!((module.dense().unwrap().select(1, 2), module.bias().unwrap()), (expected.shallow_clone(), &expected));
+        assert_eq!(base.dense().unwrap().sum(Kind::Float).double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn what_is_known_of_weights_is_what_the_matrix_says() {
+        let weight = Tensor::from_slice(&[3.0f32, 4.0, 0.0, 0.0, 0.0, -2.0]).reshape([2, 3]);
+        let frozen = Frozen::new(weight.shallow_clone(), Some(Tensor::from_slice(&[1.0f32, 2.0])));
+        assert_eq!((frozen.inputs(), frozen.outputs(), frozen.kind()), (3, 2, Kind::Float));
+        assert_eq!(Vec::<f64>::try_from(frozen.row_norms(Kind::Double).unwrap()).unwrap(), [5.0, 2.0]);
+        let x = Tensor::from_slice(&[1.0f32, 1.0, 1.0]).reshape([1, 3]);
+        assert_eq!(frozen.product(&x).unwrap(), x.matmul(&weight.tr()));
+        assert_eq!(frozen.forward(&x).unwrap(), frozen.product(&x).unwrap() + frozen.bias().unwrap());
+        let half = frozen.to_kind(Kind::BFloat16).with_weight(weight).with_bias(&Tensor::from_slice(&[0.5f32, 0.5]));
+        assert_eq!((half.kind(), half.bias().unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
+    }
+}

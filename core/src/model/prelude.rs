@@ -1,0 +1,19 @@
+//! What architecture files are written with.
+
+pub use serde::Deserialize;
+pub use serde_json::{Value, json};
+pub use tch::Tensor;
+
+pub use super::activation::Activation;
+pub use super::attention::Scores;
+pub use super::block::{Block, BlockCx};
+pub use super::decoder::{Decoder, LayerKind};
+pub use super::linear::Linear;
+pub use super::mlp::{Inward, Mlp};
+pub use super::norm::Norm;
+pub use super::rope::{Rope, RopeParameters, Spelling};
+pub use super::self_attention::{Projections, QkNorm, SelfAttention};
+pub use super::settings::{LayerType, Sizes, silu, yes};
+pub use super::vocabulary::Vocabulary;
+pub use super::weights::Weights;
+pub use crate::error::{Error, Result};
