@@ -83,7 +83,11 @@ fn parts_of_a_fused_module_are_merged_into_it() {
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = golden.join("trl/pairs.jsonl").display().to_string();
     let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
-    for (name, targets) in [("phi3", r#"["qkv_proj.q_proj", "gate_up_proj.up_proj"]"#), ("gpt_neox", r#"["query_key_value.k_proj"]"#)] {
+    for (name, targets) in [
+        ("phi3", r#"["qkv_proj.q_proj", "gate_up_proj.up_proj"]"#),
+        ("gpt_neox", r#"["query_key_value.k_proj"]"#),
+        ("gpt2", r#"["c_attn.k_proj", "mlp.c_proj"]"#),
+    ] {
         let model = golden.join("models").join(name).display().to_string();
         let base = scores(&["--model", &model]);
         for adapter in ["lora", "hra"] {

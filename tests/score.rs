@@ -70,41 +70,21 @@ impl Values {
 
     /// Writes the same model as a GGUF file, laid out as by llama.cpp's converter. Returns `None` if llama.cpp does not have
     /// the architecture.
-    fn gguf(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(Writer) -> Writer) -> Option<PathBuf> {
+    fn gguf(&self, at: &Path, architecture: &'static str, bos: bool, change: impl Fn(Writer) -> Writer) -> Option<PathBuf> {
         let name = match architecture {
-            "llama" => "llama",
-            "qwen2" => "qwen2",
-            "qwen3" => "qwen3",
-            "phi3" => "phi3",
+            "mistral" => return None,
             "gemma3_text" => "gemma3",
             "gpt_neox" => "gptneox",
-            _ => return None,
+            "olmo3" => "olmo2",
+            same => same,
         };
         let config = self.config(architecture);
         let count = |field: &str| config[field].as_u64().map(|n| u32::try_from(n).expect("a count"));
-        let (heads, hidden) = (count("num_attention_heads").expect("heads"), count("hidden_size").expect("a size"));
+        let heads = count("num_attention_heads").or(count("n_head")).expect("heads");
         let kv_heads = count("num_key_value_heads").unwrap_or(heads);
-        let head = count("head_dim").unwrap_or(hidden / heads);
-        let rope = if architecture == "gemma3_text" { &config["rope_parameters"]["full_attention"] } else { &config["rope_parameters"] };
-        let number = |v: &Value| v.as_f64().expect("a number") as f32;
-
         let w = Writer { version: 3, architecture: name, entries: Vec::new(), tensors: Vec::new() };
-        let w = w.entry("general.architecture", 8, &text(name)).count("embedding_length", hidden).count("attention.head_count", heads);
-        let w = w.count("attention.head_count_kv", kv_heads).count("attention.key_length", head).count("attention.value_length", head);
-        let w = w.count("feed_forward_length", count("intermediate_size").expect("a size")).count("block_count", count("num_hidden_layers").expect("layers"));
-        let w = w.count("context_length", count("max_position_embeddings").expect("a context")).float("rope.freq_base", number(&rope["rope_theta"]));
-        let turned = rope["partial_rotary_factor"].as_f64().map_or(head, |part| (f64::from(head) * part) as u32);
-        let w = w.count("rope.dimension_count", turned);
-        let w = match config["rms_norm_eps"].as_f64() {
-            Some(eps) => w.float("attention.layer_norm_rms_epsilon", eps as f32),
-            None => w.float("attention.layer_norm_epsilon", number(&config["layer_norm_eps"])).entry("gptneox.use_parallel_residual", 7, &[1]),
-        };
-        let w = if architecture == "gemma3_text" {
-            let w = w.count("attention.sliding_window", count("sliding_window").expect("a window")).count("attention.sliding_window_pattern", 2);
-            w.float("final_logit_softcapping", number(&config["final_logit_softcapping"])).float("rope.freq_base_swa", 1e4)
-        } else {
-            w
-        };
+        let w = w.entry("general.architecture", 8, &text(name));
+        let w = if architecture == "gpt2" { settings_of_gpt2(w, &config) } else { settings(w, architecture, &config) };
 
         let strings = |v: &Value| v.as_array().expect("strings").iter().map(|s| s.as_str().expect("a string").to_owned()).collect::<Vec<_>>();
         let (tokens, special) = (strings(&self.0["tokens"]), self.0["special"].as_u64().expect("a count") as usize);
@@ -117,18 +97,86 @@ impl Values {
 
         let tensors = self.tensors(architecture).into_iter();
         let w = tensors.fold(w, |w, (name, shape, values)| {
+            let reordered = matches!(architecture, "llama" | "smollm3" | "granite");
+            let conv1d = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end));
             let values = match &name {
-                name if architecture == "llama" && name.contains("q_proj") => pairs_apart(&values, heads as usize),
-                name if architecture == "llama" && name.contains("k_proj") => pairs_apart(&values, kv_heads as usize),
+                name if reordered && name.contains("q_proj") => pairs_apart(&values, heads as usize),
+                name if reordered && name.contains("k_proj") => pairs_apart(&values, kv_heads as usize),
                 name if name.contains("query_key_value") => by_part(&values, heads as usize),
-                name if architecture == "gemma3_text" && name.ends_with("norm.weight") => values.iter().map(|x| x + 1.0).collect(),
+                name if architecture.starts_with("gemma") && name.ends_with("norm.weight") => values.iter().map(|x| x + 1.0).collect(),
+                _ if conv1d => flat(&Tensor::from_slice(&values).reshape(&shape).tr()),
                 _ => values,
             };
-            let axes: Vec<u64> = shape.iter().rev().map(|n| *n as u64).collect();
+            let mut axes: Vec<u64> = shape.iter().rev().map(|n| *n as u64).collect();
+            if conv1d {
+                axes.reverse();
+            }
             w.floats(&gguf_name(architecture, &name), &axes, values)
         });
         std::fs::write(at, w.bytes()).expect("written");
         Some(at.to_owned())
+    }
+}
+
+/// A size in the configuration.
+fn size(config: &Value, field: &str) -> u32 {
+    config[field].as_u64().and_then(|n| u32::try_from(n).ok()).expect("a size")
+}
+
+fn number(v: &Value) -> f32 {
+    v.as_f64().expect("a number") as f32
+}
+
+/// GPT-2's settings. The converter always writes four times the width as the inner one.
+fn settings_of_gpt2(w: Writer, config: &Value) -> Writer {
+    let width = size(config, "n_embd");
+    let w = w.count("block_count", size(config, "n_layer")).count("context_length", size(config, "n_positions")).count("embedding_length", width);
+    let w = w.count("feed_forward_length", 4 * width).count("attention.head_count", size(config, "n_head"));
+    w.float("attention.layer_norm_epsilon", number(&config["layer_norm_epsilon"]))
+}
+
+/// The settings of the other architectures.
+fn settings(w: Writer, architecture: &str, config: &Value) -> Writer {
+    let (heads, hidden) = (size(config, "num_attention_heads"), size(config, "hidden_size"));
+    let head = if config["head_dim"].is_null() { hidden / heads } else { size(config, "head_dim") };
+    let kv_heads = if config["num_key_value_heads"].is_null() { heads } else { size(config, "num_key_value_heads") };
+    let by_layer = config["rope_parameters"].get("full_attention");
+    let rope = by_layer.unwrap_or(&config["rope_parameters"]);
+    let w = w.count("embedding_length", hidden).count("attention.head_count", heads).count("attention.head_count_kv", kv_heads);
+    let w = w.count("attention.key_length", head).count("attention.value_length", head);
+    let w = w.count("feed_forward_length", size(config, "intermediate_size")).count("block_count", size(config, "num_hidden_layers"));
+    let w = w.count("context_length", size(config, "max_position_embeddings")).float("rope.freq_base", number(&rope["rope_theta"]));
+    let turned = rope["partial_rotary_factor"].as_f64().map_or(head, |part| (f64::from(head) * part) as u32);
+    let w = w.count("rope.dimension_count", turned);
+    let w = match config["rms_norm_eps"].as_f64() {
+        Some(eps) => w.float("attention.layer_norm_rms_epsilon", eps as f32),
+        None => w.float("attention.layer_norm_epsilon", number(&config["layer_norm_eps"])).entry("gptneox.use_parallel_residual", 7, &[1]),
+    };
+    let window = |w: Writer| w.count("attention.sliding_window", size(config, "sliding_window"));
+    let swa = |w: Writer| w.float("rope.freq_base_swa", number(&config["rope_parameters"]["sliding_attention"]["rope_theta"]));
+    match architecture {
+        "gemma2" => {
+            let w = window(w).float("attn_logit_softcapping", number(&config["attn_logit_softcapping"]));
+            w.float("final_logit_softcapping", number(&config["final_logit_softcapping"]))
+        }
+        "gemma3_text" => {
+            let w = swa(window(w).count("attention.sliding_window_pattern", 2));
+            w.float("final_logit_softcapping", number(&config["final_logit_softcapping"]))
+        }
+        "olmo3" => {
+            let sliding: Vec<u8> = config["layer_types"].as_array().expect("layers").iter().map(|layer| u8::from(layer == "sliding_attention")).collect();
+            let pattern = [&7u32.to_le_bytes()[..], &(sliding.len() as u64).to_le_bytes(), &sliding].concat();
+            let w = swa(window(w)).entry("olmo2.attention.sliding_window_pattern", 9, &pattern);
+            let w = w.entry("olmo2.rope.scaling.type", 8, &text("yarn")).float("rope.scaling.factor", number(&rope["factor"]));
+            let w = w.count("rope.scaling.original_context_length", size(rope, "original_max_position_embeddings"));
+            let w = w.float("rope.scaling.yarn_attn_factor", number(&rope["attention_factor"]));
+            w.float("rope.scaling.yarn_beta_fast", number(&rope["beta_fast"])).float("rope.scaling.yarn_beta_slow", number(&rope["beta_slow"]))
+        }
+        "granite" => {
+            let w = w.float("attention.scale", number(&config["attention_multiplier"])).float("embedding_scale", number(&config["embedding_multiplier"]));
+            w.float("residual_scale", number(&config["residual_multiplier"])).float("logit_scale", number(&config["logits_scaling"]))
+        }
+        _ => w,
     }
 }
 
@@ -151,28 +199,38 @@ fn flat(t: &Tensor) -> Vec<f32> {
 
 fn gguf_name(architecture: &str, name: &str) -> String {
     let (module, part) = name.rsplit_once('.').expect("a part");
-    let ends = [("embed_tokens", "token_embd"), ("embed_in", "token_embd"), ("model.norm", "output_norm"), ("final_layer_norm", "output_norm")];
-    if let Some((_, theirs)) = ends.iter().chain(&[("lm_head", "output")]).find(|(ours, _)| module.ends_with(ours)) {
+    let ends = [
+        ("embed_tokens", "token_embd"),
+        ("embed_in", "token_embd"),
+        ("transformer.wte", "token_embd"),
+        ("transformer.wpe", "position_embd"),
+        ("model.norm", "output_norm"),
+        ("final_layer_norm", "output_norm"),
+        ("transformer.ln_f", "output_norm"),
+        ("lm_head", "output"),
+        ("embed_out", "output"),
+    ];
+    if let Some((_, theirs)) = ends.iter().find(|(ours, _)| module.ends_with(ours)) {
         return format!("{theirs}.{part}");
     }
-    let mut parts = module.split(".layers.").nth(1).expect("a layer").splitn(2, '.');
-    let (layer, module) = (parts.next().expect("a number"), parts.next().expect("a module"));
-    let four = architecture == "gemma3_text";
+    let in_block = module.split_once(".layers.").or(module.split_once(".h.")).expect("a layer").1;
+    let (layer, module) = in_block.split_once('.').expect("a module");
+    let around = architecture.starts_with("gemma") || architecture.starts_with("olmo");
     let theirs = match module {
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" | "attention.dense" => "attn_output",
+        "self_attn.o_proj" | "attention.dense" | "attn.c_proj" => "attn_output",
         "self_attn.q_norm" => "attn_q_norm",
         "self_attn.k_norm" => "attn_k_norm",
-        "self_attn.qkv_proj" | "attention.query_key_value" => "attn_qkv",
-        "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" if four => "post_attention_norm",
-        "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
+        "self_attn.qkv_proj" | "attention.query_key_value" | "attn.c_attn" => "attn_qkv",
+        "input_layernorm" | "ln_1" => "attn_norm",
+        "post_attention_layernorm" if around => "post_attention_norm",
+        "post_attention_layernorm" | "pre_feedforward_layernorm" | "ln_2" => "ffn_norm",
         "post_feedforward_layernorm" => "post_ffw_norm",
         "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" | "mlp.gate_up_proj" | "mlp.dense_h_to_4h" => "ffn_up",
-        "mlp.down_proj" | "mlp.dense_4h_to_h" => "ffn_down",
+        "mlp.up_proj" | "mlp.gate_up_proj" | "mlp.dense_h_to_4h" | "mlp.c_fc" => "ffn_up",
+        "mlp.down_proj" | "mlp.dense_4h_to_h" | "mlp.c_proj" => "ffn_down",
         other => panic!("{other}"),
     };
     format!("blk.{layer}.{theirs}.{part}")
@@ -202,7 +260,8 @@ fn assert_near(found: &[[f64; 2]], expected: &[[f64; 2]], what: &str) {
     }
 }
 
-const ARCHITECTURES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt_neox"];
+const ARCHITECTURES: [&str; 13] =
+    ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gemma2", "olmo2", "olmo3", "smollm3", "granite", "gpt2", "gpt_neox"];
 
 fn agrees_with_transformers(rule: &str, bos: bool) {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
@@ -220,7 +279,7 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
             files += 1;
         }
     }
-    assert_eq!(files, 13);
+    assert_eq!(files, 25);
 }
 
 #[test]

@@ -335,8 +335,9 @@ fn a_run_that_learnt_nothing_says_so_in_its_last_lines() {
 fn every_architecture_learns() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let models = ["gemma3_text", "gpt_neox", "llama", "llama_tied_rope3", "mistral", "phi3", "qwen2", "qwen3"];
-    for model in &models.map(|name| golden.join("models").join(name)) {
+    let llamas = ["llama", "llama_tied_rope3", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite"];
+    let models = ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "olmo2", "olmo3"].into_iter().chain(llamas);
+    for model in models.map(|name| golden.join("models").join(name)) {
         let name = model.file_name().expect("a name").to_str().expect("UTF-8");
         for (method, adapter) in [("dpo", "lora"), ("prefvec", "hra")] {
             let out = dir.path().join(format!("{name}-{method}"));
@@ -368,7 +369,9 @@ fn learns(golden: &Path, out: &Path, extra: &[&str]) -> String {
 fn parts_of_fused_modules_learn() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    for (name, part, layers) in [("phi3", "qkv_proj.q_proj", "model.layers"), ("gpt_neox", "query_key_value.v_proj", "gpt_neox.layers")] {
+    for (name, part, layers) in
+        [("phi3", "qkv_proj.q_proj", "model.layers"), ("gpt_neox", "query_key_value.v_proj", "gpt_neox.layers"), ("gpt2", "c_attn.q_proj", "transformer.h")]
+    {
         let model = golden.join("models").join(name);
         let targets = format!("adapter.target_modules=[\"{part}\"]");
         for (method, adapter) in [("dpo", "lora"), ("projgrad", "lora"), ("projbp", "lora"), ("prefvec", "hra")] {

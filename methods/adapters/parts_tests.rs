@@ -16,8 +16,11 @@ use super::fixture::{disturb, off};
 use crate::golden::folder;
 
 /// The models with fused modules, and some parts of theirs.
-const FUSED: [(&str, &[&str]); 2] =
-    [("phi3", &["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"]), ("gpt_neox", &["query_key_value.k_proj", "query_key_value.v_proj"])];
+const FUSED: [(&str, &[&str]); 3] = [
+    ("phi3", &["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"]),
+    ("gpt_neox", &["query_key_value.k_proj", "query_key_value.v_proj"]),
+    ("gpt2", &["c_attn.q_proj", "c_attn.v_proj"]),
+];
 
 /// A small model with its files and a batch for it.
 fn open(name: &str, kind: Kind) -> Option<(ModelFiles, Model, Stream)> {
@@ -39,6 +42,8 @@ fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
         "qkv_proj" => vec![("q_proj", range(0, 64)), ("k_proj", range(64, 80)), ("v_proj", range(80, 96))],
         "gate_up_proj" => vec![("gate_proj", range(0, 144)), ("up_proj", range(144, 288))],
         "query_key_value" => vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))],
+        // Eight heads of 8, with as many keys and values.
+        "c_attn" => vec![("q_proj", range(0, 64)), ("k_proj", range(64, 128)), ("v_proj", range(128, 192))],
         _ => Vec::new(),
     }
 }
@@ -92,7 +97,9 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                 for ((part, rows), at_part) in parts.iter().zip(&states[2..]) {
                     assert_eq!(model.info().width(&Site::Output(named(part))).unwrap(), rows.len() as i64);
                     let rows = Tensor::from_slice(rows);
-                    let own = |kind: &str| weights.get(&format!("{}.{kind}", module.name)).map(|t| t.index_select(0, &rows));
+                    // The outputs of a `Conv1D` are the columns of its weight.
+                    let of_outputs = |t: &Tensor| if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() };
+                    let own = |kind: &str| weights.get(&format!("{}.{kind}", module.name)).map(|t| of_outputs(t).index_select(0, &rows));
                     let frozen = Frozen::new(own("weight").unwrap(), own("bias"));
                     let plain = frozen.forward(x).unwrap();
                     let expected = match adapted.get(&named(part)) {
@@ -151,7 +158,7 @@ fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
 /// The change of a whole module is that of all its parts: one A for all, and to each its rows of B.
 #[test]
 fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
-    for (name, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
+    for (name, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")] {
         let Some((_, model, stream)) = open(name, Kind::Double) else { return };
         let _guard = tch::no_grad_guard();
         let whole = attached(&*build(entry("lora"), json!({ "target_modules": [module] })), &model);
@@ -220,7 +227,7 @@ fn through_a_folder(entry: &AdapterEntry, adapter: &dyn Adapter, model: &Model, 
 
 #[test]
 fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
-    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h")] {
+    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h"), ("gpt2", "c_attn", "mlp.c_proj")] {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
         let mut fused = Vec::new();
@@ -277,4 +284,30 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             assert!(tensors.contains(&format!("{at}.lora_B.weight")), "{tensors:?}");
         }
     }
+}
+
+#[test]
+fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
+    let Some((_, model, stream)) = open("gpt2", Kind::Float) else { return };
+    let _guard = tch::no_grad_guard();
+    let mut readable = Vec::new();
+    for entry in adapters() {
+        let name = entry.about.name;
+        let adapter = build(entry, json!({ "target_modules": ["q_proj", "down_proj"] }));
+        let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
+        let (config, _, error) = through_a_folder(entry, &*adapter, &model, &stream);
+        assert_eq!(config["target_modules"], json!(["c_attn", "mlp.c_proj"]), "{name}");
+        assert_eq!(error, 0.0, "{name}");
+        match unreadable {
+            None => {
+                readable.push(name);
+                assert_eq!(config["fan_in_fan_out"], json!(true), "{name}");
+            }
+            Some(why) => {
+                assert!(why.contains(&format!("no `{name}`")) && why.contains("`transformer.h.0.attn.c_attn`") && why.contains("--merge"), "{why}");
+                assert!(config.get("fan_in_fan_out").is_none_or(|flag| flag == false), "{name}");
+            }
+        }
+    }
+    assert_eq!(readable, ["ia3", "lora", "vera"]);
 }

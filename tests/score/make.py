@@ -35,6 +35,8 @@ SIZES = dict(
     max_position_embeddings=128, tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=2,
     rope_parameters=dict(rope_type="default", rope_theta=1e4),
 )  # fmt: skip
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, original_max_position_embeddings=16, attention_factor=1.25, beta_fast=24.0, beta_slow=2.0)
 GEMMA_ROPE = dict(full_attention=dict(rope_type="default", rope_theta=1e6), sliding_attention=dict(rope_type="default", rope_theta=1e4))
 ARCHITECTURES = {
     "llama": dict(SIZES, rms_norm_eps=1e-5),
@@ -43,7 +45,16 @@ ARCHITECTURES = {
     "qwen3": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, tie_word_embeddings=True),
     "phi3": dict(SIZES, rms_norm_eps=1e-5, sliding_window=None),
     "gemma3_text": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12, sliding_window=6, rope_parameters=GEMMA_ROPE,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"], final_logit_softcapping=7.0, tie_word_embeddings=True),
+        layer_types=LAYERS, final_logit_softcapping=7.0, tie_word_embeddings=True),
+    "gemma2": dict(SIZES, rms_norm_eps=1e-6, head_dim=12, query_pre_attn_scalar=12, sliding_window=6, layer_types=LAYERS,
+        attn_logit_softcapping=2.0, final_logit_softcapping=7.0, tie_word_embeddings=True),
+    "olmo2": dict(SIZES, rms_norm_eps=1e-6),
+    "olmo3": dict(SIZES, rms_norm_eps=1e-6, sliding_window=6, layer_types=LAYERS,
+        rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=1e4))),
+    "smollm3": dict(SIZES, rms_norm_eps=1e-6, num_hidden_layers=5, tie_word_embeddings=True),
+    "granite": dict(SIZES, rms_norm_eps=1e-6, attention_bias=True, mlp_bias=True, attention_multiplier=0.2, embedding_multiplier=3.0,
+        residual_multiplier=0.4, logits_scaling=2.0),
+    "gpt2": dict(vocab_size=len(VOCAB), n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=128, layer_norm_epsilon=1e-5, bos_token_id=0, eos_token_id=1),
     "gpt_neox": {k: v for k, v in dict(SIZES, layer_norm_eps=1e-5, rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)).items() if k != "num_key_value_heads"},
 }  # fmt: skip
 
@@ -96,7 +107,9 @@ def main():
             with tempfile.TemporaryDirectory() as at:
                 config, shapes = folder(at, architecture, bos)
                 tokenizer = AutoTokenizer.from_pretrained(at)
-                model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32).eval()
+                # Other implementations of attention leave out the cap of Gemma 2.
+                eager = dict(attn_implementation="eager") if architecture == "gemma2" else {}
+                model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32, **eager).eval()
                 scores[rule] = [[score(model, tokenizer, p, c), score(model, tokenizer, p, r)] for p, c, r in PAIRS]
             print(architecture, rule, *(f"{a:.3f}/{b:.3f}" for a, b in scores[rule]), file=sys.stderr)
         models[architecture] = dict(config=config, tensors=shapes, scores=scores)

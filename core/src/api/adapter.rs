@@ -139,6 +139,12 @@ pub trait Adapter: Send {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
     }
 
+    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for `torch.nn.Linear`. The
+    /// engine then writes `fan_in_fan_out` of [`peft_config`](Self::peft_config) for the modules that are adapted.
+    fn peft_has_conv1d(&self) -> bool {
+        false
+    }
+
     /// Whether the model starts unchanged by it, to rounding.
     fn starts_as_identity(&self) -> bool {
         true

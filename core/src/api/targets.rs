@@ -20,23 +20,30 @@ type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 /// Llama's, the module that holds it is meant, whole: PEFT has no adapter for a part of a module either. The part alone is
 /// named with its module, `qkv_proj.q_proj`.
 const HOLDERS: [(&str, &[&str]); 7] = [
-    ("q_proj", &["qkv_proj", "query_key_value"]),
-    ("k_proj", &["qkv_proj", "query_key_value"]),
-    ("v_proj", &["qkv_proj", "query_key_value"]),
-    ("o_proj", &["attention.dense"]),
-    ("gate_proj", &["gate_up_proj", "dense_h_to_4h"]),
-    ("up_proj", &["gate_up_proj", "dense_h_to_4h"]),
-    ("down_proj", &["dense_4h_to_h"]),
+    ("q_proj", &["qkv_proj", "query_key_value", "c_attn"]),
+    ("k_proj", &["qkv_proj", "query_key_value", "c_attn"]),
+    ("v_proj", &["qkv_proj", "query_key_value", "c_attn"]),
+    ("o_proj", &["attention.dense", "attn.c_proj"]),
+    ("gate_proj", &["gate_up_proj", "dense_h_to_4h", "c_fc"]),
+    ("up_proj", &["gate_up_proj", "dense_h_to_4h", "c_fc"]),
+    ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// Whether the module `name` is, or holds, the projection that Llama calls `projection`.
+/// The end of the name of the module `name` by which it is, or holds, the projection that Llama calls `projection`. `None`
+/// if it does not.
+fn holder(name: &str, projection: &str) -> Option<&'static str> {
+    let of = |llamas: &str| llamas == projection;
+    HOLDERS.iter().filter(|(llamas, _)| of(llamas)).find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
+}
+
+/// True if the module `name` is, or holds, the projection that Llama calls `projection`.
 fn holds(name: &str, projection: &str) -> bool {
-    HOLDERS.iter().filter(|(llamas, _)| *llamas == projection).any(|(_, holders)| holders.iter().any(|h| ends(name, h)))
+    holder(name, projection).is_some()
 }
 
 impl LinearInfo {
     /// Whether its name ends in `suffix`, or it holds the projection that Llama calls so: `q_proj` is within Phi-3's
-    /// `qkv_proj` and GPT-NeoX's `query_key_value`.
+    /// `qkv_proj`, GPT-NeoX's `query_key_value` and GPT-2's `c_attn`.
     pub fn is(&self, suffix: &str) -> bool {
         ends(&self.name, suffix) || holds(&self.name, suffix)
     }
@@ -145,9 +152,15 @@ impl Targets {
     #[must_use]
     pub fn in_names_of(&self, model: &ModelInfo) -> Self {
         let Targets::Suffixes(list) = self else { return self.clone() };
+        let any = |fits: &dyn Fn(&LinearInfo) -> bool| model.linears.iter().any(fits);
         let own = |suffix: &String| {
-            let held = || model.linears.iter().find(|l| holds(&l.name, suffix)).map(|l| last(&l.name));
-            let there = model.linears.iter().any(|l| ends(&l.name, suffix));
+            let held = || {
+                let (found, end) = model.linears.iter().find_map(|l| Some((l, holder(&l.name, suffix)?)))?;
+                // GPT-2 has two modules called `c_proj`, of which `attn.c_proj` is one.
+                let short = last(&found.name);
+                Some(if any(&|l| ends(&l.name, short) && !holds(&l.name, suffix)) { end } else { short })
+            };
+            let there = any(&|l| ends(&l.name, suffix));
             if there { suffix.clone() } else { held().unwrap_or(suffix).to_owned() }
         };
         Targets::Suffixes(list.iter().map(own).collect::<IndexSet<_>>().into_iter().collect())
@@ -472,6 +485,16 @@ mod tests {
         assert_eq!(hits(&of(&["o_proj", "down_proj"])), ["dense", "dense_4h_to_h"]);
         assert_eq!(of(&["q_proj", "v_proj", "down_proj"]).in_names_of(&fused()), of(&["query_key_value", "dense_4h_to_h"]));
         assert!(of(&["q_pro"]).resolve(&fused()).is_err() && of(&["self_attn.q_proj"]).resolve(&fused()).is_err());
+    }
+
+    #[test]
+    fn a_module_whose_last_word_is_not_its_own_is_named_with_the_word_before() {
+        let linear = |name: &str| LinearInfo { name: format!("transformer.h.0.{name}"), layer: Some(0), inputs: 8, outputs: 8 };
+        let linears = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"].map(linear).to_vec();
+        let gpt2 = ModelInfo { architecture: "gpt2".to_owned(), linears, parts: Vec::new(), ..fused() };
+        let names = of(&["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]).in_names_of(&gpt2);
+        assert_eq!(names, of(&["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]));
+        assert_eq!(of(&["down_proj"]).resolve(&gpt2).unwrap()[0].name, "transformer.h.0.mlp.c_proj");
     }
 
     #[test]

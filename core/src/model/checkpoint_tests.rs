@@ -29,10 +29,14 @@ fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<S
 
 /// The names that the embedding and the head have in a checkpoint.
 fn ends(architecture: &str) -> [&'static str; 2] {
-    if architecture == "gpt_neox" { ["gpt_neox.embed_in.weight", "embed_out.weight"] } else { ["model.embed_tokens.weight", "lm_head.weight"] }
+    match architecture {
+        "gpt_neox" => ["gpt_neox.embed_in.weight", "embed_out.weight"],
+        "gpt2" => ["transformer.wte.weight", "lm_head.weight"],
+        _ => ["model.embed_tokens.weight", "lm_head.weight"],
+    }
 }
 
-const ALL: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt_neox"];
+const ALL: [&str; 13] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt_neox", "gemma2", "olmo2", "olmo3", "smollm3", "granite", "gpt2"];
 
 #[test]
 fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
@@ -77,8 +81,12 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
 fn a_missing_or_repeated_prefix_changes_nothing() {
     let fixture = Fixture::read();
     for architecture in ALL {
-        let (config, tensors) = with(&fixture, architecture, ["qwen3", "gemma3_text"].contains(&architecture));
-        let base = if architecture == "gpt_neox" { "gpt_neox." } else { "model." };
+        let (config, tensors) = with(&fixture, architecture, ["qwen3", "gemma3_text", "gemma2", "gpt2"].contains(&architecture));
+        let base = match architecture {
+            "gpt_neox" => "gpt_neox.",
+            "gpt2" => "transformer.",
+            _ => "model.",
+        };
         let renamed = |rename: &dyn Fn(&str) -> String| {
             let tensors = tensors.iter().map(|(name, t)| (rename(name), t.shallow_clone())).collect();
             logits(&built(&config, tensors).unwrap())

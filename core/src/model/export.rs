@@ -31,7 +31,9 @@ impl Export {
         let mut tensors = files.load(Kind::Float, tch::Device::Cpu)?;
         let changed = adapted.map(|a| if a.changes_blocks() { Err(blocks()) } else { a.merged(model) }).transpose()?;
         for (module, frozen) in changed.into_iter().flatten() {
-            for (part, tensor) in [("weight", Some(frozen.dense()?)), ("bias", frozen.bias().map(Tensor::shallow_clone))] {
+            let weight = frozen.dense()?;
+            let weight = if model.is_conv1d(&module) { weight.f_tr()? } else { weight };
+            for (part, tensor) in [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))] {
                 let Some(tensor) = tensor else { continue };
                 // The file may not have the bias yet, so its name is derived from the weight's
                 // name.

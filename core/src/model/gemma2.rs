@@ -11,7 +11,6 @@ struct Config {
     rms_norm_eps: f64,
     hidden_activation: String,
     tie_word_embeddings: bool,
-    #[serde(default)]
     attention_bias: bool,
     query_pre_attn_scalar: f64,
     sliding_window: Option<i64>,
@@ -27,7 +26,7 @@ struct Config {
 /// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
-        "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true,
+        "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true, "attention_bias": false,
         "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
     });
     let config = &settings::with_defaults(config, &defaults);
@@ -41,9 +40,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let kind = |window| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), &rope)?) });
 
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
-    let cap = |field: &str, cap: Option<f64>| cap.map(|c| settings::positive(field, c)).transpose();
     let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
-    let scores = Scores { cap: cap("attn_logit_softcapping", config.attn_logit_softcapping)?, ..Scores::scaled_by(scale) };
+    let scores = Scores { cap: settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?, ..Scores::scaled_by(scale) };
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps);
     let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
     let model = weights.at("model");
@@ -53,7 +51,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         let mlp = Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?;
         Ok((types[i].index(), Box::new(Gemma2Block::new(&at, self_attn, mlp, hidden, eps)?)))
     })?;
-    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(cap("final_logit_softcapping", config.final_logit_softcapping)?);
+    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(settings::cap("final_logit_softcapping", config.final_logit_softcapping)?);
     Ok(Decoder::new("gemma2", &sizes, vocabulary, vec![kind(None)?, kind(window)?], layers, model.one_plus_rms_norm("norm", hidden, eps)?))
 }
 

@@ -83,9 +83,8 @@ fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> R
     let kinds = vec![kind(None, &full)?, kind(window, &sliding)?];
 
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
-    let cap = |field: &str, cap: Option<f64>| cap.map(|c| settings::positive(field, c)).transpose();
-    let (score_cap, logit_cap) =
-        (cap("attn_logit_softcapping", config.attn_logit_softcapping)?, cap("final_logit_softcapping", config.final_logit_softcapping)?);
+    let score_cap = settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?;
+    let logit_cap = settings::cap("final_logit_softcapping", config.final_logit_softcapping)?;
     let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
     let (hidden, eps, d) = (sizes.hidden_size, config.rms_norm_eps, sizes.head_dim());
     let vocabulary = Vocabulary::new(weights, [&format!("{at}.embed_tokens"), "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;

@@ -11,8 +11,22 @@ use crate::testing::{gemma3, shared, smollm2};
 use crate::weights::read_safetensors;
 
 /// The small models, and how many places the reference values of each know: outputs were kept for the first alone.
-const SMALL: [(&str, usize); 8] =
-    [("gemma3_text", 10), ("gpt_neox", 10), ("llama", 25), ("llama_tied_rope3", 10), ("mistral", 10), ("phi3", 10), ("qwen2", 10), ("qwen3", 10)];
+const SMALL: [(&str, usize); 14] = [
+    ("gemma2", 10),
+    ("gemma3_text", 10),
+    ("gpt2", 4),
+    ("gpt_neox", 10),
+    ("granite", 10),
+    ("llama", 25),
+    ("llama_tied_rope3", 10),
+    ("mistral", 10),
+    ("olmo2", 10),
+    ("olmo3", 10),
+    ("phi3", 10),
+    ("qwen2", 10),
+    ("qwen3", 10),
+    ("smollm3", 10),
+];
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
 
 fn load(path: &Path) -> (ModelFiles, Model) {
@@ -108,6 +122,24 @@ fn configurations_of_other_times_mean_the_same_models() {
         scaling["type"] = kind;
         set(c, "rope_scaling", scaling);
     });
+    same("gpt2", &|c| {
+        for (usual, own) in [("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head")] {
+            let size = c[own].take();
+            set(c, usual, size);
+        }
+        // Other architectures have these.
+        set(c, "intermediate_size", 7.into());
+        set(c, "num_key_value_heads", 2.into());
+    });
+    same("olmo3", &|c| {
+        set(c, "rope_parameters", serde_json::Value::Null);
+        set(c, "rope_theta", 5e5.into());
+    });
+    same("smollm3", &|c| {
+        set(c, "no_rope_layers", serde_json::Value::Null);
+        set(c, "no_rope_layer_interval", 2.into());
+        set(c, "layer_types", serde_json::Value::Null);
+    });
     same("gpt_neox", &|c| {
         set(c, "rope_parameters", serde_json::Value::Null);
         set(c, "rotary_pct", 0.25.into());
@@ -119,6 +151,25 @@ fn configurations_of_other_times_mean_the_same_models() {
         set(c, "rope_local_base_freq", 1e4.into());
         set(c, "rope_scaling", serde_json::Value::Null);
     });
+}
+
+#[test]
+fn a_gpt2_of_old_is_the_same_model() {
+    let Some(shared) = shared() else { return };
+    let _guard = tch::no_grad_guard();
+    let dir = shared.join("golden/models/gpt2");
+    let (_, expected) = logits_of(&dir, |_| {}, |name| name);
+    let files = ModelFiles::open(&dir).unwrap();
+    let mut tensors: IndexMap<String, Tensor> =
+        files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| (name.replacen("transformer.", "", 1), t)).collect();
+    for k in 0..3 {
+        tensors.insert(format!("h.{k}.attn.bias"), Tensor::ones([1, 1, 512, 512], (Kind::Float, Device::Cpu)).tril(0));
+        tensors.insert(format!("h.{k}.attn.masked_bias"), Tensor::from(-1e4));
+    }
+    let model = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
+    let hidden = reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true).unwrap().hidden.unwrap();
+    assert!(model.logits(&hidden).unwrap().equal(&expected));
+    assert!(model.is_conv1d("transformer.h.0.mlp.c_proj") && !model.is_conv1d("transformer.h.0"));
 }
 
 #[test]

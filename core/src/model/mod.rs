@@ -16,7 +16,9 @@ mod gemma2;
 mod gemma3;
 #[cfg(test)]
 mod golden_tests;
+mod gpt2;
 mod gpt_neox;
+mod granite;
 mod head;
 #[cfg(test)]
 mod invariance_tests;
@@ -25,6 +27,8 @@ mod llama;
 mod mistral;
 mod mlp;
 mod norm;
+mod olmo2;
+mod olmo3;
 pub mod pass;
 pub mod peft;
 mod phi3;
@@ -34,6 +38,7 @@ mod qwen3;
 mod rope;
 mod self_attention;
 mod settings;
+mod smollm3;
 pub mod stream;
 mod vocabulary;
 mod weights;
@@ -44,7 +49,7 @@ pub use adapted::Adapted;
 use attention::{How, Kernel, Strategy};
 use decoder::Decoder;
 pub use head::{Detail, Predicted, TokenStats};
-use linear::Linear;
+use linear::{Linear, Stored};
 use pass::{Pass, Reached, Request};
 use stream::Stream;
 
@@ -61,16 +66,21 @@ pub struct Merged {
 type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 
 /// Architectures by Hugging Face's `model_type`, with transformers' `base_model_prefix`.
-const ARCHITECTURES: [(&str, &str, Build); 9] = [
+const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("gemma2", "model", gemma2::build),
     ("gemma3", "model", gemma3::of_both),
     ("gemma3_text", "model", gemma3::of_text),
+    ("gpt2", "transformer", gpt2::build),
     ("gpt_neox", "gpt_neox", gpt_neox::build),
+    ("granite", "model", granite::build),
     ("llama", "model", llama::build),
     ("mistral", "model", mistral::build),
+    ("olmo2", "model", olmo2::build),
+    ("olmo3", "model", olmo3::build),
     ("phi3", "model", phi3::build),
     ("qwen2", "model", qwen2::build),
     ("qwen3", "model", qwen3::build),
+    ("smollm3", "model", smollm3::build),
 ];
 
 /// The function that builds the architecture which a configuration names, and its
@@ -214,6 +224,11 @@ impl Model {
     /// The linear module of that name.
     fn linear(&self, name: &str) -> Option<&Linear> {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
+    }
+
+    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of transformers.
+    pub fn is_conv1d(&self, module: &str) -> bool {
+        self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
     /// Identifies the rotary frequencies of a sequence of `tokens` tokens. Two sequences may share

@@ -80,19 +80,19 @@ impl SavedConfig {
 }
 
 /// Checks that `layers_pattern`, which tells PEFT the name of a model's list of layers, is unset or
-/// includes `layers`. Every supported model calls its list `layers`.
+/// includes a name by which supported models call this list: `layers`, or `h` in GPT-2.
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
         Some(Value::Array(list)) => list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect(),
         _ => Vec::new(),
     };
-    let known = |p: &str| p.is_empty() || p == "layers";
-    match patterns.iter().find(|p| !known(p)) {
-        Some(_) if patterns.iter().any(|p| p == "layers") => Ok(()),
+    let names = ["layers", "h"];
+    match patterns.iter().find(|p| !p.is_empty() && !names.contains(&p.as_str())) {
+        Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
         Some(other) => {
             let e = Error::new(format!("the adapter_config.json has `layers_pattern` = `{other}`, which matches no list of layers"));
-            Err(e.hint("every supported model has its layers in a list called `layers`"))
+            Err(e.hint("supported models have their layers in a list called `layers`, or `h` in GPT-2"))
         }
         None => Ok(()),
     }
@@ -173,19 +173,27 @@ impl From<&str> for Base {
     }
 }
 
-/// What to tell of an adapter whose file PEFT cannot read because parts of modules are adapted; `None` where there are none,
-/// or they are written as whole modules.
+/// The warning for an adapter whose file PEFT cannot read; `None` if it can.
 ///
 /// # Errors
-/// What the adapter says.
+/// Fails if the adapter does.
 pub fn unreadable(entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<String>> {
-    let Some(part) = adapted.parts(model.info()).next() else { return Ok(None) };
-    Ok(adapted.fused(adapter, model)?.is_none().then(|| {
-        let (name, part) = (entry.about.name, &part.linear.name);
-        format!(
-            "PEFT cannot read this adapter: it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written as an adapter of the whole; reprpo reads it, and `reprpo export --merge` puts it into the weights"
-        )
-    }))
+    let name = entry.about.name;
+    let warning = |why: String| Some(format!("PEFT cannot read this adapter: {why}; reprpo reads it, and `reprpo export --merge` puts it into the weights"));
+    if let Some(part) = adapted.parts(model.info()).next()
+        && adapted.fused(adapter, model)?.is_none()
+    {
+        let part = &part.linear.name;
+        return Ok(warning(format!("it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written as an adapter of the whole")));
+    }
+    let conv1d = conv1d(adapted, model).filter(|_| !adapter.peft_has_conv1d());
+    Ok(conv1d.and_then(|module| warning(format!("it has no `{name}` for modules of the class `Conv1D`, such as `{module}`"))))
+}
+
+/// The first module that is adapted, whole or in part, and is a `Conv1D` in transformers.
+fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
+    let module = |name: &'a str| model.info().part(name).map_or(name, |part| &part.holder);
+    adapted.names().map(module).find(|module| model.is_conv1d(module))
 }
 
 /// Writes `adapted` into the folder `dir`, which is made where it is missing. Each file appears whole or not at all.
@@ -205,6 +213,9 @@ pub fn write(dir: &Path, entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &
     for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null()) {
         let meant: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
         *value = json!(written.inner(in_file(meant)?, adapted)?);
+    }
+    if let Some(flag) = config.get_mut("fan_in_fan_out") {
+        *flag = json!(adapter.peft_has_conv1d() && conv1d(adapted, model).is_some());
     }
     for Selection { field, modules } in adapter.selections() {
         if let (Selected::Patterns(_), Some(Value::Object(patterns))) = (modules, config.get_mut(&field)) {

@@ -190,12 +190,20 @@ pub fn window(tokens: i64) -> Result<i64> {
     if tokens > 0 { Ok(tokens) } else { Err(Error::new(format!("the model's config.json gives a `sliding_window` of {tokens}"))) }
 }
 
-/// A soft cap, a multiplier, or the scalar of a root: a number above 0.
+/// A soft cap, which may be absent.
+///
+/// # Errors
+/// Fails if it is not greater than 0.
+pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
+    cap.map(|c| positive(field, c)).transpose()
+}
+
+/// A multiplier, or the scalar of a root: a number above 0.
 ///
 /// # Errors
 /// Fails for any other number.
 pub fn positive(field: &str, x: f64) -> Result<f64> {
-    if x > 0.0 && x.is_finite() { Ok(x) } else { Err(Error::new(format!("the model's config.json gives `{field}` as {x}, which has to be above 0"))) }
+    if x > 0.0 && x.is_finite() { Ok(x) } else { Err(Error::new(format!("the model's config.json gives `{field}` as {x}, which must be greater than 0"))) }
 }
 
 /// The activation of most architectures if the configuration names none.
@@ -230,7 +238,7 @@ mod tests {
     fn an_architecture_that_is_not_known_is_named_with_those_that_are() {
         let e = refused("mixtral", json!({ "architectures": ["MixtralForCausalLM"] }));
         assert!(e.contains("unknown architecture `mixtral`") && e.contains("`MixtralForCausalLM`"), "{e}");
-        assert!(e.contains("valid: gemma2, gemma3, gemma3_text, gpt_neox, llama, mistral, phi3, qwen2, qwen3"), "{e}");
+        assert!(e.contains("valid: gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3"), "{e}");
         assert!(refused("qwen_3", json!({})).contains("did you mean `qwen3`?"));
     }
 
@@ -255,6 +263,13 @@ mod tests {
             ("gemma2", json!({ "use_bidirectional_attention": true }), "never looks ahead"),
             ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` as 0"),
             ("gemma2", json!({ "sliding_window": null }), "no `sliding_window`"),
+            ("olmo3", json!({ "rope_parameters": { "rope_theta": 1e4 } }), "no valid `rope_parameters.rope_theta`"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }), "1 `no_rope_layers` for 2 layers"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }), "`no_rope_layer_interval` of 0"),
+            ("smollm3", json!({ "num_key_value_heads": 2, "layer_types": ["full_attention", "sliding_attention"] }), "no `sliding_window`"),
+            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` as 0"),
+            ("gpt2", json!({ "num_attention_heads": 3 }), "3 heads, which do not divide"),
+            ("gpt2", json!({ "activation_function": "gelu_10" }), "unknown activation_function `gelu_10`"),
             ("gpt_neox", json!({ "num_key_value_heads": 1 }), "GPT-NeoX's heads"),
             ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
         ] {

@@ -135,6 +135,16 @@ impl<'a> Weights<'a> {
         Ok(Linear::new(self.name(name), Frozen::new(weight, bias), Stored::OutIn))
     }
 
+    /// The linear module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]` and `name.bias`.
+    ///
+    /// # Errors
+    /// Fails if a tensor is missing or has another shape.
+    pub fn conv1d(&self, name: &str, inputs: i64, outputs: i64) -> Result<Linear> {
+        let at = self.at(name);
+        let weight = at.tensor("weight", &[inputs, outputs])?.f_tr()?.f_contiguous()?;
+        Ok(Linear::new(self.name(name), Frozen::new(weight, Some(at.tensor("bias", &[outputs])?)), Stored::InOut))
+    }
+
     /// True if there is a tensor of that name that has not been taken.
     pub fn has(&self, name: &str) -> bool {
         self.checkpoint.stored_name(&self.name(name)).is_some()

@@ -151,6 +151,10 @@ impl Adapter for Guarded<dyn Adapter> {
         Ok(Box::new(Guarded::new(self.who, self.run("attach_block", |a| a.attach_block(block, model, init))?)))
     }
 
+    fn peft_has_conv1d(&self) -> bool {
+        self.run_or("peft_has_conv1d", || false, |a| a.peft_has_conv1d())
+    }
+
     fn starts_as_identity(&self) -> bool {
         self.run_or("starts_as_identity", || true, |a| a.starts_as_identity())
     }

@@ -70,7 +70,6 @@ impl AdapterPlugin for Ia3 {
 
     fn from_peft(json: &str) -> Result<Ia3Config> {
         let peft = PeftConfig::parse(json)?;
-        peft.must_be_off(&["fan_in_fan_out"])?;
         Ok(Ia3Config {
             target_modules: peft.need("target_modules")?,
             feedforward_modules: peft.get("feedforward_modules")?.unwrap_or(Targets::Suffixes(Vec::new())),
@@ -114,6 +113,10 @@ impl Adapter for Ia3Config {
             fused.push(Box::new(Ia3Linear::Output(l.set_requires_grad(true))));
         }
         Ok(Some(Fused { adapter: Box::new(self.clone()), modules: fused }))
+    }
+
+    fn peft_has_conv1d(&self) -> bool {
+        true
     }
 
     fn peft_config(&self) -> String {

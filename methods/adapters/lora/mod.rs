@@ -102,7 +102,6 @@ impl AdapterPlugin for Lora {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&[
             "lora_bias",
-            "fan_in_fan_out",
             "layer_replication",
             "use_qalora",
             "use_bdlora",
@@ -167,6 +166,10 @@ impl Adapter for LoraConfig {
             fused.push(Box::new(linear));
         }
         Ok(Some(Fused { adapter: Box::new(config), modules: fused }))
+    }
+
+    fn peft_has_conv1d(&self) -> bool {
+        true
     }
 
     fn peft_config(&self) -> String {

@@ -67,7 +67,6 @@ impl AdapterPlugin for Vera {
 
     fn from_peft(json: &str) -> Result<VeraConfig> {
         let peft = PeftConfig::parse(json)?;
-        peft.must_be_off(&["fan_in_fan_out"])?;
         if peft.get("save_projection")? == Some(false) {
             return Err(Error::new("the adapter_config.json has `save_projection` = false: the shared matrices are not in the file, and PyTorch's random numbers would be needed to make them again")
                 .hint("load the adapter in PEFT, set `save_projection` to true, and save it again"));
@@ -114,6 +113,10 @@ impl Adapter for VeraConfig {
             scale: init.zeros(&[site.info.outputs]),
             dropout: self.vera_dropout,
         }))
+    }
+
+    fn peft_has_conv1d(&self) -> bool {
+        true
     }
 
     fn peft_config(&self) -> String {

@@ -1,0 +1,82 @@
+//! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of before them, and with
+//! norms of all queries and of all keys.
+//!
+//! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
+
+use super::prelude::*;
+use super::settings;
+
+#[derive(Deserialize)]
+struct Config {
+    rms_norm_eps: Option<f64>,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default = "silu")]
+    hidden_act: String,
+    #[serde(default)]
+    attention_bias: bool,
+}
+
+/// The model of a configuration and its weights.
+///
+/// # Errors
+/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+    let sizes = Sizes::read(config)?;
+    let rope = Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?.unrounded();
+    fill("olmo2", config, weights, &sizes, vec![LayerKind { window: None, rope: Some(rope) }], |_| 0)
+}
+
+/// A model of that `model_type` whose layer i is of the kind with index `kind_of(i)`.
+///
+/// # Errors
+/// Fails as [`build`] does.
+pub fn fill(
+    model_type: &str,
+    config: &Value,
+    weights: &Weights<'_>,
+    sizes: &Sizes,
+    kinds: Vec<LayerKind>,
+    kind_of: impl Fn(usize) -> usize,
+) -> Result<Decoder> {
+    let config: Config = settings::read(config)?;
+    let activation = Activation::named("hidden_act", &config.hidden_act)?;
+    let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps.unwrap_or(1e-5));
+    let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let model = weights.at("model");
+    let layers = sizes.layers(|i| {
+        let at = model.at("layers").at(i);
+        let attention = at.at("self_attn");
+        let q_norm = attention.rms_norm_rounded_once("q_norm", sizes.q_width(), eps)?;
+        let k_norm = attention.rms_norm_rounded_once("k_norm", sizes.kv_width(), eps)?;
+        let block = Olmo2Block {
+            self_attn: SelfAttention { qk_norm: QkNorm::OfAll([q_norm, k_norm]), ..SelfAttention::separate(&attention, sizes, [config.attention_bias; 2])? },
+            post_attention_layernorm: at.rms_norm_rounded_once("post_attention_layernorm", hidden, eps)?,
+            mlp: Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?,
+            post_feedforward_layernorm: at.rms_norm_rounded_once("post_feedforward_layernorm", hidden, eps)?,
+        };
+        Ok((kind_of(i), Box::new(block)))
+    })?;
+    Ok(Decoder::new(model_type, sizes, vocabulary, kinds, layers, model.rms_norm_rounded_once("norm", hidden, eps)?))
+}
+
+/// OLMo's block since OLMo 2.
+#[derive(Debug)]
+struct Olmo2Block {
+    self_attn: SelfAttention,
+    post_attention_layernorm: Norm,
+    mlp: Mlp,
+    post_feedforward_layernorm: Norm,
+}
+
+impl Block for Olmo2Block {
+    fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
+        let h = h.f_add(&self.post_attention_layernorm.forward(&self.self_attn.forward(h, cx)?)?)?;
+        Ok(h.f_add(&self.post_feedforward_layernorm.forward(&self.mlp.forward(&h, cx)?)?)?)
+    }
+
+    fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
+        self.self_attn.visit(visit);
+        self.mlp.visit(visit);
+    }
+}
