@@ -112,7 +112,7 @@ impl ModelInfo {
     /// Width of the activations at `site`.
     ///
     /// # Errors
-    /// Where the model has no such place.
+    /// Fails if the model has no such site.
     pub fn width(&self, site: &Site) -> Result<i64> {
         match site {
             Site::Residual(k) if *k <= self.layers => Ok(self.hidden),
@@ -136,7 +136,7 @@ impl ModelInfo {
     /// The block that computes `site`: a pass has to run that one and those before it. `None`: the embeddings.
     ///
     /// # Errors
-    /// Where the model has no such place.
+    /// Fails if the model has no such site.
     pub fn block(&self, site: &Site) -> Result<Option<usize>> {
         self.width(site)?;
         match site.whole() {
@@ -150,7 +150,7 @@ impl ModelInfo {
     /// The linear module of that name, or the part of one.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn linear(&self, name: &str) -> Result<&LinearInfo> {
         let mut all = self.linears.iter().chain(self.parts.iter().map(|p| &p.linear));
         all.find(|l| l.name == name).ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))

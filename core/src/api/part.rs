@@ -45,7 +45,7 @@ impl Rows {
     /// Overwrites these rows of `all` `[rows …]` with `part` `[groups·len …]`.
     ///
     /// # Errors
-    /// Where shapes do not fit.
+    /// Fails if shapes do not fit.
     pub fn put(&self, all: &Tensor, part: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.grouped(all, 0)?.f_copy_(&part.f_unflatten(0, [self.groups, self.len])?)?;

@@ -29,11 +29,11 @@ impl std::fmt::Debug for Adapted {
 /// One place that an adapter changes.
 #[derive(Debug)]
 pub struct Changed {
-    /// Where its input can be read in a pass without the adapter.
+    /// The site of its input, in a pass without the adapter.
     pub input: Site,
-    /// Where its output can be read.
+    /// The site of its output.
     pub output: Site,
-    /// What is trained there.
+    /// Its trainable parameters.
     pub parameters: Vec<Parameter>,
 }
 
@@ -134,7 +134,7 @@ impl Adapted {
         self.blocks.get(&k).map(|b| &**b)
     }
 
-    /// Whether it changes the output of any block.
+    /// True if it changes the output of any block.
     pub fn changes_blocks(&self) -> bool {
         !self.blocks.is_empty()
     }
@@ -161,7 +161,7 @@ impl Adapted {
         self.blocks.keys().copied()
     }
 
-    /// What it changes: the modules, then the blocks.
+    /// Everything it changes: the modules, then the blocks.
     pub fn changed(&self) -> impl Iterator<Item = Changed> {
         let modules =
             self.modules.iter().map(|(name, m)| Changed { input: Site::Input(name.clone()), output: Site::Output(name.clone()), parameters: m.parameters() });
@@ -182,7 +182,7 @@ impl Adapted {
         self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
     }
 
-    /// Whether the tensor of that name belongs to all modules together.
+    /// True if the tensor of that name belongs to all modules together.
     pub fn is_shared(&self, name: &str) -> bool {
         self.shared.iter().any(|p| p.key == name)
     }
@@ -242,7 +242,7 @@ impl Adapted {
     /// no parts, or the method has no such form.
     ///
     /// # Errors
-    /// What the adapter says.
+    /// Fails if the adapter does.
     pub fn fused(&self, adapter: &dyn Adapter, model: &Model) -> Result<Option<(Box<dyn Adapter>, Self)>> {
         let mut by_holder = IndexMap::<&str, Vec<AdaptedPart<'_>>>::new();
         for info in self.parts(model.info()) {
@@ -275,7 +275,7 @@ impl Adapted {
     /// The tensors on the CPU in float32, for a file.
     ///
     /// # Errors
-    /// Where the copy fails.
+    /// Fails if memory runs out.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         self.tensors().into_iter().map(|(name, t)| Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?))).collect()
     }

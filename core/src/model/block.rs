@@ -30,9 +30,9 @@ pub trait Block: std::fmt::Debug + Send {
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// What one run of one block computes with, besides the block's own weights.
+/// Everything that one run of one block computes with besides the block's own weights.
 pub struct BlockCx<'a> {
-    /// What its kind of layer sees of the stream.
+    /// The masks and rotations of its kind of layer.
     pub view: &'a View,
     /// The adapter; `None`: the base model.
     pub adapted: Option<&'a Adapted>,

@@ -28,7 +28,7 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// What a kind of layer sees of one stream.
+/// The masks and rotations of one kind of layer for one stream.
 #[derive(Debug)]
 pub struct View {
     /// Which tokens see which.

@@ -118,10 +118,10 @@ impl Model {
         Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(within)
     }
 
-    /// Whether the architecture of a configuration is one of those that are known, before any weights are there.
+    /// Checks that the architecture of a configuration is supported, before any weights are there.
     ///
     /// # Errors
-    /// One that is not: with those that are.
+    /// Fails if it is not; the error lists the supported ones.
     pub fn accepts(config: &serde_json::Value) -> Result<()> {
         architecture(config).map(drop)
     }
@@ -129,7 +129,7 @@ impl Model {
     /// A model of tensors with PyTorch's names.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// Fails as [`load`](Self::load) does.
     pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
         let (build, base) = architecture(config)?;
         let checkpoint = weights::Checkpoint::new(tensors, base);
@@ -149,7 +149,7 @@ impl Model {
         self.kind
     }
 
-    /// Where it is.
+    /// The device of its weights.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -172,7 +172,7 @@ impl Model {
     /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
         let found = self.decoder.linears().into_iter().find_map(|linear| linear.weights(name));
         found.unwrap_or_else(|| Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name))))
@@ -268,7 +268,7 @@ impl Model {
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
     }

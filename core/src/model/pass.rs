@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// Called with the output `[n out]` of each adapted module, part and block. The pass continues with what it returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
-/// What a pass is asked for.
+/// A request to a pass.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The adapter; `None`: the base model.

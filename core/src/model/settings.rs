@@ -47,7 +47,7 @@ pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
 /// The number in `field`, where there is one.
 ///
 /// # Errors
-/// Where it holds something else.
+/// Fails if it holds something else.
 pub fn number(config: &Value, field: &str) -> Result<Option<f64>> {
     match config.get(field) {
         None | Some(Value::Null) => Ok(None),

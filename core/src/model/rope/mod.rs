@@ -17,7 +17,7 @@ pub use parameters::{RopeParameters, Spelling};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
-    /// What cos and sin are multiplied by: 1 but for types that sharpen attention in long contexts.
+    /// Factor on cos and sin: 1 but for types that sharpen attention in long contexts.
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
@@ -112,7 +112,7 @@ impl Tables {
     /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves are the pairs' parts.
     ///
     /// # Errors
-    /// Where shapes do not fit.
+    /// Fails if shapes do not fit.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         let (turned, d) = (self.cos.size()[2], x.size()[2]);
         if turned == d {
