@@ -18,7 +18,8 @@ pub struct LinearSite<'a> {
 
 /// One linear module with its adapter.
 pub trait AdaptedLinear: Send {
-    /// y of x `[n in]`, base and adapter together. Parameters are float32 whatever x is; a lower precision casts them.
+    /// y of x `[n in]`, base and adapter together. Parameters are float32 whatever x is; a lower
+    /// precision casts them.
     ///
     /// # Errors
     /// Fails if shapes or kinds do not fit.
@@ -65,7 +66,8 @@ pub struct FusedSite<'a> {
 
 /// Adapters of whole modules, which [`Adapter::fuse`] makes from those of their parts.
 pub struct Fused {
-    /// The configured method whose `peft_config` fits the whole modules. The engine writes their names itself.
+    /// The configured method whose `peft_config` fits the whole modules. The engine writes their
+    /// names itself.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order in which the modules were given.
     pub modules: Vec<Box<dyn AdaptedLinear>>,
@@ -109,7 +111,8 @@ pub trait Adapter: Send {
         Vec::new()
     }
 
-    /// Tensors that all modules share, frozen or trained. On disk their key has no module's name before it.
+    /// Tensors that all modules share, frozen or trained. On disk their key has no module's name
+    /// before it.
     ///
     /// # Errors
     /// Targets that cannot share them.
@@ -139,8 +142,9 @@ pub trait Adapter: Send {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
     }
 
-    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for `torch.nn.Linear`. The
-    /// engine then writes `fan_in_fan_out` of [`peft_config`](Self::peft_config) for the modules that are adapted.
+    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for
+    /// `torch.nn.Linear`. The engine then writes `fan_in_fan_out` of
+    /// [`peft_config`](Self::peft_config) for the modules that are adapted.
     fn peft_has_conv1d(&self) -> bool {
         false
     }
@@ -150,9 +154,10 @@ pub trait Adapter: Send {
         true
     }
 
-    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the same. They are what is
-    /// saved, because PEFT only adapts whole modules, and what is read back. `None`: the method cannot be put so; it is saved
-    /// under the parts' names, which only this program knows.
+    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the
+    /// same. They are what is saved, because PEFT only adapts whole modules, and what is read back.
+    /// `None`: the method cannot be put so; it is saved under the parts' names, which only this
+    /// program knows.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
@@ -160,8 +165,8 @@ pub trait Adapter: Send {
         Ok(None)
     }
 
-    /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds `peft_type`,
-    /// `target_modules` and what all methods share.
+    /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds
+    /// `peft_type`, `target_modules` and what all methods share.
     fn peft_config(&self) -> String;
 }
 

@@ -1,4 +1,5 @@
-//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
+//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted
+//! blocks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -77,7 +78,8 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
 }
 
 impl Adapted {
-    /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would get no gradient.
+    /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would
+    /// get no gradient.
     ///
     /// # Errors
     /// Fails if an entry of the adapter's configuration matches no module or layer, or if the
@@ -190,7 +192,8 @@ impl Adapted {
     /// Overwrites every tensor with the one of the same name in `values`.
     ///
     /// # Errors
-    /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is changed then.
+    /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is
+    /// changed then.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();
@@ -214,7 +217,8 @@ impl Adapted {
         Ok(())
     }
 
-    /// Each adapted module as a frozen one that computes the same; a fused one where any of its parts is adapted.
+    /// Each adapted module as a frozen one that computes the same; a fused one where any of its
+    /// parts is adapted.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as one.
@@ -238,8 +242,8 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// With adapters of whole modules in place of those of parts, and the adapter that is configured so. `None`: there are
-    /// no parts, or the method has no such form.
+    /// With adapters of whole modules in place of those of parts, and the adapter that is
+    /// configured so. `None`: there are no parts, or the method has no such form.
     ///
     /// # Errors
     /// Fails if the adapter does.

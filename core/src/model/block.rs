@@ -1,7 +1,8 @@
 //! One block of a decoder, and what it computes with.
 //!
-//! A block only computes. Which of its values are read, adapted, hooked or cached is decided by the [`Pass`] that runs
-//! it. A block may therefore run twice: what a run records stays in its [`BlockCx`] until the pass takes it.
+//! A block only computes. Which of its values are read, adapted, hooked or cached is decided by the
+//! [`Pass`] that runs it. A block may therefore run twice: what a run records stays in its
+//! [`BlockCx`] until the pass takes it.
 //!
 //! [`Pass`]: super::pass::Pass
 
@@ -81,7 +82,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Queries or keys `[n heads d]`, rotated by their positions if this kind of layer rotates them.
+    /// Queries or keys `[n heads d]`, rotated by their positions if this kind of layer rotates
+    /// them.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
@@ -92,8 +94,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Attention `[n heads·d]` of queries `[n heads d]` over keys and values `[n kv_heads d]` of the stream and those in
-    /// the cache.
+    /// Attention `[n heads·d]` of queries `[n heads d]` over keys and values `[n kv_heads d]` of
+    /// the stream and those in the cache.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.

@@ -1,7 +1,8 @@
 //! Models: frozen tensors and the architectures that compute with them.
 //!
-//! An architecture is one file that reads like its paper's block: the fields of its configuration, and the blocks that
-//! it is put together from, each in the file that is called after it. What comes out is a [`Decoder`].
+//! An architecture is one file that reads like its paper's block: the fields of its configuration,
+//! and the blocks that it is put together from, each in the file that is called after it. What
+//! comes out is a [`Decoder`].
 
 mod activation;
 pub mod adapted;
@@ -189,12 +190,14 @@ impl Model {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they are tied.
+    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they
+    /// are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
 
-    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed with it, to rounding.
+    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed
+    /// with it, to rounding.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as frozen weights; nothing is changed then.
@@ -227,7 +230,8 @@ impl Model {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
 
-    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of transformers.
+    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of
+    /// transformers.
     pub fn is_conv1d(&self, module: &str) -> bool {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }

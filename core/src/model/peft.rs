@@ -1,7 +1,9 @@
-//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and
+//! `adapter_model.safetensors`.
 //!
-//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their method can be put so;
-//! otherwise they are written under the parts' names, which only this program reads.
+//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their
+//! method can be put so; otherwise they are written under the parts' names, which only this program
+//! reads.
 
 use std::path::Path;
 
@@ -198,7 +200,8 @@ fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     adapted.names().map(module).find(|module| model.is_conv1d(module))
 }
 
-/// Writes `adapted` into the folder `dir`, which is created if it is missing. Each file appears whole or not at all.
+/// Writes `adapted` into the folder `dir`, which is created if it is missing. Each file appears
+/// whole or not at all.
 ///
 /// # Errors
 /// Fails if a file cannot be written.

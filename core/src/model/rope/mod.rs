@@ -1,7 +1,7 @@
 //! Rotary position embeddings, as transformers computes them.
 //!
-//! Reference: Su et al. 2021 (RoFormer) §3.4. What a configuration says of them is read in [`parameters`], and the
-//! frequencies that follow from it are computed in [`frequencies`].
+//! Reference: Su et al. 2021 (RoFormer) §3.4. What a configuration says of them is read in
+//! [`parameters`], and the frequencies that follow from it are computed in [`frequencies`].
 
 mod frequencies;
 mod parameters;
@@ -61,8 +61,9 @@ impl Rope {
         self.frequencies.representative(tokens)
     }
 
-    /// cos and sin of every position of the stream in `kind`; the angles are float32 as in transformers (float64 in a
-    /// float64 model). The frequencies of a row depend only on the length of its own sequence.
+    /// cos and sin of every position of the stream in `kind`; the angles are float32 as in
+    /// transformers (float64 in a float64 model). The frequencies of a row depend only on the
+    /// length of its own sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.
@@ -101,7 +102,8 @@ impl Rope {
     }
 }
 
-/// cos and sin of every position of a stream, each `[n 1 r]`; r numbers of a head are turned, which may not be all.
+/// cos and sin of every position of a stream, each `[n 1 r]`; r numbers of a head are turned, which
+/// may not be all.
 #[derive(Debug)]
 pub struct Tables {
     cos: Tensor,
@@ -109,7 +111,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves are the pairs' parts.
+    /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves
+    /// are the pairs' parts.
     ///
     /// # Errors
     /// Fails if shapes do not fit.
