@@ -1,7 +1,8 @@
-//! A transformer with frozen weights: blocks over a residual stream, between the two ends of a vocabulary.
+//! A transformer with frozen weights: blocks over a residual stream, between the two ends of a
+//! vocabulary.
 //!
-//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters, taps, caches and depth
-//! are the [`Pass`]'s business, which runs each block.
+//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters,
+//! taps, caches and depth are the [`Pass`]'s business, which runs each block.
 
 use std::rc::Rc;
 
@@ -28,7 +29,7 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// What a kind of layer sees of one stream.
+/// The masks and rotations of one kind of layer for one stream.
 #[derive(Debug)]
 pub struct View {
     /// Which tokens see which.

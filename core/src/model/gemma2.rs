@@ -1,5 +1,5 @@
-//! The Gemma 2 architecture: each half of a block stands between two norms, layers with a window alternate with layers
-//! that see everything, scores and logits are capped, and embeddings are scaled.
+//! The Gemma 2 architecture: a norm before and after each half of a block, windows in every other
+//! layer, capped scores and logits, and scaled embeddings.
 //!
 //! Reference: Gemma Team 2024 (Gemma 2) §2, and `modeling_gemma2.py` of transformers.
 
@@ -23,7 +23,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
         "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true, "attention_bias": false,

@@ -1,5 +1,6 @@
-//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the attention's scores, of what
-//! each half adds to the residual stream, and, as a divisor, of the logits.
+//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the
+//! attention's scores, of what each half adds to the residual stream, and, as a divisor, of the
+//! logits.
 //!
 //! Reference: Granite Team 2024 (Granite 3.0) §2.1, and `modeling_granite.py` of transformers.
 
@@ -26,7 +27,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };

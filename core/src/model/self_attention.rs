@@ -1,6 +1,7 @@
 //! The first half of a block, which relates each token to those before it.
 //!
-//! Architectures differ in how queries, keys and values are made from the residual stream. The rest is the same.
+//! Architectures differ in how queries, keys and values are made from the residual stream. The rest
+//! is the same.
 
 use tch::Tensor;
 
@@ -55,7 +56,8 @@ pub enum QkNorm {
 }
 
 impl SelfAttention {
-    /// Llama's, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. `bias` says whether the first three and the last have one.
+    /// Llama's, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. `bias` says whether the first three
+    /// and the last have one.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
@@ -118,7 +120,8 @@ impl Projections {
         Self::Fused(module.fused(1, &[("q_proj", sizes.q_width()), ("k_proj", sizes.kv_width()), ("v_proj", sizes.kv_width())]))
     }
 
-    /// Marks `module` as one for all, whose rows are the first head's query, key and value, then the second's, and so on.
+    /// Marks `module` as one for all, whose rows are the first head's query, key and value, then
+    /// the second's, and so on.
     pub fn by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]))

@@ -1,4 +1,5 @@
-//! Both ends of a model: from token ids to the residual stream, and from the residual stream to logits.
+//! Both ends of a model: from token ids to the residual stream, and from the residual stream to
+//! logits.
 
 use tch::Tensor;
 
@@ -67,7 +68,8 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in Gemma.
+    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in
+    /// Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.
