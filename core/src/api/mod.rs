@@ -18,7 +18,9 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
+pub use adapter::{
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Frozen, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces, TargetModules,
+};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use init::Init;
 pub use intervention::{Completions, Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, States, StepInfo};

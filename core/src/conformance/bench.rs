@@ -35,7 +35,7 @@ impl Bench {
             for (i, site) in taps.sites.iter().enumerate() {
                 let cx = TransformCx { site, width: model.info().width(site)?, embedding, unembedding };
                 let transform: Box<dyn Transform> = match &case.transform {
-                    None => Box::new(Untransformed),
+                    None => Box::new(Untransformed {}),
                     Some(method) => {
                         let mut init = Init::new(seed, &format!("transform.{i}"), Kind::Double, model.device());
                         method.entry.build(&method.json, &cx, &mut init)?

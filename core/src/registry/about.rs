@@ -57,14 +57,14 @@ impl About {
             example: P::EXAMPLE,
             origin,
             version,
-            schema: || text::<P, _>("schema", || schemars::schema_for!(P::Config)),
-            defaults: || text::<P, _>("defaults", P::Config::default),
+            schema: || text::<P, _>("schema", || schemars::schema_for!(P)),
+            defaults: || text::<P, _>("defaults", P::default),
             check: |json| {
-                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || Ok(typed::<P::Config>(json).map(|_| ())));
+                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || Ok(typed::<P>(json).map(|_| ())));
                 checked.unwrap_or_else(|e| Err(Misfit { path: String::new(), message: format!("{e:?}") }))
             },
             rewrite: |json| {
-                let text = || serde_json::to_string(&parse::<P::Config>(P::NAME, json)?).map_err(|e| Error::new("it is not JSON").because(e));
+                let text = || serde_json::to_string(&parse::<P>(json)?).map_err(|e| Error::new("it is not JSON").because(e));
                 guard(Who { kind: "plugin", name: P::NAME }, "serialize", text)
             },
         }
@@ -111,8 +111,9 @@ impl About {
 }
 
 /// A configuration from its JSON text; an error names the field.
-pub(super) fn parse<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     typed(json).map_err(|Misfit { path, message }| {
+        let name = P::NAME;
         let place = if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
         Error::new(format!("the configuration field {place} is not right"))
             .because(Error::new(message))
