@@ -6,9 +6,9 @@ use reprpo_core::model::stream::Stream;
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::tch::{self, Device};
 
-use super::hs::{Hs};
-use super::side_in::{SideIn};
-use super::side_out::{SideOut};
+use super::hs::Hs;
+use super::side_in::SideIn;
+use super::side_out::SideOut;
 use super::*;
 
 fn model(writers: bool) -> ModelInfo {

@@ -9,10 +9,10 @@ use reprpo_plugin::prelude::*;
     summary = "a change of each weight at its full rank",
     reference = "where it comes from: paper and section",
     explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. Merged: W + D.",
-    peft_type = "MY_METHOD",
+    peft_type = "MY_METHOD"
 )]
-// Every field is on the command line as `--set adapter.FIELD=…`; its comment is its help, and the default of a field without
-// `#[default(…)]` is that of its type.
+// Every field is on the command line as `--set adapter.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     #[default(["q_proj", "v_proj"].into())]

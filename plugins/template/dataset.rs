@@ -3,17 +3,18 @@
 use reprpo_plugin::prelude::*;
 
 /// What `--dataset my-method` names.
-// `reprpo list` and `reprpo explain my-method` show these texts. To read a file, add a field `file: PathBuf`, and
-// `argument = "file"` and `extensions = &["tsv"]` here: then `--dataset pairs.tsv` fills it. For a repository of the hub add
-// `repositories = true`, and fetch its files with `reprpo_plugin::hub`.
+// `reprpo list` and `reprpo explain my-method` show these texts. To read a file, add a field
+// `file: PathBuf`, and `argument = "file"` and `extensions = &["tsv"]` here: then
+// `--dataset pairs.tsv` fills it. For a repository of the hub add `repositories = true`, and fetch
+// its files with `reprpo_plugin::hub`.
 #[dataset(
     name = "my-method",
     summary = "right sums against sums that are off by one; the shift is to products",
     reference = "where it comes from: paper or project",
-    explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13",
+    explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
 )]
-// Every field is on the command line as `--set dataset.FIELD=…`; its comment is its help, and the default of a field without
-// `#[default(…)]` is that of its type.
+// Every field is on the command line as `--set dataset.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
     /// The largest number that is calculated with, 2 to 1000.
     #[default(20)]

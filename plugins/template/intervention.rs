@@ -8,10 +8,10 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "raise the chosen completion's log-probability over the rejected one's, and hold its states",
     reference = "where it comes from: paper and section",
-    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's states at a tap, r⁺ the reference's.",
+    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's states at a tap, r⁺ the reference's."
 )]
-// Every field is on the command line as `--set intervention.FIELD=…`; its comment is its help, and the default of a field without
-// `#[default(…)]` is that of its type.
+// Every field is on the command line as `--set intervention.FIELD=…`, and its comment is its help.
+// A field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
     /// β: how steep the loss of the margin is, per nat, above 0.
     #[default(0.1)]

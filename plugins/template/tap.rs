@@ -8,10 +8,10 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "the residual stream behind chosen blocks",
     reference = "where it comes from: paper and section",
-    explain = "blocks.k, the residual stream behind block k    width: hidden\n\nOne tap a chosen block.",
+    explain = "blocks.k, the residual stream behind block k    width: hidden\n\nOne tap a chosen block."
 )]
-// Every field is on the command line as `--set tap.FIELD=…`; its comment is its help, and the default of a field without
-// `#[default(…)]` is that of its type.
+// Every field is on the command line as `--set tap.FIELD=…`, and its comment is its help. A field
+// without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
     /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
     #[default("0.33,0.66")]

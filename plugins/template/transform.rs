@@ -8,10 +8,10 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "a trainable scale of each coordinate",
     reference = "where it comes from: paper and section",
-    explain = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so states are compared as they are, and is trained with the adapter.",
+    explain = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so states are compared as they are, and is trained with the adapter."
 )]
-// Every field is on the command line as `--set transform.FIELD=…`; its comment is its help, and the default of a field without
-// `#[default(…)]` is that of its type.
+// Every field is on the command line as `--set transform.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
     /// How much the scales differ at the start, as the standard deviation of their logarithm, 0 or more.
     pub spread: f64,

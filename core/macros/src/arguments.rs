@@ -40,7 +40,8 @@ impl Kind {
         Ident::new(name, Span::call_site())
     }
 
-    /// The arguments that only this kind has. All but [`PEFT_TYPE`] are methods of its registry entry.
+    /// The arguments that only this kind has. All but [`PEFT_TYPE`] are methods of its registry
+    /// entry.
     pub fn own_arguments(self) -> &'static [&'static str] {
         match self {
             Kind::Intervention => &["learning_rate"],

@@ -62,7 +62,8 @@ fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
     found.into_iter().collect()
 }
 
-/// Refuses a struct that cannot be a configuration, and arguments that name fields which it does not have.
+/// Refuses a struct that cannot be a configuration, and arguments that name fields which it does
+/// not have.
 fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     let Fields::Named(fields) = &item.fields else {
         return Err(Error::new_spanned(&item.ident, format!("a configuration has named fields; one without fields is `struct {} {{}}`", item.ident)));

@@ -119,7 +119,8 @@ pub trait AdaptedResidual: Send {
 
 /// The linear modules that an adapter changes.
 ///
-/// `#[adapter(…)]` implements it for a struct with the field `target_modules`, which may have `layers_to_transform` besides.
+/// `#[adapter(…)]` implements it for a struct with the field `target_modules`, which may have
+/// `layers_to_transform` besides.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say which linear modules it adapts",
     note = "give the struct a field `target_modules: Targets`, or write `impl TargetModules for {Self} {{}}` if it changes none"

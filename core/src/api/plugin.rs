@@ -5,11 +5,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// A named, documented method: a struct whose fields are its configuration.
 ///
-/// The attributes of the sdk, such as `#[intervention(…)]`, implement it. `reprpo list`, `reprpo explain` and the
-/// configuration's schema show these texts.
+/// The attributes of the sdk, such as `#[intervention(…)]`, implement it. Its texts are shown by
+/// `reprpo list`, by `reprpo explain` and in the configuration's schema.
 ///
-/// Every field has a doc comment with its unit, and `Default` holds the defaults. Deserialising must refuse unknown fields, so
-/// that a slip in a name is an error.
+/// Every field has a doc comment with its unit, and `Default` holds the defaults. Deserialising
+/// must refuse unknown fields, so that a slip in a name is an error.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not described as a plugin",
     note = "write the attribute of its kind above the struct: `#[intervention(…)]`, `#[adapter(…)]`, `#[transform(…)]`, `#[tap(…)]` or `#[dataset(…)]`"

@@ -82,7 +82,8 @@ impl About {
         serde_json::from_str(json).map_err(|e| Error::internal(format!("the description of the configuration of `{}` is not JSON", self.name)).because(e))
     }
 
-    /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are checked when it is made.
+    /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are
+    /// checked when it is made.
     ///
     /// # Errors
     /// The first field that does not fit.

@@ -1,4 +1,5 @@
-//! One registered plugin, its types erased, by kind: how it is made, and what the engine has to know of it before.
+//! One registered plugin, its types erased, by kind: how it is made, and what the engine has to
+//! know of it before.
 
 use super::Kind;
 use super::about::{About, parse};
@@ -50,7 +51,8 @@ impl Entry {
     }
 }
 
-/// The entry of a plugin whose kind is known. It can make the plugin from a configuration (JSON text).
+/// The entry of a plugin whose kind is known. It can make the plugin from a configuration (JSON
+/// text).
 pub trait TypedEntry: 'static {
     /// The kind.
     const KIND: Kind;
@@ -161,7 +163,8 @@ impl AdapterEntry {
     /// The configuration (JSON text) that a saved adapter stands for, and warnings for the user.
     ///
     /// # Errors
-    /// Fails if the plugin cannot honour a field of the file, or cannot compute what PEFT computes with it.
+    /// Fails if the plugin cannot honour a field of the file, or cannot compute what PEFT computes
+    /// with it.
     pub fn from_peft(&self, file: PeftFile<'_>) -> Result<(String, Vec<String>)> {
         (self.from_peft)(file)
     }
@@ -309,7 +312,8 @@ impl AsRef<About> for Entry {
     }
 }
 
-/// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the plugin's.
+/// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the
+/// plugin's.
 fn made<P: Plugin, T: ?Sized>(kind: Kind, build: impl FnOnce() -> Result<Box<T>>) -> Result<Guarded<T>> {
     let who = Who { kind: kind.name(), name: P::NAME };
     Ok(Guarded::new(who, guard(who, "build", build)?))

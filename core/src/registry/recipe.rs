@@ -16,7 +16,8 @@ pub struct RecipeText {
 
 inventory::collect!(RecipeText);
 
-/// Registers a recipe by its text with the program that links its crate: `recipe!(include_str!("mine.toml"));`.
+/// Registers a recipe by its text with the program that links its crate:
+/// `recipe!(include_str!("mine.toml"));`.
 #[macro_export]
 macro_rules! recipe {
     ($toml:expr) => {

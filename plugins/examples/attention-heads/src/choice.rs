@@ -10,7 +10,7 @@ use reprpo_plugin::prelude::*;
     explain = "\
 T([z₁ … z_H]) = [z_j for j in heads]
 
-Nothing is trained. Losses compare the chosen heads as one vector.",
+Nothing is trained. Losses compare the chosen heads as one vector."
 )]
 pub struct Heads {
     /// Which heads, from 0, the same ones at every tap; all where the list is empty.

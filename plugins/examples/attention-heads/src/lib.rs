@@ -13,7 +13,7 @@ use reprpo_plugin::prelude::*;
 in.o_proj = [z₁ … z_H]    z_j = Σ_t a_jt v_t, the output of head j    width: H·head_dim
 
 One tap a chosen block. With the transform `heads` of the same plugin, some of the heads alone are compared. The paper reads
-them at the last token, which is `tap.pooling = last`; that tells completions apart where they do not end alike.",
+them at the last token, which is `tap.pooling = last`; that tells completions apart where they do not end alike."
 )]
 pub struct AttentionHeads {
     /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.

@@ -14,7 +14,7 @@ T(x) = Cov(γ)^p x    γ a row of the unembedding matrix [vocab h], each token o
 ‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): states are as far apart as their logits are, up to a number added to all of them,
 which no probability depends on. Directions that the head does not read count little. This is exact for the last hidden
 state; earlier ones are taken as the logit lens takes them. With a negative p, eigenvalues below 1e-6 of the largest count as
-that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the residual stream.",
+that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the residual stream."
 )]
 pub struct Causal {
     /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that are themselves unembeddings.

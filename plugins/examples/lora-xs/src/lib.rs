@@ -14,7 +14,7 @@ y = (W + A R B)x + b    W ≈ U_r Σ_r V_rᵀ    A = U_r Σ_r [out r]    B = V_r
 A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² numbers a module whatever its
 widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, and the gradient AᵀGBᵀ is not
 0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. Merged: W + A R B.",
-    peft_type = "LORA_XS",
+    peft_type = "LORA_XS"
 )]
 pub struct LoraXs {
     /// r: how many singular vectors the core stands between, 1 to the smaller width of the narrowest module.

@@ -13,7 +13,7 @@ L = −log σ(R⁺ − R⁻ − γ)    R± = β·logp_π(y±)/|y±|
 |y| counts the completion's tokens, so that a longer completion has no smaller reward for its length. There is no reference:
 nothing holds the policy near the base model but the learning rate. The authors take β = 2 or 2.5, at times 10, and γ/β from
 0.1 to 0.8, and begin at 0.5.
-TRL has it as CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ.",
+TRL has it as CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ."
 )]
 pub struct SimPo {
     /// β: the reward of one nat a token, above 0.

@@ -94,7 +94,7 @@ impl Drop for Faulty {
     summary = "fails where its name says",
     reference = "this project's tests",
     explain = "It fails where its name says.",
-    peft_type = "FAULT",
+    peft_type = "FAULT"
 )]
 pub struct PanicsInForward {
     /// Not read.
@@ -144,12 +144,7 @@ impl AdaptedLinear for Given {
 }
 
 /// A data set that ends in the middle.
-#[dataset(
-    name = "panics-in-pairs",
-    summary = "fails where its name says",
-    reference = "this project's tests",
-    explain = "It fails where its name says.",
-)]
+#[dataset(name = "panics-in-pairs", summary = "fails where its name says", reference = "this project's tests", explain = "It fails where its name says.")]
 pub struct PanicsInPairs {
     /// Not read.
     pub unused: f64,
