@@ -6,7 +6,7 @@ use super::row::Columns;
 use super::source::Reading;
 
 /// Columns, delimiters, and what becomes of rows that are no pairs.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Format {
@@ -25,9 +25,7 @@ pub struct Format {
 }
 
 /// How to treat a row that is not a pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "lowercase")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum BadRows {
     /// It ends the run, with its place.
     #[default]

@@ -10,14 +10,14 @@ use super::*;
 const GOOD: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r"}"#;
 
 /// How many pairs a file gives, and the error behind them, with `FILE` for its path.
-fn read_with(name: &str, bytes: &[u8], config: Config) -> (usize, String) {
+fn read_with(name: &str, bytes: &[u8], config: Files) -> (usize, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     fs::write(&path, bytes).unwrap();
     from(&path, config)
 }
 
-fn from(path: &Path, config: Config) -> (usize, String) {
+fn from(path: &Path, config: Files) -> (usize, String) {
     let told = |e: Error| format!("{e:?}").replace(&path.display().to_string(), "FILE");
     // Not through `build`, which ends at the first pair.
     let source = match Source::open(path, config.format.reading().unwrap(), &[]).and_then(|source| source.pairs()) {
@@ -35,7 +35,7 @@ fn from(path: &Path, config: Config) -> (usize, String) {
 }
 
 fn read(name: &str, text: &str) -> (usize, String) {
-    read_with(name, text.as_bytes(), Config::default())
+    read_with(name, text.as_bytes(), Files::default())
 }
 
 #[test]
@@ -79,16 +79,16 @@ fn what_is_not_json_says_where_it_stops_being_it() {
 #[test]
 fn what_is_not_utf8_says_so() {
     let line = b"{\"prompt\": \"\xff\"}";
-    let (good, error) = read_with("x.jsonl", &[GOOD.as_bytes(), b"\n", line].concat(), Config::default());
+    let (good, error) = read_with("x.jsonl", &[GOOD.as_bytes(), b"\n", line].concat(), Files::default());
     assert_eq!(good, 1);
     assert!(error.starts_with("cannot read line 2 of `FILE`\n  because it is not UTF-8: byte 13 does not belong"), "{error}");
-    let (_, error) = read_with("x.json", &[b"[", &line[..], b"]"].concat(), Config::default());
+    let (_, error) = read_with("x.json", &[b"[", &line[..], b"]"].concat(), Files::default());
     assert!(error.starts_with("cannot read line 1 of `FILE`\n  because it is not UTF-8"), "{error}");
-    let (good, error) = read_with("x.csv", b"prompt,chosen,rejected\na,b,c\na,\xff,c\n", Config::default());
+    let (good, error) = read_with("x.csv", b"prompt,chosen,rejected\na,b,c\na,\xff,c\n", Files::default());
     assert!(good == 1 && error.starts_with("cannot read line 3 of `FILE`\n  because `chosen` is not text\n  because it is not UTF-8"), "{error}");
     let utf16: Vec<u8> = "\u{feff}prompt".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for name in ["x.jsonl", "x.json", "x.csv"] {
-        assert!(!read_with(name, &utf16, Config::default()).1.is_empty(), "{name}");
+        assert!(!read_with(name, &utf16, Files::default()).1.is_empty(), "{name}");
     }
 }
 
@@ -105,7 +105,7 @@ fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
         (good, error.as_str()),
         (1, "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: `--set dataset.bad_rows=skip` passes such rows over")
     );
-    let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
+    let skip = || Files { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
     assert_eq!(read_with("x.csv", b"prompt,chosen,rejected\na,b,c\np,,r\nd,e,f\n", skip()), (2, String::new()));
     assert_eq!(read_with("x.jsonl", format!("{GOOD}\n{null}\n{GOOD}").as_bytes(), skip()), (2, String::new()));
     let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{null}\n{{").as_bytes(), skip());
@@ -117,8 +117,8 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.jsonl");
     fs::write(&path, "{}\n{}\n").unwrap();
-    let config = Config { train: path, format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
-    let e = format!("{:?}", Files::build(config).err().unwrap());
+    let config = Files { train: path, format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
+    let e = format!("{:?}", config.build().err().unwrap());
     assert!(e.contains("holds no pairs\n  because cannot read line 1 of") && e.contains("2 rows were passed over"), "{e}");
 }
 
@@ -160,7 +160,7 @@ fn a_row_of_two_gigabytes_is_refused_at_once() {
         file.write_all(begin.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
         let began = Instant::now();
-        let (good, error) = from(&path, Config { format: Format { max_row_mib: 1, ..Format::default() }, ..Config::default() });
+        let (good, error) = from(&path, Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() });
         assert_eq!(good, 0, "{name}");
         assert!(error.contains("it is longer than 1 MiB\n") && error.contains("dataset.max_row_mib"), "{name}: {error}");
         assert!(began.elapsed() < Duration::from_secs(5), "{name} took {:?}", began.elapsed());
@@ -189,7 +189,7 @@ fn a_page_that_says_it_is_of_gigabytes_is_refused() {
     let size = (5..40).find(|at| bytes[*at] == 0x15 && bytes[at + 1] >= 0x80 && bytes[at + 2] >= 0x80 && bytes[at + 3] < 0x80).unwrap();
     bytes.splice(size + 1..size + 4, [0xfe, 0xff, 0xff, 0xff, 0x0f]);
     fs::write(&path, &bytes).unwrap();
-    let (_, error) = from(&path, Config::default());
+    let (_, error) = from(&path, Files::default());
     assert!(error.contains("a page of it says that it unpacks to 2147483647 bytes, and 134217728 are read"), "{error}");
 }
 
@@ -216,7 +216,7 @@ fn a_packed_row_without_end_is_refused_at_once() {
                 fs::copy(&path, &other).unwrap();
             }
             let began = Instant::now();
-            let (good, error) = from(&other, Config { format: Format { max_row_mib: 1, ..Format::default() }, ..Config::default() });
+            let (good, error) = from(&other, Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() });
             assert!(good == 0 && error.contains("it is longer than 1 MiB\n"), "{}: {error}", other.display());
             assert!(began.elapsed() < Duration::from_secs(30), "{} took {:?}", other.display(), began.elapsed());
         }
@@ -228,12 +228,12 @@ fn a_packed_file_that_is_cut_or_not_packed_says_so() {
     let text = [GOOD; 3].join("\n");
     for (name, packed) in [("x.jsonl.gz", input::packed::gzip(text.as_bytes())), ("x.jsonl.zst", input::packed::zstd(text.as_bytes()))] {
         for length in 0..packed.len() {
-            let (_, error) = read_with(name, &packed[..length], Config::default());
+            let (_, error) = read_with(name, &packed[..length], Files::default());
             // To zstd, an empty file is a packed file without content.
             let says = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
             assert!(says || (length == 0 && name.ends_with("zst")), "{name} cut at {length}: {error}");
         }
-        let (good, error) = read_with(name, text.as_bytes(), Config::default());
+        let (good, error) = read_with(name, text.as_bytes(), Files::default());
         assert!(good == 0 && error.contains("data cannot be unpacked: "), "{name}: {error}");
     }
 }
@@ -254,7 +254,7 @@ const PYTHON: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score":
 
 #[test]
 fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
-    let skip = || Config { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Config::default() };
+    let skip = || Files { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
     let rows = |row: &str| [("x.jsonl", format!("{PYTHON}\n{row}\n{GOOD}")), ("x.json", format!("[{PYTHON},\n{row},\n{GOOD}]"))];
     for (row, why) in [
         (r#"{"prompt": "p", "chosen": NaN, "rejected": "r"}"#, "`chosen` is NaN, which is neither text nor a JSON number"),
@@ -313,10 +313,10 @@ fn any_byte_changed_ends() {
                 let mut bytes = text.clone().into_bytes();
                 bytes[at] = byte;
                 fs::write(&path, &bytes).unwrap();
-                assert!(from(&path, Config::default()).0 <= 4);
+                assert!(from(&path, Files::default()).0 <= 4);
             }
             fs::write(&path, &text.as_bytes()[..at]).unwrap();
-            assert!(from(&path, Config::default()).0 <= 4);
+            assert!(from(&path, Files::default()).0 <= 4);
         }
     }
 }

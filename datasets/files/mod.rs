@@ -27,44 +27,12 @@ pub use self::place::Place;
 pub use self::row::{Columns, Row, pairs};
 pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source, ending};
 
-/// `--dataset pairs.jsonl`.
-pub struct Files;
-
-/// Which files hold which split, and how they are read.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Config {
-    /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets it.
-    #[schemars(extend("format" = "path"))]
-    pub train: PathBuf,
-    /// File with pairs of the same distribution that are kept from training.
-    #[schemars(extend("format" = "path"))]
-    pub test: Option<PathBuf>,
-    /// File with pairs of the shifted distribution.
-    #[schemars(extend("format" = "path"))]
-    pub oos: Option<PathBuf>,
-    /// File with pairs of an unrelated judgement.
-    #[schemars(extend("format" = "path"))]
-    pub rnd: Option<PathBuf>,
-    /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
-    /// pipe in the same pairs.
-    pub stdin: Option<String>,
-    /// How their rows are read.
-    #[serde(flatten)]
-    pub format: Format,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { train: PathBuf::new(), test: None, oos: None, rnd: None, stdin: None, format: Format::default() }
-    }
-}
-
-impl Plugin for Files {
-    const NAME: &'static str = "file";
-    const SUMMARY: &'static str = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or compressed (.gz, .zst)";
-    const EXPLAIN: &'static str = "\
+/// Pairs in files, one for each split: `--dataset pairs.jsonl`.
+#[dataset(
+    name = "file",
+    summary = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or compressed (.gz, .zst)",
+    reference = "TRL, dataset formats: preference, standard and conversational, with explicit and implicit prompt",
+    explain = "\
 A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} for the model's
 chat template. `--columns prompt=question,chosen=best` gives them other names.
 
@@ -99,24 +67,41 @@ A missing column, another type, an empty field of a .csv or .tsv in place of a c
 plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is not JSON,
 not CSV or not UTF-8 is always an error, and so is a row of more than `max_row_mib`. As Python writes them, NaN,
 Infinity, numbers beyond 64 bits and half surrogate pairs (\\ud83d) are allowed wherever a pair does not need them;
-elsewhere they make the row a bad one.";
-    const REFERENCE: &'static str = "TRL, dataset formats: preference, standard and conversational, with explicit and implicit prompt";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("train", "pairs.jsonl"), ("test", "held_out.jsonl")];
-    type Config = Config;
+elsewhere they make the row a bad one.",
+    example(train = "pairs.jsonl", test = "held_out.jsonl"),
+    argument = "train",
+    extensions = &source::ENDINGS,
+    stdin = true,
+)]
+pub struct Files {
+    /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets it.
+    #[schemars(extend("format" = "path"))]
+    pub train: PathBuf,
+    /// File with pairs of the same distribution that are kept from training.
+    #[schemars(extend("format" = "path"))]
+    pub test: Option<PathBuf>,
+    /// File with pairs of the shifted distribution.
+    #[schemars(extend("format" = "path"))]
+    pub oos: Option<PathBuf>,
+    /// File with pairs of an unrelated judgement.
+    #[schemars(extend("format" = "path"))]
+    pub rnd: Option<PathBuf>,
+    /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
+    /// pipe in the same pairs.
+    pub stdin: Option<String>,
+    /// How their rows are read.
+    #[serde(flatten)]
+    pub format: Format,
 }
 
 impl DatasetPlugin for Files {
-    const ARGUMENT: Option<&'static str> = Some("train");
-    const EXTENSIONS: &'static [&'static str] = &source::ENDINGS;
-    const STDIN: bool = true;
-
-    fn build(config: Config) -> Result<Box<dyn Dataset>> {
-        if config.train.as_os_str().is_empty() {
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        if self.train.as_os_str().is_empty() {
             return Err(Error::new("no file to train on was named").hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
-        let reading = config.format.reading()?;
-        let pinned = stdin(&config)?;
-        let named = [("train", Some(config.train)), ("test", config.test), ("oos", config.oos), ("rnd", config.rnd)];
+        let reading = self.format.reading()?;
+        let pinned = stdin(&self)?;
+        let named = [("train", Some(self.train)), ("test", self.test), ("oos", self.oos), ("rnd", self.rnd)];
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {
             let source = Source::open(&path, reading.clone(), &[])?;
@@ -135,7 +120,7 @@ impl DatasetPlugin for Files {
 /// # Errors
 /// Fails if several splits are standard input, if standard input cannot be read, or if its bytes are
 /// not those that were recorded.
-fn stdin(config: &Config) -> Result<Option<String>> {
+fn stdin(config: &Files) -> Result<Option<String>> {
     let splits = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
     let named: Vec<&str> = splits.into_iter().filter(|(_, path)| path.is_some_and(|p| input::is_stdin(p))).map(|(split, _)| split).collect();
     match named[..] {
@@ -163,11 +148,9 @@ fn stdin(config: &Config) -> Result<Option<String>> {
         }
         _ => {}
     }
-    let pinned = Config { stdin: Some(found), ..config.clone() };
+    let pinned = Files { stdin: Some(found), ..config.clone() };
     serde_json::to_string(&pinned).map(Some).map_err(|e| Error::internal(e.to_string()))
 }
-
-reprpo_plugin::register!(dataset: Files);
 
 struct Splits {
     splits: Vec<(&'static str, Source)>,

@@ -9,7 +9,7 @@ use super::written::{Column, numbered, pair_columns, write, write_columns, write
 use super::*;
 
 fn open(train: &Path) -> Result<Box<dyn Dataset>> {
-    Files::build(Config { train: train.to_owned(), ..Config::default() })
+    Files { train: train.to_owned(), ..Files::default() }.build()
 }
 
 fn error(train: &Path) -> String {
@@ -103,7 +103,7 @@ fn columns_and_delimiter_may_be_others() {
         delimiter: Some(';'),
         ..Format::default()
     };
-    let build = |format| Files::build(Config { train: path.clone(), format, ..Config::default() });
+    let build = |format| Files { train: path.clone(), format, ..Files::default() }.build();
     let pairs = read(build(format()).unwrap().as_ref(), "train");
     assert_eq!(pairs, [PreferencePair::new("a; b", "c", "r\nr")]);
     let wrong = |format: Format| format!("{:?}", build(format).err().unwrap());
@@ -157,8 +157,8 @@ fn each_split_is_a_file_and_the_table_keeps_their_order() {
         fs::write(&path, line(0)).unwrap();
         path
     };
-    let config = Config { train: file("a.jsonl"), oos: Some(file("b.jsonl")), rnd: Some(file("c.jsonl")), ..Config::default() };
-    let data = Files::build(config).unwrap();
+    let config = Files { train: file("a.jsonl"), oos: Some(file("b.jsonl")), rnd: Some(file("c.jsonl")), ..Files::default() };
+    let data = config.build().unwrap();
     let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.describes)).collect();
     assert_eq!(splits, [("train", "a.jsonl"), ("oos", "b.jsonl"), ("rnd", "c.jsonl")].map(|(a, b)| (a.to_owned(), b.to_owned())));
     let error = format!("{:?}", data.pairs("ooz").err().unwrap());
@@ -180,7 +180,7 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
     assert!(error(&at("text.parquet", "no parquet")).contains("`FILE` is no whole parquet file"));
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
-    let nothing = format!("{:?}", Files::build(Config::default()).err().unwrap());
+    let nothing = format!("{:?}", Files::default().build().err().unwrap());
     assert!(nothing.starts_with("no file to train on was named"), "{nothing}");
 }
 
@@ -239,7 +239,7 @@ fn parquet_with_any_byte_changed_ends() {
 
 #[test]
 fn a_slip_in_the_configuration_is_an_error() {
-    let got = reprpo_plugin::serde_json::from_str::<Config>(r#"{"tests": "a.jsonl"}"#).unwrap_err().to_string();
+    let got = reprpo_plugin::serde_json::from_str::<Files>(r#"{"tests": "a.jsonl"}"#).unwrap_err().to_string();
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
@@ -250,7 +250,7 @@ fn a_pair_has_the_place_of_its_row() {
     let path = dir.path().join("pairs.jsonl");
     fs::write(&path, format!("{}\n{{\"prompt\": 1}}\n{}{{}}\n{}", line(0), line(2), line(4))).unwrap();
     let format = Format { bad_rows: BadRows::Skip, ..Format::default() };
-    let data = Files::build(Config { train: path, format, ..Config::default() }).unwrap();
+    let data = Files { train: path, format, ..Files::default() }.build().unwrap();
     let rows: Vec<(usize, PreferencePair)> = data.rows("train").unwrap().collect::<Result<_>>().unwrap();
     assert_eq!(rows.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [0, 2, 4]);
     assert!(rows.iter().all(|(row, pair)| pair.prompt == Text::from(format!("prompt {row}"))));
@@ -271,13 +271,13 @@ fn pairs_of_one_row_share_its_place() {
 #[test]
 fn only_one_split_may_be_standard_input_and_a_file_needs_no_record() {
     // The process's own standard input is read by the tests of the command.
-    let two = Config { train: "-".into(), test: Some("-".into()), ..Config::default() };
-    let e = format!("{:?}", Files::build(two).err().unwrap());
+    let two = Files { train: "-".into(), test: Some("-".into()), ..Files::default() };
+    let e = format!("{:?}", two.build().err().unwrap());
     assert!(e.starts_with("`-`, standard input, is named for several splits: train, test\n"), "{e}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.jsonl");
     fs::write(&path, line(0)).unwrap();
-    let file = Files::build(Config { train: path, stdin: Some("0".into()), ..Config::default() }).unwrap();
+    let file = Files { train: path, stdin: Some("0".into()), ..Files::default() }.build().unwrap();
     assert_eq!(file.pinned(), None, "a file needs no record");
 }
 

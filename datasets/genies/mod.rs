@@ -12,14 +12,28 @@ use reprpo_plugin::tracing;
 use self::folder::Folder;
 use crate::files::{Place, Reading, Row, Source, pairs};
 
-/// `--dataset genies:math`.
-pub struct Genies;
+/// The distribution that the pairs of `rnd` come from if none is named.
+const UNRELATED: &str = "ranking_logic";
 
-/// Which distribution, and what to compare it with.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Config {
+/// A distribution of GENIES and those to compare it with: `--dataset genies:math`.
+#[dataset(
+    name = "genies",
+    summary = "the GENIES benchmark: train on one distribution, test on a shifted one",
+    reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, arXiv:2311.07723",
+    explain = "\
+Four splits: train and test of the named distribution, oos = the test pairs of the distribution that the benchmark's
+shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on math; oos is then
+change_my_view.
+
+The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen and rejected, and
+example_id where `one_per_instruction` is on: the layout of the hub's wassname/genies_preferences; or `train.json` and
+`test.json` there, as in the benchmark's own `distributions`. The shift lists
+GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and
+`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` names one.",
+    example(distribution = "math"),
+    argument = "distribution"
+)]
+pub struct Genies {
     /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME` fills it.
     pub distribution: String,
     /// Folder that holds the distributions, or a folder `genies` with them. `--data-dir` fills it.
@@ -30,56 +44,29 @@ pub struct Config {
     /// shift lists name for `distribution`.
     pub oos: Option<String>,
     /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for none.
+    #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
     /// Whether to take only the first pair of each instruction (one per `example_id`), in every split. An instruction
     /// with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 
-const UNRELATED: &str = "ranking_logic";
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { distribution: String::new(), data_dir: None, oos: None, rnd: Some(UNRELATED.to_owned()), one_per_instruction: false }
-    }
-}
-
-impl Plugin for Genies {
-    const NAME: &'static str = "genies";
-    const SUMMARY: &'static str = "the GENIES benchmark: train on one distribution, test on a shifted one";
-    const EXPLAIN: &'static str = "\
-Four splits: train and test of the named distribution, oos = the test pairs of the distribution that the benchmark's
-shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on math; oos is then
-change_my_view.
-
-The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen and rejected, and
-example_id where `one_per_instruction` is on: the layout of the hub's wassname/genies_preferences; or `train.json` and
-`test.json` there, as in the benchmark's own `distributions`. The shift lists
-GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and
-`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` names one.";
-    const REFERENCE: &'static str = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, arXiv:2311.07723";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("distribution", "math")];
-    type Config = Config;
-}
-
 impl DatasetPlugin for Genies {
-    const ARGUMENT: Option<&'static str> = Some("distribution");
-
-    fn build(config: Config) -> Result<Box<dyn Dataset>> {
-        let data_dir = config.data_dir.or_else(|| std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        let data_dir = self.data_dir.or_else(|| std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
         let data_dir = data_dir.ok_or_else(|| {
             Error::new("it is not known where the GENIES data are")
                 .hint("name their folder with `--data-dir DIR`, or in the environment variable `REPRPO_DATA`")
         })?;
         let folder = Folder::open(&data_dir)?;
-        let source = config.distribution;
+        let source = self.distribution;
         if source.is_empty() {
             return Err(Error::new("no distribution to train on was named").hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
         }
         folder.check(&source)?;
 
         let mut wanted = vec![("train", source.clone(), "train"), ("test", source.clone(), "test")];
-        let oos = match config.oos {
+        let oos = match self.oos {
             Some(name) => {
                 folder.check(&name)?;
                 Some(name)
@@ -97,7 +84,7 @@ impl DatasetPlugin for Genies {
             },
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
-        match config.rnd {
+        match self.rnd {
             // A folder with a few distributions of the reader's own owes nobody the default.
             Some(name) if name == UNRELATED && !folder.has(&name) => tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display()),
             Some(name) if name == source || Some(&name) == oos.as_ref() => tracing::info!("`{name}` is not unrelated here: there is no rnd split"),
@@ -108,16 +95,14 @@ impl DatasetPlugin for Genies {
             None => {}
         }
 
-        let extra: &[&str] = if config.one_per_instruction { &[INSTRUCTION] } else { &[] };
+        let extra: &[&str] = if self.one_per_instruction { &[INSTRUCTION] } else { &[] };
         let opened = wanted.into_iter().map(|(name, distribution, part)| {
             let sources = folder.files(&distribution, part)?.iter().map(|path| Source::open(path, Reading::default(), extra)).collect::<Result<_>>()?;
             Ok(Split { name, describes: format!("{distribution} ({part})"), sources })
         });
-        Ok(Box::new(Splits { splits: opened.collect::<Result<_>>()?, one_per_instruction: config.one_per_instruction }))
+        Ok(Box::new(Splits { splits: opened.collect::<Result<_>>()?, one_per_instruction: self.one_per_instruction }))
     }
 }
-
-reprpo_plugin::register!(dataset: Genies);
 
 /// The column that says which pairs share an instruction.
 const INSTRUCTION: &str = "example_id";

@@ -7,7 +7,7 @@ use super::*;
 use crate::files::written::{Column, pair_columns, write};
 
 fn open(data_dir: &Path, distribution: &str) -> Result<Box<dyn Dataset>> {
-    Genies::build(Config { distribution: distribution.to_owned(), data_dir: Some(data_dir.to_owned()), ..Config::default() })
+    Genies { distribution: distribution.to_owned(), data_dir: Some(data_dir.to_owned()), ..Genies::default() }.build()
 }
 
 fn error(result: Result<Box<dyn Dataset>>) -> String {
@@ -106,8 +106,8 @@ fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
 #[test]
 fn one_pair_per_instruction_leaves_600_of_math() {
     let Some(shared) = shared() else { return };
-    let config = Config { distribution: "math".into(), data_dir: Some(shared), one_per_instruction: true, ..Config::default() };
-    let data = Genies::build(config).unwrap();
+    let config = Genies { distribution: "math".into(), data_dir: Some(shared), one_per_instruction: true, ..Genies::default() };
+    let data = config.build().unwrap();
     assert_eq!(data.splits()[0].pairs, None);
     let pairs = read(data.as_ref(), "train");
     let prompts: HashSet<_> = pairs.iter().map(|p| &p.prompt).collect();
@@ -126,21 +126,21 @@ fn a_split_that_no_list_names_is_absent_and_a_named_one_is_there() {
     let dir = made();
     let data = open(dir.path(), "ranking_logic").unwrap();
     assert_eq!(table(data.as_ref()), [entry("train", "ranking_logic (train)", 6), entry("test", "ranking_logic (test)", 4)]);
-    let config = Config {
+    let config = Genies {
         distribution: "ranking_logic".into(),
         data_dir: Some(dir.path().to_owned()),
         oos: Some("cats".into()),
         rnd: Some("cats".into()),
         one_per_instruction: false,
     };
-    assert_eq!(table(Genies::build(config).unwrap().as_ref())[2..], [entry("oos", "cats (test)", 4)]);
+    assert_eq!(table(config.build().unwrap().as_ref())[2..], [entry("oos", "cats (test)", 4)]);
 }
 
 #[test]
 fn the_first_pair_of_each_instruction_is_kept() {
     let dir = made();
-    let config = Config { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Config::default() };
-    let data = Genies::build(config).unwrap();
+    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    let data = config.build().unwrap();
     let prompts: Vec<_> = read(data.as_ref(), "train").into_iter().map(|p| p.prompt).collect();
     assert_eq!(prompts, ["prompt 0", "prompt 2", "prompt 4"].map(Text::from));
 }
@@ -156,8 +156,8 @@ fn the_benchmarks_own_json_is_read_where_there_is_no_parquet() {
     }
     assert_eq!(table(open(dir.path(), "cats").unwrap().as_ref()), [entry("train", "cats (train)", None), entry("test", "cats (test)", None)]);
     assert_eq!(read(open(dir.path(), "cats").unwrap().as_ref(), "train").len(), 3);
-    let config = Config { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Config::default() };
-    assert_eq!(read(Genies::build(config).unwrap().as_ref(), "test").len(), 2);
+    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    assert_eq!(read(config.build().unwrap().as_ref(), "test").len(), 2);
 }
 
 #[test]
@@ -167,8 +167,8 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
     assert!(got.contains("unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: valid: cats, dogs, ranking_logic"), "{got}");
     assert!(error(open(dir.path(), "")).contains("no distribution to train on was named\n  hint: `--dataset genies:NAME`; valid: cats, dogs"));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
-    let config = Config { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), oos: Some("dog".into()), ..Config::default() };
-    assert!(error(Genies::build(config)).contains("did you mean `dogs`?"));
+    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), oos: Some("dog".into()), ..Genies::default() };
+    assert!(error(config.build()).contains("did you mean `dogs`?"));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_column_that_is_missing_is_named_before_anything_is_read() {
     let file = dir.path().join("genies/cats/train-00000-of-00001.parquet");
     write(&file, &pair_columns(3), Compression::SNAPPY);
     assert!(open(dir.path(), "cats").is_ok());
-    let config = Config { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Config::default() };
-    let got = error(Genies::build(config));
+    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    let got = error(config.build());
     assert!(got.contains(&format!("cannot use `{}`\n  because there is no column `example_id`", file.display())), "{got}");
 }

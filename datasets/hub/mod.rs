@@ -13,22 +13,40 @@ use self::layout::Layout;
 use self::part::Part;
 use crate::files::{Format, Source};
 
-/// `--dataset org/name`.
-pub struct OfHub;
+/// Pairs in a repository of the hub: `--dataset org/name`.
+#[dataset(
+    name = "hub",
+    summary = "preference pairs from a data set of the Hugging Face hub",
+    reference = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset formats",
+    explain = "\
+`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, where there is one. Other
+names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several configurations takes
+`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set dataset.oos=org/other:CONFIG:test`.
 
-/// Which repository, and what of it is which split.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Config {
+Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the README, else from the
+files' names. Of those that are not read here (arrow, scripts) the hub has its own conversion to
+parquet, which is taken instead.
+
+Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share (`HF_HOME`); `HF_TOKEN`
+opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another hub. A run's
+configuration names the commit, so that it finds the same pairs again.
+
+Columns and rows are as in the dataset `file`.",
+    example(repo = "trl-lib/ultrafeedback_binarized"),
+    argument = "repo",
+    repositories = true
+)]
+pub struct OfHub {
     /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit. Required; `--dataset org/name`
     /// fills it.
     pub repo: String,
     /// Its configuration, which the hub calls subset; none = the only one, or its default.
     pub config_name: Option<String>,
     /// Split to train on.
+    #[default("train")]
     pub train: String,
     /// Split of the same distribution that is kept from training; `test` is passed over where there is none.
+    #[default(Some(TEST.to_owned()))]
     pub test: Option<String>,
     /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of another data set.
     pub oos: Option<String>,
@@ -42,46 +60,13 @@ pub struct Config {
 /// What a data set usually calls the pairs that are kept from training.
 const TEST: &str = "test";
 
-impl Default for Config {
-    fn default() -> Self {
-        Self { repo: String::new(), config_name: None, train: "train".to_owned(), test: Some(TEST.to_owned()), oos: None, rnd: None, format: Format::default() }
-    }
-}
-
-impl Plugin for OfHub {
-    const NAME: &'static str = "hub";
-    const SUMMARY: &'static str = "preference pairs from a data set of the Hugging Face hub";
-    const EXPLAIN: &'static str = "\
-`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, where there is one. Other
-names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several configurations takes
-`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set dataset.oos=org/other:CONFIG:test`.
-
-Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the README, else from the
-files' names. Of those that are not read here (arrow, scripts) the hub has its own conversion to
-parquet, which is taken instead.
-
-Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share (`HF_HOME`); `HF_TOKEN`
-opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another hub. A run's
-configuration names the commit, so that it finds the same pairs again.
-
-Columns and rows are as in the dataset `file`.";
-    const REFERENCE: &'static str = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset formats";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("repo", "trl-lib/ultrafeedback_binarized")];
-    type Config = Config;
-}
-
 impl DatasetPlugin for OfHub {
-    const ARGUMENT: Option<&'static str> = Some("repo");
-    const REPOSITORIES: bool = true;
-
-    fn build(config: Config) -> Result<Box<dyn Dataset>> {
-        open(&config, &Hub::of_environment()?)
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        open(&self, &Hub::of_environment()?)
     }
 }
 
-reprpo_plugin::register!(dataset: OfHub);
-
-fn open(config: &Config, hub: &Hub) -> Result<Box<dyn Dataset>> {
+fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     if config.repo.is_empty() {
         return Err(Error::new("no data set of the hub was named").hint("`--dataset org/name`"));
     }
@@ -161,12 +146,12 @@ impl<'h> Opened<'h> {
     }
 
     /// The configuration with the commits that were found.
-    fn pinned(&self, config: &Config, home: &RepoId, parts: &[(&str, Part)]) -> Config {
+    fn pinned(&self, config: &OfHub, home: &RepoId, parts: &[(&str, Part)]) -> OfHub {
         let opened = |repo: &RepoId| self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned());
         // Where there is a conversion, the pairs are from it.
         let at = |repo: &RepoId| opened(&repo.at(layout::CONVERTED)).or_else(|| opened(repo)).unwrap_or_else(|| repo.clone());
         let text = |split: &str| parts.iter().find(|(name, _)| *name == split).map(|(_, part)| part.text(home, at(&part.repo)));
-        Config { repo: at(home).to_string(), oos: text("oos"), rnd: text("rnd"), ..config.clone() }
+        OfHub { repo: at(home).to_string(), oos: text("oos"), rnd: text("rnd"), ..config.clone() }
     }
 }
 

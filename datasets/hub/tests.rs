@@ -29,17 +29,17 @@ impl There {
         Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }
     }
 
-    fn open(&self, config: &Config) -> Result<Box<dyn Dataset>> {
+    fn open(&self, config: &OfHub) -> Result<Box<dyn Dataset>> {
         open(config, &Hub::new(self.settings()).unwrap())
     }
 
-    fn told(&self, config: &Config) -> String {
+    fn told(&self, config: &OfHub) -> String {
         format!("{:?}", self.open(config).err().expect("it should not open"))
     }
 }
 
-fn pairs() -> Config {
-    Config { repo: "org/pairs".into(), ..Config::default() }
+fn pairs() -> OfHub {
+    OfHub { repo: "org/pairs".into(), ..OfHub::default() }
 }
 
 fn prompts(data: &dyn Dataset, split: &str) -> Vec<String> {
@@ -91,13 +91,13 @@ fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
     let other = there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(7, 8))]);
     let e = there.told(&pairs());
     assert!(e.contains("2 configurations") && e.contains("math, law"), "{e}");
-    let config = Config { config_name: Some("math".into()), oos: Some("law:test".into()), rnd: Some("org/other@v1:validation".into()), ..pairs() };
+    let config = OfHub { config_name: Some("math".into()), oos: Some("law:test".into()), rnd: Some("org/other@v1:validation".into()), ..pairs() };
     let data = there.open(&config).unwrap();
     let all: Vec<_> = ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
     assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
 
     // What a run keeps opens the same pairs after both have moved on.
-    let pinned: Config = serde_json::from_str(&data.pinned().unwrap()).unwrap();
+    let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
     there.push(REPO, "main", &[("math/train.jsonl", &rows(50, 51)), ("law/test.jsonl", &rows(50, 51))]);
     there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(50, 51))]);
@@ -116,15 +116,15 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
     assert!(e.contains("no files that are read") && e.contains("no revision `refs/convert/parquet`") && e.contains("parquet"), "{e}");
     let parquet = std::fs::read(path).unwrap();
     let commit = there.hub.push(REPO, layout::CONVERTED, &[("default/train_prefs/0000.parquet", &parquet), ("default/partial-test/0000.parquet", &parquet)]);
-    let config = Config { train: "train_prefs".into(), ..pairs() };
+    let config = OfHub { train: "train_prefs".into(), ..pairs() };
     let data = there.open(&config).unwrap();
     assert_eq!((prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()), (3, 3));
     // A run that keeps its configuration finds the same pairs, whatever becomes of the branches.
-    let pinned: Config = serde_json::from_str(&data.pinned().unwrap()).unwrap();
+    let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
     there.push(REPO, layout::CONVERTED, &[("other/x/0000.parquet", "")]);
     assert_eq!(prompts(there.open(&pinned).unwrap().as_ref(), "train").len(), 3);
-    let e = there.told(&Config { repo: "org/pairs@v1".into(), ..pairs() });
+    let e = there.told(&OfHub { repo: "org/pairs@v1".into(), ..pairs() });
     assert!(e.contains("no revision `v1`"), "{e}");
 }
 
@@ -132,14 +132,14 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
 fn what_cannot_be_is_named() {
     let there = There::new();
     there.push(REPO, "main", &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")]);
-    assert!(there.told(&Config::default()).contains("`--dataset org/name`"));
-    assert!(there.told(&Config { repo: "pairs".into(), ..pairs() }).contains("`pairs` is no id"));
-    assert!(there.told(&Config { repo: "org/none".into(), ..pairs() }).contains("no data set `org/none`"));
-    let e = there.told(&Config { train: "trian".into(), ..pairs() });
+    assert!(there.told(&OfHub::default()).contains("`--dataset org/name`"));
+    assert!(there.told(&OfHub { repo: "pairs".into(), ..pairs() }).contains("`pairs` is no id"));
+    assert!(there.told(&OfHub { repo: "org/none".into(), ..pairs() }).contains("no data set `org/none`"));
+    let e = there.told(&OfHub { train: "trian".into(), ..pairs() });
     assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");
     let e = there.told(&pairs());
     assert!(e.contains("the `test` pairs cannot be used") && e.contains("chosen") && e.contains("test.jsonl"), "a test split of another kind: {e}");
-    assert!(there.open(&Config { test: None, ..pairs() }).is_ok());
+    assert!(there.open(&OfHub { test: None, ..pairs() }).is_ok());
 }
 
 #[test]
@@ -153,11 +153,11 @@ fn offline_the_cache_is_enough() {
             ..Traits::default()
         },
     );
-    let config = Config { config_name: Some("m".into()), ..pairs() };
+    let config = OfHub { config_name: Some("m".into()), ..pairs() };
     there.open(&config).unwrap();
     let offline = Hub::new(Settings { offline: true, ..there.settings() }).unwrap();
     assert_eq!(prompts(open(&config, &offline).unwrap().as_ref(), "train"), ["p0", "p1"], "the card is known as well");
-    let e = format!("{:?}", open(&Config { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap());
+    let e = format!("{:?}", open(&OfHub { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap());
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
 }
 
@@ -179,17 +179,17 @@ fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     let there = There::new();
     let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
     let hub = staged(&there, "acme/named", &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))]);
-    let named = Config { repo: "acme/named".into(), ..Config::default() };
+    let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
     // The card names a file with test pairs, so its absence is an error also for the default split.
     let two = card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
     let hub = staged(&there, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
-    let config = Config { repo: "acme/two".into(), ..Config::default() };
+    let config = OfHub { repo: "acme/two".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(e.contains("`held_out.jsonl` of the split `test` of `acme/two` is missing"), "{e}");
-    assert_eq!(prompts(open(&Config { test: None, ..config }, &hub).unwrap().as_ref(), "train"), ["p0"]);
+    assert_eq!(prompts(open(&OfHub { test: None, ..config }, &hub).unwrap().as_ref(), "train"), ["p0"]);
     let hub = staged(&there, "acme/broken", &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))]);
-    let e = format!("{:?}", open(&Config { repo: "acme/broken".into(), ..Config::default() }, &hub).err().unwrap());
+    let e = format!("{:?}", open(&OfHub { repo: "acme/broken".into(), ..OfHub::default() }, &hub).err().unwrap());
     assert!(e.contains("README.md`\n  because `configs` in the head of `README.md` cannot be read as YAML"), "{e}");
 }
 
@@ -198,7 +198,7 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
     let there = There::new();
     let part = |n: usize| format!("data/train-{n:05}-of-00002.jsonl");
     let hub = staged(&there, "acme/pairs", &[("README.md", "# Pairs\n"), (&part(0), &rows(0, 6))]);
-    let config = Config { repo: "acme/pairs".into(), ..Config::default() };
+    let config = OfHub { repo: "acme/pairs".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
         e.starts_with("the `train` pairs cannot be used\n  because `data/train-00001-of-00002.jsonl` of the split `train` of `acme/pairs` is missing\n"),

@@ -13,39 +13,12 @@ use reprpo_plugin::prelude::*;
 
 use self::words::{COMPARED, HELD, NAMES, NUMBERS, OPINIONS, SHIFTED_OPINIONS, SHIFTED_SOURCES, SOURCES, TOWNS};
 
-/// `--dataset synthetic`.
-pub struct Synthetic;
-
-/// How many pairs of each split, and from which seed.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Config {
-    /// Seed of the generator.
-    pub seed: u64,
-    /// Pairs to train on, 1 to 10000.
-    pub train: usize,
-    /// Pairs of the same distribution that are kept from training, 0 to 10000.
-    pub test: usize,
-    /// Pairs of the shifted distribution, 0 to 10000.
-    pub oos: usize,
-    /// Pairs of the unrelated judgement, 0 to 10000.
-    pub rnd: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { seed: 0, train: 400, test: 100, oos: 100, rnd: 100 }
-    }
-}
-
-/// The smallest distribution has some twenty thousand prompts; half of them are drawn without long searching.
-const LARGEST: usize = 10_000;
-
-impl Plugin for Synthetic {
-    const NAME: &'static str = "synthetic";
-    const SUMMARY: &'static str = "evidence against the user's opinion, shifted from counts to places; made from a seed";
-    const EXPLAIN: &'static str = "\
+/// Pairs made from a seed: `--dataset synthetic`.
+#[dataset(
+    name = "synthetic",
+    summary = "evidence against the user's opinion, shifted from counts to places; made from a seed",
+    reference = "this project; the question is that of sycophancy under distribution shift in GENIES (arXiv:2311.07723)",
+    explain = "\
 A prompt holds evidence and the user's opinion, in either order, and they differ; the chosen answer goes by the
 evidence, the rejected one agrees with the user. Both are the same sentence with another word of the same list, so
 neither length nor wording tells them apart.
@@ -55,27 +28,42 @@ neither length nor wording tells them apart.
   rnd          Mia is taller than Tom. Ada is taller than Mia. (Who is the tallest?)
 
 Does what was learnt from counts, to go by the evidence, carry over to other words and another matter, and does it leave
-an unrelated judgement alone? No claim of test occurs in train. A smaller split is the beginning of a larger one.";
-    const REFERENCE: &'static str = "this project; the question is that of sycophancy under distribution shift in GENIES (arXiv:2311.07723)";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("train", "800")];
-    type Config = Config;
+an unrelated judgement alone? No claim of test occurs in train. A smaller split is the beginning of a larger one.",
+    example(train = 800)
+)]
+pub struct Synthetic {
+    /// Seed of the generator.
+    pub seed: u64,
+    /// Pairs to train on, 1 to 10000.
+    #[default(400)]
+    pub train: usize,
+    /// Pairs of the same distribution that are kept from training, 0 to 10000.
+    #[default(100)]
+    pub test: usize,
+    /// Pairs of the shifted distribution, 0 to 10000.
+    #[default(100)]
+    pub oos: usize,
+    /// Pairs of the unrelated judgement, 0 to 10000.
+    #[default(100)]
+    pub rnd: usize,
 }
 
+/// The smallest distribution has some twenty thousand prompts; half of them are drawn without long searching.
+const LARGEST: usize = 10_000;
+
 impl DatasetPlugin for Synthetic {
-    fn build(config: Config) -> Result<Box<dyn Dataset>> {
+    fn build(self) -> Result<Box<dyn Dataset>> {
         for (part, least) in [(Part::Train, 1), (Part::Test, 0), (Part::Oos, 0), (Part::Rnd, 0)] {
-            let size = part.size(&config);
+            let size = part.size(&self);
             if !(least..=LARGEST).contains(&size) {
                 return Err(Error::new(format!("`{}` of `synthetic` is {size}", part.name())).hint(format!("valid: {least} to {LARGEST}")));
             }
         }
-        Ok(Box::new(Made(config)))
+        Ok(Box::new(Made(self)))
     }
 }
 
-reprpo_plugin::register!(dataset: Synthetic);
-
-struct Made(Config);
+struct Made(Synthetic);
 
 impl Made {
     fn parts(&self) -> impl Iterator<Item = Part> {
@@ -131,7 +119,7 @@ impl Part {
         }
     }
 
-    fn size(self, config: &Config) -> usize {
+    fn size(self, config: &Synthetic) -> usize {
         match self {
             Part::Train => config.train,
             Part::Test => config.test,

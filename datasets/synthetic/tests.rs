@@ -2,8 +2,8 @@ use std::collections::HashMap;
 
 use super::*;
 
-fn read(config: &Config, split: &str) -> Vec<PreferencePair> {
-    Synthetic::build(config.clone()).unwrap().pairs(split).unwrap().collect::<Result<_>>().unwrap()
+fn read(config: &Synthetic, split: &str) -> Vec<PreferencePair> {
+    config.clone().build().unwrap().pairs(split).unwrap().collect::<Result<_>>().unwrap()
 }
 
 fn plain(text: &Text) -> &str {
@@ -15,7 +15,7 @@ fn plain(text: &Text) -> &str {
 
 #[test]
 fn a_seed_makes_the_same_pairs_again_and_another_seed_others() {
-    let (zero, one) = (Config::default(), Config { seed: 1, ..Config::default() });
+    let (zero, one) = (Synthetic::default(), Synthetic { seed: 1, ..Synthetic::default() });
     for split in ["train", "test", "oos", "rnd"] {
         assert_eq!(read(&zero, split), read(&zero, split), "{split}");
         assert_ne!(read(&zero, split), read(&one, split), "{split}");
@@ -26,7 +26,7 @@ fn a_seed_makes_the_same_pairs_again_and_another_seed_others() {
 #[test]
 fn the_pairs_of_seed_0_do_not_change() {
     let is = |split, want: [&str; 3]| {
-        let pair = read(&Config::default(), split).swap_remove(0);
+        let pair = read(&Synthetic::default(), split).swap_remove(0);
         assert_eq!([&pair.prompt, &pair.chosen, &pair.rejected].map(plain), want);
     };
     is("train", ["The log says the drawer holds two spoons. I would say it holds three.\nAnswer:", " It holds two spoons.", " It holds three spoons."]);
@@ -39,8 +39,8 @@ fn the_pairs_of_seed_0_do_not_change() {
 
 #[test]
 fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
-    let config = Config { train: 7, test: 0, oos: 3, rnd: 5, ..Config::default() };
-    let data = Synthetic::build(config.clone()).unwrap();
+    let config = Synthetic { train: 7, test: 0, oos: 3, rnd: 5, ..Synthetic::default() };
+    let data = config.clone().build().unwrap();
     let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.pairs)).collect();
     assert_eq!(splits, [("train", 7), ("oos", 3), ("rnd", 5)].map(|(name, n)| (name.to_owned(), Some(n))));
     for (name, pairs) in splits {
@@ -51,14 +51,14 @@ fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
 
 #[test]
 fn a_size_that_cannot_be_made_is_an_error() {
-    let error = |config| format!("{:?}", Synthetic::build(config).err().unwrap());
-    assert_eq!(error(Config { train: 0, ..Config::default() }), "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000");
-    assert_eq!(error(Config { rnd: 10_001, ..Config::default() }), "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000");
+    let error = |config: Synthetic| format!("{:?}", config.build().err().unwrap());
+    assert_eq!(error(Synthetic { train: 0, ..Synthetic::default() }), "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000");
+    assert_eq!(error(Synthetic { rnd: 10_001, ..Synthetic::default() }), "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000");
 }
 
 #[test]
 fn no_prompt_comes_twice_even_in_the_largest_splits() {
-    let all = Config { train: LARGEST, test: LARGEST, oos: LARGEST, rnd: LARGEST, ..Config::default() };
+    let all = Synthetic { train: LARGEST, test: LARGEST, oos: LARGEST, rnd: LARGEST, ..Synthetic::default() };
     let mut seen = HashSet::new();
     for split in ["train", "test", "oos", "rnd"] {
         let pairs = read(&all, split);
@@ -71,14 +71,14 @@ fn no_prompt_comes_twice_even_in_the_largest_splits() {
 
 #[test]
 fn a_split_does_not_depend_on_the_size_of_any() {
-    let (small, large) = (Config { train: 50, ..Config::default() }, Config { train: 500, oos: 0, ..Config::default() });
+    let (small, large) = (Synthetic { train: 50, ..Synthetic::default() }, Synthetic { train: 500, oos: 0, ..Synthetic::default() });
     assert_eq!(read(&small, "train"), read(&large, "train")[..50]);
     assert_eq!(read(&small, "test"), read(&large, "test"));
 }
 
 #[test]
 fn no_claim_of_test_is_in_train() {
-    let config = Config { train: LARGEST, test: LARGEST, ..Config::default() };
+    let config = Synthetic { train: LARGEST, test: LARGEST, ..Synthetic::default() };
     let claims = |split| -> HashSet<_> { read(&config, split).into_iter().map(|pair| (pair.chosen, pair.rejected)).collect() };
     assert!(claims("train").is_disjoint(&claims("test")));
 }
@@ -86,7 +86,7 @@ fn no_claim_of_test_is_in_train() {
 /// Otherwise length, wording or place would be learnt in place of the preference.
 #[test]
 fn nothing_but_the_prompt_tells_chosen_from_rejected() {
-    let config = Config { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Config::default() };
+    let config = Synthetic { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Synthetic::default() };
     for split in ["train", "test", "oos", "rnd"] {
         let pairs = read(&config, split);
         let (mut first, mut uses) = (0, HashMap::<_, i64>::new());
@@ -112,7 +112,7 @@ fn nothing_but_the_prompt_tells_chosen_from_rejected() {
 #[test]
 fn texts_are_short() {
     for split in ["train", "test", "oos", "rnd"] {
-        for pair in read(&Config::default(), split) {
+        for pair in read(&Synthetic::default(), split) {
             for (text, longest) in [(&pair.prompt, 25), (&pair.chosen, 6), (&pair.rejected, 6)] {
                 let words = plain(text).split_whitespace().count();
                 assert!((2..=longest).contains(&words), "{words} words: {text:?}");

@@ -19,9 +19,9 @@ pub fn attach(adapter: &dyn Adapter, (info, frozen): &(LinearInfo, Frozen)) -> R
 }
 
 /// An adapter as it starts, on a `q_proj` of 8 inputs and 4 outputs.
-pub fn attached<P: AdapterPlugin>(config: P::Config) -> (Box<dyn AdaptedLinear>, Frozen) {
+pub fn attached<P: AdapterPlugin>(config: P) -> (Box<dyn AdaptedLinear>, Frozen) {
     let module = module("self_attn.q_proj", 8, 4);
-    (attach(&*P::build(config).unwrap(), &module).unwrap(), module.1)
+    (attach(&*config.build().unwrap(), &module).unwrap(), module.1)
 }
 
 /// Moves every parameter away from where it starts.
@@ -43,7 +43,7 @@ pub fn off(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// What `build` says of a configuration that it must refuse.
-pub fn refused<P: AdapterPlugin>(config: P::Config) -> String {
-    format!("{:?}", P::build(config).err().expect("it is refused"))
+/// The error of a configuration that `build` must refuse.
+pub fn refused<P: AdapterPlugin>(config: P) -> String {
+    format!("{:?}", config.build().err().expect("it is refused"))
 }

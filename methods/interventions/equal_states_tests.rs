@@ -9,16 +9,16 @@ use reprpo_core::train::{Accumulated, Objective, Reference, Taps, accumulate};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::testkit::{STEP, logged, logprobs, map, near, random, random_sides, sides, tap, tensor};
 
-use super::mse::MseConfig;
-use super::prefvec::PrefVecConfig;
-use super::rank::RankConfig;
+use super::mse::Mse;
+use super::prefvec::PrefVec;
+use super::rank::Rank;
 
 fn methods() -> [(&'static str, Box<dyn Intervention>); 4] {
-    let prefvec = PrefVecConfig { lambda_angle: 0.5, lambda_dpo: 0.5, ..PrefVecConfig::default() };
+    let prefvec = PrefVec { lambda_angle: 0.5, lambda_dpo: 0.5, ..PrefVec::default() };
     [
-        ("mse/reroute", Box::new(MseConfig::default())),
-        ("mse/retain", Box::new(MseConfig { log: true, ..MseConfig::default() })),
-        ("rank/reroute", Box::new(RankConfig { temperature: 1.0, ..RankConfig::default() })),
+        ("mse/reroute", Box::new(Mse::default())),
+        ("mse/retain", Box::new(Mse { log: true, ..Mse::default() })),
+        ("rank/reroute", Box::new(Rank { temperature: 1.0, ..Rank::default() })),
         ("prefvec/along", Box::new(prefvec)),
     ]
 }
@@ -103,7 +103,7 @@ fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
 fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
     let states = map(&random_sides(&[4, 16]), |x| x.to_kind(Kind::Float));
     let counted = |temperature: f64| {
-        let mut method = RankConfig { temperature, ..RankConfig::default() };
+        let mut method = Rank { temperature, ..Rank::default() };
         let loss = method.loss(&Pairs::new(4, vec![tap(&states, &states)], None, None), STEP).unwrap();
         loss.partial.unwrap().counts.sum(Kind::Float).double_value(&[])
     };
@@ -164,7 +164,7 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
 fn the_originals_count_every_pair() {
     use super::original::Variant;
 
-    let mse = MseConfig { variant: Variant::Original, ..MseConfig::default() };
+    let mse = Mse { variant: Variant::Original, ..Mse::default() };
     let states = random_sides(&[2, 5, 4]);
     let at = reprpo_plugin::testkit::tap_of_tokens(&states, &sides(&states.chosen, &states.chosen), 2);
     assert!(mse.clone().loss(&Pairs::new(2, vec![at], None, None), STEP).unwrap().partial.is_none());

@@ -3,9 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 /// This project's objective, or the original implementation's with its numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Variant {
     /// As the formula above says.
     #[default]

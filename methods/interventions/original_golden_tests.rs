@@ -6,10 +6,10 @@ use reprpo_core::weights::read_safetensors;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::Device;
 
-use super::mse::MseConfig;
+use super::mse::Mse;
 use super::original::Variant;
-use super::prefvec::PrefVecConfig;
-use super::rank::RankConfig;
+use super::prefvec::PrefVec;
+use super::rank::Rank;
 use crate::golden;
 use reprpo_plugin::testkit::{STEP, map, token_states, tokens};
 
@@ -61,20 +61,17 @@ impl Inputs {
 fn losses_and_gradients_are_the_originals() {
     let Some(folder) = golden::folder() else { return };
     let inputs = Inputs { tensors: read_safetensors(&folder.join("original.safetensors")).unwrap().into_iter().collect() };
-    let mse = MseConfig { variant: Variant::Original, ..MseConfig::default() };
-    let rank = RankConfig { variant: Variant::Original, ..RankConfig::default() };
-    let prefvec = PrefVecConfig { variant: Variant::Original, ..PrefVecConfig::default() };
+    let mse = Mse { variant: Variant::Original, ..Mse::default() };
+    let rank = Rank { variant: Variant::Original, ..Rank::default() };
+    let prefvec = PrefVec { variant: Variant::Original, ..PrefVec::default() };
     let cases: [(&str, Box<dyn Intervention>); 7] = [
         ("mse.default", Box::new(mse)),
         ("rank.default", Box::new(rank.clone())),
-        ("rank.all", Box::new(RankConfig { original_nll: true, original_retain: true, ..rank })),
+        ("rank.all", Box::new(Rank { original_nll: true, original_retain: true, ..rank })),
         ("prefvec.default", Box::new(prefvec.clone())),
-        ("prefvec.orth", Box::new(PrefVecConfig { original_orth: true, original_proj_abs: false, ..prefvec.clone() })),
-        (
-            "prefvec.angle",
-            Box::new(PrefVecConfig { original_angle: true, original_proj: false, original_proj_abs: false, original_dpo: false, ..prefvec.clone() }),
-        ),
-        ("prefvec.dpo_only", Box::new(PrefVecConfig { original_proj: false, original_proj_abs: false, ..prefvec })),
+        ("prefvec.orth", Box::new(PrefVec { original_orth: true, original_proj_abs: false, ..prefvec.clone() })),
+        ("prefvec.angle", Box::new(PrefVec { original_angle: true, original_proj: false, original_proj_abs: false, original_dpo: false, ..prefvec.clone() })),
+        ("prefvec.dpo_only", Box::new(PrefVec { original_proj: false, original_proj_abs: false, ..prefvec })),
     ];
     for (_, leaf) in inputs.leaves() {
         let _ = leaf.set_requires_grad(true);

@@ -7,9 +7,7 @@ use super::vectors::{EPS, norm};
 
 /// Which coefficients c of a gradient along the direction pass. A descent step moves against them: c above 0 takes the
 /// state towards the rejected completion.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Sign {
     /// All: nothing is clipped.
     #[default]

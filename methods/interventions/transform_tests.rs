@@ -6,9 +6,9 @@ use reprpo_core::train::{AdamW, Group};
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::{self, Device};
 
-use super::mse::MseConfig;
-use super::prefvec::PrefVecConfig;
-use super::rank::RankConfig;
+use super::mse::Mse;
+use super::prefvec::PrefVec;
+use super::rank::Rank;
 use reprpo_plugin::testkit::{STEP, map, model, random, random_sides, tap};
 
 const WIDTH: i64 = 8;
@@ -79,10 +79,10 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
     // Each with the least share of its loss that has to be left, and whether a free T keeps its rank. In prefvec it may
     // lose directions: the less T has beside v̂, the less there is to pay for off it, which is a few hundredths in all.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
-        ("mse", Box::new(MseConfig::default()), 0.99, true),
-        ("rank", Box::new(RankConfig::default()), 0.98, true),
+        ("mse", Box::new(Mse::default()), 0.99, true),
+        ("rank", Box::new(Rank::default()), 0.98, true),
         // The likelihood does not go through T.
-        ("prefvec", Box::new(PrefVecConfig { lambda_nll: 0.0, ..PrefVecConfig::default() }), 0.97, false),
+        ("prefvec", Box::new(PrefVec { lambda_nll: 0.0, ..PrefVec::default() }), 0.97, false),
     ];
     for (name, mut method, least, keeps_rank) in methods {
         // What keeps lengths by construction is not worth as many steps.
@@ -109,8 +109,8 @@ fn a_transform_that_keeps_lengths_changes_nothing_but_rank() {
         let mut value = |p: &Sides, r: &Sides| method.loss(&Pairs::new(PAIRS as usize, vec![tap(p, r)], None, None), STEP).unwrap().value.double_value(&[]);
         (value(&through(&policy), &through(&reference)) - value(&policy, &reference)).abs()
     };
-    assert!(change(&mut MseConfig::default()) < 1e-9);
-    assert!(change(&mut MseConfig { log: true, ..MseConfig::default() }) < 1e-9);
-    assert!(change(&mut PrefVecConfig { lambda_nll: 0.0, lambda_angle: 1.0, ..PrefVecConfig::default() }) < 1e-9);
-    assert!(change(&mut RankConfig::default()) > 1e-3);
+    assert!(change(&mut Mse::default()) < 1e-9);
+    assert!(change(&mut Mse { log: true, ..Mse::default() }) < 1e-9);
+    assert!(change(&mut PrefVec { lambda_nll: 0.0, lambda_angle: 1.0, ..PrefVec::default() }) < 1e-9);
+    assert!(change(&mut Rank::default()) > 1e-3);
 }

@@ -3,9 +3,9 @@
 #[cfg(test)]
 mod tests;
 
-use reprpo_plugin::register;
+use reprpo_plugin::recipe;
 
-register!(recipe: include_str!("dpo.toml"));
-register!(recipe: include_str!("reprpo_side.toml"));
-register!(recipe: include_str!("reprpo_ortho.toml"));
-register!(recipe: include_str!("reprpo_hra.toml"));
+recipe!(include_str!("dpo.toml"));
+recipe!(include_str!("reprpo_side.toml"));
+recipe!(include_str!("reprpo_ortho.toml"));
+recipe!(include_str!("reprpo_hra.toml"));

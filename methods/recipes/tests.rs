@@ -7,28 +7,14 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
 /// A data set that holds nothing: the built-in ones are another crate's.
-struct Empty;
-
-#[derive(Default, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde")]
-#[schemars(crate = "reprpo_plugin::schemars")]
-struct EmptyConfig {}
-
-impl Plugin for Empty {
-    const NAME: &'static str = "synthetic";
-    const SUMMARY: &'static str = "for tests";
-    const EXPLAIN: &'static str = "";
-    const REFERENCE: &'static str = "";
-    type Config = EmptyConfig;
-}
+#[dataset(name = "synthetic", summary = "for tests", reference = "", explain = "")]
+struct Empty {}
 
 impl DatasetPlugin for Empty {
-    fn build(_: EmptyConfig) -> Result<Box<dyn Dataset>> {
+    fn build(self) -> Result<Box<dyn Dataset>> {
         Err(Error::new("for tests of the configuration alone"))
     }
 }
-
-register!(dataset: Empty);
 
 fn resolve(registry: &Registry, recipe: &str) -> Result<Resolved> {
     let mut layers = Layering::new(registry);

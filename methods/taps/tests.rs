@@ -6,9 +6,9 @@ use reprpo_core::model::stream::Stream;
 use reprpo_core::weights::{ModelFiles, read_safetensors};
 use reprpo_plugin::tch::{self, Device};
 
-use super::hs::{Hs, HsConfig};
-use super::side_in::{SideIn, SideInConfig};
-use super::side_out::{SideOut, SideOutConfig};
+use super::hs::Hs;
+use super::side_in::SideIn;
+use super::side_out::SideOut;
 use super::*;
 
 fn model(writers: bool) -> ModelInfo {
@@ -32,16 +32,16 @@ fn model(writers: bool) -> ModelInfo {
 
 #[test]
 fn hidden_states_count_the_embeddings_and_the_final_norm() {
-    let sites = |layers: &str| Hs::build(HsConfig { layers: Layers(layers.to_owned()), ..HsConfig::default() }).unwrap().sites(&model(true));
+    let sites = |layers: &str| Hs { layers: Layers(layers.to_owned()), ..Hs::default() }.build().unwrap().sites(&model(true));
     assert_eq!(sites("0,-1").unwrap(), [Site::Residual(0), Site::Residual(10)]);
     assert_eq!(sites("range(.3,-2)").unwrap(), [3, 4, 5, 6, 7, 8].map(Site::Residual));
     assert!(sites("11").is_err());
-    assert_eq!(HsConfig::default().layers, Layers("range(.3,-2)".to_owned()));
+    assert_eq!(Hs::default().layers, Layers("range(.3,-2)".to_owned()));
 }
 
 #[test]
 fn side_in_reads_both_writers_of_each_block() {
-    let tap = SideIn::build(SideInConfig { layers: Layers("1,-1".to_owned()), pooling: Pooling::Last, modules: None }).unwrap();
+    let tap = SideIn { layers: Layers("1,-1".to_owned()), pooling: Pooling::Last, modules: None }.build().unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(
         names,
@@ -53,7 +53,7 @@ fn side_in_reads_both_writers_of_each_block() {
 
 #[test]
 fn side_out_reads_all_five_readers_of_each_block() {
-    let tap = SideOut::build(SideOutConfig { layers: Layers("4".to_owned()), ..SideOutConfig::default() }).unwrap();
+    let tap = SideOut { layers: Layers("4".to_owned()), ..SideOut::default() }.build().unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     let readers = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"];
     assert_eq!(names, readers.map(|r| format!("out.model.layers.4.{r}")));
@@ -64,7 +64,7 @@ fn side_out_reads_all_five_readers_of_each_block() {
 fn modules_choose_what_a_side_tap_reads() {
     let of = |modules: &[&str]| {
         let modules = Some(modules.iter().map(|m| (*m).to_owned()).collect());
-        SideOut::build(SideOutConfig { layers: Layers("0,-1".to_owned()), modules, ..SideOutConfig::default() }).unwrap().sites(&model(true))
+        SideOut { layers: Layers("0,-1".to_owned()), modules, ..SideOut::default() }.build().unwrap().sites(&model(true))
     };
     let names: Vec<String> = of(&["down_proj"]).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(names, ["out.model.layers.0.mlp.down_proj", "out.model.layers.9.mlp.down_proj"]);
@@ -96,9 +96,9 @@ fn every_tap_reads_what_transformers_has_there() {
     let real = mask.flatten(0, -1).nonzero().squeeze_dim(1);
     let layers = Layers("range(0,3)".to_owned());
     let taps = [
-        (SideOut::build(SideOutConfig { layers: layers.clone(), ..SideOutConfig::default() }).unwrap(), 15),
-        (SideIn::build(SideInConfig { layers, ..SideInConfig::default() }).unwrap(), 6),
-        (Hs::build(HsConfig { layers: Layers("range(0,4)".to_owned()), ..HsConfig::default() }).unwrap(), 4),
+        (SideOut { layers: layers.clone(), ..SideOut::default() }.build().unwrap(), 15),
+        (SideIn { layers, ..SideIn::default() }.build().unwrap(), 6),
+        (Hs { layers: Layers("range(0,4)".to_owned()), ..Hs::default() }.build().unwrap(), 4),
     ];
     for (tap, places) in taps {
         let sites = tap.sites(model.info()).unwrap();

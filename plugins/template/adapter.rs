@@ -3,56 +3,37 @@
 use reprpo_plugin::prelude::*;
 
 /// What `--adapter my-method` names.
-pub struct MyMethod;
-
-// Every field is on the command line as `--set adapter.FIELD=…`; its comment is its help.
-/// Fields of `adapter` with `name = "my-method"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct MyMethodConfig {
+// `reprpo list` and `reprpo explain my-method` show these texts.
+#[adapter(
+    name = "my-method",
+    summary = "a change of each weight at its full rank",
+    reference = "where it comes from: paper and section",
+    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. Merged: W + D.",
+    peft_type = "MY_METHOD"
+)]
+// Every field is on the command line as `--set adapter.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
+pub struct MyMethod {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(["q_proj", "v_proj"].into())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
-impl Default for MyMethodConfig {
-    fn default() -> Self {
-        Self { target_modules: Targets::Suffixes(vec!["q_proj".to_owned(), "v_proj".to_owned()]), layers_to_transform: None }
-    }
-}
-
-// `reprpo list` and `reprpo explain my-method` show these.
-impl Plugin for MyMethod {
-    const NAME: &'static str = "my-method";
-    const SUMMARY: &'static str = "a change of each weight at its full rank";
-    const REFERENCE: &'static str = "where it comes from: paper and section";
-    const EXPLAIN: &'static str = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. Merged: W + D.";
-    type Config = MyMethodConfig;
-}
-
 impl AdapterPlugin for MyMethod {
-    const PEFT_TYPE: &'static str = "MY_METHOD";
-
-    fn build(config: MyMethodConfig) -> Result<Box<dyn Adapter>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        Ok(Box::new(self))
     }
 
     // The way back from the `adapter_config.json` of a run; what `peft_config` below adds to it is read here.
-    fn from_peft(json: &str) -> Result<MyMethodConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(MyMethodConfig { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
     }
 }
 
-impl Adapter for MyMethodConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
+impl Adapter for MyMethod {
     fn peft_config(&self) -> String {
         "{}".to_owned()
     }
@@ -78,8 +59,6 @@ impl AdaptedLinear for MyMethodLinear {
         Ok(base.with_weight(base.dense()?.to_kind(self.0.kind()).f_add(&self.0)?))
     }
 }
-
-register!(adapter: MyMethod);
 
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();

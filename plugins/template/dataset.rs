@@ -3,46 +3,34 @@
 use reprpo_plugin::prelude::*;
 
 /// What `--dataset my-method` names.
-pub struct MyMethod;
-
-// Every field is on the command line as `--set dataset.FIELD=…`; its comment is its help.
-/// Fields of `dataset` with `name = "my-method"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct MyMethodConfig {
+// `reprpo list` and `reprpo explain my-method` show these texts. To read a file, add a field
+// `file: PathBuf`, and `argument = "file"` and `extensions = &["tsv"]` here: then
+// `--dataset pairs.tsv` fills it. For a repository of the hub add `repositories = true`, and fetch
+// its files with `reprpo_plugin::hub`.
+#[dataset(
+    name = "my-method",
+    summary = "right sums against sums that are off by one; the shift is to products",
+    reference = "where it comes from: paper or project",
+    explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
+)]
+// Every field is on the command line as `--set dataset.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
+pub struct MyMethod {
     /// The largest number that is calculated with, 2 to 1000.
+    #[default(20)]
     pub largest: u32,
 }
 
-impl Default for MyMethodConfig {
-    fn default() -> Self {
-        Self { largest: 20 }
-    }
-}
-
-// `reprpo list` and `reprpo explain my-method` show these.
-impl Plugin for MyMethod {
-    const NAME: &'static str = "my-method";
-    const SUMMARY: &'static str = "right sums against sums that are off by one; the shift is to products";
-    const REFERENCE: &'static str = "where it comes from: paper or project";
-    const EXPLAIN: &'static str = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13";
-    type Config = MyMethodConfig;
-}
-
-// To read a file, have a field `file: PathBuf`, and say `const ARGUMENT: Option<&'static str> = Some("file");` here, and
-// `const EXTENSIONS: &'static [&'static str] = &["tsv"];`: then `--dataset pairs.tsv` fills it.
-// For a repository of the hub have `const REPOSITORIES: bool = true;`, and fetch its files with `reprpo_plugin::hub`.
 impl DatasetPlugin for MyMethod {
-    fn build(config: MyMethodConfig) -> Result<Box<dyn Dataset>> {
-        if !(2..=1000).contains(&config.largest) {
-            return Err(Error::new(format!("`dataset.largest` is {}, but has to be 2 to 1000", config.largest)));
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        if !(2..=1000).contains(&self.largest) {
+            return Err(Error::new(format!("`dataset.largest` is {}, but has to be 2 to 1000", self.largest)));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 }
 
-impl Dataset for MyMethodConfig {
+impl Dataset for MyMethod {
     // `train` is trained on; all are evaluated, and `oos` is the shifted distribution.
     fn splits(&self) -> Vec<SplitInfo> {
         let split = |name: &str, describes: &str| SplitInfo { name: name.to_owned(), describes: describes.to_owned(), pairs: None };
@@ -69,8 +57,6 @@ impl Dataset for MyMethodConfig {
     }
 }
 
-register!(dataset: MyMethod);
-
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
 
@@ -85,7 +71,7 @@ mod tests {
 
     #[test]
     fn no_question_of_the_test_is_in_training() {
-        let data = MyMethodConfig { largest: 10 };
+        let data = MyMethod { largest: 10 };
         let [train, test, oos] = ["train", "test", "oos"].map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());
         assert_eq!((train.len(), test.len(), oos.len()), (80, 20, 100));
         assert!(test.iter().all(|pair| !train.contains(pair)));

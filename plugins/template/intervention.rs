@@ -3,45 +3,34 @@
 use reprpo_plugin::prelude::*;
 
 /// What `--intervention my-method` names.
-pub struct MyMethod;
-
-// Every field is on the command line as `--set intervention.FIELD=…`; its comment is its help.
-/// Fields of `intervention` with `name = "my-method"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct MyMethodConfig {
+// `reprpo list` and `reprpo explain my-method` show these texts.
+#[intervention(
+    name = "my-method",
+    summary = "raise the chosen completion's log-probability over the rejected one's, and hold its states",
+    reference = "where it comes from: paper and section",
+    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's states at a tap, r⁺ the reference's."
+)]
+// Every field is on the command line as `--set intervention.FIELD=…`, and its comment is its help.
+// A field without `#[default(…)]` has the default of its type.
+pub struct MyMethod {
     /// β: how steep the loss of the margin is, per nat, above 0.
+    #[default(0.1)]
     pub beta: f64,
     /// λ: weight of the distance of the chosen states from the reference's, 0 or more.
+    #[default(1.0)]
     pub lambda: f64,
 }
 
-impl Default for MyMethodConfig {
-    fn default() -> Self {
-        Self { beta: 0.1, lambda: 1.0 }
-    }
-}
-
-// `reprpo list` and `reprpo explain my-method` show these.
-impl Plugin for MyMethod {
-    const NAME: &'static str = "my-method";
-    const SUMMARY: &'static str = "raise the chosen completion's log-probability over the rejected one's, and hold its states";
-    const REFERENCE: &'static str = "where it comes from: paper and section";
-    const EXPLAIN: &'static str = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's states at a tap, r⁺ the reference's.";
-    type Config = MyMethodConfig;
-}
-
 impl InterventionPlugin for MyMethod {
-    fn build(config: MyMethodConfig, _model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        if !(config.beta > 0.0 && config.lambda >= 0.0) {
-            return Err(Error::new(format!("`beta` is {} and `lambda` {}, but they have to be above 0, and 0 or more", config.beta, config.lambda)));
+    fn build(self, _model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        if !(self.beta > 0.0 && self.lambda >= 0.0) {
+            return Err(Error::new(format!("`beta` is {} and `lambda` {}, but they have to be above 0, and 0 or more", self.beta, self.lambda)));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for MyMethodConfig {
+impl Intervention for MyMethod {
     // The engine computes what is named here, and nothing more.
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, states: States::Pooled, reference_states: true, ..Needs::default() }
@@ -57,8 +46,6 @@ impl Intervention for MyMethodConfig {
         Ok(Loss::new(value).metric("my-method/margin", &margin).metric("my-method/moved", &moved))
     }
 }
-
-register!(intervention: MyMethod);
 
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
@@ -80,7 +67,7 @@ mod tests {
         let states = |chosen: [f64; 2]| sides(&tensor(&chosen, &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
         let logprobs = Logprobs::new(tokens(&tensor(&[-1.0, -2.0], &[2]), &[2]), Some(tokens(&tensor(&[-5.0], &[1]), &[1])));
         let pairs = Pairs::new(1, vec![tap(&states([1.0, 2.0]), &states([1.0, 0.0]))], Some(logprobs), None);
-        let loss = MyMethodConfig { beta: 0.5, lambda: 3.0 }.loss(&pairs, STEP).unwrap();
+        let loss = MyMethod { beta: 0.5, lambda: 3.0 }.loss(&pairs, STEP).unwrap();
         near(loss.value.double_value(&[]), (-1f64).exp().ln_1p() + 3.0 * 2.0);
     }
 }

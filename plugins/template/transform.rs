@@ -3,40 +3,27 @@
 use reprpo_plugin::prelude::*;
 
 /// What `--transform my-method` names.
-pub struct MyMethod;
-
-// Every field is on the command line as `--set transform.FIELD=…`; its comment is its help.
-/// Fields of `transform` with `name = "my-method"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct MyMethodConfig {
+// `reprpo list` and `reprpo explain my-method` show these texts.
+#[transform(
+    name = "my-method",
+    summary = "a trainable scale of each coordinate",
+    reference = "where it comes from: paper and section",
+    explain = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so states are compared as they are, and is trained with the adapter."
+)]
+// Every field is on the command line as `--set transform.FIELD=…`, and its comment is its help. A
+// field without `#[default(…)]` has the default of its type.
+pub struct MyMethod {
     /// How much the scales differ at the start, as the standard deviation of their logarithm, 0 or more.
     pub spread: f64,
 }
 
-impl Default for MyMethodConfig {
-    fn default() -> Self {
-        Self { spread: 0.0 }
-    }
-}
-
-// `reprpo list` and `reprpo explain my-method` show these.
-impl Plugin for MyMethod {
-    const NAME: &'static str = "my-method";
-    const SUMMARY: &'static str = "a trainable scale of each coordinate";
-    const REFERENCE: &'static str = "where it comes from: paper and section";
-    const EXPLAIN: &'static str = "T(x) = e^s ⊙ x    s [h]\n\ns starts at 0, so states are compared as they are, and is trained with the adapter.";
-    type Config = MyMethodConfig;
-}
-
 impl TransformPlugin for MyMethod {
     // Called once a tap. Random values come from `init` alone, so that a seed gives the same bytes everywhere.
-    fn build(config: MyMethodConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
-        if !(config.spread >= 0.0 && config.spread.is_finite()) {
-            return Err(Error::new(format!("`transform.spread` is {}, but has to be 0 or more", config.spread)));
+    fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+        if !(self.spread >= 0.0 && self.spread.is_finite()) {
+            return Err(Error::new(format!("`transform.spread` is {}, but has to be 0 or more", self.spread)));
         }
-        Ok(Box::new(MyMethodMap { s: init.normal("s", &[cx.width], config.spread) }))
+        Ok(Box::new(MyMethodMap { s: init.normal("s", &[cx.width], self.spread) }))
     }
 }
 
@@ -66,8 +53,6 @@ impl Transform for MyMethodMap {
         false
     }
 }
-
-register!(transform: MyMethod);
 
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();

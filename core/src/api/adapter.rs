@@ -94,16 +94,28 @@ pub trait AdaptedResidual: Send {
     fn parameters(&self) -> Vec<Parameter>;
 }
 
-/// A kind of adapter, configured. It changes linear modules, the output of blocks, or both.
-pub trait Adapter: Send {
+/// The linear modules that an adapter changes.
+///
+/// `#[adapter(…)]` implements it for a struct with the field `target_modules`, which may have
+/// `layers_to_transform` besides.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say which linear modules it adapts",
+    note = "give the struct a field `target_modules: Targets`, or write `impl TargetModules for {Self} {{}}` if it changes none"
+)]
+pub trait TargetModules {
     /// The linear modules it changes.
-    fn targets(&self) -> Targets;
+    fn targets(&self) -> Targets {
+        Targets::Suffixes(Vec::new())
+    }
 
     /// The blocks whose modules it changes; `None`: all.
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         None
     }
+}
 
+/// A kind of adapter, configured. It changes linear modules, the output of blocks, or both.
+pub trait Adapter: TargetModules + Send {
     /// The fields besides the targets that select some of the adapted modules, such as
     /// `rank_pattern`. An entry that matches no adapted module is an error in a new configuration,
     /// and a warning in a saved adapter.
@@ -170,34 +182,20 @@ pub trait Adapter: Send {
     fn peft_config(&self) -> String;
 }
 
-/// How an [`Adapter`] is made from its configuration.
+/// A configuration that makes an [`Adapter`].
+#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl AdapterPlugin for {Self}`")]
 pub trait AdapterPlugin: Plugin {
-    /// `peft_type` of its `adapter_config.json`.
-    const PEFT_TYPE: &'static str;
-    /// Factor on the default of `train.lr` when this adapter is trained. LoRA has 1; an adapter
-    /// whose parameters must move further to change the model as much has a larger factor.
-    const LEARNING_RATE_FACTOR: f64 = 1.0;
-
-    /// Fields, such as dropout, that a run may change when it continues from a saved adapter. They
-    /// affect neither the shapes of the saved tensors nor the function that these compute. A run
-    /// that contradicts the saved adapter in any other field is refused.
-    const ADJUSTABLE: &'static [&'static str] = &[];
-
-    /// False if PEFT's configuration class for this type has no `layers_to_transform`. An adapter
-    /// of only some layers is then saved with the full names of its modules.
-    const PEFT_HAS_LAYERS: bool = true;
-
     /// Checks the configuration and makes the adapter.
     ///
     /// # Errors
     /// A value out of range.
-    fn build(config: Self::Config) -> Result<Box<dyn Adapter>>;
+    fn build(self) -> Result<Box<dyn Adapter>>;
 
     /// The configuration that an `adapter_config.json` stands for.
     ///
     /// # Errors
     /// A field that this method does not know how to honour.
-    fn from_peft(json: &str) -> Result<Self::Config>;
+    fn from_peft(json: &str) -> Result<Self>;
 
     /// Adjusts the configuration that [`from_peft`](Self::from_peft) returned to the tensors and
     /// the version of a saved adapter, for types whose meaning in PEFT depends on them. Returns
@@ -205,7 +203,7 @@ pub trait AdapterPlugin: Plugin {
     ///
     /// # Errors
     /// Fails if the saved adapter cannot be computed as PEFT computes it.
-    fn reconcile(_config: &mut Self::Config, _file: &PeftFile<'_>) -> Result<Vec<String>> {
+    fn reconcile(&mut self, _file: &PeftFile<'_>) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 }

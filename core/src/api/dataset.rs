@@ -115,23 +115,12 @@ pub trait Dataset: Send {
     }
 }
 
-/// How a [`Dataset`] is made from its configuration.
+/// A configuration that opens a [`Dataset`].
+#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl DatasetPlugin for {Self}`")]
 pub trait DatasetPlugin: Plugin {
-    /// The field of the configuration that `--dataset NAME:TEXT` fills with `TEXT`.
-    const ARGUMENT: Option<&'static str> = None;
-    /// Endings of files, without the dot, that `--dataset FILE` hands to this plugin: the path fills
-    /// [`ARGUMENT`](Self::ARGUMENT).
-    const EXTENSIONS: &'static [&'static str] = &[];
-    /// Whether `--dataset org/name`, a repository of the hub, is handed to this plugin: it fills
-    /// [`ARGUMENT`](Self::ARGUMENT).
-    const REPOSITORIES: bool = false;
-    /// True if this plugin reads `--dataset -`, pairs on standard input: `-` fills
-    /// [`ARGUMENT`](Self::ARGUMENT).
-    const STDIN: bool = false;
-
     /// Opens it: what can be wrong with the configuration is found here, not when the pairs are read.
     ///
     /// # Errors
     /// A field that does not fit, or a file that is missing.
-    fn build(config: Self::Config) -> Result<Box<dyn Dataset>>;
+    fn build(self) -> Result<Box<dyn Dataset>>;
 }

@@ -308,16 +308,12 @@ pub trait Intervention: Send {
     }
 }
 
-/// How an [`Intervention`] is made from its configuration.
+/// A configuration that makes an [`Intervention`].
+#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl InterventionPlugin for {Self}`")]
 pub trait InterventionPlugin: Plugin {
-    /// Peak learning rate that works well for this method with a low-rank update (LoRA). Multiplied by
-    /// [`AdapterPlugin::LEARNING_RATE_FACTOR`](super::AdapterPlugin::LEARNING_RATE_FACTOR), it is the default of `train.lr`.
-    /// `None` keeps the engine's own default.
-    const LEARNING_RATE: Option<f64> = None;
-
     /// Checks the configuration and makes the method.
     ///
     /// # Errors
     /// A value out of range, or a model it cannot work on.
-    fn build(config: Self::Config, model: &ModelInfo) -> Result<Box<dyn Intervention>>;
+    fn build(self, model: &ModelInfo) -> Result<Box<dyn Intervention>>;
 }

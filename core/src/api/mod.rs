@@ -20,7 +20,7 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces};
+pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces, TargetModules};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use frozen::Frozen;
 pub use init::Init;

@@ -30,6 +30,12 @@ pub enum Pooling {
 #[serde(transparent)]
 pub struct Layers(pub String);
 
+impl From<&str> for Layers {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 impl Layers {
     /// The indices it means where valid ones are `0..places`: ascending, each once.
     ///
@@ -97,13 +103,14 @@ pub trait Tap: Send {
     fn pooling(&self) -> Pooling;
 }
 
-/// How a [`Tap`] is made from its configuration.
+/// A configuration that makes a [`Tap`].
+#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl TapPlugin for {Self}`")]
 pub trait TapPlugin: Plugin {
     /// Makes the tap.
     ///
     /// # Errors
     /// A value out of range.
-    fn build(config: Self::Config) -> Result<Box<dyn Tap>>;
+    fn build(self) -> Result<Box<dyn Tap>>;
 }
 
 #[cfg(test)]

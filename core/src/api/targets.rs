@@ -64,6 +64,12 @@ pub enum Targets {
     Pattern(String),
 }
 
+impl<const N: usize> From<[&str; N]> for Targets {
+    fn from(suffixes: [&str; N]) -> Self {
+        Self::Suffixes(suffixes.map(str::to_owned).into())
+    }
+}
+
 impl Targets {
     /// The modules it means, and the parts of modules, in the model's order.
     ///

@@ -51,11 +51,12 @@ pub struct TransformCx<'a> {
     pub unembedding: &'a Tensor,
 }
 
-/// How a [`Transform`] is made from its configuration.
+/// A configuration that makes a [`Transform`].
+#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl TransformPlugin for {Self}`")]
 pub trait TransformPlugin: Plugin {
     /// Makes the transform of one tap.
     ///
     /// # Errors
     /// A value out of range for this width.
-    fn build(config: Self::Config, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>>;
+    fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>>;
 }

@@ -7,36 +7,43 @@ use serde_json::{Value, json};
 use super::*;
 use crate::api::*;
 use crate::error::{Error, Result};
-use crate::registry::{Kind, Registry};
+use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry};
 
+/// Registers a plugin of this kind.
 macro_rules! plugin {
-    ($plugin:ident, $name:literal, $config:ty $(, $alias:literal)*) => {
-        struct $plugin;
+    ($kind:ident, $entry:ident, $plugin:ident, $name:literal $(, $alias:literal)*) => {
         impl Plugin for $plugin {
             const NAME: &'static str = $name;
             const ALIASES: &'static [&'static str] = &[$($alias),*];
             const SUMMARY: &'static str = "For tests";
             const EXPLAIN: &'static str = "";
             const REFERENCE: &'static str = "";
-            type Config = $config;
         }
+        inventory::submit! { Entry::$kind(&$entry) }
     };
 }
 
-#[derive(Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-struct Nothing {}
+/// Configurations without fields.
+macro_rules! nothing {
+    ($($plugin:ident)*) => {$(
+        #[derive(Default, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        struct $plugin {}
+    )*};
+}
+
+nothing!(Plain Swift Patch Stiff Straight Fixed);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Strength {
+struct Strong {
     /// Strength, in nats.
     beta: f64,
     /// Rank; none = full.
     rank: Option<usize>,
 }
 
-impl Default for Strength {
+impl Default for Strong {
     fn default() -> Self {
         Self { beta: 0.1, rank: Some(8) }
     }
@@ -44,25 +51,28 @@ impl Default for Strength {
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Where {
+struct Stream {
     layers: String,
 }
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Path {
+struct Lines {
     path: String,
     data_dir: Option<String>,
 }
 
-fn refuse<T>() -> Result<T> {
-    Err(Error::new("for tests of the configuration alone"))
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Sheet {
+    path: String,
+    data_dir: Option<String>,
 }
 
 /// Configuration of an adapter that can be saved.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Tuned {
+struct Tune {
     r: u32,
     alpha: f64,
     dropout: f64,
@@ -72,106 +82,94 @@ struct Tuned {
     layers: Option<Vec<usize>>,
 }
 
-plugin!(Plain, "plain", Nothing);
-plugin!(Strong, "strong", Strength);
-plugin!(Swift, "swift", Nothing);
-plugin!(Patch, "patch", Nothing);
-plugin!(Tune, "tune", Tuned, "tuner");
-plugin!(Stiff, "stiff", Nothing);
-plugin!(Straight, "none", Nothing);
-plugin!(Stream, "stream", Where, "river");
-plugin!(Fixed, "fixed", Nothing);
-plugin!(Lines, "lines", Path);
-plugin!(Sheet, "sheet", Path);
+static PLAIN: InterventionEntry = InterventionEntry::of::<Plain>(ORIGIN, VERSION);
+static STRONG: InterventionEntry = InterventionEntry::of::<Strong>(ORIGIN, VERSION);
+static SWIFT: InterventionEntry = InterventionEntry::of::<Swift>(ORIGIN, VERSION).learning_rate(2e-3);
+static PATCH: AdapterEntry = AdapterEntry::of::<Patch>("PATCH", ORIGIN, VERSION);
+static TUNE: AdapterEntry = AdapterEntry::of::<Tune>("TUNE", ORIGIN, VERSION).adjustable(&["dropout"]);
+static STIFF: AdapterEntry = AdapterEntry::of::<Stiff>("STIFF", ORIGIN, VERSION).learning_rate_factor(3.0);
+static STRAIGHT: TransformEntry = TransformEntry::of::<Straight>(ORIGIN, VERSION);
+static STREAM: TapEntry = TapEntry::of::<Stream>(ORIGIN, VERSION);
+static FIXED: DatasetEntry = DatasetEntry::of::<Fixed>(ORIGIN, VERSION);
+static LINES: DatasetEntry = DatasetEntry::of::<Lines>(ORIGIN, VERSION).argument("path").extensions(&["jsonl", "rows", "jsonl.gz"]).stdin(true);
+static SHEET: DatasetEntry = DatasetEntry::of::<Sheet>(ORIGIN, VERSION).argument("path").extensions(&["rows"]);
 
-impl InterventionPlugin for Plain {
-    fn build(_: Nothing, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        refuse()
-    }
+const ORIGIN: &str = env!("CARGO_PKG_NAME");
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+plugin!(Intervention, PLAIN, Plain, "plain");
+plugin!(Intervention, STRONG, Strong, "strong");
+plugin!(Intervention, SWIFT, Swift, "swift");
+plugin!(Adapter, PATCH, Patch, "patch");
+plugin!(Adapter, TUNE, Tune, "tune", "tuner");
+plugin!(Adapter, STIFF, Stiff, "stiff");
+plugin!(Transform, STRAIGHT, Straight, "none");
+plugin!(Tap, STREAM, Stream, "stream", "river");
+plugin!(Dataset, FIXED, Fixed, "fixed");
+plugin!(Dataset, LINES, Lines, "lines");
+plugin!(Dataset, SHEET, Sheet, "sheet");
+
+fn refuse<T>() -> Result<T> {
+    Err(Error::new("for tests of the configuration alone"))
 }
-impl InterventionPlugin for Strong {
-    fn build(_: Strength, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        refuse()
-    }
+
+macro_rules! interventions {
+    ($($plugin:ident)*) => {$(
+        impl InterventionPlugin for $plugin {
+            fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+                refuse()
+            }
+        }
+    )*};
 }
-impl InterventionPlugin for Swift {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
-    fn build(_: Nothing, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        refuse()
-    }
+interventions!(Plain Strong Swift);
+
+macro_rules! adapters {
+    ($($plugin:ident)*) => {$(
+        impl AdapterPlugin for $plugin {
+            fn build(self) -> Result<Box<dyn Adapter>> {
+                refuse()
+            }
+            fn from_peft(_: &str) -> Result<Self> {
+                refuse()
+            }
+        }
+    )*};
 }
-impl AdapterPlugin for Stiff {
-    const PEFT_TYPE: &'static str = "STIFF";
-    const LEARNING_RATE_FACTOR: f64 = 3.0;
-    fn build(_: Nothing) -> Result<Box<dyn Adapter>> {
-        refuse()
-    }
-    fn from_peft(_: &str) -> Result<Nothing> {
-        refuse()
-    }
-}
-impl AdapterPlugin for Patch {
-    const PEFT_TYPE: &'static str = "PATCH";
-    fn build(_: Nothing) -> Result<Box<dyn Adapter>> {
-        refuse()
-    }
-    fn from_peft(_: &str) -> Result<Nothing> {
-        refuse()
-    }
-}
+adapters!(Patch Stiff);
+
 impl AdapterPlugin for Tune {
-    const PEFT_TYPE: &'static str = "TUNE";
-    const ADJUSTABLE: &'static [&'static str] = &["dropout"];
-    fn build(_: Tuned) -> Result<Box<dyn Adapter>> {
+    fn build(self) -> Result<Box<dyn Adapter>> {
         refuse()
     }
-    fn from_peft(json: &str) -> Result<Tuned> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Tuned { r: peft.need("r")?, alpha: peft.need("alpha")?, pattern: peft.need("pattern")?, layers: peft.get("layers")?, dropout: 0.0 })
+        Ok(Self { r: peft.need("r")?, alpha: peft.need("alpha")?, pattern: peft.need("pattern")?, layers: peft.get("layers")?, dropout: 0.0 })
     }
 }
+
 impl TransformPlugin for Straight {
-    fn build(_: Nothing, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
-        refuse()
-    }
-}
-impl TapPlugin for Stream {
-    fn build(_: Where) -> Result<Box<dyn Tap>> {
-        refuse()
-    }
-}
-impl DatasetPlugin for Fixed {
-    fn build(_: Nothing) -> Result<Box<dyn Dataset>> {
-        refuse()
-    }
-}
-impl DatasetPlugin for Lines {
-    const ARGUMENT: Option<&'static str> = Some("path");
-    const EXTENSIONS: &'static [&'static str] = &["jsonl", "rows", "jsonl.gz"];
-    const STDIN: bool = true;
-    fn build(_: Path) -> Result<Box<dyn Dataset>> {
-        refuse()
-    }
-}
-impl DatasetPlugin for Sheet {
-    const ARGUMENT: Option<&'static str> = Some("path");
-    const EXTENSIONS: &'static [&'static str] = &["rows"];
-    fn build(_: Path) -> Result<Box<dyn Dataset>> {
+    fn build(self, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
         refuse()
     }
 }
 
-crate::register!(intervention: Plain);
-crate::register!(intervention: Strong);
-crate::register!(intervention: Swift);
-crate::register!(adapter: Patch);
-crate::register!(adapter: Tune);
-crate::register!(adapter: Stiff);
-crate::register!(transform: Straight);
-crate::register!(tap: Stream);
-crate::register!(dataset: Fixed);
-crate::register!(dataset: Lines);
-crate::register!(dataset: Sheet);
+impl TapPlugin for Stream {
+    fn build(self) -> Result<Box<dyn Tap>> {
+        refuse()
+    }
+}
+
+macro_rules! datasets {
+    ($($plugin:ident)*) => {$(
+        impl DatasetPlugin for $plugin {
+            fn build(self) -> Result<Box<dyn Dataset>> {
+                refuse()
+            }
+        }
+    )*};
+}
+datasets!(Fixed Lines Sheet);
 
 const DEFAULTS: &str = r#"
 model = "tiny"
@@ -505,7 +503,7 @@ lr = 1.5
 batch = 3
 "#;
 
-crate::register!(recipe: RECIPE);
+crate::recipe!(RECIPE);
 
 #[test]
 fn a_recipe_stands_above_the_defaults_and_below_everything_else() {

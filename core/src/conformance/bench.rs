@@ -39,7 +39,7 @@ impl Bench {
         };
         let train = TrainConfig { seed, ..TrainConfig::default() };
         let build = |cx: &TransformCx<'_>, init: &mut Init| match &case.transform {
-            None => Ok(Box::new(Untransformed) as _),
+            None => Ok(Box::new(Untransformed {}) as _),
             Some(method) => method.entry.build(&method.json, cx, init),
         };
         let taps = taps(&sites, pooling, &model, &train, build)?;

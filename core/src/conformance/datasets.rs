@@ -22,7 +22,8 @@ const FIRST: usize = 200;
 /// Splits that say they hold more are not counted.
 const COUNTED: usize = 20_000;
 
-/// Holds the data set to `check`: at its defaults if it opens with them, and otherwise as its example makes it.
+/// Holds the data set to `check`: at its defaults if it opens with them, and otherwise as its
+/// example makes it.
 fn of_open(method: &Method<&'static DatasetEntry>, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
     let build = |json: &str| method.entry.build(json);
     match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {

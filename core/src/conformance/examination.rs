@@ -61,8 +61,8 @@ impl std::fmt::Display for Finding {
 
 /// Holds a method to all that concerns its kind, one statement after the other as the findings are asked for.
 ///
-/// From here on the process is offline: a method's promises are checked with what is here, and its documented example may
-/// be gigabytes on the hub.
+/// From here on the process is offline: a method's promises are checked with what is here, and its
+/// documented example may be gigabytes on the hub.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();

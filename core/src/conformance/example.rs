@@ -1,4 +1,5 @@
-//! The documented example of a method, set as a user sets it: through the layers of the configuration.
+//! The documented example of a method, set as a user sets it: through the layers of the
+//! configuration.
 
 use super::training::trained;
 use super::{Case, Method, Verdict, fixture, stand_ins};

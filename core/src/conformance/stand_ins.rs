@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use crate::api::{
     AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Init, Intervention, InterventionPlugin, Layers,
     LinearSite, Loss, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo, States, StepInfo, Tap,
-    TapPlugin, TapStates, Targets, Transform, TransformCx, TransformPlugin,
+    TapPlugin, TapStates, TargetModules, Targets, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry};
@@ -24,7 +24,7 @@ const REFERENCE: &str = "this project's conformance tests";
 /// The objective.
 pub static INTERVENTION: InterventionEntry = InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
 /// The adapter.
-pub static ADAPTER: AdapterEntry = AdapterEntry::of::<FullChange>(ORIGIN, VERSION);
+pub static ADAPTER: AdapterEntry = AdapterEntry::of::<FullChange>("STAND_IN", ORIGIN, VERSION);
 /// The transform.
 pub static TRANSFORM: TransformEntry = TransformEntry::of::<Untransformed>(ORIGIN, VERSION);
 /// The tap.
@@ -37,17 +37,14 @@ pub static ALL: [Entry; 5] =
     [Entry::Intervention(&INTERVENTION), Entry::Adapter(&ADAPTER), Entry::Transform(&TRANSFORM), Entry::Tap(&TAP), Entry::Dataset(&DATASET)];
 
 /// The margin's logistic loss and a distance of states.
-pub struct MarginAndStates;
-
-/// Fields of the stand-in objective.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct MarginAndStatesConfig {
+pub struct MarginAndStates {
     /// β: how strongly the margin is pulled from the reference's, per nat.
     beta: f64,
 }
 
-impl Default for MarginAndStatesConfig {
+impl Default for MarginAndStates {
     fn default() -> Self {
         Self { beta: 0.5 }
     }
@@ -59,16 +56,15 @@ impl Plugin for MarginAndStates {
     const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("beta", "0.3")];
-    type Config = MarginAndStatesConfig;
 }
 
 impl InterventionPlugin for MarginAndStates {
-    fn build(config: MarginAndStatesConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for MarginAndStatesConfig {
+impl Intervention for MarginAndStates {
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, reference_logprobs: true, states: States::Pooled, reference_states: true, ..Needs::default() }
     }
@@ -87,19 +83,16 @@ impl Intervention for MarginAndStatesConfig {
 }
 
 /// A change of any rank.
-pub struct FullChange;
-
-/// Fields of the stand-in adapter.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct FullChangeConfig {
+pub struct FullChange {
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
     target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     layers_to_transform: Option<Vec<usize>>,
 }
 
-impl Default for FullChangeConfig {
+impl Default for FullChange {
     fn default() -> Self {
         Self { target_modules: Targets::Pattern("all-linear".to_owned()), layers_to_transform: None }
     }
@@ -111,23 +104,20 @@ impl Plugin for FullChange {
     const EXPLAIN: &'static str = "y = (W + Δ)x + b    Δ [out in] starts at 0";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("target_modules", r#"["v_proj"]"#)];
-    type Config = FullChangeConfig;
 }
 
 impl AdapterPlugin for FullChange {
-    const PEFT_TYPE: &'static str = "STAND_IN";
-
-    fn build(config: FullChangeConfig) -> Result<Box<dyn Adapter>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<FullChangeConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(FullChangeConfig { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
     }
 }
 
-impl Adapter for FullChangeConfig {
+impl TargetModules for FullChange {
     fn targets(&self) -> Targets {
         self.target_modules.clone()
     }
@@ -135,7 +125,9 @@ impl Adapter for FullChangeConfig {
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.layers_to_transform.clone()
     }
+}
 
+impl Adapter for FullChange {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Change(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }
@@ -163,24 +155,20 @@ impl AdaptedLinear for Change {
 }
 
 /// The states as they are.
-pub struct Untransformed;
-
-/// The stand-in transform has no fields.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct UntransformedConfig {}
+pub struct Untransformed {}
 
 impl Plugin for Untransformed {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str = "the states as they are";
     const EXPLAIN: &'static str = "T(x) = x";
     const REFERENCE: &'static str = REFERENCE;
-    type Config = UntransformedConfig;
 }
 
 impl TransformPlugin for Untransformed {
-    fn build(_: UntransformedConfig, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
-        Ok(Box::new(Self))
+    fn build(self, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+        Ok(Box::new(self))
     }
 }
 
@@ -199,17 +187,14 @@ impl Transform for Untransformed {
 }
 
 /// The residual stream.
-pub struct HiddenStates;
-
-/// Fields of the stand-in tap.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct HiddenStatesConfig {
+pub struct HiddenStates {
     /// Which hidden states; 0 is the embeddings.
     layers: Layers,
 }
 
-impl Default for HiddenStatesConfig {
+impl Default for HiddenStates {
     fn default() -> Self {
         Self { layers: Layers("-1".to_owned()) }
     }
@@ -221,16 +206,15 @@ impl Plugin for HiddenStates {
     const EXPLAIN: &'static str = "hidden_states[k] of each chosen k";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("layers", "1,-1")];
-    type Config = HiddenStatesConfig;
 }
 
 impl TapPlugin for HiddenStates {
-    fn build(config: HiddenStatesConfig) -> Result<Box<dyn Tap>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Tap>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Tap for HiddenStatesConfig {
+impl Tap for HiddenStates {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
         Ok(self.layers.resolve(model.layers + 1)?.into_iter().map(Site::Residual).collect())
     }
@@ -241,28 +225,24 @@ impl Tap for HiddenStatesConfig {
 }
 
 /// Three pairs.
-pub struct ThreePairs;
-
-/// The stand-in data set has no fields.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct ThreePairsConfig {}
+pub struct ThreePairs {}
 
 impl Plugin for ThreePairs {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str = "three pairs, two of them to train on";
     const EXPLAIN: &'static str = "They hold one sum each, done rightly and wrongly.";
     const REFERENCE: &'static str = REFERENCE;
-    type Config = ThreePairsConfig;
 }
 
 impl DatasetPlugin for ThreePairs {
-    fn build(config: ThreePairsConfig) -> Result<Box<dyn Dataset>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Dataset for ThreePairsConfig {
+impl Dataset for ThreePairs {
     fn splits(&self) -> Vec<SplitInfo> {
         [("train", 2), ("test", 1)].map(|(name, pairs)| SplitInfo { name: name.to_owned(), describes: "sums".to_owned(), pairs: Some(pairs) }).into()
     }

@@ -13,7 +13,8 @@ use tch::Tensor;
 use super::{faults, guest};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
-    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, Targets, Transform,
+    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, TargetModules, Targets,
+    Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -122,7 +123,7 @@ impl Intervention for Guarded<dyn Intervention> {
     }
 }
 
-impl Adapter for Guarded<dyn Adapter> {
+impl TargetModules for Guarded<dyn Adapter> {
     fn targets(&self) -> Targets {
         self.run_or("targets", || Targets::Suffixes(Vec::new()), |a| a.targets())
     }
@@ -130,7 +131,9 @@ impl Adapter for Guarded<dyn Adapter> {
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         self.run_or("layers_to_transform", || None, |a| a.layers_to_transform())
     }
+}
 
+impl Adapter for Guarded<dyn Adapter> {
     fn selections(&self) -> Vec<Selection> {
         self.run_or("selections", Vec::new, |a| a.selections())
     }

@@ -90,7 +90,8 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     unsafe { (decl.register)(&raw const host) };
     let guest::Handed { entries, recipes } = handed;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers nothing").hint("say `register!(intervention: MyMethod);` below the method, and name the crates that it is in"));
+        return Err(Error::new("it registers nothing")
+            .hint("write `#[intervention(…)]`, or the attribute of its kind, above the struct of the method, and name the crates that it is in"));
     }
     Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }

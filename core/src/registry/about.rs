@@ -57,14 +57,14 @@ impl About {
             example: P::EXAMPLE,
             origin,
             version,
-            schema: || text::<P, _>("schema", || schemars::schema_for!(P::Config)),
-            defaults: || text::<P, _>("defaults", P::Config::default),
+            schema: || text::<P, _>("schema", || schemars::schema_for!(P)),
+            defaults: || text::<P, _>("defaults", P::default),
             check: |json| {
-                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || Ok(typed::<P::Config>(json).map(|_| ())));
+                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || Ok(typed::<P>(json).map(|_| ())));
                 checked.unwrap_or_else(|e| Err(Misfit { path: String::new(), message: format!("{e:?}") }))
             },
             rewrite: |json| {
-                let text = || serde_json::to_string(&parse::<P::Config>(P::NAME, json)?).map_err(|e| Error::new("it is not JSON").because(e));
+                let text = || serde_json::to_string(&parse::<P>(json)?).map_err(|e| Error::new("it is not JSON").because(e));
                 guard(Who { kind: "plugin", name: P::NAME }, "serialize", text)
             },
         }
@@ -82,7 +82,8 @@ impl About {
         serde_json::from_str(json).map_err(|e| Error::internal(format!("the description of the configuration of `{}` is not JSON", self.name)).because(e))
     }
 
-    /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are checked when it is made.
+    /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are
+    /// checked when it is made.
     ///
     /// # Errors
     /// The first field that does not fit.
@@ -111,8 +112,9 @@ impl About {
 }
 
 /// A configuration from its JSON text; an error names the field.
-pub(super) fn parse<T: DeserializeOwned>(name: &str, json: &str) -> Result<T> {
+pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     typed(json).map_err(|Misfit { path, message }| {
+        let name = P::NAME;
         let place = if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
         Error::new(format!("the configuration field {place} is not right"))
             .because(Error::new(message))

@@ -1,4 +1,5 @@
-//! One registered plugin, its types erased, by kind: how it is made, and what the engine has to know of it before.
+//! One registered plugin, its types erased, by kind: how it is made, and what the engine has to
+//! know of it before.
 
 use super::Kind;
 use super::about::{About, parse};
@@ -50,7 +51,8 @@ impl Entry {
     }
 }
 
-/// The entry of a plugin whose kind is known. It can make the plugin from a configuration (JSON text).
+/// The entry of a plugin whose kind is known. It can make the plugin from a configuration (JSON
+/// text).
 pub trait TypedEntry: 'static {
     /// The kind.
     const KIND: Kind;
@@ -74,9 +76,15 @@ impl InterventionEntry {
     pub const fn of<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
-            learning_rate: P::LEARNING_RATE,
-            build: |json, model| Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || P::build(parse(P::NAME, json)?, model))?)),
+            learning_rate: None,
+            build: |json, model| Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || parse::<P>(json)?.build(model))?)),
         }
+    }
+
+    /// With this default of `train.lr`.
+    #[must_use]
+    pub const fn learning_rate(self, rate: f64) -> Self {
+        Self { learning_rate: Some(rate), ..self }
     }
 
     /// The intervention, from its configuration (JSON text) and the model's shape.
@@ -107,23 +115,41 @@ pub struct AdapterEntry {
 
 impl AdapterEntry {
     /// Of the plugin `P` in the crate `origin`.
-    pub const fn of<P: AdapterPlugin>(origin: &'static str, version: &'static str) -> Self {
+    pub const fn of<P: AdapterPlugin>(peft_type: &'static str, origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
-            peft_type: P::PEFT_TYPE,
-            adjustable: P::ADJUSTABLE,
-            peft_has_layers: P::PEFT_HAS_LAYERS,
-            learning_rate_factor: P::LEARNING_RATE_FACTOR,
-            build: |json| Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || P::build(parse(P::NAME, json)?))?)),
+            peft_type,
+            adjustable: &[],
+            peft_has_layers: true,
+            learning_rate_factor: 1.0,
+            build: |json| Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || parse::<P>(json)?.build())?)),
             from_peft: |file| {
                 let read = || {
                     let mut config = P::from_peft(file.json)?;
-                    let warnings = P::reconcile(&mut config, &file)?;
+                    let warnings = config.reconcile(&file)?;
                     Ok((serde_json::to_string(&config).map_err(|e| Error::internal(e.to_string()))?, warnings))
                 };
                 guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
             },
         }
+    }
+
+    /// With these fields, which a run may change when it continues from a saved adapter.
+    #[must_use]
+    pub const fn adjustable(self, fields: &'static [&'static str]) -> Self {
+        Self { adjustable: fields, ..self }
+    }
+
+    /// With or without `layers_to_transform` in PEFT's configuration of this type.
+    #[must_use]
+    pub const fn peft_has_layers(self, has: bool) -> Self {
+        Self { peft_has_layers: has, ..self }
+    }
+
+    /// With this factor on the default of `train.lr`.
+    #[must_use]
+    pub const fn learning_rate_factor(self, factor: f64) -> Self {
+        Self { learning_rate_factor: factor, ..self }
     }
 
     /// The adapter, from its configuration (JSON text).
@@ -137,7 +163,8 @@ impl AdapterEntry {
     /// The configuration (JSON text) that a saved adapter stands for, and warnings for the user.
     ///
     /// # Errors
-    /// Fails if the plugin cannot honour a field of the file, or cannot compute what PEFT computes with it.
+    /// Fails if the plugin cannot honour a field of the file, or cannot compute what PEFT computes
+    /// with it.
     pub fn from_peft(&self, file: PeftFile<'_>) -> Result<(String, Vec<String>)> {
         (self.from_peft)(file)
     }
@@ -156,7 +183,7 @@ impl TransformEntry {
     pub const fn of<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
-            build: |json, cx, init| Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || P::build(parse(P::NAME, json)?, cx, init))?)),
+            build: |json, cx, init| Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || parse::<P>(json)?.build(cx, init))?)),
         }
     }
 
@@ -180,7 +207,7 @@ pub struct TapEntry {
 impl TapEntry {
     /// Of the plugin `P` in the crate `origin`.
     pub const fn of<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
-        Self { about: About::of::<P>(origin, version), build: |json| Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || P::build(parse(P::NAME, json)?))?)) }
+        Self { about: About::of::<P>(origin, version), build: |json| Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || parse::<P>(json)?.build())?)) }
     }
 
     /// The tap, from its configuration (JSON text).
@@ -213,12 +240,36 @@ impl DatasetEntry {
     pub const fn of<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
-            argument: P::ARGUMENT,
-            extensions: P::EXTENSIONS,
-            repositories: P::REPOSITORIES,
-            stdin: P::STDIN,
-            build: |json| Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || P::build(parse(P::NAME, json)?))?)),
+            argument: None,
+            extensions: &[],
+            repositories: false,
+            stdin: false,
+            build: |json| Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || parse::<P>(json)?.build())?)),
         }
+    }
+
+    /// With this field, which `--dataset NAME:TEXT` fills.
+    #[must_use]
+    pub const fn argument(self, field: &'static str) -> Self {
+        Self { argument: Some(field), ..self }
+    }
+
+    /// With files of these endings, without the dot, whose path fills the argument.
+    #[must_use]
+    pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
+        Self { extensions: endings, ..self }
+    }
+
+    /// With repositories of the hub, which fill the argument.
+    #[must_use]
+    pub const fn repositories(self, reads: bool) -> Self {
+        Self { repositories: reads, ..self }
+    }
+
+    /// With standard input, `-`, which fills the argument.
+    #[must_use]
+    pub const fn stdin(self, reads: bool) -> Self {
+        Self { stdin: reads, ..self }
     }
 
     /// Opens the data set, from its configuration (JSON text).
@@ -261,30 +312,9 @@ impl AsRef<About> for Entry {
     }
 }
 
-/// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the plugin's.
+/// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the
+/// plugin's.
 fn made<P: Plugin, T: ?Sized>(kind: Kind, build: impl FnOnce() -> Result<Box<T>>) -> Result<Guarded<T>> {
     let who = Who { kind: kind.name(), name: P::NAME };
     Ok(Guarded::new(who, guard(who, "build", build)?))
-}
-
-/// Registers a plugin with the program that links its crate: `register!(intervention: Dpo);`, or a recipe by its text:
-/// `register!(recipe: include_str!("mine.toml"));`.
-#[macro_export]
-macro_rules! register {
-    (recipe: $toml:expr) => {
-        $crate::inventory::submit! {
-            $crate::registry::RecipeText { toml: $toml, origin: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") }
-        }
-    };
-    (intervention: $plugin:ty) => { $crate::register!(@Intervention, InterventionEntry, $plugin); };
-    (adapter: $plugin:ty) => { $crate::register!(@Adapter, AdapterEntry, $plugin); };
-    (transform: $plugin:ty) => { $crate::register!(@Transform, TransformEntry, $plugin); };
-    (tap: $plugin:ty) => { $crate::register!(@Tap, TapEntry, $plugin); };
-    (dataset: $plugin:ty) => { $crate::register!(@Dataset, DatasetEntry, $plugin); };
-    (@$kind:ident, $entry:ident, $plugin:ty) => {
-        const _: () = {
-            static ENTRY: $crate::registry::$entry = $crate::registry::$entry::of::<$plugin>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
-            $crate::inventory::submit! { $crate::registry::Entry::$kind(&ENTRY) }
-        };
-    };
 }

@@ -1,6 +1,6 @@
 //! The registry: every plugin of this program, by kind and name.
 //!
-//! A plugin enters with [`register!`](crate::register), which puts an [`Entry`] into `inventory`'s list; the entry
+//! The attribute above a plugin's struct puts an [`Entry`] into `inventory`'s list; the entry
 //! holds function pointers that were made where the plugin's types are known, so that everything past this point
 //! speaks of plugins by name and in JSON text.
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// The text of a recipe and the crate that ships it, as [`register!`](crate::register) hands it in.
+/// The text of a recipe and the crate that ships it, as [`recipe!`](crate::recipe) hands it in.
 #[derive(Debug)]
 pub struct RecipeText {
     /// TOML: the table `recipe` (`name`, `summary`, `reference`, `published`), and beside it what a configuration file
@@ -15,6 +15,17 @@ pub struct RecipeText {
 }
 
 inventory::collect!(RecipeText);
+
+/// Registers a recipe by its text with the program that links its crate:
+/// `recipe!(include_str!("mine.toml"));`.
+#[macro_export]
+macro_rules! recipe {
+    ($toml:expr) => {
+        $crate::inventory::submit! {
+            $crate::registry::RecipeText { toml: $toml, origin: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") }
+        }
+    };
+}
 
 /// A recipe, read.
 #[derive(Clone, Debug)]

@@ -13,37 +13,11 @@ mod tests;
 const KEY: &str = "boft_R";
 
 /// Orthogonal finetuning through butterfly factors.
-pub struct Boft;
-
-/// Fields of `adapter` with `name = "boft"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct BoftConfig {
-    /// b: entries of the input in one block, which has to divide the input's width; 0: `boft_block_num` says.
-    pub boft_block_size: u32,
-    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says. Exactly one of the two is not 0.
-    pub boft_block_num: u32,
-    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by 2^(m − 1) and by 2.
-    pub boft_n_butterfly_factor: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
-    pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
-    #[schemars(extend("uniqueItems" = true))]
-    pub layers_to_transform: Option<Vec<usize>>,
-}
-
-impl Default for BoftConfig {
-    fn default() -> Self {
-        Self { boft_block_size: 4, boft_block_num: 0, boft_n_butterfly_factor: 1, target_modules: default_targets(), layers_to_transform: None }
-    }
-}
-
-impl Plugin for Boft {
-    const NAME: &'static str = "boft";
-    const SUMMARY: &'static str = "orthogonal finetuning through butterfly factors, and a trainable scale of each output";
-    const REFERENCE: &'static str = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, §4; files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "boft",
+    summary = "orthogonal finetuning through butterfly factors, and a trainable scale of each output",
+    reference = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, §4; files as PEFT 0.21 has them",
+    explain = "\
 y = s ⊙ (W·(B_{m−1}⋯B₀)ᵀx) + b    each row x of the input becomes x·B_{m−1}⋯B₀
 B_i = P_i·diag(R_{i,0}, …, R_{i,k−1})·P_iᵀ    R = (I − Q)(I + Q)⁻¹, Q = ½(A − Aᵀ)
 
@@ -52,33 +26,47 @@ P_i puts the even half blocks of every 2^i neighbouring blocks before the odd on
 so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
 
 If PEFT cannot build its CUDA extension, it trains one factor whatever its configuration asks for. Such a file, whose
-boft_R has 1 as its first size, is read with one factor and a warning.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("boft_block_size", "8")];
-    type Config = BoftConfig;
+boft_R has 1 as its first size, is read with one factor and a warning.",
+    example(boft_block_size = 8),
+    peft_type = "BOFT",
+    learning_rate_factor = 4.0
+)]
+pub struct Boft {
+    /// b: entries of the input in one block, which has to divide the input's width; 0: `boft_block_num` says.
+    #[default(4)]
+    pub boft_block_size: u32,
+    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says. Exactly one of the two is not 0.
+    pub boft_block_num: u32,
+    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by 2^(m − 1) and by 2.
+    #[default(1)]
+    pub boft_n_butterfly_factor: u32,
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
+    pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Boft {
-    const PEFT_TYPE: &'static str = "BOFT";
-    const LEARNING_RATE_FACTOR: f64 = 4.0;
-
-    fn build(config: BoftConfig) -> Result<Box<dyn Adapter>> {
-        if (config.boft_block_size == 0) == (config.boft_block_num == 0) {
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             return Err(Error::new(format!(
                 "`adapter.boft_block_size` is {} and `adapter.boft_block_num` is {}, but exactly one of them has to be 0",
-                config.boft_block_size, config.boft_block_num
+                self.boft_block_size, self.boft_block_num
             ))
             .hint("they say the same: size · number = the width of a module's input"));
         }
-        if !(1..=32).contains(&config.boft_n_butterfly_factor) {
-            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32", config.boft_n_butterfly_factor)));
+        if !(1..=32).contains(&self.boft_n_butterfly_factor) {
+            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32", self.boft_n_butterfly_factor)));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<BoftConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&["boft_dropout", "fan_in_fan_out"])?;
-        Ok(BoftConfig {
+        Ok(Self {
             boft_block_size: peft.need("boft_block_size")?,
             boft_block_num: peft.need("boft_block_num")?,
             boft_n_butterfly_factor: peft.get("boft_n_butterfly_factor")?.unwrap_or(1),
@@ -87,29 +75,21 @@ impl AdapterPlugin for Boft {
         })
     }
 
-    fn reconcile(config: &mut BoftConfig, file: &PeftFile<'_>) -> Result<Vec<String>> {
-        let asked = config.boft_n_butterfly_factor;
+    fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
+        let asked = self.boft_n_butterfly_factor;
         let mut factors = file.shapes.iter().filter(|(key, _)| key.ends_with(&format!(".{KEY}"))).map(|(_, shape)| shape.first().copied());
         let one = factors.next() == Some(Some(1)) && factors.all(|n| n == Some(1));
         if asked == 1 || !one {
             return Ok(Vec::new());
         }
-        config.boft_n_butterfly_factor = 1;
+        self.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
             "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trains only 1 where it cannot build its CUDA extension; the adapter is read with 1 factor, as in PEFT"
         )])
     }
 }
 
-impl Adapter for BoftConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Boft {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (inputs, factors) = (site.info.inputs, i64::from(self.boft_n_butterfly_factor));
         let (blocks, block) = if self.boft_block_num == 0 {
@@ -195,5 +175,3 @@ impl AdaptedLinear for BoftLinear {
         Ok(base.with_weight(weight * &self.scale))
     }
 }
-
-register!(adapter: Boft);

@@ -1,8 +1,8 @@
 use super::super::fixture::{DOUBLE, attach, attached, disturb, module, off, refused, rows};
 use super::*;
 
-fn config(boft_block_size: u32, boft_n_butterfly_factor: u32) -> BoftConfig {
-    BoftConfig { boft_block_size, boft_n_butterfly_factor, ..BoftConfig::default() }
+fn config(boft_block_size: u32, boft_n_butterfly_factor: u32) -> Boft {
+    Boft { boft_block_size, boft_n_butterfly_factor, ..Boft::default() }
 }
 
 /// P_i as a matrix, after the description: row j has its 1 where entry j comes from.
@@ -47,7 +47,7 @@ fn it_starts_as_the_identity() {
 fn its_factors_are_the_products_of_permuted_blocks() {
     for (inputs, block, factors) in [(8, 4, 1), (6, 3, 1), (8, 2, 2), (8, 2, 3), (24, 4, 2), (32, 4, 4)] {
         let module = module("self_attn.q_proj", inputs, 4);
-        let adapted = attach(&*Boft::build(config(block, factors)).unwrap(), &module).unwrap();
+        let adapted = attach(&*config(block, factors).build().unwrap(), &module).unwrap();
         disturb(&adapted.parameters());
         let [r, s] = &adapted.parameters()[..] else { panic!("two tensors") };
         let (x, frozen) = (rows(3, inputs), &module.1);
@@ -60,13 +60,13 @@ fn its_factors_are_the_products_of_permuted_blocks() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(refused::<Boft>(BoftConfig { boft_block_num: 2, ..config(4, 1) }).contains("boft_block_num"));
+    assert!(refused::<Boft>(Boft { boft_block_num: 2, ..config(4, 1) }).contains("boft_block_num"));
     assert!(refused::<Boft>(config(4, 0)).contains("boft_n_butterfly_factor"));
-    let on_module = |c: BoftConfig| format!("{:?}", attach(&*Boft::build(c).unwrap(), &module("mlp.up_proj", 12, 4)).err().unwrap());
+    let on_module = |c: Boft| format!("{:?}", attach(&*c.build().unwrap(), &module("mlp.up_proj", 12, 4)).err().unwrap());
     assert!(on_module(config(5, 1)).contains("`adapter.boft_block_size` is 5"));
     assert!(on_module(config(3, 2)).contains("boft_n_butterfly_factor"));
     assert!(on_module(config(2, 3)).contains("boft_n_butterfly_factor"));
-    assert!(on_module(BoftConfig { boft_block_num: 7, ..config(0, 1) }).contains("`adapter.boft_block_num` is 7"));
+    assert!(on_module(Boft { boft_block_num: 7, ..config(0, 1) }).contains("`adapter.boft_block_num` is 7"));
     let with = |field: &str| Boft::from_peft(&format!(r#"{{"boft_block_size": 8, "boft_block_num": 0, "target_modules": ["q_proj"]{field}}}"#));
     assert_eq!(with(r#", "boft_dropout": 0.0"#).unwrap().boft_n_butterfly_factor, 1);
     assert!(with(r#", "boft_dropout": 0.1"#).unwrap_err().to_string().contains("boft_dropout"));

@@ -10,38 +10,11 @@ use super::{default_targets, peft_layers};
 mod tests;
 
 /// Hyperplane reflections of blocks of a module's input and output.
-pub struct Ether;
-
-/// Fields of `adapter` with `name = "ether"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct EtherConfig {
-    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of its output if `two_sided`.
-    pub blocks: u32,
-    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as a reflection.
-    pub plus: bool,
-    /// Acts on a module's output as well as on its input.
-    pub two_sided: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
-    pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
-    #[schemars(extend("uniqueItems" = true))]
-    pub layers_to_transform: Option<Vec<usize>>,
-}
-
-impl Default for EtherConfig {
-    fn default() -> Self {
-        Self { blocks: 4, plus: true, two_sided: true, target_modules: default_targets(), layers_to_transform: None }
-    }
-}
-
-impl Plugin for Ether {
-    const NAME: &'static str = "ether";
-    const SUMMARY: &'static str = "hyperplane reflections of blocks of a module's input and output (ETHER, ETHER+)";
-    const REFERENCE: &'static str =
-        "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "ether",
+    summary = "hyperplane reflections of blocks of a module's input and output (ETHER, ETHER+)",
+    reference = "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT",
+    explain = "\
 y = W·H·x + b               H = diag(H₀, …, H_{k−1}), H_i = I − 2ûᵢûᵢᵀ
 plus:                       H_i = I − ûᵢûᵢᵀ + ŵᵢŵᵢᵀ
 two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
@@ -50,24 +23,39 @@ two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
 ether_out_w [out]. However far training goes, H stays within a fixed distance of I (2 a block; √2 with plus), which makes
 large learning rates safe. With plus the two start equal, so the model starts unchanged. Without it the model starts
 reflected, as the method is: choose it to compare. in numbers a module, times 2 with plus, and out likewise if two_sided.
-Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEFT cannot read them.";
-    type Config = EtherConfig;
+Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEFT cannot read them.",
+    peft_type = "ETHER",
+    learning_rate_factor = 2.0
+)]
+pub struct Ether {
+    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of its output if `two_sided`.
+    #[default(4)]
+    pub blocks: u32,
+    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as a reflection.
+    #[default(true)]
+    pub plus: bool,
+    /// Acts on a module's output as well as on its input.
+    #[default(true)]
+    pub two_sided: bool,
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
+    pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Ether {
-    const PEFT_TYPE: &'static str = "ETHER";
-    const LEARNING_RATE_FACTOR: f64 = 2.0;
-
-    fn build(config: EtherConfig) -> Result<Box<dyn Adapter>> {
-        if config.blocks == 0 {
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        if self.blocks == 0 {
             return Err(Error::new("`adapter.blocks` is 0, but has to be 1 or more"));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<EtherConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(EtherConfig {
+        Ok(Self {
             blocks: peft.need("blocks")?,
             plus: peft.need("plus")?,
             two_sided: peft.need("two_sided")?,
@@ -77,15 +65,7 @@ impl AdapterPlugin for Ether {
     }
 }
 
-impl Adapter for EtherConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Ether {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let mut planes = |key: &str, width: i64| -> Result<Planes> {
             let block = quotient("blocks", self.blocks, width)?;
@@ -174,5 +154,3 @@ impl AdaptedLinear for EtherLinear {
         Ok(base.with_weight(weight.contiguous()))
     }
 }
-
-register!(adapter: Ether);

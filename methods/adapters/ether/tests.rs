@@ -1,8 +1,8 @@
 use super::super::fixture::{DOUBLE, attach, attached, disturb, module, off, refused, rows};
 use super::*;
 
-fn config(plus: bool, two_sided: bool) -> EtherConfig {
-    EtherConfig { blocks: 2, plus, two_sided, ..EtherConfig::default() }
+fn config(plus: bool, two_sided: bool) -> Ether {
+    Ether { blocks: 2, plus, two_sided, ..Ether::default() }
 }
 
 /// H as a matrix, after the definition.
@@ -56,8 +56,8 @@ fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(refused::<Ether>(EtherConfig { blocks: 0, ..EtherConfig::default() }).contains("adapter.blocks"));
-    let ether = |two_sided: bool| Ether::build(EtherConfig { blocks: 4, two_sided, ..EtherConfig::default() }).unwrap();
+    assert!(refused::<Ether>(Ether { blocks: 0, ..Ether::default() }).contains("adapter.blocks"));
+    let ether = |two_sided: bool| Ether { blocks: 4, two_sided, ..Ether::default() }.build().unwrap();
     let module = module("mlp.up_proj", 8, 6);
     assert!(attach(&*ether(false), &module).is_ok());
     let e = format!("{:?}", attach(&*ether(true), &module).err().unwrap());

@@ -13,35 +13,11 @@ mod tests;
 const KEY: &str = "hra_u";
 
 /// Householder reflection adaptation.
-pub struct Hra;
-
-/// Fields of `adapter` with `name = "hra"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct HraConfig {
-    /// r: number of reflections of each module's input, 1 or more; with an odd number the model does not start unchanged.
-    pub r: u32,
-    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does not start unchanged.
-    pub apply_gs: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
-    pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
-    #[schemars(extend("uniqueItems" = true))]
-    pub layers_to_transform: Option<Vec<usize>>,
-}
-
-impl Default for HraConfig {
-    fn default() -> Self {
-        Self { r: 8, apply_gs: false, target_modules: default_targets(), layers_to_transform: None }
-    }
-}
-
-impl Plugin for Hra {
-    const NAME: &'static str = "hra";
-    const SUMMARY: &'static str = "Householder reflection adaptation: r trainable reflections of each module's input";
-    const REFERENCE: &'static str = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation (HRA), eq. 4; files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "hra",
+    summary = "Householder reflection adaptation: r trainable reflections of each module's input",
+    reference = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation (HRA), eq. 4; files as PEFT 0.21 has them",
+    explain = "\
 y = W·H₀H₁⋯H_{r−1}·x + b    H_i = I − 2ûᵢûᵢᵀ
 computed as W(x − U·S·Uᵀx) + b, S⁻¹ = ½I + striu(UᵀU)
 
@@ -51,23 +27,34 @@ left over, so the model starts changed, as PEFT's does. Never builds an in×in m
 
 apply_gs: y = W·(I − 2ÛÛᵀ)x + b, Û [in r] the orthonormal columns that Gram–Schmidt makes of hra_u. It turns r directions
 round, so the model never starts unchanged, whatever r is; the columns start independent, because of equal ones nothing
-would be left (PEFT starts from the rounding error there).";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("r", "16")];
-    type Config = HraConfig;
+would be left (PEFT starts from the rounding error there).",
+    example(r = 16),
+    peft_type = "HRA",
+    learning_rate_factor = 2.0
+)]
+pub struct Hra {
+    /// r: number of reflections of each module's input, 1 or more; with an odd number the model does not start unchanged.
+    #[default(8)]
+    pub r: u32,
+    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does not start unchanged.
+    pub apply_gs: bool,
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
+    pub target_modules: Targets,
+    /// The blocks that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
+    pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Hra {
-    const PEFT_TYPE: &'static str = "HRA";
-    const LEARNING_RATE_FACTOR: f64 = 2.0;
-
-    fn build(config: HraConfig) -> Result<Box<dyn Adapter>> {
-        rank(config.r)?;
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        rank(self.r)?;
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<HraConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(HraConfig {
+        Ok(Self {
             r: peft.need("r")?,
             apply_gs: peft.get("apply_GS")?.unwrap_or(false),
             target_modules: peft.need("target_modules")?,
@@ -76,15 +63,7 @@ impl AdapterPlugin for Hra {
     }
 }
 
-impl Adapter for HraConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Hra {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
         if self.apply_gs && r > inputs {
@@ -133,5 +112,3 @@ impl AdaptedLinear for HraLinear {
         Ok(base.with_weight(if self.apply_gs { self.turned_round(&weight)? } else { Reflections::along(&self.u).forward(&weight) }))
     }
 }
-
-register!(adapter: Hra);

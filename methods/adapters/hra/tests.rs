@@ -2,7 +2,7 @@ use super::super::fixture::{DOUBLE, attach, disturb, module, off, rows};
 use super::*;
 
 fn attached(r: u32) -> (Box<dyn AdaptedLinear>, Frozen) {
-    super::super::fixture::attached::<Hra>(HraConfig { r, ..HraConfig::default() })
+    super::super::fixture::attached::<Hra>(Hra { r, ..Hra::default() })
 }
 
 #[test]
@@ -31,8 +31,8 @@ fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(Hra::build(HraConfig { r: 0, ..HraConfig::default() }).is_err());
-    let wide = Hra::build(HraConfig { r: 9, apply_gs: true, ..HraConfig::default() }).unwrap();
+    assert!(Hra { r: 0, ..Hra::default() }.build().is_err());
+    let wide = Hra { r: 9, apply_gs: true, ..Hra::default() }.build().unwrap();
     assert!(attach(&*wide, &module("mlp.up_proj", 8, 4)).err().unwrap().to_string().contains("`adapter.r` is 9"));
     assert!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#).unwrap().apply_gs);
     assert_eq!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": false}"#).unwrap().r, 4);
@@ -52,7 +52,7 @@ fn schmidt(u: &Tensor) -> Tensor {
 fn gram_schmidt_turns_the_spanned_space_round() {
     for r in [1, 2, 5] {
         let module = module("self_attn.q_proj", 8, 4);
-        let adapted = attach(&*Hra::build(HraConfig { r, apply_gs: true, ..HraConfig::default() }).unwrap(), &module).unwrap();
+        let adapted = attach(&*Hra { r, apply_gs: true, ..Hra::default() }.build().unwrap(), &module).unwrap();
         let (x, frozen) = (rows(3, 8), &module.1);
         assert!(off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) > 1e-2, "it never starts unchanged");
         disturb(&adapted.parameters());

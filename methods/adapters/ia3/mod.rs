@@ -12,65 +12,50 @@ mod tests;
 const KEY: &str = "ia3_l";
 
 /// Infused adapter by inhibiting and amplifying inner activations.
-pub struct Ia3;
-
-/// Fields of `adapter` with `name = "ia3"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Ia3Config {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
-    pub target_modules: Targets,
-    /// Those among them whose input is scaled instead of their output.
-    pub feedforward_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have this field, so a saved adapter lists its modules by name.
-    #[schemars(extend("uniqueItems" = true))]
-    pub layers_to_transform: Option<Vec<usize>>,
-}
-
-impl Default for Ia3Config {
-    fn default() -> Self {
-        // What PEFT takes in models of Llama's family.
-        let of = |names: &[&str]| Targets::Suffixes(names.iter().map(|&n| n.to_owned()).collect());
-        Self { target_modules: of(&["k_proj", "v_proj", "down_proj"]), feedforward_modules: of(&["down_proj"]), layers_to_transform: None }
-    }
-}
-
-impl Plugin for Ia3 {
-    const NAME: &'static str = "ia3";
-    const SUMMARY: &'static str = "IA³: a trainable scale of each output, or of each input, of a module";
-    const REFERENCE: &'static str =
-        "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, §3.3; files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "ia3",
+    summary = "IA³: a trainable scale of each output, or of each input, of a module",
+    reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, §3.3; files as PEFT 0.21 has them",
+    explain = "\
 y = l ⊙ (Wx + b)        l [out 1]
 y = W(l ⊙ x) + b        l [1 in], in feedforward_modules
 
 l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of all adapters here, which
 wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.
 
-On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at the outputs of other parts.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("layers_to_transform", "[1, 2]")];
-    type Config = Ia3Config;
+On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at the outputs of other parts.",
+    example(layers_to_transform = "[1, 2]"),
+    peft_type = "IA3",
+    learning_rate_factor = 10.0,
+    peft_has_layers = false
+)]
+pub struct Ia3 {
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    // These two are PEFT's for models of Llama's family.
+    #[default(["k_proj", "v_proj", "down_proj"].into())]
+    pub target_modules: Targets,
+    /// Those among them whose input is scaled instead of their output.
+    #[default(["down_proj"].into())]
+    pub feedforward_modules: Targets,
+    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have this field, so a saved adapter lists its modules by name.
+    #[schemars(extend("uniqueItems" = true))]
+    pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Ia3 {
-    const PEFT_TYPE: &'static str = "IA3";
-    const PEFT_HAS_LAYERS: bool = false;
-    const LEARNING_RATE_FACTOR: f64 = 10.0;
-
-    fn build(config: Ia3Config) -> Result<Box<dyn Adapter>> {
-        if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&config.target_modules, &config.feedforward_modules)
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&self.target_modules, &self.feedforward_modules)
             && let Some(stray) = forward.iter().find(|f| !all.contains(f))
         {
             return Err(Error::new(format!("`adapter.feedforward_modules` holds `{stray}`, which is not among `adapter.target_modules`"))
                 .hint(format!("valid: {}", all.join(", "))));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<Ia3Config> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Ia3Config {
+        Ok(Self {
             target_modules: peft.need("target_modules")?,
             feedforward_modules: peft.get("feedforward_modules")?.unwrap_or(Targets::Suffixes(Vec::new())),
             layers_to_transform: peft_layers(&peft)?,
@@ -78,15 +63,7 @@ impl AdapterPlugin for Ia3 {
     }
 }
 
-impl Adapter for Ia3Config {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Ia3 {
     fn selections(&self) -> Vec<Selection> {
         vec![Selection::targets("feedforward_modules", &self.feedforward_modules)]
     }
@@ -157,5 +134,3 @@ impl AdaptedLinear for Ia3Linear {
         })
     }
 }
-
-register!(adapter: Ia3);

@@ -5,7 +5,7 @@ use super::*;
 fn it_scales_outputs_with_their_bias_and_the_inputs_of_feed_forward_modules() {
     for (name, key_size) in [("self_attn.k_proj", [4, 1]), ("mlp.down_proj", [1, 8])] {
         let module = module(name, 8, 4);
-        let adapted = attach(&*Ia3::build(Ia3Config::default()).unwrap(), &module).unwrap();
+        let adapted = attach(&*Ia3::default().build().unwrap(), &module).unwrap();
         let (x, frozen) = (rows(3, 8), &module.1);
         assert!(off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) == 0.0);
         let l = &adapted.parameters()[0].tensor;
@@ -22,7 +22,8 @@ fn it_scales_outputs_with_their_bias_and_the_inputs_of_feed_forward_modules() {
 fn a_scale_near_one_survives_half_precision() {
     let (info, frozen) = module("self_attn.k_proj", 8, 4);
     let half = Frozen::new(frozen.dense().unwrap().to_kind(Kind::BFloat16), None);
-    let adapted = Ia3::build(Ia3Config::default())
+    let adapted = Ia3::default()
+        .build()
         .unwrap()
         .attach(&LinearSite { info: &info, frozen: &half, shared: &[] }, &mut Init::new(0, "", Kind::Float, half.device()))
         .unwrap();
@@ -36,7 +37,7 @@ fn a_scale_near_one_survives_half_precision() {
 
 #[test]
 fn a_feed_forward_module_has_to_be_a_target() {
-    let bad = Ia3Config { feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]), ..Ia3Config::default() };
+    let bad = Ia3 { feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]), ..Ia3::default() };
     assert!(refused::<Ia3>(bad).contains("`adapter.feedforward_modules` holds `up_proj`"));
     let read = Ia3::from_peft(r#"{"target_modules": ["k_proj"], "feedforward_modules": ".*_proj"}"#).unwrap();
     assert_eq!(read.feedforward_modules, Targets::Pattern(".*_proj".to_owned()));

@@ -15,16 +15,32 @@ const B: &str = "lora_B.weight";
 const M: &str = "lora_magnitude_vector";
 
 /// Low-rank adaptation.
-pub struct Lora;
+#[adapter(
+    name = "lora",
+    summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one",
+    reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, DoRA, §4 for use_dora; files as PEFT 0.21 has them",
+    explain = "\
+y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
-/// Fields of `adapter` with `name = "lora"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct LoraConfig {
+A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) parameters a module.
+Merged: W + s·BA.
+
+On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole modules, so on disk the
+parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at the rows of other parts.
+
+use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants when gradients are
+computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + s·BA is never formed.
+With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W + s·BA)/‖W + s·BA‖.",
+    example(r = 16, target_modules = "all-linear"),
+    peft_type = "LORA",
+    adjustable = &["lora_dropout"],
+)]
+pub struct Lora {
     /// r: rank of the change of each module, 1 or more.
+    #[default(16)]
     pub r: u32,
     /// α: the change is scaled by α/r, above 0.
+    #[default(32.0)]
     pub lora_alpha: f64,
     /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
     pub lora_dropout: f64,
@@ -37,68 +53,29 @@ pub struct LoraConfig {
     /// α of some modules, above 0: regular expressions for the ends of their names, the first that fits counts.
     pub alpha_pattern: Patterns<f64>,
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self {
-            r: 16,
-            lora_alpha: 32.0,
-            lora_dropout: 0.0,
-            use_rslora: false,
-            use_dora: false,
-            rank_pattern: Patterns::default(),
-            alpha_pattern: Patterns::default(),
-            target_modules: default_targets(),
-            layers_to_transform: None,
-        }
-    }
-}
-
-impl Plugin for Lora {
-    const NAME: &'static str = "lora";
-    const SUMMARY: &'static str = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one";
-    const REFERENCE: &'static str =
-        "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, DoRA, §4 for use_dora; files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
-y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
-
-A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) parameters a module.
-Merged: W + s·BA.
-
-On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole modules, so on disk the
-parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at the rows of other parts.
-
-use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants when gradients are
-computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + s·BA is never formed.
-With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W + s·BA)/‖W + s·BA‖.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("r", "16"), ("target_modules", "all-linear")];
-    type Config = LoraConfig;
-}
-
 impl AdapterPlugin for Lora {
-    const PEFT_TYPE: &'static str = "LORA";
-    const ADJUSTABLE: &'static [&'static str] = &["lora_dropout"];
-
-    fn build(config: LoraConfig) -> Result<Box<dyn Adapter>> {
-        rank(config.r)?;
-        if config.rank_pattern.values().any(|r| *r == 0) {
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        rank(self.r)?;
+        if self.rank_pattern.values().any(|r| *r == 0) {
             return Err(Error::new("`adapter.rank_pattern` holds 0, but every rank has to be 1 or more"));
         }
         let alpha = |field: &str, a: f64| {
             if a > 0.0 && a.is_finite() { Ok(()) } else { Err(Error::new(format!("`adapter.{field}` is {a}, but has to be above 0"))) }
         };
-        alpha("lora_alpha", config.lora_alpha)?;
-        config.alpha_pattern.values().try_for_each(|a| alpha("alpha_pattern", *a))?;
-        check_dropout("lora_dropout", config.lora_dropout)?;
-        Ok(Box::new(config))
+        alpha("lora_alpha", self.lora_alpha)?;
+        self.alpha_pattern.values().try_for_each(|a| alpha("alpha_pattern", *a))?;
+        check_dropout("lora_dropout", self.lora_dropout)?;
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<LoraConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         peft.must_be_off(&[
             "lora_bias",
@@ -118,7 +95,7 @@ impl AdapterPlugin for Lora {
             return Err(Error::new(format!("the adapter_config.json has `init_lora_weights` = {start}, which changes the base model and is not supported"))
                 .hint("convert it with PEFT's `path_initial_model_for_weight_conversion`"));
         }
-        Ok(LoraConfig {
+        Ok(Self {
             r: peft.need("r")?,
             lora_alpha: peft.need("lora_alpha")?,
             lora_dropout: peft.get("lora_dropout")?.unwrap_or(0.0),
@@ -132,15 +109,7 @@ impl AdapterPlugin for Lora {
     }
 }
 
-impl Adapter for LoraConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Lora {
     fn selections(&self) -> Vec<Selection> {
         vec![Selection::patterns("rank_pattern", &self.rank_pattern), Selection::patterns("alpha_pattern", &self.alpha_pattern)]
     }
@@ -189,7 +158,7 @@ impl Adapter for LoraConfig {
     }
 }
 
-impl LoraConfig {
+impl Lora {
     /// What α is divided by at rank r.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
@@ -299,5 +268,3 @@ impl AdaptedLinear for LoraLinear {
         Ok(base.with_weight(weight))
     }
 }
-
-register!(adapter: Lora);

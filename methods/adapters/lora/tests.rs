@@ -3,14 +3,14 @@ use reprpo_plugin::tch::Device;
 use super::super::fixture::{DOUBLE, attach, disturb, module, off, rows};
 use super::*;
 
-fn attached(config: LoraConfig) -> (Box<dyn AdaptedLinear>, Frozen) {
+fn attached(config: Lora) -> (Box<dyn AdaptedLinear>, Frozen) {
     super::super::fixture::attached::<Lora>(config)
 }
 
 #[test]
 fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
     for (use_rslora, scale) in [(false, 3.0), (true, 6.0)] {
-        let (adapted, frozen) = attached(LoraConfig { r: 4, lora_alpha: 12.0, use_rslora, ..LoraConfig::default() });
+        let (adapted, frozen) = attached(Lora { r: 4, lora_alpha: 12.0, use_rslora, ..Lora::default() });
         let x = rows(3, 8);
         let base = frozen.forward(&x).unwrap();
         assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
@@ -24,7 +24,7 @@ fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
 
 #[test]
 fn dropout_acts_in_training_alone() {
-    let (adapted, frozen) = attached(LoraConfig { r: 2, lora_dropout: 0.5, ..LoraConfig::default() });
+    let (adapted, frozen) = attached(Lora { r: 2, lora_dropout: 0.5, ..Lora::default() });
     let _ = adapted.parameters()[1].tensor.detach().fill_(1.0);
     let x = Tensor::ones([64, 8], (Kind::Double, Device::Cpu));
     let quiet = adapted.forward(&x, &frozen, false).unwrap();
@@ -34,7 +34,7 @@ fn dropout_acts_in_training_alone() {
 
 #[test]
 fn a_merged_weight_keeps_its_kind() {
-    let (adapted, frozen) = attached(LoraConfig::default());
+    let (adapted, frozen) = attached(Lora::default());
     let x = rows(3, 8).to_kind(Kind::BFloat16);
     let half = Frozen::new(frozen.dense().unwrap().to_kind(Kind::BFloat16), None);
     assert_eq!(adapted.merge(&half).unwrap().kind(), Kind::BFloat16);
@@ -49,10 +49,10 @@ fn patterns<V: JsonSchema>(pattern: &str, value: V) -> Patterns<V> {
 
 #[test]
 fn patterns_give_some_modules_their_own_rank_and_alpha() {
-    let config = LoraConfig { r: 4, lora_alpha: 4.0, rank_pattern: patterns("mlp.*", 2), alpha_pattern: patterns("down_proj", 10.0), ..LoraConfig::default() };
+    let config = Lora { r: 4, lora_alpha: 4.0, rank_pattern: patterns("mlp.*", 2), alpha_pattern: patterns("down_proj", 10.0), ..Lora::default() };
     for (name, r, scale) in [("self_attn.q_proj", 4, 1.0), ("mlp.up_proj", 2, 2.0), ("mlp.down_proj", 2, 5.0)] {
         let module = module(name, 8, 4);
-        let adapted = attach(&*Lora::build(config.clone()).unwrap(), &module).unwrap();
+        let adapted = attach(&*config.clone().build().unwrap(), &module).unwrap();
         disturb(&adapted.parameters());
         let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
         assert_eq!(a.tensor.size(), [r, 8], "{name}");
@@ -63,8 +63,8 @@ fn patterns_give_some_modules_their_own_rank_and_alpha() {
     assert_eq!((again.rank_pattern, again.alpha_pattern), (config.rank_pattern, config.alpha_pattern));
 }
 
-fn dora(lora_dropout: f64) -> LoraConfig {
-    LoraConfig { r: 2, lora_alpha: 6.0, use_dora: true, lora_dropout, ..LoraConfig::default() }
+fn dora(lora_dropout: f64) -> Lora {
+    Lora { r: 2, lora_alpha: 6.0, use_dora: true, lora_dropout, ..Lora::default() }
 }
 
 /// m ⊙ (W + s·BA)/‖W + s·BA‖ by its definition.
@@ -111,21 +111,21 @@ fn a_row_of_zeros_stays_finite_with_dora() {
     let mut module = module("self_attn.q_proj", 8, 4);
     let _ = module.1.dense().unwrap().get(2).zero_();
     module.1 = Frozen::new(module.1.dense().unwrap(), None);
-    let adapted = attach(&*Lora::build(dora(0.0)).unwrap(), &module).unwrap();
+    let adapted = attach(&*dora(0.0).build().unwrap(), &module).unwrap();
     let y = adapted.forward(&Tensor::ones([1, 8], DOUBLE), &module.1, true).unwrap();
     assert!(y.isfinite().all().int64_value(&[]) == 1 && y.double_value(&[0, 2]) == 0.0);
 }
 
 #[test]
 fn values_out_of_range_are_named() {
-    let rejects = |c: LoraConfig, field: &str| assert!(Lora::build(c).err().unwrap().to_string().contains(field));
-    rejects(LoraConfig { r: 0, ..LoraConfig::default() }, "adapter.r");
-    rejects(LoraConfig { lora_alpha: 0.0, ..LoraConfig::default() }, "adapter.lora_alpha");
-    rejects(LoraConfig { lora_alpha: f64::NAN, ..LoraConfig::default() }, "adapter.lora_alpha");
-    rejects(LoraConfig { lora_dropout: 1.0, ..LoraConfig::default() }, "adapter.lora_dropout");
-    rejects(LoraConfig { lora_dropout: -0.1, ..LoraConfig::default() }, "adapter.lora_dropout");
-    rejects(LoraConfig { rank_pattern: patterns("q_proj", 0), ..LoraConfig::default() }, "adapter.rank_pattern");
-    rejects(LoraConfig { alpha_pattern: patterns("q_proj", -1.0), ..LoraConfig::default() }, "adapter.alpha_pattern");
+    let rejects = |c: Lora, field: &str| assert!(c.build().err().unwrap().to_string().contains(field));
+    rejects(Lora { r: 0, ..Lora::default() }, "adapter.r");
+    rejects(Lora { lora_alpha: 0.0, ..Lora::default() }, "adapter.lora_alpha");
+    rejects(Lora { lora_alpha: f64::NAN, ..Lora::default() }, "adapter.lora_alpha");
+    rejects(Lora { lora_dropout: 1.0, ..Lora::default() }, "adapter.lora_dropout");
+    rejects(Lora { lora_dropout: -0.1, ..Lora::default() }, "adapter.lora_dropout");
+    rejects(Lora { rank_pattern: patterns("q_proj", 0), ..Lora::default() }, "adapter.rank_pattern");
+    rejects(Lora { alpha_pattern: patterns("q_proj", -1.0), ..Lora::default() }, "adapter.alpha_pattern");
 }
 
 #[test]

@@ -9,32 +9,11 @@ use super::rank;
 mod tests;
 
 /// Low-rank linear subspace representation finetuning.
-pub struct LoReft;
-
-/// Fields of `adapter` with `name = "loreft"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct LoReftConfig {
-    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual stream.
-    pub r: u32,
-    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is the first block.
-    pub layers: Layers,
-    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both, or `all`, completions included.
-    pub positions: String,
-}
-
-impl Default for LoReftConfig {
-    fn default() -> Self {
-        Self { r: 4, layers: Layers("0.33,0.66".to_owned()), positions: "f4+l4".to_owned() }
-    }
-}
-
-impl Plugin for LoReft {
-    const NAME: &'static str = "loreft";
-    const SUMMARY: &'static str = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at chosen blocks and tokens";
-    const REFERENCE: &'static str = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. 2; positions as pyreft writes them";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "loreft",
+    summary = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at chosen blocks and tokens",
+    reference = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. 2; positions as pyreft writes them",
+    explain = "\
 h ← h + (Wh + b − hRᵀ)R    for the output h of each chosen block, at the chosen tokens; R [r hidden] has orthonormal rows
 
 In the subspace that R's rows span, Wh + b takes the place of h; what is orthogonal to it stays. R is what Gram–Schmidt
@@ -43,37 +22,45 @@ equal to R and loreft_b at 0, so the model starts unchanged (pyreft starts W at 
 numbers a block. No frozen weight can do this: the adapter cannot be merged. The keys on disk, under blocks.<block>, and
 peft_type LOREFT are this project's own: PEFT cannot read them.
 
-Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no token twice.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("layers", "-2,-1"), ("positions", "all")];
-    type Config = LoReftConfig;
+Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no token twice.",
+    example(layers = "-2,-1", positions = "all"),
+    peft_type = "LOREFT",
+    learning_rate_factor = 4.0
+)]
+pub struct LoReft {
+    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual stream.
+    #[default(4)]
+    pub r: u32,
+    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is the first block.
+    #[default("0.33,0.66")]
+    pub layers: Layers,
+    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both, or `all`, completions included.
+    #[default("f4+l4")]
+    pub positions: String,
 }
 
 impl AdapterPlugin for LoReft {
-    const PEFT_TYPE: &'static str = "LOREFT";
-    const LEARNING_RATE_FACTOR: f64 = 4.0;
-
-    fn build(config: LoReftConfig) -> Result<Box<dyn Adapter>> {
-        rank(config.r)?;
-        Positions::parse(&config.positions)?;
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        rank(self.r)?;
+        Positions::parse(&self.positions)?;
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<LoReftConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         let changed: Option<Vec<usize>> = peft.get("layers_to_transform")?;
         let layers = match changed {
             Some(blocks) => Layers(blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
             None => peft.need("layers")?,
         };
-        Ok(LoReftConfig { r: peft.need("r")?, layers, positions: peft.need("positions")? })
+        Ok(Self { r: peft.need("r")?, layers, positions: peft.need("positions")? })
     }
 }
 
-impl Adapter for LoReftConfig {
-    fn targets(&self) -> Targets {
-        Targets::Suffixes(Vec::new())
-    }
+/// It changes blocks, and no linear modules.
+impl TargetModules for LoReft {}
 
+impl Adapter for LoReft {
     fn attach(&self, site: &LinearSite<'_>, _: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Err(Error::internal(format!("`loreft` changes blocks, but was to be attached to `{}`", site.info.name)))
     }
@@ -184,5 +171,3 @@ impl AdaptedResidual for Edit {
         ]
     }
 }
-
-register!(adapter: LoReft);

@@ -8,8 +8,8 @@ fn model() -> ModelInfo {
 }
 
 fn edit(r: u32, positions: &str) -> Box<dyn AdaptedResidual> {
-    let config = LoReftConfig { r, positions: positions.to_owned(), ..LoReftConfig::default() };
-    LoReft::build(config).unwrap().attach_block(1, &model(), &mut Init::new(0, "blocks.1", Kind::Double, Device::Cpu)).unwrap()
+    let config = LoReft { r, positions: positions.to_owned(), ..LoReft::default() };
+    config.build().unwrap().attach_block(1, &model(), &mut Init::new(0, "blocks.1", Kind::Double, Device::Cpu)).unwrap()
 }
 
 /// A prompt of 4 tokens with a completion of 2, and a prompt of 1.
@@ -69,14 +69,14 @@ fn a_state_of_half_precision_keeps_its_kind() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(refused::<LoReft>(LoReftConfig { r: 0, ..LoReftConfig::default() }).contains("adapter.r"));
+    assert!(refused::<LoReft>(LoReft { r: 0, ..LoReft::default() }).contains("adapter.r"));
     for bad in ["", "f", "f0", "f1+f2", "x3", "first", "-1", "f1,l1", "é"] {
-        assert!(refused::<LoReft>(LoReftConfig { positions: bad.to_owned(), ..LoReftConfig::default() }).contains("adapter.positions"), "{bad}");
+        assert!(refused::<LoReft>(LoReft { positions: bad.to_owned(), ..LoReft::default() }).contains("adapter.positions"), "{bad}");
     }
-    let wide = LoReft::build(LoReftConfig { r: 7, ..LoReftConfig::default() }).unwrap();
+    let wide = LoReft { r: 7, ..LoReft::default() }.build().unwrap();
     let mut init = Init::new(0, "", Kind::Double, Device::Cpu);
     assert!(wide.attach_block(0, &model(), &mut init).err().unwrap().to_string().contains("`adapter.r` is 7"));
-    let outside = LoReft::build(LoReftConfig { layers: Layers("4".to_owned()), ..LoReftConfig::default() }).unwrap();
+    let outside = LoReft { layers: Layers("4".to_owned()), ..LoReft::default() }.build().unwrap();
     assert!(outside.blocks(&model()).is_err());
 }
 

@@ -13,50 +13,12 @@ mod tests;
 const KEY: &str = "oft_R.weight";
 
 /// Orthogonal finetuning.
-pub struct Oft;
-
-/// Fields of `adapter` with `name = "oft"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct OftConfig {
-    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size` says.
-    pub r: u32,
-    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says. Exactly one of the two is not 0.
-    pub oft_block_size: u32,
-    /// One rotation serves every block of a module.
-    pub block_share: bool,
-    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and only nearly orthogonal.
-    pub use_cayley_neumann: bool,
-    /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
-    pub num_cayley_neumann_terms: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
-    pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
-    #[schemars(extend("uniqueItems" = true))]
-    pub layers_to_transform: Option<Vec<usize>>,
-}
-
-impl Default for OftConfig {
-    fn default() -> Self {
-        Self {
-            r: 0,
-            oft_block_size: 32,
-            block_share: false,
-            use_cayley_neumann: true,
-            num_cayley_neumann_terms: 5,
-            target_modules: default_targets(),
-            layers_to_transform: None,
-        }
-    }
-}
-
-impl Plugin for Oft {
-    const NAME: &'static str = "oft";
-    const ALIASES: &'static [&'static str] = &["ortho"];
-    const SUMMARY: &'static str = "orthogonal finetuning: a trainable rotation of each block of a module's input";
-    const REFERENCE: &'static str = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
+#[adapter(
+    name = "oft",
+    aliases = &["ortho"],
+    summary = "orthogonal finetuning: a trainable rotation of each block of a module's input",
+    reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has them",
+    explain = "\
 y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
 exact:                  R = (I − Q)(I + Q)⁻¹
 use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, which turns the other way
@@ -64,35 +26,54 @@ use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = nu
 Q [b b] is skew-symmetric; the entries above its diagonal are trained, k·b(b − 1)/2 numbers a module (oft_R.weight), and
 start at 0, so the model starts unchanged. Angles between W's rows stay as they are: exactly, or nearly with the series
 while Q is small. Works on the blocks of the input, never with an in×in matrix. Merged: W·diag(R)ᵀ. PEFT's constrained
-form (coft) is not there.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("use_cayley_neumann", "true")];
-    type Config = OftConfig;
+form (coft) is not there.",
+    example(use_cayley_neumann = true),
+    peft_type = "OFT",
+    learning_rate_factor = 0.25,
+)]
+pub struct Oft {
+    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size` says.
+    pub r: u32,
+    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says. Exactly one of the two is not 0.
+    #[default(32)]
+    pub oft_block_size: u32,
+    /// One rotation serves every block of a module.
+    pub block_share: bool,
+    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and only nearly orthogonal.
+    #[default(true)]
+    pub use_cayley_neumann: bool,
+    /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
+    #[default(5)]
+    pub num_cayley_neumann_terms: u32,
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
+    pub target_modules: Targets,
+    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    #[schemars(extend("uniqueItems" = true))]
+    pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Oft {
-    const PEFT_TYPE: &'static str = "OFT";
-    const LEARNING_RATE_FACTOR: f64 = 0.25;
-
-    fn build(config: OftConfig) -> Result<Box<dyn Adapter>> {
-        if (config.r == 0) == (config.oft_block_size == 0) {
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        if (self.r == 0) == (self.oft_block_size == 0) {
             return Err(Error::new(format!(
                 "`adapter.r` is {} and `adapter.oft_block_size` is {}, but exactly one of them has to be 0",
-                config.r, config.oft_block_size
+                self.r, self.oft_block_size
             ))
             .hint("they say the same: r · oft_block_size = the width of a module's input"));
         }
-        if config.use_cayley_neumann && config.num_cayley_neumann_terms < 2 {
-            return Err(Error::new(format!("`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more", config.num_cayley_neumann_terms))
+        if self.use_cayley_neumann && self.num_cayley_neumann_terms < 2 {
+            return Err(Error::new(format!("`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more", self.num_cayley_neumann_terms))
                 .hint("with fewer, nothing would be rotated"));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<OftConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         // `module_dropout` is in the file, but PEFT's linear modules do not apply it.
         peft.must_be_off(&["coft", "fan_in_fan_out"])?;
-        Ok(OftConfig {
+        Ok(Self {
             r: peft.need("r")?,
             oft_block_size: peft.need("oft_block_size")?,
             block_share: peft.get("block_share")?.unwrap_or(false),
@@ -103,14 +84,14 @@ impl AdapterPlugin for Oft {
         })
     }
 
-    fn reconcile(config: &mut OftConfig, file: &PeftFile<'_>) -> Result<Vec<String>> {
+    fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
         // With 2 terms, the fewest that `build` accepts, both series are I + 2Q.
-        if !config.use_cayley_neumann || config.num_cayley_neumann_terms <= 2 || version.as_deref().is_some_and(has_todays_series) {
+        if !self.use_cayley_neumann || self.num_cayley_neumann_terms <= 2 || version.as_deref().is_some_and(has_todays_series) {
             return Ok(Vec::new());
         }
         let by = version.map_or_else(|| "it has no `peft_version`, which PEFT has written since 0.18".to_owned(), |v| format!("it was saved by PEFT {v}"));
-        let t = config.num_cayley_neumann_terms;
+        let t = self.num_cayley_neumann_terms;
         let differs = if t == 3 { "ends with 2Q² instead of Q³" } else { "counts its last power of Q twice" };
         Ok(vec![format!(
             "{by}, and the Cayley-Neumann series of OFT changed in PEFT 0.18: the older series of {t} terms {differs}, so the outputs can differ from those in training; the adapter is read with the new series, as in PEFT; to be sure, train it again or use PEFT 0.17"
@@ -132,15 +113,7 @@ fn has_todays_series(version: &str) -> bool {
     !early
 }
 
-impl Adapter for OftConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Oft {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let inputs = site.info.inputs;
         let (blocks, block) = if self.r == 0 {
@@ -229,5 +202,3 @@ impl AdaptedLinear for OftLinear {
         Ok(base.with_weight(rotate(&base.dense()?.to_kind(self.weight.kind()), &self.rotation()?.f_transpose(1, 2)?)?))
     }
 }
-
-register!(adapter: Oft);

@@ -1,8 +1,8 @@
 use super::super::fixture::{attached, disturb, off, refused, rows};
 use super::*;
 
-fn config(oft_block_size: u32) -> OftConfig {
-    OftConfig { oft_block_size, use_cayley_neumann: false, ..OftConfig::default() }
+fn config(oft_block_size: u32) -> Oft {
+    Oft { oft_block_size, use_cayley_neumann: false, ..Oft::default() }
 }
 
 fn lengths(w: &Tensor) -> Tensor {
@@ -12,7 +12,7 @@ fn lengths(w: &Tensor) -> Tensor {
 #[test]
 fn it_starts_as_the_identity_and_stays_a_rotation() {
     for use_cayley_neumann in [false, true] {
-        let (adapted, frozen) = attached::<Oft>(OftConfig { use_cayley_neumann, ..config(4) });
+        let (adapted, frozen) = attached::<Oft>(Oft { use_cayley_neumann, ..config(4) });
         let x = rows(3, 8);
         assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
         disturb(&adapted.parameters());
@@ -26,15 +26,15 @@ fn it_starts_as_the_identity_and_stays_a_rotation() {
 
 #[test]
 fn a_number_of_blocks_says_the_same_as_their_size() {
-    let size = |c: OftConfig| attached::<Oft>(c).0.parameters()[0].tensor.size();
+    let size = |c: Oft| attached::<Oft>(c).0.parameters()[0].tensor.size();
     assert_eq!(size(config(4)), [2, 6]);
-    assert_eq!(size(OftConfig { r: 2, ..config(0) }), [2, 6]);
-    assert_eq!(size(OftConfig { block_share: true, ..config(2) }), [1, 1]);
+    assert_eq!(size(Oft { r: 2, ..config(0) }), [2, 6]);
+    assert_eq!(size(Oft { block_share: true, ..config(2) }), [1, 1]);
 }
 
 #[test]
 fn shared_blocks_turn_alike() {
-    let (adapted, frozen) = attached::<Oft>(OftConfig { block_share: true, ..config(4) });
+    let (adapted, frozen) = attached::<Oft>(Oft { block_share: true, ..config(4) });
     disturb(&adapted.parameters());
     let (apart, _) = attached::<Oft>(config(4));
     apart.parameters()[0].tensor.detach().copy_(&adapted.parameters()[0].tensor.expand([2, 6], false));
@@ -59,11 +59,11 @@ fn the_series_counts_its_terms_as_peft_does() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(refused::<Oft>(OftConfig { r: 2, ..config(4) }).contains("adapter.oft_block_size"));
+    assert!(refused::<Oft>(Oft { r: 2, ..config(4) }).contains("adapter.oft_block_size"));
     assert!(refused::<Oft>(config(0)).contains("adapter.r"));
-    assert!(refused::<Oft>(OftConfig { num_cayley_neumann_terms: 1, ..OftConfig::default() }).contains("num_cayley_neumann_terms"));
+    assert!(refused::<Oft>(Oft { num_cayley_neumann_terms: 1, ..Oft::default() }).contains("num_cayley_neumann_terms"));
     let module = super::super::fixture::module("mlp.up_proj", 6, 4);
-    let e = super::super::fixture::attach(&*Oft::build(config(4)).unwrap(), &module).err().unwrap();
+    let e = super::super::fixture::attach(&*config(4).build().unwrap(), &module).err().unwrap();
     assert!(format!("{e:?}").contains("`adapter.oft_block_size` is 4") && format!("{e:?}").contains("1, 2, 3, 6"), "{e:?}");
     let with = |field: &str| Oft::from_peft(&format!(r#"{{"r": 0, "oft_block_size": 8, "target_modules": ["q_proj"]{field}}}"#));
     assert!(with(r#", "coft": false, "eps": 6e-5, "layers_to_transform": 1"#).unwrap().layers_to_transform == Some(vec![1]));

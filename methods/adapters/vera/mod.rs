@@ -9,69 +9,57 @@ use super::{check_dropout, default_targets, dropped, peft_layers, rank};
 mod tests;
 
 /// Vector-based random matrix adaptation.
-pub struct Vera;
+#[adapter(
+    name = "vera",
+    summary = "vector-based random matrix adaptation: trainable scales of a random low-rank change that all modules share",
+    reference = "Kopiczko et al. 2024, VeRA, §3.1; files as PEFT 0.21 has them",
+    explain = "\
+y = Wx + b + λ_b ⊙ B(λ_d ⊙ A·drop(x))
 
-/// Fields of `adapter` with `name = "vera"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct VeraConfig {
+A [r in] and B [out r] are random, frozen and shared by all modules, at the largest widths among them; a module takes the
+first of A's columns and of B's rows. They start uniform in ±√6/√fan_in. λ_d [r] starts at d_initial and λ_b [out] at 0, so
+the model starts unchanged. r + out trained numbers a module. A and B are saved with them (base_model.vera_A, vera_B): a
+file without them (save_projection = false) needs PyTorch's random numbers and is refused. Merged: W + (λ_b ⊙ B)(λ_d ⊙ A).",
+    example(r = 64),
+    peft_type = "VERA",
+    learning_rate_factor = 40.0,
+    adjustable = &["vera_dropout"],
+)]
+pub struct Vera {
     /// r: rank of the change of each module, 1 or more; it costs few parameters, so it is larger than LoRA's.
+    #[default(256)]
     pub r: u32,
     /// What λ_d starts at, a finite number other than 0.
+    #[default(0.1)]
     pub d_initial: f64,
     /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
     pub vera_dropout: f64,
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
-impl Default for VeraConfig {
-    fn default() -> Self {
-        Self { r: 256, d_initial: 0.1, vera_dropout: 0.0, target_modules: default_targets(), layers_to_transform: None }
-    }
-}
-
-impl Plugin for Vera {
-    const NAME: &'static str = "vera";
-    const SUMMARY: &'static str = "vector-based random matrix adaptation: trainable scales of a random low-rank change that all modules share";
-    const REFERENCE: &'static str = "Kopiczko et al. 2024, VeRA, §3.1; files as PEFT 0.21 has them";
-    const EXPLAIN: &'static str = "\
-y = Wx + b + λ_b ⊙ B(λ_d ⊙ A·drop(x))
-
-A [r in] and B [out r] are random, frozen and shared by all modules, at the largest widths among them; a module takes the
-first of A's columns and of B's rows. They start uniform in ±√6/√fan_in. λ_d [r] starts at d_initial and λ_b [out] at 0, so
-the model starts unchanged. r + out trained numbers a module. A and B are saved with them (base_model.vera_A, vera_B): a
-file without them (save_projection = false) needs PyTorch's random numbers and is refused. Merged: W + (λ_b ⊙ B)(λ_d ⊙ A).";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("r", "64")];
-    type Config = VeraConfig;
-}
-
 impl AdapterPlugin for Vera {
-    const PEFT_TYPE: &'static str = "VERA";
-    const ADJUSTABLE: &'static [&'static str] = &["vera_dropout"];
-    const LEARNING_RATE_FACTOR: f64 = 40.0;
-
-    fn build(config: VeraConfig) -> Result<Box<dyn Adapter>> {
-        rank(config.r)?;
-        check_dropout("vera_dropout", config.vera_dropout)?;
-        if config.d_initial == 0.0 || !config.d_initial.is_finite() {
-            return Err(Error::new(format!("`adapter.d_initial` is {}, but has to be a finite number other than 0", config.d_initial))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        rank(self.r)?;
+        check_dropout("vera_dropout", self.vera_dropout)?;
+        if self.d_initial == 0.0 || !self.d_initial.is_finite() {
+            return Err(Error::new(format!("`adapter.d_initial` is {}, but has to be a finite number other than 0", self.d_initial))
                 .hint("at 0, neither λ would ever get a gradient"));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<VeraConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         if peft.get("save_projection")? == Some(false) {
             return Err(Error::new("the adapter_config.json has `save_projection` = false: the shared matrices are not in the file, and PyTorch's random numbers would be needed to make them again")
                 .hint("load the adapter in PEFT, set `save_projection` to true, and save it again"));
         }
-        Ok(VeraConfig {
+        Ok(Self {
             r: peft.need("r")?,
             d_initial: peft.get("d_initial")?.unwrap_or(0.1),
             vera_dropout: peft.get("vera_dropout")?.unwrap_or(0.0),
@@ -81,15 +69,7 @@ impl AdapterPlugin for Vera {
     }
 }
 
-impl Adapter for VeraConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for Vera {
     fn shared(&self, targets: &[&LinearInfo], init: &mut Init) -> Result<Vec<Parameter>> {
         let r = rank(self.r)?;
         let widest = |width: fn(&LinearInfo) -> i64| targets.iter().map(|l| width(l)).max().unwrap_or(0);
@@ -169,5 +149,3 @@ impl AdaptedLinear for VeraLinear {
         Ok(base.with_weight(base.dense()?.to_kind(a.kind()) + b.f_matmul(&a)?))
     }
 }
-
-register!(adapter: Vera);

@@ -3,8 +3,8 @@ use reprpo_plugin::tch::Device;
 use super::super::fixture::{DOUBLE, attached, disturb, off, refused, rows};
 use super::*;
 
-fn config() -> VeraConfig {
-    VeraConfig { r: 5, ..VeraConfig::default() }
+fn config() -> Vera {
+    Vera { r: 5, ..Vera::default() }
 }
 
 fn shared(widths: &[(i64, i64)]) -> (Vec<LinearInfo>, Vec<Parameter>) {
@@ -49,9 +49,9 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
 
 #[test]
 fn what_it_cannot_honour_is_refused() {
-    assert!(refused::<Vera>(VeraConfig { r: 0, ..config() }).contains("adapter.r"));
-    assert!(refused::<Vera>(VeraConfig { d_initial: 0.0, ..config() }).contains("adapter.d_initial"));
-    assert!(refused::<Vera>(VeraConfig { vera_dropout: 1.0, ..config() }).contains("adapter.vera_dropout"));
+    assert!(refused::<Vera>(Vera { r: 0, ..config() }).contains("adapter.r"));
+    assert!(refused::<Vera>(Vera { d_initial: 0.0, ..config() }).contains("adapter.d_initial"));
+    assert!(refused::<Vera>(Vera { vera_dropout: 1.0, ..config() }).contains("adapter.vera_dropout"));
     let with = |field: &str| Vera::from_peft(&format!(r#"{{"r": 4, "target_modules": ["q_proj"]{field}}}"#));
     assert!(with(r#", "save_projection": true"#).is_ok());
     let e = format!("{:?}", with(r#", "save_projection": false"#).unwrap_err());

@@ -10,38 +10,56 @@ use super::rewards::log_rewards;
 #[cfg(test)]
 mod tests;
 
-/// Direct preference optimisation.
-pub struct Dpo;
-
 /// Fields of `intervention` with `name = "dpo"`, under TRL's names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct DpoConfig {
+#[intervention(
+    name = "dpo",
+    summary = "direct preference optimisation: raise the chosen completion's log-probability over the rejected one's",
+    reference = "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; the other types by name below; computed and logged as TRL 1.16 does",
+    explain = "\
+L = −log σ(β θ)    or another function of θ, Δ⁺ and Δ⁻: `loss_type`
+θ = Δ⁺ − Δ⁻    Δ⁺ = logp_π(y⁺|x) − logp_r(y⁺|x)    Δ⁻ = logp_π(y⁻|x) − logp_r(y⁻|x)
+
+logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter on, r the same model with
+the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline that the other methods are
+measured against.
+
+A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, bco_pair, sft] with
+[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ over the first
+min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by w(y⁺)·w(y⁻) without a gradient,
+w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` look at a micro-batch as a
+whole, so that `train.batch` changes them. `rewards/*` are β·Δ, whatever the type.",
+    example(loss_type = "robust", label_smoothing = 0.1)
+)]
+// Its name in the schemas of the methods that hold it.
+#[schemars(rename = "DpoConfig")]
+pub struct Dpo {
     /// β: how strongly the margin is pulled from the reference's, per nat, above 0.
+    #[default(0.1)]
     pub beta: f64,
     /// The function of the margin: one name, or a list of names whose losses are added.
+    #[default(LossTypes::One(LossType::Sigmoid))]
     pub loss_type: LossTypes,
     /// What each type of the list counts in the sum, above 0; 1 each where it is not given.
     pub loss_weights: Option<Vec<f64>>,
     /// e: the share of pairs whose preference is taken to be the wrong way round, 0 to below 1; read by `exo_pair` (above 0), `robust` (below ½), `aot` and `aot_unpaired`.
     pub label_smoothing: f64,
     /// The divergence from the reference that is held small.
+    #[default(FDivergence::ReverseKl)]
     pub f_divergence_type: FDivergence,
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
+    #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
     /// α: what tokens past the shorter completion's length count, 0 to 1 (LD-DPO); all count alike where it is not given.
     pub ld_alpha: Option<f64>,
     /// Weighs each pair by how likely the policy itself is to write it (WPO, eq. 2).
     pub use_weighting: bool,
     /// τ of `discopop`: how sharply it changes from logistic to exponential, in units of βθ, above 0.
+    #[default(0.05)]
     pub discopop_tau: f64,
 }
 
 /// Functions of the margin, under TRL's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum LossType {
     /// −log σ(βθ) (Rafailov et al. 2023, eq. 7)
     Sigmoid,
@@ -99,7 +117,7 @@ impl LossType {
     }
 
     /// ℓ of each pair `[b]`; `sft` gives the micro-batch's mean.
-    fn of(self, terms: &Terms, config: &DpoConfig) -> Tensor {
+    fn of(self, terms: &Terms, config: &Dpo) -> Tensor {
         let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
         let theta = &terms.scores.chosen - &terms.scores.rejected;
         let per_token = || &terms.scores.chosen / &terms.tokens.chosen - &terms.scores.rejected / &terms.tokens.rejected;
@@ -149,9 +167,7 @@ impl LossTypes {
 }
 
 /// Divergences from the reference, as what stands in place of Δ in θ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum FDivergence {
     /// Δ
     ReverseKl,
@@ -163,58 +179,20 @@ pub enum FDivergence {
     AlphaDivergence,
 }
 
-impl Default for DpoConfig {
-    fn default() -> Self {
-        Self {
-            beta: 0.1,
-            loss_type: LossTypes::One(LossType::Sigmoid),
-            loss_weights: None,
-            label_smoothing: 0.0,
-            f_divergence_type: FDivergence::ReverseKl,
-            f_alpha_divergence_coef: 0.5,
-            ld_alpha: None,
-            use_weighting: false,
-            discopop_tau: 0.05,
-        }
-    }
-}
-
-impl Plugin for Dpo {
-    const NAME: &'static str = "dpo";
-    const SUMMARY: &'static str = "direct preference optimisation: raise the chosen completion's log-probability over the rejected one's";
-    const REFERENCE: &'static str =
-        "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; the other types by name below; computed and logged as TRL 1.16 does";
-    const EXPLAIN: &'static str = "\
-L = −log σ(β θ)    or another function of θ, Δ⁺ and Δ⁻: `loss_type`
-θ = Δ⁺ − Δ⁻    Δ⁺ = logp_π(y⁺|x) − logp_r(y⁺|x)    Δ⁻ = logp_π(y⁻|x) − logp_r(y⁻|x)
-
-logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter on, r the same model with
-the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline that the other methods are
-measured against.
-
-A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, bco_pair, sft] with
-[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ over the first
-min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by w(y⁺)·w(y⁻) without a gradient,
-w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` look at a micro-batch as a
-whole, so that `train.batch` changes them. `rewards/*` are β·Δ, whatever the type.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("loss_type", "robust"), ("label_smoothing", "0.1")];
-    type Config = DpoConfig;
-}
-
 impl InterventionPlugin for Dpo {
-    fn build(config: DpoConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        config.check()?;
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        self.check()?;
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for DpoConfig {
+impl Intervention for Dpo {
     fn needs(&self) -> Needs {
         self.needs()
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        DpoConfig::loss(self, pairs)
+        Dpo::loss(self, pairs)
     }
 }
 
@@ -232,7 +210,7 @@ struct Terms {
     nll: Tensor,
 }
 
-impl DpoConfig {
+impl Dpo {
     /// Refuses what makes no loss.
     ///
     /// # Errors
@@ -351,5 +329,3 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {
     Ok((of.sum_of(&(of.per_token.detach() - of.collision()?)) / &of.tokens).exp())
 }
-
-register!(intervention: Dpo);

@@ -31,9 +31,9 @@ const TYPES: [LossType; 16] = [
     LossType::Unbounded,
 ];
 
-fn of(loss_type: LossType) -> DpoConfig {
+fn of(loss_type: LossType) -> Dpo {
     let label_smoothing = if loss_type.takes_smoothing() { 0.1 } else { 0.0 };
-    DpoConfig { loss_type: LossTypes::One(loss_type), label_smoothing, ..DpoConfig::default() }
+    Dpo { loss_type: LossTypes::One(loss_type), label_smoothing, ..Dpo::default() }
 }
 
 /// Completions of one token each, of these log-probabilities.
@@ -42,7 +42,7 @@ fn pairs(policy: [&[f64]; 2], reference: [&[f64]; 2]) -> Pairs {
     Pairs::new(policy[0].len(), Vec::new(), Some(of(policy)), Some(of(reference)))
 }
 
-fn value(config: &DpoConfig, pairs: &Pairs) -> f64 {
+fn value(config: &Dpo, pairs: &Pairs) -> f64 {
     config.loss(pairs).unwrap().value.double_value(&[])
 }
 
@@ -56,9 +56,9 @@ fn torchtunes_vectors() {
     let reference: [&[f64]; 2] = [&[-0.5, -10.1, -0.1], &[-0.1, -20.1, -0.1]];
     for (i, expected) in [0.0, 1.0, 2.0].into_iter().enumerate() {
         let at = |sides: [&'static [f64]; 2]| sides.map(|s| &s[i..=i]);
-        near(value(&DpoConfig::default(), &pairs(at(policy), at(reference))), neg_log_sigmoid(expected));
+        near(value(&Dpo::default(), &pairs(at(policy), at(reference))), neg_log_sigmoid(expected));
     }
-    let all = DpoConfig::default().loss(&pairs(policy, reference)).unwrap();
+    let all = Dpo::default().loss(&pairs(policy, reference)).unwrap();
     near(all.value.double_value(&[]), (neg_log_sigmoid(0.0) + neg_log_sigmoid(1.0) + neg_log_sigmoid(2.0)) / 3.0);
     assert!((logged(&all, "rewards/margins") - 1.0).abs() < 1e-6);
     // A tie is no success, as TRL counts.
@@ -68,7 +68,7 @@ fn torchtunes_vectors() {
 #[test]
 fn it_starts_at_log_two() {
     let same: [&[f64]; 2] = [&[-3.0, -7.5], &[-2.0, -9.0]];
-    near(value(&DpoConfig::default(), &pairs(same, same)), std::f64::consts::LN_2);
+    near(value(&Dpo::default(), &pairs(same, same)), std::f64::consts::LN_2);
     // log σ(0), which falls without end from there.
     near(value(&of(LossType::Unbounded), &pairs(same, same)), -std::f64::consts::LN_2);
     near(value(&of(LossType::Unbounded), &pairs([&[500.0], &[-500.0]], [&[0.0], &[0.0]])), -1000.0);
@@ -89,7 +89,7 @@ fn sorted_losses_do_not_know_which_pair_is_which() {
 #[test]
 fn tokens_past_the_shorter_completion_count_ld_alpha() {
     let policy = Logprobs::new(tokens(&tensor(&[-1.0, -2.0, -4.0, -8.0], &[4]), &[3, 1]), Some(tokens(&tensor(&[-0.5, -0.25, -3.0, -5.0], &[4]), &[2, 2])));
-    let sides = DpoConfig { ld_alpha: Some(0.5), ..DpoConfig::default() }.logps(&policy).unwrap();
+    let sides = Dpo { ld_alpha: Some(0.5), ..Dpo::default() }.logps(&policy).unwrap();
     assert_eq!(Vec::<f64>::try_from(&sides.chosen).unwrap(), [-1.0 - 2.0 - 0.5 * 4.0, -8.0]);
     assert_eq!(Vec::<f64>::try_from(&sides.rejected).unwrap(), [-0.75, -3.0 - 0.5 * 5.0]);
 }
@@ -97,11 +97,11 @@ fn tokens_past_the_shorter_completion_count_ld_alpha() {
 #[test]
 fn gradients_are_those_of_finite_differences_for_every_type() {
     let configs = TYPES.map(of).into_iter().chain([
-        DpoConfig { f_divergence_type: FDivergence::ForwardKl, ..DpoConfig::default() },
-        DpoConfig { f_divergence_type: FDivergence::JsDivergence, ..DpoConfig::default() },
-        DpoConfig { f_divergence_type: FDivergence::AlphaDivergence, ..DpoConfig::default() },
-        DpoConfig { loss_type: LossTypes::Several(vec![LossType::Sft, LossType::Ipo]), loss_weights: Some(vec![2.0, 0.1]), ..DpoConfig::default() },
-        DpoConfig { ld_alpha: Some(0.3), ..DpoConfig::default() },
+        Dpo { f_divergence_type: FDivergence::ForwardKl, ..Dpo::default() },
+        Dpo { f_divergence_type: FDivergence::JsDivergence, ..Dpo::default() },
+        Dpo { f_divergence_type: FDivergence::AlphaDivergence, ..Dpo::default() },
+        Dpo { loss_type: LossTypes::Several(vec![LossType::Sft, LossType::Ipo]), loss_weights: Some(vec![2.0, 0.1]), ..Dpo::default() },
+        Dpo { ld_alpha: Some(0.3), ..Dpo::default() },
     ]);
     for config in configs {
         config.check().unwrap();
@@ -125,22 +125,22 @@ fn weights_carry_no_gradient() {
     let weight = alignment(&with(&tensor(&[-1.0, -3.0], &[2]))).unwrap();
     near(weight.double_value(&[0]), ((pi.sum(Kind::Double).double_value(&[]) + 4.0) / 2.0).exp());
     assert!(!weight.requires_grad());
-    let config = DpoConfig { use_weighting: true, ..DpoConfig::default() };
-    assert!(config.needs().collision && !DpoConfig::default().needs().collision);
+    let config = Dpo { use_weighting: true, ..Dpo::default() };
+    assert!(config.needs().collision && !Dpo::default().needs().collision);
 }
 
 #[test]
 fn what_makes_no_loss_is_refused() {
     let refused = |json: Value, part: &str| {
-        let config: DpoConfig = serde_json::from_value(json.clone()).unwrap();
-        let error = Dpo::build(config, &model()).err().unwrap_or_else(|| panic!("{json} is taken"));
+        let config: Dpo = serde_json::from_value(json.clone()).unwrap();
+        let error = config.build(&model()).err().unwrap_or_else(|| panic!("{json} is taken"));
         assert!(format!("{error:?}").contains(part), "{json}: {error:?}");
     };
     for beta in [0.0, -0.1] {
         refused(json!({ "beta": beta }), "`intervention.beta`");
     }
     for beta in [f64::NAN, f64::INFINITY] {
-        assert!(Dpo::build(DpoConfig { beta, ..DpoConfig::default() }, &model()).is_err());
+        assert!(Dpo { beta, ..Dpo::default() }.build(&model()).is_err());
     }
     refused(json!({ "loss_type": [] }), "empty list");
     refused(json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }), "1 numbers for 2 loss types");
@@ -153,7 +153,7 @@ fn what_makes_no_loss_is_refused() {
     refused(json!({ "loss_type": "aot", "use_weighting": true }), "`aot` sorts");
     refused(json!({ "ld_alpha": 1.5 }), "0 to 1");
     refused(json!({ "discopop_tau": 0.0 }), "`intervention.discopop_tau`");
-    let unknown = serde_json::from_value::<DpoConfig>(json!({ "loss_type": "simpo" })).unwrap_err().to_string();
+    let unknown = serde_json::from_value::<Dpo>(json!({ "loss_type": "simpo" })).unwrap_err().to_string();
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
@@ -186,9 +186,9 @@ fn losses_gradients_and_metrics_are_trls() {
     let cases = table["values"].as_object().unwrap();
     assert_eq!(cases.len(), 21);
     for (name, case) in cases {
-        let config: DpoConfig = serde_json::from_value(case["args"].clone()).unwrap();
+        let config: Dpo = serde_json::from_value(case["args"].clone()).unwrap();
         let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-        let mut objective = Objective::new(Dpo::build(config, model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+        let mut objective = Objective::new(config.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
         let evaluated = objective.loss(&model, &adapted, &batch, STEP, 0.25).unwrap();
         evaluated.loss.value.backward();

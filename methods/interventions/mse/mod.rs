@@ -13,46 +13,11 @@ mod tests;
 const LOG_EPS: f64 = 1e-4;
 
 /// Squared distances between states.
-pub struct Mse;
-
-/// Fields of `intervention` with `name = "mse"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct MseConfig {
-    /// Whose objective.
-    pub variant: Variant,
-    /// α: weight of the chosen states' distance from the reference's, without a unit, 0 or more.
-    pub alpha: f64,
-    /// Takes log(· + 1e-4) of each term, which weighs small distances up; not read by `original`, which has logarithms of its own.
-    pub log: bool,
-    /// Where the transform T acts; not read by `original`.
-    pub transform_in: TransformIn,
-}
-
-/// The terms that compare transformed states.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub enum TransformIn {
-    /// In every state that is compared, s included.
-    #[default]
-    All,
-    /// In the distance of the rejected states alone; the rest compares states as they are.
-    Reroute,
-}
-
-impl Default for MseConfig {
-    fn default() -> Self {
-        Self { variant: Variant::Default, alpha: 0.6, log: false, transform_in: TransformIn::All }
-    }
-}
-
-impl Plugin for Mse {
-    const NAME: &'static str = "mse";
-    const SUMMARY: &'static str = "move the rejected completion's states to the reference's chosen ones, and hold the chosen ones there";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (MSE), with distances in units of the preference vector";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "mse",
+    summary = "move the rejected completion's states to the reference's chosen ones, and hold the chosen ones there",
+    reference = "wassname, repr-preference-optimization (MSE), with distances in units of the preference vector",
+    explain = "\
 L = ‖p⁻ − r⁺‖²/s² + α‖p⁺ − r⁺‖²/s²    s = ‖r⁺ − r⁻‖ + ε
 log:      log(‖p⁻ − r⁺‖²/s² + 1e-4) + α·log(‖p⁺ − r⁺‖²/s² + 1e-4)
 original: 100·[D(r⁺, p⁻) + α·D(r⁺, p⁺)]    D(a, b) = log(‖a − b‖ + ε) − log s
@@ -64,21 +29,40 @@ rounding, for example because both completions are equal. A T that keeps lengths
 without one; another T can lower it by itself where `log` is on (it loses rank) or transform_in = reroute (it shrinks).
 The earliest recipes: log = true, transform_in = reroute, a tap with pooling = common, α = 0.1 or 0.01.
 original differs in this: it pools prompt and completion without tokens of unusual length; it takes the logarithm of
-distances, whose retain term begins at log ε with no gradient and pulls the harder the nearer p⁺ is to r⁺.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("alpha", "0.1"), ("log", "true")];
-    type Config = MseConfig;
+distances, whose retain term begins at log ε with no gradient and pulls the harder the nearer p⁺ is to r⁺.",
+    example(alpha = 0.1, log = true),
+    learning_rate = 5e-3
+)]
+pub struct Mse {
+    /// Whose objective.
+    pub variant: Variant,
+    /// α: weight of the chosen states' distance from the reference's, without a unit, 0 or more.
+    #[default(0.6)]
+    pub alpha: f64,
+    /// Takes log(· + 1e-4) of each term, which weighs small distances up; not read by `original`, which has logarithms of its own.
+    pub log: bool,
+    /// Where the transform T acts; not read by `original`.
+    pub transform_in: TransformIn,
+}
+
+/// The terms that compare transformed states.
+#[choice]
+pub enum TransformIn {
+    /// In every state that is compared, s included.
+    #[default]
+    All,
+    /// In the distance of the rejected states alone; the rest compares states as they are.
+    Reroute,
 }
 
 impl InterventionPlugin for Mse {
-    const LEARNING_RATE: Option<f64> = Some(5e-3);
-
-    fn build(config: MseConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        zero_or_more("alpha", config.alpha)?;
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        zero_or_more("alpha", self.alpha)?;
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for MseConfig {
+impl Intervention for Mse {
     fn needs(&self) -> Needs {
         match self.variant {
             Variant::Default => {
@@ -109,7 +93,7 @@ impl Intervention for MseConfig {
     }
 }
 
-impl MseConfig {
+impl Mse {
     /// Returns both terms `[2 b]` and which pairs have a preference direction at this tap, `[b]`, bool.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
@@ -138,5 +122,3 @@ fn original_terms(tap: &TapStates) -> Result<Tensor> {
 fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
     mean(&(a - b).square())
 }
-
-register!(intervention: Mse);

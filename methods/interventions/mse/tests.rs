@@ -1,7 +1,7 @@
 use super::*;
 use reprpo_plugin::testkit::{STEP, gradients_are_those_of_finite_differences, logged, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
 
-fn value(config: &MseConfig, taps: Vec<TapStates>, pairs: usize) -> Tensor {
+fn value(config: &Mse, taps: Vec<TapStates>, pairs: usize) -> Tensor {
     config.clone().loss(&Pairs::new(pairs, taps, None, None), STEP).unwrap().value
 }
 
@@ -13,12 +13,12 @@ fn row(chosen: [f64; 2], rejected: [f64; 2]) -> Sides {
 fn a_case_worked_out_by_hand() {
     // s² = 4.
     let reference = row([2.0, 0.0], [0.0, 0.0]);
-    let at = |config: &MseConfig, policy: &Sides| value(config, vec![tap(policy, &reference)], 1).double_value(&[]);
-    near(at(&MseConfig::default(), &reference), 1.0);
+    let at = |config: &Mse, policy: &Sides| value(config, vec![tap(policy, &reference)], 1).double_value(&[]);
+    near(at(&Mse::default(), &reference), 1.0);
     // ‖p⁻ − r⁺‖² = 1, ‖p⁺ − r⁺‖² = 9.
     let policy = row([2.0, 3.0], [1.0, 0.0]);
-    near(at(&MseConfig::default(), &policy), 0.25 + 0.6 * 2.25);
-    let log = MseConfig { log: true, ..MseConfig::default() };
+    near(at(&Mse::default(), &policy), 0.25 + 0.6 * 2.25);
+    let log = Mse { log: true, ..Mse::default() };
     near(at(&log, &policy), 0.2501f64.ln() + 0.6 * 2.2501f64.ln());
     near(at(&log, &reference), 1.0001f64.ln() + 0.6 * 1e-4f64.ln());
 }
@@ -27,8 +27,8 @@ fn a_case_worked_out_by_hand() {
 fn a_transform_in_the_reroute_term_alone_leaves_the_others_raw() {
     let (raw_policy, raw_reference) = (row([2.0, 3.0], [1.0, 0.0]), row([2.0, 0.0], [0.0, 0.0]));
     let of = |x: &Sides| map(x, |x| x.narrow(1, 0, 1) * 3.0);
-    let config = MseConfig { transform_in: TransformIn::Reroute, ..MseConfig::default() };
-    assert!(config.needs().raw_states && !MseConfig::default().needs().raw_states);
+    let config = Mse { transform_in: TransformIn::Reroute, ..Mse::default() };
+    assert!(config.needs().raw_states && !Mse::default().needs().raw_states);
     let at = tap(&of(&raw_policy), &of(&raw_reference)).with_raw(raw_policy, Some(raw_reference));
     // Means of squares: (3 − 6)²/1 over 4/2, and 9/2 over 4/2.
     let pairs = Pairs::new(1, vec![at], None, None);
@@ -40,19 +40,19 @@ fn a_transform_in_the_reroute_term_alone_leaves_the_others_raw() {
 #[test]
 fn it_starts_at_one_and_is_a_mean_over_pairs_and_taps() {
     let r = [random_sides(&[3, 5]), random_sides(&[3, 4])];
-    near(value(&MseConfig::default(), r.iter().map(|r| tap(r, r)).collect(), 3).double_value(&[]), 1.0);
+    near(value(&Mse::default(), r.iter().map(|r| tap(r, r)).collect(), 3).double_value(&[]), 1.0);
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences_for_every_variant() {
     for log in [false, true] {
-        let config = MseConfig { alpha: 0.3, log, ..MseConfig::default() };
+        let config = Mse { alpha: 0.3, log, ..Mse::default() };
         // The reference's too: they carry a gradient into the transform.
         let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
         let leaves = [&p.chosen, &p.rejected, &r.chosen, &r.rejected];
         gradients_are_those_of_finite_differences(&leaves, || value(&config, vec![tap(&p, &r)], 3));
     }
-    let config = MseConfig { variant: Variant::Original, ..MseConfig::default() };
+    let config = Mse { variant: Variant::Original, ..Mse::default() };
     let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || value(&config, vec![tap_of_tokens(&p, &r, 3)], 2) * 0.01);
 }
@@ -60,13 +60,13 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
 #[test]
 fn alpha_has_to_be_zero_or_more() {
     for alpha in [-0.1, f64::NAN, f64::INFINITY] {
-        assert!(Mse::build(MseConfig { alpha, ..MseConfig::default() }, &model()).is_err(), "{alpha}");
+        assert!(Mse { alpha, ..Mse::default() }.build(&model()).is_err(), "{alpha}");
     }
 }
 
 #[test]
 fn the_original_looks_at_every_token() {
-    let needs = MseConfig { variant: Variant::Original, ..MseConfig::default() }.needs();
+    let needs = Mse { variant: Variant::Original, ..Mse::default() }.needs();
     assert_eq!((needs.states, needs.logprobs), (States::PerToken, Completions::None));
-    assert_eq!(MseConfig::default().needs().states, States::Pooled);
+    assert_eq!(Mse::default().needs().states, States::Pooled);
 }

@@ -6,33 +6,25 @@ use reprpo_plugin::prelude::*;
 mod tests;
 
 /// No training.
-pub struct Untrained;
-
-/// `intervention` with `name = "none"` has no fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct UntrainedConfig {}
-
-impl Plugin for Untrained {
-    const NAME: &'static str = "none";
-    const SUMMARY: &'static str = "train nothing: the adapter is saved as it starts, and judged";
-    const REFERENCE: &'static str = "this project";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "none",
+    summary = "train nothing: the adapter is saved as it starts, and judged",
+    reference = "this project",
+    explain = "\
 no loss, no steps
 
 What an untrained adapter gives, or with `init_adapter` one that was trained elsewhere: the evaluation is the usual one,
-`metrics.jsonl` is empty.";
-    type Config = UntrainedConfig;
-}
+`metrics.jsonl` is empty."
+)]
+pub struct Untrained {}
 
 impl InterventionPlugin for Untrained {
-    fn build(config: UntrainedConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for UntrainedConfig {
+impl Intervention for Untrained {
     fn needs(&self) -> Needs {
         Needs { evaluate_only: true, ..Needs::default() }
     }
@@ -41,5 +33,3 @@ impl Intervention for UntrainedConfig {
         Err(Error::internal("a method that trains nothing was asked for its loss"))
     }
 }
-
-register!(intervention: Untrained);

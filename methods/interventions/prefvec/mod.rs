@@ -12,69 +12,11 @@ use super::vectors::{EPS, NO_DIRECTION, cos, dot, mean, norm, safe};
 mod tests;
 
 /// Preference vectors in a trust region.
-pub struct PrefVec;
-
-/// Fields of `intervention` with `name = "prefvec"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct PrefVecConfig {
-    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the logged rewards.
-    pub variant: Variant,
-    /// τ: how far to move along v̂, in lengths of the preference vector, above 0.
-    pub tau: f64,
-    /// β_orth: weight of the movement off v̂, in lengths of the preference vector.
-    pub beta_orth: f64,
-    /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
-    pub lambda_angle: f64,
-    /// λ_nll: weight of the chosen completion becoming less likely than under the reference, per nat a token.
-    pub lambda_nll: f64,
-    /// λ_dpo: weight of −log σ(βθ).
-    pub lambda_dpo: f64,
-    /// β of the DPO term and of the logged rewards, per nat, above 0.
-    pub beta: f64,
-    /// α of the original: weight of log σ(−θ), 0 or more.
-    pub original_alpha: f64,
-    /// β of the original: weight of its orth and angle terms, 0 or more.
-    pub original_beta: f64,
-    /// The original's −1e5·mean(proj).
-    pub original_proj: bool,
-    /// Takes the absolute value of that, which makes it a penalty.
-    pub original_proj_abs: bool,
-    /// The original's β·1e6·|mean(orth)|.
-    pub original_orth: bool,
-    /// The original's −β·1e5·|cos(a, d)|.
-    pub original_angle: bool,
-    /// The original's α·log σ(−θ).
-    pub original_dpo: bool,
-}
-
-impl Default for PrefVecConfig {
-    fn default() -> Self {
-        Self {
-            variant: Variant::Default,
-            tau: 1.0,
-            beta_orth: 0.1,
-            lambda_angle: 0.0,
-            lambda_nll: 1.0,
-            lambda_dpo: 0.0,
-            beta: 0.1,
-            original_alpha: 1.0,
-            original_beta: 1.0,
-            original_proj: true,
-            original_proj_abs: true,
-            original_orth: false,
-            original_angle: false,
-            original_dpo: true,
-        }
-    }
-}
-
-impl Plugin for PrefVec {
-    const NAME: &'static str = "prefvec";
-    const SUMMARY: &'static str = "move chosen and rejected states along the reference's preference direction, inside a trust region";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (PrefVec), with the projection taken as a signed length";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "prefvec",
+    summary = "move chosen and rejected states along the reference's preference direction, inside a trust region",
+    reference = "wassname, repr-preference-optimization (PrefVec), with the projection taken as a signed length",
+    explain = "\
 L = ½[relu(τ − a⁺) + relu(τ − a⁻)]/τ + β_orth·½[‖m⁺ − a⁺v̂‖ + ‖m⁻ − a⁻v̂‖]
     + λ_angle[1 − cos(p⁺ − p⁻, d)] + λ_nll·relu(nll_π(y⁺) − nll_r(y⁺)) + λ_dpo·(−log σ(β θ))
 d = r⁺ − r⁻    s = ‖d‖ + ε    v̂ = d/s    m± = (p± − r±)/s    a± = ⟨m±, v̂⟩
@@ -89,16 +31,53 @@ has no preference direction: d is 0 there but for rounding, for example because 
 lengths and angles (ortho, hra) leaves this loss what it is without one.
 original differs in this: it pools prompt and completion without tokens of unusual length; mean(proj) is ⟨a, v̂⟩ times the
 mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made small; log σ(−θ) has no
-lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is left out.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("lambda_dpo", "1.0")];
-    type Config = PrefVecConfig;
+lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is left out.",
+    example(lambda_dpo = 1.0),
+    learning_rate = 2e-3
+)]
+pub struct PrefVec {
+    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the logged rewards.
+    pub variant: Variant,
+    /// τ: how far to move along v̂, in lengths of the preference vector, above 0.
+    #[default(1.0)]
+    pub tau: f64,
+    /// β_orth: weight of the movement off v̂, in lengths of the preference vector.
+    #[default(0.1)]
+    pub beta_orth: f64,
+    /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
+    pub lambda_angle: f64,
+    /// λ_nll: weight of the chosen completion becoming less likely than under the reference, per nat a token.
+    #[default(1.0)]
+    pub lambda_nll: f64,
+    /// λ_dpo: weight of −log σ(βθ).
+    pub lambda_dpo: f64,
+    /// β of the DPO term and of the logged rewards, per nat, above 0.
+    #[default(0.1)]
+    pub beta: f64,
+    /// α of the original: weight of log σ(−θ), 0 or more.
+    #[default(1.0)]
+    pub original_alpha: f64,
+    /// β of the original: weight of its orth and angle terms, 0 or more.
+    #[default(1.0)]
+    pub original_beta: f64,
+    /// The original's −1e5·mean(proj).
+    #[default(true)]
+    pub original_proj: bool,
+    /// Takes the absolute value of that, which makes it a penalty.
+    #[default(true)]
+    pub original_proj_abs: bool,
+    /// The original's β·1e6·|mean(orth)|.
+    pub original_orth: bool,
+    /// The original's −β·1e5·|cos(a, d)|.
+    pub original_angle: bool,
+    /// The original's α·log σ(−θ).
+    #[default(true)]
+    pub original_dpo: bool,
 }
 
 impl InterventionPlugin for PrefVec {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
-
-    fn build(config: PrefVecConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        let c = &config;
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        let c = &self;
         for (field, value) in [("tau", c.tau), ("beta", c.beta)] {
             above_zero(field, value)?;
         }
@@ -117,11 +96,11 @@ impl InterventionPlugin for PrefVec {
                 Error::new("the original objective has no term left").hint("turn on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`")
             );
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for PrefVecConfig {
+impl Intervention for PrefVec {
     fn needs(&self) -> Needs {
         if self.variant == Variant::Original {
             let logprobs = if self.original_dpo { Completions::Both } else { Completions::None };
@@ -144,7 +123,7 @@ impl Intervention for PrefVecConfig {
     }
 }
 
-impl PrefVecConfig {
+impl PrefVec {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
         // Each term per tap and pair: [along, orth, angle, a⁺, a⁻], every one [b].
         let directed = pairs.mean_over_counting_taps(|tap| {
@@ -226,5 +205,3 @@ impl PrefVecConfig {
         Ok(loss)
     }
 }
-
-register!(intervention: PrefVec);

@@ -2,7 +2,7 @@
 
 use reprpo_plugin::prelude::*;
 
-use super::dpo::{Dpo, DpoConfig};
+use super::dpo::Dpo;
 use super::original::Variant;
 use super::projection::{Sign, check, excess, length, unit};
 
@@ -10,41 +10,11 @@ use super::projection::{Sign, check, excess, length, unit};
 mod tests;
 
 /// DPO with a projected backward pass.
-pub struct ProjBp;
-
-/// Fields of `intervention` with `name = "projbp"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct ProjBpConfig {
-    /// Who decides which coefficients pass: `sign`, or `original`, which ignores `sign` and passes those above 0.
-    pub variant: Variant,
-    /// β: share of the gradient across the direction that stays, 0 or more.
-    pub beta: f64,
-    /// Which coefficients along the direction pass. `original` ignores this.
-    pub sign: Sign,
-    /// What the others are scaled by, 0 to 1.
-    pub neg_slope: f64,
-    /// κ: first scales a pair's gradient down where its mean over tokens is longer than κ preference vectors; none = not
-    /// at all.
-    pub mag_clip: Option<f64>,
-    /// Gives every token's gradient the length back that it had before the projection.
-    pub keep_norm: bool,
-    /// The loss: fields of `dpo`.
-    pub dpo: DpoConfig,
-}
-
-impl Default for ProjBpConfig {
-    fn default() -> Self {
-        Self { variant: Variant::Default, beta: 0.2, sign: Sign::Both, neg_slope: 0.01, mag_clip: Some(0.6), keep_norm: true, dpo: DpoConfig::default() }
-    }
-}
-
-impl Plugin for ProjBp {
-    const NAME: &'static str = "projbp";
-    const SUMMARY: &'static str = "DPO whose gradient is drawn towards the preference direction at every adapted output, so that earlier layers see it";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (ProjBP), with the clipping on the coefficient and one direction a pair";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "projbp",
+    summary = "DPO whose gradient is drawn towards the preference direction at every adapted output, so that earlier layers see it",
+    reference = "wassname, repr-preference-optimization (ProjBP), with the clipping on the coefficient and one direction a pair",
+    explain = "\
 L = that of dpo; in its backward pass, at the output of every adapted module and for every pair:
 d = pool(h_r on y⁺) − pool(h_r on y⁻)    v̂ = d at unit length    g = the gradient there, of the pair's own loss
 g ← g / max(1, ‖mean_t g‖/(κ‖d‖))    κ = mag_clip
@@ -55,20 +25,40 @@ tokens of the prompt g is the sum over both completions, so a prompt is shared w
 A pair whose reference states are equal there has no v̂, so its c_t is 0.
 original differs in this: it always uses sign = pos. A descent step moves against g, so this passes what leads towards the
 rejected completion and scales down the rest: the loss rises.
-The map is not linear: what the loss falls by is not what its gradient says, and a finite difference will not agree.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("sign", "neg"), ("dpo.beta", "0.3")];
-    type Config = ProjBpConfig;
+The map is not linear: what the loss falls by is not what its gradient says, and a finite difference will not agree.",
+    example(sign = "neg", dpo.beta = 0.3),
+)]
+pub struct ProjBp {
+    /// Who decides which coefficients pass: `sign`, or `original`, which ignores `sign` and passes those above 0.
+    pub variant: Variant,
+    /// β: share of the gradient across the direction that stays, 0 or more.
+    #[default(0.2)]
+    pub beta: f64,
+    /// Which coefficients along the direction pass. `original` ignores this.
+    pub sign: Sign,
+    /// What the others are scaled by, 0 to 1.
+    #[default(0.01)]
+    pub neg_slope: f64,
+    /// κ: first scales a pair's gradient down where its mean over tokens is longer than κ preference vectors; none = not
+    /// at all.
+    #[default(Some(0.6))]
+    pub mag_clip: Option<f64>,
+    /// Gives every token's gradient the length back that it had before the projection.
+    #[default(true)]
+    pub keep_norm: bool,
+    /// The loss: fields of `dpo`.
+    pub dpo: Dpo,
 }
 
 impl InterventionPlugin for ProjBp {
-    fn build(config: ProjBpConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        check(config.beta, config.neg_slope, config.mag_clip)?;
-        let loss = Dpo::build(config.dpo.clone(), model)?;
-        Ok(Box::new(Projected { config, loss }))
+    fn build(self, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        check(self.beta, self.neg_slope, self.mag_clip)?;
+        let loss = self.dpo.clone().build(model)?;
+        Ok(Box::new(Projected { config: self, loss }))
     }
 }
 
-impl ProjBpConfig {
+impl ProjBp {
     /// Returns the coefficients that pass under this variant.
     fn passes(&self) -> Sign {
         match self.variant {
@@ -80,7 +70,7 @@ impl ProjBpConfig {
 
 /// The loss, and what is done to its gradients.
 struct Projected {
-    config: ProjBpConfig,
+    config: ProjBp,
     loss: Box<dyn Intervention>,
 }
 
@@ -117,5 +107,3 @@ impl Intervention for Projected {
         }))
     }
 }
-
-register!(intervention: ProjBp);

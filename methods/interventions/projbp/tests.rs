@@ -36,17 +36,17 @@ fn gradients(adapted: &Adapted) -> Vec<Tensor> {
     adapted.parameters().iter().map(|(_, t)| t.grad().copy()).collect()
 }
 
-fn hooked(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
+fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(ProjBp::build(config.clone(), model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+    let mut objective = Objective::new(config.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
     gradients(&adapted)
 }
 
 /// The same without a hook.
-fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor> {
+fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let pairs: Vec<TokenPair> = pairs();
     let holds = BatchSpec { logprobs: Completions::Both, states: Completions::Both, apart: true };
@@ -101,10 +101,10 @@ fn segmented(config: &ProjBpConfig, model: &Model, targets: &str) -> Vec<Tensor>
 
 fn hooks_are_segments(model: &Model, targets: &[&str]) {
     let configs = [
-        ProjBpConfig::default(),
-        ProjBpConfig { variant: Variant::Original, ..ProjBpConfig::default() },
-        ProjBpConfig { keep_norm: false, mag_clip: Some(1e-3), ..ProjBpConfig::default() },
-        ProjBpConfig { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBpConfig::default() },
+        ProjBp::default(),
+        ProjBp { variant: Variant::Original, ..ProjBp::default() },
+        ProjBp { keep_norm: false, mag_clip: Some(1e-3), ..ProjBp::default() },
+        ProjBp { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBp::default() },
     ];
     for config in &configs {
         for targets in targets {
@@ -135,11 +135,11 @@ fn they_are_at_parts_of_modules_too() {
 
 #[test]
 fn a_map_that_keeps_everything_is_dpo() {
-    let keep = ProjBpConfig { beta: 1.0, sign: Sign::Both, mag_clip: None, keep_norm: true, ..ProjBpConfig::default() };
+    let keep = ProjBp { beta: 1.0, sign: Sign::Both, mag_clip: None, keep_norm: true, ..ProjBp::default() };
     let model = model(Kind::Double).unwrap();
     let adapted = attached(&model, r#""all-linear""#);
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
-    let mut objective = Objective::new(Dpo::build(keep.dpo.clone(), model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+    let mut objective = Objective::new(keep.dpo.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
     for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#)) {
@@ -150,10 +150,10 @@ fn a_map_that_keeps_everything_is_dpo() {
 #[test]
 fn nothing_is_clipped_unless_the_original_is_asked_for() {
     let c = Tensor::from_slice(&[-2.0f64, 3.0]);
-    let passed = |config: ProjBpConfig| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
-    assert_eq!(passed(ProjBpConfig::default()), [-2.0, 3.0]);
+    let passed = |config: ProjBp| Vec::<f64>::try_from(config.passes().clip(&c, 0.5)).unwrap();
+    assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);
     // The original ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
-        assert_eq!(passed(ProjBpConfig { variant: Variant::Original, sign, ..ProjBpConfig::default() }), [-1.0, 3.0]);
+        assert_eq!(passed(ProjBp { variant: Variant::Original, sign, ..ProjBp::default() }), [-1.0, 3.0]);
     }
 }

@@ -2,21 +2,32 @@
 
 use reprpo_plugin::prelude::*;
 
-use super::dpo::{Dpo, DpoConfig};
+use super::dpo::Dpo;
 use super::projection::{Sign, check, excess, unit};
 
 #[cfg(test)]
 mod tests;
 
 /// DPO with projected parameter gradients.
-pub struct ProjGrad;
+#[intervention(
+    name = "projgrad",
+    summary = "DPO, and after each backward pass every parameter's gradient is drawn towards the preference direction",
+    reference = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the coefficient and directions of whole steps",
+    explain = "\
+L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an axis in its module's
+input or output space:
+u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's input or output there
+c = ⟨G, u⟩ along that axis    parallel = c⊗u    rest = G − parallel
+G ← lrelu(c)⊗u + β·rest
 
-/// Fields of `intervention` with `name = "projgrad"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct ProjGradConfig {
+lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing is clipped. u is summed up
+with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, the inner vector of vera)
+keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u alone.",
+    example(source = "policy", mag_clip = 0.5)
+)]
+pub struct ProjGrad {
     /// β: share of the gradient across the direction that stays, 0 or more; 1 with `sign = "both"` is DPO itself.
+    #[default(0.8)]
     pub beta: f64,
     /// Which coefficients along the direction pass.
     pub sign: Sign,
@@ -29,13 +40,11 @@ pub struct ProjGradConfig {
     /// Whose states make the direction.
     pub source: Source,
     /// The loss: fields of `dpo`.
-    pub dpo: DpoConfig,
+    pub dpo: Dpo,
 }
 
 /// Whose states make the preference direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Source {
     /// The base model's.
     #[default]
@@ -44,41 +53,17 @@ pub enum Source {
     Policy,
 }
 
-impl Default for ProjGradConfig {
-    fn default() -> Self {
-        Self { beta: 0.8, sign: Sign::Both, neg_slope: 0.0, mag_clip: None, scale_orth: false, source: Source::Reference, dpo: DpoConfig::default() }
-    }
-}
-
-impl Plugin for ProjGrad {
-    const NAME: &'static str = "projgrad";
-    const SUMMARY: &'static str = "DPO, and after each backward pass every parameter's gradient is drawn towards the preference direction";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the coefficient and directions of whole steps";
-    const EXPLAIN: &'static str = "\
-L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an axis in its module's
-input or output space:
-u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's input or output there
-c = ⟨G, u⟩ along that axis    parallel = c⊗u    rest = G − parallel
-G ← lrelu(c)⊗u + β·rest
-
-lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing is clipped. u is summed up
-with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, the inner vector of vera)
-keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u alone.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("source", "policy"), ("mag_clip", "0.5")];
-    type Config = ProjGradConfig;
-}
-
 impl InterventionPlugin for ProjGrad {
-    fn build(config: ProjGradConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        check(config.beta, config.neg_slope, config.mag_clip)?;
-        let loss = Dpo::build(config.dpo.clone(), model)?;
-        Ok(Box::new(Projected { config, loss }))
+    fn build(self, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        check(self.beta, self.neg_slope, self.mag_clip)?;
+        let loss = self.dpo.clone().build(model)?;
+        Ok(Box::new(Projected { config: self, loss }))
     }
 }
 
 /// The loss, and what is done to its gradients.
 struct Projected {
-    config: ProjGradConfig,
+    config: ProjGrad,
     loss: Box<dyn Intervention>,
 }
 
@@ -113,5 +98,3 @@ impl Intervention for Projected {
         Ok(projected.movedim_int(-1, axis.dim() as i64))
     }
 }
-
-register!(intervention: ProjGrad);

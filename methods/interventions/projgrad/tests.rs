@@ -3,8 +3,8 @@ use reprpo_plugin::testkit::random;
 
 use super::*;
 
-fn projected(config: ProjGradConfig) -> Projected {
-    Projected { config, loss: Box::new(DpoConfig::default()) }
+fn projected(config: ProjGrad) -> Projected {
+    Projected { config, loss: Box::new(Dpo::default()) }
 }
 
 fn off(a: &Tensor, b: &Tensor) -> f64 {
@@ -13,7 +13,7 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn with_beta_one_and_no_clipping_nothing_changes() {
-    let method = projected(ProjGradConfig { beta: 1.0, ..ProjGradConfig::default() });
+    let method = projected(ProjGrad { beta: 1.0, ..ProjGrad::default() });
     for (shape, axis) in
         [(&[5, 7][..], Axis::Input(1)), (&[7, 5], Axis::Output(0)), (&[7], Axis::Output(0)), (&[1, 7], Axis::Input(1)), (&[2, 7, 3], Axis::Input(1))]
     {
@@ -24,7 +24,7 @@ fn with_beta_one_and_no_clipping_nothing_changes() {
 
 #[test]
 fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
-    let method = projected(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() });
+    let method = projected(ProjGrad { beta: 0.0, ..ProjGrad::default() });
     let (g, d) = (random(&[7, 5]), random(&[7]));
     let u = &d / d.norm();
     let p = method.parameter_grad(&g, Axis::Output(0), &d).unwrap();
@@ -35,15 +35,14 @@ fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
 fn a_sign_clips_the_coefficient_and_not_the_vector() {
     let d = Tensor::from_slice(&[3.0f64, 0.0]);
     let g = Tensor::from_slice(&[2.0f64, 1.0, -4.0, 1.0]).reshape([2, 2]);
-    let with =
-        |sign| projected(ProjGradConfig { beta: 0.5, sign, neg_slope: 0.25, ..ProjGradConfig::default() }).parameter_grad(&g, Axis::Input(1), &d).unwrap();
+    let with = |sign| projected(ProjGrad { beta: 0.5, sign, neg_slope: 0.25, ..ProjGrad::default() }).parameter_grad(&g, Axis::Input(1), &d).unwrap();
     assert!(off(&with(Sign::Pos), &Tensor::from_slice(&[2.0f64, 0.5, -1.0, 0.5]).reshape([2, 2])) < 1e-10);
     assert!(off(&with(Sign::Neg), &Tensor::from_slice(&[0.5f64, 0.5, -4.0, 0.5]).reshape([2, 2])) < 1e-10);
 }
 
 #[test]
 fn the_part_across_takes_the_length_of_the_part_along() {
-    let method = projected(ProjGradConfig { beta: 1.0, scale_orth: true, ..ProjGradConfig::default() });
+    let method = projected(ProjGrad { beta: 1.0, scale_orth: true, ..ProjGrad::default() });
     let (g, d) = (random(&[5, 7]), random(&[7]));
     let u = &d / d.norm();
     let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
@@ -53,7 +52,7 @@ fn the_part_across_takes_the_length_of_the_part_along() {
 
 #[test]
 fn a_gradient_longer_than_the_limit_is_scaled_down() {
-    let method = projected(ProjGradConfig { beta: 1.0, mag_clip: Some(0.5), ..ProjGradConfig::default() });
+    let method = projected(ProjGrad { beta: 1.0, mag_clip: Some(0.5), ..ProjGrad::default() });
     let (g, d) = (random(&[5, 7]), random(&[7]) * 0.1);
     let p = method.parameter_grad(&g, Axis::Input(1), &d).unwrap();
     assert!((p.norm() - d.norm() * 0.5).abs().double_value(&[]) < 1e-9);
@@ -63,11 +62,11 @@ fn a_gradient_longer_than_the_limit_is_scaled_down() {
 fn a_value_out_of_range_is_named() {
     let model = reprpo_core::conformance::model(Kind::Double).unwrap();
     for (config, field) in [
-        (ProjGradConfig { beta: -1.0, ..ProjGradConfig::default() }, "intervention.beta"),
-        (ProjGradConfig { neg_slope: 2.0, ..ProjGradConfig::default() }, "intervention.neg_slope"),
-        (ProjGradConfig { mag_clip: Some(0.0), ..ProjGradConfig::default() }, "intervention.mag_clip"),
+        (ProjGrad { beta: -1.0, ..ProjGrad::default() }, "intervention.beta"),
+        (ProjGrad { neg_slope: 2.0, ..ProjGrad::default() }, "intervention.neg_slope"),
+        (ProjGrad { mag_clip: Some(0.0), ..ProjGrad::default() }, "intervention.mag_clip"),
     ] {
-        assert!(ProjGrad::build(config, model.info()).err().unwrap().to_string().contains(field), "{field}");
+        assert!(config.build(model.info()).err().unwrap().to_string().contains(field), "{field}");
     }
 }
 
@@ -106,8 +105,7 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
     }
     let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
     let mut objective =
-        Objective::new(ProjGrad::build(ProjGradConfig { beta: 0.0, ..ProjGradConfig::default() }, model.info()).unwrap(), taps, Reference::default(), &adapted)
-            .unwrap();
+        Objective::new(ProjGrad { beta: 0.0, ..ProjGrad::default() }.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
     let holds = BatchSpec::SCORED;

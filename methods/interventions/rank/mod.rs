@@ -17,41 +17,11 @@ const ROUNDING: f64 = 8.0;
 const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of both completions are equal";
 
 /// States as distributions over their coordinates.
-pub struct Rank;
-
-/// Fields of `intervention` with `name = "rank"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct RankConfig {
-    /// Whose objective.
-    pub variant: Variant,
-    /// α: weight of the retain term, without a unit, 0 or more.
-    pub alpha: f64,
-    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A residual stream has
-    /// coordinates in the hundreds, and at 1 the softmax sees nothing but the largest.
-    pub temperature: f64,
-    /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
-    pub original_beta: f64,
-    /// Adds relu(−θ) to the original's retain term.
-    pub original_dpo: bool,
-    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of 0.01 nats a token.
-    pub original_nll: bool,
-    /// Adds the chosen states' own change to the original's retain term.
-    pub original_retain: bool,
-}
-
-impl Default for RankConfig {
-    fn default() -> Self {
-        Self { variant: Variant::Default, alpha: 0.25, temperature: 100.0, original_beta: 1.0, original_dpo: true, original_nll: false, original_retain: false }
-    }
-}
-
-impl Plugin for Rank {
-    const NAME: &'static str = "rank";
-    const SUMMARY: &'static str = "make the softmax of the rejected completion's states that of the reference's chosen ones, and hold the chosen ones there";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (Rank), with divergences in units of the preference vector's";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "rank",
+    summary = "make the softmax of the rejected completion's states that of the reference's chosen ones, and hold the chosen ones there",
+    reference = "wassname, repr-preference-optimization (Rank), with divergences in units of the preference vector's",
+    explain = "\
 L = [KL(P_r⁺‖P_π⁻) + α·KL(P_r⁺‖P_π⁺)]/(KL(P_r⁺‖P_r⁻) + ε)    P = softmax(pool(T h)/temperature) over h
 original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softmax(T h))    ψ = (q_π⁺ − q_r⁺) − (q_π⁻ − q_r⁻)
           retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each by a switch of its own
@@ -63,23 +33,42 @@ both completions are equal or because the temperature is too high for the states
 rotation T changes what is compared.
 original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion without tokens of unusual
 length; it looks at both completions' changes, and as it stands rewards moving the rejected ones up and the chosen ones
-down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("temperature", "5")];
-    type Config = RankConfig;
+down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.",
+    example(temperature = 5),
+    learning_rate = 5e-3
+)]
+pub struct Rank {
+    /// Whose objective.
+    pub variant: Variant,
+    /// α: weight of the retain term, without a unit, 0 or more.
+    #[default(0.25)]
+    pub alpha: f64,
+    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A residual stream has
+    /// coordinates in the hundreds, and at 1 the softmax sees nothing but the largest.
+    #[default(100.0)]
+    pub temperature: f64,
+    /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
+    #[default(1.0)]
+    pub original_beta: f64,
+    /// Adds relu(−θ) to the original's retain term.
+    #[default(true)]
+    pub original_dpo: bool,
+    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of 0.01 nats a token.
+    pub original_nll: bool,
+    /// Adds the chosen states' own change to the original's retain term.
+    pub original_retain: bool,
 }
 
 impl InterventionPlugin for Rank {
-    const LEARNING_RATE: Option<f64> = Some(5e-3);
-
-    fn build(config: RankConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        zero_or_more("alpha", config.alpha)?;
-        above_zero("temperature", config.temperature)?;
-        above_zero("original_beta", config.original_beta)?;
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        zero_or_more("alpha", self.alpha)?;
+        above_zero("temperature", self.temperature)?;
+        above_zero("original_beta", self.original_beta)?;
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for RankConfig {
+impl Intervention for Rank {
     fn needs(&self) -> Needs {
         match self.variant {
             Variant::Default => Needs { states: States::Pooled, reference_states: true, ..Needs::default() },
@@ -109,7 +98,7 @@ impl Intervention for RankConfig {
     }
 }
 
-impl RankConfig {
+impl Rank {
     /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
@@ -157,5 +146,3 @@ fn worse(nll: &SequenceNll, pairs: usize) -> Tensor {
     let per_pair = |x: &Tensor| Tensor::zeros([pairs as i64], (x.kind(), x.device())).index_add(0, &nll.owner, x);
     per_pair(&off) / per_pair(&off.ones_like())
 }
-
-register!(intervention: Rank);

@@ -1,7 +1,7 @@
 use super::*;
 use reprpo_plugin::testkit::{STEP, gradients_are_those_of_finite_differences, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
 
-fn value(config: &RankConfig, pairs: &Pairs) -> Tensor {
+fn value(config: &Rank, pairs: &Pairs) -> Tensor {
     config.clone().loss(pairs, STEP).unwrap().value
 }
 
@@ -15,12 +15,12 @@ fn a_case_worked_out_by_hand() {
     let (three, even) = (tensor(&[3f64.ln(), 0.0], &[1, 2]), tensor(&[0.0, 0.0], &[1, 2]));
     let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
     let reference = sides(&three, &even);
-    let one = RankConfig { temperature: 1.0, ..RankConfig::default() };
+    let one = Rank { temperature: 1.0, ..Rank::default() };
     near(value(&one, &pooled(&reference, &reference)).double_value(&[]), 1.0);
     // What was rejected is where the chosen was, and the chosen moved to (¼, ¾).
     let policy = sides(&-&three, &three);
     near(value(&one, &pooled(&policy, &reference)).double_value(&[]), 0.25 * kl(0.75, 0.25) / kl(0.75, 0.5));
-    let hot = RankConfig { temperature: 2.0, alpha: 1.0, ..RankConfig::default() };
+    let hot = Rank { temperature: 2.0, alpha: 1.0, ..Rank::default() };
     let root = 3f64.sqrt() / (1.0 + 3f64.sqrt());
     near(value(&hot, &pooled(&policy, &reference)).double_value(&[]), kl(root, 1.0 - root) / kl(root, 0.5));
 }
@@ -30,17 +30,17 @@ fn the_original_starts_at_log_two() {
     let states = random_sides(&[2, 5, 4]);
     let logp = random_sides(&[4]);
     let pairs = Pairs::new(2, vec![tap_of_tokens(&states, &states, 2)], Some(logprobs(&logp, 2)), Some(logprobs(&logp, 2)));
-    near(value(&RankConfig { variant: Variant::Original, ..RankConfig::default() }, &pairs).double_value(&[]), std::f64::consts::LN_2);
+    near(value(&Rank { variant: Variant::Original, ..Rank::default() }, &pairs).double_value(&[]), std::f64::consts::LN_2);
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences_for_every_variant() {
-    let config = RankConfig { temperature: 1.5, alpha: 0.7, ..RankConfig::default() };
+    let config = Rank { temperature: 1.5, alpha: 0.7, ..Rank::default() };
     // The reference's too: they carry a gradient into the transform.
     let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &r.chosen, &r.rejected], || value(&config, &pooled(&p, &r)));
 
-    let config = RankConfig { variant: Variant::Original, original_retain: true, ..RankConfig::default() };
+    let config = Rank { variant: Variant::Original, original_retain: true, ..Rank::default() };
     let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
     let (logp, logr) = (random_sides(&[4]), random_sides(&[4]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &logp.chosen], || {
@@ -51,16 +51,16 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
 
 #[test]
 fn numbers_out_of_range_are_refused() {
-    let bad = |config: RankConfig| assert!(Rank::build(config.clone(), &model()).is_err(), "{config:?}");
-    bad(RankConfig { alpha: -0.1, ..RankConfig::default() });
-    bad(RankConfig { temperature: 0.0, ..RankConfig::default() });
-    bad(RankConfig { original_beta: f64::NAN, ..RankConfig::default() });
+    let bad = |config: Rank| assert!(config.clone().build(&model()).is_err(), "{config:?}");
+    bad(Rank { alpha: -0.1, ..Rank::default() });
+    bad(Rank { temperature: 0.0, ..Rank::default() });
+    bad(Rank { original_beta: f64::NAN, ..Rank::default() });
 }
 
 #[test]
 fn the_original_asks_for_what_its_switches_need() {
-    let needs = |original_dpo, original_nll| RankConfig { variant: Variant::Original, original_dpo, original_nll, ..RankConfig::default() }.needs();
+    let needs = |original_dpo, original_nll| Rank { variant: Variant::Original, original_dpo, original_nll, ..Rank::default() }.needs();
     assert_eq!((needs(false, false).logprobs, needs(true, false).logprobs), (Completions::None, Completions::Both));
     assert!(needs(false, true).sequence_nll && !needs(true, false).sequence_nll);
-    assert_eq!(RankConfig::default().needs().logprobs, Completions::None);
+    assert_eq!(Rank::default().needs().logprobs, Completions::None);
 }

@@ -10,30 +10,11 @@ use super::vectors::{cos, norm, safe};
 mod tests;
 
 /// Representation rerouting.
-pub struct Rr;
-
-/// Fields of `intervention` with `name = "rr"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct RrConfig {
-    /// Which retain term is used: the distance divided by the length of the reference's state, or the plain distance as in the paper.
-    pub variant: Variant,
-    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
-    pub alpha_max: f64,
-}
-
-impl Default for RrConfig {
-    fn default() -> Self {
-        Self { variant: Variant::Default, alpha_max: 10.0 }
-    }
-}
-
-impl Plugin for Rr {
-    const NAME: &'static str = "rr";
-    const SUMMARY: &'static str = "representation rerouting (circuit breakers): turn the rejected completion's states away, hold the chosen one's";
-    const REFERENCE: &'static str = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, algorithm 1";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "rr",
+    summary = "representation rerouting (circuit breakers): turn the rejected completion's states away, hold the chosen one's",
+    reference = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, algorithm 1",
+    explain = "\
 L = α_max[p·‖h_π⁺ − h_r⁺‖/‖h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
 original: α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]
 
@@ -43,21 +24,26 @@ and its gradient is 0, so training begins a little beside the reference, with L 
 original differs in this: its retain term is the plain distance. In a residual stream, whose states have norms in the
 hundreds, that term outweighs the cosine from the first steps on, because the cosine's gradient shrinks as the norm grows,
 and it pulls the adapter back to its start.
-Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("alpha_max", "5")];
-    type Config = RrConfig;
+Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.",
+    example(alpha_max = 5),
+    learning_rate = 2e-3
+)]
+pub struct Rr {
+    /// Which retain term is used: the distance divided by the length of the reference's state, or the plain distance as in the paper.
+    pub variant: Variant,
+    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
+    #[default(10.0)]
+    pub alpha_max: f64,
 }
 
 impl InterventionPlugin for Rr {
-    const LEARNING_RATE: Option<f64> = Some(2e-3);
-
-    fn build(config: RrConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        above_zero("alpha_max", config.alpha_max)?;
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        above_zero("alpha_max", self.alpha_max)?;
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for RrConfig {
+impl Intervention for Rr {
     fn needs(&self) -> Needs {
         Needs { states: States::PerToken, reference_states: true, flat_start: true, ..Needs::default() }
     }
@@ -76,7 +62,7 @@ impl Intervention for RrConfig {
     }
 }
 
-impl RrConfig {
+impl Rr {
     /// Distance of each token's state from the reference's, `[m h]` → `[m]`. Except in `original` it is divided by the length of
     /// the reference's state, and is 0 where that length is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
@@ -95,5 +81,3 @@ fn mean_over_completion(tokens: &TokenStates, values: &Tensor) -> Tensor {
     let counted = tokens.completion.to_kind(values.kind());
     tokens.sum_by_sequence(&(values * &counted)) / tokens.sum_by_sequence(&counted)
 }
-
-register!(intervention: Rr);

@@ -3,7 +3,7 @@ use reprpo_plugin::testkit::{gradients_are_those_of_finite_differences, logged, 
 
 fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
     let pairs = Pairs::new(policy.chosen.size()[0] as usize, vec![tap_of_tokens(policy, reference, 1)], None, None);
-    RrConfig::default().loss(&pairs, StepInfo { step, steps: 10 }).unwrap()
+    Rr::default().loss(&pairs, StepInfo { step, steps: 10 }).unwrap()
 }
 
 #[test]
@@ -13,7 +13,7 @@ fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
     let (reference, policy) = (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {
         let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &reference, 1)], None, None);
-        let config = RrConfig { variant, ..RrConfig::default() };
+        let config = Rr { variant, ..Rr::default() };
         logged(&config.clone().loss(&pairs, StepInfo { step: 4, steps: 10 }).unwrap(), "rr/retain")
     };
     assert!((retain(Variant::Default) - 1.25).abs() < 1e-6 && (retain(Variant::Original) - 3.5).abs() < 1e-6);
@@ -46,6 +46,6 @@ fn both_terms_have_their_gradients() {
 #[test]
 fn alpha_max_has_to_be_above_zero() {
     for alpha_max in [0.0, -1.0, f64::NAN] {
-        assert!(Rr::build(RrConfig { alpha_max, ..RrConfig::default() }, &model()).is_err(), "{alpha_max}");
+        assert!(Rr { alpha_max, ..Rr::default() }.build(&model()).is_err(), "{alpha_max}");
     }
 }

@@ -4,11 +4,11 @@ use reprpo_plugin::testkit::{STEP, near, tensor, tokens};
 #[test]
 fn a_pair_counts_the_same_however_long_it_is() {
     let policy = Logprobs::new(tokens(&tensor(&[-1.0, -2.0, -3.0, -8.0], &[4]), &[3, 1]), None);
-    let loss = SftConfig {}.loss(&Pairs::new(2, Vec::new(), Some(policy), None), STEP).unwrap();
+    let loss = Sft {}.loss(&Pairs::new(2, Vec::new(), Some(policy), None), STEP).unwrap();
     near(loss.value.double_value(&[]), f64::midpoint(2.0, 8.0));
 }
 
 #[test]
 fn it_looks_at_the_chosen_completion_alone() {
-    assert_eq!(SftConfig {}.needs(), Needs { logprobs: Completions::Chosen, ..Needs::default() });
+    assert_eq!(Sft {}.needs(), Needs { logprobs: Completions::Chosen, ..Needs::default() });
 }

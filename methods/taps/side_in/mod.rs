@@ -8,14 +8,20 @@ use super::{default_layers, modules};
 const WRITERS: [&str; 2] = ["o_proj", "down_proj"];
 
 /// The inputs of the modules that write into the residual stream.
-pub struct SideIn;
+#[tap(
+    name = "side-in",
+    aliases = &["side"],
+    summary = "the inputs of o_proj and down_proj, before a block writes into the residual stream",
+    reference = "wassname, repr-preference-optimization (side channels)",
+    explain = "\
+in.o_proj (width heads·head_dim) and in.down_proj (width intermediate) of each chosen block
 
-/// Fields of `tap` with `name = "side-in"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct SideInConfig {
+Two taps a block, or one for each of `modules`.",
+    example(modules = r#"["o_proj"]"#),
+)]
+pub struct SideIn {
     /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
+    #[default(default_layers())]
     pub layers: Layers,
     /// How the tokens of a completion become one vector.
     pub pooling: Pooling,
@@ -23,32 +29,13 @@ pub struct SideInConfig {
     pub modules: Option<Vec<String>>,
 }
 
-impl Default for SideInConfig {
-    fn default() -> Self {
-        Self { layers: default_layers(), pooling: Pooling::Completion, modules: None }
-    }
-}
-
-impl Plugin for SideIn {
-    const NAME: &'static str = "side-in";
-    const ALIASES: &'static [&'static str] = &["side"];
-    const SUMMARY: &'static str = "the inputs of o_proj and down_proj, before a block writes into the residual stream";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (side channels)";
-    const EXPLAIN: &'static str = "\
-in.o_proj (width heads·head_dim) and in.down_proj (width intermediate) of each chosen block
-
-Two taps a block, or one for each of `modules`.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("modules", r#"["o_proj"]"#)];
-    type Config = SideInConfig;
-}
-
 impl TapPlugin for SideIn {
-    fn build(config: SideInConfig) -> Result<Box<dyn Tap>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Tap>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Tap for SideInConfig {
+impl Tap for SideIn {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
         let read = modules(model, &self.layers, self.modules.as_deref(), &WRITERS, SideIn::NAME)?;
         Ok(read.into_iter().map(|l| Site::Input(l.name.clone())).collect())
@@ -58,5 +45,3 @@ impl Tap for SideInConfig {
         self.pooling
     }
 }
-
-register!(tap: SideIn);

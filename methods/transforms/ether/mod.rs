@@ -3,25 +3,35 @@
 use reprpo_plugin::prelude::*;
 
 /// A block-diagonal map of reflections, of relaxed ones or of rotations.
-pub struct Ether;
+#[transform(
+    name = "ether",
+    summary = "trainable reflections or rotations of the activations in diagonal blocks, also to fewer dimensions",
+    reference = "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT (oft); on activations as in wassname, repr-preference-optimization",
+    explain = "\
+T(x) = x·blockdiag(B₁, …, B_n)·L    L: h → h/k with reduce = k, else absent
 
-/// Fields of `transform` with `name = "ether"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct EtherConfig {
+ether:          B = I − 2ûûᵀ             starts random: a reflection is never the identity
+plus:           B = I − ûûᵀ + ŵŵᵀ        starts as the identity, w = u
+oft:            B = (I + A)(I − A)⁻¹, A = stril(V) − stril(V)ᵀ    starts as the identity, V = 0
+plus_two_sided: x·blockdiag(plus)·L·blockdiag(another plus)
+
+û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, which keeps lengths in the mean.
+ether and oft keep lengths and angles, and a loss of these alone does not see them. plus and L need not, so with them take a
+loss that is measured in the reference's own transformed length, or freeze T with `--set train.transform=false`.",
+    example(form = "plus", reduce = 2)
+)]
+pub struct Ether {
     /// What each block is.
     pub form: Form,
     /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and `reduce`, of the reduced width.
+    #[default(4)]
     pub blocks: u32,
     /// k: a trained linear map to h/k numbers follows, k a divisor of the width; none = no such map.
     pub reduce: Option<u32>,
 }
 
 /// The forms of a block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Form {
     /// I − 2ûûᵀ, a reflection.
     #[default]
@@ -34,49 +44,23 @@ pub enum Form {
     PlusTwoSided,
 }
 
-impl Default for EtherConfig {
-    fn default() -> Self {
-        Self { form: Form::Ether, blocks: 4, reduce: None }
-    }
-}
-
-impl Plugin for Ether {
-    const NAME: &'static str = "ether";
-    const SUMMARY: &'static str = "trainable reflections or rotations of the activations in diagonal blocks, also to fewer dimensions";
-    const REFERENCE: &'static str =
-        "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT (oft); on activations as in wassname, repr-preference-optimization";
-    const EXPLAIN: &'static str = "\
-T(x) = x·blockdiag(B₁, …, B_n)·L    L: h → h/k with reduce = k, else absent
-
-ether:          B = I − 2ûûᵀ             starts random: a reflection is never the identity
-plus:           B = I − ûûᵀ + ŵŵᵀ        starts as the identity, w = u
-oft:            B = (I + A)(I − A)⁻¹, A = stril(V) − stril(V)ᵀ    starts as the identity, V = 0
-plus_two_sided: x·blockdiag(plus)·L·blockdiag(another plus)
-
-û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, which keeps lengths in the mean.
-ether and oft keep lengths and angles, and a loss of these alone does not see them. plus and L need not, so with them take a
-loss that is measured in the reference's own transformed length, or freeze T with `--set train.transform=false`.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("form", "plus"), ("reduce", "2")];
-    type Config = EtherConfig;
-}
-
 impl TransformPlugin for Ether {
-    fn build(config: EtherConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+    fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         let h = cx.width;
-        let (n, k) = (i64::from(config.blocks), config.reduce.map(i64::from));
+        let (n, k) = (i64::from(self.blocks), self.reduce.map(i64::from));
         if let Some(k) = k.filter(|k| *k < 1 || h % k != 0) {
             return Err(
                 Error::new(format!("`transform.reduce` is {k}, which does not divide the width {h} at `{}`", cx.site)).hint(format!("valid: {}", divisors(h)))
             );
         }
         let reduced = h / k.unwrap_or(1);
-        let two_sided = config.form == Form::PlusTwoSided;
+        let two_sided = self.form == Form::PlusTwoSided;
         if n < 1 || h % n != 0 || (two_sided && reduced % n != 0) {
             let (what, width) = if n >= 1 && h % n == 0 { ("reduced width", reduced) } else { ("width", h) };
             return Err(Error::new(format!("`transform.blocks` is {n}, which does not divide the {what} {width} at `{}`", cx.site))
                 .hint(format!("valid: {}", divisors(if two_sided { reduced } else { h }))));
         }
-        let before = match config.form {
+        let before = match self.form {
             Form::Ether => Blocks::Reflection { u: init.normal("u", &[n, h / n], 1.0) },
             Form::Oft => Blocks::Rotation { v: init.zeros(&[n, h / n, h / n]) },
             Form::Plus | Form::PlusTwoSided => Blocks::plus(init, ["u", "w"], n, h),
@@ -187,5 +171,3 @@ impl Transform for EtherTransform {
         self.linear.is_none() && !matches!(self.before, Blocks::Plus { .. })
     }
 }
-
-register!(transform: Ether);

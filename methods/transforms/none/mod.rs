@@ -3,32 +3,24 @@
 use reprpo_plugin::prelude::*;
 
 /// The identity.
-pub struct Identity;
-
-/// Fields of `transform` with `name = "none"`: there are none.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct IdentityConfig {}
-
-impl Plugin for Identity {
-    const NAME: &'static str = "none";
-    const SUMMARY: &'static str = "no transform: losses compare the activations themselves";
-    const REFERENCE: &'static str = "this project";
-    const EXPLAIN: &'static str = "\
+#[transform(
+    name = "none",
+    summary = "no transform: losses compare the activations themselves",
+    reference = "this project",
+    explain = "\
 T(x) = x
 
-Nothing is trained.";
-    type Config = IdentityConfig;
-}
+Nothing is trained."
+)]
+pub struct Identity {}
 
 impl TransformPlugin for Identity {
-    fn build(config: IdentityConfig, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
-        Ok(Box::new(config))
+    fn build(self, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Transform for IdentityConfig {
+impl Transform for Identity {
     fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         Ok(h.shallow_clone())
     }
@@ -41,5 +33,3 @@ impl Transform for IdentityConfig {
         true
     }
 }
-
-register!(transform: Identity);

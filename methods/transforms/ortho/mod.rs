@@ -5,21 +5,27 @@ use reprpo_plugin::prelude::*;
 use crate::reflections::Reflections;
 
 /// A full orthogonal matrix.
-pub struct Ortho;
+#[transform(
+    name = "ortho",
+    summary = "a trainable orthogonal matrix, random at the start",
+    reference = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)",
+    explain = "\
+T(x) = xQ
+householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
+cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
 
-/// Fields of `transform` with `name = "ortho"`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct OrthoConfig {
+V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
+angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and angles alone see T: it
+matters where coordinates are compared one by one. h² numbers a tap; hra has r·h.",
+    example(map = "cayley")
+)]
+pub struct Ortho {
     /// How a free square matrix becomes an orthogonal one.
     pub map: Map,
 }
 
 /// Maps from the square matrix V that is trained to the orthogonal matrix Q.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Map {
     /// The product of h reflections along the columns of tril(V).
     #[default]
@@ -30,28 +36,11 @@ pub enum Map {
     MatrixExp,
 }
 
-impl Plugin for Ortho {
-    const NAME: &'static str = "ortho";
-    const SUMMARY: &'static str = "a trainable orthogonal matrix, random at the start";
-    const REFERENCE: &'static str =
-        "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)";
-    const EXPLAIN: &'static str = "\
-T(x) = xQ
-householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
-cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
-
-V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and angles alone see T: it
-matters where coordinates are compared one by one. h² numbers a tap; hra has r·h.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("map", "cayley")];
-    type Config = OrthoConfig;
-}
-
 impl TransformPlugin for Ortho {
-    fn build(config: OrthoConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+    fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         let h = cx.width;
-        let std = if config.map == Map::Householder { 1.0 } else { 1.0 / (h as f64).sqrt() };
-        Ok(Box::new(OrthoTransform { map: config.map, weight: init.normal("weight", &[h, h], std) }))
+        let std = if self.map == Map::Householder { 1.0 } else { 1.0 / (h as f64).sqrt() };
+        Ok(Box::new(OrthoTransform { map: self.map, weight: init.normal("weight", &[h, h], std) }))
     }
 }
 
@@ -98,5 +87,3 @@ impl Transform for OrthoTransform {
         true
     }
 }
-
-register!(transform: Ortho);

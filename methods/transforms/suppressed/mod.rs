@@ -8,23 +8,30 @@ use super::row_space::{RowSpace, needs_hidden_width};
 const RANK_TOLERANCE: f64 = 1e-6;
 
 /// States where a coordinate moves between taps, 0 elsewhere.
-pub struct Suppressed;
+#[transform(
+    name = "suppressed",
+    summary = "the coordinates of the residual stream that move between successive taps, as the head sees them; frozen",
+    reference = "wassname, repr-preference-optimization (SupressedHS transform); the idea of suppression neurons: Gurnee et al. 2024",
+    explain = "\
+T(h_k) = m ⊙ h_k    m = [Δ > ε]    Δ = pinv(W)(W h_k − W h_{k−1}) at the last token of the sequence
 
-/// Fields of `transform` with `name = "suppressed"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct SuppressedConfig {
+W [vocab hidden] is the output head, h_{k−1} the state of the same token at the tap before. One mask a sequence, used at all its
+tokens; no gradient flows through it. pinv(W)·W is worked out as one h×h projection, and is the identity where W has full rank.
+
+The first tap has none before it: its states go through unchanged. So choose two layers or more. T is not linear: pooling comes
+after it, and the reference is computed at every step. Nothing is trained. States have to be those of the residual stream.",
+    example(keep = "falling")
+)]
+pub struct Suppressed {
     /// ε: how far a coordinate has to move from one tap to the next, in the unit of the states, 0 or more.
+    #[default(0.1)]
     pub threshold: f64,
     /// Which way a coordinate has to move to be kept.
     pub keep: Keep,
 }
 
 /// Ways in which a coordinate moves from the tap before to this one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Keep {
     /// Δ > ε, which is what the original computes.
     #[default]
@@ -33,32 +40,10 @@ pub enum Keep {
     Falling,
 }
 
-impl Default for SuppressedConfig {
-    fn default() -> Self {
-        Self { threshold: 0.1, keep: Keep::Rising }
-    }
-}
-
-impl Plugin for Suppressed {
-    const NAME: &'static str = "suppressed";
-    const SUMMARY: &'static str = "the coordinates of the residual stream that move between successive taps, as the head sees them; frozen";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (SupressedHS transform); the idea of suppression neurons: Gurnee et al. 2024";
-    const EXPLAIN: &'static str = "\
-T(h_k) = m ⊙ h_k    m = [Δ > ε]    Δ = pinv(W)(W h_k − W h_{k−1}) at the last token of the sequence
-
-W [vocab hidden] is the output head, h_{k−1} the state of the same token at the tap before. One mask a sequence, used at all its
-tokens; no gradient flows through it. pinv(W)·W is worked out as one h×h projection, and is the identity where W has full rank.
-
-The first tap has none before it: its states go through unchanged. So choose two layers or more. T is not linear: pooling comes
-after it, and the reference is computed at every step. Nothing is trained. States have to be those of the residual stream.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("keep", "falling")];
-    type Config = SuppressedConfig;
-}
-
 impl TransformPlugin for Suppressed {
-    fn build(config: SuppressedConfig, cx: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
-        if !(config.threshold >= 0.0 && config.threshold.is_finite()) {
-            return Err(Error::new(format!("`transform.threshold` is {}, but has to be 0 or more", config.threshold)));
+    fn build(self, cx: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+        if !(self.threshold >= 0.0 && self.threshold.is_finite()) {
+            return Err(Error::new(format!("`transform.threshold` is {}, but has to be 0 or more", self.threshold)));
         }
         if !matches!(cx.site, Site::Residual(_) | Site::Block(_)) {
             return Err(Error::new(format!("the transform `{}` reads the residual stream, but the tap reads `{}`", Suppressed::NAME, cx.site))
@@ -74,13 +59,13 @@ impl TransformPlugin for Suppressed {
             let basis = directions.f_narrow(1, 0, rank)?;
             Some(basis.f_matmul(&basis.tr())?.f_to_kind(kind)?)
         };
-        Ok(Box::new(SuppressedTransform { config, seen }))
+        Ok(Box::new(SuppressedTransform { config: self, seen }))
     }
 }
 
 /// The transform of one tap.
 struct SuppressedTransform {
-    config: SuppressedConfig,
+    config: Suppressed,
     /// pinv(W)·W `[h h]`, the projection on what the head sees; none where that is everything.
     seen: Option<Tensor>,
 }
@@ -119,5 +104,3 @@ impl Transform for SuppressedTransform {
         false
     }
 }
-
-register!(transform: Suppressed);

@@ -5,25 +5,33 @@ use reprpo_plugin::prelude::*;
 use super::row_space::{RowSpace, needs_hidden_width};
 
 /// The part of the states outside the main directions of the embedding matrices.
-pub struct Svd;
+#[transform(
+    name = "svd",
+    summary = "states without their projection on the main directions of the embedding matrices; frozen",
+    reference = "wassname, repr-preference-optimization (svd transform); there soft weighs by σ itself, here by a share of 1 at most",
+    explain = "\
+T(x) = x − x·V diag(w) Vᵀ    W = U diag(σ) Vᵀ, the chosen matrix [vocab hidden], σ₁ ≥ σ₂ ≥ …
 
-/// Fields of `transform` with `name = "svd"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct SvdConfig {
+hard:     w = 1 for the first k directions (top = k, or a share of all), 0 for the others
+soft = q: w = min(1, σ/τ), τ the q-quantile of σ
+
+What stays is what the head reads, or the embeddings write, least. V comes from the eigenvectors of WᵀW in float64. Nothing is
+trained. T is the same at every tap: `--set train.share_transform=true` works it out once. States have to be as wide as the
+embeddings, which those of the residual stream are. The original found little left to train on once much is taken away.",
+    example(top = 0.25)
+)]
+pub struct Svd {
     /// Whose directions are taken away.
     pub matrix: Matrix,
     /// How many directions are taken away, those of the largest singular values: a share of all where below 1, else their number.
+    #[default(0.5)]
     pub top: f64,
     /// Weighs all directions instead: those of singular values from this quantile (0 to 1) on are taken away whole, weaker ones in proportion; none = the hard cut at `top`.
     pub soft: Option<f64>,
 }
 
 /// The matrices `[vocab hidden]` of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", rename_all = "snake_case")]
-#[schemars(crate = "reprpo_plugin::schemars")]
+#[choice]
 pub enum Matrix {
     /// What turns token ids into the first states.
     Embedding,
@@ -34,48 +42,25 @@ pub enum Matrix {
     Both,
 }
 
-impl Default for SvdConfig {
-    fn default() -> Self {
-        Self { matrix: Matrix::Unembedding, top: 0.5, soft: None }
-    }
-}
-
-impl Plugin for Svd {
-    const NAME: &'static str = "svd";
-    const SUMMARY: &'static str = "states without their projection on the main directions of the embedding matrices; frozen";
-    const REFERENCE: &'static str = "wassname, repr-preference-optimization (svd transform); there soft weighs by σ itself, here by a share of 1 at most";
-    const EXPLAIN: &'static str = "\
-T(x) = x − x·V diag(w) Vᵀ    W = U diag(σ) Vᵀ, the chosen matrix [vocab hidden], σ₁ ≥ σ₂ ≥ …
-
-hard:     w = 1 for the first k directions (top = k, or a share of all), 0 for the others
-soft = q: w = min(1, σ/τ), τ the q-quantile of σ
-
-What stays is what the head reads, or the embeddings write, least. V comes from the eigenvectors of WᵀW in float64. Nothing is
-trained. T is the same at every tap: `--set train.share_transform=true` works it out once. States have to be as wide as the
-embeddings, which those of the residual stream are. The original found little left to train on once much is taken away.";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("top", "0.25")];
-    type Config = SvdConfig;
-}
-
 impl TransformPlugin for Svd {
-    fn build(config: SvdConfig, cx: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+    fn build(self, cx: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
         needs_hidden_width(Svd::NAME, cx)?;
         let h = cx.width;
-        let k = if config.top < 1.0 { (config.top * h as f64).round() } else { config.top };
-        if !(config.top > 0.0 && k >= 1.0 && k < h as f64 && (config.top < 1.0 || config.top.fract() == 0.0)) {
-            return Err(Error::new(format!("`transform.top` is {}, which is not a part of the {h} directions", config.top))
+        let k = if self.top < 1.0 { (self.top * h as f64).round() } else { self.top };
+        if !(self.top > 0.0 && k >= 1.0 && k < h as f64 && (self.top < 1.0 || self.top.fract() == 0.0)) {
+            return Err(Error::new(format!("`transform.top` is {}, which is not a part of the {h} directions", self.top))
                 .hint(format!("valid: a share above 0 and below 1, or a whole number from 1 to {}", h - 1)));
         }
-        if let Some(q) = config.soft.filter(|q| !(0.0..=1.0).contains(q)) {
+        if let Some(q) = self.soft.filter(|q| !(0.0..=1.0).contains(q)) {
             return Err(Error::new(format!("`transform.soft` is {q}, but has to be a quantile from 0 to 1, or `none`")));
         }
-        let matrices: &[&Tensor] = match config.matrix {
+        let matrices: &[&Tensor] = match self.matrix {
             Matrix::Embedding => &[cx.embedding],
             Matrix::Unembedding => &[cx.unembedding],
             Matrix::Both => &[cx.embedding, cx.unembedding],
         };
         let RowSpace { values, directions } = RowSpace::of(matrices)?;
-        let weights = match config.soft {
+        let weights = match self.soft {
             // Where a direction carries nothing at all, 0/0 has to mean: leave it.
             Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?).nan_to_num(0.0, 1.0, 0.0).clamp_max(1.0),
             None => Tensor::arange(h, (Kind::Double, values.device())).lt(k).to_kind(Kind::Double),
@@ -105,5 +90,3 @@ impl Transform for SvdTransform {
         false
     }
 }
-
-register!(transform: Svd);

@@ -7,14 +7,15 @@ pub mod testkit;
 pub use reprpo_core::files::{is_lfs_pointer, lfs_pointer};
 #[doc(hidden)]
 pub use reprpo_core::inventory;
-pub use reprpo_core::{api, error, export_plugin, hub, plugin, register, registry};
+pub use reprpo_core::{api, error, export_plugin, hub, plugin, recipe, registry};
+pub use reprpo_macros::{adapter, choice, dataset, intervention, tap, transform};
 pub use {schemars, serde, serde_json, tch, tracing};
 
 /// Everything that a method's file usually needs.
 pub mod prelude {
     pub use reprpo_core::api::*;
     pub use reprpo_core::error::{Context, Error, Result};
-    pub use reprpo_core::register;
+    pub use reprpo_macros::{adapter, choice, dataset, intervention, tap, transform};
     pub use schemars::{self, JsonSchema};
     pub use serde::{self, Deserialize, Serialize};
     pub use tch::{Kind, Tensor};

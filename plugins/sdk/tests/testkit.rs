@@ -5,39 +5,26 @@ use reprpo_plugin::registry;
 use reprpo_plugin::testkit::{self, STEP, logprobs, model, near, sides, tensor};
 
 /// A squared margin.
-pub struct Squared;
-
-/// Fields of `intervention` with `name = "squared"`.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct SquaredConfig {
+#[intervention(
+    name = "squared",
+    summary = "the squared distance of the margin from one that is wanted",
+    reference = "a test",
+    explain = "L = (θ − m)²",
+    example(margin = 3)
+)]
+pub struct Squared {
     /// m: the margin that is wanted, in nats.
+    #[default(2.0)]
     pub margin: f64,
 }
 
-impl Default for SquaredConfig {
-    fn default() -> Self {
-        Self { margin: 2.0 }
-    }
-}
-
-impl Plugin for Squared {
-    const NAME: &'static str = "squared";
-    const SUMMARY: &'static str = "the squared distance of the margin from one that is wanted";
-    const EXPLAIN: &'static str = "L = (θ − m)²";
-    const REFERENCE: &'static str = "a test";
-    const EXAMPLE: &'static [(&'static str, &'static str)] = &[("margin", "3")];
-    type Config = SquaredConfig;
-}
-
 impl InterventionPlugin for Squared {
-    fn build(config: SquaredConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for SquaredConfig {
+impl Intervention for Squared {
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::default() }
     }
@@ -48,41 +35,26 @@ impl Intervention for SquaredConfig {
     }
 }
 
-register!(intervention: Squared);
-
 /// A multiple of the states.
-pub struct Scaled;
-
-/// Fields of `transform` with `name = "scaled"`.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct ScaledConfig {
+#[transform(
+    name = "scaled",
+    summary = "a multiple of the states, which is said to keep lengths whatever the factor",
+    reference = "a test",
+    explain = "T(x) = f·x"
+)]
+pub struct Scaled {
     /// What states are multiplied with.
+    #[default(1.0)]
     pub factor: f64,
 }
 
-impl Default for ScaledConfig {
-    fn default() -> Self {
-        Self { factor: 1.0 }
-    }
-}
-
-impl Plugin for Scaled {
-    const NAME: &'static str = "scaled";
-    const SUMMARY: &'static str = "a multiple of the states, which is said to keep lengths whatever the factor";
-    const EXPLAIN: &'static str = "T(x) = f·x";
-    const REFERENCE: &'static str = "a test";
-    type Config = ScaledConfig;
-}
-
 impl TransformPlugin for Scaled {
-    fn build(config: ScaledConfig, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
-        Ok(Box::new(config))
+    fn build(self, _: &TransformCx<'_>, _: &mut Init) -> Result<Box<dyn Transform>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Transform for ScaledConfig {
+impl Transform for Scaled {
     fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         Ok(h * self.factor)
     }
@@ -95,8 +67,6 @@ impl Transform for ScaledConfig {
         true
     }
 }
-
-register!(transform: Scaled);
 
 #[test]
 fn every_plugin_here_keeps_its_promises() {
@@ -115,6 +85,6 @@ fn a_case_worked_out_by_hand() {
     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
     let pairs = Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
-    let loss = Squared::build(SquaredConfig::default(), &model()).unwrap().loss(&pairs, STEP).unwrap();
+    let loss = Squared::default().build(&model()).unwrap().loss(&pairs, STEP).unwrap();
     near(loss.value.double_value(&[]), 0.25);
 }

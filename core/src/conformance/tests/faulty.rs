@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::api::{
     AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Fused, FusedSite, Init, Intervention, InterventionPlugin,
     Layers, LinearSite, Loss, Message, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo,
-    StepInfo, Tap, TapPlugin, Targets, Text, Transform, TransformCx, TransformPlugin,
+    StepInfo, Tap, TapPlugin, TargetModules, Targets, Text, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 
@@ -17,26 +17,17 @@ use crate::error::{Error, Result};
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
 macro_rules! plugin {
-    ($name:ident, $config:ty) => {
-        pub struct $name;
-
-        impl Plugin for $name {
+    ($($plugin:ident)*) => {$(
+        impl Plugin for $plugin {
             const NAME: &'static str = "faulty";
             const SUMMARY: &'static str = "one thing is wrong with it";
             const EXPLAIN: &'static str = "Which, its configuration says.";
             const REFERENCE: &'static str = "the kit's own tests";
-            type Config = $config;
         }
-    };
+    )*};
 }
 
-plugin!(FaultyIntervention, InterventionConfig);
-plugin!(SlowIntervention, InterventionConfig);
-plugin!(FaultyAdapter, AdapterConfig);
-plugin!(SlowAdapter, AdapterConfig);
-plugin!(FaultyTransform, TransformConfig);
-plugin!(FaultyTap, TapConfig);
-plugin!(FaultyDataset, DatasetConfig);
+plugin!(FaultyIntervention FaultyAdapter FaultyTransform FaultyTap FaultyDataset);
 
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -57,27 +48,18 @@ enum OfIntervention {
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct InterventionConfig {
+pub struct FaultyIntervention {
     /// What is wrong.
     flaw: OfIntervention,
 }
 
 impl InterventionPlugin for FaultyIntervention {
-    fn build(config: InterventionConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        Ok(Box::new(config))
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        Ok(Box::new(self))
     }
 }
 
-/// An intervention whose default learning rate is too low to learn anything.
-impl InterventionPlugin for SlowIntervention {
-    const LEARNING_RATE: Option<f64> = Some(1e-12);
-
-    fn build(config: InterventionConfig, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        FaultyIntervention::build(config, model)
-    }
-}
-
-impl Intervention for InterventionConfig {
+impl Intervention for FaultyIntervention {
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, reference_logprobs: true, ..Needs::default() }
     }
@@ -133,50 +115,36 @@ enum OfAdapter {
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct AdapterConfig {
+pub struct FaultyAdapter {
     /// What is wrong.
     flaw: OfAdapter,
     /// What the change is scaled by, which PEFT's file does not hold.
     scale: f64,
 }
 
-impl Default for AdapterConfig {
+impl Default for FaultyAdapter {
     fn default() -> Self {
         Self { flaw: OfAdapter::None, scale: 1.0 }
     }
 }
 
 impl AdapterPlugin for FaultyAdapter {
-    const PEFT_TYPE: &'static str = "FAULTY";
-
-    fn build(config: AdapterConfig) -> Result<Box<dyn Adapter>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<AdapterConfig> {
-        Ok(AdapterConfig { flaw: PeftConfig::parse(json)?.need("flaw")?, ..AdapterConfig::default() })
+    fn from_peft(json: &str) -> Result<Self> {
+        Ok(Self { flaw: PeftConfig::parse(json)?.need("flaw")?, ..Self::default() })
     }
 }
 
-/// An adapter whose default learning rate is too low to learn anything.
-impl AdapterPlugin for SlowAdapter {
-    const PEFT_TYPE: &'static str = "FAULTY";
-    const LEARNING_RATE_FACTOR: f64 = 1e-9;
-
-    fn build(config: AdapterConfig) -> Result<Box<dyn Adapter>> {
-        FaultyAdapter::build(config)
-    }
-
-    fn from_peft(json: &str) -> Result<AdapterConfig> {
-        FaultyAdapter::from_peft(json)
-    }
-}
-
-impl Adapter for AdapterConfig {
+impl TargetModules for FaultyAdapter {
     fn targets(&self) -> Targets {
         Targets::Suffixes(vec!["v_proj".to_owned()])
     }
+}
 
+impl Adapter for FaultyAdapter {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let size = [site.info.outputs, site.info.inputs];
         if self.flaw == OfAdapter::TrainsTheBase {
@@ -263,19 +231,19 @@ enum OfTransform {
 
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct TransformConfig {
+pub struct FaultyTransform {
     /// What is wrong.
     flaw: OfTransform,
 }
 
 impl TransformPlugin for FaultyTransform {
-    fn build(config: TransformConfig, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+    fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         let scale = init.ones(&[cx.width]);
-        if config.flaw == OfTransform::IgnoresTheSeed {
+        if self.flaw == OfTransform::IgnoresTheSeed {
             let asked = ASKED.fetch_add(1, Ordering::Relaxed);
             let _ = scale.detach().f_fill_(1.0 + asked as f64)?;
         }
-        Ok(Box::new(Scaled { flaw: config.flaw, scale }))
+        Ok(Box::new(Scaled { flaw: self.flaw, scale }))
     }
 }
 
@@ -324,26 +292,26 @@ enum OfTap {
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct TapConfig {
+pub struct FaultyTap {
     /// What is wrong.
     flaw: OfTap,
     /// Which hidden states.
     layers: Layers,
 }
 
-impl Default for TapConfig {
+impl Default for FaultyTap {
     fn default() -> Self {
         Self { flaw: OfTap::None, layers: Layers("1,-1".to_owned()) }
     }
 }
 
 impl TapPlugin for FaultyTap {
-    fn build(config: TapConfig) -> Result<Box<dyn Tap>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Tap>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Tap for TapConfig {
+impl Tap for FaultyTap {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
         let layers = match self.flaw {
             OfTap::Clamps => self.layers.resolve(model.layers + 1).unwrap_or_else(|_| vec![model.layers]),
@@ -382,18 +350,18 @@ enum OfDataset {
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct DatasetConfig {
+pub struct FaultyDataset {
     /// What is wrong.
     flaw: OfDataset,
 }
 
 impl DatasetPlugin for FaultyDataset {
-    fn build(config: DatasetConfig) -> Result<Box<dyn Dataset>> {
-        Ok(Box::new(config))
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self))
     }
 }
 
-impl Dataset for DatasetConfig {
+impl Dataset for FaultyDataset {
     fn splits(&self) -> Vec<SplitInfo> {
         let pairs = Some(if self.flaw == OfDataset::Miscounts { 3 } else { 2 });
         let train = SplitInfo { name: "train".to_owned(), describes: "letters".to_owned(), pairs };

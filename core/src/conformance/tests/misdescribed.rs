@@ -1,7 +1,5 @@
 //! Taps that say something wrong of themselves, and do nothing wrong.
 
-use std::marker::PhantomData;
-
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,23 +19,20 @@ pub trait Says: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
 }
 
 pub fn of<C: Says>() -> TapEntry {
-    TapEntry::of::<Embeddings<C>>("", "")
+    TapEntry::of::<C>("", "")
 }
 
-struct Embeddings<C>(PhantomData<C>);
-
-impl<C: Says> Plugin for Embeddings<C> {
+impl<C: Says> Plugin for C {
     const NAME: &'static str = "embeddings";
     const SUMMARY: &'static str = C::SUMMARY;
     const EXPLAIN: &'static str = "hidden_states[0]";
     const REFERENCE: &'static str = "the kit's own tests";
     const EXAMPLE: &'static [(&'static str, &'static str)] = C::EXAMPLE;
-    type Config = C;
 }
 
-impl<C: Says> TapPlugin for Embeddings<C> {
-    fn build(config: C) -> Result<Box<dyn Tap>> {
-        config.check()?;
+impl<C: Says> TapPlugin for C {
+    fn build(self) -> Result<Box<dyn Tap>> {
+        self.check()?;
         Ok(Box::new(First))
     }
 }

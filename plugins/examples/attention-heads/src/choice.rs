@@ -3,52 +3,39 @@
 use reprpo_plugin::prelude::*;
 
 /// Some of the heads.
-pub struct Heads;
+#[transform(
+    name = "heads",
+    summary = "some of the heads that the tap `attention-heads` reads; frozen",
+    reference = "this project",
+    explain = "\
+T([z₁ … z_H]) = [z_j for j in heads]
 
-/// Fields of `transform` with `name = "heads"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct HeadsConfig {
+Nothing is trained. Losses compare the chosen heads as one vector."
+)]
+pub struct Heads {
     /// Which heads, from 0, the same ones at every tap; all where the list is empty.
     pub heads: Vec<i64>,
     /// Width of one head, as the model's `config.json` has it.
+    #[default(64)]
     pub head_dim: i64,
 }
 
-impl Default for HeadsConfig {
-    fn default() -> Self {
-        Self { heads: Vec::new(), head_dim: 64 }
-    }
-}
-
-impl Plugin for Heads {
-    const NAME: &'static str = "heads";
-    const SUMMARY: &'static str = "some of the heads that the tap `attention-heads` reads; frozen";
-    const REFERENCE: &'static str = "this project";
-    const EXPLAIN: &'static str = "\
-T([z₁ … z_H]) = [z_j for j in heads]
-
-Nothing is trained. Losses compare the chosen heads as one vector.";
-    type Config = HeadsConfig;
-}
-
 impl TransformPlugin for Heads {
-    fn build(config: HeadsConfig, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
-        if config.heads.is_empty() {
+    fn build(self, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
+        if self.heads.is_empty() {
             return Ok(Box::new(Columns(None)));
         }
-        let d = config.head_dim;
+        let d = self.head_dim;
         if d < 1 || cx.width % d != 0 {
             return Err(Error::new(format!("`transform.head_dim` is {d}, which does not divide the {} numbers at `{}`", cx.width, cx.site))
                 .hint("take the tap `attention-heads`, and the `head_dim` of the model's `config.json`"));
         }
         let all = cx.width / d;
-        if let Some(bad) = config.heads.iter().find(|j| !(0..all).contains(*j)) {
+        if let Some(bad) = self.heads.iter().find(|j| !(0..all).contains(*j)) {
             return Err(Error::new(format!("`transform.heads` holds {bad}, which `{}` does not have", cx.site)).hint(format!("valid: 0 to {}", all - 1)));
         }
         // Columns j·d … j·d + d − 1 of every chosen j.
-        let columns: Vec<i64> = config.heads.iter().flat_map(|j| j * d..(j + 1) * d).collect();
+        let columns: Vec<i64> = self.heads.iter().flat_map(|j| j * d..(j + 1) * d).collect();
         Ok(Box::new(Columns(Some(Tensor::from_slice(&columns).to_device(cx.embedding.device())))))
     }
 }
@@ -73,8 +60,6 @@ impl Transform for Columns {
     }
 }
 
-register!(transform: Heads);
-
 #[cfg(test)]
 mod tests {
     use reprpo_plugin::tch::Device;
@@ -85,7 +70,7 @@ mod tests {
     fn build(heads: &[i64], head_dim: i64) -> Result<Box<dyn Transform>> {
         let embedding = Tensor::zeros([1, 1], (Kind::Double, Device::Cpu));
         let cx = TransformCx { model: &model(), site: &Site::Input("o_proj".to_owned()), width: 6, embedding: &embedding, unembedding: &embedding };
-        Heads::build(HeadsConfig { heads: heads.to_vec(), head_dim }, &cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
+        Heads { heads: heads.to_vec(), head_dim }.build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 
     #[test]

@@ -4,42 +4,28 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch;
 
 /// The metric of the unembedding.
-pub struct Causal;
-
-/// Fields of `transform` with `name = "causal"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct CausalConfig {
-    /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that are themselves unembeddings.
-    pub power: f64,
-}
-
-impl Default for CausalConfig {
-    fn default() -> Self {
-        Self { power: 0.5 }
-    }
-}
-
-impl Plugin for Causal {
-    const NAME: &'static str = "causal";
-    const SUMMARY: &'static str = "the causal inner product: distances between states are those between their logits; frozen";
-    const REFERENCE: &'static str =
-        "Park, Choe and Veitch 2023, The Linear Representation Hypothesis and the Geometry of Large Language Models, §3 (arXiv:2311.03658)";
-    const EXPLAIN: &'static str = "\
+#[transform(
+    name = "causal",
+    summary = "the causal inner product: distances between states are those between their logits; frozen",
+    reference = "Park, Choe and Veitch 2023, The Linear Representation Hypothesis and the Geometry of Large Language Models, §3 (arXiv:2311.03658)",
+    explain = "\
 T(x) = Cov(γ)^p x    γ a row of the unembedding matrix [vocab h], each token once; p = ½
 
 ‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): states are as far apart as their logits are, up to a number added to all of them,
 which no probability depends on. Directions that the head does not read count little. This is exact for the last hidden
 state; earlier ones are taken as the logit lens takes them. With a negative p, eigenvalues below 1e-6 of the largest count as
-that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the residual stream.";
-    type Config = CausalConfig;
+that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the residual stream."
+)]
+pub struct Causal {
+    /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that are themselves unembeddings.
+    #[default(0.5)]
+    pub power: f64,
 }
 
 impl TransformPlugin for Causal {
-    fn build(config: CausalConfig, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
-        if !(-1.0..=1.0).contains(&config.power) {
-            return Err(Error::new(format!("`transform.power` is {}, but has to be −1 to 1", config.power)));
+    fn build(self, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
+        if !(-1.0..=1.0).contains(&self.power) {
+            return Err(Error::new(format!("`transform.power` is {}, but has to be −1 to 1", self.power)));
         }
         let hidden = cx.unembedding.size()[1];
         if cx.width != hidden {
@@ -53,7 +39,7 @@ impl TransformPlugin for Causal {
         let covariance = centred.f_tr()?.f_matmul(&centred)? / gamma.size()[0] as f64;
         // h×h is small enough for float64, in which the weak directions keep their digits.
         let (values, directions) = covariance.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
-        let powers = values.f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?.f_pow_tensor_scalar(config.power)?;
+        let powers = values.f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?.f_pow_tensor_scalar(self.power)?;
         let map = (&directions * powers).f_matmul(&directions.f_tr()?)?;
         Ok(Box::new(Metric { map: map.f_to_kind(kind)? }))
     }
@@ -79,8 +65,6 @@ impl Transform for Metric {
     }
 }
 
-register!(transform: Causal);
-
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
 
@@ -98,7 +82,7 @@ mod tests {
 
     fn build(power: f64, width: i64, gamma: &Tensor) -> Result<Box<dyn Transform>> {
         let cx = TransformCx { model: &model(), site: &Site::Residual(1), width, embedding: gamma, unembedding: gamma };
-        Causal::build(CausalConfig { power }, &cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
+        Causal { power }.build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 
     fn off(a: &Tensor, b: &Tensor) -> f64 {

@@ -5,65 +5,54 @@ use std::path::PathBuf;
 use csv::{Position, ReaderBuilder, StringRecord};
 use reprpo_plugin::prelude::*;
 
-/// `--dataset csv-pairs:pairs.csv`.
-pub struct CsvPairs;
-
-/// The file, its columns, and how it is split.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct CsvConfig {
-    /// The file, UTF-8, whose first line names the columns. Required; `--dataset csv-pairs:FILE` fills it.
-    pub file: PathBuf,
-    /// Column of the prompts.
-    pub prompt: String,
-    /// Column of the preferred completions.
-    pub chosen: String,
-    /// Column of the other completions.
-    pub rejected: String,
-    /// What stands between fields, one ASCII character: `,`, `;`, or a tab.
-    pub delimiter: char,
-    /// Share of the pairs that is kept from training as the split `test`, from 0 (no such split) to below 1.
-    pub test: f64,
-}
-
-impl Default for CsvConfig {
-    fn default() -> Self {
-        let [prompt, chosen, rejected] = ["prompt", "chosen", "rejected"].map(str::to_owned);
-        Self { file: PathBuf::new(), prompt, chosen, rejected, delimiter: ',', test: 0.2 }
-    }
-}
-
-impl Plugin for CsvPairs {
-    const NAME: &'static str = "csv-pairs";
-    const SUMMARY: &'static str = "preference pairs from a CSV file, split into train and test";
-    const REFERENCE: &'static str = "RFC 4180; the columns are those of TRL's preference format with explicit prompt";
-    const EXPLAIN: &'static str = "\
+/// Pairs in a CSV file: `--dataset csv-pairs:pairs.csv`.
+#[dataset(
+    name = "csv-pairs",
+    summary = "preference pairs from a CSV file, split into train and test",
+    reference = "RFC 4180; the columns are those of TRL's preference format with explicit prompt",
+    explain = "\
 Every line of the file is a pair; columns besides the three named ones are ignored. A field in quotes may hold delimiters and
 line breaks, and a quote as two. The share `test` of the pairs is spread evenly over the file. Empty fields are an error.
 
-  reprpo run --dataset csv-pairs:pairs.csv --set dataset.delimiter=';' --set dataset.chosen=good";
-    type Config = CsvConfig;
+  reprpo run --dataset csv-pairs:pairs.csv --set dataset.delimiter=';' --set dataset.chosen=good",
+    argument = "file",
+    extensions = &["csv"],
+)]
+pub struct CsvPairs {
+    /// The file, UTF-8, whose first line names the columns. Required; `--dataset csv-pairs:FILE` fills it.
+    pub file: PathBuf,
+    /// Column of the prompts.
+    #[default("prompt")]
+    pub prompt: String,
+    /// Column of the preferred completions.
+    #[default("chosen")]
+    pub chosen: String,
+    /// Column of the other completions.
+    #[default("rejected")]
+    pub rejected: String,
+    /// What stands between fields, one ASCII character: `,`, `;`, or a tab.
+    #[default(',')]
+    pub delimiter: char,
+    /// Share of the pairs that is kept from training as the split `test`, from 0 (no such split) to below 1.
+    #[default(0.2)]
+    pub test: f64,
 }
 
 impl DatasetPlugin for CsvPairs {
-    const ARGUMENT: Option<&'static str> = Some("file");
-    const EXTENSIONS: &'static [&'static str] = &["csv"];
-
-    fn build(config: CsvConfig) -> Result<Box<dyn Dataset>> {
-        if !config.delimiter.is_ascii() {
-            return Err(Error::new(format!("`dataset.delimiter` is `{}`, but has to be an ASCII character", config.delimiter)));
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        if !self.delimiter.is_ascii() {
+            return Err(Error::new(format!("`dataset.delimiter` is `{}`, but has to be an ASCII character", self.delimiter)));
         }
-        if !(0.0..1.0).contains(&config.test) {
-            return Err(Error::new(format!("`dataset.test` is {}, but has to be 0 or more and below 1", config.test)));
+        if !(0.0..1.0).contains(&self.test) {
+            return Err(Error::new(format!("`dataset.test` is {}, but has to be 0 or more and below 1", self.test)));
         }
         // A missing file or column, and a first line that is none, are told of here.
-        config.read()?.next().ok_or_else(|| Error::new(format!("`{}` holds no pairs", config.file.display())))??;
-        Ok(Box::new(config))
+        self.read()?.next().ok_or_else(|| Error::new(format!("`{}` holds no pairs", self.file.display())))??;
+        Ok(Box::new(self))
     }
 }
 
-impl CsvConfig {
+impl CsvPairs {
     /// All pairs, in order. An error names file and line.
     fn read(&self) -> Result<impl Iterator<Item = Result<PreferencePair>> + use<>> {
         let file = self.file.display().to_string();
@@ -92,7 +81,7 @@ impl CsvConfig {
     }
 }
 
-impl Dataset for CsvConfig {
+impl Dataset for CsvPairs {
     fn splits(&self) -> Vec<SplitInfo> {
         let name = self.file.file_name().unwrap_or_default().to_string_lossy();
         let split = |split: &str| SplitInfo { name: split.to_owned(), describes: format!("{name} ({split})"), pairs: None };
@@ -116,8 +105,6 @@ impl Dataset for CsvConfig {
     }
 }
 
-register!(dataset: CsvPairs);
-
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
 
@@ -136,7 +123,7 @@ mod tests {
         let file = dir.path().join("pairs.csv");
         let open = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            CsvPairs::build(CsvConfig { file: file.clone(), chosen: "good".to_owned(), delimiter: ';', ..CsvConfig::default() })
+            CsvPairs { file: file.clone(), chosen: "good".to_owned(), delimiter: ';', ..CsvPairs::default() }.build()
         };
         let data = open(&format!("good;id;rejected;prompt\n{}", "\"a;\"\"b\"\"\";7;r;p\n".repeat(10))).unwrap();
         let [train, test] = ["train", "test"].map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());

@@ -4,66 +4,44 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
 
 /// LoRA-XS.
-pub struct LoraXs;
+#[adapter(
+    name = "lora-xs",
+    summary = "LoRA-XS: a trainable r×r core between the frozen singular vectors of each weight",
+    reference = "Bałazy et al. 2024, LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, §3 (arXiv:2405.17604)",
+    explain = "\
+y = (W + A R B)x + b    W ≈ U_r Σ_r V_rᵀ    A = U_r Σ_r [out r]    B = V_rᵀ [r in]    R [r r]
 
-/// Fields of `adapter` with `name = "lora-xs"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct LoraXsConfig {
+A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² numbers a module whatever its
+widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, and the gradient AᵀGBᵀ is not
+0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. Merged: W + A R B.",
+    peft_type = "LORA_XS"
+)]
+pub struct LoraXs {
     /// r: how many singular vectors the core stands between, 1 to the smaller width of the narrowest module.
+    #[default(16)]
     pub r: i64,
     /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    #[default(["q_proj", "k_proj", "v_proj", "o_proj"].into())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
-impl Default for LoraXsConfig {
-    fn default() -> Self {
-        let modules = ["q_proj", "k_proj", "v_proj", "o_proj"].map(str::to_owned);
-        Self { r: 16, target_modules: Targets::Suffixes(modules.into()), layers_to_transform: None }
-    }
-}
-
-impl Plugin for LoraXs {
-    const NAME: &'static str = "lora-xs";
-    const SUMMARY: &'static str = "LoRA-XS: a trainable r×r core between the frozen singular vectors of each weight";
-    const REFERENCE: &'static str = "Bałazy et al. 2024, LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, §3 (arXiv:2405.17604)";
-    const EXPLAIN: &'static str = "\
-y = (W + A R B)x + b    W ≈ U_r Σ_r V_rᵀ    A = U_r Σ_r [out r]    B = V_rᵀ [r in]    R [r r]
-
-A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² numbers a module whatever its
-widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, and the gradient AᵀGBᵀ is not
-0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. Merged: W + A R B.";
-    type Config = LoraXsConfig;
-}
-
 impl AdapterPlugin for LoraXs {
-    const PEFT_TYPE: &'static str = "LORA_XS";
-
-    fn build(config: LoraXsConfig) -> Result<Box<dyn Adapter>> {
-        if config.r < 1 {
-            return Err(Error::new(format!("`adapter.r` is {}, but has to be 1 or more", config.r)));
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        if self.r < 1 {
+            return Err(Error::new(format!("`adapter.r` is {}, but has to be 1 or more", self.r)));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 
-    fn from_peft(json: &str) -> Result<LoraXsConfig> {
+    fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(LoraXsConfig { r: peft.need("r")?, target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self { r: peft.need("r")?, target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
     }
 }
 
-impl Adapter for LoraXsConfig {
-    fn targets(&self) -> Targets {
-        self.target_modules.clone()
-    }
-
-    fn layers_to_transform(&self) -> Option<Vec<usize>> {
-        self.layers_to_transform.clone()
-    }
-
+impl Adapter for LoraXs {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let most = site.info.inputs.min(site.info.outputs);
         if self.r > most {
@@ -107,8 +85,6 @@ impl AdaptedLinear for Core {
     }
 }
 
-register!(adapter: LoraXs);
-
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
 
@@ -130,7 +106,7 @@ mod tests {
         let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 3, outputs: 2 };
         let frozen = Frozen::new(tensor(&[3.0, 0.0, 0.0, 0.0, 2.0, 0.0], &[2, 3]), None);
         let attach = |r| {
-            let adapter = LoraXs::build(LoraXsConfig { r, ..LoraXsConfig::default() }).unwrap();
+            let adapter = LoraXs { r, ..LoraXs::default() }.build().unwrap();
             adapter.attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut Init::new(0, "", Kind::Double, Device::Cpu))
         };
         let adapted = attach(1).unwrap();

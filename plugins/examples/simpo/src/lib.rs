@@ -3,52 +3,40 @@
 use reprpo_plugin::prelude::*;
 
 /// Simple preference optimisation.
-pub struct SimPo;
-
-/// Fields of `intervention` with `name = "simpo"`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct SimPoConfig {
-    /// β: the reward of one nat a token, above 0.
-    pub beta: f64,
-    /// γ: by how much the chosen completion's reward has to be the larger, 0 or more.
-    pub gamma: f64,
-}
-
-impl Default for SimPoConfig {
-    fn default() -> Self {
-        Self { beta: 2.0, gamma: 1.0 }
-    }
-}
-
-impl Plugin for SimPo {
-    const NAME: &'static str = "simpo";
-    const SUMMARY: &'static str = "SimPO: the mean log-probability of a token as the reward, with a margin and no reference model";
-    const REFERENCE: &'static str = "Meng, Xia and Chen 2024, SimPO: Simple Preference Optimization with a Reference-Free Reward, eq. 6 (arXiv:2405.14734)";
-    const EXPLAIN: &'static str = "\
+#[intervention(
+    name = "simpo",
+    summary = "SimPO: the mean log-probability of a token as the reward, with a margin and no reference model",
+    reference = "Meng, Xia and Chen 2024, SimPO: Simple Preference Optimization with a Reference-Free Reward, eq. 6 (arXiv:2405.14734)",
+    explain = "\
 L = −log σ(R⁺ − R⁻ − γ)    R± = β·logp_π(y±)/|y±|
 
 |y| counts the completion's tokens, so that a longer completion has no smaller reward for its length. There is no reference:
 nothing holds the policy near the base model but the learning rate. The authors take β = 2 or 2.5, at times 10, and γ/β from
 0.1 to 0.8, and begin at 0.5.
-TRL has it as CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ.";
-    type Config = SimPoConfig;
+TRL has it as CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ."
+)]
+pub struct SimPo {
+    /// β: the reward of one nat a token, above 0.
+    #[default(2.0)]
+    pub beta: f64,
+    /// γ: by how much the chosen completion's reward has to be the larger, 0 or more.
+    #[default(1.0)]
+    pub gamma: f64,
 }
 
 impl InterventionPlugin for SimPo {
-    fn build(config: SimPoConfig, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
-        if !(config.beta > 0.0 && config.beta.is_finite()) {
-            return Err(Error::new(format!("`intervention.beta` is {}, but has to be above 0", config.beta)));
+    fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+        if !(self.beta > 0.0 && self.beta.is_finite()) {
+            return Err(Error::new(format!("`intervention.beta` is {}, but has to be above 0", self.beta)));
         }
-        if !(config.gamma >= 0.0 && config.gamma.is_finite()) {
-            return Err(Error::new(format!("`intervention.gamma` is {}, but has to be 0 or more", config.gamma)));
+        if !(self.gamma >= 0.0 && self.gamma.is_finite()) {
+            return Err(Error::new(format!("`intervention.gamma` is {}, but has to be 0 or more", self.gamma)));
         }
-        Ok(Box::new(config))
+        Ok(Box::new(self))
     }
 }
 
-impl Intervention for SimPoConfig {
+impl Intervention for SimPo {
     fn needs(&self) -> Needs {
         Needs { logprobs: Completions::Both, ..Needs::default() }
     }
@@ -66,8 +54,6 @@ impl Intervention for SimPoConfig {
             .metric("rewards/accuracies", &chosen.gt_tensor(&rejected).to_kind(Kind::Float)))
     }
 }
-
-register!(intervention: SimPo);
 
 #[cfg(feature = "plugin")]
 reprpo_plugin::export_plugin!();
@@ -89,7 +75,7 @@ mod tests {
         let leaf = tensor(&[-1.0, -3.0, -1.0], &[3]).set_requires_grad(true);
         let (chosen, rejected) = (tokens(&leaf, &[2, 1]), tokens(&tensor(&[-4.0, -0.5, -1.5], &[3]), &[1, 2]));
         let pairs = Pairs::new(2, Vec::new(), Some(Logprobs::new(chosen, Some(rejected))), None);
-        let loss = SimPoConfig::default().loss(&pairs, STEP).unwrap();
+        let loss = SimPo::default().loss(&pairs, STEP).unwrap();
         near(loss.value.double_value(&[]), f64::midpoint((-3f64).exp().ln_1p(), 1f64.exp().ln_1p()));
 
         // ∂L/∂logp_t = −σ(γ − (R⁺ − R⁻))·β/|y⁺|, over two pairs.
@@ -105,8 +91,8 @@ mod tests {
 
     #[test]
     fn a_field_out_of_range_is_named() {
-        let refused = |config| SimPo::build(config, &model()).err().unwrap().to_string();
-        assert!(refused(SimPoConfig { beta: 0.0, ..SimPoConfig::default() }).contains("`intervention.beta` is 0"));
-        assert!(refused(SimPoConfig { gamma: f64::NAN, ..SimPoConfig::default() }).contains("`intervention.gamma` is NaN"));
+        let refused = |config| config.build(&model()).err().unwrap().to_string();
+        assert!(refused(SimPo { beta: 0.0, ..SimPo::default() }).contains("`intervention.beta` is 0"));
+        assert!(refused(SimPo { gamma: f64::NAN, ..SimPo::default() }).contains("`intervention.gamma` is NaN"));
     }
 }

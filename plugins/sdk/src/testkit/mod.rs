@@ -12,7 +12,7 @@
 //!     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
 //!     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
 //!     let pairs = Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
-//!     let loss = Mine::build(MineConfig::default(), &model()).unwrap().loss(&pairs, STEP).unwrap();
+//!     let loss = Mine::default().build(&model()).unwrap().loss(&pairs, STEP).unwrap();
 //!     near(loss.value.double_value(&[]), 0.25);
 //! }
 //! ```
@@ -33,7 +33,10 @@ pub use worked_pairs::*;
 pub fn registered() {
     let registry = Registry::builtin().unwrap_or_else(|e| panic!("{e:?}"));
     let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
-    assert!(!entries.is_empty(), "this test binary registers no plugin: write `register!` beside each, and `use my_crate as _;` in a test of another crate");
+    assert!(
+        !entries.is_empty(),
+        "this test binary registers no plugin: write `#[intervention(…)]`, or the attribute of its kind, above each, and `use my_crate as _;` in a test of another crate"
+    );
     let violations: Vec<String> = entries.into_iter().flat_map(|entry| violations(Method::default_of(entry))).collect();
     report(&violations);
 }

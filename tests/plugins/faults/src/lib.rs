@@ -3,38 +3,28 @@
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tracing;
 
-/// Fields of every one of them.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(crate = "reprpo_plugin::serde", deny_unknown_fields, default)]
-#[schemars(crate = "reprpo_plugin::schemars")]
-pub struct Config {
-    /// Read by none of them.
-    pub unused: f64,
-}
-
 /// Registers an intervention of each name, all of which are [`Faulty`].
 macro_rules! interventions {
     ($($method:ident $name:literal)*) => {
         $(
             #[doc = $name]
-            pub struct $method;
-
-            impl Plugin for $method {
-                const NAME: &'static str = $name;
-                const SUMMARY: &'static str = "fails where its name says";
-                const REFERENCE: &'static str = "this project's tests";
-                const EXPLAIN: &'static str = "It fails where its name says.";
-                type Config = Config;
+            #[intervention(
+                name = $name,
+                summary = "fails where its name says",
+                reference = "this project's tests",
+                explain = "It fails where its name says.",
+            )]
+            pub struct $method {
+                /// Read by none of them.
+                pub unused: f64,
             }
 
             impl InterventionPlugin for $method {
-                fn build(_: Config, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
+                fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
                     assert!($name != "panics-in-build", "the build gave up");
                     Ok(Box::new(Faulty($name)))
                 }
             }
-
-            register!(intervention: $method);
         )*
     };
 }
@@ -99,33 +89,35 @@ impl Drop for Faulty {
 }
 
 /// An adapter whose modules give up.
-pub struct PanicsInForward;
-
-impl Plugin for PanicsInForward {
-    const NAME: &'static str = "panics-in-forward";
-    const SUMMARY: &'static str = "fails where its name says";
-    const REFERENCE: &'static str = "this project's tests";
-    const EXPLAIN: &'static str = "It fails where its name says.";
-    type Config = Config;
+#[adapter(
+    name = "panics-in-forward",
+    summary = "fails where its name says",
+    reference = "this project's tests",
+    explain = "It fails where its name says.",
+    peft_type = "FAULT"
+)]
+pub struct PanicsInForward {
+    /// Not read.
+    pub unused: f64,
 }
 
 impl AdapterPlugin for PanicsInForward {
-    const PEFT_TYPE: &'static str = "FAULT";
-
-    fn build(_: Config) -> Result<Box<dyn Adapter>> {
-        Ok(Box::new(PanicsInForward))
+    fn build(self) -> Result<Box<dyn Adapter>> {
+        Ok(Box::new(self))
     }
 
-    fn from_peft(_: &str) -> Result<Config> {
-        Ok(Config::default())
+    fn from_peft(_: &str) -> Result<Self> {
+        Ok(Self::default())
+    }
+}
+
+impl TargetModules for PanicsInForward {
+    fn targets(&self) -> Targets {
+        ["q_proj"].into()
     }
 }
 
 impl Adapter for PanicsInForward {
-    fn targets(&self) -> Targets {
-        Targets::Suffixes(vec!["q_proj".to_owned()])
-    }
-
     fn attach(&self, _: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(Given(init.zeros(&[1]))))
     }
@@ -151,22 +143,16 @@ impl AdaptedLinear for Given {
     }
 }
 
-register!(adapter: PanicsInForward);
-
 /// A data set that ends in the middle.
-pub struct PanicsInPairs;
-
-impl Plugin for PanicsInPairs {
-    const NAME: &'static str = "panics-in-pairs";
-    const SUMMARY: &'static str = "fails where its name says";
-    const REFERENCE: &'static str = "this project's tests";
-    const EXPLAIN: &'static str = "It fails where its name says.";
-    type Config = Config;
+#[dataset(name = "panics-in-pairs", summary = "fails where its name says", reference = "this project's tests", explain = "It fails where its name says.")]
+pub struct PanicsInPairs {
+    /// Not read.
+    pub unused: f64,
 }
 
 impl DatasetPlugin for PanicsInPairs {
-    fn build(_: Config) -> Result<Box<dyn Dataset>> {
-        Ok(Box::new(PanicsInPairs))
+    fn build(self) -> Result<Box<dyn Dataset>> {
+        Ok(Box::new(self))
     }
 }
 
@@ -180,7 +166,5 @@ impl Dataset for PanicsInPairs {
         Ok(Box::new(std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("the file gave up")))))
     }
 }
-
-register!(dataset: PanicsInPairs);
 
 reprpo_plugin::export_plugin!();

@@ -1,0 +1,178 @@
+//! The arguments of an attribute: which there are, and what may stand in them.
+
+use proc_macro2::Span;
+use syn::ext::IdentExt;
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::{Error, Expr, ExprLit, Ident, Lit, LitStr, Result, Token, UnOp, parenthesized};
+
+/// The kinds of plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Intervention,
+    Adapter,
+    Transform,
+    Tap,
+    Dataset,
+}
+
+impl Kind {
+    /// The attribute's name.
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Kind::Intervention => "intervention",
+            Kind::Adapter => "adapter",
+            Kind::Transform => "transform",
+            Kind::Tap => "tap",
+            Kind::Dataset => "dataset",
+        }
+    }
+
+    /// The variant of the registry's `Entry`, which begins the names of the kind's other types too.
+    pub fn variant(self) -> Ident {
+        let name = match self {
+            Kind::Intervention => "Intervention",
+            Kind::Adapter => "Adapter",
+            Kind::Transform => "Transform",
+            Kind::Tap => "Tap",
+            Kind::Dataset => "Dataset",
+        };
+        Ident::new(name, Span::call_site())
+    }
+
+    /// The arguments that only this kind has. All but [`PEFT_TYPE`] are methods of its registry
+    /// entry.
+    pub fn own_arguments(self) -> &'static [&'static str] {
+        match self {
+            Kind::Intervention => &["learning_rate"],
+            Kind::Adapter => &[PEFT_TYPE, "learning_rate_factor", "adjustable", "peft_has_layers"],
+            Kind::Transform | Kind::Tap => &[],
+            Kind::Dataset => &["argument", "extensions", "repositories", "stdin"],
+        }
+    }
+
+    /// The arguments that cannot be left out.
+    fn required(self) -> &'static [&'static str] {
+        if self == Kind::Adapter { &["name", "summary", "reference", "explain", PEFT_TYPE] } else { &["name", "summary", "reference", "explain"] }
+    }
+}
+
+/// The argument of an adapter without which there is no registry entry.
+pub const PEFT_TYPE: &str = "peft_type";
+const COMMON: [&str; 6] = ["name", "aliases", "summary", "reference", "explain", "example"];
+
+/// The arguments of an attribute, as they are written.
+pub struct Arguments {
+    values: Vec<(Ident, Expr)>,
+    /// Fields and values of the example, as they are typed after `--set`.
+    pub example: Vec<ExampleField>,
+}
+
+/// A field of the example and the text of its value.
+pub struct ExampleField {
+    /// The first part of its path.
+    pub field: Ident,
+    /// `dpo.beta`.
+    pub path: String,
+    pub value: String,
+}
+
+enum Argument {
+    Value(Ident, Expr),
+    Example(Ident, Vec<ExampleField>),
+}
+
+impl Parse for Argument {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let key = Ident::parse_any(input)?;
+        if key == "example" {
+            let content;
+            parenthesized!(content in input);
+            let fields = Punctuated::<ExampleField, Token![,]>::parse_terminated(&content)?;
+            return Ok(Argument::Example(key, fields.into_iter().collect()));
+        }
+        input.parse::<Token![=]>()?;
+        Ok(Argument::Value(key, input.parse()?))
+    }
+}
+
+impl Parse for ExampleField {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let parts = Punctuated::<Ident, Token![.]>::parse_separated_nonempty(input)?;
+        input.parse::<Token![=]>()?;
+        let expression: Expr = input.parse()?;
+        let value = written(&expression).ok_or_else(|| {
+            Error::new_spanned(&expression, "the value of an example is a string, a number, `true` or `false`: the text that `--set` would take")
+        })?;
+        let path = parts.iter().map(|part| part.unraw().to_string()).collect::<Vec<_>>().join(".");
+        Ok(Self { field: parts[0].clone(), path, value })
+    }
+}
+
+impl Arguments {
+    /// The arguments in `input`, of the attribute of this kind.
+    pub fn parse(kind: Kind, input: ParseStream<'_>) -> Result<Self> {
+        let mut this = Self { values: Vec::new(), example: Vec::new() };
+        let mut keys: Vec<Ident> = Vec::new();
+        for argument in Punctuated::<Argument, Token![,]>::parse_terminated(input)? {
+            let (Argument::Value(key, _) | Argument::Example(key, _)) = &argument;
+            if !COMMON.iter().chain(kind.own_arguments()).any(|known| key == known) {
+                let valid: Vec<&str> = COMMON.into_iter().chain(kind.own_arguments().iter().copied()).collect();
+                return Err(Error::new(key.span(), format!("`#[{}]` has no argument `{key}`; valid: {}", kind.attribute(), valid.join(", "))));
+            }
+            if keys.contains(key) {
+                return Err(Error::new(key.span(), format!("`{key}` is given twice")));
+            }
+            keys.push(key.clone());
+            match argument {
+                Argument::Value(key, value) => this.values.push((key, value)),
+                Argument::Example(_, fields) => this.example = fields,
+            }
+        }
+        let missing: Vec<String> = kind.required().iter().filter(|name| this.get(name).is_none()).map(|name| format!("`{name} = …`")).collect();
+        if !missing.is_empty() {
+            return Err(Error::new(Span::call_site(), format!("`#[{}(…)]` needs {}", kind.attribute(), missing.join(", "))));
+        }
+        this.check_name()?;
+        Ok(this)
+    }
+
+    /// The value of an argument.
+    pub fn get(&self, name: &str) -> Option<&Expr> {
+        self.values.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    fn check_name(&self) -> Result<()> {
+        let Some(name) = self.get("name") else { return Ok(()) };
+        let text = string(name).ok_or_else(|| Error::new_spanned(name, "the name is a string, e.g. \"my-method\""))?.value();
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+            return Err(Error::new_spanned(name, format!("`{text}` cannot be a name on the command line; use a-z, 0-9 and -")));
+        }
+        Ok(())
+    }
+}
+
+/// The string literal that an expression is, also one that a macro passed on.
+pub fn string(expression: &Expr) -> Option<&LitStr> {
+    match expression {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
+        Expr::Group(group) => string(&group.expr),
+        _ => None,
+    }
+}
+
+/// The text of a literal: that of a string, or a number or a truth value as it is written.
+fn written(expression: &Expr) -> Option<String> {
+    match expression {
+        Expr::Lit(ExprLit { lit, .. }) => match lit {
+            Lit::Str(text) => Some(text.value()),
+            Lit::Int(number) => Some(number.to_string()),
+            Lit::Float(number) => Some(number.to_string()),
+            Lit::Bool(truth) => Some(truth.value.to_string()),
+            _ => None,
+        },
+        Expr::Unary(unary) if matches!(unary.op, UnOp::Neg(_)) => Some(format!("-{}", written(&unary.expr)?)),
+        Expr::Group(group) => written(&group.expr),
+        _ => None,
+    }
+}
