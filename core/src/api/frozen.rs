@@ -65,7 +65,6 @@ impl Frozen {
     ///
     /// # Errors
     /// Fails if memory runs out.
-    #[expect(clippy::unnecessary_wraps, reason = "weights that are stored in another form have to be converted")]
     pub fn dense(&self) -> Result<Tensor> {
         Ok(self.weight.shallow_clone())
     }

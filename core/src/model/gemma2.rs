@@ -38,9 +38,9 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let types = settings::layer_types(config.layer_types, sizes.num_hidden_layers, usual)?;
     let window = settings::window_of(&types, config.sliding_window)?;
     let kind = |window| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), &rope)?) });
-
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
     let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
+    let logit_cap = settings::cap("final_logit_softcapping", config.final_logit_softcapping)?;
     let scores = Scores { cap: settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?, ..Scores::scaled_by(scale) };
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps);
     let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
@@ -51,7 +51,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         let mlp = Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?;
         Ok((types[i].index(), Box::new(Gemma2Block::new(&at, self_attn, mlp, hidden, eps)?)))
     })?;
-    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(settings::cap("final_logit_softcapping", config.final_logit_softcapping)?);
+    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(logit_cap);
     Ok(Decoder::new("gemma2", &sizes, vocabulary, vec![kind(None)?, kind(window)?], layers, model.one_plus_rms_norm("norm", hidden, eps)?))
 }
 

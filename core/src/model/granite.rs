@@ -35,12 +35,14 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let multiplier = |field, value: Option<f64>| settings::positive(field, value.unwrap_or(1.0));
     let scores = Scores::scaled_by(multiplier("attention_multiplier", config.attention_multiplier)?);
     let residual_multiplier = multiplier("residual_multiplier", config.residual_multiplier)?;
+    let embedding_multiplier = multiplier("embedding_multiplier", config.embedding_multiplier)?;
+    let logits_scaling = multiplier("logits_scaling", config.logits_scaling)?;
 
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps.unwrap_or(1e-6));
     let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?
-        .scaled(multiplier("embedding_multiplier", config.embedding_multiplier)?)
-        .divided(multiplier("logits_scaling", config.logits_scaling)?);
+        .scaled(embedding_multiplier)
+        .divided(logits_scaling);
     let model = weights.at("model");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
