@@ -26,7 +26,7 @@ const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-static PRE: [Pre; 9] = [
+static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
     // StarCoder's tokenizer, which Granite 3 has under the second name.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
@@ -37,8 +37,10 @@ static PRE: [Pre; 9] = [
     // GPT-NeoX's tokenizer, under the names of the two models that llama.cpp knows it by.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },
     Pre { names: &["llama-bpe", "llama3", "llama-v3", "falcon3"], expression: Some(LLAMA_3), ignore_merges: true, bos: true, ..GPT_2 },
-    // The expression of GPT-4. Phi-4, OLMo 2, OLMo 3 and Granite 4 have it under the first name, SmolLM3 under the second.
-    Pre { names: &["dbrx", "smaug-bpe"], expression: Some(LLAMA_3), ..GPT_2 },
+    // Llama 3's tokenizer without the token at the beginning. SmolLM3 has it.
+    Pre { names: &["smaug-bpe"], expression: Some(LLAMA_3), ignore_merges: true, ..GPT_2 },
+    // The vocabulary of GPT-4, which Phi-4, OLMo 2, OLMo 3 and Granite 4 have under this name.
+    Pre { names: &["dbrx"], expression: Some(LLAMA_3), ..GPT_2 },
     Pre { names: &["qwen2", "deepseek-r1-qwen", "megrez"], expression: Some(QWEN_2), compose: true, ..GPT_2 },
     Pre { names: &["tekken"], expression: Some(TEKKEN), ignore_merges: true, bos: true, ..GPT_2 },
     // Phi-4-mini.
