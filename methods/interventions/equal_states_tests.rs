@@ -125,7 +125,7 @@ fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Ac
     let cx = TransformCx { model: model.info(), site: &site, width: model.info().hidden as i64, embedding: &matrix, unembedding: &matrix };
     let mut init = Init::new(0, "t", Kind::Double, reprpo_plugin::tch::Device::Cpu);
     let transform = registry.transform("none").unwrap().build("{}", &cx, &mut init).unwrap();
-    let taps = Taps { sites: vec![site.clone()], pooling: Pooling::Completion, transforms: vec![transform], transform_of: vec![0] };
+    let taps = Taps { sites: vec![site.clone()], pooling: Pooling::Completion, transforms: vec![transform], transform_of: vec![0], ..Taps::default() };
     let mut objective = Objective::new(method, taps, Reference::default(), &adapted).unwrap();
     let done = accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), batch, STEP).unwrap();
     (done, adapted.parameters().iter().map(|(_, t)| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() }).collect())

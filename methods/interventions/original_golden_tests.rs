@@ -7,11 +7,11 @@ use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::Device;
 
 use super::mse::Mse;
-use super::original::Variant;
+use super::original::{OriginalTap, Padded, Variant};
 use super::prefvec::PrefVec;
 use super::rank::Rank;
 use crate::golden;
-use reprpo_plugin::testkit::{STEP, map, token_states, tokens};
+use reprpo_plugin::testkit::{token_states, tokens};
 
 /// The tensors of the file, by name, and the pairs made of them.
 struct Inputs {
@@ -30,30 +30,56 @@ impl Inputs {
         self.tensors.iter().filter(move |(name, _)| leaf(name))
     }
 
-    fn pairs(&self) -> Pairs {
-        let attended = Sides { chosen: self.tensors["chosen_mask"].shallow_clone(), rejected: self.tensors["rejected_mask"].shallow_clone() };
+    fn tokens(&self) -> [Sides<TokenStates>; 4] {
         let of_model = |model: &str, k: usize| {
             let states = self.of(model, &format!("hs.{k}"));
-            let of = |x: &Tensor, mask: &Tensor| token_states(x, mask, mask);
-            Sides { chosen: of(&states.chosen, &attended.chosen), rejected: of(&states.rejected, &attended.rejected) }
+            let completion = states.as_ref().map(|x| x.select(-1, 0).ones_like());
+            states.zip(completion).map(|(x, completion)| token_states(&x, &completion))
         };
-        // The original variants do not look at what was pooled already.
-        let nothing = || Sides { chosen: Tensor::new(), rejected: Tensor::new() };
-        let taps = [1, 2].map(|k| TapStates::new(Site::Residual(k), nothing(), Some(nothing())).with_tokens(of_model("pi", k), Some(of_model("ref", k))));
+        [of_model("pi", 1), of_model("ref", 1), of_model("pi", 2), of_model("ref", 2)]
+    }
+
+    /// False for the padding of each side `[m]`.
+    fn attended(&self) -> Sides {
+        Sides::of(|side| self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool))
+    }
+
+    fn pairs(&self) -> Pairs {
         let logprobs = |model: &str| {
-            let labels = map(&self.of(model, "label_logprobs"), Tensor::shallow_clone);
-            let of = |x: &Tensor| tokens(x, &[1, 1, 1]);
-            Logprobs::new(of(&labels.chosen), Some(of(&labels.rejected)))
+            let of = |x: Tensor| Some(tokens(&x, &[1, 1, 1]));
+            Logprobs::of_sides(self.of(model, "label_logprobs").map(of))
         };
         let ids = self.tensors["chosen_ids"].unsqueeze(-1);
         let nll = |model: &str| -self.of(model, "logits").chosen.log_softmax(-1, None::<Kind>).gather(-1, &ids, false).reshape([-1]);
-        let (b, t) = attended.chosen.size2().unwrap();
-        Pairs::new(3, taps.into(), Some(logprobs("pi")), Some(logprobs("ref"))).with_sequence_nll(SequenceNll {
+        let (b, t) = self.tensors["chosen_mask"].size2().unwrap();
+        Pairs::new(3, Vec::new(), Some(logprobs("pi")), Some(logprobs("ref"))).with_sequence_nll(SequenceNll {
             policy: nll("pi"),
             reference: nll("ref"),
             owner: Tensor::arange(b, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(t, 0, None),
-            attended: attended.chosen.reshape([-1]).to_kind(Kind::Bool),
         })
+    }
+}
+
+/// An original variant.
+enum Original {
+    Mse(Mse),
+    Rank(Rank),
+    PrefVec(PrefVec),
+}
+
+impl Original {
+    fn loss(&self, inputs: &Inputs) -> Tensor {
+        let (pairs, tokens, attended) = (inputs.pairs(), inputs.tokens(), inputs.attended());
+        let [pi_1, ref_1, pi_2, ref_2] =
+            tokens.each_ref().map(|sides| sides.as_ref().zip(attended.as_ref()).map(|(tokens, attended)| Padded { tokens, attended: Some(attended) }));
+        let taps = [OriginalTap { tokens: [pi_1, ref_1] }, OriginalTap { tokens: [pi_2, ref_2] }];
+        match self {
+            Self::Mse(mse) => mse.original(&taps),
+            Self::Rank(rank) => rank.original(&taps, &pairs, Some(&attended.chosen)),
+            Self::PrefVec(prefvec) => prefvec.original(&taps, &pairs),
+        }
+        .unwrap()
+        .value
     }
 }
 
@@ -64,20 +90,23 @@ fn losses_and_gradients_are_the_originals() {
     let mse = Mse { variant: Variant::Original, ..Mse::default() };
     let rank = Rank { variant: Variant::Original, ..Rank::default() };
     let prefvec = PrefVec { variant: Variant::Original, ..PrefVec::default() };
-    let cases: [(&str, Box<dyn Intervention>); 7] = [
-        ("mse.default", Box::new(mse)),
-        ("rank.default", Box::new(rank.clone())),
-        ("rank.all", Box::new(Rank { original_nll: true, original_retain: true, ..rank })),
-        ("prefvec.default", Box::new(prefvec.clone())),
-        ("prefvec.orth", Box::new(PrefVec { original_orth: true, original_proj_abs: false, ..prefvec.clone() })),
-        ("prefvec.angle", Box::new(PrefVec { original_angle: true, original_proj: false, original_proj_abs: false, original_dpo: false, ..prefvec.clone() })),
-        ("prefvec.dpo_only", Box::new(PrefVec { original_proj: false, original_proj_abs: false, ..prefvec })),
+    let cases: [(&str, Original); 7] = [
+        ("mse.default", Original::Mse(mse)),
+        ("rank.default", Original::Rank(rank.clone())),
+        ("rank.all", Original::Rank(Rank { original_nll: true, original_retain: true, ..rank })),
+        ("prefvec.default", Original::PrefVec(prefvec.clone())),
+        ("prefvec.orth", Original::PrefVec(PrefVec { original_orth: true, original_proj_abs: false, ..prefvec.clone() })),
+        (
+            "prefvec.angle",
+            Original::PrefVec(PrefVec { original_angle: true, original_proj: false, original_proj_abs: false, original_dpo: false, ..prefvec.clone() }),
+        ),
+        ("prefvec.dpo_only", Original::PrefVec(PrefVec { original_proj: false, original_proj_abs: false, ..prefvec })),
     ];
     for (_, leaf) in inputs.leaves() {
         let _ = leaf.set_requires_grad(true);
     }
-    for (name, mut method) in cases {
-        let loss = method.loss(&inputs.pairs(), STEP).unwrap().value;
+    for (name, method) in cases {
+        let loss = method.loss(&inputs);
         let (ours, reference) = (loss.double_value(&[]), inputs.tensors[&format!("{name}.loss")].double_value(&[0]));
         let off = (ours - reference).abs() / reference.abs();
         loss.backward();

@@ -1,6 +1,8 @@
 //! Places of a model that a run reads.
 
 mod hs;
+pub(crate) mod outliers;
+mod pooling;
 mod side_in;
 mod side_out;
 

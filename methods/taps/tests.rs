@@ -41,7 +41,7 @@ fn hidden_states_count_the_embeddings_and_the_final_norm() {
 
 #[test]
 fn side_in_reads_both_writers_of_each_block() {
-    let tap = SideIn { layers: Layers("1,-1".to_owned()), pooling: Pooling::Last, modules: None }.build().unwrap();
+    let tap = SideIn { layers: Layers("1,-1".to_owned()), pooling: super::pooling::Pooling::Last, modules: None }.build().unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(
         names,

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use reprpo_core::api::{Pooling, StepInfo};
+use reprpo_core::api::StepInfo;
 use reprpo_core::config::TrainConfig;
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::Registry;
@@ -36,7 +36,7 @@ fn measure(adapter: &str) {
     let adapter = registry.adapter(adapter).and_then(|entry| entry.build(CONFIG)).expect("an adapter");
     let adapted = Adapted::attach(adapter.as_ref(), &model, model.info().layers, 0).expect("attached");
     let dpo = registry.intervention("dpo").and_then(|entry| entry.build("{}", model.info())).expect("dpo");
-    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let taps = Taps::default();
     let mut objective = Objective::new(dpo, taps, Reference::default(), &adapted).expect("an objective");
     let mut optimiser = AdamW::new(vec![Group { parameters: adapted.parameters(), scale: 1.0 }], &TrainConfig::default());
     // The lengths of a short chat: what is in them does not matter to the clock.

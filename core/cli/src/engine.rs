@@ -75,7 +75,7 @@ fn is_reduced(split: &Judged) -> bool {
 }
 
 /// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
-fn describe(judged: &[Judged], app: &App<'_>) {
+pub fn describe(judged: &[Judged], app: &App<'_>) {
     let mut findings = Findings::default();
     for split in judged {
         findings.merge(&split.data.findings);

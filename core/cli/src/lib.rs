@@ -108,6 +108,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::Sweep(args) => commands::sweep::run(&args, app),
         Command::Eval(args) => commands::eval::run(&args, app),
         Command::Score(args) => commands::score::run(&args, app),
+        Command::States(args) => commands::states::run(&args, app),
         Command::Export(args) => commands::export::run(&args, app),
         Command::Generate(args) => commands::generate::run(&args, app),
         Command::Chat(args) => commands::chat::run(&args, app),

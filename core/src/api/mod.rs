@@ -35,7 +35,7 @@ pub use peft_config::PeftConfig;
 pub use plugin::Plugin;
 pub(crate) use product::linear;
 pub use side::{Completions, Side, Sides};
-pub use tap::{Layers, Pooling, Tap, TapPlugin};
+pub use tap::{Layers, Pooling, Tap, TapPlugin, TokenPooling};
 pub(crate) use targets::pattern_fits;
 pub use targets::{Patterns, Selected, Selection, Targets};
 pub use transform::{Around, Transform, TransformCx, TransformPlugin};

@@ -64,8 +64,6 @@ pub struct TokenStates {
     pub owner: Tensor,
     /// Whether it is a token of the completion `[m]`, bool.
     pub completion: Tensor,
-    /// Whether it may be attended to `[m]`, bool: false is padding, of which the engine's batches have none.
-    pub attended: Tensor,
     /// b.
     pub sequences: i64,
 }
@@ -76,20 +74,6 @@ impl TokenStates {
         let mut size = values.size();
         size[0] = self.sequences;
         Tensor::zeros(size, (values.kind(), values.device())).index_add(0, &self.owner, values)
-    }
-
-    /// The original project's pooling of `x` `[m w]`, one row a token of these sequences: the mean of the attended
-    /// tokens whose norm is at most one standard deviation (unbiased) above the mean norm of all, `[b w]`.
-    pub fn pool_original(&self, x: &Tensor) -> Tensor {
-        let norms = x.norm_scalaropt_dim(2.0, -1, false);
-        let count = self.sum_by_sequence(&norms.ones_like());
-        let mean = self.sum_by_sequence(&norms) / &count;
-        let off = &norms - mean.index_select(0, &self.owner);
-        let std = (self.sum_by_sequence(&off.square()) / (&count - 1.0)).sqrt();
-        // One token alone has no deviation, and is kept.
-        let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &self.owner);
-        let keep = norms.le_tensor(&limit).logical_and(&self.attended).to_kind(x.kind());
-        self.sum_by_sequence(&(x * keep.unsqueeze(-1))) / self.sum_by_sequence(&keep).unsqueeze(-1)
     }
 }
 
@@ -240,8 +224,8 @@ fn of_reference<T>(reference: &Option<PerSide<T>>) -> Result<&PerSide<T>> {
     reference.as_ref().ok_or_else(|| missing(REFERENCE, "reference_states"))
 }
 
-/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next token, so this is
-/// the unshifted likelihood that the original project's retain term takes.
+/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next token, so this is a
+/// likelihood without the usual shift by one position.
 #[derive(Debug)]
 pub struct SequenceNll {
     /// The policy's `[m]`, with a gradient.
@@ -250,8 +234,6 @@ pub struct SequenceNll {
     pub reference: Tensor,
     /// Which of the b sequences each token belongs to `[m]`, int64, ascending.
     pub owner: Tensor,
-    /// Whether it may be attended to `[m]`, bool: false is padding, of which the engine's batches have none.
-    pub attended: Tensor,
 }
 
 /// Log-probabilities of the completion tokens of b completions, end to end.

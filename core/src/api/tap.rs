@@ -2,8 +2,9 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
-use super::{ModelInfo, Plugin, Site};
+use super::{ModelInfo, Plugin, Site, TokenStates};
 use crate::error::{Error, Result};
 
 /// How the tokens of one completion become one vector.
@@ -19,9 +20,6 @@ pub enum Pooling {
     Last,
     /// The mean over the positions that both sequences of the pair have, prompt included.
     Common,
-    /// The mean over prompt and completion without the tokens whose transformed state is longer than one standard
-    /// deviation above the sequence's mean, as the original project pools.
-    Original,
 }
 
 /// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the depth),
@@ -101,6 +99,21 @@ pub trait Tap: Send {
 
     /// How tokens become one vector.
     fn pooling(&self) -> Pooling;
+
+    /// A pooling that looks at the transformed states themselves; `None` for the mean over the tokens of
+    /// [`pooling`](Self::pooling).
+    fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
+        None
+    }
+}
+
+/// Pools states by what they are, and not only by where their tokens stand.
+pub trait TokenPooling: Send {
+    /// One vector for each of the b sequences, `[b h]`, from the transformed states of all their tokens.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    fn pool(&self, tokens: &TokenStates) -> Result<Tensor>;
 }
 
 /// A configuration that makes a [`Tap`].

@@ -103,6 +103,21 @@ pub struct PairBatch {
     rows: RefCell<HashMap<(Pooling, Side), Rc<Rows>>>,
 }
 
+/// Divides pairs into passes in their order. A pass holds at most `tokens` tokens, or one pair.
+pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[TokenPair]> {
+    let mut rest = pairs;
+    std::iter::from_fn(move || {
+        let mut total = 0;
+        let fits = rest.iter().take_while(|p| {
+            total += p.prompt.len() + p.chosen.len() + p.rejected.len();
+            total <= tokens
+        });
+        let (now, later) = rest.split_at(fits.count().max(1).min(rest.len()));
+        rest = later;
+        (!now.is_empty()).then_some(now)
+    })
+}
+
 /// The conditions for sharing a prompt: its tokens, the rotation of its sequences, and the number of the pair if pairs
 /// stay apart.
 type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
@@ -183,7 +198,7 @@ impl PairBatch {
         })
     }
 
-    /// b.
+    /// Number of pairs b.
     pub fn len(&self) -> usize {
         self.indices.len()
     }
@@ -263,7 +278,7 @@ impl PairBatch {
             let (prompt, own) = rows.split_at(sequence.prompt);
             let (prompt, own): (&[usize], &[usize]) = match pooling {
                 Pooling::Completion => (&[], own),
-                Pooling::All | Pooling::Original => (prompt, own),
+                Pooling::All => (prompt, own),
                 Pooling::Common => (prompt, &own[..self.shorter[pair]]),
                 Pooling::Last => (&[], &own[own.len() - 1..]),
             };
@@ -284,8 +299,7 @@ impl PairBatch {
         })
     }
 
-    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64 model). `Original`
-    /// pools as `All`: it looks at transformed states, which these are not.
+    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64 model).
     ///
     /// # Errors
     /// Fails if the batch does not hold that side, or if memory runs out.

@@ -29,13 +29,13 @@ fn looked_at(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
     let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
     match pooling {
         Pooling::Completion => own.to_vec(),
-        Pooling::All | Pooling::Original => whole,
+        Pooling::All => whole,
         Pooling::Last => vec![whole[whole.len() - 1]],
         Pooling::Common => whole[..pair.prompt.len() + pair.chosen.len().min(pair.rejected.len())].to_vec(),
     }
 }
 
-const POOLINGS: [Pooling; 5] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common, Pooling::Original];
+const POOLINGS: [Pooling; 4] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common];
 
 #[test]
 fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {

@@ -6,13 +6,27 @@ use tch::{Kind, Tensor};
 
 use super::stand_ins::Untransformed;
 use super::{Case, fixture};
-use crate::api::{Adapter, Init, Pooling, Site, States, TransformCx};
+use crate::api::{Adapter, Init, ModelInfo, Pooling, Site, Tap, TransformCx};
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::{Adapted, Model};
 use crate::run::AdapterChoice;
 use crate::run::assemble::{Assembled, Parts, taps};
 use crate::train::Objective;
+
+/// The tap of methods that have none of their own. The last site is after the final norm, and whatever any block does reaches
+/// it.
+struct FirstAndLast;
+
+impl Tap for FirstAndLast {
+    fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
+        Ok(vec![Site::Residual(1), Site::Residual(model.layers)])
+    }
+
+    fn pooling(&self) -> Pooling {
+        Pooling::Completion
+    }
+}
 
 /// A case put together on a model of its own.
 pub(crate) struct Bench {
@@ -31,18 +45,13 @@ impl Bench {
         let frozen = weights.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         let model = fixture::of_weights(fixture::BLOCKS, weights, Kind::Double)?;
         let intervention = case.intervention.entry.build(&case.intervention.json, model.info())?;
-        let (sites, pooling) = match intervention.tap() {
-            _ if intervention.needs().states == States::None => (Vec::new(), Pooling::Completion),
-            Some(own) => (own.sites(model.info())?, own.pooling()),
-            // The last one is after the final norm, and reached by whatever any block does.
-            None => (vec![Site::Residual(1), Site::Residual(model.info().layers)], Pooling::Completion),
-        };
+        let tap = intervention.tap().unwrap_or_else(|| Box::new(FirstAndLast));
         let train = TrainConfig { seed, ..TrainConfig::default() };
         let build = |cx: &TransformCx<'_>, init: &mut Init| match &case.transform {
             None => Ok(Box::new(Untransformed {}) as _),
             Some(method) => method.entry.build(&method.json, cx, init),
         };
-        let taps = taps(&sites, pooling, &model, &train, build)?;
+        let taps = taps(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
         // Whether a flat start is left is up to the check.
         let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: false };

@@ -6,7 +6,7 @@ use tch::Kind;
 
 use super::statistics::{CompletionScore, PairScore};
 use crate::api::{Side, Sides};
-use crate::batch::{BatchSpec, PairBatch};
+use crate::batch::{BatchSpec, PairBatch, passes};
 use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
@@ -28,18 +28,10 @@ pub fn score_pairs(
 ) -> Result<Vec<PairScore>> {
     let _guard = tch::no_grad_guard();
     let mut scores = Vec::with_capacity(pairs.len());
-    let length = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
-    let mut rest = pairs;
-    while !rest.is_empty() {
+    for now in passes(pairs, tokens) {
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::interrupted(format!("interrupted after {} of {} pairs were scored", pairs.len() - rest.len(), pairs.len())));
+            return Err(Error::interrupted(format!("interrupted after {} of {} pairs were scored", scores.len(), pairs.len())));
         }
-        let mut total = 0;
-        let fits = rest.iter().take_while(|p| {
-            total += length(p);
-            total <= tokens
-        });
-        let (now, later) = rest.split_at(fits.count().max(1));
         let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model)?;
         let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
@@ -55,7 +47,6 @@ pub fn score_pairs(
             }
         }
         progress.advance(now.len() as u64, &[]);
-        rest = later;
     }
     Ok(scores)
 }

@@ -14,7 +14,7 @@ use super::{faults, guest};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
     Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, TargetModules, Targets,
-    Transform,
+    TokenPooling, TokenStates, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -222,6 +222,17 @@ impl Tap for Guarded<dyn Tap> {
 
     fn pooling(&self) -> Pooling {
         self.run_or("pooling", Pooling::default, |t| t.pooling())
+    }
+
+    fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
+        let pooling = self.run_or("token_pooling", || None, |t| t.token_pooling())?;
+        Some(Box::new(Guarded::new(self.who, pooling)))
+    }
+}
+
+impl TokenPooling for Guarded<dyn TokenPooling> {
+    fn pool(&self, tokens: &TokenStates) -> Result<Tensor> {
+        self.run("pool", |p| p.pool(tokens))
     }
 }
 

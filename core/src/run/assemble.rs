@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::adapter::AdapterChoice;
 use super::checkpoint;
 use super::plan::Plan;
-use crate::api::{Init, Intervention, Needs, Pooling, Site, Transform, TransformCx};
+use crate::api::{Init, Intervention, Needs, Site, States, Tap, Transform, TransformCx};
 use crate::config::{ReferenceModel, TrainConfig};
 use crate::error::{Context, Result};
 use crate::fingerprint;
@@ -96,13 +96,14 @@ fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 
-/// The taps at `sites`, each with a transform that `build` makes, or with one for all sites of the same width.
+/// The sites of `tap`, each with a transform that `build` makes, or with one for all sites of the same width. There are none if
+/// the method does not need states.
 ///
 /// # Errors
 /// Fails if the model does not have a site, or if `build` fails.
 pub fn taps(
-    sites: &[Site],
-    pooling: Pooling,
+    tap: &dyn Tap,
+    needs: &Needs,
     model: &Model,
     train: &TrainConfig,
     build: impl Fn(&TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>,
@@ -110,7 +111,8 @@ pub fn taps(
     let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let (embedding, unembedding) = model.embeddings();
     let (mut transforms, mut transform_of, mut by_width) = (Vec::new(), Vec::new(), HashMap::new());
-    for site in sites {
+    let sites = if needs.states == States::None { Vec::new() } else { tap.sites(model.info())? };
+    for site in &sites {
         let width = model.info().width(site)?;
         if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
             transform_of.push(*shared);
@@ -123,7 +125,7 @@ pub fn taps(
         transform_of.push(number);
         by_width.insert(width, number);
     }
-    Ok(Taps { sites: sites.to_vec(), pooling, transforms, transform_of })
+    Ok(Taps { sites, pooling: tap.pooling(), token_pooling: tap.token_pooling(), transforms, transform_of })
 }
 
 /// The optimiser of the adapter and, unless `train.transform` is false, of the transforms.

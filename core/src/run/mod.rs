@@ -20,6 +20,7 @@ mod plan;
 mod prior;
 pub mod record;
 mod saved_transforms;
+mod states;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use judge::judge_trained;
 use plan::Plan;
 pub use prior::{Prior, clear};
 use record::{Recorder, Recorders, Terminal};
+pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};
 
 use crate::config::{Experiment, Record, paths};
 use crate::data;

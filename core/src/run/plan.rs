@@ -14,7 +14,7 @@ use super::fit::Schedule;
 use super::folder::is_empty;
 use super::saved_transforms::SavedTransforms;
 use super::{Start, checkpoint, prior};
-use crate::api::{Intervention, ModelInfo, RunInfo, States, Transform};
+use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
 use crate::config::{Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
 use crate::eval::{self, Judged};
@@ -194,9 +194,8 @@ fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result
         }
         None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
     };
-    let sites = if intervention.needs().states == States::None { Vec::new() } else { tap.sites(model.info())? };
     let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
-    let taps = taps(&sites, tap.pooling(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+    let taps = taps(tap.as_ref(), &intervention.needs(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
     Ok((intervention, taps))
 }
 

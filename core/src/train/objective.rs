@@ -124,12 +124,7 @@ impl Objective {
         if let (true, Some(hidden), Some(reference)) = (self.needs.sequence_nll, &reached.hidden, observed.own_logprobs) {
             let rows = batch.rows(Pooling::All, Side::Chosen)?;
             let own = model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0;
-            pairs = pairs.with_sequence_nll(SequenceNll {
-                policy: -own,
-                reference: -reference,
-                attended: rows.completion.ones_like(),
-                owner: rows.owner.shallow_clone(),
-            });
+            pairs = pairs.with_sequence_nll(SequenceNll { policy: -own, reference: -reference, owner: rows.owner.shallow_clone() });
         }
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {

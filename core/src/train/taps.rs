@@ -5,16 +5,19 @@ mod tests;
 
 use tch::Tensor;
 
-use crate::api::{Around, Pooling, Side, Site, TokenStates, Transform};
+use crate::api::{Around, Pooling, Side, Site, TokenPooling, TokenStates, Transform};
 use crate::batch::PairBatch;
 use crate::error::Result;
 
 /// Where states are read, and what they go through before they are compared.
+#[derive(Default)]
 pub struct Taps {
     /// The places, in the order of a pass.
     pub sites: Vec<Site>,
     /// How tokens become one vector.
     pub pooling: Pooling,
+    /// The tap's own pooling of transformed states, in place of the mean.
+    pub token_pooling: Option<Box<dyn TokenPooling>>,
     /// The maps; a shared one stands here once.
     pub transforms: Vec<Box<dyn Transform>>,
     /// Which of the maps each site goes through.
@@ -24,7 +27,7 @@ pub struct Taps {
 impl Taps {
     /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
     pub fn pool_first(&self) -> bool {
-        self.pooling != Pooling::Original && self.transforms.iter().all(|t| t.linear())
+        self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())
     }
 
     fn transform(&self, tap: usize) -> &dyn Transform {
@@ -41,9 +44,8 @@ impl Taps {
         if self.pool_first() {
             return self.of_pooled(tap, &batch.pool(&states[tap], self.pooling, side)?);
         }
-        if self.pooling == Pooling::Original {
-            let tokens = self.tokens(tap, states, batch, side)?;
-            return Ok(tokens.pool_original(&tokens.states));
+        if let Some(own) = &self.token_pooling {
+            return own.pool(&self.tokens(tap, states, batch, side)?);
         }
         let rows = batch.rows(self.pooling, side)?;
         rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
@@ -53,13 +55,7 @@ impl Taps {
     pub fn tokens(&self, tap: usize, states: &[Tensor], batch: &PairBatch, side: Side) -> Result<TokenStates> {
         let rows = batch.rows(Pooling::All, side)?;
         let transformed = self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?;
-        Ok(TokenStates {
-            attended: rows.completion.ones_like(),
-            owner: rows.owner.shallow_clone(),
-            completion: rows.completion.shallow_clone(),
-            states: transformed,
-            sequences: batch.len() as i64,
-        })
+        Ok(TokenStates { owner: rows.owner.shallow_clone(), completion: rows.completion.shallow_clone(), states: transformed, sequences: batch.len() as i64 })
     }
 
     fn transformed(&self, tap: usize, states: &[Tensor], batch: &PairBatch, gather: impl Fn(&Tensor) -> Result<Tensor>, last: &Tensor) -> Result<Tensor> {

@@ -187,7 +187,7 @@ fn losses_gradients_and_metrics_are_trls() {
     assert_eq!(cases.len(), 21);
     for (name, case) in cases {
         let config: Dpo = serde_json::from_value(case["args"].clone()).unwrap();
-        let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+        let taps = Taps::default();
         let mut objective = Objective::new(config.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
         let evaluated = objective.loss(&model, &adapted, &batch, STEP, 0.25).unwrap();

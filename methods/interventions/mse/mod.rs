@@ -2,7 +2,7 @@
 
 use reprpo_plugin::prelude::*;
 
-use super::original::{self, Variant};
+use super::original::{self, OriginalTap, Variant};
 use super::ranges::zero_or_more;
 use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 
@@ -74,26 +74,34 @@ impl Intervention for Mse {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        // Both terms per tap and pair: [2 b].
-        let sum = |terms: &Tensor| terms.get(0) + terms.get(1) * self.alpha;
-        let (terms, loss) = match self.variant {
+        match self.variant {
             Variant::Default => {
                 let pairs = pairs.mean_over_counting_taps(|tap| self.terms(tap))?;
-                let loss = Loss::over(pairs.mean(&sum(&pairs.values)), &pairs, NO_DIRECTION);
-                (pairs.values, loss)
+                let loss = Loss::over(pairs.mean(&self.sum(&pairs.values)), &pairs, NO_DIRECTION);
+                Ok(logged(loss, &pairs.values))
             }
-            Variant::Original => {
-                let terms = pairs.mean_over_taps(original_terms)?;
-                let loss = Loss::new(sum(&terms).mean(None::<Kind>) * 100.0);
-                (terms, loss)
-            }
-        };
-        let (reroute, retain) = (terms.get(0), terms.get(1));
-        Ok(loss.metric("mse/reroute", &reroute).metric("mse/retain", &retain))
+            Variant::Original => self.original(&OriginalTap::all(pairs)?),
+        }
     }
 }
 
+/// Logs both terms `[2 b]` with the loss.
+fn logged(loss: Loss, terms: &Tensor) -> Loss {
+    loss.metric("mse/reroute", &terms.get(0)).metric("mse/retain", &terms.get(1))
+}
+
 impl Mse {
+    /// Adds both terms up: `[2 b]` → `[b]`.
+    fn sum(&self, terms: &Tensor) -> Tensor {
+        terms.get(0) + terms.get(1) * self.alpha
+    }
+
+    /// The original's loss.
+    pub(super) fn original(&self, taps: &[OriginalTap<'_>]) -> Result<Loss> {
+        let terms = original::mean_over(taps, original_terms)?;
+        Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
+    }
+
     /// Returns both terms `[2 b]` and which pairs have a preference direction at this tap, `[b]`, bool.
     fn terms(&self, tap: &TapStates) -> Result<(Tensor, Tensor)> {
         let (p, r) = (tap.policy()?, tap.reference()?);
@@ -111,11 +119,11 @@ impl Mse {
 }
 
 /// D(r⁺, p⁻) and D(r⁺, p⁺).
-fn original_terms(tap: &TapStates) -> Result<Tensor> {
-    let [p, r] = original::pooled(tap, Tensor::shallow_clone)?;
+fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
+    let [p, r] = tap.pooled(Tensor::shallow_clone);
     let log_distance = |a: &Tensor, b: &Tensor| (norm(&(a - b)) + EPS).log();
     let log_s = log_distance(&r.chosen, &r.rejected);
-    Ok(Tensor::stack(&[log_distance(&r.chosen, &p.rejected) - &log_s, log_distance(&r.chosen, &p.chosen) - &log_s], 0))
+    Tensor::stack(&[log_distance(&r.chosen, &p.rejected) - &log_s, log_distance(&r.chosen, &p.chosen) - &log_s], 0)
 }
 
 /// ‖a − b‖² as the mean over h, which T may have made smaller: `[b h]` → `[b]`.

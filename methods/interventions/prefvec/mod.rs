@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::losses;
-use super::original::{self, Variant};
+use super::original::{self, OriginalTap, Variant};
 use super::ranges::{above_zero, zero_or_more};
 use super::rewards::log_rewards;
 use super::vectors::{EPS, NO_DIRECTION, cos, dot, mean, norm, safe};
@@ -118,7 +118,7 @@ impl Intervention for PrefVec {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         match self.variant {
             Variant::Default => self.trust_region(pairs),
-            Variant::Original => self.original(pairs),
+            Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs),
         }
     }
 }
@@ -168,17 +168,18 @@ impl PrefVec {
         self.original_proj || self.original_orth || self.original_angle
     }
 
-    fn original(&self, pairs: &Pairs) -> Result<Loss> {
+    /// The original's loss.
+    pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs) -> Result<Loss> {
         let mut loss = Loss::new(Tensor::from(0.0f32));
         if self.moves_states() {
             // [mean(proj), |mean(orth)|, |cos|] of each pair, every one [b].
-            let terms = pairs.mean_over_taps(|tap| {
-                let [p, r] = original::pooled(tap, Tensor::shallow_clone)?;
+            let terms = original::mean_over(taps, |tap| {
+                let [p, r] = tap.pooled(Tensor::shallow_clone);
                 let (a, d) = (&p.chosen - &p.rejected, &r.chosen - &r.rejected);
                 let v = &d / (norm(&d).unsqueeze(-1) + EPS);
                 let proj = dot(&a, &v).unsqueeze(-1) * &v;
                 let orth = &a - &proj;
-                Ok(Tensor::stack(&[mean(&proj), mean(&orth).abs(), cos(&a, &d).abs()], 0))
+                Tensor::stack(&[mean(&proj), mean(&orth).abs(), cos(&a, &d).abs()], 0)
             })?;
             let [proj, orth, angle] = [0, 1, 2].map(|i| terms.get(i));
             let mut i = proj.zeros_like();

@@ -38,7 +38,7 @@ fn gradients(adapted: &Adapted) -> Vec<Tensor> {
 
 fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
-    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let taps = Taps::default();
     let mut objective = Objective::new(config.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
@@ -138,7 +138,7 @@ fn a_map_that_keeps_everything_is_dpo() {
     let keep = ProjBp { beta: 1.0, sign: Sign::Both, mag_clip: None, keep_norm: true, ..ProjBp::default() };
     let model = model(Kind::Double).unwrap();
     let adapted = attached(&model, r#""all-linear""#);
-    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let taps = Taps::default();
     let mut objective = Objective::new(keep.dpo.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     let pairs = pairs();
     accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();

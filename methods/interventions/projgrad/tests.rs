@@ -103,7 +103,7 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
     for (_, tensor) in adapted.parameters() {
         let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
     }
-    let taps = Taps { sites: Vec::new(), pooling: Pooling::Completion, transforms: Vec::new(), transform_of: Vec::new() };
+    let taps = Taps::default();
     let mut objective =
         Objective::new(ProjGrad { beta: 0.0, ..ProjGrad::default() }.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();

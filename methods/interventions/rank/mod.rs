@@ -3,7 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::dpo::losses;
-use super::original::{self, Variant};
+use super::original::{self, OriginalTap, Variant};
 use super::ranges::{above_zero, zero_or_more};
 use super::vectors::{EPS, dot, mean, safe};
 
@@ -80,22 +80,21 @@ impl Intervention for Rank {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        let sum = |reroute: &Tensor, retain: &Tensor| reroute + retain * self.alpha;
-        let (reroute, retain, loss) = match self.variant {
+        match self.variant {
             Variant::Default => {
                 let pairs = self.divergences(pairs)?;
                 let (reroute, retain) = (pairs.values.get(0), pairs.values.get(1));
-                let loss = Loss::over(pairs.mean(&sum(&reroute, &retain)), &pairs, NO_DIVERGENCE);
-                (reroute, retain, loss)
+                let loss = Loss::over(pairs.mean(&(&reroute + &retain * self.alpha)), &pairs, NO_DIVERGENCE);
+                Ok(logged(loss, &reroute, &retain))
             }
-            Variant::Original => {
-                let (reroute, retain) = self.original(pairs)?;
-                let loss = Loss::new(sum(&reroute, &retain).mean(None::<Kind>));
-                (reroute, retain, loss)
-            }
-        };
-        Ok(loss.metric("rank/reroute", &reroute).metric("rank/retain", &retain))
+            Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs, None),
+        }
     }
+}
+
+/// Logs both terms `[b]` with the loss.
+fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
+    loss.metric("rank/reroute", reroute).metric("rank/retain", retain)
 }
 
 impl Rank {
@@ -115,14 +114,14 @@ impl Rank {
         })
     }
 
-    /// The original's two terms, each `[b]`.
-    fn original(&self, pairs: &Pairs) -> Result<(Tensor, Tensor)> {
+    /// The original's loss. Tokens of the chosen sequences that are not `attended` `[m]` are padding.
+    pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs, attended: Option<&Tensor>) -> Result<Loss> {
         let beta = self.original_beta;
-        let terms = pairs.mean_over_taps(|tap| {
-            let [q_pi, q_r] = original::pooled(tap, |h| h.log_softmax(-1, None::<Kind>))?;
+        let terms = original::mean_over(taps, |tap| {
+            let [q_pi, q_r] = tap.pooled(|h| h.log_softmax(-1, None::<Kind>));
             let (chosen, rejected) = (q_pi.chosen - q_r.chosen, q_pi.rejected - q_r.rejected);
             let psi = &chosen - &rejected;
-            Ok(Tensor::stack(&[mean(&losses::sigmoid(&psi, -beta)), mean(&(chosen * beta).square())], 0))
+            Tensor::stack(&[mean(&losses::sigmoid(&psi, -beta)), mean(&(chosen * beta).square())], 0)
         })?;
         let reroute = terms.get(0);
         let mut retain = reroute.zeros_like();
@@ -131,18 +130,20 @@ impl Rank {
             retain += (delta.rejected - delta.chosen).relu();
         }
         if self.original_nll {
-            retain += worse(pairs.sequence_nll()?, pairs.len).relu() * 100.0;
+            retain += worse(pairs.sequence_nll()?, attended, pairs.len).relu() * 100.0;
         }
         if self.original_retain {
             retain += terms.get(1);
         }
-        Ok((reroute, retain))
+        let loss = Loss::new((&reroute + &retain * self.alpha).mean(None::<Kind>));
+        Ok(logged(loss, &reroute, &retain))
     }
 }
 
 /// mean_t(nll_π − nll_r) with padding as 0 among all positions: `[m]` → `[b]`.
-fn worse(nll: &SequenceNll, pairs: usize) -> Tensor {
-    let off = (&nll.policy - &nll.reference) * nll.attended.to_kind(nll.policy.kind());
+fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
+    let off = &nll.policy - &nll.reference;
+    let off = attended.map_or_else(|| off.shallow_clone(), |attended| &off * attended.to_kind(off.kind()));
     let per_pair = |x: &Tensor| Tensor::zeros([pairs as i64], (x.kind(), x.device())).index_add(0, &nll.owner, x);
     per_pair(&off) / per_pair(&off.ones_like())
 }

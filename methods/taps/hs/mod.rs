@@ -3,6 +3,7 @@
 use reprpo_plugin::prelude::*;
 
 use super::default_layers;
+use super::pooling::Pooling;
 
 /// The residual stream.
 #[tap(
@@ -34,7 +35,11 @@ impl Tap for Hs {
         Ok(self.layers.resolve(model.layers + 1)?.into_iter().map(Site::Residual).collect())
     }
 
-    fn pooling(&self) -> Pooling {
-        self.pooling
+    fn pooling(&self) -> reprpo_plugin::prelude::Pooling {
+        self.pooling.tokens()
+    }
+
+    fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
+        self.pooling.of_states()
     }
 }

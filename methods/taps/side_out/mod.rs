@@ -2,6 +2,7 @@
 
 use reprpo_plugin::prelude::*;
 
+use super::pooling::Pooling;
 use super::{default_layers, modules};
 
 /// The modules that read the residual stream.
@@ -41,7 +42,11 @@ impl Tap for SideOut {
         Ok(read.into_iter().map(|l| Site::Output(l.name.clone())).collect())
     }
 
-    fn pooling(&self) -> Pooling {
-        self.pooling
+    fn pooling(&self) -> reprpo_plugin::prelude::Pooling {
+        self.pooling.tokens()
+    }
+
+    fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
+        self.pooling.of_states()
     }
 }

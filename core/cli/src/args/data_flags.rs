@@ -53,6 +53,9 @@ pub struct Judged;
 /// `reprpo score`.
 #[derive(Clone, Debug)]
 pub struct Scored;
+/// `reprpo states`.
+#[derive(Clone, Debug)]
+pub struct Probed;
 /// `reprpo data inspect`.
 #[derive(Clone, Debug)]
 pub struct Inspected;
@@ -85,6 +88,17 @@ impl PairReader for Scored {
             "; no limit when not given. Longer completions are cut at their end. The output shows which pairs are cut or dropped, and a warning counts pairs longer than the model's context.",
         ),
         set: Some("dataset.bad_rows=skip"),
+    };
+}
+
+impl PairReader for Probed {
+    const HOW: Reading = Reading {
+        source: Source::Dataset(Some(
+            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of the hub, as `org/name`; a run's own when not given.",
+        )),
+        split: Split::Read,
+        max_length: Some("; a run's own `train.max_length` when not given, or no limit without a run."),
+        set: Some("tap.pooling=last"),
     };
 }
 

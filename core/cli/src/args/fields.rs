@@ -43,6 +43,8 @@ group! {
     StartFlags = of_group(Group::Start);
     /// The recipe and the plugins.
     MethodFlags = of_group(Group::Method);
+    /// Where activations are read.
+    TapFlags = vec![of_field("tap"), of_field("tap.layers")];
     /// How the run trains.
     TrainingFlags = of_group(Group::Training);
     /// What a run writes.

@@ -18,6 +18,7 @@ mod plugin;
 mod run;
 mod score;
 mod speak;
+mod states;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -41,6 +42,7 @@ pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use speak::{ChatArgs, GenerateArgs, SpeakerArgs};
+pub use states::StatesArgs;
 pub use sweep::SweepArgs;
 
 /// Align what a language model represents: preference pairs train an adapter through its hidden states and gradients.
@@ -93,6 +95,7 @@ pub enum Command {
     Eval(EvalArgs),
     Score(ScoreArgs),
     Export(ExportArgs),
+    States(Box<StatesArgs>),
     Generate(GenerateArgs),
     Chat(ChatArgs),
     List(ListArgs),
@@ -125,6 +128,7 @@ impl Cli {
             Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.pairs.data.set),
             Command::Data(DataArgs { command: DataCommand::Tokens(args) }) => (Vec::new(), &args.pairs.data.set),
             Command::Score(args) => (Vec::new(), &args.data.set),
+            Command::States(args) => (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set),
             Command::Generate(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
             Command::Chat(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
@@ -151,6 +155,7 @@ pub fn command(registry: &Registry) -> clap::Command {
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("config", |c| c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL))))
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
+        .mut_subcommand("states", |c| describe(c, &[Kind::Tap, Kind::Dataset]))
 }
 
 #[cfg(test)]

@@ -13,4 +13,5 @@ pub mod new;
 pub mod plugin;
 pub mod run;
 pub mod score;
+pub mod states;
 pub mod sweep;

@@ -44,10 +44,23 @@ impl Transform for Double {
     }
 }
 
-const POOLINGS: [Pooling; 5] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common, Pooling::Original];
+/// Each pooling of the engine, and one of a tap's own.
+const POOLINGS: [Option<Pooling>; 5] = [Some(Pooling::Completion), Some(Pooling::All), Some(Pooling::Last), Some(Pooling::Common), None];
 
-fn taps(transforms: Vec<Box<dyn Transform>>, transform_of: &[usize], pooling: Pooling) -> Taps {
-    Taps { sites: (0..transform_of.len()).map(Site::Residual).collect(), pooling, transforms, transform_of: transform_of.to_vec() }
+/// The sum of each sequence's states times their norms.
+struct Weighted;
+
+impl TokenPooling for Weighted {
+    fn pool(&self, tokens: &TokenStates) -> Result<Tensor> {
+        let norms = tokens.states.norm_scalaropt_dim(2.0, -1, true);
+        Ok(tokens.sum_by_sequence(&(&tokens.states * norms)))
+    }
+}
+
+fn taps(transforms: Vec<Box<dyn Transform>>, transform_of: &[usize], pooling: Option<Pooling>) -> Taps {
+    let sites = (0..transform_of.len()).map(Site::Residual).collect();
+    let token_pooling = pooling.is_none().then(|| Box::new(Weighted) as _);
+    Taps { sites, pooling: pooling.unwrap_or(Pooling::All), token_pooling, transforms, transform_of: transform_of.to_vec() }
 }
 
 fn batch() -> PairBatch {
@@ -74,14 +87,12 @@ fn sequences(rows: &Rows, states: &Tensor, pairs: i64) -> Vec<Tensor> {
     (0..pairs).map(|i| all.index_select(0, &rows.owner.eq(i).nonzero().squeeze_dim(1))).collect()
 }
 
-/// The mean that `pooling` takes of one sequence's transformed states.
-fn mean(x: &Tensor, pooling: Pooling) -> Tensor {
-    if pooling != Pooling::Original {
-        return x.mean_dim(0, false, Kind::Double);
+/// What `pooling` makes of one sequence's transformed states.
+fn pooled(x: &Tensor, pooling: Option<Pooling>) -> Tensor {
+    match pooling {
+        Some(_) => x.mean_dim(0, false, Kind::Double),
+        None => (x * x.norm_scalaropt_dim(2.0, -1, true)).sum_dim_intlist(0, false, None::<Kind>),
     }
-    let norms = x.norm_scalaropt_dim(2.0, -1, false);
-    let keep = norms.le_tensor(&(norms.mean(Kind::Double) + norms.std(true)));
-    x.index_select(0, &keep.nonzero().squeeze_dim(1)).mean_dim(0, false, Kind::Double)
 }
 
 #[test]
@@ -92,14 +103,14 @@ fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_a
     for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
         let taps = taps(vec![Box::new(Curious)], &[0; 4], pooling);
         assert!(!taps.pool_first());
-        let rows = batch.rows(pooling, side).expect("rows");
+        let rows = batch.rows(pooling.unwrap_or(Pooling::All), side).expect("rows");
         for (tap, previous) in [(0, None), (1, Some(0)), (2, None), (3, Some(2))] {
             let ours = taps.pooled(tap, &h, &batch, side).expect("states");
             let here = sequences(&rows, &h[tap], 3);
             let before: Option<Vec<Tensor>> = previous.map(|p: usize| sequences(&rows, &h[p], 3));
             for (i, x) in here.iter().enumerate() {
                 let around = before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
-                let expected = mean(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
+                let expected = pooled(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
                 let off = (ours.get(i as i64) - expected).abs().max().double_value(&[]);
                 assert!(off < 1e-12, "{pooling:?}, {side:?}, tap {tap}, pair {i}: {off}");
             }
@@ -111,7 +122,7 @@ fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_a
 fn each_tap_goes_through_its_own_map() {
     let batch = batch();
     let h = states(&batch, &[4, 4]);
-    let taps = taps(vec![Box::new(Curious), Box::new(Double)], &[1, 0], Pooling::Completion);
+    let taps = taps(vec![Box::new(Curious), Box::new(Double)], &[1, 0], Some(Pooling::Completion));
     // One map that is not linear keeps all of them behind the pooling.
     assert!(!taps.pool_first());
     let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
@@ -125,9 +136,9 @@ fn pooling_and_a_linear_map_change_places_without_a_trace() {
     let h = states(&batch, &[4]);
     for pooling in POOLINGS {
         let linear = taps(vec![Box::new(Double)], &[0], pooling);
-        assert_eq!(linear.pool_first(), pooling != Pooling::Original, "{pooling:?}");
-        let rows = batch.rows(pooling, Side::Rejected).expect("rows");
-        let expected: Vec<Tensor> = sequences(&rows, &h[0], 3).iter().map(|x| mean(&(x * 2.0), pooling)).collect();
+        assert_eq!(linear.pool_first(), pooling.is_some(), "{pooling:?}");
+        let rows = batch.rows(pooling.unwrap_or(Pooling::All), Side::Rejected).expect("rows");
+        let expected: Vec<Tensor> = sequences(&rows, &h[0], 3).iter().map(|x| pooled(&(x * 2.0), pooling)).collect();
         let off = (linear.pooled(0, &h, &batch, Side::Rejected).expect("states") - Tensor::stack(&expected, 0)).abs().max().double_value(&[]);
         assert!(off < 1e-12, "{pooling:?}: {off}");
     }
@@ -137,7 +148,7 @@ fn pooling_and_a_linear_map_change_places_without_a_trace() {
 fn token_states_are_those_of_prompt_and_completion() {
     let batch = batch();
     let h = states(&batch, &[4, 4]);
-    let taps = taps(vec![Box::new(Double)], &[0, 0], Pooling::Last);
+    let taps = taps(vec![Box::new(Double)], &[0, 0], Some(Pooling::Last));
     let tokens = taps.tokens(1, &h, &batch, Side::Chosen).expect("tokens");
     assert_eq!(tokens.states.size(), [5 + 3 + 3, 4]);
     let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");

@@ -58,17 +58,16 @@ pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     TapStates::new(Site::Residual(1), map(policy, Tensor::shallow_clone), Some(map(reference, Tensor::shallow_clone)))
 }
 
-/// b sequences of t tokens `[b t h]`, of which those with `attended` `[b t]` are no padding.
+/// The states of b sequences of t tokens `[b t h]`, of which those with `completion` `[b t]` are the completion's.
 ///
 /// # Panics
-/// Where `states` has another number of dimensions.
-pub fn token_states(states: &Tensor, completion: &Tensor, attended: &Tensor) -> TokenStates {
+/// Panics if `states` does not have three dimensions.
+pub fn token_states(states: &Tensor, completion: &Tensor) -> TokenStates {
     let (b, t, h) = states.size3().expect("[b t h]");
     TokenStates {
         states: states.reshape([b * t, h]),
         owner: Tensor::arange(b, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(t, 0, None),
         completion: completion.reshape([-1]).to_kind(Kind::Bool),
-        attended: attended.reshape([-1]).to_kind(Kind::Bool),
         sequences: b,
     }
 }
@@ -78,7 +77,7 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
     let side = |x: &Tensor| {
         let all = x.ones_like().select(2, 0);
         let completion = all.cumsum(1, Kind::Int64).gt(prompt);
-        token_states(x, &completion, &all)
+        token_states(x, &completion)
     };
     let both = |x: &Sides| Sides { chosen: side(&x.chosen), rejected: side(&x.rejected) };
     let pooled = |x: &Sides| map(x, |x| x.mean_dim(1, false, None::<Kind>));
