@@ -151,6 +151,11 @@ impl Decoder {
         linears
     }
 
+    /// The most tokens that a sequence can have; `None` if positions are not learned.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.vocabulary.most_tokens()
+    }
+
     /// True if the embedding serves as the output head.
     pub fn is_tied(&self) -> bool {
         self.vocabulary.is_tied()

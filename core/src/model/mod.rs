@@ -178,6 +178,12 @@ impl Model {
         found.unwrap_or_else(|| Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name))))
     }
 
+    /// The most tokens that a sequence can have, prompt and completion together; `None` if the model
+    /// does not learn positions, so that there is no such limit.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.decoder.most_tokens()
+    }
+
     /// True if the embedding serves as the output head.
     pub fn is_tied(&self) -> bool {
         self.decoder.is_tied()

@@ -104,12 +104,17 @@ impl Vocabulary {
             None => h,
         };
         let Some(positions) = &self.positions else { return Ok(h) };
-        let (longest, most) = (stream.layout.longest() as i64, positions.size()[0]);
+        let (longest, most) = (stream.layout.longest(), positions.size()[0] as usize);
         if longest > most {
             return Err(Error::new(format!("a sequence has {longest} tokens, but the model has positions for {most}"))
                 .hint(format!("cut the sequences to at most {most} tokens, prompt and completion together")));
         }
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
+    }
+
+    /// The most tokens that a sequence can have; `None` if positions are not learned.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.
