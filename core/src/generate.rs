@@ -154,8 +154,9 @@ impl Voice<'_> {
     }
 }
 
-/// Continues `prompt` until one of `stops`, which is the last token then, or until there are enough. `heard` gets each
-/// token as it comes and says whether to go on.
+/// Continues `prompt` until one of `stops`, which is the last token then, or until there are enough
+/// or the model has no position for more. `heard` gets each token as it comes and says whether to
+/// go on.
 ///
 /// # Errors
 /// A prompt without a token, a value out of range, or what libtorch says.
@@ -175,7 +176,9 @@ pub fn generate(
     let cache = RefCell::new(Cache::default());
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
-    while new.len() < sampling.max_new_tokens {
+    // The last token is not read again, so it needs no position.
+    let room = model.most_tokens().map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
+    while new.len() < sampling.max_new_tokens.min(room) {
         let past = cache.borrow().tokens();
         if model.outgrows_cache(past, past + next.len()) {
             cache.replace(Cache::default());

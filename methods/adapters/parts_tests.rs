@@ -229,7 +229,7 @@ fn through_a_folder(entry: &Entry, adapter: &dyn Adapter, model: &Model, stream:
 
 #[test]
 fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
-    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h"), ("gpt2", "c_attn", "mlp.c_proj")] {
+    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h"), ("gpt2", "c_attn", "attn.c_proj")] {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
         let mut fused = Vec::new();
@@ -295,10 +295,10 @@ fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
     let mut readable = Vec::new();
     for entry in adapters() {
         let name = entry.about.name;
-        let adapter = build(entry, json!({ "target_modules": ["q_proj", "down_proj"] }));
+        let adapter = build(entry, json!({ "target_modules": ["q_proj", "o_proj"] }));
         let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
         let (config, _, error) = through_a_folder(entry, &*adapter, &model, &stream);
-        assert_eq!(config["target_modules"], json!(["c_attn", "mlp.c_proj"]), "{name}");
+        assert_eq!(config["target_modules"], json!(["c_attn", "attn.c_proj"]), "{name}");
         assert_eq!(error, 0.0, "{name}");
         match unreadable {
             None => {

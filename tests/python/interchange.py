@@ -36,6 +36,7 @@ ADAPTERS = {
 PARTS = {
     "phi3": ["qkv_proj.q_proj", "qkv_proj.v_proj"],
     "gpt_neox": ["query_key_value.q_proj", "query_key_value.v_proj"],
+    "gpt2": ["c_attn.q_proj", "c_attn.v_proj"],
 }
 IN_PARTS = {
     "lora-parts": [],
@@ -44,7 +45,9 @@ IN_PARTS = {
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
 # Ends of the names of the adapted modules, for models that do not have Llama's names.
-ENDS = {"gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"]}
+ENDS = {"gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
+# Adapters that PEFT does not have for the modules of a model: GPT-2's are `Conv1D`.
+NOT_IN_PEFT = {"gpt2": ["hra", "oft", "boft"]}
 # Forms of `target_modules` that stand for those ends, or for every linear module.
 FORMS = {
     "ends": lambda ends: json.dumps(ends),
@@ -83,6 +86,8 @@ def grid(kind):
     """Names and flags of one adapter for every form of its targets and every restriction of layers."""
     ends = ENDS.get(kind, ["v_proj", "down_proj"])
     for adapter, more in GRID.items():
+        if adapter in NOT_IN_PEFT.get(kind, []):
+            continue
         for form, targets in FORMS.items():
             for restriction, flags in RESTRICTIONS.items():
                 sets = [*more, f"adapter.target_modules={targets(ends)}"]
@@ -110,7 +115,10 @@ def main(reprpo, model, pairs_file):
             done = subprocess.run([reprpo, *map(str, args)], capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{' '.join(map(str, args))}\n{done.stderr}")
+            unreadable.append("PEFT cannot read this adapter" in done.stderr)
             return done.stdout
+
+        unreadable = []
 
         def scores(adapter):
             out = run("score", "--device", "cpu", "--dtype", "f32", "--model", model, "--load-adapter", adapter, "--data", some, "--json")
@@ -126,10 +134,15 @@ def main(reprpo, model, pairs_file):
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
             run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--adapter", method, "--out", out,
                 *[word for s in sets for word in ("--set", s)])
+            warned = unreadable[-1]
             ours = scores(out / "adapter")
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             before = logps(base, tokenizer, pairs)
-            theirs = logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs)
+            has = kind not in NOT_IN_PEFT.get(kind_of_model, [])
+            if warned == has:
+                sys.exit(f"{name}: a warning that PEFT cannot read the adapter is {'wrong' if has else 'missing'}")
+            # What PEFT does not have is only compared with the exported model.
+            theirs = logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs) if has else ours
             merged = Path(folder) / f"{name}-merged"
             run("export", out, "--merge", "--out", merged)
             exported = logps(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), AutoTokenizer.from_pretrained(merged), pairs)
@@ -147,7 +160,7 @@ def main(reprpo, model, pairs_file):
             off, moved = relative(scores(out / "adapter"), theirs), relative(theirs, base)
             # An untrained adapter changes nothing, so the numbers do not show a module that PEFT adds: compare the names too.
             adapted = {name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)}
-            keys = [key for key in load_file(out / "adapter/adapter_model.safetensors") if ".layers." in key]
+            keys = [key for key in load_file(out / "adapter/adapter_model.safetensors") if ".layers." in key or ".h." in key]
             trained = {next((a for a in adapted if key.startswith(f"{a}.")), key) for key in keys}
             if adapted != trained or moved == 0:
                 sys.exit(f"{name}: PEFT adapts {sorted(adapted)}, but the file holds {sorted(trained)}; moved by {moved:.1e}")

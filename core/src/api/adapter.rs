@@ -12,25 +12,26 @@ pub struct LinearSite<'a> {
     pub info: &'a LinearInfo,
     /// Its frozen weights.
     pub frozen: &'a Frozen,
-    /// What [`Adapter::shared`] made for all modules together.
+    /// The tensors that [`Adapter::shared`] made for all modules together.
     pub shared: &'a [Parameter],
 }
 
 /// One linear module with its adapter.
 pub trait AdaptedLinear: Send {
-    /// y of x `[n in]`, base and adapter together. Parameters are float32 whatever x is; a lower precision casts them.
+    /// y of x `[n in]`, base and adapter together. Parameters are float32 whatever x is; a lower
+    /// precision casts them.
     ///
     /// # Errors
-    /// Where shapes or kinds do not fit.
+    /// Fails if shapes or kinds do not fit.
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor>;
 
-    /// What is trained, in a fixed order.
+    /// The trainable parameters, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
     /// A frozen module without adapter that computes the same, in the kind of `base`.
     ///
     /// # Errors
-    /// Where the adapter cannot be expressed as one.
+    /// Fails if the adapter cannot be expressed as one.
     fn merge(&self, base: &Frozen) -> Result<Frozen>;
 }
 
@@ -39,7 +40,7 @@ pub trait AdaptedLinear: Send {
 pub struct AdaptedPart<'a> {
     /// Its name, its widths, and its rows in the module.
     pub info: &'a PartInfo,
-    /// What its adapter trains.
+    /// The parameters of its adapter.
     pub parameters: Vec<Parameter>,
 }
 
@@ -47,7 +48,7 @@ impl AdaptedPart<'_> {
     /// The trained tensor of that key.
     ///
     /// # Errors
-    /// Where its adapter has none.
+    /// Fails if its adapter has none.
     pub fn tensor(&self, key: &str) -> Result<Tensor> {
         let found = self.parameters.iter().find(|p| p.key == key).map(|p| p.tensor.shallow_clone());
         found.ok_or_else(|| Error::internal(format!("the adapter of `{}` has no `{key}`", self.info.linear.name)))
@@ -63,15 +64,16 @@ pub struct FusedSite<'a> {
     pub parts: Vec<AdaptedPart<'a>>,
 }
 
-/// What [`Adapter::fuse`] makes of adapters of parts.
+/// Adapters of whole modules, which [`Adapter::fuse`] makes from those of their parts.
 pub struct Fused {
-    /// The configured method whose `peft_config` fits the whole modules. The engine writes their names itself.
+    /// The configured method whose `peft_config` fits the whole modules. The engine writes their
+    /// names itself.
     pub adapter: Box<dyn Adapter>,
     /// The adapter of each whole module, in the order in which the modules were given.
     pub modules: Vec<Box<dyn AdaptedLinear>>,
 }
 
-/// Where the rows of a stream `[n hidden]` stand in their prompts.
+/// The places of the rows of a stream `[n hidden]` in their prompts.
 #[derive(Debug)]
 pub struct PromptPlaces {
     /// Tokens between the prompt's first one and this one `[n]`, int64; −1 in completions.
@@ -85,10 +87,10 @@ pub trait AdaptedResidual: Send {
     /// The residual stream `[n hidden]` that the next block reads.
     ///
     /// # Errors
-    /// Where shapes or kinds do not fit.
+    /// Fails if shapes or kinds do not fit.
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor>;
 
-    /// What is trained, in a fixed order.
+    /// The trainable parameters, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 }
 
@@ -109,7 +111,8 @@ pub trait Adapter: Send {
         Vec::new()
     }
 
-    /// Tensors that all modules share, frozen or trained. On disk their key stands alone, without a module's name.
+    /// Tensors that all modules share, frozen or trained. On disk their key has no module's name
+    /// before it.
     ///
     /// # Errors
     /// Targets that cannot share them.
@@ -139,29 +142,31 @@ pub trait Adapter: Send {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
     }
 
-    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for `torch.nn.Linear`. The
-    /// engine then writes `fan_in_fan_out` of [`peft_config`](Self::peft_config) for the modules that are adapted.
+    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for
+    /// `torch.nn.Linear`. The engine then writes `fan_in_fan_out` of
+    /// [`peft_config`](Self::peft_config) for the modules that are adapted.
     fn peft_has_conv1d(&self) -> bool {
         false
     }
 
-    /// Whether the model starts unchanged by it, to rounding.
+    /// True if it leaves the model unchanged at the start, to rounding.
     fn starts_as_identity(&self) -> bool {
         true
     }
 
-    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the same. They are what is
-    /// saved, because PEFT adapts whole modules alone, and what is read back. `None`: the method cannot be put so; it is saved
-    /// under the parts' names, which only this program knows.
+    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the
+    /// same. They are what is saved, because PEFT only adapts whole modules, and what is read back.
+    /// `None`: the method cannot be put so; it is saved under the parts' names, which only this
+    /// program knows.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     fn fuse(&self, _modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         Ok(None)
     }
 
-    /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds `peft_type`,
-    /// `target_modules` and what all methods share.
+    /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds
+    /// `peft_type`, `target_modules` and what all methods share.
     fn peft_config(&self) -> String;
 }
 

@@ -65,7 +65,6 @@ impl Frozen {
     ///
     /// # Errors
     /// Fails if memory runs out.
-    #[expect(clippy::unnecessary_wraps, reason = "weights that are stored in another form have to be converted")]
     pub fn dense(&self) -> Result<Tensor> {
         Ok(self.weight.shallow_clone())
     }
@@ -75,8 +74,16 @@ impl Frozen {
     /// # Errors
     /// Fails if memory runs out.
     pub fn row_norms(&self, kind: Kind) -> Result<Tensor> {
+        Ok(self.squared_row_norms(kind)?.f_sqrt()?)
+    }
+
+    /// Square of the Euclidean length of each row of W `[out]`, computed in `kind`.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn squared_row_norms(&self, kind: Kind) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        Ok(self.dense()?.f_to_kind(kind)?.f_square()?.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?.f_sqrt()?)
+        Ok(self.dense()?.f_to_kind(kind)?.f_square()?.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
     }
 
     /// The same module with other weights `[out in]`, which are converted to the kind of these.

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 /// A place in the network where activations can be read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
-    /// The residual stream, `hidden_states[k]` as transformers counts: 0 = the embeddings, the last = after the final
-    /// norm.
+    /// The residual stream, `hidden_states[k]` as transformers counts: 0 = the embeddings, the last
+    /// = after the final norm.
     Residual(usize),
     /// The output of block k, from 0, before any final norm.
     Block(usize),
@@ -20,8 +20,8 @@ pub enum Site {
     Input(String),
     /// The output of the linear module, or part of one, of that name.
     Output(String),
-    /// Some columns of the activations at another site, such as one attention head of the input of `o_proj`.
-    /// [`Site::columns`] makes one.
+    /// Some columns of the activations at another site, such as one attention head of the input of
+    /// `o_proj`. [`Site::columns`] makes one.
     Columns {
         /// The site, which is not itself one of columns.
         of: Box<Site>,
@@ -50,7 +50,8 @@ impl Site {
         }
     }
 
-    /// The state at this site `[n width]`, from the one at the [`whole`](Self::whole) site, sharing its memory.
+    /// The state at this site `[n width]`, from the one at the [`whole`](Self::whole) site, sharing
+    /// its memory.
     ///
     /// # Errors
     /// Fails if the state has too few columns.
@@ -112,7 +113,7 @@ impl ModelInfo {
     /// Width of the activations at `site`.
     ///
     /// # Errors
-    /// Where the model has no such place.
+    /// Fails if the model has no such site.
     pub fn width(&self, site: &Site) -> Result<i64> {
         match site {
             Site::Residual(k) if *k <= self.layers => Ok(self.hidden),
@@ -133,10 +134,11 @@ impl ModelInfo {
         }
     }
 
-    /// The block that computes `site`: a pass has to run that one and those before it. `None`: the embeddings.
+    /// The block that computes `site`: a pass has to run that one and those before it. `None`: the
+    /// embeddings.
     ///
     /// # Errors
-    /// Where the model has no such place.
+    /// Fails if the model has no such site.
     pub fn block(&self, site: &Site) -> Result<Option<usize>> {
         self.width(site)?;
         match site.whole() {
@@ -150,7 +152,7 @@ impl ModelInfo {
     /// The linear module of that name, or the part of one.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn linear(&self, name: &str) -> Result<&LinearInfo> {
         let mut all = self.linears.iter().chain(self.parts.iter().map(|p| &p.linear));
         all.find(|l| l.name == name).ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))

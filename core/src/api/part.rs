@@ -1,4 +1,5 @@
-//! Parts of fused modules: what is a module of its own in Llama, and some rows of a larger one elsewhere.
+//! Parts of fused modules: what is a module of its own in Llama, and some rows of a larger one
+//! elsewhere.
 
 use tch::Tensor;
 
@@ -26,7 +27,8 @@ impl Rows {
         self.groups * self.len
     }
 
-    /// Entries `[… groups len …]` of a tensor whose dimension `dim` runs over the module's rows, in the same memory.
+    /// Entries `[… groups len …]` of a tensor whose dimension `dim` runs over the module's rows, in
+    /// the same memory.
     ///
     /// # Errors
     /// A dimension of another size.
@@ -34,7 +36,8 @@ impl Rows {
         Ok(all.f_unflatten(dim, [self.groups, self.width])?.f_narrow(dim + 1, self.start, self.len)?)
     }
 
-    /// The same entries with `dim` as one dimension `[… groups·len …]`; a copy where there is more than one group.
+    /// The same entries with `dim` as one dimension `[… groups·len …]`; a copy where there is more
+    /// than one group.
     ///
     /// # Errors
     /// A dimension of another size.
@@ -45,7 +48,7 @@ impl Rows {
     /// Overwrites these rows of `all` `[rows …]` with `part` `[groups·len …]`.
     ///
     /// # Errors
-    /// Where shapes do not fit.
+    /// Fails if shapes do not fit.
     pub fn put(&self, all: &Tensor, part: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.grouped(all, 0)?.f_copy_(&part.f_unflatten(0, [self.groups, self.len])?)?;

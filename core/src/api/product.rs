@@ -8,7 +8,7 @@ use crate::ffi::row_product;
 /// y `[n out]` of x `[n in]` and W `[out in]`, with b `[out]` where there is one.
 ///
 /// # Errors
-/// Where shapes or kinds do not fit.
+/// Fails if shapes or kinds do not fit.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     Ok(match (row_product(x, weight)?, bias) {
         (Some(y), Some(bias)) => y.f_add(bias)?,

@@ -16,9 +16,9 @@ const ALL: &str = "all-linear";
 /// Whether a module's name is meant.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// What architectures that fuse or rename Llama's projections have in their place. Where a default or a list names one of
-/// Llama's, the module that holds it is meant, whole: PEFT has no adapter for a part of a module either. The part alone is
-/// named with its module, `qkv_proj.q_proj`.
+/// What architectures that fuse or rename Llama's projections have in their place. Where a default
+/// or a list names one of Llama's, the module that holds it is meant, whole: PEFT has no adapter
+/// for a part of a module either. The part alone is named with its module, `qkv_proj.q_proj`.
 const HOLDERS: [(&str, &[&str]); 7] = [
     ("q_proj", &["qkv_proj", "query_key_value", "c_attn"]),
     ("k_proj", &["qkv_proj", "query_key_value", "c_attn"]),
@@ -29,8 +29,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// The end of the name of the module `name` by which it is, or holds, the projection that Llama calls `projection`. `None`
-/// if it does not.
+/// The end of the name of the module `name` by which it is, or holds, the projection that Llama
+/// calls `projection`. `None` if it does not.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS.iter().filter(|(llamas, _)| of(llamas)).find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
@@ -42,8 +42,8 @@ fn holds(name: &str, projection: &str) -> bool {
 }
 
 impl LinearInfo {
-    /// Whether its name ends in `suffix`, or it holds the projection that Llama calls so: `q_proj` is within Phi-3's
-    /// `qkv_proj`, GPT-NeoX's `query_key_value` and GPT-2's `c_attn`.
+    /// Whether its name ends in `suffix`, or it holds the projection that Llama calls so: `q_proj`
+    /// is within Phi-3's `qkv_proj`, GPT-NeoX's `query_key_value` and GPT-2's `c_attn`.
     pub fn is(&self, suffix: &str) -> bool {
         ends(&self.name, suffix) || holds(&self.name, suffix)
     }
@@ -53,13 +53,14 @@ impl LinearInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Targets {
-    /// Names or ends of names: `q_proj` fits `model.layers.0.self_attn.q_proj`. Where an architecture fuses or renames
-    /// Llama's projections, Llama's name means the module that holds it. A part of a fused module is named with the module:
-    /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
+    /// Names or ends of names: `q_proj` fits `model.layers.0.self_attn.q_proj`. Where an
+    /// architecture fuses or renames Llama's projections, Llama's name means the module that holds
+    /// it. A part of a fused module is named with the module: `qkv_proj.q_proj`,
+    /// `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
-    /// `all-linear`, or a regular expression that has to match a whole name: of a module, or, where it names a fused module
-    /// but does not match it, of a part, as `.*qkv_proj\.[qv]_proj`.
+    /// `all-linear`, or a regular expression that has to match a whole name: of a module, or, where
+    /// it names a fused module but does not match it, of a part, as `.*qkv_proj\.[qv]_proj`.
     Pattern(String),
 }
 
@@ -125,9 +126,11 @@ impl Targets {
         })
     }
 
-    /// Whether it means the part, where it does not mean the module. `fits` is its [`matcher`](Self::matcher).
+    /// Whether it means the part, where it does not mean the module. `fits` is its
+    /// [`matcher`](Self::matcher).
     ///
-    /// The module has to be named with the part: PEFT's files that ask for `q_proj` mean nothing by it where there is none.
+    /// The module has to be named with the part: PEFT's files that ask for `q_proj` mean nothing by
+    /// it where there is none.
     fn means_part(&self, part: &PartInfo, fits: &Matcher<'_>) -> bool {
         match self {
             Targets::Suffixes(list) => list.iter().any(|s| s.contains('.') && ends(&part.linear.name, s)),
@@ -140,7 +143,8 @@ impl Targets {
         matches!(self, Targets::Pattern(p) if is_all(p))
     }
 
-    /// Whether it means the module of that name. Of parts that are adapted, Llama's name alone means one as well.
+    /// Whether it means the module of that name. Of parts that are adapted, Llama's name alone
+    /// means one as well.
     ///
     /// # Errors
     /// A pattern that is no regular expression.
@@ -297,7 +301,8 @@ fn ends(name: &str, suffix: &str) -> bool {
 }
 
 /// Values for some modules: from a regular expression for the end of a module's name, `q_proj` or
-/// `layers\.[01]\.mlp\.down_proj`, to the value of the modules that it fits. The first that fits counts.
+/// `layers\.[01]\.mlp\.down_proj`, to the value of the modules that it fits. The first that fits
+/// counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Patterns<V: JsonSchema>(#[schemars(with = "BTreeMap<String, V>")] pub IndexMap<String, V>);

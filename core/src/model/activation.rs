@@ -17,7 +17,7 @@ pub enum Activation {
     Relu,
 }
 
-/// What configurations call them; some have grown several names.
+/// The names in configurations. Some functions have several.
 const NAMES: [(&str, Activation); 8] = [
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
@@ -33,7 +33,7 @@ impl Activation {
     /// The one of that name, which stands in `field` of the configuration.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn named(field: &str, name: &str) -> Result<Self> {
         let known = NAMES.iter().find(|(n, _)| *n == name);
         known.map(|(_, a)| *a).ok_or_else(|| Error::unknown(field, name, NAMES.map(|(n, _)| n)))
@@ -42,7 +42,7 @@ impl Activation {
     /// y of x, of any shape.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if memory runs out.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Silu => x.f_silu()?,

@@ -1,4 +1,5 @@
-//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted blocks.
+//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted
+//! blocks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -29,11 +30,11 @@ impl std::fmt::Debug for Adapted {
 /// One place that an adapter changes.
 #[derive(Debug)]
 pub struct Changed {
-    /// Where its input can be read in a pass without the adapter.
+    /// The site of its input, in a pass without the adapter.
     pub input: Site,
-    /// Where its output can be read.
+    /// The site of its output.
     pub output: Site,
-    /// What is trained there.
+    /// Its trainable parameters.
     pub parameters: Vec<Parameter>,
 }
 
@@ -77,7 +78,8 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
 }
 
 impl Adapted {
-    /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would get no gradient.
+    /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would
+    /// get no gradient.
     ///
     /// # Errors
     /// Fails if an entry of the adapter's configuration matches no module or layer, or if the
@@ -134,7 +136,7 @@ impl Adapted {
         self.blocks.get(&k).map(|b| &**b)
     }
 
-    /// Whether it changes the output of any block.
+    /// True if it changes the output of any block.
     pub fn changes_blocks(&self) -> bool {
         !self.blocks.is_empty()
     }
@@ -161,7 +163,7 @@ impl Adapted {
         self.blocks.keys().copied()
     }
 
-    /// What it changes: the modules, then the blocks.
+    /// Everything it changes: the modules, then the blocks.
     pub fn changed(&self) -> impl Iterator<Item = Changed> {
         let modules =
             self.modules.iter().map(|(name, m)| Changed { input: Site::Input(name.clone()), output: Site::Output(name.clone()), parameters: m.parameters() });
@@ -182,7 +184,7 @@ impl Adapted {
         self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
     }
 
-    /// Whether the tensor of that name belongs to all modules together.
+    /// True if the tensor of that name belongs to all modules together.
     pub fn is_shared(&self, name: &str) -> bool {
         self.shared.iter().any(|p| p.key == name)
     }
@@ -190,7 +192,8 @@ impl Adapted {
     /// Overwrites every tensor with the one of the same name in `values`.
     ///
     /// # Errors
-    /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is changed then.
+    /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is
+    /// changed then.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();
@@ -214,7 +217,8 @@ impl Adapted {
         Ok(())
     }
 
-    /// Each adapted module as a frozen one that computes the same; a fused one where any of its parts is adapted.
+    /// Each adapted module as a frozen one that computes the same; a fused one where any of its
+    /// parts is adapted.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as one.
@@ -238,11 +242,11 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// With adapters of whole modules in place of those of parts, and the adapter that is configured so. `None`: there are
-    /// no parts, or the method has no such form.
+    /// With adapters of whole modules in place of those of parts, and the adapter that is
+    /// configured so. `None`: there are no parts, or the method has no such form.
     ///
     /// # Errors
-    /// What the adapter says.
+    /// Fails if the adapter does.
     pub fn fused(&self, adapter: &dyn Adapter, model: &Model) -> Result<Option<(Box<dyn Adapter>, Self)>> {
         let mut by_holder = IndexMap::<&str, Vec<AdaptedPart<'_>>>::new();
         for info in self.parts(model.info()) {
@@ -275,7 +279,7 @@ impl Adapted {
     /// The tensors on the CPU in float32, for a file.
     ///
     /// # Errors
-    /// Where the copy fails.
+    /// Fails if memory runs out.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         self.tensors().into_iter().map(|(name, t)| Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?))).collect()
     }

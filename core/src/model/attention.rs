@@ -19,7 +19,7 @@ pub enum Strategy {
     Segments,
     /// One kernel call a tree, under a mask: fewer calls, wasted work between siblings.
     Trees,
-    /// Segments padded to a rectangle for the kernel alone and scattered back: two calls in all.
+    /// Segments padded to a rectangle only inside the kernel, and scattered back: two calls in all.
     Padded,
 }
 
@@ -30,7 +30,7 @@ impl Strategy {
     }
 }
 
-/// What computes softmax(qkᵀ·scale)v once it is known who may look at whom; transformers calls it `attn_implementation`.
+/// The computation of softmax(scores)v, given which tokens see which; transformers calls it `attn_implementation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kernel {
@@ -63,7 +63,7 @@ impl Scores {
 /// How a model computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
-    /// What is computed together.
+    /// The tokens that are computed together.
     pub strategy: Strategy,
     /// By what.
     pub kernel: Kernel,
@@ -123,7 +123,7 @@ impl Attention {
     /// Prepares attention over `layout`, in which a token sees `window` tokens, itself included; `None`: all.
     ///
     /// # Errors
-    /// Where a mask does not fit into memory.
+    /// Fails if a mask does not fit into memory.
     pub fn new(layout: &Layout, how: How, window: Option<i64>, device: Device) -> Result<Self> {
         // No sequence is longer than the stream and what comes before it.
         let longest = (layout.past() + layout.tokens()).max(1);

@@ -1,7 +1,8 @@
 //! One block of a decoder, and what it computes with.
 //!
-//! A block only computes. Which of its values are read, adapted, hooked or cached is decided by the [`Pass`] that runs
-//! it. A block may therefore run twice: what a run records stays in its [`BlockCx`] until the pass takes it.
+//! A block only computes. Which of its values are read, adapted, hooked or cached is decided by the
+//! [`Pass`] that runs it. A block may therefore run twice: what a run records stays in its
+//! [`BlockCx`] until the pass takes it.
 //!
 //! [`Pass`]: super::pass::Pass
 
@@ -30,9 +31,9 @@ pub trait Block: std::fmt::Debug + Send {
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// What one run of one block computes with, besides the block's own weights.
+/// Everything that one run of one block computes with besides the block's own weights.
 pub struct BlockCx<'a> {
-    /// What its kind of layer sees of the stream.
+    /// The masks and rotations of its kind of layer.
     pub view: &'a View,
     /// The adapter; `None`: the base model.
     pub adapted: Option<&'a Adapted>,
@@ -81,7 +82,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Queries or keys `[n heads d]`, rotated by their positions if this kind of layer rotates them.
+    /// Queries or keys `[n heads d]`, rotated by their positions if this kind of layer rotates
+    /// them.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
@@ -92,8 +94,8 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Attention `[n heads·d]` of queries `[n heads d]` over keys and values `[n kv_heads d]` of the stream and those in
-    /// the cache.
+    /// Attention `[n heads·d]` of queries `[n heads d]` over keys and values `[n kv_heads d]` of
+    /// the stream and those in the cache.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.

@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Keys and values of one sequence, one pair for each layer, each `[n kv_heads d]` and rotated by their positions.
+/// Keys and values of one sequence, one pair for each layer, each `[n kv_heads d]` and rotated by
+/// their positions.
 #[derive(Debug, Default)]
 pub struct Cache {
     layers: Vec<Option<[Buffer; 2]>>,
@@ -49,10 +50,11 @@ impl Cache {
         self.layers.iter().flatten().flatten().map(size).sum()
     }
 
-    /// Keys and values of a layer with new ones `[n kv_heads d]` behind those of the tokens that the cache holds.
+    /// Keys and values of a layer with new ones `[n kv_heads d]` behind those of the tokens that
+    /// the cache holds.
     ///
-    /// The new ones count from [`advance`](Self::advance) on. Until then, a second call overwrites them, so that a layer
-    /// may run more than once.
+    /// The new ones count from [`advance`](Self::advance) on. Until then, a second call overwrites
+    /// them, so that a layer may run more than once.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.

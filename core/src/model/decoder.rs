@@ -1,7 +1,8 @@
-//! A transformer with frozen weights: blocks over a residual stream, between the two ends of a vocabulary.
+//! A transformer with frozen weights: blocks over a residual stream, between the two ends of a
+//! vocabulary.
 //!
-//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters, taps, caches and depth
-//! are the [`Pass`]'s business, which runs each block.
+//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters,
+//! taps, caches and depth are the [`Pass`]'s business, which runs each block.
 
 use std::rc::Rc;
 
@@ -28,7 +29,7 @@ pub struct LayerKind {
     pub rope: Option<Rope>,
 }
 
-/// What a kind of layer sees of one stream.
+/// The masks and rotations of one kind of layer for one stream.
 #[derive(Debug)]
 pub struct View {
     /// Which tokens see which.
@@ -150,6 +151,11 @@ impl Decoder {
         linears
     }
 
+    /// The most tokens that a sequence can have; `None` if positions are not learned.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.vocabulary.most_tokens()
+    }
+
     /// True if the embedding serves as the output head.
     pub fn is_tied(&self) -> bool {
         self.vocabulary.is_tied()
@@ -158,5 +164,52 @@ impl Decoder {
     /// The embedding matrix and the head's `[vocab hidden]`, the same one if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tch::Device;
+
+    use super::*;
+    use crate::api::Site;
+    use crate::model::cache::Cache;
+    use crate::model::pass::Request;
+    use crate::model::stream::StreamBuilder;
+    use crate::testing::tiny::Fixture;
+
+    #[test]
+    fn a_block_that_runs_twice_computes_the_same_and_leaves_nothing_twice() {
+        let fixture = Fixture::read();
+        let model = fixture.model(&fixture.case("gemma2", "default"), Kind::Float);
+        let (decoder, _guard) = (&model.decoder, tch::no_grad_guard());
+        let linears = decoder.info.linears.iter().map(|l| Site::Output(l.name.clone()));
+        let sites: Vec<Site> = linears.chain([Site::Residual(1), Site::Block(1), Site::Residual(3)]).collect();
+        let run = |times: usize| {
+            let cache = RefCell::new(Cache::default());
+            let mut states = Vec::new();
+            for ids in [&[3, 1, 4][..], &[1, 5], &[9]] {
+                let mut builder = StreamBuilder::behind(cache.borrow().tokens());
+                builder.push(ids, None).unwrap();
+                let stream = builder.finish(Device::Cpu).unwrap();
+                let request = Request { sites: &sites, hidden: true, cache: Some(&cache), ..Request::default() };
+                let mut pass = Pass::new(request, &stream, decoder.layers.len(), &decoder.info).unwrap();
+                let mut h = decoder.vocabulary.embed(&stream).unwrap();
+                let views = decoder.views(&stream, model.attention, Kind::Float).unwrap();
+                for (k, (kind, block)) in decoder.layers.iter().enumerate() {
+                    let before = h;
+                    let runs = (0..times).map(|_| pass.block(k, block.as_ref(), &before, &views[*kind]).unwrap());
+                    h = runs.last().unwrap();
+                }
+                let reached = pass.finish(&decoder.norm.forward(&h).unwrap()).unwrap();
+                states.extend(reached.states.into_iter().chain(reached.hidden));
+            }
+            assert_eq!(cache.borrow().tokens(), 6);
+            states
+        };
+        let (once, twice) = (run(1), run(2));
+        assert!(once.len() == 3 * (sites.len() + 1) && once.iter().zip(&twice).all(|(a, b)| a.equal(b)));
     }
 }

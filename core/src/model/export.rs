@@ -22,8 +22,8 @@ pub struct Export {
 }
 
 impl Export {
-    /// The weights of `files`, with `adapted` (on a model made of them in float32) merged into them; rounded once to
-    /// `kind`.
+    /// The weights of `files`, with `adapted` (on a model made of them in float32) merged into
+    /// them; rounded once to `kind`.
     ///
     /// # Errors
     /// An adapter that cannot be expressed in weights, or not enough memory.
@@ -52,8 +52,8 @@ impl Export {
         Ok(Self { tensors, kind, tied: model.is_tied() })
     }
 
-    /// Writes a new folder that transformers loads: config.json, the weights in files of at most `shard` bytes, and the
-    /// tokenizer. It appears whole or not at all.
+    /// Writes a new folder that transformers loads: config.json, the weights in files of at most
+    /// `shard` bytes, and the tokenizer. It appears whole or not at all.
     ///
     /// # Errors
     /// A folder that exists, or a disk that is full.

@@ -1,5 +1,5 @@
-//! The Gemma 2 architecture: each half of a block stands between two norms, layers with a window alternate with layers
-//! that see everything, scores and logits are capped, and embeddings are scaled.
+//! The Gemma 2 architecture: a norm before and after each half of a block, windows in every other
+//! layer, capped scores and logits, and scaled embeddings.
 //!
 //! Reference: Gemma Team 2024 (Gemma 2) §2, and `modeling_gemma2.py` of transformers.
 
@@ -23,7 +23,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
         "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true, "attention_bias": false,
@@ -38,9 +38,9 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let types = settings::layer_types(config.layer_types, sizes.num_hidden_layers, usual)?;
     let window = settings::window_of(&types, config.sliding_window)?;
     let kind = |window| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), &rope)?) });
-
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
     let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
+    let logit_cap = settings::cap("final_logit_softcapping", config.final_logit_softcapping)?;
     let scores = Scores { cap: settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?, ..Scores::scaled_by(scale) };
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps);
     let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
@@ -51,7 +51,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         let mlp = Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?;
         Ok((types[i].index(), Box::new(Gemma2Block::new(&at, self_attn, mlp, hidden, eps)?)))
     })?;
-    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(settings::cap("final_logit_softcapping", config.final_logit_softcapping)?);
+    let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(logit_cap);
     Ok(Decoder::new("gemma2", &sizes, vocabulary, vec![kind(None)?, kind(window)?], layers, model.one_plus_rms_norm("norm", hidden, eps)?))
 }
 

@@ -1,9 +1,10 @@
-//! The text half of the Gemma 3 architecture: Gemma 2's block with a norm of each head of queries and keys. Layers with a
-//! window have a rotation of their own.
+//! The text half of the Gemma 3 architecture: Gemma 2's block with a norm of each head of queries
+//! and keys. Layers with a window have a rotation of their own.
 //!
-//! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and `modeling_gemma3.py` of
-//! transformers. A cap of the attention's scores, which no released model has, is honoured as the configuration's
-//! documentation says; transformers 5.23 reads the field and leaves it unused.
+//! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
+//! `modeling_gemma3.py` of transformers. A cap of the attention's scores, which no released model
+//! has, is honoured as the configuration's documentation says; transformers 5.23 reads the field
+//! and leaves it unused.
 
 use super::gemma2::Gemma2Block;
 use super::prelude::*;
@@ -25,7 +26,8 @@ struct Config {
     use_bidirectional_attention: Option<bool>,
 }
 
-/// Adds the fields that a configuration leaves out, as those inside a configuration of both halves do.
+/// Adds the fields that a configuration leaves out, as those inside a configuration of both halves
+/// do.
 fn complete(config: &Value) -> Value {
     let defaults = json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
@@ -39,13 +41,13 @@ fn complete(config: &Value) -> Value {
 /// The model of a configuration that only has text.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     build("gemma3_text", "model", config, weights)
 }
 
-/// The text half of a configuration of text and images. The tensors of the image half are dropped, because text does not
-/// pass through it.
+/// The text half of a configuration of text and images. The tensors of the image half are dropped,
+/// because text does not pass through it.
 ///
 /// # Errors
 /// Fails as [`of_text`] does.

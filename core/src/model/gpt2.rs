@@ -1,5 +1,6 @@
-//! The GPT-2 architecture: pre-norm blocks with layer norms, one module for queries, keys and values, learned positions,
-//! and a plain MLP. Its linear modules are `Conv1D` in transformers, whose weights are `[in out]`.
+//! The GPT-2 architecture: pre-norm blocks with layer norms, one module for queries, keys and
+//! values, learned positions, and a plain MLP. Its linear modules are `Conv1D` in transformers,
+//! whose weights are `[in out]`.
 //!
 //! Reference: Radford et al. 2019 (GPT-2) §2.3, and `modeling_gpt2.py` of transformers.
 
@@ -18,8 +19,8 @@ struct Config {
     reorder_and_upcast_attn: bool,
 }
 
-/// The sizes of a configuration, and the number of positions. transformers reads each size under its own name and under
-/// the one that it has in other architectures, which comes first.
+/// The sizes of a configuration, and the number of positions. transformers reads each size under
+/// its own name and under the one that it has in other architectures, which comes first.
 fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     let of = |names: [&str; 2], usual: i64| names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into());
     let hidden = of(["hidden_size", "n_embd"], 768);
@@ -38,7 +39,7 @@ fn sizes(config: &Value) -> Result<(Sizes, i64)> {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (sizes, positions) = sizes(config)?;
     let defaults = json!({ "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true, "scale_attn_weights": true });

@@ -1,8 +1,9 @@
-//! The GPT-NeoX architecture: attention and MLP read the stream side by side and add to it together; heads are turned in
-//! part, and norms and projections have biases.
+//! The GPT-NeoX architecture: attention and MLP read the stream side by side and add to it
+//! together; heads are turned in part, and norms and projections have biases.
 //!
-//! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers; the Pythia models are of
-//! this architecture. With `use_parallel_residual` off the halves follow each other.
+//! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers;
+//! the Pythia models are of this architecture. With `use_parallel_residual` off the halves follow
+//! each other.
 
 use super::prelude::*;
 use super::settings;
@@ -34,7 +35,7 @@ fn gelu() -> String {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     if sizes.kv_heads() != sizes.num_attention_heads || sizes.q_width() != sizes.hidden_size {
@@ -71,7 +72,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     Ok(Decoder::new("gpt_neox", &sizes, vocabulary, vec![kind], layers, model.layer_norm("final_layer_norm", hidden, eps)?))
 }
 
-/// GPT-NeoX's block. If it is parallel, both halves read the block's input: Wang and Komatsuzaki 2021 (GPT-J).
+/// GPT-NeoX's block. If it is parallel, both halves read the block's input: Wang and Komatsuzaki
+/// 2021 (GPT-J).
 #[derive(Debug)]
 struct GptNeoxBlock {
     input_layernorm: Norm,

@@ -1,5 +1,6 @@
-//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the attention's scores, of what
-//! each half adds to the residual stream, and, as a divisor, of the logits.
+//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the
+//! attention's scores, of what each half adds to the residual stream, and, as a divisor, of the
+//! logits.
 //!
 //! Reference: Granite Team 2024 (Granite 3.0) §2.1, and `modeling_granite.py` of transformers.
 
@@ -26,7 +27,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };
@@ -34,12 +35,14 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let multiplier = |field, value: Option<f64>| settings::positive(field, value.unwrap_or(1.0));
     let scores = Scores::scaled_by(multiplier("attention_multiplier", config.attention_multiplier)?);
     let residual_multiplier = multiplier("residual_multiplier", config.residual_multiplier)?;
+    let embedding_multiplier = multiplier("embedding_multiplier", config.embedding_multiplier)?;
+    let logits_scaling = multiplier("logits_scaling", config.logits_scaling)?;
 
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps.unwrap_or(1e-6));
     let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?
-        .scaled(multiplier("embedding_multiplier", config.embedding_multiplier)?)
-        .divided(multiplier("logits_scaling", config.logits_scaling)?);
+        .scaled(embedding_multiplier)
+        .divided(logits_scaling);
     let model = weights.at("model");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);

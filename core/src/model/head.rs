@@ -46,7 +46,7 @@ impl Model {
     /// model), and what else `detail` asks for.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn logprobs(&self, hidden: &Tensor, predicted: &Predicted, detail: Detail) -> Result<(Tensor, Option<TokenStats>)> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
         let m = predicted.ids.size()[0];

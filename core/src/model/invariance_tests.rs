@@ -162,8 +162,11 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
     assert!(forward(40, 8).is_ok());
     let e = forward(40, 9).unwrap_err();
     assert!(e.message().contains("has 49 tokens, but the model has positions for 48"), "{e:?}");
+    // A completion ends where the positions do.
     let sampling = Sampling { max_new_tokens: 60, ..Sampling::default() };
-    assert!(generate(&model, None, &[1, 2, 3], &[], sampling, &mut |_| true).unwrap_err().message().contains("positions for 48"));
+    let completion = |prompt: usize| generate(&model, None, &vec![1; prompt], &[], sampling, &mut |_| true);
+    assert_eq!((completion(3).unwrap().len(), completion(48).unwrap().len()), (46, 1));
+    assert!(completion(49).unwrap_err().message().contains("positions for 48"));
 }
 
 #[test]

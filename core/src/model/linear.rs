@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 /// The name of a module or a part, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. A part has Llama's name for it behind the module's.
+    /// The name in PyTorch's state dict without `.weight`. A part has Llama's name for it behind
+    /// the module's.
     pub name: String,
     /// The site of the input.
     pub input: Site,
@@ -60,7 +61,8 @@ impl Linear {
         Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// The same module with parts. Its rows fall into `groups`, and each group into that many rows of every part.
+    /// The same module with parts. Its rows fall into `groups`, and each group into that many rows
+    /// of every part.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -73,7 +75,8 @@ impl Linear {
         self
     }
 
-    /// Splits its output y `[n out]` into the outputs of its parts, each `[n groups len]` in the memory of y.
+    /// Splits its output y `[n out]` into the outputs of its parts, each `[n groups len]` in the
+    /// memory of y.
     ///
     /// # Errors
     /// Fails if the module has another number of parts.

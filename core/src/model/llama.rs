@@ -1,8 +1,9 @@
-//! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions, and a gated MLP.
+//! The Llama architecture: pre-norm blocks of grouped-query attention with rotary positions, and a
+//! gated MLP.
 //!
-//! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose names and order of
-//! operations this follows; SmolLM2 and TinyLlama are of this architecture. Several later architectures keep its
-//! [`Frame`] and exchange the attention or the MLP in it.
+//! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose
+//! names and order of operations this follows; SmolLM2 and TinyLlama are of this architecture.
+//! Several later architectures keep its [`Frame`] and exchange the attention or the MLP in it.
 
 use super::prelude::*;
 use super::settings;
@@ -20,7 +21,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };
@@ -80,8 +81,8 @@ impl Frame {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// A model of that `model_type`. `halves` makes the attention and the MLP of layer i from the layer's weights, and
-    /// chooses the layer's kind by its index in `kinds`.
+    /// A model of that `model_type`. `halves` makes the attention and the MLP of layer i from the
+    /// layer's weights, and chooses the layer's kind by its index in `kinds`.
     ///
     /// # Errors
     /// Fails if `halves` does, or if a tensor is missing or has another shape.

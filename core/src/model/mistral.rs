@@ -1,7 +1,7 @@
 //! The Mistral architecture: Llama's block, whose attention looks back over a sliding window.
 //!
-//! Reference: Jiang et al. 2023 (Mistral 7B) §2, and `modeling_mistral.py` of transformers. Models since v0.2 set the
-//! window to null and are Llama in all but name.
+//! Reference: Jiang et al. 2023 (Mistral 7B) §2, and `modeling_mistral.py` of transformers. Models
+//! since v0.2 set the window to null and are Llama in all but name.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -24,7 +24,7 @@ fn tokens() -> Option<i64> {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?);

@@ -36,7 +36,8 @@ pub enum Inward {
 }
 
 impl Mlp {
-    /// Llama's, with `gate_proj`, `up_proj` and `down_proj` between the widths `hidden` and `inner`.
+    /// Llama's, with `gate_proj`, `up_proj` and `down_proj` between the widths `hidden` and
+    /// `inner`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.

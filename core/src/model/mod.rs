@@ -1,7 +1,8 @@
 //! Models: frozen tensors and the architectures that compute with them.
 //!
-//! An architecture is one file that reads like its paper's block: the fields of its configuration, and the blocks that
-//! it is put together from, each in the file that is called after it. What comes out is a [`Decoder`].
+//! An architecture is one file that reads like its paper's block: the fields of its configuration,
+//! and the blocks that it is put together from, each in the file that is called after it. What
+//! comes out is a [`Decoder`].
 
 mod activation;
 pub mod adapted;
@@ -118,10 +119,10 @@ impl Model {
         Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(within)
     }
 
-    /// Whether the architecture of a configuration is one of those that are known, before any weights are there.
+    /// Checks that the architecture of a configuration is supported, before any weights are there.
     ///
     /// # Errors
-    /// One that is not: with those that are.
+    /// Fails if it is not; the error lists the supported ones.
     pub fn accepts(config: &serde_json::Value) -> Result<()> {
         architecture(config).map(drop)
     }
@@ -129,7 +130,7 @@ impl Model {
     /// A model of tensors with PyTorch's names.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// Fails as [`load`](Self::load) does.
     pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
         let (build, base) = architecture(config)?;
         let checkpoint = weights::Checkpoint::new(tensors, base);
@@ -149,7 +150,7 @@ impl Model {
         self.kind
     }
 
-    /// Where it is.
+    /// The device of its weights.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -172,10 +173,16 @@ impl Model {
     /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is none.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
         let found = self.decoder.linears().into_iter().find_map(|linear| linear.weights(name));
         found.unwrap_or_else(|| Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name))))
+    }
+
+    /// The most tokens that a sequence can have, prompt and completion together; `None` if the model
+    /// does not learn positions, so that there is no such limit.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.decoder.most_tokens()
     }
 
     /// True if the embedding serves as the output head.
@@ -189,12 +196,14 @@ impl Model {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they are tied.
+    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they
+    /// are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
 
-    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed with it, to rounding.
+    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed
+    /// with it, to rounding.
     ///
     /// # Errors
     /// An adapter that cannot be expressed as frozen weights; nothing is changed then.
@@ -227,7 +236,8 @@ impl Model {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
 
-    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of transformers.
+    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of
+    /// transformers.
     pub fn is_conv1d(&self, module: &str) -> bool {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
@@ -268,7 +278,7 @@ impl Model {
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if shapes do not fit, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
     }

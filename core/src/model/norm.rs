@@ -1,4 +1,5 @@
-//! The norms of the residual stream and of heads. Statistics are taken in float32 (float64 in a float64 model).
+//! The norms of the residual stream and of heads. Statistics are taken in float32 (float64 in a
+//! float64 model).
 
 use tch::{Kind, Tensor};
 
@@ -8,7 +9,8 @@ use crate::error::Result;
 /// A norm over the last axis, which keeps shape and kind.
 #[derive(Debug)]
 pub enum Norm {
-    /// w ⊙ x / √(mean(x²) + ε): Zhang and Sennrich 2019. The quotient is rounded before the product, as in Llama.
+    /// w ⊙ x / √(mean(x²) + ε): Zhang and Sennrich 2019. The quotient is rounded before the
+    /// product, as in Llama.
     Rms {
         /// w `[width]`.
         weight: Tensor,

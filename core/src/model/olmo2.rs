@@ -1,5 +1,5 @@
-//! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of before them, and with
-//! norms of all queries and of all keys.
+//! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of
+//! before them, and with norms of all queries and of all keys.
 //!
 //! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
 
@@ -20,7 +20,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?.unrounded();

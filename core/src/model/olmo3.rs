@@ -1,5 +1,5 @@
-//! The OLMo 3 architecture: OLMo 2's block, where three of four layers look back over a sliding window. Each type of layer
-//! has its own rotation.
+//! The OLMo 3 architecture: OLMo 2's block, where three of four layers look back over a sliding
+//! window. Each type of layer has its own rotation.
 //!
 //! Reference: OLMo Team 2025 (OLMo 3) §3.2, and `modeling_olmo3.py` of transformers.
 
@@ -22,7 +22,7 @@ fn tokens() -> Option<i64> {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     // A `rope_theta` beside `rope_scaling` is the one of `full_attention` for transformers, which
     // gives `sliding_attention` the default.

@@ -12,10 +12,11 @@ use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// Called with the output `[n out]` of each adapted module, part and block. The pass continues with what it returns.
+/// Called with the output `[n out]` of each adapted module, part and block. The pass continues with
+/// what it returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
-/// What a pass is asked for.
+/// A request to a pass.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The adapter; `None`: the base model.
@@ -118,8 +119,8 @@ impl<'a> Pass<'a> {
         self.request.hidden || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))
     }
 
-    /// Ends the pass after the blocks it was asked for, at the residual stream `h` `[n hidden]`, which has passed the
-    /// final norm if all blocks have run.
+    /// Ends the pass after the blocks it was asked for, at the residual stream `h` `[n hidden]`,
+    /// which has passed the final norm if all blocks have run.
     ///
     /// # Errors
     /// Fails if a requested site was not reached.

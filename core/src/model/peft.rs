@@ -1,7 +1,9 @@
-//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and
+//! `adapter_model.safetensors`.
 //!
-//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their method can be put so;
-//! otherwise they are written under the parts' names, which this program alone reads.
+//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their
+//! method can be put so; otherwise they are written under the parts' names, which only this program
+//! reads.
 
 use std::path::Path;
 
@@ -198,13 +200,14 @@ fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     adapted.names().map(module).find(|module| model.is_conv1d(module))
 }
 
-/// Writes `adapted` into the folder `dir`, which is made where it is missing. Each file appears whole or not at all.
+/// Writes `adapted` into the folder `dir`, which is created if it is missing. Each file appears
+/// whole or not at all.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// Fails if a file cannot be written.
 pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
     let Make::Adapter { peft_type, peft_has_layers, .. } = entry.make else {
-        return Err(Error::internal(format!("`{}` is no adapter", entry.about.name)));
+        return Err(Error::internal(format!("`{}` is not an adapter", entry.about.name)));
     };
     let fused = adapted.fused(adapter, model)?;
     let in_file = |targets: Targets| Ok::<_, Error>(if fused.is_some() { targets.whole(model.info())? } else { targets }.in_names_of(model.info()));
@@ -212,7 +215,7 @@ pub fn write(dir: &Path, entry: &Entry, adapter: &dyn Adapter, adapted: &Adapted
     let (adapter, adapted) = fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
     let written = Written::of(targets, given, adapted, model.info(), peft_has_layers)?;
     let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
-        .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is no JSON object", entry.about.name)).because(e))?;
+        .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is not a JSON object", entry.about.name)).because(e))?;
     // Other fields that select modules, such as IA³'s `feedforward_modules`, are written like
     // targets.
     for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null()) {

@@ -1,8 +1,9 @@
-//! The Phi-3 architecture: Llama's block with one module for queries, keys and values, and one for gate and up; long
-//! contexts by LongRoPE, and in some models a window and heads that are turned in part.
+//! The Phi-3 architecture: Llama's block with one module for queries, keys and values, and one for
+//! gate and up; long contexts by LongRoPE, and in some models a window and heads that are turned in
+//! part.
 //!
-//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers; Phi-3.5-mini and Phi-4 are of this
-//! architecture.
+//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers; Phi-3.5-mini
+//! and Phi-4 are of this architecture.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -18,7 +19,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let config = &settings::with_defaults(config, &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }));
     let sizes = Sizes::read(config)?;

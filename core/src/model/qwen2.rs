@@ -1,6 +1,8 @@
-//! The Qwen2 architecture: Llama's block with biases on queries, keys and values; later layers may have a window.
+//! The Qwen2 architecture: Llama's block with biases on queries, keys and values; later layers may
+//! have a window.
 //!
-//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers; Qwen2.5 is of this architecture.
+//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers; Qwen2.5 is of
+//! this architecture.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -15,7 +17,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::whole(config)?;
@@ -31,8 +33,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     })
 }
 
-/// Which layers of a Qwen model look back over a window: by default those from `max_window_layers` on, where windows are
-/// used at all.
+/// Which layers of a Qwen model look back over a window: by default those from `max_window_layers`
+/// on, where windows are used at all.
 #[derive(Deserialize)]
 pub struct Windows {
     #[serde(default)]

@@ -1,4 +1,5 @@
-//! The Qwen3 architecture: Llama's block with a norm of each head of queries and keys; later layers may have a window.
+//! The Qwen3 architecture: Llama's block with a norm of each head of queries and keys; later layers
+//! may have a window.
 //!
 //! Reference: Yang et al. 2025 (Qwen3) §2, and `modeling_qwen3.py` of transformers.
 
@@ -18,7 +19,7 @@ struct Config {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(&settings::with_defaults(config, &json!({ "head_dim": 128 })))?;
     let rope = RopeParameters::whole(config)?;

@@ -1,6 +1,7 @@
 //! The first half of a block, which relates each token to those before it.
 //!
-//! Architectures differ in how queries, keys and values are made from the residual stream. The rest is the same.
+//! Architectures differ in how queries, keys and values are made from the residual stream. The rest
+//! is the same.
 
 use tch::Tensor;
 
@@ -30,15 +31,8 @@ pub struct SelfAttention {
 /// The projections to queries, keys and values.
 #[derive(Debug)]
 pub enum Projections {
-    /// One module each.
-    Separate {
-        /// To all queries.
-        q: Linear,
-        /// To all keys.
-        k: Linear,
-        /// To all values.
-        v: Linear,
-    },
+    /// One module each for queries, keys and values.
+    Separate(Box<[Linear; 3]>),
     /// One module with three parts.
     Fused(Linear),
 }
@@ -55,17 +49,16 @@ pub enum QkNorm {
 }
 
 impl SelfAttention {
-    /// Llama's, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. `bias` says whether the first three and the last have one.
+    /// Llama's, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. `bias` says whether the first three
+    /// and the last have one.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
     pub fn separate(weights: &Weights<'_>, sizes: &Sizes, bias: [bool; 2]) -> Result<Self> {
         let hidden = sizes.hidden_size;
-        let qkv = Projections::Separate {
-            q: weights.linear("q_proj", hidden, sizes.q_width(), bias[0])?,
-            k: weights.linear("k_proj", hidden, sizes.kv_width(), bias[0])?,
-            v: weights.linear("v_proj", hidden, sizes.kv_width(), bias[0])?,
-        };
+        let linear = |name, outputs| weights.linear(name, hidden, outputs, bias[0]);
+        let qkv = [linear("q_proj", sizes.q_width())?, linear("k_proj", sizes.kv_width())?, linear("v_proj", sizes.kv_width())?];
+        let qkv = Projections::Separate(Box::new(qkv));
         Ok(Self::new(qkv, weights.linear("o_proj", sizes.q_width(), hidden, bias[1])?, sizes))
     }
 
@@ -88,7 +81,10 @@ impl SelfAttention {
     fn project(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<[Tensor; 3]> {
         let (d, apart) = (self.head_dim, |t: &Tensor, dim| t.f_unflatten(dim, [-1, self.head_dim]));
         let [q, k, v] = match &self.qkv {
-            Projections::Separate { q, k, v } => [apart(&cx.linear(q, x)?, 1)?, apart(&cx.linear(k, x)?, 1)?, apart(&cx.linear(v, x)?, 1)?],
+            Projections::Separate(qkv) => {
+                let [q, k, v] = qkv.as_ref();
+                [apart(&cx.linear(q, x)?, 1)?, apart(&cx.linear(k, x)?, 1)?, apart(&cx.linear(v, x)?, 1)?]
+            }
             Projections::Fused(qkv) => {
                 let [q, k, v] = qkv.split(&cx.linear(qkv, x)?)?;
                 [apart(&q, 2)?.f_flatten(1, 2)?, apart(&k, 2)?.f_flatten(1, 2)?, apart(&v, 2)?.f_flatten(1, 2)?]
@@ -105,7 +101,7 @@ impl SelfAttention {
     /// Calls `visit` with each linear module, in the order in which they run.
     pub fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
         match &self.qkv {
-            Projections::Separate { q, k, v } => [q, k, v].into_iter().for_each(&mut *visit),
+            Projections::Separate(qkv) => qkv.iter().for_each(&mut *visit),
             Projections::Fused(qkv) => visit(qkv),
         }
         visit(&self.output);
@@ -118,7 +114,8 @@ impl Projections {
         Self::Fused(module.fused(1, &[("q_proj", sizes.q_width()), ("k_proj", sizes.kv_width()), ("v_proj", sizes.kv_width())]))
     }
 
-    /// Marks `module` as one for all, whose rows are the first head's query, key and value, then the second's, and so on.
+    /// Marks `module` as one for all, whose rows are the first head's query, key and value, then
+    /// the second's, and so on.
     pub fn by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]))

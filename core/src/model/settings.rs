@@ -1,7 +1,8 @@
 //! A model's config.json while a model is put together from it.
 //!
-//! Each architecture reads the fields that transformers reads for it, under their own names. A value that is not
-//! honoured and would change the result is an error. Dropout is none of these: a frozen model is run as in evaluation.
+//! Each architecture reads the fields that transformers reads for it, under their own names. A
+//! value that is not honoured and would change the result is an error. Dropout is none of these: a
+//! frozen model is run as in evaluation.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -47,7 +48,7 @@ pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
 /// The number in `field`, where there is one.
 ///
 /// # Errors
-/// Where it holds something else.
+/// Fails if it holds something else.
 pub fn number(config: &Value, field: &str) -> Result<Option<f64>> {
     match config.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -226,7 +227,8 @@ mod tests {
 
     use super::*;
 
-    /// What is said of a small model of that type with these fields besides, before a tensor is looked at.
+    /// What is said of a small model of that type with these fields besides, before a tensor is
+    /// looked at.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config =
             json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });

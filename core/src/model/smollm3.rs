@@ -1,7 +1,8 @@
-//! The SmolLM3 architecture: Llama's block, where every fourth layer does not rotate queries and keys. In some models these
-//! layers look back over a sliding window.
+//! The SmolLM3 architecture: Llama's block, where every fourth layer does not rotate queries and
+//! keys. In some models these layers look back over a sliding window.
 //!
-//! Reference: Yang et al. 2025 (RoPE to NoPE and Back Again) §3, and `modeling_smollm3.py` of transformers.
+//! Reference: Yang et al. 2025 (RoPE to NoPE and Back Again) §3, and `modeling_smollm3.py` of
+//! transformers.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -32,7 +33,7 @@ fn fourth() -> usize {
 /// The model of a configuration and its weights.
 ///
 /// # Errors
-/// Fails if the configuration is inconsistent or not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;
     let rope = RopeParameters::partial(config, &Spelling { usual_theta: 2_000_000.0, ..Spelling::USUAL })?.must_be_whole()?;

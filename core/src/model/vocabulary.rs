@@ -1,4 +1,5 @@
-//! Both ends of a model: from token ids to the residual stream, and from the residual stream to logits.
+//! Both ends of a model: from token ids to the residual stream, and from the residual stream to
+//! logits.
 
 use tch::Tensor;
 
@@ -67,7 +68,8 @@ impl Vocabulary {
         self
     }
 
-    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in Gemma.
+    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in
+    /// Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -102,12 +104,17 @@ impl Vocabulary {
             None => h,
         };
         let Some(positions) = &self.positions else { return Ok(h) };
-        let (longest, most) = (stream.layout.longest() as i64, positions.size()[0]);
+        let (longest, most) = (stream.layout.longest(), positions.size()[0] as usize);
         if longest > most {
             return Err(Error::new(format!("a sequence has {longest} tokens, but the model has positions for {most}"))
                 .hint(format!("cut the sequences to at most {most} tokens, prompt and completion together")));
         }
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
+    }
+
+    /// The most tokens that a sequence can have; `None` if positions are not learned.
+    pub fn most_tokens(&self) -> Option<usize> {
+        self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.

@@ -1,4 +1,5 @@
-//! A checkpoint's tensors while a model is put together from them: each is taken once, by PyTorch's name.
+//! A checkpoint's tensors while a model is put together from them: each is taken once, by PyTorch's
+//! name.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -70,7 +71,8 @@ impl Checkpoint {
     /// Checks that no tensor is left over.
     ///
     /// # Errors
-    /// Fails if a tensor was not taken: the architecture would compute something else than the checkpoint was trained for.
+    /// Fails if a tensor was not taken: the architecture would compute something else than the
+    /// checkpoint was trained for.
     pub fn finish(self) -> Result<()> {
         // Buffers that old checkpoints saved.
         let tensors = self.tensors.into_inner();
@@ -124,7 +126,8 @@ impl<'a> Weights<'a> {
         Ok(tensor)
     }
 
-    /// A linear module with `name.weight` `[outputs inputs]`, and with `name.bias` if `bias` is true.
+    /// A linear module with `name.weight` `[outputs inputs]`, and with `name.bias` if `bias` is
+    /// true.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
@@ -135,7 +138,8 @@ impl<'a> Weights<'a> {
         Ok(Linear::new(self.name(name), Frozen::new(weight, bias), Stored::OutIn))
     }
 
-    /// The linear module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]` and `name.bias`.
+    /// The linear module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]`
+    /// and `name.bias`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.

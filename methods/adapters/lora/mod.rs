@@ -248,8 +248,7 @@ struct Magnitude {
 impl Magnitude {
     /// The initial magnitude of a module, in `kind`.
     fn of(frozen: &Frozen, kind: Kind) -> Result<Self> {
-        let norms = frozen.row_norms(kind)?;
-        Ok(Self { squares: norms.square(), m: norms.set_requires_grad(true) })
+        Ok(Self { m: frozen.row_norms(kind)?.set_requires_grad(true), squares: frozen.squared_row_norms(kind)? })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The frequencies of every type of rotary positions.
 //!
-//! Reference: `modeling_rope_utils.py` of transformers 5.23. transformers computes in float32; taking the same road keeps
-//! long positions in step.
+//! Reference: `modeling_rope_utils.py` of transformers 5.23. transformers computes in float32;
+//! taking the same road keeps long positions in step.
 
 use std::borrow::Cow;
 use std::f32::consts::TAU;
@@ -131,7 +131,8 @@ fn plain(theta: f64, turned: i64) -> Vec<f32> {
     powers(theta, turned).map(|power| 1.0 / power).collect()
 }
 
-/// That of Llama 3.1: slow pairs are slowed down by the factor, fast ones are left alone, those between are blended.
+/// That of Llama 3.1: slow pairs are slowed down by the factor, fast ones are left alone, those
+/// between are blended.
 fn llama3(theta: f64, turned: i64, p: &RopeParameters, [factor, context]: [f64; 2], need: impl Fn(Option<f64>, &str) -> Result<f64>) -> Result<Vec<f32>> {
     let (low, high) = (need(p.low_freq_factor, "low_freq_factor")? as f32, need(p.high_freq_factor, "high_freq_factor")? as f32);
     let (factor, context) = (factor as f32, context as f32);
@@ -149,11 +150,13 @@ fn llama3(theta: f64, turned: i64, p: &RopeParameters, [factor, context]: [f64; 
     Ok(plain(theta, turned).into_iter().map(scaled).collect())
 }
 
-/// Peng et al. 2023 (YaRN) §3.2: pairs that turn often within the context of pretraining keep their frequency, those
-/// that turn less than once are slowed down by the factor, and a ramp lies between.
+/// Peng et al. 2023 (YaRN) §3.2: pairs that turn often within the context of pretraining keep their
+/// frequency, those that turn less than once are slowed down by the factor, and a ramp lies
+/// between.
 fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
     let last = turned as f64 - 1.0;
-    // The pair that turns so often within the context; 0 stands for what is not said, as in transformers.
+    // The pair that turns so often within the context; 0 stands for what is not said, as in
+    // transformers.
     let pair = |turns: Option<f64>, usual: f64| {
         let turns = turns.filter(|t| *t != 0.0).unwrap_or(usual);
         turned as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
@@ -174,7 +177,8 @@ fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64)
     powers(theta, turned).enumerate().map(blend).collect()
 }
 
-/// 0.1·m·ln(s) + 1 (YaRN, eq. 22); the ratio of two where the model scales its attention by other means already.
+/// 0.1·m·ln(s) + 1 (YaRN, eq. 22); the ratio of two where the model scales its attention by other
+/// means already.
 fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
     let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     match (p.mscale.filter(|m| *m != 0.0), p.mscale_all_dim.filter(|m| *m != 0.0)) {
@@ -194,8 +198,9 @@ mod tests {
         of(head_dim, &RopeParameters::partial(&config, &Spelling::USUAL)?)
     }
 
-    /// By transformers 5.23's `_compute_*_parameters`, run on numpy's float32: the configuration and the width of a head,
-    /// a number of tokens, then the factor of attention and some frequencies by their place.
+    /// By transformers 5.23's `_compute_*_parameters`, run on numpy's float32: the configuration
+    /// and the width of a head, a number of tokens, then the factor of attention and some
+    /// frequencies by their place.
     #[test]
     fn every_type_has_the_frequencies_that_transformers_computes() {
         let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024 });

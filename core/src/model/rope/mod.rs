@@ -1,7 +1,7 @@
 //! Rotary position embeddings, as transformers computes them.
 //!
-//! Reference: Su et al. 2021 (RoFormer) §3.4. What a configuration says of them is read in [`parameters`], and the
-//! frequencies that follow from it are computed in [`frequencies`].
+//! Reference: Su et al. 2021 (RoFormer) §3.4. What a configuration says of them is read in
+//! [`parameters`], and the frequencies that follow from it are computed in [`frequencies`].
 
 mod frequencies;
 mod parameters;
@@ -17,7 +17,7 @@ pub use parameters::{RopeParameters, Spelling};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
-    /// What cos and sin are multiplied by: 1 but for types that sharpen attention in long contexts.
+    /// Factor on cos and sin: 1 but for types that sharpen attention in long contexts.
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
@@ -61,8 +61,9 @@ impl Rope {
         self.frequencies.representative(tokens)
     }
 
-    /// cos and sin of every position of the stream in `kind`; the angles are float32 as in transformers (float64 in a
-    /// float64 model). The frequencies of a row depend only on the length of its own sequence.
+    /// cos and sin of every position of the stream in `kind`; the angles are float32 as in
+    /// transformers (float64 in a float64 model). The frequencies of a row depend only on the
+    /// length of its own sequence.
     ///
     /// # Errors
     /// Fails if a segment belongs to sequences with different frequencies, or if memory runs out.
@@ -101,7 +102,8 @@ impl Rope {
     }
 }
 
-/// cos and sin of every position of a stream, each `[n 1 r]`; r numbers of a head are turned, which may not be all.
+/// cos and sin of every position of a stream, each `[n 1 r]`; r numbers of a head are turned, which
+/// may not be all.
 #[derive(Debug)]
 pub struct Tables {
     cos: Tensor,
@@ -109,10 +111,11 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves are the pairs' parts.
+    /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves
+    /// are the pairs' parts.
     ///
     /// # Errors
-    /// Where shapes do not fit.
+    /// Fails if shapes do not fit.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         let (turned, d) = (self.cos.size()[2], x.size()[2]);
         if turned == d {

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::settings;
 
-/// `rope_parameters` of a Hugging Face configuration, or `rope_scaling` and its neighbours in older ones.
+/// `rope_parameters` of a Hugging Face configuration, or `rope_scaling` and its neighbours in older
+/// ones.
 ///
 /// A field that is not known here would change the rotation, so it is an error.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -38,7 +39,8 @@ pub struct RopeParameters {
     pub(super) max_position_embeddings: Option<f64>,
 }
 
-/// Where older configurations say what newer ones say in `rope_parameters`, and what holds where neither does.
+/// Where older configurations say what newer ones say in `rope_parameters`, and what holds where
+/// neither does.
 #[derive(Debug)]
 pub struct Spelling {
     /// The field of the frequencies' base.
@@ -91,8 +93,8 @@ impl RopeParameters {
         Ok(p)
     }
 
-    /// Those of layers that see everything, and of layers with a window, for an architecture with a set for each. Older
-    /// configurations have one `rope_scaling`, which only applies to the first.
+    /// Those of layers that see everything, and of layers with a window, for an architecture with a
+    /// set for each. Older configurations have one `rope_scaling`, which only applies to the first.
     ///
     /// # Errors
     /// Fails if a field is unknown or of another type, or if heads are to be rotated in part.

@@ -143,11 +143,16 @@ const NOT_BUILT: &[&str] = &[
 
 /// The class that transformers registers for a `model_type`, among the architectures that are read
 /// here.
-const REGISTERED: [(&str, &str); 7] = [
+const REGISTERED: [(&str, &str); 12] = [
+    ("gemma2", "GemmaTokenizer"),
     ("gemma3", "GemmaTokenizer"),
     ("gemma3_text", "GemmaTokenizer"),
+    ("gpt2", "GPT2Tokenizer"),
     ("gpt_neox", "GPTNeoXTokenizer"),
+    ("granite", FROM_FILE),
     ("mistral", FROM_FILE),
+    ("olmo2", FROM_FILE),
+    ("olmo3", FROM_FILE),
     ("phi3", FROM_FILE),
     ("qwen2", "Qwen2Tokenizer"),
     ("qwen3", "Qwen2Tokenizer"),
