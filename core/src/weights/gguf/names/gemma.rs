@@ -55,7 +55,7 @@ fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<Str
     }
     // The file has no scale. llama.cpp scales by the width of a head, except in the 27B model, which
     // it recognises by its number of blocks.
-    let scalar = if settings.count("block_count")? == blocks_of_27b {
+    let scalar = if settings.layers()? == blocks_of_27b {
         settings.count("embedding_length")? / settings.count("attention.head_count")?
     } else {
         settings.count("attention.key_length")?

@@ -36,7 +36,7 @@ pub const GPT2: Architecture = Architecture {
         };
         for (key, value) in [
             ("n_embd", json!(width)),
-            ("n_layer", json!(settings.count("block_count")?)),
+            ("n_layer", json!(settings.layers()?)),
             ("n_head", json!(heads)),
             ("n_inner", json!(inner)),
             ("n_positions", json!(settings.count("context_length")?)),

@@ -192,7 +192,7 @@ impl Source<'_> {
         let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
         put("hidden_size", json!(settings.count("embedding_length")?));
         put("intermediate_size", json!(settings.count("feed_forward_length")?));
-        put("num_hidden_layers", json!(settings.count("block_count")?));
+        put("num_hidden_layers", json!(settings.layers()?));
         put("num_attention_heads", json!(shape.heads));
         put("num_key_value_heads", json!(shape.key_value_heads));
         if settings.has("attention.key_length") {

@@ -71,6 +71,9 @@ const EQUAL: [(&str, &str); 4] = [
     ("rope.freq_base_swa", "rope.freq_base"),
 ];
 
+/// More blocks than any model has. Lists with an entry for each block stay small.
+const MOST_LAYERS: usize = 1 << 14;
+
 /// The settings of an architecture, under its prefix.
 pub struct Settings<'a> {
     pub architecture: &'a Architecture,
@@ -143,13 +146,24 @@ impl Settings<'_> {
         }
     }
 
+    /// The number of blocks.
+    ///
+    /// # Errors
+    /// Fails if the setting is missing or out of range.
+    pub fn layers(&self) -> Result<usize> {
+        match self.count("block_count")? {
+            layers @ 1..=MOST_LAYERS => Ok(layers),
+            layers => Err(Error::new(format!("`{}` is {layers}, which no model has", self.key("block_count"))).hint(format!("valid: up to {MOST_LAYERS}"))),
+        }
+    }
+
     /// The `layer_types` of Hugging Face's configuration. The file has a truth value for each layer, or a period: the last
     /// layer of each period has no window. `period` applies if it has neither.
     ///
     /// # Errors
     /// Fails if the setting has another type, or is for another number of layers.
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
-        let (layers, key) = (self.count("block_count")?, self.key("attention.sliding_window_pattern"));
+        let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {
             self.meta.integers(&key)?.unwrap_or_default().into_iter().map(|sliding| sliding != 0).collect()
         } else {

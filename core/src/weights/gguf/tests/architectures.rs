@@ -215,6 +215,10 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
         let short = refused(&list(four(), &[true]).bytes());
         assert!(short.contains(key) && short.contains("is for 1 layers, and the model has 4"), "{short}");
     }
+    for architecture in ["gemma2", "olmo2", "smollm3", "gpt2", "llama"] {
+        let many = refused(&layers(of(architecture), 0x7fff_ffff).bytes());
+        assert!(many.contains(&format!("`{architecture}.block_count` is 2147483647, which no model has")), "{many}");
+    }
 }
 
 #[test]
