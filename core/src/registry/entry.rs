@@ -51,8 +51,7 @@ impl Entry {
     }
 }
 
-/// The entry of a plugin whose kind is known. It can make the plugin from a configuration (JSON
-/// text).
+/// A registry entry whose type tells its kind.
 pub trait TypedEntry: 'static {
     /// The kind.
     const KIND: Kind;
