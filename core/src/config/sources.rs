@@ -70,8 +70,8 @@ impl Sources {
             .hint("put the run's model back, or name the one to use with `--model`"))
     }
 
-    /// Compares the data that were found with the record of the run that named them. Gives the differences that the user
-    /// asked for by naming other data.
+    /// Compares the data that were found with the record of the run that named them. Gives the
+    /// differences that the user asked for by naming other data.
     ///
     /// # Errors
     /// Fails if the run was made with other data.
@@ -81,7 +81,8 @@ impl Sources {
             let origin = self.origins.get(&format!("dataset.{field}"));
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
         };
-        // A field that only changes how a file's rows are read does not explain why the file changed.
+        // A field that only changes how a file's rows are read does not explain why the file
+        // changed.
         let mut places = in_section(Kind::Dataset, &chosen.name, registry);
         if let Ok(Make::Dataset { argument: Some(field), .. }) = registry.get(Kind::Dataset, &chosen.name).map(|e| &e.make) {
             places.push((*field).to_owned());
