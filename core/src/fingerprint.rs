@@ -1,7 +1,8 @@
-//! Fingerprints: digests of what a run was made with, so that a later command can tell whether it is the same.
+//! Fingerprints: digests of what a run was made with, so that a later command can tell whether it
+//! is the same.
 //!
-//! A checkpoint keeps those of everything that the steps of its run depend on. The `config.toml` of a run keeps those of
-//! its model and its data.
+//! A checkpoint keeps those of everything that the steps of its run depend on. The `config.toml` of
+//! a run keeps those of its model and its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -34,7 +35,8 @@ impl PartialEq for Fingerprint {
 }
 
 impl Fingerprint {
-    /// Describes how `found` differs from this fingerprint, which was recorded; `None` if they are the same.
+    /// Describes how `found` differs from this fingerprint, which was recorded; `None` if they are
+    /// the same.
     pub fn change(&self, found: &Self) -> Option<String> {
         match (self == found, self.of == found.of) {
             (true, _) => None,
@@ -44,8 +46,8 @@ impl Fingerprint {
     }
 }
 
-/// A hash of several values. Each is preceded by its length, so that lists which split the same bytes differently have
-/// different hashes.
+/// A hash of several values. Each is preceded by its length, so that lists which split the same
+/// bytes differently have different hashes.
 pub(crate) struct Parts(Sha256);
 
 impl Parts {
@@ -82,8 +84,8 @@ const BLOCKS: u64 = 64;
 const MODEL_BLOCK: u64 = 1 << 16;
 const DATA_BLOCK: u64 = 1 << 20;
 
-/// Offset and length of each block that is read of a file of `len` bytes. The first block is at its start and the last at
-/// its end. A file that the blocks would cover is one block.
+/// Offset and length of each block that is read of a file of `len` bytes. The first block is at its
+/// start and the last at its end. A file that the blocks would cover is one block.
 fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     if len <= BLOCKS * block {
         return vec![(0, len)];
@@ -100,7 +102,8 @@ fn pair_digest(pair: &TokenPair) -> String {
     parts.hex()
 }
 
-/// A name for each pair, by its index. The name only depends on the pair's tokens; pairs with the same tokens are numbered.
+/// A name for each pair, by its index. The name only depends on the pair's tokens; pairs with the
+/// same tokens are numbered.
 pub fn pair_names(pairs: &[TokenPair]) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -121,8 +124,9 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
     parts.describing(format!("{n} {} of {tokens} tokens", if n == 1 { "pair" } else { "pairs" }))
 }
 
-/// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it covers the configuration and,
-/// of each weight file, the name, the length, the header and 64 blocks spread over the file.
+/// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it
+/// covers the configuration and, of each weight file, the name, the length, the header and 64
+/// blocks spread over the file.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
         let commit = source.pinned("");
@@ -149,7 +153,8 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// The fingerprint of a tokenizer. It covers everything that the tokenizer's files would hold if it were saved.
+/// The fingerprint of a tokenizer. It covers everything that the tokenizer's files would hold if it
+/// were saved.
 ///
 /// # Errors
 /// Fails if the tokenizer cannot be saved.
@@ -162,7 +167,8 @@ pub fn of_tokenizer(tokenizer: &Tokenizer) -> Result<Fingerprint> {
     Ok(parts.describing(format!("a tokenizer of {} tokens", tokenizer.vocab_size())))
 }
 
-/// The fingerprint of named tensors and the configuration that they belong to. `of` describes them in messages.
+/// The fingerprint of named tensors and the configuration that they belong to. `of` describes them
+/// in messages.
 ///
 /// # Errors
 /// Fails if a tensor cannot be copied to the CPU.
@@ -191,8 +197,8 @@ pub(crate) fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
     parts.describing(all.iter().map(|one| one.of.as_str()).collect::<Vec<_>>().join(" and "))
 }
 
-/// The fingerprint of the content of files in this order, without their names. A file of up to 64 MiB is read in full, and
-/// of a larger one 64 blocks.
+/// The fingerprint of the content of files in this order, without their names. A file of up to 64
+/// MiB is read in full, and of a larger one 64 blocks.
 fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     let mut parts = Parts::new("files");
     let mut total = 0;
@@ -225,9 +231,10 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
 /// How many pairs stand for a split whose files are not known.
 const FIRST: usize = 64;
 
-/// The fingerprint of each split of a data set. It covers the content of the split's files, or its first pairs if its files
-/// are not known. Splits that cannot be read are left out. So are splits without known files if the data set has a pinned
-/// configuration, because that always gives the same pairs.
+/// The fingerprint of each split of a data set. It covers the content of the split's files, or its
+/// first pairs if its files are not known. Splits that cannot be read are left out. So are splits
+/// without known files if the data set has a pinned configuration, because that always gives the
+/// same pairs.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {

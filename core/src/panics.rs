@@ -1,4 +1,5 @@
-//! The place of a panic that was caught. The code that catches a panic reports it as an error, so the hook prints nothing.
+//! The place of a panic that was caught. The code that catches a panic reports it as an error, so
+//! the hook prints nothing.
 
 use std::cell::RefCell;
 
@@ -6,7 +7,8 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// From here on a panic of this program, or of this plugin, is kept for [`take_place`] and for the log.
+/// From here on a panic of this program, or of this plugin, is kept for [`take_place`] and for the
+/// log.
 pub fn keep_quiet() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");

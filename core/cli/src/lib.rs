@@ -1,4 +1,5 @@
-//! The `reprpo` command as a library, so that a custom binary can ship its own plugins and its own defaults:
+//! The `reprpo` command as a library, so that a custom binary can ship its own plugins and its own
+//! defaults:
 //!
 //! ```ignore
 //! use my_methods as _;
@@ -92,7 +93,8 @@ pub fn main(defaults: &str) -> ExitCode {
     }
 }
 
-/// Loads what lies in the plugin folder. A file there that does not fit must not stop what has no need of it.
+/// Loads what lies in the plugin folder. A file there that does not fit must not stop what has no
+/// need of it.
 fn install(registry: &mut Registry) {
     for path in plugin::installed() {
         if let Err(e) = plugin::load(&path).and_then(|loaded| registry.add_plugin(loaded)) {

@@ -68,7 +68,8 @@ impl Speaker {
         self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// The answer to a conversation, with the adapter or without. `out` gets each piece of text as it comes.
+    /// The answer to a conversation, with the adapter or without. `out` gets each piece of text as
+    /// it comes.
     ///
     /// # Errors
     /// Fails if the model has no chat template, or if libtorch fails.
@@ -95,7 +96,8 @@ impl Speaker {
     }
 }
 
-/// The voices that answer, in order: the base model if both are compared, and the one that was asked for.
+/// The voices that answer, in order: the base model if both are compared, and the one that was
+/// asked for.
 pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],

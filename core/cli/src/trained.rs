@@ -30,7 +30,8 @@ enum Base {
 }
 
 impl Trained {
-    /// What stands in `folder`, or in the repository of the hub that it names: a run with its configuration, or an adapter; `model` is the base that the user names.
+    /// What stands in `folder`, or in the repository of the hub that it names: a run with its
+    /// configuration, or an adapter; `model` is the base that the user names.
     ///
     /// # Errors
     /// A folder with neither, or an adapter whose model nobody names.
@@ -99,7 +100,8 @@ impl Trained {
     }
 }
 
-/// Warns if the experiment's model, found at `source`, is not or may not be the one that the adapter was made for.
+/// Warns if the experiment's model, found at `source`, is not or may not be the one that the
+/// adapter was made for.
 ///
 /// # Errors
 /// Fails if the adapter's configuration cannot be read.

@@ -1,11 +1,18 @@
 //! The flags of the command line, from the fields that declare them.
 
+use std::sync::LazyLock;
+
 use super::Experiment;
 use super::fields::{Field, fields};
 use super::flag::Flag;
 
 /// The flags that the fields of the experiment declare, in the order of the fields.
-pub fn flags() -> Vec<Flag> {
+pub fn flags() -> &'static [Flag] {
+    static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(declared);
+    &FLAGS
+}
+
+fn declared() -> Vec<Flag> {
     let defaults = Experiment::default().to_json().as_object().cloned().unwrap_or_default();
     let of = |field: &Field, section: &str| field.flags.iter().map(|flag| completed(flag.clone(), field, section)).collect::<Vec<_>>();
     let mut all = Vec::new();
@@ -65,6 +72,6 @@ mod tests {
         assert_eq!((of("layers").path.as_str(), of("layers").number), ("tap.layers", false));
         assert_eq!((of("no-eval").path.as_str(), of("no-eval").switch.as_deref()), ("eval.enabled", Some("false")));
         assert!(all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list));
-        assert!(all.iter().all(|flag| !flag.help.is_empty() && (flag.switch.is_some() != !flag.value.is_empty())), "{all:?}");
+        assert!(all.iter().all(|flag| !flag.help.is_empty() && flag.switch.is_some() == flag.value.is_empty()), "{all:?}");
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct Meant {
 /// Which data set `given` means.
 ///
 /// # Errors
-/// A name that does not exist, text for a data set that takes none, a file that is missing or of an ending that no
-/// data set opens.
+/// A name that does not exist, text for a data set that takes none, a file that is missing or of an
+/// ending that no data set opens.
 pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(Meant { name: entry.about.name, argument: None });

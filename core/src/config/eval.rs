@@ -39,8 +39,8 @@ pub struct EvalConfig {
     pub splits: Option<Vec<String>>,
     /// Most tokens in one forward pass.
     pub tokens: usize,
-    /// Let the model continue so many prompts, before and after training, to hear whether it still speaks; 0 = none. A
-    /// sweep has none where this is not set.
+    /// Let the model continue so many prompts, before and after training, to hear whether it still
+    /// speaks; 0 = none. A sweep has none where this is not set.
     pub completions: usize,
     /// Most tokens of such a completion.
     pub completion_tokens: usize,

@@ -1,4 +1,5 @@
-//! The example that a plugin documents: the command that `reprpo explain` shows, and the settings behind it.
+//! The example that a plugin documents: the command that `reprpo explain` shows, and the settings
+//! behind it.
 
 use super::{Layering, plugin_fields};
 use crate::error::{Result, quoted};

@@ -1,5 +1,5 @@
-//! The experiment. The doc comments are the documentation that `reprpo config schema` prints, and `flags` declares the
-//! flags of a field on the command line.
+//! The experiment. The doc comments are the documentation that `reprpo config schema` prints, and
+//! `flags` declares the flags of a field on the command line.
 
 use std::path::PathBuf;
 
@@ -36,7 +36,8 @@ pub struct Experiment {
         ),
     ]))]
     pub recipe: Option<String>,
-    /// The plugin files that the experiment uses; a configuration may name more, and each as its path alone.
+    /// The plugin files that the experiment uses; a configuration may name more, and each as its
+    /// path alone.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
@@ -57,8 +58,8 @@ pub struct Experiment {
     pub attention: Kernel,
     /// Let a card round the factors of float32 products to TF32, which is faster and less exact.
     pub tf32: bool,
-    /// Use only deterministic kernels, which give the same bytes every time. An operation that has none on a card is an
-    /// error that names it. `false` is faster.
+    /// Use only deterministic kernels, which give the same bytes every time. An operation that has
+    /// none on a card is an error that names it. `false` is faster.
     pub deterministic: bool,
     /// Folder of the run; none = a new one below `runs/`.
     #[schemars(extend("flags" = [Flag::new(Group::Output, "DIR")]))]
@@ -167,8 +168,8 @@ impl Experiment {
         }
     }
 
-    /// As TOML that [`read`](Self::read) takes back to the same experiment. A value that is not set reads `"none"`,
-    /// because its default may be one that is.
+    /// As TOML that [`read`](Self::read) takes back to the same experiment. A value that is not set
+    /// reads `"none"`, because its default may be one that is.
     pub fn to_toml(&self) -> String {
         written::toml(&self.to_json(), &Origins::default())
     }

@@ -1,4 +1,5 @@
-//! What a section may hold, read from a JSON schema: for checking names, for reading text, and for `reprpo explain`.
+//! What a section may hold, read from a JSON schema: for checking names, for reading text, and for
+//! `reprpo explain`.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -54,8 +55,8 @@ pub struct Field {
 impl Field {
     /// A value from what was typed: TOML where it is, else the text itself.
     ///
-    /// `null` and, where the field is optional, `none` clear it. What looks like a number stays text for a field that
-    /// takes text and no numbers (`--layers 10`).
+    /// `null` and, where the field is optional, `none` clear it. What looks like a number stays
+    /// text for a field that takes text and no numbers (`--layers 10`).
     pub fn read(&self, text: &str) -> Value {
         if self.optional && matches!(text.trim(), "null" | "none") {
             return Value::Null;

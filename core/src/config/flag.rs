@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The name under which a field's schema holds its flags. [`schema`](super::schema) leaves them out.
+/// The name under which a field's schema holds its flags. [`schema`](super::schema) leaves them
+/// out.
 pub(super) const FLAGS: &str = "flags";
 
 /// Flags that belong together: a command takes all flags of a group.
@@ -27,7 +28,8 @@ pub enum Group {
 pub struct Flag {
     /// Path of the field, e.g. `train.seed`.
     pub path: String,
-    /// Name of the flag, without dashes. It is the field's own name unless the field declares another one.
+    /// Name of the flag, without dashes. It is the field's own name unless the field declares
+    /// another one.
     pub name: String,
     /// The flags that it belongs to.
     pub group: Group,

@@ -12,8 +12,8 @@ const DATA_DIR: &str = "data_dir";
 /// Standard input, in place of a path.
 pub(super) const STDIN: &str = "-";
 
-/// The fields of a plugin that hold paths: those whose schema has the format `path`, the one that `--dataset FILE` fills, and
-/// the one that `--data-dir` fills.
+/// The fields of a plugin that hold paths: those whose schema has the format `path`, the one that
+/// `--dataset FILE` fills, and the one that `--data-dir` fills.
 pub(super) fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     let Ok(entry) = registry.get(kind, name) else { return Vec::new() };
     let argument = DatasetEntry::of_entry(entry).filter(|data| !data.extensions.is_empty()).and_then(|data| data.argument);

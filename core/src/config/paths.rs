@@ -1,7 +1,8 @@
 //! The paths of an experiment: how a run keeps them, and how two experiments are compared.
 //!
-//! A path that a person gives begins at the folder in which the command runs. A run keeps it relative to its own folder if
-//! both lie in one tree, and otherwise absolute. It is then found from any folder, even after the tree was moved.
+//! A path that a person gives begins at the folder in which the command runs. A run keeps it
+//! relative to its own folder if both lie in one tree, and otherwise absolute. It is then found
+//! from any folder, even after the tree was moved.
 
 use std::path::{Path, PathBuf};
 

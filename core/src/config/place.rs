@@ -1,9 +1,11 @@
-//! Arithmetic on paths: absolute ones, with and without symbolic links, and the form in which a run keeps one.
+//! Arithmetic on paths: absolute ones, with and without symbolic links, and the form in which a run
+//! keeps one.
 
 use std::path::{Component, Path, PathBuf};
 
-/// A path as the run in the folder `run` keeps it. It is relative if both lie below the folder that the command ran in, or
-/// if the path lies below the folder that holds the run, and otherwise absolute.
+/// A path as the run in the folder `run` keeps it. It is relative if both lie below the folder that
+/// the command ran in, or if the path lies below the folder that holds the run, and otherwise
+/// absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = at_place(path);
     let shared = |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
@@ -13,8 +15,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or `..`, so that it cannot be
-/// taken for a name.
+/// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or
+/// `..`, so that it cannot be taken for a name.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) = (target.components().collect(), folder.components().collect());
     let same = target.iter().zip(&folder).take_while(|(a, b)| a == b).count();
@@ -25,7 +27,8 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// An absolute path with its symbolic links resolved, except in its last part, which may be a link on purpose.
+/// An absolute path with its symbolic links resolved, except in its last part, which may be a link
+/// on purpose.
 fn at_place(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {

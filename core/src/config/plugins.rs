@@ -1,5 +1,5 @@
-//! The plugin files that an experiment names, which are looked for before anything else of it is read: what its fields
-//! may hold depends on them.
+//! The plugin files that an experiment names, which are looked for before anything else of it is
+//! read: what its fields may hold depends on them.
 
 use std::path::{Path, PathBuf};
 
@@ -17,8 +17,8 @@ use crate::registry::Registry;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PluginFile {
-    /// Path of the file. A relative path begins at the folder in which the command runs or, in the `config.toml` of a run,
-    /// at the run's folder.
+    /// Path of the file. A relative path begins at the folder in which the command runs or, in the
+    /// `config.toml` of a run, at the run's folder.
     pub path: PathBuf,
     /// Version of its crate, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,7 +42,8 @@ impl PluginFile {
     /// Loads it into `registry`.
     ///
     /// # Errors
-    /// Fails if the file is not a plugin of this build, if its digest differs, or if a name is taken.
+    /// Fails if the file is not a plugin of this build, if its digest differs, or if a name is
+    /// taken.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {

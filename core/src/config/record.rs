@@ -15,7 +15,8 @@ use crate::registry::{Kind, Registry};
 /// The section of a run's `config.toml` that holds its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// A run's notes about itself in its `config.toml`. Relative paths in such a file begin at the file's folder.
+/// A run's notes about itself in its `config.toml`. Relative paths in such a file begin at the
+/// file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The run's folder when this was written.
@@ -83,7 +84,8 @@ impl Record {
         }
     }
 
-    /// Makes the paths of plugin files absolute. They are needed before the other fields can be understood.
+    /// Makes the paths of plugin files absolute. They are needed before the other fields can be
+    /// understood.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten() {
             let path = match plugin {
@@ -104,8 +106,8 @@ impl Record {
         }
     }
 
-    /// The absolute path that `text` in `file` means. It begins at the file's folder, or at the folder in which the run was
-    /// made if only that leads to something.
+    /// The absolute path that `text` in `file` means. It begins at the file's folder, or at the
+    /// folder in which the run was made if only that leads to something.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
         let begins_here = matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));

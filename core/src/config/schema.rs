@@ -19,7 +19,8 @@ pub fn schema(registry: &Registry) -> Result<Value> {
             .map(|entry| {
                 let mut schema = entry.about().schema()?;
                 if let Some(defs) = schema.get_mut("$defs").map(Value::take) {
-                    // References start at the document's root, where two plugins may have a type of one name.
+                    // References start at the document's root, where two plugins may have a type of
+                    // one name.
                     let prefix = format!("{}-{}-", kind.name(), entry.about().name);
                     rename_references(&mut schema, &prefix);
                     for (name, mut definition) in defs.as_object().cloned().unwrap_or_default() {

@@ -75,8 +75,8 @@ impl Sources {
             .hint("put the run's model back, or name the one to use with `--model`"))
     }
 
-    /// Compares the data that were found with the record of the run that named them. Gives the differences that the user
-    /// asked for by naming other data.
+    /// Compares the data that were found with the record of the run that named them. Gives the
+    /// differences that the user asked for by naming other data.
     ///
     /// # Errors
     /// Fails if the run was made with other data.
@@ -86,7 +86,8 @@ impl Sources {
             let origin = self.origins.get(&format!("dataset.{field}"));
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
         };
-        // A field that only changes how a file's rows are read does not explain why the file changed.
+        // A field that only changes how a file's rows are read does not explain why the file
+        // changed.
         let mut places = in_section(Kind::Dataset, &chosen.name, registry);
         places.extend(registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned));
         let other_place = places.iter().any(|field| is_given(field));

@@ -24,7 +24,8 @@ pub enum Schedule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReferenceModel {
-    /// The model as training finds it: the base, with `init_adapter` where one is given, as TRL has it.
+    /// The model as training finds it: the base, with `init_adapter` where one is given, as TRL has
+    /// it.
     #[default]
     Start,
     /// The base model, whatever training starts from.
@@ -35,8 +36,8 @@ pub enum ReferenceModel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Peak learning rate of the adapter. The chosen intervention can bring its own default, and the chosen adapter can
-    /// multiply the default by a factor.
+    /// Peak learning rate of the adapter. The chosen intervention can bring its own default, and
+    /// the chosen adapter can multiply the default by a factor.
     pub lr: f64,
     /// How the learning rate moves after the warm-up.
     pub schedule: Schedule,
@@ -67,7 +68,8 @@ pub struct TrainConfig {
     pub max_length: usize,
     /// Most tokens of the prompt, the last ones are kept; none = as `max_length` leaves it.
     pub max_prompt_length: Option<usize>,
-    /// The split to train on, or a part of one: `train[:750]`, `train[10%:20%]`, `train[-100:]`, several with `+`.
+    /// The split to train on, or a part of one: `train[:750]`, `train[10%:20%]`, `train[-100:]`,
+    /// several with `+`.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
     /// Train on the first so many pairs; none = all.

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::Origins;
 
-/// `experiment` as TOML: its values first, then its sections, each in their order. A leaf that `origins` knows is followed
-/// by a comment with its origin.
+/// `experiment` as TOML: its values first, then its sections, each in their order. A leaf that
+/// `origins` knows is followed by a comment with its origin.
 pub(super) fn toml(experiment: &Value, origins: &Origins) -> String {
     let Some(root) = experiment.as_object() else { return String::new() };
     let mut text = String::new();
@@ -41,7 +41,8 @@ fn value(value: &Value) -> String {
     match value {
         Value::Null => "\"none\"".to_owned(),
         Value::Bool(b) => b.to_string(),
-        // serde_json writes 1e300 without a point, which TOML takes, and no infinities, which JSON has not.
+        // serde_json writes 1e300 without a point, which TOML takes, and no infinities, which JSON
+        // has not.
         Value::Number(n) => n.to_string(),
         Value::String(s) => toml::Value::String(s.clone()).to_string(),
         Value::Array(list) => format!("[{}]", list.iter().filter(|v| !v.is_null()).map(self::value).collect::<Vec<_>>().join(", ")),

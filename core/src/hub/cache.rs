@@ -3,7 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-/// The folder where fetched things are kept: `$REPRPO_CACHE`, else `$XDG_CACHE_HOME/reprpo`, else `~/.cache/reprpo`.
+/// The folder where fetched things are kept: `$REPRPO_CACHE`, else `$XDG_CACHE_HOME/reprpo`, else
+/// `~/.cache/reprpo`.
 pub fn cache_dir() -> PathBuf {
     folder("REPRPO_CACHE").unwrap_or_else(|| user_cache().join("reprpo"))
 }

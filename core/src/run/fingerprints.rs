@@ -14,8 +14,8 @@ use crate::fingerprint::{Fingerprint, Parts, of_pairs, together};
 use crate::text::TokenPair;
 use crate::weights::type_name;
 
-/// Fields of the experiment that do not change the steps of a run, or whose content has a fingerprint of its own. Every other
-/// field counts, including those that are added later.
+/// Fields of the experiment that do not change the steps of a run, or whose content has a
+/// fingerprint of its own. Every other field counts, including those that are added later.
 const FREE: [&str; 9] = ["recipe", "plugins", "model", "device", "out", "init_adapter", "init_transform", "dataset", "eval"];
 const FREE_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
 
@@ -68,7 +68,8 @@ impl Fingerprints {
         }
     }
 
-    /// The differences between a checkpoint with these fingerprints and a run with `now`: the name and the details of each.
+    /// The differences between a checkpoint with these fingerprints and a run with `now`: the name
+    /// and the details of each.
     pub fn differences(&self, now: &Self) -> Vec<(String, String)> {
         let parts = [
             ("the data", &self.data, &now.data),
@@ -83,8 +84,8 @@ impl Fingerprints {
         parts.chain(fields).collect()
     }
 
-    /// A digest of everything that the kept values of the reference depend on besides the tokens of their pair. Fields that
-    /// only change how the policy is trained are left out.
+    /// A digest of everything that the kept values of the reference depend on besides the tokens of
+    /// their pair. Fields that only change how the policy is trained are left out.
     pub fn of_reference(&self) -> String {
         let mut parts = Parts::new("reference values");
         parts.add(self.model.sha256.as_bytes());
@@ -96,7 +97,8 @@ impl Fingerprints {
         parts.hex()
     }
 
-    /// Reads the fingerprints of a checkpoint; `None` if it was written by a version that did not keep any.
+    /// Reads the fingerprints of a checkpoint; `None` if it was written by a version that did not
+    /// keep any.
     ///
     /// # Errors
     /// Fails if the file is damaged.

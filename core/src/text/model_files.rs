@@ -16,11 +16,12 @@ impl ModelFiles {
         read.map_err(|e| e.within(format!("cannot read the tokenizer of `{}`", self.path().display())))
     }
 
-    /// The tokenizer of what [`locate`](crate::weights::locate) found, for callers that need nothing else: a folder then needs no weights.
+    /// The tokenizer of what [`locate`](crate::weights::locate) found, for callers that need
+    /// nothing else: a folder then needs no weights.
     ///
     /// # Errors
-    /// Fails as [`tokenizer`](Self::tokenizer) does, and as [`open`](Self::open) does if the path is not a folder with a
-    /// tokenizer.
+    /// Fails as [`tokenizer`](Self::tokenizer) does, and as [`open`](Self::open) does if the path
+    /// is not a folder with a tokenizer.
     pub fn tokenizer_of(path: &Path) -> Result<Tokenizer> {
         if path.join("tokenizer.json").is_file() {
             return Tokenizer::from_folder(path).map_err(|e| e.within(format!("cannot read the tokenizer of `{}`", path.display())));

@@ -18,7 +18,8 @@ pub enum DataCommand {
     Tokens(Box<TokensArgs>),
 }
 
-/// What is in a data set: counts, duplicates, lengths, what a run would cut or drop, and a few pairs as the model gets them.
+/// What is in a data set: counts, duplicates, lengths, what a run would cut or drop, and a few
+/// pairs as the model gets them.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -38,8 +39,8 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// The token ids of every pair, as a run trains on them: the prompt and both completions, or the reason why a run would
-/// drop the pair.
+/// The token ids of every pair, as a run trains on them: the prompt and both completions, or the
+/// reason why a run would drop the pair.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -52,8 +53,8 @@ only the tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]
     pub pairs: PairsArgs<Tokenised>,
-    /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids` and `rejected_ids`, or
-    /// `dropped` with the `reason`.
+    /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids`
+    /// and `rejected_ids`, or `dropped` with the `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

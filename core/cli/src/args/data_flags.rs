@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use reprpo_core::config::{Flag, Layering};
+use reprpo_core::config::{Flag, Layering, TrainConfig};
 use reprpo_core::{Error, Result};
 
 use super::fields::{apply, argument, given, of_field};
@@ -18,7 +18,8 @@ pub trait PairReader {
 pub struct Reading {
     source: Source,
     split: Split,
-    /// The rest of the help of `--max-length`, after the field's documentation; `None` if the command does not have the flag.
+    /// The rest of the help of `--max-length`, after the field's documentation; `None` if the
+    /// command does not have the flag. `{default}` stands for the field's default.
     max_length: Option<&'static str>,
     /// The example of `--set` in the help; `None` if the flag belongs to another group.
     set: Option<&'static str>,
@@ -104,7 +105,7 @@ impl PairReader for Probed {
 
 impl PairReader for Inspected {
     const HOW: Reading =
-        Reading { source: Source::First, split: Split::Read, max_length: Some(" in a run; 512 when not given."), set: Some("dataset.test=FILE") };
+        Reading { source: Source::First, split: Split::Read, max_length: Some(" in a run; {default} when not given."), set: Some("dataset.test=FILE") };
 }
 
 impl PairReader for Tokenised {
@@ -144,18 +145,20 @@ impl Reading {
         }
     }
 
-    /// The flags besides the one that names the pairs.
+    fn max_length(&self) -> Option<Flag> {
+        let rest = self.max_length?.replace("{default}", &TrainConfig::default().max_length.to_string());
+        let flag = of_field("train.max_length");
+        let help = format!("{}{rest}", flag.help.trim_end_matches('.'));
+        Some(flag.help(&help))
+    }
+
+    /// The flags that set a field, besides the one that names the pairs.
     fn flags(&self) -> Vec<Flag> {
-        let mut flags = vec![of_field("dataset.data_dir"), self.split()];
-        if let Some(rest) = self.max_length {
-            let flag = of_field("train.max_length");
-            let help = format!("{}{rest}", flag.help.trim_end_matches('.'));
-            flags.push(flag.help(&help));
-        }
-        flags
+        [of_field(DATA_DIR), self.split()].into_iter().chain(self.max_length()).collect()
     }
 }
 
+const DATA_DIR: &str = "dataset.data_dir";
 const COLUMNS: &str = "columns";
 const SET: &str = "set";
 
@@ -198,16 +201,18 @@ impl<C: PairReader> DataFlags<C> {
 
 impl<C: PairReader> Args for DataFlags<C> {
     fn augment_args(command: Command) -> Command {
-        let mut args: Vec<Arg> = vec![C::HOW.source_argument(&of_field("dataset"))];
-        args.extend(C::HOW.flags().iter().map(argument));
+        let how = C::HOW;
         let columns = Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
-        // Behind the split, which it belongs to.
-        args.insert(3, columns.help("Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`"));
-        if let Some(example) = C::HOW.set {
+        let set = |example: &str| {
             let set = Arg::new(SET).long("set").value_name("FIELD=VALUE").action(ArgAction::Append).help_heading("Data");
-            args.push(set.help(format!("Any field of the experiment, as `{example}`; may be given again")));
-        }
-        command.args(args)
+            set.help(format!("Any field of the experiment, as `{example}`; may be given again"))
+        };
+        command
+            .arg(how.source_argument(&of_field("dataset")))
+            .args([of_field(DATA_DIR), how.split()].iter().map(argument))
+            .arg(columns.help("Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`"))
+            .args(how.max_length().iter().map(argument))
+            .args(how.set.map(set))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -15,8 +15,8 @@ Examples:
   reprpo eval runs/a runs/b --dataset genies:math --set eval.max_pairs=none --json
   reprpo eval --model smollm2-135m-instruct --dataset pairs.jsonl")]
 pub struct EvalArgs {
-    /// Folders of runs or of adapters in PEFT's format, or the hub's repositories of adapters, which know their models; none =
-    /// `--model` alone.
+    /// Folders of runs or of adapters in PEFT's format, or the hub's repositories of adapters,
+    /// which know their models; none = `--model` alone.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub targets: Vec<PathBuf>,
     #[command(flatten)]

@@ -27,7 +27,8 @@ pub struct ExperimentArgs {
     /// A TOML file with any fields of the experiment; may be given again, later files win.
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub config: Vec<PathBuf>,
-    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an optional one.
+    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an
+    /// optional one.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
     pub set: Vec<String>,
     #[command(flatten)]

@@ -18,7 +18,8 @@ pub struct ExportArgs {
     /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter.
     #[arg(value_name = "RUN_OR_ADAPTER")]
     pub target: PathBuf,
-    /// Merge the adapter into the weights; what is not merged is in the run's `adapter` folder already.
+    /// Merge the adapter into the weights; what is not merged is in the run's `adapter` folder
+    /// already.
     #[arg(long, required = true)]
     pub merge: bool,
     /// The new folder.

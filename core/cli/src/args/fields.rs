@@ -6,20 +6,21 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use reprpo_core::config::{Flag, Group, Layering, flags};
 
-/// Which flags a command takes.
+/// Flags that a command takes together.
 pub trait FlagSet {
-    /// The flags, in the order of the help. They come from the fields; a command may give one of them another name or help.
+    /// The flags, in the order of the help. They come from the fields; a command may give one of
+    /// them another name or help.
     fn flags() -> Vec<Flag>;
 }
 
 /// The flags of one group.
 fn of_group(group: Group) -> Vec<Flag> {
-    flags().into_iter().filter(|flag| flag.group == group).collect()
+    flags().iter().filter(|flag| flag.group == group).cloned().collect()
 }
 
 /// The flag of the field at `path`.
 pub fn of_field(path: &str) -> Flag {
-    flags().into_iter().find(|flag| flag.path == path).unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
+    flags().iter().find(|flag| flag.path == path).cloned().unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
 }
 
 macro_rules! group {

@@ -1,6 +1,8 @@
-//! The command line: one file for each command, and one for each group of flags that several commands share.
+//! The command line: one file for each command, and one for each group of flags that several
+//! commands share.
 //!
-//! A flag that sets a field of the experiment is declared by the field, and a command chooses the groups that it takes.
+//! A flag that sets a field of the experiment is declared by the field, and a command chooses the
+//! groups that it takes.
 
 mod config;
 mod data;
@@ -45,7 +47,8 @@ pub use speak::{ChatArgs, GenerateArgs, SpeakerArgs};
 pub use states::StatesArgs;
 pub use sweep::SweepArgs;
 
-/// Align what a language model represents: preference pairs train an adapter through its hidden states and gradients.
+/// Align what a language model represents: preference pairs train an adapter through its hidden
+/// states and gradients.
 #[derive(Parser)]
 #[command(
     name = "reprpo",
@@ -69,10 +72,12 @@ pub struct Global {
     /// Log more; twice for everything. `REPRPO_LOG` takes a filter.
     #[arg(long, short, action = ArgAction::Count, global = true, help_heading = "Output")]
     pub verbose: u8,
-    /// A plugin's library to load; may be given again. Those in the plugin folder are there without it.
+    /// A plugin's library to load; may be given again. Those in the plugin folder are there without
+    /// it.
     #[arg(long, value_name = "FILE", global = true, help_heading = "Plugins")]
     pub plugin: Vec<PathBuf>,
-    /// Fetch nothing: models and data of the hub are taken from its cache. `HF_HUB_OFFLINE=1` says the same.
+    /// Fetch nothing: models and data of the hub are taken from its cache. `HF_HUB_OFFLINE=1` says
+    /// the same.
     #[arg(long, global = true, help_heading = "Hub")]
     pub offline: bool,
     /// Colour the output; `NO_COLOR` is respected.
@@ -108,7 +113,8 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The plugin files that flags, configuration files and the environment name, and those of the runs that are given.
+    /// The plugin files that flags, configuration files and the environment name, and those of the
+    /// runs that are given.
     ///
     /// # Errors
     /// A configuration file that cannot be read.

@@ -1,4 +1,5 @@
-//! Names of plugins in the help. The registry judges them, whose errors tell more than a usage message.
+//! Names of plugins in the help. The registry judges them, whose errors tell more than a usage
+//! message.
 
 use std::ffi::OsStr;
 

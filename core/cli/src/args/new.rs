@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// Make the crate of a new method: it compiles, passes its tests and does something sensible at once.
+/// Make the crate of a new method: it compiles, passes its tests and does something sensible at
+/// once.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

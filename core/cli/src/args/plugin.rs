@@ -16,7 +16,8 @@ pub enum PluginCommand {
     Check(CheckArgs),
 }
 
-/// What a plugin's library registers, whether it fits this build, and whether its methods keep what every method promises.
+/// What a plugin's library registers, whether it fits this build, and whether its methods keep what
+/// every method promises.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

@@ -25,12 +25,12 @@ Examples:
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command starts the run in `--out` or resumes
-    /// it, so that a requeued job can use the same script.
+    /// Resume the run in DIR from its last checkpoint. With `auto`, the same command starts the run
+    /// in `--out` or resumes it, so that a requeued job can use the same script.
     #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
     pub resume: Option<PathBuf>,
-    /// Resume even if the data, the model, the tokenizer or the configuration changed since the checkpoint. The result may
-    /// then differ from that of an uninterrupted run.
+    /// Resume even if the data, the model, the tokenizer or the configuration changed since the
+    /// checkpoint. The result may then differ from that of an uninterrupted run.
     #[arg(long, requires = "resume", help_heading = "Output")]
     pub inexact_resume: bool,
     /// The result as JSON, with the folder of the run.
@@ -39,7 +39,8 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// True for `--resume auto`. The experiment then comes from the command line, and its progress from the folder.
+    /// True for `--resume auto`. The experiment then comes from the command line, and its progress
+    /// from the folder.
     pub fn resumes_automatically(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
@@ -48,7 +49,8 @@ impl RunArgs {
 /// The value of `--resume` that stands for the folder in `--out`.
 const AUTO: &str = "auto";
 
-/// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has its own configuration.
+/// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has
+/// its own configuration.
 ///
 /// # Errors
 /// Fails if `--resume DIR` and such a flag are both given.

@@ -9,8 +9,8 @@ use super::fields::{FieldFlags, ModelFlags};
 /// The model that speaks, and how it draws its tokens.
 #[derive(Args)]
 pub struct SpeakerArgs {
-    /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter, which knows its model; none =
-    /// `--model` alone.
+    /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter,
+    /// which knows its model; none = `--model` alone.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
     #[command(flatten)]
@@ -56,7 +56,8 @@ pub struct GenerateArgs {
     pub json: bool,
 }
 
-/// Talk with a model, before or after training: a line is a turn, an empty one or the end of input ends it.
+/// Talk with a model, before or after training: a line is a turn, an empty one or the end of input
+/// ends it.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:

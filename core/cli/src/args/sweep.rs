@@ -21,7 +21,8 @@ pub struct SweepArgs {
     /// A TOML file with a field and its values a line.
     #[arg(value_name = "GRID")]
     pub grid: Option<PathBuf>,
-    /// A field and its values, as `adapter=lora,hra`; `all` stands for every name; may be given again.
+    /// A field and its values, as `adapter=lora,hra`; `all` stands for every name; may be given
+    /// again.
     #[arg(long, value_name = "FIELD=VALUES")]
     pub over: Vec<String>,
     #[command(flatten)]

@@ -1,5 +1,5 @@
-//! The experiment that the settings add up to: the defaults of the engine and of the chosen plugins, with each setting
-//! applied in order, and checked when all are in.
+//! The experiment that the settings add up to: the defaults of the engine and of the chosen
+//! plugins, with each setting applied in order, and checked when all are in.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,8 @@ impl<'r> Assembly<'r> {
         Ok(this)
     }
 
-    /// Sets the default of `train.lr` that the chosen intervention and adapter bring, if one of them brings any.
+    /// Sets the default of `train.lr` that the chosen intervention and adapter bring, if one of
+    /// them brings any.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);
@@ -205,7 +206,8 @@ fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     })
 }
 
-/// Sets `target` to `value`. A table is merged into a table, because it may hold only some of the parts.
+/// Sets `target` to `value`. A table is merged into a table, because it may hold only some of the
+/// parts.
 fn put(target: &mut Value, value: Value) {
     match (target, value) {
         (Value::Object(old), Value::Object(new)) => old.extend(new),

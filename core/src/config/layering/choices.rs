@@ -1,5 +1,5 @@
-//! The plugins that are chosen: `intervention = "x"` means `intervention.name = "x"`, and a data set's text may mean more
-//! than a name.
+//! The plugins that are chosen: `intervention = "x"` means `intervention.name = "x"`, and a data
+//! set's text may mean more than a name.
 
 use serde_json::Value;
 

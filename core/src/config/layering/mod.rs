@@ -1,7 +1,8 @@
 //! Layers of values on top of each other, and what comes of them.
 //!
-//! A layer is a list of settings: a path, a value, and its origin. Nothing is checked before all layers are in,
-//! because only then is it known which plugins are chosen and so which fields there are.
+//! A layer is a list of settings: a path, a value, and its origin. Nothing is checked before all
+//! layers are in, because only then is it known which plugins are chosen and so which fields there
+//! are.
 
 mod assembly;
 mod choices;
@@ -61,9 +62,9 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Adds the configuration of the saved adapter in the folder `dir`, which the experiment uses. It
-    /// replaces everything that the layers below set for the adapter. A layer above that contradicts it
-    /// is an error, unless the adapter lets the field change.
+    /// Adds the configuration of the saved adapter in the folder `dir`, which the experiment uses.
+    /// It replaces everything that the layers below set for the adapter. A layer above that
+    /// contradicts it is an error, unless the adapter lets the field change.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read.
@@ -71,8 +72,9 @@ impl<'r> Layering<'r> {
         saved_adapter::replace(&mut self.settings, dir, self.registry)
     }
 
-    /// Takes the configuration of the adapter that `init_adapter` names, as [`adapter`](Self::adapter)
-    /// does. It lies above the defaults and the recipe, and below everything that the user sets.
+    /// Takes the configuration of the adapter that `init_adapter` names, as
+    /// [`adapter`](Self::adapter) does. It lies above the defaults and the recipe, and below
+    /// everything that the user sets.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
     }
@@ -88,8 +90,8 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Reads the table in a configuration file. If a run wrote the file, its relative paths begin at the
-    /// file's folder and are made absolute.
+    /// Reads the table in a configuration file. If a run wrote the file, its relative paths begin
+    /// at the file's folder and are made absolute.
     fn resolved(&mut self, path: &Path) -> Result<toml::Table> {
         let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
@@ -140,8 +142,8 @@ impl<'r> Layering<'r> {
     /// The experiment that all layers together describe.
     ///
     /// # Errors
-    /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of range. The error names the
-    /// origin.
+    /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of
+    /// range. The error names the origin.
     pub fn resolve(mut self) -> Result<Resolved> {
         self.plugins_are_there()?;
         recipe::expand(&mut self.settings, self.registry)?;
@@ -151,7 +153,8 @@ impl<'r> Layering<'r> {
         choices::expand(&mut self.settings, self.registry)?;
         saved_adapter::check_name(&self.settings)?;
         let mut assembly = Assembly::new(self.registry, &self.settings)?;
-        // The plugins' names first: the error of a field names what chose the plugin that does not have it.
+        // The plugins' names first: the error of a field names what chose the plugin that does not
+        // have it.
         let (names, fields): (Vec<_>, Vec<_>) = self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
         for setting in names.into_iter().chain(fields) {
             assembly.apply(setting)?;
@@ -161,8 +164,8 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Takes the names of plugin files out: their work was done when they were loaded, and what stays of them is which of
-    /// them the experiment uses.
+    /// Takes the names of plugin files out: their work was done when they were loaded, and what
+    /// stays of them is which of them the experiment uses.
     fn plugins_are_there(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"]) {
             let files = match &given {

@@ -5,7 +5,8 @@ use crate::config::Origin;
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Puts the values of the recipe that was chosen in the end above the defaults and below everything else.
+/// Puts the values of the recipe that was chosen in the end above the defaults and below everything
+/// else.
 ///
 /// # Errors
 /// Fails if the recipe does not exist.
@@ -23,7 +24,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // If another plugin is chosen instead, the recipe's settings of this one must not apply to it.
+        // If another plugin is chosen instead, the recipe's settings of this one must not apply to
+        // it.
         let chosen = setting.path.first().and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
         let kind = Kind::ALL.into_iter().find(|k| setting.path[0] == k.name());
         if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])

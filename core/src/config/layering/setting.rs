@@ -11,8 +11,8 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: Given,
     pub origin: Origin,
-    /// The setting only applies if this plugin is chosen: the text of `--dataset NAME:TEXT`, or a recipe's setting of a
-    /// plugin that it chooses.
+    /// The setting only applies if this plugin is chosen: the text of `--dataset NAME:TEXT`, or a
+    /// recipe's setting of a plugin that it chooses.
     pub only_for: Option<&'static str>,
 }
 

@@ -70,7 +70,8 @@ impl KnownFields<'_> {
         }
     }
 
-    /// The field that was likely meant: the nearest here, or one of that very name in another section.
+    /// The field that was likely meant: the nearest here, or one of that very name in another
+    /// section.
     fn near(&self, setting: &Setting, valid: &[String]) -> Option<String> {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
         let given = setting.path.get(1).or(setting.path.first())?;
