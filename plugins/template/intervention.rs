@@ -39,8 +39,8 @@ impl Intervention for MyMethod {
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
         // Your formula goes here: log-probabilities are `[b]` for b pairs, states `[b h]`.
         let logprobs = pairs.policy()?;
-        let margin = logprobs.chosen.sum() - logprobs.rejected()?.sum();
-        let moved = pairs.mean_over_taps(|tap| Ok((&tap.policy.chosen - &tap.reference()?.chosen).square().mean_dim(-1, false, None::<Kind>)))?;
+        let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
+        let moved = pairs.mean_over_taps(|tap| Ok((&tap.policy()?.chosen - &tap.reference()?.chosen).square().mean_dim(-1, false, None::<Kind>)))?;
         let value = (&moved * self.lambda - (&margin * self.beta).log_sigmoid()).mean(None::<Kind>);
         // Each metric is a column of the run's `metrics.jsonl`, its mean over pairs.
         Ok(Loss::new(value).metric("my-method/margin", &margin).metric("my-method/moved", &moved))

@@ -12,7 +12,7 @@ use reprpo_plugin::prelude::*;
     explain = "\
 in.o_proj = [z₁ … z_H]    z_j = Σ_t a_jt v_t, the output of head j    width: H·head_dim
 
-One tap a chosen block. With the transform `heads` of the same plugin, some of the heads alone are compared. The paper reads
+One tap a chosen block, or one a chosen head. With the transform `heads` of the same plugin, only some of the heads are compared. The paper reads
 them at the last token, which is `tap.pooling = last`; that tells completions apart where they do not end alike."
 )]
 pub struct AttentionHeads {
@@ -24,6 +24,8 @@ pub struct AttentionHeads {
     /// The last part of the name of the module that reads the heads.
     #[default("o_proj")]
     pub module: String,
+    /// Heads, from 0, each of which is a tap of its own; without any, all heads of a block are one tap.
+    pub heads: Vec<i64>,
 }
 
 impl TapPlugin for AttentionHeads {
@@ -42,9 +44,21 @@ impl Tap for AttentionHeads {
             if found.inputs != model.heads * model.head_dim {
                 return Err(Error::new(format!("`{}` reads {} numbers a token, not {} heads of {}", found.name, found.inputs, model.heads, model.head_dim)));
             }
-            Ok(Site::Input(found.name.clone()))
+            let all = Site::Input(found.name.clone());
+            if self.heads.is_empty() {
+                return Ok(vec![all]);
+            }
+            let one = |head: &i64| {
+                if !(0..model.heads).contains(head) {
+                    return Err(
+                        Error::new(format!("`tap.heads` has {head}, but a block has {} heads", model.heads)).hint(format!("valid: 0 to {}", model.heads - 1))
+                    );
+                }
+                Ok(all.clone().columns(head * model.head_dim..(head + 1) * model.head_dim))
+            };
+            self.heads.iter().map(one).collect()
         };
-        self.layers.resolve(model.layers)?.into_iter().map(of_block).collect()
+        Ok(self.layers.resolve(model.layers)?.into_iter().map(of_block).collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn pooling(&self) -> Pooling {
@@ -68,6 +82,17 @@ mod tests {
         let linear = |k: usize, name: &str, inputs| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs, outputs: 8 };
         let linears = (0..4).flat_map(|k| [linear(k, "self_attn.o_proj", 12), linear(k, "mlp.down_proj", 16)]).collect();
         ModelInfo { architecture: "llama".to_owned(), layers: 4, hidden: 8, heads: 3, head_dim: 4, vocab: 16, linears, parts: Vec::new() }
+    }
+
+    #[test]
+    fn each_of_the_chosen_heads_is_a_tap_of_its_own() {
+        let config = |heads: &[i64]| AttentionHeads { layers: Layers("-1".to_owned()), heads: heads.to_vec(), ..AttentionHeads::default() };
+        let sites = config(&[0, 2]).build().unwrap().sites(&model()).unwrap();
+        let all = Site::Input("model.layers.3.self_attn.o_proj".to_owned());
+        assert_eq!(sites, [all.clone().columns(0..4), all.columns(8..12)]);
+        assert_eq!(model().width(&sites[1]).unwrap(), 4);
+        let e = config(&[3]).build().unwrap().sites(&model()).unwrap_err();
+        assert_eq!(format!("{e:?}"), "`tap.heads` has 3, but a block has 3 heads\n  hint: valid: 0 to 2");
     }
 
     #[test]

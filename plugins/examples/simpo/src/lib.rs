@@ -44,7 +44,7 @@ impl Intervention for SimPo {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let policy = pairs.policy()?;
         // R⁺ and R⁻, each [b].
-        let (chosen, rejected) = (policy.chosen.mean() * self.beta, policy.rejected()?.mean() * self.beta);
+        let (chosen, rejected) = (policy.chosen()?.mean() * self.beta, policy.rejected()?.mean() * self.beta);
         let margins = &chosen - &rejected;
         let value = -(&margins - self.gamma).log_sigmoid().mean(None::<Kind>);
         Ok(Loss::new(value)
