@@ -1,5 +1,6 @@
-//! From the bytes of a mapped file to the numbers of a tensor: several threads, straight into the tensor's memory, and
-//! slab after slab, so that the pages of the file that were read can be let go of on the way.
+//! From the bytes of a mapped file to the numbers of a tensor: several threads, straight into the
+//! tensor's memory, and slab after slab, so that the pages of the file that were read can be let go
+//! of on the way.
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use crate::weights::memory::{Element, Mapped, SLAB};
 /// How many numbers one thread takes at once.
 const RUN: usize = 1 << 15;
 
-/// The numbers of the blocks at `at`, less `offset` each, in the file's order; `out` is as long as they are many.
+/// The numbers of the blocks at `at`, less `offset` each, in the file's order; `out` is as long as
+/// they are many.
 pub fn in_order<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out: &mut [T], offset: f32) {
     let run = RUN.next_multiple_of(format.block);
     slabs(format, file, at, out, format.block, |bytes, out| {
@@ -50,7 +52,8 @@ pub fn transposed<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, 
     }
 }
 
-/// Has `read` read a whole number of units of `unit` numbers at once, and then lets go of the pages.
+/// Has `read` read a whole number of units of `unit` numbers at once, and then lets go of the
+/// pages.
 fn slabs<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out: &mut [T], unit: usize, read: impl Fn(&[u8], &mut [T])) {
     let slab = (SLAB / (unit / format.block * format.bytes).max(1)).max(1) * unit;
     let mut from = at.start;
@@ -64,7 +67,8 @@ fn slabs<T: Element>(format: &Format, file: &Mapped, at: Range<usize>, out: &mut
 
 /// The numbers of a few blocks, less `offset` each.
 pub fn blocks<T: Element>(format: &Format, bytes: &[u8], out: &mut [T], offset: f32) {
-    // Small enough to stay in the first-level cache on its way, and a whole number of the largest blocks.
+    // Small enough to stay in the first-level cache on its way, and a whole number of the largest
+    // blocks.
     let mut numbers = [0f32; 1024];
     for (out, bytes) in out.chunks_mut(numbers.len()).zip(bytes.chunks(numbers.len() / format.block * format.bytes)) {
         let numbers = &mut numbers[..out.len()];

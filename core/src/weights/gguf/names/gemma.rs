@@ -53,8 +53,8 @@ fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<Str
             put(cap, json!(value));
         }
     }
-    // The file has no scale. llama.cpp scales by the width of a head, except in the 27B model, which
-    // it recognises by its number of blocks.
+    // The file has no scale. llama.cpp scales by the width of a head, except in the 27B model,
+    // which it recognises by its number of blocks.
     let scalar = if settings.layers()? == blocks_of_27b {
         settings.count("embedding_length")? / settings.count("attention.head_count")?
     } else {

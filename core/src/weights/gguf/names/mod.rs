@@ -1,7 +1,8 @@
-//! From llama.cpp's names of tensors and settings to Hugging Face's, one family of architectures a file.
+//! From llama.cpp's names of tensors and settings to Hugging Face's, one family of architectures a
+//! file.
 //!
-//! The names and the layout are those that llama.cpp's `convert_hf_to_gguf.py` writes. What a file leaves out is what
-//! llama.cpp's loader (`src/models`) takes for it.
+//! The names and the layout are those that llama.cpp's `convert_hf_to_gguf.py` writes. What a file
+//! leaves out is what llama.cpp's loader (`src/models`) takes for it.
 
 mod gemma;
 mod gpt2;
@@ -144,8 +145,8 @@ impl Architecture {
         Ok(Shape { heads, key_value_heads, head, turned })
     }
 
-    /// Hugging Face's config.json, made from the file's settings. `rows` gives the number of rows, as in the file, of the
-    /// tensor of Hugging Face's name; `vocab` is that of the embedding.
+    /// Hugging Face's config.json, made from the file's settings. `rows` gives the number of rows,
+    /// as in the file, of the tensor of Hugging Face's name; `vocab` is that of the embedding.
     ///
     /// # Errors
     /// A setting that is missing, or one that would change the numbers and is not known here.

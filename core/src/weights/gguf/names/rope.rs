@@ -65,7 +65,8 @@ impl Settings<'_> {
         let original = self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
-            // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a factor of its own.
+            // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a
+            // factor of its own.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all, "attention_factor": 1.0, "original_max_position_embeddings": context })
             }
@@ -105,8 +106,8 @@ impl Settings<'_> {
         // A negative factor stands for 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies the
-        // usual factor by it. The usual factor itself therefore only has one meaning.
+        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies
+        // the usual factor by it. The usual factor itself therefore only has one meaning.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
@@ -129,8 +130,8 @@ impl Settings<'_> {
     }
 }
 
-/// Splits the configuration's `rope_parameters` by the type of the layer. Layers with a window rotate by frequencies of the
-/// base `theta` that are not scaled.
+/// Splits the configuration's `rope_parameters` by the type of the layer. Layers with a window
+/// rotate by frequencies of the base `theta` that are not scaled.
 pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     let full = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });

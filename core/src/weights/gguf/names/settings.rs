@@ -1,4 +1,5 @@
-//! The settings of an architecture: those that are read, those that change nothing, and the rest, which is refused.
+//! The settings of an architecture: those that are read, those that change nothing, and the rest,
+//! which is refused.
 
 use super::Architecture;
 use crate::error::{Error, Result};
@@ -157,8 +158,9 @@ impl Settings<'_> {
         }
     }
 
-    /// The `layer_types` of Hugging Face's configuration. The file has a truth value for each layer, or a period: the last
-    /// layer of each period has no window. `period` applies if it has neither.
+    /// The `layer_types` of Hugging Face's configuration. The file has a truth value for each
+    /// layer, or a period: the last layer of each period has no window. `period` applies if it has
+    /// neither.
     ///
     /// # Errors
     /// Fails if the setting has another type, or is for another number of layers.

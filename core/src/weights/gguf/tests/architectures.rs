@@ -1,4 +1,5 @@
-//! What single architectures need: their names of tensors, the order of their numbers, and their settings.
+//! What single architectures need: their names of tensors, the order of their numbers, and their
+//! settings.
 
 use serde_json::json;
 
