@@ -11,6 +11,7 @@ mod resume;
 mod score;
 #[cfg(unix)]
 mod signals;
+mod states;
 mod tokenizer;
 mod tokens;
 mod training;

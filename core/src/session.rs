@@ -132,7 +132,15 @@ impl Session {
     /// Fails if the split does not exist or cannot be read, or if the tokenizer or its chat template refuses a pair.
     pub fn tokenise_all(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
         let rows = data::rows(self.dataset.as_ref(), split)?;
-        tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(|| format!("the split `{split}` cannot be used"))
+        let within = || format!("the split `{split}` cannot be used");
+        let tokenised = tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
+        if let Some(most) = self.model.most_tokens()
+            && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
+        {
+            let text = format!("the pair of row {} has {} tokens, but the model only has positions for {most}", pair.row, pair.longest());
+            return Err(Error::new(text).hint(format!("set `train.max_length={most}`"))).within(within);
+        }
+        Ok(tokenised)
     }
 
     /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.
