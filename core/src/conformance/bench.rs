@@ -11,8 +11,8 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::{Adapted, Model};
 use crate::run::AdapterChoice;
-use crate::run::assemble::{Assembled, Parts, taps};
-use crate::train::Objective;
+use crate::run::assembled::{Assembled, Parts};
+use crate::train::{Objective, Taps};
 
 /// The tap of methods that have none of their own. The last site is after the final norm, and whatever any block does reaches
 /// it.
@@ -51,7 +51,7 @@ impl Bench {
             None => Ok(Box::new(Untransformed {}) as _),
             Some(method) => method.entry.build(&method.json, cx, init),
         };
-        let taps = taps(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
+        let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
         // Whether a flat start is left is up to the check.
         let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: false };

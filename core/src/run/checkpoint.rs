@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
-use super::assemble::Assembled;
+use super::assembled::Assembled;
 use super::fingerprints::Fingerprints;
-use super::prior;
+use super::marks;
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 use crate::weights::{read_safetensors, write_safetensors};
@@ -54,7 +54,7 @@ pub fn exists(run: &Path) -> bool {
 /// Where there is none.
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
-    if prior::trained(run) {
+    if marks::trained(run) {
         return Err(Error::new(format!("the run in `{}` has ended: there is nothing left to train", run.display())).hint(format!(
             "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter further",
             quoted(run),
@@ -131,9 +131,9 @@ pub fn tidy(run: &Path, step: usize) {
         }
     };
     let latest = format!("step-{step}");
-    remove(&dir(run), &|name| prior::is_temporary(name) || (name.starts_with("step-") && name != latest));
-    remove(&dir(run).join(&latest), &prior::is_temporary);
-    remove(run, &prior::is_temporary);
+    remove(&dir(run), &|name| marks::is_temporary(name) || (name.starts_with("step-") && name != latest));
+    remove(&dir(run).join(&latest), &marks::is_temporary);
+    remove(run, &marks::is_temporary);
 }
 
 /// The run has ended: its checkpoints are of no more use.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::record::{JsonLines, LogFile};
-use super::{checkpoint, prior};
+use super::{checkpoint, marks};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 
@@ -103,7 +103,7 @@ fn locked(path: &Path, lock: Option<File>) -> Result<File> {
         return Ok(log);
     }
     let log = append(path, "log.txt")?;
-    prior::lock_file(&log, path)?;
+    marks::lock_file(&log, path)?;
     Ok(log)
 }
 

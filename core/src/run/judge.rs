@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::adapter::{AdapterChoice, attach_saved};
-use super::assemble::Assembled;
+use super::assembled::Assembled;
 use super::plan::Plan;
-use super::{checkpoint, prior};
+use super::{checkpoint, marks};
 use crate::config::Experiment;
 use crate::error::{Fault, Result, quoted};
 use crate::eval::{self, Evaluation, evaluate};
@@ -36,7 +36,7 @@ pub fn judge(plan: &Plan<'_>, run: &Assembled, stop: &AtomicBool, progress: &mut
 /// # Errors
 /// Fails if the model, the data or the run's adapter cannot be loaded or scored; `Error::interrupted` if `stop` turned true.
 pub fn judge_trained(experiment: &Experiment, folder: &Path, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Evaluation> {
-    let _lock = prior::lock(folder)?;
+    let _lock = marks::lock(folder)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(experiment, registry)?;
     let attach = |dir: &Path| attach_saved(&AdapterChoice::read(dir, registry)?, &session.model);

@@ -9,27 +9,31 @@
 //! [`record`].
 
 mod adapter;
-pub mod assemble;
+mod assemble;
+pub mod assembled;
 mod checkpoint;
 mod closing;
 mod fingerprints;
 mod fit;
 mod folder;
 mod judge;
+mod marks;
 mod plan;
 mod prior;
 pub mod record;
 mod saved_transforms;
+mod start;
 mod states;
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use tch::Device;
 
 pub use adapter::{AdapterChoice, attach_saved};
-use assemble::{Assembled, assemble};
+use assemble::assemble;
+use assembled::Assembled;
 use fit::fit;
 use folder::Folder;
 use judge::judge;
@@ -37,6 +41,7 @@ pub use judge::judge_trained;
 use plan::Plan;
 pub use prior::{Prior, clear};
 use record::{Recorder, Recorders, Terminal};
+pub use start::Start;
 pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};
 
 use crate::config::{Experiment, Record, paths};
@@ -48,29 +53,6 @@ use crate::model::peft::{self, Base};
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::text::{Findings, show_example};
-
-/// How a run begins.
-#[derive(Clone, Debug)]
-pub enum Start {
-    /// In a new folder, which does not exist yet or is empty.
-    New(PathBuf),
-    /// From the checkpoint of the run in this folder.
-    Resume {
-        /// The run's folder.
-        folder: PathBuf,
-        /// True to resume even if the data, the model or the configuration are not those of the checkpoint.
-        inexact: bool,
-    },
-}
-
-impl Start {
-    /// The run's folder.
-    pub fn folder(&self) -> &Path {
-        match self {
-            Start::New(folder) | Start::Resume { folder, .. } => folder,
-        }
-    }
-}
 
 /// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for it.
 ///

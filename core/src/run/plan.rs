@@ -8,12 +8,11 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::adapter::AdapterChoice;
-use super::assemble::taps;
 use super::fingerprints::{Begins, Fingerprints};
-use super::fit::Schedule;
 use super::folder::is_empty;
 use super::saved_transforms::SavedTransforms;
-use super::{Start, checkpoint, prior};
+use super::start::Start;
+use super::{checkpoint, marks};
 use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
 use crate::config::{Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
@@ -29,7 +28,7 @@ use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
 use crate::text::Tokenised;
-use crate::train::Taps;
+use crate::train::{Steps, Taps};
 
 /// The checkpoint that a run is resumed from.
 #[derive(Debug)]
@@ -119,7 +118,7 @@ impl<'a> Plan<'a> {
         let pairs = session.tokenise(&train.split, train, train.max_pairs)?;
         // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
         let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
-        warnings.extend(validate(intervention.as_ref(), &taps, session.model.info(), &Schedule::new(pairs.pairs.len(), train))?);
+        warnings.extend(validate(intervention.as_ref(), &taps, session.model.info(), &Steps::new(pairs.pairs.len(), train))?);
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, &pairs.pairs, &begins);
         let checkpoint = match (start, resumed) {
@@ -168,7 +167,7 @@ fn open(start: &Start) -> Result<(PathBuf, Option<(usize, Option<File>)>)> {
         Start::New(folder) => Ok((folder.to_owned(), None)),
         Start::Resume { folder, .. } => {
             // Without the lock, another process could replace the checkpoint while it is read.
-            let lock = prior::lock(folder)?;
+            let lock = marks::lock(folder)?;
             Ok((folder.to_owned(), Some((checkpoint::latest(folder)?, lock))))
         }
     }
@@ -195,7 +194,7 @@ fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result
         None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
     };
     let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
-    let taps = taps(tap.as_ref(), &intervention.needs(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+    let taps = Taps::build(tap.as_ref(), &intervention.needs(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
     Ok((intervention, taps))
 }
 
@@ -209,7 +208,7 @@ fn refuse_tap(experiment: &Experiment) -> Result<()> {
 }
 
 /// The warnings of the method about the run.
-fn validate(intervention: &dyn Intervention, taps: &Taps, model: &ModelInfo, schedule: &Schedule<'_>) -> Result<Vec<String>> {
+fn validate(intervention: &dyn Intervention, taps: &Taps, model: &ModelInfo, steps: &Steps<'_>) -> Result<Vec<String>> {
     let all = |holds: fn(&dyn Transform) -> bool| taps.transforms.iter().all(|t| holds(t.as_ref()));
     intervention.validate(&RunInfo {
         model,
@@ -217,8 +216,8 @@ fn validate(intervention: &dyn Intervention, taps: &Taps, model: &ModelInfo, sch
         pooling: taps.pooling,
         linear_transforms: all(|t| t.linear()),
         orthogonal_transforms: all(|t| t.orthogonal()),
-        pairs: schedule.pairs,
-        steps: schedule.steps,
+        pairs: steps.pairs,
+        steps: steps.count,
     })
 }
 

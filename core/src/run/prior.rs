@@ -2,12 +2,12 @@
 //!
 //! With it, the same command line starts a run or continues it, no matter where the process before it was killed.
 
-use std::fs::File;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::checkpoint;
+use super::marks::{is_temporary, lock, trained};
 use crate::config::{Experiment, changed_fields, flat, paths, shown};
 use crate::error::{Context, Error, Result, quoted};
 use crate::registry::Registry;
@@ -65,11 +65,6 @@ impl Prior {
     }
 }
 
-/// True if the training of the run in `folder` is over: the configuration of its adapter is written last.
-pub(super) fn trained(folder: &Path) -> bool {
-    folder.join("adapter").join("adapter_config.json").is_file()
-}
-
 /// Removes the files of a run that was killed before its first checkpoint.
 ///
 /// # Errors
@@ -93,27 +88,6 @@ pub fn clear(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Locks the log of the run in `folder` for this process, until the file is closed; `None` if the log cannot be opened.
-///
-/// # Errors
-/// Fails if another process has locked it.
-pub(super) fn lock(folder: &Path) -> Result<Option<File>> {
-    let Ok(log) = File::options().append(true).open(folder.join("log.txt")) else { return Ok(None) };
-    lock_file(&log, folder)?;
-    Ok(Some(log))
-}
-
-/// Locks an open log, as [`lock`] does.
-pub(super) fn lock_file(log: &File, folder: &Path) -> Result<()> {
-    match log.try_lock() {
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::new(format!("another process is writing into `{}`", folder.display())).hint("wait for it, or give another `--out`"))
-        }
-        // Some file systems have no locks.
-        Err(std::fs::TryLockError::Error(_)) | Ok(()) => Ok(()),
-    }
-}
-
 /// The names of the entries of a folder; empty if the folder is missing.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
@@ -121,11 +95,6 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         entries => entries.within(|| format!("cannot read the folder `{}`", folder.display()))?,
     };
     entries.map(|e| Ok(e.within(|| format!("cannot read the folder `{}`", folder.display()))?.file_name().to_string_lossy().into_owned())).collect()
-}
-
-/// True for the name of a temporary file. One that is left over was being written when its process was killed.
-pub(super) fn is_temporary(name: &str) -> bool {
-    name.starts_with(".tmp")
 }
 
 /// Compares the experiment that a run began with to that of a command line, and fails if they differ.

@@ -7,6 +7,7 @@ mod reference;
 mod schedule;
 mod start;
 mod step;
+mod steps;
 mod taps;
 
 pub use objective::{Evaluated, Objective};
@@ -15,4 +16,5 @@ pub use reference::Reference;
 pub use schedule::learning_rate;
 pub use start::leave_flat_start;
 pub use step::{Accumulated, LeftOut, accumulate};
+pub use steps::Steps;
 pub use taps::Taps;

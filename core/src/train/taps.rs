@@ -3,11 +3,15 @@
 #[cfg(test)]
 mod tests;
 
-use tch::Tensor;
+use std::collections::HashMap;
 
-use crate::api::{Around, Pooling, Side, Site, TokenPooling, TokenStates, Transform};
+use tch::{Kind, Tensor};
+
+use crate::api::{Around, Init, Needs, Pooling, Side, Site, States, Tap, TokenPooling, TokenStates, Transform, TransformCx};
 use crate::batch::PairBatch;
+use crate::config::TrainConfig;
 use crate::error::Result;
+use crate::model::Model;
 
 /// Where states are read, and what they go through before they are compared.
 #[derive(Default)]
@@ -25,6 +29,38 @@ pub struct Taps {
 }
 
 impl Taps {
+    /// Builds the taps at the sites of `tap`, each with a transform that `build` makes, or with one for all sites of the same width. There are none if
+    /// the method does not need states.
+    ///
+    /// # Errors
+    /// Fails if the model does not have a site, or if `build` fails.
+    pub fn build(
+        tap: &dyn Tap,
+        needs: &Needs,
+        model: &Model,
+        train: &TrainConfig,
+        build: impl Fn(&TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>,
+    ) -> Result<Self> {
+        let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let (embedding, unembedding) = model.embeddings();
+        let (mut transforms, mut transform_of, mut by_width) = (Vec::new(), Vec::new(), HashMap::new());
+        let sites = if needs.states == States::None { Vec::new() } else { tap.sites(model.info())? };
+        for site in &sites {
+            let width = model.info().width(site)?;
+            if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
+                transform_of.push(*shared);
+                continue;
+            }
+            let number = transforms.len();
+            let cx = TransformCx { model: model.info(), site, width, embedding, unembedding };
+            let mut init = Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
+            transforms.push(build(&cx, &mut init)?);
+            transform_of.push(number);
+            by_width.insert(width, number);
+        }
+        Ok(Self { sites, pooling: tap.pooling(), token_pooling: tap.token_pooling(), transforms, transform_of })
+    }
+
     /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
     pub fn pool_first(&self) -> bool {
         self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{Recorder, StepRecord};
+use super::recorder::Recorder;
+use super::step::StepRecord;
 use crate::error::{Context, Result};
 use crate::eval::Evaluation;
 

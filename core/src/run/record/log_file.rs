@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
-use super::{Note, Recorder};
+use super::recorder::{Note, Recorder};
 use crate::error::{Context, Result};
 
 /// Writes `log.txt`. The lock on the file, by which a process owns the run's folder, lasts as long as this recorder.

@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-use super::{Note, Recorder, StepRecord};
+use super::recorder::{Note, Recorder};
+use super::step::StepRecord;
 use crate::error::Result;
 use crate::report::Progress;
 

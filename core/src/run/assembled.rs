@@ -1,0 +1,91 @@
+//! Everything that trains a model. The conformance kit assembles its models here too.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::adapter::AdapterChoice;
+use crate::api::{Intervention, Needs, Site};
+use crate::config::{ReferenceModel, TrainConfig};
+use crate::error::Result;
+use crate::model::{Adapted, Model};
+use crate::plugin::faults;
+use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
+
+/// Everything that trains a model, ready for the first step.
+pub struct Assembled {
+    /// The adapter that is trained.
+    pub adapted: Adapted,
+    /// The adapter that training started from; `None` if it started from the base model.
+    pub initial: Option<Rc<Adapted>>,
+    /// The objective, with its taps, their transforms and the reference.
+    pub objective: Objective,
+    /// The optimiser of all trained parameters.
+    pub optimiser: AdamW,
+    /// Standard deviation of the noise that moved the adapter off a flat start; `None` if it was not moved.
+    pub noise: Option<f64>,
+}
+
+/// What an assembled run is made of, besides the model.
+pub struct Parts<'a> {
+    /// The training objective.
+    pub intervention: Box<dyn Intervention>,
+    /// The taps and their transforms.
+    pub taps: Taps,
+    /// The adapter.
+    pub adapter: &'a AdapterChoice,
+    /// The names of the pairs in a checkpoint, by index.
+    pub names: BTreeMap<usize, String>,
+    /// True to move the adapter off a start where the loss is flat.
+    pub leaves_flat_start: bool,
+}
+
+impl Assembled {
+    /// Puts the parts together on `model`.
+    ///
+    /// # Errors
+    /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or if a plugin failed.
+    pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
+        let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
+        let needs = intervention.needs();
+        let blocks = depth(&needs, &taps.sites, model)?;
+        let adapted = adapter.attach(model, blocks, train.seed)?;
+        let initial = if adapter.values.is_some() { Some(Rc::new(adapter.attach(model, blocks, train.seed)?)) } else { None };
+        let reference = initial.clone().filter(|_| train.reference == ReferenceModel::Start);
+        // Whether training starts at the reference itself.
+        let at_reference = if initial.is_some() { reference.is_some() } else { adapter.adapter.starts_as_identity() };
+        let noise = if at_reference && leaves_flat_start { leave_flat_start(&needs, &adapted, train)? } else { None };
+        let optimiser = optimiser(&adapted, &taps, train);
+        let objective = Objective::new(intervention, taps, Reference::new(reference, names), &adapted)?;
+        faults::check()?;
+        Ok(Self { adapted, initial, objective, optimiser, noise })
+    }
+
+    /// All trained parameters: those of the adapter, and those of the transforms.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
+        let of_adapter = self.adapted.parameters().into_iter().map(scoped("adapter"));
+        of_adapter.chain(self.objective.taps().parameters().into_iter().map(scoped("transform"))).collect()
+    }
+}
+
+/// Number of blocks that a step runs for a method with these needs that reads states at `sites`.
+fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
+    // A method that trains nothing reads nothing, and its adapter is one of the whole model.
+    model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
+}
+
+/// The optimiser of the adapter and, unless `train.transform` is false, of the transforms.
+fn optimiser(adapted: &Adapted, taps: &Taps, train: &TrainConfig) -> AdamW {
+    let mut groups = vec![Group { parameters: adapted.parameters(), scale: 1.0 }];
+    let transform = taps.parameters();
+    if train.transform {
+        groups.push(Group { parameters: transform, scale: train.transform_lr.map_or(1.0, |lr| lr / train.lr) });
+    } else {
+        for (_, tensor) in transform {
+            let _ = tensor.set_requires_grad(false);
+        }
+    }
+    AdamW::new(groups, train)
+}

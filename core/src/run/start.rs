@@ -1,0 +1,26 @@
+//! How a run begins.
+
+use std::path::{Path, PathBuf};
+
+/// How a run begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// In a new folder, which does not exist yet or is empty.
+    New(PathBuf),
+    /// From the checkpoint of the run in this folder.
+    Resume {
+        /// The run's folder.
+        folder: PathBuf,
+        /// True to resume even if the data, the model or the configuration are not those of the checkpoint.
+        inexact: bool,
+    },
+}
+
+impl Start {
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        match self {
+            Start::New(folder) | Start::Resume { folder, .. } => folder,
+        }
+    }
+}

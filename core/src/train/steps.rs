@@ -1,0 +1,109 @@
+//! The order of the pairs in a run.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::learning_rate;
+use crate::config::TrainConfig;
+use crate::text::TokenPair;
+
+/// The steps of a run, and the pairs that each of them is made of.
+pub struct Steps<'a> {
+    train: &'a TrainConfig,
+    /// Pairs in the data.
+    pub pairs: usize,
+    /// Pairs in a step.
+    step_pairs: usize,
+    /// Steps in an epoch.
+    per_epoch: usize,
+    /// Steps of the run.
+    pub count: usize,
+}
+
+impl<'a> Steps<'a> {
+    /// The steps of a run on so many pairs.
+    pub fn new(pairs: usize, train: &'a TrainConfig) -> Self {
+        let step_pairs = train.batch * train.accumulate;
+        let per_epoch = pairs.div_ceil(step_pairs);
+        let steps = ((per_epoch as f64 * train.epochs).ceil() as usize).max(1);
+        Self { train, pairs, step_pairs, per_epoch, count: steps }
+    }
+
+    /// The pairs of a step.
+    pub fn pairs_of<'p>(&self, step: usize, pairs: &'p [TokenPair]) -> Vec<&'p TokenPair> {
+        let order = order(self.pairs, self.train, step / self.per_epoch);
+        let within = (step % self.per_epoch) * self.step_pairs;
+        order[within..(within + self.step_pairs).min(self.pairs)].iter().map(|i| &pairs[*i]).collect()
+    }
+
+    /// The number of pairs in all steps together.
+    pub fn pairs_in_all(&self) -> usize {
+        (0..self.count).map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs)).sum()
+    }
+
+    /// How many times the data was seen after `step`, counted in batches as transformers' Trainer does: the last step of an
+    /// epoch may hold fewer batches than the others.
+    pub fn epoch(&self, step: usize) -> f64 {
+        let batches = self.pairs.div_ceil(self.train.batch);
+        let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
+        (step / self.per_epoch) as f64 + seen as f64 / batches as f64
+    }
+
+    /// The warning for a learning rate that is 0 at every step.
+    pub fn warning(&self) -> Option<String> {
+        let nothing = (0..self.count).all(|step| learning_rate(self.train, step, self.count) == 0.0);
+        nothing.then(|| {
+            format!(
+                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes all of the run (steps: {}, pairs in a step: {}); set `train.warmup=0`",
+                self.count, self.step_pairs
+            )
+        })
+    }
+}
+
+/// The order of the pairs in an epoch: the data set's own, or shuffled by seed and epoch.
+fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..pairs).collect();
+    if train.shuffle {
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(train.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(epoch as u64)));
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The values are those that transformers 5.23's Trainer logs for `per_device_train_batch_size`,
+    /// `gradient_accumulation_steps` and `num_train_epochs` of the same size.
+    #[test]
+    fn the_epoch_is_the_share_of_batches_seen() {
+        let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
+            let train = TrainConfig { batch, accumulate, ..TrainConfig::default() };
+            (0..steps).map(|step| Steps::new(pairs, &train).epoch(step)).collect()
+        };
+        assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
+        // The last batch of an epoch may be smaller than the others, and counts as a whole one.
+        assert_eq!(logged(9, 2, 2, 3), [0.4, 0.8, 1.0]);
+        assert_eq!(logged(8, 2, 2, 4), [0.5, 1.0, 1.5, 2.0]);
+        // Fewer pairs than a step takes.
+        assert_eq!(logged(3, 2, 4, 2), [1.0, 2.0]);
+        assert_eq!(logged(5, 1, 1, 6), [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
+    }
+
+    #[test]
+    fn every_epoch_has_every_pair_once() {
+        let train = TrainConfig { batch: 2, accumulate: 2, epochs: 2.5, ..TrainConfig::default() };
+        let pair = |index| TokenPair { index, row: index, prompt: vec![1], chosen: vec![2], rejected: vec![3] };
+        let pairs: Vec<TokenPair> = (0..10).map(pair).collect();
+        let steps = Steps::new(pairs.len(), &train);
+        assert_eq!((steps.count, steps.pairs_in_all()), (8, 28));
+        for epoch in 0..2 {
+            let steps = (0..3).flat_map(|step| steps.pairs_of(epoch * 3 + step, &pairs));
+            let mut seen: Vec<usize> = steps.map(|pair| pair.index).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..10).collect::<Vec<_>>());
+        }
+    }
+}
