@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_field_out_of_range_is_named() {
-        let refused = |config| config.build(&model()).err().unwrap().to_string();
+        let refused = |config: SimPo| config.build(&model()).err().unwrap().to_string();
         assert!(refused(SimPo { beta: 0.0, ..SimPo::default() }).contains("`intervention.beta` is 0"));
         assert!(refused(SimPo { gamma: f64::NAN, ..SimPo::default() }).contains("`intervention.gamma` is NaN"));
     }
