@@ -15,6 +15,7 @@ pub mod ffi;
 pub mod files;
 pub mod fingerprint;
 pub mod generate;
+pub mod guard;
 pub mod hub;
 pub mod model;
 pub mod other_base;

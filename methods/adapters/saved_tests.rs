@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use reprpo_core::conformance;
-use reprpo_core::model::adapted::unmatched;
+use reprpo_core::model::attach::unmatched;
 use reprpo_core::model::peft::{self, Saved};
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::registry::{AdapterEntry, Registry};

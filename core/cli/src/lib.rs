@@ -23,9 +23,10 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 use reprpo_core::error::{Fault, quoted};
+use reprpo_core::guard::faults;
 use reprpo_core::hub;
 use reprpo_core::panics;
-use reprpo_core::plugin::{self, faults};
+use reprpo_core::plugin;
 use reprpo_core::registry::Registry;
 use reprpo_core::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use super::PartInfo;
+use super::Rows;
 use crate::error::{Error, Result};
 
 /// A place in the network where activations can be read.
@@ -86,6 +86,18 @@ pub struct LinearInfo {
     pub inputs: i64,
     /// Width of its output.
     pub outputs: i64,
+}
+
+/// A part of a fused linear module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartInfo {
+    /// The part as a module of its own. Its name is that of the module and Llama's for the part, as
+    /// `model.layers.0.self_attn.qkv_proj.q_proj`.
+    pub linear: LinearInfo,
+    /// The name of the module.
+    pub holder: String,
+    /// Which of the module's outputs it makes.
+    pub rows: Rows,
 }
 
 /// The shape of a model.

@@ -3,7 +3,6 @@
 
 use tch::Tensor;
 
-use super::LinearInfo;
 use crate::error::Result;
 
 /// Rows of a fused module: of each of `groups` groups of `width` rows, `len` from `start` on.
@@ -54,18 +53,6 @@ impl Rows {
         self.grouped(all, 0)?.f_copy_(&part.f_unflatten(0, [self.groups, self.len])?)?;
         Ok(())
     }
-}
-
-/// A part of a fused linear module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartInfo {
-    /// The part as a module of its own. Its name is that of the module and Llama's for the part, as
-    /// `model.layers.0.self_attn.qkv_proj.q_proj`.
-    pub linear: LinearInfo,
-    /// The name of the module.
-    pub holder: String,
-    /// Which of the module's outputs it makes.
-    pub rows: Rows,
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::value::json;
 use super::{Origin, Record};
 use crate::error::{Error, Result};
-use crate::plugin::{self, PluginLibrary};
+use crate::plugin;
+use crate::registry::PluginLibrary;
 use crate::registry::Registry;
 
 /// A plugin's file.

@@ -13,11 +13,26 @@ use tch::Tensor;
 use super::adapted::Adapted;
 use super::attention::Scores;
 use super::cache::Cache;
-use super::decoder::View;
+use super::layer_kind::View;
 use super::linear::{Linear, Place};
-use super::pass::{Intercept, Wanted};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
+
+/// Called with the output `[n out]` of each adapted module, part and block. The pass continues with
+/// what it returns.
+pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
+
+/// A site that a pass reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Its place in the request.
+    pub index: usize,
+    /// The site.
+    pub site: &'a Site,
+}
+
+/// A block, and the index of its kind among the decoder's.
+pub type Layer = (usize, Box<dyn Block>);
 
 /// One block of a decoder.
 pub trait Block: std::fmt::Debug + Send {

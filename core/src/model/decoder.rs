@@ -9,37 +9,27 @@ use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 use super::attention::{Attention, How};
-use super::block::Block;
+use super::block::Layer;
+use super::layer_kind::{LayerKind, View};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::pass::{Pass, Reached};
-use super::rope::{Rope, Tables};
+use super::rope::Rope;
 use super::settings::Sizes;
 use super::stream::Stream;
 use super::vocabulary::Vocabulary;
 use crate::api::ModelInfo;
 use crate::error::Result;
 
-/// A kind of layer: how far it sees, and how it tells positions apart.
-#[derive(Debug)]
-pub struct LayerKind {
-    /// How many tokens back it sees, itself included; `None`: all.
-    pub window: Option<i64>,
-    /// How it rotates queries and keys; `None`: not at all.
-    pub rope: Option<Rope>,
+impl Sizes {
+    /// The blocks that `layer` makes, in their order.
+    ///
+    /// # Errors
+    /// Fails if `layer` does.
+    pub fn layers(&self, layer: impl FnMut(usize) -> Result<Layer>) -> Result<Vec<Layer>> {
+        (0..self.num_hidden_layers).map(layer).collect()
+    }
 }
-
-/// The masks and rotations of one kind of layer for one stream.
-#[derive(Debug)]
-pub struct View {
-    /// Which tokens see which.
-    pub attention: Rc<Attention>,
-    /// The rotation of every position.
-    pub tables: Option<Tables>,
-}
-
-/// A block, and the index of its kind among the decoder's.
-pub type Layer = (usize, Box<dyn Block>);
 
 /// A transformer with frozen weights.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 
 mod activation;
 pub mod adapted;
+pub mod attach;
 pub mod attention;
 mod block;
 pub mod cache;
@@ -23,6 +24,7 @@ mod granite;
 mod head;
 #[cfg(test)]
 mod invariance_tests;
+mod layer_kind;
 mod linear;
 mod llama;
 mod mistral;

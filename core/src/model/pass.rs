@@ -5,16 +5,12 @@ use std::cell::RefCell;
 use tch::Tensor;
 
 use super::adapted::Adapted;
-use super::block::{Block, BlockCx};
+use super::block::{Block, BlockCx, Intercept, Wanted};
 use super::cache::Cache;
-use super::decoder::View;
+use super::layer_kind::View;
 use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
-
-/// Called with the output `[n out]` of each adapted module, part and block. The pass continues with
-/// what it returns.
-pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// A request to a pass.
 #[derive(Default)]
@@ -40,15 +36,6 @@ pub struct Reached {
     pub states: Vec<Tensor>,
     /// The last hidden state after the final norm `[n hidden]`, if the request asked for it.
     pub hidden: Option<Tensor>,
-}
-
-/// A site that a pass reads.
-#[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
-    /// Its place in the request.
-    pub index: usize,
-    /// The site.
-    pub site: &'a Site,
 }
 
 /// A pass in progress. It runs the blocks, and decides everything that happens around one.

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::decoder::Layer;
 use crate::error::{Error, Result};
 
 /// Reads some of the fields.
@@ -113,14 +112,6 @@ impl Sizes {
     /// Width of all keys, and of all values.
     pub fn kv_width(&self) -> i64 {
         self.kv_heads() * self.head_dim()
-    }
-
-    /// The blocks that `layer` makes, in their order.
-    ///
-    /// # Errors
-    /// Fails if `layer` does.
-    pub fn layers(&self, layer: impl FnMut(usize) -> Result<Layer>) -> Result<Vec<Layer>> {
-        (0..self.num_hidden_layers).map(layer).collect()
     }
 
     /// 1/√d, by which attention's products are scaled in most architectures.

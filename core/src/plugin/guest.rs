@@ -3,45 +3,16 @@
 use std::ffi::c_void;
 use std::fmt::Write;
 use std::panic::catch_unwind;
-use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-use super::abi::Host;
-use crate::error::Error;
+use super::host::Host;
+use crate::guard::host_link;
 use crate::hub;
 use crate::panics;
 use crate::registry::{Entry, RecipeText};
-
-/// The host, in a plugin's copy of this crate; nothing in a program's.
-static HOST: OnceLock<HostSide> = OnceLock::new();
-
-/// What a plugin keeps of its host.
-pub(super) struct HostSide {
-    label: &'static str,
-    fault: extern "C" fn(*const u8, usize, *const u8, usize),
-}
-
-impl HostSide {
-    /// Where the host found this library.
-    pub fn label(&self) -> &'static str {
-        self.label
-    }
-
-    /// Sends a fault that no error could tell of.
-    pub fn fault(&self, error: &Error) {
-        let message = error.message();
-        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-        (self.fault)(message.as_ptr(), message.len(), cause.as_ptr(), cause.len());
-    }
-}
-
-/// The host of this plugin, where this is the code of one.
-pub(super) fn host() -> Option<&'static HostSide> {
-    HOST.get()
-}
 
 /// Called by the host, once both sides have shown that they are of one build.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
@@ -64,7 +35,7 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
 fn settle(host: &Host) {
     // SAFETY: the host says that both live as long as the process.
     let (label, name) = unsafe { (words(host.label, host.label_len), words(host.name, host.name_len)) };
-    let first = HOST.set(HostSide { label, fault: host.fault }).is_ok();
+    let first = host_link::keep(label, host.fault);
     if first {
         panics::keep_quiet();
         let level = match host.level {

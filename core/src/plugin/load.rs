@@ -8,29 +8,14 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use sha2::{Digest, Sha256};
 use tracing::level_filters::LevelFilter;
 
-use super::abi::{Fingerprint, Host, PluginDecl, SYMBOL};
-use super::{faults, guest};
+use super::abi::{Fingerprint, PluginDecl, SYMBOL};
+use super::guest;
+use super::host::Host;
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
+use crate::guard::faults;
 use crate::hub;
-use crate::registry::{Entry, RecipeText};
-
-/// A plugin's library in this process. It stays to the end: what it registered lives in its memory.
-#[derive(Clone, Debug)]
-pub struct PluginLibrary {
-    /// The file, without links and dots.
-    pub path: PathBuf,
-    /// The crate's name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// Digest of the file, in hexadecimal.
-    pub sha256: String,
-    /// What it registers.
-    pub entries: Vec<Entry>,
-    /// The recipes it brings.
-    pub recipes: Vec<&'static RecipeText>,
-}
+use crate::registry::PluginLibrary;
 
 /// By path: a library that is asked for again is the one that is there.
 static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());

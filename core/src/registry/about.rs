@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::api::Plugin;
 use crate::error::{Error, Result};
-use crate::plugin::{Who, guard};
+use crate::guard::{Who, guard};
 
 /// A plugin's description of itself.
 #[derive(Debug)]

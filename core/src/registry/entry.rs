@@ -1,14 +1,14 @@
 //! One registered plugin, its types erased, by kind: how it is made, and what the engine has to
 //! know of it before.
 
-use super::Kind;
 use super::about::{About, parse};
+use super::kind::Kind;
 use crate::api::{
     Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin, ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform,
     TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
-use crate::plugin::{Guarded, Who, guard};
+use crate::guard::{Guarded, Who, guard};
 
 /// One registered plugin, of whatever kind.
 #[derive(Clone, Copy, Debug)]

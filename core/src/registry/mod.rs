@@ -6,6 +6,8 @@
 
 mod about;
 mod entry;
+mod kind;
+mod library;
 mod recipe;
 
 use std::collections::BTreeMap;
@@ -13,46 +15,11 @@ use std::path::PathBuf;
 
 pub use about::{About, Misfit};
 pub use entry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry, TypedEntry};
+pub use kind::Kind;
+pub use library::PluginLibrary;
 pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
-use crate::plugin::PluginLibrary;
-
-/// The five kinds of plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A training objective.
-    Intervention,
-    /// A trainable change of linear modules.
-    Adapter,
-    /// A map of activations.
-    Transform,
-    /// A place where activations are read.
-    Tap,
-    /// A source of preference pairs.
-    Dataset,
-}
-
-impl Kind {
-    /// All of them, in the order in which people meet them.
-    pub const ALL: [Kind; 5] = [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap, Kind::Dataset];
-
-    /// `intervention`: the word, and the section of the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Kind::Intervention => "intervention",
-            Kind::Adapter => "adapter",
-            Kind::Transform => "transform",
-            Kind::Tap => "tap",
-            Kind::Dataset => "dataset",
-        }
-    }
-
-    /// `interventions`.
-    pub fn plural(self) -> String {
-        format!("{}s", self.name())
-    }
-}
 
 /// The plugins of this program, linked in and loaded, and their recipes.
 #[derive(Debug)]

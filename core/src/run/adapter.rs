@@ -9,7 +9,7 @@ use tch::Tensor;
 use crate::api::Adapter;
 use crate::config::{Choice, Experiment, plugin_fields};
 use crate::error::{Error, Result};
-use crate::model::adapted::unmatched;
+use crate::model::attach::unmatched;
 use crate::model::peft::Saved;
 use crate::model::{Adapted, Model};
 use crate::registry::{AdapterEntry, Registry};

@@ -9,8 +9,8 @@ use super::adapter::AdapterChoice;
 use crate::api::{Intervention, Needs, Site};
 use crate::config::{ReferenceModel, TrainConfig};
 use crate::error::Result;
+use crate::guard::faults;
 use crate::model::{Adapted, Model};
-use crate::plugin::faults;
 use crate::train::{AdamW, Group, Objective, Reference, Taps, leave_flat_start};
 
 /// Everything that trains a model, ready for the first step.

@@ -8,6 +8,7 @@ mod folder;
 mod gguf;
 mod model_files;
 mod pairs;
+mod token_pair;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,7 +18,8 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use findings::{Findings, repeats};
-pub use pairs::{Cut, DroppedPair, Limits, Outcome, Prompt, SkipReason, TokenPair, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
+pub use pairs::{Cut, DroppedPair, Limits, Outcome, SkipReason, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
+pub use token_pair::{Prompt, TokenPair};
 
 use crate::api::{Message, TemplateArgs};
 use crate::error::{Error, Fault, Result};

@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Evaluated, Objective};
 use crate::api::{Partial, StepInfo};
 use crate::error::{Error, Result};
+use crate::guard::faults;
 use crate::model::{Adapted, Model};
-use crate::plugin::faults;
 use crate::text::TokenPair;
 
 /// What a step over its pairs came to; the gradients are where the optimiser looks for them.

@@ -9,12 +9,34 @@ use std::fmt;
 use std::ops::Range;
 
 use indexmap::IndexMap;
+use safetensors::Dtype;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use tch::Kind;
 
 use super::memory::Mapped;
-use super::safetensors::{KINDS, Stored};
 use crate::error::{Error, Result};
+
+/// The number types that are read and written, by the names that the format has for them.
+pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
+    ("F64", Dtype::F64, Kind::Double),
+    ("F32", Dtype::F32, Kind::Float),
+    ("F16", Dtype::F16, Kind::Half),
+    ("BF16", Dtype::BF16, Kind::BFloat16),
+    ("I64", Dtype::I64, Kind::Int64),
+    ("I32", Dtype::I32, Kind::Int),
+    ("U8", Dtype::U8, Kind::Uint8),
+    ("BOOL", Dtype::BOOL, Kind::Bool),
+];
+
+/// Where a tensor lies and what it is.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub kind: Kind,
+    pub shape: Vec<i64>,
+    /// Its bytes in the file, as many as the shape needs.
+    pub at: Range<usize>,
+}
 
 /// The format allows 100 MB; the largest models have a hundredth of this in a file.
 const LONGEST: u64 = 1 << 25;

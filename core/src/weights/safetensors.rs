@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -12,37 +11,17 @@ use indexmap::IndexMap;
 use safetensors::{Dtype, View};
 use tch::{Device, Kind, Tensor};
 
+use super::header::{KINDS, Stored};
 use super::memory::{Mapped, copied, filled};
 use super::{gguf, header};
 use crate::error::{Error, Result};
 use crate::files::write_beside;
-
-/// The number types that are read and written, by the names that the format has for them.
-pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
-    ("F64", Dtype::F64, Kind::Double),
-    ("F32", Dtype::F32, Kind::Float),
-    ("F16", Dtype::F16, Kind::Half),
-    ("BF16", Dtype::BF16, Kind::BFloat16),
-    ("I64", Dtype::I64, Kind::Int64),
-    ("I32", Dtype::I32, Kind::Int),
-    ("U8", Dtype::U8, Kind::Uint8),
-    ("BOOL", Dtype::BOOL, Kind::Bool),
-];
 
 /// One safetensors file, mapped, with its header checked.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     map: Mapped,
     tensors: IndexMap<String, Stored>,
-}
-
-/// Where a tensor lies and what it is.
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub kind: Kind,
-    pub shape: Vec<i64>,
-    /// Its bytes in the file, as many as the shape needs.
-    pub at: Range<usize>,
 }
 
 impl SafetensorsFile {

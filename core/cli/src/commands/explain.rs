@@ -3,8 +3,8 @@
 use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
 use reprpo_core::config::{Example, Field, TrainConfig, plugin_fields};
-use reprpo_core::plugin::{PluginLibrary, faults};
-use reprpo_core::registry::{Entry, InterventionEntry, Recipe, Registry, TypedEntry};
+use reprpo_core::guard::faults;
+use reprpo_core::registry::{Entry, InterventionEntry, PluginLibrary, Recipe, Registry, TypedEntry};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use reprpo_core::Result;
-use reprpo_core::plugin::PluginLibrary;
+use reprpo_core::registry::PluginLibrary;
 use reprpo_core::registry::{Entry, Kind, Recipe, Registry};
 use reprpo_core::report::{Align, Grid};
 use reprpo_core::weights::{KnownModel, known_models};

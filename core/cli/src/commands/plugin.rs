@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use reprpo_core::conformance::{Finding, Verdict, examine};
+use reprpo_core::guard::faults;
 use reprpo_core::hub;
-use reprpo_core::plugin::{self, Fingerprint, PluginLibrary, faults};
-use reprpo_core::registry::{Entry, Registry};
+use reprpo_core::plugin::{self, Fingerprint};
+use reprpo_core::registry::{Entry, PluginLibrary, Registry};
 use reprpo_core::{Error, Result};
 use serde_json::{Value, json};
 

@@ -4,6 +4,7 @@
 //! The names and the layout are those that llama.cpp's `convert_hf_to_gguf.py` writes. What a file
 //! leaves out is what llama.cpp's loader (`src/models`) takes for it.
 
+mod architecture;
 mod gemma;
 mod gpt2;
 mod gpt_neox;
@@ -21,11 +22,10 @@ use serde_json::{Map, Value, json};
 use super::metadata::Metadata;
 use super::order::Order;
 use crate::error::{Error, Result};
+pub use architecture::Architecture;
+use architecture::Names;
 pub use rope::RopeFactors;
 use settings::Settings;
-
-/// (llama.cpp's name, Hugging Face's).
-type Names = &'static [(&'static str, &'static str)];
 
 /// llama.cpp's architectures.
 static KNOWN: [Architecture; 11] = [
@@ -41,35 +41,6 @@ static KNOWN: [Architecture; 11] = [
     smollm3::SMOLLM3,
     granite::GRANITE,
 ];
-
-/// How one of llama.cpp's architectures is written in Hugging Face's words.
-#[derive(Debug)]
-pub struct Architecture {
-    /// `general.architecture`, the prefix of its settings.
-    name: &'static str,
-    /// Hugging Face's `model_type`.
-    model_type: &'static str,
-    class: &'static str,
-    /// Modules outside of blocks: the embedding first, the output head last.
-    ends: Names,
-    /// In front of a block's number.
-    blocks: &'static str,
-    /// What stands in its blocks.
-    block: &'static [Names],
-    /// Which tensors are to be put back in order.
-    order: fn(&str, &Shape) -> Order,
-    /// Whether what the file has of a norm is one more than what Hugging Face has.
-    one_plus: bool,
-    /// True if Hugging Face's configuration has `partial_rotary_factor`, which rotates part of each
-    /// head.
-    partial: bool,
-    /// The settings that only this architecture reads.
-    reads: &'static [&'static str],
-    /// Settings that only change the output of other architectures.
-    harmless: &'static [&'static str],
-    /// Makes Hugging Face's config.json.
-    config: fn(&Source<'_>) -> Result<Map<String, Value>>,
-}
 
 const SEPARATE: Names = &[("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj")];
 const OUTPUT: Names = &[("attn_output", "self_attn.o_proj")];

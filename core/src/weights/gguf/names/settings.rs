@@ -1,7 +1,7 @@
 //! The settings of an architecture: those that are read, those that change nothing, and the rest,
 //! which is refused.
 
-use super::Architecture;
+use super::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::weights::gguf::metadata::Metadata;
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use tch::Tensor;
 
-use super::{faults, guest};
+use super::{faults, host_link};
 use crate::api::{
     AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
     Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, TargetModules, Targets,
@@ -30,7 +30,7 @@ pub(crate) struct Who {
 impl Who {
     /// ``intervention `twist` of `libtwist.so` ``.
     fn describe(self) -> String {
-        let of = guest::host().map_or_else(String::new, |host| format!(" of {}", host.label()));
+        let of = host_link::host().map_or_else(String::new, |host| format!(" of {}", host.label()));
         format!("{} `{}`{of}", self.kind, self.name)
     }
 }
@@ -42,7 +42,7 @@ impl Who {
 pub(crate) fn guard<T>(who: Who, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let error = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(e)) if guest::host().is_none() => return Err(e),
+        Ok(Err(e)) if host_link::host().is_none() => return Err(e),
         Ok(Err(e)) => e.within(format!("{} failed in `{doing}`", who.describe())),
         Err(payload) => {
             let error = Error::panicked(&format!("`{doing}` of {}", who.describe()), payload.as_ref());
@@ -52,7 +52,7 @@ pub(crate) fn guard<T>(who: Who, doing: &str, work: impl FnOnce() -> Result<T>) 
         }
     };
     // What a user loads is the user's; what is built in is this program's.
-    Err(if guest::host().is_some() { error.blamed_on(Fault::Input) } else { error })
+    Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
 /// Runs code that has no way to fail; where it panics, that is reported, and `otherwise` stands in.

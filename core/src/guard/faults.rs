@@ -5,14 +5,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::guest;
+use super::host_link;
 use crate::error::{Error, Fault, Result};
 
 static FAULTS: Mutex<Vec<Error>> = Mutex::new(Vec::new());
 
 /// Keeps a fault for [`check`]; a plugin's goes to its host.
 pub(crate) fn report(error: Error) {
-    if let Some(host) = guest::host() {
+    if let Some(host) = host_link::host() {
         host.fault(&error);
     } else {
         tracing::debug!("{error:?}");
@@ -21,7 +21,7 @@ pub(crate) fn report(error: Error) {
 }
 
 /// A fault that a plugin reported.
-pub(super) fn of_plugin(message: &str, cause: &str) {
+pub(crate) fn of_plugin(message: &str, cause: &str) {
     let error = Error::new(message).blamed_on(Fault::Input);
     report(if cause.is_empty() { error } else { error.because(Error::new(cause)) });
 }
