@@ -80,7 +80,7 @@ pub struct Case {
 
 impl Case {
     /// The stand-ins, without a transform.
-    fn of_stand_ins() -> Self {
+    pub(crate) fn of_stand_ins() -> Self {
         Self { intervention: Method::default_of(&stand_ins::INTERVENTION), adapter: Method::default_of(&stand_ins::ADAPTER), transform: None }
     }
 

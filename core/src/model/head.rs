@@ -106,7 +106,10 @@ impl Model {
         let mut start = 0;
         while start < m {
             let len = step.min(m - start);
-            let log_r = tch::no_grad(|| log_softmax(&reference, start, len))?;
+            let log_r = {
+                let _guard = tch::no_grad_guard();
+                log_softmax(&reference, start, len)?
+            };
             let log_p = log_softmax(&hidden, start, len)?;
             parts.push(log_p.f_exp()?.f_mul(&log_p.f_sub(&log_r)?)?.f_sum_dim_intlist(-1, false, None::<Kind>)?);
             start += len;

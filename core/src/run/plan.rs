@@ -30,6 +30,9 @@ use crate::session::Session;
 use crate::text::Tokenised;
 use crate::train::{Steps, Taps};
 
+/// The step of a checkpoint, and the locked log of its run.
+type LockedCheckpoint = (usize, Option<File>);
+
 /// The checkpoint that a run is resumed from.
 #[derive(Debug)]
 pub struct Resumed {
@@ -159,7 +162,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Finds the run's folder. For a resumed run, locks it and returns the step of its checkpoint.
-fn open(start: &Start) -> Result<(PathBuf, Option<(usize, Option<File>)>)> {
+fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     match start {
         Start::New(folder) if folder.exists() && !is_empty(folder) => {
             Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"))

@@ -1,5 +1,8 @@
 //! From a batch to a loss: runs what the method's `Needs` ask for, and nothing more.
 
+#[cfg(test)]
+mod tests;
+
 use tch::{Kind, Tensor};
 
 use super::directions::ModuleDirections;
