@@ -29,11 +29,11 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, pairs) = (golden.join("models/llama"), golden.join("trl/pairs.jsonl"));
     let states = |out: &str, extra: &[&str]| {
-        let mut command = isolated_command(dir.path(), &["states", "--device", "cpu", "--dtype", "f32", "--layers", "1,3", "--max-pairs", "5", "--out", out]);
+        let mut command = isolated_command(dir.path(), &["states", "--device", "cpu", "--dtype", "f32", "--max-pairs", "5", "--out", out]);
         command.arg("--model").arg(&model).arg("--dataset").arg(&pairs).args(extra).output().expect("it runs")
     };
-    assert_eq!(stdout(&states("pooled", &[])).trim(), "pooled");
-    stdout(&states("tokens", &["--per-token"]));
+    assert_eq!(stdout(&states("pooled", &["--layers", "1,3"])).trim(), "pooled");
+    stdout(&states("tokens", &["--layers", "1,3", "--per-token"]));
     let (pooled, tokens) = (Written::read(&dir.path().join("pooled")), Written::read(&dir.path().join("tokens")));
     let listed = |written: &Written| written.index["pairs"].as_array().expect("pairs").len();
     assert_eq!((listed(&pooled), listed(&tokens), pooled.index["taps"].as_array().map(Vec::len)), (5, 5, Some(2)));
@@ -51,7 +51,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
         let ids = |side: &str| tokens.tensors[&format!("ids.{side}")].narrow(0, long[side]["start"].as_i64().unwrap(), long[side]["prompt"].as_i64().unwrap());
         assert_eq!(ids("chosen"), ids("rejected"), "the prompt");
     }
-    let again = states("pooled", &[]);
+    let again = states("pooled", &["--layers", "1,3"]);
     assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("`pooled` exists already"), "{}", stderr(&again));
     let refused = states("none", &["--layers", "9"]);
@@ -63,8 +63,10 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
 fn the_states_of_a_run_are_those_of_its_adapter() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let mut run =
-        isolated_command(dir.path(), &["run", "--device", "cpu", "--no-eval", "--out", "run", "--set", "train.max_pairs=8", "--set", "train.lr=0.01"]);
+    let mut run = isolated_command(
+        dir.path(),
+        &["run", "--device", "cpu", "--no-eval", "--out", "run", "--set", "train.max_pairs=8", "--set", "train.lr=0.01", "--set", "train.warmup=0"],
+    );
     run.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(golden.join("trl/pairs.jsonl"));
     stdout(&run.output().expect("it runs"));
     let states = |out: &str, extra: &[&str]| {

@@ -334,7 +334,7 @@ impl Logprobs {
 
     fn of(&self, side: Side) -> Result<&TokenLogprobs> {
         let found = self.0.get(side).as_ref();
-        found.ok_or_else(|| missing(&format!("log-probabilities of {} completions", side.name()), "logprobs"))
+        found.ok_or_else(|| missing(&format!("log-probabilities of {} completions", side.name()), "logprobs: Both"))
     }
 }
 
