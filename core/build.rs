@@ -1,4 +1,7 @@
-//! Checks libtorch's version, and builds the shim, and keeps `libtorch_cuda.so` in every binary that uses this crate.
+//! Checks libtorch's version and builds the C++ shim.
+//!
+//! No binary links libtorch's CUDA library. It is opened when the program runs (`src/ffi/cuda.rs`), so that one binary serves
+//! machines with and without CUDA.
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
@@ -19,8 +22,6 @@ fn main() {
         // `LIBTORCH_USE_PYTORCH` or a downloaded libtorch: torch-sys has checked the version itself.
         None => println!("cargo:warning=`LIBTORCH` is not set, using {}", lib.display()),
     }
-    // rustc links with `--as-needed`, and libtch uses no symbol of libtorch_cuda, so a CUDA build would run without
-    // CUDA. The anchor refers to one, which keeps the library; it travels with this crate to every binary.
     println!("cargo:rustc-link-search=native={}", lib.display());
     let include = std::env::var_os("LIBTORCH_INCLUDE").or_else(|| std::env::var_os("LIBTORCH")).map_or_else(|| lib.join(".."), PathBuf::from).join("include");
     cc::Build::new().cpp(true).std("c++17").pic(true).warnings(false).include(include).file("csrc/shim.cc").compile("reprpo_shim");
@@ -33,13 +34,6 @@ fn main() {
         .flag_if_supported("-ffp-contract=fast")
         .file("csrc/row_product.cc")
         .compile("reprpo_row_product");
-    if lib.join("libtorch_cuda.so").exists() {
-        cc::Build::new().cpp(true).std("c++17").pic(true).file("csrc/cuda_anchor.cc").compile("reprpo_cuda_anchor");
-        println!("cargo:rustc-link-lib=torch_cuda");
-        println!("cargo:rustc-cfg=cuda_linked");
-    }
-    println!("cargo:rustc-check-cfg=cfg(cuda_linked)");
-    println!("cargo:rustc-env=REPRPO_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-env=REPRPO_LIBTORCH_VERSION={LIBTORCH_VERSION}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.canonicalize().unwrap_or(lib).display());
 }

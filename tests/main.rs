@@ -1,6 +1,8 @@
 //! The whole program as its users run it.
 
 mod command;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod data;
 mod export;
 mod generate;

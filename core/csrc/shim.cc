@@ -5,12 +5,16 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+
+#include <dlfcn.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 
 namespace {
 template <typename F>
@@ -66,6 +70,21 @@ char* reprpo_cuda_reset_peak(int device) {
 
 char* reprpo_cuda_empty_cache() {
   return guarded([&] { at::getDeviceAllocator(c10::kCUDA)->emptyCache(); });
+}
+
+// *out is the path of libtorch's CPU library, which the dynamic loader keeps.
+char* reprpo_libtorch_file(const char** out) {
+  return guarded([&] {
+    Dl_info info;
+    const auto symbol = reinterpret_cast<const void*>(&at::globalContext);
+    if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) throw std::runtime_error("dladdr does not find libtorch");
+    *out = info.dli_fname;
+  });
+}
+
+// *out is the version of the CUDA runtime, such as 13000. Fails if libtorch's CUDA library has not registered its hooks.
+char* reprpo_cuda_version(int64_t* out) {
+  return guarded([&] { *out = at::detail::getCUDAHooks().versionCUDART(); });
 }
 
 char* reprpo_set_deterministic(bool on) {

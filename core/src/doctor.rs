@@ -1,12 +1,13 @@
 //! What this machine has and this program needs, checked where a person would look first.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
+use crate::ffi::{CudaLibrary, LIBTORCH_VERSION, libtorch_folder, libtorch_hint, load_cuda};
 use crate::hub::{Hub, Settings, cache_dir};
 use crate::plugin;
 use crate::weights::known_models;
@@ -51,18 +52,20 @@ impl Check {
 
 /// All checks, in the order in which a person should read them.
 pub fn checks() -> Vec<Check> {
+    // Has to come before the first operation of libtorch.
+    load_cuda();
     let driver = driver();
     vec![libtorch(), threads(), cpu_speed(), cuda(driver.as_deref()), card(driver), cache(), models(), hub(), disk(), data(), plugins()]
 }
 
+/// Computes with libtorch, and says which one it is.
 fn libtorch() -> Check {
-    let lib = Path::new(env!("REPRPO_LIBTORCH_LIB"));
-    let found = format!("{}, linked from {}", env!("REPRPO_LIBTORCH_VERSION"), lib.display());
-    // It is loaded, or this would not run; but does it compute?
+    let found = format!("{LIBTORCH_VERSION}, in {}", libtorch_folder().display());
+    let broken = |why: String| Check::new("libtorch", State::Broken, format!("{found}; {why}")).hint(&libtorch_hint(false));
     match Tensor::from_slice(&[1f32, 2.0]).f_sum(Kind::Float).and_then(f64::try_from) {
         Ok(3.0) => Check::new("libtorch", State::Good, found),
-        Ok(other) => Check::new("libtorch", State::Broken, format!("{found}; 1 + 2 = {other}")).hint("run `cargo xtask setup` and build again"),
-        Err(e) => Check::new("libtorch", State::Broken, format!("{found}; {e}")).hint("run `cargo xtask setup` and build again"),
+        Ok(other) => broken(format!("1 + 2 = {other}")),
+        Err(e) => broken(e.to_string()),
     }
 }
 
@@ -79,7 +82,7 @@ fn cpu_speed() -> Check {
             let faster = if bf16 > 1.2 * f32 { "bf16 is faster here" } else { "f32 is the better choice here" };
             Check::new("cpu", State::Good, format!("{f32:.0} GFLOP/s in f32, {bf16:.0} in bf16: {faster}"))
         }
-        _ => Check::new("cpu", State::Broken, "a matrix product failed").hint("run `cargo xtask setup` and build again"),
+        _ => Check::new("cpu", State::Broken, "a matrix product failed").hint(&libtorch_hint(false)),
     }
 }
 
@@ -96,19 +99,25 @@ fn rate(kind: Kind) -> Option<f64> {
     Some(2.0 * (N * N * N) as f64 * f64::from(products) / start.elapsed().as_secs_f64() / 1e9)
 }
 
+/// Whether libtorch can use a card. `driver` describes the cards that the driver lists, if there is a driver.
 fn cuda(driver: Option<&str>) -> Check {
-    let built = Path::new(env!("REPRPO_LIBTORCH_LIB")).join("libtorch_cuda.so").exists();
-    if tch::Cuda::is_available() {
-        let cudnn = if tch::Cuda::cudnn_is_available() { "with cuDNN" } else { "without cuDNN" };
-        let count = tch::Cuda::device_count();
-        return Check::new("cuda", State::Good, format!("{count} device{}, {cudnn}", if count == 1 { "" } else { "s" }));
-    }
-    match (driver.is_some(), built) {
-        (true, false) => Check::new("cuda", State::Limited, "there is an NVIDIA driver, but this libtorch is for the CPU alone")
-            .hint("run `cargo xtask setup --cuda` and build again"),
-        (true, true) => Check::new("cuda", State::Limited, "there is an NVIDIA driver and a libtorch for CUDA, but no usable device")
-            .hint("the driver may be too old for this libtorch: `nvidia-smi` shows the newest CUDA that it serves"),
-        (false, _) => Check::new("cuda", State::Absent, "no NVIDIA driver: everything runs on the CPU"),
+    let limited = |found: &str| Check::new("cuda", State::Limited, found);
+    match load_cuda() {
+        CudaLibrary::Loaded(version) => {
+            let count = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
+            let cudnn = if tch::Cuda::cudnn_is_available() { "with cuDNN" } else { "without cuDNN" };
+            match count {
+                0 => limited(&format!("CUDA {version} is loaded, but no card can be used"))
+                    .hint("`CUDA_VISIBLE_DEVICES` may hide the cards, or the driver may be too old: `nvidia-smi` shows the newest CUDA that it serves"),
+                1 => Check::new("cuda", State::Good, format!("CUDA {version}, 1 device, {cudnn}")),
+                _ => Check::new("cuda", State::Good, format!("CUDA {version}, {count} devices, {cudnn}")),
+            }
+        }
+        CudaLibrary::NotInLibtorch => limited("there is an NVIDIA driver, but this libtorch was built without CUDA").hint(&libtorch_hint(true)),
+        CudaLibrary::Failed(why) => limited(&format!("libtorch's CUDA library cannot be loaded: {why}")).hint(&libtorch_hint(true)),
+        CudaLibrary::NoDriver if driver.is_some() => limited("the system lists NVIDIA cards, but `libcuda.so.1` cannot be opened")
+            .hint("a container sees the driver's libraries if it is started with the NVIDIA runtime, as with `docker run --gpus all`"),
+        CudaLibrary::NoDriver => Check::new("cuda", State::Absent, "no NVIDIA driver: everything runs on the CPU"),
     }
 }
 

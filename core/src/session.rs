@@ -1,6 +1,7 @@
 //! What every command that computes begins with: a device, a model, its tokenizer and a data set.
 
 use std::path::Path;
+use std::sync::Once;
 
 use serde_json::Value;
 use tch::{Cuda, Device, Kind};
@@ -9,7 +10,7 @@ use crate::api::Dataset;
 use crate::config::{Dtype, Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
-use crate::ffi;
+use crate::ffi::{self, CudaLibrary, libtorch_hint, load_cuda};
 use crate::files::read_json;
 use crate::fingerprint::{self, Fingerprint};
 use crate::generate::stops;
@@ -198,15 +199,20 @@ fn device_name(device: Device) -> String {
     }
 }
 
-/// The device of that name.
+/// The device of that name: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library unless the name is `cpu`.
 ///
 /// # Errors
-/// A name that is none, or a card that is not there.
+/// Fails if the name is not valid, or if there is no such card.
 pub fn device(name: &str) -> Result<Device> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let library = load_cuda();
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| library.warning().into_iter().for_each(|text| tracing::warn!("{text}")));
     let cards = if Cuda::is_available() { Cuda::device_count() } else { 0 };
     let index = match name {
         "auto" => return Ok(if cards > 0 { Device::Cuda(0) } else { Device::Cpu }),
-        "cpu" => return Ok(Device::Cpu),
         "cuda" => Some(0),
         other => other.strip_prefix("cuda:").and_then(|n| n.parse::<i64>().ok()),
     };
@@ -215,10 +221,12 @@ pub fn device(name: &str) -> Result<Device> {
         Some(i) if (0..cards).contains(&i) => Ok(Device::Cuda(i as usize)),
         Some(_) => {
             let e = Error::new(format!("the device `{name}` is not there")).hint(format!("valid: {}", valid().collect::<Vec<_>>().join(", ")));
-            Err(if ffi::CUDA_LINKED {
-                e
-            } else {
-                e.hint("this program was built with libtorch for the CPU alone; `cargo xtask setup --cuda` fetches the other, then build again")
+            Err(match library {
+                CudaLibrary::Loaded(_) if cards > 0 => e,
+                CudaLibrary::Loaded(_) => e.hint("CUDA is loaded, but no card can be used; `reprpo doctor` says more"),
+                CudaLibrary::NoDriver => e.hint("`libcuda.so.1` cannot be opened: this machine, or this container, has no NVIDIA driver"),
+                CudaLibrary::NotInLibtorch => e.hint(format!("libtorch was built without CUDA; {}", libtorch_hint(true))),
+                CudaLibrary::Failed(_) => e.hint(libtorch_hint(true)),
             })
         }
         None => Err(Error::unknown("device", name, valid())),

@@ -52,6 +52,7 @@ use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base};
 use crate::registry::Registry;
 use crate::report::Progress;
+use crate::session::device;
 use crate::text::{Findings, show_example};
 
 /// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for it.
@@ -60,6 +61,8 @@ use crate::text::{Findings, show_example};
 /// Fails if something cannot be loaded, built, trained or written; `Error::interrupted` after a checkpoint if `stop` turned
 /// true.
 pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
+    // Loads CUDA, which has to come before the first operation of libtorch.
+    device(&experiment.device)?;
     let _rng = ForeignRng::keep()?;
     let mut plan = Plan::new(experiment, start, registry, progress)?;
     let mut run = assemble(&mut plan)?;

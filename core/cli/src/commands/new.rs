@@ -45,7 +45,7 @@ struct Place {
 impl Place {
     /// The checkout that this program was built in where it is still there, else its release.
     fn of_this_build() -> Self {
-        let lib = Path::new(ffi::LIBTORCH_LIB);
+        let lib = ffi::libtorch_folder();
         let libtorch = lib.parent().unwrap_or(lib).to_owned();
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).filter(|root| root.join("plugins/sdk/Cargo.toml").is_file());
         match checkout {
