@@ -136,6 +136,6 @@ mod tests {
         // SAFETY: as in `load`.
         let driver = unsafe { Library::open(Some(DRIVER), RTLD_NOW | RTLD_LOCAL) }.is_ok();
         assert_eq!(*load_cuda() == CudaLibrary::NoDriver, !driver);
-        assert_eq!(tch::Cuda::is_available() && !driver, false);
+        assert!(driver || !tch::Cuda::is_available());
     }
 }
