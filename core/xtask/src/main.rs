@@ -8,6 +8,7 @@ mod failure;
 mod fetch;
 mod libtorch;
 mod model;
+mod package;
 mod paths;
 mod pins;
 mod platform;
@@ -23,10 +24,12 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::package::PackageOptions;
+use crate::package::link::{self, Link};
 use crate::platform::Variant;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Sets a machine up and runs the demo or the tests")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Sets a machine up, runs the demo or the tests, and builds packages")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,6 +45,13 @@ enum Command {
     Demo(WithArgs),
     /// Set up, then run every test of the workspace; arguments after `--` go to `cargo test`
     Test(WithArgs),
+    /// Build the Python wheel, which `pip install` puts next to torch
+    Wheel(PackageOptions),
+    /// Build the tarball, which runs with the libtorch of a Python or of `LIBTORCH`
+    Dist(PackageOptions),
+    /// Link the binary of a package; rustc calls it as its linker
+    #[command(hide = true)]
+    Link(Link),
 }
 
 #[derive(Args, Clone, Copy)]
@@ -87,7 +97,9 @@ struct WithArgs {
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let result = dispatch(Cli::parse().command);
+    let command = Cli::parse().command;
+    let timed = !matches!(command, Command::Link(_));
+    let result = dispatch(command);
     let status = match result {
         Ok(code) => code,
         Err(error) => {
@@ -95,7 +107,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    progress::line(&format!("total time: {}", progress::duration(started.elapsed())));
+    if timed {
+        progress::line(&format!("total time: {}", progress::duration(started.elapsed())));
+    }
     status
 }
 
@@ -111,6 +125,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Demo(with) => run::demo(&with.options, &with.args),
         Command::Test(with) => run::test(&with.options, &with.args),
+        Command::Wheel(options) => package::wheel(&options).map(|()| ExitCode::SUCCESS),
+        Command::Dist(options) => package::dist(&options).map(|()| ExitCode::SUCCESS),
+        Command::Link(link) => link::run(&link),
     }
 }
 

@@ -16,6 +16,11 @@ pub fn checkout() -> PathBuf {
     package.ancestors().nth(2).expect("xtask lies two folders deep").to_owned()
 }
 
+/// The folder of cargo's builds.
+pub fn target() -> PathBuf {
+    checkout().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
 /// The folder that holds libtorch and the models of every checkout of this user.
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_from(|name| std::env::var_os(name))

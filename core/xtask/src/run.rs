@@ -37,8 +37,7 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
         return Ok(failed);
     }
     let checkout = paths::checkout();
-    let target = checkout.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
-    let mut reprpo = Command::new(target.join("release/reprpo"));
+    let mut reprpo = Command::new(paths::target().join("release/reprpo"));
     reprpo.current_dir(&checkout).args(DEMO_ARGS);
     if !names_out(args) {
         reprpo.arg("--out").arg(free_folder(Path::new("runs"), |folder| checkout.join(folder).exists()));
@@ -79,15 +78,26 @@ fn look_for_shared() -> Result<()> {
 }
 
 /// Cargo in this checkout, with the libtorch that was settled on.
-fn cargo(libtorch: &Path) -> Command {
+pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // What cargo has set for us it would take for the user's own, and prefer it to the file that was just written.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
+    // Some crates are built again when these differ from those of the last build, which a plain `cargo build` has not.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(describes_this_package) {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 
+/// True for a variable with which cargo tells a program about its own package.
+fn describes_this_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
+}
+
 /// Runs a command to its end; the code to leave with if it failed.
-fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
+pub fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
     let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy().into_owned()).collect();
     progress::line(&format!("$ {}", words.join(" ")));
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{}`", words[0]))?;
@@ -117,6 +127,12 @@ mod tests {
         assert_eq!(free_folder(Path::new("runs"), |_| false), Path::new("runs/demo"));
         let taken = [Path::new("runs/demo"), Path::new("runs/demo-2")];
         assert_eq!(free_folder(Path::new("runs"), |folder| taken.contains(&folder)), Path::new("runs/demo-3"));
+    }
+
+    #[test]
+    fn only_variables_about_this_package_are_kept_from_cargo() {
+        assert!(describes_this_package("CARGO_MANIFEST_DIR") && describes_this_package("CARGO_PKG_VERSION_MAJOR"));
+        assert!(!describes_this_package("CARGO_TARGET_DIR") && !describes_this_package("CARGO_HOME") && !describes_this_package("LIBTORCH"));
     }
 
     #[test]

@@ -1,0 +1,98 @@
+//! What the dynamic loader reads in a binary: the libraries that it needs, the versions of their symbols, and where it
+//! looks for them.
+
+use anyhow::{Context, Result, bail};
+use object::Endianness;
+use object::elf::{self, FileHeader64};
+use object::read::elf::{Dyn, FileHeader, Sym};
+use object::read::{StringTable, SymbolIndex};
+
+/// The dynamic section of an ELF file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dynamic {
+    /// Names of the libraries (`DT_NEEDED`).
+    pub needed: Vec<String>,
+    /// Folders in which the loader looks for them (`DT_RUNPATH`), with `:` between.
+    pub runpath: Option<String>,
+    /// The older form of the same (`DT_RPATH`), which takes precedence over `LD_LIBRARY_PATH`.
+    pub rpath: Option<String>,
+    /// The versions that the loader requires of the libraries, in the order of the file.
+    pub required: Vec<Required>,
+}
+
+/// A version that a library must define, such as `GLIBC_2.28` of `libc.so.6`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Required {
+    pub library: String,
+    pub version: String,
+    /// The symbols of this version that the file uses.
+    pub symbols: Vec<String>,
+}
+
+impl Dynamic {
+    /// Reads the dynamic section of a 64-bit ELF file.
+    ///
+    /// # Errors
+    /// Fails if `data` is not such a file, or if it is linked statically.
+    pub fn read(data: &[u8]) -> Result<Self> {
+        let header = FileHeader64::<Endianness>::parse(data).context("it is not a 64-bit ELF file")?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, data)?;
+        let Some((entries, strings)) = sections.dynamic(endian, data)? else { bail!("it has no dynamic section") };
+        let strings = sections.strings(endian, data, strings)?;
+
+        let mut dynamic = Self::default();
+        for entry in entries {
+            let text = || Ok::<_, object::Error>(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned());
+            match entry.tag(endian) {
+                elf::DT_NEEDED => dynamic.needed.push(text()?),
+                elf::DT_RUNPATH => dynamic.runpath = Some(text()?),
+                elf::DT_RPATH => dynamic.rpath = Some(text()?),
+                _ => {}
+            }
+        }
+
+        let symbols = sections.symbols(endian, data, elf::SHT_DYNSYM)?;
+        let Some(versions) = sections.versions(endian, data)? else { return Ok(dynamic) };
+        let Some((mut libraries, strings)) = sections.gnu_verneed(endian, data)? else { return Ok(dynamic) };
+        let strings: StringTable = sections.strings(endian, data, strings)?;
+        while let Some((library, mut needs)) = libraries.next()? {
+            let library = String::from_utf8_lossy(library.file(endian, strings)?).into_owned();
+            while let Some(need) = needs.next()? {
+                let index = need.vna_other.get(endian);
+                let mut users = Vec::new();
+                for (at, symbol) in symbols.iter().enumerate() {
+                    if versions.version_index(endian, SymbolIndex(at)).index() == index {
+                        users.push(String::from_utf8_lossy(symbol.name(endian, symbols.strings())?).into_owned());
+                    }
+                }
+                let version = String::from_utf8_lossy(need.name(endian, strings)?).into_owned();
+                dynamic.required.push(Required { library: library.clone(), version, symbols: users });
+            }
+        }
+        Ok(dynamic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_binary_itself_is_read() {
+        let this = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        if !this.starts_with(b"\x7fELF") {
+            return;
+        }
+        let dynamic = Dynamic::read(&this).unwrap();
+        assert!(dynamic.needed.iter().any(|name| name == "libc.so.6"), "{:?}", dynamic.needed);
+        let of_libc = |required: &&Required| required.library == "libc.so.6" && required.version.starts_with("GLIBC_2.");
+        let symbols: Vec<&String> = dynamic.required.iter().filter(of_libc).flat_map(|required| &required.symbols).collect();
+        assert!(symbols.iter().any(|name| *name == "malloc"), "{symbols:?}");
+    }
+
+    #[test]
+    fn another_file_is_refused() {
+        assert!(Dynamic::read(b"#!/bin/sh\n").is_err());
+    }
+}

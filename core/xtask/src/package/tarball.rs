@@ -1,0 +1,135 @@
+//! The tarball: the binary with a launcher for machines that have Python with torch, or a libtorch.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use flate2::{Compression, GzBuilder};
+use tar::{Builder, EntryType, Header};
+
+use super::{Entry, Release, folder_of, write_whole};
+use crate::paths;
+use crate::version::LIBTORCH_VERSION;
+
+/// The largest tarball that is made, in bytes.
+const LIMIT: usize = 40_000_000;
+
+/// Folder of what is only in the tarball.
+const SOURCES: &str = "core/xtask/tarball";
+
+/// `reprpo-0.1.0-x86_64-linux.tar.gz`.
+pub fn file_name(release: &Release) -> String {
+    format!("reprpo-{}-x86_64-linux.tar.gz", release.metadata.version)
+}
+
+/// The files of the tarball, in one folder.
+pub fn entries(release: &Release) -> Result<Vec<Entry>> {
+    let sources = paths::checkout().join(SOURCES);
+    let folder = format!("reprpo-{}", release.metadata.version);
+    let minor = release.minor.to_string();
+    // Marks in the launcher and the README are replaced by what this build knows.
+    let filled = |name: &str| -> Result<String> {
+        let text = super::read(&sources.join(name))?;
+        Ok(text.replace("@VERSION@", &release.metadata.version).replace("@TORCH@", LIBTORCH_VERSION).replace("@GLIBC@", &minor))
+    };
+    let mut entries = vec![
+        Entry::program(format!("{folder}/reprpo"), filled("reprpo.sh")?),
+        Entry::program(format!("{folder}/lib/reprpo"), release.binary.clone()),
+        Entry::file(format!("{folder}/README.md"), filled("README.md")?),
+    ];
+    for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml", "sh"])? {
+        let path = format!("{folder}/examples/{name}");
+        entries.push(if name.ends_with(".sh") { Entry::program(path, bytes) } else { Entry::file(path, bytes) });
+    }
+    entries.extend(release.licences.iter().map(|(name, bytes)| Entry::file(format!("{folder}/licenses/{name}"), bytes.clone())));
+    Ok(entries)
+}
+
+/// Writes the tarball. The same files always give the same bytes.
+///
+/// # Errors
+/// Fails if it is larger than 40 MB, or if it cannot be written.
+pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
+    let bytes = pack(entries).with_context(|| format!("cannot pack `{}`", file.display()))?;
+    check_size(file, bytes.len())?;
+    write_whole(file, &bytes)
+}
+
+fn check_size(file: &Path, size: usize) -> Result<()> {
+    ensure!(size < LIMIT, "`{}` would have {:.1} MB, but it must be smaller than {} MB", file.display(), size as f64 / 1e6, LIMIT / 1_000_000);
+    Ok(())
+}
+
+fn pack(entries: &[Entry]) -> Result<Vec<u8>> {
+    // No name and no time of the file goes into the header.
+    let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    let mut tar = Builder::new(gzip);
+    for entry in entries {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Regular);
+        header.set_size(entry.bytes.len() as u64);
+        header.set_mode(entry.mode());
+        header.set_uid(0);
+        header.set_gid(0);
+        // 1980, as in the wheel; tools warn about files from 1970.
+        header.set_mtime(315_532_800);
+        tar.append_data(&mut header, &entry.path, entry.bytes.as_slice())?;
+    }
+    let mut gzip = tar.into_inner()?;
+    gzip.flush()?;
+    Ok(gzip.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+
+    use super::super::tests::release;
+    use super::*;
+
+    #[test]
+    fn everything_lies_in_one_folder_and_only_programs_are_executable() {
+        let entries = entries(&release()).unwrap();
+        assert!(entries.iter().all(|entry| entry.path.starts_with("reprpo-0.1.0/")));
+        let programs: Vec<&str> =
+            entries.iter().filter(|entry| entry.executable && !entry.path.contains("/examples/")).map(|entry| entry.path.as_str()).collect();
+        assert_eq!(programs, ["reprpo-0.1.0/reprpo", "reprpo-0.1.0/lib/reprpo"]);
+        assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/examples/pairs.jsonl"));
+        assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/licenses/THIRD-PARTY.txt"));
+    }
+
+    #[test]
+    fn every_mark_is_replaced() {
+        for entry in entries(&release()).unwrap().iter().filter(|entry| !entry.path.contains("/lib/")) {
+            let text = String::from_utf8_lossy(&entry.bytes).into_owned();
+            for mark in ["@VERSION@", "@TORCH@", "@GLIBC@"] {
+                assert!(!text.contains(mark), "{}: {mark}", entry.path);
+            }
+        }
+    }
+
+    #[test]
+    fn packing_twice_gives_the_same_bytes_that_unpack_to_the_files() {
+        let entries = entries(&release()).unwrap();
+        let bytes = pack(&entries).unwrap();
+        assert_eq!(bytes, pack(&entries).unwrap());
+        let mut archive = tar::Archive::new(GzDecoder::new(bytes.as_slice()));
+        let unpacked = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let path = entry.path().unwrap().to_str().unwrap().to_owned();
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            Entry { path, bytes, executable: entry.header().mode().unwrap() == 0o755 }
+        });
+        assert_eq!(unpacked.collect::<Vec<_>>(), entries);
+    }
+
+    #[test]
+    fn a_tarball_above_the_limit_is_refused() {
+        assert!(check_size(Path::new("a.tar.gz"), LIMIT - 1).is_ok());
+        let error = check_size(Path::new("a.tar.gz"), LIMIT).unwrap_err().to_string();
+        assert!(error.contains("`a.tar.gz` would have 40.0 MB"), "{error}");
+    }
+}

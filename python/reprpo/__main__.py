@@ -1,0 +1,5 @@
+"""`python -m reprpo` is the command `reprpo`."""
+
+from ._launch import main
+
+main()
