@@ -5,7 +5,6 @@
 mod compiler;
 mod config;
 mod failure;
-mod fetch;
 mod libtorch;
 mod model;
 mod paths;
@@ -13,7 +12,6 @@ mod pins;
 mod platform;
 mod progress;
 mod run;
-mod unpack;
 #[path = "../../libtorch_version.rs"]
 mod version;
 
@@ -71,7 +69,7 @@ impl Options {
 #[derive(Args)]
 struct OfModel {
     /// Which one
-    #[arg(value_parser = model::names(), default_value = model::SMOLLM2.name)]
+    #[arg(value_parser = model::names(), default_value = model::default().name)]
     model: String,
     #[command(flatten)]
     options: Options,
