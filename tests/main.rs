@@ -3,6 +3,7 @@
 mod command;
 mod data;
 mod export;
+mod fetch;
 mod generate;
 mod hub;
 mod invariants;
