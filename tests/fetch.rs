@@ -160,6 +160,13 @@ fn a_model_of_the_hub_is_fetched_as_a_run_needs_it_and_is_there_offline() {
     assert!(there.hub.requests().is_empty());
     assert!(refused(&there.reprpo(&["model", "fetch", "org/other", "--offline"])).contains("this run is offline"));
 
+    // The cache can be copied to a node without a network, also without what reprpo keeps beside it.
+    let node = tempfile::tempdir().expect("a folder");
+    let copied = Command::new("cp").arg("-a").arg(there.home.path().join("hub")).arg(node.path()).status().expect("cp");
+    assert!(copied.success());
+    let output = isolated_command(node.path(), &["model", "fetch", "org/tiny", "--json"]).env("HF_HUB_OFFLINE", "1").output().expect("it runs");
+    assert_eq!(There::fetched(&json(&output)["path"]), ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]);
+
     // The hub is meant, even if a folder here has the same name.
     fs::create_dir_all(there.home.path().join("org/tiny")).expect("a folder");
     assert_eq!(json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]))["path"], shown["path"]);

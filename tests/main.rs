@@ -12,6 +12,8 @@ mod resume;
 mod score;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)]
+mod slurm;
 mod states;
 mod tokenizer;
 mod tokens;
