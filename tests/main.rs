@@ -5,6 +5,7 @@ mod command;
 mod cuda;
 mod data;
 mod export;
+mod fetch;
 mod generate;
 mod hub;
 mod invariants;
@@ -13,6 +14,8 @@ mod resume;
 mod score;
 #[cfg(unix)]
 mod signals;
+#[cfg(unix)]
+mod slurm;
 mod states;
 mod tokenizer;
 mod tokens;

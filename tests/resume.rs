@@ -105,7 +105,7 @@ fn kill(mut child: Child) {
 
 /// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it replaces the last word
 /// of the tokenizer.
-fn model(folder: &Path, seed: i64, extra: &str) {
+pub fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
     let config = json!({
         "model_type": "llama", "vocab_size": WORDS + 2, "hidden_size": HIDDEN, "intermediate_size": 32, "num_hidden_layers": 2,

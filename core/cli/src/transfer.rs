@@ -1,10 +1,11 @@
-//! How far the files are that come from the hub, on stderr.
+//! Progress of downloads, on stderr.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use reprpo_core::hub;
 use reprpo_core::report::Progress;
+use reprpo_downloads::{Report, Step};
 
 use crate::interrupt;
 use crate::printer::Printer;
@@ -55,5 +56,56 @@ impl Shown {
         if done == size {
             self.progress.finish();
         }
+    }
+}
+
+/// Shows a download from the package index.
+pub struct Download<'a> {
+    printer: &'a Printer,
+    progress: Box<dyn Progress>,
+    /// Bytes of the step; 0 if the step is not shown.
+    total: u64,
+    done: u64,
+    began: Instant,
+}
+
+impl<'a> Download<'a> {
+    /// Nothing is shown yet.
+    pub fn new(printer: &'a Printer) -> Self {
+        Self { printer, progress: printer.progress(), total: 0, done: 0, began: Instant::now() }
+    }
+}
+
+impl Report for Download<'_> {
+    fn line(&mut self, text: &str) {
+        self.printer.note(text);
+    }
+
+    fn begin(&mut self, step: Step, file: &str, total: u64) {
+        // Checking and unpacking a model take a second.
+        let shown = step == Step::Fetch && total >= MEGABYTE;
+        (self.total, self.done, self.began) = (if shown { total } else { 0 }, 0, Instant::now());
+        if shown {
+            self.progress.stage(&format!("fetch {file}, MB"), Some(total.div_ceil(MEGABYTE)));
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        let before = self.done;
+        self.done += bytes;
+        if self.total == 0 {
+            return;
+        }
+        // The last megabyte is rarely whole.
+        let whole = |bytes: u64| if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE };
+        let megabytes = whole(self.done) - whole(before);
+        if megabytes > 0 {
+            let rate = self.done as f64 / MEGABYTE as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+            self.progress.advance(megabytes, &[("MB/s", rate)]);
+        }
+    }
+
+    fn end(&mut self) {
+        self.progress.finish();
     }
 }

@@ -30,8 +30,8 @@ pub use cache::cache_dir;
 pub use id::{RepoId, RepoKind};
 pub use settings::{Authorities, Settings, Token};
 pub use snapshot::Snapshot;
-pub use watch::{Watcher, stay_offline, watch};
-pub(crate) use watch::{is_offline, show};
+pub(crate) use watch::show;
+pub use watch::{Watcher, is_offline, stay_offline, watch};
 
 use crate::error::{Error, Result};
 use snapshot::Listing;

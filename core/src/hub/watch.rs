@@ -17,8 +17,8 @@ pub fn stay_offline() {
     OFFLINE.store(true, Ordering::Relaxed);
 }
 
-/// Whether [`stay_offline`] was called.
-pub(crate) fn is_offline() -> bool {
+/// True if [`stay_offline`] was called.
+pub fn is_offline() -> bool {
     OFFLINE.load(Ordering::Relaxed)
 }
 

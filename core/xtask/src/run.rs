@@ -18,7 +18,7 @@ const DEMO_ARGS: [&str; 15] = [
     "--adapter",
     "hra",
     "--model",
-    model::SMOLLM2.name,
+    "smollm2-135m-instruct",
     "--dataset",
     "synthetic",
     "--set",
@@ -32,7 +32,7 @@ const DEMO_ARGS: [&str; 15] = [
 /// Sets up, builds the command and trains a small model on the synthetic shift.
 pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
     let libtorch = libtorch::set_up(options)?;
-    model::set_up(&model::SMOLLM2, options)?;
+    model::set_up(model::default(), options)?;
     if let Some(failed) = finish(cargo(&libtorch).args(["build", "--release"]))? {
         return Ok(failed);
     }
@@ -50,7 +50,7 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     // Before anything is fetched, as there is no use in going on without it.
     look_for_shared()?;
     let libtorch = libtorch::set_up(options)?;
-    model::set_up(&model::SMOLLM2, options)?;
+    model::set_up(model::default(), options)?;
     // The examples are a workspace of their own, as whoever writes a plugin has one. The program among them links what
     // would otherwise be libraries, so it is built by a command of its own.
     let runs: [(&str, &[&str]); 3] = [(".", &["test", "--workspace"]), ("plugins/examples", &["test"]), ("plugins/examples", &["test", "-p", "one-binary"])];

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::data_flags::{DataFlags, Inspected, PairReader, Tokenised};
+use super::data_flags::{DataFlags, Fetched, Inspected, PairReader, Tokenised};
 use super::fields::{FieldFlags, TokenizerModel};
 
 /// Preference data before anything is trained on them.
@@ -16,6 +16,7 @@ pub struct DataArgs {
 pub enum DataCommand {
     Inspect(Box<InspectArgs>),
     Tokens(Box<TokensArgs>),
+    Fetch(Box<FetchDataArgs>),
 }
 
 /// What is in a data set: counts, duplicates, lengths, what a run would cut or drop, and a few
@@ -55,6 +56,26 @@ pub struct TokensArgs {
     pub pairs: PairsArgs<Tokenised>,
     /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids`
     /// and `rejected_ids`, or `dropped` with the `reason`.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Download the files of a data set of the hub, so that later commands need no network. Prints its
+/// splits.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo data fetch trl-lib/ultrafeedback_binarized
+  reprpo data fetch org/pairs@v1 --set dataset.config_name=math --set dataset.oos=law:test
+  reprpo data fetch org/pairs --json
+
+Give the same `--set` as to `reprpo run`: they decide which files are needed. The files go into the
+cache of Hugging Face's own libraries (`HF_HOME`).")]
+pub struct FetchDataArgs {
+    #[command(flatten)]
+    pub data: DataFlags<Fetched>,
+    /// Print `data`, `splits`, `cache` (the folder of the hub's files) and `pinned` (the fields of
+    /// `dataset` that name the same version) as JSON.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -17,7 +17,8 @@ pub trait PairReader {
 /// The differences between the commands that read pairs.
 pub struct Reading {
     source: Source,
-    split: Split,
+    /// `None` if the command has no `--split`.
+    split: Option<Split>,
     /// The rest of the help of `--max-length`, after the field's documentation; `None` if the
     /// command does not have the flag. `{default}` stands for the field's default.
     max_length: Option<&'static str>,
@@ -63,9 +64,12 @@ pub struct Inspected;
 /// `reprpo data tokens`.
 #[derive(Clone, Debug)]
 pub struct Tokenised;
+/// `reprpo data fetch`.
+#[derive(Clone, Debug)]
+pub struct Fetched;
 
 impl PairReader for Trained {
-    const HOW: Reading = Reading { source: Source::Dataset(None), split: Split::Train, max_length: None, set: None };
+    const HOW: Reading = Reading { source: Source::Dataset(None), split: Some(Split::Train), max_length: None, set: None };
 }
 
 impl PairReader for Judged {
@@ -73,7 +77,7 @@ impl PairReader for Judged {
         source: Source::Dataset(Some(
             "The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`; a run's own when not given.",
         )),
-        split: Split::Score,
+        split: Some(Split::Score),
         max_length: Some(
             "; a run's own `train.max_length` when not given, or no limit without a run. Longer completions are cut at their end, and counted under the table.",
         ),
@@ -84,7 +88,7 @@ impl PairReader for Judged {
 impl PairReader for Scored {
     const HOW: Reading = Reading {
         source: Source::Data,
-        split: Split::Score,
+        split: Some(Split::Score),
         max_length: Some(
             "; no limit when not given. Longer completions are cut at their end. The output shows which pairs are cut or dropped, and a warning counts pairs longer than the model's context.",
         ),
@@ -97,7 +101,7 @@ impl PairReader for Probed {
         source: Source::Dataset(Some(
             "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of the hub, as `org/name`; a run's own when not given.",
         )),
-        split: Split::Read,
+        split: Some(Split::Read),
         max_length: Some("; a run's own `train.max_length` when not given, or no limit without a run."),
         set: Some("tap.pooling=last"),
     };
@@ -105,12 +109,20 @@ impl PairReader for Probed {
 
 impl PairReader for Inspected {
     const HOW: Reading =
-        Reading { source: Source::First, split: Split::Read, max_length: Some(" in a run; {default} when not given."), set: Some("dataset.test=FILE") };
+        Reading { source: Source::First, split: Some(Split::Read), max_length: Some(" in a run; {default} when not given."), set: Some("dataset.test=FILE") };
 }
 
 impl PairReader for Tokenised {
-    const HOW: Reading =
-        Reading { source: Source::First, split: Split::Read, max_length: Some(", cut as in a run; no limit when not given."), set: Some("dataset.test=FILE") };
+    const HOW: Reading = Reading {
+        source: Source::First,
+        split: Some(Split::Read),
+        max_length: Some(", cut as in a run; no limit when not given."),
+        set: Some("dataset.test=FILE"),
+    };
+}
+
+impl PairReader for Fetched {
+    const HOW: Reading = Reading { source: Source::First, split: None, max_length: None, set: Some("dataset.oos=org/other:test") };
 }
 
 impl Reading {
@@ -133,8 +145,8 @@ impl Reading {
         }
     }
 
-    fn split(&self) -> Flag {
-        match self.split {
+    fn split(&self) -> Option<Flag> {
+        Some(match self.split.as_ref()? {
             Split::Train => of_field("train.split"),
             Split::Score => of_field("eval.splits"),
             Split::Read => {
@@ -142,7 +154,7 @@ impl Reading {
                 let help = flag.help.replace("to score", "to read");
                 flag.help(&help)
             }
-        }
+        })
     }
 
     fn max_length(&self) -> Option<Flag> {
@@ -154,7 +166,7 @@ impl Reading {
 
     /// The flags that set a field, besides the one that names the pairs.
     fn flags(&self) -> Vec<Flag> {
-        [of_field(DATA_DIR), self.split()].into_iter().chain(self.max_length()).collect()
+        [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
     }
 }
 
@@ -181,7 +193,7 @@ impl<C: PairReader> DataFlags<C> {
 
     /// The split that was given.
     pub fn split(&self) -> Option<&str> {
-        let path = C::HOW.split().path;
+        let path = C::HOW.split()?.path;
         self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
     }
 
@@ -209,7 +221,8 @@ impl<C: PairReader> Args for DataFlags<C> {
         };
         command
             .arg(how.source_argument(&of_field("dataset")))
-            .args([of_field(DATA_DIR), how.split()].iter().map(argument))
+            .arg(argument(&of_field(DATA_DIR)))
+            .args(how.split().iter().map(argument))
             .arg(columns.help("Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`"))
             .args(how.max_length().iter().map(argument))
             .args(how.set.map(set))

@@ -14,6 +14,7 @@ mod export;
 mod fields;
 pub mod layers;
 mod list;
+mod model;
 mod names;
 mod new;
 mod plugin;
@@ -31,13 +32,14 @@ use reprpo_core::config::PluginFile;
 use reprpo_core::registry::{Kind, Registry};
 
 pub use config::{ConfigArgs, ConfigCommand, ShowArgs};
-pub use data::{DataArgs, DataCommand, InspectArgs, PairsArgs, TokensArgs};
+pub use data::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairsArgs, TokensArgs};
 pub use data_flags::PairReader;
 pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use experiment::ExperimentArgs;
 pub use export::{ExportArgs, Written};
 pub use list::{ExplainArgs, ListArgs, Listed};
+pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;
 pub use new::NewArgs;
 pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
@@ -107,6 +109,7 @@ pub enum Command {
     Explain(ExplainArgs),
     Config(ConfigArgs),
     Data(DataArgs),
+    Model(ModelArgs),
     New(NewArgs),
     Plugin(PluginArgs),
     Doctor(DoctorArgs),
@@ -133,6 +136,7 @@ impl Cli {
             Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => (args.experiment.config.clone(), &args.experiment.set),
             Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.pairs.data.set),
             Command::Data(DataArgs { command: DataCommand::Tokens(args) }) => (Vec::new(), &args.pairs.data.set),
+            Command::Data(DataArgs { command: DataCommand::Fetch(args) }) => (Vec::new(), &args.data.set),
             Command::Score(args) => (Vec::new(), &args.data.set),
             Command::States(args) => (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set),
             Command::Generate(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),

@@ -2,24 +2,53 @@
 
 use std::path::{Path, PathBuf};
 
-use reprpo_core::Result;
 use reprpo_core::config::{Origin, Resolved, TrainConfig};
 use reprpo_core::data::histogram;
 use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
+use reprpo_core::hub::Hub;
 use reprpo_core::report::{Align, Grid, lines};
 use reprpo_core::session::context_of;
 use reprpo_core::text::{Findings, Limits, Outcome, Tokenizer, each};
 use reprpo_core::weights::{Extent, ModelFiles, locate};
+use reprpo_core::{Error, Result};
 use serde_json::json;
 
-use crate::args::{DataArgs, DataCommand, InspectArgs, PairReader, PairsArgs, TokensArgs, layers};
+use crate::args::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairReader, PairsArgs, TokensArgs, layers};
 use crate::{App, engine};
 
 pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
     match &args.command {
         DataCommand::Inspect(args) => inspect(args, app),
         DataCommand::Tokens(args) => tokens(args, app),
+        DataCommand::Fetch(args) => fetch(args, app),
     }
+}
+
+fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
+    let mut layers = layers::defaults(app)?;
+    layers::environment(&mut layers);
+    args.data.apply(&mut layers)?;
+    let experiment = layers.resolve()?.experiment;
+    // A data set of the hub fetches the files of its splits when it is opened.
+    let dataset = data::open(&experiment, app.registry)?;
+    let source = args.data.source();
+    let Some(pinned) = dataset.pinned() else {
+        return Err(Error::new(format!("`{source}` is not a data set of the hub, so there is nothing to fetch"))
+            .hint("give a repository as `org/name`; `reprpo data inspect` shows a data set that is on this machine"));
+    };
+    let pinned: serde_json::Value = serde_json::from_str(&pinned).map_err(|e| Error::internal("the data set's own configuration is not JSON").because(e))?;
+    let cache = Hub::of_environment()?.settings().cache.clone();
+    let splits = dataset.splits();
+    if args.json {
+        return app.printer.json(&json!({ "data": source, "splits": splits, "cache": cache, "pinned": pinned }));
+    }
+    let mut grid = Grid::new(["split", "data"].map(|column| (column, Align::Left)));
+    for split in &splits {
+        grid.row([&split.name, &split.describes]);
+    }
+    app.printer.data(&grid.plain())?;
+    app.printer.note(&format!("files in `{}`", cache.display()));
+    Ok(())
 }
 
 fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod export;
 pub mod generate;
 pub mod list;
+pub mod model;
 pub mod new;
 pub mod plugin;
 pub mod run;

