@@ -7,6 +7,7 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+mod precision;
 mod resume;
 mod score;
 #[cfg(unix)]
@@ -15,6 +16,7 @@ mod states;
 mod tokenizer;
 mod tokens;
 mod training;
+mod validation;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

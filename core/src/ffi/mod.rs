@@ -1,11 +1,13 @@
 //! What is outside tch's reach. All `unsafe` of this crate that touches libtorch is here.
 
+mod compute_capability;
 mod hook;
 mod row_product;
 mod switches;
 
 use std::ffi::{CStr, c_char};
 
+pub use compute_capability::{bf16_supported, compute_capability};
 pub use hook::{HookErrors, register_hook};
 pub use row_product::row_product;
 pub use switches::{
