@@ -36,11 +36,12 @@ pub enum ReferenceModel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
-    /// The method's own loss, of which the lowest value is the best. Values at different steps cannot
-    /// be compared if the method weighs its terms by the step.
+    /// The method's own loss, of which the lowest value is the best. If the method weighs its terms by
+    /// the step, they have the weights of the last step, so that all values can be compared.
+    #[default]
     Loss,
     /// The share of pairs whose chosen completion scores higher, as `acc` in the evaluation's table.
-    #[default]
+    /// It has few different values, so that many validations are equal.
     Accuracy,
     /// The mean growth of log p(chosen) − log p(rejected) over the start of training, in nats, as
     /// `margin gain` in the evaluation's table.

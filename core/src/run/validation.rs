@@ -102,7 +102,8 @@ impl<'a> Validation<'a> {
         let (adapted, objective) = (&run.adapted, &mut run.objective);
         let method = plan.intervention()?;
         let all: Vec<&TokenPair> = pairs.iter().collect();
-        let info = StepInfo { step: step - 1, steps: steps.count };
+        // Always the last step: losses of a method that weighs its terms by the step could not be compared otherwise.
+        let info = StepInfo { step: steps.count - 1, steps: steps.count };
         let sums = objective.with_method(method, |objective| validate(objective, &session.model, adapted, &all, train.batch, info))?;
 
         let mut record = ValidationRecord {
@@ -195,16 +196,17 @@ impl<'a> Validation<'a> {
             lines.push(format!("warning: no validation had a finite {}; the adapter is that of the last step, {step}", metric.name()));
             return lines;
         };
-        let base = self.base_accuracy.filter(|_| metric == BestMetric::Accuracy).map_or_else(String::new, |base| format!(", {} before training", number(base)));
+        let base = self.base_accuracy.filter(|_| metric == BestMetric::Accuracy);
+        let base = base.map_or_else(String::new, |base| format!(" ({} before training)", number(base)));
         let adapter = match (kept == step, best.step == step) {
             (_, true) => format!("the adapter is that of the last step, {step}"),
             (false, false) => format!("the adapter is that of step {kept} (`train.keep_best`)"),
             (true, false) => {
                 let latest = self.latest.map_or_else(|| "none".to_owned(), number);
-                format!("the adapter is that of the last step, {step}, with {latest}")
+                format!("the adapter is that of the last step, {step}: {latest}")
             }
         };
-        lines.push(format!("the {} on {n} held-out pairs was best after step {}, with {}{base}; {adapter}", metric.name(), best.step, number(best.value)));
+        lines.push(format!("the {} on {n} held-out pairs was best after step {}: {}{base}; {adapter}", metric.name(), best.step, number(best.value)));
         lines
     }
 }

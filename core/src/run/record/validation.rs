@@ -12,7 +12,8 @@ pub struct ValidationRecord {
     pub step: usize,
     /// How many times the training pairs were seen.
     pub epoch: f64,
-    /// The method's loss without dropout, a mean over the pairs that count; `None` if no pair counts.
+    /// The method's loss without dropout, a mean over the pairs that count; `None` if no pair counts. Terms that the method
+    /// weighs by the step have the weights of the last step.
     pub loss: Option<f64>,
     /// Share of pairs whose chosen completion scores higher. Ties count one half.
     pub accuracy: f64,
