@@ -10,6 +10,7 @@ mod generate;
 mod hub;
 mod invariants;
 mod plugins;
+mod precision;
 mod resume;
 mod score;
 #[cfg(unix)]
@@ -20,6 +21,7 @@ mod states;
 mod tokenizer;
 mod tokens;
 mod training;
+mod validation;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

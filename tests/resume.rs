@@ -11,21 +11,21 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{metrics, stderr, transcript};
 
-const WORDS: i64 = 62;
+pub(crate) const WORDS: i64 = 62;
 const HIDDEN: i64 = 16;
 
 /// A folder with a tiny Llama model in `model` and eight pairs in `pairs.jsonl`.
-struct Tree(tempfile::TempDir);
+pub(crate) struct Tree(tempfile::TempDir);
 
 impl Tree {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let tree = Self(tempfile::tempdir().expect("a folder"));
         model(&tree.path("model"), 0, "");
         tree.pairs("pairs.jsonl", 0);
         tree
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -43,12 +43,12 @@ impl Tree {
         command
     }
 
-    fn reprpo(&self, folder: &str, args: &[&str]) -> Output {
+    pub(crate) fn reprpo(&self, folder: &str, args: &[&str]) -> Output {
         self.command(folder, args).output().expect("it runs")
     }
 
     /// The arguments of a run on this tree's model and pairs.
-    fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
+    pub(crate) fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
         let mut args = vec!["run", "--model", "./model", "--dataset", "pairs.jsonl", "--out", out, "--dtype", "f32", "--device", "cpu"];
         for set in ["train.batch=2", "train.accumulate=1", "train.warmup=0", "train.lr=5e-3", "eval.completions=0"] {
             args.extend(["--set", set]);
@@ -58,7 +58,7 @@ impl Tree {
     }
 
     /// Runs to the end.
-    fn run(&self, out: &str, extra: &[&str]) -> Output {
+    pub(crate) fn run(&self, out: &str, extra: &[&str]) -> Output {
         let output = self.reprpo("", &self.run_args(out, extra));
         assert!(output.status.success(), "{}", transcript(&output));
         output
@@ -70,7 +70,7 @@ impl Tree {
         self.killed_when(out, &[&long, extra].concat(), |run| run.join("checkpoints/latest").is_file());
     }
 
-    fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
+    pub(crate) fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
         kill(started(self.0.path(), &self.run_args(out, extra), || when(&self.path(out))));
         assert!(!self.path(out).join("adapter").exists(), "it was killed too late");
     }
@@ -87,7 +87,7 @@ impl Tree {
 }
 
 /// Starts the command in a folder and waits until `when` holds.
-fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
+pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
     command.env("OMP_NUM_THREADS", "1").env_remove("REPRPO_DATA").current_dir(folder).args(args).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("it runs");
@@ -98,14 +98,14 @@ fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
     child
 }
 
-fn kill(mut child: Child) {
+pub(crate) fn kill(mut child: Child) {
     child.kill().expect("it is killed");
     child.wait().expect("it ends");
 }
 
 /// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it replaces the last word
 /// of the tokenizer.
-pub fn model(folder: &Path, seed: i64, extra: &str) {
+pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
     let config = json!({
         "model_type": "llama", "vocab_size": WORDS + 2, "hidden_size": HIDDEN, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -144,12 +144,12 @@ pub fn model(folder: &Path, seed: i64, extra: &str) {
 }
 
 /// Stderr of a command that failed with exit code 1.
-fn refused(output: &Output) -> String {
+pub(crate) fn refused(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{}", transcript(output));
     stderr(output)
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(from).expect("a folder").map(|e| e.expect("an entry")) {
         let to = to.join(entry.file_name());

@@ -104,14 +104,14 @@ fn pair_digest(pair: &TokenPair) -> String {
 
 /// A name for each pair, by its index. The name only depends on the pair's tokens; pairs with the
 /// same tokens are numbered.
-pub fn pair_names(pairs: &[TokenPair]) -> BTreeMap<usize, String> {
+pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
         let digest = pair_digest(pair)[..32].to_owned();
         let number = seen.entry(digest.clone()).and_modify(|n| *n += 1).or_default();
         format!("{digest}-{number}")
     };
-    pairs.iter().map(|pair| (pair.index, name(pair))).collect()
+    pairs.into_iter().map(|pair| (pair.index, name(pair))).collect()
 }
 
 /// The fingerprint of the tokens of the pairs, in order, after truncation.

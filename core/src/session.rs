@@ -1,13 +1,15 @@
 //! What every command that computes begins with: a device, a model, its tokenizer and a data set.
 
+mod precision;
+
 use std::path::Path;
 use std::sync::Once;
 
 use serde_json::Value;
-use tch::{Cuda, Device, Kind};
+use tch::{Cuda, Device};
 
 use crate::api::Dataset;
-use crate::config::{Dtype, Experiment, TrainConfig};
+use crate::config::{Experiment, TrainConfig};
 use crate::data;
 use crate::error::{Context, Error, Result};
 use crate::ffi::{self, CudaLibrary, libtorch_hint, load_cuda};
@@ -19,6 +21,7 @@ use crate::registry::Registry;
 use crate::text::{Limits, SkipReason, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
+use precision::precision;
 
 /// A model in memory and data to use it on.
 pub struct Session {
@@ -71,12 +74,7 @@ impl LoadedModel {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
         ffi::set_deterministic(experiment.deterministic)?;
-        let kind = match experiment.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::Bf16 => Kind::BFloat16,
-            Dtype::Auto if device.is_cuda() => Kind::BFloat16,
-            Dtype::Auto => Kind::Float,
-        };
+        let (kind, remark) = precision(experiment.dtype, device);
         // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
         let explained = |e| experiment.sources.explain("model", &experiment.model, e);
         let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
@@ -95,7 +93,10 @@ impl LoadedModel {
         let stops = stops(&tokenizer, &files.ends()?).into_iter().filter(|id| (0..rows).contains(id)).collect();
         let tokenizer = tokenizer.for_embedding(rows);
         let context = context(files.config());
-        let describes = format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
+        let mut describes = format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
+        if let Some(remark) = remark {
+            describes += &format!("\n{remark}");
+        }
         Ok(Self { model, tokenizer, stops, source, context, fingerprint, describes })
     }
 }

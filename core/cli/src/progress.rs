@@ -5,19 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use reprpo_core::report::Progress;
+pub use reprpo_core::report::Silent;
 
 use crate::printer::line;
-
-/// Shows nothing.
-pub struct Silent;
-
-impl Progress for Silent {
-    fn stage(&mut self, _: &str, _: Option<u64>) {}
-    fn skip(&mut self, _: u64) {}
-    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
-    fn message(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
 
 /// A bar that moves, for a terminal.
 #[derive(Default)]

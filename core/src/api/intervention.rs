@@ -280,7 +280,8 @@ pub trait Intervention: Send {
         Ok(Vec::new())
     }
 
-    /// The loss of these pairs, as a mean over them.
+    /// The loss of these pairs, as a mean over them. A validation during training calls it on a new instance of the method,
+    /// without gradients, so that it cannot change the state of the one that is trained with.
     ///
     /// # Errors
     /// Where the pairs do not hold what the method needs.

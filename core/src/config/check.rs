@@ -11,6 +11,9 @@ struct Rule {
     must: &'static str,
 }
 
+/// What a field must be that only a run with validations reads.
+const UNVALIDATED_NONE: &str = "be `none` unless `train.validate_every` is set";
+
 fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static str) -> Rule {
     Rule { path, value: value.to_string(), holds, must }
 }
@@ -23,6 +26,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     let share = |v: f64| (0.0..1.0).contains(&v);
     let optional = |v: Option<usize>| v.map_or_else(|| "none".to_owned(), |v| v.to_string());
     let at_least_one = |v: Option<usize>| v != Some(0);
+    let validates = t.validate_every.is_some();
     let rules = [
         rule("model", format!("`{}`", e.model), !e.model.trim().is_empty(), "name a model"),
         rule("device", format!("`{}`", e.device), device(&e.device), "be `auto`, `cpu`, `cuda` or `cuda:N`"),
@@ -45,6 +49,12 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
         rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
         rule("train.transform_lr", t.transform_lr.unwrap_or_default(), t.transform_lr.is_none_or(positive), "be above 0, or `none`"),
         rule("train.checkpoint_every", optional(t.checkpoint_every), at_least_one(t.checkpoint_every), "be 1 or more, or `none`"),
+        rule("train.validate_every", optional(t.validate_every), at_least_one(t.validate_every), "be 1 or more, or `none`"),
+        rule("train.validation_pairs", optional(t.validation_pairs), at_least_one(t.validation_pairs), "be 1 or more, or `none`"),
+        rule("train.patience", optional(t.patience), at_least_one(t.patience), "be 1 or more, or `none`"),
+        rule("train.validation_pairs", optional(t.validation_pairs), validates || t.validation_pairs.is_none(), UNVALIDATED_NONE),
+        rule("train.keep_best", t.keep_best, validates || !t.keep_best, "be false unless `train.validate_every` is set"),
+        rule("train.patience", optional(t.patience), validates || t.patience.is_none(), UNVALIDATED_NONE),
         rule("eval.max_pairs", optional(e.eval.max_pairs), at_least_one(e.eval.max_pairs), "be 1 or more, or `none`"),
         rule("eval.splits", "empty", e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()), "name a split, or be `none`"),
         rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),

@@ -8,22 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::flag::{Flag, Group};
-use super::{Choice, EvalConfig, Origins, PluginFile, Sources, TrainConfig, written};
+use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, written};
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
-
-/// Precision of the frozen model. Trained parameters are float32 whatever it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// bf16 on CUDA, f32 on the CPU.
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// Brain floats of 16 bits.
-    Bf16,
-}
 
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,8 +38,11 @@ pub struct Experiment {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[schemars(extend("flags" = [Flag::new(Group::Model, "DEVICE")]))]
     pub device: String,
-    /// Precision of the frozen model.
-    #[schemars(extend("flags" = [Flag::new(Group::Model, "DTYPE")]))]
+    /// Precision of the frozen model. f16 is not one of the choices, because its range is too small
+    /// for the states and gradients that methods read; a model that is stored in f16 is converted.
+    #[schemars(extend("flags" = [
+        Flag::new(Group::Model, "DTYPE").help("Precision of the frozen model: `auto`, `f32` or `bf16`."),
+    ]))]
     pub dtype: Dtype,
     /// What computes attention.
     pub attention: Kernel,

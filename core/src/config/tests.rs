@@ -437,8 +437,20 @@ fn a_value_that_cannot_be_says_where_it_was_given() {
     assert_eq!(set("train.max_pairs=0"), "`train.max_pairs` is 0 (--set), but must be 1 or more, or `none`");
     assert_eq!(
         set("dtype=f16"),
-        "`dtype` is not right (--set)\n  because unknown variant `f16`, expected one of `auto`, `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
+        "`dtype` is not right (--set)\n  because `f16` has too small a range: gradients underflow to 0 in it, and loss scaling would change the gradients that methods read; choose `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: `reprpo config schema` describes every field"
     );
+    assert_eq!(
+        set("dtype=fp8"),
+        "`dtype` is not right (--set)\n  because unknown variant `fp8`, expected one of `auto`, `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
+    );
+    for (setting, error) in [
+        ("train.keep_best=true", "`train.keep_best` is true (--set), but must be false unless `train.validate_every` is set"),
+        ("train.patience=3", "`train.patience` is 3 (--set), but must be `none` unless `train.validate_every` is set"),
+        ("train.validation_pairs=8", "`train.validation_pairs` is 8 (--set), but must be `none` unless `train.validate_every` is set"),
+        ("train.validate_every=0", "`train.validate_every` is 0 (--set), but must be 1 or more, or `none`"),
+    ] {
+        assert_eq!(set(setting), error);
+    }
     assert_eq!(set("train=3"), "`train` in --set is a section, not a value\n  hint: give one of its fields, as `train.lr`");
     assert_eq!(set("train.lr"), "`--set train.lr` is not an assignment\n  hint: write `--set train.lr=3e-5`");
     assert!(set("train.lr.x=1").starts_with("`train.lr` is not right"), "{}", set("train.lr.x=1"));

@@ -32,6 +32,33 @@ pub enum ReferenceModel {
     Base,
 }
 
+/// The value on the held-out pairs by which validations are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BestMetric {
+    /// The method's own loss, of which the lowest value is the best. If the method weighs its terms by
+    /// the step, they have the weights of the last step, so that all values can be compared.
+    #[default]
+    Loss,
+    /// The share of pairs whose chosen completion scores higher, as `acc` in the evaluation's table.
+    /// It has few different values, so that many validations are equal.
+    Accuracy,
+    /// The mean growth of log p(chosen) − log p(rejected) over the start of training, in nats, as
+    /// `margin gain` in the evaluation's table.
+    Margin,
+}
+
+impl BestMetric {
+    /// Its name, as it is written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            BestMetric::Loss => "loss",
+            BestMetric::Accuracy => "accuracy",
+            BestMetric::Margin => "margin",
+        }
+    }
+}
+
 /// How the run trains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -72,7 +99,8 @@ pub struct TrainConfig {
     /// several with `+`.
     #[schemars(extend("flags" = [Flag::new(Group::Data, "SPLIT")]))]
     pub split: String,
-    /// Train on the first so many pairs; none = all.
+    /// Train on the first so many pairs; none = all. Pairs that `validate_every` holds out are read
+    /// in addition, if the split has more; otherwise they are taken from these.
     pub max_pairs: Option<usize>,
     /// Seed of initial values, order and dropout.
     #[schemars(extend("flags" = [Flag::new(Group::Training, "N").hyphens()]))]
@@ -87,6 +115,21 @@ pub struct TrainConfig {
     pub reference: ReferenceModel,
     /// Optimiser steps between two checkpoints; none = only when interrupted.
     pub checkpoint_every: Option<usize>,
+    /// Optimiser steps between two validations on pairs of `split` that are held out from training;
+    /// another one follows the last step; none = no validation, and all pairs are trained on.
+    pub validate_every: Option<usize>,
+    /// Pairs to hold out, drawn by `seed`. Pairs with the same prompt are held out together; none = a
+    /// tenth of the training pairs, at most 64, and fewer if prompts have several pairs.
+    pub validation_pairs: Option<usize>,
+    /// Write the adapter and the transforms of the best validated step instead of those of the last
+    /// step. Needs `validate_every`.
+    pub keep_best: bool,
+    /// The value by which `keep_best` and `patience` compare validations. Of equal values, the
+    /// earlier one is the best.
+    pub best_metric: BestMetric,
+    /// Stop training after so many validations in a row without a new best value. The schedule of
+    /// the learning rate does not change. Needs `validate_every`; none = train to the last step.
+    pub patience: Option<usize>,
 }
 
 impl Default for TrainConfig {
@@ -115,6 +158,11 @@ impl Default for TrainConfig {
             share_transform: false,
             reference: ReferenceModel::default(),
             checkpoint_every: None,
+            validate_every: None,
+            validation_pairs: None,
+            keep_best: false,
+            best_metric: BestMetric::default(),
+            patience: None,
         }
     }
 }

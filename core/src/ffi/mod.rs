@@ -1,5 +1,6 @@
 //! What is outside tch's reach. All `unsafe` of this crate that touches libtorch is here.
 
+mod compute_capability;
 mod cuda;
 mod hook;
 mod row_product;
@@ -7,6 +8,7 @@ mod switches;
 
 use std::ffi::{CStr, c_char};
 
+pub use compute_capability::{bf16_supported, compute_capability};
 pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use hook::{HookErrors, register_hook};
 pub use row_product::row_product;

@@ -1,5 +1,17 @@
 //! How a long computation tells how far it is. Whoever shows it decides how; the engine only says.
 
+/// Shows nothing.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&mut self, _: &str, _: Option<u64>) {}
+    fn skip(&mut self, _: u64) {}
+    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
+    fn message(&mut self, _: &str) {}
+    fn finish(&mut self) {}
+}
+
 /// Listens to a computation.
 pub trait Progress: Send {
     /// A new stage begins; `total` steps, where that is known.

@@ -13,8 +13,8 @@ use crate::fingerprint;
 pub fn assemble(plan: &mut Plan<'_>) -> Result<Assembled> {
     let (intervention, taps) = plan.take_method()?;
     let (train, model) = (&plan.experiment.train, &plan.session.model);
-    let parts =
-        Parts { intervention, taps, adapter: &plan.adapter, names: fingerprint::pair_names(&plan.pairs.pairs), leaves_flat_start: plan.checkpoint.is_none() };
+    let names = fingerprint::pair_names(plan.pairs.pairs.iter().chain(&plan.held_out));
+    let parts = Parts { intervention, taps, adapter: &plan.adapter, names, leaves_flat_start: plan.checkpoint.is_none() };
     let mut run = Assembled::new(model, parts, train)?;
     if let Some(resumed) = &plan.checkpoint {
         checkpoint::restore(&plan.folder, resumed.step, &mut run, model.device(), &plan.fingerprints)

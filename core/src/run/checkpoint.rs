@@ -4,9 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use tch::{Device, Tensor};
 
 use super::assembled::Assembled;
+use super::best::Best;
 use super::fingerprints::Fingerprints;
 use super::marks;
 use crate::error::{Context, Error, Result, quoted};
@@ -14,25 +16,39 @@ use crate::files::write_whole;
 use crate::weights::{read_safetensors, write_safetensors};
 
 const FINGERPRINTS: &str = "fingerprints.json";
+const BEST: &str = "best.json";
+const PARAMETERS: &str = "parameters.safetensors";
 
 fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// Writes the checkpoint of `step` finished steps into the run's folder, and removes the one before.
+/// The values of everything that was trained after the best of the validated steps.
+fn dir_of_best(run: &Path, step: usize) -> PathBuf {
+    dir(run).join(format!("best-{step}"))
+}
+
+/// Copies of tensors on the CPU.
+fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
+    tensors.iter().map(|(n, t)| Ok((n.clone(), t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?))).collect()
+}
+
+/// Writes the checkpoint of `step` finished steps into the run's folder, and removes the one before. `best` is the best of the
+/// validations so far, if there are any.
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fingerprints) -> Result<()> {
+pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fingerprints, best: Option<&Best>) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
-    let host = |tensors: &[(String, Tensor)]| -> Result<Vec<(String, Tensor)>> {
-        tensors.iter().map(|(n, t)| Ok((n.clone(), t.f_detach()?.f_to_device(tch::Device::Cpu)?.f_contiguous()?))).collect()
-    };
-    write_safetensors(&here.join("parameters.safetensors"), &host(&run.parameters())?)?;
+    write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&run.optimiser.state())?)?;
     write_safetensors(&here.join("reference.safetensors"), &host(&run.objective.reference().state())?)?;
     fingerprints.write(&here.join(FINGERPRINTS))?;
+    if let Some(best) = best {
+        let text = serde_json::to_string(best).map_err(|e| Error::internal(e.to_string()))?;
+        write_whole(&here.join(BEST), text.as_bytes())?;
+    }
     let latest = dir(folder).join("latest");
     let before = std::fs::read_to_string(&latest).ok();
     write_whole(&latest, format!("{step}\n").as_bytes())?;
@@ -40,7 +56,51 @@ pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fing
         // A stale checkpoint costs disk and nothing else.
         let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
+    keep_only_best(folder, best);
     Ok(())
+}
+
+/// The best of the validations up to the checkpoint of `step`; `None` if the run that wrote it did not validate.
+///
+/// # Errors
+/// Fails if the file is damaged.
+pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
+    let path = dir(run).join(format!("step-{step}")).join(BEST);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_str(&text).map(Some).map_err(|e| Error::new(format!("`{}` is not what a checkpoint holds", path.display())).because(e))
+}
+
+/// Writes the values of everything that is trained after `step` finished steps, which are the best so far.
+///
+/// # Errors
+/// Fails if a file cannot be written.
+pub fn save_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
+    let here = dir_of_best(folder, step);
+    std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
+    write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)
+}
+
+/// Puts the values that [`save_best`] wrote after `step` steps back.
+///
+/// # Errors
+/// Fails if the file is missing or damaged.
+pub fn restore_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
+    put_back(read_safetensors(&dir_of_best(folder, step).join(PARAMETERS))?, run)
+}
+
+/// Removes the values of a step that is no longer the best.
+pub fn discard_best(folder: &Path, step: usize) {
+    // A stale file only costs disk space.
+    let _ = std::fs::remove_dir_all(dir_of_best(folder, step));
+}
+
+/// Removes the values of all steps but the best one.
+fn keep_only_best(folder: &Path, best: Option<&Best>) {
+    let kept = best.and_then(Best::step).map(|step| format!("best-{step}"));
+    remove(&dir(folder), &|name| name.starts_with("best-") && Some(name) != kept.as_deref());
 }
 
 /// True if the run has a checkpoint.
@@ -100,12 +160,16 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
 /// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
 pub fn restore(folder: &Path, step: usize, run: &mut Assembled, device: Device, now: &Fingerprints) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
-    let mut values = read_safetensors(&here.join("parameters.safetensors"))?;
     run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
     // Values of another reference do not fit. They are computed again when they are needed.
     if Fingerprints::read(&here.join(FINGERPRINTS))?.is_some_and(|then| then.of_reference() == now.of_reference()) {
         run.objective.reference().restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     }
+    put_back(read_safetensors(&here.join(PARAMETERS))?, run)
+}
+
+/// Puts the saved values of everything that is trained back.
+fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {
         let value = values.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
@@ -120,20 +184,28 @@ pub fn restore(folder: &Path, step: usize, run: &mut Assembled, device: Device, 
     Ok(())
 }
 
-/// Removes the files that a process left behind when it was killed while it wrote a checkpoint.
-pub fn tidy(run: &Path, step: usize) {
-    let remove = |folder: &Path, stale: &dyn Fn(&str) -> bool| {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if stale(&entry.file_name().to_string_lossy()) {
-                // A file that cannot be removed only costs disk space.
-                let _ = if entry.path().is_dir() { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
-            }
+/// Removes the entries of a folder whose names are `stale`.
+fn remove(folder: &Path, stale: &dyn Fn(&str) -> bool) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if stale(&entry.file_name().to_string_lossy()) {
+            // A file that cannot be removed only costs disk space.
+            let _ = if entry.path().is_dir() { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
         }
-    };
+    }
+}
+
+/// Removes the files that a process wrote after its last checkpoint, of `step` steps, and those that it left behind when it
+/// was killed while it wrote.
+///
+/// # Errors
+/// Fails if the checkpoint is damaged.
+pub fn tidy(run: &Path, step: usize) -> Result<()> {
+    keep_only_best(run, best(run, step)?.as_ref());
     let latest = format!("step-{step}");
     remove(&dir(run), &|name| marks::is_temporary(name) || (name.starts_with("step-") && name != latest));
     remove(&dir(run).join(&latest), &marks::is_temporary);
     remove(run, &marks::is_temporary);
+    Ok(())
 }
 
 /// The run has ended: its checkpoints are of no more use.

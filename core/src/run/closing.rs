@@ -22,27 +22,28 @@ pub struct Course {
     left_out: usize,
     seen: usize,
     lacking: Option<&'static str>,
+    validation: Vec<String>,
 }
 
 impl Course {
-    /// Reads the course from `metrics.jsonl` in `folder`. `seen` is the number of pairs that the run saw, and `lacking` is as
-    /// in [`Partial::lacking`](crate::api::Partial::lacking).
+    /// Reads the course from `metrics.jsonl` in `folder`. `seen` is the number of pairs that the run saw, `lacking` is as in
+    /// [`Partial::lacking`](crate::api::Partial::lacking), and `validation` is the outcome of the validations in lines.
     ///
     /// # Errors
     /// Fails if the file cannot be read.
-    pub fn read(folder: &Path, seen: usize, lacking: Option<&'static str>) -> Result<Self> {
+    pub fn read(folder: &Path, seen: usize, lacking: Option<&'static str>, validation: Vec<String>) -> Result<Self> {
         let path = folder.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
         let lines: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         let all = |name: &str| -> Vec<f64> { lines.iter().filter_map(|l| l.get(name)?.as_f64()).collect() };
         let left_out = all(LEFT_OUT).into_iter().sum::<f64>() as usize;
-        Ok(Self { losses: all("loss"), margins: all("rewards/margins"), left_out, seen, lacking })
+        Ok(Self { losses: all("loss"), margins: all("rewards/margins"), left_out, seen, lacking, validation })
     }
 
-    /// The run's last lines: how many pairs did not count, and warnings if nothing seems to have been learnt. `table` is that
-    /// of the run's evaluation, which measures the margin better than the last steps do.
+    /// The run's last lines: the outcome of the validations, how many pairs did not count, and warnings if nothing seems to
+    /// have been learnt. `table` is that of the run's evaluation, which measures the margin better than the last steps do.
     pub fn verdict(&self, train: &TrainConfig, table: Option<&Table>) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = self.validation.clone();
         if let (Some(lacking), true) = (self.lacking, self.left_out > 0) {
             let nothing = if self.left_out == self.seen { ", so nothing was trained" } else { "" };
             lines.push(format!("warning: {} of the {} pairs seen did not count in the loss{nothing}: each has {lacking}", self.left_out, self.seen));

@@ -18,10 +18,17 @@ use crate::weights::type_name;
 /// fingerprint of its own. Every other field counts, including those that are added later.
 const FREE: [&str; 9] = ["recipe", "plugins", "model", "device", "out", "init_adapter", "init_transform", "dataset", "eval"];
 const FREE_IN_TRAIN: [&str; 1] = ["checkpoint_every"];
+/// Fields that only a run with validations reads. Those of the evaluation decide how the held-out pairs are scored.
+const VALIDATION: [&str; 5] = ["train.validate_every", "train.validation_pairs", "train.keep_best", "train.best_metric", "train.patience"];
+const VALIDATION_IN_EVAL: [&str; 2] = ["eval.score", "eval.tokens"];
 
 /// The fields that every step depends on, as `section.field`.
 fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
+    let validates = experiment.train.validate_every.is_some();
     let mut fields = flat(&experiment.to_json(), |path| {
+        if VALIDATION.contains(&path) || VALIDATION_IN_EVAL.contains(&path) {
+            return validates;
+        }
         !(FREE.iter().any(|free| path == *free || path.starts_with(&format!("{free}."))) || FREE_IN_TRAIN.iter().any(|f| path == format!("train.{f}")))
     });
     // `auto` means another precision on another device.
@@ -38,6 +45,9 @@ fn trajectory(experiment: &Experiment, kind: Kind) -> BTreeMap<String, Value> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fingerprints {
     data: Fingerprint,
+    /// `None` if the run does not validate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held_out: Option<Fingerprint>,
     model: Fingerprint,
     tokenizer: Fingerprint,
     reference: Fingerprint,
@@ -55,11 +65,14 @@ pub struct Begins {
 }
 
 impl Fingerprints {
-    /// The fingerprints of a run of this experiment, whose model computes in `kind`.
-    pub fn new(experiment: &Experiment, kind: Kind, model: Fingerprint, tokenizer: Fingerprint, pairs: &[TokenPair], begins: &Begins) -> Self {
+    /// The fingerprints of a run of this experiment, whose model computes in `kind`. Its data are the pairs to train on and
+    /// those that are held out.
+    pub fn new(experiment: &Experiment, kind: Kind, model: Fingerprint, tokenizer: Fingerprint, data: [&[TokenPair]; 2], begins: &Begins) -> Self {
+        let [pairs, held_out] = data;
         let named = |of: &str| Parts::new(of).describing(of);
         Self {
             data: of_pairs(pairs),
+            held_out: Some(held_out).filter(|pairs| !pairs.is_empty()).map(of_pairs),
             model,
             tokenizer,
             reference: begins.reference.clone().unwrap_or_else(|| named("the base model")),
@@ -79,9 +92,12 @@ impl Fingerprints {
             ("the values that training began with", &self.start, &now.start),
         ];
         let parts = parts.into_iter().filter_map(|(name, then, now)| Some((name.to_owned(), format!("{name}: {}", then.change(now)?))));
+        // If only one of the two validates, `train.validate_every` differs.
+        let held_out = self.held_out.as_ref().zip(now.held_out.as_ref());
+        let held_out = held_out.and_then(|(then, now)| Some(("the held-out data".to_owned(), format!("the held-out data: {}", then.change(now)?))));
         let fields = changed_fields(&self.configuration, &now.configuration);
         let fields = fields.into_iter().map(|(path, then, now)| (format!("`{path}`"), format!("`{path}`: {} then, {} now", shown(&then), shown(&now))));
-        parts.chain(fields).collect()
+        parts.chain(held_out).chain(fields).collect()
     }
 
     /// A digest of everything that the kept values of the reference depend on besides the tokens of

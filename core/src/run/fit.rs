@@ -10,15 +10,18 @@ use super::closing::Course;
 use super::folder::Folder;
 use super::plan::Plan;
 use super::record::{Recorder, Recorders, StepRecord};
+use super::validation::Validation;
 use crate::api::StepInfo;
-use crate::error::{Context, Error, Result, quoted};
+use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::text::TokenPair;
 use crate::train::{Accumulated, Steps, accumulate, learning_rate};
 
-/// Trains `run` from its step `first` on. Writes a checkpoint into `folder` when one is due, and when `stop` is true.
+/// Trains `run` from its first step on, or from that of its checkpoint. Validates when that is due. Writes a checkpoint into
+/// `folder` when one is due, and when `stop` is true.
 ///
 /// # Errors
-/// Fails if a step fails, or if a file cannot be written; `Error::interrupted` after a checkpoint if `stop` turned true.
+/// Fails if a step or a validation fails, or if a file cannot be written; `Error::interrupted` after a checkpoint if `stop`
+/// turned true.
 pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders: &mut Recorders<'_>, stop: &AtomicBool) -> Result<Course> {
     let (train, pairs) = (&plan.experiment.train, &plan.pairs.pairs);
     let steps = Steps::new(pairs.len(), train);
@@ -29,14 +32,35 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
     recorders.begin(first, steps.count)?;
     let (begin, mut seen, mut lacking) = (Instant::now(), 0, None);
     let mut tokens: usize = (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
-    for step in first..steps.count {
+    let mut validation = Validation::new(plan)?;
+    let mut step = first;
+    loop {
+        if let Some(validation) = validation.as_mut().filter(|validation| validation.is_due(step, &steps)) {
+            match validation.validate(run, step, &steps, stop) {
+                Ok(record) => recorders.validation(&record)?,
+                Err(e) if e.fault() == Fault::Interrupted => {
+                    // A resumed run begins with this validation.
+                    save(plan, run, folder, step, Some(validation))?;
+                    return Err(interrupted(folder.path(), step, steps.count));
+                }
+                Err(e) => return Err(e.within(format!("the validation after step {step} failed, with {}", plan.experiment.methods()))),
+            }
+            if validation.is_exhausted() {
+                break;
+            }
+        }
+        if step == steps.count {
+            break;
+        }
         if stop.load(Ordering::Relaxed) {
-            save(plan, run, folder, step)?;
+            save(plan, run, folder, step, validation.as_mut())?;
             return Err(interrupted(folder.path(), step, steps.count));
         }
+        if step > first && train.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
+            save(plan, run, folder, step, validation.as_mut())?;
+        }
         let now = steps.pairs_of(step, pairs);
-        // Dropout is a function of seed and step, so that a resumed run drops what an uninterrupted one does.
-        tch::manual_seed((train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64));
+        tch::manual_seed(steps.seed(step));
         let info = StepInfo { step, steps: steps.count };
         let lr = learning_rate(train, step, steps.count);
         let (sums, grad_norm) = take_step(plan, run, &now, info, lr).within(|| format!("step {} failed, with {}", step + 1, plan.experiment.methods()))?;
@@ -56,14 +80,16 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
             pairs_per_second: seen as f64 / begin.elapsed().as_secs_f64(),
         };
         recorders.step(&record)?;
-        if train.checkpoint_every.is_some_and(|every| (step + 1) % every == 0 && step + 1 < steps.count) {
-            save(plan, run, folder, step + 1)?;
-        }
+        step += 1;
     }
     let seconds = begin.elapsed().as_secs_f64();
     recorders.message(&format!("trained on {seen} pairs in {seconds:.1} s, {:.2} pairs/s", seen as f64 / seconds))?;
+    let outcome = validation.map(|validation| validation.finish(run, step, &steps)).transpose()?.unwrap_or_default();
+    for line in &outcome {
+        recorders.message(line)?;
+    }
     // The file also holds the steps before an interruption.
-    Course::read(folder.path(), steps.pairs_in_all(), lacking)
+    Course::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
 /// Takes one optimiser step over `pairs`. Returns the sums over its pairs and the norm of the gradient.
@@ -86,8 +112,11 @@ fn take_step(plan: &Plan<'_>, run: &mut Assembled, pairs: &[&TokenPair], info: S
 }
 
 /// Writes a checkpoint after `step` finished steps, from which the run can be resumed whatever happens later.
-fn save(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, step: usize) -> Result<()> {
-    checkpoint::save(folder.path(), step, run, &plan.fingerprints)?;
+fn save(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, step: usize, validation: Option<&mut Validation<'_>>) -> Result<()> {
+    checkpoint::save(folder.path(), step, run, &plan.fingerprints, validation.as_ref().map(|validation| validation.best()))?;
+    if let Some(validation) = validation {
+        validation.saved();
+    }
     folder.keep();
     Ok(())
 }

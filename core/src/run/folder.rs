@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::record::{JsonLines, LogFile};
 use super::{checkpoint, marks};
 use crate::error::{Context, Error, Result, quoted};
@@ -48,10 +50,12 @@ impl Folder {
     /// Where a file cannot be read or written.
     pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<(Self, Files)> {
         let log = locked(path, lock)?;
-        checkpoint::tidy(path, step);
+        checkpoint::tidy(path, step)?;
         let metrics = path.join("metrics.jsonl");
         let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
-        let kept: String = text.lines().take(step).flat_map(|l| [l, "\n"]).collect();
+        // A validation may have been made again after the checkpoint of its step.
+        let validated = checkpoint::best(path, step)?.map_or(step, |best| best.validated);
+        let kept: String = text.lines().take_while(|line| is_up_to(line, step, validated)).flat_map(|l| [l, "\n"]).collect();
         write_whole(&metrics, kept.as_bytes())?;
         Self::open(path, log, true)
     }
@@ -92,6 +96,14 @@ impl Folder {
     }
 }
 
+/// True for a whole line of `metrics.jsonl` about one of the first `step` steps, or about a validation after one of the first
+/// `validated` steps.
+fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
+    let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
+    let last = if line.get("loss").is_some() { step } else { validated };
+    line.get("step").and_then(Value::as_u64).is_some_and(|of| of <= last as u64)
+}
+
 /// True if there is a folder at `path` and nothing in it.
 pub(super) fn is_empty(path: &Path) -> bool {
     path.read_dir().is_ok_and(|mut entries| entries.next().is_none())
@@ -119,5 +131,20 @@ impl Drop for Folder {
             // An error is on its way already, and says more than this one would.
             let _ = std::fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_keeps_the_metrics_up_to_its_checkpoint() {
+        let (step, validation) = (r#"{"step":4,"loss":0.5}"#, r#"{"step":4,"eval_loss":0.5}"#);
+        assert!(is_up_to(step, 4, 4) && !is_up_to(step, 3, 3));
+        assert!(is_up_to(validation, 4, 4));
+        // The checkpoint was written before the validation of its step.
+        assert!(!is_up_to(validation, 4, 2));
+        assert!(!is_up_to(&step[..9], 4, 4), "a line that was not written to its end");
     }
 }

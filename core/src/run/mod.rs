@@ -11,11 +11,13 @@
 mod adapter;
 mod assemble;
 pub mod assembled;
+mod best;
 mod checkpoint;
 mod closing;
 mod fingerprints;
 mod fit;
 mod folder;
+mod held_out;
 mod judge;
 mod marks;
 mod plan;
@@ -24,6 +26,7 @@ pub mod record;
 mod saved_transforms;
 mod start;
 mod states;
+mod validation;
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -77,7 +80,8 @@ pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &A
 
     let mut course = None;
     if run.objective.needs().evaluate_only {
-        recorders.message("nothing is trained: the method takes no steps")?;
+        let unvalidated = plan.experiment.train.validate_every.map_or("", |_| ", so nothing is validated");
+        recorders.message(&format!("nothing is trained: the method takes no steps{unvalidated}"))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
         course = Some(trained.map_err(|e| if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) })?);
@@ -130,6 +134,9 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     lines.extend(plan.base_warning.iter().map(|why| format!("warning: {why}")));
     lines.push(session.describes.clone());
     lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated()));
+    if !plan.held_out.is_empty() {
+        lines.push(format!("{} more pairs of `{}` are held out to validate on, drawn by `train.seed`", plan.held_out.len(), plan.experiment.train.split));
+    }
     lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
     lines.extend(plan.judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe));
     if data.findings.identical > 0 {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::adapter::AdapterChoice;
 use super::fingerprints::{Begins, Fingerprints};
 use super::folder::is_empty;
+use super::held_out;
 use super::saved_transforms::SavedTransforms;
 use super::start::Start;
 use super::{checkpoint, marks};
@@ -27,7 +28,7 @@ use crate::other_base;
 use crate::registry::Registry;
 use crate::report::Progress;
 use crate::session::Session;
-use crate::text::Tokenised;
+use crate::text::{TokenPair, Tokenised};
 use crate::train::{Steps, Taps};
 
 /// The step of a checkpoint, and the locked log of its run.
@@ -58,6 +59,8 @@ pub struct Plan<'a> {
     pub adapter: AdapterChoice,
     /// The pairs to train on.
     pub pairs: Tokenised,
+    /// The pairs to validate on, which are not trained on; empty if the run does not validate.
+    pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the experiment does not evaluate.
     pub judged: Vec<Judged>,
     /// The fingerprints of everything that the steps depend on.
@@ -118,12 +121,18 @@ impl<'a> Plan<'a> {
         let mut warnings = adapter.warnings(&session.model)?;
 
         let train = &experiment.train;
-        let pairs = session.tokenise(&train.split, train, train.max_pairs)?;
+        // A method that trains nothing has nothing to validate.
+        let (pairs, held_out) = if train.validate_every.is_some() && !intervention.needs().evaluate_only {
+            held_out::read(&session, train)?
+        } else {
+            (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
+        };
         // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
         let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
         warnings.extend(validate(intervention.as_ref(), &taps, session.model.info(), &Steps::new(pairs.pairs.len(), train))?);
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
-        let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, &pairs.pairs, &begins);
+        let data = [&pairs.pairs[..], &held_out];
+        let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, data, &begins);
         let checkpoint = match (start, resumed) {
             (Start::Resume { folder, inexact }, Some((step, lock))) => {
                 Some(Resumed { step, lock, differences: checkpoint::check(folder, step, &fingerprints, *inexact)? })
@@ -137,6 +146,7 @@ impl<'a> Plan<'a> {
             method: Some((intervention, taps)),
             adapter,
             pairs,
+            held_out,
             judged,
             fingerprints,
             folder,
@@ -150,6 +160,14 @@ impl<'a> Plan<'a> {
     /// Number of steps that the checkpoint has finished; 0 for a new run.
     pub fn first_step(&self) -> usize {
         self.checkpoint.as_ref().map_or(0, |resumed| resumed.step)
+    }
+
+    /// A new instance of the training objective.
+    ///
+    /// # Errors
+    /// Fails if the plugin refuses its configuration, which it accepted before.
+    pub(super) fn intervention(&self) -> Result<Box<dyn Intervention>> {
+        intervention(&self.experiment, &self.session.model, self.registry)
     }
 
     /// Takes the training objective and its taps out of the plan.
@@ -186,9 +204,14 @@ fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     Ok(())
 }
 
+/// A new instance of the training objective.
+fn intervention(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<Box<dyn Intervention>> {
+    registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())
+}
+
 /// The training objective, and its taps with their transforms.
 fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<(Box<dyn Intervention>, Taps)> {
-    let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+    let intervention = intervention(experiment, model, registry)?;
     let tap = match intervention.tap() {
         Some(own) => {
             refuse_tap(experiment)?;

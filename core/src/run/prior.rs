@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use super::marks::{is_temporary, lock, trained};
+use super::validation;
 use crate::config::{Experiment, changed_fields, flat, paths, shown};
 use crate::error::{Context, Error, Result, quoted};
 use crate::registry::Registry;
@@ -75,7 +76,8 @@ pub fn clear(folder: &Path) -> Result<()> {
     // The configuration goes last: until then the folder can be recognised as a run.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
-    let ours = |name: &str| is_temporary(name) || ["config.toml", "metrics.jsonl", "log.txt", "checkpoints", "adapter", "transform"].contains(&name);
+    let ours =
+        |name: &str| is_temporary(name) || ["config.toml", "metrics.jsonl", "log.txt", "checkpoints", "adapter", "transform", validation::FILE].contains(&name);
     if let Some(foreign) = names.iter().find(|name| !ours(name)) {
         return Err(Error::new(format!("`{}` holds a run without a checkpoint, and besides it `{foreign}`, which no run makes", folder.display()))
             .hint("move that away, or give another `--out`"));

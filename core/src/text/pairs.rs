@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -120,6 +121,8 @@ pub struct Tokenised {
     pub pairs: Vec<TokenPair>,
     /// What was cut off each of them.
     pub cuts: Vec<Cut>,
+    /// A hash of the whole prompt of each of them, which pairs with the same prompt share.
+    pub prompts: Vec<u64>,
     /// Those that are not used.
     pub dropped: Vec<DroppedPair>,
     /// What a user should hear about them.
@@ -271,11 +274,19 @@ pub fn tokenise(
                 all.findings.add(tokenizer, &pair, &kept, &prompt, limits.context);
                 all.pairs.push(kept);
                 all.cuts.push(cut);
+                all.prompts.push(hash(&prompt.ids));
             }
         }
         Ok(())
     })?;
     Ok(all)
+}
+
+/// The same number for the same ids, in every process.
+fn hash(ids: &[i64]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    ids.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Turns pairs with the places of their rows into ids, several at once, and hands on what becomes of each, in order, until

@@ -15,6 +15,6 @@ pub use optimiser::{AdamW, Group};
 pub use reference::Reference;
 pub use schedule::learning_rate;
 pub use start::leave_flat_start;
-pub use step::{Accumulated, LeftOut, accumulate};
+pub use step::{Accumulated, LeftOut, accumulate, validate};
 pub use steps::Steps;
 pub use taps::Taps;

@@ -86,27 +86,62 @@ impl Objective {
         PairBatch::of(pairs, BatchSpec { logprobs: needs.logprobs, states, apart: needs.output_grads }, model)
     }
 
+    /// Runs `work` with another instance of the method in place of the objective's own, which does not notice it. The instance
+    /// must have the same configuration.
+    ///
+    /// # Errors
+    /// Fails if `work` does.
+    pub fn with_method<T>(&mut self, method: Box<dyn Intervention>, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let own = std::mem::replace(&mut self.intervention, method);
+        let result = work(self);
+        self.intervention = own;
+        result
+    }
+
     /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the optimiser step.
     ///
     /// # Errors
     /// What the method or libtorch says.
     pub fn loss(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo, weight: f64) -> Result<Evaluated> {
-        let observed = self.reference.observe(model, batch, &self.needs, &self.taps, self.directions.sites(Directions::Reference))?;
-        self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
+        let evaluated = self.evaluate(model, adapted, batch, step, Some(weight))?;
+        if !evaluated.loss.value.requires_grad() {
+            return Err(Error::new("the method's loss has no gradient").hint("it has to depend on the policy's log-probabilities or states"));
+        }
+        Ok(evaluated)
+    }
 
+    /// The loss of a batch without a graph and without dropout. Nothing is read or prepared for the method's stages over
+    /// gradients.
+    ///
+    /// # Errors
+    /// Fails if the method or libtorch does.
+    pub fn loss_without_gradient(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo) -> Result<Evaluated> {
+        let _guard = tch::no_grad_guard();
+        self.evaluate(model, adapted, batch, step, None)
+    }
+
+    /// The loss of a batch. `weight` is what one of its pairs counts in the optimiser step; `None` if there is none.
+    fn evaluate(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo, weight: Option<f64>) -> Result<Evaluated> {
+        let directions_of = |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
+        let observed = self.reference.observe(model, batch, &self.needs, &self.taps, directions_of(Directions::Reference))?;
         let hidden = self.needs.logprobs.any() || self.needs.sequence_nll;
-        let policy_directions = self.directions.sites(Directions::Policy);
-        let sites: Vec<Site> = self.taps.sites.iter().chain(policy_directions).cloned().collect();
+        let sites: Vec<Site> = self.taps.sites.iter().chain(directions_of(Directions::Policy)).cloned().collect();
+        if let Some(weight) = weight {
+            self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
+        }
         let hook = |site: &Site, y: Tensor| {
-            if self.needs.output_grads {
+            if let (true, Some(weight)) = (self.needs.output_grads, weight) {
                 self.hook(site, &y, batch, weight)?;
             }
             Ok(y)
         };
-        let mut reached = model
-            .forward(&batch.stream, Request { adapted: Some(adapted), train: true, sites: &sites, hidden, intercept: Some(&hook), ..Request::default() })?;
+        let train = weight.is_some();
+        let mut reached =
+            model.forward(&batch.stream, Request { adapted: Some(adapted), train, sites: &sites, hidden, intercept: Some(&hook), ..Request::default() })?;
         let at_modules = reached.states.split_off(self.taps.sites.len());
-        self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
+        if let Some(weight) = weight {
+            self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
+        }
 
         let mut metrics = Vec::new();
         let policy = match &reached.hidden {
@@ -132,9 +167,6 @@ impl Objective {
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {
             return Err(Error::new(format!("the method's loss has the shape {:?}, but has to be one number", loss.value.size())));
-        }
-        if !loss.value.requires_grad() {
-            return Err(Error::new("the method's loss has no gradient").hint("it has to depend on the policy's log-probabilities or states"));
         }
         // A method that computes one of the engine's numbers in its own way means its own.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));

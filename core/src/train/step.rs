@@ -29,6 +29,13 @@ pub struct LeftOut {
     pub lacking: &'static str,
 }
 
+/// The purpose of a pass over pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Train,
+    Validate,
+}
+
 /// Sums over micro-batches by name, in the order in which the names came.
 #[derive(Default)]
 struct Sums(Vec<(String, Tensor)>);
@@ -49,13 +56,49 @@ impl Sums {
 /// # Errors
 /// Fails if the method or libtorch does, or if the loss is not finite.
 pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, pairs: &[&TokenPair], batch: usize, info: StepInfo) -> Result<Accumulated> {
+    let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train)?;
+    if !sums.loss.is_finite() {
+        let e = Error::new(format!("the loss is {}", sums.loss));
+        return Err(e.hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
+    }
+    if let Some(factor) = factor {
+        objective.scale_gradients(adapted, factor)?;
+    }
+    objective.map_gradients(adapted)?;
+    Ok(sums)
+}
+
+/// The loss and the metrics of `pairs` as [`accumulate`] computes them, but without gradients and without dropout. The loss
+/// may be infinite or NaN.
+///
+/// # Errors
+/// Fails if the method or libtorch does.
+pub fn validate(objective: &mut Objective, model: &Model, adapted: &Adapted, pairs: &[&TokenPair], batch: usize, info: StepInfo) -> Result<Accumulated> {
+    let _guard = tch::no_grad_guard();
+    Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate)?.0)
+}
+
+/// The loss and the metrics of `pairs`, and in training their gradients. If only some pairs count, also returns the factor by
+/// which the gradients must be multiplied, because each pair was weighed as if all of them counted.
+fn sum(
+    objective: &mut Objective,
+    model: &Model,
+    adapted: &Adapted,
+    pairs: &[&TokenPair],
+    batch: usize,
+    info: StepInfo,
+    mode: Mode,
+) -> Result<(Accumulated, Option<f64>)> {
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
     for micro in pairs.chunks(batch) {
         let share = micro.len() as f64 * weight;
         let batch = objective.batch(micro, model)?;
-        let Evaluated { loss, metrics } = objective.loss(model, adapted, &batch, info, weight)?;
+        let Evaluated { loss, metrics } = match mode {
+            Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
+            Mode::Validate => objective.loss_without_gradient(model, adapted, &batch, info)?,
+        };
         // This stays on the device, so that nothing waits for it here.
         let shares = match loss.partial {
             None => None,
@@ -73,8 +116,10 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
             })
         };
         let logged = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?) };
-        weighed(&loss.value)?.f_backward()?;
-        objective.after_backward()?;
+        if mode == Mode::Train {
+            weighed(&loss.value)?.f_backward()?;
+            objective.after_backward()?;
+        }
         faults::check()?;
         losses.push(weighed(&logged(&loss.value)?)?);
         for (name, value) in loss.metrics {
@@ -85,10 +130,7 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
         }
     }
     let mut loss = Tensor::f_cat(&losses, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
-    if !loss.is_finite() {
-        return Err(Error::new(format!("the loss is {loss}")).hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
-    }
-    let mut left_out = None;
+    let (mut left_out, mut factor) = (None, None);
     if let Some(lacking) = lacking {
         let counted = Tensor::f_cat(&counted, 0)?.f_sum(Kind::Double)?.f_double_value(&[])?;
         left_out = Some(LeftOut { pairs: pairs.len() - counted.round() as usize, lacking });
@@ -97,17 +139,16 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
             of_method.0.clear();
         } else if counted < pairs.len() as f64 {
             // So far each pair was weighed as if all of them counted.
-            let factor = pairs.len() as f64 / counted;
-            loss *= factor;
+            let rest = pairs.len() as f64 / counted;
+            loss *= rest;
             for (_, value) in &mut of_method.0 {
-                *value = &*value * factor;
+                *value = &*value * rest;
             }
-            objective.scale_gradients(adapted, factor)?;
+            factor = Some(rest);
         }
     }
-    objective.map_gradients(adapted)?;
     // One copy from the device for all of them.
     let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
     let values = if values.is_empty() { Vec::new() } else { Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)? };
-    Ok(Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out })
+    Ok((Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out }, factor))
 }

@@ -37,9 +37,15 @@ impl<'a> Steps<'a> {
         order[within..(within + self.step_pairs).min(self.pairs)].iter().map(|i| &pairs[*i]).collect()
     }
 
-    /// The number of pairs in all steps together.
-    pub fn pairs_in_all(&self) -> usize {
-        (0..self.count).map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs)).sum()
+    /// The number of pairs in the first `steps` steps together.
+    pub fn pairs_in(&self, steps: usize) -> usize {
+        (0..steps).map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs)).sum()
+    }
+
+    /// The seed of everything that is drawn in a step, such as dropout. It depends on nothing else, so that a resumed run draws
+    /// what an uninterrupted one does.
+    pub fn seed(&self, step: usize) -> i64 {
+        (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
     /// How many times the data was seen after `step`, counted in batches as transformers' Trainer does: the last step of an
@@ -98,7 +104,7 @@ mod tests {
         let pair = |index| TokenPair { index, row: index, prompt: vec![1], chosen: vec![2], rejected: vec![3] };
         let pairs: Vec<TokenPair> = (0..10).map(pair).collect();
         let steps = Steps::new(pairs.len(), &train);
-        assert_eq!((steps.count, steps.pairs_in_all()), (8, 28));
+        assert_eq!((steps.count, steps.pairs_in(steps.count), steps.pairs_in(2)), (8, 28, 8));
         for epoch in 0..2 {
             let steps = (0..3).flat_map(|step| steps.pairs_of(epoch * 3 + step, &pairs));
             let mut seen: Vec<usize> = steps.map(|pair| pair.index).collect();

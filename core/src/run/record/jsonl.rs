@@ -1,4 +1,4 @@
-//! Records for programs: a JSON line for each step, and the tables and scores of the evaluation.
+//! Records for programs: a JSON line for each step and each validation, and the tables and scores of the evaluation.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::recorder::Recorder;
 use super::step::StepRecord;
+use super::validation::ValidationRecord;
 use crate::error::{Context, Result};
 use crate::eval::Evaluation;
 
@@ -25,6 +26,10 @@ impl JsonLines {
 
 impl Recorder for JsonLines {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
+        writeln!(self.metrics, "{}", record.to_json()).within(|| "cannot write `metrics.jsonl`".to_owned())
+    }
+
+    fn validation(&mut self, record: &ValidationRecord) -> Result<()> {
         writeln!(self.metrics, "{}", record.to_json()).within(|| "cannot write `metrics.jsonl`".to_owned())
     }
 

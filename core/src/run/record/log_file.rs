@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 
 use super::recorder::{Note, Recorder};
+use super::validation::ValidationRecord;
 use crate::error::{Context, Result};
 
 /// Writes `log.txt`. The lock on the file, by which a process owns the run's folder, lasts as long as this recorder.
@@ -18,6 +19,10 @@ impl LogFile {
 }
 
 impl Recorder for LogFile {
+    fn validation(&mut self, record: &ValidationRecord) -> Result<()> {
+        self.note(Note::Detail(&record.to_text()))
+    }
+
     fn note(&mut self, note: Note<'_>) -> Result<()> {
         let (Note::Message(text) | Note::Detail(text)) = note;
         writeln!(self.0, "{text}").within(|| "cannot write `log.txt`".to_owned())

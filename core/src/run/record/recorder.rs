@@ -1,6 +1,7 @@
 //! The interface of a recorder, and all recorders of a run together.
 
 use super::step::StepRecord;
+use super::validation::ValidationRecord;
 use crate::error::Result;
 use crate::eval::Evaluation;
 
@@ -28,6 +29,14 @@ pub trait Recorder {
     /// # Errors
     /// Fails if the record cannot be written.
     fn step(&mut self, _record: &StepRecord) -> Result<()> {
+        Ok(())
+    }
+
+    /// The held-out pairs were evaluated during training.
+    ///
+    /// # Errors
+    /// Fails if the record cannot be written.
+    fn validation(&mut self, _record: &ValidationRecord) -> Result<()> {
         Ok(())
     }
 
@@ -94,6 +103,10 @@ impl Recorder for Recorders<'_> {
 
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.each(|r| r.step(record))
+    }
+
+    fn validation(&mut self, record: &ValidationRecord) -> Result<()> {
+        self.each(|r| r.validation(record))
     }
 
     fn note(&mut self, note: Note<'_>) -> Result<()> {

@@ -4,6 +4,7 @@ use super::*;
 use crate::api::{Around, ModelInfo, Tap, Transform};
 use crate::config::TrainConfig;
 use crate::conformance::{self, Bench, Case};
+use crate::train::{accumulate, validate};
 
 /// A method with these needs, whose loss is what `of` makes of the pairs.
 struct Probe<F>(Needs, F);
@@ -154,4 +155,47 @@ fn log_probabilities_of_the_rejected_completion_alone_are_those_of_both() {
     let loss = |logprobs| fixture.loss(Needs { logprobs, reference_logprobs: true, ..Needs::NONE }, Taps::default(), of).expect("a loss");
     let (one, both) = (loss(Completions::Rejected), loss(Completions::Both));
     assert!((one - both).abs() < 1e-12 * both.abs(), "{one} and {both}");
+}
+
+/// A method with running statistics, which every call of its loss changes.
+struct Running(f64);
+
+impl Intervention for Running {
+    fn needs(&self) -> Needs {
+        Needs { logprobs: Completions::Both, ..Needs::NONE }
+    }
+
+    fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
+        let mean = pairs.policy()?.chosen()?.sum().mean(Kind::Double);
+        self.0 = 0.5 * self.0 + mean.double_value(&[]);
+        Ok(Loss::new(mean * self.0))
+    }
+}
+
+#[test]
+fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
+    let info = StepInfo { step: 0, steps: 2 };
+    // The gradients of two steps, with a validation between them or without one.
+    let gradients = |validates: bool| {
+        let fixture = Fixture::new();
+        let Bench { model, adapted, .. } = &fixture.bench;
+        let mut objective = Objective::new(Box::new(Running(1.0)), Taps::default(), Reference::default(), adapted).expect("an objective");
+        let (seen, held_out): (Vec<&TokenPair>, Vec<&TokenPair>) = fixture.pairs.iter().partition(|pair| pair.index % 2 == 0);
+        accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
+        if validates {
+            let validated = objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &held_out, 2, info));
+            assert!(validated.expect("a validation").loss.is_finite());
+        }
+        accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
+        adapted.parameters().into_iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>()
+    };
+    assert_eq!(gradients(true), gradients(false));
+    // The method that is validated is another one, so the values do not depend on what was trained before.
+    let fixture = Fixture::new();
+    let Bench { model, adapted, .. } = &fixture.bench;
+    let mut objective = Objective::new(Box::new(Running(9.0)), Taps::default(), Reference::default(), adapted).expect("an objective");
+    let all: Vec<&TokenPair> = fixture.pairs.iter().collect();
+    let mut validated = || objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &all, 2, info)).expect("a validation");
+    assert_eq!(validated().loss.to_bits(), validated().loss.to_bits());
+    assert!(adapted.parameters().iter().all(|(_, p)| !p.grad().defined()));
 }

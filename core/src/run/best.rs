@@ -1,0 +1,107 @@
+//! The best of the validations so far, and how many have followed it without a better one.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::config::BestMetric;
+use crate::error::Error;
+
+/// The best of the validations so far. It is part of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Number of finished steps at the last validation; 0 if there was none.
+    pub validated: usize,
+    /// The validation with the best value; `None` if no value was a finite number.
+    pub best: Option<Validated>,
+    /// Validations since the best one.
+    pub without_improvement: usize,
+}
+
+/// A validation and the value that it is compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// Number of finished steps.
+    pub step: usize,
+    /// The value of `train.best_metric`.
+    #[serde(serialize_with = "exact", deserialize_with = "from_exact")]
+    pub value: f64,
+}
+
+impl Best {
+    /// Takes in the value of the validation after `step` steps; `None` or NaN if it has none. Returns true if it is better
+    /// than all before. The earlier one of two equal values is the better one.
+    pub fn observe(&mut self, metric: BestMetric, step: usize, value: Option<f64>) -> bool {
+        self.validated = step;
+        let Some(value) = value.filter(|value| value.is_finite()) else {
+            self.without_improvement += 1;
+            return false;
+        };
+        let better = self.best.is_none_or(|best| if metric == BestMetric::Loss { value < best.value } else { value > best.value });
+        if better {
+            (self.best, self.without_improvement) = (Some(Validated { step, value }), 0);
+        } else {
+            self.without_improvement += 1;
+        }
+        better
+    }
+
+    /// The step of the best validation.
+    pub fn step(&self) -> Option<usize> {
+        self.best.map(|best| best.step)
+    }
+
+    /// True if so many validations in a row were no better than the one before them.
+    pub fn exhausted(&self, patience: Option<usize>) -> bool {
+        patience.is_some_and(|patience| self.without_improvement >= patience)
+    }
+}
+
+/// Writes a number so that the same number is read again. The JSON reader may round the last bit of a number.
+fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{value:?}"))
+}
+
+fn from_exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|e| serde::de::Error::custom(Error::new(format!("`{text}` is not a number")).because(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(metric: BestMetric, values: &[f64]) -> (Best, Vec<bool>) {
+        let mut best = Best::default();
+        let better = values.iter().enumerate().map(|(i, value)| best.observe(metric, 10 * (i + 1), Some(*value))).collect();
+        (best, better)
+    }
+
+    #[test]
+    fn the_earliest_of_the_best_values_is_kept() {
+        let (best, better) = steps(BestMetric::Accuracy, &[0.5, 0.75, 0.75, 0.5]);
+        assert_eq!(better, [true, true, false, false]);
+        assert_eq!((best.best, best.validated, best.without_improvement), (Some(Validated { step: 20, value: 0.75 }), 40, 2));
+        assert_eq!(steps(BestMetric::Margin, &[-1.0, -2.0, 3.0]).1, [true, false, true]);
+        assert_eq!(steps(BestMetric::Loss, &[0.7, 0.8, 0.6]).1, [true, false, true]);
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_never_the_best() {
+        let (best, better) = steps(BestMetric::Margin, &[f64::NAN, f64::INFINITY]);
+        assert_eq!((better, best.best, best.without_improvement), (vec![false, false], None, 2));
+    }
+
+    #[test]
+    fn patience_counts_validations_in_a_row() {
+        let (best, _) = steps(BestMetric::Loss, &[1.0, 2.0, 0.5, 0.6]);
+        assert!(best.exhausted(Some(1)) && !best.exhausted(Some(2)) && !best.exhausted(None));
+    }
+
+    #[test]
+    fn a_saved_state_is_the_same_to_the_last_bit() {
+        for value in [0.1 + 0.2, 1.0 / 3.0, -1e-300, 5e-324, 123_456_789.123_456_78] {
+            let best = Best { validated: 3, best: Some(Validated { step: 2, value }), without_improvement: 1 };
+            let read: Best = serde_json::from_str(&serde_json::to_string(&best).unwrap()).unwrap();
+            assert_eq!(read, best);
+        }
+    }
+}

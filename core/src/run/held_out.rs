@@ -1,0 +1,242 @@
+//! The pairs that are held out from training, so that validations see prompts which training does not.
+//!
+//! They come from the split that is trained on and from no other.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::text::{TokenPair, Tokenised};
+
+/// One of so many training pairs is held out if `train.validation_pairs` is not set,
+const ONE_IN: usize = 10;
+/// and no more than these.
+const MOST: usize = 64;
+
+/// Number of pairs to hold out of so many if the user does not set it.
+fn usual(pairs: usize) -> usize {
+    (pairs / ONE_IN).clamp(1, MOST)
+}
+
+/// Reads the pairs of `train.split`, and returns those to train on and those that are held out. If `train.max_pairs` is set
+/// and the split has more usable pairs, the pairs that are held out are read in addition.
+///
+/// # Errors
+/// Fails as [`Session::tokenise`] does, and if the number of pairs to hold out is not possible.
+pub fn read(session: &Session, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
+    let most = train.max_pairs.map(|most| most.saturating_add(train.validation_pairs.unwrap_or_else(|| usual(most))));
+    divide(session.tokenise(&train.split, train, most)?, train)
+}
+
+/// Divides the usable pairs of the split into those to train on and those that are held out.
+fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
+    let n = all.pairs.len();
+    let wanted = train.validation_pairs.unwrap_or_else(|| usual(train.max_pairs.map_or(n, |most| most.min(n))));
+    if wanted >= n {
+        let limit = train.max_pairs.map_or_else(String::new, |most| format!(" with `train.max_pairs` = {most}"));
+        let e = Error::new(format!("cannot hold out {wanted} of the {n} usable pairs of `{}`{limit}: none would be left to train on", train.split));
+        return Err(e.hint("lower `train.validation_pairs`, or leave `train.validate_every` out"));
+    }
+    let mut groups = groups(&all);
+    // Another stream of random numbers than those of the order of the pairs.
+    groups.shuffle(&mut ChaCha8Rng::seed_from_u64(train.seed.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(1)));
+    let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+    let chosen = match (choose(&sizes, wanted), train.validation_pairs) {
+        _ if groups.len() == 1 => {
+            let e = Error::new(format!("cannot hold out pairs of `{}`: all {n} usable pairs have the same prompt, and stay together", train.split));
+            return Err(e.hint("leave `train.validate_every` out"));
+        }
+        (Ok(chosen), _) => chosen,
+        (Err(possible), Some(wanted)) => {
+            let possible = if possible == 0 { sizes.iter().copied().min().unwrap_or_default() } else { possible };
+            let e = Error::new(format!(
+                "cannot hold out exactly {wanted} pairs of `{}`: pairs with the same prompt stay together, and no set of prompts has so many",
+                train.split
+            ));
+            return Err(e.hint(format!("set `train.validation_pairs={possible}`")));
+        }
+        // Every prompt has more pairs than are wanted: the one with the fewest is held out.
+        (Err(0), None) => (0..sizes.len()).min_by_key(|group| sizes[*group]).into_iter().collect(),
+        (Err(possible), None) => choose(&sizes, possible).unwrap_or_default(),
+    };
+    let mut is_held_out = vec![false; n];
+    for pair in chosen.into_iter().flat_map(|group| &groups[group]) {
+        is_held_out[*pair] = true;
+    }
+    let Tokenised { pairs, cuts, prompts, dropped, findings } = all;
+    let (mut training, mut held_out) = (Tokenised { dropped, findings, ..Tokenised::default() }, Vec::new());
+    for (((pair, cut), prompt), is_held_out) in pairs.into_iter().zip(cuts).zip(prompts).zip(is_held_out) {
+        if is_held_out {
+            held_out.push(pair);
+        } else if train.max_pairs.is_none_or(|most| training.pairs.len() < most) {
+            training.pairs.push(pair);
+            training.cuts.push(cut);
+            training.prompts.push(prompt);
+        }
+    }
+    Ok((training, held_out))
+}
+
+/// The places of the pairs in groups that share no prompt, each in order. Prompts are the same if their texts are, or if what
+/// is left of them after truncation is.
+fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
+    let mut parent: Vec<usize> = (0..all.pairs.len()).collect();
+    join(&mut parent, all.prompts.iter());
+    join(&mut parent, all.pairs.iter().map(|pair| &pair.prompt));
+    let mut place = HashMap::new();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for pair in 0..parent.len() {
+        let root = root(&mut parent, pair);
+        let group = *place.entry(root).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[group].push(pair);
+    }
+    groups
+}
+
+/// Joins the places whose keys are equal.
+fn join<K: Hash + Eq>(parent: &mut [usize], keys: impl Iterator<Item = K>) {
+    let mut first = HashMap::new();
+    for (place, key) in keys.enumerate() {
+        let before = *first.entry(key).or_insert(place);
+        let (a, b) = (root(parent, before), root(parent, place));
+        parent[a.max(b)] = a.min(b);
+    }
+}
+
+/// The place that stands for all places joined with `place`.
+fn root(parent: &mut [usize], mut place: usize) -> usize {
+    while parent[place] != place {
+        parent[place] = parent[parent[place]];
+        place = parent[place];
+    }
+    place
+}
+
+/// Chooses groups that have `wanted` members together, the first ones if that is possible. If no groups do, the error is the
+/// largest number below `wanted` that some groups have.
+fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
+    let (mut left, mut taken) = (wanted, Vec::new());
+    for (group, size) in sizes.iter().enumerate() {
+        if *size <= left {
+            left -= size;
+            taken.push(group);
+        }
+    }
+    if left == 0 {
+        return Ok(taken);
+    }
+    // The groups that lead to each sum, as the last of them; the one before it leads to the rest.
+    let mut last: Vec<Option<usize>> = vec![None; wanted + 1];
+    for (group, size) in sizes.iter().enumerate() {
+        for sum in (*size..=wanted).rev() {
+            if last[sum].is_none() && (sum == *size || last[sum - size].is_some()) {
+                last[sum] = Some(group);
+            }
+        }
+    }
+    if last[wanted].is_none() {
+        return Err((1..wanted).rev().find(|sum| last[*sum].is_some()).unwrap_or(0));
+    }
+    let (mut sum, mut chosen) = (wanted, Vec::new());
+    while let Some(group) = last[sum] {
+        chosen.push(group);
+        sum -= sizes[group];
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{Cut, Findings};
+
+    /// Pairs with these prompts.
+    fn pairs(prompts: &[i64]) -> Tokenised {
+        let pair = |(index, prompt): (usize, &i64)| TokenPair { index, row: index, prompt: vec![1, *prompt], chosen: vec![2], rejected: vec![3] };
+        Tokenised {
+            pairs: prompts.iter().enumerate().map(pair).collect(),
+            cuts: vec![Cut::default(); prompts.len()],
+            prompts: prompts.iter().map(|prompt| *prompt as u64).collect(),
+            dropped: Vec::new(),
+            findings: Findings::default(),
+        }
+    }
+
+    fn train(validation_pairs: Option<usize>, max_pairs: Option<usize>) -> TrainConfig {
+        TrainConfig { validation_pairs, max_pairs, validate_every: Some(1), ..TrainConfig::default() }
+    }
+
+    fn indices(pairs: &[TokenPair]) -> Vec<usize> {
+        pairs.iter().map(|pair| pair.index).collect()
+    }
+
+    #[test]
+    fn no_prompt_is_both_trained_on_and_held_out() {
+        let prompts: Vec<i64> = (0..60).map(|i| i * 7 % 23).collect();
+        for seed in 0..20 {
+            let (training, held_out) = divide(pairs(&prompts), &TrainConfig { seed, ..train(Some(9), None) }).unwrap();
+            assert_eq!((training.pairs.len(), held_out.len(), training.cuts.len()), (51, 9, 51));
+            assert!(held_out.iter().all(|held| training.pairs.iter().all(|pair| pair.prompt != held.prompt)), "{seed}");
+        }
+    }
+
+    #[test]
+    fn prompts_that_only_differ_before_or_after_truncation_stay_together() {
+        // Pairs 0 and 1 have the same text, 1 and 2 the same tokens.
+        let mut all = pairs(&[10, 11, 11, 12]);
+        all.prompts = vec![5, 5, 6, 7];
+        assert_eq!(groups(&all), [vec![0, 1, 2], vec![3]]);
+    }
+
+    #[test]
+    fn the_pairs_are_drawn_by_the_seed() {
+        let all = || pairs(&(0..100).collect::<Vec<_>>());
+        let of = |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
+        assert_eq!((of(0), of(0).len()), (of(0), 10));
+        assert_ne!(of(0), of(1));
+        assert!(of(0).is_sorted() && of(0)[9] > 20, "they come from the whole split: {:?}", of(0));
+    }
+
+    #[test]
+    fn a_limit_holds_for_the_pairs_that_are_trained_on() {
+        let sizes =
+            |n: i64, config: &TrainConfig| divide(pairs(&(0..n).collect::<Vec<_>>()), config).map(|(training, held)| (training.pairs.len(), held.len()));
+        // As many pairs were read as both need, or fewer if the split has no more.
+        assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
+        assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
+        assert_eq!(sizes(30, &train(Some(5), Some(25))).unwrap(), (25, 5));
+        assert_eq!(sizes(2000, &train(None, None)).unwrap(), (1936, 64));
+        assert_eq!(sizes(2, &train(None, None)).unwrap(), (1, 1));
+        let e = sizes(8, &train(Some(8), None)).unwrap_err();
+        assert!(e.message().contains("cannot hold out 8 of the 8 usable pairs of `train`: none would be left"), "{e}");
+        assert!(sizes(1, &train(None, None)).is_err());
+        // Prompts of two pairs each leave one pair that is neither trained on nor held out.
+        let twins: Vec<i64> = (0..32).map(|i| i / 2).collect();
+        let (training, held_out) = divide(pairs(&twins), &train(None, Some(29))).unwrap();
+        assert_eq!((training.pairs.len(), held_out.len()), (29, 2));
+    }
+
+    #[test]
+    fn an_explicit_number_is_met_or_refused() {
+        let of = |prompts: &[i64], n| divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len());
+        // Prompts with 2, 2 and 3 pairs: whatever the order, 4 and 5 can be met.
+        let prompts = [0, 0, 1, 1, 2, 2, 2];
+        assert_eq!([2, 3, 4, 5].map(|n| of(&prompts, Some(n)).unwrap()), [2, 3, 4, 5]);
+        let e = of(&prompts, Some(6)).unwrap_err();
+        assert!(e.message().starts_with("cannot hold out exactly 6 pairs of `train`") && e.hints()[0] == "set `train.validation_pairs=5`", "{e:?}");
+        assert!(of(&prompts, Some(1)).unwrap_err().hints()[0] == "set `train.validation_pairs=2`");
+        // The usual number gives way to the prompts.
+        assert_eq!(of(&prompts, None).unwrap(), 2);
+        let e = of(&[4; 9], None).unwrap_err();
+        assert!(e.message().contains("all 9 usable pairs have the same prompt"), "{e}");
+    }
+}
