@@ -8,17 +8,6 @@ use reprpo_core::report::Progress;
 
 use crate::printer::line;
 
-/// Shows nothing.
-pub struct Silent;
-
-impl Progress for Silent {
-    fn stage(&mut self, _: &str, _: Option<u64>) {}
-    fn skip(&mut self, _: u64) {}
-    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
-    fn message(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
-
 /// A bar that moves, for a terminal.
 #[derive(Default)]
 pub struct Bar(Option<ProgressBar>);

@@ -14,7 +14,7 @@ use crate::config::{Score, TrainConfig, default_learning_rate};
 use crate::error::{Error, Result};
 use crate::eval::score_pairs;
 use crate::eval::statistics::SplitSummary;
-use crate::report::Progress;
+use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
@@ -42,20 +42,9 @@ fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     TokenPair { index: 0, row: 0, prompt: claims.concat().into_iter().chain([42]).collect(), chosen: answer(e), rejected: answer(o) }
 }
 
-/// Shows no progress.
-struct Unwatched;
-
-impl Progress for Unwatched {
-    fn stage(&mut self, _: &str, _: Option<u64>) {}
-    fn skip(&mut self, _: u64) {}
-    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
-    fn message(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
-
 /// The share of `pairs` that the model orders rightly, with the adapter if it is `on`.
 fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
-    let scores = score_pairs(&bench.model, on.then_some(&bench.adapted), pairs, usize::MAX, &AtomicBool::new(false), &mut Unwatched)?;
+    let scores = score_pairs(&bench.model, on.then_some(&bench.adapted), pairs, usize::MAX, &AtomicBool::new(false), &mut Silent)?;
     let summary = SplitSummary::of_base("train", "", &scores, Score::Mean, 0);
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }

@@ -5,4 +5,4 @@ pub mod lines;
 pub mod progress;
 
 pub use grid::{Align, Grid};
-pub use progress::Progress;
+pub use progress::{Progress, Silent};

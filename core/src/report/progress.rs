@@ -13,3 +13,15 @@ pub trait Progress: Send {
     /// The stage is over.
     fn finish(&mut self);
 }
+
+/// Shows nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&mut self, _: &str, _: Option<u64>) {}
+    fn skip(&mut self, _: u64) {}
+    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
+    fn message(&mut self, _: &str) {}
+    fn finish(&mut self) {}
+}
