@@ -9,6 +9,7 @@ mod invariants;
 mod plugins;
 mod resume;
 mod score;
+mod selftest;
 #[cfg(unix)]
 mod signals;
 mod states;

@@ -70,12 +70,7 @@ impl LoadedModel {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
         ffi::set_deterministic(experiment.deterministic)?;
-        let kind = match experiment.dtype {
-            Dtype::F32 => Kind::Float,
-            Dtype::Bf16 => Kind::BFloat16,
-            Dtype::Auto if device.is_cuda() => Kind::BFloat16,
-            Dtype::Auto => Kind::Float,
-        };
+        let kind = kind(experiment.dtype, device);
         // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
         let explained = |e| experiment.sources.explain("model", &experiment.model, e);
         let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
@@ -190,8 +185,18 @@ pub fn context_of(path: &Path) -> Option<usize> {
     if config.is_file() { context(&read_json(&config).ok()?) } else { context(ModelFiles::open(path).ok()?.config()) }
 }
 
+/// The kind of the weights of a model on `device`.
+pub fn kind(dtype: Dtype, device: Device) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::Auto if device.is_cuda() => Kind::BFloat16,
+        Dtype::Auto => Kind::Float,
+    }
+}
+
 /// The name by which [`device`] finds it.
-fn device_name(device: Device) -> String {
+pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
