@@ -1,3 +1,5 @@
+//! The self-test finds a method that computes wrongly, and passes without one.
+
 use std::sync::atomic::AtomicUsize;
 
 use schemars::JsonSchema;
@@ -46,7 +48,7 @@ impl Intervention for Likelihood {
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
-        Ok(Loss::new(-pairs.policy()?.chosen.mean().mean(None::<Kind>)))
+        Ok(Loss::new(-pairs.policy()?.chosen()?.mean().mean(None::<Kind>)))
     }
 }
 
@@ -133,6 +135,14 @@ impl TransformPlugin for Same {
 impl Transform for Same {
     fn forward(&self, h: &Tensor, _: &Around) -> Result<Tensor> {
         Ok(h.shallow_clone())
+    }
+
+    fn linear(&self) -> bool {
+        true
+    }
+
+    fn orthogonal(&self) -> bool {
+        true
     }
 }
 
