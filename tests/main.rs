@@ -13,6 +13,7 @@ mod plugins;
 mod precision;
 mod resume;
 mod score;
+mod selftest;
 #[cfg(unix)]
 mod signals;
 #[cfg(unix)]

@@ -14,7 +14,7 @@ use crate::{golden, jsonl, logp_sums, reprpo, stderr, stdout};
 #[allow(dead_code, reason = "the tests of the core use the rest")]
 #[path = "../core/src/testing/gguf.rs"]
 mod gguf;
-#[path = "../core/src/testing/numbers.rs"]
+#[path = "../core/src/model/tiny/numbers.rs"]
 mod numbers;
 
 use gguf::{Writer, numbers as array, text, texts};

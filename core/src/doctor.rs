@@ -87,7 +87,7 @@ fn cpu_speed() -> Check {
 }
 
 /// GFLOP/s of a 512 × 512 product, over about a tenth of a second.
-fn rate(kind: Kind) -> Option<f64> {
+pub fn rate(kind: Kind) -> Option<f64> {
     const N: i64 = 512;
     let a = Tensor::f_ones([N, N], (kind, Device::Cpu)).ok()?;
     let _warm = a.f_matmul(&a).ok()?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate, from the lowest to the highest.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "panics",
     "error",
     "files",
@@ -31,6 +31,7 @@ const ORDER: [&str; 27] = [
     "run",
     "doctor",
     "conformance",
+    "selftest",
     "testing",
     "layers_tests",
 ];

@@ -24,6 +24,7 @@ pub mod plugin;
 pub mod registry;
 pub mod report;
 pub mod run;
+pub mod selftest;
 pub mod session;
 pub mod text;
 pub mod train;

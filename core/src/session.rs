@@ -21,7 +21,8 @@ use crate::registry::Registry;
 use crate::text::{Limits, SkipReason, Tokenised, Tokenizer, tokenise};
 use crate::weights::checkpoint::configuration;
 use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
-use precision::precision;
+
+pub use precision::precision;
 
 /// A model in memory and data to use it on.
 pub struct Session {
@@ -193,7 +194,7 @@ pub fn context_of(path: &Path) -> Option<usize> {
 }
 
 /// The name by which [`device`] finds it.
-fn device_name(device: Device) -> String {
+pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),

@@ -4,8 +4,6 @@
 //! integration, which must not skip.
 
 pub mod gguf;
-pub mod numbers;
-pub mod tiny;
 pub mod warnings;
 
 use std::path::{Path, PathBuf};

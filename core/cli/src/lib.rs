@@ -123,6 +123,7 @@ fn dispatch(command: Command, app: &App<'_>) -> Result<()> {
         Command::New(args) => commands::new::run(&args, app),
         Command::Plugin(args) => commands::plugin::run(&args, app),
         Command::Doctor(args) => commands::doctor::run(&args, app),
+        Command::Selftest(args) => commands::selftest::run(&args, app),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use anstream::ColorChoice;
-use reprpo_core::report::Progress;
+use reprpo_core::report::{Progress, Silent};
 use reprpo_core::{Error, Result};
 
 use crate::args::{Color, Global};
@@ -94,7 +94,7 @@ impl Printer {
     pub fn progress(&self) -> Box<dyn Progress> {
         let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
         match () {
-            () if self.quiet || silenced => Box::new(progress::Silent),
+            () if self.quiet || silenced => Box::new(Silent),
             // A bar and log lines would write over each other.
             () if std::io::stderr().is_terminal() && !self.verbose => Box::new(progress::Bar::default()),
             () => Box::new(progress::Lines::default()),

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use reprpo_core::report::Progress;
-pub use reprpo_core::report::Silent;
 
 use crate::printer::line;
 

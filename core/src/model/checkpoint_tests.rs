@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::testing::tiny::{Fixture, weight};
+use crate::model::tiny::{Fixture, weight};
 use crate::testing::warnings::warnings;
 
 fn built(config: &Value, tensors: IndexMap<String, Tensor>) -> Result<Model> {
@@ -22,9 +22,9 @@ fn logits(model: &Model) -> Tensor {
 
 /// The configuration of an architecture with `tie_word_embeddings` set to `tied`, and its weights.
 fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<String, Tensor>) {
-    let mut config = fixture.case(architecture, "default").config.clone();
+    let mut config = fixture.case(architecture, "default").unwrap().config.clone();
     config["tie_word_embeddings"] = json!(tied);
-    (config, fixture.tensors(architecture, Kind::Float))
+    (config, fixture.tensors(architecture, Kind::Float).unwrap())
 }
 
 /// The names that the embedding and the head have in a checkpoint.
@@ -40,7 +40,7 @@ const ALL: [&str; 13] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_t
 
 #[test]
 fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     for architecture in ALL {
         let [embedding, head] = ends(architecture);
         let (tied, mut tensors) = with(&fixture, architecture, true);
@@ -79,7 +79,7 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
 
 #[test]
 fn a_missing_or_repeated_prefix_changes_nothing() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     for architecture in ALL {
         let (config, tensors) = with(&fixture, architecture, ["qwen3", "gemma3_text", "gemma2", "gpt2"].contains(&architecture));
         let base = match architecture {
@@ -103,7 +103,7 @@ fn a_missing_or_repeated_prefix_changes_nothing() {
 
 #[test]
 fn names_that_other_programs_leave_are_explained() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     let (config, tensors) = with(&fixture, "llama", false);
     let error = |rename: &dyn Fn(&str) -> String| {
         let tensors = tensors.iter().map(|(name, t)| (rename(name), t.shallow_clone())).collect();

@@ -168,12 +168,12 @@ mod tests {
     use crate::model::cache::Cache;
     use crate::model::pass::Request;
     use crate::model::stream::StreamBuilder;
-    use crate::testing::tiny::Fixture;
+    use crate::model::tiny::Fixture;
 
     #[test]
     fn a_block_that_runs_twice_computes_the_same_and_leaves_nothing_twice() {
-        let fixture = Fixture::read();
-        let model = fixture.model(&fixture.case("gemma2", "default"), Kind::Float);
+        let fixture = Fixture::read().unwrap();
+        let model = fixture.model(fixture.case("gemma2", "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
         let (decoder, _guard) = (&model.decoder, tch::no_grad_guard());
         let linears = decoder.info.linears.iter().map(|l| Site::Output(l.name.clone()));
         let sites: Vec<Site> = linears.chain([Site::Residual(1), Site::Block(1), Site::Residual(3)]).collect();

@@ -11,7 +11,7 @@ use super::*;
 use crate::api::Side;
 use crate::batch::{BatchSpec, PairBatch};
 use crate::generate::{Sampling, generate};
-use crate::testing::tiny::{Case, Fixture};
+use crate::model::tiny::{Case, Fixture};
 use crate::text::TokenPair;
 
 const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
@@ -37,10 +37,10 @@ fn worst(ours: &[[f64; 2]], expected: &[[f64; 2]]) -> f64 {
 
 #[test]
 fn every_architecture_and_rope_type_scores_what_transformers_scores() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     let (pairs, cases) = (fixture.pairs(), fixture.cases());
-    for case in &cases {
-        let model = fixture.model(case, Kind::Float);
+    for case in cases {
+        let model = fixture.model(case, Kind::Float, Device::Cpu).unwrap();
         for together in [1, pairs.len()] {
             let off = worst(&scores(&model, &pairs, together), &case.scores);
             assert!(off < 1e-5, "{}, {}, {together} pairs in a pass: {off:e}", case.architecture, case.rope);
@@ -72,10 +72,10 @@ fn scores_alike_in_every_batch(model: &Model, pairs: &[TokenPair], what: &str) {
 
 #[test]
 fn a_pair_scores_the_same_alone_and_in_every_batch() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     let pairs = fixture.pairs();
     for case in fixture.cases() {
-        let mut model = fixture.model(&case, Kind::Double);
+        let mut model = fixture.model(case, Kind::Double, Device::Cpu).unwrap();
         for strategy in STRATEGIES {
             for kernel in [Kernel::Sdpa, Kernel::Eager] {
                 model.set_attention(strategy);
@@ -88,12 +88,12 @@ fn a_pair_scores_the_same_alone_and_in_every_batch() {
 
 #[test]
 fn capped_attention_scores_the_same_alone_and_in_every_batch() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     for rope in ["default", "dynamic"] {
-        let case = fixture.case("gemma3_text", rope);
+        let case = fixture.case("gemma3_text", rope).unwrap();
         let mut config = case.config.clone();
         config["attn_logit_softcapping"] = json!(2.0);
-        let mut model = Model::from_tensors(&config, fixture.tensors("gemma3_text", Kind::Double), Kind::Double, Device::Cpu).unwrap();
+        let mut model = Model::from_tensors(&config, fixture.tensors("gemma3_text", Kind::Double).unwrap(), Kind::Double, Device::Cpu).unwrap();
         for strategy in STRATEGIES {
             model.set_attention(strategy);
             scores_alike_in_every_batch(&model, &fixture.pairs(), &format!("capped, {rope}, {strategy:?}"));
@@ -103,10 +103,10 @@ fn capped_attention_scores_the_same_alone_and_in_every_batch() {
 
 #[test]
 fn gemma3_scores_what_its_text_model_scores_with_every_rope_type() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     for case in fixture.cases().iter().filter(|c| c.architecture == "gemma3_text") {
         let config = json!({ "model_type": "gemma3", "text_config": case.config });
-        let tensors = fixture.tensors(case.architecture, Kind::Float);
+        let tensors = fixture.tensors(&case.architecture, Kind::Float).unwrap();
         let model = Model::from_tensors(&config, tensors, Kind::Float, Device::Cpu).unwrap();
         let off = worst(&scores(&model, &fixture.pairs(), 5), &case.scores);
         assert!(off < 1e-5, "{}: {off:e}", case.rope);
@@ -115,13 +115,13 @@ fn gemma3_scores_what_its_text_model_scores_with_every_rope_type() {
 
 #[test]
 fn generation_past_the_original_context_gives_the_tokens_of_transformers() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     let prompt = fixture.pairs()[0].prompt.clone();
     let mut count = 0;
     for case in fixture.cases() {
-        let Case { architecture, rope, generated: Some(expected), .. } = &case else { continue };
+        let Case { architecture, rope, generated: Some(expected), .. } = case else { continue };
         let sampling = Sampling { max_new_tokens: expected.len(), ..Sampling::default() };
-        let found = generate(&fixture.model(&case, Kind::Float), None, &prompt, &[], sampling, &mut |_| true).unwrap();
+        let found = generate(&fixture.model(case, Kind::Float, Device::Cpu).unwrap(), None, &prompt, &[], sampling, &mut |_| true).unwrap();
         assert_eq!(&found, expected, "{architecture}, {rope}");
         count += 1;
     }
@@ -130,16 +130,16 @@ fn generation_past_the_original_context_gives_the_tokens_of_transformers() {
 
 #[test]
 fn sequences_with_different_frequencies_do_not_share_a_prompt() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     let pairs = fixture.pairs();
     let tokens = |rope: &str| {
-        let model = fixture.model(&fixture.case("llama", rope), Kind::Float);
+        let model = fixture.model(fixture.case("llama", rope).unwrap(), Kind::Float, Device::Cpu).unwrap();
         PairBatch::of(&[&pairs[0], &pairs[2]], BatchSpec::SCORED, &model).unwrap().stream.layout.tokens()
     };
     // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6. Three of them fit into the original
     // context of 12 with it, so the fourth needs its own copy of the prompt.
     assert_eq!((tokens("default"), tokens("longrope"), tokens("dynamic")), (6 + 24, 12 + 24, 12 + 24));
-    let dynamic = fixture.model(&fixture.case("llama", "dynamic"), Kind::Float);
+    let dynamic = fixture.model(fixture.case("llama", "dynamic").unwrap(), Kind::Float, Device::Cpu).unwrap();
     let mut builder = stream::StreamBuilder::default();
     let root = builder.push(&[1; 6], None).unwrap();
     builder.push(&[2; 4], Some(root)).unwrap();
@@ -150,8 +150,8 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
 
 #[test]
 fn a_sequence_longer_than_the_learned_positions_is_refused() {
-    let fixture = Fixture::read();
-    let model = fixture.model(&fixture.case("gpt2", "default"), Kind::Float);
+    let fixture = Fixture::read().unwrap();
+    let model = fixture.model(fixture.case("gpt2", "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
     let forward = |prompt: usize, completion: usize| {
         let mut builder = stream::StreamBuilder::default();
         let root = builder.push(&vec![1; prompt], None).unwrap();
@@ -170,9 +170,9 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
 
 #[test]
 fn columns_of_a_site_are_those_of_the_whole() {
-    let fixture = Fixture::read();
+    let fixture = Fixture::read().unwrap();
     for architecture in ["llama", "phi3", "gpt_neox", "gpt2"] {
-        let model = fixture.model(&fixture.case(architecture, "default"), Kind::Float);
+        let model = fixture.model(fixture.case(architecture, "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
         let d = model.info().head_dim;
         let inner = model.info().linears.iter().filter(|l| l.layer == Some(1)).flat_map(|l| [Site::Input(l.name.clone()), Site::Output(l.name.clone())]);
         let parts = model.info().parts.iter().map(|p| Site::Output(p.linear.name.clone()));

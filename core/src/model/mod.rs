@@ -43,6 +43,7 @@ mod self_attention;
 mod settings;
 mod smollm3;
 pub mod stream;
+pub mod tiny;
 mod vocabulary;
 mod weights;
 

@@ -1,17 +1,5 @@
 //! How a long computation tells how far it is. Whoever shows it decides how; the engine only says.
 
-/// Shows nothing.
-#[derive(Debug, Default)]
-pub struct Silent;
-
-impl Progress for Silent {
-    fn stage(&mut self, _: &str, _: Option<u64>) {}
-    fn skip(&mut self, _: u64) {}
-    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
-    fn message(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
-
 /// Listens to a computation.
 pub trait Progress: Send {
     /// A new stage begins; `total` steps, where that is known.
@@ -24,4 +12,16 @@ pub trait Progress: Send {
     fn message(&mut self, text: &str);
     /// The stage is over.
     fn finish(&mut self);
+}
+
+/// Shows nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&mut self, _: &str, _: Option<u64>) {}
+    fn skip(&mut self, _: u64) {}
+    fn advance(&mut self, _: u64, _: &[(&str, f64)]) {}
+    fn message(&mut self, _: &str) {}
+    fn finish(&mut self) {}
 }

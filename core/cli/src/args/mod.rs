@@ -20,6 +20,7 @@ mod new;
 mod plugin;
 mod run;
 mod score;
+mod selftest;
 mod speak;
 mod states;
 mod sweep;
@@ -45,6 +46,7 @@ pub use new::NewArgs;
 pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
+pub use selftest::SelftestArgs;
 pub use speak::{ChatArgs, GenerateArgs, SpeakerArgs};
 pub use states::StatesArgs;
 pub use sweep::SweepArgs;
@@ -113,6 +115,7 @@ pub enum Command {
     New(NewArgs),
     Plugin(PluginArgs),
     Doctor(DoctorArgs),
+    Selftest(SelftestArgs),
 }
 
 impl Cli {

@@ -14,5 +14,6 @@ pub mod new;
 pub mod plugin;
 pub mod run;
 pub mod score;
+pub mod selftest;
 pub mod states;
 pub mod sweep;

@@ -1,4 +1,4 @@
-//! Weights of tiny models. The tests and `make.py` both compute them, so that they need not be
+//! Weights of tiny models. Their users and `make.py` both compute them, so that they need not be
 //! stored.
 
 /// The values of the tensor `name`: uniform numbers around 0 from splitmix64, seeded with the

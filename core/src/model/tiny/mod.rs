@@ -1,0 +1,124 @@
+//! Tiny models of every architecture and rope type, with the values that transformers computes.
+//!
+//! `model/fixtures/make.py` writes these values. The weights are not stored: the script and this
+//! module compute each number from its tensor's name and its position. The tests use the models,
+//! and `reprpo selftest` does on machines that have no other model.
+
+mod numbers;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+use super::{ARCHITECTURES, Model};
+use crate::error::{Error, Result};
+use crate::text::TokenPair;
+use numbers::numbers;
+
+/// The contents of `architectures.json`, which `make.py` writes.
+#[derive(Debug, Deserialize)]
+pub struct Fixture {
+    pairs: Vec<Pair>,
+    tensors: IndexMap<String, IndexMap<String, Vec<i64>>>,
+    cases: Vec<Case>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Pair {
+    prompt: Vec<i64>,
+    chosen: Vec<i64>,
+    rejected: Vec<i64>,
+}
+
+/// One architecture with one rope type, and the values that transformers computes for it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Case {
+    /// The `model_type` of the configuration.
+    pub architecture: String,
+    /// The type of its rotary positions.
+    pub rope: String,
+    /// Its `config.json`.
+    pub config: Value,
+    /// Σ log p of chosen and rejected for each pair. Every sequence is computed by itself.
+    pub scores: Vec<[f64; 2]>,
+    /// Tokens of greedy decoding from the first pair's prompt, with a cache.
+    pub generated: Option<Vec<i64>>,
+}
+
+impl Fixture {
+    /// Parses the fixture, which is part of the program.
+    ///
+    /// # Errors
+    /// Fails if it does not have the fields of this struct.
+    pub fn read() -> Result<Self> {
+        let text = include_str!("../fixtures/architectures.json");
+        serde_json::from_str(text).map_err(|e| Error::internal("`architectures.json` is not a fixture").because(e))
+    }
+
+    /// Pairs that the scores of the cases belong to.
+    pub fn pairs(&self) -> Vec<TokenPair> {
+        let pair = |(index, pair): (usize, &Pair)| {
+            let Pair { prompt, chosen, rejected } = pair;
+            TokenPair { index, row: index, prompt: prompt.clone(), chosen: chosen.clone(), rejected: rejected.clone() }
+        };
+        self.pairs.iter().enumerate().map(pair).collect()
+    }
+
+    /// All cases.
+    pub fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    /// The case of that architecture and rope type.
+    ///
+    /// # Errors
+    /// Fails if there is none.
+    pub fn case(&self, architecture: &str, rope: &str) -> Result<&Case> {
+        let found = self.cases.iter().find(|c| c.architecture == architecture && c.rope == rope);
+        found.ok_or_else(|| Error::internal(format!("there is no tiny model of `{architecture}` with `{rope}` positions")))
+    }
+
+    /// The configuration and the weights in float32 of each architecture that the program knows, by
+    /// its `model_type`. An architecture without a tiny model has an error.
+    pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<(Value, IndexMap<String, Tensor>)>)> {
+        ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
+    }
+
+    /// The configuration and the weights in float32 of a tiny model of that architecture.
+    ///
+    /// # Errors
+    /// Fails if there is none.
+    pub fn architecture(&self, name: &str) -> Result<(Value, IndexMap<String, Tensor>)> {
+        // The model with pictures holds the text model, and has the same names for its tensors.
+        const HOLDER: (&str, &str) = ("gemma3", "gemma3_text");
+        if name == HOLDER.0 {
+            let (config, tensors) = self.architecture(HOLDER.1)?;
+            return Ok((json!({ "model_type": name, "text_config": config }), tensors));
+        }
+        Ok((self.case(name, "default")?.config.clone(), self.tensors(name, Kind::Float)?))
+    }
+
+    /// The weights of an architecture by their names in transformers.
+    ///
+    /// # Errors
+    /// Fails if there is no tiny model of it.
+    pub fn tensors(&self, architecture: &str, kind: Kind) -> Result<IndexMap<String, Tensor>> {
+        let shapes = self.tensors.get(architecture).ok_or_else(|| Error::internal(format!("there is no tiny model of `{architecture}`")))?;
+        Ok(shapes.iter().map(|(name, shape)| (name.clone(), weight(name, shape).to_kind(kind))).collect())
+    }
+
+    /// The model of a case on `device`.
+    ///
+    /// # Errors
+    /// Fails if the model refuses the configuration or the weights.
+    pub fn model(&self, case: &Case, kind: Kind, device: Device) -> Result<Model> {
+        let tensors = self.tensors(&case.architecture, kind)?.into_iter().map(|(name, t)| Ok((name, t.f_to_device(device)?)));
+        Model::from_tensors(&case.config, tensors.collect::<Result<_>>()?, kind, device)
+    }
+}
+
+/// The values of [`numbers`] as a tensor.
+pub fn weight(name: &str, shape: &[i64]) -> Tensor {
+    Tensor::from_slice(&numbers(name, shape)).reshape(shape)
+}

@@ -1,0 +1,97 @@
+"""The peer's side of the speed comparison: TRL's DPOTrainer with a PEFT adapter on a model with random weights.
+
+    python3 peer.py SPEC.json
+
+The specification holds the model's configuration, the folder of the adapter's configuration and the sizes of the steps. The
+script answers each line on its standard input with a line of JSON: the seconds of the measured steps, and the peak memory.
+The first line that it writes says that it is ready, or what is missing.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import sys
+
+# Libraries print to standard output, so the answers get a copy of it.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+
+def answer(**values):
+    answers.write(json.dumps(values) + "\n")
+    answers.flush()
+
+
+missing = [name for name in ("torch", "transformers", "peft", "trl", "datasets") if importlib.util.find_spec(name) is None]
+if missing:
+    answer(missing=missing)
+    sys.exit()
+
+import resource
+import time
+
+with open(sys.argv[1]) as file:
+    spec = json.load(file)
+os.environ["HF_HUB_OFFLINE"] = "1"
+if spec["device"] == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+else:
+    # The trainer uses the first card that it sees.
+    visible = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+    card = int(spec["device"].split(":")[1])
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[card] if visible else str(card)
+
+import peft
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+cuda = torch.cuda.is_available()
+if spec["device"] != "cpu" and not cuda:
+    answer(missing=["a torch that sees the card"])
+    sys.exit()
+if not cuda:
+    torch.set_num_threads(spec["threads"])
+steps, batch, tokens = spec["steps"], spec["batch"], spec["tokens"]
+config = transformers.LlamaConfig(**{k: v for k, v in spec["config"].items() if k not in ("model_type", "architectures")})
+words = {f"w{i}": i for i in range(config.vocab_size)}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w2")
+draw = random.Random(0)
+
+
+def text(n):
+    return "".join(f" w{draw.randrange(3, config.vocab_size)}" for _ in range(n))
+
+
+# The trainer adds a token to the end of each completion.
+pairs = [dict(prompt=text(tokens).strip(), chosen=text(tokens - 1), rejected=text(tokens - 1)) for _ in range((1 + steps) * batch)]
+with torch.device("cuda" if cuda else "cpu"):
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
+model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(spec["adapter"]))
+marks = []
+
+
+class Clock(transformers.TrainerCallback):
+    def on_step_end(self, *_, **__):
+        if cuda:
+            torch.cuda.synchronize()
+        marks.append(time.time())
+
+
+arguments = trl.DPOConfig(
+    output_dir=spec["folder"], report_to="none", use_cpu=not cuda, bf16=cuda and spec["dtype"] == "bfloat16", max_length=None,
+    gradient_checkpointing=False, per_device_train_batch_size=batch, max_steps=1 + steps, logging_steps=1000, save_strategy="no",
+    disable_tqdm=True, learning_rate=1e-5, dataloader_drop_last=True,
+)  # fmt: skip
+trainer = trl.DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[Clock()])
+answer(ready=True, versions={module.__name__: module.__version__ for module in (torch, transformers, peft, trl)})
+for _ in sys.stdin:
+    marks.clear()
+    trainer.train()
+    peak = torch.cuda.max_memory_reserved() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer(seconds=marks[-1] - marks[0], peak=peak)

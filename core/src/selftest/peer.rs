@@ -1,0 +1,162 @@
+//! The speed of TRL and PEFT beside our own: the same shape, adapter, pairs and precision, in alternation on the same machine.
+//!
+//! The peer is a child process, which waits while ours computes. It gets the adapter in PEFT's format, so that both train the
+//! same parameters.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tch::Kind;
+
+use super::report::{Outcome, Row};
+use super::shapes::{LARGE, SMALL, Shape};
+use super::speed::{Memory, Plan, TOKENS, Trainer};
+use super::{Section, Selftest, kind_name};
+use crate::error::{Context, Error, Result};
+use crate::files::write_whole;
+use crate::session::device_name;
+
+const SCRIPT: &str = include_str!("peer.py");
+/// Runs of each side.
+const ROUNDS: usize = 3;
+
+/// Compares the speed on each shape.
+///
+/// # Errors
+/// `Error::interrupted` if the user stopped the test.
+pub fn check(test: &mut Selftest<'_>) -> Result<()> {
+    let shapes = if test.device.is_cuda() { &[SMALL, LARGE][..] } else { &[SMALL] };
+    test.begin(Section::Peer, shapes.len());
+    for shape in shapes {
+        test.check(Section::Peer, shape.name, |test| match compared(test, shape) {
+            Ok(row) => Ok(vec![row]),
+            Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
+            // The peer's failures say nothing about this program.
+            Err(e) => Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())]),
+        })?;
+    }
+    Ok(())
+}
+
+fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
+    let mut plan = Plan::of(test.device, test.options.full);
+    plan.steps = if test.device.is_cuda() { plan.steps } else { 2 };
+    let memory = Memory::begin(test.device)?;
+    let mut ours = Trainer::new(&test.workshop, shape, test.device)?;
+    let folder = test.workshop.scratch(&format!("peer-{}", shape.name))?;
+    ours.write_adapter(&folder.join("adapter"))?;
+    let dtype = if ours.model.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
+    let spec = json!({
+        "config": shape.config(), "adapter": folder.join("adapter"), "folder": folder.join("out"), "device": device_name(test.device), "dtype": dtype,
+        "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch, "tokens": TOKENS,
+    });
+    let mut peer = Peer::start(&folder, &spec)?;
+    let ready = peer.answer(test.stop)?;
+    if let Some(missing) = ready["missing"].as_array() {
+        let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
+        return Ok(Row::new(Section::Peer, shape.name, Outcome::Skipped, format!("`python3` does not have {}", missing.join(", "))));
+    }
+    let pairs = (plan.steps * plan.batch) as f64;
+    let (mut rates, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0.0);
+    for _ in 0..ROUNDS {
+        ours.steps(1, plan.batch, test.stop)?;
+        let mine = pairs / ours.steps(plan.steps, plan.batch, test.stop)?;
+        let answer = peer.ask(test.stop)?;
+        let seconds = answer["seconds"].as_f64().ok_or_else(|| Error::new("the peer's answer has no `seconds`"))?;
+        peak = answer["peak"].as_f64().unwrap_or(f64::NAN);
+        rates.push([mine, pairs / seconds]);
+        ratios.push(mine * seconds / pairs);
+    }
+    let (own_peak, _) = memory.peak()?;
+    let [mine, theirs] = [0, 1].map(|side| median(rates.iter().map(|pair| pair[side]).collect()));
+    let ratio = median(ratios);
+    let kind = kind_name(ours.model.kind());
+    let versions = ready["versions"].clone();
+    let of = |name: &str| versions[name].as_str().unwrap_or("?").to_owned();
+    let compared = format!(
+        "{ratio:.2} times as fast: {mine:.2} against {theirs:.2} pairs/s (TRL {}, PEFT {}), peak {:.2} against {:.2} GB; {}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step, medians of {ROUNDS}",
+        of("trl"),
+        of("peft"),
+        own_peak / 1e9,
+        peak / 1e9,
+        ours.methods,
+        plan.batch,
+    );
+    let mut row = Row::new(Section::Peer, shape.name, Outcome::Measured, compared);
+    row.values = json!({ "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs, "rounds": rates, "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9, "versions": versions });
+    Ok(row)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The peer's process.
+struct Peer {
+    child: Child,
+    questions: ChildStdin,
+    answers: Receiver<String>,
+    log: std::path::PathBuf,
+}
+
+impl Peer {
+    fn start(folder: &Path, spec: &Value) -> Result<Self> {
+        let (script, file, log) = (folder.join("peer.py"), folder.join("spec.json"), folder.join("log.txt"));
+        write_whole(&script, SCRIPT.as_bytes())?;
+        write_whole(&file, spec.to_string().as_bytes())?;
+        let stderr = std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
+        let mut command = Command::new("python3");
+        command.arg(&script).arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().within(|| "cannot start `python3`".to_owned())?;
+        let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return Err(Error::internal("the peer has no pipes")) };
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { child, questions, answers, log })
+    }
+
+    /// Asks for one more run.
+    fn ask(&mut self, stop: &AtomicBool) -> Result<Value> {
+        let asked = self.questions.write_all(b"\n").and_then(|()| self.questions.flush());
+        asked.map_err(|e| self.ended().because(e))?;
+        self.answer(stop)
+    }
+
+    fn answer(&mut self, stop: &AtomicBool) -> Result<Value> {
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::interrupted("interrupted"));
+            }
+            match self.answers.recv_timeout(Duration::from_millis(200)) {
+                Ok(line) => return serde_json::from_str(&line).map_err(|e| Error::new("the peer's answer is not JSON").because(e)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            }
+        }
+    }
+
+    /// The error of a process that ended early, with the last line that it wrote.
+    fn ended(&self) -> Error {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing");
+        Error::new(format!("the peer ended early: {}", last.trim()))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,43 @@
+//! What the conformance kit checks of every plugin, such as gradients that agree with finite differences. It computes in
+//! float64 on the CPU, and finds a formula that is wrong wherever it runs.
+
+use std::sync::atomic::Ordering;
+
+use super::report::{Outcome, Row};
+use super::{Section, Selftest};
+use crate::conformance::{Verdict, examine};
+use crate::error::{Error, Result};
+use crate::registry::{Kind, Registry};
+
+/// Checks the plugins of `registry`.
+///
+/// # Errors
+/// `Error::interrupted` if the user stopped the test.
+pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
+    let entries: Vec<_> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
+    test.begin(Section::Promises, entries.len());
+    for entry in entries {
+        let name = format!("{} {}", entry.kind().name(), entry.about().name);
+        test.check(Section::Promises, &name, |test| {
+            let (mut held, mut rows) = (0, Vec::new());
+            for finding in examine(entry) {
+                if test.stop.load(Ordering::Relaxed) {
+                    return Err(Error::interrupted("interrupted"));
+                }
+                match &finding.verdict {
+                    Verdict::Holds => held += 1,
+                    Verdict::DoesNotApply(_) => {}
+                    Verdict::Violated(how) => {
+                        let how = how.lines().next().unwrap_or_default();
+                        rows.push(Row::new(Section::Promises, &name, Outcome::Failed, format!("{}: {how}", finding.statement)));
+                    }
+                }
+            }
+            if rows.is_empty() {
+                rows.push(Row::new(Section::Promises, &name, Outcome::Ok, format!("{held} statements hold, f64 on the CPU")));
+            }
+            Ok(rows)
+        })?;
+    }
+    Ok(())
+}

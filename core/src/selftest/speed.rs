@@ -1,0 +1,254 @@
+//! Speed and memory of training with the program's default methods, on models of real shapes with random weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tch::{Cuda, Device, Kind};
+
+use super::report::{Outcome, Row};
+use super::shapes::{LARGE, SMALL, Shape};
+use super::trial::{Way, Workshop};
+use super::{Section, Selftest, kind_name};
+use crate::api::StepInfo;
+use crate::config::Experiment;
+use crate::doctor;
+use crate::error::{Error, Result};
+use crate::ffi;
+use crate::model::{Model, peft};
+use crate::run::AdapterChoice;
+use crate::run::assembled::{Assembled, Parts};
+use crate::session;
+use crate::text::TokenPair;
+use crate::train::{Taps, accumulate};
+
+/// Tokens of each prompt and of each completion.
+pub const TOKENS: usize = 128;
+/// Seconds that the steps of a model may take on the CPU, as far as can be told before.
+const PATIENCE: f64 = 150.0;
+
+/// The steps that are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Pairs in a step.
+    pub batch: usize,
+    /// Steps after the first one, which is not measured.
+    pub steps: usize,
+}
+
+impl Plan {
+    /// More steps on a card, where they are short.
+    pub fn of(device: Device, full: bool) -> Self {
+        match (device.is_cuda(), full) {
+            (true, false) => Self { batch: 8, steps: 10 },
+            (true, true) => Self { batch: 8, steps: 30 },
+            (false, false) => Self { batch: 1, steps: 2 },
+            (false, true) => Self { batch: 2, steps: 5 },
+        }
+    }
+}
+
+/// The `dtype` to measure: bf16, except on a card that only emulates it, or a CPU that computes float32 faster.
+fn fastest(device: Device) -> &'static str {
+    let bf16 = match device {
+        Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
+        card => ffi::bf16_supported(card),
+    };
+    if bf16 { "bf16" } else { "f32" }
+}
+
+/// Measures each shape.
+///
+/// # Errors
+/// `Error::interrupted` if the user stopped the test.
+pub fn check(test: &mut Selftest<'_>) -> Result<()> {
+    let large = test.options.full || test.device.is_cuda();
+    test.begin(Section::Speed, if large { 2 } else { 1 });
+    let mut rate = None;
+    for shape in if large { &[SMALL, LARGE][..] } else { &[SMALL] } {
+        test.check(Section::Speed, shape.name, |test| {
+            let plan = Plan::of(test.device, test.options.full);
+            let plan = Plan { steps: if test.device.is_cuda() || shape.name == SMALL.name { plan.steps } else { 1 }, ..plan };
+            if let Some(why) = too_much(shape, test.device, &plan, rate) {
+                return Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, why)]);
+            }
+            match measured(test, shape, plan) {
+                Ok((row, pairs_per_second)) => {
+                    rate = Some(pairs_per_second);
+                    Ok(vec![row])
+                }
+                Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
+                // A card that is too small for the model is not broken.
+                Err(e) => Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, e.in_a_line())]),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The reason why a model cannot be measured here: its memory, or its time at the `rate` of the small one in pairs per second.
+fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
+    if device.is_cuda() {
+        return None;
+    }
+    // Float32 weights, and about half as much for a step.
+    let needed = shape.parameters() as f64 * 6.0 / 1e9;
+    if let Some(free) = free_memory().filter(|free| *free < needed) {
+        return Some(format!("it needs about {needed:.1} GB of memory, and {free:.1} GB are free"));
+    }
+    let seconds = rate.map(|rate| ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64 / SMALL.parameters() as f64)?;
+    (seconds > PATIENCE).then(|| format!("it would take about {seconds:.0} s on this CPU"))
+}
+
+/// Measures a model; the row, and pairs per second.
+fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, f64)> {
+    let memory = Memory::begin(test.device)?;
+    let mut trainer = Trainer::new(&test.workshop, shape, test.device)?;
+    trainer.steps(1, plan.batch, test.stop)?;
+    let seconds = trainer.steps(plan.steps, plan.batch, test.stop)?;
+    let rate = (plan.steps * plan.batch) as f64 / seconds;
+    let (bytes, of) = memory.peak()?;
+    let methods = trainer.methods.clone();
+    let kind = kind_name(trainer.model.kind());
+    let compared =
+        format!("{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step", bytes / 1e9, plan.batch);
+    let mut row = Row::new(Section::Speed, shape.name, Outcome::Measured, compared);
+    row.values = json!({
+        "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods, "dtype": kind, "batch": plan.batch,
+        "prompt_tokens": TOKENS, "completion_tokens": TOKENS, "steps": plan.steps, "parameters": shape.parameters(),
+    });
+    Ok((row, rate))
+}
+
+/// A model in training.
+pub struct Trainer {
+    /// The model.
+    pub model: Model,
+    /// The intervention and the adapter, in words.
+    pub methods: String,
+    experiment: Experiment,
+    adapter: AdapterChoice,
+    run: Assembled,
+    rng: ChaCha8Rng,
+    vocab: i64,
+    next: usize,
+}
+
+impl Trainer {
+    /// A model of that shape in the fastest precision of the device, with the program's default methods.
+    ///
+    /// # Errors
+    /// Fails if memory runs out.
+    pub fn new(workshop: &Workshop, shape: &Shape, device: Device) -> Result<Self> {
+        let experiment = workshop.experiment(&workshop.trial(Vec::new()), Way::usual(device, fastest(device)))?;
+        let registry = workshop.registry();
+        let (kind, _) = session::precision(experiment.dtype, device);
+        let model = Model::from_tensors(&shape.config(), shape.weights(kind, device)?, kind, device)?;
+        let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+        let tap = match intervention.tap() {
+            Some(own) => own,
+            None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
+        };
+        let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
+        let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+        let adapter = AdapterChoice::new(&experiment, None, registry)?;
+        let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: true };
+        let run = Assembled::new(&model, parts, &experiment.train)?;
+        let methods = format!("{} × {}", experiment.intervention.name, experiment.adapter.name);
+        Ok(Self { model, methods, experiment, adapter, run, rng: ChaCha8Rng::seed_from_u64(0), vocab: shape.vocab, next: 0 })
+    }
+
+    /// Takes steps on new pairs, and returns their duration in seconds.
+    ///
+    /// # Errors
+    /// Fails if a step does, or if the user stopped the test.
+    pub fn steps(&mut self, steps: usize, batch: usize, stop: &AtomicBool) -> Result<f64> {
+        let begin = Instant::now();
+        for _ in 0..steps {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::interrupted("interrupted"));
+            }
+            let pairs: Vec<TokenPair> = (0..batch).map(|_| self.pair()).collect();
+            let info = StepInfo { step: self.next / batch, steps: 1000 };
+            let train = &self.experiment.train;
+            accumulate(&mut self.run.objective, &self.model, &self.run.adapted, &pairs.iter().collect::<Vec<_>>(), batch, info)?;
+            self.run.optimiser.clip(train.clip)?;
+            self.run.optimiser.step(train.lr)?;
+        }
+        if let Device::Cuda(index) = self.model.device() {
+            Cuda::synchronize(index as i64);
+        }
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    fn pair(&mut self) -> TokenPair {
+        let mut tokens = || (0..TOKENS).map(|_| self.rng.random_range(0..self.vocab)).collect();
+        let (prompt, chosen, rejected) = (tokens(), tokens(), tokens());
+        self.next += 1;
+        TokenPair { index: self.next, row: self.next, prompt, chosen, rejected }
+    }
+
+    /// Writes the adapter into the folder `dir`, in PEFT's format.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be written.
+    pub fn write_adapter(&self, dir: &Path) -> Result<()> {
+        peft::write(dir, self.adapter.entry, self.adapter.adapter.as_ref(), &self.run.adapted, &self.model, &"selftest".into())
+    }
+}
+
+/// The memory that is taken from a moment on.
+pub struct Memory {
+    device: Device,
+    /// Resident bytes at that moment, if the peak could be reset to them.
+    before: Option<f64>,
+}
+
+impl Memory {
+    /// Begins to measure.
+    ///
+    /// # Errors
+    /// Fails if the card's allocator does.
+    pub fn begin(device: Device) -> Result<Self> {
+        if device.is_cuda() {
+            ffi::cuda_empty_cache()?;
+            ffi::cuda_reset_peak(device)?;
+            return Ok(Self { device, before: None });
+        }
+        // Linux resets the peak of resident memory to the present one.
+        let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+        Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
+    }
+
+    /// The peak since then in bytes, and what it is of.
+    ///
+    /// # Errors
+    /// Fails if the system does not tell.
+    pub fn peak(&self) -> Result<(f64, &'static str)> {
+        if self.device.is_cuda() {
+            return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
+        }
+        let peak = status("VmHWM:").ok_or_else(|| Error::new("`/proc/self/status` does not tell the peak of the memory"))?;
+        Ok(self.before.map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
+    }
+}
+
+/// A number of bytes in the status of this process.
+fn status(field: &str) -> Option<f64> {
+    kilobytes("/proc/self/status", field)
+}
+
+/// The memory that programs can still take, in GB.
+fn free_memory() -> Option<f64> {
+    kilobytes("/proc/meminfo", "MemAvailable:").map(|bytes| bytes / 1e9)
+}
+
+fn kilobytes(file: &str, field: &str) -> Option<f64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let kib: f64 = text.lines().find_map(|l| l.strip_prefix(field))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0)
+}

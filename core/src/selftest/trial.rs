@@ -1,0 +1,261 @@
+//! Short training runs on tiny models, through the code of `reprpo run`.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use indexmap::IndexMap;
+use serde_json::Value;
+use tch::{Device, Kind as Number, Tensor};
+use tracing::subscriber::NoSubscriber;
+
+use super::pairs::{DATASET, tokenizer, tokenizer_config};
+use super::report::Difference;
+use crate::api::ModelInfo;
+use crate::config::{Experiment, Layering};
+use crate::error::{Context, Error, Result};
+use crate::files::write_whole;
+use crate::model::Model;
+use crate::model::tiny::Fixture;
+use crate::registry::{Entry, Kind, Registry};
+use crate::report::Silent;
+use crate::run::{self, Start};
+use crate::session::device_name;
+use crate::weights::write_safetensors;
+
+/// Optimiser steps of a run.
+pub const STEPS: usize = 10;
+
+/// The architecture that methods are tried on.
+const PLAIN_ARCHITECTURE: &str = "llama";
+
+/// The way in which a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    device: Device,
+    dtype: &'static str,
+    attention: &'static str,
+}
+
+impl Way {
+    /// The plainest way: float32 on the CPU, and attention step by step.
+    pub const PLAIN: Self = Self { device: Device::Cpu, dtype: "f32", attention: "eager" };
+
+    /// The way that a run takes on `device` if only its precision is set.
+    pub fn usual(device: Device, dtype: &'static str) -> Self {
+        Self { device, dtype, attention: "sdpa" }
+    }
+}
+
+/// The settings of a run.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The folder of the model.
+    pub model: PathBuf,
+    /// The chosen plugins. Other kinds have the binary's defaults.
+    pub choices: Vec<(Kind, &'static str)>,
+    /// Further fields, as in `--set`.
+    pub set: Vec<String>,
+}
+
+/// The numbers and the files of a finished run.
+#[derive(Clone, Debug, Default)]
+pub struct Trained {
+    /// The loss of each step.
+    pub losses: Vec<f64>,
+    /// The norm of the gradient of each step.
+    pub norms: Vec<f64>,
+    /// The files that depend on nothing but the settings, by name.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// The folder for temporary files, and what every run needs.
+pub struct Workshop {
+    folder: tempfile::TempDir,
+    defaults: String,
+    registry: Registry,
+    fixture: Fixture,
+    model: PathBuf,
+    runs: Cell<usize>,
+}
+
+impl Workshop {
+    /// Makes the temporary folder and the first model in it.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be written.
+    pub fn new(defaults: &str, registry: &Registry) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("reprpo-selftest-").tempdir().within(|| "cannot make a folder for temporary files".to_owned())?;
+        let entries = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind));
+        let registry = Registry::holding(entries.chain([Entry::Dataset(&DATASET)]))?;
+        let fixture = Fixture::read()?;
+        let (config, tensors) = fixture.architecture(PLAIN_ARCHITECTURE)?;
+        let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors)))?;
+        Ok(Self { folder, defaults: defaults.to_owned(), registry, fixture, model, runs: Cell::new(0) })
+    }
+
+    /// The plugins.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The tiny models.
+    pub fn fixture(&self) -> &Fixture {
+        &self.fixture
+    }
+
+    /// The shape of the model that methods are tried on.
+    ///
+    /// # Errors
+    /// Fails if the model cannot be made.
+    pub fn info(&self) -> Result<ModelInfo> {
+        let case = self.fixture.case(PLAIN_ARCHITECTURE, "default")?;
+        Ok(self.fixture.model(case, Number::Float, Device::Cpu)?.info().clone())
+    }
+
+    /// The folder of a tiny model of that architecture.
+    ///
+    /// # Errors
+    /// Fails if there is no such model, or if it cannot be written.
+    pub fn architecture(&self, name: &str) -> Result<PathBuf> {
+        let (config, tensors) = self.fixture.architecture(name)?;
+        let folder = self.folder.path().join(format!("model-{name}"));
+        if folder.is_dir() { Ok(folder) } else { write_model(&folder, &config, calm(tensors)) }
+    }
+
+    /// A new folder for temporary files.
+    ///
+    /// # Errors
+    /// Fails if it cannot be made.
+    pub fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// A run on the first model with these plugins.
+    pub fn trial(&self, choices: Vec<(Kind, &'static str)>) -> Trial {
+        Trial { model: self.model.clone(), choices, set: Vec::new() }
+    }
+
+    /// The experiment of a run.
+    ///
+    /// # Errors
+    /// Fails if a plugin or a field does not exist, or if a value cannot be.
+    pub fn experiment(&self, trial: &Trial, way: Way) -> Result<Experiment> {
+        let mut layers = Layering::new(&self.registry);
+        layers.defaults(&self.defaults)?;
+        let flags = [("model", trial.model.display().to_string()), ("device", device_name(way.device)), ("dataset", DATASET.about.name.to_owned())];
+        let chosen = trial.choices.iter().map(|(kind, name)| (kind.name(), (*name).to_owned()));
+        for (field, value) in flags.into_iter().chain(chosen) {
+            layers.flag(&format!("--{field}"), field, &value);
+        }
+        let epochs = STEPS as f64 * 4.0 / 20.0;
+        let fixed = [format!("dtype={}", way.dtype), format!("attention={}", way.attention), format!("train.epochs={epochs}")];
+        let fixed = fixed.into_iter().chain(["train.batch=2", "train.accumulate=2", "eval.enabled=false"].map(str::to_owned));
+        for assignment in fixed.chain(trial.set.iter().cloned()) {
+            layers.set(&assignment)?;
+        }
+        Ok(layers.resolve()?.experiment)
+    }
+
+    /// Takes the steps of a run, and reads the files that it leaves.
+    ///
+    /// # Errors
+    /// Fails as [`run::run`] does.
+    pub fn train(&self, trial: &Trial, way: Way, stop: &AtomicBool) -> Result<Trained> {
+        let experiment = self.experiment(trial, way)?;
+        self.runs.set(self.runs.get() + 1);
+        let out = self.folder.path().join(format!("run-{}", self.runs.get()));
+        // The warnings of a run are about its data and its method, which are fixed here.
+        tracing::subscriber::with_default(NoSubscriber::default(), || run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent))?;
+        let trained = Trained::read(&out);
+        let _ = std::fs::remove_dir_all(&out);
+        trained
+    }
+}
+
+/// The weights with matrices half as large, and norms of queries and keys a quarter as large. Those of the fixture give attention
+/// scores and logits that are so large that bf16 rounds them by several percent, unlike those of trained models.
+pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
+    let factor = |name: &str, t: &Tensor| match t.dim() {
+        1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,
+        1 => 1.0,
+        _ => 0.5,
+    };
+    tensors.into_iter().map(|(name, t)| (name.clone(), &t * factor(&name, &t))).collect()
+}
+
+/// The weights of a Llama model that computes the same with a residual stream 64 times as large, because all that it reads is
+/// normalised. The stream of a trained model has coordinates far above 1, and some methods have their scale from there: a
+/// softmax over the coordinates of a stream that is too small is uniform, and its divergences are rounding errors.
+fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
+    let writes = |name: &str| ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
+    tensors.into_iter().map(|(name, t)| if writes(&name) { (name, t * 64.0) } else { (name, t) }).collect()
+}
+
+/// Writes a model as a Hugging Face folder, and returns the folder.
+fn write_model(folder: &Path, config: &Value, tensors: IndexMap<String, Tensor>) -> Result<PathBuf> {
+    Model::accepts(config)?;
+    std::fs::create_dir_all(folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+    let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
+    write_safetensors(&folder.join("model.safetensors"), &tensors)?;
+    write_whole(&folder.join("config.json"), config.to_string().as_bytes())?;
+    write_whole(&folder.join("tokenizer.json"), tokenizer().to_string().as_bytes())?;
+    write_whole(&folder.join("tokenizer_config.json"), tokenizer_config().to_string().as_bytes())?;
+    Ok(folder.to_owned())
+}
+
+impl Trained {
+    /// Reads the folder of a run.
+    fn read(run: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for part in ["adapter", "transform"] {
+            let folder = run.join(part);
+            for file in std::fs::read_dir(&folder).into_iter().flatten() {
+                let path = file.within(|| format!("cannot list `{}`", folder.display()))?.path();
+                let name = format!("{part}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+                files.insert(name, std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?);
+            }
+        }
+        let path = run.join("metrics.jsonl");
+        let metrics = std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        for line in serde_json::Deserializer::from_slice(&metrics).into_iter::<Value>() {
+            let line = line.map_err(|e| Error::internal("`metrics.jsonl` is not JSON").because(e))?;
+            losses.push(line["loss"].as_f64().unwrap_or(f64::NAN));
+            norms.push(line["grad_norm"].as_f64().unwrap_or(f64::NAN));
+        }
+        files.insert("metrics.jsonl".to_owned(), metrics);
+        Ok(Self { losses, norms, files })
+    }
+
+    /// The differences of the losses and of the gradient norms from those of a reference run.
+    pub fn differences(&self, reference: &Self, of: &str, tolerances: Tolerances) -> Vec<Difference> {
+        if self.losses.len() != reference.losses.len() {
+            return vec![Difference::new(format!("{of}: {} steps instead of {}", self.losses.len(), reference.losses.len()), f64::INFINITY, 0.0)];
+        }
+        let compare = |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
+            // f64::max ignores NaN, which must not be smaller than the floor.
+            let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+            let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE);
+            let all = ours.iter().zip(theirs).map(off).enumerate();
+            Difference::worst_of(all.map(|(step, off)| Difference::new(format!("{of}: {what} of step {}", step + 1), off, tolerance[usize::from(step > 0)])))
+        };
+        let losses = compare("loss", &self.losses, &reference.losses, [tolerances.loss; 2], tolerances.floor);
+        let norms = compare("gradient norm", &self.norms, &reference.norms, tolerances.norm, tolerances.floor);
+        losses.into_iter().chain(norms).collect()
+    }
+}
+
+/// The differences that pass, relative to the reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerances {
+    /// Of a loss.
+    pub loss: f64,
+    /// Of the norm of a gradient: of the first step, and of later ones.
+    pub norm: [f64; 2],
+    /// Values count as at least this share of the largest of the run.
+    pub floor: f64,
+}
