@@ -1,6 +1,8 @@
-//! Every strategy and every kernel of attention, forward and backward, against plain matrix products in float64 on the CPU.
+//! Every strategy and every kernel of attention, forward and backward, against plain matrix
+//! products in float64 on the CPU.
 //!
-//! The reference makes its mask from the layout in its own way, so that a wrong mask is found as well as a wrong kernel.
+//! The reference makes its mask from the layout in its own way, so that a wrong mask is found as
+//! well as a wrong kernel.
 
 use std::fmt;
 
@@ -26,10 +28,33 @@ enum Shape {
 /// Pairs that share their prompts, of very different lengths: the padded strategy pads all of them.
 const PAIRS: Shape = Shape::Segments(
     "pairs",
-    &[(9, None), (5, Some(0)), (31, Some(0)), (1, None), (17, Some(3)), (2, Some(3)), (2, Some(3)), (70, None), (64, Some(7)), (1, Some(7))],
+    &[
+        (9, None),
+        (5, Some(0)),
+        (31, Some(0)),
+        (1, None),
+        (17, Some(3)),
+        (2, Some(3)),
+        (2, Some(3)),
+        (70, None),
+        (64, Some(7)),
+        (1, Some(7)),
+    ],
 );
 /// A prefix that two prompts share, and sequences without a prompt.
-const CHAINS: Shape = Shape::Segments("chains", &[(12, None), (20, Some(0)), (7, Some(1)), (8, Some(1)), (3, Some(0)), (40, Some(4)), (25, None), (1, None)]);
+const CHAINS: Shape = Shape::Segments(
+    "chains",
+    &[
+        (12, None),
+        (20, Some(0)),
+        (7, Some(1)),
+        (8, Some(1)),
+        (3, Some(0)),
+        (40, Some(4)),
+        (25, None),
+        (1, None),
+    ],
+);
 
 /// Heads, key-value heads and width of a head.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +91,18 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The problems of streams: as in SmolLM2, with one key-value head, and with the wide heads of Gemma.
+/// The problems of streams: as in SmolLM2, with one key-value head, and with the wide heads of
+/// Gemma.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
         for window in [None, Some(1), Some(6), Some(33)] {
-            for (heads, cap) in [(Heads(9, 3, 64), None), (Heads(4, 1, 12), None), (Heads(2, 2, 256), None), (Heads(4, 2, 64), Some(3.0))] {
+            for (heads, cap) in [
+                (Heads(9, 3, 64), None),
+                (Heads(4, 1, 12), None),
+                (Heads(2, 2, 256), None),
+                (Heads(4, 2, 64), Some(3.0)),
+            ] {
                 problems.push(Problem { shape, window, heads, cap });
             }
         }
@@ -83,7 +114,12 @@ fn problems() -> Vec<Problem> {
 fn behind() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
-    shapes.into_iter().flat_map(|shape| windows.map(|window| Problem { shape, window, heads: Heads(9, 3, 64), cap: None })).collect()
+    shapes
+        .into_iter()
+        .flat_map(|shape| {
+            windows.map(|window| Problem { shape, window, heads: Heads(9, 3, 64), cap: None })
+        })
+        .collect()
 }
 
 /// Compares all ways.
@@ -92,7 +128,11 @@ fn behind() -> Vec<Problem> {
 /// `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let kinds = [(Kind::Float, 2e-5), (Kind::BFloat16, 2e-2)];
-    let strategies = [("segments", Strategy::Segments), ("trees", Strategy::Trees), ("padded", Strategy::Padded)];
+    let strategies = [
+        ("segments", Strategy::Segments),
+        ("trees", Strategy::Trees),
+        ("padded", Strategy::Padded),
+    ];
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
     // On a card, the kernels that may be used depend on this.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
@@ -103,11 +143,33 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             for (by, kernel) in kernels {
                 for (name, strategy) in strategies {
                     let how = How { strategy, kernel, deterministic };
-                    ways.push((format!("{name} × {by}, {}{any}", kind_name(kind)), how, problems(), true, kind, tolerance));
+                    ways.push((
+                        format!("{name} × {by}, {}{any}", kind_name(kind)),
+                        how,
+                        problems(),
+                        true,
+                        kind,
+                        tolerance,
+                    ));
                 }
-                let how = How { strategy: Strategy::for_device(test.device), kernel, deterministic };
-                ways.push((format!("behind a cache × {by}, {}{any}", kind_name(kind)), how, behind(), false, kind, tolerance));
-                ways.push((format!("without gradient × {by}, {}{any}", kind_name(kind)), how, problems(), false, kind, tolerance));
+                let how =
+                    How { strategy: Strategy::for_device(test.device), kernel, deterministic };
+                ways.push((
+                    format!("behind a cache × {by}, {}{any}", kind_name(kind)),
+                    how,
+                    behind(),
+                    false,
+                    kind,
+                    tolerance,
+                ));
+                ways.push((
+                    format!("without gradient × {by}, {}{any}", kind_name(kind)),
+                    how,
+                    problems(),
+                    false,
+                    kind,
+                    tolerance,
+                ));
             }
         }
     }
@@ -118,37 +180,62 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             for problem in &problems {
                 all.extend(solved(problem, how, kind, test.device, trained, tolerance)?);
             }
-            Ok(Difference::worst_of(all).map(|worst| Row::of(Section::Attention, &name, worst)).into_iter().collect())
+            Ok(Difference::worst_of(all)
+                .map(|worst| Row::of(Section::Attention, &name, worst))
+                .into_iter()
+                .collect())
         })?;
     }
     Ok(())
 }
 
 /// Solves a problem, and returns the differences of the output and, if `trained`, of the gradients.
-fn solved(problem: &Problem, how: How, kind: Kind, device: Device, trained: bool, tolerance: f64) -> Result<Vec<Difference>> {
+fn solved(
+    problem: &Problem,
+    how: How,
+    kind: Kind,
+    device: Device,
+    trained: bool,
+    tolerance: f64,
+) -> Result<Vec<Difference>> {
     let Heads(heads, kv_heads, width) = problem.heads;
     let layout = layout(problem.shape, device)?;
     let (tokens, keys) = (layout.tokens() as i64, (layout.past() + layout.tokens()) as i64);
     tch::manual_seed(heads * 1000 + width);
     // The reference has the numbers as the tested kind rounds them.
-    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double);
-    let inputs = [random(&[tokens, heads, width]), random(&[keys, kv_heads, width]), random(&[keys, kv_heads, width])];
+    let random = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
+    };
+    let inputs = [
+        random(&[tokens, heads, width]),
+        random(&[keys, kv_heads, width]),
+        random(&[keys, kv_heads, width]),
+    ];
     let weights = random(&[tokens, heads * width]);
     let scores = Scores { cap: problem.cap, ..Scores::scaled_by(1.0 / (width as f64).sqrt()) };
 
     let attention = Attention::new(&layout, how, problem.window, device)?;
-    let ours = computed(&inputs, &weights, kind, device, trained, |q, k, v| attention.attend(q, k, v, scores))?;
+    let ours = computed(&inputs, &weights, kind, device, trained, |q, k, v| {
+        attention.attend(q, k, v, scores)
+    })?;
     let sees = sees(&layout, problem.window);
-    let exact = computed(&inputs, &weights, Kind::Double, Device::Cpu, trained, |q, k, v| plain(q, k, v, &sees, scores))?;
+    let exact = computed(&inputs, &weights, Kind::Double, Device::Cpu, trained, |q, k, v| {
+        plain(q, k, v, &sees, scores)
+    })?;
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
-    // A token that sees only itself has no gradient of its scores, so gradients are measured against the largest of them.
-    let largest = |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
+    // A token that sees only itself has no gradient of its scores, so gradients are measured
+    // against the largest of them.
+    let largest =
+        |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
     let scales = [largest(&exact[..1]), largest(&exact[1..])];
     let off = |i: usize| off(&ours[i], &exact[i]) / scales[i.min(1)];
-    Ok((0..ours.len()).map(|i| Difference::new(format!("{}, {problem}", names[i]), off(i), tolerance)).collect())
+    Ok((0..ours.len())
+        .map(|i| Difference::new(format!("{}, {problem}", names[i]), off(i), tolerance))
+        .collect())
 }
 
-/// The output and, if `trained`, the gradients of q, k and v for the gradient `weights` of the output.
+/// The output and, if `trained`, the gradients of q, k and v for the gradient `weights` of the
+/// output.
 fn computed(
     inputs: &[Tensor; 3],
     weights: &Tensor,
@@ -157,7 +244,8 @@ fn computed(
     trained: bool,
     attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
-    let [q, k, v] = inputs.each_ref().map(|t| t.to_kind(kind).to_device(device).set_requires_grad(trained));
+    let [q, k, v] =
+        inputs.each_ref().map(|t| t.to_kind(kind).to_device(device).set_requires_grad(trained));
     let out = attend(&q, &k, &v)?;
     let mut all = vec![out.detach()];
     if trained {
@@ -183,14 +271,23 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// A mask `[tokens keys]` of the keys that each token sees: those of its own sequence up to itself, and at most `window`.
+/// A mask `[tokens keys]` of the keys that each token sees: those of its own sequence up to itself,
+/// and at most `window`.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);
     let mut sees = vec![false; tokens * keys];
     for i in 0..layout.segments().len() {
         let past = 0..layout.past();
-        let sequence: Vec<usize> = past.chain(layout.chain(i).into_iter().flat_map(|s| layout.segments()[s].rows()).map(|row| row + layout.past())).collect();
+        let sequence: Vec<usize> = past
+            .chain(
+                layout
+                    .chain(i)
+                    .into_iter()
+                    .flat_map(|s| layout.segments()[s].rows())
+                    .map(|row| row + layout.past()),
+            )
+            .collect();
         for (before, row) in layout.segments()[i].rows().enumerate() {
             let end = sequence.len() - layout.segments()[i].len + before + 1;
             for key in &sequence[end.saturating_sub(window)..end] {
@@ -206,7 +303,13 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Tensor, scores: Scores) -> R
     let group = q.size()[1] / k.size()[1];
     let of_heads = |t: &Tensor| t.repeat_interleave_self_int(group, 1, None).transpose(0, 1);
     let products = q.transpose(0, 1).f_matmul(&of_heads(k).transpose(1, 2))? * scores.scale;
-    let products = scores.cap.map_or_else(|| products.shallow_clone(), |cap| (&products / cap).tanh() * cap);
-    let weights = products.f_masked_fill(&sees.logical_not(), f64::NEG_INFINITY)?.f_softmax(-1, None::<Kind>)?;
-    Ok(weights.f_matmul(&of_heads(v))?.f_transpose(0, 1)?.f_reshape([q.size()[0], q.size()[1] * q.size()[2]])?)
+    let products =
+        scores.cap.map_or_else(|| products.shallow_clone(), |cap| (&products / cap).tanh() * cap);
+    let weights = products
+        .f_masked_fill(&sees.logical_not(), f64::NEG_INFINITY)?
+        .f_softmax(-1, None::<Kind>)?;
+    Ok(weights
+        .f_matmul(&of_heads(v))?
+        .f_transpose(0, 1)?
+        .f_reshape([q.size()[0], q.size()[1] * q.size()[2]])?)
 }

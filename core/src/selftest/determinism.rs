@@ -8,7 +8,8 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs: all of them in a full test, else the defaults of the program and one with each kind of plugin.
+/// Repeats runs: all of them in a full test, else the defaults of the program and one with each
+/// kind of plugin.
 ///
 /// # Errors
 /// Fails if a model cannot be written, or if the user stopped the test.
@@ -28,13 +29,24 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             let mut rows = Vec::new();
             for dtype in ["f32", "bf16"] {
                 let way = Way::usual(test.device, dtype);
-                let (one, two) = (test.workshop.train(&trial, way, test.stop)?, test.workshop.train(&trial, way, test.stop)?);
+                let (one, two) = (
+                    test.workshop.train(&trial, way, test.stop)?,
+                    test.workshop.train(&trial, way, test.stop)?,
+                );
                 let files = one.files.len().max(two.files.len());
-                let differing: Vec<&str> =
-                    one.files.keys().chain(two.files.keys()).filter(|file| one.files.get(*file) != two.files.get(*file)).map(String::as_str).collect();
+                let differing: Vec<&str> = one
+                    .files
+                    .keys()
+                    .chain(two.files.keys())
+                    .filter(|file| one.files.get(*file) != two.files.get(*file))
+                    .map(String::as_str)
+                    .collect();
                 let (outcome, compared) = match &differing[..] {
                     [] => (Outcome::Ok, format!("{dtype}: {files} files, identical bytes")),
-                    [first, ..] => (Outcome::Failed, format!("{dtype}: `{first}` has other bytes in the second run")),
+                    [first, ..] => (
+                        Outcome::Failed,
+                        format!("{dtype}: `{first}` has other bytes in the second run"),
+                    ),
                 };
                 rows.push(Row::new(Section::Determinism, &name, outcome, compared));
             }
@@ -49,7 +61,8 @@ fn dropout(test: &Selftest<'_>) -> Result<Subject> {
     let mut trial = test.workshop.trial(Vec::new());
     let adapter = test.workshop.experiment(&trial, Way::PLAIN)?.adapter.name;
     let fields = plugin_fields(test.workshop.registry().get(Kind::Adapter, &adapter)?.about())?;
-    let dropout = fields.iter().find(|field| field.name.contains("dropout") && field.default.is_number());
+    let dropout =
+        fields.iter().find(|field| field.name.contains("dropout") && field.default.is_number());
     let name = if dropout.is_some() { "defaults with dropout" } else { "defaults" };
     trial.set.extend(dropout.map(|field| format!("adapter.{}=0.2", field.name)));
     Ok(Subject { name: name.to_owned(), trial })

@@ -1,8 +1,9 @@
 //! A test of the machine that the program runs on.
 //!
-//! The models and the data are made on the spot, so that nothing but the program and libtorch is needed. Every comparison is
-//! a [`Row`] of the [`Report`]: a computation as users run it, on the tested device, against one that takes the plainest
-//! way, or against values that transformers computed. No method is named here. The registry knows which there are.
+//! The models and the data are made on the spot, so that nothing but the program and libtorch is
+//! needed. Every comparison is a [`Row`] of the [`Report`]: a computation as users run it, on the
+//! tested device, against one that takes the plainest way, or against values that transformers
+//! computed. No method is named here. The registry knows which there are.
 
 mod attention;
 mod determinism;
@@ -118,17 +119,31 @@ impl Options {
     }
 }
 
-/// Tests the device. The binary's `defaults`, as TOML, say which plugins are used where a check needs any.
+/// Tests the device. The binary's `defaults`, as TOML, say which plugins are used where a check
+/// needs any.
 ///
 /// # Errors
-/// Fails if the device does not exist or if temporary files cannot be written; `Error::interrupted` if `stop` turned true. A
-/// check that fails is a row of the report, and not an error.
-pub fn run(options: &Options, defaults: &str, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Report> {
+/// Fails if the device does not exist or if temporary files cannot be written; `Error::interrupted`
+/// if `stop` turned true. A check that fails is a row of the report, and not an error.
+pub fn run(
+    options: &Options,
+    defaults: &str,
+    registry: &Registry,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Report> {
     let begin = Instant::now();
     let device = session::device(&options.device)?;
     ffi::set_tf32(false)?;
     ffi::set_deterministic(true)?;
-    let mut test = Selftest { options, device, workshop: Workshop::new(defaults, registry)?, stop, progress, rows: Vec::new() };
+    let mut test = Selftest {
+        options,
+        device,
+        workshop: Workshop::new(defaults, registry)?,
+        stop,
+        progress,
+        rows: Vec::new(),
+    };
     for section in Section::ALL.into_iter().filter(|section| options.runs(*section)) {
         match section {
             Section::Doctor => test.doctor()?,
@@ -170,17 +185,24 @@ impl Selftest<'_> {
         self.progress.stage(section.name(), Some(checks as u64));
     }
 
-    /// Runs one check of a section, and adds the rows that it gives. An error of the check is a failed row.
+    /// Runs one check of a section, and adds the rows that it gives. An error of the check is a
+    /// failed row.
     ///
     /// # Errors
     /// `Error::interrupted` if the user stopped the test.
-    fn check(&mut self, section: Section, name: &str, check: impl FnOnce(&mut Self) -> Result<Vec<Row>>) -> Result<()> {
+    fn check(
+        &mut self,
+        section: Section,
+        name: &str,
+        check: impl FnOnce(&mut Self) -> Result<Vec<Row>>,
+    ) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(self.interrupted());
         }
         let begin = Instant::now();
         // libtorch's errors are panics of tch's operators.
-        let outcome = catch_unwind(AssertUnwindSafe(|| check(self))).unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(self)))
+            .unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
         let outcome = outcome.and_then(|rows| faults::check().map(|()| rows));
         let mut rows = match outcome {
             Ok(rows) => rows,
@@ -196,8 +218,15 @@ impl Selftest<'_> {
                 row.seconds = share;
             }
             if row.outcome == Outcome::Failed {
-                let numbers = row.worst.zip(row.tolerance).map_or_else(String::new, |(worst, most)| format!(", off by {worst:.1e}, more than {most:.1e}"));
-                self.progress.message(&format!("FAILED {}: {}{numbers}", row.full_name(), row.compared));
+                let numbers =
+                    row.worst.zip(row.tolerance).map_or_else(String::new, |(worst, most)| {
+                        format!(", off by {worst:.1e}, more than {most:.1e}")
+                    });
+                self.progress.message(&format!(
+                    "FAILED {}: {}{numbers}",
+                    row.full_name(),
+                    row.compared
+                ));
             }
         }
         self.rows.extend(rows);
@@ -219,7 +248,10 @@ impl Selftest<'_> {
                     State::Absent | State::Limited => Outcome::Measured,
                     State::Broken => Outcome::Failed,
                 };
-                let hint = check.hint.filter(|_| check.state != State::Absent).map_or_else(String::new, |hint| format!("; hint: {hint}"));
+                let hint = check
+                    .hint
+                    .filter(|_| check.state != State::Absent)
+                    .map_or_else(String::new, |hint| format!("; hint: {hint}"));
                 Row::new(Section::Doctor, check.name, outcome, format!("{}{hint}", check.found))
             };
             Ok(doctor::checks().into_iter().map(row).collect())

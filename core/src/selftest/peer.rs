@@ -1,7 +1,8 @@
-//! The speed of TRL and PEFT beside our own: the same shape, adapter, pairs and precision, in alternation on the same machine.
+//! The speed of TRL and PEFT beside our own: the same shape, adapter, pairs and precision, in
+//! alternation on the same machine.
 //!
-//! The peer is a child process, which waits while ours computes. It gets the adapter in PEFT's format, so that both train the
-//! same parameters.
+//! The peer is a child process, which waits while ours computes. It gets the adapter in PEFT's
+//! format, so that both train the same parameters.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -37,7 +38,9 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             Ok(row) => Ok(vec![row]),
             Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
             // The peer's failures say nothing about this program.
-            Err(e) => Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())]),
+            Err(e) => {
+                Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())])
+            }
         })?;
     }
     Ok(())
@@ -52,14 +55,21 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
     ours.write_adapter(&folder.join("adapter"))?;
     let dtype = if ours.model.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
     let spec = json!({
-        "config": shape.config(), "adapter": folder.join("adapter"), "folder": folder.join("out"), "device": device_name(test.device), "dtype": dtype,
-        "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch, "tokens": TOKENS,
+        "config": shape.config(), "adapter": folder.join("adapter"), "folder": folder.join("out"),
+        "device": device_name(test.device), "dtype": dtype,
+        "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch,
+        "tokens": TOKENS,
     });
     let mut peer = Peer::start(&folder, &spec)?;
     let ready = peer.answer(test.stop)?;
     if let Some(missing) = ready["missing"].as_array() {
         let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
-        return Ok(Row::new(Section::Peer, shape.name, Outcome::Skipped, format!("`python3` does not have {}", missing.join(", "))));
+        return Ok(Row::new(
+            Section::Peer,
+            shape.name,
+            Outcome::Skipped,
+            format!("`python3` does not have {}", missing.join(", ")),
+        ));
     }
     let pairs = (plan.steps * plan.batch) as f64;
     let (mut rates, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0.0);
@@ -67,7 +77,9 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
         ours.steps(1, plan.batch, test.stop)?;
         let mine = pairs / ours.steps(plan.steps, plan.batch, test.stop)?;
         let answer = peer.ask(test.stop)?;
-        let seconds = answer["seconds"].as_f64().ok_or_else(|| Error::new("the peer's answer has no `seconds`"))?;
+        let seconds = answer["seconds"]
+            .as_f64()
+            .ok_or_else(|| Error::new("the peer's answer has no `seconds`"))?;
         peak = answer["peak"].as_f64().unwrap_or(f64::NAN);
         rates.push([mine, pairs / seconds]);
         ratios.push(mine * seconds / pairs);
@@ -79,7 +91,9 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
     let versions = ready["versions"].clone();
     let of = |name: &str| versions[name].as_str().unwrap_or("?").to_owned();
     let compared = format!(
-        "{ratio:.2} times as fast: {mine:.2} against {theirs:.2} pairs/s (TRL {}, PEFT {}), peak {:.2} against {:.2} GB; {}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step, medians of {ROUNDS}",
+        "{ratio:.2} times as fast: {mine:.2} against {theirs:.2} pairs/s (TRL {}, PEFT {}), peak \
+            {:.2} against {:.2} GB; {}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step, \
+            medians of {ROUNDS}",
         of("trl"),
         of("peft"),
         own_peak / 1e9,
@@ -88,7 +102,9 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
         plan.batch,
     );
     let mut row = Row::new(Section::Peer, shape.name, Outcome::Measured, compared);
-    row.values = json!({ "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs, "rounds": rates, "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9, "versions": versions });
+    row.values = json!({ "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs,
+        "rounds": rates, "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9,
+        "versions": versions });
     Ok(row)
 }
 
@@ -107,14 +123,18 @@ struct Peer {
 
 impl Peer {
     fn start(folder: &Path, spec: &Value) -> Result<Self> {
-        let (script, file, log) = (folder.join("peer.py"), folder.join("spec.json"), folder.join("log.txt"));
+        let (script, file, log) =
+            (folder.join("peer.py"), folder.join("spec.json"), folder.join("log.txt"));
         write_whole(&script, SCRIPT.as_bytes())?;
         write_whole(&file, spec.to_string().as_bytes())?;
-        let stderr = std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
+        let stderr =
+            std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
         command.arg(&script).arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().within(|| "cannot start `python3`".to_owned())?;
-        let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return Err(Error::internal("the peer has no pipes")) };
+        let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::internal("the peer has no pipes"));
+        };
         let (sender, answers) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
@@ -139,7 +159,10 @@ impl Peer {
                 return Err(Error::interrupted("interrupted"));
             }
             match self.answers.recv_timeout(Duration::from_millis(200)) {
-                Ok(line) => return serde_json::from_str(&line).map_err(|e| Error::new("the peer's answer is not JSON").because(e)),
+                Ok(line) => {
+                    return serde_json::from_str(&line)
+                        .map_err(|e| Error::new("the peer's answer is not JSON").because(e));
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
             }

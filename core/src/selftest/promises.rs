@@ -1,5 +1,6 @@
-//! What the conformance kit checks of every plugin, such as gradients that agree with finite differences. It computes in
-//! float64 on the CPU, and finds a formula that is wrong wherever it runs.
+//! What the conformance kit checks of every plugin, such as gradients that agree with finite
+//! differences. It computes in float64 on the CPU, and finds a formula that is wrong wherever it
+//! runs.
 
 use std::sync::atomic::Ordering;
 
@@ -29,12 +30,22 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                     Verdict::DoesNotApply(_) => {}
                     Verdict::Violated(how) => {
                         let how = how.lines().next().unwrap_or_default();
-                        rows.push(Row::new(Section::Promises, &name, Outcome::Failed, format!("{}: {how}", finding.statement)));
+                        rows.push(Row::new(
+                            Section::Promises,
+                            &name,
+                            Outcome::Failed,
+                            format!("{}: {how}", finding.statement),
+                        ));
                     }
                 }
             }
             if rows.is_empty() {
-                rows.push(Row::new(Section::Promises, &name, Outcome::Ok, format!("{held} statements hold, f64 on the CPU")));
+                rows.push(Row::new(
+                    Section::Promises,
+                    &name,
+                    Outcome::Ok,
+                    format!("{held} statements hold, f64 on the CPU"),
+                ));
             }
             Ok(rows)
         })?;

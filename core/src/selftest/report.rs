@@ -64,7 +64,8 @@ pub struct Row {
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The worst difference, relative to the size of what was compared; `None` if nothing was compared.
+    /// The worst difference, relative to the size of what was compared; `None` if nothing was
+    /// compared.
     pub worst: Option<f64>,
     /// The largest difference that passes.
     pub tolerance: Option<f64>,
@@ -79,8 +80,22 @@ pub struct Row {
 
 impl Row {
     /// A row that has an outcome and no difference.
-    pub fn new(section: Section, name: impl Into<String>, outcome: Outcome, compared: impl Into<String>) -> Self {
-        Self { section, name: name.into(), compared: compared.into(), worst: None, tolerance: None, outcome, values: Value::Null, seconds: 0.0 }
+    pub fn new(
+        section: Section,
+        name: impl Into<String>,
+        outcome: Outcome,
+        compared: impl Into<String>,
+    ) -> Self {
+        Self {
+            section,
+            name: name.into(),
+            compared: compared.into(),
+            worst: None,
+            tolerance: None,
+            outcome,
+            values: Value::Null,
+            seconds: 0.0,
+        }
     }
 
     /// The row of a comparison.
@@ -146,7 +161,12 @@ impl Report {
             ("compared", Align::Left),
         ];
         let mut grid = Grid::new(columns);
-        let number = |v: Option<f64>| v.map_or_else(String::new, |v| if v == 0.0 { "0".to_owned() } else { format!("{v:.1e}") });
+        let number = |v: Option<f64>| {
+            v.map_or_else(
+                String::new,
+                |v| if v == 0.0 { "0".to_owned() } else { format!("{v:.1e}") },
+            )
+        };
         for row in &self.rows {
             let result = match row.outcome {
                 Outcome::Ok => "ok",
@@ -155,9 +175,17 @@ impl Report {
                 Outcome::Measured => "",
             };
             let seconds = format!("{:.1}", row.seconds);
-            grid.row([row.full_name(), seconds, number(row.worst), number(row.tolerance), result.to_owned(), row.compared.clone()]);
+            grid.row([
+                row.full_name(),
+                seconds,
+                number(row.worst),
+                number(row.tolerance),
+                result.to_owned(),
+                row.compared.clone(),
+            ]);
         }
-        let [ok, failed, skipped] = [Outcome::Ok, Outcome::Failed, Outcome::Skipped].map(|outcome| self.count(outcome));
+        let [ok, failed, skipped] =
+            [Outcome::Ok, Outcome::Failed, Outcome::Skipped].map(|outcome| self.count(outcome));
         format!(
             "{}\n{} on {}: {ok} ok, {failed} failed, {skipped} skipped, in {:.0} s\n",
             grid.plain(),
@@ -173,7 +201,8 @@ impl Report {
     /// Fails if a check failed.
     pub fn verdict(&self) -> Result<(), Error> {
         const NAMED: usize = 8;
-        let failed: Vec<String> = self.failed().map(|row| format!("`{}`", row.full_name())).collect();
+        let failed: Vec<String> =
+            self.failed().map(|row| format!("`{}`", row.full_name())).collect();
         let Some(first) = self.failed().next() else { return Ok(()) };
         let more = failed.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -185,8 +214,16 @@ impl Report {
             failed[..failed.len().min(NAMED)].join(", ")
         ));
         Err(e
-            .hint(format!("`reprpo selftest --device {} --only {}` repeats that section", self.device, first.section.name()))
-            .hint("do not trust numbers that this program computes here; please report the table with the output of `reprpo doctor`"))
+            .hint(format!(
+                "`reprpo selftest --device {} --only {}` repeats that \
+                section",
+                self.device,
+                first.section.name()
+            ))
+            .hint(
+                "do not trust numbers that this program computes here; please report the table \
+                with the output of `reprpo doctor`",
+            ))
     }
 }
 
@@ -195,7 +232,14 @@ mod tests {
     use super::*;
 
     fn report(rows: Vec<Row>) -> Report {
-        Report { device: "cpu".to_owned(), libtorch: "2", version: "0", full: false, rows, seconds: 1.0 }
+        Report {
+            device: "cpu".to_owned(),
+            libtorch: "2",
+            version: "0",
+            full: false,
+            rows,
+            seconds: 1.0,
+        }
     }
 
     #[test]
@@ -210,7 +254,12 @@ mod tests {
 
     #[test]
     fn only_a_failed_check_is_an_error_and_it_is_named() {
-        let rows = |outcome| vec![Row::new(Section::Speed, "a", outcome, ""), Row::new(Section::Speed, "b", Outcome::Measured, "")];
+        let rows = |outcome| {
+            vec![
+                Row::new(Section::Speed, "a", outcome, ""),
+                Row::new(Section::Speed, "b", Outcome::Measured, ""),
+            ]
+        };
         assert!(report(rows(Outcome::Skipped)).verdict().is_ok());
         let failed = report(rows(Outcome::Failed));
         let e = failed.verdict().unwrap_err();

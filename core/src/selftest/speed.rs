@@ -1,4 +1,5 @@
-//! Speed and memory of training with the program's default methods, on models of real shapes with random weights.
+//! Speed and memory of training with the program's default methods, on models of real shapes with
+//! random weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,7 +53,8 @@ impl Plan {
     }
 }
 
-/// The `dtype` to measure: bf16, except on a card that only emulates it, or a CPU that computes float32 faster.
+/// The `dtype` to measure: bf16, except on a card that only emulates it, or a CPU that computes
+/// float32 faster.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -72,7 +74,14 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     for shape in if large { &[SMALL, LARGE][..] } else { &[SMALL] } {
         test.check(Section::Speed, shape.name, |test| {
             let plan = Plan::of(test.device, test.options.full);
-            let plan = Plan { steps: if test.device.is_cuda() || shape.name == SMALL.name { plan.steps } else { 1 }, ..plan };
+            let plan = Plan {
+                steps: if test.device.is_cuda() || shape.name == SMALL.name {
+                    plan.steps
+                } else {
+                    1
+                },
+                ..plan
+            };
             if let Some(why) = too_much(shape, test.device, &plan, rate) {
                 return Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, why)]);
             }
@@ -81,16 +90,21 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
                     rate = Some(pairs_per_second);
                     Ok(vec![row])
                 }
-                Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
+                Err(_) if test.stop.load(Ordering::Relaxed) => {
+                    Err(Error::interrupted("interrupted"))
+                }
                 // A card that is too small for the model is not broken.
-                Err(e) => Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, e.in_a_line())]),
+                Err(e) => {
+                    Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, e.in_a_line())])
+                }
             }
         })?;
     }
     Ok(())
 }
 
-/// The reason why a model cannot be measured here: its memory, or its time at the `rate` of the small one in pairs per second.
+/// The reason why a model cannot be measured here: its memory, or its time at the `rate` of the
+/// small one in pairs per second.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;
@@ -100,7 +114,10 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     if let Some(free) = free_memory().filter(|free| *free < needed) {
         return Some(format!("it needs about {needed:.1} GB of memory, and {free:.1} GB are free"));
     }
-    let seconds = rate.map(|rate| ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64 / SMALL.parameters() as f64)?;
+    let seconds = rate.map(|rate| {
+        ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64
+            / SMALL.parameters() as f64
+    })?;
     (seconds > PATIENCE).then(|| format!("it would take about {seconds:.0} s on this CPU"))
 }
 
@@ -114,12 +131,18 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
     let (bytes, of) = memory.peak()?;
     let methods = trainer.methods.clone();
     let kind = kind_name(trainer.model.kind());
-    let compared =
-        format!("{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step", bytes / 1e9, plan.batch);
+    let compared = format!(
+        "{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, {} pairs of {TOKENS} + \
+            {TOKENS} tokens a step",
+        bytes / 1e9,
+        plan.batch
+    );
     let mut row = Row::new(Section::Speed, shape.name, Outcome::Measured, compared);
     row.values = json!({
-        "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods, "dtype": kind, "batch": plan.batch,
-        "prompt_tokens": TOKENS, "completion_tokens": TOKENS, "steps": plan.steps, "parameters": shape.parameters(),
+        "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods,
+        "dtype": kind, "batch": plan.batch,
+        "prompt_tokens": TOKENS, "completion_tokens": TOKENS, "steps": plan.steps,
+        "parameters": shape.parameters(),
     });
     Ok((row, rate))
 }
@@ -139,27 +162,54 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A model of that shape in the fastest precision of the device, with the program's default methods.
+    /// A model of that shape in the fastest precision of the device, with the program's default
+    /// methods.
     ///
     /// # Errors
     /// Fails if memory runs out.
     pub fn new(workshop: &Workshop, shape: &Shape, device: Device) -> Result<Self> {
-        let experiment = workshop.experiment(&workshop.trial(Vec::new()), Way::usual(device, fastest(device)))?;
+        let experiment = workshop
+            .experiment(&workshop.trial(Vec::new()), Way::usual(device, fastest(device)))?;
         let registry = workshop.registry();
         let (kind, _) = session::precision(experiment.dtype, device);
-        let model = Model::from_tensors(&shape.config(), shape.weights(kind, device)?, kind, device)?;
-        let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+        let model =
+            Model::from_tensors(&shape.config(), shape.weights(kind, device)?, kind, device)?;
+        let intervention = registry
+            .intervention(&experiment.intervention.name)?
+            .build(&experiment.intervention.json(), model.info())?;
         let tap = match intervention.tap() {
             Some(own) => own,
             None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
         };
-        let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
-        let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+        let (transform, json) =
+            (registry.transform(&experiment.transform.name)?, experiment.transform.json());
+        let taps = Taps::build(
+            tap.as_ref(),
+            &intervention.needs(),
+            &model,
+            &experiment.train,
+            |cx, init| transform.build(&json, cx, init),
+        )?;
         let adapter = AdapterChoice::new(&experiment, None, registry)?;
-        let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: true };
+        let parts = Parts {
+            intervention,
+            taps,
+            adapter: &adapter,
+            names: BTreeMap::new(),
+            leaves_flat_start: true,
+        };
         let run = Assembled::new(&model, parts, &experiment.train)?;
         let methods = format!("{} × {}", experiment.intervention.name, experiment.adapter.name);
-        Ok(Self { model, methods, experiment, adapter, run, rng: ChaCha8Rng::seed_from_u64(0), vocab: shape.vocab, next: 0 })
+        Ok(Self {
+            model,
+            methods,
+            experiment,
+            adapter,
+            run,
+            rng: ChaCha8Rng::seed_from_u64(0),
+            vocab: shape.vocab,
+            next: 0,
+        })
     }
 
     /// Takes steps on new pairs, and returns their duration in seconds.
@@ -175,7 +225,14 @@ impl Trainer {
             let pairs: Vec<TokenPair> = (0..batch).map(|_| self.pair()).collect();
             let info = StepInfo { step: self.next / batch, steps: 1000 };
             let train = &self.experiment.train;
-            accumulate(&mut self.run.objective, &self.model, &self.run.adapted, &pairs.iter().collect::<Vec<_>>(), batch, info)?;
+            accumulate(
+                &mut self.run.objective,
+                &self.model,
+                &self.run.adapted,
+                &pairs.iter().collect::<Vec<_>>(),
+                batch,
+                info,
+            )?;
             self.run.optimiser.clip(train.clip)?;
             self.run.optimiser.step(train.lr)?;
         }
@@ -197,7 +254,14 @@ impl Trainer {
     /// # Errors
     /// Fails if a file cannot be written.
     pub fn write_adapter(&self, dir: &Path) -> Result<()> {
-        peft::write(dir, self.adapter.entry, self.adapter.adapter.as_ref(), &self.run.adapted, &self.model, &"selftest".into())
+        peft::write(
+            dir,
+            self.adapter.entry,
+            self.adapter.adapter.as_ref(),
+            &self.run.adapted,
+            &self.model,
+            &"selftest".into(),
+        )
     }
 }
 
@@ -232,8 +296,12 @@ impl Memory {
         if self.device.is_cuda() {
             return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
         }
-        let peak = status("VmHWM:").ok_or_else(|| Error::new("`/proc/self/status` does not tell the peak of the memory"))?;
-        Ok(self.before.map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
+        let peak = status("VmHWM:").ok_or_else(|| {
+            Error::new("`/proc/self/status` does not tell the peak of the memory")
+        })?;
+        Ok(self
+            .before
+            .map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
     }
 }
 
@@ -249,6 +317,13 @@ fn free_memory() -> Option<f64> {
 
 fn kilobytes(file: &str, field: &str) -> Option<f64> {
     let text = std::fs::read_to_string(file).ok()?;
-    let kib: f64 = text.lines().find_map(|l| l.strip_prefix(field))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kib: f64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix(field))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
     Some(kib * 1024.0)
 }

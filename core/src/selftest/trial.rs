@@ -86,13 +86,23 @@ impl Workshop {
     /// # Errors
     /// Fails if a file cannot be written.
     pub fn new(defaults: &str, registry: &Registry) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("reprpo-selftest-").tempdir().within(|| "cannot make a folder for temporary files".to_owned())?;
+        let folder = tempfile::Builder::new()
+            .prefix("reprpo-selftest-")
+            .tempdir()
+            .within(|| "cannot make a folder for temporary files".to_owned())?;
         let entries = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind));
         let registry = Registry::holding(entries.chain([Entry::Dataset(&DATASET)]))?;
         let fixture = Fixture::read()?;
         let (config, tensors) = fixture.architecture(PLAIN_ARCHITECTURE)?;
         let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors)))?;
-        Ok(Self { folder, defaults: defaults.to_owned(), registry, fixture, model, runs: Cell::new(0) })
+        Ok(Self {
+            folder,
+            defaults: defaults.to_owned(),
+            registry,
+            fixture,
+            model,
+            runs: Cell::new(0),
+        })
     }
 
     /// The plugins.
@@ -130,7 +140,8 @@ impl Workshop {
     /// Fails if it cannot be made.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.path().join(name);
-        std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+        std::fs::create_dir_all(&folder)
+            .within(|| format!("cannot make the folder `{}`", folder.display()))?;
         Ok(folder)
     }
 
@@ -146,14 +157,24 @@ impl Workshop {
     pub fn experiment(&self, trial: &Trial, way: Way) -> Result<Experiment> {
         let mut layers = Layering::new(&self.registry);
         layers.defaults(&self.defaults)?;
-        let flags = [("model", trial.model.display().to_string()), ("device", device_name(way.device)), ("dataset", DATASET.about.name.to_owned())];
+        let flags = [
+            ("model", trial.model.display().to_string()),
+            ("device", device_name(way.device)),
+            ("dataset", DATASET.about.name.to_owned()),
+        ];
         let chosen = trial.choices.iter().map(|(kind, name)| (kind.name(), (*name).to_owned()));
         for (field, value) in flags.into_iter().chain(chosen) {
             layers.flag(&format!("--{field}"), field, &value);
         }
         let epochs = STEPS as f64 * 4.0 / 20.0;
-        let fixed = [format!("dtype={}", way.dtype), format!("attention={}", way.attention), format!("train.epochs={epochs}")];
-        let fixed = fixed.into_iter().chain(["train.batch=2", "train.accumulate=2", "eval.enabled=false"].map(str::to_owned));
+        let fixed = [
+            format!("dtype={}", way.dtype),
+            format!("attention={}", way.attention),
+            format!("train.epochs={epochs}"),
+        ];
+        let fixed = fixed.into_iter().chain(
+            ["train.batch=2", "train.accumulate=2", "eval.enabled=false"].map(str::to_owned),
+        );
         for assignment in fixed.chain(trial.set.iter().cloned()) {
             layers.set(&assignment)?;
         }
@@ -169,15 +190,18 @@ impl Workshop {
         self.runs.set(self.runs.get() + 1);
         let out = self.folder.path().join(format!("run-{}", self.runs.get()));
         // The warnings of a run are about its data and its method, which are fixed here.
-        tracing::subscriber::with_default(NoSubscriber::default(), || run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent))?;
+        tracing::subscriber::with_default(NoSubscriber::default(), || {
+            run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent)
+        })?;
         let trained = Trained::read(&out);
         let _ = std::fs::remove_dir_all(&out);
         trained
     }
 }
 
-/// The weights with matrices half as large, and norms of queries and keys a quarter as large. Those of the fixture give attention
-/// scores and logits that are so large that bf16 rounds them by several percent, unlike those of trained models.
+/// The weights with matrices half as large, and norms of queries and keys a quarter as large. Those
+/// of the fixture give attention scores and logits that are so large that bf16 rounds them by
+/// several percent, unlike those of trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let factor = |name: &str, t: &Tensor| match t.dim() {
         1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,
@@ -187,18 +211,31 @@ pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     tensors.into_iter().map(|(name, t)| (name.clone(), &t * factor(&name, &t))).collect()
 }
 
-/// The weights of a Llama model that computes the same with a residual stream 64 times as large, because all that it reads is
-/// normalised. The stream of a trained model has coordinates far above 1, and some methods have their scale from there: a
-/// softmax over the coordinates of a stream that is too small is uniform, and its divergences are rounding errors.
+/// The weights of a Llama model that computes the same with a residual stream 64 times as large,
+/// because all that it reads is normalised. The stream of a trained model has coordinates far above
+/// 1, and some methods have their scale from there: a softmax over the coordinates of a stream that
+/// is too small is uniform, and its divergences are rounding errors.
 fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
-    let writes = |name: &str| ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
-    tensors.into_iter().map(|(name, t)| if writes(&name) { (name, t * 64.0) } else { (name, t) }).collect()
+    let writes = |name: &str| {
+        ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    };
+    tensors
+        .into_iter()
+        .map(|(name, t)| if writes(&name) { (name, t * 64.0) } else { (name, t) })
+        .collect()
 }
 
 /// Writes a model as a Hugging Face folder, and returns the folder.
-fn write_model(folder: &Path, config: &Value, tensors: IndexMap<String, Tensor>) -> Result<PathBuf> {
+fn write_model(
+    folder: &Path,
+    config: &Value,
+    tensors: IndexMap<String, Tensor>,
+) -> Result<PathBuf> {
     Model::accepts(config)?;
-    std::fs::create_dir_all(folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .within(|| format!("cannot make the folder `{}`", folder.display()))?;
     let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
     write_safetensors(&folder.join("model.safetensors"), &tensors)?;
     write_whole(&folder.join("config.json"), config.to_string().as_bytes())?;
@@ -215,15 +252,21 @@ impl Trained {
             let folder = run.join(part);
             for file in std::fs::read_dir(&folder).into_iter().flatten() {
                 let path = file.within(|| format!("cannot list `{}`", folder.display()))?.path();
-                let name = format!("{part}/{}", path.file_name().unwrap_or_default().to_string_lossy());
-                files.insert(name, std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?);
+                let name =
+                    format!("{part}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+                files.insert(
+                    name,
+                    std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?,
+                );
             }
         }
         let path = run.join("metrics.jsonl");
-        let metrics = std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
+        let metrics =
+            std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for line in serde_json::Deserializer::from_slice(&metrics).into_iter::<Value>() {
-            let line = line.map_err(|e| Error::internal("`metrics.jsonl` is not JSON").because(e))?;
+            let line =
+                line.map_err(|e| Error::internal("`metrics.jsonl` is not JSON").because(e))?;
             losses.push(line["loss"].as_f64().unwrap_or(f64::NAN));
             norms.push(line["grad_norm"].as_f64().unwrap_or(f64::NAN));
         }
@@ -232,19 +275,49 @@ impl Trained {
     }
 
     /// The differences of the losses and of the gradient norms from those of a reference run.
-    pub fn differences(&self, reference: &Self, of: &str, tolerances: Tolerances) -> Vec<Difference> {
+    pub fn differences(
+        &self,
+        reference: &Self,
+        of: &str,
+        tolerances: Tolerances,
+    ) -> Vec<Difference> {
         if self.losses.len() != reference.losses.len() {
-            return vec![Difference::new(format!("{of}: {} steps instead of {}", self.losses.len(), reference.losses.len()), f64::INFINITY, 0.0)];
+            return vec![Difference::new(
+                format!("{of}: {} steps instead of {}", self.losses.len(), reference.losses.len()),
+                f64::INFINITY,
+                0.0,
+            )];
         }
-        let compare = |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
-            // f64::max ignores NaN, which must not be smaller than the floor.
-            let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE);
-            let all = ours.iter().zip(theirs).map(off).enumerate();
-            Difference::worst_of(all.map(|(step, off)| Difference::new(format!("{of}: {what} of step {}", step + 1), off, tolerance[usize::from(step > 0)])))
-        };
-        let losses = compare("loss", &self.losses, &reference.losses, [tolerances.loss; 2], tolerances.floor);
-        let norms = compare("gradient norm", &self.norms, &reference.norms, tolerances.norm, tolerances.floor);
+        let compare =
+            |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
+                // f64::max ignores NaN, which must not be smaller than the floor.
+                let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+                let off = |(a, b): (&f64, &f64)| {
+                    (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE)
+                };
+                let all = ours.iter().zip(theirs).map(off).enumerate();
+                Difference::worst_of(all.map(|(step, off)| {
+                    Difference::new(
+                        format!("{of}: {what} of step {}", step + 1),
+                        off,
+                        tolerance[usize::from(step > 0)],
+                    )
+                }))
+            };
+        let losses = compare(
+            "loss",
+            &self.losses,
+            &reference.losses,
+            [tolerances.loss; 2],
+            tolerances.floor,
+        );
+        let norms = compare(
+            "gradient norm",
+            &self.norms,
+            &reference.norms,
+            tolerances.norm,
+            tolerances.floor,
+        );
         losses.into_iter().chain(norms).collect()
     }
 }
