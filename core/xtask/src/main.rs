@@ -13,6 +13,7 @@ mod paths;
 mod pins;
 mod platform;
 mod progress;
+mod prose;
 mod run;
 #[path = "../../libtorch_version.rs"]
 mod version;
@@ -49,6 +50,8 @@ enum Command {
     Demo(WithArgs),
     /// Set up, then run every test of the workspace; arguments after `--` go to `cargo test`
     Test(WithArgs),
+    /// Search comments, strings and Markdown for faults of style
+    Prose,
     /// Build the Python wheel, which `pip install` puts next to torch
     Wheel(PackageOptions),
     /// Build the tarball, which runs with the libtorch of a Python or of `LIBTORCH`
@@ -129,6 +132,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Demo(with) => run::demo(&with.options, &with.args),
         Command::Test(with) => run::test(&with.options, &with.args),
+        Command::Prose => prose::run(),
         Command::Wheel(options) => package::wheel(&options).map(|()| ExitCode::SUCCESS),
         Command::Dist(options) => package::dist(&options).map(|()| ExitCode::SUCCESS),
         Command::Link(link) => link::run(&link),

@@ -1,0 +1,179 @@
+//! `cargo xtask prose`: searches comments, strings and Markdown for faults that a program can find.
+//!
+//! The rules come from `docs/style.md`. A search finds a small part of what makes a text hard to
+//! read, so it does not replace a reader.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::failure::at;
+use crate::{paths, progress};
+
+/// The longest line, in characters.
+const WIDTH: usize = 100;
+
+/// Extensions of the files that are searched.
+const EXTENSIONS: [&str; 7] = ["rs", "md", "py", "sh", "cc", "toml", "yml"];
+
+/// A fault in one line.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    /// Number of the line, from 1.
+    line: usize,
+    /// The rule that the line breaks.
+    rule: String,
+}
+
+/// Searches every file that git tracks. Prints one line for each fault, and fails if there is one.
+pub fn run() -> Result<ExitCode> {
+    let checkout = paths::checkout();
+    let output = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(&checkout)
+        .output()
+        .context("cannot run `git`")?;
+    ensure!(output.status.success(), "`git ls-files` failed in `{}`", checkout.display());
+    let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    let (mut files, mut faults) = (0, 0);
+    for name in names.split('\0').filter(|name| is_searched(Path::new(name))) {
+        let path = checkout.join(name);
+        // A file that was deleted and not committed yet is still listed.
+        if !path.is_file() {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| at(&path, "read", e))?;
+        for Finding { line, rule } in findings(Path::new(name), &text) {
+            println!("{name}:{line}: {rule}");
+            faults += 1;
+        }
+        files += 1;
+    }
+    progress::line(&format!("searched {files} files, found {faults} faults"));
+    Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// True for text that people write. Reference values and inputs of tests are not searched.
+fn is_searched(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    EXTENSIONS.contains(&extension)
+}
+
+fn findings(path: &Path, text: &str) -> Vec<Finding> {
+    let is_markdown = path.extension().is_some_and(|e| e == "md");
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    let mut is_code = false;
+    for (i, line) in lines.iter().enumerate() {
+        if is_markdown && line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        }
+        let mut rules = phrases(line);
+        if line.chars().count() > WIDTH && !may_be_long(line) && !is_code {
+            rules.push(format!("longer than {WIDTH} characters"));
+        }
+        if comment(line) == Some("# Errors") {
+            let next = lines[i + 1..].iter().map_while(|l| comment(l)).find(|l| !l.is_empty());
+            if next.is_some_and(|l| l.starts_with("What ") && l.contains(" says")) {
+                rules.push("an error section names the conditions: `Fails if …`".to_owned());
+            }
+        }
+        found.extend(rules.into_iter().map(|rule| Finding { line: i + 1, rule }));
+    }
+    found
+}
+
+/// The text of a line that holds only a comment, without its marker.
+fn comment(line: &str) -> Option<&str> {
+    let text = line.trim_start();
+    let text = ["///", "//!", "//", "#:"].iter().find_map(|mark| text.strip_prefix(mark))?;
+    Some(text.trim())
+}
+
+/// The phrases of the line that have a plainer form. Code in backticks is not searched.
+fn phrases(line: &str) -> Vec<String> {
+    let text: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
+    let mut found = Vec::new();
+    // The strings are put together here, so that this file does not contain them.
+    for verb in ["is", "are"] {
+        let phrase = format!(" {verb} no ");
+        let mut starts = text.match_indices(&phrase).map(|(at, _)| &text[..at]);
+        if starts.any(|before| !before.ends_with("there") && !before.ends_with("There")) {
+            found.push(format!("`{verb} no …`: write `{verb} not a …`"));
+        }
+    }
+    let alone = concat!(" alo", "ne");
+    if ['.', ',', ')', ']'].iter().any(|end| text.contains(&format!("{alone}{end}"))) {
+        found.push(format!("`{}` at the end: write `only` before the verb", alone.trim()));
+    }
+    let seen = concat!("may be ", "seen");
+    if text.contains(seen) {
+        found.push(format!("`{seen}`: say who can read it"));
+    }
+    found
+}
+
+/// True for lines that cannot be broken: rows of tables, addresses and raw strings.
+fn may_be_long(line: &str) -> bool {
+    let text = line.trim_start();
+    let text = ["///", "//!"].iter().find_map(|mark| text.strip_prefix(mark)).unwrap_or(text);
+    text.trim_start().starts_with('|')
+        || line.contains("://")
+        || line.contains("r#\"")
+        || line.contains("r\"")
+        || line.contains(".whl\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(name: &str, text: &str) -> Vec<(usize, String)> {
+        findings(Path::new(name), text).into_iter().map(|f| (f.line, f.rule)).collect()
+    }
+
+    #[test]
+    fn the_phrases_of_the_style_guide_are_found() {
+        let bad = |text: &str| text.replace('~', "");
+        for text in [
+            "// `x` is ~no layer",
+            "// these are ~no layers",
+            "// PEFT adapts modules alo~ne.",
+            "// (with this alo~ne)",
+            "// it may be ~seen",
+        ] {
+            assert_eq!(rules("a.rs", &bad(text)).len(), 1, "{text}");
+        }
+        for text in [
+            "// there is no layer",
+            "// There are no layers",
+            "// it stands alone here",
+            "// `is no `",
+            "let is_no_layer = 1;",
+        ] {
+            assert_eq!(rules("a.rs", text), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_section_says_when_the_function_fails() {
+        let text = "/// # Errors\n/// What the hub says.\nfn f() {}\n";
+        assert_eq!(rules("a.rs", text).len(), 1);
+        assert_eq!(rules("a.rs", "/// # Errors\n/// Fails if the hub does.\n"), []);
+    }
+
+    #[test]
+    fn long_lines_are_found_unless_they_cannot_be_broken() {
+        let long = "x ".repeat(51);
+        assert_eq!(
+            rules("a.rs", &format!("// {long}")),
+            [(1, "longer than 100 characters".into())]
+        );
+        assert_eq!(rules("a.rs", &format!("/// | {long}")), []);
+        assert_eq!(rules("a.rs", &format!("// https://{long}")), []);
+        assert_eq!(rules("a.rs", &"é".repeat(100)), []);
+        assert_eq!(rules("a.md", &format!("```\n{long}\n```\n")), []);
+        assert_eq!(rules("a.md", &format!("```\n```\n{long}\n")).len(), 1);
+    }
+}
