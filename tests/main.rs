@@ -4,6 +4,7 @@ mod command;
 #[cfg(target_os = "linux")]
 mod cuda;
 mod data;
+mod docs;
 mod export;
 mod fetch;
 mod generate;
