@@ -1,4 +1,4 @@
-//! What architecture files are written with.
+//! The names that most architecture files import.
 
 pub use serde::Deserialize;
 pub use serde_json::{Value, json};
