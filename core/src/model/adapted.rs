@@ -150,7 +150,8 @@ impl Adapted {
         }
         if let Some(name) = left.first() {
             return Err(Error::new(format!(
-                "`{name}` in the file belongs to no module that the adapter targets (such tensors: {})",
+                "`{name}` in the file belongs to no module that the adapter targets (such tensors: \
+                    {})",
                 left.len()
             )));
         }

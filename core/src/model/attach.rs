@@ -127,7 +127,8 @@ impl Adapted {
                 which are the only ones that this run computes"
             ))
             .hint(
-                "move the taps to later layers, or add earlier modules to `adapter.target_modules`",
+                "move the taps to later layers, or add earlier modules to \
+                    `adapter.target_modules`",
             ));
         }
         Ok(Self { modules, blocks: changed, shared })

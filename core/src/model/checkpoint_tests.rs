@@ -172,7 +172,7 @@ fn names_that_other_programs_leave_are_explained() {
     assert!(inside("q_proj.weight", "q_proj.qweight").contains("GPTQ"));
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
-    assert!(inside("model.layers.2.", "model.layers.7.").contains("a shard is missing"));
+    assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
     // The file has every tensor of the model and one more.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),

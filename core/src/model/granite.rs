@@ -1,6 +1,5 @@
-//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the
-//! attention's scores, of what each half adds to the residual stream, and, as a divisor, of the
-//! logits.
+//! The Granite architecture: Llama's block with multipliers of the embeddings, of the attention
+//! scores and of what each sublayer adds to the residual stream, and with a divisor of the logits.
 //!
 //! Reference: Granite Team 2024 (Granite 3.0) §2.1, and `modeling_granite.py` of transformers.
 
@@ -24,7 +23,7 @@ struct Config {
     logits_scaling: Option<f64>,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.

@@ -1,4 +1,4 @@
-//! The second half of a block, which treats each token by itself.
+//! The second half of a block, which processes each token separately.
 
 use tch::Tensor;
 
@@ -8,36 +8,36 @@ use super::linear::Linear;
 use super::weights::Weights;
 use crate::error::Result;
 
-/// The projections to the inner width and back, with an activation between them.
+/// A projection to the inner width, an activation, and a projection back to the residual stream.
 #[derive(Debug)]
 pub struct Mlp {
-    /// To the inner width.
+    /// The projection or projections to the inner width.
     pub inward: Inward,
-    /// Back from it.
+    /// The projection back to the residual stream.
     pub outward: Linear,
-    /// Between the two.
+    /// The activation between them.
     pub activation: Activation,
 }
 
 /// The projections to the inner width.
 #[derive(Debug)]
 pub enum Inward {
-    /// act(up(x)): Vaswani et al. 2017 §3.3.
+    /// act(up(x)) (Vaswani et al. 2017 §3.3).
     Plain(Linear),
-    /// act(gate(x)) ⊙ up(x): Shazeer 2020 (GLU variants).
+    /// act(gate(x)) ⊙ up(x) (Shazeer 2020, GLU variants).
     Gated {
-        /// The gate.
+        /// The projection to the gate.
         gate: Linear,
-        /// The values that it scales.
+        /// The projection to the values that the gate multiplies.
         up: Linear,
     },
-    /// The same with both in one module, the gate's rows first.
+    /// As `Gated`, with both projections in one module. The rows of the gate come first.
     FusedGated(Linear),
 }
 
 impl Mlp {
-    /// Llama's, with `gate_proj`, `up_proj` and `down_proj` between the widths `hidden` and
-    /// `inner`.
+    /// Takes Llama's MLP from `weights`, with the modules `gate_proj`, `up_proj` and `down_proj`
+    /// between the widths `hidden` and `inner`.
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
@@ -54,7 +54,7 @@ impl Mlp {
         Ok(Self { inward, outward: weights.linear("down_proj", inner, hidden, bias)?, activation })
     }
 
-    /// y `[n hidden]` of x `[n hidden]`.
+    /// Applies the MLP to x `[n hidden]`. Returns `[n hidden]`.
     ///
     /// # Errors
     /// Fails if an adapter does, or if memory runs out.

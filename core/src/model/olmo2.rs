@@ -1,5 +1,5 @@
 //! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of
-//! before them, and with norms of all queries and of all keys.
+//! before them. Queries have one norm over all heads, and so do keys.
 //!
 //! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
 
@@ -17,7 +17,7 @@ struct Config {
     attention_bias: bool,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
@@ -34,7 +34,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     )
 }
 
-/// A model of that `model_type` whose layer i is of the kind with index `kind_of(i)`.
+/// Builds a model whose layer i has the kind with index `kind_of(i)` in `kinds`.
 ///
 /// # Errors
 /// Fails as [`build`] does.
@@ -90,7 +90,7 @@ pub fn fill(
     ))
 }
 
-/// OLMo's block since OLMo 2.
+/// The block of OLMo 2 and later.
 #[derive(Debug)]
 struct Olmo2Block {
     self_attn: SelfAttention,

@@ -1,9 +1,9 @@
-//! The Phi-3 architecture: Llama's block with one module for queries, keys and values, and one for
-//! gate and up; long contexts by LongRoPE, and in some models a window and heads that are turned in
-//! part.
+//! The Phi-3 architecture: Llama's block with one fused module for queries, keys and values, and
+//! one for the gate and up projections. Long contexts use LongRoPE. Some models have a sliding
+//! window, or only rotate a part of each head.
 //!
-//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers; Phi-3.5-mini
-//! and Phi-4 are of this architecture.
+//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers. Phi-3.5-mini
+//! and Phi-4 have this architecture.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -16,7 +16,7 @@ struct Config {
     sliding_window: Option<i64>,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
@@ -27,13 +27,13 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     );
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::partial(config, &Spelling::USUAL)?;
-    // What became LongRoPE went by other names in the first releases.
+    // The first releases use other names for LongRoPE.
     let rope =
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    // `prepare_inputs_for_generation` drops the cache when the sequence outgrows the original
-    // context.
+    // transformers' `prepare_inputs_for_generation` drops the cache when the sequence outgrows the
+    // original context.
     let rope = Some(Rope::new(sizes.head_dim(), &rope)?.recomputing());
     let kind = LayerKind { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;

@@ -1,5 +1,5 @@
-//! The Qwen3 architecture: Llama's block with a norm of each head of queries and keys; later layers
-//! may have a window.
+//! The Qwen3 architecture: Llama's block with a norm over each head of queries and keys. Later
+//! layers may have a sliding window.
 //!
 //! Reference: Yang et al. 2025 (Qwen3) §2, and `modeling_qwen3.py` of transformers.
 
@@ -16,7 +16,7 @@ struct Config {
     attention_bias: bool,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.

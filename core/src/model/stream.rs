@@ -286,7 +286,7 @@ impl Stream {
     pub fn from_padded(ids: &Tensor, mask: &Tensor, device: Device) -> Result<Self> {
         if ids.dim() != 2 || ids.size() != mask.size() {
             return Err(Error::new(format!(
-                "ids and mask must have the same shape [b t], got {:?} and {:?}",
+                "ids and mask must both be [b t], got {:?} and {:?}",
                 ids.size(),
                 mask.size()
             )));
