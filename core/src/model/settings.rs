@@ -217,7 +217,8 @@ pub fn window(tokens: i64) -> Result<i64> {
         Ok(tokens)
     } else {
         Err(Error::new(format!(
-            "the model's config.json sets `sliding_window` to {tokens}, which must be greater than 0"
+            "the model's config.json sets `sliding_window` to {tokens}, which must be greater than \
+                0"
         )))
     }
 }
