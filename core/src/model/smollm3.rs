@@ -45,8 +45,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (count, interval) = (sizes.num_hidden_layers, config.no_rope_layer_interval);
     if interval == 0 {
         return Err(Error::new(
-            "the model's config.json sets `no_rope_layer_interval` to 0, which must be greater than \
-                0",
+            "the model's config.json sets `no_rope_layer_interval` to 0, which must be greater \
+                than 0",
         ));
     }
     let rotates: Vec<bool> = match config.no_rope_layers {

@@ -99,8 +99,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         "dynamic" => {
             if turned < 4 {
                 return Err(wrong(format!(
-                    "rotates {turned} dimensions of each head, but the rope type `dynamic` needs 4 or \
-                        more"
+                    "rotates {turned} dimensions of each head, but the rope type `dynamic` needs 4 \
+                        or more"
                 )));
             }
             let made_for = need(p.max_position_embeddings, "max_position_embeddings")?;
