@@ -69,7 +69,7 @@ impl Scores {
 
 /// How a model computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct How {
+pub struct AttentionOptions {
     /// How the stream is split into kernel calls.
     pub strategy: Strategy,
     /// The implementation of each call.
@@ -118,7 +118,7 @@ impl CardKernels {
 #[derive(Debug)]
 pub struct Attention {
     calls: Vec<Call>,
-    how: How,
+    options: AttentionOptions,
     /// True if a sliding window hides earlier tokens of the same sequence.
     windowed: bool,
     tokens: i64,
@@ -152,18 +152,23 @@ impl Attention {
     ///
     /// # Errors
     /// Fails if a mask does not fit into memory.
-    pub fn new(layout: &Layout, how: How, window: Option<i64>, device: Device) -> Result<Self> {
+    pub fn new(
+        layout: &Layout,
+        options: AttentionOptions,
+        window: Option<i64>,
+        device: Device,
+    ) -> Result<Self> {
         // No sequence is longer than the stream and its cache together.
         let longest = (layout.past() + layout.tokens()).max(1);
         let windowed = window.is_some();
         let window = window.map_or(longest, |w| usize::try_from(w).unwrap_or(0).clamp(1, longest));
-        let calls = match how.strategy {
+        let calls = match options.strategy {
             _ if layout.past() > 0 => vec![Self::behind(layout, window, device)?],
             Strategy::Segments => Self::segments(layout, window, device)?,
             Strategy::Trees => Self::trees(layout, window, device)?,
             Strategy::Padded => Self::padded(layout, window, device)?,
         };
-        Ok(Self { calls, how, windowed, tokens: layout.tokens() as i64 })
+        Ok(Self { calls, options, windowed, tokens: layout.tokens() as i64 })
     }
 
     fn behind(layout: &Layout, window: usize, device: Device) -> Result<Call> {
@@ -330,15 +335,18 @@ impl Attention {
         let group = heads / k.size()[1];
         // The kernel that is chosen for the forward pass is also used in the backward pass.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
-        if let Some(CardKernels { flash, memory_efficient, cudnn, math }) =
-            CardKernels::allowed(self.how.deterministic, self.windowed, differentiated, q.device())
-        {
+        if let Some(CardKernels { flash, memory_efficient, cudnn, math }) = CardKernels::allowed(
+            self.options.deterministic,
+            self.windowed,
+            differentiated,
+            q.device(),
+        ) {
             ffi::set_attention_kernels(flash, memory_efficient, cudnn, math)?;
         }
         // The fused kernel cannot cap scores.
         let kernel =
             |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (
-                self.how.kernel,
+                self.options.kernel,
                 scores.cap,
             ) {
                 (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(
@@ -377,7 +385,7 @@ impl Attention {
                 .f_transpose(0, 1)?
                 .f_reshape([self.tokens, heads * d])?);
         }
-        match self.how.strategy {
+        match self.options.strategy {
             Strategy::Segments | Strategy::Trees => {
                 let mut parts = Vec::with_capacity(self.calls.len());
                 for call in &self.calls {
@@ -452,10 +460,10 @@ fn eager(
     v: &Tensor,
     mask: Option<&Tensor>,
     causal: bool,
-    how: Scores,
+    options: Scores,
 ) -> Result<Tensor, tch::TchError> {
     let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let (q, k) = if how.upcast {
+    let (q, k) = if options.upcast {
         (q.f_to_kind(wide)?, k.f_to_kind(wide)?)
     } else {
         (q.shallow_clone(), k.shallow_clone())
@@ -467,8 +475,8 @@ fn eager(
         }
         None => None,
     };
-    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(how.scale)?;
-    let scores = match how.cap {
+    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(options.scale)?;
+    let scores = match options.cap {
         Some(cap) => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
         None => scores,
     };
@@ -597,13 +605,14 @@ mod tests {
             let mut gradients: Vec<Vec<Tensor>> = Vec::new();
             for (strategy, kernel) in &ways {
                 let [q, k, v] = qkv(n);
-                let how = How { strategy: *strategy, kernel: *kernel, deterministic: true };
-                let out = Attention::new(&s.layout, how, window, Device::Cpu)
+                let options =
+                    AttentionOptions { strategy: *strategy, kernel: *kernel, deterministic: true };
+                let out = Attention::new(&s.layout, options, window, Device::Cpu)
                     .unwrap()
                     .attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
                     .unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
-                assert!(worst < 1e-12, "{how:?}, window {window:?}, cap {cap:?}: {worst}");
+                assert!(worst < 1e-12, "{options:?}, window {window:?}, cap {cap:?}: {worst}");
                 (out * &weight).sum(Kind::Double).backward();
                 gradients.push([q, k, v].iter().map(Tensor::grad).collect());
             }
@@ -645,16 +654,17 @@ mod tests {
                 let mut b = StreamBuilder::behind(n - new);
                 b.push(&vec![0; new], None).unwrap();
                 let layout = b.finish(Device::Cpu).unwrap().layout;
-                let how = How { strategy: Strategy::Segments, kernel, deterministic: true };
+                let options =
+                    AttentionOptions { strategy: Strategy::Segments, kernel, deterministic: true };
                 let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
-                let found = Attention::new(&layout, how, window, Device::Cpu)
+                let found = Attention::new(&layout, options, window, Device::Cpu)
                     .unwrap()
                     .attend(&last(&q), &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
                     .unwrap();
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);
                 assert!(
                     worst < 1e-12,
-                    "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
+                    "{options:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
                 );
             }
         }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
-use super::attention::{Attention, How};
+use super::attention::{Attention, AttentionOptions};
 use super::block::Layer;
 use super::layer_kind::{LayerKind, View};
 use super::linear::Linear;
@@ -83,9 +83,14 @@ impl Decoder {
     ///
     /// # Errors
     /// Fails if an adapter does, if a requested site is not reached, or if memory runs out.
-    pub fn forward(&self, stream: &Stream, how: How, mut pass: Pass<'_>) -> Result<Reached> {
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        options: AttentionOptions,
+        mut pass: Pass<'_>,
+    ) -> Result<Reached> {
         let mut h = self.vocabulary.embed(stream)?;
-        let views = self.views(stream, how, h.kind())?;
+        let views = self.views(stream, options, h.kind())?;
         for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
             h = pass.block(k, block.as_ref(), &h, &views[*kind])?;
         }
@@ -116,7 +121,7 @@ impl Decoder {
 
     /// Prepares masks and rotary tables for each kind of layer. Kinds with the same window share
     /// their masks.
-    fn views(&self, stream: &Stream, how: How, kind: Kind) -> Result<Vec<View>> {
+    fn views(&self, stream: &Stream, options: AttentionOptions, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
         let mut made: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
@@ -125,8 +130,12 @@ impl Decoder {
             let attention = match made.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
-                    let attention =
-                        Rc::new(Attention::new(&stream.layout, how, window, stream.ids.device())?);
+                    let attention = Rc::new(Attention::new(
+                        &stream.layout,
+                        options,
+                        window,
+                        stream.ids.device(),
+                    )?);
                     made.push((window, Rc::clone(&attention)));
                     attention
                 }

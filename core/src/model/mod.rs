@@ -50,7 +50,7 @@ mod weights;
 use tch::{Device, Kind, Tensor};
 
 pub use adapted::Adapted;
-use attention::{How, Kernel, Strategy};
+use attention::{AttentionOptions, Kernel, Strategy};
 use decoder::Decoder;
 pub use head::{Detail, Predicted, TokenStats};
 use linear::{Linear, Stored};
@@ -117,7 +117,7 @@ pub struct Model {
     decoder: Decoder,
     /// The `base_model_prefix` of the architecture in transformers.
     base: &'static str,
-    attention: How,
+    attention: AttentionOptions,
     kind: Kind,
     device: Device,
 }
@@ -156,7 +156,7 @@ impl Model {
         let checkpoint = weights::Checkpoint::new(tensors, base);
         let decoder = build(config, &checkpoint.weights())?;
         checkpoint.finish()?;
-        let attention = How {
+        let attention = AttentionOptions {
             strategy: Strategy::for_device(device),
             kernel: Kernel::default(),
             deterministic: true,
