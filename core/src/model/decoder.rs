@@ -14,7 +14,7 @@ use super::block::Layer;
 use super::layer_kind::{LayerKind, View};
 use super::linear::Linear;
 use super::norm::Norm;
-use super::pass::{Pass, Reached};
+use super::pass::{Pass, PassOutput};
 use super::rope::Rope;
 use super::settings::Sizes;
 use super::stream::Stream;
@@ -88,7 +88,7 @@ impl Decoder {
         stream: &Stream,
         options: AttentionOptions,
         mut pass: Pass<'_>,
-    ) -> Result<Reached> {
+    ) -> Result<PassOutput> {
         let mut h = self.vocabulary.embed(stream)?;
         let views = self.views(stream, options, h.kind())?;
         for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {

@@ -69,7 +69,7 @@ fn batch(io: &IndexMap<String, Tensor>) -> Stream {
     Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap()
 }
 
-fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<Reached> {
+fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<PassOutput> {
     model.forward(stream, Request { sites, hidden, ..Request::default() })
 }
 

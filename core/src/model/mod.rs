@@ -54,7 +54,7 @@ use attention::{AttentionOptions, Kernel, Strategy};
 use decoder::Decoder;
 pub use head::{Detail, Predicted, TokenStats};
 use linear::{Linear, Stored};
-use pass::{Pass, Reached, Request};
+use pass::{Pass, PassOutput, Request};
 use stream::Stream;
 
 use crate::api::{Frozen, ModelInfo, Site};
@@ -305,7 +305,7 @@ impl Model {
     /// # Errors
     /// Fails if the model does not have a site, if a token id is not in the embedding, or if memory
     /// runs out.
-    pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
+    pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<PassOutput> {
         stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;
         self.decoder.forward(

@@ -32,7 +32,7 @@ pub struct Request<'a> {
 
 /// The result of a pass.
 #[derive(Debug)]
-pub struct Reached {
+pub struct PassOutput {
     /// The state at each requested site, `[n width]`, in the order of the request.
     pub states: Vec<Tensor>,
     /// The hidden state after the final norm, `[n hidden]`, if the request asked for it.
@@ -148,7 +148,7 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// Fails if a requested site was not reached.
-    pub fn finish(mut self, h: &Tensor) -> Result<Reached> {
+    pub fn finish(mut self, h: &Tensor) -> Result<PassOutput> {
         self.report(&Site::Residual(self.blocks()), h)?;
         if self.request.hidden {
             self.hidden = Some(h.shallow_clone());
@@ -160,7 +160,7 @@ impl<'a> Pass<'a> {
         let states = reached.map(|(t, site)| {
             t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`")))
         });
-        Ok(Reached { states: states.collect::<Result<_>>()?, hidden: self.hidden })
+        Ok(PassOutput { states: states.collect::<Result<_>>()?, hidden: self.hidden })
     }
 
     fn report(&mut self, site: &Site, h: &Tensor) -> Result<()> {
