@@ -24,7 +24,7 @@ pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
 /// A site whose state a pass returns.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct RequestedSite<'a> {
     /// Index of the site in the request.
     pub index: usize,
     /// The site.
@@ -60,7 +60,7 @@ pub struct BlockCx<'a> {
     /// The cache with the keys and values of earlier tokens, and the block's index in it.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
     /// The requested sites inside this block.
-    pub wanted: &'a [Wanted<'a>],
+    pub wanted: &'a [RequestedSite<'a>],
     /// The states recorded at these sites, each with the index of its site in the request.
     pub states: RefCell<Vec<(usize, Tensor)>>,
 }

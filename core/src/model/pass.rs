@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use tch::Tensor;
 
 use super::adapted::Adapted;
-use super::block::{Block, BlockCx, Intercept, Wanted};
+use super::block::{Block, BlockCx, Intercept, RequestedSite};
 use super::cache::Cache;
 use super::layer_kind::View;
 use super::stream::Stream;
@@ -44,9 +44,9 @@ pub struct PassOutput {
 pub struct Pass<'a> {
     request: Request<'a>,
     /// The requested sites inside each block that runs, by block.
-    within: Vec<Vec<Wanted<'a>>>,
+    within: Vec<Vec<RequestedSite<'a>>>,
     /// The requested sites on the residual stream, between blocks.
-    between: Vec<Wanted<'a>>,
+    between: Vec<RequestedSite<'a>>,
     found: Vec<Option<Tensor>>,
     hidden: Option<Tensor>,
     places: Option<PromptPlaces>,
@@ -67,7 +67,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Self> {
         let (mut within, mut between) = (vec![Vec::new(); blocks], Vec::new());
         for (index, site) in request.sites.iter().enumerate() {
-            let wanted = Wanted { index, site };
+            let wanted = RequestedSite { index, site };
             match (site.whole(), info.block(site)?) {
                 (Site::Input(_) | Site::Output(_), Some(block)) => within[block].push(wanted),
                 _ => between.push(wanted),
