@@ -24,7 +24,7 @@ impl std::fmt::Debug for Adapted {
 
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
-pub struct Changed {
+pub struct AdaptedPlace {
     /// The site of its input. For a block, the site of its output, which is the input of the
     /// adapter in a pass without the adapter.
     pub input: Site,
@@ -83,13 +83,13 @@ impl Adapted {
     }
 
     /// Everything that is adapted: modules and parts first, then blocks.
-    pub fn changed(&self) -> impl Iterator<Item = Changed> {
-        let modules = self.modules.iter().map(|(name, m)| Changed {
+    pub fn changed(&self) -> impl Iterator<Item = AdaptedPlace> {
+        let modules = self.modules.iter().map(|(name, m)| AdaptedPlace {
             input: Site::Input(name.clone()),
             output: Site::Output(name.clone()),
             parameters: m.parameters(),
         });
-        let blocks = self.blocks.iter().map(|(k, b)| Changed {
+        let blocks = self.blocks.iter().map(|(k, b)| AdaptedPlace {
             input: Site::Block(*k),
             output: Site::Block(*k),
             parameters: b.parameters(),
