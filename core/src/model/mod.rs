@@ -64,7 +64,7 @@ use crate::weights::ModelFiles;
 /// The original weights that merging an adapter replaced. [`Model::unmerge`] puts them back;
 /// dropping the value keeps the merge.
 #[derive(Debug)]
-pub struct Merged {
+pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
 }
 
@@ -235,7 +235,7 @@ impl Model {
     ///
     /// # Errors
     /// Fails if the adapter cannot be expressed as frozen weights; the model is then unchanged.
-    pub fn merge(&mut self, adapted: &Adapted) -> Result<Merged> {
+    pub fn merge(&mut self, adapted: &Adapted) -> Result<ReplacedWeights> {
         let _guard = tch::no_grad_guard();
         if adapted.changes_blocks() {
             return Err(Error::new(
@@ -252,11 +252,11 @@ impl Model {
             let original = linear.replace(frozen);
             Ok((name, original))
         });
-        Ok(Merged { originals: originals.collect::<Result<_>>()? })
+        Ok(ReplacedWeights { originals: originals.collect::<Result<_>>()? })
     }
 
     /// Removes a merged adapter: puts back the exact tensors that [`merge`](Self::merge) replaced.
-    pub fn unmerge(&mut self, merged: Merged) {
+    pub fn unmerge(&mut self, merged: ReplacedWeights) {
         for (name, frozen) in merged.originals {
             if let Some(linear) = self.linear(&name) {
                 linear.replace(frozen);
