@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use self::targets::Written;
+use self::targets::TargetFields;
 use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
 use crate::error::{Context, Error, Result};
@@ -276,7 +276,7 @@ pub fn write(
     let (given, targets) = (adapter, in_file(adapter.targets())?);
     let (adapter, adapted) =
         fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
-    let written = Written::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
+    let written = TargetFields::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
     let mut config: Map<String, Value> =
         serde_json::from_str(&adapter.peft_config()).map_err(|e| {
             Error::internal(format!(

@@ -12,12 +12,12 @@ use crate::error::Result;
 
 /// The values of `target_modules` and `layers_to_transform` in an `adapter_config.json`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct TargetFields {
     pub targets: Targets,
     pub layers: Option<Vec<usize>>,
 }
 
-impl Written {
+impl TargetFields {
     /// Returns the two fields that select what `adapted` changes in `model`. `targets` are the
     /// targets of `adapter`, with the model's names. They are kept if they select exactly the
     /// adapted modules both in PEFT and in this program; otherwise the full names of the modules
