@@ -415,7 +415,7 @@ fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
             .hidden
             .unwrap();
         let predicted =
-            Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
+            PredictedTokens { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
         let (logps, _) = model.logprobs(&hidden, &predicted, Detail::None).unwrap();
         for (field, logps) in
             ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0))

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// The tokens to score, and the rows of the stream whose states predict them.
 #[derive(Debug)]
-pub struct Predicted {
+pub struct PredictedTokens {
     /// Row of the stream that predicts each token, `[m]`, int64.
     pub rows: Tensor,
     /// The token ids, `[m]`, int64.
@@ -53,7 +53,7 @@ impl Model {
     pub fn logprobs(
         &self,
         hidden: &Tensor,
-        predicted: &Predicted,
+        predicted: &PredictedTokens,
         detail: Detail,
     ) -> Result<(Tensor, Option<TokenStats>)> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
@@ -122,7 +122,7 @@ impl Model {
         &self,
         hidden: &Tensor,
         reference: &Tensor,
-        predicted: &Predicted,
+        predicted: &PredictedTokens,
     ) -> Result<Tensor> {
         let (hidden, reference) = (
             hidden.f_index_select(0, &predicted.rows)?,
