@@ -57,7 +57,7 @@ pub struct Reference {
 /// Values that the reference computed for one batch, in addition to the kept ones. Those that the
 /// method does not need are empty.
 #[derive(Debug, Default)]
-pub struct Observed {
+pub struct ReferenceValues {
     /// States at the taps `[n w]`, if pooled states are not enough.
     pub states: Vec<Tensor>,
     /// States at the adapted modules `[n w]`.
@@ -87,13 +87,13 @@ impl Reference {
         needs: &Needs,
         taps: &Taps,
         modules: &[Site],
-    ) -> Result<Observed> {
+    ) -> Result<ReferenceValues> {
         let live =
             needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
         let keeps = needs.reference_logprobs || (needs.reference_states && !live);
         let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
         if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
-            return Ok(Observed::default());
+            return Ok(ReferenceValues::default());
         }
         let _guard = tch::no_grad_guard();
         let tap_sites: &[Site] = if needs.reference_states { &taps.sites } else { &[] };
@@ -127,7 +127,7 @@ impl Reference {
             _ => None,
         };
         let states = if live { reached.states } else { Vec::new() };
-        Ok(Observed {
+        Ok(ReferenceValues {
             states,
             at_modules,
             own_logprobs,
