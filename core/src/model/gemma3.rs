@@ -84,7 +84,7 @@ pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let config = &complete(config);
     let sizes = Sizes::read(config)?;
-    let usual = |theta, usual_theta| Spelling { theta, usual_theta, ..Spelling::USUAL };
+    let usual = |theta, default_theta| RopeFields { theta, default_theta, ..RopeFields::COMMON };
     let [full, sliding] = RopeParameters::by_layer_type(
         config,
         &usual("rope_theta", 1_000_000.0),

@@ -8,11 +8,11 @@
 use super::prelude::*;
 use super::settings;
 
-const SPELLING: Spelling = Spelling {
+const FIELDS: RopeFields = RopeFields {
     theta: "rotary_emb_base",
     partial: "rotary_pct",
-    usual_partial: 0.25,
-    ..Spelling::USUAL
+    default_partial: 0.25,
+    ..RopeFields::COMMON
 };
 
 #[derive(Deserialize)]
@@ -51,7 +51,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     }
     let kind = LayerKind {
         window: None,
-        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &SPELLING)?)?),
+        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &FIELDS)?)?),
     };
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;

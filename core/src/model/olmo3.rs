@@ -26,8 +26,8 @@ fn tokens() -> Option<i64> {
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     // If `rope_theta` is next to `rope_scaling`, transformers applies it to `full_attention` only,
     // and uses the default for `sliding_attention`.
-    const FULL: Spelling = Spelling { usual_theta: 500_000.0, ..Spelling::USUAL };
-    const SLIDING: Spelling = Spelling { theta: "", ..FULL };
+    const FULL: RopeFields = RopeFields { default_theta: 500_000.0, ..RopeFields::COMMON };
+    const SLIDING: RopeFields = RopeFields { theta: "", ..FULL };
     let sizes = Sizes::read(config)?;
     let [full, sliding] = RopeParameters::by_layer_type(config, &FULL, &SLIDING)?;
     let Config { sliding_window, layer_types } = settings::read(config)?;

@@ -26,7 +26,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }),
     );
     let sizes = Sizes::read(config)?;
-    let rope = RopeParameters::partial(config, &Spelling::USUAL)?;
+    let rope = RopeParameters::partial(config, &RopeFields::COMMON)?;
     // The first releases use other names for LongRoPE.
     let rope =
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };

@@ -12,7 +12,7 @@ pub use super::layer_kind::LayerKind;
 pub use super::linear::Linear;
 pub use super::mlp::{Inward, Mlp};
 pub use super::norm::Norm;
-pub use super::rope::{Rope, RopeParameters, Spelling};
+pub use super::rope::{Rope, RopeFields, RopeParameters};
 pub use super::self_attention::{Projections, QkNorm, SelfAttention};
 pub use super::settings::{LayerType, Sizes, silu, yes};
 pub use super::vocabulary::Vocabulary;

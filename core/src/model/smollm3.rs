@@ -37,9 +37,11 @@ fn fourth() -> usize {
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes =
         Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;
-    let rope =
-        RopeParameters::partial(config, &Spelling { usual_theta: 2_000_000.0, ..Spelling::USUAL })?
-            .must_be_whole()?;
+    let rope = RopeParameters::partial(
+        config,
+        &RopeFields { default_theta: 2_000_000.0, ..RopeFields::COMMON },
+    )?
+    .must_be_whole()?;
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     let (count, interval) = (sizes.num_hidden_layers, config.no_rope_layer_interval);

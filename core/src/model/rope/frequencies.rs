@@ -234,11 +234,11 @@ fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::Spelling;
+    use super::super::RopeFields;
     use super::*;
 
     fn made(head_dim: i64, config: Value) -> Result<(Frequencies, f64)> {
-        of(head_dim, &RopeParameters::partial(&config, &Spelling::USUAL)?)
+        of(head_dim, &RopeParameters::partial(&config, &RopeFields::COMMON)?)
     }
 
     /// The expected values were computed with transformers 5.23's `_compute_*_parameters` on

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 use frequencies::Frequencies;
-pub use parameters::{RopeParameters, Spelling};
+pub use parameters::{RopeFields, RopeParameters};
 
 /// The rotary positions of one kind of layer.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ mod tests {
     use crate::model::stream::StreamBuilder;
 
     fn rope(config: &Value) -> Rope {
-        Rope::new(8, &RopeParameters::partial(config, &Spelling::USUAL).unwrap()).unwrap()
+        Rope::new(8, &RopeParameters::partial(config, &RopeFields::COMMON).unwrap()).unwrap()
     }
 
     /// Rotates x `[1 1 8]` to position `p`.

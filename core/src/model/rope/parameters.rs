@@ -43,24 +43,24 @@ pub struct RopeParameters {
 /// The names of fields in older configurations that newer ones keep in `rope_parameters`, and the
 /// defaults if neither has them.
 #[derive(Debug)]
-pub struct Spelling {
+pub struct RopeFields {
     /// Name of the field for the base of the frequencies.
     pub theta: &'static str,
     /// The base if the configuration has none.
-    pub usual_theta: f64,
+    pub default_theta: f64,
     /// Name of the field for the fraction of each head that is rotated.
     pub partial: &'static str,
     /// That fraction if the configuration has none.
-    pub usual_partial: f64,
+    pub default_partial: f64,
 }
 
-impl Spelling {
+impl RopeFields {
     /// The names and defaults of most models.
-    pub const USUAL: Self = Self {
+    pub const COMMON: Self = Self {
         theta: "rope_theta",
-        usual_theta: 10_000.0,
+        default_theta: 10_000.0,
         partial: "partial_rotary_factor",
-        usual_partial: 1.0,
+        default_partial: 1.0,
     };
 }
 
@@ -71,19 +71,19 @@ impl RopeParameters {
     /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be
     /// rotated.
     pub fn whole(config: &Value) -> Result<Self> {
-        Self::partial(config, &Spelling::USUAL)?.must_be_whole()
+        Self::partial(config, &RopeFields::COMMON)?.must_be_whole()
     }
 
     /// Reads the parameters for an architecture that may rotate only a part of each head.
     ///
     /// # Errors
     /// Fails if a field is unknown or has the wrong type.
-    pub fn partial(config: &Value, spelling: &Spelling) -> Result<Self> {
+    pub fn partial(config: &Value, fields: &RopeFields) -> Result<Self> {
         let field = ["rope_scaling", "rope_parameters"]
             .into_iter()
             .find(|field| config.get(*field).is_some_and(is_set))
             .unwrap_or("rope_parameters");
-        Self::at(config.get(field), field, config, spelling)
+        Self::at(config.get(field), field, config, fields)
     }
 
     /// Reads the parameters from `written`, the object at the path `place` of the configuration,
@@ -95,17 +95,16 @@ impl RopeParameters {
         written: Option<&Value>,
         place: &str,
         config: &Value,
-        spelling: &Spelling,
+        fields: &RopeFields,
     ) -> Result<Self> {
         let nothing = Value::Object(Map::new());
         let mut p: Self =
             settings::read_at(place, written.filter(|w| is_set(w)).unwrap_or(&nothing))?;
         let beside = |field: &str| settings::number(config, field);
         p.rope_type = p.rope_type.or(p.old_type.take());
-        p.rope_theta =
-            Some(p.rope_theta.or(beside(spelling.theta)?).unwrap_or(spelling.usual_theta));
+        p.rope_theta = Some(p.rope_theta.or(beside(fields.theta)?).unwrap_or(fields.default_theta));
         p.partial_rotary_factor = Some(
-            p.partial_rotary_factor.or(beside(spelling.partial)?).unwrap_or(spelling.usual_partial),
+            p.partial_rotary_factor.or(beside(fields.partial)?).unwrap_or(fields.default_partial),
         );
         p.max_position_embeddings = beside("max_position_embeddings")?;
         // Phi-3's configurations have this field outside of the object, and that value takes
@@ -123,7 +122,11 @@ impl RopeParameters {
     /// # Errors
     /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be
     /// rotated.
-    pub fn by_layer_type(config: &Value, full: &Spelling, sliding: &Spelling) -> Result<[Self; 2]> {
+    pub fn by_layer_type(
+        config: &Value,
+        full: &RopeFields,
+        sliding: &RopeFields,
+    ) -> Result<[Self; 2]> {
         const TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
         let nested = config.get("rope_parameters").filter(|p| !p.is_null());
         if let Some(stray) = nested
@@ -179,7 +182,7 @@ impl RopeParameters {
 
     /// Base θ of the frequencies.
     pub(super) fn theta(&self) -> f64 {
-        self.rope_theta.unwrap_or(Spelling::USUAL.usual_theta)
+        self.rope_theta.unwrap_or(RopeFields::COMMON.default_theta)
     }
 
     /// Fraction of each head that is rotated.
@@ -200,7 +203,7 @@ mod tests {
     use super::*;
 
     fn of(config: Value) -> RopeParameters {
-        RopeParameters::partial(&config, &Spelling::USUAL).unwrap()
+        RopeParameters::partial(&config, &RopeFields::COMMON).unwrap()
     }
 
     #[test]
