@@ -17,9 +17,8 @@ const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "llama3", "lon
 pub enum Frequencies {
     /// The same for all lengths.
     Fixed(Vec<f32>),
-    /// The base grows with the length of the sequence once it exceeds the context of `made_for`
-    /// tokens.
-    Dynamic { theta: f64, turned: i64, factor: f64, made_for: f64 },
+    /// The base grows with the length of the sequence once it exceeds `context` tokens.
+    Dynamic { theta: f64, rotary_dims: i64, factor: f64, context: f64 },
     /// `short` for sequences of up to `limit` tokens, and `long` for longer ones.
     ByLength { limit: f64, short: Vec<f32>, long: Vec<f32> },
 }
@@ -29,7 +28,7 @@ impl Frequencies {
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
-            Self::Dynamic { made_for, .. } if tokens as f64 <= *made_for => 0,
+            Self::Dynamic { context, .. } if tokens as f64 <= *context => 0,
             Self::Dynamic { .. } => tokens,
             Self::ByLength { limit, .. } if tokens as f64 <= *limit => 0,
             Self::ByLength { limit, .. } => *limit as usize + 1,
@@ -42,10 +41,10 @@ impl Frequencies {
         match self {
             Self::Fixed(frequencies) => Cow::Borrowed(frequencies),
             // NTK-aware: θ·(s·l/L − (s − 1))^(r/(r−2)) at l > L tokens (bloc97 and emozilla 2023).
-            Self::Dynamic { theta, turned, factor, made_for } => {
-                let growth = factor * tokens.max(*made_for) / made_for - (factor - 1.0);
-                let r = *turned as f64;
-                Cow::Owned(plain(theta * growth.powf(r / (r - 2.0)), *turned))
+            Self::Dynamic { theta, rotary_dims, factor, context } => {
+                let growth = factor * tokens.max(*context) / context - (factor - 1.0);
+                let r = *rotary_dims as f64;
+                Cow::Owned(plain(theta * growth.powf(r / (r - 2.0)), *rotary_dims))
             }
             Self::ByLength { limit, short, long } => {
                 Cow::Borrowed(if tokens > *limit { long } else { short })
@@ -64,15 +63,15 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     if !(theta > 0.0 && theta.is_finite()) {
         return Err(wrong(format!("sets `rope_theta` to {theta}, which must be greater than 0")));
     }
-    let turned = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
-    if !(1..=head_dim).contains(&turned) {
+    let rotary_dims = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
+    if !(1..=head_dim).contains(&rotary_dims) {
         return Err(wrong(format!(
-            "rotates {turned} dimensions of each head, which must be from 1 to {head_dim}"
+            "rotates {rotary_dims} dimensions of each head, which must be from 1 to {head_dim}"
         )));
     }
-    if turned == head_dim && turned % 2 != 0 {
+    if rotary_dims == head_dim && rotary_dims % 2 != 0 {
         return Err(wrong(format!(
-            "rotates all {turned} dimensions of each head, which must be an even number"
+            "rotates all {rotary_dims} dimensions of each head, which must be an even number"
         )));
     }
     let need = |value: Option<f64>, field: &str| match value {
@@ -88,31 +87,34 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         None => Ok(need(p.max_position_embeddings, "max_position_embeddings")? / original()?),
     };
     Ok(match kind {
-        "default" => (Frequencies::Fixed(plain(theta, turned)), 1.0),
+        "default" => (Frequencies::Fixed(plain(theta, rotary_dims)), 1.0),
         "linear" => {
             let factor = factor()? as f32;
             (
-                Frequencies::Fixed(plain(theta, turned).into_iter().map(|f| f / factor).collect()),
+                Frequencies::Fixed(
+                    plain(theta, rotary_dims).into_iter().map(|f| f / factor).collect(),
+                ),
                 1.0,
             )
         }
         "dynamic" => {
-            if turned < 4 {
+            if rotary_dims < 4 {
                 return Err(wrong(format!(
-                    "rotates {turned} dimensions of each head, but the rope type `dynamic` needs 4 \
-                        or more"
+                    "rotates {rotary_dims} dimensions of each head, but the rope type `dynamic` needs \
+                        4 or more"
                 )));
             }
-            let made_for = need(p.max_position_embeddings, "max_position_embeddings")?;
-            (Frequencies::Dynamic { theta, turned, factor: factor()?, made_for }, 1.0)
+            let context = need(p.max_position_embeddings, "max_position_embeddings")?;
+            (Frequencies::Dynamic { theta, rotary_dims, factor: factor()?, context }, 1.0)
         }
-        "llama3" => {
-            (Frequencies::Fixed(llama3(theta, turned, p, [factor()?, original()?], need)?), 1.0)
-        }
+        "llama3" => (
+            Frequencies::Fixed(llama3(theta, rotary_dims, p, [factor()?, original()?], need)?),
+            1.0,
+        ),
         "yarn" => {
             let (factor, original) = (stretch()?, original()?);
             (
-                Frequencies::Fixed(yarn(theta, turned, p, factor, original)),
+                Frequencies::Fixed(yarn(theta, rotary_dims, p, factor, original)),
                 p.attention_factor.unwrap_or_else(|| yarn_attention(p, factor)),
             )
         }
@@ -125,7 +127,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
                 let factors = factors.as_ref().ok_or_else(|| {
                     wrong(format!("does not set `{field}`, which the rope type `{kind}` needs"))
                 })?;
-                let pairs = plain(theta, turned).len();
+                let pairs = plain(theta, rotary_dims).len();
                 if factors.len() != pairs {
                     return Err(wrong(format!(
                         "has {} numbers in `{field}`, but heads have {pairs} rotated pairs",
@@ -137,7 +139,7 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
                         "has {bad} in `{field}`, where every number must be greater than 0"
                     )));
                 }
-                Ok(powers(theta, turned)
+                Ok(powers(theta, rotary_dims)
                     .zip(factors)
                     .map(|(power, f)| 1.0 / (*f as f32 * power))
                     .collect())
@@ -156,20 +158,21 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
 }
 
 /// θ^(2i/r) for each pair i of r rotated dimensions.
-fn powers(theta: f64, turned: i64) -> impl Iterator<Item = f32> {
-    (0..(turned + 1) / 2).map(move |i| (theta as f32).powf((2 * i) as f32 / turned as f32))
+fn powers(theta: f64, rotary_dims: i64) -> impl Iterator<Item = f32> {
+    (0..(rotary_dims + 1) / 2)
+        .map(move |i| (theta as f32).powf((2 * i) as f32 / rotary_dims as f32))
 }
 
 /// θ^(−2i/r), the frequencies without scaling.
-fn plain(theta: f64, turned: i64) -> Vec<f32> {
-    powers(theta, turned).map(|power| 1.0 / power).collect()
+fn plain(theta: f64, rotary_dims: i64) -> Vec<f32> {
+    powers(theta, rotary_dims).map(|power| 1.0 / power).collect()
 }
 
 /// The frequencies of Llama 3.1. Low frequencies are divided by the factor, high ones are kept, and
 /// those in between are blended.
 fn llama3(
     theta: f64,
-    turned: i64,
+    rotary_dims: i64,
     p: &RopeParameters,
     [factor, context]: [f64; 2],
     need: impl Fn(Option<f64>, &str) -> Result<f64>,
@@ -190,19 +193,19 @@ fn llama3(
             (1.0 - smooth) * f / factor + smooth * f
         }
     };
-    Ok(plain(theta, turned).into_iter().map(scaled).collect())
+    Ok(plain(theta, rotary_dims).into_iter().map(scaled).collect())
 }
 
 /// The frequencies of YaRN (Peng et al. 2023 §3.2). Pairs that make many turns within the original
 /// context keep their frequency, those that make less than one turn are divided by the factor, and
 /// a linear ramp blends those in between.
-fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
-    let last = turned as f64 - 1.0;
+fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
+    let last = rotary_dims as f64 - 1.0;
     // The index of the pair that makes this number of turns within the original context. As in
     // transformers, 0 means that the field is not set.
     let pair = |turns: Option<f64>, usual: f64| {
         let turns = turns.filter(|t| *t != 0.0).unwrap_or(usual);
-        turned as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+        rotary_dims as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
     };
     let (mut low, mut high) = (pair(p.beta_fast, 32.0), pair(p.beta_slow, 1.0));
     if p.truncate.unwrap_or(true) {
@@ -217,7 +220,7 @@ fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64)
         let slowed = ((i as f32 - low) / width).clamp(0.0, 1.0);
         1.0 / (factor * power) * slowed + 1.0 / power * (1.0 - slowed)
     };
-    powers(theta, turned).enumerate().map(blend).collect()
+    powers(theta, rotary_dims).enumerate().map(blend).collect()
 }
 
 /// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). It is the ratio of two such factors if both

@@ -131,19 +131,20 @@ impl Tables {
     /// # Errors
     /// Fails if shapes do not match, or if memory runs out.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (turned, d) = (self.cos.size()[2], x.size()[2]);
-        if turned == d {
+        let (rotary_dims, d) = (self.cos.size()[2], x.size()[2]);
+        if rotary_dims == d {
             return self.rotate_all(x);
         }
-        let (turning, rest) = (x.f_narrow(2, 0, turned)?, x.f_narrow(2, turned, d - turned)?);
-        Ok(Tensor::f_cat(&[self.rotate_all(&turning)?, rest], -1)?)
+        let (rotated, rest) =
+            (x.f_narrow(2, 0, rotary_dims)?, x.f_narrow(2, rotary_dims, d - rotary_dims)?);
+        Ok(Tensor::f_cat(&[self.rotate_all(&rotated)?, rest], -1)?)
     }
 
     fn rotate_all(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.size()[2] / 2;
-        let turned =
+        let swapped =
             Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
-        Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
+        Ok(x.f_mul(&self.cos)?.f_add(&swapped.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
     }
 }
 
@@ -185,9 +186,9 @@ mod tests {
     #[test]
     fn a_partial_rotation_does_not_change_the_end_of_each_head() {
         let (rope, [a, _]) = (rope(&json!({ "partial_rotary_factor": 0.5 })), two());
-        let turned = at(&rope, 5, &a);
-        assert!(turned.narrow(2, 4, 4).equal(&a.narrow(2, 4, 4)));
-        assert!((turned.narrow(2, 0, 4) - a.narrow(2, 0, 4)).abs().max().double_value(&[]) > 0.1);
+        let rotated = at(&rope, 5, &a);
+        assert!(rotated.narrow(2, 4, 4).equal(&a.narrow(2, 4, 4)));
+        assert!((rotated.narrow(2, 0, 4) - a.narrow(2, 0, 4)).abs().max().double_value(&[]) > 0.1);
     }
 
     #[test]
