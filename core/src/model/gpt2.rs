@@ -91,8 +91,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             },
             ln_2: at.layer_norm("ln_2", hidden, eps)?,
             mlp: Mlp {
-                inward: Inward::Plain(mlp.conv1d("c_fc", hidden, inner)?),
-                outward: mlp.conv1d("c_proj", inner, hidden)?,
+                input: InputProjection::Plain(mlp.conv1d("c_fc", hidden, inner)?),
+                output: mlp.conv1d("c_proj", inner, hidden)?,
                 activation,
             },
         };

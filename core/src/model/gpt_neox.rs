@@ -89,8 +89,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             ),
             post_attention_layernorm: at.layer_norm("post_attention_layernorm", hidden, eps)?,
             mlp: Mlp {
-                inward: Inward::Plain(mlp.linear("dense_h_to_4h", hidden, inner, true)?),
-                outward: mlp.linear("dense_4h_to_h", inner, hidden, true)?,
+                input: InputProjection::Plain(mlp.linear("dense_h_to_4h", hidden, inner, true)?),
+                output: mlp.linear("dense_4h_to_h", inner, hidden, true)?,
                 activation,
             },
             parallel: config.use_parallel_residual,

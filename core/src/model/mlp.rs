@@ -12,16 +12,16 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct Mlp {
     /// The projection or projections to the inner width.
-    pub inward: Inward,
+    pub input: InputProjection,
     /// The projection back to the residual stream.
-    pub outward: Linear,
+    pub output: Linear,
     /// The activation between them.
     pub activation: Activation,
 }
 
 /// The projections to the inner width.
 #[derive(Debug)]
-pub enum Inward {
+pub enum InputProjection {
     /// act(up(x)) (Vaswani et al. 2017 §3.3).
     Plain(Linear),
     /// act(gate(x)) ⊙ up(x) (Shazeer 2020, GLU variants).
@@ -47,11 +47,11 @@ impl Mlp {
         bias: bool,
         activation: Activation,
     ) -> Result<Self> {
-        let inward = Inward::Gated {
+        let input = InputProjection::Gated {
             gate: weights.linear("gate_proj", hidden, inner, bias)?,
             up: weights.linear("up_proj", hidden, inner, bias)?,
         };
-        Ok(Self { inward, outward: weights.linear("down_proj", inner, hidden, bias)?, activation })
+        Ok(Self { input, output: weights.linear("down_proj", inner, hidden, bias)?, activation })
     }
 
     /// Applies the MLP to x `[n hidden]`. Returns `[n hidden]`.
@@ -59,26 +59,26 @@ impl Mlp {
     /// # Errors
     /// Fails if an adapter does, or if memory runs out.
     pub fn forward(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let inner = match &self.inward {
-            Inward::Plain(up) => self.activation.forward(&cx.linear(up, x)?)?,
-            Inward::Gated { gate, up } => {
+        let inner = match &self.input {
+            InputProjection::Plain(up) => self.activation.forward(&cx.linear(up, x)?)?,
+            InputProjection::Gated { gate, up } => {
                 let gate = self.activation.forward(&cx.linear(gate, x)?)?;
                 gate.f_mul(&cx.linear(up, x)?)?
             }
-            Inward::FusedGated(gate_up) => {
+            InputProjection::FusedGated(gate_up) => {
                 let [gate, up] = gate_up.split(&cx.linear(gate_up, x)?)?;
                 self.activation.forward(&gate)?.f_mul(&up)?.f_flatten(1, 2)?
             }
         };
-        cx.linear(&self.outward, &inner)
+        cx.linear(&self.output, &inner)
     }
 
     /// Calls `visit` with each linear module, in the order in which they run.
     pub fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {
-        match &self.inward {
-            Inward::Plain(one) | Inward::FusedGated(one) => visit(one),
-            Inward::Gated { gate, up } => [gate, up].into_iter().for_each(&mut *visit),
+        match &self.input {
+            InputProjection::Plain(one) | InputProjection::FusedGated(one) => visit(one),
+            InputProjection::Gated { gate, up } => [gate, up].into_iter().for_each(&mut *visit),
         }
-        visit(&self.outward);
+        visit(&self.output);
     }
 }

@@ -56,8 +56,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             0,
             self_attn,
             Mlp {
-                inward: Inward::FusedGated(gate_up),
-                outward: mlp.linear("down_proj", inner, hidden, false)?,
+                input: InputProjection::FusedGated(gate_up),
+                output: mlp.linear("down_proj", inner, hidden, false)?,
                 activation,
             },
         ))

@@ -10,7 +10,7 @@ pub use super::block::{Block, BlockCx};
 pub use super::decoder::Decoder;
 pub use super::layer_kind::LayerKind;
 pub use super::linear::Linear;
-pub use super::mlp::{Inward, Mlp};
+pub use super::mlp::{InputProjection, Mlp};
 pub use super::norm::Norm;
 pub use super::rope::{Rope, RopeFields, RopeParameters};
 pub use super::self_attention::{Projections, QkNorm, SelfAttention};

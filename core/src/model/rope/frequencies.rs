@@ -100,8 +100,8 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         "dynamic" => {
             if rotary_dims < 4 {
                 return Err(wrong(format!(
-                    "rotates {rotary_dims} dimensions of each head, but the rope type `dynamic` needs \
-                        4 or more"
+                    "rotates {rotary_dims} dimensions of each head, but the rope type `dynamic` \
+                        needs 4 or more"
                 )));
             }
             let context = need(p.max_position_embeddings, "max_position_embeddings")?;
