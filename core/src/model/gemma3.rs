@@ -124,7 +124,7 @@ fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> R
             attention.one_plus_rms_norm("k_norm", d, eps)?,
         ];
         let self_attn = SelfAttention {
-            qk_norm: QkNorm::OfHeads(norms),
+            qk_norm: QkNorm::PerHead(norms),
             scores: Scores { cap: score_cap, ..Scores::scaled_by(scale) },
             ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])?
         };

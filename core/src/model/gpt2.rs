@@ -79,7 +79,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         let scale = if config.scale_attn_weights { sizes.scale() } else { 1.0 };
         let scale =
             if config.scale_attn_by_inverse_layer_idx { scale / (i + 1) as f64 } else { scale };
-        let qkv = Projections::in_turn(attn.conv1d("c_attn", hidden, 3 * hidden)?, &sizes);
+        let qkv = Projections::fused_by_kind(attn.conv1d("c_attn", hidden, 3 * hidden)?, &sizes);
         let block = Gpt2Block {
             ln_1: at.layer_norm("ln_1", hidden, eps)?,
             attn: SelfAttention {

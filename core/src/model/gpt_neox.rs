@@ -76,7 +76,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         // Old checkpoints contain these masks.
         attention.forget("bias");
         attention.forget("masked_bias");
-        let qkv = Projections::by_head(
+        let qkv = Projections::fused_by_head(
             attention.linear("query_key_value", hidden, 3 * hidden, bias)?,
             &sizes,
         );

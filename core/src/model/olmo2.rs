@@ -63,7 +63,7 @@ pub fn fill(
         let k_norm = attention.rms_norm_rounded_once("k_norm", sizes.kv_width(), eps)?;
         let block = Olmo2Block {
             self_attn: SelfAttention {
-                qk_norm: QkNorm::OfAll([q_norm, k_norm]),
+                qk_norm: QkNorm::AllHeads([q_norm, k_norm]),
                 ..SelfAttention::separate(&attention, sizes, [config.attention_bias; 2])?
             },
             post_attention_layernorm: at.rms_norm_rounded_once(

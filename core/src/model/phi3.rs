@@ -40,7 +40,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![kind], |at, _| {
         let (attention, mlp, hidden, inner) =
             (at.at("self_attn"), at.at("mlp"), sizes.hidden_size, sizes.intermediate_size);
-        let qkv = Projections::in_turn(
+        let qkv = Projections::fused_by_kind(
             attention.linear("qkv_proj", hidden, sizes.q_width() + 2 * sizes.kv_width(), false)?,
             &sizes,
         );

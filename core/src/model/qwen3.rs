@@ -35,7 +35,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             attention.rms_norm("k_norm", d, frame.eps())?,
         ];
         let self_attn = SelfAttention {
-            qk_norm: QkNorm::OfHeads(norms),
+            qk_norm: QkNorm::PerHead(norms),
             ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])?
         };
         let mlp = Mlp::gated(

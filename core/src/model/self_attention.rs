@@ -43,9 +43,9 @@ pub enum QkNorm {
     /// No norms.
     Off,
     /// A norm over each head separately, one for queries and one for keys.
-    OfHeads([Norm; 2]),
+    PerHead([Norm; 2]),
     /// A norm over all heads together, one for queries and one for keys.
-    OfAll([Norm; 2]),
+    AllHeads([Norm; 2]),
 }
 
 impl SelfAttention {
@@ -116,8 +116,8 @@ impl SelfAttention {
         };
         match &self.qk_norm {
             QkNorm::Off => Ok([q, k, v]),
-            QkNorm::OfHeads([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
-            QkNorm::OfAll([of_q, of_k]) => Ok([of_all(of_q, q)?, of_all(of_k, k)?, v]),
+            QkNorm::PerHead([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
+            QkNorm::AllHeads([of_q, of_k]) => Ok([of_all(of_q, q)?, of_all(of_k, k)?, v]),
         }
     }
 
@@ -133,7 +133,7 @@ impl SelfAttention {
 
 impl Projections {
     /// Marks `module` as fused. Its rows are all queries, then all keys, then all values.
-    pub fn in_turn(module: Linear, sizes: &Sizes) -> Self {
+    pub fn fused_by_kind(module: Linear, sizes: &Sizes) -> Self {
         Self::Fused(module.fused(
             1,
             &[
@@ -146,7 +146,7 @@ impl Projections {
 
     /// Marks `module` as fused. Its rows are the query, key and value of the first head, then those
     /// of the second head, and so on.
-    pub fn by_head(module: Linear, sizes: &Sizes) -> Self {
+    pub fn fused_by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(
             module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]),
