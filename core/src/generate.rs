@@ -217,7 +217,7 @@ pub fn generate(
             cache.replace(Cache::default());
         }
         let past = cache.borrow().tokens();
-        let mut builder = StreamBuilder::behind(past);
+        let mut builder = StreamBuilder::continuing(past);
         if past > 0 {
             builder.push(&next, None)?;
         } else {

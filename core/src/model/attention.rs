@@ -129,7 +129,7 @@ pub struct Attention {
 enum Call {
     /// All queries of the stream, which has a cache, over the cached keys and their own. The mask
     /// is only `None` for a single query that attends to all keys.
-    Behind { mask: Option<Tensor> },
+    Cached { mask: Option<Tensor> },
     /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
     /// before them in the sequence, as (start, length).
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
@@ -163,7 +163,7 @@ impl Attention {
         let windowed = window.is_some();
         let window = window.map_or(longest, |w| usize::try_from(w).unwrap_or(0).clamp(1, longest));
         let calls = match options.strategy {
-            _ if layout.past() > 0 => vec![Self::behind(layout, window, device)?],
+            _ if layout.past() > 0 => vec![Self::cached(layout, window, device)?],
             Strategy::Segments => Self::segments(layout, window, device)?,
             Strategy::Trees => Self::trees(layout, window, device)?,
             Strategy::Padded => Self::padded(layout, window, device)?,
@@ -171,15 +171,15 @@ impl Attention {
         Ok(Self { calls, options, windowed, tokens: layout.tokens() as i64 })
     }
 
-    fn behind(layout: &Layout, window: usize, device: Device) -> Result<Call> {
+    fn cached(layout: &Layout, window: usize, device: Device) -> Result<Call> {
         let (n, past) = (layout.tokens() as i64, layout.past() as i64);
         if n == 1 && past < window as i64 {
-            return Ok(Call::Behind { mask: None });
+            return Ok(Call::Cached { mask: None });
         }
         let sees = Tensor::f_ones([n, past + n], (Kind::Bool, device))?
             .f_tril(past)?
             .f_triu(past - window as i64 + 1)?;
-        Ok(Call::Behind { mask: Some(sees) })
+        Ok(Call::Cached { mask: Some(sees) })
     }
 
     fn segments(layout: &Layout, window: usize, device: Device) -> Result<Vec<Call>> {
@@ -363,7 +363,7 @@ impl Attention {
             };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
-        if let [Call::Behind { mask: None }] = &self.calls[..] {
+        if let [Call::Cached { mask: None }] = &self.calls[..] {
             // The heads that share a key head are passed as several queries of that head, so that
             // no key is repeated, however long the cache is.
             let q = q.f_reshape([1, heads / group, group, d])?;
@@ -377,7 +377,7 @@ impl Attention {
             .f_reshape([1, heads * d])?);
         }
         let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
-        if let [Call::Behind { mask }] = &self.calls[..] {
+        if let [Call::Cached { mask }] = &self.calls[..] {
             let out =
                 kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, mask.as_ref(), false)?;
             return Ok(out
@@ -651,7 +651,7 @@ mod tests {
                 .into_iter()
                 .flat_map(|kernel| [(kernel, 1), (kernel, 4)])
             {
-                let mut b = StreamBuilder::behind(n - new);
+                let mut b = StreamBuilder::continuing(n - new);
                 b.push(&vec![0; new], None).unwrap();
                 let layout = b.finish(Device::Cpu).unwrap().layout;
                 let options =

@@ -209,7 +209,7 @@ mod tests {
             let cache = RefCell::new(Cache::default());
             let mut states = Vec::new();
             for ids in [&[3, 1, 4][..], &[1, 5], &[9]] {
-                let mut builder = StreamBuilder::behind(cache.borrow().tokens());
+                let mut builder = StreamBuilder::continuing(cache.borrow().tokens());
                 builder.push(ids, None).unwrap();
                 let stream = builder.finish(Device::Cpu).unwrap();
                 let request = Request {

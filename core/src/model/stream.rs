@@ -134,7 +134,7 @@ pub struct StreamBuilder {
 impl StreamBuilder {
     /// Starts a stream of a single segment that continues `past` tokens whose keys and values are
     /// cached.
-    pub fn behind(past: usize) -> Self {
+    pub fn continuing(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
 
@@ -249,13 +249,13 @@ impl Stream {
     /// Fails if prompts of different lengths share a segment, or if memory runs out.
     pub fn prompt_places(&self) -> Result<PromptPlaces> {
         let segments = self.layout.segments();
-        let mut behind: Vec<Option<usize>> = vec![None; segments.len()];
+        let mut tokens_after: Vec<Option<usize>> = vec![None; segments.len()];
         // In reverse order, because descendants come after their ancestors.
         for (i, segment) in segments.iter().enumerate().rev().filter(|(_, segment)| segment.prompt)
         {
-            let tokens = *behind[i].get_or_insert(0) + segment.len;
+            let tokens = *tokens_after[i].get_or_insert(0) + segment.len;
             let Some(parent) = segment.continues else { continue };
-            if *behind[parent].get_or_insert(tokens) != tokens {
+            if *tokens_after[parent].get_or_insert(tokens) != tokens {
                 return Err(Error::internal(
                     "prompts of different lengths share a segment, so its places from the end are \
                         ambiguous",
@@ -266,7 +266,7 @@ impl Stream {
         for (i, segment) in segments.iter().enumerate() {
             if segment.prompt {
                 let (first, len) = (self.layout.offset(i) as i64, segment.len as i64);
-                let last = behind[i].unwrap_or(0) as i64;
+                let last = tokens_after[i].unwrap_or(0) as i64;
                 from_start.extend(first..first + len);
                 from_end.extend((last..last + len).rev());
             } else {

@@ -261,7 +261,7 @@ fn computed(
 fn layout(shape: Shape, device: Device) -> Result<Layout> {
     let mut builder = match shape {
         Shape::Segments(..) => StreamBuilder::default(),
-        Shape::Behind { past, .. } => StreamBuilder::behind(past),
+        Shape::Behind { past, .. } => StreamBuilder::continuing(past),
     };
     match shape {
         Shape::Segments(_, segments) => {
