@@ -25,10 +25,10 @@ impl std::fmt::Debug for Adapted {
 /// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
 pub struct AdaptedPlace {
-    /// The site of its input. For a block, the site of its output, which is the input of the
-    /// adapter in a pass without the adapter.
+    /// The site of the adapter's input, in a pass without the adapter. An adapter of a block
+    /// receives the output of the block.
     pub input: Site,
-    /// The site of its output.
+    /// The site of the adapter's output.
     pub output: Site,
     /// The adapter's parameters there.
     pub parameters: Vec<Parameter>,

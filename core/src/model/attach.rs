@@ -164,7 +164,7 @@ impl Adapted {
     /// if the method does not support the conversion.
     ///
     /// # Errors
-    /// Fails if the adapter does.
+    /// Fails if the adapter's `fuse` fails.
     pub fn fused(
         &self,
         adapter: &dyn Adapter,

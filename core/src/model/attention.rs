@@ -80,7 +80,7 @@ pub struct AttentionOptions {
 
 /// The kernels that libtorch may use for scaled dot product attention on a CUDA device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CardKernels {
+pub struct CudaKernels {
     /// FlashAttention, which does not support masks.
     pub flash: bool,
     /// xFormers' memory-efficient attention.
@@ -91,7 +91,7 @@ pub struct CardKernels {
     pub math: bool,
 }
 
-impl CardKernels {
+impl CudaKernels {
     /// The kernels that may be used on `device`; `None` if it is not a CUDA device.
     ///
     /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
@@ -335,7 +335,7 @@ impl Attention {
         let group = heads / k.size()[1];
         // The kernel that is chosen for the forward pass is also used in the backward pass.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
-        if let Some(CardKernels { flash, memory_efficient, cudnn, math }) = CardKernels::allowed(
+        if let Some(CudaKernels { flash, memory_efficient, cudnn, math }) = CudaKernels::allowed(
             self.options.deterministic,
             self.windowed,
             differentiated,
@@ -561,11 +561,11 @@ mod tests {
             choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g)))
         }) {
             assert_eq!(
-                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu),
+                CudaKernels::allowed(deterministic, windowed, differentiated, Device::Cpu),
                 None
             );
             let kernels =
-                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0))
+                CudaKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0))
                     .unwrap();
             assert!(
                 !(kernels.memory_efficient && windowed && differentiated),

@@ -40,7 +40,7 @@ pub trait Block: std::fmt::Debug + Send {
     /// Computes the residual stream `[n hidden]` after the block from `h`, the one before it.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor>;
 
     /// Calls `visit` with each linear module, in the order in which they run.
@@ -70,7 +70,7 @@ impl BlockCx<'_> {
     /// out]`.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         let frozen = linear.frozen();
         let adapts = |place: &Place| self.adapted.is_some_and(|a| a.get(&place.name).is_some());

@@ -26,7 +26,7 @@ impl Sizes {
     /// Builds all blocks by calling `layer` with each index, in order.
     ///
     /// # Errors
-    /// Fails if `layer` does.
+    /// Fails if `layer` fails.
     pub fn layers(&self, layer: impl FnMut(usize) -> Result<Layer>) -> Result<Vec<Layer>> {
         (0..self.num_hidden_layers).map(layer).collect()
     }
@@ -82,7 +82,7 @@ impl Decoder {
     /// norm if it is needed.
     ///
     /// # Errors
-    /// Fails if an adapter does, if a requested site is not reached, or if memory runs out.
+    /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
     pub fn forward(
         &self,
         stream: &Stream,

@@ -23,7 +23,7 @@ struct Config {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
         "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
@@ -93,7 +93,7 @@ impl Gemma2Block {
     /// Builds a block from its attention and MLP, and takes the norms from `weights`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn new(
         weights: &Weights<'_>,
         self_attn: SelfAttention,

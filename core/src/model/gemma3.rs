@@ -45,7 +45,7 @@ fn complete(config: &Value) -> Value {
 /// Builds the model from a configuration for text only.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     build("gemma3_text", "model", config, weights)
 }

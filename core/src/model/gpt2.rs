@@ -54,7 +54,7 @@ fn sizes(config: &Value) -> Result<(Sizes, i64)> {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (sizes, positions) = sizes(config)?;
     let defaults = json!({ "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,

@@ -40,7 +40,7 @@ fn gelu() -> String {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     if sizes.kv_heads() != sizes.num_attention_heads || sizes.q_width() != sizes.hidden_size {

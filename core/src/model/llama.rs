@@ -21,7 +21,7 @@ struct Config {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind {
@@ -94,7 +94,7 @@ impl Frame {
     /// returns the index of the layer's kind in `kinds`, the attention and the MLP.
     ///
     /// # Errors
-    /// Fails if `halves` does, or if a tensor is missing or has another shape.
+    /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.
     pub fn fill(
         &self,
         model_type: &str,

@@ -40,7 +40,7 @@ impl Mlp {
     /// between the widths `hidden` and `inner`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn gated(
         weights: &Weights<'_>,
         [hidden, inner]: [i64; 2],
@@ -57,7 +57,7 @@ impl Mlp {
     /// Applies the MLP to x `[n hidden]`. Returns `[n hidden]`.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn forward(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
         let inner = match &self.input {
             InputProjection::Plain(up) => self.activation.forward(&cx.linear(up, x)?)?,

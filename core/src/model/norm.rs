@@ -71,7 +71,7 @@ impl Weights<'_> {
     /// Takes Llama's norm from the tensor `name.weight` `[width]`.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
@@ -80,7 +80,7 @@ impl Weights<'_> {
     /// at the end.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn rms_norm_rounded_once(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.at(name).tensor("weight", &[width])?;
         Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
@@ -90,7 +90,7 @@ impl Weights<'_> {
     /// 1 + w, rounded only at the end.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn one_plus_rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.at(name).tensor("weight", &[width])?;
         Ok(Norm::RmsRoundedOnce {
@@ -102,7 +102,7 @@ impl Weights<'_> {
     /// Takes a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn layer_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let at = self.at(name);
         Ok(Norm::Layer {

@@ -22,7 +22,7 @@ fn tokens() -> Option<i64> {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     // If `rope_theta` is next to `rope_scaling`, transformers applies it to `full_attention` only,
     // and uses the default for `sliding_attention`.

@@ -100,7 +100,7 @@ impl<'a> Pass<'a> {
     /// after it.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn block(
         &mut self,
         k: usize,

@@ -54,7 +54,7 @@ impl SelfAttention {
     /// has.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn separate(weights: &Weights<'_>, sizes: &Sizes, bias: [bool; 2]) -> Result<Self> {
         let hidden = sizes.hidden_size;
         let linear = |name, outputs| weights.linear(name, hidden, outputs, bias[0]);
@@ -82,7 +82,7 @@ impl SelfAttention {
     /// Applies attention to x `[n hidden]`. Returns `[n hidden]`.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn forward(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
         let [q, k, v] = self.project(x, cx)?;
         let (q, k) = (cx.rotate(q)?, cx.rotate(k)?);

@@ -33,7 +33,7 @@ fn fourth() -> usize {
 /// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes =
         Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;

@@ -33,7 +33,7 @@ impl Vocabulary {
     /// `weights` has only one of them, it is used for both.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn new(
         weights: &Weights<'_>,
         [embedding, head]: [&str; 2],

@@ -132,7 +132,7 @@ impl<'a> Weights<'a> {
     /// Takes the tensor `name`, which must have the shape `shape`.
     ///
     /// # Errors
-    /// Fails if it is missing or has another shape.
+    /// Fails if it is missing or has the wrong shape.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let Some(tensor) = self.checkpoint.remove(&self.name(name)) else {
             return Err(self.missing(name));
@@ -151,7 +151,7 @@ impl<'a> Weights<'a> {
     /// is true.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn linear(&self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
         let at = self.at(name);
         let weight = at.tensor("weight", &[outputs, inputs])?;
@@ -163,7 +163,7 @@ impl<'a> Weights<'a> {
     /// `name.bias`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn conv1d(&self, name: &str, inputs: i64, outputs: i64) -> Result<Linear> {
         let at = self.at(name);
         let weight = at.tensor("weight", &[inputs, outputs])?.f_tr()?.f_contiguous()?;

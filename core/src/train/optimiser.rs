@@ -132,7 +132,7 @@ impl AdamW {
     /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// Fails if the state lacks a parameter, or has another shape for one.
+    /// Fails if the state lacks a parameter, or has the wrong shape for one.
     pub fn restore(&mut self, mut state: IndexMap<String, Tensor>) -> Result<()> {
         let mut take = |name: &str| {
             state.swap_remove(name).ok_or_else(|| {

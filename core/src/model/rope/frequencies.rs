@@ -53,7 +53,8 @@ impl Frequencies {
     }
 }
 
-/// Returns the frequencies for heads with `head_dim` dimensions, and the factor of cos and sin.
+/// Returns the frequencies for heads with `head_dim` dimensions, and the factor by which cos and
+/// sin are multiplied.
 ///
 /// # Errors
 /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
@@ -197,8 +198,8 @@ fn llama3(
 }
 
 /// The frequencies of YaRN (Peng et al. 2023 §3.2). Pairs that make many turns within the original
-/// context keep their frequency, those that make less than one turn are divided by the factor, and
-/// a linear ramp blends those in between.
+/// context keep their frequency. The frequency of pairs that make less than one turn is divided by
+/// the factor. A linear ramp blends those in between.
 fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
     let last = rotary_dims as f64 - 1.0;
     // The index of the pair that makes this number of turns within the original context. As in

@@ -17,8 +17,8 @@ pub use parameters::{RopeFields, RopeParameters};
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
-    /// Factor of cos and sin. It differs from 1 for rope types that sharpen attention in long
-    /// contexts.
+    /// Factor by which cos and sin are multiplied. It differs from 1 for rope types that sharpen
+    /// attention in long contexts.
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
