@@ -46,7 +46,7 @@ fn complete(config: &Value) -> Value {
 ///
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
-pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+pub fn build_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     build("gemma3_text", "model", config, weights)
 }
 
@@ -54,8 +54,8 @@ pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 /// are dropped, because text does not pass through it.
 ///
 /// # Errors
-/// Fails as [`of_text`] does.
-pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+/// Fails as [`build_text`] does.
+pub fn build_multimodal(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
     let text = text.ok_or_else(|| {
         Error::new("the model's config.json has no `text_config`, which `gemma3` models need")

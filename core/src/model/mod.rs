@@ -74,8 +74,8 @@ type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 /// the function that builds the decoder.
 const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("gemma2", "model", gemma2::build),
-    ("gemma3", "model", gemma3::of_both),
-    ("gemma3_text", "model", gemma3::of_text),
+    ("gemma3", "model", gemma3::build_multimodal),
+    ("gemma3_text", "model", gemma3::build_text),
     ("gpt2", "transformer", gpt2::build),
     ("gpt_neox", "gpt_neox", gpt_neox::build),
     ("granite", "model", granite::build),
@@ -105,9 +105,10 @@ fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
             .get("architectures")
             .and_then(|list| list.get(0))
             .and_then(|class| class.as_str());
-        let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
+        let class =
+            class.map_or_else(String::new, |class| format!(", which names the class `{class}`"));
         Error::unknown("architecture", name, ARCHITECTURES.map(|(n, ..)| n))
-            .hint(format!("that is the `model_type` of the model's config.json{class}"))
+            .hint(format!("`{name}` is the `model_type` in the model's config.json{class}"))
     })
 }
 

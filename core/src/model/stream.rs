@@ -188,7 +188,7 @@ impl StreamBuilder {
         self.ids.len()
     }
 
-    /// Moves the stream to `device`.
+    /// Finishes the stream and moves it to `device`.
     ///
     /// # Errors
     /// Fails if the stream is empty, or if memory runs out.

@@ -81,7 +81,8 @@ impl Checkpoint {
     /// Fails if a tensor was not taken, because the architecture would not compute what the
     /// checkpoint was trained to compute.
     pub fn finish(self) -> Result<()> {
-        // Old checkpoints contain these buffers.
+        // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
+        // loaded.
         let tensors = self.tensors.into_inner();
         let left: Vec<&String> =
             tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
