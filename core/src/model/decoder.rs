@@ -166,8 +166,8 @@ impl Decoder {
     }
 
     /// The maximum length of a sequence in tokens; `None` if positions are not learned.
-    pub fn most_tokens(&self) -> Option<usize> {
-        self.vocabulary.most_tokens()
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.vocabulary.max_tokens()
     }
 
     /// True if the embedding matrix is also the output head.

@@ -210,8 +210,8 @@ impl Model {
 
     /// The maximum length of a sequence in tokens, prompt and completion together. `None` if the
     /// model does not have learned position embeddings, so that its architecture sets no limit.
-    pub fn most_tokens(&self) -> Option<usize> {
-        self.decoder.most_tokens()
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.decoder.max_tokens()
     }
 
     /// True if the embedding matrix is also the output head.

@@ -137,7 +137,7 @@ impl Vocabulary {
     }
 
     /// The maximum length of a sequence in tokens; `None` if positions are not learned.
-    pub fn most_tokens(&self) -> Option<usize> {
+    pub fn max_tokens(&self) -> Option<usize> {
         self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }
 
