@@ -133,7 +133,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
     train("loreft", &["--intervention", "sft"]);
     assert!(
         error(dir.path(), &["export", "loreft", "--merge", "--out", "no"])
-            .contains("which no weight of the model can express")
+            .contains("which the model's weights cannot express")
     );
     assert!(!dir.path().join("no").exists());
     assert!(

@@ -908,7 +908,7 @@ fn a_run_that_cannot_learn_says_so() {
             run(&golden, &dir.path().join(name), &["--set", "train.max_pairs=8", "--set", warmup]);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.success() && text.contains("warning: nothing is learnt") == warns,
+            output.status.success() && text.contains("warning: nothing will be learned") == warns,
             "{name}: {text}"
         );
     }

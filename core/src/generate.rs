@@ -209,7 +209,7 @@ pub fn generate(
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
     // The last token is not read again, so it needs no position.
     let room = model
-        .most_tokens()
+        .max_tokens()
         .map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
     while new.len() < sampling.max_new_tokens.min(room) {
         let past = cache.borrow().tokens();
@@ -217,7 +217,7 @@ pub fn generate(
             cache.replace(Cache::default());
         }
         let past = cache.borrow().tokens();
-        let mut builder = StreamBuilder::behind(past);
+        let mut builder = StreamBuilder::continuing(past);
         if past > 0 {
             builder.push(&next, None)?;
         } else {

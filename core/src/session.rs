@@ -167,7 +167,7 @@ impl Session {
         let within = || format!("the split `{split}` cannot be used");
         let tokenised =
             tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
-        if let Some(most) = self.model.most_tokens()
+        if let Some(most) = self.model.max_tokens()
             && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
         {
             let text = format!(

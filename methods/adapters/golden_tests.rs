@@ -223,7 +223,7 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
                 .restore(&values().chain([stray]).collect())
                 .unwrap_err()
                 .to_string()
-                .contains("fits no module")
+                .contains("belongs to no module that the adapter targets")
         );
         fresh.restore(&values().collect()).unwrap();
         assert!(

@@ -429,8 +429,10 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
     }
     let e = format!("{:?}", with(json!(["blocks"])).unwrap_err());
     assert!(
-        e.contains("`layers_pattern` = `blocks`, which matches no list of layers")
-            && e.contains("`layers`"),
+        e.contains(
+            "`layers_pattern` in adapter_config.json is `blocks`, which is not the name of a list \
+                of layers"
+        ) && e.contains("`layers`"),
         "{e}"
     );
     let everywhere = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [],

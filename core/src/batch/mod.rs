@@ -13,7 +13,7 @@ mod tests;
 use crate::api::{Completions, Pooling, Side, Sides, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::model::stream::{Stream, StreamBuilder};
-use crate::model::{Model, Predicted};
+use crate::model::{Model, PredictedTokens};
 use crate::text::TokenPair;
 
 /// What a batch holds of its pairs.
@@ -97,7 +97,7 @@ pub struct PairBatch {
     /// The tokens.
     pub stream: Stream,
     /// The scored tokens, completion after completion.
-    pub predicted: Predicted,
+    pub predicted: PredictedTokens,
     sequences: Vec<Sequence>,
     /// The sequence of each pair; empty for a side that the batch does not hold.
     of_pairs: Sides<Vec<usize>>,
@@ -206,7 +206,7 @@ impl PairBatch {
                 });
             }
         }
-        let predicted = Predicted {
+        let predicted = PredictedTokens {
             rows: Tensor::from_slice(&rows).f_to_device(device)?,
             ids: Tensor::from_slice(&ids).f_to_device(device)?,
         };
@@ -346,8 +346,11 @@ impl PairBatch {
     ///
     /// # Errors
     /// Fails if memory runs out.
-    pub fn own_tokens(&self, rows: &Rows) -> Result<Predicted> {
-        Ok(Predicted { rows: rows.index.shallow_clone(), ids: rows.gather(&self.stream.ids)? })
+    pub fn own_tokens(&self, rows: &Rows) -> Result<PredictedTokens> {
+        Ok(PredictedTokens {
+            rows: rows.index.shallow_clone(),
+            ids: rows.gather(&self.stream.ids)?,
+        })
     }
 
     /// Which pair each row of the stream belongs to `[n]`, int64, in a batch whose pairs are apart.

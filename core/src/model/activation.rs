@@ -1,23 +1,23 @@
-//! The functions between an MLP's projections, by the names that configurations give them.
+//! The activation functions of MLPs, under their names in configurations.
 
 use tch::Tensor;
 
 use crate::error::{Error, Result};
 
-/// A function of each number.
+/// An elementwise activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x·σ(x)
     Silu,
     /// x·Φ(x)
     Gelu,
-    /// x·Φ(x) with Φ by its approximation through tanh.
+    /// x·Φ(x), with the tanh approximation of Φ.
     GeluTanh,
     /// max(x, 0)
     Relu,
 }
 
-/// The names in configurations. Some functions have several.
+/// The names of the functions in configurations. Some functions have several names.
 const NAMES: [(&str, Activation); 8] = [
     ("silu", Activation::Silu),
     ("swish", Activation::Silu),
@@ -30,16 +30,16 @@ const NAMES: [(&str, Activation); 8] = [
 ];
 
 impl Activation {
-    /// The one of that name, which stands in `field` of the configuration.
+    /// Looks up an activation by the name that `field` of the configuration gives.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if no activation has that name; the error lists the names.
     pub fn named(field: &str, name: &str) -> Result<Self> {
         let known = NAMES.iter().find(|(n, _)| *n == name);
         known.map(|(_, a)| *a).ok_or_else(|| Error::unknown(field, name, NAMES.map(|(n, _)| n)))
     }
 
-    /// y of x, of any shape.
+    /// Applies the function to each element of x.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -58,8 +58,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_the_function_that_it_says() {
-        // Of −1, 0.5 and 2, by `ACT2FN` of transformers' formulas in float64.
+    fn every_name_computes_the_function_of_that_name() {
+        // Values at −1, 0.5 and 2, computed in float64 with the formulas of transformers' `ACT2FN`.
         let expected = |name| match Activation::named("hidden_act", name).unwrap() {
             Activation::Silu => [-0.268_941_421, 0.311_229_666, 1.761_594_156],
             Activation::Gelu => [-0.158_655_254, 0.345_731_231, 1.954_499_736],
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_we_do_not_know_is_named_with_those_we_do() {
+    fn the_error_for_an_unknown_function_lists_the_known_ones() {
         let e = format!("{:?}", Activation::named("hidden_act", "silou").unwrap_err());
         assert!(
             e.contains("unknown hidden_act `silou`")

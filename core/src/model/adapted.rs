@@ -1,5 +1,5 @@
-//! The adapter of a whole model: one adapted linear module, or part of one, a target, and adapted
-//! blocks.
+//! The adapter of a whole model. It consists of one adapter per target, where a target is a linear
+//! module, a part of one, or a block.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::api::{AdaptedLinear, AdaptedResidual, ModelInfo, Parameter, PartInfo, Site};
 use crate::error::{Error, Result};
 
-/// Adapted modules and parts by name and adapted blocks by number, in the model's order.
+/// The adapters of modules and parts by name, and of blocks by index, in the model's order.
 pub struct Adapted {
     pub(super) modules: IndexMap<String, Rc<dyn AdaptedLinear>>,
     pub(super) blocks: IndexMap<usize, Rc<dyn AdaptedResidual>>,
@@ -22,29 +22,30 @@ impl std::fmt::Debug for Adapted {
     }
 }
 
-/// One place that an adapter changes.
+/// A module, a part or a block that an adapter changes.
 #[derive(Debug)]
-pub struct Changed {
-    /// The site of its input, in a pass without the adapter.
+pub struct AdaptedPlace {
+    /// The site of the adapter's input, in a pass without the adapter. An adapter of a block
+    /// receives the output of the block.
     pub input: Site,
-    /// The site of its output.
+    /// The site of the adapter's output.
     pub output: Site,
-    /// Its trainable parameters.
+    /// The adapter's parameters there.
     pub parameters: Vec<Parameter>,
 }
 
 impl Adapted {
-    /// The adapted module, or part of one, of that name.
+    /// The adapter of the module or part `name`; `None` if it is not adapted.
     pub fn get(&self, name: &str) -> Option<&dyn AdaptedLinear> {
         self.modules.get(name).map(|m| &**m)
     }
 
-    /// The adapter of the output of block `k`.
+    /// The adapter of the output of block `k`; `None` if it is not adapted.
     pub fn block(&self, k: usize) -> Option<&dyn AdaptedResidual> {
         self.blocks.get(&k).map(|b| &**b)
     }
 
-    /// True if it changes the output of any block.
+    /// True if the output of any block is adapted.
     pub fn changes_blocks(&self) -> bool {
         !self.blocks.is_empty()
     }
@@ -54,12 +55,13 @@ impl Adapted {
         self.modules.keys().map(String::as_str)
     }
 
-    /// The adapted ones of a model's parts, in its order.
+    /// The parts of `model` that are adapted, in the model's order.
     pub fn parts<'m>(&self, model: &'m ModelInfo) -> impl Iterator<Item = &'m PartInfo> {
         model.parts.iter().filter(|part| self.modules.contains_key(&part.linear.name))
     }
 
-    /// How many modules, parts of modules and blocks of `model` it changes, in words.
+    /// Counts the adapted modules, parts of modules and blocks, for example `24 modules and 2
+    /// blocks`.
     pub fn describe(&self, model: &ModelInfo) -> String {
         let parts = self.parts(model).count();
         let counts = [
@@ -75,19 +77,19 @@ impl Adapted {
             .join(" and ")
     }
 
-    /// The blocks whose output it changes, in the model's order.
+    /// Indices of the blocks whose output is adapted, in the model's order.
     pub fn blocks(&self) -> impl Iterator<Item = usize> {
         self.blocks.keys().copied()
     }
 
-    /// Everything it changes: the modules, then the blocks.
-    pub fn changed(&self) -> impl Iterator<Item = Changed> {
-        let modules = self.modules.iter().map(|(name, m)| Changed {
+    /// Everything that is adapted: modules and parts first, then blocks.
+    pub fn changed(&self) -> impl Iterator<Item = AdaptedPlace> {
+        let modules = self.modules.iter().map(|(name, m)| AdaptedPlace {
             input: Site::Input(name.clone()),
             output: Site::Output(name.clone()),
             parameters: m.parameters(),
         });
-        let blocks = self.blocks.iter().map(|(k, b)| Changed {
+        let blocks = self.blocks.iter().map(|(k, b)| AdaptedPlace {
             input: Site::Block(*k),
             output: Site::Block(*k),
             parameters: b.parameters(),
@@ -95,7 +97,8 @@ impl Adapted {
         modules.chain(blocks)
     }
 
-    /// All tensors, as `module.key`, in a fixed order: what the adapter is, on disk.
+    /// All tensors of the adapter as `module.key`, in a fixed order. These are the tensors that are
+    /// saved.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let named = |place: String, parameters: Vec<Parameter>| {
             parameters.into_iter().map(move |p| (format!("{place}.{}", p.key), p.tensor))
@@ -111,12 +114,12 @@ impl Adapted {
             .collect()
     }
 
-    /// The trainable ones among [`tensors`](Self::tensors).
+    /// The trainable tensors among [`tensors`](Self::tensors).
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.tensors().into_iter().filter(|(_, t)| t.requires_grad()).collect()
     }
 
-    /// True if the tensor of that name belongs to all modules together.
+    /// True if all modules share the tensor `name`.
     pub fn is_shared(&self, name: &str) -> bool {
         self.shared.iter().any(|p| p.key == name)
     }
@@ -124,8 +127,8 @@ impl Adapted {
     /// Overwrites every tensor with the one of the same name in `values`.
     ///
     /// # Errors
-    /// A tensor that is not given, one that fits no module, or one of another shape. Nothing is
-    /// changed then.
+    /// Fails if a tensor is missing, belongs to no adapted module, or has the wrong shape. Nothing
+    /// is changed then.
     pub fn restore(&self, values: &IndexMap<String, Tensor>) -> Result<()> {
         let mut pending = Vec::new();
         let mut left: Vec<&String> = values.keys().collect();
@@ -133,7 +136,7 @@ impl Adapted {
             left.retain(|key| **key != name);
             let Some(value) = values.get(&name) else {
                 return Err(Error::new(format!(
-                    "the file has no tensor for `{name}`, which would stay at its initial value"
+                    "the file has no tensor `{name}`, which would keep its initial value"
                 )));
             };
             if value.size() != tensor.size() {
@@ -147,7 +150,8 @@ impl Adapted {
         }
         if let Some(name) = left.first() {
             return Err(Error::new(format!(
-                "the file's `{name}` fits no module that the adapter targets ({} tensors do not)",
+                "`{name}` in the file belongs to no module that the adapter targets (such tensors: \
+                    {})",
                 left.len()
             )));
         }
@@ -158,12 +162,12 @@ impl Adapted {
         Ok(())
     }
 
-    /// Trainable elements in all.
+    /// Total number of trainable elements.
     pub fn elements(&self) -> i64 {
         self.parameters().iter().map(|(_, t)| t.numel() as i64).sum()
     }
 
-    /// The tensors on the CPU in float32, for a file.
+    /// Copies of all tensors on the CPU in float32, for saving.
     ///
     /// # Errors
     /// Fails if memory runs out.

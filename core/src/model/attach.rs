@@ -1,4 +1,4 @@
-//! Attaches adapters to a model, and expresses attached ones as frozen weights.
+//! Attaches adapters to a model, and converts attached adapters to frozen weights.
 
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
@@ -15,8 +15,8 @@ use crate::api::{
 };
 use crate::error::{Context, Error, Result};
 
-/// One error for each entry in the configuration of `adapter` that matches no module or layer of
-/// `model`.
+/// Returns one error for each entry in the configuration of `adapter` that matches no module or
+/// layer of `model`.
 ///
 /// # Errors
 /// Fails if a pattern is not a regular expression.
@@ -47,8 +47,7 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
             }
         }
         if layers.is_empty() {
-            let message =
-                "`adapter.layers_to_transform` is empty, so that no layer would be adapted";
+            let message = "`adapter.layers_to_transform` is empty, so no layer would be adapted";
             errors.push(Error::new(message).hint("set it to `none` to adapt every layer"));
         } else if let Targets::Suffixes(list) = &targets {
             let only_elsewhere =
@@ -71,8 +70,8 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
 }
 
 impl Adapted {
-    /// Attaches `adapter` to its targets among the first `blocks` blocks: what lies past them would
-    /// get no gradient.
+    /// Attaches `adapter` to its targets among the first `blocks` blocks. Later blocks do not run,
+    /// so they would not get a gradient.
     ///
     /// # Errors
     /// Fails if an entry of the adapter's configuration matches no module or layer, or if the
@@ -89,7 +88,7 @@ impl Adapted {
     /// entries.
     ///
     /// # Errors
-    /// Fails if no module or block is left to adapt, or if the adapter does not fit a module.
+    /// Fails if there is no module or block to adapt, or if the adapter does not fit a module.
     pub fn attach_saved(
         adapter: &dyn Adapter,
         model: &Model,
@@ -109,14 +108,14 @@ impl Adapted {
             let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
             let adapted = adapter
                 .attach(&site, &mut init(&info.name))
-                .within(|| format!("no adapter for `{}`", info.name))?;
+                .within(|| format!("cannot attach the adapter to `{}`", info.name))?;
             modules.insert(info.name.clone(), Rc::from(adapted));
         }
         let mut changed = IndexMap::new();
         for k in adapter.blocks(info)?.into_iter().filter(|k| *k < blocks) {
             let adapted = adapter
                 .attach_block(k, info, &mut init(&Site::Block(k).to_string()))
-                .within(|| format!("no adapter for block {k}"))?;
+                .within(|| format!("cannot attach the adapter to block {k}"))?;
             changed.insert(k, Rc::from(adapted));
         }
         if modules.is_empty() && changed.is_empty() {
@@ -124,19 +123,22 @@ impl Adapted {
                 return Err(e);
             }
             return Err(Error::new(format!(
-                "the adapter has nothing to change within the first \
-                {blocks} blocks that this run computes"
+                "the adapter has no target in the first {blocks} blocks, \
+                which are the only ones that this run computes"
             ))
-            .hint("move the taps to later layers, or widen what the adapter targets"));
+            .hint(
+                "move the taps to later layers, or add earlier modules to \
+                    `adapter.target_modules`",
+            ));
         }
         Ok(Self { modules, blocks: changed, shared })
     }
 
-    /// Each adapted module as a frozen one that computes the same; a fused one where any of its
-    /// parts is adapted.
+    /// Merges each adapter into the frozen weights of its module. Returns these modules by name. If
+    /// parts of a fused module are adapted, the whole fused module is returned.
     ///
     /// # Errors
-    /// An adapter that cannot be expressed as one.
+    /// Fails if the adapter cannot be expressed as frozen weights.
     pub fn merged(&self, model: &Model) -> Result<Vec<(String, Frozen)>> {
         let mut merged = IndexMap::new();
         for (name, adapted) in &self.modules {
@@ -157,11 +159,12 @@ impl Adapted {
         Ok(merged.into_iter().collect())
     }
 
-    /// With adapters of whole modules in place of those of parts, and the adapter that is
-    /// configured so. `None`: there are no parts, or the method has no such form.
+    /// Converts the adapters of parts of fused modules to adapters of the whole modules. Returns
+    /// them with the adapter whose configuration describes them. `None` if no parts are adapted, or
+    /// if the method does not support the conversion.
     ///
     /// # Errors
-    /// Fails if the adapter does.
+    /// Fails if the adapter's `fuse` fails.
     pub fn fused(
         &self,
         adapter: &dyn Adapter,
@@ -190,7 +193,7 @@ impl Adapted {
         let Some(Fused { adapter, modules: wholes }) = fused else { return Ok(None) };
         if wholes.len() != sites.len() {
             return Err(Error::internal(format!(
-                "the adapter's `fuse` made {} adapters for {} modules",
+                "the adapter's `fuse` returned {} adapters for {} modules",
                 wholes.len(),
                 sites.len()
             )));

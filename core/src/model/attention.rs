@@ -1,9 +1,10 @@
-//! Attention over a stream: one place that knows who may look at whom.
+//! Attention over a stream of tokens. This module is the only one that decides which tokens attend
+//! to which.
 //!
-//! A token sees itself and everything before it in its own sequence: its segment's earlier tokens
-//! and the segments that its segment continues. Under a window of w tokens it sees the last w of
-//! these, itself included. There are three ways to compute that, equal to rounding; which one is
-//! fast depends on the device and the shapes.
+//! A token attends to itself and to everything before it in its own sequence: the earlier tokens of
+//! its segment, and the segments that its segment continues. With a window of w tokens, it attends
+//! to the last w of these, itself included. There are three strategies to compute this, which give
+//! equal results up to rounding. Which one is fastest depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,51 +14,54 @@ use super::stream::Layout;
 use crate::error::Result;
 use crate::ffi;
 
-/// How attention over a stream is computed.
+/// How attention over a stream is split into kernel calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// One kernel call a segment, over its own and its ancestors' keys: no wasted work.
+    /// One kernel call per segment, over its own keys and those of its ancestors. No work is
+    /// wasted.
     Segments,
-    /// One kernel call a tree, under a mask: fewer calls, wasted work between siblings.
+    /// One masked kernel call per tree. There are fewer calls, but masked products between siblings
+    /// are wasted work.
     Trees,
-    /// Segments padded to a rectangle only inside the kernel, and scattered back: two calls in all.
+    /// Two kernel calls in total, one for roots and one for continuations. Each gathers its
+    /// segments into a padded rectangle and scatters the results back.
     Padded,
 }
 
 impl Strategy {
-    /// The one that suits `device`: launches are what costs on a GPU, arithmetic on a CPU.
+    /// The usual strategy for `device`. Kernel launches are the main cost on a GPU, and arithmetic
+    /// on a CPU.
     pub fn for_device(device: Device) -> Self {
         if device.is_cuda() { Strategy::Padded } else { Strategy::Segments }
     }
 }
 
-/// The computation of softmax(scores)v, given which tokens see which; transformers calls it
-/// `attn_implementation`.
+/// The implementation of softmax(scores)v; `attn_implementation` in transformers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kernel {
-    /// libtorch's scaled dot product attention: one fused kernel.
+    /// libtorch's fused scaled dot product attention.
     #[default]
     Sdpa,
-    /// Step by step in transformers' order, keeping every weight: slower, and the same to the last
-    /// bits where the reference was computed so.
+    /// Separate operations in transformers' order, which keep all attention weights in memory. It
+    /// is slower, but matches to the last bits a reference that was computed in the same way.
     Eager,
 }
 
-/// How attention scores are made from the products of queries and keys.
+/// How attention scores are computed from the products of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// Factor on the products.
+    /// Factor by which the products are multiplied.
     pub scale: f64,
-    /// c of c·tanh(score / c); `None`: not capped.
+    /// Soft cap c in c·tanh(score / c); `None` for no cap.
     pub cap: Option<f64>,
-    /// True if the eager kernel computes scores in float32 whatever the model's kind is. The fused
-    /// kernel always does.
+    /// True if the eager kernel must compute scores in float32 whatever the kind of the model is.
+    /// The fused kernel always does.
     pub upcast: bool,
 }
 
 impl Scores {
-    /// Products times `scale`, neither capped nor upcast.
+    /// Scores that are multiplied by `scale`, without a cap or upcast.
     pub fn scaled_by(scale: f64) -> Self {
         Self { scale, cap: None, upcast: false }
     }
@@ -65,18 +69,18 @@ impl Scores {
 
 /// How a model computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct How {
-    /// The tokens that are computed together.
+pub struct AttentionOptions {
+    /// How the stream is split into kernel calls.
     pub strategy: Strategy,
-    /// By what.
+    /// The implementation of each call.
     pub kernel: Kernel,
     /// True if only deterministic CUDA kernels may be used.
     pub deterministic: bool,
 }
 
-/// The kernels that libtorch may use for scaled dot product attention on a CUDA card.
+/// The kernels that libtorch may use for scaled dot product attention on a CUDA device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CardKernels {
+pub struct CudaKernels {
     /// FlashAttention, which does not support masks.
     pub flash: bool,
     /// xFormers' memory-efficient attention.
@@ -87,13 +91,13 @@ pub struct CardKernels {
     pub math: bool,
 }
 
-impl CardKernels {
-    /// The kernels that may be used on `device`; `None` if it is not a CUDA card.
+impl CudaKernels {
+    /// The kernels that may be used on `device`; `None` if it is not a CUDA device.
     ///
     /// With `deterministic` algorithms, libtorch makes the backward passes of FlashAttention and of
-    /// the memory-efficient kernel deterministic, but not the one of cuDNN. The backward pass of
-    /// the memory-efficient kernel ignores a sliding window, so this kernel is never used if
-    /// attention is both `windowed` and `differentiated`.
+    /// the memory-efficient kernel deterministic, but not that of cuDNN. The backward pass of the
+    /// memory-efficient kernel ignores a sliding window, so this kernel is never used if attention
+    /// is both `windowed` and `differentiated`.
     pub fn allowed(
         deterministic: bool,
         windowed: bool,
@@ -110,11 +114,11 @@ impl CardKernels {
     }
 }
 
-/// The masks and indices of one stream, made once and used by every layer.
+/// The masks and indices for one stream. They are built once and used by every layer.
 #[derive(Debug)]
 pub struct Attention {
     calls: Vec<Call>,
-    how: How,
+    options: AttentionOptions,
     /// True if a sliding window hides earlier tokens of the same sequence.
     windowed: bool,
     tokens: i64,
@@ -123,14 +127,15 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// All queries of the stream against the keys of a cache and their own; without a mask, one
-    /// query that sees them all.
-    Behind { mask: Option<Tensor> },
-    /// Queries and keys are rows of the stream that stand together; `parents` are ranges of keys
-    /// that come first.
+    /// All queries of the stream, which has a cache, over the cached keys and their own. The mask
+    /// is only `None` for a single query that attends to all keys.
+    Cached { mask: Option<Tensor> },
+    /// Queries and keys are adjacent rows of the stream. `ancestors` are ranges of keys that come
+    /// before them in the sequence, as (start, length).
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
-    /// A rectangle of `segments` × longest: rows of the stream for queries `[s lq]` and keys
-    /// `[s lk]`, and where the real queries stand in the flattened result.
+    /// A padded rectangle of s segments. `queries` `[s lq]` and `keys` `[s lk]` are rows of the
+    /// stream. `real` are the indices in the flattened result that are not padding, and `rows` the
+    /// rows of the stream that they belong to. `shape` is (s, lq, lk).
     Rectangle {
         queries: Tensor,
         keys: Tensor,
@@ -142,34 +147,39 @@ enum Call {
 }
 
 impl Attention {
-    /// Prepares attention over `layout`, in which a token sees `window` tokens, itself included;
-    /// `None`: all.
+    /// Prepares attention over `layout`. A token attends to `window` tokens, itself included, or to
+    /// all earlier ones if `window` is `None`.
     ///
     /// # Errors
     /// Fails if a mask does not fit into memory.
-    pub fn new(layout: &Layout, how: How, window: Option<i64>, device: Device) -> Result<Self> {
-        // No sequence is longer than the stream and what comes before it.
+    pub fn new(
+        layout: &Layout,
+        options: AttentionOptions,
+        window: Option<i64>,
+        device: Device,
+    ) -> Result<Self> {
+        // No sequence is longer than the stream and its cache together.
         let longest = (layout.past() + layout.tokens()).max(1);
         let windowed = window.is_some();
         let window = window.map_or(longest, |w| usize::try_from(w).unwrap_or(0).clamp(1, longest));
-        let calls = match how.strategy {
-            _ if layout.past() > 0 => vec![Self::behind(layout, window, device)?],
+        let calls = match options.strategy {
+            _ if layout.past() > 0 => vec![Self::cached(layout, window, device)?],
             Strategy::Segments => Self::segments(layout, window, device)?,
             Strategy::Trees => Self::trees(layout, window, device)?,
             Strategy::Padded => Self::padded(layout, window, device)?,
         };
-        Ok(Self { calls, how, windowed, tokens: layout.tokens() as i64 })
+        Ok(Self { calls, options, windowed, tokens: layout.tokens() as i64 })
     }
 
-    fn behind(layout: &Layout, window: usize, device: Device) -> Result<Call> {
+    fn cached(layout: &Layout, window: usize, device: Device) -> Result<Call> {
         let (n, past) = (layout.tokens() as i64, layout.past() as i64);
         if n == 1 && past < window as i64 {
-            return Ok(Call::Behind { mask: None });
+            return Ok(Call::Cached { mask: None });
         }
         let sees = Tensor::f_ones([n, past + n], (Kind::Bool, device))?
             .f_tril(past)?
             .f_triu(past - window as i64 + 1)?;
-        Ok(Call::Behind { mask: Some(sees) })
+        Ok(Call::Cached { mask: Some(sees) })
     }
 
     fn segments(layout: &Layout, window: usize, device: Device) -> Result<Vec<Call>> {
@@ -184,8 +194,9 @@ impl Attention {
                     .collect();
                 let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
                 let len = segment.len as i64;
-                // Lower triangle of [len, before + len], moved right by what comes before, less
-                // what the window has passed. A root that fits into the window is plainly causal.
+                // Lower triangle of [len, before + len], shifted right by the number of tokens
+                // before the segment, without the diagonals that are out of the window. A root that
+                // fits into the window only needs the causal flag.
                 let mask = if before == 0 && segment.len <= window {
                     None
                 } else {
@@ -214,8 +225,8 @@ impl Attention {
                         let (other, offset) =
                             (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The first position that this token still sees, as a row of the
-                            // ancestor.
+                            // The number of the ancestor's tokens that are out of this token's
+                            // window.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
                                 sees[(row - start) * len + (key - start)] = true;
@@ -266,8 +277,8 @@ impl Attention {
         let lk = keys_of.iter().map(Vec::len).max().unwrap_or(0);
         let (mut queries, mut keys) = (vec![0i64; group.len() * lq], vec![0i64; group.len() * lk]);
         let (mut real, mut rows) = (Vec::new(), Vec::new());
-        // Right-padded roots that fit into the window need no mask: causal attention never looks
-        // right.
+        // Right-padded roots that fit into the window do not need a mask: with causal attention, a
+        // token never attends to the padding on its right.
         let causal = layout.segments()[group[0]].continues.is_none() && lq <= window;
         let mut sees = if causal { Vec::new() } else { vec![false; group.len() * lq * lk] };
         for (s, (i, key_rows)) in group.iter().zip(&keys_of).enumerate() {
@@ -284,8 +295,8 @@ impl Attention {
                 }
             }
             if !causal {
-                // A padded query is thrown away, but a row that sees nothing would make NaN of its
-                // gradient.
+                // The output of a padded query is discarded, but the gradient of a row that attends
+                // to nothing would be NaN.
                 for q in segment.len..lq {
                     sees[(s * lq + q) * lk] = true;
                 }
@@ -311,26 +322,31 @@ impl Attention {
         })
     }
 
-    /// softmax(scores)v over the tokens that each one sees.
+    /// Computes softmax(scores)v, where each token attends to the tokens that its layout and window
+    /// allow.
     ///
-    /// q `[n heads d]`, k and v `[n kv_heads d]` with kv_heads dividing heads → `[n heads·d]`.
+    /// q is `[n heads d]`; k and v are `[n kv_heads d]`, where kv_heads divides heads. Returns `[n
+    /// heads·d]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores) -> Result<Tensor> {
         let (heads, d) = (q.size()[1], q.size()[2]);
         let group = heads / k.size()[1];
-        // The kernel of the forward pass also decides which one computes the backward pass.
+        // The kernel that is chosen for the forward pass is also used in the backward pass.
         let differentiated = [q, k, v].iter().any(|t| t.requires_grad());
-        if let Some(CardKernels { flash, memory_efficient, cudnn, math }) =
-            CardKernels::allowed(self.how.deterministic, self.windowed, differentiated, q.device())
-        {
+        if let Some(CudaKernels { flash, memory_efficient, cudnn, math }) = CudaKernels::allowed(
+            self.options.deterministic,
+            self.windowed,
+            differentiated,
+            q.device(),
+        ) {
             ffi::set_attention_kernels(flash, memory_efficient, cudnn, math)?;
         }
         // The fused kernel cannot cap scores.
         let kernel =
             |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (
-                self.how.kernel,
+                self.options.kernel,
                 scores.cap,
             ) {
                 (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(
@@ -347,9 +363,9 @@ impl Attention {
             };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
-        if let [Call::Behind { mask: None }] = &self.calls[..] {
-            // Heads that share their keys are as many queries of these: no key is repeated, however
-            // long the cache.
+        if let [Call::Cached { mask: None }] = &self.calls[..] {
+            // The heads that share a key head are passed as several queries of that head, so that
+            // no key is repeated, however long the cache is.
             let q = q.f_reshape([1, heads / group, group, d])?;
             return Ok(kernel(
                 &q,
@@ -361,7 +377,7 @@ impl Attention {
             .f_reshape([1, heads * d])?);
         }
         let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
-        if let [Call::Behind { mask }] = &self.calls[..] {
+        if let [Call::Cached { mask }] = &self.calls[..] {
             let out =
                 kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, mask.as_ref(), false)?;
             return Ok(out
@@ -369,7 +385,7 @@ impl Attention {
                 .f_transpose(0, 1)?
                 .f_reshape([self.tokens, heads * d])?);
         }
-        match self.how.strategy {
+        match self.options.strategy {
             Strategy::Segments | Strategy::Trees => {
                 let mut parts = Vec::with_capacity(self.calls.len());
                 for call in &self.calls {
@@ -435,18 +451,19 @@ impl Attention {
     }
 }
 
-/// softmax(scores)v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. Without a
-/// mask, a query sees all keys, or those up to its own position if `causal`.
+/// Computes softmax(scores)v from q `[s heads lq d]` and k, v `[s heads lk d]`. Returns `[s heads
+/// lq d]`. Without a mask, a query attends to all keys, or to those up to its own position if
+/// `causal`.
 fn eager(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     mask: Option<&Tensor>,
     causal: bool,
-    how: Scores,
+    options: Scores,
 ) -> Result<Tensor, tch::TchError> {
     let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let (q, k) = if how.upcast {
+    let (q, k) = if options.upcast {
         (q.f_to_kind(wide)?, k.f_to_kind(wide)?)
     } else {
         (q.shallow_clone(), k.shallow_clone())
@@ -458,8 +475,8 @@ fn eager(
         }
         None => None,
     };
-    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(how.scale)?;
-    let scores = match how.cap {
+    let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(options.scale)?;
+    let scores = match options.cap {
         Some(cap) => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?,
         None => scores,
     };
@@ -470,7 +487,7 @@ fn eager(
     scores.f_softmax(-1, wide)?.f_to_kind(v.kind())?.f_matmul(v)
 }
 
-/// `[n kv d]` → `[n kv·group d]`, each head `group` times.
+/// Repeats each head `group` times: `[n kv d]` → `[n kv·group d]`.
 fn repeat_heads(t: &Tensor, group: i64) -> Result<Tensor> {
     if group == 1 {
         return Ok(t.shallow_clone());
@@ -500,8 +517,8 @@ mod tests {
             .map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
     }
 
-    /// Each sequence on its own, by the definition.
-    fn plainly(
+    /// A reference implementation that computes each sequence separately, from the definition.
+    fn attend_by_definition(
         layout: &Layout,
         [q, k, v]: &[Tensor; 3],
         window: Option<i64>,
@@ -538,17 +555,17 @@ mod tests {
     }
 
     #[test]
-    fn no_backward_pass_on_a_card_ignores_a_window_or_differs_between_runs() {
+    fn backward_passes_on_cuda_keep_windows_and_are_deterministic_if_required() {
         let choices = [false, true];
         for (deterministic, windowed, differentiated) in choices.into_iter().flat_map(|d| {
             choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g)))
         }) {
             assert_eq!(
-                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu),
+                CudaKernels::allowed(deterministic, windowed, differentiated, Device::Cpu),
                 None
             );
             let kernels =
-                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0))
+                CudaKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0))
                     .unwrap();
             assert!(
                 !(kernels.memory_efficient && windowed && differentiated),
@@ -567,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn every_strategy_gives_what_the_definition_gives_forward_and_backward() {
+    fn every_strategy_matches_the_definition_forward_and_backward() {
         let s = stream();
         let n = s.layout.tokens() as i64;
         let weight = Tensor::randn([n, 32], (Kind::Double, Device::Cpu));
@@ -583,18 +600,19 @@ mod tests {
         {
             let expected = {
                 let _guard = tch::no_grad_guard();
-                plainly(&s.layout, &qkv(n), window, cap)
+                attend_by_definition(&s.layout, &qkv(n), window, cap)
             };
             let mut gradients: Vec<Vec<Tensor>> = Vec::new();
             for (strategy, kernel) in &ways {
                 let [q, k, v] = qkv(n);
-                let how = How { strategy: *strategy, kernel: *kernel, deterministic: true };
-                let out = Attention::new(&s.layout, how, window, Device::Cpu)
+                let options =
+                    AttentionOptions { strategy: *strategy, kernel: *kernel, deterministic: true };
+                let out = Attention::new(&s.layout, options, window, Device::Cpu)
                     .unwrap()
                     .attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
                     .unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
-                assert!(worst < 1e-12, "{how:?}, window {window:?}, cap {cap:?}: {worst}");
+                assert!(worst < 1e-12, "{options:?}, window {window:?}, cap {cap:?}: {worst}");
                 (out * &weight).sum(Kind::Double).backward();
                 gradients.push([q, k, v].iter().map(Tensor::grad).collect());
             }
@@ -610,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_behind_a_cache_see_what_they_see_in_the_whole() {
+    fn attention_with_a_cache_equals_attention_over_the_whole_sequence() {
         let whole = |n: usize| {
             let mut b = StreamBuilder::default();
             b.push(&vec![0; n], None).unwrap();
@@ -622,30 +640,31 @@ mod tests {
             .into_iter()
             .flat_map(|w| [(w, None), (w, Some(0.5))])
         {
-            let expected = plainly(
+            let expected = attend_by_definition(
                 &whole(n).layout,
                 &[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()],
                 window,
                 cap,
             );
-            // One token at a time, which has a way of its own, and several.
+            // One token at a time, which has a separate code path, and several.
             for (kernel, new) in [Kernel::Sdpa, Kernel::Eager]
                 .into_iter()
                 .flat_map(|kernel| [(kernel, 1), (kernel, 4)])
             {
-                let mut b = StreamBuilder::behind(n - new);
+                let mut b = StreamBuilder::continuing(n - new);
                 b.push(&vec![0; new], None).unwrap();
                 let layout = b.finish(Device::Cpu).unwrap().layout;
-                let how = How { strategy: Strategy::Segments, kernel, deterministic: true };
+                let options =
+                    AttentionOptions { strategy: Strategy::Segments, kernel, deterministic: true };
                 let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
-                let found = Attention::new(&layout, how, window, Device::Cpu)
+                let found = Attention::new(&layout, options, window, Device::Cpu)
                     .unwrap()
                     .attend(&last(&q), &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
                     .unwrap();
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);
                 assert!(
                     worst < 1e-12,
-                    "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
+                    "{options:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
                 );
             }
         }

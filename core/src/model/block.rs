@@ -1,8 +1,8 @@
-//! One block of a decoder, and what it computes with.
+//! The interface of a decoder block, and the context that a block computes in.
 //!
-//! A block only computes. Which of its values are read, adapted, hooked or cached is decided by the
-//! [`Pass`] that runs it. A block may therefore run twice: what a run records stays in its
-//! [`BlockCx`] until the pass takes it.
+//! A block contains only the computation. The [`Pass`] that runs it decides which of its values are
+//! read, adapted, hooked or cached. The states that a run records stay in its [`BlockCx`] until the
+//! pass takes them, so a block may run more than once.
 //!
 //! [`Pass`]: super::pass::Pass
 
@@ -18,57 +18,59 @@ use super::linear::{Linear, Place};
 use crate::api::{Frozen, Site};
 use crate::error::Result;
 
-/// Called with the output `[n out]` of each adapted module, part and block. The pass continues with
-/// what it returns.
+/// A callback that receives the output `[n out]` of each adapted module, part and block. The pass
+/// continues with the tensor that it returns.
 pub type Intercept<'a> = &'a dyn Fn(&Site, Tensor) -> Result<Tensor>;
 
-/// A site that a pass reads.
+/// A site whose state a pass returns.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
-    /// Its place in the request.
+pub struct RequestedSite<'a> {
+    /// Index of the site in the request.
     pub index: usize,
     /// The site.
     pub site: &'a Site,
 }
 
-/// A block, and the index of its kind among the decoder's.
+/// A block, with the index of its [`LayerKind`](super::layer_kind::LayerKind) in the decoder's
+/// list.
 pub type Layer = (usize, Box<dyn Block>);
 
-/// One block of a decoder.
+/// A decoder block, for example attention and an MLP with their norms.
 pub trait Block: std::fmt::Debug + Send {
-    /// The residual stream `[n hidden]` after the block, from the one before it.
+    /// Computes the residual stream `[n hidden]` after the block from `h`, the one before it.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor>;
 
     /// Calls `visit` with each linear module, in the order in which they run.
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear));
 }
 
-/// Everything that one run of one block computes with besides the block's own weights.
+/// The context of one run of one block: everything that it computes with besides its own weights.
 pub struct BlockCx<'a> {
-    /// The masks and rotations of its kind of layer.
+    /// The masks and rotary tables for the block's kind of layer.
     pub view: &'a View,
-    /// The adapter; `None`: the base model.
+    /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
-    /// True in training, where dropout is on.
+    /// True during training, which enables dropout.
     pub train: bool,
-    /// Called at the outputs of adapted modules and parts.
+    /// Called with the outputs of adapted modules and parts.
     pub intercept: Option<Intercept<'a>>,
-    /// Keys and values of the tokens before the stream, and the block's slot among them.
+    /// The cache with the keys and values of earlier tokens, and the block's index in it.
     pub cache: Option<(&'a RefCell<Cache>, usize)>,
-    /// The sites within the block that the pass reads.
-    pub wanted: &'a [Wanted<'a>],
-    /// The states at these sites, each with its place in the request.
+    /// The requested sites inside this block.
+    pub wanted: &'a [RequestedSite<'a>],
+    /// The states recorded at these sites, each with the index of its site in the request.
     pub states: RefCell<Vec<(usize, Tensor)>>,
 }
 
 impl BlockCx<'_> {
-    /// y `[n out]` of x `[n in]` at a linear module, through its adapter or those of its parts.
+    /// Applies a linear module to x `[n in]`, with its adapter or those of its parts. Returns `[n
+    /// out]`.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn linear(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         let frozen = linear.frozen();
         let adapts = |place: &Place| self.adapted.is_some_and(|a| a.get(&place.name).is_some());
@@ -90,7 +92,7 @@ impl BlockCx<'_> {
         Ok(y)
     }
 
-    /// y of x at a module or a part, through its own adapter.
+    /// Applies a module or a part to x, with its own adapter if it has one.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
         let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
             return frozen.forward(x);
@@ -102,11 +104,11 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Queries or keys `[n heads d]`, rotated by their positions if this kind of layer rotates
-    /// them.
+    /// Applies rotary positions to queries or keys `[n heads d]`. Returns them unchanged if this
+    /// kind of layer does not rotate.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn rotate(&self, x: Tensor) -> Result<Tensor> {
         match &self.view.tables {
             Some(tables) => tables.rotate(&x),
@@ -114,11 +116,12 @@ impl BlockCx<'_> {
         }
     }
 
-    /// Attention `[n heads·d]` of queries `[n heads d]` over keys and values `[n kv_heads d]` of
-    /// the stream and those in the cache.
+    /// Computes attention of the queries `[n heads d]` over the keys and values `[n kv_heads d]` of
+    /// the cache and the stream. Returns `[n heads·d]`. Appends the new keys and values to the
+    /// cache.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn attend(&self, q: &Tensor, k: Tensor, v: Tensor, scores: Scores) -> Result<Tensor> {
         let (k, v) = match self.cache {
             Some((cache, slot)) => cache.borrow_mut().extended(slot, &k, &v)?,
@@ -127,7 +130,7 @@ impl BlockCx<'_> {
         self.view.attention.attend(q, &k, &v, scores)
     }
 
-    /// Records a state `[n width]` if the pass reads it.
+    /// Records a state `[n width]` for each requested site that it belongs to.
     fn record(&self, site: &Site, state: impl Fn() -> Result<Tensor>) -> Result<()> {
         for wanted in self.wanted.iter().filter(|w| w.site.whole() == site) {
             self.states.borrow_mut().push((wanted.index, wanted.site.columns_of(&state()?)?));

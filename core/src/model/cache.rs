@@ -1,18 +1,18 @@
-//! Keys and values of every layer, which a sequence keeps for its next tokens.
+//! The cache of keys and values that generation keeps for the next tokens of a sequence.
 
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// Keys and values of one sequence, one pair for each layer, each `[n kv_heads d]` and rotated by
-/// their positions.
+/// The keys and values of one sequence, for each layer. Each tensor is `[n kv_heads d]`, and keys
+/// are already rotated by their positions.
 #[derive(Debug, Default)]
 pub struct Cache {
     layers: Vec<Option<[Buffer; 2]>>,
     tokens: usize,
 }
 
-/// Rows with room for more, so that a new token only copies its own row.
+/// A tensor with spare rows, so that appending a token only copies that token.
 #[derive(Debug)]
 struct Buffer {
     rows: Tensor,
@@ -24,7 +24,7 @@ impl Buffer {
         Ok(Self { rows: Tensor::f_zeros([0, size[1], size[2]], (like.kind(), like.device()))? })
     }
 
-    /// Writes rows behind the first `filled` ones, and returns both.
+    /// Writes `new` after the first `filled` rows. Returns all rows that are now filled.
     fn extended(&mut self, filled: i64, new: &Tensor) -> Result<Tensor> {
         let (size, n) = (new.size(), new.size()[0]);
         let room = self.rows.size()[0];
@@ -42,25 +42,25 @@ impl Buffer {
 }
 
 impl Cache {
-    /// Number of tokens that it holds.
+    /// Number of tokens in the cache.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Bytes that it holds room for.
+    /// Allocated memory in bytes, spare rows included.
     pub fn bytes(&self) -> usize {
         let size = |b: &Buffer| b.rows.numel() * if b.rows.kind() == Kind::Float { 4 } else { 2 };
         self.layers.iter().flatten().flatten().map(size).sum()
     }
 
-    /// Keys and values of a layer with new ones `[n kv_heads d]` behind those of the tokens that
-    /// the cache holds.
+    /// Writes the keys and values `[n kv_heads d]` of new tokens of a layer after the cached ones.
+    /// Returns the keys and the values of all tokens.
     ///
-    /// The new ones count from [`advance`](Self::advance) on. Until then, a second call overwrites
-    /// them, so that a layer may run more than once.
+    /// The new tokens are only counted when [`advance`](Self::advance) is called. Until then a
+    /// second call overwrites them, so that a layer may run more than once.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub(super) fn extended(
         &mut self,
         layer: usize,
@@ -79,7 +79,7 @@ impl Cache {
         Ok((keys.extended(filled, k)?, values.extended(filled, v)?))
     }
 
-    /// Keeps the `tokens` tokens that every layer has been extended by.
+    /// Counts the `tokens` tokens that every layer has appended.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.tokens += tokens;
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_layer_that_runs_twice_leaves_its_keys_once() {
+    fn a_layer_that_runs_twice_caches_its_keys_once() {
         let mut cache = Cache::default();
         let token = |x: f64| Tensor::full([1, 2, 4], x, (Kind::Float, Device::Cpu));
         for x in [1.0, 2.0] {

@@ -1,4 +1,5 @@
-//! Loads checkpoints as they are published: with a separate head, with renamed tensors, or broken.
+//! Tests loading checkpoints as they are published: with a separate head, with renamed tensors, or
+//! broken.
 
 use indexmap::IndexMap;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ fn with(fixture: &Fixture, architecture: &str, tied: bool) -> (Value, IndexMap<S
     (config, fixture.tensors(architecture, Kind::Float).unwrap())
 }
 
-/// The names that the embedding and the head have in a checkpoint.
+/// The names of the embedding and of the head in a checkpoint.
 fn ends(architecture: &str) -> [&'static str; 2] {
     match architecture {
         "gpt_neox" => ["gpt_neox.embed_in.weight", "embed_out.weight"],
@@ -58,7 +59,7 @@ const ALL: [&str; 13] = [
 ];
 
 #[test]
-fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
+fn a_head_that_differs_from_the_embedding_is_kept_even_if_the_configuration_ties_them() {
     let fixture = Fixture::read().unwrap();
     for architecture in ALL {
         let [embedding, head] = ends(architecture);
@@ -93,7 +94,7 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
             twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)),
             "{architecture}"
         );
-        // If the file has only one of the two tensors, it serves as both.
+        // If the file has only one of the two tensors, it is used for both.
         let mut only: IndexMap<String, Tensor> =
             tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
@@ -116,7 +117,7 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
 }
 
 #[test]
-fn a_missing_or_repeated_prefix_changes_nothing() {
+fn a_missing_or_repeated_prefix_does_not_change_the_model() {
     let fixture = Fixture::read().unwrap();
     for architecture in ALL {
         let (config, tensors) = with(
@@ -148,7 +149,7 @@ fn a_missing_or_repeated_prefix_changes_nothing() {
 }
 
 #[test]
-fn names_that_other_programs_leave_are_explained() {
+fn errors_explain_tensor_names_that_other_programs_write() {
     let fixture = Fixture::read().unwrap();
     let (config, tensors) = with(&fixture, "llama", false);
     let error = |rename: &dyn Fn(&str) -> String| {
@@ -172,7 +173,7 @@ fn names_that_other_programs_leave_are_explained() {
     assert!(inside("q_proj.weight", "q_proj.qweight").contains("GPTQ"));
     assert!(inside("mlp.", "mlp.experts.0.").contains("mixture of experts"));
     assert!(inside("model.layers.", "transformer.h.").contains("save_pretrained"));
-    assert!(inside("model.layers.2.", "model.layers.7.").contains("a shard is missing"));
+    assert!(inside("model.layers.2.", "model.layers.7.").contains("no shard is missing"));
     // The file has every tensor of the model and one more.
     for (name, cause) in [
         ("model.layers.0.mlp.up_proj.weight_scale", "quantization_config"),

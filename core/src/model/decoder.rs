@@ -1,19 +1,20 @@
-//! A transformer with frozen weights: blocks over a residual stream, between the two ends of a
-//! vocabulary.
+//! A transformer decoder with frozen weights: the embedding, blocks that update the residual
+//! stream, the final norm and the output head.
 //!
-//! An architecture file makes one of these. The decoder knows token streams and blocks; adapters,
-//! taps, caches and depth are the [`Pass`]'s business, which runs each block.
+//! Architecture files build one of these. The decoder only runs its blocks over a stream of tokens.
+//! Adapters, taps, caches and the number of blocks to run are handled by the [`Pass`], which wraps
+//! each block.
 
 use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
-use super::attention::{Attention, How};
+use super::attention::{Attention, AttentionOptions};
 use super::block::Layer;
 use super::layer_kind::{LayerKind, View};
 use super::linear::Linear;
 use super::norm::Norm;
-use super::pass::{Pass, Reached};
+use super::pass::{Pass, PassOutput};
 use super::rope::Rope;
 use super::settings::Sizes;
 use super::stream::Stream;
@@ -22,16 +23,16 @@ use crate::api::ModelInfo;
 use crate::error::Result;
 
 impl Sizes {
-    /// The blocks that `layer` makes, in their order.
+    /// Builds all blocks by calling `layer` with each index, in order.
     ///
     /// # Errors
-    /// Fails if `layer` does.
+    /// Fails if `layer` fails.
     pub fn layers(&self, layer: impl FnMut(usize) -> Result<Layer>) -> Result<Vec<Layer>> {
         (0..self.num_hidden_layers).map(layer).collect()
     }
 }
 
-/// A transformer with frozen weights.
+/// A transformer decoder with frozen weights.
 #[derive(Debug)]
 pub struct Decoder {
     info: ModelInfo,
@@ -42,7 +43,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Puts a model of that `model_type` together.
+    /// Assembles a model from its components. Each layer names its kind by an index into `kinds`.
     pub fn new(
         model_type: &str,
         sizes: &Sizes,
@@ -72,18 +73,24 @@ impl Decoder {
         Self { info, vocabulary, kinds, layers, norm }
     }
 
-    /// Its shape.
+    /// Sizes of the model, and the names and shapes of its linear modules.
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
 
-    /// Sends `stream` through the blocks that the pass runs.
+    /// Runs the pass over `stream`: the embedding, the blocks that the pass needs, and the final
+    /// norm if it is needed.
     ///
     /// # Errors
-    /// Fails if an adapter does, if a requested site is not reached, or if memory runs out.
-    pub fn forward(&self, stream: &Stream, how: How, mut pass: Pass<'_>) -> Result<Reached> {
+    /// Fails if an adapter fails, if a requested site is not reached, or if memory runs out.
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        options: AttentionOptions,
+        mut pass: Pass<'_>,
+    ) -> Result<PassOutput> {
         let mut h = self.vocabulary.embed(stream)?;
-        let views = self.views(stream, how, h.kind())?;
+        let views = self.views(stream, options, h.kind())?;
         for (k, (kind, block)) in self.layers.iter().take(pass.blocks()).enumerate() {
             h = pass.block(k, block.as_ref(), &h, &views[*kind])?;
         }
@@ -93,9 +100,9 @@ impl Decoder {
         pass.finish(&h)
     }
 
-    /// One number for each kind of layer, which identifies the rotary frequencies of a sequence of
-    /// `tokens` tokens. Two sequences may share the states of a common prefix only if all are
-    /// equal.
+    /// Returns one number for each kind of layer, which identifies the rotary frequencies that a
+    /// sequence of `tokens` tokens has there. Two sequences may share the states of a common prefix
+    /// only if all these numbers are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.ropes().map(|rope| rope.representative_length(tokens)).collect()
     }
@@ -112,18 +119,23 @@ impl Decoder {
         self.kinds.iter().filter_map(|kind| kind.rope.as_ref())
     }
 
-    /// One view for each kind of layer. Kinds that see equally far share their masks.
-    fn views(&self, stream: &Stream, how: How, kind: Kind) -> Result<Vec<View>> {
+    /// Prepares masks and rotary tables for each kind of layer. Kinds with the same window share
+    /// their masks.
+    fn views(&self, stream: &Stream, options: AttentionOptions, kind: Kind) -> Result<Vec<View>> {
         let longest = stream.layout.longest() as i64;
         let mut made: Vec<(Option<i64>, Rc<Attention>)> = Vec::new();
         let view = |layer: &LayerKind| {
-            // A window that holds the longest sequence hides nothing.
+            // A window at least as long as the longest sequence masks nothing.
             let window = layer.window.filter(|w| *w < longest);
             let attention = match made.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
-                    let attention =
-                        Rc::new(Attention::new(&stream.layout, how, window, stream.ids.device())?);
+                    let attention = Rc::new(Attention::new(
+                        &stream.layout,
+                        options,
+                        window,
+                        stream.ids.device(),
+                    )?);
                     made.push((window, Rc::clone(&attention)));
                     attention
                 }
@@ -136,15 +148,15 @@ impl Decoder {
         self.kinds.iter().map(view).collect()
     }
 
-    /// Logits `[m vocab]` of last hidden states `[m hidden]`.
+    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.vocabulary.logits(hidden)
     }
 
-    /// Its linear modules, in the order in which they run.
+    /// The model's linear modules, in the order in which they run.
     pub fn linears(&self) -> Vec<&Linear> {
         let mut linears = Vec::with_capacity(self.info.linears.len());
         for (_, block) in &self.layers {
@@ -153,17 +165,18 @@ impl Decoder {
         linears
     }
 
-    /// The most tokens that a sequence can have; `None` if positions are not learned.
-    pub fn most_tokens(&self) -> Option<usize> {
-        self.vocabulary.most_tokens()
+    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.vocabulary.max_tokens()
     }
 
-    /// True if the embedding serves as the output head.
+    /// True if the embedding matrix is also the output head.
     pub fn is_tied(&self) -> bool {
         self.vocabulary.is_tied()
     }
 
-    /// The embedding matrix and the head's `[vocab hidden]`, the same one if they are tied.
+    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
+    /// tensor if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.vocabulary.matrices()
     }
@@ -183,7 +196,7 @@ mod tests {
     use crate::model::tiny::Fixture;
 
     #[test]
-    fn a_block_that_runs_twice_computes_the_same_and_leaves_nothing_twice() {
+    fn running_a_block_twice_gives_the_same_states_and_caches_each_token_once() {
         let fixture = Fixture::read().unwrap();
         let model = fixture
             .model(fixture.case("gemma2", "default").unwrap(), Kind::Float, Device::Cpu)
@@ -196,7 +209,7 @@ mod tests {
             let cache = RefCell::new(Cache::default());
             let mut states = Vec::new();
             for ids in [&[3, 1, 4][..], &[1, 5], &[9]] {
-                let mut builder = StreamBuilder::behind(cache.borrow().tokens());
+                let mut builder = StreamBuilder::continuing(cache.borrow().tokens());
                 builder.push(ids, None).unwrap();
                 let stream = builder.finish(Device::Cpu).unwrap();
                 let request = Request {

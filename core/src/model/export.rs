@@ -1,4 +1,4 @@
-//! Models as Hugging Face folders, for whoever goes on with them elsewhere.
+//! Exports models as Hugging Face folders, for use in other programs.
 
 use std::path::{Path, PathBuf};
 
@@ -12,21 +12,21 @@ use crate::model::{Adapted, Model};
 use crate::text::Tokenizer;
 use crate::weights::{ModelFiles, type_name, write_safetensors};
 
-/// A merged model on its way to disk.
+/// The weights of a merged model, before they are written.
 #[derive(Debug)]
 pub struct Export {
     tensors: IndexMap<String, Tensor>,
     kind: Kind,
-    /// True if the embedding serves as the output head.
+    /// True if the embedding matrix is also the output head.
     tied: bool,
 }
 
 impl Export {
-    /// The weights of `files`, with `adapted` (on a model made of them in float32) merged into
-    /// them; rounded once to `kind`.
+    /// Merges `adapted` into the weights of `files`. `model` must be the model of these files in
+    /// float32. The results are rounded once, to `kind`.
     ///
     /// # Errors
-    /// An adapter that cannot be expressed in weights, or not enough memory.
+    /// Fails if the adapter cannot be expressed in weights, or if memory runs out.
     pub fn merged(
         files: &ModelFiles,
         model: &Model,
@@ -44,20 +44,20 @@ impl Export {
                 [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))]
             {
                 let Some(tensor) = tensor else { continue };
-                // The file may not have the bias yet, so its name is derived from the weight's
-                // name.
+                // The file may not have a bias yet, so the name of the bias is derived from that of
+                // the weight.
                 let weight = model
                     .stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
                 let stored = weight
                     .and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
                     Error::new(format!(
-                        "the model's files have `{module}.weight` under another \
-                        name, so it cannot be replaced in them"
+                        "cannot find `{module}.weight` in the model's files, which \
+                        must contain the merged weight under that name"
                     ))
                     .hint(
-                        "save the model again with transformers, whose names of today are \
-                            used here",
+                        "save the model again with a recent version of transformers, so that its \
+                            tensors have the current names",
                     )
                 })?;
                 tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
@@ -69,11 +69,12 @@ impl Export {
         Ok(Self { tensors, kind, tied: model.is_tied() })
     }
 
-    /// Writes a new folder that transformers loads: config.json, the weights in files of at most
-    /// `shard` bytes, and the tokenizer. It appears whole or not at all.
+    /// Writes a new folder that transformers can load, with config.json, the weights in files of at
+    /// most `shard` bytes, and the tokenizer. The folder only appears when it is complete. Returns
+    /// the paths of its files.
     ///
     /// # Errors
-    /// A folder that exists, or a disk that is full.
+    /// Fails if the folder already exists, or if a file cannot be written.
     pub fn write(
         &self,
         files: &ModelFiles,
@@ -87,8 +88,8 @@ impl Export {
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(parent)
-            .within(|| format!("cannot make the folder `{}`", parent.display()))?;
-        let made = || format!("cannot make a folder in `{}`", parent.display());
+            .within(|| format!("cannot create the folder `{}`", parent.display()))?;
+        let made = || format!("cannot create a folder in `{}`", parent.display());
         let partial =
             tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(made)?;
         self.weights(partial.path(), shard)?;
@@ -104,26 +105,27 @@ impl Export {
             std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))
                 .within(made)?;
         }
-        std::fs::rename(&folder, out).within(|| format!("cannot make `{}`", out.display()))?;
+        std::fs::rename(&folder, out).within(|| format!("cannot create `{}`", out.display()))?;
         let mut written: Vec<PathBuf> =
             std::fs::read_dir(out).within(made)?.flatten().map(|entry| entry.path()).collect();
         written.sort();
         Ok(written)
     }
 
-    /// The model's own configuration, less what is no longer so.
+    /// The configuration of the exported model: the original one without the fields that no longer
+    /// apply.
     ///
     /// # Errors
-    /// Fails if transformers has no configuration that computes the same.
+    /// Fails if no configuration of transformers computes the same model.
     fn config(&self, original: &Value) -> Result<Value> {
         let rope =
             original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
         if rope.into_iter().any(|p| p.get("dimension_count").is_some_and(|n| !n.is_null())) {
             return Err(Error::new(
                 "the GGUF file rotates only a part of each head, which \
-                transformers cannot express for this architecture",
+                transformers does not support for this architecture",
             )
-            .hint("use the adapter with the GGUF file: `reprpo eval RUN`"));
+            .hint("use the adapter with the GGUF file, for example with `reprpo eval RUN`"));
         }
         let mut config = original.clone();
         if let Some(map) = config.as_object_mut() {
@@ -131,7 +133,7 @@ impl Export {
                 map.shift_remove(gone);
             }
             map.insert("dtype".to_owned(), json!(type_name(self.kind)));
-            // The original configuration may contradict the weights, which decide as in
+            // The original value may contradict the weights. The weights decide, as in
             // transformers.
             map.insert("tie_word_embeddings".to_owned(), json!(self.tied));
             if let Some(text) = map.get_mut("text_config").and_then(Value::as_object_mut) {
@@ -173,11 +175,12 @@ impl Export {
 }
 
 fn blocks() -> Error {
-    Error::new("the adapter changes the output of blocks, which no weight of the model can express")
-        .hint("use it as an adapter: `reprpo eval RUN`")
+    Error::new("the adapter changes the output of blocks, which the model's weights cannot express")
+        .hint("use it as an adapter, for example with `reprpo eval RUN`")
 }
 
-/// The tokenizer's own files where the model is a folder; else files that say the same.
+/// Copies the tokenizer's files if the model is a folder. Otherwise it writes files with the same
+/// content.
 fn tokenizer_files(model: &Path, tokenizer: &Tokenizer, out: &Path) -> Result<()> {
     const OWN: [&str; 9] = [
         "tokenizer.json",

@@ -1,5 +1,5 @@
-//! The Gemma 2 architecture: a norm before and after each half of a block, windows in every other
-//! layer, capped scores and logits, and scaled embeddings.
+//! The Gemma 2 architecture: a norm before and after both the attention and the MLP, sliding
+//! windows in every other layer, capped scores and logits, and scaled embeddings.
 //!
 //! Reference: Gemma Team 2024 (Gemma 2) §2, and `modeling_gemma2.py` of transformers.
 
@@ -20,10 +20,10 @@ struct Config {
     use_bidirectional_attention: Option<bool>,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
         "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
@@ -78,7 +78,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     ))
 }
 
-/// Gemma's block since Gemma 2.
+/// The block of Gemma 2 and later.
 #[derive(Debug)]
 pub struct Gemma2Block {
     input_layernorm: Norm,
@@ -90,10 +90,10 @@ pub struct Gemma2Block {
 }
 
 impl Gemma2Block {
-    /// The block of these halves, with its norms from `weights`.
+    /// Builds a block from its attention and MLP, and takes the norms from `weights`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn new(
         weights: &Weights<'_>,
         self_attn: SelfAttention,

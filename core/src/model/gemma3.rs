@@ -1,10 +1,10 @@
-//! The text half of the Gemma 3 architecture: Gemma 2's block with a norm of each head of queries
-//! and keys. Layers with a window have a rotation of their own.
+//! The text model of the Gemma 3 architecture: Gemma 2's block with a norm over each head of
+//! queries and keys. Layers with a sliding window have a different rotary base from the others.
 //!
 //! Reference: Gemma Team 2025 (Gemma 3) §2, Gemma Team 2024 (Gemma 2) §2 for the soft caps, and
-//! `modeling_gemma3.py` of transformers. A cap of the attention's scores, which no released model
-//! has, is honoured as the configuration's documentation says; transformers 5.23 reads the field
-//! and leaves it unused.
+//! `modeling_gemma3.py` of transformers. A cap on attention scores is applied as the documentation
+//! of the configuration describes, although transformers 5.23 reads the field without using it. No
+//! released model has one.
 
 use super::gemma2::Gemma2Block;
 use super::prelude::*;
@@ -19,15 +19,16 @@ struct Config {
     query_pre_attn_scalar: f64,
     sliding_window: Option<i64>,
     layer_types: Option<Vec<LayerType>>,
-    /// Every layer of that number sees everything, where `layer_types` is not given.
+    /// Every layer whose number (from 1) is a multiple of this has full attention, if `layer_types`
+    /// is not given.
     sliding_window_pattern: usize,
     final_logit_softcapping: Option<f64>,
     attn_logit_softcapping: Option<f64>,
     use_bidirectional_attention: Option<bool>,
 }
 
-/// Adds the fields that a configuration leaves out, as those inside a configuration of both halves
-/// do.
+/// Adds the defaults of fields that a configuration leaves out. The text configurations of models
+/// with images leave out most of them.
 fn complete(config: &Value) -> Value {
     let defaults = json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
@@ -41,29 +42,30 @@ fn complete(config: &Value) -> Value {
     settings::with_defaults(config, &defaults)
 }
 
-/// The model of a configuration that only has text.
+/// Builds the model from a configuration for text only.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
-pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
+pub fn build_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     build("gemma3_text", "model", config, weights)
 }
 
-/// The text half of a configuration of text and images. The tensors of the image half are dropped,
-/// because text does not pass through it.
+/// Builds the text model from a configuration for text and images. The tensors of the image encoder
+/// are dropped, because text does not pass through it.
 ///
 /// # Errors
-/// Fails as [`of_text`] does.
-pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
+/// Fails as [`build_text`] does.
+pub fn build_multimodal(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
     let text = text.ok_or_else(|| {
-        Error::new("the model's config.json has no `text_config`, which `model_type` gemma3 needs")
+        Error::new("the model's config.json has no `text_config`, which `gemma3` models need")
     })?;
     let mut text = text.clone();
     if let (Some(tied), Some(fields)) = (config.get("tie_word_embeddings"), text.as_object_mut()) {
         fields.insert("tie_word_embeddings".to_owned(), tied.clone());
     }
-    // As transformers has the names in memory, and as releases had them on disk.
+    // Published checkpoints have older names of the tensors; transformers renames them in the same
+    // way.
     let checkpoint = weights.checkpoint();
     checkpoint.rename("language_model.model.", "model.language_model.");
     checkpoint.rename("language_model.lm_head.", "lm_head.");
@@ -82,7 +84,7 @@ pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let config = &complete(config);
     let sizes = Sizes::read(config)?;
-    let usual = |theta, usual_theta| Spelling { theta, usual_theta, ..Spelling::USUAL };
+    let usual = |theta, default_theta| RopeFields { theta, default_theta, ..RopeFields::COMMON };
     let [full, sliding] = RopeParameters::by_layer_type(
         config,
         &usual("rope_theta", 1_000_000.0),
@@ -122,7 +124,7 @@ fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> R
             attention.one_plus_rms_norm("k_norm", d, eps)?,
         ];
         let self_attn = SelfAttention {
-            qk_norm: QkNorm::OfHeads(norms),
+            qk_norm: QkNorm::PerHead(norms),
             scores: Scores { cap: score_cap, ..Scores::scaled_by(scale) },
             ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])?
         };

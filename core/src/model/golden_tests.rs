@@ -1,4 +1,5 @@
-//! The model against transformers: small models place by place, and SmolLM2 as it is used.
+//! Compares models with transformers: small models at each of their sites, and SmolLM2 and Gemma 3
+//! on real inputs.
 
 use std::path::Path;
 use std::time::Instant;
@@ -10,8 +11,8 @@ use super::*;
 use crate::testing::{gemma3, shared, smollm2};
 use crate::weights::read_safetensors;
 
-/// The small models, and how many places the reference values of each know: outputs were kept for
-/// the first alone.
+/// The small models, and the number of sites with reference values for each. The outputs of modules
+/// were only stored for `llama`.
 const SMALL: [(&str, usize); 14] = [
     ("gemma2", 10),
     ("gemma3_text", 10),
@@ -36,7 +37,7 @@ fn load(path: &Path) -> (ModelFiles, Model) {
     (files, model)
 }
 
-/// The largest difference, relative to max(1, the largest absolute value of the reference).
+/// The largest absolute difference, divided by max(1, the largest absolute value of the reference).
 fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(ours.size(), reference.size());
     assert!(ours.numel() > 0);
@@ -44,8 +45,8 @@ fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
     (ours - reference).abs().max().double_value(&[]) / largest
 }
 
-/// Of a right-padded `[b t width]` the rows where the mask is 1: `[n width]` in the order of the
-/// stream.
+/// Selects the rows of a right-padded `[b t width]` tensor where the mask is 1. Returns `[n width]`
+/// in the order of the stream.
 fn real_rows(padded: &Tensor, mask: &Tensor) -> Tensor {
     padded.flatten(0, 1).index_select(0, &mask.flatten(0, -1).nonzero().squeeze_dim(1))
 }
@@ -57,8 +58,7 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// The places that the reference values know, in the order of their names, with their values
-/// `[n width]`.
+/// The sites with reference values, in the order of their names, and the values `[n width]`.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
     io.iter()
         .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))
@@ -69,20 +69,20 @@ fn batch(io: &IndexMap<String, Tensor>) -> Stream {
     Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap()
 }
 
-fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<Reached> {
+fn reach(model: &Model, stream: &Stream, sites: &[Site], hidden: bool) -> Result<PassOutput> {
     model.forward(stream, Request { sites, hidden, ..Request::default() })
 }
 
 #[test]
-fn every_place_holds_what_it_holds_in_transformers_under_every_strategy() {
+fn every_site_has_the_same_state_as_in_transformers_with_every_strategy() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
-    for (name, places) in SMALL {
+    for (name, count) in SMALL {
         let dir = shared.join("golden/models").join(name);
         let (_, mut model) = load(&dir);
         let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
         let (sites, expected) = references(&io);
-        assert_eq!(sites.len(), places, "{name}");
+        assert_eq!(sites.len(), count, "{name}");
         for strategy in STRATEGIES {
             model.set_attention(strategy);
             let reached = reach(&model, &batch(&io), &sites, true).unwrap();
@@ -98,14 +98,15 @@ fn every_place_holds_what_it_holds_in_transformers_under_every_strategy() {
             );
             assert!(logits < 1e-4, "{name}, {strategy:?}, logits: {logits:e}");
             eprintln!(
-                "{name}, {strategy:?}: {} places within {worst:.1e}, logits within {logits:.1e}",
+                "{name}, {strategy:?}: {} sites within {worst:.1e}, logits within {logits:.1e}",
                 sites.len()
             );
         }
     }
 }
 
-/// The logits of a model of the folder `name` whose configuration and names of tensors are changed.
+/// Computes the logits of the model in the folder `dir` after its configuration and the names of
+/// its tensors are changed.
 fn logits_of(
     dir: &Path,
     change: impl Fn(&mut serde_json::Value),
@@ -131,7 +132,7 @@ fn logits_of(
 }
 
 #[test]
-fn configurations_of_other_times_mean_the_same_models() {
+fn older_and_newer_formats_of_a_configuration_give_the_same_model() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let (set, dir) = (
@@ -159,7 +160,7 @@ fn configurations_of_other_times_mean_the_same_models() {
             let size = c[own].take();
             set(c, usual, size);
         }
-        // Other architectures have these.
+        // Fields of other architectures, which must be ignored.
         set(c, "intermediate_size", 7.into());
         set(c, "num_key_value_heads", 2.into());
     });
@@ -186,7 +187,7 @@ fn configurations_of_other_times_mean_the_same_models() {
 }
 
 #[test]
-fn a_gpt2_of_old_is_the_same_model() {
+fn an_old_gpt2_checkpoint_gives_the_same_model() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/gpt2");
@@ -216,7 +217,7 @@ fn a_gpt2_of_old_is_the_same_model() {
 }
 
 #[test]
-fn the_text_half_of_a_model_of_text_and_images_is_that_model() {
+fn the_text_model_of_a_multimodal_checkpoint_computes_the_same() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/gemma3_text");
@@ -233,7 +234,7 @@ fn the_text_half_of_a_model_of_text_and_images_is_that_model() {
 }
 
 #[test]
-fn capped_logits_are_those_through_a_tanh() {
+fn capped_logits_are_the_plain_ones_through_a_tanh() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/gemma3_text");
@@ -243,7 +244,7 @@ fn capped_logits_are_those_through_a_tanh() {
 }
 
 #[test]
-fn a_place_holds_the_same_whatever_else_is_asked_for() {
+fn the_state_of_a_site_does_not_depend_on_other_requested_sites() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     for (name, _) in SMALL {
@@ -266,7 +267,7 @@ fn a_place_holds_the_same_whatever_else_is_asked_for() {
 }
 
 #[test]
-fn no_block_runs_that_no_place_needs() {
+fn blocks_after_the_last_requested_site_do_not_run() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/llama");
@@ -278,8 +279,8 @@ fn no_block_runs_that_no_place_needs() {
     assert_eq!(model.depth(&[Site::Residual(layers)], false).unwrap(), layers);
     assert!(model.depth(&[Site::Residual(layers + 1)], false).is_err());
     for blocks in 0..layers {
-        // A matrix product of whole numbers with fractions is an error, so a block that runs cannot
-        // go unseen.
+        // A matrix product of int64 and float tensors fails, so a block that runs by mistake is
+        // detected.
         let poisoned =
             files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| {
                 let deeper =
@@ -307,14 +308,14 @@ fn no_block_runs_that_no_place_needs() {
 }
 
 #[test]
-fn smollm2_thinks_and_says_what_it_does_in_transformers() {
+fn smollm2_has_the_same_states_and_logits_as_in_transformers() {
     let (Some(shared), Some(path)) = (shared(), smollm2()) else { return };
     let _guard = tch::no_grad_guard();
     let start = Instant::now();
     let (_, model) = load(&path);
     let io = read_safetensors(&shared.join("golden/smollm2/forward.safetensors")).unwrap();
     let sites: Vec<Site> = (0..=model.info().layers).map(Site::Residual).collect();
-    // The data set repeats itself: the three inputs are one and the same.
+    // The three inputs are identical, because the data set repeats itself.
     for i in 0..3 {
         let ids = io[&format!("{i}.input_ids")].unsqueeze(0);
         let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
@@ -341,7 +342,7 @@ fn smollm2_thinks_and_says_what_it_does_in_transformers() {
 }
 
 #[test]
-fn gemma3_thinks_and_says_what_it_does_in_transformers() {
+fn gemma3_has_the_same_states_and_logits_as_in_transformers() {
     let (Some(shared), Some(path)) = (shared(), gemma3()) else { return };
     let _guard = tch::no_grad_guard();
     let (_, mut model) = load(&path);
@@ -378,7 +379,7 @@ fn gemma3_thinks_and_says_what_it_does_in_transformers() {
 }
 
 #[test]
-fn smollm2_finds_completions_as_probable_as_transformers_does() {
+fn smollm2_gives_completions_the_same_probability_as_in_transformers() {
     let (Some(shared), Some(path)) = (shared(), smollm2()) else { return };
     let _guard = tch::no_grad_guard();
     let start = Instant::now();
@@ -400,7 +401,8 @@ fn smollm2_finds_completions_as_probable_as_transformers_does() {
         for field in ["chosen", "rejected"] {
             let completion = encode(field);
             assert_eq!(pair[format!("{field}_tokens")], completion.len(), "pair {i}, {field}");
-            // The prompt's last row predicts the first token, and each token the next one.
+            // The last row of the prompt predicts the first token of the completion, and each token
+            // predicts the next one.
             rows.push(prompt.len() as i64 - 1);
             rows.extend((builder.tokens() as i64..).take(completion.len() - 1));
             builder.push(&completion, Some(root)).unwrap();
@@ -413,7 +415,7 @@ fn smollm2_finds_completions_as_probable_as_transformers_does() {
             .hidden
             .unwrap();
         let predicted =
-            Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
+            PredictedTokens { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
         let (logps, _) = model.logprobs(&hidden, &predicted, Detail::None).unwrap();
         for (field, logps) in
             ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0))

@@ -1,6 +1,6 @@
-//! The GPT-2 architecture: pre-norm blocks with layer norms, one module for queries, keys and
-//! values, learned positions, and a plain MLP. Its linear modules are `Conv1D` in transformers,
-//! whose weights are `[in out]`.
+//! The GPT-2 architecture: pre-norm blocks with layer norms, one fused module for queries, keys and
+//! values, learned positions, and an MLP without a gate. Its linear modules are `Conv1D` in
+//! transformers, which stores weights as `[in out]`.
 //!
 //! Reference: Radford et al. 2019 (GPT-2) §2.3, and `modeling_gpt2.py` of transformers.
 
@@ -19,8 +19,9 @@ struct Config {
     reorder_and_upcast_attn: bool,
 }
 
-/// The sizes of a configuration, and the number of positions. transformers reads each size under
-/// its own name and under the one that it has in other architectures, which comes first.
+/// Reads the sizes of a configuration, and the number of positions. Like transformers, it accepts
+/// each size under GPT-2's name and under the name that other architectures use, which takes
+/// precedence.
 fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     let of = |names: [&str; 2], usual: i64| {
         names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into())
@@ -40,8 +41,8 @@ fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     if sizes.q_width() != sizes.hidden_size {
         let (width, heads) = (sizes.hidden_size, sizes.num_attention_heads);
         return Err(Error::new(format!(
-            "the model's config.json gives {heads} heads, which do not divide the hidden size of \
-                {width}"
+            "the hidden size in the model's config.json must be a multiple of the number of heads, \
+                got {width} and {heads}"
         )));
     }
     Ok((
@@ -50,10 +51,10 @@ fn sizes(config: &Value) -> Result<(Sizes, i64)> {
     ))
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (sizes, positions) = sizes(config)?;
     let defaults = json!({ "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -72,13 +73,13 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("h").at(i);
         let (attn, mlp) = (at.at("attn"), at.at("mlp"));
-        // Masks that old checkpoints saved.
+        // Old checkpoints contain these masks.
         attn.forget("bias");
         attn.forget("masked_bias");
         let scale = if config.scale_attn_weights { sizes.scale() } else { 1.0 };
         let scale =
             if config.scale_attn_by_inverse_layer_idx { scale / (i + 1) as f64 } else { scale };
-        let qkv = Projections::in_turn(attn.conv1d("c_attn", hidden, 3 * hidden)?, &sizes);
+        let qkv = Projections::fused_by_kind(attn.conv1d("c_attn", hidden, 3 * hidden)?, &sizes);
         let block = Gpt2Block {
             ln_1: at.layer_norm("ln_1", hidden, eps)?,
             attn: SelfAttention {
@@ -90,8 +91,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             },
             ln_2: at.layer_norm("ln_2", hidden, eps)?,
             mlp: Mlp {
-                inward: Inward::Plain(mlp.conv1d("c_fc", hidden, inner)?),
-                outward: mlp.conv1d("c_proj", inner, hidden)?,
+                input: InputProjection::Plain(mlp.conv1d("c_fc", hidden, inner)?),
+                output: mlp.conv1d("c_proj", inner, hidden)?,
                 activation,
             },
         };

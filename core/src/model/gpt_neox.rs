@@ -1,18 +1,18 @@
-//! The GPT-NeoX architecture: attention and MLP read the stream side by side and add to it
-//! together; heads are turned in part, and norms and projections have biases.
+//! The GPT-NeoX architecture: attention and MLP read the same residual stream in parallel, and both
+//! outputs are added to it. Heads are rotated in part, and norms and projections have biases.
 //!
-//! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers;
-//! the Pythia models are of this architecture. With `use_parallel_residual` off the halves follow
-//! each other.
+//! Reference: Black et al. 2022 (GPT-NeoX-20B) §2.1, and `modeling_gpt_neox.py` of transformers.
+//! The Pythia models have this architecture. If `use_parallel_residual` is false, the MLP reads the
+//! stream after the attention.
 
 use super::prelude::*;
 use super::settings;
 
-const SPELLING: Spelling = Spelling {
+const FIELDS: RopeFields = RopeFields {
     theta: "rotary_emb_base",
     partial: "rotary_pct",
-    usual_partial: 0.25,
-    ..Spelling::USUAL
+    default_partial: 0.25,
+    ..RopeFields::COMMON
 };
 
 #[derive(Deserialize)]
@@ -37,27 +37,27 @@ fn gelu() -> String {
     "gelu".to_owned()
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     if sizes.kv_heads() != sizes.num_attention_heads || sizes.q_width() != sizes.hidden_size {
         return Err(Error::new(
-            "the model's config.json groups or narrows GPT-NeoX's heads, which have a key and a \
-                value each and fill the hidden size",
+            "a GPT-NeoX model's config.json must have as many key-value heads as query heads, and \
+                the width of all heads must be the hidden size",
         ));
     }
     let kind = LayerKind {
         window: None,
-        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &SPELLING)?)?),
+        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &FIELDS)?)?),
     };
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, inner, eps, bias) =
         (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_eps, config.attention_bias);
-    // transformers reads the head from disk under either name.
+    // As in transformers, the head may have either name in the file.
     let head = if !weights.has("embed_out.weight") && weights.has("lm_head.weight") {
         "lm_head"
     } else {
@@ -73,10 +73,10 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let (attention, mlp) = (at.at("attention"), at.at("mlp"));
-        // Masks that old checkpoints saved.
+        // Old checkpoints contain these masks.
         attention.forget("bias");
         attention.forget("masked_bias");
-        let qkv = Projections::by_head(
+        let qkv = Projections::fused_by_head(
             attention.linear("query_key_value", hidden, 3 * hidden, bias)?,
             &sizes,
         );
@@ -89,8 +89,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             ),
             post_attention_layernorm: at.layer_norm("post_attention_layernorm", hidden, eps)?,
             mlp: Mlp {
-                inward: Inward::Plain(mlp.linear("dense_h_to_4h", hidden, inner, true)?),
-                outward: mlp.linear("dense_4h_to_h", inner, hidden, true)?,
+                input: InputProjection::Plain(mlp.linear("dense_h_to_4h", hidden, inner, true)?),
+                output: mlp.linear("dense_4h_to_h", inner, hidden, true)?,
                 activation,
             },
             parallel: config.use_parallel_residual,
@@ -107,8 +107,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     ))
 }
 
-/// GPT-NeoX's block. If it is parallel, both halves read the block's input: Wang and Komatsuzaki
-/// 2021 (GPT-J).
+/// GPT-NeoX's block. If `parallel` is true, both the attention and the MLP read the input of the
+/// block (Wang and Komatsuzaki 2021, GPT-J).
 #[derive(Debug)]
 struct GptNeoxBlock {
     input_layernorm: Norm,

@@ -1,6 +1,5 @@
-//! The Granite architecture: Llama's block with four multipliers, of the embeddings, of the
-//! attention's scores, of what each half adds to the residual stream, and, as a divisor, of the
-//! logits.
+//! The Granite architecture: Llama's block with multipliers for the embeddings, for the attention
+//! scores and for the outputs of the attention and the MLP, and with a divisor for the logits.
 //!
 //! Reference: Granite Team 2024 (Granite 3.0) §2.1, and `modeling_granite.py` of transformers.
 
@@ -24,10 +23,10 @@ struct Config {
     logits_scaling: Option<f64>,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind {

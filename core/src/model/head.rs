@@ -1,62 +1,65 @@
-//! Log-probabilities of chosen tokens: the output head runs on the rows that predict one, and on no
-//! other.
+//! Log-probabilities of given tokens. The output head runs only on the rows that predict one of
+//! them, because logits are large.
 
 use tch::{Kind, Tensor};
 
 use super::Model;
 use crate::error::Result;
 
-/// Tokens to be scored, and the rows of the stream whose state predicts them.
+/// The tokens to score, and the rows of the stream whose states predict them.
 #[derive(Debug)]
-pub struct Predicted {
-    /// Row of the stream before each token `[m]`, int64.
+pub struct PredictedTokens {
+    /// Row of the stream that predicts each token, `[m]`, int64.
     pub rows: Tensor,
-    /// The token itself `[m]`, int64.
+    /// The token ids, `[m]`, int64.
     pub ids: Tensor,
 }
 
-/// What is known of each scored token, without gradient; each `[m]` float32.
+/// Statistics for each scored token, without gradient. Each tensor is `[m]`, in the kind of the
+/// log-probabilities.
 #[derive(Debug)]
 pub struct TokenStats {
-    /// −Σ p log p over the vocabulary, in nats.
+    /// Entropy over the vocabulary in nats, −Σ p log p.
     pub entropy: Tensor,
-    /// The mean logit over the vocabulary.
+    /// Mean logit over the vocabulary.
     pub mean_logit: Tensor,
-    /// 1 where the most probable token is the one that stands there.
+    /// 1 if the most probable token is the actual one, else 0; float32.
     pub correct: Tensor,
-    /// log Σ p² over the vocabulary, where it was asked for.
+    /// log Σ p² over the vocabulary; `None` unless [`Detail::MetricsAndCollision`] is requested.
     pub log_collision: Option<Tensor>,
 }
 
-/// What to find out of each scored token besides its log-probability.
+/// Selects the statistics to compute for each scored token, besides its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
-    /// Nothing.
+    /// No statistics.
     None,
-    /// What is logged.
+    /// The statistics that are logged in training.
     Metrics,
-    /// That and the collision probability.
+    /// The logged statistics and the collision probability Σ p².
     MetricsAndCollision,
 }
 
-/// Rows of logits at once when no gradient is kept: 512 × 50,000 floats are 100 MB.
+/// The number of rows for which logits are computed at once when no gradient is needed: 512 ×
+/// 50,000 floats take 100 MB.
 const ROWS: i64 = 512;
 
 impl Model {
-    /// log p of each predicted token `[m]` from the last hidden state `[n hidden]`, in float32
-    /// (float64 in a float64 model), and what else `detail` asks for.
+    /// log p of each predicted token `[m]`, from the final hidden states `[n hidden]`, and the
+    /// statistics that `detail` selects. Values are float32, or float64 in a float64 model.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn logprobs(
         &self,
         hidden: &Tensor,
-        predicted: &Predicted,
+        predicted: &PredictedTokens,
         detail: Detail,
     ) -> Result<(Tensor, Option<TokenStats>)> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
         let m = predicted.ids.size()[0];
-        // A chunk that a gradient has to pass is kept whole anyway.
+        // Chunks would not save memory here: autograd keeps the logits of every chunk for the
+        // backward pass.
         let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
         let mut logps = Vec::new();
         let (mut entropy, mut mean_logit, mut correct, mut log_collision) =
@@ -108,9 +111,10 @@ impl Model {
         Ok((joined(&logps)?, stats))
     }
 
-    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token `[m]`, from
-    /// the last hidden states of both `[n hidden]`, in float32 (float64 in a float64 model). It has
-    /// a gradient into `hidden`, and none into `reference`.
+    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token, `[m]`.
+    /// `hidden` and `reference` are the final hidden states `[n hidden]` of the policy and of the
+    /// reference. Values are float32, or float64 in a float64 model. The gradient flows into
+    /// `hidden`, but not into `reference`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -118,7 +122,7 @@ impl Model {
         &self,
         hidden: &Tensor,
         reference: &Tensor,
-        predicted: &Predicted,
+        predicted: &PredictedTokens,
     ) -> Result<Tensor> {
         let (hidden, reference) = (
             hidden.f_index_select(0, &predicted.rows)?,

@@ -1,4 +1,4 @@
-//! Tests that the scores of a sequence depend only on that sequence, and not on its batch or on the
+//! Tests that the score of a sequence only depends on the sequence, and not on its batch or on the
 //! way attention is computed.
 
 use rand::seq::SliceRandom;
@@ -50,7 +50,7 @@ fn worst(ours: &[[f64; 2]], expected: &[[f64; 2]]) -> f64 {
 }
 
 #[test]
-fn every_architecture_and_rope_type_scores_what_transformers_scores() {
+fn every_architecture_and_rope_type_gives_the_same_scores_as_transformers() {
     let fixture = Fixture::read().unwrap();
     let (pairs, cases) = (fixture.pairs(), fixture.cases());
     for case in cases {
@@ -77,8 +77,9 @@ fn every_architecture_and_rope_type_scores_what_transformers_scores() {
     assert!(architectures.into_iter().all(|name| covered(name) == expected(name)));
 }
 
-/// Checks that every pair scores the same by itself and in several random orders and batches.
-fn scores_alike_in_every_batch(model: &Model, pairs: &[TokenPair], what: &str) {
+/// Checks that every pair has the same score by itself and in batches of several random orders and
+/// sizes.
+fn scores_do_not_depend_on_the_batch(model: &Model, pairs: &[TokenPair], what: &str) {
     let alone: Vec<[f64; 2]> =
         pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -93,7 +94,7 @@ fn scores_alike_in_every_batch(model: &Model, pairs: &[TokenPair], what: &str) {
 }
 
 #[test]
-fn a_pair_scores_the_same_alone_and_in_every_batch() {
+fn a_pair_has_the_same_score_by_itself_and_in_every_batch() {
     let fixture = Fixture::read().unwrap();
     let pairs = fixture.pairs();
     for case in fixture.cases() {
@@ -102,7 +103,7 @@ fn a_pair_scores_the_same_alone_and_in_every_batch() {
             for kernel in [Kernel::Sdpa, Kernel::Eager] {
                 model.set_attention(strategy);
                 model.set_attention_kernel(kernel);
-                scores_alike_in_every_batch(
+                scores_do_not_depend_on_the_batch(
                     &model,
                     &pairs,
                     &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope),
@@ -113,7 +114,7 @@ fn a_pair_scores_the_same_alone_and_in_every_batch() {
 }
 
 #[test]
-fn capped_attention_scores_the_same_alone_and_in_every_batch() {
+fn with_capped_attention_scores_do_not_depend_on_the_batch() {
     let fixture = Fixture::read().unwrap();
     for rope in ["default", "dynamic"] {
         let case = fixture.case("gemma3_text", rope).unwrap();
@@ -128,7 +129,7 @@ fn capped_attention_scores_the_same_alone_and_in_every_batch() {
         .unwrap();
         for strategy in STRATEGIES {
             model.set_attention(strategy);
-            scores_alike_in_every_batch(
+            scores_do_not_depend_on_the_batch(
                 &model,
                 &fixture.pairs(),
                 &format!("capped, {rope}, {strategy:?}"),
@@ -138,7 +139,7 @@ fn capped_attention_scores_the_same_alone_and_in_every_batch() {
 }
 
 #[test]
-fn gemma3_scores_what_its_text_model_scores_with_every_rope_type() {
+fn gemma3_gives_the_same_scores_as_its_text_model_with_every_rope_type() {
     let fixture = Fixture::read().unwrap();
     for case in fixture.cases().iter().filter(|c| c.architecture == "gemma3_text") {
         let config = json!({ "model_type": "gemma3", "text_config": case.config });
@@ -150,7 +151,7 @@ fn gemma3_scores_what_its_text_model_scores_with_every_rope_type() {
 }
 
 #[test]
-fn generation_past_the_original_context_gives_the_tokens_of_transformers() {
+fn generation_past_the_original_context_gives_the_same_tokens_as_transformers() {
     let fixture = Fixture::read().unwrap();
     let prompt = fixture.pairs()[0].prompt.clone();
     let mut count = 0;
@@ -185,8 +186,9 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
             .layout
             .tokens()
     };
-    // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6. Three of them fit into the original
-    // context of 12 with it, so the fourth needs its own copy of the prompt.
+    // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6 tokens. With the prompt, three of
+    // them fit into the original context of 12 tokens, so the fourth needs its own copy of the
+    // prompt.
     assert_eq!(
         (tokens("default"), tokens("longrope"), tokens("dynamic")),
         (6 + 24, 12 + 24, 12 + 24)
@@ -221,7 +223,7 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
     assert!(forward(40, 8).is_ok());
     let e = forward(40, 9).unwrap_err();
     assert!(e.message().contains("has 49 tokens, but the model has positions for 48"), "{e:?}");
-    // A completion ends where the positions do.
+    // A completion ends when the model has no more positions.
     let sampling = Sampling { max_new_tokens: 60, ..Sampling::default() };
     let completion =
         |prompt: usize| generate(&model, None, &vec![1; prompt], &[], sampling, &mut |_| true);
@@ -230,7 +232,7 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
 }
 
 #[test]
-fn columns_of_a_site_are_those_of_the_whole() {
+fn columns_of_a_site_equal_those_of_the_whole_state() {
     let fixture = Fixture::read().unwrap();
     for architecture in ["llama", "phi3", "gpt_neox", "gpt2"] {
         let model = fixture

@@ -1,24 +1,26 @@
-//! A kind of layer, and what it sees of one stream.
+//! Kinds of layers, which differ in how far their attention looks back and in how they encode
+//! positions.
 
 use std::rc::Rc;
 
 use super::attention::Attention;
 use super::rope::{Rope, Tables};
 
-/// A kind of layer: how far it sees, and how it tells positions apart.
+/// A kind of layer: its attention window and its rotary positions.
 #[derive(Debug)]
 pub struct LayerKind {
-    /// How many tokens back it sees, itself included; `None`: all.
+    /// Number of tokens that a token attends to, itself included; `None` for the whole sequence so
+    /// far.
     pub window: Option<i64>,
-    /// How it rotates queries and keys; `None`: not at all.
+    /// The rotary positions of queries and keys; `None` if the layer does not rotate them.
     pub rope: Option<Rope>,
 }
 
-/// The masks and rotations of one kind of layer for one stream.
+/// The attention masks and rotary tables that one kind of layer uses for one stream.
 #[derive(Debug)]
 pub struct View {
-    /// Which tokens see which.
+    /// Computes attention with the masks of this kind.
     pub attention: Rc<Attention>,
-    /// The rotation of every position.
+    /// cos and sin for every position of the stream; `None` if the layer does not rotate.
     pub tables: Option<Tables>,
 }

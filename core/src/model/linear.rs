@@ -7,11 +7,11 @@ use tch::Tensor;
 use crate::api::{Frozen, LinearInfo, PartInfo, Rows, Site};
 use crate::error::{Error, Result};
 
-/// The name of a module or a part, and the sites of its input and output.
+/// The name of a linear module or of a part of one, and the sites of its input and output.
 #[derive(Debug)]
 pub struct Place {
-    /// The name in PyTorch's state dict without `.weight`. A part has Llama's name for it behind
-    /// the module's.
+    /// The name in PyTorch's state dict without `.weight`. The name of a part is that of its
+    /// module, a dot, and the name of the corresponding module in Llama.
     pub name: String,
     /// The site of the input.
     pub input: Site,
@@ -28,12 +28,12 @@ impl Place {
 /// A linear module of the frozen model.
 #[derive(Debug)]
 pub struct Linear {
-    /// Its name and sites.
+    /// The name, and the sites of input and output.
     pub place: Place,
     frozen: RefCell<Frozen>,
     /// How checkpoints store the weight.
     pub stored: Stored,
-    /// The parts that the rows of a fused module fall into, in order.
+    /// The parts that a fused module consists of, in order; empty for other modules.
     pub parts: Vec<Part>,
 }
 
@@ -49,20 +49,20 @@ pub enum Stored {
 /// Rows of a fused projection that Llama stores as a separate module.
 #[derive(Debug)]
 pub struct Part {
-    /// Its name and sites.
+    /// The name, and the sites of input and output.
     pub place: Place,
-    /// The outputs of the module that belong to it.
+    /// The rows of the module's weight that belong to the part.
     pub rows: Rows,
 }
 
 impl Linear {
-    /// The module of that name.
+    /// A linear module without parts.
     pub fn new(name: String, frozen: Frozen, stored: Stored) -> Self {
         Self { place: Place::new(name), frozen: RefCell::new(frozen), stored, parts: Vec::new() }
     }
 
-    /// The same module with parts. Its rows fall into `groups`, and each group into that many rows
-    /// of every part.
+    /// Divides the module into parts. Its rows form `groups` groups, and each group consists of the
+    /// given number of rows of each part, in order.
     #[must_use]
     pub fn fused(mut self, groups: i64, parts: &[(&str, i64)]) -> Self {
         let width = parts.iter().map(|(_, len)| len).sum();
@@ -75,23 +75,23 @@ impl Linear {
         self
     }
 
-    /// Splits its output y `[n out]` into the outputs of its parts, each `[n groups len]` in the
-    /// memory of y.
+    /// Splits the module's output y `[n out]` into the outputs of its parts, each `[n groups len]`.
+    /// They are views of y.
     ///
     /// # Errors
-    /// Fails if the module has another number of parts.
+    /// Fails if the module does not have N parts.
     pub fn split<const N: usize>(&self, y: &Tensor) -> Result<[Tensor; N]> {
         let parts =
             self.parts.iter().map(|part| part.rows.grouped(y, 1)).collect::<Result<Vec<_>>>()?;
         parts
             .try_into()
-            .map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
+            .map_err(|_| Error::internal(format!("`{}` does not have {N} parts", self.place.name)))
     }
 
-    /// Its output `[n out]` from those of all its parts, each `[n groups·len]`.
+    /// Joins the outputs of all parts, each `[n groups·len]`, to the module's output `[n out]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn join(&self, outputs: &[Tensor]) -> Result<Tensor> {
         let grouped = self
             .parts
@@ -101,17 +101,18 @@ impl Linear {
         Ok(Tensor::f_cat(&grouped.collect::<Result<Vec<_>>>()?, 2)?.f_flatten(1, 2)?)
     }
 
-    /// Its frozen weights.
+    /// The frozen weights.
     pub fn frozen(&self) -> Ref<'_, Frozen> {
         self.frozen.borrow()
     }
 
-    /// Exchanges its frozen weights, and returns the old ones.
+    /// Replaces the frozen weights, and returns the old ones.
     pub fn replace(&self, frozen: Frozen) -> Frozen {
         self.frozen.replace(frozen)
     }
 
-    /// The frozen weights of the module or part of that name, sharing memory where they can.
+    /// The frozen weights of this module or of its part, if `name` is the name of one. They share
+    /// memory with the module where possible.
     pub fn weights(&self, name: &str) -> Option<Result<Frozen>> {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));
@@ -122,7 +123,7 @@ impl Linear {
             .map(|part| self.frozen().part(part.rows))
     }
 
-    /// The description of it and its parts for plugins, as a module of block `layer`.
+    /// Describes the module and its parts for plugins, as a module of block `layer`.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
         let (holder, inputs) = (&self.place.name, self.frozen().inputs());
         let linear = |place: &Place, outputs| LinearInfo {
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_split_into_parts_is_joined_again() {
+    fn joining_the_parts_of_a_split_output_restores_it() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
         for (groups, parts) in [
             (1, [("q", 12), ("k", 6), ("v", 6)]),

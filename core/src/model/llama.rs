@@ -2,8 +2,8 @@
 //! gated MLP.
 //!
 //! Reference: Touvron et al. 2023 (LLaMA, Llama 2), and `modeling_llama.py` of transformers, whose
-//! names and order of operations this follows; SmolLM2 and TinyLlama are of this architecture.
-//! Several later architectures keep its [`Frame`] and exchange the attention or the MLP in it.
+//! names and order of operations this file follows. SmolLM2 and TinyLlama have this architecture.
+//! Several later architectures use its [`Frame`] with a different attention or MLP.
 
 use super::prelude::*;
 use super::settings;
@@ -18,10 +18,10 @@ struct Config {
     mlp_bias: bool,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let kind = LayerKind {
@@ -65,7 +65,7 @@ impl Block for LlamaBlock {
     }
 }
 
-/// The parts that Llama shares with its descendants: the names of the tensors, and its block.
+/// The parts of Llama that later architectures share: the names of the tensors, and the block.
 #[derive(Deserialize)]
 pub struct Frame {
     rms_norm_eps: Option<f64>,
@@ -73,28 +73,28 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// ε of every norm, 1e-6 by default.
+    /// ε of every norm; 1e-6 by default.
     pub fn eps(&self) -> f64 {
         self.rms_norm_eps.unwrap_or(1e-6)
     }
 
-    /// The same with another default of ε.
+    /// Sets the default of ε, for architectures in which it is not 1e-6.
     #[must_use]
     pub fn or_eps(self, eps: f64) -> Self {
         Self { rms_norm_eps: self.rms_norm_eps.or(Some(eps)), ..self }
     }
 
-    /// The same for an architecture that ties the embedding and the head by default.
+    /// Ties the embedding and the head by default.
     #[must_use]
     pub fn or_tied(self) -> Self {
         Self { tie_word_embeddings: self.tie_word_embeddings.or(Some(true)), ..self }
     }
 
-    /// A model of that `model_type`. `halves` makes the attention and the MLP of layer i from the
-    /// layer's weights, and chooses the layer's kind by its index in `kinds`.
+    /// Builds a model. For each layer, `halves` receives the layer's weights and its index, and
+    /// returns the index of the layer's kind in `kinds`, the attention and the MLP.
     ///
     /// # Errors
-    /// Fails if `halves` does, or if a tensor is missing or has another shape.
+    /// Fails if `halves` fails, or if a tensor is missing or has the wrong shape.
     pub fn fill(
         &self,
         model_type: &str,

@@ -1,7 +1,7 @@
-//! The Mistral architecture: Llama's block, whose attention looks back over a sliding window.
+//! The Mistral architecture: Llama's block with sliding-window attention.
 //!
 //! Reference: Jiang et al. 2023 (Mistral 7B) §2, and `modeling_mistral.py` of transformers. Models
-//! since v0.2 set the window to null and are Llama in all but name.
+//! since v0.2 set the window to null, and are then the same as Llama.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -21,10 +21,10 @@ fn tokens() -> Option<i64> {
     Some(4096)
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?);
@@ -34,8 +34,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let usual = if window.is_some() { LayerType::Sliding } else { LayerType::Full };
     if config.layer_types.iter().flatten().any(|t| *t != usual) {
         return Err(Error::new(
-            "the model's config.json gives Mistral's layers different `layer_types`, but they are \
-                all of one kind",
+            "every entry of `layer_types` in a Mistral model's config.json must be \
+                `sliding_attention` if it has a `sliding_window`, and `full_attention` otherwise",
         ));
     }
     let activation = Activation::named("hidden_act", &config.hidden_act)?;

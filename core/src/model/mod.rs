@@ -1,8 +1,8 @@
-//! Models: frozen tensors and the architectures that compute with them.
+//! Language models: their frozen weights, and the architectures that compute with them.
 //!
-//! An architecture is one file that reads like its paper's block: the fields of its configuration,
-//! and the blocks that it is put together from, each in the file that is called after it. What
-//! comes out is a [`Decoder`].
+//! Each architecture is one file that reads like the block in its paper. It declares the fields of
+//! its configuration and assembles a [`Decoder`] from shared building blocks (attention, MLP,
+//! norms), each of which is in the file with its name.
 
 mod activation;
 pub mod adapted;
@@ -50,30 +50,32 @@ mod weights;
 use tch::{Device, Kind, Tensor};
 
 pub use adapted::Adapted;
-use attention::{How, Kernel, Strategy};
+use attention::{AttentionOptions, Kernel, Strategy};
 use decoder::Decoder;
-pub use head::{Detail, Predicted, TokenStats};
+pub use head::{Detail, PredictedTokens, TokenStats};
 use linear::{Linear, Stored};
-use pass::{Pass, Reached, Request};
+use pass::{Pass, PassOutput, Request};
 use stream::Stream;
 
 use crate::api::{Frozen, ModelInfo, Site};
 use crate::error::{Context, Error, Result};
 use crate::weights::ModelFiles;
 
-/// The weights that a merged adapter stands in place of. To keep the merge, drop it.
+/// The original weights that merging an adapter replaced. [`Model::unmerge`] puts them back;
+/// dropping the value keeps the merge.
 #[derive(Debug)]
-pub struct Merged {
+pub struct ReplacedWeights {
     originals: Vec<(String, Frozen)>,
 }
 
 type Build = fn(&serde_json::Value, &weights::Weights<'_>) -> Result<Decoder>;
 
-/// Architectures by Hugging Face's `model_type`, with transformers' `base_model_prefix`.
+/// The supported architectures: Hugging Face's `model_type`, transformers' `base_model_prefix`, and
+/// the function that builds the decoder.
 const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("gemma2", "model", gemma2::build),
-    ("gemma3", "model", gemma3::of_both),
-    ("gemma3_text", "model", gemma3::of_text),
+    ("gemma3", "model", gemma3::build_multimodal),
+    ("gemma3_text", "model", gemma3::build_text),
     ("gpt2", "transformer", gpt2::build),
     ("gpt_neox", "gpt_neox", gpt_neox::build),
     ("granite", "model", granite::build),
@@ -87,8 +89,8 @@ const ARCHITECTURES: [(&str, &str, Build); 14] = [
     ("smollm3", "model", smollm3::build),
 ];
 
-/// The function that builds the architecture which a configuration names, and its
-/// `base_model_prefix`.
+/// Looks up the architecture that a configuration names. Returns the function that builds it, and
+/// its `base_model_prefix`.
 fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
     let name = config
         .get("model_type")
@@ -103,43 +105,45 @@ fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
             .get("architectures")
             .and_then(|list| list.get(0))
             .and_then(|class| class.as_str());
-        let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
+        let class =
+            class.map_or_else(String::new, |class| format!(", which names the class `{class}`"));
         Error::unknown("architecture", name, ARCHITECTURES.map(|(n, ..)| n))
-            .hint(format!("that is the `model_type` of the model's config.json{class}"))
+            .hint(format!("`{name}` is the `model_type` in the model's config.json{class}"))
     })
 }
 
-/// A model in memory.
+/// A model in memory, with frozen weights.
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
-    /// transformers' `base_model_prefix` of the architecture.
+    /// The `base_model_prefix` of the architecture in transformers.
     base: &'static str,
-    attention: How,
+    attention: AttentionOptions,
     kind: Kind,
     device: Device,
 }
 
 impl Model {
-    /// Loads a model's weights.
+    /// Loads a model onto `device`, with its weights converted to `kind`.
     ///
     /// # Errors
-    /// An architecture that is not known, a tensor that is missing, left over or of another shape.
+    /// Fails if the architecture is not supported, or if a tensor is missing, left over or has the
+    /// wrong shape.
     pub fn load(files: &ModelFiles, kind: Kind, device: Device) -> Result<Self> {
-        let within = || format!("`{}` is not a model that can be used", files.path().display());
+        let within = || format!("cannot use the model in `{}`", files.path().display());
         Self::accepts(files.config()).within(within)?;
         Self::from_tensors(files.config(), files.load(kind, device)?, kind, device).within(within)
     }
 
-    /// Checks that the architecture of a configuration is supported, before any weights are there.
+    /// Checks that the architecture of a configuration is supported, without loading any weights.
     ///
     /// # Errors
-    /// Fails if it is not; the error lists the supported ones.
+    /// Fails if the architecture is not supported; the error lists the supported ones.
     pub fn accepts(config: &serde_json::Value) -> Result<()> {
         architecture(config).map(drop)
     }
 
-    /// A model of tensors with PyTorch's names.
+    /// Builds a model from tensors that have the names of PyTorch's state dict.
     ///
     /// # Errors
     /// Fails as [`load`](Self::load) does.
@@ -153,7 +157,7 @@ impl Model {
         let checkpoint = weights::Checkpoint::new(tensors, base);
         let decoder = build(config, &checkpoint.weights())?;
         checkpoint.finish()?;
-        let attention = How {
+        let attention = AttentionOptions {
             strategy: Strategy::for_device(device),
             kernel: Kernel::default(),
             deterministic: true,
@@ -161,40 +165,42 @@ impl Model {
         Ok(Self { decoder, base, attention, kind, device })
     }
 
-    /// Its shape.
+    /// Sizes of the model, and the names and shapes of its linear modules.
     pub fn info(&self) -> &ModelInfo {
         self.decoder.info()
     }
 
-    /// The kind of its weights and activations.
+    /// The kind of the weights and activations.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The device of its weights.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Takes another way of computing attention than the device's usual one.
+    /// Replaces the attention strategy, which is otherwise chosen for the device.
     pub fn set_attention(&mut self, strategy: Strategy) {
         self.attention.strategy = strategy;
     }
 
-    /// Takes another kernel of attention than libtorch's fused one.
+    /// Replaces the attention kernel, which is libtorch's fused one by default.
     pub fn set_attention_kernel(&mut self, kernel: Kernel) {
         self.attention.kernel = kernel;
     }
 
-    /// Restricts attention on a card to deterministic kernels, which is the default, or allows all.
+    /// Restricts attention on a CUDA device to deterministic kernels (the default), or allows all
+    /// kernels.
     pub fn set_deterministic(&mut self, on: bool) {
         self.attention.deterministic = on;
     }
 
-    /// The frozen weights of the linear module of that name, in its memory, or of the part of one.
+    /// The frozen weights of the linear module `name`, or of the part `name` of a fused module.
+    /// They share the model's memory where possible.
     ///
     /// # Errors
-    /// Fails if there is none.
+    /// Fails if there is no such module or part.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
         let found = self.decoder.linears().into_iter().find_map(|linear| linear.weights(name));
         found.unwrap_or_else(|| {
@@ -202,42 +208,42 @@ impl Model {
         })
     }
 
-    /// The most tokens that a sequence can have, prompt and completion together; `None` if the
-    /// model does not learn positions, so that there is no such limit.
-    pub fn most_tokens(&self) -> Option<usize> {
-        self.decoder.most_tokens()
+    /// The maximum length of a sequence in tokens, prompt and completion together. `None` if the
+    /// model does not have learned position embeddings, so that its architecture sets no limit.
+    pub fn max_tokens(&self) -> Option<usize> {
+        self.decoder.max_tokens()
     }
 
-    /// True if the embedding serves as the output head.
+    /// True if the embedding matrix is also the output head.
     pub fn is_tied(&self) -> bool {
         self.decoder.is_tied()
     }
 
-    /// The name that the tensor `name` has in a checkpoint. It is the same name, or one with the
-    /// architecture's prefix removed or added. `None` if the checkpoint has none of these names.
+    /// The name under which a checkpoint stores the tensor `name`: the same name, or the name with
+    /// the architecture's prefix removed or added. `None` if the checkpoint `has` none of these.
     pub fn stored_name(&self, name: &str, has: impl Fn(&str) -> bool) -> Option<String> {
         weights::stored_name(name, self.base, has)
     }
 
-    /// The embedding matrix and the output head's, each `[vocab hidden]`; the same one where they
-    /// are tied.
+    /// The embedding matrix and the output head's matrix, each `[vocab hidden]`. Both are the same
+    /// tensor if they are tied.
     pub fn embeddings(&self) -> (&Tensor, &Tensor) {
         self.decoder.embeddings()
     }
 
-    /// Puts `adapted` into the frozen weights: the model then computes without it what it computed
-    /// with it, to rounding.
+    /// Merges `adapted` into the frozen weights. Without the adapter, the model then computes the
+    /// same as it did with it, up to rounding.
     ///
     /// # Errors
-    /// An adapter that cannot be expressed as frozen weights; nothing is changed then.
-    pub fn merge(&mut self, adapted: &Adapted) -> Result<Merged> {
+    /// Fails if the adapter cannot be expressed as frozen weights; the model is then unchanged.
+    pub fn merge(&mut self, adapted: &Adapted) -> Result<ReplacedWeights> {
         let _guard = tch::no_grad_guard();
         if adapted.changes_blocks() {
             return Err(Error::new(
                 "the adapter changes the residual stream between blocks, which \
-                no frozen weight can stand for",
+                frozen weights cannot express",
             )
-            .hint("use it unmerged, from its own folder"));
+            .hint("use it as an adapter, without merging it"));
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {
@@ -247,11 +253,11 @@ impl Model {
             let original = linear.replace(frozen);
             Ok((name, original))
         });
-        Ok(Merged { originals: originals.collect::<Result<_>>()? })
+        Ok(ReplacedWeights { originals: originals.collect::<Result<_>>()? })
     }
 
-    /// Takes the adapter out again: the weights are the very ones from before.
-    pub fn unmerge(&mut self, merged: Merged) {
+    /// Removes a merged adapter: puts back the exact tensors that [`merge`](Self::merge) replaced.
+    pub fn unmerge(&mut self, merged: ReplacedWeights) {
         for (name, frozen) in merged.originals {
             if let Some(linear) = self.linear(&name) {
                 linear.replace(frozen);
@@ -259,32 +265,34 @@ impl Model {
         }
     }
 
-    /// The linear module of that name.
+    /// The linear module `name`, or `None` if the model has none of that name.
     fn linear(&self, name: &str) -> Option<&Linear> {
         self.decoder.linears().into_iter().find(|linear| linear.place.name == name)
     }
 
-    /// True if checkpoints store the weight of that module as `[in out]`, like `Conv1D` of
-    /// transformers.
+    /// True if checkpoints store the weight of this module as `[in out]`, as transformers' `Conv1D`
+    /// does.
     pub fn is_conv1d(&self, module: &str) -> bool {
         self.linear(module).is_some_and(|linear| linear.stored == Stored::InOut)
     }
 
-    /// Identifies the rotary frequencies of a sequence of `tokens` tokens. Two sequences may share
-    /// the states of a common prefix only if their values are equal.
+    /// Identifies the rotary frequencies that a sequence of `tokens` tokens has. Two sequences may
+    /// share the states of a common prefix only if their values are equal.
     pub fn rotation_of(&self, tokens: usize) -> Vec<usize> {
         self.decoder.rotation_of(tokens)
     }
 
-    /// True if a cache of `past` tokens must be recomputed once the sequence has grown to `tokens`.
+    /// True if a cache with `past` tokens must be recomputed when the sequence has grown to
+    /// `tokens` tokens.
     pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
         self.decoder.outgrows_cache(past, tokens)
     }
 
-    /// How many blocks a pass has to run for `sites`, and for log-probabilities where `hidden`.
+    /// The number of blocks that a pass must run to reach all `sites`, and the final hidden state
+    /// if `hidden` is true (for log-probabilities).
     ///
     /// # Errors
-    /// A site that the model does not have.
+    /// Fails if the model does not have one of the sites.
     pub fn depth(&self, sites: &[Site], hidden: bool) -> Result<usize> {
         let mut blocks = if hidden { self.info().layers } else { 0 };
         for site in sites {
@@ -293,11 +301,12 @@ impl Model {
         Ok(blocks)
     }
 
-    /// Runs the blocks that the request needs, and no more.
+    /// Runs a forward pass over `stream`, through only as many blocks as the request needs.
     ///
     /// # Errors
-    /// Fails if the model does not have a site, if a token has no embedding, or if memory runs out.
-    pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
+    /// Fails if the model does not have a site, if a token id is not in the embedding, or if memory
+    /// runs out.
+    pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<PassOutput> {
         stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;
         self.decoder.forward(
@@ -307,10 +316,10 @@ impl Model {
         )
     }
 
-    /// Logits `[m vocab]` of last hidden states `[m hidden]`.
+    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
     }

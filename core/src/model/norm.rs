@@ -1,30 +1,30 @@
-//! The norms of the residual stream and of heads. Statistics are taken in float32 (float64 in a
-//! float64 model).
+//! Norms of the residual stream and of heads. Their statistics are computed in float32, or in
+//! float64 in a float64 model.
 
 use tch::{Kind, Tensor};
 
 use super::weights::Weights;
 use crate::error::Result;
 
-/// A norm over the last axis, which keeps shape and kind.
+/// A norm over the last axis. The result has the shape and kind of the input.
 #[derive(Debug)]
 pub enum Norm {
-    /// w ⊙ x / √(mean(x²) + ε): Zhang and Sennrich 2019. The quotient is rounded before the
-    /// product, as in Llama.
+    /// w ⊙ x / √(mean(x²) + ε) (Zhang and Sennrich 2019). The quotient is rounded to the kind of x
+    /// before it is multiplied by w, as in Llama.
     Rms {
         /// w `[width]`.
         weight: Tensor,
         /// ε.
         eps: f64,
     },
-    /// g ⊙ x / √(mean(x²) + ε), rounded once at the end.
+    /// g ⊙ x / √(mean(x²) + ε). The result is only rounded to the kind of x at the end.
     RmsRoundedOnce {
-        /// g `[width]` in the wider kind.
+        /// g `[width]`, in float32 or float64.
         gain: Tensor,
         /// ε.
         eps: f64,
     },
-    /// w ⊙ (x − mean(x)) / √(var(x) + ε) + b: Ba et al. 2016.
+    /// w ⊙ (x − mean(x)) / √(var(x) + ε) + b (Ba et al. 2016).
     Layer {
         /// w `[width]`.
         weight: Tensor,
@@ -36,10 +36,10 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// y of x `[.. width]`.
+    /// Normalises x `[... width]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Rms { weight, eps } => {
@@ -55,7 +55,7 @@ impl Norm {
     }
 }
 
-/// x / √(mean(x²) + ε) in the wider kind.
+/// x / √(mean(x²) + ε), in float32 or float64.
 fn scaled_to_one(x: &Tensor, eps: f64) -> Result<Tensor> {
     let wide = x.f_to_kind(widened(x.kind()))?;
     let scale =
@@ -68,27 +68,29 @@ fn widened(kind: Kind) -> Kind {
 }
 
 impl Weights<'_> {
-    /// Llama's norm, with `name.weight` `[width]`.
+    /// Takes Llama's norm from the tensor `name.weight` `[width]`.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         Ok(Norm::Rms { weight: self.at(name).tensor("weight", &[width])?, eps })
     }
 
-    /// OLMo's norm, with `name.weight` `[width]`: Llama's, rounded once.
+    /// Takes OLMo's norm from the tensor `name.weight` `[width]`. It is Llama's norm, rounded only
+    /// at the end.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn rms_norm_rounded_once(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.at(name).tensor("weight", &[width])?;
         Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?, eps })
     }
 
-    /// Gemma's norm, with `name.weight` `[width]`: Llama's with a gain of 1 + w, rounded once.
+    /// Takes Gemma's norm from the tensor `name.weight` `[width]`. It is Llama's norm with the gain
+    /// 1 + w, rounded only at the end.
     ///
     /// # Errors
-    /// Fails if the tensor is missing or has another shape.
+    /// Fails if the tensor is missing or has the wrong shape.
     pub fn one_plus_rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.at(name).tensor("weight", &[width])?;
         Ok(Norm::RmsRoundedOnce {
@@ -97,10 +99,10 @@ impl Weights<'_> {
         })
     }
 
-    /// A norm with `name.weight` and `name.bias`, each `[width]`.
+    /// Takes a layer norm from the tensors `name.weight` and `name.bias`, each `[width]`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn layer_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let at = self.at(name);
         Ok(Norm::Layer {

@@ -1,5 +1,5 @@
 //! The OLMo 2 architecture: Llama's block with the norms after the attention and the MLP instead of
-//! before them, and with norms of all queries and of all keys.
+//! before them. Queries have one norm over all heads, and so do keys.
 //!
 //! Reference: OLMo Team 2024 (2 OLMo 2 Furious) §2.1, and `modeling_olmo2.py` of transformers.
 
@@ -17,10 +17,10 @@ struct Config {
     attention_bias: bool,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?.unrounded();
@@ -34,7 +34,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     )
 }
 
-/// A model of that `model_type` whose layer i is of the kind with index `kind_of(i)`.
+/// Builds a model whose layer i has the kind with index `kind_of(i)` in `kinds`.
 ///
 /// # Errors
 /// Fails as [`build`] does.
@@ -63,7 +63,7 @@ pub fn fill(
         let k_norm = attention.rms_norm_rounded_once("k_norm", sizes.kv_width(), eps)?;
         let block = Olmo2Block {
             self_attn: SelfAttention {
-                qk_norm: QkNorm::OfAll([q_norm, k_norm]),
+                qk_norm: QkNorm::AllHeads([q_norm, k_norm]),
                 ..SelfAttention::separate(&attention, sizes, [config.attention_bias; 2])?
             },
             post_attention_layernorm: at.rms_norm_rounded_once(
@@ -90,7 +90,7 @@ pub fn fill(
     ))
 }
 
-/// OLMo's block since OLMo 2.
+/// The block of OLMo 2 and later.
 #[derive(Debug)]
 struct Olmo2Block {
     self_attn: SelfAttention,

@@ -1,5 +1,5 @@
-//! The OLMo 3 architecture: OLMo 2's block, where three of four layers look back over a sliding
-//! window. Each type of layer has its own rotation.
+//! The OLMo 3 architecture: OLMo 2's block, with sliding windows in three of four layers. Layers
+//! with and without a window have different rotary parameters.
 //!
 //! Reference: OLMo Team 2025 (OLMo 3) §3.2, and `modeling_olmo3.py` of transformers.
 
@@ -19,15 +19,15 @@ fn tokens() -> Option<i64> {
     Some(4096)
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
-    // A `rope_theta` beside `rope_scaling` is the one of `full_attention` for transformers, which
-    // gives `sliding_attention` the default.
-    const FULL: Spelling = Spelling { usual_theta: 500_000.0, ..Spelling::USUAL };
-    const SLIDING: Spelling = Spelling { theta: "", ..FULL };
+    // If `rope_theta` is next to `rope_scaling`, transformers applies it to `full_attention` only,
+    // and uses the default for `sliding_attention`.
+    const FULL: RopeFields = RopeFields { default_theta: 500_000.0, ..RopeFields::COMMON };
+    const SLIDING: RopeFields = RopeFields { theta: "", ..FULL };
     let sizes = Sizes::read(config)?;
     let [full, sliding] = RopeParameters::by_layer_type(config, &FULL, &SLIDING)?;
     let Config { sliding_window, layer_types } = settings::read(config)?;

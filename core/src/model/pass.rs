@@ -1,50 +1,52 @@
-//! One run through the model: which adapter is on, what is read on the way, and how far it goes.
+//! One forward pass through the model: the adapter in use, the sites that are read, and the number
+//! of blocks that run.
 
 use std::cell::RefCell;
 
 use tch::Tensor;
 
 use super::adapted::Adapted;
-use super::block::{Block, BlockCx, Intercept, Wanted};
+use super::block::{Block, BlockCx, Intercept, RequestedSite};
 use super::cache::Cache;
 use super::layer_kind::View;
 use super::stream::Stream;
 use crate::api::{ModelInfo, PromptPlaces, Site};
 use crate::error::{Error, Result};
 
-/// A request to a pass.
+/// The inputs of a forward pass, besides the tokens, and the values that it must return.
 #[derive(Default)]
 pub struct Request<'a> {
-    /// The adapter; `None`: the base model.
+    /// The adapter to apply; `None` to run the base model.
     pub adapted: Option<&'a Adapted>,
-    /// True in training, where dropout is on.
+    /// True during training, which enables dropout.
     pub train: bool,
-    /// Places to read.
+    /// Sites whose states are returned.
     pub sites: &'a [Site],
-    /// True if the last hidden state is wanted, for log-probabilities.
+    /// True if the final hidden state must be returned, for example to compute log-probabilities.
     pub hidden: bool,
-    /// Called at the outputs of what the adapter changes.
+    /// Called with the output of each adapted module, part and block; see [`Intercept`].
     pub intercept: Option<Intercept<'a>>,
-    /// Keys and values of the tokens before the stream. Those of the stream are added to it.
+    /// Keys and values of the tokens before the stream. The pass appends those of the stream.
     pub cache: Option<&'a RefCell<Cache>>,
 }
 
 /// The result of a pass.
 #[derive(Debug)]
-pub struct Reached {
-    /// The state at each requested site `[n width]`, in the order of the request.
+pub struct PassOutput {
+    /// The state at each requested site, `[n width]`, in the order of the request.
     pub states: Vec<Tensor>,
-    /// The last hidden state after the final norm `[n hidden]`, if the request asked for it.
+    /// The hidden state after the final norm, `[n hidden]`, if the request asked for it.
     pub hidden: Option<Tensor>,
 }
 
-/// A pass in progress. It runs the blocks, and decides everything that happens around one.
+/// A pass in progress. It runs each block and does everything around it: it applies block adapters,
+/// collects the states of sites, and passes on the cache.
 pub struct Pass<'a> {
     request: Request<'a>,
-    /// The sites within each block that is run.
-    within: Vec<Vec<Wanted<'a>>>,
-    /// The sites between blocks.
-    between: Vec<Wanted<'a>>,
+    /// The requested sites inside each block that runs, by block.
+    within: Vec<Vec<RequestedSite<'a>>>,
+    /// The requested sites on the residual stream, between blocks.
+    between: Vec<RequestedSite<'a>>,
     found: Vec<Option<Tensor>>,
     hidden: Option<Tensor>,
     places: Option<PromptPlaces>,
@@ -53,7 +55,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A pass over `stream` that runs the first `blocks` blocks of a model.
+    /// Prepares a pass over `stream` that runs the first `blocks` blocks of the model.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if memory runs out.
@@ -65,7 +67,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Self> {
         let (mut within, mut between) = (vec![Vec::new(); blocks], Vec::new());
         for (index, site) in request.sites.iter().enumerate() {
-            let wanted = Wanted { index, site };
+            let wanted = RequestedSite { index, site };
             match (site.whole(), info.block(site)?) {
                 (Site::Input(_) | Site::Output(_), Some(block)) => within[block].push(wanted),
                 _ => between.push(wanted),
@@ -89,15 +91,16 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// How many blocks to run.
+    /// The number of blocks to run.
     pub fn blocks(&self) -> usize {
         self.within.len()
     }
 
-    /// The residual stream `[n hidden]` after block `k`, from the one before it.
+    /// Runs block `k` on the residual stream `h` `[n hidden]`, and returns the residual stream
+    /// after it.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn block(
         &mut self,
         k: usize,
@@ -133,18 +136,19 @@ impl<'a> Pass<'a> {
         Ok(h)
     }
 
-    /// True if the final norm must run: for the head, or because the last hidden state is read.
+    /// True if the final norm must run, either for the output head or because its output is a
+    /// requested site.
     pub fn wants_norm(&self) -> bool {
         self.request.hidden
             || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))
     }
 
-    /// Ends the pass after the blocks it was asked for, at the residual stream `h` `[n hidden]`,
-    /// which has passed the final norm if all blocks have run.
+    /// Ends the pass. `h` `[n hidden]` is the residual stream after the last block that ran; if all
+    /// blocks ran, it is the output of the final norm.
     ///
     /// # Errors
     /// Fails if a requested site was not reached.
-    pub fn finish(mut self, h: &Tensor) -> Result<Reached> {
+    pub fn finish(mut self, h: &Tensor) -> Result<PassOutput> {
         self.report(&Site::Residual(self.blocks()), h)?;
         if self.request.hidden {
             self.hidden = Some(h.shallow_clone());
@@ -156,7 +160,7 @@ impl<'a> Pass<'a> {
         let states = reached.map(|(t, site)| {
             t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`")))
         });
-        Ok(Reached { states: states.collect::<Result<_>>()?, hidden: self.hidden })
+        Ok(PassOutput { states: states.collect::<Result<_>>()?, hidden: self.hidden })
     }
 
     fn report(&mut self, site: &Site, h: &Tensor) -> Result<()> {

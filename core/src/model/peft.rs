@@ -1,9 +1,9 @@
-//! Adapters on disk, as PEFT writes and reads them: `adapter_config.json` and
+//! Reads and writes adapters in PEFT's format: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 //!
-//! PEFT adapts whole modules. Adapters of parts of fused ones become adapters of these where their
-//! method can be put so; otherwise they are written under the parts' names, which only this program
-//! reads.
+//! PEFT only adapts whole modules. Adapters of parts of a fused module are converted to an adapter
+//! of the whole module if their method supports it. Otherwise they are written under the names of
+//! the parts, which only this program reads.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use self::targets::Written;
+use self::targets::TargetFields;
 use super::{Adapted, Model};
 use crate::api::{Adapter, PeftConfig, PeftFile, Selected, Selection, Targets};
 use crate::error::{Context, Error, Result};
@@ -22,30 +22,30 @@ mod targets;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-/// The file of tensors that older versions of PEFT write.
+/// The tensor file of older versions of PEFT.
 const PICKLE: &str = "adapter_model.bin";
-/// In front of every module's name.
+/// PEFT's prefix of the names of modules.
 const PREFIX: &str = "base_model.model.";
-/// In front of the name of a tensor that all modules share.
+/// PEFT's prefix of the names of tensors that all modules share.
 const SHARED_PREFIX: &str = "base_model.";
-/// The release of PEFT whose format this is.
+/// The release of PEFT whose format is written.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// The configuration of an adapter on disk, as its plugin reads it.
+/// The configuration of a saved adapter, converted to the options of its plugin.
 #[derive(Debug)]
 pub struct SavedConfig {
-    /// The plugin that understands it.
+    /// The plugin that implements this type of adapter.
     pub entry: &'static AdapterEntry,
-    /// That plugin's configuration.
+    /// The configuration of the plugin.
     pub config: Map<String, Value>,
-    /// Warnings for the user about settings that PEFT versions interpret differently.
+    /// Warnings for the user about settings that versions of PEFT interpret differently.
     pub warnings: Vec<String>,
-    /// The file of the adapter's tensors, whose values have not been read.
+    /// The adapter's tensor file, whose values have not been read yet.
     tensors: SafetensorsFile,
 }
 
 impl SavedConfig {
-    /// Reads the configuration of an adapter in PEFT's format from a folder or a repository of the
+    /// Reads the configuration of an adapter in PEFT's format from a folder or a repository on the
     /// hub. It uses the shapes of the tensors, but does not read their values.
     ///
     /// # Errors
@@ -58,8 +58,8 @@ impl SavedConfig {
             .within(|| format!("cannot read `{}`", path.display()))
             .map_err(|e| {
                 e.hint(format!(
-                    "an adapter is a folder with `{CONFIG}` and `{TENSORS}`; \
-                that of a run is its `adapter` folder"
+                    "give a folder with `{CONFIG}` and `{TENSORS}`, such as \
+                the `adapter` folder of a run"
                 ))
             })?;
         let within = || format!("cannot use the adapter in `{}`", dir.display());
@@ -102,8 +102,8 @@ impl SavedConfig {
     }
 }
 
-/// Checks that `layers_pattern`, which tells PEFT the name of a model's list of layers, is unset or
-/// includes a name by which supported models call this list: `layers`, or `h` in GPT-2.
+/// Checks that `layers_pattern`, the name of the model's list of layers, is unset or includes a
+/// name that supported models use: `layers`, or `h` in GPT-2.
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
@@ -117,8 +117,8 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
         Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
         Some(other) => {
             let e = Error::new(format!(
-                "the adapter_config.json has `layers_pattern` = `{other}`, which matches no list \
-                    of layers"
+                "`layers_pattern` in adapter_config.json is `{other}`, which is not the name of a \
+                    list of layers"
             ));
             Err(e.hint(
                 "supported models have their layers in a list called `layers`, or `h` in GPT-2",
@@ -131,11 +131,11 @@ fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
 /// An adapter read from disk, before it is attached to a model.
 #[derive(Debug)]
 pub struct Saved {
-    /// The plugin that understands it.
+    /// The plugin that implements this type of adapter.
     pub entry: &'static AdapterEntry,
-    /// That plugin's configuration.
+    /// The configuration of the plugin.
     pub config: Map<String, Value>,
-    /// Tensors as `module.key`, shared ones as `key`.
+    /// The tensors, named `module.key`, or `key` if all modules share them.
     pub values: IndexMap<String, Tensor>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
@@ -143,7 +143,7 @@ pub struct Saved {
 
 impl Saved {
     /// Reads the configuration and the tensors of an adapter in PEFT's format from a folder or a
-    /// repository of the hub.
+    /// repository on the hub.
     ///
     /// # Errors
     /// Fails as [`SavedConfig::read`] does, or if a tensor cannot be read or its name lacks PEFT's
@@ -157,7 +157,7 @@ impl Saved {
             .map(|key| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
                 Some(name) => Ok((name.to_owned(), tensors.read(key)?)),
                 None => Err(Error::new(format!(
-                    "`{key}` in `{}` does not begin with `{SHARED_PREFIX}`",
+                    "`{key}` in `{}` does not start with `{SHARED_PREFIX}`",
                     tensors.path().display()
                 ))),
             })
@@ -166,17 +166,17 @@ impl Saved {
     }
 }
 
-/// The model that an adapter is for, as other programs find it.
+/// The base model of an adapter, under a name that other programs can resolve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// A repository of the hub, or a path.
+    /// A repository on the hub, or a path.
     pub name: String,
     /// The commit of the repository.
     pub revision: Option<String>,
 }
 
 impl Base {
-    /// What `given` names, which was found at `source`.
+    /// The base model that the user gave as `given`, which was found at `source`.
     pub fn new(given: &str, source: &Located) -> Self {
         match &source.repository {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
@@ -212,10 +212,10 @@ impl From<&str> for Base {
     }
 }
 
-/// The warning for an adapter whose file PEFT cannot read; `None` if it can.
+/// Returns a warning if PEFT cannot read the files of this adapter, and `None` if it can.
 ///
 /// # Errors
-/// Fails if the adapter does.
+/// Fails if converting the adapter to whole modules fails.
 pub fn unreadable(
     entry: &AdapterEntry,
     adapter: &dyn Adapter,
@@ -225,8 +225,8 @@ pub fn unreadable(
     let name = entry.about.name;
     let warning = |why: String| {
         Some(format!(
-            "PEFT cannot read this adapter: {why}; reprpo reads it, and `reprpo export --merge` \
-                puts it into the weights"
+            "PEFT cannot read this adapter: {why}; reprpo can read it, and `reprpo export \
+                --merge` merges it into the weights"
         ))
     };
     if let Some(part) = adapted.parts(model.info()).next()
@@ -234,24 +234,27 @@ pub fn unreadable(
     {
         let part = &part.linear.name;
         return Ok(warning(format!(
-            "it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written \
-                as an adapter of the whole"
+            "it only adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be \
+                converted to an adapter of the whole module"
         )));
     }
     let conv1d = conv1d(adapted, model).filter(|_| !adapter.peft_has_conv1d());
     Ok(conv1d.and_then(|module| {
-        warning(format!("it has no `{name}` for modules of the class `Conv1D`, such as `{module}`"))
+        warning(format!(
+            "it does not support `{name}` for modules of the class `Conv1D`, such as `{module}`"
+        ))
     }))
 }
 
-/// The first module that is adapted, whole or in part, and is a `Conv1D` in transformers.
+/// Name of the first adapted module, or module with an adapted part, that is a `Conv1D` in
+/// transformers.
 fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
     let module = |name: &'a str| model.info().part(name).map_or(name, |part| &part.holder);
     adapted.names().map(module).find(|module| model.is_conv1d(module))
 }
 
-/// Writes `adapted` into the folder `dir`, which is created if it is missing. Each file appears
-/// whole or not at all.
+/// Writes `adapted` in PEFT's format to the folder `dir`, which is created if it is missing. Each
+/// file is written atomically.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
@@ -273,7 +276,7 @@ pub fn write(
     let (given, targets) = (adapter, in_file(adapter.targets())?);
     let (adapter, adapted) =
         fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
-    let written = Written::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
+    let written = TargetFields::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
     let mut config: Map<String, Value> =
         serde_json::from_str(&adapter.peft_config()).map_err(|e| {
             Error::internal(format!(
@@ -288,7 +291,8 @@ pub fn write(
         config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null())
     {
         let meant: Targets = serde_json::from_value(value.take()).map_err(|e| {
-            Error::internal(format!("`{field}` holds no names of modules")).because(e)
+            Error::internal(format!("`{field}` is not a list of module names or a pattern"))
+                .because(e)
         })?;
         *value = json!(written.inner(in_file(meant)?, adapted)?);
     }
@@ -314,13 +318,14 @@ pub fn write(
     ] {
         config.insert(field.to_owned(), value);
     }
-    // Not every type of PEFT's has it, and each warns of what it has not.
+    // Some of PEFT's configurations do not have this field, and PEFT warns about fields that it
+    // does not know.
     if let Some(layers) = written.layers {
         config.insert("layers_to_transform".to_owned(), json!(layers));
     }
     config.sort_keys();
     std::fs::create_dir_all(dir)
-        .within(|| format!("cannot make the folder `{}`", dir.display()))?;
+        .within(|| format!("cannot create the folder `{}`", dir.display()))?;
     let prefix = |name: &str| if adapted.is_shared(name) { SHARED_PREFIX } else { PREFIX };
     let tensors: Vec<_> = adapted
         .snapshot()?

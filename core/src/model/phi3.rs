@@ -1,9 +1,9 @@
-//! The Phi-3 architecture: Llama's block with one module for queries, keys and values, and one for
-//! gate and up; long contexts by LongRoPE, and in some models a window and heads that are turned in
-//! part.
+//! The Phi-3 architecture: Llama's block with one fused module for queries, keys and values, and
+//! one for the gate and up projections. Long contexts use LongRoPE. Some models have a sliding
+//! window, or only rotate a part of each head.
 //!
-//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers; Phi-3.5-mini
-//! and Phi-4 are of this architecture.
+//! Reference: Abdin et al. 2024 (Phi-3) §2, and `modeling_phi3.py` of transformers. Phi-3.5-mini
+//! and Phi-4 have this architecture.
 
 use super::llama::Frame;
 use super::prelude::*;
@@ -16,31 +16,31 @@ struct Config {
     sliding_window: Option<i64>,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let config = &settings::with_defaults(
         config,
         &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }),
     );
     let sizes = Sizes::read(config)?;
-    let rope = RopeParameters::partial(config, &Spelling::USUAL)?;
-    // What became LongRoPE went by other names in the first releases.
+    let rope = RopeParameters::partial(config, &RopeFields::COMMON)?;
+    // The first releases use other names for LongRoPE.
     let rope =
         if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
-    // `prepare_inputs_for_generation` drops the cache when the sequence outgrows the original
-    // context.
+    // transformers' `prepare_inputs_for_generation` drops the cache when the sequence outgrows the
+    // original context.
     let rope = Some(Rope::new(sizes.head_dim(), &rope)?.recomputing());
     let kind = LayerKind { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![kind], |at, _| {
         let (attention, mlp, hidden, inner) =
             (at.at("self_attn"), at.at("mlp"), sizes.hidden_size, sizes.intermediate_size);
-        let qkv = Projections::in_turn(
+        let qkv = Projections::fused_by_kind(
             attention.linear("qkv_proj", hidden, sizes.q_width() + 2 * sizes.kv_width(), false)?,
             &sizes,
         );
@@ -56,8 +56,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             0,
             self_attn,
             Mlp {
-                inward: Inward::FusedGated(gate_up),
-                outward: mlp.linear("down_proj", inner, hidden, false)?,
+                input: InputProjection::FusedGated(gate_up),
+                output: mlp.linear("down_proj", inner, hidden, false)?,
                 activation,
             },
         ))

@@ -1,4 +1,4 @@
-//! What architecture files are written with.
+//! The names that most architecture files import.
 
 pub use serde::Deserialize;
 pub use serde_json::{Value, json};
@@ -10,9 +10,9 @@ pub use super::block::{Block, BlockCx};
 pub use super::decoder::Decoder;
 pub use super::layer_kind::LayerKind;
 pub use super::linear::Linear;
-pub use super::mlp::{Inward, Mlp};
+pub use super::mlp::{InputProjection, Mlp};
 pub use super::norm::Norm;
-pub use super::rope::{Rope, RopeParameters, Spelling};
+pub use super::rope::{Rope, RopeFields, RopeParameters};
 pub use super::self_attention::{Projections, QkNorm, SelfAttention};
 pub use super::settings::{LayerType, Sizes, silu, yes};
 pub use super::vocabulary::Vocabulary;

@@ -1,7 +1,7 @@
-//! The Qwen2 architecture: Llama's block with biases on queries, keys and values; later layers may
-//! have a window.
+//! The Qwen2 architecture: Llama's block with biases on queries, keys and values. Later layers may
+//! have a sliding window.
 //!
-//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers; Qwen2.5 is of
+//! Reference: Yang et al. 2024 (Qwen2) §2.2, and `modeling_qwen2.py` of transformers. Qwen2.5 has
 //! this architecture.
 
 use super::llama::Frame;
@@ -14,10 +14,10 @@ struct Config {
     hidden_act: String,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::whole(config)?;
@@ -38,8 +38,8 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     })
 }
 
-/// Which layers of a Qwen model look back over a window: by default those from `max_window_layers`
-/// on, where windows are used at all.
+/// The fields that select the layers with a sliding window. By default these are the layers from
+/// `max_window_layers` on, if `use_sliding_window` is true.
 #[derive(Deserialize)]
 pub struct Windows {
     #[serde(default)]
@@ -61,10 +61,10 @@ fn most() -> usize {
 }
 
 impl Windows {
-    /// The kinds of layers, and the index of each layer's kind.
+    /// Returns the kinds of layers, and the index of each layer's kind.
     ///
     /// # Errors
-    /// Fails if layers are to slide, but no window is used.
+    /// Fails if `layer_types` contains `sliding_attention`, but no window is enabled.
     pub fn kinds(
         &self,
         sizes: &Sizes,
@@ -87,9 +87,9 @@ impl Windows {
         if window.is_none() && types.contains(&LayerType::Sliding) {
             return Err(Error::new(
                 "the model's config.json has `sliding_attention` among its \
-                `layer_types`, but no window that is used",
+                `layer_types`, but does not enable a window",
             )
-            .hint("give `sliding_window`, and `use_sliding_window` as true"));
+            .hint("set `sliding_window`, and set `use_sliding_window` to true"));
         }
         let kind = |window| -> Result<LayerKind> {
             Ok(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) })

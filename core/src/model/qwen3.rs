@@ -1,5 +1,5 @@
-//! The Qwen3 architecture: Llama's block with a norm of each head of queries and keys; later layers
-//! may have a window.
+//! The Qwen3 architecture: Llama's block with a norm over each head of queries and keys. Later
+//! layers may have a sliding window.
 //!
 //! Reference: Yang et al. 2025 (Qwen3) §2, and `modeling_qwen3.py` of transformers.
 
@@ -16,10 +16,10 @@ struct Config {
     attention_bias: bool,
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(&settings::with_defaults(config, &json!({ "head_dim": 128 })))?;
     let rope = RopeParameters::whole(config)?;
@@ -35,7 +35,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
             attention.rms_norm("k_norm", d, frame.eps())?,
         ];
         let self_attn = SelfAttention {
-            qk_norm: QkNorm::OfHeads(norms),
+            qk_norm: QkNorm::PerHead(norms),
             ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])?
         };
         let mlp = Mlp::gated(

@@ -1,7 +1,7 @@
-//! The first half of a block, which relates each token to those before it.
+//! The first half of a block, in which each token attends to earlier ones.
 //!
-//! Architectures differ in how queries, keys and values are made from the residual stream. The rest
-//! is the same.
+//! Architectures differ in how they compute queries, keys and values from the residual stream. The
+//! rest is shared.
 
 use tch::Tensor;
 
@@ -13,16 +13,16 @@ use super::settings::Sizes;
 use super::weights::Weights;
 use crate::error::Result;
 
-/// Attention, with the projections into its heads and back into the stream.
+/// Self-attention with its projections from and to the residual stream.
 #[derive(Debug)]
 pub struct SelfAttention {
     /// The projections to queries, keys and values.
     pub qkv: Projections,
-    /// Norms of queries and keys.
+    /// Norms that are applied to queries and keys before they are rotated.
     pub qk_norm: QkNorm,
-    /// From the heads' width back to the stream's.
+    /// The projection from all heads back to the residual stream.
     pub output: Linear,
-    /// How scores are made from products of queries and keys.
+    /// How scores are computed from the products of queries and keys.
     pub scores: Scores,
     /// Width of a head.
     pub head_dim: i64,
@@ -31,29 +31,30 @@ pub struct SelfAttention {
 /// The projections to queries, keys and values.
 #[derive(Debug)]
 pub enum Projections {
-    /// One module each for queries, keys and values.
+    /// Separate modules for queries, keys and values.
     Separate(Box<[Linear; 3]>),
-    /// One module with three parts.
+    /// One fused module with three parts.
     Fused(Linear),
 }
 
-/// Norms of queries and keys: Henry et al. 2020, Dehghani et al. 2023.
+/// Norms of queries and keys (Henry et al. 2020, Dehghani et al. 2023).
 #[derive(Debug)]
 pub enum QkNorm {
-    /// None.
+    /// No norms.
     Off,
-    /// Of each head by itself: one for queries, one for keys.
-    OfHeads([Norm; 2]),
-    /// Of all heads together: one for queries, one for keys.
-    OfAll([Norm; 2]),
+    /// A norm over each head separately, one for queries and one for keys.
+    PerHead([Norm; 2]),
+    /// A norm over all heads together, one for queries and one for keys.
+    AllHeads([Norm; 2]),
 }
 
 impl SelfAttention {
-    /// Llama's, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. `bias` says whether the first three
-    /// and the last have one.
+    /// Takes Llama's attention from `weights`, with the modules `q_proj`, `k_proj`, `v_proj` and
+    /// `o_proj`. `bias[0]` is true if the first three have biases, and `bias[1]` if the last one
+    /// has.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn separate(weights: &Weights<'_>, sizes: &Sizes, bias: [bool; 2]) -> Result<Self> {
         let hidden = sizes.hidden_size;
         let linear = |name, outputs| weights.linear(name, hidden, outputs, bias[0]);
@@ -66,7 +67,8 @@ impl SelfAttention {
         Ok(Self::new(qkv, weights.linear("o_proj", sizes.q_width(), hidden, bias[1])?, sizes))
     }
 
-    /// Attention with these projections, whose scores are scaled by 1/√d.
+    /// Attention with these projections, without norms of queries and keys. Scores are multiplied
+    /// by 1/√d.
     pub fn new(qkv: Projections, output: Linear, sizes: &Sizes) -> Self {
         Self {
             qkv,
@@ -77,17 +79,18 @@ impl SelfAttention {
         }
     }
 
-    /// y `[n hidden]` of x `[n hidden]`.
+    /// Applies attention to x `[n hidden]`. Returns `[n hidden]`.
     ///
     /// # Errors
-    /// Fails if an adapter does, or if memory runs out.
+    /// Fails if an adapter fails, or if memory runs out.
     pub fn forward(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
         let [q, k, v] = self.project(x, cx)?;
         let (q, k) = (cx.rotate(q)?, cx.rotate(k)?);
         cx.linear(&self.output, &cx.attend(&q, k, v, self.scores)?)
     }
 
-    /// Queries `[n heads d]`, keys and values `[n kv_heads d]` of x `[n hidden]`, not yet rotated.
+    /// Computes queries `[n heads d]`, keys and values `[n kv_heads d]` from x `[n hidden]`, before
+    /// rotation.
     fn project(&self, x: &Tensor, cx: &BlockCx<'_>) -> Result<[Tensor; 3]> {
         let (d, apart) = (self.head_dim, |t: &Tensor, dim| t.f_unflatten(dim, [-1, self.head_dim]));
         let [q, k, v] = match &self.qkv {
@@ -113,8 +116,8 @@ impl SelfAttention {
         };
         match &self.qk_norm {
             QkNorm::Off => Ok([q, k, v]),
-            QkNorm::OfHeads([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
-            QkNorm::OfAll([of_q, of_k]) => Ok([of_all(of_q, q)?, of_all(of_k, k)?, v]),
+            QkNorm::PerHead([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
+            QkNorm::AllHeads([of_q, of_k]) => Ok([of_all(of_q, q)?, of_all(of_k, k)?, v]),
         }
     }
 
@@ -129,8 +132,8 @@ impl SelfAttention {
 }
 
 impl Projections {
-    /// Marks `module` as one for all, whose rows are all queries, then all keys, then all values.
-    pub fn in_turn(module: Linear, sizes: &Sizes) -> Self {
+    /// Marks `module` as fused. Its rows are all queries, then all keys, then all values.
+    pub fn fused_by_kind(module: Linear, sizes: &Sizes) -> Self {
         Self::Fused(module.fused(
             1,
             &[
@@ -141,9 +144,9 @@ impl Projections {
         ))
     }
 
-    /// Marks `module` as one for all, whose rows are the first head's query, key and value, then
-    /// the second's, and so on.
-    pub fn by_head(module: Linear, sizes: &Sizes) -> Self {
+    /// Marks `module` as fused. Its rows are the query, key and value of the first head, then those
+    /// of the second head, and so on.
+    pub fn fused_by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
         Self::Fused(
             module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]),

@@ -1,8 +1,8 @@
-//! A model's config.json while a model is put together from it.
+//! Reads a model's config.json.
 //!
-//! Each architecture reads the fields that transformers reads for it, under their own names. A
-//! value that is not honoured and would change the result is an error. Dropout is none of these: a
-//! frozen model is run as in evaluation.
+//! Each architecture reads the fields that transformers reads for it, under the same names. A value
+//! that would change the result and is not supported is an error. Dropout is ignored, because the
+//! frozen model always runs in evaluation mode.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,18 +10,19 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Reads some of the fields.
+/// Reads the fields that `T` declares from a configuration, and ignores the others.
 ///
 /// # Errors
-/// A field that is missing or of another type.
+/// Fails if a field is missing or has the wrong type.
 pub fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
     read_at("", config)
 }
 
-/// Reads the fields of the object that stands at `place` of the configuration.
+/// Reads the fields that `T` declares from the object at the path `place` of the configuration.
 ///
 /// # Errors
-/// A field that is missing, not known or of another type.
+/// Fails if a field is missing, unknown to `T` (if `T` denies unknown fields) or has the wrong
+/// type.
 pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
@@ -32,7 +33,7 @@ pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
             .collect::<Vec<_>>()
             .join(".");
         match field.as_str() {
-            "" => Error::new("the model's config.json is not that of this architecture")
+            "" => Error::new("the model's config.json does not fit its architecture")
                 .because(e.into_inner()),
             field => Error::new(format!("the model's config.json has no valid `{field}`"))
                 .because(e.into_inner()),
@@ -40,7 +41,7 @@ pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
     })
 }
 
-/// The configuration with the fields of the object `defaults` that it leaves out.
+/// Adds the fields of the object `defaults` that the configuration leaves out.
 pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     let mut config = config.clone();
     if let (Some(fields), Some(defaults)) = (config.as_object_mut(), defaults.as_object()) {
@@ -51,10 +52,10 @@ pub fn with_defaults(config: &Value, defaults: &Value) -> Value {
     config
 }
 
-/// The number in `field`, where there is one.
+/// Reads the number in `field`; `None` if the field is missing or null.
 ///
 /// # Errors
-/// Fails if it holds something else.
+/// Fails if the field is not a number.
 pub fn number(config: &Value, field: &str) -> Result<Option<f64>> {
     match config.get(field) {
         None | Some(Value::Null) => Ok(None),
@@ -62,28 +63,29 @@ pub fn number(config: &Value, field: &str) -> Result<Option<f64>> {
     }
 }
 
-/// The sizes that every configuration gives.
+/// The sizes in a configuration.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Sizes {
-    /// Rows of the embedding.
+    /// Number of rows of the embedding.
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub hidden_size: i64,
-    /// Width inside the MLP.
+    /// Inner width of the MLP.
     pub intermediate_size: i64,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Heads of queries.
+    /// Number of query heads.
     pub num_attention_heads: i64,
     num_key_value_heads: Option<i64>,
     head_dim: Option<i64>,
 }
 
 impl Sizes {
-    /// Reads and checks them.
+    /// Reads and checks the sizes.
     ///
     /// # Errors
-    /// A size that is missing or not positive, or sizes that do not fit together.
+    /// Fails if a size is missing or not positive, or if the number of query heads is not a
+    /// multiple of the number of key-value heads.
     pub fn read(config: &Value) -> Result<Self> {
         let sizes: Self = read(config)?;
         let positive = [
@@ -97,14 +99,13 @@ impl Sizes {
             || sizes.head_dim() <= 0
             || sizes.num_hidden_layers == 0
         {
-            return Err(Error::new("the model's config.json gives a size that is not positive"));
+            return Err(Error::new("the model's config.json contains a size that is not positive"));
         }
         if sizes.num_attention_heads % sizes.kv_heads() != 0 {
             return Err(Error::new(format!(
-                "the model's config.json gives {} heads of {} over {} key-value heads, which does \
-                    not divide",
+                "`num_attention_heads` in the model's config.json must be a multiple of \
+                    `num_key_value_heads`, got {} and {}",
                 sizes.num_attention_heads,
-                sizes.head_dim(),
                 sizes.kv_heads()
             )));
         }
@@ -116,49 +117,51 @@ impl Sizes {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Heads of keys and values.
+    /// Number of key-value heads.
     pub fn kv_heads(&self) -> i64 {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// Width of all queries.
+    /// Total width of the queries of all heads.
     pub fn q_width(&self) -> i64 {
         self.num_attention_heads * self.head_dim()
     }
 
-    /// Width of all keys, and of all values.
+    /// Total width of the keys of all heads, and also of the values.
     pub fn kv_width(&self) -> i64 {
         self.kv_heads() * self.head_dim()
     }
 
-    /// 1/√d, by which attention's products are scaled in most architectures.
+    /// 1/√d, the factor of attention scores in most architectures.
     pub fn scale(&self) -> f64 {
         1.0 / (self.head_dim() as f64).sqrt()
     }
 }
 
-/// How far a layer sees, in the words of `layer_types`.
+/// How far a layer looks back, with the names that `layer_types` uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum LayerType {
-    /// The whole sequence so far.
+    /// The layer attends to the whole sequence so far.
     #[serde(rename = "full_attention")]
     Full,
-    /// A window of it.
+    /// The layer attends to a sliding window.
     #[serde(rename = "sliding_attention")]
     Sliding,
 }
 
 impl LayerType {
-    /// Its index where the kinds of layers are one that sees everything, and one with a window.
+    /// The index of this type in a list of two kinds of layers: full attention first, then sliding
+    /// windows.
     pub fn index(self) -> usize {
         usize::from(self == Self::Sliding)
     }
 }
 
-/// `layer_types`, or the `usual` type of each layer if they are not given.
+/// Returns `layer_types` from the configuration, or the `usual` type of each layer if they are not
+/// given.
 ///
 /// # Errors
-/// Fails if they are given for another number of layers.
+/// Fails if the number of types is not the number of layers.
 pub fn layer_types(
     given: Option<Vec<LayerType>>,
     layers: usize,
@@ -168,13 +171,13 @@ pub fn layer_types(
         None => Ok((0..layers).map(usual).collect()),
         Some(types) if types.len() == layers => Ok(types),
         Some(types) => Err(Error::new(format!(
-            "the model's config.json gives {} `layer_types` for {layers} layers",
+            "the model's config.json has {} `layer_types` for {layers} layers",
             types.len()
         ))),
     }
 }
 
-/// Refuses a model whose tokens also see later ones.
+/// Refuses a model with bidirectional attention, in which tokens also attend to later ones.
 ///
 /// # Errors
 /// Fails if `use_bidirectional_attention` is true.
@@ -182,17 +185,19 @@ pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
     if use_bidirectional_attention == Some(true) {
         return Err(Error::new(
             "the model's config.json sets `use_bidirectional_attention`, but \
-            this program's attention never looks ahead",
+            only causal attention is supported",
         )
-        .hint("such a model embeds texts, and is not a language model"));
+        .hint(
+            "use a causal language model; bidirectional models only compute embeddings of texts",
+        ));
     }
     Ok(())
 }
 
-/// The window of layers with `sliding_attention` among `types`.
+/// Returns the window for the layers whose type is `sliding_attention`; `None` if none is set.
 ///
 /// # Errors
-/// Fails if there are such layers, but no `sliding_window`, or one that is not positive.
+/// Fails if there are such layers, but `sliding_window` is missing, or if it is not positive.
 pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
@@ -203,19 +208,22 @@ pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Opt
     Ok(tokens)
 }
 
-/// A number of tokens that a layer looks back.
+/// Checks the size of a sliding window in tokens.
 ///
 /// # Errors
-/// One that is not positive.
+/// Fails if it is not greater than 0.
 pub fn window(tokens: i64) -> Result<i64> {
     if tokens > 0 {
         Ok(tokens)
     } else {
-        Err(Error::new(format!("the model's config.json gives a `sliding_window` of {tokens}")))
+        Err(Error::new(format!(
+            "the model's config.json sets `sliding_window` to {tokens}, which must be greater than \
+                0"
+        )))
     }
 }
 
-/// A soft cap, which may be absent.
+/// Checks a soft cap, which may be absent.
 ///
 /// # Errors
 /// Fails if it is not greater than 0.
@@ -223,26 +231,26 @@ pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
     cap.map(|c| positive(field, c)).transpose()
 }
 
-/// A multiplier, or the scalar of a root: a number above 0.
+/// Checks a number that must be greater than 0, such as a multiplier.
 ///
 /// # Errors
-/// Fails for any other number.
+/// Fails if it is not greater than 0, or not finite.
 pub fn positive(field: &str, x: f64) -> Result<f64> {
     if x > 0.0 && x.is_finite() {
         Ok(x)
     } else {
         Err(Error::new(format!(
-            "the model's config.json gives `{field}` as {x}, which must be greater than 0"
+            "the model's config.json sets `{field}` to {x}, which must be greater than 0"
         )))
     }
 }
 
-/// The activation of most architectures if the configuration names none.
+/// The default activation of most architectures.
 pub fn silu() -> String {
     "silu".to_owned()
 }
 
-/// The default of fields that are on.
+/// The default of boolean fields that are on unless a configuration turns them off.
 pub fn yes() -> bool {
     true
 }
@@ -257,8 +265,8 @@ mod tests {
 
     use super::*;
 
-    /// What is said of a small model of that type with these fields besides, before a tensor is
-    /// looked at.
+    /// Returns the error for a small model of this type with the fields of `more`. Its message
+    /// comes before any tensor is looked up.
     fn refused(model_type: &str, more: Value) -> String {
         let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
             "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });
@@ -270,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_architecture_that_is_not_known_is_named_with_those_that_are() {
+    fn the_error_for_an_unknown_architecture_lists_the_supported_ones() {
         let e = refused("mixtral", json!({ "architectures": ["MixtralForCausalLM"] }));
         assert!(
             e.contains("unknown architecture `mixtral`") && e.contains("`MixtralForCausalLM`"),
@@ -287,23 +295,31 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_the_result_and_is_not_honoured_is_refused() {
-        for (model_type, more, says) in [
+    fn unsupported_values_that_would_change_the_result_are_refused() {
+        for (model_type, more, expected) in [
             ("llama", json!({ "hidden_act": "xielu" }), "unknown hidden_act `xielu`"),
-            ("llama", json!({ "partial_rotary_factor": 0.5 }), "turns whole heads"),
+            ("llama", json!({ "partial_rotary_factor": 0.5 }), "rotates whole heads"),
             ("llama", json!({ "rms_norm_eps": "small" }), "no valid `rms_norm_eps`"),
-            ("llama", json!({ "num_key_value_heads": 3 }), "does not divide"),
+            (
+                "llama",
+                json!({ "num_key_value_heads": 3 }),
+                "multiple of `num_key_value_heads`, got 2 and 3",
+            ),
             ("llama", json!({ "num_hidden_layers": 0 }), "not positive"),
-            ("mistral", json!({ "sliding_window": 0 }), "`sliding_window` of 0"),
+            (
+                "mistral",
+                json!({ "sliding_window": 0 }),
+                "`sliding_window` to 0, which must be greater than 0",
+            ),
             (
                 "mistral",
                 json!({ "layer_types": ["full_attention", "sliding_attention"] }),
-                "all of one kind",
+                "must be `sliding_attention` if it has",
             ),
             (
                 "qwen2",
                 json!({ "layer_types": ["full_attention", "sliding_attention"] }),
-                "no window that is used",
+                "does not enable a window",
             ),
             ("qwen2", json!({ "layer_types": ["full_attention"] }), "1 `layer_types` for 2 layers"),
             (
@@ -315,7 +331,7 @@ mod tests {
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "use_bidirectional_attention": true }),
-                "never looks ahead",
+                "only causal attention is supported",
             ),
             (
                 "gemma3_text",
@@ -325,11 +341,15 @@ mod tests {
             (
                 "gemma3_text",
                 json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }),
-                "`final_logit_softcapping` as -1",
+                "`final_logit_softcapping` to -1",
             ),
             ("gemma3", json!({}), "no `text_config`"),
-            ("gemma2", json!({ "use_bidirectional_attention": true }), "never looks ahead"),
-            ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` as 0"),
+            (
+                "gemma2",
+                json!({ "use_bidirectional_attention": true }),
+                "only causal attention is supported",
+            ),
+            ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` to 0"),
             ("gemma2", json!({ "sliding_window": null }), "no `sliding_window`"),
             (
                 "olmo3",
@@ -344,7 +364,7 @@ mod tests {
             (
                 "smollm3",
                 json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }),
-                "`no_rope_layer_interval` of 0",
+                "`no_rope_layer_interval` to 0",
             ),
             (
                 "smollm3",
@@ -352,18 +372,26 @@ mod tests {
                     "sliding_attention"] }),
                 "no `sliding_window`",
             ),
-            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` as 0"),
-            ("gpt2", json!({ "num_attention_heads": 3 }), "3 heads, which do not divide"),
+            ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` to 0"),
+            (
+                "gpt2",
+                json!({ "num_attention_heads": 3 }),
+                "must be a multiple of the number of heads, got 16 and 3",
+            ),
             (
                 "gpt2",
                 json!({ "activation_function": "gelu_10" }),
                 "unknown activation_function `gelu_10`",
             ),
-            ("gpt_neox", json!({ "num_key_value_heads": 1 }), "GPT-NeoX's heads"),
+            (
+                "gpt_neox",
+                json!({ "num_key_value_heads": 1 }),
+                "a GPT-NeoX model's config.json must",
+            ),
             ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
         ] {
             let e = refused(model_type, more.clone());
-            assert!(e.contains(says), "{model_type} with {more}: {e}");
+            assert!(e.contains(expected), "{model_type} with {more}: {e}");
         }
     }
 }

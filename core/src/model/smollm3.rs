@@ -1,5 +1,5 @@
-//! The SmolLM3 architecture: Llama's block, where every fourth layer does not rotate queries and
-//! keys. In some models these layers look back over a sliding window.
+//! The SmolLM3 architecture: Llama's block, but every fourth layer does not rotate queries and
+//! keys. In some models these layers have a sliding window.
 //!
 //! Reference: Yang et al. 2025 (RoPE to NoPE and Back Again) §3, and `modeling_smollm3.py` of
 //! transformers.
@@ -16,7 +16,7 @@ struct Config {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    /// For each layer 1 if it rotates, and 0 if not.
+    /// For each layer, 1 if it rotates queries and keys, and 0 if it does not.
     no_rope_layers: Option<Vec<i64>>,
     #[serde(default = "fourth")]
     no_rope_layer_interval: usize,
@@ -30,22 +30,24 @@ fn fourth() -> usize {
     4
 }
 
-/// The model of a configuration and its weights.
+/// Builds the model from its configuration and weights.
 ///
 /// # Errors
-/// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
+/// Fails if the configuration is not supported, or if a tensor is missing or has the wrong shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes =
         Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;
-    let rope =
-        RopeParameters::partial(config, &Spelling { usual_theta: 2_000_000.0, ..Spelling::USUAL })?
-            .must_be_whole()?;
+    let rope = RopeParameters::partial(
+        config,
+        &RopeFields { default_theta: 2_000_000.0, ..RopeFields::COMMON },
+    )?
+    .must_be_whole()?;
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     let (count, interval) = (sizes.num_hidden_layers, config.no_rope_layer_interval);
     if interval == 0 {
         return Err(Error::new(
-            "the model's config.json gives a `no_rope_layer_interval` of 0, which must be greater \
+            "the model's config.json sets `no_rope_layer_interval` to 0, which must be greater \
                 than 0",
         ));
     }
@@ -54,7 +56,7 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         Some(list) if list.len() == count => list.iter().map(|r| *r != 0).collect(),
         Some(list) => {
             return Err(Error::new(format!(
-                "the model's config.json gives {} `no_rope_layers` for {count} layers",
+                "the model's config.json has {} `no_rope_layers` for {count} layers",
                 list.len()
             )));
         }

@@ -1,40 +1,41 @@
-//! A batch as a flat stream of tokens, and the layout that says who continues whom.
+//! A batch as a flat stream of tokens, and the layout that records which segments continue which.
 //!
-//! Embedding, norms, projections and the MLP act on `[n hidden]`, one row a real token. There is no
-//! padding: a prompt stands once, and its completions continue it. Only attention and positions ask
-//! the layout.
+//! Embedding, norms, projections and the MLP act on `[n hidden]`, with one row per token and no
+//! padding. A prompt that several completions share is in the stream once. Only attention and
+//! positions depend on the layout.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::api::PromptPlaces;
 use crate::error::{Error, Result};
 
-/// A run of tokens that stands in the stream at `start..start + len`.
+/// Consecutive tokens of one sequence, in the rows `start..start + len` of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Row of its first token.
+    /// Row of the first token.
     pub start: usize,
-    /// How many tokens.
+    /// Number of tokens.
     pub len: usize,
-    /// The segment whose tokens come before it in its sequence.
+    /// Index of the segment that comes before this one in its sequence; `None` if the sequence
+    /// starts here.
     pub continues: Option<usize>,
-    /// True if its tokens belong to the prompt of every sequence that contains it.
+    /// True if the tokens belong to the prompt in every sequence that contains them.
     pub prompt: bool,
 }
 
 impl Segment {
-    /// Row of its last token.
+    /// Row of the last token.
     pub fn last(&self) -> usize {
         self.start + self.len - 1
     }
 
-    /// Its rows.
+    /// The rows of its tokens.
     pub fn rows(&self) -> std::ops::Range<usize> {
         self.start..self.start + self.len
     }
 }
 
-/// Lengths of the shortest and the longest sequence that contain a segment.
+/// The lengths of the shortest and the longest sequence that contain a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceLengths {
     /// Length of the shortest one in tokens.
@@ -43,8 +44,8 @@ pub struct SequenceLengths {
     pub longest: usize,
 }
 
-/// The segments of a stream. A segment stands behind the one it continues, and everything that
-/// descends from one root stands together.
+/// The segments of a stream. They form trees: a segment comes after the one that it continues, and
+/// all descendants of a root are adjacent to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -58,22 +59,22 @@ impl Layout {
         &self.segments
     }
 
-    /// How many tokens in all.
+    /// Number of tokens in the stream.
     pub fn tokens(&self) -> usize {
         self.segments.last().map_or(0, |s| s.start + s.len)
     }
 
-    /// Tokens that come before the whole stream and are not in it: a cache holds what they left.
+    /// Number of cached tokens that come before the stream and are not in it.
     pub fn past(&self) -> usize {
         self.past
     }
 
-    /// The segments that begin a sequence.
+    /// Indices of the segments that begin a sequence.
     pub fn roots(&self) -> &[usize] {
         &self.roots
     }
 
-    /// The segments of each root's tree, the root first.
+    /// The segments of each tree, the root first.
     pub fn trees(&self) -> impl Iterator<Item = &[Segment]> {
         (0..self.roots.len()).map(|i| {
             &self.segments
@@ -81,7 +82,7 @@ impl Layout {
         })
     }
 
-    /// The segments that come before segment `i` in its sequence and `i` itself, the root first.
+    /// Indices of segment `i` and of all segments before it in its sequence, the root first.
     pub fn chain(&self, i: usize) -> Vec<usize> {
         let mut chain = vec![i];
         while let Some(parent) = self.segments[chain[chain.len() - 1]].continues {
@@ -91,16 +92,16 @@ impl Layout {
         chain
     }
 
-    /// How many tokens come before segment `i` in its sequence.
+    /// Number of tokens before segment `i` in its sequence, cached tokens included.
     pub fn offset(&self, i: usize) -> usize {
         self.segments[i].continues.map_or(self.past, |p| self.offset(p) + self.segments[p].len)
     }
 
-    /// For each segment, the lengths of the sequences that contain it. They include the tokens
-    /// before the segment.
+    /// For each segment, the lengths of the shortest and the longest sequence that contain it. They
+    /// include the tokens before the segment.
     pub fn sequence_lengths(&self) -> Vec<SequenceLengths> {
         let mut lengths: Vec<Option<SequenceLengths>> = vec![None; self.segments.len()];
-        // Descendants come after their ancestors.
+        // In reverse order, because descendants come after their ancestors.
         for i in (0..self.segments.len()).rev() {
             let own = *lengths[i].get_or_insert_with(|| {
                 let end = self.offset(i) + self.segments[i].len;
@@ -117,13 +118,13 @@ impl Layout {
         lengths.into_iter().flatten().collect()
     }
 
-    /// How many tokens the longest sequence has.
+    /// Number of tokens of the longest sequence, cached tokens included.
     pub fn longest(&self) -> usize {
         (0..self.segments.len()).map(|i| self.offset(i) + self.segments[i].len).max().unwrap_or(0)
     }
 }
 
-/// Puts a stream together.
+/// Builds a stream segment by segment.
 #[derive(Debug, Default)]
 pub struct StreamBuilder {
     ids: Vec<i64>,
@@ -131,9 +132,9 @@ pub struct StreamBuilder {
 }
 
 impl StreamBuilder {
-    /// A stream of one segment that goes on behind `past` tokens of its sequence, of which a cache
-    /// holds the keys and values.
-    pub fn behind(past: usize) -> Self {
+    /// Starts a stream of a single segment that continues `past` tokens whose keys and values are
+    /// cached.
+    pub fn continuing(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
 
@@ -153,10 +154,12 @@ impl StreamBuilder {
     /// Fails if the segment is empty, or if it continues a segment of an earlier tree.
     pub fn push(&mut self, ids: &[i64], continues: Option<usize>) -> Result<usize> {
         if ids.is_empty() {
-            return Err(Error::internal("a segment of a stream holds no token"));
+            return Err(Error::internal("a segment of a stream is empty"));
         }
         if self.layout.past > 0 && !self.layout.segments.is_empty() {
-            return Err(Error::internal("a stream that goes on behind a cache holds one segment"));
+            return Err(Error::internal(
+                "a stream that continues a cache can only have one segment",
+            ));
         }
         let index = self.layout.segments.len();
         match continues {
@@ -180,18 +183,18 @@ impl StreamBuilder {
         Ok(index)
     }
 
-    /// Tokens so far.
+    /// Number of tokens so far.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// The stream, on `device`.
+    /// Finishes the stream and moves it to `device`.
     ///
     /// # Errors
-    /// An empty stream.
+    /// Fails if the stream is empty, or if memory runs out.
     pub fn finish(self, device: Device) -> Result<Stream> {
         if self.ids.is_empty() {
-            return Err(Error::internal("a stream holds no token"));
+            return Err(Error::internal("a stream is empty"));
         }
         let positions: Vec<i64> = (0..self.layout.segments.len())
             .flat_map(|i| {
@@ -211,14 +214,14 @@ impl StreamBuilder {
     }
 }
 
-/// Tokens of a batch on a device.
+/// The tokens of a batch on a device.
 #[derive(Debug)]
 pub struct Stream {
     /// Token ids `[n]`, int64.
     pub ids: Tensor,
-    /// Position of each in its own sequence `[n]`, int64.
+    /// Position of each token in its sequence `[n]`, int64.
     pub positions: Tensor,
-    /// Who continues whom.
+    /// The segments, and which one each of them continues.
     pub layout: Layout,
     /// The smallest and the largest id, kept here because reading them from the device is slow.
     bounds: (i64, i64),
@@ -240,22 +243,22 @@ impl Stream {
         }
     }
 
-    /// The places of the rows in their prompts.
+    /// The place of each row in its prompt, counted from the start and from the end of the prompt.
     ///
     /// # Errors
     /// Fails if prompts of different lengths share a segment, or if memory runs out.
     pub fn prompt_places(&self) -> Result<PromptPlaces> {
         let segments = self.layout.segments();
-        let mut behind: Vec<Option<usize>> = vec![None; segments.len()];
-        // Descendants come after their ancestors.
+        let mut tokens_after: Vec<Option<usize>> = vec![None; segments.len()];
+        // In reverse order, because descendants come after their ancestors.
         for (i, segment) in segments.iter().enumerate().rev().filter(|(_, segment)| segment.prompt)
         {
-            let tokens = *behind[i].get_or_insert(0) + segment.len;
+            let tokens = *tokens_after[i].get_or_insert(0) + segment.len;
             let Some(parent) = segment.continues else { continue };
-            if *behind[parent].get_or_insert(tokens) != tokens {
+            if *tokens_after[parent].get_or_insert(tokens) != tokens {
                 return Err(Error::internal(
                     "prompts of different lengths share a segment, so its places from the end are \
-                        not known",
+                        ambiguous",
                 ));
             }
         }
@@ -263,7 +266,7 @@ impl Stream {
         for (i, segment) in segments.iter().enumerate() {
             if segment.prompt {
                 let (first, len) = (self.layout.offset(i) as i64, segment.len as i64);
-                let last = behind[i].unwrap_or(0) as i64;
+                let last = tokens_after[i].unwrap_or(0) as i64;
                 from_start.extend(first..first + len);
                 from_end.extend((last..last + len).rev());
             } else {
@@ -275,15 +278,15 @@ impl Stream {
         Ok(PromptPlaces { from_start: tensor(&from_start)?, from_end: tensor(&from_end)? })
     }
 
-    /// One segment a sequence, from a right-padded batch: ids and mask `[b t]`. Padding is left
-    /// out.
+    /// Builds a stream with one segment per sequence from a right-padded batch. `ids` and `mask`
+    /// are both `[b t]`; padding is left out of the stream.
     ///
     /// # Errors
-    /// Shapes that differ, a row without a token, or a mask that is not 1…10…0.
+    /// Fails if the shapes differ, if a row has no tokens, or if a row of the mask is not 1…10…0.
     pub fn from_padded(ids: &Tensor, mask: &Tensor, device: Device) -> Result<Self> {
         if ids.dim() != 2 || ids.size() != mask.size() {
             return Err(Error::new(format!(
-                "ids {:?} and mask {:?} are not one [b t] batch",
+                "ids and mask must both be [b t], got {:?} and {:?}",
                 ids.size(),
                 mask.size()
             )));
@@ -307,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completions_go_on_where_their_prompt_ends() {
+    fn the_positions_of_a_completion_continue_those_of_its_prompt() {
         let mut b = StreamBuilder::default();
         let prompt = b.push(&[5, 6, 7], None).unwrap();
         b.push(&[8, 9], Some(prompt)).unwrap();
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn places_in_a_prompt_are_counted_along_its_segments() {
+    fn places_in_a_prompt_are_counted_across_its_segments() {
         let mut b = StreamBuilder::default();
         let beginning = b.push_prompt(&[5, 6], None).unwrap();
         let rest = b.push_prompt(&[7, 8, 9], Some(beginning)).unwrap();

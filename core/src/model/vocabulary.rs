@@ -1,5 +1,5 @@
-//! Both ends of a model: from token ids to the residual stream, and from the residual stream to
-//! logits.
+//! The embedding and the output head of a model, which convert token ids to the residual stream,
+//! and the residual stream to logits.
 
 use tch::Tensor;
 
@@ -8,31 +8,32 @@ use super::weights::Weights;
 use crate::api::linear;
 use crate::error::{Error, Result};
 
-/// The embedding and the output head, which may be one matrix.
+/// The embedding and the output head, which may share one matrix.
 #[derive(Debug)]
 pub struct Vocabulary {
     embedding: Tensor,
-    /// `None`: the embedding serves as the head.
+    /// `None` if the embedding matrix is also the head.
     head: Option<Tensor>,
-    /// Learned embeddings of positions `[positions hidden]`.
+    /// Learned position embeddings `[positions hidden]`.
     positions: Option<Tensor>,
-    /// Embeddings are multiplied by this.
+    /// Factor by which token embeddings are multiplied.
     scale: Option<f64>,
-    /// Logits are divided by this.
+    /// Divisor of the logits.
     divisor: Option<f64>,
-    /// c of c·tanh(logit / c).
+    /// Soft cap c in c·tanh(logit / c).
     cap: Option<f64>,
 }
 
 impl Vocabulary {
-    /// Takes the embedding and the head with these names from `weights`, each `[vocab hidden]`.
+    /// Takes the matrices of the modules `embedding` and `head` from `weights`, each with the shape
+    /// `shape`, which is `[vocab hidden]`.
     ///
-    /// If the configuration ties the two but their values differ, the head keeps its own values, as
-    /// in `tie_weights` of transformers, and a warning is logged. If they are tied and `weights`
-    /// has only one of them, it serves as both.
+    /// If the configuration ties the two matrices but their values differ, the head keeps its own
+    /// values, as in `tie_weights` of transformers, and a warning is logged. If they are tied and
+    /// `weights` has only one of them, it is used for both.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn new(
         weights: &Weights<'_>,
         [embedding, head]: [&str; 2],
@@ -42,11 +43,11 @@ impl Vocabulary {
         let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
         if !tied && !weights.has(&head) && weights.has(&embedding) {
             return Err(weights.missing(&head).hint(format!(
-                "if `{embedding}` serves as the output head, set \
+                "if `{embedding}` is also the output head, set \
                     `tie_word_embeddings` to true in the model's config.json"
             )));
         }
-        // Either of the two may be missing: transformers ties in both directions.
+        // Either of the two may be missing, because transformers ties in both directions.
         let first =
             if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;
@@ -59,9 +60,8 @@ impl Vocabulary {
         if tied && own.is_some() {
             tracing::warn!(
                 "`{head}` differs from `{embedding}`, although the model's config.json sets \
-                    `tie_word_embeddings`; the file's own head is \
-                 used, as in transformers; set `tie_word_embeddings` to false to silence this \
-                 warning"
+                    `tie_word_embeddings`; the head from the file is used, as in transformers; set \
+                    `tie_word_embeddings` to false to silence this warning"
             );
         }
         Ok(Self {
@@ -74,22 +74,21 @@ impl Vocabulary {
         })
     }
 
-    /// Adds learned embeddings of positions `[positions hidden]` to those of the tokens.
+    /// Adds learned position embeddings `[positions hidden]` to the token embeddings.
     #[must_use]
     pub fn with_positions(mut self, positions: Tensor) -> Self {
         self.positions = Some(positions);
         self
     }
 
-    /// Multiplies embeddings by `scale`.
+    /// Multiplies token embeddings by `scale`.
     #[must_use]
     pub fn scaled(mut self, scale: f64) -> Self {
         self.scale = Some(scale).filter(|s| *s != 1.0);
         self
     }
 
-    /// Multiplies embeddings by `scale`, which is first rounded to the kind of the model, as in
-    /// Gemma.
+    /// Multiplies token embeddings by `scale`, rounded to the kind of the model first, as in Gemma.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -105,17 +104,17 @@ impl Vocabulary {
         self
     }
 
-    /// Caps logits: c·tanh(logit / c).
+    /// Caps the logits with c·tanh(logit / c).
     #[must_use]
     pub fn capped(mut self, cap: Option<f64>) -> Self {
         self.cap = cap;
         self
     }
 
-    /// The residual stream `[n hidden]` of a stream of tokens.
+    /// Returns the residual stream `[n hidden]` before the first block.
     ///
     /// # Errors
-    /// Fails if a sequence is longer than the learned positions reach, or if memory runs out.
+    /// Fails if a sequence is longer than the learned positions, or if memory runs out.
     pub fn embed(&self, stream: &Stream) -> Result<Tensor> {
         let look_up =
             |matrix: &Tensor, ids: &Tensor| Tensor::f_embedding(matrix, ids, -1, false, false);
@@ -131,21 +130,21 @@ impl Vocabulary {
                 "a sequence has {longest} tokens, but the model has positions for {most}"
             ))
             .hint(format!(
-                "cut the sequences to at most {most} tokens, prompt and completion together"
+                "shorten the sequences to at most {most} tokens, prompt and completion together"
             )));
         }
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
     }
 
-    /// The most tokens that a sequence can have; `None` if positions are not learned.
-    pub fn most_tokens(&self) -> Option<usize> {
+    /// The maximum length of a sequence in tokens; `None` if positions are not learned.
+    pub fn max_tokens(&self) -> Option<usize> {
         self.positions.as_ref().map(|positions| positions.size()[0] as usize)
     }
 
-    /// Logits `[m vocab]` of last hidden states `[m hidden]`.
+    /// Logits `[m vocab]` for final hidden states `[m hidden]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         let logits = linear(hidden, self.matrices().1, None)?;
         let logits = match self.divisor {
@@ -158,12 +157,12 @@ impl Vocabulary {
         })
     }
 
-    /// True if one matrix serves as the embedding and the head.
+    /// True if the embedding matrix is also the head.
     pub fn is_tied(&self) -> bool {
         self.head.is_none()
     }
 
-    /// The embedding matrix and the head's.
+    /// The matrices of the embedding and of the head; the same one if they are tied.
     pub fn matrices(&self) -> (&Tensor, &Tensor) {
         (&self.embedding, self.head.as_ref().unwrap_or(&self.embedding))
     }

@@ -1,5 +1,5 @@
-//! A checkpoint's tensors while a model is put together from them: each is taken once, by PyTorch's
-//! name.
+//! The tensors of a checkpoint while a model is built from them. Each tensor is taken once, by its
+//! name in PyTorch.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -20,17 +20,17 @@ pub struct Checkpoint {
     base: &'static str,
 }
 
-/// The tensors of a checkpoint below one path: `weights.at("layers").at(0)` reads `layers.0.…`.
+/// The tensors of a checkpoint under one path: `weights.at("layers").at(0)` reads `layers.0.…`.
 #[derive(Clone, Debug)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
-    /// The path, empty or with a dot at its end.
+    /// The path, which is empty or ends with a dot.
     path: String,
 }
 
-/// The name in a checkpoint of the tensor that the whole model calls `name`. It is `name`, or
-/// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
-/// `None` if the checkpoint `has` none of these.
+/// The name under which a checkpoint stores the tensor that the whole model calls `name`: `name`
+/// itself, or `name` with the prefix `base.` removed or added, as in `rename_source_key` of
+/// transformers. `None` if the checkpoint `has` none of these.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
     let without =
         name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
@@ -41,12 +41,12 @@ pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option
 }
 
 impl Checkpoint {
-    /// The tensors of a checkpoint, for an architecture with this `base_model_prefix`.
+    /// Wraps the tensors of a checkpoint, for an architecture with this `base_model_prefix`.
     pub fn new(tensors: IndexMap<String, Tensor>, base: &'static str) -> Self {
         Self { tensors: RefCell::new(tensors), base }
     }
 
-    /// All its tensors.
+    /// All tensors, from the empty path.
     pub fn weights(&self) -> Weights<'_> {
         Weights { checkpoint: self, path: String::new() }
     }
@@ -60,7 +60,7 @@ impl Checkpoint {
         self.stored_name(name).and_then(|stored| self.tensors.borrow_mut().swap_remove(&stored))
     }
 
-    /// Gives every tensor whose name begins with `from` one that begins with `to` instead.
+    /// Replaces the prefix `from` by `to` in the name of every tensor that has it.
     pub fn rename(&self, from: &str, to: &str) {
         let renamed = |name: String| {
             name.strip_prefix(from).map(|rest| format!("{to}{rest}")).unwrap_or(name)
@@ -69,18 +69,20 @@ impl Checkpoint {
         self.tensors.replace(tensors.into_iter().map(|(name, t)| (renamed(name), t)).collect());
     }
 
-    /// Drops the tensors of a part of the model that is not run.
+    /// Drops all tensors whose names begin with `prefix`, for a part of the model that does not
+    /// run.
     pub fn forget_all(&self, prefix: &str) {
         self.tensors.borrow_mut().retain(|name, _| !name.starts_with(prefix));
     }
 
-    /// Checks that no tensor is left over.
+    /// Checks that all tensors were taken.
     ///
     /// # Errors
-    /// Fails if a tensor was not taken: the architecture would compute something else than the
-    /// checkpoint was trained for.
+    /// Fails if a tensor was not taken, because the architecture would not compute what the
+    /// checkpoint was trained to compute.
     pub fn finish(self) -> Result<()> {
-        // Buffers that old checkpoints saved.
+        // Old checkpoints contain `rotary_emb.inv_freq` buffers, which are computed instead of
+        // loaded.
         let tensors = self.tensors.into_inner();
         let left: Vec<&String> =
             tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
@@ -88,8 +90,8 @@ impl Checkpoint {
             None => Ok(()),
             Some(name) => {
                 let e = Error::new(format!(
-                    "the model's weights hold `{name}`, which its architecture does not know ({} \
-                        such tensors)",
+                    "the model's weights contain `{name}`, which its architecture does not use \
+                        (such tensors: {})",
                     left.len()
                 ));
                 Err(match renamed_by(left.iter().copied(), self.base) {
@@ -102,18 +104,18 @@ impl Checkpoint {
 }
 
 impl<'a> Weights<'a> {
-    /// The tensors below `name`.
+    /// The tensors under `name`.
     #[must_use]
     pub fn at(&self, name: impl Display) -> Self {
         Self { checkpoint: self.checkpoint, path: format!("{}{name}.", self.path) }
     }
 
-    /// The checkpoint as a whole, for architectures whose tensors have had other names.
+    /// The whole checkpoint, for architectures whose tensors had other names in the past.
     pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
 
-    /// The whole name of `name`.
+    /// The full name of `name`.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
     }
@@ -123,22 +125,22 @@ impl<'a> Weights<'a> {
         let e = Error::new(format!("the model's weights have no `{}`", self.name(name)));
         let cause = renamed_by(self.checkpoint.tensors.borrow().keys(), self.checkpoint.base);
         e.hint(cause.unwrap_or(
-            "the checkpoint is of another architecture than its config.json \
-            says, or a shard is missing",
+            "check that config.json belongs to this checkpoint and that no \
+            shard is missing",
         ))
     }
 
-    /// Takes the tensor of that name, which must have that shape.
+    /// Takes the tensor `name`, which must have the shape `shape`.
     ///
     /// # Errors
-    /// Fails if it is missing or has another shape.
+    /// Fails if it is missing or has the wrong shape.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let Some(tensor) = self.checkpoint.remove(&self.name(name)) else {
             return Err(self.missing(name));
         };
         if tensor.size() != shape {
             return Err(Error::new(format!(
-                "the model's `{}` is {:?}, but its config.json asks for {shape:?}",
+                "`{}` in the model's weights is {:?}, but its config.json requires {shape:?}",
                 self.name(name),
                 tensor.size()
             )));
@@ -146,11 +148,11 @@ impl<'a> Weights<'a> {
         Ok(tensor)
     }
 
-    /// A linear module with `name.weight` `[outputs inputs]`, and with `name.bias` if `bias` is
-    /// true.
+    /// Takes a linear module with `name.weight` `[outputs inputs]`, and with `name.bias` if `bias`
+    /// is true.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn linear(&self, name: &str, inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
         let at = self.at(name);
         let weight = at.tensor("weight", &[outputs, inputs])?;
@@ -158,11 +160,11 @@ impl<'a> Weights<'a> {
         Ok(Linear::new(self.name(name), Frozen::new(weight, bias), Stored::OutIn))
     }
 
-    /// The linear module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]`
-    /// and `name.bias`.
+    /// Takes a module that is a `Conv1D` in transformers, with `name.weight` `[inputs outputs]` and
+    /// `name.bias`.
     ///
     /// # Errors
-    /// Fails if a tensor is missing or has another shape.
+    /// Fails if a tensor is missing or has the wrong shape.
     pub fn conv1d(&self, name: &str, inputs: i64, outputs: i64) -> Result<Linear> {
         let at = self.at(name);
         let weight = at.tensor("weight", &[inputs, outputs])?.f_tr()?.f_contiguous()?;
@@ -173,18 +175,18 @@ impl<'a> Weights<'a> {
         ))
     }
 
-    /// True if there is a tensor of that name that has not been taken.
+    /// True if the checkpoint has a tensor of that name that has not been taken.
     pub fn has(&self, name: &str) -> bool {
         self.checkpoint.stored_name(&self.name(name)).is_some()
     }
 
-    /// Drops a tensor that a checkpoint may hold although the model does not need it.
+    /// Drops a tensor that the model does not need, if the checkpoint has it.
     pub fn forget(&self, name: &str) {
         self.checkpoint.remove(&self.name(name));
     }
 }
 
-/// Parts of tensor names that show how a checkpoint was saved, and a hint for each.
+/// Parts of tensor names that show how a checkpoint was saved, with a hint for each.
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],
@@ -217,17 +219,17 @@ const RENAMED: [(&[&str], &str); 9] = [
             ".weight_scale_inv",
             ".input_scale",
         ],
-        "the weights are quantised (GPTQ, AWQ, FP8 or compressed-tensors), and config.json has \
-            lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
+        "the weights are quantised (GPTQ, AWQ, FP8 or compressed-tensors), but config.json has no \
+            `quantization_config`: use the unquantised model, or a GGUF file of it",
     ),
     (
         &[".absmax", ".quant_map", ".nested_absmax", ".quant_state.", ".SCB"],
-        "the weights are quantised by bitsandbytes, and config.json has lost its \
-            `quantization_config`: take the unquantised model, or a GGUF file of it",
+        "the weights are quantised by bitsandbytes, but config.json has no \
+            `quantization_config`: use the unquantised model, or a GGUF file of it",
     ),
     (
         &[".experts.", ".block_sparse_moe."],
-        "the weights are of a mixture of experts, but config.json names a dense architecture",
+        "these are weights of a mixture of experts, but config.json names a dense architecture",
     ),
     (
         &["module."],
@@ -236,17 +238,18 @@ const RENAMED: [(&[&str], &str); 9] = [
     ),
     (
         &["transformer.h.", "blk."],
-        "the names are those of another program or architecture: save the model with transformers \
-            (`save_pretrained`)",
+        "the tensors have the names of another program or architecture: save the model with \
+            transformers (`save_pretrained`)",
     ),
 ];
 
-/// The hint for the first entry of [`RENAMED`] that occurs in one of the names.
+/// Returns the hint of the first entry of [`RENAMED`] that occurs in one of the names.
 ///
-/// The prefix `base` of an architecture is not a sign of another one.
+/// The prefix `base` of an architecture does not count as a sign of another architecture.
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>, base: &str) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
-    // A mark that starts with a dot may be anywhere in a name. Others start a dotted word of it.
+    // A mark that starts with a dot may occur anywhere in a name. Other marks must be at the start
+    // of the name or after a dot.
     let marked = |name: &str, mark: &str| {
         if mark.starts_with('.') {
             name.contains(mark)

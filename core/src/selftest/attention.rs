@@ -12,7 +12,7 @@ use super::products::off;
 use super::report::{Difference, Row};
 use super::{Section, Selftest, kind_name};
 use crate::error::Result;
-use crate::model::attention::{Attention, How, Kernel, Scores, Strategy};
+use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
 /// The tokens of each segment, and the segment that it continues.
@@ -142,7 +142,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             let any = if deterministic { "" } else { ", any kernel" };
             for (by, kernel) in kernels {
                 for (name, strategy) in strategies {
-                    let how = How { strategy, kernel, deterministic };
+                    let how = AttentionOptions { strategy, kernel, deterministic };
                     ways.push((
                         format!("{name} × {by}, {}{any}", kind_name(kind)),
                         how,
@@ -152,8 +152,11 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
                         tolerance,
                     ));
                 }
-                let how =
-                    How { strategy: Strategy::for_device(test.device), kernel, deterministic };
+                let how = AttentionOptions {
+                    strategy: Strategy::for_device(test.device),
+                    kernel,
+                    deterministic,
+                };
                 ways.push((
                     format!("behind a cache × {by}, {}{any}", kind_name(kind)),
                     how,
@@ -192,7 +195,7 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
 /// Solves a problem, and returns the differences of the output and, if `trained`, of the gradients.
 fn solved(
     problem: &Problem,
-    how: How,
+    how: AttentionOptions,
     kind: Kind,
     device: Device,
     trained: bool,
@@ -258,7 +261,7 @@ fn computed(
 fn layout(shape: Shape, device: Device) -> Result<Layout> {
     let mut builder = match shape {
         Shape::Segments(..) => StreamBuilder::default(),
-        Shape::Behind { past, .. } => StreamBuilder::behind(past),
+        Shape::Behind { past, .. } => StreamBuilder::continuing(past),
     };
     match shape {
         Shape::Segments(_, segments) => {

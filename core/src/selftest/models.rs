@@ -160,7 +160,8 @@ fn logits(
     past: usize,
     cache: Option<&RefCell<Cache>>,
 ) -> Result<Tensor> {
-    let mut builder = if past > 0 { StreamBuilder::behind(past) } else { StreamBuilder::default() };
+    let mut builder =
+        if past > 0 { StreamBuilder::continuing(past) } else { StreamBuilder::default() };
     builder.push(ids, None)?;
     let reached = model.forward(
         &builder.finish(model.device())?,

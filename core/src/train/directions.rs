@@ -1,5 +1,5 @@
-//! Preference directions at the places that an adapter changes, and what a method does to gradients
-//! with them.
+//! Preference directions at the sites that an adapter changes. Methods that modify gradients use
+//! them.
 
 use tch::{Kind, Tensor};
 
@@ -10,27 +10,27 @@ use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
 
-/// The places, and d = pool(y⁺) − pool(y⁻) there.
+/// The sites, and the directions d = pool(y⁺) − pool(y⁻) there.
 #[derive(Debug, Default)]
 pub struct ModuleDirections {
     whose: Directions,
     sites: Vec<Site>,
-    /// Of the latest batch `[b w]`, one a site.
+    /// The directions of the latest batch `[b w]`, one tensor per site.
     batch: Vec<Tensor>,
     /// The sums over the pairs of the optimiser step so far, one per site.
     step: Vec<Sum>,
-    /// The number of those pairs.
+    /// Number of pairs in these sums.
     pairs: usize,
 }
 
 /// A sum of directions over pairs.
 #[derive(Debug)]
 struct Sum {
-    /// Σ d, each times the weight of its pair `[w]`.
+    /// Σ d `[w]`, where each d is multiplied by the weight of its pair.
     directions: Tensor,
     /// Σ ‖d‖ with the same weights, a scalar.
     lengths: Tensor,
-    /// The number of pairs that have a direction, a scalar.
+    /// Number of pairs that have a direction, a scalar.
     directed: Tensor,
 }
 
@@ -43,8 +43,8 @@ impl Sum {
         })
     }
 
-    /// The mean direction `[w]` over those of the `pairs` pairs that have one. It is 0 if none has
-    /// one, or if they cancel up to rounding.
+    /// The mean direction `[w]` over the pairs that have one, from a sum over `pairs` pairs. It is
+    /// 0 if no pair has a direction, or if the directions cancel up to rounding.
     fn mean(&self, pairs: usize) -> Result<Tensor> {
         let mean = self.directions.f_mul(
             &(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64)
@@ -59,7 +59,7 @@ impl Sum {
 }
 
 impl ModuleDirections {
-    /// The places of `adapted` that a method with these needs looks at.
+    /// Selects the sites of `adapted` whose directions a method with these needs reads.
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {
@@ -79,16 +79,18 @@ impl ModuleDirections {
         Self { whose: needs.directions, sites, ..Self::default() }
     }
 
-    /// The places to read in the pass of `whose` model: none in that of the other.
+    /// The sites to read in the forward pass of `whose` model. Empty if the method takes its
+    /// directions from the other model.
     pub fn sites(&self, whose: Directions) -> &[Site] {
         if whose == self.whose { &self.sites } else { &[] }
     }
 
-    /// Takes in what was read at [`sites`](Self::sites), `[n w]` each. `weight` is what a pair
-    /// counts in the step.
+    /// Computes the directions of a batch from the states at [`sites`](Self::sites), each `[n w]`,
+    /// and adds them to the sums of the optimiser step. `weight` is the weight of a pair in the
+    /// step.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if memory runs out.
     pub fn read(
         &mut self,
         whose: Directions,
@@ -104,8 +106,8 @@ impl ModuleDirections {
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
             let sides = Sides::try_of(|side| batch.pool(s, Pooling::Completion, side))?;
-            // A pair whose states are equal has no direction there. The difference that rounding
-            // leaves means nothing.
+            // A pair whose states are equal has no direction. What rounding leaves of the
+            // difference is meaningless.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
             let sum = Sum {
@@ -127,24 +129,24 @@ impl ModuleDirections {
     fn at<'v, T>(&self, site: &Site, values: &'v [T]) -> Result<&'v T> {
         let found = self.sites.iter().position(|s| s == site).and_then(|i| values.get(i));
         found.ok_or_else(|| {
-            Error::internal(format!("there is no direction at `{site}`"))
+            Error::internal(format!("no direction was computed at `{site}`"))
                 .hint("set `directions: Reference` in the method's `Needs`")
         })
     }
 
-    /// d of each pair of the latest batch at `site`, `[b w]`.
+    /// The direction d of each pair of the latest batch at `site`, `[b w]`.
     ///
     /// # Errors
-    /// A place that was not read.
+    /// Fails if the site was not read.
     pub fn of_batch(&self, site: &Site) -> Result<Tensor> {
         Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
-    /// Hands every gradient whose parameter has an axis to the method, with the direction in that
-    /// axis' space.
+    /// Lets the method replace the gradient of every parameter that has an axis. The method
+    /// receives the gradient and the mean direction of the step in the space of that axis.
     ///
     /// # Errors
-    /// What the method says.
+    /// Fails if the method fails, or returns a gradient of another shape.
     pub fn map_gradients(&self, method: &dyn Intervention, adapted: &Adapted) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for changed in adapted.changed() {
@@ -162,7 +164,7 @@ impl ModuleDirections {
                 let mapped = method.parameter_grad(&grad, axis, &direction)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(
-                        "the method made a gradient {:?} of the one of `{}`, {:?}",
+                        "the method returned a gradient of shape {:?} for `{}`, which must be {:?}",
                         mapped.size(),
                         parameter.key,
                         grad.size()
@@ -174,7 +176,7 @@ impl ModuleDirections {
         Ok(())
     }
 
-    /// Begins a new optimiser step.
+    /// Clears the batch and the sums, for a new optimiser step.
     pub fn reset(&mut self) {
         self.step.clear();
         self.batch.clear();
@@ -201,7 +203,7 @@ mod tests {
     fn the_mean_direction_is_taken_over_the_pairs_that_have_one() {
         let all = sum(&[[3.0, 0.0], [1.0, 2.0]], 2.0, 0.5);
         assert_eq!(values(&all.mean(2).expect("a mean")), [2.0, 1.0]);
-        // Two more pairs without a direction change nothing.
+        // Two more pairs without a direction do not change the mean.
         let some = sum(&[[3.0, 0.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0]], 2.0, 0.25);
         assert_eq!(values(&some.mean(4).expect("a mean")), [2.0, 1.0]);
         assert_eq!(values(&sum(&[[0.0, 0.0]], 0.0, 1.0).mean(1).expect("a mean")), [0.0, 0.0]);

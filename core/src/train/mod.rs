@@ -1,5 +1,5 @@
-//! The parts of training: the objective over a batch, the gradient of a step, the optimiser and the
-//! schedule.
+//! The parts of training: the objective on a batch, the gradient of an optimiser step, the
+//! optimiser and the learning-rate schedule.
 
 mod directions;
 mod objective;

@@ -6,7 +6,7 @@ mod tests;
 use tch::{Kind, Tensor};
 
 use super::directions::ModuleDirections;
-use super::reference::{Observed, Reference};
+use super::reference::{Reference, ReferenceValues};
 use super::taps::Taps;
 use crate::api::{
     Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide,
@@ -314,7 +314,7 @@ impl Objective {
         &self,
         tap: usize,
         policy: &[Tensor],
-        observed: &Observed,
+        observed: &ReferenceValues,
         batch: &PairBatch,
     ) -> Result<TapStates> {
         let (taps, needs) = (&self.taps, &self.needs);

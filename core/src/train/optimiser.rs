@@ -1,7 +1,8 @@
-//! AdamW with float32 state that can be saved and restored, and clipping by the global norm.
+//! AdamW with a state that can be saved and restored, and clipping by the global norm of the
+//! gradients.
 //!
-//! Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2; the
-//! operations are in the order of torch.optim.AdamW.
+//! Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2. The
+//! operations are in the same order as in torch.optim.AdamW.
 
 use indexmap::IndexMap;
 use tch::Tensor;
@@ -9,16 +10,16 @@ use tch::Tensor;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
-/// Tensors that train at one learning rate.
+/// Parameters that share one learning rate.
 #[derive(Debug)]
 pub struct Group {
-    /// Names and leaves, in a fixed order.
+    /// Names and trainable tensors, in a fixed order.
     pub parameters: Vec<(String, Tensor)>,
-    /// This group's learning rate, in shares of the schedule's.
+    /// Factor on the learning rate of the schedule.
     pub scale: f64,
 }
 
-/// The optimiser and its state.
+/// The AdamW optimiser and its state.
 #[derive(Debug)]
 pub struct AdamW {
     groups: Vec<Group>,
@@ -30,7 +31,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser that has not taken a step.
+    /// Creates an optimiser that has not taken a step.
     pub fn new(groups: Vec<Group>, config: &TrainConfig) -> Self {
         let moments = groups
             .iter()
@@ -51,11 +52,11 @@ impl AdamW {
         self.groups.iter().flat_map(|g| &g.parameters)
     }
 
-    /// The norm of all gradients together, which are scaled down to `clip` where it is larger (0:
-    /// never).
+    /// Returns the global norm of all gradients. If it is greater than `clip`, the gradients are
+    /// scaled so that it is `clip`; 0 disables clipping.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if no parameter has a gradient, or if memory runs out.
     pub fn clip(&self, clip: f64) -> Result<f64> {
         let _guard = tch::no_grad_guard();
         let norms: Vec<Tensor> = self
@@ -80,15 +81,15 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// The names of parameters that got no gradient.
+    /// Names of the parameters that have no gradient.
     pub fn without_gradient(&self) -> Vec<&str> {
         self.parameters().filter(|(_, p)| !p.grad().defined()).map(|(n, _)| n.as_str()).collect()
     }
 
-    /// One step at learning rate `lr`; the gradients are gone afterwards.
+    /// Takes one step at learning rate `lr`, and resets the gradients.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if memory runs out.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.steps += 1;
@@ -114,7 +115,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// The state, for a checkpoint.
+    /// The state of the optimiser, for a checkpoint. The tensors are named `m.NAME` and `v.NAME`
+    /// for the first and second moments, and `steps`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state: Vec<_> = self
             .parameters()
@@ -127,10 +129,10 @@ impl AdamW {
         state
     }
 
-    /// Goes on from a saved state.
+    /// Restores a state that [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// A state of other parameters.
+    /// Fails if the state lacks a parameter, or has the wrong shape for one.
     pub fn restore(&mut self, mut state: IndexMap<String, Tensor>) -> Result<()> {
         let mut take = |name: &str| {
             state.swap_remove(name).ok_or_else(|| {
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_what_torch_computes() {
+    fn steps_match_those_of_torch() {
         let p = leaf();
         let mut reference = tch::COptimizer::adamw(1e-2, 0.9, 0.999, 0.1, 1e-8, false).unwrap();
         let q = leaf();
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_optimiser_goes_on_as_the_one_that_was_saved() {
+    fn a_restored_optimiser_takes_the_same_steps_as_the_saved_one() {
         let run = |steps: usize, interrupt: bool| {
             let p = leaf();
             let group =

@@ -1,4 +1,5 @@
-//! The reference's values for the pairs. Small ones are computed once for each pair, and kept.
+//! The values that the reference computes for the pairs. Small values are computed once per pair
+//! and kept.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,13 +14,13 @@ use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 
-/// The kept values of one pair, a few kilobytes. A value that the method does not need is an empty
-/// tensor.
+/// The kept values of one pair, which take a few kilobytes. A value that the method does not need
+/// is an empty tensor.
 #[derive(Debug)]
 struct KeptPair {
-    /// Log-probabilities of the completions' tokens `[m]`.
+    /// Log-probabilities of the tokens of each completion `[m]`.
     logprobs: Sides,
-    /// The pooled states of each tap before the transform `[w]`.
+    /// Pooled states at each tap, before the transform `[w]`.
     taps: Vec<Sides>,
 }
 
@@ -31,7 +32,7 @@ impl KeptPair {
             .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
     }
 
-    /// Puts the values of a checkpoint back. `None` if their number is odd or 0.
+    /// Restores the values from a checkpoint. `None` if their number is odd or 0.
     fn of_tensors(tensors: Vec<Tensor>) -> Option<Self> {
         let mut sides = Vec::new();
         let mut tensors = tensors.into_iter();
@@ -43,8 +44,8 @@ impl KeptPair {
     }
 }
 
-/// The model that the policy is compared with, and the values that are kept, by the index of their
-/// pair.
+/// The reference, which the policy is compared with, and the values that are kept for each pair.
+/// Pairs are identified by their index.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
@@ -53,28 +54,29 @@ pub struct Reference {
     names: BTreeMap<usize, String>,
 }
 
-/// Values of the reference at one step, over the stream of its batch; empty if they were not
-/// needed.
+/// Values that the reference computed for one batch, in addition to the kept ones. Those that the
+/// method does not need are empty.
 #[derive(Debug, Default)]
-pub struct Observed {
-    /// States at the taps `[n w]`, if they cannot be kept.
+pub struct ReferenceValues {
+    /// States at the taps `[n w]`, if pooled states are not enough.
     pub states: Vec<Tensor>,
     /// States at the adapted modules `[n w]`.
     pub at_modules: Vec<Tensor>,
-    /// log p of each position's own token in the chosen sequences `[m]`.
+    /// log p of each token of the chosen sequences, prompt included, `[m]`.
     pub own_logprobs: Option<Tensor>,
-    /// The last hidden state `[n hidden]`, if the method needs the divergence from the reference.
+    /// The final hidden states `[n hidden]`, if the method needs the divergence from the reference.
     pub hidden: Option<Tensor>,
 }
 
 impl Reference {
-    /// A reference that is the base model with `adapted`, or the base model alone if that is
-    /// `None`. `names` are the names of the pairs in a checkpoint, by index.
+    /// Creates a reference, which is the base model with `adapted`, or the unmodified base model if
+    /// `adapted` is `None`. `names` are the names of the pairs in a checkpoint, by index.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
 
-    /// Runs the reference on the batch if something is needed that is not kept for every pair.
+    /// Runs the reference on the batch if the method needs a value that is not kept for all of its
+    /// pairs.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -85,13 +87,13 @@ impl Reference {
         needs: &Needs,
         taps: &Taps,
         modules: &[Site],
-    ) -> Result<Observed> {
+    ) -> Result<ReferenceValues> {
         let live =
             needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
         let keeps = needs.reference_logprobs || (needs.reference_states && !live);
         let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
         if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
-            return Ok(Observed::default());
+            return Ok(ReferenceValues::default());
         }
         let _guard = tch::no_grad_guard();
         let tap_sites: &[Site] = if needs.reference_states { &taps.sites } else { &[] };
@@ -125,7 +127,7 @@ impl Reference {
             _ => None,
         };
         let states = if live { reached.states } else { Vec::new() };
-        Ok(Observed {
+        Ok(ReferenceValues {
             states,
             at_modules,
             own_logprobs,
@@ -161,7 +163,7 @@ impl Reference {
             .collect::<Result<Vec<_>>>()?;
         let nothing = || Tensor::from_slice::<f32>(&[]).to_device(model.device());
         for (i, index) in batch.indices.iter().enumerate() {
-            // A copy, so that a row does not keep its batch's tensor alive.
+            // Copied, because a view would keep the tensor of the whole batch in memory.
             let row = |pooled: Option<&Tensor>| -> Result<Tensor> {
                 Ok(pooled
                     .map(|t| t.f_get(i as i64))
@@ -185,15 +187,15 @@ impl Reference {
     }
 
     fn of(&self, index: usize) -> Result<&KeptPair> {
-        self.kept
-            .get(&index)
-            .ok_or_else(|| Error::internal(format!("the reference has not seen pair {index}")))
+        self.kept.get(&index).ok_or_else(|| {
+            Error::internal(format!("the reference was not evaluated on pair {index}"))
+        })
     }
 
     /// The kept states of one side at a tap `[b w]`, before the transform.
     ///
     /// # Errors
-    /// Fails if a pair was not observed.
+    /// Fails if nothing is kept for a pair of the batch.
     pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
         let row = |index: &usize| {
             let states = self
@@ -207,11 +209,11 @@ impl Reference {
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// The kept log-probabilities laid out as the scored tokens of the batch `[m]`, like those of
-    /// the policy.
+    /// The kept log-probabilities of the tokens that the batch scores `[m]`, in the same order as
+    /// those of the policy.
     ///
     /// # Errors
-    /// Fails if a pair was not observed.
+    /// Fails if nothing is kept for a pair of the batch.
     pub fn logprobs(&self, batch: &PairBatch, model: &Model) -> Result<Tensor> {
         let all = Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
         for (i, index) in batch.indices.iter().enumerate() {
@@ -225,9 +227,9 @@ impl Reference {
         Ok(all)
     }
 
-    /// All kept values, for a checkpoint, as `pair.number` with the pair's name. If they were
-    /// computed again they could differ in the last bit, because that depends on the other pairs of
-    /// the batch.
+    /// All kept values, for a checkpoint, as `PAIR.NUMBER` with the name of the pair. They are
+    /// saved because computing them again could change the last bit: rounding depends on the other
+    /// pairs of the batch.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |(name, kept): (&String, &KeptPair)| {
             kept.tensors()
@@ -242,11 +244,12 @@ impl Reference {
             .collect()
     }
 
-    /// Puts back the values that [`state`](Self::state) returned. Values of pairs that this run
-    /// does not have are left out.
+    /// Restores the values that [`state`](Self::state) returned. Values of pairs that this run does
+    /// not have are ignored.
     ///
     /// # Errors
-    /// Fails if a name does not have that form, if a value is missing, or if memory runs out.
+    /// Fails if a name does not have the form `PAIR.NUMBER`, if a value is missing, or if memory
+    /// runs out.
     pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
         let rows: BTreeMap<&str, usize> =
             self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
@@ -256,7 +259,7 @@ impl Reference {
                 name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
             let (pair, k) = place.ok_or_else(|| {
                 Error::new(format!(
-                    "the checkpoint's reference holds `{name}`, which is not of a pair"
+                    "the checkpoint's reference contains `{name}`, which does not belong to a pair"
                 ))
             })?;
             if let Some(index) = rows.get(pair) {
@@ -268,7 +271,9 @@ impl Reference {
             Ok((
                 index,
                 kept.ok_or_else(|| {
-                    Error::new(format!("the checkpoint's reference lacks a value of pair {index}"))
+                    Error::new(format!(
+                        "the checkpoint's reference has no complete set of values for pair {index}"
+                    ))
                 })?,
             ))
         };

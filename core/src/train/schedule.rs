@@ -1,8 +1,9 @@
-//! Learning rates over a run, as transformers' schedules of the same names compute them.
+//! Learning-rate schedules. They compute the same values as transformers' schedules of the same
+//! names.
 
 use crate::config::{Schedule, TrainConfig};
 
-/// The learning rate of optimiser step `step` (from 0) of `steps`.
+/// Returns the learning rate of step `step` (from 0) in a run of `steps` steps.
 pub fn learning_rate(config: &TrainConfig, step: usize, steps: usize) -> f64 {
     let warmup =
         if config.warmup < 1.0 { (config.warmup * steps as f64).ceil() } else { config.warmup };
@@ -39,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn schedules_rise_and_fall_as_their_names_say() {
+    fn each_schedule_has_the_expected_learning_rates() {
         assert_eq!(rates(Schedule::Constant, 0.0), [1.0; 10]);
         assert_eq!(rates(Schedule::Constant, 2.0)[..3], [0.0, 0.5, 1.0]);
         assert_eq!(

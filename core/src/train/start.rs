@@ -1,4 +1,5 @@
-//! The starting point of a training run, where the loss of some methods is flat.
+//! Moves the adapter away from its initial value before training, for methods whose loss has a zero
+//! gradient there.
 
 use tch::Kind;
 
@@ -7,18 +8,18 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Adapted;
 
-/// Standard deviation of the noise that moves the adapter off a flat start, in learning rates. A
-/// step of AdamW changes each parameter by about one learning rate, whatever the adapter, so a few
-/// steps in random directions lead about as far. In a model that computes in bf16, the states must
-/// move by more than the rounding, which is about 1 part in 250.
+/// Standard deviation of the noise, in learning rates. A step of AdamW changes each parameter by
+/// about one learning rate, whatever the adapter, so the noise moves the adapter about as far as a
+/// few steps in random directions. In a model that computes in bf16, the states must move by more
+/// than the rounding error, which is about 1 part in 250.
 const STEPS: f64 = 5.0;
 
-/// Adds normal noise, drawn from `train.seed`, to all trained parameters of `adapted` if the
-/// method's loss is flat at its start. The base model and the reference do not change. Gives the
-/// standard deviation of the noise, or `None` if nothing was moved.
+/// Adds normal noise, drawn from `train.seed`, to all trainable parameters of `adapted` if the
+/// method's loss is flat at the start. The base model and the reference do not change. Returns the
+/// standard deviation of the noise, or `None` if nothing was changed.
 ///
 /// # Errors
-/// Fails if libtorch does.
+/// Fails if memory runs out.
 pub fn leave_flat_start(
     needs: &Needs,
     adapted: &Adapted,

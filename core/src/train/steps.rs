@@ -1,4 +1,4 @@
-//! The order of the pairs in a run.
+//! Divides a run into steps, and selects the pairs of each step.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -8,21 +8,21 @@ use super::learning_rate;
 use crate::config::TrainConfig;
 use crate::text::TokenPair;
 
-/// The steps of a run, and the pairs that each of them is made of.
+/// The steps of a run, and the pairs in each of them.
 pub struct Steps<'a> {
     train: &'a TrainConfig,
-    /// Pairs in the data.
+    /// Number of pairs in the data set.
     pub pairs: usize,
-    /// Pairs in a step.
+    /// Number of pairs in a full step.
     step_pairs: usize,
-    /// Steps in an epoch.
+    /// Number of steps in an epoch.
     per_epoch: usize,
-    /// Steps of the run.
+    /// Number of steps in the run.
     pub count: usize,
 }
 
 impl<'a> Steps<'a> {
-    /// The steps of a run on so many pairs.
+    /// Plans a run on `pairs` pairs.
     pub fn new(pairs: usize, train: &'a TrainConfig) -> Self {
         let step_pairs = train.batch * train.accumulate;
         let per_epoch = pairs.div_ceil(step_pairs);
@@ -30,7 +30,7 @@ impl<'a> Steps<'a> {
         Self { train, pairs, step_pairs, per_epoch, count: steps }
     }
 
-    /// The pairs of a step.
+    /// Selects the pairs of step `step` (from 0).
     pub fn pairs_of<'p>(&self, step: usize, pairs: &'p [TokenPair]) -> Vec<&'p TokenPair> {
         let order = order(self.pairs, self.train, step / self.per_epoch);
         let within = (step % self.per_epoch) * self.step_pairs;
@@ -40,42 +40,44 @@ impl<'a> Steps<'a> {
             .collect()
     }
 
-    /// The number of pairs in the first `steps` steps together.
+    /// Number of pairs in the first `steps` steps in total.
     pub fn pairs_in(&self, steps: usize) -> usize {
         (0..steps)
             .map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs))
             .sum()
     }
 
-    /// The seed of everything that is drawn in a step, such as dropout. It depends on nothing else,
-    /// so that a resumed run draws what an uninterrupted one does.
+    /// The seed for everything random in a step, such as dropout. It only depends on the run's seed
+    /// and the step, so that a resumed run draws the same numbers as an uninterrupted one.
     pub fn seed(&self, step: usize) -> i64 {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
-    /// How many times the data was seen after `step`, counted in batches as transformers' Trainer
-    /// does: the last step of an epoch may hold fewer batches than the others.
+    /// Number of epochs that are complete after step `step`, as a fraction. It counts batches, as
+    /// the Trainer of transformers does: the last step of an epoch may have fewer batches than the
+    /// others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
         (step / self.per_epoch) as f64 + seen as f64 / batches as f64
     }
 
-    /// The warning for a learning rate that is 0 at every step.
+    /// Returns a warning if the learning rate is 0 at every step.
     pub fn warning(&self) -> Option<String> {
         let nothing =
             (0..self.count).all(|step| learning_rate(self.train, step, self.count) == 0.0);
         nothing.then(|| {
             format!(
-                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes \
-                    all of the run (steps: {}, pairs in a step: {}); set `train.warmup=0`",
+                "warning: nothing will be learned: the warm-up starts at a learning rate of 0 and \
+                    lasts the whole run (steps: {}, pairs per step: {}); set `train.warmup=0`",
                 self.count, self.step_pairs
             )
         })
     }
 }
 
-/// The order of the pairs in an epoch: the data set's own, or shuffled by seed and epoch.
+/// The order of the pairs in an epoch: that of the data set, or shuffled with the seed and the
+/// epoch if `train.shuffle` is true.
 fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..pairs).collect();
     if train.shuffle {
@@ -90,20 +92,19 @@ fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// The values are those that transformers 5.23's Trainer logs for
-    /// `per_device_train_batch_size`, `gradient_accumulation_steps` and `num_train_epochs` of the
-    /// same size.
+    /// The expected values are those that the Trainer of transformers 5.23 logs for the same
+    /// `per_device_train_batch_size`, `gradient_accumulation_steps` and `num_train_epochs`.
     #[test]
-    fn the_epoch_is_the_share_of_batches_seen() {
+    fn the_epoch_is_the_fraction_of_batches_processed() {
         let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
             let train = TrainConfig { batch, accumulate, ..TrainConfig::default() };
             (0..steps).map(|step| Steps::new(pairs, &train).epoch(step)).collect()
         };
         assert_eq!(logged(10, 2, 2, 5), [0.4, 0.8, 1.0, 1.4, 1.8]);
-        // The last batch of an epoch may be smaller than the others, and counts as a whole one.
+        // The last batch of an epoch may be smaller than the others, but counts as a whole batch.
         assert_eq!(logged(9, 2, 2, 3), [0.4, 0.8, 1.0]);
         assert_eq!(logged(8, 2, 2, 4), [0.5, 1.0, 1.5, 2.0]);
-        // Fewer pairs than a step takes.
+        // There are fewer pairs than in a full step.
         assert_eq!(logged(3, 2, 4, 2), [1.0, 2.0]);
         assert_eq!(logged(5, 1, 1, 6), [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]);
     }

@@ -1,4 +1,5 @@
-//! The taps of a run: where states are read, and what they go through before they are compared.
+//! The taps of a run: the sites where states are read, their pooling, and the transforms that are
+//! applied to them before they are compared.
 
 #[cfg(test)]
 mod tests;
@@ -16,24 +17,26 @@ use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Model;
 
-/// Where states are read, and what they go through before they are compared.
+/// The sites where states are read, and the pooling and transforms that are applied there.
 #[derive(Default)]
 pub struct Taps {
-    /// The places, in the order of a pass.
+    /// The sites, in the order in which a pass reaches them.
     pub sites: Vec<Site>,
-    /// How tokens become one vector.
+    /// How the states of tokens are pooled to one vector.
     pub pooling: Pooling,
-    /// The tap's own pooling of transformed states, in place of the mean.
+    /// A custom pooling by the tap plugin, which replaces the mean over the transformed states of
+    /// tokens.
     pub token_pooling: Option<Box<dyn TokenPooling>>,
-    /// The maps; a shared one stands here once.
+    /// The transforms. One that several sites share is listed once.
     pub transforms: Vec<Box<dyn Transform>>,
-    /// Which of the maps each site goes through.
+    /// The index of each site's transform.
     pub transform_of: Vec<usize>,
 }
 
 impl Taps {
-    /// Builds the taps at the sites of `tap`, each with a transform that `build` makes, or with one
-    /// for all sites of the same width. There are none if the method does not need states.
+    /// Builds the taps at the sites that `tap` selects. `build` makes a transform for each site, or
+    /// one for all sites of the same width if `train.share_transform` is true. There are no sites
+    /// if the method does not need states.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if `build` fails.
@@ -73,7 +76,8 @@ impl Taps {
         })
     }
 
-    /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
+    /// True if states can be pooled before they are transformed. This is cheaper, and makes it
+    /// possible to keep only pooled states of the reference.
     pub fn pool_first(&self) -> bool {
         self.token_pooling.is_none() && self.transforms.iter().all(|t| t.linear())
     }
@@ -82,13 +86,13 @@ impl Taps {
         self.transforms[self.transform_of[tap]].as_ref()
     }
 
-    /// T of states that were pooled before.
+    /// Transforms pooled states.
     pub fn of_pooled(&self, tap: usize, pooled: &Tensor) -> Result<Tensor> {
         self.transform(tap).forward(pooled, &Around::default())
     }
 
-    /// Pooled, transformed states of one side, from those of all taps `[n w]` over the batch's
-    /// stream.
+    /// Pools and transforms the states of one side at a tap. `states` are those of all taps, each
+    /// `[n w]` over the batch's stream.
     pub fn pooled(
         &self,
         tap: usize,
@@ -106,7 +110,7 @@ impl Taps {
         rows.mean(&self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?)
     }
 
-    /// Transformed states of every token of one side's sequences.
+    /// Transforms the states of all tokens of one side's sequences at a tap.
     pub fn tokens(
         &self,
         tap: usize,
@@ -141,7 +145,7 @@ impl Taps {
         self.transform(tap).forward(&h, &around)
     }
 
-    /// The transforms' trainable tensors, as `number.key`.
+    /// The trainable tensors of the transforms, named `INDEX.KEY`.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         self.transforms
             .iter()

@@ -1,4 +1,5 @@
-//! Writes the names of the adapted modules in a form in which PEFT finds the same modules.
+//! Writes the names of adapted modules to an `adapter_config.json` in a form that selects the same
+//! modules in PEFT.
 
 use std::collections::HashSet;
 
@@ -11,19 +12,20 @@ use crate::error::Result;
 
 /// The values of `target_modules` and `layers_to_transform` in an `adapter_config.json`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Written {
+pub(super) struct TargetFields {
     pub targets: Targets,
     pub layers: Option<Vec<usize>>,
 }
 
-impl Written {
-    /// The two fields that describe what `adapted` changes in `model`. `targets` are the targets of
-    /// `adapter`, in the model's own names. They are kept if both PEFT and this program find
-    /// exactly the adapted modules with them; otherwise the full names of the modules are written.
-    /// `has_layers` is true if PEFT's configuration of this type has `layers_to_transform`.
+impl TargetFields {
+    /// Returns the two fields that select what `adapted` changes in `model`. `targets` are the
+    /// targets of `adapter`, with the model's names. They are kept if they select exactly the
+    /// adapted modules both in PEFT and in this program; otherwise the full names of the modules
+    /// are written. `has_layers` is true if PEFT's configuration of this type has
+    /// `layers_to_transform`.
     ///
     /// # Errors
-    /// Fails if a pattern is not a regular expression.
+    /// Fails if a pattern is not a valid regular expression.
     pub fn of(
         targets: Targets,
         adapter: &dyn Adapter,
@@ -57,7 +59,7 @@ impl Written {
         Ok(Self { targets: Targets::Suffixes(names), layers: fewer_blocks.then_some(changed) })
     }
 
-    /// True if this program finds exactly the modules `names` with these fields.
+    /// True if these fields select exactly the modules `names` in this program.
     fn is_read_as(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         let found: HashSet<&str> = self
             .targets
@@ -68,7 +70,7 @@ impl Written {
         Ok(found == *names)
     }
 
-    /// True if PEFT finds exactly the modules `names` with these fields.
+    /// True if these fields select exactly the modules `names` in PEFT.
     fn is_found_by_peft(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
         if let Targets::Pattern(p) = &self.targets
             && (self.layers.is_some() || !self.targets.is_all() && !portable(p))
@@ -84,11 +86,12 @@ impl Written {
         Ok(true)
     }
 
-    /// The value of another field that selects modules, such as IA³'s `feedforward_modules`, in a
-    /// form by which PEFT selects the same modules of `adapted` as `meant` does.
+    /// Returns the value of another field that selects modules, such as IA³'s
+    /// `feedforward_modules`, in a form that makes PEFT select the same modules of `adapted` as
+    /// `meant` does.
     ///
     /// # Errors
-    /// Fails if a pattern is not a regular expression.
+    /// Fails if a pattern is not a valid regular expression.
     pub fn inner(&self, meant: Targets, adapted: &Adapted) -> Result<Targets> {
         let mut names = Vec::new();
         let mut same = true;
@@ -126,11 +129,12 @@ impl Written {
     }
 }
 
-/// The `patterns` that match a module of `adapted`. If Python might interpret one of them
-/// differently, the values are listed by the full names of the modules instead.
+/// Returns the entries of `patterns` that match a module of `adapted`. If Python might interpret
+/// one of the patterns differently, the entries are written with the full names of the modules
+/// instead.
 ///
 /// # Errors
-/// Fails if a pattern is not a regular expression.
+/// Fails if a pattern is not a valid regular expression.
 pub(super) fn patterns(
     patterns: Map<String, Value>,
     adapted: &Adapted,
@@ -167,16 +171,16 @@ fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result
     Ok(ends && within)
 }
 
-/// The layer that PEFT finds in a module's name by `.*?\.[^.]*\.(\d+)\.`: the first number after
-/// the first two words.
+/// The layer number that PEFT extracts from a module's name with `.*?\.[^.]*\.(\d+)\.`: the first
+/// number after the first two words.
 fn peft_layer(name: &str) -> Option<usize> {
     let words: Vec<&str> = name.split('.').collect();
     let inner = words.get(2..words.len().saturating_sub(1))?;
     inner.iter().find(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
-/// True if Python certainly interprets the regular expression as Rust does. Forms in which the two
-/// differ return false, and so do rare forms.
+/// True if Python is certain to interpret the regular expression as Rust does. Returns false for
+/// forms that differ between the two, and for rare forms.
 fn portable(pattern: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.*+?|()[]^${},-\\:".contains(c);
     let escapes = Regex::new(r"\\[^.dwsDWSbB_\-]").is_ok_and(|r| r.is_match(pattern));
@@ -194,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn python_reads_plain_expressions_the_same() {
+    fn only_plain_expressions_are_portable_to_python() {
         for same in [
             "q_proj",
             r".*\.(q|v)_proj",
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn pefts_rule_takes_whole_names_in_any_layer() {
+    fn as_in_peft_full_names_match_whatever_the_layers_are() {
         let of = |list: &[&str]| Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect());
         let name = "model.layers.1.self_attn.q_proj";
         let finds =

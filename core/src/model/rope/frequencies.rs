@@ -1,7 +1,7 @@
-//! The frequencies of every type of rotary positions.
+//! Computes the frequencies of every type of rotary positions.
 //!
-//! Reference: `modeling_rope_utils.py` of transformers 5.23. transformers computes in float32;
-//! taking the same road keeps long positions in step.
+//! Reference: `modeling_rope_utils.py` of transformers 5.23. The operations are in float32, in
+//! transformers' order, because rounding differences would grow with the position.
 
 use std::borrow::Cow;
 use std::f32::consts::TAU;
@@ -11,14 +11,15 @@ use crate::error::{Error, Result};
 
 const TYPES: [&str; 6] = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"];
 
-/// Radians a position that each pair of numbers is turned by, r/2 of them.
+/// The frequencies: the angle in radians per position for each of the r/2 pairs of rotated
+/// dimensions.
 #[derive(Debug)]
 pub enum Frequencies {
-    /// The same whatever the length.
+    /// The same for all lengths.
     Fixed(Vec<f32>),
-    /// With a base that grows with the length, once that is past what the model is made for.
-    Dynamic { theta: f64, turned: i64, factor: f64, made_for: f64 },
-    /// One set for sequences up to `limit` tokens, another for longer ones.
+    /// The base grows with the length of the sequence once it exceeds `context` tokens.
+    Dynamic { theta: f64, rotary_dims: i64, factor: f64, context: f64 },
+    /// `short` for sequences of up to `limit` tokens, and `long` for longer ones.
     ByLength { limit: f64, short: Vec<f32>, long: Vec<f32> },
 }
 
@@ -27,23 +28,23 @@ impl Frequencies {
     pub fn representative(&self, tokens: usize) -> usize {
         match self {
             Self::Fixed(_) => 0,
-            Self::Dynamic { made_for, .. } if tokens as f64 <= *made_for => 0,
+            Self::Dynamic { context, .. } if tokens as f64 <= *context => 0,
             Self::Dynamic { .. } => tokens,
             Self::ByLength { limit, .. } if tokens as f64 <= *limit => 0,
             Self::ByLength { limit, .. } => *limit as usize + 1,
         }
     }
 
-    /// The frequencies of a sequence of `tokens` tokens.
+    /// The frequencies for a sequence of `tokens` tokens.
     pub fn for_length(&self, tokens: usize) -> Cow<'_, [f32]> {
         let tokens = tokens as f64;
         match self {
             Self::Fixed(frequencies) => Cow::Borrowed(frequencies),
             // NTK-aware: θ·(s·l/L − (s − 1))^(r/(r−2)) at l > L tokens (bloc97 and emozilla 2023).
-            Self::Dynamic { theta, turned, factor, made_for } => {
-                let growth = factor * tokens.max(*made_for) / made_for - (factor - 1.0);
-                let r = *turned as f64;
-                Cow::Owned(plain(theta * growth.powf(r / (r - 2.0)), *turned))
+            Self::Dynamic { theta, rotary_dims, factor, context } => {
+                let growth = factor * tokens.max(*context) / context - (factor - 1.0);
+                let r = *rotary_dims as f64;
+                Cow::Owned(plain(theta * growth.powf(r / (r - 2.0)), *rotary_dims))
             }
             Self::ByLength { limit, short, long } => {
                 Cow::Borrowed(if tokens > *limit { long } else { short })
@@ -52,64 +53,69 @@ impl Frequencies {
     }
 }
 
-/// The frequencies for heads of `head_dim` numbers, and what cos and sin are multiplied by.
+/// Returns the frequencies for heads with `head_dim` dimensions, and the factor by which cos and
+/// sin are multiplied.
 ///
 /// # Errors
-/// A type that is not known, or one whose numbers are missing or out of range.
+/// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
 pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     let (kind, theta) = (p.kind(), p.theta());
     let wrong = |what: String| Error::new(format!("the model's config.json {what}"));
     if !(theta > 0.0 && theta.is_finite()) {
-        return Err(wrong(format!("gives `rope_theta` as {theta}, which has to be above 0")));
+        return Err(wrong(format!("sets `rope_theta` to {theta}, which must be greater than 0")));
     }
-    let turned = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
-    if !(1..=head_dim).contains(&turned) {
+    let rotary_dims = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
+    if !(1..=head_dim).contains(&rotary_dims) {
         return Err(wrong(format!(
-            "rotates {turned} dimensions of each head, which must be from 1 to {head_dim}"
+            "rotates {rotary_dims} dimensions of each head, which must be from 1 to {head_dim}"
         )));
     }
-    if turned == head_dim && turned % 2 != 0 {
+    if rotary_dims == head_dim && rotary_dims % 2 != 0 {
         return Err(wrong(format!(
-            "rotates all {turned} dimensions of each head, which must be an even number"
+            "rotates all {rotary_dims} dimensions of each head, which must be an even number"
         )));
     }
     let need = |value: Option<f64>, field: &str| match value {
         Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-        Some(x) => Err(wrong(format!("gives `{field}` as {x}, which has to be above 0"))),
-        None => Err(wrong(format!("does not give `{field}`, which rope type `{kind}` needs"))),
+        Some(x) => Err(wrong(format!("sets `{field}` to {x}, which must be greater than 0"))),
+        None => Err(wrong(format!("does not set `{field}`, which the rope type `{kind}` needs"))),
     };
     let factor = || need(p.factor, "factor");
     let original = || need(p.original_max_position_embeddings, "original_max_position_embeddings");
-    // How much longer the context is than in pretraining, where that is not said.
+    // The ratio of the context to that of pretraining, if `factor` is not given.
     let stretch = || match p.factor {
         Some(_) => factor(),
         None => Ok(need(p.max_position_embeddings, "max_position_embeddings")? / original()?),
     };
     Ok(match kind {
-        "default" => (Frequencies::Fixed(plain(theta, turned)), 1.0),
+        "default" => (Frequencies::Fixed(plain(theta, rotary_dims)), 1.0),
         "linear" => {
             let factor = factor()? as f32;
             (
-                Frequencies::Fixed(plain(theta, turned).into_iter().map(|f| f / factor).collect()),
+                Frequencies::Fixed(
+                    plain(theta, rotary_dims).into_iter().map(|f| f / factor).collect(),
+                ),
                 1.0,
             )
         }
         "dynamic" => {
-            if turned < 4 {
+            if rotary_dims < 4 {
                 return Err(wrong(format!(
-                    "turns {turned} numbers of each head, too few for rope type `dynamic`"
+                    "rotates {rotary_dims} dimensions of each head, but the rope type `dynamic` \
+                        needs 4 or more"
                 )));
             }
-            let made_for = need(p.max_position_embeddings, "max_position_embeddings")?;
-            (Frequencies::Dynamic { theta, turned, factor: factor()?, made_for }, 1.0)
+            let context = need(p.max_position_embeddings, "max_position_embeddings")?;
+            (Frequencies::Dynamic { theta, rotary_dims, factor: factor()?, context }, 1.0)
         }
-        "llama3" => {
-            (Frequencies::Fixed(llama3(theta, turned, p, [factor()?, original()?], need)?), 1.0)
-        }
+        "llama3" => (
+            Frequencies::Fixed(llama3(theta, rotary_dims, p, [factor()?, original()?], need)?),
+            1.0,
+        ),
         "yarn" => {
             let (factor, original) = (stretch()?, original()?);
             (
-                Frequencies::Fixed(yarn(theta, turned, p, factor, original)),
+                Frequencies::Fixed(yarn(theta, rotary_dims, p, factor, original)),
                 p.attention_factor.unwrap_or_else(|| yarn_attention(p, factor)),
             )
         }
@@ -120,19 +126,21 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
             let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / limit.ln()).sqrt() };
             let scaled = |factors: &Option<Vec<f64>>, field: &str| -> Result<Vec<f32>> {
                 let factors = factors.as_ref().ok_or_else(|| {
-                    wrong(format!("does not give `{field}`, which rope type `{kind}` needs"))
+                    wrong(format!("does not set `{field}`, which the rope type `{kind}` needs"))
                 })?;
-                let pairs = plain(theta, turned).len();
+                let pairs = plain(theta, rotary_dims).len();
                 if factors.len() != pairs {
                     return Err(wrong(format!(
-                        "gives {} numbers in `{field}` for {pairs} pairs of each head",
+                        "has {} numbers in `{field}`, but heads have {pairs} rotated pairs",
                         factors.len()
                     )));
                 }
                 if let Some(bad) = factors.iter().find(|f| !(**f > 0.0 && f.is_finite())) {
-                    return Err(wrong(format!("has {bad} in `{field}`, which has to be above 0")));
+                    return Err(wrong(format!(
+                        "has {bad} in `{field}`, where every number must be greater than 0"
+                    )));
                 }
-                Ok(powers(theta, turned)
+                Ok(powers(theta, rotary_dims)
                     .zip(factors)
                     .map(|(power, f)| 1.0 / (*f as f32 * power))
                     .collect())
@@ -150,21 +158,22 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     })
 }
 
-/// θ^(2i/r) for each pair i of r numbers.
-fn powers(theta: f64, turned: i64) -> impl Iterator<Item = f32> {
-    (0..(turned + 1) / 2).map(move |i| (theta as f32).powf((2 * i) as f32 / turned as f32))
+/// θ^(2i/r) for each pair i of r rotated dimensions.
+fn powers(theta: f64, rotary_dims: i64) -> impl Iterator<Item = f32> {
+    (0..(rotary_dims + 1) / 2)
+        .map(move |i| (theta as f32).powf((2 * i) as f32 / rotary_dims as f32))
 }
 
-/// θ^(−2i/r)
-fn plain(theta: f64, turned: i64) -> Vec<f32> {
-    powers(theta, turned).map(|power| 1.0 / power).collect()
+/// θ^(−2i/r), the frequencies without scaling.
+fn plain(theta: f64, rotary_dims: i64) -> Vec<f32> {
+    powers(theta, rotary_dims).map(|power| 1.0 / power).collect()
 }
 
-/// That of Llama 3.1: slow pairs are slowed down by the factor, fast ones are left alone, those
-/// between are blended.
+/// The frequencies of Llama 3.1. Low frequencies are divided by the factor, high ones are kept, and
+/// those in between are blended.
 fn llama3(
     theta: f64,
-    turned: i64,
+    rotary_dims: i64,
     p: &RopeParameters,
     [factor, context]: [f64; 2],
     need: impl Fn(Option<f64>, &str) -> Result<f64>,
@@ -185,19 +194,19 @@ fn llama3(
             (1.0 - smooth) * f / factor + smooth * f
         }
     };
-    Ok(plain(theta, turned).into_iter().map(scaled).collect())
+    Ok(plain(theta, rotary_dims).into_iter().map(scaled).collect())
 }
 
-/// Peng et al. 2023 (YaRN) §3.2: pairs that turn often within the context of pretraining keep their
-/// frequency, those that turn less than once are slowed down by the factor, and a ramp lies
-/// between.
-fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
-    let last = turned as f64 - 1.0;
-    // The pair that turns so often within the context; 0 stands for what is not said, as in
-    // transformers.
+/// The frequencies of YaRN (Peng et al. 2023 §3.2). Pairs that make many turns within the original
+/// context keep their frequency. The frequency of pairs that make less than one turn is divided by
+/// the factor. A linear ramp blends those in between.
+fn yarn(theta: f64, rotary_dims: i64, p: &RopeParameters, factor: f64, original: f64) -> Vec<f32> {
+    let last = rotary_dims as f64 - 1.0;
+    // The index of the pair that makes this number of turns within the original context. As in
+    // transformers, 0 means that the field is not set.
     let pair = |turns: Option<f64>, usual: f64| {
         let turns = turns.filter(|t| *t != 0.0).unwrap_or(usual);
-        turned as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
+        rotary_dims as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln())
     };
     let (mut low, mut high) = (pair(p.beta_fast, 32.0), pair(p.beta_slow, 1.0));
     if p.truncate.unwrap_or(true) {
@@ -212,11 +221,11 @@ fn yarn(theta: f64, turned: i64, p: &RopeParameters, factor: f64, original: f64)
         let slowed = ((i as f32 - low) / width).clamp(0.0, 1.0);
         1.0 / (factor * power) * slowed + 1.0 / power * (1.0 - slowed)
     };
-    powers(theta, turned).enumerate().map(blend).collect()
+    powers(theta, rotary_dims).enumerate().map(blend).collect()
 }
 
-/// 0.1·m·ln(s) + 1 (YaRN, eq. 22); the ratio of two where the model scales its attention by other
-/// means already.
+/// The attention factor 0.1·m·ln(s) + 1 (YaRN, eq. 22). It is the ratio of two such factors if both
+/// `mscale` and `mscale_all_dim` are set, because the model then already scales its attention.
 fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
     let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
     match (p.mscale.filter(|m| *m != 0.0), p.mscale_all_dim.filter(|m| *m != 0.0)) {
@@ -229,18 +238,18 @@ fn yarn_attention(p: &RopeParameters, factor: f64) -> f64 {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::Spelling;
+    use super::super::RopeFields;
     use super::*;
 
     fn made(head_dim: i64, config: Value) -> Result<(Frequencies, f64)> {
-        of(head_dim, &RopeParameters::partial(&config, &Spelling::USUAL)?)
+        of(head_dim, &RopeParameters::partial(&config, &RopeFields::COMMON)?)
     }
 
-    /// By transformers 5.23's `_compute_*_parameters`, run on numpy's float32: the configuration
-    /// and the width of a head, a number of tokens, then the factor of attention and some
-    /// frequencies by their place.
+    /// The expected values were computed with transformers 5.23's `_compute_*_parameters` on
+    /// numpy's float32. Each case is the configuration, the width of a head and a number of tokens,
+    /// and then the attention factor and some frequencies by index.
     #[test]
-    fn every_type_has_the_frequencies_that_transformers_computes() {
+    fn every_rope_type_has_the_same_frequencies_as_in_transformers() {
         let yarn =
             json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024 });
         let deep = json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 40.0,
@@ -254,9 +263,9 @@ mod tests {
         let long = json!({ "type": "longrope", "short_factor": [1.0, 1.25, 1.5, 1.75],
             "long_factor": [2.0, 4.0, 8.0, 16.0],
             "original_max_position_embeddings": 1024 });
-        let mut told = long.clone();
-        told["factor"] = json!(32.0);
-        told["attention_factor"] = json!(1.19);
+        let mut explicit = long.clone();
+        explicit["factor"] = json!(32.0);
+        explicit["attention_factor"] = json!(1.19);
         let dynamic = json!({ "type": "dynamic", "factor": 2.0 });
         let linear = json!({ "type": "linear", "factor": 4.0 });
         type Case<'a> = (&'a Value, i64, usize, f64, &'a [(usize, f64)]);
@@ -322,7 +331,7 @@ mod tests {
                 1.095_445_115_010_332,
                 &[(0, 0.5), (1, 0.025_000_000_4), (3, 6.250_000_3e-5)],
             ),
-            (&told, 8, 1, 1.19, &[(2, 0.006_666_666_83)]),
+            (&explicit, 8, 1, 1.19, &[(2, 0.006_666_666_83)]),
         ];
         for (scaling, head_dim, tokens, attention, expected) in cases {
             let (frequencies, factor) =
@@ -351,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_out_of_range_is_named() {
+    fn the_error_names_the_parameter_that_is_missing_or_out_of_range() {
         let refused = |scaling: Value| {
             format!("{:?}", made(8, json!({ "rope_scaling": scaling })).unwrap_err())
         };
@@ -360,8 +369,8 @@ mod tests {
             "unknown rope type `lama3`\n  hint: did you mean `llama3`?\n  hint: valid: default, \
                 dynamic, linear, llama3, longrope, yarn"
         );
-        assert!(refused(json!({ "type": "linear" })).contains("does not give `factor`"));
-        assert!(refused(json!({ "type": "linear", "factor": 0.0 })).contains("`factor` as 0"));
+        assert!(refused(json!({ "type": "linear" })).contains("does not set `factor`"));
+        assert!(refused(json!({ "type": "linear", "factor": 0.0 })).contains("`factor` to 0"));
         assert!(
             refused(json!({ "type": "dynamic", "factor": 2.0 }))
                 .contains("`max_position_embeddings`")
@@ -376,9 +385,12 @@ mod tests {
             json!({ "type": "longrope", "factor": 2.0,
             "original_max_position_embeddings": 64, "short_factor": short })
         };
-        assert!(refused(long(json!([1.0]))).contains("1 numbers in `short_factor` for 4 pairs"));
-        assert!(refused(long(json!([1, 1, 1, 1]))).contains("does not give `long_factor`"));
-        assert!(refused(json!({ "rope_theta": -1.0 })).contains("`rope_theta` as -1"));
+        assert!(
+            refused(long(json!([1.0])))
+                .contains("1 numbers in `short_factor`, but heads have 4 rotated pairs")
+        );
+        assert!(refused(long(json!([1, 1, 1, 1]))).contains("does not set `long_factor`"));
+        assert!(refused(json!({ "rope_theta": -1.0 })).contains("`rope_theta` to -1"));
         assert!(
             refused(json!({ "partial_rotary_factor": 1.5 }))
                 .contains("rotates 12 dimensions of each head, which must be from 1 to 8")

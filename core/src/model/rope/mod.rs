@@ -1,7 +1,7 @@
 //! Rotary position embeddings, as transformers computes them.
 //!
-//! Reference: Su et al. 2021 (RoFormer) §3.4. What a configuration says of them is read in
-//! [`parameters`], and the frequencies that follow from it are computed in [`frequencies`].
+//! Reference: Su et al. 2021 (RoFormer) §3.4. [`parameters`] reads the rotary settings of a
+//! configuration, and [`frequencies`] computes the frequencies from them.
 
 mod frequencies;
 mod parameters;
@@ -11,13 +11,14 @@ use tch::{Kind, Tensor};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 use frequencies::Frequencies;
-pub use parameters::{RopeParameters, Spelling};
+pub use parameters::{RopeFields, RopeParameters};
 
-/// How one kind of layer turns queries and keys by their positions.
+/// The rotary positions of one kind of layer.
 #[derive(Debug)]
 pub struct Rope {
     frequencies: Frequencies,
-    /// Factor on cos and sin: 1 but for types that sharpen attention in long contexts.
+    /// Factor by which cos and sin are multiplied. It differs from 1 for rope types that sharpen
+    /// attention in long contexts.
     attention_factor: f64,
     /// True if cached keys must be recomputed when the frequencies change.
     recomputes: bool,
@@ -26,10 +27,10 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The rotation of heads of `head_dim` numbers.
+    /// The rotary positions for heads with `head_dim` dimensions.
     ///
     /// # Errors
-    /// A type that is not known, or one whose numbers are missing or out of range.
+    /// Fails if the rope type is unknown, or if one of its parameters is missing or out of range.
     pub fn new(head_dim: i64, parameters: &RopeParameters) -> Result<Self> {
         let (frequencies, attention_factor) = frequencies::of(head_dim, parameters)?;
         Ok(Self { frequencies, attention_factor, recomputes: false, unrounded: false })
@@ -43,7 +44,7 @@ impl Rope {
         self
     }
 
-    /// Marks an architecture that keeps cos and sin in float32, and rotates heads in it.
+    /// Marks an architecture that keeps cos and sin in float32, and also rotates heads in float32.
     #[must_use]
     pub fn unrounded(mut self) -> Self {
         self.unrounded = true;
@@ -56,13 +57,13 @@ impl Rope {
     }
 
     /// The shortest length, in tokens, that has the same frequencies as `tokens`. Two sequences can
-    /// only share the states of a common prefix if it is the same for both.
+    /// only share the states of a common prefix if this value is the same for both.
     pub fn representative_length(&self, tokens: usize) -> usize {
         self.frequencies.representative(tokens)
     }
 
-    /// cos and sin of every position of the stream in `kind`; the angles are float32 as in
-    /// transformers (float64 in a float64 model). The frequencies of a row depend only on the
+    /// Computes cos and sin for every position of the stream, in `kind`. The angles are float32, as
+    /// in transformers, or float64 in a float64 model. The frequencies of a row only depend on the
     /// length of its own sequence.
     ///
     /// # Errors
@@ -115,8 +116,8 @@ impl Rope {
     }
 }
 
-/// cos and sin of every position of a stream, each `[n 1 r]`; r numbers of a head are turned, which
-/// may not be all.
+/// cos and sin for every position of a stream, each `[n 1 r]`. r is the number of dimensions of a
+/// head that are rotated, which may be fewer than all.
 #[derive(Debug)]
 pub struct Tables {
     cos: Tensor,
@@ -124,25 +125,26 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// x `[n heads d]` turned by its position: the first r numbers of each head, whose two halves
-    /// are the pairs' parts.
+    /// Rotates x `[n heads d]` by the position of each row. Only the first r dimensions of each
+    /// head are rotated; dimension i is paired with dimension i + r/2.
     ///
     /// # Errors
-    /// Fails if shapes do not fit.
+    /// Fails if shapes do not match, or if memory runs out.
     pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (turned, d) = (self.cos.size()[2], x.size()[2]);
-        if turned == d {
-            return self.turn(x);
+        let (rotary_dims, d) = (self.cos.size()[2], x.size()[2]);
+        if rotary_dims == d {
+            return self.rotate_all(x);
         }
-        let (turning, rest) = (x.f_narrow(2, 0, turned)?, x.f_narrow(2, turned, d - turned)?);
-        Ok(Tensor::f_cat(&[self.turn(&turning)?, rest], -1)?)
+        let (rotated, rest) =
+            (x.f_narrow(2, 0, rotary_dims)?, x.f_narrow(2, rotary_dims, d - rotary_dims)?);
+        Ok(Tensor::f_cat(&[self.rotate_all(&rotated)?, rest], -1)?)
     }
 
-    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+    fn rotate_all(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.size()[2] / 2;
-        let turned =
+        let swapped =
             Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
-        Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
+        Ok(x.f_mul(&self.cos)?.f_add(&swapped.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
     }
 }
 
@@ -155,10 +157,10 @@ mod tests {
     use crate::model::stream::StreamBuilder;
 
     fn rope(config: &Value) -> Rope {
-        Rope::new(8, &RopeParameters::partial(config, &Spelling::USUAL).unwrap()).unwrap()
+        Rope::new(8, &RopeParameters::partial(config, &RopeFields::COMMON).unwrap()).unwrap()
     }
 
-    /// x `[1 1 8]` at position `p`.
+    /// Rotates x `[1 1 8]` to position `p`.
     fn at(rope: &Rope, p: usize, x: &Tensor) -> Tensor {
         let mut builder = StreamBuilder::default();
         builder.push(&vec![0; p + 1], None).unwrap();
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn turning_keeps_lengths_and_depends_on_the_distance_alone() {
+    fn rotation_keeps_norms_and_products_only_depend_on_the_distance() {
         let (rope, [a, b]) = (rope(&json!({})), two());
         let product =
             |p, q| (at(&rope, p, &a) * at(&rope, q, &b)).sum(Kind::Double).double_value(&[]);
@@ -182,15 +184,15 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_rotation_leaves_the_end_of_each_head_alone() {
+    fn a_partial_rotation_does_not_change_the_end_of_each_head() {
         let (rope, [a, _]) = (rope(&json!({ "partial_rotary_factor": 0.5 })), two());
-        let turned = at(&rope, 5, &a);
-        assert!(turned.narrow(2, 4, 4).equal(&a.narrow(2, 4, 4)));
-        assert!((turned.narrow(2, 0, 4) - a.narrow(2, 0, 4)).abs().max().double_value(&[]) > 0.1);
+        let rotated = at(&rope, 5, &a);
+        assert!(rotated.narrow(2, 4, 4).equal(&a.narrow(2, 4, 4)));
+        assert!((rotated.narrow(2, 0, 4) - a.narrow(2, 0, 4)).abs().max().double_value(&[]) > 0.1);
     }
 
     #[test]
-    fn an_attention_factor_scales_what_is_turned() {
+    fn the_attention_factor_scales_the_rotated_vectors() {
         let yarn = json!({ "rope_type": "yarn", "factor": 4.0,
             "original_max_position_embeddings": 64, "attention_factor": 1.5 });
         let (rope, [a, _]) = (rope(&json!({ "rope_scaling": yarn })), two());

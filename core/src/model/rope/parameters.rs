@@ -1,4 +1,4 @@
-//! What a configuration says of its rotary positions, in its older and its newer spelling.
+//! Reads the rotary settings of a configuration, in both the older and the newer format.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -6,21 +6,22 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::settings;
 
-/// `rope_parameters` of a Hugging Face configuration, or `rope_scaling` and its neighbours in older
-/// ones.
+/// The contents of `rope_parameters` in a Hugging Face configuration, or of `rope_scaling` and
+/// related fields in older configurations.
 ///
-/// A field that is not known here would change the rotation, so it is an error.
+/// Unknown fields are an error, because they would change the rotation.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RopeParameters {
     pub(super) rope_type: Option<String>,
-    /// The oldest spelling of `rope_type`; some files have both.
+    /// The oldest name of `rope_type`; some files have both.
     #[serde(rename = "type")]
     old_type: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    /// How many dimensions of each head are rotated; overrides `partial_rotary_factor`. Only a
-    /// configuration that was made from a GGUF file has it, because transformers has no such field.
+    /// Number of dimensions of each head that are rotated; overrides `partial_rotary_factor`. Only
+    /// configurations that were made from a GGUF file have it, because transformers has no such
+    /// field.
     pub(super) dimension_count: Option<i64>,
     pub(super) factor: Option<f64>,
     pub(super) original_max_position_embeddings: Option<f64>,
@@ -34,90 +35,98 @@ pub struct RopeParameters {
     pub(super) long_factor: Option<Vec<f64>>,
     pub(super) low_freq_factor: Option<f64>,
     pub(super) high_freq_factor: Option<f64>,
-    /// The context that the model is made for; it stands beside the rotary parameters.
+    /// Context length of the model. Configurations have this field next to the rotary parameters.
     #[serde(skip)]
     pub(super) max_position_embeddings: Option<f64>,
 }
 
-/// Where older configurations say what newer ones say in `rope_parameters`, and what holds where
-/// neither does.
+/// The names of fields in older configurations that newer ones keep in `rope_parameters`, and the
+/// defaults if neither has them.
 #[derive(Debug)]
-pub struct Spelling {
-    /// The field of the frequencies' base.
+pub struct RopeFields {
+    /// Name of the field for the base of the frequencies.
     pub theta: &'static str,
-    /// The base where none is given.
-    pub usual_theta: f64,
-    /// The field of the share of each head that is turned.
+    /// The base if the configuration has none.
+    pub default_theta: f64,
+    /// Name of the field for the fraction of each head that is rotated.
     pub partial: &'static str,
-    /// That share where none is given.
-    pub usual_partial: f64,
+    /// That fraction if the configuration has none.
+    pub default_partial: f64,
 }
 
-impl Spelling {
-    /// That of most models.
-    pub const USUAL: Self = Self {
+impl RopeFields {
+    /// The names and defaults of most models.
+    pub const COMMON: Self = Self {
         theta: "rope_theta",
-        usual_theta: 10_000.0,
+        default_theta: 10_000.0,
         partial: "partial_rotary_factor",
-        usual_partial: 1.0,
+        default_partial: 1.0,
     };
 }
 
 impl RopeParameters {
-    /// Those of an architecture that turns whole heads.
+    /// Reads the parameters for an architecture that rotates whole heads.
     ///
     /// # Errors
-    /// A field that is not known or of another type, or heads that are to be turned in part.
+    /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be
+    /// rotated.
     pub fn whole(config: &Value) -> Result<Self> {
-        Self::partial(config, &Spelling::USUAL)?.must_be_whole()
+        Self::partial(config, &RopeFields::COMMON)?.must_be_whole()
     }
 
-    /// Those of an architecture that may turn a part of each head.
+    /// Reads the parameters for an architecture that may rotate only a part of each head.
     ///
     /// # Errors
-    /// A field that is not known or of another type.
-    pub fn partial(config: &Value, spelling: &Spelling) -> Result<Self> {
+    /// Fails if a field is unknown or has the wrong type.
+    pub fn partial(config: &Value, fields: &RopeFields) -> Result<Self> {
         let field = ["rope_scaling", "rope_parameters"]
             .into_iter()
-            .find(|field| config.get(*field).is_some_and(is_said))
+            .find(|field| config.get(*field).is_some_and(is_set))
             .unwrap_or("rope_parameters");
-        Self::at(config.get(field), field, config, spelling)
+        Self::at(config.get(field), field, config, fields)
     }
 
-    /// Those that stand at `place` of the configuration, its neighbours being in `config`.
+    /// Reads the parameters from `written`, the object at the path `place` of the configuration,
+    /// and related fields from `config` itself.
     ///
     /// # Errors
-    /// A field that is not known or of another type.
+    /// Fails if a field is unknown or has the wrong type.
     pub fn at(
         written: Option<&Value>,
         place: &str,
         config: &Value,
-        spelling: &Spelling,
+        fields: &RopeFields,
     ) -> Result<Self> {
         let nothing = Value::Object(Map::new());
         let mut p: Self =
-            settings::read_at(place, written.filter(|w| is_said(w)).unwrap_or(&nothing))?;
+            settings::read_at(place, written.filter(|w| is_set(w)).unwrap_or(&nothing))?;
         let beside = |field: &str| settings::number(config, field);
         p.rope_type = p.rope_type.or(p.old_type.take());
-        p.rope_theta =
-            Some(p.rope_theta.or(beside(spelling.theta)?).unwrap_or(spelling.usual_theta));
+        p.rope_theta = Some(p.rope_theta.or(beside(fields.theta)?).unwrap_or(fields.default_theta));
         p.partial_rotary_factor = Some(
-            p.partial_rotary_factor.or(beside(spelling.partial)?).unwrap_or(spelling.usual_partial),
+            p.partial_rotary_factor.or(beside(fields.partial)?).unwrap_or(fields.default_partial),
         );
         p.max_position_embeddings = beside("max_position_embeddings")?;
-        // In the configurations that have it beside the others, Phi-3's, that one counts.
+        // Phi-3's configurations have this field outside of the object, and that value takes
+        // precedence.
         p.original_max_position_embeddings = beside("original_max_position_embeddings")?
             .or(p.original_max_position_embeddings)
             .or(p.max_position_embeddings);
         Ok(p)
     }
 
-    /// Those of layers that see everything, and of layers with a window, for an architecture with a
-    /// set for each. Older configurations have one `rope_scaling`, which only applies to the first.
+    /// Reads the parameters for an architecture with two sets, one for layers with full attention
+    /// and one for layers with a sliding window. Older configurations have one `rope_scaling`,
+    /// which only applies to full attention.
     ///
     /// # Errors
-    /// Fails if a field is unknown or of another type, or if heads are to be rotated in part.
-    pub fn by_layer_type(config: &Value, full: &Spelling, sliding: &Spelling) -> Result<[Self; 2]> {
+    /// Fails if a field is unknown or has the wrong type, or if only a part of each head would be
+    /// rotated.
+    pub fn by_layer_type(
+        config: &Value,
+        full: &RopeFields,
+        sliding: &RopeFields,
+    ) -> Result<[Self; 2]> {
         const TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
         let nested = config.get("rope_parameters").filter(|p| !p.is_null());
         if let Some(stray) = nested
@@ -129,7 +138,7 @@ impl RopeParameters {
                 `rope_parameters.{stray}`"
             ))
             .hint(
-                "this architecture has one set for `full_attention` and one for \
+                "give one set of parameters for `full_attention` and one for \
                     `sliding_attention`",
             ));
         }
@@ -145,45 +154,45 @@ impl RopeParameters {
         ])
     }
 
-    /// Refuses heads that are to be turned in part.
+    /// Checks that whole heads are rotated.
     ///
     /// # Errors
-    /// If so.
+    /// Fails if `partial_rotary_factor` is not 1.
     pub fn must_be_whole(self) -> Result<Self> {
         match self.partial_rotary_factor {
             Some(part) if part != 1.0 => Err(Error::new(format!(
-                "the model's config.json turns {part} of each head (`partial_rotary_factor`), but \
-                    its architecture turns whole heads"
+                "the model's config.json sets `partial_rotary_factor` to {part}, but its \
+                    architecture rotates whole heads"
             ))),
             _ => Ok(self),
         }
     }
 
-    /// The type's name.
+    /// Name of the rope type.
     pub fn kind(&self) -> &str {
         self.rope_type.as_deref().unwrap_or("default")
     }
 
-    /// The same by another type.
+    /// Replaces the rope type.
     #[must_use]
     pub fn with_kind(mut self, kind: &str) -> Self {
         self.rope_type = Some(kind.to_owned());
         self
     }
 
-    /// Base of the frequencies.
+    /// Base θ of the frequencies.
     pub(super) fn theta(&self) -> f64 {
-        self.rope_theta.unwrap_or(Spelling::USUAL.usual_theta)
+        self.rope_theta.unwrap_or(RopeFields::COMMON.default_theta)
     }
 
-    /// Share of each head that is turned.
+    /// Fraction of each head that is rotated.
     pub(super) fn part(&self) -> f64 {
         self.partial_rotary_factor.unwrap_or(1.0)
     }
 }
 
-/// Whether a field says something: neither null nor an empty object.
-fn is_said(value: &Value) -> bool {
+/// True if a field has a value, which is neither null nor an empty object.
+fn is_set(value: &Value) -> bool {
     !value.is_null() && value.as_object().is_none_or(|o| !o.is_empty())
 }
 
@@ -194,11 +203,11 @@ mod tests {
     use super::*;
 
     fn of(config: Value) -> RopeParameters {
-        RopeParameters::partial(&config, &Spelling::USUAL).unwrap()
+        RopeParameters::partial(&config, &RopeFields::COMMON).unwrap()
     }
 
     #[test]
-    fn both_spellings_say_the_same() {
+    fn older_and_newer_names_give_the_same_parameters() {
         let old =
             of(json!({ "rope_theta": 5e5, "rope_scaling": { "type": "linear", "factor": 2.0 },
                 "partial_rotary_factor": 0.5 }));
@@ -216,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_context_of_pretraining_is_looked_for_where_models_have_it() {
+    fn the_original_context_is_found_wherever_models_store_it() {
         let original = |config| of(config).original_max_position_embeddings;
         assert_eq!(
             original(json!({ "max_position_embeddings": 64, "rope_scaling": { "type": "yarn" } })),
@@ -237,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_an_error() {
+    fn unsupported_fields_and_values_are_errors() {
         let refused = |config: Value| format!("{:?}", RopeParameters::whole(&config).unwrap_err());
         let e =
             refused(json!({ "rope_scaling": { "rope_type": "default", "mrope_section": [1, 2] } }));
@@ -247,6 +256,6 @@ mod tests {
                 .contains("`rope_parameters.factor`")
         );
         assert!(refused(json!({ "rope_theta": "many" })).contains("`rope_theta`"));
-        assert!(refused(json!({ "partial_rotary_factor": 0.5 })).contains("turns whole heads"));
+        assert!(refused(json!({ "partial_rotary_factor": 0.5 })).contains("rotates whole heads"));
     }
 }

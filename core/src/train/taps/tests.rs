@@ -1,4 +1,5 @@
-//! Taps: what a map is told of the states around, and in which order it and the pooling come.
+//! Tests which context a transform receives, and in which order pooling and the transform are
+//! applied.
 
 use tch::{Device, Kind};
 
@@ -8,10 +9,10 @@ use crate::batch::{BatchSpec, Rows};
 use crate::error::Error;
 use crate::text::TokenPair;
 
-/// T(h) = h² + 3·previous + 5·h_last: not linear, and it reads everything around.
-struct Curious;
+/// T(h) = h² + 3·previous + 5·h_last. It is not linear, and it uses all of its context.
+struct UsesContext;
 
-impl Transform for Curious {
+impl Transform for UsesContext {
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
         let last = around.last.as_ref().ok_or_else(|| Error::internal("pooled before"))?;
         let previous =
@@ -28,7 +29,7 @@ impl Transform for Curious {
     }
 }
 
-/// T(h) = 2h, and it is told nothing.
+/// T(h) = 2h. It uses no context.
 struct Double;
 
 impl Transform for Double {
@@ -45,7 +46,7 @@ impl Transform for Double {
     }
 }
 
-/// Each pooling of the engine, and one of a tap's own.
+/// Each pooling of the engine, and `None` for a custom pooling.
 const POOLINGS: [Option<Pooling>; 5] = [
     Some(Pooling::Completion),
     Some(Pooling::All),
@@ -54,7 +55,7 @@ const POOLINGS: [Option<Pooling>; 5] = [
     None,
 ];
 
-/// The sum of each sequence's states times their norms.
+/// Sums the states of each sequence, each multiplied by its norm.
 struct Weighted;
 
 impl TokenPooling for Weighted {
@@ -108,13 +109,13 @@ fn states(batch: &PairBatch, widths: &[i64]) -> Vec<Tensor> {
         .collect()
 }
 
-/// Each pair's rows in `rows`, sequence by sequence.
+/// The states of each pair's rows, one tensor per sequence.
 fn sequences(rows: &Rows, states: &Tensor, pairs: i64) -> Vec<Tensor> {
     let all = rows.gather(states).expect("rows");
     (0..pairs).map(|i| all.index_select(0, &rows.owner.eq(i).nonzero().squeeze_dim(1))).collect()
 }
 
-/// What `pooling` makes of one sequence's transformed states.
+/// Pools the transformed states of one sequence.
 fn pooled(x: &Tensor, pooling: Option<Pooling>) -> Tensor {
     match pooling {
         Some(_) => x.mean_dim(0, false, Kind::Double),
@@ -123,12 +124,12 @@ fn pooled(x: &Tensor, pooling: Option<Pooling>) -> Tensor {
 }
 
 #[test]
-fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_afterwards() {
+fn nonlinear_transforms_get_the_previous_tap_and_the_last_token_and_run_before_pooling() {
     let batch = batch();
-    // The third has another width than the one before it, the fourth the same as the third.
+    // The third tap has another width than the second, and the fourth the same width as the third.
     let h = states(&batch, &[4, 4, 6, 6]);
     for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
-        let taps = taps(vec![Box::new(Curious)], &[0; 4], pooling);
+        let taps = taps(vec![Box::new(UsesContext)], &[0; 4], pooling);
         assert!(!taps.pool_first());
         let rows = batch.rows(pooling.unwrap_or(Pooling::All), side).expect("rows");
         for (tap, previous) in [(0, None), (1, Some(0)), (2, None), (3, Some(2))] {
@@ -147,11 +148,12 @@ fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_a
 }
 
 #[test]
-fn each_tap_goes_through_its_own_map() {
+fn each_tap_uses_its_own_transform() {
     let batch = batch();
     let h = states(&batch, &[4, 4]);
-    let taps = taps(vec![Box::new(Curious), Box::new(Double)], &[1, 0], Some(Pooling::Completion));
-    // One map that is not linear keeps all of them behind the pooling.
+    let taps =
+        taps(vec![Box::new(UsesContext), Box::new(Double)], &[1, 0], Some(Pooling::Completion));
+    // One nonlinear transform is enough to make all transforms run before pooling.
     assert!(!taps.pool_first());
     let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
     let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");
@@ -165,7 +167,7 @@ fn each_tap_goes_through_its_own_map() {
 }
 
 #[test]
-fn pooling_and_a_linear_map_change_places_without_a_trace() {
+fn linear_transforms_give_the_same_result_before_and_after_pooling() {
     let batch = batch();
     let h = states(&batch, &[4]);
     for pooling in POOLINGS {
@@ -184,7 +186,7 @@ fn pooling_and_a_linear_map_change_places_without_a_trace() {
 }
 
 #[test]
-fn token_states_are_those_of_prompt_and_completion() {
+fn token_states_cover_prompt_and_completion() {
     let batch = batch();
     let h = states(&batch, &[4, 4]);
     let taps = taps(vec![Box::new(Double)], &[0, 0], Some(Pooling::Last));
