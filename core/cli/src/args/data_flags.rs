@@ -1,4 +1,4 @@
-//! The data flags, which every command that reads pairs takes as one group.
+//! The data flags, a group of flags shared by every command that reads pairs.
 
 use std::marker::PhantomData;
 
@@ -10,7 +10,7 @@ use super::fields::{apply, argument, given, of_field};
 
 /// A command that reads pairs.
 pub trait PairReader {
-    /// How its data flags differ from those of the others.
+    /// How the data flags of this command differ from those of other commands.
     const HOW: Reading;
 }
 
@@ -19,30 +19,30 @@ pub struct Reading {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
-    /// The rest of the help of `--max-length`, after the field's documentation; `None` if the
-    /// command does not have the flag. `{default}` stands for the field's default.
+    /// Text that is appended to the field's documentation in the help of `--max-length`;
+    /// `{default}` is replaced by the field's default. `None` if the command does not have the flag.
     max_length: Option<&'static str>,
-    /// The example of `--set` in the help; `None` if the flag belongs to another group.
+    /// The example in the help of `--set`; `None` if another group of flags contains `--set`.
     set: Option<&'static str>,
 }
 
-/// How a command is given the pairs.
+/// The argument that names the pairs.
 enum Source {
-    /// By `--dataset`, with another help if there is one.
+    /// The optional flag `--dataset`. The text replaces the help that the field declares.
     Dataset(Option<&'static str>),
-    /// By `--data`, which must be given.
+    /// The required flag `--data`.
     Data,
-    /// By its first argument.
+    /// The first positional argument, which is required.
     First,
 }
 
-/// What `--split` chooses.
+/// The purpose of the splits that `--split` selects.
 enum Split {
     /// The split to train on.
     Train,
-    /// The split to judge or score, instead of every split.
+    /// The splits to evaluate or score; all splits by default.
     Score,
-    /// The split to read, instead of every split.
+    /// The splits to read; all splits by default.
     Read,
 }
 
@@ -80,13 +80,13 @@ impl PairReader for Trained {
 impl PairReader for Judged {
     const HOW: Reading = Reading {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as \
-                `org/name`; a run's own when not given.",
+            "Preference pairs: the name of a data set, `NAME:PART`, a file, or a Hugging Face \
+                repository such as `org/name`. Defaults to the run's own data.",
         )),
         split: Some(Split::Score),
         max_length: Some(
-            "; a run's own `train.max_length` when not given, or no limit without a run. Longer \
-                completions are cut at their end, and counted under the table.",
+            ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
+                completions are cut at the end and counted below the table.",
         ),
         set: Some("eval.max_pairs=none"),
     };
@@ -97,9 +97,9 @@ impl PairReader for Scored {
         source: Source::Data,
         split: Some(Split::Score),
         max_length: Some(
-            "; no limit when not given. Longer completions are cut at their end. The output shows \
-                which pairs are cut or dropped, and a warning counts pairs longer than the \
-                model's context.",
+            ". Defaults to no limit. Longer completions are cut at the end. The output shows which \
+                pairs are cut or dropped, and a warning counts the pairs that exceed the model's \
+                context.",
         ),
         set: Some("dataset.bad_rows=skip"),
     };
@@ -108,12 +108,13 @@ impl PairReader for Scored {
 impl PairReader for Probed {
     const HOW: Reading = Reading {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a \
-                repository of the hub, as `org/name`; a run's own when not given.",
+            "Preference pairs: the name of a data set, `NAME:PART`, a file, `-` for standard \
+                input, or a Hugging Face repository such as `org/name`. Defaults to the run's own \
+                data.",
         )),
         split: Some(Split::Read),
         max_length: Some(
-            "; a run's own `train.max_length` when not given, or no limit without a run.",
+            ". Defaults to the run's `train.max_length`, or to no limit without a run.",
         ),
         set: Some("tap.pooling=last"),
     };
@@ -123,7 +124,7 @@ impl PairReader for Inspected {
     const HOW: Reading = Reading {
         source: Source::First,
         split: Some(Split::Read),
-        max_length: Some(" in a run; {default} when not given."),
+        max_length: Some(". Pairs are cut as in a run. Defaults to {default}."),
         set: Some("dataset.test=FILE"),
     };
 }
@@ -132,7 +133,7 @@ impl PairReader for Tokenised {
     const HOW: Reading = Reading {
         source: Source::First,
         split: Some(Split::Read),
-        max_length: Some(", cut as in a run; no limit when not given."),
+        max_length: Some(". Pairs are cut as in a run. Defaults to no limit."),
         set: Some("dataset.test=FILE"),
     };
 }
@@ -147,7 +148,7 @@ impl PairReader for Fetched {
 }
 
 impl Reading {
-    /// The name of the pairs on the command line, as errors show it.
+    /// The name of the argument that names the pairs, for error messages.
     fn source(&self) -> &'static str {
         match self.source {
             Source::Dataset(_) => "--dataset",
@@ -193,7 +194,7 @@ impl Reading {
         Some(flag.help(&help))
     }
 
-    /// The flags that set a field, besides the one that names the pairs.
+    /// The flags that set a field, except the one that names the pairs.
     fn flags(&self) -> Vec<Flag> {
         [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
     }
@@ -203,30 +204,30 @@ const DATA_DIR: &str = "dataset.data_dir";
 const COLUMNS: &str = "columns";
 const SET: &str = "set";
 
-/// The data flags that were given to the command `C`.
+/// The values given for the data flags of the command `C`.
 #[derive(Clone, Debug)]
 pub struct DataFlags<C> {
     source: Option<String>,
     given: Vec<(Flag, String)>,
     columns: Option<String>,
-    /// Assignments to any field.
+    /// The `FIELD=VALUE` assignments of `--set`, which may set any field.
     pub set: Vec<String>,
     command: PhantomData<C>,
 }
 
 impl<C: PairReader> DataFlags<C> {
-    /// The text that names the pairs; empty if none was given.
+    /// The text that names the pairs. Empty if none was given.
     pub fn source(&self) -> &str {
         self.source.as_deref().unwrap_or_default()
     }
 
-    /// The split that was given.
+    /// The value of `--split`, if it was given.
     pub fn split(&self) -> Option<&str> {
         let path = C::HOW.split()?.path;
         self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
     }
 
-    /// Adds what was given.
+    /// Adds the given values to `layers`.
     ///
     /// # Errors
     /// Fails if the columns are not a list of `PART=COLUMN`, or if an assignment is malformed.
@@ -253,7 +254,7 @@ impl<C: PairReader> Args for DataFlags<C> {
                 .value_name("FIELD=VALUE")
                 .action(ArgAction::Append)
                 .help_heading("Data");
-            set.help(format!("Any field of the experiment, as `{example}`; may be given again"))
+            set.help(format!("Set any field of the experiment, e.g. `{example}`; may be repeated"))
         };
         command
             .arg(how.source_argument(&of_field("dataset")))
@@ -261,7 +262,7 @@ impl<C: PairReader> Args for DataFlags<C> {
             .args(how.split().iter().map(argument))
             .arg(
                 columns.help(
-                    "Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`",
+                    "Names of the columns, e.g. `prompt=question,chosen=best,rejected=worst`",
                 ),
             )
             .args(how.max_length().iter().map(argument))
@@ -296,14 +297,15 @@ impl<C: PairReader> FromArgMatches for DataFlags<C> {
     }
 }
 
-/// Adds the columns that `--columns` names.
+/// Adds the column names given by `--columns`.
 ///
 /// # Errors
-/// Fails if the text is not a list of `PART=COLUMN`, or if a pair does not have such a part.
+/// Fails if the text is not a list of `PART=COLUMN`, or if a `PART` is not `prompt`, `chosen` or
+/// `rejected`.
 fn columns(layers: &mut Layering<'_>, text: Option<&str>) -> Result<()> {
     for named in text.into_iter().flat_map(|text| text.split(',')) {
         let wrong = || {
-            Error::new(format!("`--columns {named}` names no column"))
+            Error::new(format!("`--columns {named}` does not name a column"))
                 .hint("write `--columns prompt=question,chosen=best,rejected=worst`")
         };
         let (part, column) = named

@@ -11,7 +11,7 @@ use super::fields::{FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags
 use super::layers;
 use crate::App;
 
-/// Flags that stand for fields of the experiment.
+/// Flags that set fields of the experiment.
 #[derive(Args, Clone)]
 pub struct ExperimentArgs {
     #[command(flatten)]
@@ -24,11 +24,12 @@ pub struct ExperimentArgs {
     data: DataFlags<Trained>,
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
-    /// A TOML file with any fields of the experiment; may be given again, later files win.
+    /// TOML file with fields of the experiment; may be repeated, and later files override earlier
+    /// ones.
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub config: Vec<PathBuf>,
-    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an
-    /// optional one.
+    /// Set any field of the experiment, e.g. `train.lr=3e-5`; may be repeated. `none` clears an
+    /// optional field.
     #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
     pub set: Vec<String>,
     #[command(flatten)]
@@ -36,10 +37,11 @@ pub struct ExperimentArgs {
 }
 
 impl ExperimentArgs {
-    /// The experiment that the binary's defaults, files, environment and these flags describe.
+    /// Resolves the experiment from the binary's defaults, the configuration files, the environment
+    /// and these flags.
     ///
     /// # Errors
-    /// A name, field or value that cannot be.
+    /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
         let mut layers = layers::defaults(app)?;
         for file in &self.config {
