@@ -73,8 +73,8 @@ fn eval_says_what_a_folder_should_hold() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         stderr(&output),
-        "error: there is neither a run nor an adapter in `.`\n\nhint: a run has a `config.toml`, \
-            an adapter an `adapter_config.json`\n"
+        "error: there is neither a run nor an adapter in `.`\n\nhint: give a folder with a \
+            `config.toml` (a run) or an `adapter_config.json` (an adapter)\n"
     );
 }
 
@@ -84,8 +84,9 @@ fn resume_says_what_a_run_holds() {
     let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output)
-            .starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "),
+        stderr(&output).starts_with(
+            "error: there is no run in `.`, because the folder has no `config.toml`\n\nhint: "
+        ),
         "{}",
         stderr(&output)
     );
@@ -416,7 +417,7 @@ mod with_built_ins {
         let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            stderr(&output).starts_with("error: `.` exists already\n\nhint: give another `--out`"),
+            stderr(&output).starts_with("error: `.` already exists\n\nhint: give another `--out`"),
             "{}",
             stderr(&output)
         );

@@ -608,13 +608,13 @@ fn every_kind_of_new_crate_works_at_once() {
 fn a_new_crate_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part) in [
-        ("dpo", "the intervention `dpo` exists already"),
-        ("Twist", "is no name for a plugin"),
+        ("dpo", "the intervention `dpo` already exists"),
+        ("Twist", "is not a valid name for a plugin"),
         ("serde", "a plugin depends on"),
     ] {
         assert!(error(dir.path(), &["new", "intervention", name]).contains(part), "{name}");
     }
     std::fs::create_dir(dir.path().join("there")).expect("a folder");
-    assert!(error(dir.path(), &["new", "tap", "there"]).contains("`there` exists already"));
+    assert!(error(dir.path(), &["new", "tap", "there"]).contains("`there` already exists"));
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
 }

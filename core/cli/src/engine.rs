@@ -1,5 +1,5 @@
-//! Where the command hands over to the engine: what it asks for, fully resolved, and what it gets
-//! back.
+//! Evaluation and scoring, as `reprpo eval`, `score` and `data` call them: resolved experiments in,
+//! results out.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -16,12 +16,12 @@ use reprpo_core::text::Findings;
 use crate::App;
 use crate::trained::warn_of_other_base;
 
-/// How many tokens a pair may have.
+/// The maximum number of tokens in a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Longest {
     /// At most `train.max_length`, which a user or a run has set.
     Configured(Origin),
-    /// No limit. A pair that is longer than the model's context is scored whole, with a warning.
+    /// No limit. A pair that exceeds the model's context is scored in full, with a warning.
     Whole,
 }
 
@@ -37,27 +37,28 @@ impl Longest {
     /// Returns the experiment with this limit, and a line that states the limit.
     pub fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
         let mut experiment = experiment.clone();
-        let said = match self {
+        let line = match self {
             Longest::Configured(origin) => {
                 format!(
-                    "a pair may have {} tokens (`train.max_length`, {origin})",
+                    "pairs are limited to {} tokens (`train.max_length`, {origin})",
                     experiment.train.max_length
                 )
             }
             Longest::Whole => {
                 experiment.train.max_length = usize::MAX;
-                "pairs are scored whole, however long they are".to_owned()
+                "pairs are scored in full, without a length limit".to_owned()
             }
         };
-        (experiment, said)
+        (experiment, line)
     }
 }
 
-/// Judges the experiment's model on its data set. With `adapter`, compares the model with and
+/// Evaluates the experiment's model on its data set. With `adapter`, compares the model with and
 /// without it.
 ///
 /// # Errors
-/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+/// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
+/// `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     experiment: &Experiment,
     longest: &Longest,
@@ -99,27 +100,28 @@ pub fn describe(judged: &[Judged], app: &App<'_>) {
     findings.lines().iter().for_each(|line| app.printer.note(line));
     if findings.identical > 0 {
         app.printer.note(&format!(
-            "warning: pairs whose completions are the same tokens, once \
-            cut, and so have equal scores: {}",
+            "warning: pairs whose completions are identical after cutting, so that their scores \
+                are equal: {}",
             findings.identical
         ));
     }
 }
 
-/// How plain text is scored.
+/// How plain text is tokenised for scoring.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainText {
-    /// True if an end-of-sequence token is scored behind a completion.
+    /// True if an end-of-sequence token is appended to each completion and scored with it.
     pub eos: bool,
     /// True if the tokenizer adds its own special tokens.
     pub special_tokens: bool,
 }
 
-/// Scores every pair of the experiment's data set, or of the splits it names, with its model and
-/// `init_adapter`.
+/// Scores every pair of the experiment's data set, or of the splits in `eval.splits`, with its model
+/// and `init_adapter`.
 ///
 /// # Errors
-/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+/// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
+/// `Error::interrupted` when `stop` becomes true.
 pub fn score(
     experiment: &Experiment,
     longest: &Longest,
@@ -158,7 +160,8 @@ pub fn score(
     Ok(scores)
 }
 
-/// The experiment's model and data, with the adapter of that folder attached.
+/// Opens the experiment's model and data, and attaches the adapter in the folder `adapter`, if one
+/// is given.
 fn open(
     experiment: &Experiment,
     adapter: Option<&Path>,

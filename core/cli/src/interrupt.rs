@@ -25,7 +25,8 @@ pub fn asked() -> bool {
     ASKED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
-/// A flag that turns true when the user or the system asks the process to end.
+/// Starts listening for signals, and returns a flag that becomes true when one asks the process to
+/// end. Further calls return the same flag.
 ///
 /// # Errors
 /// Fails if the signal handlers or the thread that serves them cannot be set up.

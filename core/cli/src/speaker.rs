@@ -1,4 +1,4 @@
-//! A model that answers, with or without an adapter.
+//! Text generation for `reprpo generate` and `reprpo chat`, with or without an adapter.
 
 use reprpo_core::api::Message;
 use reprpo_core::generate::{Answer, Sampling, Voice, endless};
@@ -12,7 +12,7 @@ use crate::App;
 use crate::args::{SpeakerArgs, layers};
 use crate::trained::Trained;
 
-/// A loaded model with its way of speaking.
+/// A loaded model with its adapter and its settings for sampling.
 pub struct Speaker {
     model: Model,
     tokenizer: Tokenizer,
@@ -24,10 +24,10 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// Loads what the flags name.
+    /// Loads the model and the adapter that the flags name.
     ///
     /// # Errors
-    /// A model or an adapter that cannot be used, or a value out of range.
+    /// Fails if the model or the adapter cannot be used, or if a sampling setting is out of range.
     pub fn load(args: &SpeakerArgs, app: &App<'_>) -> Result<Self> {
         let sampling = Sampling {
             max_new_tokens: args.max_new_tokens,
@@ -73,7 +73,7 @@ impl Speaker {
         })
     }
 
-    /// A warning if the prompt was longer than the model's context.
+    /// Returns a warning if the prompt of `answer` is longer than the model's context.
     pub fn too_long(&self, answer: &Answer) -> Option<String> {
         let context = self.context.filter(|context| answer.prompt > *context)?;
         Some(format!(
@@ -82,18 +82,18 @@ impl Speaker {
         ))
     }
 
-    /// True if its tokenizer has a chat template.
+    /// True if the tokenizer has a chat template.
     pub fn chats(&self) -> bool {
         self.tokenizer.has_chat_template()
     }
 
-    /// A conversation that begins with this message of the user's.
+    /// A new conversation, which contains the system message if one was given.
     pub fn conversation(&self) -> Vec<Message> {
         self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// The answer to a conversation, with the adapter or without. `out` gets each piece of text as
-    /// it comes.
+    /// Generates the answer to a conversation, with the adapter if `trained`. `out` receives each
+    /// piece of text as soon as it is generated.
     ///
     /// # Errors
     /// Fails if the model has no chat template, or if libtorch fails.
@@ -106,11 +106,12 @@ impl Speaker {
         let text = self
             .tokenizer
             .render_chat(conversation, true)
-            .map_err(|e| e.hint("`reprpo generate --plain` continues a text as it stands"))?;
+            .map_err(|e| e.hint("use `reprpo generate --plain` to continue the text"))?;
         self.speak(&self.tokenizer.encode(&text)?, trained, out)
     }
 
-    /// What follows a text, with the adapter or without.
+    /// Continues a plain text, with the adapter if `trained`. `out` receives each piece of text as
+    /// soon as it is generated.
     ///
     /// # Errors
     /// Fails if the text is empty, or if libtorch fails.
@@ -134,8 +135,8 @@ impl Speaker {
     }
 }
 
-/// The voices that answer, in order: the base model if both are compared, and the one that was
-/// asked for.
+/// The models that answer each prompt, in order, as name and whether the adapter is on. With
+/// `--compare`, the base model comes before the trained one.
 pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],
@@ -143,8 +144,8 @@ pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
     }
 }
 
-/// The error of a model that has no way of writing a conversation.
+/// The error for a model whose tokenizer has no chat template.
 pub fn no_chat() -> Error {
     Error::new("the model's tokenizer has no chat template")
-        .hint("`reprpo generate --plain --prompt TEXT` continues a text as it stands")
+        .hint("use `reprpo generate --plain --prompt TEXT` to continue a text")
 }

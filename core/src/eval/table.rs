@@ -178,8 +178,8 @@ pub fn not_whole(
     truncated: usize,
     max_length: Option<usize>,
 ) -> Option<String> {
-    let limit =
-        max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
+    let limit = max_length
+        .map_or_else(String::new, |tokens| format!("; pairs are limited to {tokens} tokens"));
     (dropped + truncated > 0)
         .then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }

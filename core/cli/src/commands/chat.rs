@@ -15,11 +15,11 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
         return Err(speaker::no_chat());
     }
     let voices = speaker::voices(&args.speaker);
-    // Each has a conversation of its own: what one said is nothing to the other.
+    // Each model has its own conversation, which only contains its own answers.
     let mut conversations = vec![speaker.conversation(); voices.len()];
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        app.printer.note("say something; an empty line ends it");
+        app.printer.note("type a message; an empty line ends the chat");
     }
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -28,7 +28,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
         }
         let line = match lines.next() {
             None => break,
-            Some(line) => line.map_err(|e| Error::new("cannot read what is said").because(e))?,
+            Some(line) => line.map_err(|e| Error::new("cannot read standard input").because(e))?,
         };
         if line.trim().is_empty() {
             break;

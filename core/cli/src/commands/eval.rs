@@ -13,7 +13,8 @@ use crate::interrupt;
 use crate::trained::Trained;
 
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
-    // All of them are understood before the first one is computed.
+    // Resolve every target before evaluating the first one, so that a mistake in the last target
+    // is reported immediately.
     let targets = match args.targets[..] {
         [] => {
             let (experiment, longest) = resolve(args, app, |layers| {
@@ -48,7 +49,8 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
-/// What stands in `folder`: a run with its configuration, or an adapter that names its model.
+/// The experiment, the length limit and the adapter for a target, which is a run or an adapter in
+/// PEFT format.
 fn target(
     folder: &Path,
     args: &EvalArgs,

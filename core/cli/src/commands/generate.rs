@@ -10,7 +10,8 @@ use crate::speaker::{self, Speaker};
 
 pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
     let speaker = Speaker::load(&args.speaker, app)?;
-    // A base model that does not chat continues; one that was told to behave in a chat cannot.
+    // Without a chat template, the prompt is continued as plain text. A system message needs a chat
+    // template.
     let chats = !args.plain && speaker.chats();
     if args.speaker.system.is_some() && !chats {
         return Err(speaker::no_chat());

@@ -14,8 +14,8 @@ use crate::trained::Trained;
 
 pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
-        return Err(Error::new(format!("`--shard {}` is not the size of a file", args.shard))
-            .hint("give gigabytes above 0, as `--shard 2`"));
+        return Err(Error::new(format!("`--shard` must be greater than 0, got {}", args.shard))
+            .hint("give the size of a file in gigabytes, e.g. `--shard 2`"));
     }
     let trained = args
         .target
