@@ -204,7 +204,7 @@ fn a_value_of_another_type_is_told_in_plain_words() {
     let output = reprpo(&["config", "show", "--seed", "-1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("`train.seed` is not right (flag --seed)"),
+        stderr(&output).contains("`train.seed` is not valid (flag --seed)"),
         "{}",
         stderr(&output)
     );

@@ -450,7 +450,7 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
     let told = told(&output);
     assert_eq!(output.status.code(), Some(1));
     for part in [
-        "skipped: `",
+        "skipped a plugin: `",
         "unknown intervention `twist`",
         &format!("plugin files searched: `{file}`"),
         "broken.so`; `reprpo plugin check FILE` says why",

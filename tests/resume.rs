@@ -695,7 +695,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let text = refused(&eval(&[]));
     assert!(
         text.contains("`dataset.train` is `")
-            && text.contains("(file moved/runs/a/config.toml), where there is no file or folder"),
+            && text.contains("(file moved/runs/a/config.toml), which does not exist"),
         "{text}"
     );
     let text = refused(&tree.reprpo("", &["run", "--model", "./none", "--out", "x"]));
@@ -720,9 +720,7 @@ fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
     let text = refused(&tree.reprpo("runs", &[&["eval", "a"], &EVAL[..]].concat()));
     assert!(text.contains("`dataset.train` is `pairs.jsonl` (file a/config.toml)"), "{text}");
     assert!(
-        text.contains(
-            "hint: a relative path begins at the folder that the command runs in, which is `"
-        ),
+        text.contains("hint: relative paths are resolved against the current folder, which is `"),
         "{text}"
     );
     let text = refused(&tree.reprpo("runs", &["generate", "a", "--prompt", "w1"]));

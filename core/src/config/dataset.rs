@@ -1,5 +1,5 @@
-//! The forms of `--dataset`: a name, `NAME:TEXT`, a file that a plugin opens, `-`, or a repository
-//! of the hub.
+//! Interprets the value of `--dataset`: a name, `NAME:TEXT`, a file that a plugin opens, `-` for
+//! standard input, or a Hugging Face repository.
 
 use std::path::Path;
 
@@ -7,18 +7,18 @@ use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
 use crate::registry::{DatasetEntry, Registry};
 
-/// The data set that a text means, and the field and value that the text carries with it.
+/// The data set that a text selects, and the field that the text sets, with its value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Meant {
     pub name: &'static str,
     pub argument: Option<(&'static str, String)>,
 }
 
-/// Which data set `given` means.
+/// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// A name that does not exist, text for a data set that takes none, a file that is missing or of an
-/// ending that no data set opens.
+/// Fails if there is no data set of that name, if text is given for a data set that does not take
+/// any, or if a file is missing or has an extension that no data set opens.
 pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
     if let Ok(entry) = registry.dataset(given) {
         return Ok(Meant { name: entry.about.name, argument: None });
@@ -31,10 +31,10 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
                 Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) })
             }
             None => Err(Error::new(format!(
-                "dataset `{name}` takes nothing after a colon, but was given `{text}`"
+                "dataset `{name}` does not take a value after a colon, but was given `{text}`"
             ))
             .hint(format!(
-                "write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"
+                "write `--dataset {name}`, and set its fields with `--set dataset.FIELD=VALUE`"
             ))),
         };
     }
@@ -50,7 +50,7 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
 }
 
-/// The data set that reads standard input.
+/// Finds the data set that reads standard input.
 fn stdin(registry: &Registry) -> Result<Meant> {
     let takers: Vec<_> = registry
         .all::<DatasetEntry>()
@@ -70,7 +70,8 @@ fn stdin(registry: &Registry) -> Result<Meant> {
     }
 }
 
-/// The data set that takes a text which can only be a repository of the hub.
+/// Finds the data set for a text that can only be a Hugging Face repository; `None` if it can be
+/// something else.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
     let is_file = registry
         .all::<DatasetEntry>()
@@ -91,13 +92,14 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
     }
 }
 
-/// Whoever installs a plugin should not find that data are read by another than before.
+/// The error if several data sets accept the same text. There is no order of precedence, because
+/// installing a plugin must not change which data set reads existing data.
 fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
     let commands: Vec<String> = names.iter().map(command).collect();
     Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", ")))
-        .hint(format!("say which: {}", commands.join(" or ")))
+        .hint(format!("choose one with {}", commands.join(" or ")))
 }
 
 fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
@@ -126,13 +128,13 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
     };
     if !path.exists() {
         return Err(Error::new(format!("there is no file `{given}`"))
-            .hint("a relative path starts at the folder that the command runs in"));
+            .hint("check the path; relative paths are resolved against the current folder"));
     }
     Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
 
-/// True if a file's name ends in a dot and the ending, in upper or lower case. The ending may have
-/// a dot itself, as `jsonl.gz` does.
+/// True if a file's name ends in a dot and `ending`, ignoring case. `ending` may contain a dot, for
+/// example `jsonl.gz`.
 fn has_ending(path: &Path, ending: &str) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     name.strip_suffix(ending).is_some_and(|head| head.ends_with('.'))
@@ -153,7 +155,7 @@ fn openable(registry: &Registry) -> String {
     all.sort();
     all.dedup();
     if all.is_empty() {
-        "no dataset of this program opens files".to_owned()
+        "no installed dataset opens files".to_owned()
     } else {
         format!("files of preference pairs end in {}", all.join(", "))
     }

@@ -1,4 +1,4 @@
-//! One setting of a layer: a path, a value, and where it was given.
+//! A setting of a layer: a path, a value and its origin.
 
 use serde_json::Value;
 
@@ -11,16 +11,16 @@ pub(super) struct Setting {
     pub path: Vec<String>,
     pub given: Given,
     pub origin: Origin,
-    /// The setting only applies if this plugin is chosen: the text of `--dataset NAME:TEXT`, or a
-    /// recipe's setting of a plugin that it chooses.
+    /// If set, the setting is only applied if this plugin is chosen. Used for the text of
+    /// `--dataset NAME:TEXT`, and for a recipe's settings of the plugins that it chooses.
     pub only_for: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Given {
-    /// A typed value, of a file.
+    /// A typed value from a file.
     Value(Value),
-    /// Text, whose type is the field's.
+    /// Text, which is converted to the type of the field.
     Text(String),
 }
 
@@ -58,7 +58,7 @@ impl Setting {
 }
 
 impl Given {
-    /// The text, without the quotation marks that it may have; the value if it is not text.
+    /// The text without surrounding quotation marks, or the value as an error if it is not text.
     pub fn text(&self) -> Result<String, &Value> {
         match self {
             Given::Text(text) => Ok(text.trim_matches('"').to_owned()),
@@ -67,7 +67,7 @@ impl Given {
         }
     }
 
-    /// The value, read as one of `field`.
+    /// Converts the value to the type of `field`.
     pub fn for_field(&self, field: &Field) -> Value {
         match self {
             Given::Text(text) => field.read(text),
