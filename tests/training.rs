@@ -941,7 +941,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
     for (extra, says) in [
-        (vec!["--device", "cuda:77"], "the device `cuda:77` is not there"),
+        (vec!["--device", "cuda:77"], "the device `cuda:77` is not available"),
         (vec!["--device", "gpu"], "`device` is `gpu`"),
         (vec!["--model", "/no/such/model"], "/no/such/model"),
         (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),

@@ -1,5 +1,4 @@
-//! Data sets from the outside: the part of one that is asked for, and what is in it before anything
-//! is trained.
+//! Opening data sets, selecting parts of their splits, and inspecting their contents.
 
 mod histogram;
 mod inspect;
@@ -19,8 +18,8 @@ use crate::registry::Registry;
 /// Opens the experiment's data set.
 ///
 /// # Errors
-/// What the data set itself refuses: a field that does not fit, a file that is missing or holds no
-/// pairs.
+/// Fails if the data set is not registered, if a path does not exist, or if the data set cannot be
+/// opened, for example because a file has no pairs.
 pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Box<dyn Dataset>> {
     let entry = registry.dataset(&experiment.dataset.name)?;
     experiment.sources.check_data_paths(&experiment.dataset, registry)?;

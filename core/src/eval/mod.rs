@@ -1,4 +1,4 @@
-//! Judging a model by preference pairs, against the base model.
+//! Evaluation of a model on preference pairs, compared with the base model.
 
 mod completions;
 mod evaluation;

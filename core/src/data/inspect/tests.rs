@@ -50,7 +50,7 @@ fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
 }
 
 fn odd() -> Fixed {
-    let said = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
+    let message = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
     let train = vec![
         pair("a", " yes", " no"),
         pair("a", " yes", " no"),
@@ -58,13 +58,17 @@ fn odd() -> Fixed {
         pair("b", " same", " same"),
         pair("", "x", "y"),
         pair("c", "c d", "c e"),
-        PreferencePair::new(said("user", "a"), said("assistant", "yes"), said("assistant", "no")),
+        PreferencePair::new(
+            message("user", "a"),
+            message("assistant", "yes"),
+            message("assistant", "no"),
+        ),
     ];
     Fixed(vec![("train", train), ("test", vec![pair("a", " x", " y"), pair("z", " x", " y")])])
 }
 
 #[test]
-fn what_repeats_contradicts_or_says_nothing_is_counted() {
+fn repeated_contradicting_and_empty_pairs_are_counted() {
     let found = inspect(&odd(), &asked(None), &mut Quiet).unwrap();
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
@@ -86,7 +90,8 @@ fn what_repeats_contradicts_or_says_nothing_is_counted() {
     );
 }
 
-/// Tools, template variables and every field of a message make two pairs different.
+/// Two pairs are different if their tools, their template variables or any field of a message
+/// differs.
 #[test]
 fn fields_of_messages_and_arguments_of_templates_count() {
     let tool =
@@ -121,7 +126,7 @@ fn fields_of_messages_and_arguments_of_templates_count() {
 }
 
 #[test]
-fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
+fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
     let Some(shared) = testing::shared() else { return };
     let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
     let long = "word ".repeat(20);
@@ -139,10 +144,7 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
     assert_eq!(used.dropped, BTreeMap::from([(SkipReason::PromptTooLong, 1)]));
-    assert!(
-        t.prompt.max > 8 && t.chosen.max > 8,
-        "lengths are those before anything is cut: {t:?}"
-    );
+    assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths must be measured before cutting: {t:?}");
     let example = &t.examples[0];
     assert_eq!((example.prompt.as_str(), example.chosen.text.as_str()), ("a", " yes<|im_end|>"));
     assert_eq!(example.chosen.mask.len(), example.chosen.ids.len());
@@ -157,7 +159,7 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
 }
 
 #[test]
-fn a_part_and_a_few_pairs_are_enough() {
+fn a_part_of_a_split_and_a_limit_can_be_given() {
     let some = Asked {
         splits: Some(vec!["train[3:5]".to_owned()]),
         max_pairs: Some(1),
