@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::data_flags::{DataFlags, Fetched, Inspected, PairReader, Tokenised};
+use super::data_flags::{DataFlags, FetchData, InspectData, PairReader, TokensData};
 use super::fields::{FieldFlags, TokenizerModel};
 
 /// Inspect, tokenise or download preference data.
@@ -34,7 +34,7 @@ Only the model's tokenizer is read. If no model is given and the default model i
 machine, lengths are counted in characters.")]
 pub struct InspectArgs {
     #[command(flatten)]
-    pub pairs: PairsArgs<Inspected>,
+    pub pairs: PairsArgs<InspectData>,
     /// Number of pairs to show from each split.
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
     pub examples: usize,
@@ -58,7 +58,7 @@ Without --json, each line shows a pair as text: its index, its prompt, and the t
 between ⟨ and ⟩. Only the model's tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]
-    pub pairs: PairsArgs<Tokenised>,
+    pub pairs: PairsArgs<TokensData>,
     /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids`
     /// and `rejected_ids`, or `dropped` with the `reason`.
     #[arg(long, help_heading = "Output")]
@@ -79,7 +79,7 @@ Give the same `--set` flags as for `reprpo run`, because they decide which files
 files are stored in the cache of Hugging Face's own libraries (`HF_HOME`).")]
 pub struct FetchDataArgs {
     #[command(flatten)]
-    pub data: DataFlags<Fetched>,
+    pub data: DataFlags<FetchData>,
     /// Print a JSON object with `data`, `splits`, `cache` (the folder of the downloaded files) and
     /// `pinned` (the fields of `dataset` that select exactly this version).
     #[arg(long, help_heading = "Output")]

@@ -11,11 +11,11 @@ use super::fields::{apply, argument, given, of_field};
 /// A command that reads pairs.
 pub trait PairReader {
     /// How the data flags of this command differ from those of other commands.
-    const HOW: Reading;
+    const SPEC: DataFlagSpec;
 }
 
 /// The differences between the commands that read pairs.
-pub struct Reading {
+pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
@@ -48,28 +48,28 @@ enum Split {
 
 /// `reprpo run`, and commands that take the same flags.
 #[derive(Clone, Debug)]
-pub struct Trained;
+pub struct RunData;
 /// `reprpo eval`.
 #[derive(Clone, Debug)]
-pub struct Judged;
+pub struct EvalData;
 /// `reprpo score`.
 #[derive(Clone, Debug)]
-pub struct Scored;
+pub struct ScoreData;
 /// `reprpo states`.
 #[derive(Clone, Debug)]
-pub struct Probed;
+pub struct StatesData;
 /// `reprpo data inspect`.
 #[derive(Clone, Debug)]
-pub struct Inspected;
+pub struct InspectData;
 /// `reprpo data tokens`.
 #[derive(Clone, Debug)]
-pub struct Tokenised;
+pub struct TokensData;
 /// `reprpo data fetch`.
 #[derive(Clone, Debug)]
-pub struct Fetched;
+pub struct FetchData;
 
-impl PairReader for Trained {
-    const HOW: Reading = Reading {
+impl PairReader for RunData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(None),
         split: Some(Split::Train),
         max_length: None,
@@ -77,8 +77,8 @@ impl PairReader for Trained {
     };
 }
 
-impl PairReader for Judged {
-    const HOW: Reading = Reading {
+impl PairReader for EvalData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(Some(
             "Preference pairs: the name of a data set, `NAME:PART`, a file, or a Hugging Face \
                 repository such as `org/name`. Defaults to the run's own data.",
@@ -92,8 +92,8 @@ impl PairReader for Judged {
     };
 }
 
-impl PairReader for Scored {
-    const HOW: Reading = Reading {
+impl PairReader for ScoreData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Data,
         split: Some(Split::Score),
         max_length: Some(
@@ -105,8 +105,8 @@ impl PairReader for Scored {
     };
 }
 
-impl PairReader for Probed {
-    const HOW: Reading = Reading {
+impl PairReader for StatesData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(Some(
             "Preference pairs: the name of a data set, `NAME:PART`, a file, `-` for standard \
                 input, or a Hugging Face repository such as `org/name`. Defaults to the run's own \
@@ -120,8 +120,8 @@ impl PairReader for Probed {
     };
 }
 
-impl PairReader for Inspected {
-    const HOW: Reading = Reading {
+impl PairReader for InspectData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
         max_length: Some(". Pairs are cut as in a run. Defaults to {default}."),
@@ -129,8 +129,8 @@ impl PairReader for Inspected {
     };
 }
 
-impl PairReader for Tokenised {
-    const HOW: Reading = Reading {
+impl PairReader for TokensData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
         max_length: Some(". Pairs are cut as in a run. Defaults to no limit."),
@@ -138,8 +138,8 @@ impl PairReader for Tokenised {
     };
 }
 
-impl PairReader for Fetched {
-    const HOW: Reading = Reading {
+impl PairReader for FetchData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: None,
         max_length: None,
@@ -147,7 +147,7 @@ impl PairReader for Fetched {
     };
 }
 
-impl Reading {
+impl DataFlagSpec {
     /// The name of the argument that names the pairs, for error messages.
     fn source(&self) -> &'static str {
         match self.source {
@@ -223,7 +223,7 @@ impl<C: PairReader> DataFlags<C> {
 
     /// The value of `--split`, if it was given.
     pub fn split(&self) -> Option<&str> {
-        let path = C::HOW.split()?.path;
+        let path = C::SPEC.split()?.path;
         self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
     }
 
@@ -233,7 +233,7 @@ impl<C: PairReader> DataFlags<C> {
     /// Fails if the columns are not a list of `PART=COLUMN`, or if an assignment is malformed.
     pub fn apply(&self, layers: &mut Layering<'_>) -> Result<()> {
         if let Some(source) = &self.source {
-            layers.flag(C::HOW.source(), "dataset", source);
+            layers.flag(C::SPEC.source(), "dataset", source);
         }
         self.given
             .iter()
@@ -245,7 +245,7 @@ impl<C: PairReader> DataFlags<C> {
 
 impl<C: PairReader> Args for DataFlags<C> {
     fn augment_args(command: Command) -> Command {
-        let how = C::HOW;
+        let spec = C::SPEC;
         let columns =
             Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
         let set = |example: &str| {
@@ -257,16 +257,16 @@ impl<C: PairReader> Args for DataFlags<C> {
             set.help(format!("Set any field of the experiment, e.g. `{example}`; may be repeated"))
         };
         command
-            .arg(how.source_argument(&of_field("dataset")))
+            .arg(spec.source_argument(&of_field("dataset")))
             .arg(argument(&of_field(DATA_DIR)))
-            .args(how.split().iter().map(argument))
+            .args(spec.split().iter().map(argument))
             .arg(
                 columns.help(
                     "Names of the columns, e.g. `prompt=question,chosen=best,rejected=worst`",
                 ),
             )
-            .args(how.max_length().iter().map(argument))
-            .args(how.set.map(set))
+            .args(spec.max_length().iter().map(argument))
+            .args(spec.set.map(set))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -276,11 +276,16 @@ impl<C: PairReader> Args for DataFlags<C> {
 
 impl<C: PairReader> FromArgMatches for DataFlags<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let set =
-            C::HOW.set.and_then(|_| matches.get_many(SET)).into_iter().flatten().cloned().collect();
+        let set = C::SPEC
+            .set
+            .and_then(|_| matches.get_many(SET))
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         Ok(Self {
             source: given(matches, &of_field("dataset")),
-            given: C::HOW
+            given: C::SPEC
                 .flags()
                 .into_iter()
                 .filter_map(|flag| given(matches, &flag).map(|text| (flag, text)))

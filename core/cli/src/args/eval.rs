@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::data_flags::{DataFlags, Judged};
+use super::data_flags::{DataFlags, EvalData};
 use super::fields::{FieldFlags, ModelFlags};
 
 /// Evaluate runs, saved adapters or a base model on preference pairs.
@@ -22,7 +22,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,
     #[command(flatten)]
-    pub data: DataFlags<Judged>,
+    pub data: DataFlags<EvalData>,
     /// Print a JSON list with the table and the completions of each target.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

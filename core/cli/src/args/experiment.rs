@@ -6,7 +6,7 @@ use clap::Args;
 use reprpo_core::Result;
 use reprpo_core::config::Resolved;
 
-use super::data_flags::{DataFlags, Trained};
+use super::data_flags::{DataFlags, RunData};
 use super::fields::{FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags};
 use super::layers;
 use crate::App;
@@ -21,7 +21,7 @@ pub struct ExperimentArgs {
     #[command(flatten)]
     method: FieldFlags<MethodFlags>,
     #[command(flatten)]
-    data: DataFlags<Trained>,
+    data: DataFlags<RunData>,
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
     /// TOML file with fields of the experiment; may be repeated, and later files override earlier

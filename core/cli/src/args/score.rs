@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::data_flags::{DataFlags, Scored};
+use super::data_flags::{DataFlags, ScoreData};
 use super::fields::{FieldFlags, LoadedAdapter, ModelFlags};
 
 /// Print the log-probabilities of the two completions of each pair.
@@ -18,7 +18,7 @@ pub struct ScoreArgs {
     #[command(flatten)]
     pub adapter: FieldFlags<LoadedAdapter>,
     #[command(flatten)]
-    pub data: DataFlags<Scored>,
+    pub data: DataFlags<ScoreData>,
     /// Do not append and score an end-of-sequence token after a completion.
     #[arg(long, help_heading = "Data")]
     pub no_eos: bool,

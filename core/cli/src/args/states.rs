@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::data_flags::{DataFlags, Probed};
+use super::data_flags::{DataFlags, StatesData};
 use super::fields::{FieldFlags, ModelFlags, TapFlags};
 
 /// Write the activations of a model or a run for use in a notebook.
@@ -35,7 +35,7 @@ pub struct StatesArgs {
     #[command(flatten)]
     pub tap: FieldFlags<TapFlags>,
     #[command(flatten)]
-    pub data: DataFlags<Probed>,
+    pub data: DataFlags<StatesData>,
     /// Write only the first N pairs of each split.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_pairs: Option<usize>,
