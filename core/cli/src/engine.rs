@@ -18,19 +18,19 @@ use crate::trained::warn_of_other_base;
 
 /// The maximum number of tokens in a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Longest {
+pub enum LengthLimit {
     /// At most `train.max_length`, which a user or a run has set.
     Configured(Origin),
     /// No limit. A pair that exceeds the model's context is scored in full, with a warning.
-    Whole,
+    Unlimited,
 }
 
-impl Longest {
-    /// The limit that a user or a run has set, or `Whole` if neither has.
+impl LengthLimit {
+    /// The limit that a user or a run has set, or `Unlimited` if neither has.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
-            None | Some(Origin::Default) => Longest::Whole,
-            Some(origin) => Longest::Configured(origin.clone()),
+            None | Some(Origin::Default) => LengthLimit::Unlimited,
+            Some(origin) => LengthLimit::Configured(origin.clone()),
         }
     }
 
@@ -38,13 +38,13 @@ impl Longest {
     pub fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
         let mut experiment = experiment.clone();
         let line = match self {
-            Longest::Configured(origin) => {
+            LengthLimit::Configured(origin) => {
                 format!(
                     "pairs are limited to {} tokens (`train.max_length`, {origin})",
                     experiment.train.max_length
                 )
             }
-            Longest::Whole => {
+            LengthLimit::Unlimited => {
                 experiment.train.max_length = usize::MAX;
                 "pairs are scored in full, without a length limit".to_owned()
             }
@@ -61,14 +61,14 @@ impl Longest {
 /// `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     experiment: &Experiment,
-    longest: &Longest,
+    length_limit: &LengthLimit,
     adapter: Option<&Path>,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
     app: &App<'_>,
 ) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    let (experiment, limit) = longest.apply(experiment);
+    let (experiment, limit) = length_limit.apply(experiment);
     let judged = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
     describe(&judged, app);
@@ -124,7 +124,7 @@ pub struct PlainText {
 /// `Error::interrupted` when `stop` becomes true.
 pub fn score(
     experiment: &Experiment,
-    longest: &Longest,
+    length_limit: &LengthLimit,
     text: PlainText,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
@@ -132,7 +132,7 @@ pub fn score(
 ) -> Result<Vec<SplitScores>> {
     let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
     (session.add_eos, session.special_tokens) = (text.eos, text.special_tokens);
-    let (experiment, limit) = longest.apply(experiment);
+    let (experiment, limit) = length_limit.apply(experiment);
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     let judged = splits

@@ -63,7 +63,7 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
 
 fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, app)?;
-    let (experiment, _) = engine::Longest::of(&resolved).apply(&resolved.experiment);
+    let (experiment, _) = engine::LengthLimit::of(&resolved).apply(&resolved.experiment);
     let dataset = data::open(&experiment, app.registry)?;
     let path = locate(&experiment.model, Extent::Tokenizer)
         .map_err(|e| experiment.sources.explain("model", &experiment.model, e))?

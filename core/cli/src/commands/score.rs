@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::App;
 use crate::args::{ScoreArgs, layers};
-use crate::engine::{self, Longest, PlainText};
+use crate::engine::{self, LengthLimit, PlainText};
 use crate::interrupt;
 
 pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     let text = PlainText { eos: !args.no_eos, special_tokens: !args.no_special_tokens };
     let scores = engine::score(
         &resolved.experiment,
-        &Longest::of(&resolved),
+        &LengthLimit::of(&resolved),
         text,
         &stop,
         app.printer.progress().as_mut(),

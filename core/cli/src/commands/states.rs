@@ -8,7 +8,7 @@ use serde_json::{json, to_value};
 
 use crate::App;
 use crate::args::{StatesArgs, layers};
-use crate::engine::{self, Longest};
+use crate::engine::{self, LengthLimit};
 use crate::interrupt;
 use crate::trained::Trained;
 
@@ -31,7 +31,7 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     args.tap.apply(&mut layers);
     args.data.apply(&mut layers)?;
     let resolved = layers.resolve()?;
-    let (mut experiment, limit) = Longest::of(&resolved).apply(&resolved.experiment);
+    let (mut experiment, limit) = LengthLimit::of(&resolved).apply(&resolved.experiment);
     experiment.eval.max_pairs = args.max_pairs;
 
     let adapter = trained.as_ref().filter(|_| !args.base).map(|trained| &trained.adapter);
