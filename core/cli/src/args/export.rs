@@ -28,15 +28,15 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub model: FieldFlags<BaseModel>,
     /// Precision of the written weights. The adapter is always merged in f32.
-    #[arg(long, value_enum, default_value_t = Written::F32, help_heading = "Output")]
-    pub dtype: Written,
+    #[arg(long, value_enum, default_value_t = ExportDtype::F32, help_heading = "Output")]
+    pub dtype: ExportDtype,
     /// Maximum size of a file in gigabytes (10⁹ bytes).
     #[arg(long, value_name = "GB", default_value_t = 5.0, help_heading = "Output")]
     pub shard: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Written {
+pub enum ExportDtype {
     /// 32-bit floating point.
     F32,
     /// bfloat16.

@@ -38,7 +38,7 @@ pub use data_flags::PairReader;
 pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use experiment::ExperimentArgs;
-pub use export::{ExportArgs, Written};
+pub use export::{ExportArgs, ExportDtype};
 pub use list::{ExplainArgs, ListArgs, Listed};
 pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;

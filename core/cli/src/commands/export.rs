@@ -9,7 +9,7 @@ use reprpo_core::{Error, Result};
 use tch::{Device, Kind};
 
 use crate::App;
-use crate::args::{ExportArgs, Written, layers};
+use crate::args::{ExportArgs, ExportDtype, layers};
 use crate::trained::Trained;
 
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
@@ -43,8 +43,8 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
     let adapted = attach_saved(&saved, &model)?;
     let kind = match args.dtype {
-        Written::F32 => Kind::Float,
-        Written::Bf16 => Kind::BFloat16,
+        ExportDtype::F32 => Kind::Float,
+        ExportDtype::Bf16 => Kind::BFloat16,
     };
     let written = Export::merged(&files, &model, Some(&adapted), kind)?.write(
         &files,
