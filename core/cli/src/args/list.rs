@@ -13,14 +13,14 @@ Examples:
 pub struct ListArgs {
     /// Of one kind alone.
     #[arg(value_enum)]
-    pub kind: Option<Listed>,
+    pub kind: Option<ListKind>,
     /// As a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Listed {
+pub enum ListKind {
     Interventions,
     Adapters,
     Transforms,
@@ -32,16 +32,16 @@ pub enum Listed {
     Models,
 }
 
-impl Listed {
+impl ListKind {
     /// The kind of plugin; `None` if it is not a kind of plugin.
     pub fn kind(self) -> Option<Kind> {
         match self {
-            Listed::Interventions => Some(Kind::Intervention),
-            Listed::Adapters => Some(Kind::Adapter),
-            Listed::Transforms => Some(Kind::Transform),
-            Listed::Taps => Some(Kind::Tap),
-            Listed::Datasets => Some(Kind::Dataset),
-            Listed::Recipes | Listed::Models => None,
+            ListKind::Interventions => Some(Kind::Intervention),
+            ListKind::Adapters => Some(Kind::Adapter),
+            ListKind::Transforms => Some(Kind::Transform),
+            ListKind::Taps => Some(Kind::Tap),
+            ListKind::Datasets => Some(Kind::Dataset),
+            ListKind::Recipes | ListKind::Models => None,
         }
     }
 }

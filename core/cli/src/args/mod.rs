@@ -39,7 +39,7 @@ pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use experiment::ExperimentArgs;
 pub use export::{ExportArgs, ExportDtype};
-pub use list::{ExplainArgs, ListArgs, Listed};
+pub use list::{ExplainArgs, ListArgs, ListKind};
 pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;
 pub use new::NewArgs;

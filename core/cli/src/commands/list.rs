@@ -10,15 +10,18 @@ use reprpo_core::weights::{KnownModel, known_models};
 use serde_json::{Value, json};
 
 use crate::App;
-use crate::args::{ListArgs, Listed};
+use crate::args::{ListArgs, ListKind};
 use crate::commands::explain;
 
 pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
     let kinds =
-        args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
-    let models =
-        if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
-    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(Listed::Recipes)) {
+        args.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| kind.kind().into_iter().collect());
+    let models = if matches!(args.kind, None | Some(ListKind::Models)) {
+        known_models()
+    } else {
+        Vec::new()
+    };
+    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(ListKind::Recipes)) {
         app.registry.recipes().collect()
     } else {
         Vec::new()
