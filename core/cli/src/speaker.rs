@@ -10,7 +10,7 @@ use reprpo_core::{Error, Result};
 
 use crate::App;
 use crate::args::{SpeakerArgs, layers};
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 /// A loaded model with its adapter and its settings for sampling.
 pub struct Speaker {
@@ -39,7 +39,7 @@ impl Speaker {
         let trained = args
             .target
             .as_deref()
-            .map(|folder| Trained::find(folder, args.model.get("model")))
+            .map(|folder| TrainedAdapter::find(folder, args.model.get("model")))
             .transpose()?;
         let mut layers = layers::defaults(app)?;
         if let Some(trained) = &trained {

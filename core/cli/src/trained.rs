@@ -12,7 +12,7 @@ use reprpo_core::{Error, Result};
 use crate::App;
 
 /// A trained adapter, and the source of its base model's name.
-pub struct Trained {
+pub struct TrainedAdapter {
     /// Folder of the adapter, in PEFT format.
     pub adapter: PathBuf,
     base: Base,
@@ -29,7 +29,7 @@ enum Base {
     Unknown,
 }
 
-impl Trained {
+impl TrainedAdapter {
     /// Finds the run or the adapter in `folder`, which may also name a Hugging Face repository.
     /// `model` is the value of `--model`, if given.
     ///

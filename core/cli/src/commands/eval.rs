@@ -10,7 +10,7 @@ use crate::App;
 use crate::args::{EvalArgs, layers};
 use crate::engine::{self, LengthLimit};
 use crate::interrupt;
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     // Resolve every target before evaluating the first one, so that a mistake in the last target
@@ -56,7 +56,7 @@ fn target(
     args: &EvalArgs,
     app: &App<'_>,
 ) -> Result<(Experiment, LengthLimit, Option<PathBuf>)> {
-    let trained = Trained::find(folder, args.model.get("model"))?;
+    let trained = TrainedAdapter::find(folder, args.model.get("model"))?;
     let (experiment, length_limit) = resolve(args, app, |layers| trained.apply(layers))?;
     Ok((experiment, length_limit, Some(trained.adapter)))
 }

@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 
 use crate::App;
 use crate::args::{ExportArgs, ExportDtype, layers};
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
@@ -21,7 +21,7 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
         return Err(Error::new(format!("`{}` already exists", args.out.display()))
             .hint("give another `--out`, or remove the folder"));
     }
-    let trained = Trained::find(&args.target, args.model.get("model"))?;
+    let trained = TrainedAdapter::find(&args.target, args.model.get("model"))?;
     let mut layers = layers::defaults(app)?;
     trained.apply(&mut layers)?;
     layers::environment(&mut layers);

@@ -10,7 +10,7 @@ use crate::App;
 use crate::args::{StatesArgs, layers};
 use crate::engine::{self, LengthLimit};
 use crate::interrupt;
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
@@ -20,7 +20,7 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     let trained = args
         .target
         .as_deref()
-        .map(|folder| Trained::find(folder, args.model.get("model")))
+        .map(|folder| TrainedAdapter::find(folder, args.model.get("model")))
         .transpose()?;
     let mut layers = layers::defaults(app)?;
     if let Some(trained) = &trained {
