@@ -89,7 +89,7 @@ pub fn endless(most: usize) -> String {
 
 /// A model that generates text, with or without an adapter.
 #[derive(Clone, Copy, Debug)]
-pub struct Voice<'a> {
+pub struct Generator<'a> {
     /// The model.
     pub model: &'a Model,
     /// The model's tokenizer.
@@ -114,7 +114,7 @@ pub struct Answer {
     /// Time to the first token, which includes the forward pass over the prompt.
     pub read: Duration,
     /// Time from the first token to the last.
-    pub spoke: Duration,
+    pub generated: Duration,
 }
 
 impl Answer {
@@ -125,12 +125,12 @@ impl Answer {
 
     /// Generated tokens per second. The first token does not count, because it comes from the pass
     /// over the prompt; `None` if there is no other.
-    pub fn made_per_second(&self) -> Option<f64> {
-        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.spoke.as_secs_f64())
+    pub fn generated_per_second(&self) -> Option<f64> {
+        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.generated.as_secs_f64())
     }
 }
 
-impl Voice<'_> {
+impl Generator<'_> {
     /// Continues `prompt`. `on_text` receives the text that each token adds, which may be empty, and
     /// returns false to stop.
     ///
@@ -179,7 +179,7 @@ impl Voice<'_> {
             ended,
             prompt: prompt.len(),
             read: first - begin,
-            spoke: end - first,
+            generated: end - first,
         })
     }
 }

@@ -14,7 +14,7 @@ mod engine;
 mod interrupt;
 mod printer;
 mod progress;
-mod speaker;
+mod text_generator;
 mod trained;
 mod transfer;
 

@@ -10,7 +10,7 @@ use crate::api::{Dataset, SplitInfo, Text};
 use crate::config::Experiment;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::generate::{Sampling, Voice, endless};
+use crate::generate::{Generator, Sampling, endless};
 use crate::model::Adapted;
 use crate::report::Progress;
 use crate::session::Session;
@@ -54,7 +54,7 @@ pub fn completions(
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
     let mut sample = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Sample> {
-        let generator = Voice {
+        let generator = Generator {
             model: &session.model,
             tokenizer: &session.tokenizer,
             stops: &session.stops,

@@ -12,6 +12,7 @@ mod eval;
 mod experiment;
 mod export;
 mod fields;
+mod generate;
 pub mod layers;
 mod list;
 mod model;
@@ -21,7 +22,6 @@ mod plugin;
 mod run;
 mod score;
 mod selftest;
-mod speak;
 mod states;
 mod sweep;
 
@@ -39,6 +39,7 @@ pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use experiment::ExperimentArgs;
 pub use export::{ExportArgs, ExportDtype};
+pub use generate::{ChatArgs, GenerateArgs, GenerationArgs};
 pub use list::{ExplainArgs, ListArgs, ListKind};
 pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;
@@ -47,7 +48,6 @@ pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use selftest::SelftestArgs;
-pub use speak::{ChatArgs, GenerateArgs, SpeakerArgs};
 pub use states::StatesArgs;
 pub use sweep::SweepArgs;
 
@@ -160,10 +160,10 @@ impl Cli {
                 (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set)
             }
             Command::Generate(args) => {
-                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+                (args.generation.target.as_deref().and_then(of_run).into_iter().collect(), &[])
             }
             Command::Chat(args) => {
-                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+                (args.generation.target.as_deref().and_then(of_run).into_iter().collect(), &[])
             }
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
             Command::Eval(args) => {

@@ -8,7 +8,7 @@ use super::fields::{FieldFlags, ModelFlags};
 
 /// Flags that choose the model, and that control how it samples tokens.
 #[derive(Args)]
-pub struct SpeakerArgs {
+pub struct GenerationArgs {
     /// Folder of a run, or an adapter in PEFT format (a folder or a Hugging Face repository).
     /// Without it, the base model of `--model` answers.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
@@ -58,7 +58,7 @@ Examples:
   --top-p 0.9 --seed 1")]
 pub struct GenerateArgs {
     #[command(flatten)]
-    pub speaker: SpeakerArgs,
+    pub generation: GenerationArgs,
     /// Prompt to answer; may be repeated.
     #[arg(long, value_name = "TEXT", required = true, help_heading = "Generation")]
     pub prompt: Vec<String>,
@@ -81,5 +81,5 @@ Examples:
   printf 'Hello\\nWho are you?\\n' | reprpo chat --model smollm2-135m-instruct")]
 pub struct ChatArgs {
     #[command(flatten)]
-    pub speaker: SpeakerArgs,
+    pub generation: GenerationArgs,
 }

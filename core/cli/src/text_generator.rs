@@ -1,7 +1,7 @@
 //! Text generation for `reprpo generate` and `reprpo chat`, with or without an adapter.
 
 use reprpo_core::api::Message;
-use reprpo_core::generate::{Answer, Sampling, Voice, endless};
+use reprpo_core::generate::{Answer, Generator, Sampling, endless};
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::run::{AdapterChoice, attach_saved};
 use reprpo_core::session::LoadedModel;
@@ -9,11 +9,11 @@ use reprpo_core::text::Tokenizer;
 use reprpo_core::{Error, Result};
 
 use crate::App;
-use crate::args::{SpeakerArgs, layers};
+use crate::args::{GenerationArgs, layers};
 use crate::trained::TrainedAdapter;
 
 /// A loaded model with its adapter and its settings for sampling.
-pub struct Speaker {
+pub struct TextGenerator {
     model: Model,
     tokenizer: Tokenizer,
     stops: Vec<i64>,
@@ -23,12 +23,12 @@ pub struct Speaker {
     context: Option<usize>,
 }
 
-impl Speaker {
+impl TextGenerator {
     /// Loads the model and the adapter that the flags name.
     ///
     /// # Errors
     /// Fails if the model or the adapter cannot be used, or if a sampling setting is out of range.
-    pub fn load(args: &SpeakerArgs, app: &App<'_>) -> Result<Self> {
+    pub fn load(args: &GenerationArgs, app: &App<'_>) -> Result<Self> {
         let sampling = Sampling {
             max_new_tokens: args.max_new_tokens,
             temperature: args.temperature,
@@ -107,7 +107,7 @@ impl Speaker {
             .tokenizer
             .render_chat(conversation, true)
             .map_err(|e| e.hint("use `reprpo generate --plain` to continue the text"))?;
-        self.speak(&self.tokenizer.encode(&text)?, trained, out)
+        self.generate(&self.tokenizer.encode(&text)?, trained, out)
     }
 
     /// Continues a plain text, with the adapter if `trained`. `out` receives each piece of text as
@@ -121,14 +121,18 @@ impl Speaker {
         trained: bool,
         out: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
-        self.speak(&self.tokenizer.encode_alone(text)?, trained, out)
+        self.generate(&self.tokenizer.encode_alone(text)?, trained, out)
     }
 
-    fn speak(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
+    fn generate(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
         let adapted = self.adapted.as_ref().filter(|_| trained);
-        let voice =
-            Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
-        voice.answer(prompt, self.sampling, &mut |piece| {
+        let generator = Generator {
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+            stops: &self.stops,
+            adapted,
+        };
+        generator.answer(prompt, self.sampling, &mut |piece| {
             out(piece);
             true
         })
@@ -137,7 +141,7 @@ impl Speaker {
 
 /// The models that answer each prompt, in order, as name and whether the adapter is on. With
 /// `--compare`, the base model comes before the trained one.
-pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
+pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],
         (false, trained) => vec![(if trained { "trained" } else { "base" }, trained)],
