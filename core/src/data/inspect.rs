@@ -20,7 +20,7 @@ use crate::text::{
 
 /// The settings of an inspection.
 #[derive(Debug)]
-pub struct Asked<'a> {
+pub struct InspectSpec<'a> {
     /// Splits to inspect, or parts of splits; `None` for all splits of the data set.
     pub splits: Option<Vec<String>>,
     /// The model's tokenizer. Without one, lengths are in characters and the report does not say
@@ -84,14 +84,14 @@ pub struct SplitReport {
     /// Lengths of the prompt together with the longer completion, which a run limits.
     pub whole: Lengths,
     /// The pairs that a run would use, cut or drop; `None` without a tokenizer.
-    pub used: Option<Used>,
+    pub used: Option<TokenReport>,
     /// The first pairs.
     pub examples: Vec<Example>,
 }
 
 /// Counts of the pairs that a run would use, cut or drop.
 #[derive(Debug, Default, Serialize)]
-pub struct Used {
+pub struct TokenReport {
     /// Number of pairs that are trained on or scored.
     pub kept: usize,
     /// Number of kept pairs that are cut to the maximum length.
@@ -136,10 +136,10 @@ pub struct Completion {
 /// refuses a pair.
 pub fn inspect(
     dataset: &dyn Dataset,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Inspection> {
-    let names = asked
+    let names = spec
         .splits
         .clone()
         .unwrap_or_else(|| dataset.splits().into_iter().map(|s| s.name).collect());
@@ -147,16 +147,16 @@ pub fn inspect(
     let splits = names
         .iter()
         .map(|name| {
-            let (report, prompts) = split(dataset, name, asked, first.as_ref(), progress)?;
+            let (report, prompts) = split(dataset, name, spec, first.as_ref(), progress)?;
             first.get_or_insert(prompts);
             Ok(report)
         })
         .collect::<Result<_>>()?;
-    let unit = if asked.tokenizer.is_some() { "tokens" } else { "characters" };
+    let unit = if spec.tokenizer.is_some() { "tokens" } else { "characters" };
     Ok(Inspection {
         unit,
-        max_length: asked.limits.max_length,
-        max_prompt_length: asked.limits.max_prompt_length,
+        max_length: spec.limits.max_length,
+        max_prompt_length: spec.limits.max_prompt_length,
         splits,
     })
 }
@@ -171,16 +171,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 fn split(
     dataset: &dyn Dataset,
     name: &str,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
     first: Option<&HashSet<u64>>,
     progress: &mut dyn Progress,
 ) -> Result<(SplitReport, HashSet<u64>)> {
     let info = super::info(dataset, name)?;
-    let total = info.pairs.map(|n| n.min(asked.max_pairs.unwrap_or(n)) as u64);
+    let total = info.pairs.map(|n| n.min(spec.max_pairs.unwrap_or(n)) as u64);
     let (began, mut shown) = (Instant::now(), false);
     let mut rows =
-        super::rows(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
-    let mut tally = Tally { used: asked.tokenizer.map(|_| Used::default()), ..Tally::default() };
+        super::rows(dataset, name)?.take(spec.max_pairs.unwrap_or(usize::MAX)).enumerate();
+    let mut tally =
+        Tally { used: spec.tokenizer.map(|_| TokenReport::default()), ..Tally::default() };
     loop {
         let chunk = rows
             .by_ref()
@@ -191,9 +192,9 @@ fn split(
             break;
         }
         let measured: Vec<Result<Measured>> =
-            chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, asked)).collect();
+            chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, spec)).collect();
         for ((.., pair), measured) in chunk.iter().zip(measured) {
-            tally.add(pair, measured?, first, asked);
+            tally.add(pair, measured?, first, spec);
         }
         let done = chunk.len() as u64;
         if shown {
@@ -221,10 +222,10 @@ fn measure(
     number: usize,
     row: usize,
     pair: &PreferencePair,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
 ) -> Result<Measured> {
-    let (shown, index) = (number < asked.examples, row);
-    let Some(tokenizer) = asked.tokenizer else {
+    let (shown, index) = (number < spec.examples, row);
+    let Some(tokenizer) = spec.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain =
             |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
@@ -237,7 +238,7 @@ fn measure(
         });
         return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
     };
-    let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &asked.limits)? {
+    let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &spec.limits)? {
         Ok(whole) => whole,
         Err(why) => {
             return Ok(Measured {
@@ -262,7 +263,7 @@ fn measure(
         })
     };
     let uncut = shown.then(|| whole.clone());
-    let outcome = fit(whole, prompt, &asked.limits);
+    let outcome = fit(whole, prompt, &spec.limits);
     let example = match (&outcome, uncut) {
         (_, None) => None,
         (Outcome::Kept { pair, .. }, Some(_)) => Some(example(pair, None)?),
@@ -335,7 +336,7 @@ struct Tally {
     prompts: HashSet<u64>,
     pair_hashes: HashSet<u64>,
     lengths: [Vec<u64>; 4],
-    used: Option<Used>,
+    used: Option<TokenReport>,
     examples: Vec<Example>,
 }
 
@@ -345,7 +346,7 @@ impl Tally {
         pair: &PreferencePair,
         measured: Measured,
         first: Option<&HashSet<u64>>,
-        asked: &Asked<'_>,
+        spec: &InspectSpec<'_>,
     ) {
         let whole = pair;
         let PreferencePair { prompt, chosen, rejected, template_args: args } = pair;
@@ -375,7 +376,7 @@ impl Tally {
             .for_each(|(all, length)| all.push(length));
         self.examples.extend(measured.example);
         let (Some(used), Some(tokenizer), Some(outcome)) =
-            (&mut self.used, asked.tokenizer, measured.outcome)
+            (&mut self.used, spec.tokenizer, measured.outcome)
         else {
             return;
         };
@@ -384,7 +385,7 @@ impl Tally {
             Outcome::Kept { pair, cut, prompt } => {
                 used.kept += 1;
                 used.truncated += usize::from(cut.any());
-                used.findings.add(tokenizer, whole, &pair, &prompt, asked.limits.context);
+                used.findings.add(tokenizer, whole, &pair, &prompt, spec.limits.context);
             }
         }
     }

@@ -6,7 +6,9 @@ mod lengths;
 mod selection;
 
 pub use histogram::histogram;
-pub use inspect::{Asked, Completion, Example, Inspection, SplitReport, Used, inspect};
+pub use inspect::{
+    Completion, Example, InspectSpec, Inspection, SplitReport, TokenReport, inspect,
+};
 pub use lengths::{Bin, Lengths};
 pub use selection::{info, named, rows};
 

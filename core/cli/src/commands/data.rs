@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::{Origin, Resolved, TrainConfig};
 use reprpo_core::data::histogram;
-use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
+use reprpo_core::data::{self, Example, InspectSpec, Inspection, SplitReport, TokenReport};
 use reprpo_core::hub::Hub;
 use reprpo_core::report::{Align, Grid, lines};
 use reprpo_core::session::context_of;
@@ -147,14 +147,14 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     let dataset = data::open(experiment, app.registry)?;
     let found = tokenizer(&resolved, app)?;
     let (path, tokenizer) = found.unzip();
-    let asked = Asked {
+    let spec = InspectSpec {
         splits: args.pairs.data.split().map(|split| vec![split.to_owned()]),
         tokenizer: tokenizer.as_ref(),
         limits: limits(&args.pairs, train, path.as_deref()),
         max_pairs: args.pairs.max_pairs,
         examples: args.examples,
     };
-    let found = data::inspect(dataset.as_ref(), &asked, app.printer.progress().as_mut())?;
+    let found = data::inspect(dataset.as_ref(), &spec, app.printer.progress().as_mut())?;
     let model = tokenizer.map(|_| experiment.model.as_str());
     if args.json {
         let mut shown = json!(found);
@@ -267,7 +267,7 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
 
 /// Lines about what a run would do with the pairs: how many it uses, cuts and drops, and warnings
 /// about their tokens.
-fn used_lines(used: &Used, found: &Inspection) -> Vec<String> {
+fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     let mut lines = vec![format!(
         "{} used, {} of them cut to {} tokens",
         used.kept, used.truncated, found.max_length

@@ -45,8 +45,8 @@ fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
 
 const LIMITS: Limits = Limits { max_length: 8, ..Limits::NONE };
 
-fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
-    Asked { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
+fn spec(tokenizer: Option<&Tokenizer>) -> InspectSpec<'_> {
+    InspectSpec { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
 }
 
 fn odd() -> Fixed {
@@ -69,7 +69,7 @@ fn odd() -> Fixed {
 
 #[test]
 fn repeated_contradicting_and_empty_pairs_are_counted() {
-    let found = inspect(&odd(), &asked(None), &mut Quiet).unwrap();
+    let found = inspect(&odd(), &spec(None), &mut Quiet).unwrap();
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.conversations, t.prompts), (7, 1, 5));
@@ -113,12 +113,12 @@ fn fields_of_messages_and_arguments_of_templates_count() {
         pair("Oslo", "Oslo"),
         pair("Oslo", "Bonn"),
     ];
-    let found = inspect(&Fixed(vec![("train", train)]), &asked(None), &mut Quiet).unwrap();
+    let found = inspect(&Fixed(vec![("train", train)]), &spec(None), &mut Quiet).unwrap();
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.prompts, t.repeated, t.contradicted, t.identical), (8, 4, 1, 1, 1));
     assert_eq!(t.examples[0].chosen.text, "assistant: \n  tool_calls: [{\"city\":\"Oslo\"}]");
     let shown = Fixed(vec![("train", vec![pair("Oslo", "Rome").with_template_args(tool("f"))])]);
-    let found = inspect(&shown, &asked(None), &mut Quiet).unwrap();
+    let found = inspect(&shown, &spec(None), &mut Quiet).unwrap();
     assert_eq!(
         found.splits[0].examples[0].prompt,
         "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a"
@@ -139,7 +139,7 @@ fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
             pair("a", " no", " no"),
         ],
     )]);
-    let found = inspect(&data, &asked(Some(&tokenizer)), &mut Quiet).unwrap();
+    let found = inspect(&data, &spec(Some(&tokenizer)), &mut Quiet).unwrap();
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
@@ -160,11 +160,11 @@ fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
 
 #[test]
 fn a_part_of_a_split_and_a_limit_can_be_given() {
-    let some = Asked {
+    let some = InspectSpec {
         splits: Some(vec!["train[3:5]".to_owned()]),
         max_pairs: Some(1),
         examples: 5,
-        ..asked(None)
+        ..spec(None)
     };
     let found = inspect(&odd(), &some, &mut Quiet).unwrap();
     assert_eq!(
