@@ -17,9 +17,9 @@ use crate::session::Session;
 use crate::text::{Outcome, tokenise_pair};
 
 /// A prompt and its tokens as the model receives them.
-struct Asked {
+struct PromptTokens {
     index: usize,
-    shown: Text,
+    text: Text,
     ids: Vec<i64>,
 }
 
@@ -53,7 +53,7 @@ pub fn completions(
     progress.stage("completions", Some((all * most) as u64));
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
-    let mut sample = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Sample> {
+    let mut sample = |adapted: Option<&Adapted>, prompt: &PromptTokens| -> Result<Sample> {
         let generator = Generator {
             model: &session.model,
             tokenizer: &session.tokenizer,
@@ -83,7 +83,7 @@ pub fn completions(
     for prompt in prompts {
         let before = sample(began, &prompt)?;
         let after = adapted.map(|adapted| sample(Some(adapted), &prompt)).transpose()?;
-        sampled.push(SampledPrompt { index: prompt.index, prompt: prompt.shown, before, after });
+        sampled.push(SampledPrompt { index: prompt.index, prompt: prompt.text, before, after });
     }
     progress.finish();
     let started_from = if began.is_some() { StartedFrom::InitAdapter } else { StartedFrom::Base };
@@ -119,7 +119,11 @@ fn prompt_split<'a>(
 /// The first different prompts among the pairs that are evaluated, tokenised without a completion
 /// and cut as in training. In a pair the prompt may have fewer tokens, because a completion can
 /// change the last tokens of its prompt.
-fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Result<Vec<Asked>> {
+fn prompts(
+    session: &Session,
+    split: &SplitInfo,
+    experiment: &Experiment,
+) -> Result<Vec<PromptTokens>> {
     let (config, limits) = (&experiment.eval, session.limits(&experiment.train));
     let (mut prompts, mut known) = (Vec::new(), HashSet::new());
     for (number, row) in data::rows(session.dataset.as_ref(), &split.name)?
@@ -138,7 +142,7 @@ fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Res
         let mut ids = if prompt.ids.is_empty() { kept.prompt } else { prompt.ids };
         ids.drain(..limits.max_prompt_length.map_or(0, |most| ids.len().saturating_sub(most)));
         if known.insert(ids.clone()) {
-            prompts.push(Asked { index, shown: pair.prompt, ids });
+            prompts.push(PromptTokens { index, text: pair.prompt, ids });
         }
     }
     Ok(prompts)
