@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
-use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
+use reprpo_core::eval::{self, EvalSplit, Evaluation, SplitScores};
 use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
 use reprpo_core::run::{AdapterChoice, attach_saved};
@@ -84,12 +84,12 @@ pub fn evaluate(
 }
 
 /// True if some pairs of the split are dropped or cut.
-fn is_reduced(split: &Judged) -> bool {
+fn is_reduced(split: &EvalSplit) -> bool {
     split.data.dropped() + split.data.truncated() > 0
 }
 
 /// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
-pub fn describe(judged: &[Judged], app: &App<'_>) {
+pub fn describe(judged: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
     for split in judged {
         findings.merge(&split.data.findings);
@@ -137,14 +137,14 @@ pub fn score(
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
     let judged = splits
         .into_iter()
-        .map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info }))
+        .map(|info| Ok(EvalSplit { data: session.tokenise_all(&info.name, train, None)?, info }))
         .collect::<Result<Vec<_>>>()?;
     if judged.iter().any(is_reduced) {
         app.printer.note(&limit);
     }
     describe(&judged, app);
     let mut scores = Vec::new();
-    for Judged { info, data } in &judged {
+    for EvalSplit { info, data } in &judged {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
         let scored = eval::score_pairs(
             &session.model,

@@ -22,14 +22,14 @@ use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 
 /// A split to score, with its tokenised pairs.
 #[derive(Debug)]
-pub struct Judged {
+pub struct EvalSplit {
     /// Name of the split, or the expression that selects a part, and a description of its data.
     pub info: SplitInfo,
     /// The tokenised pairs.
     pub data: Tokenised,
 }
 
-impl Judged {
+impl EvalSplit {
     /// Describes how many pairs are scored, dropped and cut, in one line.
     pub fn describe(&self) -> String {
         let data = &self.data;
@@ -251,13 +251,13 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
 /// # Errors
 /// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable
 /// pair.
-pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
+pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
     splits
         .into_iter()
         .map(|info| {
-            Ok(Judged {
+            Ok(EvalSplit {
                 data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?,
                 info,
             })
@@ -273,7 +273,7 @@ pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     session: &Session,
-    judged: &[Judged],
+    judged: &[EvalSplit],
     [began, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
@@ -300,7 +300,7 @@ pub fn evaluate(
     } else {
         None
     };
-    for Judged { info: split, data } in judged {
+    for EvalSplit { info: split, data } in judged {
         let pairs = &data.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));

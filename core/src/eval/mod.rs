@@ -7,7 +7,7 @@ mod scoring;
 pub mod statistics;
 pub mod table;
 
-pub use evaluation::{Evaluation, Judged, ScoreRow, SplitScores, evaluate, read, splits};
+pub use evaluation::{EvalSplit, Evaluation, ScoreRow, SplitScores, evaluate, read, splits};
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 pub use scoring::score_pairs;
 pub use table::{PERPLEXITY_NOTE, Table, perplexity_mark};
