@@ -169,16 +169,17 @@ fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
     let list = |args: &[&str]| in_folder(args, folder.path(), &[("REPRPO_CACHE", cache)]);
     let listed = json(&list(&["list", "models", "--json"]));
     assert_eq!((&listed[0]["kind"], &listed[0]["fetched"]), (&"model".into(), &false.into()));
-    let text = stdout(&list(&["list", "models"]));
-    for part in ["not here yet", "cargo xtask model", "org/name"] {
+    let text = stdout(&list(&["list", "models", "--long"]));
+    for part in ["not downloaded", "cargo xtask model", "org/name"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
+    assert!(stdout(&list(&["list", "models"])).contains(" (not downloaded)\n"));
     assert!(stdout(&list(&["doctor"])).contains("none of the"));
     let name = listed[0]["name"].as_str().expect("a name");
     std::fs::create_dir_all(folder.path().join("models").join(name)).expect("made");
     std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "").expect("written");
     assert_eq!(json(&list(&["list", "models", "--json"]))[0]["fetched"], true);
-    assert!(stdout(&list(&["list"])).contains("here, in `"));
+    assert!(stdout(&list(&["list", "--long"])).contains(&format!("in `{cache}")));
 }
 
 #[test]
@@ -256,7 +257,7 @@ mod with_built_ins {
 
     #[test]
     fn every_kind_is_listed() {
-        let text = stdout(&reprpo(&["list"]));
+        let (short, long) = (stdout(&reprpo(&["list"])), stdout(&reprpo(&["list", "--long"])));
         for word in [
             "interventions",
             "dpo",
@@ -278,9 +279,39 @@ mod with_built_ins {
             "synthetic",
             "models",
         ] {
-            assert!(text.contains(word), "{word}\n{text}");
+            assert!(short.contains(word), "{word}\n{short}");
+            assert!(long.contains(word), "{word}\n{long}");
         }
-        assert!(!stdout(&reprpo(&["list", "adapters"])).contains("dpo"));
+        for args in [&["list", "adapters"][..], &["list", "adapters", "--long"]] {
+            assert!(!stdout(&reprpo(args)).contains("dpo"));
+        }
+    }
+
+    #[test]
+    fn the_short_list_has_a_line_for_each_name_and_nothing_else_about_it() {
+        let text = stdout(&reprpo(&["list"]));
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        let listed = json(&reprpo(&["list", "--json"]));
+        let names: Vec<&str> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|entry| entry["name"].as_str().expect("a name"))
+            .collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(lines, names, "{text}");
+        for (part, why) in [
+            ("needs log-probabilities", "needs"),
+            ("Rafailov", "a reference"),
+            ("reprpo-methods", "a crate"),
+        ] {
+            assert!(!text.contains(part), "the short list must not have {why}\n{text}");
+            assert!(stdout(&reprpo(&["list", "--long"])).contains(part), "{why}");
+        }
     }
 
     #[test]
@@ -446,7 +477,7 @@ mod with_built_ins {
             .map(|r| r["name"].as_str().expect("a name"))
             .collect();
         assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
-        assert!(stdout(&reprpo(&["list", "recipes"])).contains("`--recipe NAME`"));
+        assert!(stdout(&reprpo(&["list", "recipes", "--long"])).contains("`--recipe NAME`"));
         for name in names {
             let text = stdout(&reprpo(&["explain", name]));
             for part in [

@@ -481,7 +481,7 @@ fn a_listing_says_which_file_a_method_comes_from() {
     );
     assert_eq!(loaded["needs"], "log-probabilities of both completions");
     assert_eq!(find("dpo")["file"], Value::Null);
-    let output = reprpo(dir.path(), &["list", "interventions", "--plugin", &faults]);
+    let output = reprpo(dir.path(), &["list", "interventions", "--long", "--plugin", &faults]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         text.contains("faults 0.1.0, libfaults.so")

@@ -3,18 +3,22 @@
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// What there is: interventions, adapters, transforms, taps, data sets, recipes, models.
+/// List interventions, adapters, transforms, taps, data sets, recipes and models.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   reprpo list
   reprpo list adapters
+  reprpo list --long
   reprpo list models --json")]
 pub struct ListArgs {
-    /// Of one kind alone.
+    /// List only one kind.
     #[arg(value_enum)]
     pub kind: Option<ListKind>,
-    /// As a JSON list.
+    /// Also print aliases, crates, references, needs and files.
+    #[arg(long, help_heading = "Output")]
+    pub long: bool,
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
@@ -26,15 +30,15 @@ pub enum ListKind {
     Transforms,
     Taps,
     Datasets,
-    /// Settings that belong together, for `--recipe`.
+    /// Published settings for `--recipe`.
     Recipes,
-    /// Models with a name of their own, and whether they are on this machine.
+    /// Models that can be chosen by a short name.
     Models,
 }
 
 impl ListKind {
-    /// The kind of plugin; `None` if it is not a kind of plugin.
-    pub fn kind(self) -> Option<Kind> {
+    /// The kind of plugin; `None` for recipes and models.
+    pub fn plugin(self) -> Option<Kind> {
         match self {
             ListKind::Interventions => Some(Kind::Intervention),
             ListKind::Adapters => Some(Kind::Adapter),
@@ -46,12 +50,12 @@ impl ListKind {
     }
 }
 
-/// A method: its formula, what it needs, and every field; or a recipe: what it sets.
+/// Describe a plugin or a recipe: its formula, needs, fields and reference, or the values it sets.
 #[derive(Args)]
 pub struct ExplainArgs {
-    /// A name from `reprpo list`.
+    /// Name from `reprpo list`.
     pub name: String,
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
