@@ -25,10 +25,39 @@ fn no_arguments_print_the_help_and_are_a_usage_error() {
 #[test]
 fn help_goes_to_stdout_and_has_headings_and_examples() {
     let long = stdout(&reprpo(&["run", "--help"]));
-    for part in ["Model:", "Data:", "Method:", "Training:", "Output:", "Examples:"] {
-        assert!(long.contains(part), "{part}\n{long}");
-    }
+    let topics = [
+        "Model:",
+        "Method:",
+        "Data:",
+        "Training:",
+        "Evaluation:",
+        "Output:",
+        "Plugins and configuration:",
+        "General:",
+    ];
+    // Headings are the lines without indentation.
+    let headings: Vec<&str> =
+        long.lines().filter(|line| topics.contains(line) || *line == "Options:").collect();
+    assert_eq!(headings, topics, "{long}");
+    assert!(long.contains("\nExamples:\n"), "{long}");
     assert!(!stdout(&reprpo(&["run", "-h"])).contains("Examples:"));
+}
+
+#[test]
+fn the_help_lists_the_commands_by_topic() {
+    let help = stdout(&reprpo(&["--help"]));
+    let (_, commands) = help.split_once("\nCommands:\n").expect("a list of commands");
+    let names: Vec<&str> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(
+        names.join(" "),
+        "doctor selftest list explain model run sweep config eval score generate chat states \
+            export data new plugin help"
+    );
 }
 
 #[test]

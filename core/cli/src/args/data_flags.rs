@@ -6,6 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use reprpo_core::config::{Flag, Layering, TrainConfig};
 use reprpo_core::{Error, Result};
 
+use super::CONFIGURATION;
 use super::fields::{apply, argument, given, of_field};
 
 /// A command that reads pairs.
@@ -253,7 +254,7 @@ impl<C: PairReader> Args for DataFlags<C> {
                 .long("set")
                 .value_name("FIELD=VALUE")
                 .action(ArgAction::Append)
-                .help_heading("Data");
+                .help_heading(CONFIGURATION);
             set.help(format!("Set any field of the experiment, e.g. `{example}`; may be repeated"))
         };
         command

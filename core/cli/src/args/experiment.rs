@@ -7,8 +7,10 @@ use reprpo_core::Result;
 use reprpo_core::config::Resolved;
 
 use super::data_flags::{DataFlags, RunData};
-use super::fields::{FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags};
-use super::layers;
+use super::fields::{
+    EvaluationFlags, FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags,
+};
+use super::{CONFIGURATION, layers};
 use crate::App;
 
 /// Flags that set fields of the experiment.
@@ -24,16 +26,18 @@ pub struct ExperimentArgs {
     data: DataFlags<RunData>,
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
+    #[command(flatten)]
+    evaluation: FieldFlags<EvaluationFlags>,
+    #[command(flatten)]
+    pub output: FieldFlags<OutputFlags>,
     /// TOML file with fields of the experiment; may be repeated, and later files override earlier
     /// ones.
-    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
     pub config: Vec<PathBuf>,
     /// Set any field of the experiment, e.g. `train.lr=3e-5`; may be repeated. `none` clears an
     /// optional field.
-    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = CONFIGURATION)]
     pub set: Vec<String>,
-    #[command(flatten)]
-    pub output: FieldFlags<OutputFlags>,
 }
 
 impl ExperimentArgs {
@@ -53,6 +57,7 @@ impl ExperimentArgs {
         self.data.apply(&mut layers)?;
         self.method.apply(&mut layers);
         self.training.apply(&mut layers);
+        self.evaluation.apply(&mut layers);
         self.output.apply(&mut layers);
         for assignment in &self.set {
             layers.set(assignment)?;
