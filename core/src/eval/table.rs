@@ -166,14 +166,14 @@ impl Table {
         lines.extend(
             self.splits
                 .iter()
-                .filter_map(|s| not_whole(&s.split, s.dropped, s.truncated, self.max_length)),
+                .filter_map(|s| dropped_and_cut(&s.split, s.dropped, s.truncated, self.max_length)),
         );
         lines.join(line_end) + "\n"
     }
 }
 
 /// A line with the numbers of dropped and cut pairs of a split; `None` if there are no such pairs.
-pub fn not_whole(
+pub fn dropped_and_cut(
     split: &str,
     dropped: usize,
     truncated: usize,

@@ -51,7 +51,7 @@ group! {
     StartFlags = of_group(Group::Start);
     /// The recipe, the intervention, the adapter, the transform and the tap.
     MethodFlags = of_group(Group::Method);
-    /// Where activations are read.
+    /// The tap and its layers.
     TapFlags = vec![of_field("tap"), of_field("tap.layers")];
     /// The settings of the training loop.
     TrainingFlags = of_group(Group::Training);

@@ -1,7 +1,7 @@
 //! `reprpo score`.
 
 use reprpo_core::Result;
-use reprpo_core::eval::{ScoreRow, SplitScores, table::not_whole};
+use reprpo_core::eval::{ScoreRow, SplitScores, table::dropped_and_cut};
 use reprpo_core::report::{Align, Grid};
 use serde_json::json;
 
@@ -91,7 +91,7 @@ fn table(scores: &[SplitScores]) -> String {
     }
     let limit = |split: &SplitScores| Some(split.max_length).filter(|tokens| *tokens != usize::MAX);
     let counts = scores.iter().filter_map(|split| {
-        not_whole(&split.split, split.dropped.len(), split.truncated(), limit(split))
+        dropped_and_cut(&split.split, split.dropped.len(), split.truncated(), limit(split))
     });
     let counts: String = counts.map(|line| format!("{line}\n")).collect();
     if counts.is_empty() { grid.plain() } else { format!("{}\n{counts}", grid.plain()) }

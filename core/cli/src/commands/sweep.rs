@@ -215,7 +215,8 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
     write_whole(
         &out.join("summary.md"),
-        format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), not_whole(&rows)).as_bytes(),
+        format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), dropped_and_cut(&rows))
+            .as_bytes(),
     )?;
     app.printer.note(&format!("\nsweep written to `{}`", out.display()));
     if args.json {
@@ -225,7 +226,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             "{}\n{}{}",
             table.plain(),
             legend(&rows, "\n"),
-            not_whole(&rows)
+            dropped_and_cut(&rows)
         ))?
     }
     match rows.iter().filter(|r| r.error.is_some()).count() {
@@ -259,7 +260,7 @@ fn legend(rows: &[Row], line_end: &str) -> String {
 
 /// A line for each split from which pairs were dropped or cut, with the counts of the run that has
 /// the most.
-fn not_whole(rows: &[Row]) -> String {
+fn dropped_and_cut(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {
         match most.iter_mut().find(|known| known.split == split.split) {
@@ -271,7 +272,9 @@ fn not_whole(rows: &[Row]) -> String {
         }
     }
     most.iter()
-        .filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None))
+        .filter_map(|split| {
+            table::dropped_and_cut(&split.split, split.dropped, split.truncated, None)
+        })
         .map(|line| format!("\n{line}"))
         .collect()
 }
