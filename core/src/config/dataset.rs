@@ -9,7 +9,7 @@ use crate::registry::{DatasetEntry, Registry};
 
 /// The data set that a text selects, and the field that the text sets, with its value.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Meant {
+pub(super) struct DatasetChoice {
     pub name: &'static str,
     pub argument: Option<(&'static str, String)>,
 }
@@ -19,17 +19,18 @@ pub(super) struct Meant {
 /// # Errors
 /// Fails if there is no data set of that name, if text is given for a data set that does not take
 /// any, or if a file is missing or has an extension that no data set opens.
-pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
+pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
-        return Ok(Meant { name: entry.about.name, argument: None });
+        return Ok(DatasetChoice { name: entry.about.name, argument: None });
     }
     if let Some((name, text)) = given.split_once(':')
         && let Ok(entry) = registry.dataset(name)
     {
         return match entry.argument {
-            Some(field) => {
-                Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) })
-            }
+            Some(field) => Ok(DatasetChoice {
+                name: entry.about.name,
+                argument: Some((field, text.to_owned())),
+            }),
             None => Err(Error::new(format!(
                 "dataset `{name}` does not take a value after a colon, but was given `{text}`"
             ))
@@ -42,8 +43,8 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
         return stdin(registry);
     }
     let path = Path::new(given);
-    if let Some(meant) = repository(given, path, registry)? {
-        return Ok(meant);
+    if let Some(choice) = repository(given, path, registry)? {
+        return Ok(choice);
     }
     let looks_like_a_file =
         given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
@@ -51,7 +52,7 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
 }
 
 /// Finds the data set that reads standard input.
-fn stdin(registry: &Registry) -> Result<Meant> {
+fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     let takers: Vec<_> = registry
         .all::<DatasetEntry>()
         .filter(|entry| entry.stdin)
@@ -60,7 +61,7 @@ fn stdin(registry: &Registry) -> Result<Meant> {
     match takers[..] {
         [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
         [(one, field)] => {
-            Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) })
+            Ok(DatasetChoice { name: one.about.name, argument: Some((field, "-".to_owned())) })
         }
         _ => Err(several(
             &takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
@@ -72,7 +73,7 @@ fn stdin(registry: &Registry) -> Result<Meant> {
 
 /// Finds the data set for a text that can only be a Hugging Face repository; `None` if it can be
 /// something else.
-fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
+fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
         .flat_map(|entry| entry.extensions)
@@ -84,7 +85,7 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
         registry.all::<DatasetEntry>().filter(|entry| entry.repositories).collect();
     match takers[..] {
         [] => Ok(None),
-        [one] => Ok(one.argument.map(|field| Meant {
+        [one] => Ok(one.argument.map(|field| DatasetChoice {
             name: one.about.name,
             argument: Some((field, given.to_owned())),
         })),
@@ -102,7 +103,7 @@ fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
         .hint(format!("choose one with {}", commands.join(" or ")))
 }
 
-fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
+fn file(given: &str, path: &Path, registry: &Registry) -> Result<DatasetChoice> {
     if path.is_dir() {
         return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs"))
             .hint(openable(registry)));
@@ -130,7 +131,7 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
         return Err(Error::new(format!("there is no file `{given}`"))
             .hint("check the path; relative paths are resolved against the current folder"));
     }
-    Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
+    Ok(DatasetChoice { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
 
 /// True if a file's name ends in a dot and `ending`, ignoring case. `ending` may contain a dot, for

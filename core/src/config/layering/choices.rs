@@ -42,11 +42,11 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
         let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
         let name = |name: &str| Given::Value(Value::String(name.to_owned()));
         if kind == Kind::Dataset && setting.path.len() == 1 {
-            let meant = dataset::meant(&text, registry).map_err(explained)?;
-            expanded.push(Setting::new(path("name"), name(meant.name), setting.origin.clone()));
-            if let Some((field, text)) = meant.argument {
+            let choice = dataset::parse(&text, registry).map_err(explained)?;
+            expanded.push(Setting::new(path("name"), name(choice.name), setting.origin.clone()));
+            if let Some((field, text)) = choice.argument {
                 expanded.push(Setting {
-                    only_for: Some(meant.name),
+                    only_for: Some(choice.name),
                     ..Setting::new(path(field), Given::Text(text), setting.origin)
                 });
             }
