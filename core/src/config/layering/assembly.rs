@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::learning_rate::default_learning_rate;
 use super::saved_adapter::{contradicts, is_adjustable};
 use super::section::Section;
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use super::unknown::KnownFields;
 use crate::config::fields::{Field, fields};
 use crate::config::{Experiment, Origin, Origins, PluginFile, Resolved, check};
@@ -128,7 +128,7 @@ impl<'r> Assembly<'r> {
                 None => return Err(self.unknown(setting)),
             },
             [section, "name"] if self.sections.get(section).is_some_and(|s| s.plugin.is_some()) => {
-                let Given::Value(value) = &setting.given else { return Ok(()) };
+                let RawValue::Value(value) = &setting.given else { return Ok(()) };
                 (value.clone(), &mut self.values[section]["name"])
             }
             [section, name, ref inner @ ..] => {

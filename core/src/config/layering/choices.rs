@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::{Origin, dataset};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
@@ -40,14 +40,14 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
             _ => e.within(format!("`{shown}` in {} cannot be used", setting.origin)),
         };
         let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
-        let name = |name: &str| Given::Value(Value::String(name.to_owned()));
+        let name = |name: &str| RawValue::Value(Value::String(name.to_owned()));
         if kind == Kind::Dataset && setting.path.len() == 1 {
             let choice = dataset::parse(&text, registry).map_err(explained)?;
             expanded.push(Setting::new(path("name"), name(choice.name), setting.origin.clone()));
             if let Some((field, text)) = choice.argument {
                 expanded.push(Setting {
                     only_for: Some(choice.name),
-                    ..Setting::new(path(field), Given::Text(text), setting.origin)
+                    ..Setting::new(path(field), RawValue::Text(text), setting.origin)
                 });
             }
         } else {

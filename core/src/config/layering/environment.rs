@@ -1,6 +1,6 @@
 //! The layer of environment variables.
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::Origin;
 
 /// Environment variables that start with `REPRPO_` but are not settings of the experiment.
@@ -25,7 +25,7 @@ pub(super) fn settings(variables: impl IntoIterator<Item = (String, String)>) ->
     ours.sort();
     let setting = |(name, value): (String, String)| {
         let path = name["REPRPO_".len()..].to_lowercase().split("__").map(str::to_owned).collect();
-        Setting::new(path, Given::Text(value), Origin::Environment(name))
+        Setting::new(path, RawValue::Text(value), Origin::Environment(name))
     };
     ours.into_iter().map(setting).collect()
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use assembly::Assembly;
 pub(crate) use learning_rate::default_learning_rate;
-use setting::{Given, Setting};
+use setting::{RawValue, Setting};
 
 use super::{Experiment, Origin, PluginFile, Record, Resolved, Sources};
 use crate::error::{Error, Result};
@@ -110,7 +110,7 @@ impl<'r> Layering<'r> {
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(
             vec!["model".to_owned()],
-            Given::Text(model.to_owned()),
+            RawValue::Text(model.to_owned()),
             Origin::Base(config.to_owned()),
         );
     }
@@ -125,7 +125,7 @@ impl<'r> Layering<'r> {
     pub fn flag(&mut self, flag: &str, path: &str, text: &str) {
         self.push(
             path.split('.').map(str::to_owned).collect(),
-            Given::Text(text.to_owned()),
+            RawValue::Text(text.to_owned()),
             Origin::Flag(flag.to_owned()),
         );
     }
@@ -144,7 +144,7 @@ impl<'r> Layering<'r> {
         if path.iter().any(String::is_empty) {
             return Err(malformed());
         }
-        self.push(path, Given::Text(text.trim().to_owned()), Origin::Set);
+        self.push(path, RawValue::Text(text.trim().to_owned()), Origin::Set);
         Ok(())
     }
 
@@ -152,7 +152,7 @@ impl<'r> Layering<'r> {
         self.settings.extend(Setting::of_table(table, origin));
     }
 
-    fn push(&mut self, path: Vec<String>, given: Given, origin: Origin) {
+    fn push(&mut self, path: Vec<String>, given: RawValue, origin: Origin) {
         self.settings.push(Setting::new(path, given, origin));
     }
 
@@ -188,8 +188,8 @@ impl<'r> Layering<'r> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {
             let files = match &given {
-                Given::Value(value) => PluginFile::from_value(value, &origin)?,
-                Given::Text(text) => PluginFile::in_text(text),
+                RawValue::Value(value) => PluginFile::from_value(value, &origin)?,
+                RawValue::Text(text) => PluginFile::in_text(text),
             };
             for PluginFile { path, .. } in files {
                 let there = path

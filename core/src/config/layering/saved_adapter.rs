@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::Origin;
 use crate::config::fields::Field;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     let setting = |(field, value)| {
         Setting::new(
             vec![ADAPTER.to_owned(), field],
-            Given::Value(value),
+            RawValue::Value(value),
             Origin::Adapter(dir.to_owned()),
         )
     };
@@ -70,7 +70,7 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
 pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
     let mut saved = None;
     for setting in settings.iter().filter(|s| s.is_name_of(ADAPTER)) {
-        let Given::Value(Value::String(name)) = &setting.given else { continue };
+        let RawValue::Value(Value::String(name)) = &setting.given else { continue };
         match (&setting.origin, saved) {
             (Origin::Adapter(dir), _) => saved = Some((dir, name)),
             (origin, Some((dir, kind))) if name != kind => {
