@@ -60,7 +60,7 @@ impl Sources {
                 let e =
                     e.within(format!("`{field}` is `{value}` ({origin}), which cannot be used"));
                 match (origin, self.record(field)) {
-                    (Origin::File(_), None) if is_relative(value) => e.hint(from_here()),
+                    (Origin::File(_), None) if is_relative(value) => e.hint(current_folder_hint()),
                     _ => e,
                 }
             }
@@ -156,7 +156,7 @@ impl Sources {
                         the run, which was made in `{}`",
                     record.folder.display()
                 )),
-                None if is_relative(missing) => e.hint(from_here()),
+                None if is_relative(missing) => e.hint(current_folder_hint()),
                 None => e,
             });
         }
@@ -179,7 +179,7 @@ fn named(chosen: &Choice, origins: &Origins) -> String {
         .collect()
 }
 
-fn from_here() -> String {
+fn current_folder_hint() -> String {
     let here =
         std::env::current_dir().map_or_else(|_| ".".to_owned(), |here| here.display().to_string());
     format!("relative paths are resolved against the current folder, which is `{here}`")
