@@ -284,7 +284,7 @@ mod tests {
     use crate::model::stream::StreamBuilder;
 
     /// Greedy generation without a cache: a pass over the whole sequence for every token.
-    fn plainly(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
+    fn greedy_without_cache(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
         let _guard = tch::no_grad_guard();
         let mut ids = prompt.to_vec();
         for _ in 0..n {
@@ -320,7 +320,7 @@ mod tests {
             received.push(id);
             true
         });
-        assert_eq!(all.as_ref().unwrap(), &plainly(&model, &prompt, 90));
+        assert_eq!(all.as_ref().unwrap(), &greedy_without_cache(&model, &prompt, 90));
         assert_eq!(all.unwrap(), received);
     }
 

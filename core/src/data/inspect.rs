@@ -228,11 +228,11 @@ fn measure(
     let Some(tokenizer) = spec.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain =
-            |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
+            |text: &Text| Completion { text: readable(text), ids: Vec::new(), mask: Vec::new() };
         let example = shown.then(|| Example {
             index,
             dropped: None,
-            prompt: prompt_written(pair),
+            prompt: readable_prompt(pair),
             chosen: plain(&pair.chosen),
             rejected: plain(&pair.rejected),
         });
@@ -273,37 +273,37 @@ fn measure(
 }
 
 /// A text in a readable form that does not need a chat template.
-fn written(text: &Text) -> String {
+fn readable(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
         Text::Messages(messages) => {
-            messages.iter().map(message_written).collect::<Vec<_>>().join("\n")
+            messages.iter().map(readable_message).collect::<Vec<_>>().join("\n")
         }
     }
 }
 
 /// A message with all its fields as text.
-fn message_written(message: &Message) -> String {
+fn readable_message(message: &Message) -> String {
     let extras: String = message
         .extras()
-        .map(|(name, value)| format!("\n  {name}: {}", value_written(value)))
+        .map(|(name, value)| format!("\n  {name}: {}", readable_value(value)))
         .collect();
     format!("{}: {}{extras}", message.role(), message.text())
 }
 
-fn value_written(value: &Value) -> String {
+fn readable_value(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A prompt as text, preceded by the tools and variables for its chat template.
-fn prompt_written(pair: &PreferencePair) -> String {
+fn readable_prompt(pair: &PreferencePair) -> String {
     let args = &pair.template_args;
     let [tools_column, variables_column] = TemplateArgs::COLUMNS;
     let tools =
         args.tools().map(|tools| format!("{tools_column}: {}\n", Value::from(tools.to_vec())));
     let variables = (!args.variables().is_empty())
         .then(|| format!("{variables_column}: {}\n", Value::Object(args.variables().clone())));
-    tools.into_iter().chain(variables).chain([written(&pair.prompt)]).collect()
+    tools.into_iter().chain(variables).chain([readable(&pair.prompt)]).collect()
 }
 
 fn characters(text: &Text) -> u64 {
@@ -312,7 +312,7 @@ fn characters(text: &Text) -> u64 {
         Text::Messages(messages) => {
             let extras = |m: &Message| {
                 m.extras()
-                    .map(|(_, value)| value_written(value).chars().count() as u64)
+                    .map(|(_, value)| readable_value(value).chars().count() as u64)
                     .sum::<u64>()
             };
             messages.iter().map(|m| m.text().chars().count() as u64 + extras(m)).sum()

@@ -162,7 +162,7 @@ impl<'r> Layering<'r> {
     /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of
     /// range. The error names the origin.
     pub fn resolve(mut self) -> Result<Resolved> {
-        self.plugins_are_there()?;
+        self.check_plugins()?;
         recipe::expand(&mut self.settings, self.registry)?;
         if self.starts_from_adapter {
             saved_adapter::expand(&mut self.settings, self.registry)?;
@@ -184,7 +184,7 @@ impl<'r> Layering<'r> {
 
     /// Removes the settings of `plugins`, and checks that the files they name are loaded. The
     /// resolved experiment lists the files that it uses instead.
-    fn plugins_are_there(&mut self) -> Result<()> {
+    fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {
             let files = match &given {
@@ -192,10 +192,10 @@ impl<'r> Layering<'r> {
                 RawValue::Text(text) => PluginFile::in_text(text),
             };
             for PluginFile { path, .. } in files {
-                let there = path
+                let loaded = path
                     .canonicalize()
                     .is_ok_and(|file| self.registry.loaded().iter().any(|l| l.path == file));
-                if !there {
+                if !loaded {
                     return Err(Error::new(format!(
                         "the plugin `{}` ({origin}) is not loaded",
                         path.display()
