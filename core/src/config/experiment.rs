@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::flag::{Flag, Group};
-use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, written};
+use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, toml_text};
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
 
@@ -166,7 +166,7 @@ impl Experiment {
     /// value that is not set is written as `"none"` and not left out, because its default may be a
     /// value.
     pub fn to_toml(&self) -> String {
-        written::toml(&self.to_json(), &Origins::default())
+        toml_text::write(&self.to_json(), &Origins::default())
     }
 
     /// Writes the experiment as JSON.

@@ -30,9 +30,9 @@ mod schema;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod toml_text;
 mod train;
 mod value;
-mod written;
 
 pub(crate) use changes::{changed_fields, flat, shown};
 pub use choice::Choice;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::path_fields::{STDIN, in_section};
 use super::place::{physical, stored};
 use super::record::SECTION;
-use super::{Experiment, Origins, Record, written};
+use super::{Experiment, Origins, Record, toml_text};
 use crate::registry::{Kind, Registry};
 
 /// Applies `change` to every path of an experiment.
@@ -62,7 +62,7 @@ pub(crate) fn recorded(
     map_paths(&mut experiment, registry, &|path| stored(Path::new(path), &run, &here));
     let mut json = experiment.to_json();
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
-    let text = written::toml(&json, &Origins::default());
+    let text = toml_text::write(&json, &Origins::default());
     let explains = "# Written by `reprpo run`. Relative paths in this file are resolved against \
         its folder. The model
 # and the data that they lead to are compared with these fingerprints.";

@@ -1,6 +1,6 @@
 //! The result of merging all layers of settings.
 
-use super::{Experiment, Origins, written};
+use super::{Experiment, Origins, toml_text};
 
 /// An experiment and the origins of its values.
 #[derive(Debug)]
@@ -14,6 +14,6 @@ pub struct Resolved {
 impl Resolved {
     /// The experiment as TOML with a comment after each value that names its origin.
     pub fn to_toml_with_origins(&self) -> String {
-        written::toml(&self.experiment.to_json(), &self.origins)
+        toml_text::write(&self.experiment.to_json(), &self.origins)
     }
 }

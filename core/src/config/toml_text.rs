@@ -6,7 +6,7 @@ use super::Origins;
 
 /// Writes `experiment` as TOML, first its top-level values and then its sections, each in order. A
 /// value with an entry in `origins` is followed by a comment that names its origin.
-pub(super) fn toml(experiment: &Value, origins: &Origins) -> String {
+pub(super) fn write(experiment: &Value, origins: &Origins) -> String {
     let Some(root) = experiment.as_object() else { return String::new() };
     let mut text = String::new();
     let top: Vec<_> = root.iter().filter(|(_, v)| !v.is_object()).collect();
