@@ -69,12 +69,12 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
     let (experiment, limit) = length_limit.apply(experiment);
-    let judged = eval::read(&session, &experiment)?;
+    let splits = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
-    describe(&judged, app);
+    describe(&splits, app);
     eval::evaluate(
         &session,
-        &judged,
+        &splits,
         [None, adapted.as_ref()],
         &experiment,
         app.registry,
@@ -89,9 +89,9 @@ fn is_reduced(split: &EvalSplit) -> bool {
 }
 
 /// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
-pub fn describe(judged: &[EvalSplit], app: &App<'_>) {
+pub fn describe(splits: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
-    for split in judged {
+    for split in splits {
         findings.merge(&split.data.findings);
         if is_reduced(split) {
             app.printer.note(&split.describe());
@@ -135,16 +135,16 @@ pub fn score(
     let (experiment, limit) = length_limit.apply(experiment);
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
-    let judged = splits
+    let splits = splits
         .into_iter()
         .map(|info| Ok(EvalSplit { data: session.tokenise_all(&info.name, train, None)?, info }))
         .collect::<Result<Vec<_>>>()?;
-    if judged.iter().any(is_reduced) {
+    if splits.iter().any(is_reduced) {
         app.printer.note(&limit);
     }
-    describe(&judged, app);
+    describe(&splits, app);
     let mut scores = Vec::new();
-    for EvalSplit { info, data } in &judged {
+    for EvalSplit { info, data } in &splits {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
         let scored = eval::score_pairs(
             &session.model,

@@ -273,7 +273,7 @@ pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     session: &Session,
-    judged: &[EvalSplit],
+    splits: &[EvalSplit],
     [began, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
@@ -283,8 +283,8 @@ pub fn evaluate(
     let config = &experiment.eval;
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
     let completions = if config.completions > 0 {
-        let splits: Vec<SplitInfo> = judged.iter().map(|split| split.info.clone()).collect();
-        match completions(session, &splits, [began, adapted], experiment, stop, progress) {
+        let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
+        match completions(session, &infos, [began, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
                 // The completions are only for people to read, so a problem with them, for example
                 // with an unusual tokenizer, must not prevent the scores.
@@ -300,7 +300,7 @@ pub fn evaluate(
     } else {
         None
     };
-    for EvalSplit { info: split, data } in judged {
+    for EvalSplit { info: split, data } in splits {
         let pairs = &data.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
