@@ -19,9 +19,9 @@ pub struct ExperimentArgs {
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,
     #[command(flatten)]
-    start: FieldFlags<StartFlags>,
-    #[command(flatten)]
     method: FieldFlags<MethodFlags>,
+    #[command(flatten)]
+    start: FieldFlags<StartFlags>,
     #[command(flatten)]
     data: DataFlags<RunData>,
     #[command(flatten)]

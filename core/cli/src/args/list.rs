@@ -50,7 +50,7 @@ impl ListKind {
     }
 }
 
-/// Describe a plugin or a recipe: its formula, needs, fields and reference, or the values it sets.
+/// Describe a plugin (formula, needs, fields, reference) or a recipe (the values it sets).
 #[derive(Args)]
 pub struct ExplainArgs {
     /// Name from `reprpo list`.

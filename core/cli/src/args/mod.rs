@@ -100,7 +100,9 @@ const GENERAL: &str = "General";
 pub enum Color {
     /// Only on a terminal.
     Auto,
+    /// Also if the output goes to a file or a pipe.
     Always,
+    /// No colour.
     Never,
 }
 
