@@ -129,8 +129,8 @@ fn parts_and_columns_are_named_by_flags() {
     for (split, why) in [
         (
             "train[x:]",
-            "error: the split `train[x:]` is not valid\n  because `x` is not a number of pairs or a \
-                percentage\n\nhint: valid: `train`",
+            "error: the split `train[x:]` is not valid\n  because `x` is not a number of pairs or \
+                a percentage\n\nhint: valid: `train`",
         ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
         ("train[10:]", "error: the split `train[10:]` has an empty part"),

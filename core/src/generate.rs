@@ -64,8 +64,8 @@ impl Sampling {
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Ids of the tokens that end a completion, sorted. They are the ids in `named`, which come from the
-/// model's files, the tokenizer's EOS token, and the tokens with which chat models end a turn.
+/// Ids of the tokens that end a completion, sorted. They are the ids in `named`, which come from
+/// the model's files, the tokenizer's EOS token, and the tokens with which chat models end a turn.
 pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -131,8 +131,8 @@ impl Answer {
 }
 
 impl Generator<'_> {
-    /// Continues `prompt`. `on_text` receives the text that each token adds, which may be empty, and
-    /// returns false to stop.
+    /// Continues `prompt`. `on_text` receives the text that each token adds, which may be empty,
+    /// and returns false to stop.
     ///
     /// # Errors
     /// Fails as [`generate`] does, and also if the model does not have a token of the prompt, or if
@@ -190,8 +190,8 @@ impl Generator<'_> {
 /// generation.
 ///
 /// # Errors
-/// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or if
-/// libtorch fails.
+/// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or
+/// if libtorch fails.
 pub fn generate(
     model: &Model,
     adapted: Option<&Adapted>,

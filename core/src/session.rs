@@ -114,8 +114,8 @@ impl Session {
     /// is loaded.
     ///
     /// # Errors
-    /// Fails if the device is not available, or if the data set, the model or its tokenizer cannot be
-    /// read.
+    /// Fails if the device is not available, or if the data set, the model or its tokenizer cannot
+    /// be read.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
@@ -213,8 +213,8 @@ impl Session {
 
 /// The context length of a model in tokens, if its configuration states it.
 ///
-/// For rotary embeddings of type `dynamic` this is `factor` times `max_position_embeddings`, because
-/// the latter is only the length up to which the positions are not scaled.
+/// For rotary embeddings of type `dynamic` this is `factor` times `max_position_embeddings`,
+/// because the latter is only the length up to which the positions are not scaled.
 pub fn context(config: &Value) -> Option<usize> {
     let of = |config: &Value| {
         let tokens = ["max_position_embeddings", "n_positions"]

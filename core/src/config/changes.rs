@@ -25,8 +25,8 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
     fields
 }
 
-/// The paths of the fields in which two experiments differ, with both values. A missing field counts
-/// as null.
+/// The paths of the fields in which two experiments differ, with both values. A missing field
+/// counts as null.
 pub(crate) fn changed_fields(
     then: &BTreeMap<String, Value>,
     now: &BTreeMap<String, Value>,

@@ -25,8 +25,8 @@ fn declared() -> Vec<Flag> {
     all
 }
 
-/// Fills in the parts of a declared flag that follow from its field. `section` is the section of the
-/// field; empty for a top-level field.
+/// Fills in the parts of a declared flag that follow from its field. `section` is the section of
+/// the field; empty for a top-level field.
 fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     let (own, shared) = (field.name.as_str(), flag.field.as_str());
     let (path, name) = match (section, shared) {
@@ -90,6 +90,10 @@ mod tests {
         assert!(
             all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list)
         );
-        assert!(all.iter().all(|flag| !flag.help.is_empty() && flag.switch.is_some() == flag.value.is_empty()), "{all:?}");
+        assert!(all.iter().all(|flag| !flag.help.is_empty()), "{all:?}");
+        assert!(
+            all.iter().all(|flag| flag.switch.is_some() == flag.value.is_empty()),
+            "a flag has either a value or a switch: {all:?}"
+        );
     }
 }

@@ -4,8 +4,8 @@
 use std::path::{Component, Path, PathBuf};
 
 /// The form in which the run in the folder `run` stores `path`. It is relative to `run` if both are
-/// below the current folder `here`, or if `path` is below the parent folder of the run. Otherwise it
-/// is absolute.
+/// below the current folder `here`, or if `path` is below the parent folder of the run. Otherwise
+/// it is absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = at_place(path);
     let shared =

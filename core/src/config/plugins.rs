@@ -1,5 +1,5 @@
-//! The plugin files of an experiment. They are read and loaded before the rest of the configuration,
-//! because the valid fields depend on the plugins.
+//! The plugin files of an experiment. They are read and loaded before the rest of the
+//! configuration, because the valid fields depend on the plugins.
 
 use std::path::{Path, PathBuf};
 
@@ -47,8 +47,8 @@ impl PluginFile {
     /// Loads the plugin into `registry`.
     ///
     /// # Errors
-    /// Fails if the file is not a plugin for this build, if its digest differs, or if a name that it
-    /// registers is taken.
+    /// Fails if the file is not a plugin for this build, if its digest differs, or if a name that
+    /// it registers is taken.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {

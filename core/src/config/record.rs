@@ -15,8 +15,8 @@ use crate::registry::{Kind, Registry};
 /// Name of the section of a run's `config.toml` that contains its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// The folder and the fingerprints that a run records in its `config.toml`. Relative paths in a file
-/// with such a record are resolved against the file's folder.
+/// The folder and the fingerprints that a run records in its `config.toml`. Relative paths in a
+/// file with such a record are resolved against the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Folder of the run at the time of writing.
@@ -102,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes only the paths of plugin files absolute. Plugins are loaded before the other fields can
-    /// be interpreted.
+    /// Makes only the paths of plugin files absolute. Plugins are loaded before the other fields
+    /// can be interpreted.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()

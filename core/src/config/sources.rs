@@ -42,7 +42,8 @@ impl Sources {
         self.records.clear();
     }
 
-    /// The configuration file and the record of the run that the value of `field` came from, if any.
+    /// The configuration file and the record of the run that the value of `field` came from, if
+    /// any.
     fn record(&self, field: &str) -> Option<(&Path, &Record)> {
         match self.origins.get(field) {
             Some(Origin::File(file)) => {

@@ -544,8 +544,8 @@ fn errors_about_values_name_the_origin() {
         set("dtype=f16"),
         "`dtype` is not valid (--set)\n  because `f16` has too small a range: gradients underflow \
             to 0 in it, and loss scaling would change the gradients that methods read; choose \
-            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: see `reprpo config \
-            schema` for all fields"
+            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: see `reprpo \
+            config schema` for all fields"
     );
     assert_eq!(
         set("dtype=fp8"),

@@ -25,7 +25,8 @@ fn lines(text: &mut String, prefix: &str, values: &[(&String, &Value)], origins:
         .iter()
         .map(|(key, value)| format!("{} = {}", self::key(key), self::value(value)))
         .collect();
-    // Align the comments, but ignore very long values, which would push all comments off the screen.
+    // Align the comments, but ignore very long values, which would push all comments off the
+    // screen.
     let width = written.iter().map(|w| w.chars().count()).filter(|w| *w <= 48).max().unwrap_or(0);
     for ((key, _), line) in values.iter().zip(written) {
         match origins.get(&format!("{prefix}{key}")) {

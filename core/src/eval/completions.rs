@@ -23,13 +23,13 @@ struct PromptTokens {
     ids: Vec<i64>,
 }
 
-/// Continues the first different prompts of one of `splits` with greedy decoding: once with `began`,
-/// the adapter that training began with (`None` for the base model), and once with `adapted` if
-/// there is one. Returns `None` if there are no splits.
+/// Continues the first different prompts of one of `splits` with greedy decoding: once with
+/// `began`, the adapter that training began with (`None` for the base model), and once with
+/// `adapted` if there is one. Returns `None` if there are no splits.
 ///
 /// # Errors
-/// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when `stop`
-/// becomes true.
+/// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when
+/// `stop` becomes true.
 pub fn completions(
     session: &Session,
     splits: &[SplitInfo],

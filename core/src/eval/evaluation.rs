@@ -134,8 +134,8 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if all of it
-    /// was scored.
+    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if all of
+    /// it was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
             ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {
@@ -245,8 +245,8 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Reads and tokenises the splits that the experiment scores. This is a separate step so that errors
-/// in the data are found before anything is computed.
+/// Reads and tokenises the splits that the experiment scores. This is a separate step so that
+/// errors in the data are found before anything is computed.
 ///
 /// # Errors
 /// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable

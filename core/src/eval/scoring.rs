@@ -13,8 +13,8 @@ use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
-/// Scores every pair, in the given order, with the adapter if one is given. Several pairs are scored
-/// in one forward pass of at most `tokens` tokens; a longer pair has its own pass.
+/// Scores every pair, in the given order, with the adapter if one is given. Several pairs are
+/// scored in one forward pass of at most `tokens` tokens; a longer pair has its own pass.
 ///
 /// # Errors
 /// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.

@@ -270,7 +270,8 @@ impl Figures {
     }
 }
 
-/// The value with the 2.5th and 97.5th percentile of `resampled`; `None` if the value is not finite.
+/// The value with the 2.5th and 97.5th percentile of `resampled`; `None` if the value is not
+/// finite.
 fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     if !value.is_finite() {
         return None;

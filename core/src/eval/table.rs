@@ -22,8 +22,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Creates a table with the splits in the order train, test, oos, rnd, followed by all others in
-    /// the given order.
+    /// Creates a table with the splits in the order train, test, oos, rnd, followed by all others
+    /// in the given order.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
         let place = |s: &SplitSummary| {
             ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)

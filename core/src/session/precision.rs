@@ -5,8 +5,8 @@ use tch::{Device, Kind};
 use crate::config::Dtype;
 use crate::ffi;
 
-/// The precision that `dtype` selects on a device. Also returns a message for the user if the device
-/// does not support the usual precision, or if it is slow in the chosen one.
+/// The precision that `dtype` selects on a device. Also returns a message for the user if the
+/// device does not support the usual precision, or if it is slow in the chosen one.
 pub fn precision(dtype: Dtype, device: Device) -> (Kind, Option<String>) {
     choose(dtype, device, ffi::bf16_supported(device), ffi::compute_capability(device))
 }

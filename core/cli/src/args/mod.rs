@@ -1,8 +1,8 @@
 //! The command line: one file for each command, and one for each group of flags that several
 //! commands share.
 //!
-//! A flag that sets a field of the experiment is declared by the field. A command chooses the groups
-//! of flags that it takes.
+//! A flag that sets a field of the experiment is declared by the field. A command chooses the
+//! groups of flags that it takes.
 
 mod config;
 mod data;

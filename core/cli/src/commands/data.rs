@@ -332,7 +332,7 @@ fn example_text(example: &Example) -> String {
         (Some(why), _) => format!("dropped, {why}"),
         (None, true) => "not tokenised".to_owned(),
         (None, false) => format!(
-            "{prompt} prompt tokens, ⟨{} or {}⟩ trained on",
+            "{prompt} prompt tokens, ⟨{}⟩ chosen, ⟨{}⟩ rejected",
             of(&example.chosen.mask),
             of(&example.rejected.mask)
         ),

@@ -94,7 +94,8 @@ fn short_text(
         text.push_str(&format!("\x1b[1m{kind}\x1b[0m\n"));
         lines.iter().for_each(|line| text.push_str(&line.text(width)));
     }
-    text + "\nSee `reprpo explain NAME` for details, and `reprpo list --long` for references and files.\n"
+    text + "\nSee `reprpo explain NAME` for details, and `reprpo list --long` for references and \
+        files.\n"
 }
 
 /// A line of the short list.
@@ -178,7 +179,8 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
     grid.plain()
 }
 
-/// The crate and version of a plugin, and the name of the file that it was loaded from or "built in".
+/// The crate and version of a plugin, and the name of the file that it was loaded from or "built
+/// in".
 fn from(entry: Entry, registry: &Registry) -> String {
     place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }

@@ -50,8 +50,8 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// A table with one row per pair. Below it, one line per split counts the pairs that were dropped or
-/// cut.
+/// A table with one row per pair. Below it, one line per split counts the pairs that were dropped
+/// or cut.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);

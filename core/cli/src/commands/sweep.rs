@@ -309,8 +309,8 @@ fn advance(
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// The folder of the sweep: `--out`, which may already contain some of its runs, or the first unused
-/// name below `runs/`.
+/// The folder of the sweep: `--out`, which may already contain some of its runs, or the first
+/// unused name below `runs/`.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),

@@ -1,8 +1,8 @@
 //! Layers of settings, and the experiment that they resolve to.
 //!
-//! A layer is a list of settings, each of which has a path, a value and an origin. Settings are only
-//! checked when all layers are known, because the valid fields depend on the plugins that are chosen
-//! in the end.
+//! A layer is a list of settings, each of which has a path, a value and an origin. Settings are
+//! only checked when all layers are known, because the valid fields depend on the plugins that are
+//! chosen in the end.
 
 mod assembly;
 mod choices;
@@ -95,8 +95,8 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Reads the table of a configuration file. If the file was written by a run, its relative paths
-    /// are resolved against the file's folder.
+    /// Reads the table of a configuration file. If the file was written by a run, its relative
+    /// paths are resolved against the file's folder.
     fn resolved(&mut self, path: &Path) -> Result<toml::Table> {
         let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
