@@ -40,7 +40,7 @@ fn result(
     args: &RunArgs,
     app: &App<'_>,
 ) -> Result<()> {
-    app.printer.note(&format!("run written to `{}`", folder.display()));
+    app.printer.note(&format!("the run is in `{}`", folder.display()));
     match (evaluation, args.json) {
         (Some(evaluation), true) => {
             let mut json = evaluation.json();

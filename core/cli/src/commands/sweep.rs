@@ -218,7 +218,7 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
         format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), dropped_and_cut(&rows))
             .as_bytes(),
     )?;
-    app.printer.note(&format!("\nsweep written to `{}`", out.display()));
+    app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
     if args.json {
         app.printer.json(&json)?
     } else {
