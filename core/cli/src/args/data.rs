@@ -94,10 +94,10 @@ pub struct PairsArgs<C: PairReader> {
     #[command(flatten)]
     pub data: DataFlags<C>,
     /// Do not append an end-of-sequence token to completions.
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, help_heading = "Data")]
     pub no_eos: bool,
     /// Do not add the tokenizer's own special tokens, such as BOS, to plain text.
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, help_heading = "Data")]
     pub no_special_tokens: bool,
     /// Read only the first N pairs of each split.
     #[arg(long, value_name = "N", help_heading = "Data")]
