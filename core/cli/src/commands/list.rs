@@ -53,44 +53,27 @@ fn short_text(
     models: &[KnownModel],
     registry: &Registry,
 ) -> String {
+    let line = |name: &str, summary: &str, remark| ListLine {
+        name: name.to_owned(),
+        summary: summary.to_owned(),
+        remark,
+    };
+    let plugin = |entry: Entry| line(entry.about().name, entry.about().summary, "");
+    let model = |model: &KnownModel| {
+        let remark = if model.path.is_some() { "" } else { " (not downloaded)" };
+        line(model.name, model.summary, remark)
+    };
+    let recipe = |recipe: &&Recipe| line(&recipe.name, &recipe.summary, "");
     let mut groups: Vec<(String, Vec<ListLine>)> = kinds
         .iter()
-        .map(|kind| {
-            let lines = registry.of(*kind).map(|entry| ListLine {
-                name: entry.about().name.to_owned(),
-                summary: entry.about().summary.to_owned(),
-                remark: "",
-            });
-            (kind.plural(), lines.collect())
-        })
+        .map(|kind| (kind.plural(), registry.of(*kind).map(plugin).collect()))
         .collect();
-    groups.push((
-        "recipes".to_owned(),
-        recipes
-            .iter()
-            .map(|recipe| ListLine {
-                name: recipe.name.clone(),
-                summary: recipe.summary.clone(),
-                remark: "",
-            })
-            .collect(),
-    ));
-    groups.push((
-        "models".to_owned(),
-        models
-            .iter()
-            .map(|model| ListLine {
-                name: model.name.to_owned(),
-                summary: model.summary.to_owned(),
-                remark: if model.path.is_some() { "" } else { " (not downloaded)" },
-            })
-            .collect(),
-    ));
+    groups.push(("recipes".to_owned(), recipes.iter().map(recipe).collect()));
+    groups.push(("models".to_owned(), models.iter().map(model).collect()));
     groups.retain(|(_, lines)| !lines.is_empty());
-    let names = groups.iter().flat_map(|(_, lines)| lines);
-    let width = names.map(|line| line.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for (kind, lines) in &groups {
+        let width = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0);
         text.push_str(&format!("\x1b[1m{kind}\x1b[0m\n"));
         lines.iter().for_each(|line| text.push_str(&line.text(width)));
     }
@@ -115,10 +98,23 @@ impl ListLine {
     }
 }
 
-/// Shortens a summary to at most `room` characters. It ends after a word, followed by an ellipsis.
+/// Shortens a summary to at most `room` characters. It is cut at the end of a clause, unless less
+/// than a third of the room would be used. In that case it is cut after a word, followed by an
+/// ellipsis.
 fn shortened(summary: &str, room: usize) -> String {
-    if summary.chars().count() <= room {
+    let length = |text: &str| text.chars().count();
+    if length(summary) <= room {
         return summary.to_owned();
+    }
+    let clause = [", ", "; ", ": ", " ("]
+        .iter()
+        .flat_map(|end| summary.match_indices(end))
+        .map(|(at, _)| &summary[..at])
+        .filter(|head| length(head) <= room && 3 * length(head) >= room)
+        .filter(|head| head.matches('(').count() == head.matches(')').count())
+        .max_by_key(|head| head.len());
+    if let Some(clause) = clause {
+        return clause.to_owned();
     }
     let mut short = String::new();
     for word in summary.split(' ') {
@@ -274,8 +270,10 @@ mod tests {
     #[test]
     fn long_summaries_are_shortened_to_the_width() {
         assert_eq!(shortened("one, two, three", 15), "one, two, three");
-        assert_eq!(shortened("one, two, three", 14), "one, two …");
-        assert_eq!(shortened("one, two, three", 8), "one …");
+        assert_eq!(shortened("one, two, three", 14), "one, two");
+        assert_eq!(shortened("one, two three four", 15), "one, two …");
+        assert_eq!(shortened("one two (three, four)", 16), "one two");
+        assert_eq!(shortened("one two three", 11), "one two …");
         let line =
             |remark| ListLine { name: "name".into(), summary: "word ".repeat(40), remark }.text(12);
         for remark in ["", " (not downloaded)"] {
