@@ -25,10 +25,39 @@ fn no_arguments_print_the_help_and_are_a_usage_error() {
 #[test]
 fn help_goes_to_stdout_and_has_headings_and_examples() {
     let long = stdout(&reprpo(&["run", "--help"]));
-    for part in ["Model:", "Data:", "Method:", "Training:", "Output:", "Examples:"] {
-        assert!(long.contains(part), "{part}\n{long}");
-    }
+    let topics = [
+        "Model:",
+        "Method:",
+        "Data:",
+        "Training:",
+        "Evaluation:",
+        "Output:",
+        "Plugins and configuration:",
+        "General:",
+    ];
+    // Headings are the lines without indentation.
+    let headings: Vec<&str> =
+        long.lines().filter(|line| topics.contains(line) || *line == "Options:").collect();
+    assert_eq!(headings, topics, "{long}");
+    assert!(long.contains("\nExamples:\n"), "{long}");
     assert!(!stdout(&reprpo(&["run", "-h"])).contains("Examples:"));
+}
+
+#[test]
+fn the_help_lists_the_commands_by_topic() {
+    let help = stdout(&reprpo(&["--help"]));
+    let (_, commands) = help.split_once("\nCommands:\n").expect("a list of commands");
+    let names: Vec<&str> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(
+        names.join(" "),
+        "doctor selftest list explain model run sweep config eval score generate chat states \
+            export data new plugin help"
+    );
 }
 
 #[test]
@@ -73,8 +102,8 @@ fn eval_says_what_a_folder_should_hold() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         stderr(&output),
-        "error: there is neither a run nor an adapter in `.`\n\nhint: a run has a `config.toml`, \
-            an adapter an `adapter_config.json`\n"
+        "error: there is neither a run nor an adapter in `.`\n\nhint: give a folder with a \
+            `config.toml` (a run) or an `adapter_config.json` (an adapter)\n"
     );
 }
 
@@ -84,8 +113,9 @@ fn resume_says_what_a_run_holds() {
     let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output)
-            .starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "),
+        stderr(&output).starts_with(
+            "error: there is no run in `.`, because the folder has no `config.toml`\n\nhint: "
+        ),
         "{}",
         stderr(&output)
     );
@@ -168,16 +198,17 @@ fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
     let list = |args: &[&str]| in_folder(args, folder.path(), &[("REPRPO_CACHE", cache)]);
     let listed = json(&list(&["list", "models", "--json"]));
     assert_eq!((&listed[0]["kind"], &listed[0]["fetched"]), (&"model".into(), &false.into()));
-    let text = stdout(&list(&["list", "models"]));
-    for part in ["not here yet", "cargo xtask model", "org/name"] {
+    let text = stdout(&list(&["list", "models", "--long"]));
+    for part in ["not downloaded", "cargo xtask model", "org/name"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
+    assert!(stdout(&list(&["list", "models"])).contains(" (not downloaded)\n"));
     assert!(stdout(&list(&["doctor"])).contains("none of the"));
     let name = listed[0]["name"].as_str().expect("a name");
     std::fs::create_dir_all(folder.path().join("models").join(name)).expect("made");
     std::fs::write(folder.path().join("models").join(name).join("x.gguf"), "").expect("written");
     assert_eq!(json(&list(&["list", "models", "--json"]))[0]["fetched"], true);
-    assert!(stdout(&list(&["list"])).contains("here, in `"));
+    assert!(stdout(&list(&["list", "--long"])).contains(&format!("in `{cache}")));
 }
 
 #[test]
@@ -203,7 +234,7 @@ fn a_value_of_another_type_is_told_in_plain_words() {
     let output = reprpo(&["config", "show", "--seed", "-1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("`train.seed` is not right (flag --seed)"),
+        stderr(&output).contains("`train.seed` is not valid (flag --seed)"),
         "{}",
         stderr(&output)
     );
@@ -255,7 +286,7 @@ mod with_built_ins {
 
     #[test]
     fn every_kind_is_listed() {
-        let text = stdout(&reprpo(&["list"]));
+        let (short, long) = (stdout(&reprpo(&["list"])), stdout(&reprpo(&["list", "--long"])));
         for word in [
             "interventions",
             "dpo",
@@ -277,9 +308,39 @@ mod with_built_ins {
             "synthetic",
             "models",
         ] {
-            assert!(text.contains(word), "{word}\n{text}");
+            assert!(short.contains(word), "{word}\n{short}");
+            assert!(long.contains(word), "{word}\n{long}");
         }
-        assert!(!stdout(&reprpo(&["list", "adapters"])).contains("dpo"));
+        for args in [&["list", "adapters"][..], &["list", "adapters", "--long"]] {
+            assert!(!stdout(&reprpo(args)).contains("dpo"));
+        }
+    }
+
+    #[test]
+    fn the_short_list_has_a_line_for_each_name_and_nothing_else_about_it() {
+        let text = stdout(&reprpo(&["list"]));
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        let listed = json(&reprpo(&["list", "--json"]));
+        let names: Vec<&str> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|entry| entry["name"].as_str().expect("a name"))
+            .collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(lines, names, "{text}");
+        for (part, why) in [
+            ("needs log-probabilities", "needs"),
+            ("Rafailov", "a reference"),
+            ("reprpo-methods", "a crate"),
+        ] {
+            assert!(!text.contains(part), "the short list must not have {why}\n{text}");
+            assert!(stdout(&reprpo(&["list", "--long"])).contains(part), "{why}");
+        }
     }
 
     #[test]
@@ -416,7 +477,7 @@ mod with_built_ins {
         let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
         assert_eq!(output.status.code(), Some(1));
         assert!(
-            stderr(&output).starts_with("error: `.` exists already\n\nhint: give another `--out`"),
+            stderr(&output).starts_with("error: `.` already exists\n\nhint: give another `--out`"),
             "{}",
             stderr(&output)
         );
@@ -445,7 +506,7 @@ mod with_built_ins {
             .map(|r| r["name"].as_str().expect("a name"))
             .collect();
         assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
-        assert!(stdout(&reprpo(&["list", "recipes"])).contains("`--recipe NAME`"));
+        assert!(stdout(&reprpo(&["list", "recipes", "--long"])).contains("`--recipe NAME`"));
         for name in names {
             let text = stdout(&reprpo(&["explain", name]));
             for part in [

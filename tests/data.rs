@@ -25,7 +25,8 @@ fn without_a_model_it_counts_characters_and_says_so() {
     let text = stdout(&output);
     assert!(
         stderr(&output).starts_with(
-            "lengths are characters: the model `smollm2-135m-instruct` is not on this machine"
+            "lengths are in characters, because the model `smollm2-135m-instruct` is not on this \
+                machine"
         ),
         "{}",
         stderr(&output)
@@ -34,7 +35,7 @@ fn without_a_model_it_counts_characters_and_says_so() {
         "pairs.jsonl, in characters\n",
         "4 pairs, plain text, 3 different prompts",
         "warning: repeated pairs: 1\n",
-        "warning: pairs whose completions are the same text: 1\n",
+        "warning: pairs whose completions are identical: 1\n",
         "characters       p50",
         "⟨Eight.⟩",
     ] {
@@ -69,7 +70,7 @@ fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
     let text = stdout(&reprpo(folder.path(), &args));
     for part in [
         "4 used, 1 of them cut to 24 tokens",
-        "tokens read, ⟨",
+        "prompt tokens, ⟨",
         "⟨Eight.<|im_end|>⟩",
         "spider?⏎",
         "Four \\u{1b}[31m",
@@ -128,8 +129,8 @@ fn parts_and_columns_are_named_by_flags() {
     for (split, why) in [
         (
             "train[x:]",
-            "error: the split `train[x:]` cannot be understood\n  because `x` is no number of \
-                pairs and no percentage\n\nhint: valid: `train`",
+            "error: the split `train[x:]` is not valid\n  because `x` is not a number of pairs or \
+                a percentage\n\nhint: valid: `train`",
         ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
         ("train[10:]", "error: the split `train[10:]` has an empty part"),
@@ -146,7 +147,7 @@ fn parts_and_columns_are_named_by_flags() {
             .starts_with("error: unknown part of a pair `promt`\n\nhint: did you mean `prompt`?")
     );
     assert!(wrong("prompt").starts_with(
-        "error: `--columns prompt` names no column\n\nhint: write `--columns prompt=question"
+        "error: `--columns prompt` does not name a column\n\nhint: write `--columns prompt=question"
     ));
     assert!(wrong("prompt=x").contains("there is no column `chosen`"));
 }

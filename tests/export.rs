@@ -128,7 +128,7 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
 
     assert!(
         error(dir.path(), &["export", "lora", "--merge", "--out", "half"])
-            .contains("`half` exists already")
+            .contains("`half` already exists")
     );
     train("loreft", &["--intervention", "sft"]);
     assert!(

@@ -348,6 +348,6 @@ fn a_data_set_of_the_hub_is_fetched_and_is_there_offline() {
         .expect("written");
     assert!(
         refused(&there.reprpo(&["data", "fetch", "pairs.jsonl"]))
-            .contains("`pairs.jsonl` is not a data set of the hub")
+            .contains("`pairs.jsonl` is not a Hugging Face data set")
     );
 }

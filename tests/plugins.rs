@@ -450,7 +450,7 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
     let told = told(&output);
     assert_eq!(output.status.code(), Some(1));
     for part in [
-        "skipped: `",
+        "skipped a plugin: `",
         "unknown intervention `twist`",
         &format!("plugin files searched: `{file}`"),
         "broken.so`; `reprpo plugin check FILE` says why",
@@ -481,7 +481,7 @@ fn a_listing_says_which_file_a_method_comes_from() {
     );
     assert_eq!(loaded["needs"], "log-probabilities of both completions");
     assert_eq!(find("dpo")["file"], Value::Null);
-    let output = reprpo(dir.path(), &["list", "interventions", "--plugin", &faults]);
+    let output = reprpo(dir.path(), &["list", "interventions", "--long", "--plugin", &faults]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         text.contains("faults 0.1.0, libfaults.so")
@@ -608,13 +608,13 @@ fn every_kind_of_new_crate_works_at_once() {
 fn a_new_crate_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     for (name, part) in [
-        ("dpo", "the intervention `dpo` exists already"),
-        ("Twist", "is no name for a plugin"),
+        ("dpo", "the intervention `dpo` already exists"),
+        ("Twist", "is not a valid name for a plugin"),
         ("serde", "a plugin depends on"),
     ] {
         assert!(error(dir.path(), &["new", "intervention", name]).contains(part), "{name}");
     }
     std::fs::create_dir(dir.path().join("there")).expect("a folder");
-    assert!(error(dir.path(), &["new", "tap", "there"]).contains("`there` exists already"));
+    assert!(error(dir.path(), &["new", "tap", "there"]).contains("`there` already exists"));
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1);
 }

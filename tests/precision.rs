@@ -65,7 +65,7 @@ fn computing_in_half_precision_is_refused_with_the_reason() {
             ],
         ));
         assert!(
-            text.starts_with("error: `dtype` is not right (flag --dtype)")
+            text.starts_with("error: `dtype` is not valid (flag --dtype)")
                 && text.contains(&format!("`{name}` has too small a range")),
             "{text}"
         );

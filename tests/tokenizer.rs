@@ -205,7 +205,7 @@ fn a_model_without_an_end_token_is_warned_about() {
         ("generation_config.json", &without),
     ];
     let warning = "warning: neither the model nor its tokenizer names a token that ends a \
-        completion, so each one has all of its 3 tokens";
+        completion, so every completion has 3 tokens";
     let generate = |model: &str| {
         done(&[
             "generate",

@@ -361,7 +361,7 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     );
     let log = stderr(&output);
     assert!(
-        log.contains("a pair may have 10 tokens (`train.max_length`, flag --max-length)\n"),
+        log.contains("pairs are limited to 10 tokens (`train.max_length`, flag --max-length)\n"),
         "{log}"
     );
     assert!(
@@ -377,8 +377,9 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
         "{table}"
     );
     assert!(
-        table
-            .ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"),
+        table.ends_with(
+            "\ntrain: pairs dropped: 1, scored but cut: 1; pairs are limited to 10 tokens\n"
+        ),
         "{table}"
     );
 
@@ -397,12 +398,13 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     ];
     let output = reprpo(dir.path(), &[&base[..], &ten].concat());
     assert!(
-        stdout(&output)
-            .ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"),
+        stdout(&output).ends_with(
+            "\ntrain: pairs dropped: 1, scored but cut: 1; pairs are limited to 10 tokens\n"
+        ),
         "{}",
         stdout(&output)
     );
-    assert!(stderr(&output).contains("a pair may have 10 tokens"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("pairs are limited to 10 tokens"), "{}", stderr(&output));
     let found: Value = serde_json::from_str(&stdout(&reprpo(
         dir.path(),
         &[&base[..], &ten, &["--json"]].concat(),
@@ -418,7 +420,7 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     );
     let whole =
         stderr(&reprpo(dir.path(), &[&base[..], &["--set", "dataset.bad_rows=skip"]].concat()));
-    assert!(whole.contains("pairs are scored whole, however long they are\n"), "{whole}");
+    assert!(whole.contains("pairs are scored in full, without a length limit\n"), "{whole}");
 }
 
 /// The two completions differ only in their length and are both longer than 512 tokens, so that cut
@@ -452,14 +454,15 @@ fn long_completions_are_scored_whole_or_reported_as_cut() {
     assert_eq!(lines(&output)[0]["truncated"], true);
     assert!(
         stderr(&output).contains(
-            "a pair may have 2048 tokens (`train.max_length`, flag \
+            "pairs are limited to 2048 tokens (`train.max_length`, flag \
             --max-length)\npairs to score in `train`: 1, 0 dropped, 1 cut\n"
         ),
         "{}",
         stderr(&output)
     );
     assert!(
-        stderr(&output).contains("the same tokens, once cut, and so have equal scores: 1\n"),
+        stderr(&output)
+            .contains("are identical after cutting, so that their scores are equal: 1\n"),
         "{}",
         stderr(&output)
     );
@@ -590,13 +593,13 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
     // The evaluation of a run keeps to the run's limit.
     let output = reprpo(here, &["eval", "out", "--device", "cpu", "--dtype", "f32"]);
     assert!(
-        stderr(&output).contains("a pair may have 9 tokens (`train.max_length`, file "),
+        stderr(&output).contains("pairs are limited to 9 tokens (`train.max_length`, file "),
         "{}",
         stderr(&output)
     );
     assert!(
         stdout(&output)
-            .contains("test: pairs dropped: 1, scored but cut: 1; a pair may have 9 tokens\n"),
+            .contains("test: pairs dropped: 1, scored but cut: 1; pairs are limited to 9 tokens\n"),
         "{}",
         stdout(&output)
     );
@@ -611,10 +614,10 @@ fn the_help_states_the_limits() {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    assert!(help(&["score"]).contains("no limit when not given"));
-    assert!(help(&["eval"]).contains("a run's own `train.max_length` when not given"));
-    assert!(help(&["data", "inspect"]).contains("512 when not given"));
-    assert!(help(&["data", "tokens"]).contains("no limit when not given"));
+    assert!(help(&["score"]).contains("Defaults to no limit"));
+    assert!(help(&["eval"]).contains("Defaults to the run's `train.max_length`, or to no limit"));
+    assert!(help(&["data", "inspect"]).contains("Defaults to 512"));
+    assert!(help(&["data", "tokens"]).contains("Defaults to no limit"));
     // `score` has the flags that the hints of data sets name.
     let score = help(&["score"]);
     assert!(

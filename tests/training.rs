@@ -941,7 +941,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
     let (out, phi3) = (dir.path().join("run"), golden.join("models/phi3").display().to_string());
     for (extra, says) in [
-        (vec!["--device", "cuda:77"], "the device `cuda:77` is not there"),
+        (vec!["--device", "cuda:77"], "the device `cuda:77` is not available"),
         (vec!["--device", "gpu"], "`device` is `gpu`"),
         (vec!["--model", "/no/such/model"], "/no/such/model"),
         (vec!["--intervention", "prefvec", "--layers", "99"], "layer `99`"),
@@ -1038,10 +1038,10 @@ fn a_sweep_runs_every_combination_and_goes_on_where_it_was_left() {
     std::fs::remove_dir_all(dir.path().join("grid/dpo-hra")).expect("it was there");
     let again = sweep("grid", &over);
     let text = String::from_utf8_lossy(&again.stderr);
-    assert!(again.status.success() && text.matches("it has ended already").count() == 3, "{text}");
+    assert!(again.status.success() && text.matches("already finished").count() == 3, "{text}");
     assert_eq!(serde_json::from_slice::<Vec<Value>>(&again.stdout).expect("JSON"), rows);
 
-    // Nobody reads what so many models say, unless it was asked for.
+    // Sweeps generate no sample completions unless they are configured.
     let config = |run: &str| {
         std::fs::read_to_string(dir.path().join(run).join("config.toml")).expect("a configuration")
     };

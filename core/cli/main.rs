@@ -1,8 +1,8 @@
-//! The `reprpo` binary: the command with the built-in methods and data sets.
+//! The `reprpo` binary: the command line with the built-in methods and data sets.
 
 use std::process::ExitCode;
 
-// Linked for what they register.
+// Linked so that its data sets are registered.
 use reprpo_datasets as _;
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! What this machine has and this program needs, checked where a person would look first.
+//! The checks of `reprpo doctor`: libtorch, the CPU, CUDA, the hub, the cache, and the plugins.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,30 +12,30 @@ use crate::hub::{Hub, Settings, cache_dir};
 use crate::plugin;
 use crate::weights::known_models;
 
-/// How a check came out.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it should be.
+    /// It works.
     Good,
-    /// Not there, and not needed.
+    /// It is missing, but not required.
     Absent,
-    /// Works, but not as well as this machine could.
+    /// It works, but not as well as it could on this machine.
     Limited,
-    /// Nothing will run like this.
+    /// It does not work, and nothing can run without it.
     Broken,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// Name of the check.
     pub name: &'static str,
-    /// How it came out.
+    /// The outcome.
     pub state: State,
-    /// What was found.
+    /// Description of what was found.
     pub found: String,
-    /// What to do about it.
+    /// Advice on how to fix or improve it.
     pub hint: Option<String>,
 }
 
@@ -50,9 +50,9 @@ impl Check {
     }
 }
 
-/// All checks, in the order in which a person should read them.
+/// Runs all checks, in the order in which `reprpo doctor` shows them.
 pub fn checks() -> Vec<Check> {
-    // Has to come before the first operation of libtorch.
+    // This must happen before the first operation of libtorch.
     load_cuda();
     let driver = driver();
     vec![
@@ -70,7 +70,7 @@ pub fn checks() -> Vec<Check> {
     ]
 }
 
-/// Computes with libtorch, and says which one it is.
+/// Checks that libtorch computes, and shows its version and folder.
 fn libtorch() -> Check {
     let found = format!("{LIBTORCH_VERSION}, in {}", libtorch_folder().display());
     let broken = |why: String| {
@@ -89,13 +89,13 @@ fn threads() -> Check {
     let check = Check::new("threads", State::Good, format!("{used} for tensors, {cores} cores"));
     if used > cores as i32 {
         Check { state: State::Limited, ..check }
-            .hint("more threads than cores slow each other down: set OMP_NUM_THREADS")
+            .hint("set OMP_NUM_THREADS to at most the number of cores; more threads are slower")
     } else {
         check
     }
 }
 
-/// The CPU's rate of matrix products in both precisions.
+/// Measures matrix products on the CPU in both precisions.
 fn cpu_speed() -> Check {
     match (rate(Kind::Float), rate(Kind::BFloat16)) {
         (Some(f32), Some(bf16)) => {
@@ -116,7 +116,8 @@ fn cpu_speed() -> Check {
     }
 }
 
-/// GFLOP/s of a 512 × 512 product, over about a tenth of a second.
+/// Measures the GFLOP/s of a 512 × 512 matrix product for about a tenth of a second; `None` if the
+/// product fails.
 pub fn rate(kind: Kind) -> Option<f64> {
     const N: i64 = 512;
     let a = Tensor::f_ones([N, N], (kind, Device::Cpu)).ok()?;
@@ -129,8 +130,8 @@ pub fn rate(kind: Kind) -> Option<f64> {
     Some(2.0 * (N * N * N) as f64 * f64::from(products) / start.elapsed().as_secs_f64() / 1e9)
 }
 
-/// Whether libtorch can use a card. `driver` describes the cards that the driver lists, if there is
-/// a driver.
+/// Checks that libtorch can use a GPU. `driver` describes the GPUs that the driver lists; `None` if
+/// there is no driver.
 fn cuda(driver: Option<&str>) -> Check {
     let limited = |found: &str| Check::new("cuda", State::Limited, found);
     match load_cuda() {
@@ -139,9 +140,9 @@ fn cuda(driver: Option<&str>) -> Check {
             let cudnn =
                 if tch::Cuda::cudnn_is_available() { "with cuDNN" } else { "without cuDNN" };
             match count {
-                0 => limited(&format!("CUDA {version} is loaded, but no card can be used")).hint(
-                    "`CUDA_VISIBLE_DEVICES` may hide the cards, or the driver may be too \
-                        old: `nvidia-smi` shows the newest CUDA that it serves",
+                0 => limited(&format!("CUDA {version} is loaded, but no GPU can be used")).hint(
+                    "check that `CUDA_VISIBLE_DEVICES` does not hide the GPUs, and that the driver \
+                        is new enough: `nvidia-smi` shows the newest CUDA that it supports",
                 ),
                 1 => Check::new("cuda", State::Good, format!("CUDA {version}, 1 device, {cudnn}")),
                 _ => Check::new(
@@ -164,24 +165,20 @@ fn cuda(driver: Option<&str>) -> Check {
             {why}"
         ))
         .hint(&libtorch_hint(true)),
-        CudaLibrary::NoDriver if driver.is_some() => limited(
-            "the system lists NVIDIA cards, but \
-            `libcuda.so.1` cannot be opened",
-        )
-        .hint(
-            "a container sees the driver's libraries if it is started with the NVIDIA \
-                runtime, as with `docker run --gpus all`",
-        ),
-        CudaLibrary::NoDriver => Check::new(
-            "cuda",
-            State::Absent,
-            "no NVIDIA driver: everything \
-            runs on the CPU",
-        ),
+        CudaLibrary::NoDriver if driver.is_some() => {
+            limited("the system lists NVIDIA GPUs, but `libcuda.so.1` cannot be opened").hint(
+                "if this is a container, start it with the NVIDIA runtime, e.g. \
+                `docker run --gpus all`",
+            )
+        }
+        CudaLibrary::NoDriver => {
+            Check::new("cuda", State::Absent, "no NVIDIA driver: everything runs on the CPU")
+        }
     }
 }
 
-/// What the driver says of the cards, one line each; `None` without a driver.
+/// Names and memory of the GPUs that the driver lists, separated by semicolons; `None` without a
+/// driver.
 fn driver() -> Option<String> {
     let smi = Command::new("nvidia-smi")
         .args(["--query-gpu=name,memory.total", "--format=csv,noheader"])
@@ -197,7 +194,7 @@ fn driver() -> Option<String> {
                 .join("; "),
         );
     }
-    // A container may have the driver without its tool.
+    // A container may have the driver without `nvidia-smi`.
     let cards: Vec<String> = std::fs::read_dir("/proc/driver/nvidia/gpus")
         .ok()?
         .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("information")).ok())
@@ -211,23 +208,23 @@ fn driver() -> Option<String> {
 fn card(driver: Option<String>) -> Check {
     match driver {
         Some(cards) if !cards.is_empty() => Check::new("card", State::Good, cards),
-        Some(_) => Check::new("card", State::Absent, "the driver lists no card"),
+        Some(_) => Check::new("card", State::Absent, "the driver lists no GPU"),
         None => Check::new("card", State::Absent, "none"),
     }
 }
 
-/// Where models and data are kept between runs.
+/// The folder in which downloaded models are stored.
 fn cache() -> Check {
     let folder = cache_dir();
     let shown = folder.display().to_string();
     if folder.is_dir() {
         Check::new("cache", State::Good, shown)
     } else {
-        Check::new("cache", State::Absent, format!("{shown}, not made yet"))
+        Check::new("cache", State::Absent, format!("{shown}, not created yet"))
     }
 }
 
-/// The known models that are here, and how to get one where none is.
+/// The known models that are on this machine, or how to download one if there are none.
 fn models() -> Check {
     let known = known_models();
     let here: Vec<&str> = known.iter().filter(|m| m.path.is_some()).map(|m| m.name).collect();
@@ -235,14 +232,15 @@ fn models() -> Check {
         (true, Some(first)) => Check::new(
             "models",
             State::Absent,
-            format!("none of the {} known by name is here", known.len()),
+            format!("none of the {} known models is on this machine", known.len()),
         )
         .hint(&format!("{}: {}", first.name, first.fetch)),
         _ => Check::new("models", State::Good, here.join(", ")),
     }
 }
 
-/// Which hub is asked, by whom, and where what it gives is kept. It is not asked here.
+/// The settings for the Hugging Face hub: endpoint, token, certificates and cache. No request is
+/// sent.
 fn hub() -> Check {
     match Hub::of_environment() {
         Ok(hub) => {
@@ -262,17 +260,17 @@ fn hub() -> Check {
             )
         }
         Err(e) => Check::new("hub", State::Limited, e.in_a_line())
-            .hint(e.hints().first().copied().unwrap_or("set it anew, or unset it")),
+            .hint(e.hints().first().copied().unwrap_or("correct the variable, or unset it")),
     }
 }
 
-/// Room where the cache is or will be.
+/// Free disk space at the cache folder or, if it does not exist, at its nearest existing parent.
 fn disk() -> Check {
     let start = cache_dir();
     let Some(folder) = start.ancestors().find(|p| p.is_dir()) else {
         return Check::new("disk", State::Absent, "unknown");
     };
-    // POSIX's own format: the fourth column of the second line is what is free, in KiB.
+    // In POSIX format, the fourth column of the second line is the free space in KiB.
     let output = Command::new("df").arg("-Pk").arg(folder).output();
     let free = output.ok().and_then(|o| {
         String::from_utf8_lossy(&o.stdout)
@@ -286,7 +284,7 @@ fn disk() -> Check {
     match free.map(|kib| kib as f64 / 1_048_576.0) {
         Some(gib) if gib < 2.0 => {
             Check::new("disk", State::Limited, format!("{gib:.1} GiB free at {}", folder.display()))
-                .hint("a model of 135 million weights takes 0.3 GiB, a run as much again")
+                .hint("free some space; a model with 135 million weights takes 0.3 GiB")
         }
         Some(gib) => {
             Check::new("disk", State::Good, format!("{gib:.0} GiB free at {}", folder.display()))
@@ -300,7 +298,7 @@ fn data() -> Check {
         None => Check::new(
             "data",
             State::Absent,
-            "REPRPO_DATA is not set: data sets look where `--data-dir` says",
+            "REPRPO_DATA is not set: data sets only use `--data-dir`",
         ),
         Some(folder) => match std::fs::read_dir(&folder) {
             Ok(_) => Check::new("data", State::Good, format!("REPRPO_DATA = {}", folder.display())),
@@ -309,15 +307,15 @@ fn data() -> Check {
                 State::Limited,
                 format!("REPRPO_DATA = {}: {e}", folder.display()),
             )
-            .hint("set REPRPO_DATA to a folder that can be read"),
+            .hint("set REPRPO_DATA to a readable folder"),
         },
     }
 }
 
-/// What lies in the plugin folder, and whether it fits this build.
+/// The libraries in the plugin folder, and whether they fit this build.
 fn plugins() -> Check {
     let shown = plugin::folder().map_or_else(
-        || "no folder, as there is no HOME".to_owned(),
+        || "no folder, because HOME is not set".to_owned(),
         |folder| folder.display().to_string(),
     );
     let (mut good, mut bad) = (Vec::new(), Vec::new());
@@ -336,6 +334,6 @@ fn plugins() -> Check {
             State::Limited,
             format!("{shown}: {} cannot be used", bad.join(", ")),
         )
-        .hint("`reprpo plugin check FILE` says why; most often it has to be built again"),
+        .hint("run `reprpo plugin check FILE` for details; usually it must be rebuilt"),
     }
 }

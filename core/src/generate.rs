@@ -1,4 +1,4 @@
-//! Completions, token by token: to hear whether a model still speaks.
+//! Generation of text, token by token.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use crate::model::stream::StreamBuilder;
 use crate::model::{Adapted, Model};
 use crate::text::Tokenizer;
 
-/// How the next token is chosen.
+/// Settings for sampling tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Most tokens of a completion.
+    /// Maximum number of tokens in a completion, 1 or more.
     pub max_new_tokens: usize,
-    /// What logits are divided by before one is drawn; 0: the likeliest token, always.
+    /// Divisor of the logits, 0 or more. 0 always takes the most likely token.
     pub temperature: f64,
-    /// Draws among the likeliest tokens that together have this probability, above 0 and at most 1
-    /// (Holtzman et al. 2020).
+    /// Nucleus sampling (Holtzman et al. 2020): tokens are only sampled from the most likely ones
+    /// whose probabilities add up to this value, above 0 and at most 1.
     pub top_p: f64,
-    /// Of the draws.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -35,10 +35,10 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Holds every value to its range.
+    /// Checks that every value is in its range.
     ///
     /// # Errors
-    /// The first that is outside.
+    /// Fails if a value is out of range.
     pub fn check(&self) -> Result<()> {
         let rules = [
             (self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens as f64, "1 or more"),
@@ -52,20 +52,20 @@ impl Sampling {
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, name, value, must)) => {
-                Err(Error::new(format!("`{name}` is {value}, but has to be {must}")))
+                Err(Error::new(format!("`{name}` is {value}, but must be {must}")))
             }
             None => Ok(()),
         }
     }
 }
 
-/// Tokens that chat models use to end a turn. The configurations of fine-tuned models often omit
-/// them.
+/// Tokens that chat models use to end a turn. They are listed here because the configurations of
+/// fine-tuned models often omit them.
 const TURN_ENDS: [&str; 5] =
     ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-/// Ids of the tokens that end a completion, sorted: `named`, which come from the model's files, the
-/// tokenizer's EOS token, and the tokens by which chat models end a turn.
+/// Ids of the tokens that end a completion, sorted. They are the ids in `named`, which come from
+/// the model's files, the tokenizer's EOS token, and the tokens with which chat models end a turn.
 pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     let own = tokenizer
         .eos()
@@ -78,61 +78,61 @@ pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
     stops
 }
 
-/// The warning for a model that has no token to end a completion; `most` is the limit on new
-/// tokens.
+/// The warning for a model without a token that ends a completion. `most` is the maximum number of
+/// new tokens.
 pub fn endless(most: usize) -> String {
     format!(
         "warning: neither the model nor its tokenizer names a token that ends a completion, so \
-            each one has all of its {most} tokens"
+            every completion has {most} tokens"
     )
 }
 
-/// A model that continues text: alone, or with an adapter.
+/// A model that generates text, with or without an adapter.
 #[derive(Clone, Copy, Debug)]
-pub struct Voice<'a> {
+pub struct Generator<'a> {
     /// The model.
     pub model: &'a Model,
-    /// What turns its tokens into text.
+    /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Ids of the tokens that end a completion, from [`stops`].
     pub stops: &'a [i64],
-    /// The adapter; `None`: the base model.
+    /// The adapter; `None` for the base model.
     pub adapted: Option<&'a Adapted>,
 }
 
-/// What was said, and how fast.
+/// A generated text, with its length and timings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The text, without the token that ends it.
     pub text: String,
-    /// Tokens, with it.
+    /// Number of generated tokens, including the one that ends the text.
     pub tokens: usize,
-    /// Whether it came to its end, rather than to the most tokens that were asked for.
+    /// True if the text ends with one of the stop tokens, false if it reached the limit.
     pub ended: bool,
-    /// Tokens of the prompt.
+    /// Number of tokens in the prompt.
     pub prompt: usize,
-    /// Until the first token: the whole prompt is read for it.
+    /// Time to the first token, which includes the forward pass over the prompt.
     pub read: Duration,
-    /// From the first token to the last.
-    pub spoke: Duration,
+    /// Time from the first token to the last.
+    pub generated: Duration,
 }
 
 impl Answer {
-    /// Tokens of the prompt that were read in a second.
+    /// Prompt tokens per second.
     pub fn read_per_second(&self) -> f64 {
         self.prompt as f64 / self.read.as_secs_f64()
     }
 
-    /// Tokens that were made in a second, the first left out, which reading makes; none where there
-    /// is no other.
-    pub fn made_per_second(&self) -> Option<f64> {
-        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.spoke.as_secs_f64())
+    /// Generated tokens per second. The first token does not count, because it comes from the pass
+    /// over the prompt; `None` if there is no other.
+    pub fn generated_per_second(&self) -> Option<f64> {
+        (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.generated.as_secs_f64())
     }
 }
 
-impl Voice<'_> {
-    /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and
-    /// says whether to go on.
+impl Generator<'_> {
+    /// Continues `prompt`. `on_text` receives the text that each token adds, which may be empty,
+    /// and returns false to stop.
     ///
     /// # Errors
     /// Fails as [`generate`] does, and also if the model does not have a token of the prompt, or if
@@ -141,21 +141,20 @@ impl Voice<'_> {
         &self,
         prompt: &[i64],
         sampling: Sampling,
-        heard: &mut dyn FnMut(&str) -> bool,
+        on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Answer> {
         self.tokenizer.check(prompt).map_err(|e| e.within("cannot use the prompt"))?;
-        let (mut ids, mut said, mut failed, mut first) = (Vec::new(), String::new(), None, None);
+        let (mut ids, mut sent, mut failed, mut first) = (Vec::new(), String::new(), None, None);
         let begin = Instant::now();
         let new = generate(self.model, self.adapted, prompt, self.stops, sampling, &mut |id| {
             first.get_or_insert_with(Instant::now);
             ids.push(id);
             match self.tokenizer.decode(&ids) {
-                // A character may take more than one token; until it is whole, nothing is said of
-                // it.
-                Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => heard(""),
+                // A character may consist of several tokens. Nothing is sent until it is complete.
+                Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => on_text(""),
                 Ok(text) => {
-                    let more = heard(text.strip_prefix(said.as_str()).unwrap_or_default());
-                    said = text;
+                    let more = on_text(text.strip_prefix(sent.as_str()).unwrap_or_default());
+                    sent = text;
                     more
                 }
                 Err(e) => {
@@ -166,12 +165,12 @@ impl Voice<'_> {
         })?;
         let end = Instant::now();
         if let Some(e) = failed {
-            return Err(e.within("what the model said is no text"));
+            return Err(e.within("the generated tokens cannot be decoded"));
         }
         let ended = new.last().is_some_and(|id| self.stops.contains(id));
         let text = self.tokenizer.decode(&new[..new.len() - usize::from(ended)])?;
-        if let Some(rest) = text.strip_prefix(said.as_str()).filter(|rest| !rest.is_empty()) {
-            heard(rest);
+        if let Some(rest) = text.strip_prefix(sent.as_str()).filter(|rest| !rest.is_empty()) {
+            on_text(rest);
         }
         let first = first.unwrap_or(end);
         Ok(Answer {
@@ -180,34 +179,36 @@ impl Voice<'_> {
             ended,
             prompt: prompt.len(),
             read: first - begin,
-            spoke: end - first,
+            generated: end - first,
         })
     }
 }
 
-/// Continues `prompt` until one of `stops`, which is the last token then, or until there are enough
-/// or the model has no position for more. `heard` gets each token as it comes and says whether to
-/// go on.
+/// Continues `prompt` and returns the new tokens. Generation ends after one of `stops`, which is
+/// then the last token, after the maximum number of tokens, or when the model has no more
+/// positions. `on_token` receives each token except a stop token, and returns false to end
+/// generation.
 ///
 /// # Errors
-/// A prompt without a token, a value out of range, or what libtorch says.
+/// Fails if the prompt is empty, if a sampling setting is out of range, if the logits are NaN, or
+/// if libtorch fails.
 pub fn generate(
     model: &Model,
     adapted: Option<&Adapted>,
     prompt: &[i64],
     stops: &[i64],
     sampling: Sampling,
-    heard: &mut dyn FnMut(i64) -> bool,
+    on_token: &mut dyn FnMut(i64) -> bool,
 ) -> Result<Vec<i64>> {
     sampling.check()?;
     if prompt.is_empty() {
-        return Err(Error::new("there is nothing to continue: the prompt has no token"));
+        return Err(Error::new("the prompt has no tokens"));
     }
     let _guard = tch::no_grad_guard();
     let cache = RefCell::new(Cache::default());
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
-    // The last token is not read again, so it needs no position.
+    // The last token needs no position, because it is not fed back into the model.
     let room = model
         .max_tokens()
         .map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
@@ -236,7 +237,7 @@ pub fn generate(
             model.logits(&hidden.f_narrow(0, -1, 1)?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
         let id = choose(&logits, sampling, &mut rng)?;
         new.push(id);
-        if stops.contains(&id) || !heard(id) {
+        if stops.contains(&id) || !on_token(id) {
             break;
         }
         next = vec![id];
@@ -244,7 +245,7 @@ pub fn generate(
     Ok(new)
 }
 
-/// The next token, from its logits `[vocab]`.
+/// Chooses the next token from its logits `[vocab]`.
 fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i64> {
     if sampling.temperature == 0.0 {
         return Ok(logits.f_argmax(0, false)?.f_int64_value(&[])?);
@@ -256,10 +257,11 @@ fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i
         Vec::<i64>::try_from(ids.f_to_device(tch::Device::Cpu)?)?,
     );
     if likely.iter().any(|p| p.is_nan()) {
-        return Err(Error::new("the model's logits are not numbers")
-            .hint("compute in float32 with `--dtype f32`"));
+        return Err(
+            Error::new("the model's logits are NaN").hint("compute in float32 with `--dtype f32`")
+        );
     }
-    // As many as are needed for the share, the one that reaches it included.
+    // Keep the fewest tokens whose probabilities reach `top_p`.
     let before = likely.iter().scan(0.0, |sum, p| {
         let before = *sum;
         *sum += p;
@@ -281,8 +283,8 @@ mod tests {
     use crate::conformance;
     use crate::model::stream::StreamBuilder;
 
-    /// Greedy without a cache: the whole sequence anew for every token.
-    fn plainly(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
+    /// Greedy generation without a cache: a pass over the whole sequence for every token.
+    fn greedy_without_cache(model: &Model, prompt: &[i64], n: usize) -> Vec<i64> {
         let _guard = tch::no_grad_guard();
         let mut ids = prompt.to_vec();
         for _ in 0..n {
@@ -309,21 +311,21 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_changes_no_token() {
+    fn the_cache_does_not_change_any_token() {
         let model = conformance::model(Kind::Double).unwrap();
         let prompt = [3, 14, 15, 9, 2];
         let sampling = Sampling { max_new_tokens: 90, ..Sampling::default() };
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         let all = generate(&model, None, &prompt, &[], sampling, &mut |id| {
-            heard.push(id);
+            received.push(id);
             true
         });
-        assert_eq!(all.as_ref().unwrap(), &plainly(&model, &prompt, 90));
-        assert_eq!(all.unwrap(), heard);
+        assert_eq!(all.as_ref().unwrap(), &greedy_without_cache(&model, &prompt, 90));
+        assert_eq!(all.unwrap(), received);
     }
 
     #[test]
-    fn it_ends_at_a_stop_or_when_nobody_listens() {
+    fn generation_ends_at_a_stop_token_or_when_the_callback_returns_false() {
         let model = conformance::model(Kind::Double).unwrap();
         let all = generate(
             &model,
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_probabilities_and_the_seed() {
+    fn samples_follow_the_probabilities_and_the_seed() {
         let logits = Tensor::from_slice(&[0.5f64, 0.3, 0.15, 0.05]).log();
         let counts = |temperature: f64, top_p: f64| {
             let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -382,7 +384,7 @@ mod tests {
                 .all(|(expected, found): (&i32, i32)| (expected - found).abs() < 130),
             "{all:?}"
         );
-        // 0.5 + 0.3 reach 0.7, so the two likeliest are left.
+        // 0.5 + 0.3 exceed 0.7, so only the two most likely tokens are kept.
         let nucleus = counts(1.0, 0.7);
         assert!(nucleus[2] == 0 && nucleus[3] == 0 && nucleus[1] > 1300, "{nucleus:?}");
         assert_eq!(counts(1.0, 0.01)[0], 4000);

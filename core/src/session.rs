@@ -1,4 +1,4 @@
-//! What every command that computes begins with: a device, a model, its tokenizer and a data set.
+//! Opening an experiment: its device, model, tokenizer and data set.
 
 mod precision;
 
@@ -24,60 +24,60 @@ use crate::weights::{Extent, Located, ModelFiles, locate, type_name};
 
 pub use precision::precision;
 
-/// A model in memory and data to use it on.
+/// An opened experiment: a loaded model, its tokenizer and a data set.
 pub struct Session {
     /// The frozen model.
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// Where the model came from.
+    /// Location of the model's files.
     pub source: Located,
     /// The model's fingerprint.
     pub fingerprint: Fingerprint,
     /// The data set.
     pub dataset: Box<dyn Dataset>,
-    /// The tokens that end what the model generates.
+    /// Ids of the tokens that end generated text.
     pub stops: Vec<i64>,
-    /// Whether the end-of-sequence text is appended to plain completions.
+    /// True if the end-of-sequence token is appended to plain completions.
     pub add_eos: bool,
-    /// True if plain text gets the special tokens that the tokenizer puts around a text.
+    /// True if the tokenizer's special tokens, such as BOS, are added to plain text.
     pub special_tokens: bool,
     /// The model's context length in tokens, if its configuration states it.
     pub context: Option<usize>,
-    /// What was loaded, for a log.
+    /// Description of the model, its precision and its device, for the log.
     pub describes: String,
 }
 
-/// A model in memory, without data.
+/// A loaded model with its tokenizer, without data.
 pub struct LoadedModel {
     /// The frozen model.
     pub model: Model,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
-    /// The tokens that end what it generates.
+    /// Ids of the tokens that end generated text.
     pub stops: Vec<i64>,
-    /// Where it came from.
+    /// Location of the model's files.
     pub source: Located,
     /// The model's context length in tokens, if its configuration states it.
     pub context: Option<usize>,
     /// The model's fingerprint.
     pub fingerprint: Fingerprint,
-    /// What was loaded, for a log.
+    /// Description of the model, its precision and its device, for the log.
     pub describes: String,
 }
 
 impl LoadedModel {
-    /// The experiment's model, on its device and with its kernels.
+    /// Loads the experiment's model on its device, with its precision and kernels.
     ///
     /// # Errors
-    /// Fails if the device is not there, or if the model or its tokenizer cannot be read.
+    /// Fails if the device is not available, or if the model or its tokenizer cannot be read.
     pub fn open(experiment: &Experiment) -> Result<Self> {
         let device = device(&experiment.device)?;
         ffi::set_tf32(experiment.tf32)?;
         ffi::set_deterministic(experiment.deterministic)?;
         let (kind, remark) = precision(experiment.dtype, device);
-        // Of a model that is still at the hub, it is found out what it is before its weights are
-        // fetched.
+        // Check the configuration of a hub model before downloading its weights, so that an
+        // unsupported architecture fails early.
         let explained = |e| experiment.sources.explain("model", &experiment.model, e);
         let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
         if settings.repository.is_some() && settings.path.is_dir() {
@@ -110,11 +110,12 @@ impl LoadedModel {
 }
 
 impl Session {
-    /// Opens the data set, then the model: what costs least fails first.
+    /// Opens the data set and then the model, so that errors in the data are found before the model
+    /// is loaded.
     ///
     /// # Errors
-    /// Fails if the device is not there, or if the data set, the model or its tokenizer cannot be
-    /// read.
+    /// Fails if the device is not available, or if the data set, the model or its tokenizer cannot
+    /// be read.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
@@ -139,7 +140,7 @@ impl Session {
         })
     }
 
-    /// How pairs are tokenised, and how long they may be.
+    /// The settings for tokenising pairs, including their maximum length.
     pub fn limits(&self, train: &TrainConfig) -> Limits {
         Limits {
             max_length: train.max_length,
@@ -150,13 +151,12 @@ impl Session {
         }
     }
 
-    /// The first `max_pairs` usable pairs of a split, or of a part of one such as `train[:750]`, as
-    /// token ids. The pairs that are dropped on the way are listed too. It is not an error if all
-    /// are dropped.
+    /// Tokenises the first `max_pairs` usable pairs of a split, or of a part such as `train[:750]`.
+    /// The result also lists the pairs that were dropped. It is not an error if all are dropped.
     ///
     /// # Errors
-    /// Fails if the split does not exist or cannot be read, or if the tokenizer or its chat
-    /// template refuses a pair.
+    /// Fails if the split does not exist or cannot be read, if the tokenizer or its chat template
+    /// refuses a pair, or if a pair has more tokens than the model has positions.
     pub fn tokenise_all(
         &self,
         split: &str,
@@ -181,8 +181,7 @@ impl Session {
         Ok(tokenised)
     }
 
-    /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as
-    /// token ids.
+    /// Tokenises the first `max_pairs` usable pairs of a split, or of a part such as `train[:750]`.
     ///
     /// # Errors
     /// Fails as [`tokenise_all`](Self::tokenise_all) does, and if the split has no usable pair.
@@ -212,9 +211,10 @@ impl Session {
     }
 }
 
-/// The context length of a model in tokens, if its configuration states it. With rotary positions
-/// of type `dynamic` it is `factor` times `max_position_embeddings`, which is only the length up to
-/// which the positions are not stretched.
+/// The context length of a model in tokens, if its configuration states it.
+///
+/// For rotary embeddings of type `dynamic` this is `factor` times `max_position_embeddings`,
+/// because the latter is only the length up to which the positions are not scaled.
 pub fn context(config: &Value) -> Option<usize> {
     let of = |config: &Value| {
         let tokens = ["max_position_embeddings", "n_positions"]
@@ -225,7 +225,7 @@ pub fn context(config: &Value) -> Option<usize> {
     of(config).or_else(|| of(config.get("text_config")?))
 }
 
-/// The factor of rotary positions of type `dynamic`; 1 for the other types.
+/// The scaling factor of rotary embeddings of type `dynamic`; 1 for other types.
 fn dynamic_factor(config: &Value) -> f64 {
     let rope =
         ["rope_scaling", "rope_parameters"].into_iter().filter_map(|field| config.get(field));
@@ -241,8 +241,8 @@ fn dynamic_factor(config: &Value) -> f64 {
         .unwrap_or(1.0)
 }
 
-/// The context length of the model in the file or folder `path`; `None` if it is not known. Does
-/// not read the weights.
+/// Reads the context length of the model in the file or folder `path`, without reading its weights;
+/// `None` if it is not known.
 pub fn context_of(path: &Path) -> Option<usize> {
     let config = path.join("config.json");
     if config.is_file() {
@@ -252,7 +252,7 @@ pub fn context_of(path: &Path) -> Option<usize> {
     }
 }
 
-/// The name by which [`device`] finds it.
+/// The name of a device, which [`device`] parses.
 pub fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -260,11 +260,11 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// The device of that name: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library unless
-/// the name is `cpu`.
+/// Parses the name of a device: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library
+/// unless the name is `cpu`.
 ///
 /// # Errors
-/// Fails if the name is not valid, or if there is no such card.
+/// Fails if the name is not valid, or if the GPU is not available.
 pub fn device(name: &str) -> Result<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
@@ -286,23 +286,20 @@ pub fn device(name: &str) -> Result<Device> {
     match index {
         Some(i) if (0..cards).contains(&i) => Ok(Device::Cuda(i as usize)),
         Some(_) => {
-            let e = Error::new(format!("the device `{name}` is not there"))
+            let e = Error::new(format!("the device `{name}` is not available"))
                 .hint(format!("valid: {}", valid().collect::<Vec<_>>().join(", ")));
             Err(match library {
                 CudaLibrary::Loaded(_) if cards > 0 => e,
                 CudaLibrary::Loaded(_) => e.hint(
-                    "CUDA is loaded, but no card can be used; \
-                    `reprpo doctor` says more",
+                    "CUDA is loaded, but no GPU can be used; run `reprpo doctor` for details",
                 ),
                 CudaLibrary::NoDriver => e.hint(
-                    "`libcuda.so.1` cannot be opened: this machine, \
-                    or this container, has no NVIDIA driver",
+                    "`libcuda.so.1` cannot be opened, so this machine or container has no NVIDIA \
+                        driver",
                 ),
-                CudaLibrary::NotInLibtorch => e.hint(format!(
-                    "libtorch was built without CUDA; \
-                    {}",
-                    libtorch_hint(true)
-                )),
+                CudaLibrary::NotInLibtorch => {
+                    e.hint(format!("libtorch was built without CUDA; {}", libtorch_hint(true)))
+                }
                 CudaLibrary::Failed(_) => e.hint(libtorch_hint(true)),
             })
         }
@@ -317,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dynamic_rotation_has_a_longer_context_than_its_position_embeddings() {
+    fn dynamic_rotary_scaling_extends_the_context() {
         assert_eq!(context(&json!({ "max_position_embeddings": 16 })), Some(16));
         let dynamic = json!({ "rope_type": "dynamic", "factor": 2.0 });
         assert_eq!(

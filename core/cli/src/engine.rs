@@ -1,12 +1,12 @@
-//! Where the command hands over to the engine: what it asks for, fully resolved, and what it gets
-//! back.
+//! Evaluation and scoring, as `reprpo eval`, `score` and `data` call them: resolved experiments in,
+//! results out.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use reprpo_core::Result;
 use reprpo_core::config::{Experiment, Origin, Resolved};
-use reprpo_core::eval::{self, Evaluation, Judged, SplitScores};
+use reprpo_core::eval::{self, EvalSplit, Evaluation, SplitScores};
 use reprpo_core::model::Adapted;
 use reprpo_core::report::Progress;
 use reprpo_core::run::{AdapterChoice, attach_saved};
@@ -16,64 +16,65 @@ use reprpo_core::text::Findings;
 use crate::App;
 use crate::trained::warn_of_other_base;
 
-/// How many tokens a pair may have.
+/// The maximum number of tokens in a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Longest {
+pub enum LengthLimit {
     /// At most `train.max_length`, which a user or a run has set.
     Configured(Origin),
-    /// No limit. A pair that is longer than the model's context is scored whole, with a warning.
-    Whole,
+    /// No limit. A pair that exceeds the model's context is scored in full, with a warning.
+    Unlimited,
 }
 
-impl Longest {
-    /// The limit that a user or a run has set, or `Whole` if neither has.
+impl LengthLimit {
+    /// The limit that a user or a run has set, or `Unlimited` if neither has.
     pub fn of(resolved: &Resolved) -> Self {
         match resolved.origins.get("train.max_length") {
-            None | Some(Origin::Default) => Longest::Whole,
-            Some(origin) => Longest::Configured(origin.clone()),
+            None | Some(Origin::Default) => LengthLimit::Unlimited,
+            Some(origin) => LengthLimit::Configured(origin.clone()),
         }
     }
 
     /// Returns the experiment with this limit, and a line that states the limit.
     pub fn apply(&self, experiment: &Experiment) -> (Experiment, String) {
         let mut experiment = experiment.clone();
-        let said = match self {
-            Longest::Configured(origin) => {
+        let line = match self {
+            LengthLimit::Configured(origin) => {
                 format!(
-                    "a pair may have {} tokens (`train.max_length`, {origin})",
+                    "pairs are limited to {} tokens (`train.max_length`, {origin})",
                     experiment.train.max_length
                 )
             }
-            Longest::Whole => {
+            LengthLimit::Unlimited => {
                 experiment.train.max_length = usize::MAX;
-                "pairs are scored whole, however long they are".to_owned()
+                "pairs are scored in full, without a length limit".to_owned()
             }
         };
-        (experiment, said)
+        (experiment, line)
     }
 }
 
-/// Judges the experiment's model on its data set. With `adapter`, compares the model with and
+/// Evaluates the experiment's model on its data set. With `adapter`, compares the model with and
 /// without it.
 ///
 /// # Errors
-/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+/// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
+/// `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     experiment: &Experiment,
-    longest: &Longest,
+    length_limit: &LengthLimit,
     adapter: Option<&Path>,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
     app: &App<'_>,
 ) -> Result<Evaluation> {
     let (session, adapted) = open(experiment, adapter, app)?;
-    let (experiment, limit) = longest.apply(experiment);
-    let judged = eval::read(&session, &experiment)?;
+    let (experiment, limit) = length_limit.apply(experiment);
+    let splits = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
-    describe(&judged, app);
+    describe(&splits, app);
     eval::evaluate(
         &session,
-        &judged,
+        &splits,
         [None, adapted.as_ref()],
         &experiment,
         app.registry,
@@ -83,14 +84,14 @@ pub fn evaluate(
 }
 
 /// True if some pairs of the split are dropped or cut.
-fn is_reduced(split: &Judged) -> bool {
+fn is_reduced(split: &EvalSplit) -> bool {
     split.data.dropped() + split.data.truncated() > 0
 }
 
 /// Prints which pairs are dropped or cut, and the warnings about the pairs that are scored.
-pub fn describe(judged: &[Judged], app: &App<'_>) {
+pub fn describe(splits: &[EvalSplit], app: &App<'_>) {
     let mut findings = Findings::default();
-    for split in judged {
+    for split in splits {
         findings.merge(&split.data.findings);
         if is_reduced(split) {
             app.printer.note(&split.describe());
@@ -99,30 +100,31 @@ pub fn describe(judged: &[Judged], app: &App<'_>) {
     findings.lines().iter().for_each(|line| app.printer.note(line));
     if findings.identical > 0 {
         app.printer.note(&format!(
-            "warning: pairs whose completions are the same tokens, once \
-            cut, and so have equal scores: {}",
+            "warning: pairs whose completions are identical after cutting, so that their scores \
+                are equal: {}",
             findings.identical
         ));
     }
 }
 
-/// How plain text is scored.
+/// How plain text is tokenised for scoring.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainText {
-    /// True if an end-of-sequence token is scored behind a completion.
+    /// True if an end-of-sequence token is appended to each completion and scored with it.
     pub eos: bool,
     /// True if the tokenizer adds its own special tokens.
     pub special_tokens: bool,
 }
 
-/// Scores every pair of the experiment's data set, or of the splits it names, with its model and
-/// `init_adapter`.
+/// Scores every pair of the experiment's data set, or of the splits in `eval.splits`, with its
+/// model and `init_adapter`.
 ///
 /// # Errors
-/// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
+/// Fails if the model, the adapter or the data cannot be loaded, or if libtorch fails. Returns
+/// `Error::interrupted` when `stop` becomes true.
 pub fn score(
     experiment: &Experiment,
-    longest: &Longest,
+    length_limit: &LengthLimit,
     text: PlainText,
     stop: &AtomicBool,
     progress: &mut dyn Progress,
@@ -130,19 +132,19 @@ pub fn score(
 ) -> Result<Vec<SplitScores>> {
     let (mut session, adapted) = open(experiment, experiment.init_adapter.as_deref(), app)?;
     (session.add_eos, session.special_tokens) = (text.eos, text.special_tokens);
-    let (experiment, limit) = longest.apply(experiment);
+    let (experiment, limit) = length_limit.apply(experiment);
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
-    let judged = splits
+    let splits = splits
         .into_iter()
-        .map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info }))
+        .map(|info| Ok(EvalSplit { data: session.tokenise_all(&info.name, train, None)?, info }))
         .collect::<Result<Vec<_>>>()?;
-    if judged.iter().any(is_reduced) {
+    if splits.iter().any(is_reduced) {
         app.printer.note(&limit);
     }
-    describe(&judged, app);
+    describe(&splits, app);
     let mut scores = Vec::new();
-    for Judged { info, data } in &judged {
+    for EvalSplit { info, data } in &splits {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
         let scored = eval::score_pairs(
             &session.model,
@@ -158,7 +160,8 @@ pub fn score(
     Ok(scores)
 }
 
-/// The experiment's model and data, with the adapter of that folder attached.
+/// Opens the experiment's model and data, and attaches the adapter in the folder `adapter`, if one
+/// is given.
 fn open(
     experiment: &Experiment,
     adapter: Option<&Path>,

@@ -18,28 +18,29 @@ use signal_hook::low_level::exit;
 /// group itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// True if a signal has asked the process to end since [`watch`] was called.
-pub fn asked() -> bool {
-    ASKED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+pub fn stop_requested() -> bool {
+    STOP.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
-/// A flag that turns true when the user or the system asks the process to end.
+/// Starts listening for signals, and returns a flag that becomes true when one asks the process to
+/// end. Further calls return the same flag.
 ///
 /// # Errors
 /// Fails if the signal handlers or the thread that serves them cannot be set up.
 pub fn watch() -> Result<Arc<AtomicBool>> {
-    if let Some(asked) = ASKED.get() {
-        return Ok(Arc::clone(asked));
+    if let Some(stop) = STOP.get() {
+        return Ok(Arc::clone(stop));
     }
-    let asked = Arc::clone(ASKED.get_or_init(Arc::default));
+    let stop = Arc::clone(STOP.get_or_init(Arc::default));
     // A process that `nohup` started must outlive its terminal.
     let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up))
         .map_err(failed)?;
-    let flag = Arc::clone(&asked);
+    let flag = Arc::clone(&stop);
     let listen = move || {
         let mut first = None;
         for _ in signals.forever() {
@@ -56,7 +57,7 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
         }
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
-    Ok(asked)
+    Ok(stop)
 }
 
 /// True if the process was started with `signal` ignored.

@@ -1,4 +1,4 @@
-//! The `reprpo` command as a library, so that a custom binary can ship its own plugins and its own
+//! The `reprpo` command as a library, so that a custom binary can include its own plugins and
 //! defaults:
 //!
 //! ```ignore
@@ -14,7 +14,7 @@ mod engine;
 mod interrupt;
 mod printer;
 mod progress;
-mod speaker;
+mod text_generator;
 mod trained;
 mod transfer;
 
@@ -33,19 +33,21 @@ use reprpo_core::{Error, Result};
 use args::{Cli, Command};
 use printer::Printer;
 
-/// What every command is given.
+/// The context that every command receives.
 struct App<'a> {
-    /// The plugins of this binary.
+    /// The built-in and the loaded plugins.
     registry: &'a Registry,
-    /// The binary's own defaults, as TOML.
+    /// The default configuration of this binary, as TOML.
     defaults: &'a str,
-    /// All output.
+    /// The printer for all output.
     printer: &'a Printer,
 }
 
-/// Runs the command on the process's arguments. `defaults` are the binary's own, as TOML.
+/// Runs the command line of this process. `defaults` is the default configuration of the binary, as
+/// TOML.
 ///
-/// Exit codes: 0, 1 for what the user gave, 2 for usage and the unexpected, 130 when interrupted.
+/// The exit code is 0 on success, 1 if the input is not valid, 2 for usage errors and internal
+/// errors, and 130 if the process was interrupted.
 pub fn main(defaults: &str) -> ExitCode {
     let mut registry = match Registry::builtin() {
         Ok(registry) => registry,
@@ -56,10 +58,10 @@ pub fn main(defaults: &str) -> ExitCode {
     let matches = match args::command(&registry).try_get_matches().and_then(checked) {
         Ok(matches) => matches,
         Err(e) => {
-            // The help lists the names of what is installed as well.
+            // Parse again with the installed plugins, so that the help lists their names too.
             install(&mut registry);
             let e = args::command(&registry).try_get_matches().err().unwrap_or(e);
-            // Nobody listens: nothing left to do.
+            // If the output cannot be written, there is no other way to report the error.
             let _ = e.print();
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
@@ -69,7 +71,7 @@ pub fn main(defaults: &str) -> ExitCode {
         Err(e) => {
             return fail(
                 &Printer::default(),
-                &Error::internal("the command line was read and then not understood").because(e),
+                &Error::internal("the parsed command line cannot be converted").because(e),
             );
         }
     };
@@ -80,7 +82,8 @@ pub fn main(defaults: &str) -> ExitCode {
     }
     transfer::show(&printer);
     let work = || {
-        // What is to be examined is not there before.
+        // `reprpo plugin` must not load installed plugins: the library that it checks may be one of
+        // them, and its names would be taken.
         if !matches!(cli.command, Command::Plugin(_)) {
             install(&mut registry);
         }
@@ -92,7 +95,7 @@ pub fn main(defaults: &str) -> ExitCode {
         match (outcome, faults::check()) {
             (Ok(()), fault) => fault,
             (Err(e), Ok(())) => Err(e),
-            (Err(e), Err(fault)) => Err(e.hint(format!("besides, {fault}"))),
+            (Err(e), Err(fault)) => Err(e.hint(format!("another error occurred: {fault}"))),
         }
     };
     match guarded(work) {
@@ -101,12 +104,15 @@ pub fn main(defaults: &str) -> ExitCode {
     }
 }
 
-/// Loads what lies in the plugin folder. A file there that does not fit must not stop what has no
-/// need of it.
+/// Loads the libraries in the plugin folder. A library that cannot be loaded is skipped with a
+/// warning, because the command may not need it.
 fn install(registry: &mut Registry) {
     for path in plugin::installed() {
         if let Err(e) = plugin::load(&path).and_then(|loaded| registry.add_plugin(loaded)) {
-            tracing::warn!("skipped: {e}; `reprpo plugin check {}` says why", quoted(&path));
+            tracing::warn!(
+                "skipped a plugin: {e}; run `reprpo plugin check {}` for details",
+                quoted(&path)
+            );
             registry.refuse(path);
         }
     }
@@ -146,7 +152,7 @@ fn fail(printer: &Printer, error: &Error) -> ExitCode {
     })
 }
 
-/// Whether the reader of stdout has gone, as `head` does when it has enough.
+/// True if the error was caused by a closed pipe, for example when `head` has read enough lines.
 fn broken_pipe(error: &Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(e) = source {
@@ -160,14 +166,14 @@ fn broken_pipe(error: &Error) -> bool {
     false
 }
 
-/// Runs `work`; a panic in it becomes an internal error.
+/// Runs `work` and turns a panic in it into an internal error.
 fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
     panics::keep_quiet();
     let outcome = catch_unwind(AssertUnwindSafe(work));
     outcome.unwrap_or_else(|payload| {
         Err(Error::panicked("reprpo", payload.as_ref()).hint(
-            "this is a defect of reprpo: please report it with the command, and with what \
-                `REPRPO_LOG=debug` prints",
+            "this is a bug in reprpo: please report it together with the command and its output \
+                with `REPRPO_LOG=debug`",
         ))
     })
 }
@@ -179,9 +185,11 @@ fn log(global: &args::Global, printer: &Printer) {
         1 => "info",
         _ => "debug",
     };
-    let asked = std::env::var("REPRPO_LOG").ok().filter(|f| !f.is_empty());
-    let filter = EnvFilter::try_new(asked.as_deref().unwrap_or(level)).unwrap_or_else(|e| {
-        printer.note(&format!("warning: `REPRPO_LOG` is no filter, logging at {level}: {e}"));
+    let custom = std::env::var("REPRPO_LOG").ok().filter(|f| !f.is_empty());
+    let filter = EnvFilter::try_new(custom.as_deref().unwrap_or(level)).unwrap_or_else(|e| {
+        printer.note(&format!(
+            "warning: `REPRPO_LOG` is not a valid filter, so the level is {level}: {e}"
+        ));
         EnvFilter::new(level)
     });
     let ansi = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
@@ -212,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_gone_is_no_failure() {
+    fn a_broken_pipe_is_not_a_failure() {
         let gone = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         assert!(broken_pipe(&Error::new("cannot write").because(gone).within("listing")));
         assert!(!broken_pipe(&Error::new("cannot write")));

@@ -1,4 +1,5 @@
-//! All output of the command. stdout carries data, stderr the rest, and no other file prints.
+//! All output of the command: results go to stdout, everything else to stderr. No other file prints
+//! directly.
 
 use std::io::{IsTerminal, Write};
 
@@ -19,7 +20,7 @@ pub fn line(text: &str) {
     let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Decides what is printed, where and in which colour.
+/// Prints results, notes and errors, and decides what to print and whether to use colour.
 #[derive(Debug, Default)]
 pub struct Printer {
     quiet: bool,
@@ -27,7 +28,8 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// As the global flags ask. `--color` and `NO_COLOR` hold for the whole process.
+    /// Creates a printer from the global flags, and sets the choice of `--color` for the whole
+    /// process.
     pub fn new(global: &Global) -> Self {
         let choice = match global.color {
             Color::Auto => ColorChoice::Auto,
@@ -38,10 +40,10 @@ impl Printer {
         Self { quiet: global.quiet, verbose: global.verbose > 0 }
     }
 
-    /// Data, to stdout. Ends with a newline whatever `text` does.
+    /// Prints data to stdout. A newline is added unless `text` ends with one.
     ///
     /// # Errors
-    /// Where stdout cannot be written to.
+    /// Fails if stdout cannot be written to.
     pub fn data(&self, text: &str) -> Result<()> {
         let end = if text.ends_with('\n') { "" } else { "\n" };
         let mut out = anstream::stdout().lock();
@@ -50,10 +52,10 @@ impl Printer {
             .map_err(|e| Error::internal("cannot write to stdout").because(e))
     }
 
-    /// A piece of a line, to stdout, at once.
+    /// Prints part of a line to stdout and flushes it.
     ///
     /// # Errors
-    /// Where stdout cannot be written to.
+    /// Fails if stdout cannot be written to.
     pub fn piece(&self, text: &str) -> Result<()> {
         let mut out = anstream::stdout().lock();
         write!(out, "{text}")
@@ -61,22 +63,22 @@ impl Printer {
             .map_err(|e| Error::internal("cannot write to stdout").because(e))
     }
 
-    /// A value as indented JSON, to stdout.
+    /// Prints a value as indented JSON to stdout.
     ///
     /// # Errors
-    /// Where stdout cannot be written to.
+    /// Fails if stdout cannot be written to.
     pub fn json(&self, value: &serde_json::Value) -> Result<()> {
         self.data(&format!("{value:#}"))
     }
 
-    /// A line about what goes on, unless `--quiet`.
+    /// Prints a line to stderr, unless `--quiet` was given.
     pub fn note(&self, text: &str) {
         if !self.quiet {
             line(text);
         }
     }
 
-    /// An error: what, because of what, and after a blank line what to do.
+    /// Prints an error with its causes and, after a blank line, its hints.
     pub fn error(&self, error: &Error) {
         let mut text = format!("{RED}error{PLAIN}: {error}\n");
         let mut source = std::error::Error::source(error);
@@ -91,17 +93,17 @@ impl Printer {
         for hint in hints {
             text.push_str(&format!("{CYAN}hint{PLAIN}: {hint}\n"));
         }
-        // Where stderr is gone, there is nobody to tell.
+        // If stderr is closed, the error cannot be reported anywhere else.
         let _ = anstream::stderr().lock().write_all(text.as_bytes());
     }
 
-    /// What shows how far a computation is: a bar on a terminal, lines elsewhere, nothing where
-    /// that was asked for.
+    /// The display for the progress of a computation: a bar on a terminal, lines elsewhere, and
+    /// nothing with `--quiet` or `REPRPO_NO_PROGRESS`.
     pub fn progress(&self) -> Box<dyn Progress> {
         let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
         match () {
             () if self.quiet || silenced => Box::new(Silent),
-            // A bar and log lines would write over each other.
+            // A bar and log lines would overwrite each other.
             () if std::io::stderr().is_terminal() && !self.verbose => {
                 Box::new(progress::Bar::default())
             }

@@ -1,4 +1,4 @@
-//! How far a computation is, on stderr.
+//! The progress of a computation, shown on stderr.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use reprpo_core::report::Progress;
 
 use crate::printer::line;
 
-/// A bar that moves, for a terminal.
+/// A progress bar for a terminal.
 #[derive(Default)]
 pub struct Bar(Option<ProgressBar>);
 
@@ -17,14 +17,14 @@ impl Progress for Bar {
         self.finish();
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
         let template = match total {
-            // All of it fits into 80 columns.
+            // This fits into 80 columns.
             Some(_) => "{prefix} {bar:12.cyan} {pos}/{len}  {msg}  {left:.dim}",
             None => "{prefix} {spinner} {pos}  {msg}  {elapsed:.dim}",
         };
-        // The templates are right; were one not, the plain bar would do.
+        // The templates are valid. The fallback only avoids a panic.
         let style =
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        // Before the first step there is nothing to go by.
+        // The remaining time is unknown before the first step.
         let left = |state: &ProgressState, out: &mut dyn Write| {
             if state.pos() > 0 {
                 let _ = write!(out, "{} left", time(state.eta()));
@@ -67,13 +67,14 @@ impl Progress for Bar {
 }
 
 impl Drop for Bar {
-    /// An error leaves no half bar above it.
+    /// Clears the bar, so that an error message does not follow an unfinished bar.
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-/// A line now and then, for a file or a pipe: at most one every ten seconds, and the stage's last.
+/// Progress lines for a file or a pipe: at most one every ten seconds, and one at the end of a
+/// stage.
 #[derive(Default)]
 pub struct Lines {
     name: String,
@@ -81,16 +82,17 @@ pub struct Lines {
     skipped: u64,
     done: u64,
     began: Option<Instant>,
-    told: Option<Instant>,
+    last_line: Option<Instant>,
 }
 
-/// The time between two lines.
+/// Minimum time between two lines.
 const PAUSE: Duration = Duration::from_secs(10);
 
 impl Progress for Lines {
     fn stage(&mut self, name: &str, total: Option<u64>) {
         let now = Some(Instant::now());
-        *self = Self { name: name.to_owned(), total, skipped: 0, done: 0, began: now, told: now };
+        let name = name.to_owned();
+        *self = Self { name, total, skipped: 0, done: 0, began: now, last_line: now };
     }
 
     fn skip(&mut self, by: u64) {
@@ -101,9 +103,9 @@ impl Progress for Lines {
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]) {
         self.done += by;
         let last = self.total.is_some_and(|t| self.done >= t);
-        if last || self.told.is_some_and(|t| t.elapsed() >= PAUSE) {
+        if last || self.last_line.is_some_and(|t| t.elapsed() >= PAUSE) {
             line(&self.line(fields, self.began.map_or(Duration::ZERO, |b| b.elapsed())));
-            self.told = Some(Instant::now());
+            self.last_line = Some(Instant::now());
         }
     }
 
@@ -141,7 +143,8 @@ fn time(duration: Duration) -> String {
     }
 }
 
-/// A name before its value; a rate's name, as `pairs/s`, is its unit and stands behind.
+/// The fields as text. The name precedes the value, except for rates such as `pairs/s`, whose name
+/// is a unit and follows the value.
 fn shown(fields: &[(&str, f64)]) -> String {
     let field = |(name, value): &(&str, f64)| {
         if name.ends_with("/s") {
@@ -153,7 +156,7 @@ fn shown(fields: &[(&str, f64)]) -> String {
     fields.iter().map(field).collect::<Vec<_>>().join("  ")
 }
 
-/// Four figures, whatever the size.
+/// A number with about four significant digits.
 fn number(v: f64) -> String {
     match v.abs() {
         a if a != 0.0 && !(1e-3..1e5).contains(&a) => format!("{v:.2e}"),
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_keep_to_a_few_figures() {
+    fn numbers_have_about_four_significant_digits() {
         assert_eq!(
             [0.0, 0.71828, 12.3456, 1234.5, 1e-5, -0.25, 1e9].map(number),
             ["0.0000", "0.7183", "12.35", "1234", "1.00e-5", "-0.2500", "1.00e9"]
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_stage_place_and_fields() {
+    fn a_line_has_the_stage_the_step_the_fields_and_the_time() {
         let lines = Lines { name: "train".into(), total: Some(40), done: 4, ..Lines::default() };
         let fields = [("loss", 0.5), ("pairs/s", 2.8125)];
         assert_eq!(
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_left_goes_by_the_steps_taken_here() {
+    fn the_remaining_time_does_not_count_skipped_steps() {
         let mut lines = Lines::default();
         lines.stage("train", Some(100));
         lines.skip(90);

@@ -1,4 +1,4 @@
-//! What a command is given to look at: a run, or an adapter that names its model.
+//! The target of commands such as `eval` and `generate`: a run, or a saved adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -11,30 +11,31 @@ use reprpo_core::{Error, Result};
 
 use crate::App;
 
-/// A trained adapter, and what names its model.
-pub struct Trained {
-    /// Its folder, in PEFT's format.
+/// A trained adapter, and the source of its base model's name.
+pub struct TrainedAdapter {
+    /// Folder of the adapter, in PEFT format.
     pub adapter: PathBuf,
     base: Base,
 }
 
 enum Base {
-    /// The configuration of its run.
+    /// The configuration of the run, which gives the whole experiment.
     Config(PathBuf),
-    /// The configuration of the run that made the adapter; only its model is used.
+    /// The configuration of the run that wrote the adapter. Only its model is used.
     ConfigOfAdapter(PathBuf),
-    /// The base model that the adapter's own file `config` names.
+    /// The base model that the adapter's `adapter_config.json` names.
     Named { config: PathBuf, model: String },
-    /// Only the user names it.
+    /// The adapter does not name its base model, so it must be given by `--model`.
     Unknown,
 }
 
-impl Trained {
-    /// What stands in `folder`, or in the repository of the hub that it names: a run with its
-    /// configuration, or an adapter; `model` is the base that the user names.
+impl TrainedAdapter {
+    /// Finds the run or the adapter in `folder`, which may also name a Hugging Face repository.
+    /// `model` is the value of `--model`, if given.
     ///
     /// # Errors
-    /// A folder with neither, or an adapter whose model nobody names.
+    /// Fails if there is neither a run nor an adapter, or if neither the adapter nor `model` names
+    /// the base model.
     pub fn find(folder: &Path, model: Option<&str>) -> Result<Self> {
         let folder = &locate_adapter(folder)?;
         let (config, peft) = (folder.join("config.toml"), folder.join("adapter_config.json"));
@@ -46,7 +47,10 @@ impl Trained {
                 "there is neither a run nor an adapter in `{}`",
                 folder.display()
             ))
-            .hint("a run has a `config.toml`, an adapter an `adapter_config.json`"));
+            .hint(
+                "give a folder with a `config.toml` (a run) or an `adapter_config.json` \
+                    (an adapter)",
+            ));
         }
         if let Some((config, _)) = other_base::run_of(folder)? {
             return Ok(Self { adapter: folder.to_owned(), base: Base::ConfigOfAdapter(config) });
@@ -60,16 +64,17 @@ impl Trained {
             (None, Some(_)) => Base::Unknown,
             (None, None) => {
                 return Err(Error::new(format!(
-                    "the adapter in `{}` does not say which model it is for",
+                    "the adapter in `{}` does not name its base model",
                     folder.display()
                 ))
-                .hint("name it with `--model`"));
+                .hint("give the base model with `--model`"));
             }
         };
         Ok(Self { adapter: folder.to_owned(), base })
     }
 
-    /// Adds what is known of the experiment, below the user's own settings.
+    /// Adds the settings that the run or the adapter implies to `layers`, below the user's own
+    /// settings.
     ///
     /// # Errors
     /// Fails if a configuration cannot be read.
@@ -78,9 +83,9 @@ impl Trained {
             Base::Config(config) => {
                 if Record::read(config)?.is_none() {
                     tracing::warn!(
-                        "`{}` has no section `record`: its relative paths start at the current \
-                            folder, and reprpo cannot check that they lead to the run's own model \
-                            and data",
+                        "`{}` has no `record` section: relative paths in it are resolved against \
+                            the current folder, and reprpo cannot check that they lead to the \
+                            run's own model and data",
                         config.display()
                     );
                 }
@@ -93,9 +98,9 @@ impl Trained {
                     && other_base::beside(&self.adapter, model).is_none()
                 {
                     tracing::warn!(
-                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it \
-                            starts at the current folder, and reprpo cannot check that it leads \
-                            to the adapter's own base model",
+                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it is \
+                            resolved against the current folder, and reprpo cannot check that it \
+                            leads to the adapter's own base model",
                         config.display()
                     );
                 }
@@ -121,8 +126,8 @@ impl Trained {
     }
 }
 
-/// Warns if the experiment's model, found at `source`, is not or may not be the one that the
-/// adapter was made for.
+/// Warns if the experiment's model, found at `source`, is not the base model of the adapter, or if
+/// that cannot be checked.
 ///
 /// # Errors
 /// Fails if the adapter's configuration cannot be read.

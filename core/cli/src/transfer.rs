@@ -17,7 +17,7 @@ pub fn show(printer: &Printer) {
     let shown = Mutex::new(Shown { progress: printer.progress(), file: None });
     hub::watch(Box::new(move |file, done, size| {
         shown.lock().unwrap_or_else(PoisonError::into_inner).at(file, done, size);
-        !interrupt::asked()
+        !interrupt::stop_requested()
     }));
 }
 

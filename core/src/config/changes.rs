@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use super::value::equal;
 
-/// The fields of an experiment for which `counts` is true, as `section.field`.
+/// The values of an experiment's fields by path (`section.field`), for the paths for which `counts`
+/// is true.
 pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMap<String, Value> {
     let none = Map::new();
     let mut fields = BTreeMap::new();
@@ -24,7 +25,8 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
     fields
 }
 
-/// The fields in which two experiments differ, with both values.
+/// The paths of the fields in which two experiments differ, with both values. A missing field
+/// counts as null.
 pub(crate) fn changed_fields(
     then: &BTreeMap<String, Value>,
     now: &BTreeMap<String, Value>,
@@ -39,7 +41,7 @@ pub(crate) fn changed_fields(
     pairs.filter(|(_, then, now)| !equal(then, now)).collect()
 }
 
-/// A value as messages show it.
+/// A value as text for messages.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_equal_however_a_file_writes_them() {
+    fn numbers_are_compared_by_value() {
         let of = |text: &str| flat(&serde_json::from_str(text).unwrap(), |path| path != "out");
         let (a, b) = (
             of(r#"{"out": "x", "train": {"lr": 1.0, "betas": [0, 1]}}"#),

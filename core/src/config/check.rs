@@ -1,9 +1,9 @@
-//! The ranges of the engine's own values, in one place. A plugin checks its own in `build`.
+//! The valid ranges of the engine's values. A plugin checks its own values in `build`.
 
 use super::{Experiment, Origins, Schedule};
 use crate::error::{Error, Result};
 
-/// One value, and its range.
+/// The value of a field, and whether it is in its range.
 struct Rule {
     path: &'static str,
     value: String,
@@ -11,7 +11,7 @@ struct Rule {
     must: &'static str,
 }
 
-/// What a field must be that only a run with validations reads.
+/// The requirement for optional fields that only have an effect in a run with validations.
 const UNVALIDATED_NONE: &str = "be `none` unless `train.validate_every` is set";
 
 fn rule(path: &'static str, value: impl ToString, holds: bool, must: &'static str) -> Rule {
@@ -39,7 +39,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             "train.split",
             "empty",
             !t.split.trim().is_empty(),
-            "name a split, as `train` or `train[:750]`",
+            "name a split, e.g. `train` or `train[:750]`",
         ),
         rule("train.lr", t.lr, positive(t.lr), "be above 0"),
         rule("train.warmup", t.warmup, not_negative(t.warmup), "be 0 or more"),
@@ -70,7 +70,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             at_least_one(t.max_pairs),
             "be 1 or more, or `none`",
         ),
-        // TOML, which a run's configuration is kept in, counts to 2⁶³ − 1.
+        // A run's configuration is stored as TOML, whose integers go up to 2⁶³ − 1.
         rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
         rule(
             "train.transform_lr",
@@ -137,7 +137,7 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
             "eval.completion_tokens",
             e.eval.completion_tokens,
             e.eval.completion_tokens >= 1,
-            "be 1 or more; `eval.completions=0` makes no completions",
+            "be 1 or more; set `eval.completions=0` for no completions",
         ),
     ];
     match rules.into_iter().find(|r| !r.holds) {

@@ -1,21 +1,21 @@
-//! A chosen plugin.
+//! The choice of a plugin.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// A chosen plugin: its name, and beside it the plugin's own fields.
+/// A chosen plugin: its name and the values of its fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Choice {
-    /// Which plugin.
+    /// Name of the plugin.
     pub name: String,
-    /// Its configuration, complete.
+    /// Values of all fields of the plugin.
     #[serde(flatten)]
     pub config: Map<String, Value>,
 }
 
 impl Choice {
-    /// The configuration as the JSON text that the registry takes.
+    /// The values of the fields as JSON text, which the registry builds the plugin from.
     pub fn json(&self) -> String {
         Value::Object(self.config.clone()).to_string()
     }

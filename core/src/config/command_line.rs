@@ -1,4 +1,4 @@
-//! The flags of the command line, from the fields that declare them.
+//! The flags of the command line, collected from the fields that declare them.
 
 use std::sync::LazyLock;
 
@@ -25,7 +25,8 @@ fn declared() -> Vec<Flag> {
     all
 }
 
-/// A declared flag with everything that follows from its field, which stands in `section`.
+/// Fills in the parts of a declared flag that follow from its field. `section` is the section of
+/// the field; empty for a top-level field.
 fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     let (own, shared) = (field.name.as_str(), flag.field.as_str());
     let (path, name) = match (section, shared) {
@@ -47,7 +48,7 @@ fn completed(mut flag: Flag, field: &Field, section: &str) -> Flag {
     flag
 }
 
-/// The documentation of a field as the help of its flag, with the words that the field takes.
+/// The help of a flag made from the documentation of its field, with the values of an enumeration.
 fn described(field: &Field) -> String {
     let words: Vec<String> = field.choices.iter().map(|word| format!("`{}`", word.value)).collect();
     let text = field.description.trim_end_matches('.');
@@ -55,9 +56,9 @@ fn described(field: &Field) -> String {
         (Some((last, rest)), _) if !rest.is_empty() => {
             format!("{text}: {} or {last}.", rest.join(", "))
         }
-        // A flag that is not given leaves the default.
+        // If the default is `none`, its meaning is also the meaning of leaving the flag out.
         (_, Some((text, none))) if field.default.is_null() => {
-            format!("{text}; {none} when not given.")
+            format!("{text}. Defaults to {none}.")
         }
         _ => field.description.clone(),
     }
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_declares_its_flag_beside_its_documentation() {
+    fn flags_follow_from_the_declarations_of_the_fields() {
         let all = flags();
         let of = |name: &str| all.iter().find(|flag| flag.name == name).expect(name);
         let seed = of("seed");
@@ -89,6 +90,10 @@ mod tests {
         assert!(
             all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list)
         );
-        assert!(all.iter().all(|flag| !flag.help.is_empty() && flag.switch.is_some() == flag.value.is_empty()), "{all:?}");
+        assert!(all.iter().all(|flag| !flag.help.is_empty()), "{all:?}");
+        assert!(
+            all.iter().all(|flag| flag.switch.is_some() == flag.value.is_empty()),
+            "a flag has either a value or a switch: {all:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The forms of `--dataset`: a name, `NAME:TEXT`, a file that a plugin opens, `-`, or a repository
-//! of the hub.
+//! Interprets the value of `--dataset`: a name, `NAME:TEXT`, a file that a plugin opens, `-` for
+//! standard input, or a Hugging Face repository.
 
 use std::path::Path;
 
@@ -7,34 +7,35 @@ use crate::error::{Error, Result, quoted};
 use crate::hub::{RepoId, RepoKind};
 use crate::registry::{DatasetEntry, Registry};
 
-/// The data set that a text means, and the field and value that the text carries with it.
+/// The data set that a text selects, and the field that the text sets, with its value.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Meant {
+pub(super) struct DatasetChoice {
     pub name: &'static str,
     pub argument: Option<(&'static str, String)>,
 }
 
-/// Which data set `given` means.
+/// Finds the data set that `given` selects.
 ///
 /// # Errors
-/// A name that does not exist, text for a data set that takes none, a file that is missing or of an
-/// ending that no data set opens.
-pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
+/// Fails if there is no data set of that name, if text is given for a data set that does not take
+/// any, or if a file is missing or has an extension that no data set opens.
+pub(super) fn parse(given: &str, registry: &Registry) -> Result<DatasetChoice> {
     if let Ok(entry) = registry.dataset(given) {
-        return Ok(Meant { name: entry.about.name, argument: None });
+        return Ok(DatasetChoice { name: entry.about.name, argument: None });
     }
     if let Some((name, text)) = given.split_once(':')
         && let Ok(entry) = registry.dataset(name)
     {
         return match entry.argument {
-            Some(field) => {
-                Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) })
-            }
+            Some(field) => Ok(DatasetChoice {
+                name: entry.about.name,
+                argument: Some((field, text.to_owned())),
+            }),
             None => Err(Error::new(format!(
-                "dataset `{name}` takes nothing after a colon, but was given `{text}`"
+                "dataset `{name}` does not take a value after a colon, but was given `{text}`"
             ))
             .hint(format!(
-                "write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"
+                "write `--dataset {name}`, and set its fields with `--set dataset.FIELD=VALUE`"
             ))),
         };
     }
@@ -42,16 +43,16 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
         return stdin(registry);
     }
     let path = Path::new(given);
-    if let Some(meant) = repository(given, path, registry)? {
-        return Ok(meant);
+    if let Some(choice) = repository(given, path, registry)? {
+        return Ok(choice);
     }
     let looks_like_a_file =
         given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
 }
 
-/// The data set that reads standard input.
-fn stdin(registry: &Registry) -> Result<Meant> {
+/// Finds the data set that reads standard input.
+fn stdin(registry: &Registry) -> Result<DatasetChoice> {
     let takers: Vec<_> = registry
         .all::<DatasetEntry>()
         .filter(|entry| entry.stdin)
@@ -60,7 +61,7 @@ fn stdin(registry: &Registry) -> Result<Meant> {
     match takers[..] {
         [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
         [(one, field)] => {
-            Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) })
+            Ok(DatasetChoice { name: one.about.name, argument: Some((field, "-".to_owned())) })
         }
         _ => Err(several(
             &takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
@@ -70,8 +71,9 @@ fn stdin(registry: &Registry) -> Result<Meant> {
     }
 }
 
-/// The data set that takes a text which can only be a repository of the hub.
-fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
+/// Finds the data set for a text that can only be a Hugging Face repository; `None` if it can be
+/// something else.
+fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<DatasetChoice>> {
     let is_file = registry
         .all::<DatasetEntry>()
         .flat_map(|entry| entry.extensions)
@@ -83,7 +85,7 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
         registry.all::<DatasetEntry>().filter(|entry| entry.repositories).collect();
     match takers[..] {
         [] => Ok(None),
-        [one] => Ok(one.argument.map(|field| Meant {
+        [one] => Ok(one.argument.map(|field| DatasetChoice {
             name: one.about.name,
             argument: Some((field, given.to_owned())),
         })),
@@ -91,16 +93,17 @@ fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Me
     }
 }
 
-/// Whoever installs a plugin should not find that data are read by another than before.
+/// The error if several data sets accept the same text. There is no order of precedence, because
+/// installing a plugin must not change which data set reads existing data.
 fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
     let commands: Vec<String> = names.iter().map(command).collect();
     Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", ")))
-        .hint(format!("say which: {}", commands.join(" or ")))
+        .hint(format!("choose one with {}", commands.join(" or ")))
 }
 
-fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
+fn file(given: &str, path: &Path, registry: &Registry) -> Result<DatasetChoice> {
     if path.is_dir() {
         return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs"))
             .hint(openable(registry)));
@@ -126,13 +129,13 @@ fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
     };
     if !path.exists() {
         return Err(Error::new(format!("there is no file `{given}`"))
-            .hint("a relative path starts at the folder that the command runs in"));
+            .hint("check the path; relative paths are resolved against the current folder"));
     }
-    Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
+    Ok(DatasetChoice { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
 
-/// True if a file's name ends in a dot and the ending, in upper or lower case. The ending may have
-/// a dot itself, as `jsonl.gz` does.
+/// True if a file's name ends in a dot and `ending`, ignoring case. `ending` may contain a dot, for
+/// example `jsonl.gz`.
 fn has_ending(path: &Path, ending: &str) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     name.strip_suffix(ending).is_some_and(|head| head.ends_with('.'))
@@ -153,7 +156,7 @@ fn openable(registry: &Registry) -> String {
     all.sort();
     all.dedup();
     if all.is_empty() {
-        "no dataset of this program opens files".to_owned()
+        "no installed dataset opens files".to_owned()
     } else {
         format!("files of preference pairs end in {}", all.join(", "))
     }

@@ -1,49 +1,49 @@
-//! How a run is judged. The doc comments are the documentation that `reprpo config schema` prints.
+//! The settings of the evaluation. `reprpo config schema` prints the doc comments of the fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::flag::{Flag, Group};
 
-/// What two completions are compared by.
+/// The score by which two completions are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Score {
-    /// Mean log-probability of a completion token.
+    /// Mean log-probability of the completion's tokens.
     #[default]
     Mean,
     /// Log-probability of the whole completion.
     Sum,
 }
 
-/// How the run is judged, against the base model and per split.
+/// The settings of the evaluation, which compares the run with the base model on each split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
     /// Evaluate after training.
     #[schemars(extend("flags" = [
-        Flag::switch(Group::Output, "no-eval", "false").help("Train without judging the result."),
+        Flag::switch(Group::Evaluation, "no-eval", "false").help("Skip the evaluation after \
+            training."),
     ]))]
     pub enabled: bool,
-    /// Score the first so many pairs of each split; none = all.
+    /// Maximum number of pairs to score in each split, from its start; none = all pairs.
     pub max_pairs: Option<usize>,
-    /// What two completions are compared by.
+    /// The score by which two completions are compared.
     pub score: Score,
-    /// Which splits, or parts of them as in `train.split`; none = all that the data set has.
+    /// Splits to score, or parts of splits as in `train.split`; none = all splits of the data set.
     #[schemars(extend("flags" = [
         Flag::new(Group::Data, "SPLIT").named("split").help(
-            "What of it to score, instead of every split: `train`, `train[:750]`, \
-                `train[10%:20%]`, several \
-             with `+`.",
+            "Splits or parts of splits to score, e.g. `train`, `train[:750]` or `train[10%:20%]`, \
+             joined with `+`. Defaults to all splits.",
         ),
     ]))]
     pub splits: Option<Vec<String>>,
-    /// Most tokens in one forward pass.
+    /// Maximum number of tokens in one forward pass.
     pub tokens: usize,
-    /// Let the model continue so many prompts, before and after training, to hear whether it still
-    /// speaks; 0 = none. A sweep has none where this is not set.
+    /// Number of prompts for which completions are generated before and after training, to check
+    /// that the model still writes coherent text; 0 = none. Sweeps generate none by default.
     pub completions: usize,
-    /// Most tokens of such a completion.
+    /// Maximum number of tokens in such a completion.
     pub completion_tokens: usize,
 }
 

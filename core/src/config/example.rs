@@ -1,25 +1,26 @@
-//! The example that a plugin documents: the command that `reprpo explain` shows, and the settings
-//! behind it.
+//! The example in a plugin's documentation: the command that `reprpo explain` shows, and the same
+//! settings as a layer.
 
 use super::{Layering, plugin_fields};
 use crate::error::{Result, quoted};
 use crate::registry::{DatasetEntry, Entry, TypedEntry};
 
-/// A choice of a plugin with some of its fields.
+/// The choice of a plugin together with values for some of its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     kind: &'static str,
-    /// The name, or `NAME:TEXT`.
+    /// The plugin's name, or `NAME:TEXT` for a data set.
     choice: String,
-    /// Fields and the text of their values.
+    /// Names of fields and their values as text.
     set: Vec<(String, String)>,
 }
 
 impl Example {
-    /// The plugin's own; where it gives none, its first number or switch, at its default.
+    /// The example that the plugin declares. If it declares none, the example sets its first number
+    /// or boolean to the default.
     ///
     /// # Errors
-    /// Where the plugin's defaults are not an object.
+    /// Fails if the plugin's defaults are not a JSON object.
     pub fn of(entry: Entry) -> Result<Self> {
         let about = entry.about();
         let fields = plugin_fields(about)?;
@@ -50,7 +51,7 @@ impl Example {
         Ok(Self { kind: entry.kind().name(), choice, set })
     }
 
-    /// As it is typed into a shell.
+    /// The command line, quoted for a shell.
     pub fn command(&self) -> String {
         let mut command = format!("reprpo run --{} {}", self.kind, quoted(&self.choice));
         for (field, value) in &self.set {
@@ -60,7 +61,7 @@ impl Example {
         command
     }
 
-    /// Adds the settings that [`command`](Self::command) gives.
+    /// Adds the settings that [`command`](Self::command) makes.
     ///
     /// # Errors
     /// Fails if a field has no name.

@@ -1,5 +1,5 @@
-//! The experiment. The doc comments are the documentation that `reprpo config schema` prints, and
-//! `flags` declares the flags of a field on the command line.
+//! The experiment. `reprpo config schema` prints the doc comments of the fields, and the `flags`
+//! extension of a field declares its flags on the command line.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::flag::{Flag, Group};
-use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, written};
+use super::{Choice, Dtype, EvalConfig, Origins, PluginFile, Sources, TrainConfig, toml_text};
 use crate::model::attention::Kernel;
 use crate::registry::Kind;
 
@@ -16,27 +16,28 @@ use crate::registry::Kind;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
-    /// The recipe whose values hold where nothing else was said; none = none.
+    /// The recipe whose values override the defaults; none = no recipe.
     #[schemars(extend("flags" = [
         Flag::new(Group::Method, "NAME").help(
-            "Values that belong together, as published: everything else said wins over them.",
+            "Recipe with published values, which all other settings override.",
         ),
     ]))]
     pub recipe: Option<String>,
-    /// The plugin files that the experiment uses; a configuration may name more, and each as its
-    /// path alone.
+    /// The plugin files that the experiment uses. A configuration file may list more files, and may
+    /// give only the path of a file.
     #[schemars(schema_with = "PluginFile::list_schema")]
     pub plugins: Vec<PluginFile>,
-    /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
+    /// Name of a known model, a folder in Hugging Face's layout, a GGUF file, or a Hugging Face
+    /// repository.
     #[schemars(extend("flags" = [
         Flag::new(Group::Model, "ID|DIR|FILE").help(
-            "A known model's name, a folder in Hugging Face's layout, a GGUF file, or a \
-                repository of the hub: \
-             `org/name`, `org/name@revision`, `org/name/FILE.gguf`.",
+            "Model: the name of a known model (see `reprpo list models`), a folder in Hugging \
+             Face's layout, a GGUF file, or a Hugging Face repository (`org/name`, \
+             `org/name@revision` or `org/name/FILE.gguf`).",
         ),
     ]))]
     pub model: String,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[schemars(extend("flags" = [Flag::new(Group::Model, "DEVICE")]))]
     pub device: String,
     /// Precision of the frozen model. f16 is not one of the choices, because its range is too small
@@ -46,27 +47,27 @@ pub struct Experiment {
             `bf16`."),
     ]))]
     pub dtype: Dtype,
-    /// What computes attention.
+    /// The implementation of attention.
     pub attention: Kernel,
-    /// Let a card round the factors of float32 products to TF32, which is faster and less exact.
+    /// Allow TF32 in float32 matrix products on a GPU, which is faster and less precise.
     pub tf32: bool,
-    /// Use only deterministic kernels, which give the same bytes every time. An operation that has
-    /// none on a card is an error that names it. `false` is faster.
+    /// Use only deterministic kernels, which give the same bytes every time. An operation without a
+    /// deterministic kernel is an error. `false` is faster.
     pub deterministic: bool,
-    /// Folder of the run; none = a new one below `runs/`.
+    /// Folder of the run; none = a new folder below `runs/`.
     #[schemars(extend("flags" = [Flag::new(Group::Output, "DIR")]))]
     pub out: Option<PathBuf>,
-    /// Folder of a saved adapter in PEFT's format to start from.
+    /// Saved adapter in PEFT format to start from: a folder or a Hugging Face repository.
     #[schemars(extend("flags" = [
         Flag::new(Group::Start, "ID|DIR").under("Model").help(
-            "Start from a saved adapter in PEFT's format: a folder, or a repository of the hub.",
+            "Start from a saved adapter in PEFT format: a folder or a Hugging Face repository.",
         ),
     ]))]
     pub init_adapter: Option<PathBuf>,
     /// Folder of a run's saved transforms to start from; none = new ones.
     #[schemars(extend("flags" = [
         Flag::new(Group::Start, "DIR").under("Method").help(
-            "Start from the transforms of an earlier run, its `transform` folder.",
+            "Start from the transforms of an earlier run, which are in its `transform` folder.",
         ),
     ]))]
     pub init_transform: Option<PathBuf>,
@@ -79,34 +80,34 @@ pub struct Experiment {
     /// The map of the activations before a loss compares them.
     #[schemars(extend("flags" = [Flag::new(Group::Method, "NAME")]))]
     pub transform: Choice,
-    /// Where activations are read.
+    /// The place in the model where activations are read.
     #[schemars(extend("flags" = [
         Flag::new(Group::Method, "NAME"),
         Flag::new(Group::Method, "SPEC").of("layers").hyphens().help(
-            "Which layers the tap reads: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)`.",
+            "Layers that the tap reads, e.g. `10,20`, `-2,-1`, `0.33,0.66` or `range(.3,-2)`.",
         ),
     ]))]
     pub tap: Choice,
     /// The preference pairs.
     #[schemars(extend("flags" = [
         Flag::new(Group::Data, "NAME|FILE|ID").help(
-            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a \
-                repository of the \
-             hub, as `org/name`.",
+            "Preference pairs: the name of a data set, `NAME:PART`, a file, `-` for standard \
+             input, or a Hugging Face repository such as `org/name`.",
         ),
-        Flag::new(Group::Data, "DIR").of("data_dir").help("Where the data set's files lie."),
+        Flag::new(Group::Data, "DIR").of("data_dir").help("Folder with the data set's files."),
     ]))]
     pub dataset: Choice,
-    /// How the run trains.
+    /// The settings of the training loop.
     pub train: TrainConfig,
-    /// How the run is judged.
+    /// The settings of the evaluation.
     pub eval: EvalConfig,
-    /// The origins of its values, for errors about paths.
+    /// The origins of the values, for errors about paths.
     #[serde(skip)]
     pub sources: Sources,
 }
 
-/// The engine's own values. The model and the plugins are empty, because the program chooses them.
+/// The defaults of the engine. The model and the plugins are empty, because the binary chooses
+/// them.
 impl Default for Experiment {
     fn default() -> Self {
         Self {
@@ -145,12 +146,12 @@ impl Experiment {
         }
     }
 
-    /// The intervention and the adapter, in words.
+    /// Names the intervention and the adapter, for messages.
     pub fn methods(&self) -> String {
         format!("intervention `{}` and adapter `{}`", self.intervention.name, self.adapter.name)
     }
 
-    /// The plugin chosen for `kind`, to be changed.
+    /// The plugin chosen for `kind`, mutably.
     pub(super) fn choice_mut(&mut self, kind: Kind) -> &mut Choice {
         match kind {
             Kind::Intervention => &mut self.intervention,
@@ -161,15 +162,17 @@ impl Experiment {
         }
     }
 
-    /// As TOML that [`read`](Self::read) takes back to the same experiment. A value that is not set
-    /// reads `"none"`, because its default may be one that is.
+    /// Writes the experiment as TOML, from which [`read`](Self::read) gives the same experiment. A
+    /// value that is not set is written as `"none"` and not left out, because its default may be a
+    /// value.
     pub fn to_toml(&self) -> String {
-        written::toml(&self.to_json(), &Origins::default())
+        toml_text::write(&self.to_json(), &Origins::default())
     }
 
-    /// As JSON.
+    /// Writes the experiment as JSON.
     pub fn to_json(&self) -> Value {
-        // Strings, numbers, lists and maps with string keys: nothing that serde_json refuses.
+        // This cannot fail, because the experiment only has strings, numbers, lists, and maps with
+        // string keys.
         serde_json::to_value(self).unwrap_or_default()
     }
 }

@@ -1,5 +1,5 @@
-//! What a section may hold, read from a JSON schema: for checking names, for reading text, and for
-//! `reprpo explain`.
+//! The fields of a section, read from a JSON schema. They are used to check names, to convert text
+//! to values, and to print `reprpo explain`.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -12,51 +12,52 @@ use crate::registry::About;
 /// One value of an enumeration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Word {
-    /// As it is written.
+    /// The value as written in a configuration.
     pub value: String,
-    /// What it means; empty if it is not documented.
+    /// Documentation of the value; empty if there is none.
     pub describes: String,
 }
 
 /// One field of a configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Field {
-    /// Its name.
+    /// Name of the field.
     pub name: String,
-    /// Its type in words: `number`, `list of text`.
+    /// Type for people, e.g. `number` or `list of text`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The words it takes, where it takes no others.
+    /// The values of an enumeration; empty for other types.
     pub choices: Vec<Word>,
-    /// True if `none` clears it.
+    /// True if the value `none` clears the field.
     pub optional: bool,
-    /// Its default value.
+    /// Default value.
     pub default: Value,
-    /// What it is, with its unit.
+    /// Documentation, including the unit.
     pub description: String,
-    /// The fields of its own, where it is a table.
+    /// The fields of a table; empty for other types.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<Field>,
-    /// True if it holds a path: its schema has the format `path`.
+    /// True if the value is a path, that is, if its schema has the format `path`.
     #[serde(skip)]
     pub path: bool,
-    /// The flags that it declares on the command line.
+    /// The command-line flags that the field declares.
     #[serde(skip)]
     pub(super) flags: Vec<Flag>,
     #[serde(skip)]
     text: bool,
     #[serde(skip)]
     types: Vec<String>,
-    /// True if it is a list whose order does not matter.
+    /// True if the value is a list whose order does not matter.
     #[serde(skip)]
     unordered: bool,
 }
 
 impl Field {
-    /// A value from what was typed: TOML where it is, else the text itself.
+    /// Converts typed text to a value. Text that is valid TOML of a type that the field takes is
+    /// parsed; any other text is the value itself.
     ///
-    /// `null` and, where the field is optional, `none` clear it. What looks like a number stays
-    /// text for a field that takes text and no numbers (`--layers 10`).
+    /// If the field is optional, `none` and `null` clear it. Text that looks like a number stays
+    /// text if the field does not take numbers (`--layers 10`).
     pub fn read(&self, text: &str) -> Value {
         if self.optional && matches!(text.trim(), "null" | "none") {
             return Value::Null;
@@ -69,7 +70,8 @@ impl Field {
         }
     }
 
-    /// A value from a file, where TOML has no null: `"none"` stands for it.
+    /// Converts a value from a file. For an optional field, `"none"` and `"null"` mean null, which
+    /// TOML cannot express.
     pub fn take(&self, value: Value) -> Value {
         match &value {
             Value::String(s) if self.optional && matches!(s.as_str(), "none" | "null") => {
@@ -79,13 +81,13 @@ impl Field {
         }
     }
 
-    /// True if the schema excludes values of this type.
+    /// True if the schema does not allow values of this type.
     pub fn refuses(&self, value: &Value) -> bool {
         !self.types.is_empty() && !self.takes(value)
     }
 
-    /// True if two values of this field mean the same. Numbers are compared by value, tables in any
-    /// order, and lists in any order if the schema has `uniqueItems`.
+    /// True if two values of this field are equivalent. Numbers are compared by value. The order is
+    /// ignored in tables, and in lists if the schema has `uniqueItems`.
     pub fn same(&self, a: &Value, b: &Value) -> bool {
         match (a, b) {
             (Value::Array(a), Value::Array(b)) if self.unordered => {
@@ -97,12 +99,12 @@ impl Field {
         }
     }
 
-    /// True if it takes numbers and no text.
+    /// True if the field takes numbers and does not take text.
     pub(super) fn is_number(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "number" || t == "integer")
     }
 
-    /// True if it takes a list and no text.
+    /// True if the field takes a list and does not take text.
     pub(super) fn is_list(&self) -> bool {
         !self.text && self.types.iter().any(|t| t == "array")
     }
@@ -120,7 +122,7 @@ impl Field {
     }
 }
 
-/// The fields that `schema` describes, in its order, with `defaults` for values.
+/// The fields that `schema` describes, in its order, with default values from `defaults`.
 pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     fields_of(schema, schema, defaults)
 }
@@ -128,12 +130,12 @@ pub fn fields(schema: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
 /// The fields of a plugin's configuration.
 ///
 /// # Errors
-/// Where the plugin's defaults are not an object.
+/// Fails if the plugin's defaults are not a JSON object, or if its schema cannot be read.
 pub fn plugin_fields(about: &About) -> Result<Vec<Field>> {
     Ok(fields(&about.schema()?, &about.defaults()?))
 }
 
-/// The fields of the `table` among the definitions of `root`.
+/// The fields of `table`, a schema whose references are relative to `root`.
 fn fields_of(root: &Value, table: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     let none = Map::new();
     let properties = table.get("properties").and_then(Value::as_object).unwrap_or(&none);
@@ -197,7 +199,7 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
     }
 }
 
-/// What a property comes to once references and alternatives are followed.
+/// The types and values that a property allows, after following references and alternatives.
 #[derive(Default)]
 struct Shape {
     types: Vec<String>,
@@ -209,7 +211,7 @@ struct Shape {
 
 impl Shape {
     fn add(&mut self, root: &Value, schema: &Value, depth: usize) {
-        // A type that holds itself would not end.
+        // Limit the depth, because a recursive type would never end.
         if depth > 8 {
             return;
         }
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_may_be_written_as_in_python() {
+    fn numbers_may_be_written_as_in_python() {
         let cases = [
             (".0001", json!(0.0001)),
             ("-.5", json!(-0.5)),
@@ -375,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn text_becomes_what_the_field_takes() {
+    fn text_is_converted_to_the_type_of_the_field() {
         assert_eq!(of("beta").read("1e-3"), json!(0.001));
         assert_eq!(of("beta").read("abc"), json!("abc"));
         assert_eq!(of("rank").read("none"), Value::Null);
@@ -391,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_compared_by_what_they_mean() {
+    fn equivalent_values_are_equal() {
         assert!(
             of("beta").same(&json!(32), &json!(32.0)) && !of("beta").same(&json!(32), &json!(31))
         );

@@ -1,25 +1,26 @@
-//! How a field declares its flags on the command line, beside its documentation.
+//! The declaration of command-line flags, which a field makes next to its documentation.
 
 use serde::{Deserialize, Serialize};
 
-/// The name under which a field's schema holds its flags. [`schema`](super::schema) leaves them
-/// out.
+/// The key in a field's schema that contains its flags. [`schema`](super::schema) removes it.
 pub(super) const FLAGS: &str = "flags";
 
-/// Flags that belong together: a command takes all flags of a group.
+/// A group of flags. A command takes all flags of a group or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Group {
-    /// The model, and how it is computed.
+    /// The model, its device and its precision.
     Model,
-    /// The saved values that training starts from.
+    /// The saved adapter and transforms that training starts from.
     Start,
-    /// The recipe and the plugins.
+    /// The recipe, the intervention, the adapter, the transform and the tap.
     Method,
     /// The preference pairs.
     Data,
-    /// How the run trains.
+    /// The training loop.
     Training,
-    /// What a run writes.
+    /// The evaluation after training.
+    Evaluation,
+    /// The files that a run writes.
     Output,
 }
 
@@ -28,31 +29,31 @@ pub enum Group {
 pub struct Flag {
     /// Path of the field, e.g. `train.seed`.
     pub path: String,
-    /// Name of the flag, without dashes. It is the field's own name unless the field declares
-    /// another one.
+    /// Name of the flag, without dashes. Defaults to the name of the field.
     pub name: String,
-    /// The flags that it belongs to.
+    /// Group that the flag belongs to.
     pub group: Group,
-    /// Heading of the help under which it is shown.
+    /// Heading in the help under which the flag is listed.
     pub heading: String,
-    /// Name of its value in the help, e.g. `DIR`.
+    /// Placeholder for the value in the help, e.g. `DIR`.
     pub value: String,
-    /// The value that a flag without a value sets.
+    /// The value that the field is set to, if the flag does not take a value.
     pub switch: Option<String>,
-    /// The help. It is the field's documentation unless the field declares another one.
+    /// The help text. Defaults to the documentation of the field.
     pub help: String,
-    /// True if a value may begin with a hyphen.
+    /// True if the value may begin with a hyphen.
     pub hyphens: bool,
-    /// True if the field takes numbers only.
+    /// True if the field only takes numbers.
     pub number: bool,
-    /// True if the field takes a list, and the flag one item of it.
+    /// True if the field takes a list. The flag then gives a list with one item.
     pub list: bool,
-    /// The field that the plugins of this section share, if the flag sets one.
+    /// Name of the plugins' field that the flag sets, if the flag is declared by a section of
+    /// plugins and sets a field that several of them have.
     pub(super) field: String,
 }
 
 impl Flag {
-    /// The flag of a field of the same name. The help calls its value `value`.
+    /// A flag with the name of its field. `value` is the placeholder for the value in the help.
     pub(super) fn new(group: Group, value: &str) -> Self {
         Self {
             path: String::new(),
@@ -74,27 +75,27 @@ impl Flag {
         Self { switch: Some(value.to_owned()), ..Self::new(group, "").named(name) }
     }
 
-    /// The same flag under another name.
+    /// Changes the name of the flag.
     pub fn named(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
     }
 
-    /// The same flag with another help.
+    /// Changes the help text.
     pub fn help(self, help: &str) -> Self {
         Self { help: help.to_owned(), ..self }
     }
 
-    /// The same flag under another heading of the help.
+    /// Changes the heading under which the help lists the flag.
     pub(super) fn under(self, heading: &str) -> Self {
         Self { heading: heading.to_owned(), ..self }
     }
 
-    /// The flag of a field that plugins of the section share.
+    /// Makes the flag set a field of the chosen plugin, e.g. `data_dir` of the data set.
     pub(super) fn of(self, field: &str) -> Self {
         Self { field: field.to_owned(), ..self }
     }
 
-    /// The same flag, with values that may begin with a hyphen.
+    /// Allows values that begin with a hyphen.
     pub(super) fn hyphens(self) -> Self {
         Self { hyphens: true, ..self }
     }

@@ -1,11 +1,11 @@
-//! The resolved experiment: every value that a run depends on, and where each of them came from.
+//! The configuration: every value that a run depends on, and where each of them came from.
 //!
-//! A field is defined once, in the struct that holds it: its default, its documentation in the
-//! schema and in the help, and its flag on the command line. Values arrive in layers (built-in
-//! defaults, the chosen plugins' defaults, a recipe, files, the environment, flags, `--set`), as
-//! paths and JSON values; only when all are in is the result typed and checked. What a plugin's
-//! section may hold is read from that plugin's schema, so a new plugin is configurable without a
-//! line here.
+//! A field is defined once, in the struct that it belongs to. The definition includes its default,
+//! its documentation in the schema and in the help, and its flag on the command line. Values arrive
+//! in layers (built-in defaults, the chosen plugins' defaults, a recipe, files, the environment,
+//! flags, `--set`), as paths and JSON values. The result is only typed and checked when all layers
+//! are known. The fields of a plugin's section are read from the plugin's schema, so a new plugin
+//! can be configured without any code here.
 
 mod changes;
 mod check;
@@ -30,9 +30,9 @@ mod schema;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod toml_text;
 mod train;
 mod value;
-mod written;
 
 pub(crate) use changes::{changed_fields, flat, shown};
 pub use choice::Choice;

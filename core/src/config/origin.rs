@@ -1,4 +1,4 @@
-//! Origins of values, in the words in which a person gave them.
+//! The origins of values, shown the way the user gave them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,25 +7,25 @@ use std::path::PathBuf;
 /// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Built in.
+    /// A built-in default.
     Default,
-    /// The defaults of the plugin of that name.
+    /// The default of the named plugin.
     Plugin(String),
-    /// The recipe of that name.
+    /// The named recipe.
     Recipe(String),
-    /// A saved adapter, in this folder or repository of the hub.
+    /// The configuration of a saved adapter in this folder or Hugging Face repository.
     Adapter(PathBuf),
     /// A configuration file.
     File(PathBuf),
-    /// An environment variable, by name.
+    /// The named environment variable.
     Environment(String),
-    /// A flag, with its dashes.
+    /// The named flag, including its dashes.
     Flag(String),
     /// The base model that a saved adapter names in this configuration file.
     Base(PathBuf),
-    /// `--set`.
+    /// The flag `--set`.
     Set,
-    /// It follows from the other choices.
+    /// Derived from the chosen plugins and recipe.
     Chosen,
 }
 
@@ -41,17 +41,17 @@ impl fmt::Display for Origin {
             Origin::Flag(flag) => write!(f, "flag {flag}"),
             Origin::Base(path) => write!(f, "`base_model_name_or_path` in file {}", path.display()),
             Origin::Set => f.write_str("--set"),
-            Origin::Chosen => f.write_str("what is chosen below"),
+            Origin::Chosen => f.write_str("from the choices below"),
         }
     }
 }
 
-/// The origin of every leaf, by its path (`train.lr`).
+/// The origin of every value, by its path (`train.lr`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    /// Where the value at `path` came from; for a part of a value, where the whole came from.
+    /// The origin of the value at `path`. For a part of a value, this is the origin of the whole.
     pub fn get(&self, path: &str) -> Option<&Origin> {
         let mut path = path;
         loop {

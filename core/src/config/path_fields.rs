@@ -1,19 +1,19 @@
-//! The fields that hold paths.
+//! The fields whose values are paths.
 
 use super::fields::{Field, plugin_fields};
 use crate::registry::{DatasetEntry, Kind, Registry, TypedEntry};
 
-/// Fields outside the plugins' sections that are always paths.
+/// Fields outside the plugins' sections whose values are always paths.
 pub(super) const PATHS: [&str; 2] = ["init_transform", "out"];
-/// Fields that hold either a path or a name, such as that of a repository of the hub.
+/// Fields whose value is either a path or a name, such as the id of a Hugging Face repository.
 pub(super) const PATHS_OR_NAMES: [&str; 2] = ["model", "init_adapter"];
-/// The field that `--data-dir` sets, in every data set.
+/// The field of a data set that `--data-dir` sets.
 const DATA_DIR: &str = "data_dir";
-/// Standard input, in place of a path.
+/// The path that means standard input.
 pub(super) const STDIN: &str = "-";
 
-/// The fields of a plugin that hold paths: those whose schema has the format `path`, the one that
-/// `--dataset FILE` fills, and the one that `--data-dir` fills.
+/// The fields of a plugin whose values are paths: fields whose schema has the format `path`, the
+/// field that `--dataset FILE` sets, and the field that `--data-dir` sets.
 pub(super) fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     let Ok(entry) = registry.get(kind, name) else { return Vec::new() };
     let argument = DatasetEntry::of_entry(entry)

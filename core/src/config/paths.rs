@@ -1,8 +1,8 @@
-//! The paths of an experiment: how a run keeps them, and how two experiments are compared.
+//! The paths of an experiment: how a run stores them, and how two experiments are compared.
 //!
-//! A path that a person gives begins at the folder in which the command runs. A run keeps it
-//! relative to its own folder if both lie in one tree, and otherwise absolute. It is then found
-//! from any folder, even after the tree was moved.
+//! A relative path that the user gives is resolved against the current folder. A run stores it
+//! relative to the run's folder if both are in the same tree, and otherwise as an absolute path. It
+//! can then be found from any current folder, even after the tree was moved.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::path_fields::{STDIN, in_section};
 use super::place::{physical, stored};
 use super::record::SECTION;
-use super::{Experiment, Origins, Record, written};
+use super::{Experiment, Origins, Record, toml_text};
 use crate::registry::{Kind, Registry};
 
 /// Applies `change` to every path of an experiment.
@@ -50,7 +50,7 @@ fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&
     }
 }
 
-/// The text of the `config.toml` that a run in `folder` keeps.
+/// The text of the `config.toml` of a run in `folder`.
 pub(crate) fn recorded(
     experiment: &Experiment,
     folder: &Path,
@@ -62,14 +62,14 @@ pub(crate) fn recorded(
     map_paths(&mut experiment, registry, &|path| stored(Path::new(path), &run, &here));
     let mut json = experiment.to_json();
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
-    let text = written::toml(&json, &Origins::default());
-    let explains = "# Written by `reprpo run`. Relative paths in this file begin at its folder. \
-        The model and the data
-# that they lead to are compared with these fingerprints.";
+    let text = toml_text::write(&json, &Origins::default());
+    let explains = "# Written by `reprpo run`. Relative paths in this file are resolved against \
+        its folder. The model
+# and the data that they lead to are compared with these fingerprints.";
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
 
-/// The experiment with every path made absolute, for a comparison.
+/// The experiment with every path made absolute and its symbolic links resolved, for comparisons.
 pub(crate) fn comparable(experiment: &Experiment, registry: &Registry) -> Experiment {
     let mut experiment = experiment.clone();
     map_paths(&mut experiment, registry, &|path| {

@@ -1,11 +1,11 @@
-//! Arithmetic on paths: absolute ones, with and without symbolic links, and the form in which a run
-//! keeps one.
+//! Functions on paths: absolute paths with and without symbolic links, and the form in which a run
+//! stores a path.
 
 use std::path::{Component, Path, PathBuf};
 
-/// A path as the run in the folder `run` keeps it. It is relative if both lie below the folder that
-/// the command ran in, or if the path lies below the folder that holds the run, and otherwise
-/// absolute.
+/// The form in which the run in the folder `run` stores `path`. It is relative to `run` if both are
+/// below the current folder `here`, or if `path` is below the parent folder of the run. Otherwise
+/// it is absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = at_place(path);
     let shared =
@@ -16,8 +16,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     relative(&target, run)
 }
 
-/// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or
-/// `..`, so that it cannot be taken for a name.
+/// The relative path from `folder` to `target`, both absolute. It begins with `.` or `..`, so that
+/// it cannot be mistaken for the name of a model or a repository.
 fn relative(target: &Path, folder: &Path) -> String {
     let (target, folder): (Vec<_>, Vec<_>) =
         (target.components().collect(), folder.components().collect());
@@ -29,8 +29,8 @@ fn relative(target: &Path, folder: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// An absolute path with its symbolic links resolved, except in its last part, which may be a link
-/// on purpose.
+/// An absolute path with its symbolic links resolved, except in the last component, which may be a
+/// link on purpose.
 fn at_place(path: &Path) -> PathBuf {
     let path = absolute(path);
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
@@ -39,19 +39,19 @@ fn at_place(path: &Path) -> PathBuf {
     }
 }
 
-/// An absolute path with all its symbolic links resolved.
+/// An absolute path with all symbolic links resolved.
 pub(super) fn physical(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     path.canonicalize().unwrap_or_else(|_| lexical(&absolute(path)))
 }
 
-/// An absolute path with its symbolic links kept.
+/// An absolute path with symbolic links kept.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// A path without `.` and `..`. It only looks at the text of the path, not at the file system.
+/// A path without `.` and `..`. Only the text of the path is used, not the file system.
 pub(super) fn lexical(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_in_the_tree_of_the_run_is_kept_relative_and_any_other_absolute() {
+    fn paths_in_the_tree_of_the_run_are_stored_relative_and_others_absolute() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let tree = root.join("tree");

@@ -1,5 +1,5 @@
-//! The plugin files that an experiment names, which are looked for before anything else of it is
-//! read: what its fields may hold depends on them.
+//! The plugin files of an experiment. They are read and loaded before the rest of the
+//! configuration, because the valid fields depend on the plugins.
 
 use std::path::{Path, PathBuf};
 
@@ -18,24 +18,24 @@ use crate::registry::Registry;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PluginFile {
-    /// Path of the file. A relative path begins at the folder in which the command runs or, in the
-    /// `config.toml` of a run, at the run's folder.
+    /// Path of the file. A relative path is resolved against the current folder or, in the
+    /// `config.toml` of a run, against the run's folder.
     pub path: PathBuf,
-    /// Version of its crate, for people.
+    /// Version of the plugin's crate, for information only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The digest that the file must have, in hexadecimal; none = any.
+    /// SHA-256 digest that the file must have, in hexadecimal; none = not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
 
 impl PluginFile {
-    /// Whatever lies there.
+    /// The file at `path`, without a required digest.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), version: None, sha256: None }
     }
 
-    /// This very file.
+    /// The file of a loaded plugin, with its version and digest.
     pub(super) fn of(loaded: &PluginLibrary) -> Self {
         Self {
             path: loaded.path.clone(),
@@ -44,11 +44,11 @@ impl PluginFile {
         }
     }
 
-    /// Loads it into `registry`.
+    /// Loads the plugin into `registry`.
     ///
     /// # Errors
-    /// Fails if the file is not a plugin of this build, if its digest differs, or if a name is
-    /// taken.
+    /// Fails if the file is not a plugin for this build, if its digest differs, or if a name that
+    /// it registers is taken.
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
@@ -56,13 +56,13 @@ impl PluginFile {
                 "the plugin `{}` is not the one that the configuration names",
                 self.path.display()
             ))
-            .because(Error::new(format!("its sha256 is {}, but has to be {sha256}", loaded.sha256)))
-            .hint("take `sha256` out of the configuration to use what lies there now"));
+            .because(Error::new(format!("its sha256 is {}, but must be {sha256}", loaded.sha256)))
+            .hint("remove `sha256` from the configuration to use the file as it is now"));
         }
         registry.add_plugin(loaded)
     }
 
-    /// `plugins` of the configuration file at `path`.
+    /// Reads the field `plugins` of the configuration file at `path`.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not TOML, or if its `plugins` is not a list of files.
@@ -75,7 +75,7 @@ impl PluginFile {
         Self::from_value(&json(value), &Origin::File(path.to_owned()))
     }
 
-    /// Files with commas between, as an environment variable names them.
+    /// Parses a comma-separated list of paths, as in an environment variable.
     pub fn in_text(text: &str) -> Vec<Self> {
         text.trim_matches(['[', ']'])
             .split(',')
@@ -85,7 +85,7 @@ impl PluginFile {
             .collect()
     }
 
-    /// A list in which a file may also be only its path.
+    /// The schema of a list whose items are either paths or tables.
     pub(super) fn list_schema(generator: &mut SchemaGenerator) -> Schema {
         let file = generator.subschema_for::<Self>();
         json_schema!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, file] } })

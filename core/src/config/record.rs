@@ -1,4 +1,4 @@
-//! A run's notes about itself in its `config.toml`, and the paths in such a file.
+//! The `record` section of a run's `config.toml`, and the relative paths in such a file.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -12,36 +12,37 @@ use crate::error::{Error, Result};
 use crate::fingerprint::{self, Fingerprint};
 use crate::registry::{Kind, Registry};
 
-/// The section of a run's `config.toml` that holds its [`Record`].
+/// Name of the section of a run's `config.toml` that contains its [`Record`].
 pub(super) const SECTION: &str = "record";
 
-/// A run's notes about itself in its `config.toml`. Relative paths in such a file begin at the
-/// file's folder.
+/// The folder and the fingerprints that a run records in its `config.toml`. Relative paths in a
+/// file with such a record are resolved against the file's folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The run's folder when this was written.
+    /// Folder of the run at the time of writing.
     pub(super) folder: PathBuf,
-    /// The model's fingerprint.
+    /// Fingerprint of the model.
     pub(super) model: Fingerprint,
-    /// The data's fingerprints, by split.
+    /// Fingerprints of the data, by split.
     pub(super) data: BTreeMap<String, Fingerprint>,
 }
 
 impl Record {
-    /// The record of a run in `folder`.
+    /// Creates the record of a run in `folder`.
     pub fn new(folder: &Path, model: Fingerprint, dataset: &dyn Dataset) -> Self {
         Self { folder: physical(folder), model, data: fingerprint::of_splits(dataset) }
     }
 
-    /// Takes the record out of the table of a configuration file; `None` if no run wrote the file.
+    /// Removes the record from the table of a configuration file and returns it; `None` if the file
+    /// was not written by a run.
     fn take(table: &mut toml::Table, file: &Path) -> Result<Option<Self>> {
         let Some(value) = table.remove(SECTION) else { return Ok(None) };
         let wrong = |e| {
-            Error::new(format!("`{SECTION}` in `{}` is not what a run writes", file.display()))
+            Error::new(format!("`{SECTION}` in `{}` was not written by a run", file.display()))
                 .because(e)
                 .hint(format!(
-                    "take the section `{SECTION}` out of the file; relative paths then \
-                    begin at the folder that the command runs in"
+                    "remove the section `{SECTION}` from the file; relative paths are then \
+                        resolved against the current folder"
                 ))
         };
         value
@@ -50,7 +51,8 @@ impl Record {
             .map_err(|e: toml::de::Error| wrong(Error::new(e.message().to_owned())))
     }
 
-    /// The table in a configuration file, and the record in it if a run wrote the file.
+    /// Reads the table of a configuration file, and separates the record from it if the file was
+    /// written by a run.
     pub(super) fn split(path: &Path) -> Result<(toml::Table, Option<Self>)> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::new(format!("cannot read the configuration file `{}`", path.display()))
@@ -62,7 +64,7 @@ impl Record {
         Ok((table, record))
     }
 
-    /// The record in a configuration file; `None` if no run wrote the file.
+    /// Reads the record of a configuration file; `None` if the file was not written by a run.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not TOML.
@@ -75,7 +77,7 @@ impl Record {
         &self.model
     }
 
-    /// Makes the relative paths in the table of `file`, which a run wrote, absolute.
+    /// Makes the relative paths in the table of `file` absolute. `file` was written by a run.
     pub(super) fn resolve(&self, table: &mut toml::Table, file: &Path, registry: &Registry) {
         self.resolve_plugins(table, file);
         for field in PATHS.iter().chain(&PATHS_OR_NAMES) {
@@ -100,8 +102,8 @@ impl Record {
         }
     }
 
-    /// Makes the paths of plugin files absolute. They are needed before the other fields can be
-    /// understood.
+    /// Makes only the paths of plugin files absolute. Plugins are loaded before the other fields
+    /// can be interpreted.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
         for plugin in
             table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()
@@ -126,8 +128,8 @@ impl Record {
         }
     }
 
-    /// The absolute path that `text` in `file` means. It begins at the file's folder, or at the
-    /// folder in which the run was made if only that leads to something.
+    /// The absolute path for the relative path `text` in `file`. It is resolved against the file's
+    /// folder, or against the run's original folder if the path only exists there.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
         let begins_here =
@@ -163,13 +165,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_no_run_wrote_is_refused() {
+    fn a_record_that_was_not_written_by_a_run_is_refused() {
         let table = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
         for text in ["record = 3", "[record]\nfolder = \"x\"", "[record]\nmodel = 1"] {
             let e = Record::take(&mut table(text), Path::new("a/config.toml")).unwrap_err();
             assert!(
                 format!("{e:?}")
-                    .starts_with("`record` in `a/config.toml` is not what a run writes"),
+                    .starts_with("`record` in `a/config.toml` was not written by a run"),
                 "{e:?}"
             );
         }
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_path_is_looked_for_beside_the_run_and_then_where_the_run_was() {
+    fn a_relative_path_is_resolved_against_the_runs_folder_and_then_its_original_folder() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         for folder in ["old/runs/a", "new/runs/a", "old/model"] {

@@ -1,19 +1,19 @@
-//! The result of layering.
+//! The result of merging all layers of settings.
 
-use super::{Experiment, Origins, written};
+use super::{Experiment, Origins, toml_text};
 
-/// An experiment, and where each of its values came from.
+/// An experiment and the origins of its values.
 #[derive(Debug)]
 pub struct Resolved {
-    /// The values.
+    /// The resolved experiment.
     pub experiment: Experiment,
-    /// Their origins.
+    /// The origin of each of its values.
     pub origins: Origins,
 }
 
 impl Resolved {
-    /// The experiment as TOML with the origin of each value behind it.
+    /// The experiment as TOML with a comment after each value that names its origin.
     pub fn to_toml_with_origins(&self) -> String {
-        written::toml(&self.experiment.to_json(), &self.origins)
+        toml_text::write(&self.experiment.to_json(), &self.origins)
     }
 }

@@ -7,10 +7,10 @@ use super::flag::FLAGS;
 use crate::error::Result;
 use crate::registry::{Kind, Registry};
 
-/// The JSON schema of the whole experiment, with the fields of every plugin.
+/// The JSON schema of the whole experiment, including the fields of every plugin.
 ///
 /// # Errors
-/// Fails if a plugin cannot describe its own configuration.
+/// Fails if the schema of a plugin cannot be read.
 pub fn schema(registry: &Registry) -> Result<Value> {
     let mut root = schemars::schema_for!(Experiment).to_value();
     for kind in Kind::ALL {
@@ -19,8 +19,8 @@ pub fn schema(registry: &Registry) -> Result<Value> {
             .map(|entry| {
                 let mut schema = entry.about().schema()?;
                 if let Some(defs) = schema.get_mut("$defs").map(Value::take) {
-                    // References start at the document's root, where two plugins may have a type of
-                    // one name.
+                    // All definitions go to the document's root, where the names of types of
+                    // different plugins could collide.
                     let prefix = format!("{}-{}-", kind.name(), entry.about().name);
                     rename_references(&mut schema, &prefix);
                     for (name, mut definition) in defs.as_object().cloned().unwrap_or_default() {
@@ -46,7 +46,7 @@ pub fn schema(registry: &Registry) -> Result<Value> {
     }
     remove_flags(&mut root);
     if let Some(map) = root.as_object_mut() {
-        // A file may leave any of it to the layers below.
+        // No field is required, because a file may leave any field to the layers below it.
         map.remove("required");
         if let Some(defs) = map.get_mut("$defs").and_then(Value::as_object_mut) {
             defs.remove("Choice");
@@ -72,7 +72,7 @@ fn rename_references(schema: &mut Value, prefix: &str) {
     }
 }
 
-/// Removes the flags that the fields of the experiment declare, which only the command line reads.
+/// Removes the flags that the fields of the experiment declare. Only the command line needs them.
 fn remove_flags(root: &mut Value) {
     let own = ["TrainConfig", "EvalConfig"].map(|name| format!("/$defs/{name}"));
     for table in std::iter::once("").chain(own.iter().map(String::as_str)) {

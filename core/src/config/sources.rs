@@ -1,4 +1,5 @@
-//! The origins of an experiment's values, and the records of the runs that they came from.
+//! The origins of an experiment's values, and checks of the model and the data against the records
+//! of the runs that they came from.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ pub struct Sources {
     records: BTreeMap<PathBuf, Record>,
 }
 
-/// Always equal, because the origins of their values do not make two experiments differ.
+/// Always equal, because two experiments are equal if their values are, whatever their origins.
 impl PartialEq for Sources {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -31,17 +32,18 @@ impl Sources {
         Self { origins, records }
     }
 
-    /// Where the value of a field came from; `None` if that is not known.
+    /// The origin of a field's value; `None` if it is not known.
     pub fn origin(&self, field: &str) -> Option<&Origin> {
         self.origins.get(field)
     }
 
-    /// Drops the records, for a caller that checks the model and the data by other means.
+    /// Drops the records, for callers that check the model and the data in another way.
     pub(crate) fn forget_records(&mut self) {
         self.records.clear();
     }
 
-    /// The run that the value of `field` came from: its configuration file and its record.
+    /// The configuration file and the record of the run that the value of `field` came from, if
+    /// any.
     fn record(&self, field: &str) -> Option<(&Path, &Record)> {
         match self.origins.get(field) {
             Some(Origin::File(file)) => {
@@ -51,7 +53,7 @@ impl Sources {
         }
     }
 
-    /// Adds to an error about the value of `field` where the value came from.
+    /// Adds the origin of the value of `field` to an error about it.
     pub fn explain(&self, field: &str, value: &str, e: Error) -> Error {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,
@@ -59,17 +61,18 @@ impl Sources {
                 let e =
                     e.within(format!("`{field}` is `{value}` ({origin}), which cannot be used"));
                 match (origin, self.record(field)) {
-                    (Origin::File(_), None) if is_relative(value) => e.hint(from_here()),
+                    (Origin::File(_), None) if is_relative(value) => e.hint(current_folder_hint()),
                     _ => e,
                 }
             }
         }
     }
 
-    /// Compares the model that was found with the record of the run that named it.
+    /// Compares the fingerprint of the model that was found with the record of the run that the
+    /// setting `model` came from. Does nothing if it did not come from a run.
     ///
     /// # Errors
-    /// Fails if the run was made with another model.
+    /// Fails if the run used another model.
     pub fn check_model(&self, model: &str, found: &Fingerprint) -> Result<()> {
         let Some((file, record)) = self.record("model") else { return Ok(()) };
         let Some(change) = record.model.change(found) else { return Ok(()) };
@@ -78,14 +81,14 @@ impl Sources {
             file.display()
         ))
         .because(Error::new(format!("the model: {change}")))
-        .hint("put the run's model back, or name the one to use with `--model`"))
+        .hint("restore the run's model, or choose a model with `--model`"))
     }
 
-    /// Compares the data that were found with the record of the run that named them. Gives the
-    /// differences that the user asked for by naming other data.
+    /// Compares the data that were found with the record of the run that the data set came from.
+    /// Returns a description of each difference that the user caused by choosing other data.
     ///
     /// # Errors
-    /// Fails if the run was made with other data.
+    /// Fails if the data differ from the run's although the user did not choose other data.
     pub fn check_data(
         &self,
         chosen: &Choice,
@@ -98,8 +101,8 @@ impl Sources {
             !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_)))
                 && origin != Some(&Origin::File(file.to_owned()))
         };
-        // A field that only changes how a file's rows are read does not explain why the file
-        // changed.
+        // If the data set has files, only another path explains a difference. A field that changes
+        // how rows are read does not change the fingerprint of the files.
         let mut places = in_section(Kind::Dataset, &chosen.name, registry);
         places.extend(
             registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned),
@@ -114,14 +117,14 @@ impl Sources {
                 continue;
             }
             let change = format!("the `{split}` pairs: {change}{}", named(chosen, &self.origins));
-            let asked_for = if dataset.files(split).is_empty() { other_field } else { other_place };
-            if !asked_for {
+            let intended = if dataset.files(split).is_empty() { other_field } else { other_place };
+            if !intended {
                 return Err(Error::new(format!(
                     "the data are not those that `{}` was made with",
                     file.display()
                 ))
                 .because(Error::new(change))
-                .hint("put the run's data back, or name the data to use with `--dataset`"));
+                .hint("restore the run's data, or choose the data with `--dataset`"));
             }
             changes.push(change);
         }
@@ -147,15 +150,14 @@ impl Sources {
             let path = format!("dataset.{field}");
             let origin = self.origins.get(&path);
             let from = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
-            let e = Error::new(format!(
-                "`{path}` is `{missing}`{from}, where there is no file or folder"
-            ));
+            let e = Error::new(format!("`{path}` is `{missing}`{from}, which does not exist"));
             return Err(match self.record(&path) {
                 Some((_, record)) => e.hint(format!(
-                    "the run was made in `{}`; name the data with `--dataset`, or move them along",
+                    "choose the data with `--dataset`, or copy them to the same place relative to \
+                        the run, which was made in `{}`",
                     record.folder.display()
                 )),
-                None if is_relative(missing) => e.hint(from_here()),
+                None if is_relative(missing) => e.hint(current_folder_hint()),
                 None => e,
             });
         }
@@ -163,7 +165,7 @@ impl Sources {
     }
 }
 
-/// The paths of the data set, for a message.
+/// Lists the fields of the data set that are existing paths, with their origins, for a message.
 fn named(chosen: &Choice, origins: &Origins) -> String {
     let values = chosen.config.iter().filter_map(|(field, value)| {
         Some((field, value.as_str().filter(|v| Path::new(v).exists())?))
@@ -178,10 +180,10 @@ fn named(chosen: &Choice, origins: &Origins) -> String {
         .collect()
 }
 
-fn from_here() -> String {
+fn current_folder_hint() -> String {
     let here =
         std::env::current_dir().map_or_else(|_| ".".to_owned(), |here| here.display().to_string());
-    format!("a relative path begins at the folder that the command runs in, which is `{here}`")
+    format!("relative paths are resolved against the current folder, which is `{here}`")
 }
 
 fn is_relative(value: &str) -> bool {

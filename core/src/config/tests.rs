@@ -1,4 +1,4 @@
-//! The layers as a user meets them: which value wins, and what is said of one that cannot be.
+//! Tests of the layers: which value takes effect, and the errors for values that are not valid.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ macro_rules! plugin {
     };
 }
 
-/// Configurations without fields.
+/// Defines configurations without fields.
 macro_rules! nothing {
     ($($plugin:ident)*) => {$(
         #[derive(Default, Serialize, Deserialize, JsonSchema)]
@@ -119,7 +119,7 @@ plugin!(Dataset, LINES, Lines, "lines");
 plugin!(Dataset, SHEET, Sheet, "sheet");
 
 fn refuse<T>() -> Result<T> {
-    Err(Error::new("for tests of the configuration alone"))
+    Err(Error::new("only for tests of the configuration"))
 }
 
 macro_rules! interventions {
@@ -230,7 +230,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn every_layer_wins_over_those_below() {
+fn every_layer_overrides_the_layers_below() {
     let config = file("[train]\nlr = 2.0");
     type Layer<'a> = (&'a dyn Fn(&mut Layering<'_>), f64, String);
     let layers: [Layer<'_>; 4] = [
@@ -247,7 +247,7 @@ fn every_layer_wins_over_those_below() {
         (&|l| l.flag("--lr", "train.lr", "4.0"), 4.0, "flag --lr".into()),
         (&|l| l.set("train.lr=5.0").expect("a path"), 5.0, "--set".into()),
     ];
-    // Whichever of them are there, the highest decides.
+    // For every subset of the layers, the highest one takes effect.
     for chosen in 0u8..16 {
         let present: Vec<_> = layers
             .iter()
@@ -266,7 +266,7 @@ fn every_layer_wins_over_those_below() {
 }
 
 #[test]
-fn a_plugin_brings_its_defaults_and_says_so() {
+fn the_defaults_of_a_plugin_have_it_as_their_origin() {
     let r = good(|l| l.flag("--intervention", "intervention", "strong"));
     assert_eq!(r.experiment.intervention.json(), r#"{"beta":0.1,"rank":8}"#);
     let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
@@ -293,12 +293,12 @@ fn the_default_learning_rate_is_the_interventions_times_the_adapters_factor() {
     assert_eq!(of("swift", "patch", None), (2e-3, "default of swift".to_owned()));
     assert_eq!(of("strong", "stiff", None), (1.5e-3, "default of stiff".to_owned()));
     assert_eq!(of("swift", "stiff", None), (6e-3, "default of swift × stiff".to_owned()));
-    // Every value that the user sets lies above.
+    // A value that the user sets overrides the default.
     assert_eq!(of("swift", "stiff", Some("train.lr=1e-5")), (1e-5, "--set".to_owned()));
 }
 
 #[test]
-fn text_takes_the_type_of_its_field() {
+fn text_is_converted_to_the_type_of_its_field() {
     let r = good(|l| {
         l.flag("--layers", "tap.layers", "10");
         environment(l, "REPRPO_INTERVENTION__RANK", "none");
@@ -320,7 +320,7 @@ fn an_alias_becomes_the_name() {
 }
 
 #[test]
-fn a_resolved_experiment_written_is_read_back_the_same() {
+fn a_written_experiment_is_read_back_unchanged() {
     let r = good(|l| {
         for s in [
             "eval.max_pairs=none",
@@ -349,7 +349,7 @@ fn a_resolved_experiment_written_is_read_back_the_same() {
 }
 
 #[test]
-fn a_number_is_taken_as_python_writes_it_wherever_it_is_typed() {
+fn numbers_in_pythons_notation_are_accepted_everywhere() {
     let r = good(|l| {
         l.set("train.lr=.0001").expect("a path");
         l.set("intervention.beta=+1.e-1").expect("a path");
@@ -366,7 +366,7 @@ fn a_number_is_taken_as_python_writes_it_wherever_it_is_typed() {
 }
 
 #[test]
-fn the_three_ways_to_name_a_data_set() {
+fn a_data_set_is_chosen_by_name_text_or_file() {
     let of = |text: &str| good(|l| l.flag("--dataset", "dataset", text)).experiment.dataset;
     assert_eq!(
         (of("fixed").name.as_str(), of("lines:a b").config["path"].clone()),
@@ -379,7 +379,7 @@ fn the_three_ways_to_name_a_data_set() {
     let path = packed.path().to_string_lossy().into_owned();
     assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
     assert_eq!((of("-").name.as_str(), of("-").config["path"].clone()), ("lines", json!("-")));
-    // The text belongs to the choice that another choice replaces.
+    // Choosing another data set discards the text for the first one.
     let r = good(|l| {
         l.flag("--dataset", "dataset", "lines:x");
         l.set("dataset=fixed").expect("a path");
@@ -388,7 +388,7 @@ fn the_three_ways_to_name_a_data_set() {
 }
 
 #[test]
-fn a_data_set_that_cannot_be_is_explained() {
+fn errors_about_data_sets_explain_the_choices() {
     let of = |text: &str| {
         bad(|l| {
             l.flag("--dataset", "dataset", text);
@@ -402,13 +402,13 @@ fn a_data_set_that_cannot_be_is_explained() {
     );
     assert_eq!(
         of("fixed:x"),
-        "dataset `fixed` takes nothing after a colon, but was given `x`\n  hint: write `--dataset \
-            fixed`; its fields are set with `--set dataset.FIELD=VALUE`"
+        "dataset `fixed` does not take a value after a colon, but was given `x`\n  hint: write \
+            `--dataset fixed`, and set its fields with `--set dataset.FIELD=VALUE`"
     );
     assert_eq!(
         of("gone.jsonl"),
-        "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the \
-            command runs in"
+        "there is no file `gone.jsonl`\n  hint: check the path; relative paths are resolved \
+            against the current folder"
     );
     assert!(
         of("a/b.jsonl.gz").starts_with("there is no file `a/b.jsonl.gz`"),
@@ -417,7 +417,7 @@ fn a_data_set_that_cannot_be_is_explained() {
     assert!(
         of("my pairs.rows")
             .contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"),
-        "a command in a hint can be pasted"
+        "the command in the hint must be quoted for a shell"
     );
     assert_eq!(
         of("pairs.csv"),
@@ -426,7 +426,7 @@ fn a_data_set_that_cannot_be_is_explained() {
     );
     assert_eq!(
         of("pairs.rows"),
-        "several datasets open files like `pairs.rows`: lines, sheet\n  hint: say which: \
+        "several datasets open files like `pairs.rows`: lines, sheet\n  hint: choose one with \
             `--dataset lines:pairs.rows` or `--dataset sheet:pairs.rows`"
     );
     let folder = tempfile::tempdir().expect("a folder");
@@ -452,7 +452,7 @@ fn a_data_set_that_cannot_be_is_explained() {
 }
 
 #[test]
-fn a_field_that_does_not_exist_is_met_with_the_nearest() {
+fn an_unknown_field_is_answered_with_the_nearest_one() {
     assert_eq!(
         set("modle=x"),
         "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: \
@@ -493,7 +493,7 @@ fn a_field_that_does_not_exist_is_met_with_the_nearest() {
 }
 
 #[test]
-fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
+fn an_unknown_variable_is_answered_with_the_nearest_one() {
     let of = |name: &str| {
         bad(|l| {
             environment(l, name, "1");
@@ -502,11 +502,11 @@ fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
     };
     assert!(of("REPRPO_TRAIN__LRR").starts_with(
         "the environment variable `REPRPO_TRAIN__LRR` \
-        stands for no configuration field\n  hint: did you mean `REPRPO_TRAIN__LR`?\n  hint: \
+        does not name a configuration field\n  hint: did you mean `REPRPO_TRAIN__LR`?\n  hint: \
         valid: REPRPO_TRAIN__ACCUMULATE, "
     ));
     assert!(of("REPRPO_MODLE").starts_with(
-        "the environment variable `REPRPO_MODLE` stands for no \
+        "the environment variable `REPRPO_MODLE` does not name a \
             configuration field\n  hint: did you mean `REPRPO_MODEL`?\n"
     ));
     good(|l| environment(l, "REPRPO_CACHE", "/x"));
@@ -514,23 +514,23 @@ fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
 }
 
 #[test]
-fn a_value_that_cannot_be_says_where_it_was_given() {
+fn errors_about_values_name_the_origin() {
     assert_eq!(
         set("train.lr=abc"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected a \
-            number\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not valid (--set)\n  because invalid type: string \"abc\", expected a \
+            number\n  hint: see `reprpo config schema` for all fields"
     );
     assert_eq!(
         set("intervention.beta=abc"),
-        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid \
-            type: string \"abc\", expected a number\n  hint: `reprpo explain strong` describes \
-            every field"
+        "`intervention.beta` of intervention `strong` is not valid (--set)\n  because invalid \
+            type: string \"abc\", expected a number\n  hint: see `reprpo explain strong` for its \
+            fields"
     );
     assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be above 0");
     assert_eq!(
         set("train.lr=nan"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected a \
-            number\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not valid (--set)\n  because invalid type: string \"NaN\", expected a \
+            number\n  hint: see `reprpo config schema` for all fields"
     );
     assert_eq!(
         set("device=gpu"),
@@ -542,15 +542,15 @@ fn a_value_that_cannot_be_says_where_it_was_given() {
     );
     assert_eq!(
         set("dtype=f16"),
-        "`dtype` is not right (--set)\n  because `f16` has too small a range: gradients underflow \
+        "`dtype` is not valid (--set)\n  because `f16` has too small a range: gradients underflow \
             to 0 in it, and loss scaling would change the gradients that methods read; choose \
-            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: `reprpo config \
-            schema` describes every field"
+            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: see `reprpo \
+            config schema` for all fields"
     );
     assert_eq!(
         set("dtype=fp8"),
-        "`dtype` is not right (--set)\n  because unknown variant `fp8`, expected one of `auto`, \
-            `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
+        "`dtype` is not valid (--set)\n  because unknown variant `fp8`, expected one of `auto`, \
+            `f32`, `bf16`\n  hint: see `reprpo config schema` for all fields"
     );
     for (setting, error) in [
         (
@@ -577,13 +577,13 @@ fn a_value_that_cannot_be_says_where_it_was_given() {
     }
     assert_eq!(
         set("train=3"),
-        "`train` in --set is a section, not a value\n  hint: give one of its fields, as `train.lr`"
+        "`train` in --set is a section, not a value\n  hint: set one of its fields, e.g. `train.lr`"
     );
     assert_eq!(
         set("train.lr"),
         "`--set train.lr` is not an assignment\n  hint: write `--set train.lr=3e-5`"
     );
-    assert!(set("train.lr.x=1").starts_with("`train.lr` is not right"), "{}", set("train.lr.x=1"));
+    assert!(set("train.lr.x=1").starts_with("`train.lr` is not valid"), "{}", set("train.lr.x=1"));
     assert!(
         set("model.x=1").starts_with("unknown configuration field `model.x` (--set)"),
         "{}",
@@ -597,7 +597,7 @@ fn a_value_that_cannot_be_says_where_it_was_given() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_says_where() {
+fn errors_about_files_name_the_file_and_the_line() {
     let broken = file("[train]\nlr = = 1\n");
     assert!(bad(|l| l.file(broken.path())).starts_with(&format!(
         "the configuration file `{}` is not TOML\n  because line 2, column 6: ",
@@ -616,18 +616,18 @@ fn a_file_that_cannot_be_read_says_where() {
 }
 
 #[test]
-fn nothing_is_assumed_where_the_program_chooses_nothing() {
+fn without_defaults_a_plugin_must_be_chosen() {
     let registry = Registry::builtin().expect("plugins");
     let e = Layering::new(&registry).resolve().expect_err("an error");
     assert_eq!(
         format!("{e:?}"),
-        "no intervention is chosen\n  hint: choose one with `--intervention NAME`; `reprpo list \
-            interventions` lists them"
+        "no intervention is chosen\n  hint: choose one with `--intervention NAME` (see \
+            `reprpo list interventions`)"
     );
 }
 
 #[test]
-fn the_schema_knows_every_plugin() {
+fn the_schema_describes_every_plugin() {
     let schema = schema(&Registry::builtin().expect("plugins")).expect("a schema");
     for kind in Kind::ALL {
         assert!(
@@ -676,7 +676,7 @@ batch = 3
 crate::recipe!(RECIPE);
 
 #[test]
-fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
+fn a_recipe_overrides_the_defaults_and_nothing_else() {
     let config = file("recipe = \"mild_mix\"\n[train]\nbatch = 8");
     let r = good(|l| {
         l.file(config.path()).expect("a file");
@@ -702,13 +702,13 @@ fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
     ] {
         assert_eq!((value(path), origin(path)), (expected, from), "{path}");
     }
-    // What it says of a plugin falls with the choice of that plugin.
+    // If another plugin is chosen, the recipe's fields for its own plugin are discarded.
     let r = good(|l| {
         l.flag("--recipe", "recipe", "mild_mix");
         l.flag("--intervention", "intervention", "plain");
     });
     assert_eq!((r.experiment.intervention.json().as_str(), r.experiment.train.lr), ("{}", 1.5));
-    // The last choice counts, and `none` is one.
+    // The last choice takes effect, and `none` means no recipe.
     let none = good(|l| {
         l.file(config.path()).expect("a file");
         l.set("recipe=none").expect("a path");
@@ -721,7 +721,7 @@ fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
 }
 
 #[test]
-fn an_experiment_with_a_recipe_is_read_back_the_same() {
+fn an_experiment_with_a_recipe_is_read_back_unchanged() {
     let r = good(|l| {
         l.flag("--recipe", "recipe", "mild_mix");
         l.set("intervention=plain").expect("a path");
@@ -736,7 +736,7 @@ fn an_experiment_with_a_recipe_is_read_back_the_same() {
 }
 
 #[test]
-fn a_recipe_that_does_not_exist_is_met_with_the_nearest() {
+fn an_unknown_recipe_is_answered_with_the_nearest_one() {
     assert_eq!(
         bad(|l| {
             l.flag("--recipe", "recipe", "mild-mix");
@@ -782,7 +782,7 @@ fn starts_from(l: &mut Layering<'_>, dir: &tempfile::TempDir) {
 }
 
 #[test]
-fn a_saved_adapter_brings_its_configuration_and_says_so() {
+fn a_saved_adapter_sets_its_configuration_and_is_its_origin() {
     let dir = saved_adapter();
     let r = good(|l| starts_from(l, &dir));
     assert_eq!(r.experiment.adapter.name, "tune");
@@ -818,7 +818,7 @@ fn a_saved_adapter_brings_its_configuration_and_says_so() {
         (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
         ("--set".to_owned(), origin(&r, "adapter.r"))
     );
-    // Without the call, as when a run is read again, the adapter's configuration is not looked at.
+    // Without the call, for example when a run is read back, the adapter's files are not read.
     assert_eq!(
         good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
             .experiment

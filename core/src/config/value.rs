@@ -1,4 +1,4 @@
-//! Values as text: TOML, and the numbers that Python writes.
+//! Conversion of text to values: TOML, and numbers in Python's notation.
 
 use serde_json::Value;
 
@@ -16,8 +16,8 @@ pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Rewrites the numbers that Python reads and TOML does not (`.5`, `5.`, `1.e-3`, `007`); `None` if
-/// there are none. Text in quotes does not change.
+/// Rewrites numbers that are valid in Python but not in TOML (`.5`, `5.`, `1.e-3`, `007`). Quoted
+/// text does not change. `None` if there are no such numbers.
 pub(super) fn toml_numbers(text: &str) -> Option<String> {
     let mut written = String::with_capacity(text.len() + 8);
     let (mut rest, mut changed) = (text, false);
@@ -40,14 +40,14 @@ fn is_of_word(c: char) -> bool {
     c.is_alphanumeric() || "+-._".contains(c)
 }
 
-/// A decimal number in TOML's spelling; `None` if the text is not one.
+/// A decimal number in TOML's notation; `None` if the text is not a number.
 fn toml_number(text: &str) -> Option<String> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let sign = if text.starts_with('-') { "-" } else { "" };
     let (mantissa, exponent) =
         unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
     let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
-    // As in Python, `_` may only stand between two digits.
+    // As in Python, `_` is only valid between two digits.
     let digits = |text: &str| {
         text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()))
     };
@@ -66,14 +66,14 @@ fn toml_number(text: &str) -> Option<String> {
     Some(format!("{sign}{whole}{part}{exponent}"))
 }
 
-/// The right-hand side of a TOML assignment; `None` where it is none.
+/// Parses the right-hand side of a TOML assignment; `None` if it is not valid TOML.
 pub(super) fn parse(text: &str) -> Option<Value> {
     let table: toml::Table =
         toml::from_str(&format!("value = {text}")).ok().filter(|t: &toml::Table| t.len() == 1)?;
     table.into_iter().next().map(|(_, v)| json(v))
 }
 
-/// TOML as JSON; dates become text.
+/// Converts TOML to JSON. Dates, and floats that JSON cannot express, become text.
 pub(super) fn json(value: toml::Value) -> Value {
     match value {
         toml::Value::String(s) => Value::String(s),

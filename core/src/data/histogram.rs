@@ -1,15 +1,15 @@
-//! Histograms as text, several beside each other on one scale.
+//! Histograms as text, drawn side by side on the same scale.
 
 use super::{Bin, Lengths};
 
-/// The longest bar, in characters.
+/// Length of the longest bar in characters.
 const BAR: usize = 11;
 
-/// Bars of one character down to an eighth of one.
+/// Characters for bars of one to eight eighths of a character.
 const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
-/// A line a bin, from the first that holds something to the last; a column each of `columns`. Three
-/// columns of up to a million fit into 80 characters.
+/// Draws the histograms of `columns` side by side, with one line per bin, starting at the first bin
+/// that is not empty. Three columns with counts of up to a million fit into 80 characters.
 pub fn histogram(unit: &str, columns: &[(&str, &Lengths)]) -> String {
     let bins = columns
         .iter()
@@ -52,7 +52,7 @@ fn range(bin: &Bin) -> String {
     if bin.from == bin.to { bin.from.to_string() } else { format!("{}–{}", bin.from, bin.to) }
 }
 
-/// What is there shows, however little it is.
+/// The bar for `n` of at most `most`. A count of 1 or more has a visible bar.
 fn bar(n: usize, most: usize) -> String {
     if n == 0 {
         return String::new();
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_share_a_scale_and_what_is_there_shows() {
+    fn columns_share_a_scale_and_small_counts_are_visible() {
         let (a, b) = (Lengths::of([vec![5; 100], vec![9]].concat()), Lengths::of(vec![3; 50]));
         let text = histogram("tokens", &[("prompt", &a), ("chosen", &b)]);
         assert_eq!(
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn no_lengths_at_all_are_no_panic() {
+    fn empty_histograms_do_not_panic() {
         assert_eq!(histogram("tokens", &[("prompt", &Lengths::of(vec![]))]).lines().count(), 2);
         assert_eq!(histogram("tokens", &[]), "tokens\n");
     }

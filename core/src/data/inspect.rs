@@ -1,5 +1,5 @@
-//! What is in a data set: how many pairs, which of them repeat or contradict each other, how long
-//! they are, and what a run would make of them.
+//! The inspection of a data set: the number of pairs, duplicates and contradictions, lengths, and
+//! the pairs that a run would use, cut or drop.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -18,128 +18,128 @@ use crate::text::{
     Findings, Limits, Outcome, SkipReason, TokenPair, Tokenizer, fit, repeats, whole_pair,
 };
 
-/// What an inspection is asked for.
+/// The settings of an inspection.
 #[derive(Debug)]
-pub struct Asked<'a> {
-    /// Splits, or parts of them; none = all that the data set has.
+pub struct InspectSpec<'a> {
+    /// Splits to inspect, or parts of splits; `None` for all splits of the data set.
     pub splits: Option<Vec<String>>,
-    /// What turns text into tokens; without one, lengths are characters and nothing is known of
-    /// what a run cuts.
+    /// The model's tokenizer. Without one, lengths are in characters and the report does not say
+    /// which pairs a run would cut or drop.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// How long things may be in a run.
+    /// Settings for tokenising pairs, including their maximum length.
     pub limits: Limits,
-    /// The first so many pairs of each split; none = all.
+    /// Maximum number of pairs to read from each split; `None` for all.
     pub max_pairs: Option<usize>,
-    /// How many pairs of each split are shown.
+    /// Number of example pairs from each split.
     pub examples: usize,
 }
 
-/// What is in a data set.
+/// The report on a data set.
 #[derive(Debug, Serialize)]
 pub struct Inspection {
-    /// What lengths count: `tokens` or `characters`.
+    /// The unit of lengths: `tokens` or `characters`.
     pub unit: &'static str,
-    /// Most tokens of prompt and completion together in a run.
+    /// Maximum number of tokens in prompt and completion together in a run.
     pub max_length: usize,
-    /// Most tokens of a prompt in a run.
+    /// Maximum number of tokens in a prompt in a run.
     pub max_prompt_length: Option<usize>,
-    /// A split each.
+    /// The report on each split.
     pub splits: Vec<SplitReport>,
 }
 
-/// What is in a split.
+/// The report on a split.
 #[derive(Debug, Serialize)]
 pub struct SplitReport {
-    /// Its name, or the part that was asked for.
+    /// Name of the split, or the expression that selects a part.
     pub name: String,
-    /// What it holds, for people.
+    /// Description of the data.
     pub describes: String,
-    /// How many pairs were read.
+    /// Number of pairs that were read.
     pub pairs: usize,
-    /// How many of them are conversations; the others are plain text.
+    /// Number of pairs that are conversations. The others are plain text.
     pub conversations: usize,
-    /// Different prompts.
+    /// Number of different prompts.
     pub prompts: usize,
-    /// Pairs that are there already, to the letter.
+    /// Number of pairs that are identical to an earlier pair.
     pub repeated: usize,
-    /// Pairs that are there already with chosen and rejected the other way round.
+    /// Number of pairs that swap chosen and rejected of an earlier pair.
     pub contradicted: usize,
-    /// Pairs whose two completions are the same.
+    /// Number of pairs whose two completions are identical.
     pub identical: usize,
-    /// Pairs without a prompt.
+    /// Number of pairs with an empty prompt.
     pub without_prompt: usize,
-    /// Pairs with a completion of no text.
+    /// Number of pairs with an empty completion.
     pub without_completion: usize,
-    /// Pairs whose completions both begin with the whole prompt, which the model would then read
-    /// twice.
+    /// Number of pairs whose completions both begin with the whole prompt, which the model would
+    /// then read twice.
     pub prompt_repeated: usize,
-    /// Pairs whose prompt is in the first of the splits too; none in the first itself.
+    /// Number of pairs whose prompt also occurs in the first split; `None` for the first split.
     pub in_first: Option<usize>,
     /// Lengths of the prompts.
     pub prompt: Lengths,
-    /// Lengths of the preferred completions.
+    /// Lengths of the chosen completions.
     pub chosen: Lengths,
-    /// Lengths of the others.
+    /// Lengths of the rejected completions.
     pub rejected: Lengths,
-    /// Lengths of prompt and longer completion together, which is what a run limits.
+    /// Lengths of the prompt together with the longer completion, which a run limits.
     pub whole: Lengths,
-    /// What a run would make of them; none where nothing turned them into tokens.
-    pub used: Option<Used>,
+    /// The pairs that a run would use, cut or drop; `None` without a tokenizer.
+    pub used: Option<TokenReport>,
     /// The first pairs.
     pub examples: Vec<Example>,
 }
 
-/// What a run makes of pairs.
+/// Counts of the pairs that a run would use, cut or drop.
 #[derive(Debug, Default, Serialize)]
-pub struct Used {
-    /// Pairs that are trained on or scored.
+pub struct TokenReport {
+    /// Number of pairs that are trained on or scored.
     pub kept: usize,
-    /// How many of those are cut to fit.
+    /// Number of kept pairs that are cut to the maximum length.
     pub truncated: usize,
-    /// What those that are used are like in tokens.
+    /// Warnings about the tokens of the kept pairs.
     #[serde(flatten)]
     pub findings: Findings,
-    /// Pairs that are not used, by reason.
+    /// Number of dropped pairs, by reason.
     pub dropped: BTreeMap<SkipReason, usize>,
 }
 
-/// A pair as the model is given it.
+/// A pair as the model receives it.
 #[derive(Debug, Serialize)]
 pub struct Example {
-    /// The place of its row in the split.
+    /// Row number of the pair in the split.
     pub index: usize,
-    /// Why a run would drop it.
+    /// The reason why a run would drop the pair, if it would.
     pub dropped: Option<SkipReason>,
-    /// What is read and not trained on, special tokens as they are written.
+    /// Text of the prompt, including special tokens.
     pub prompt: String,
-    /// The preferred sequence.
+    /// The chosen completion.
     pub chosen: Completion,
-    /// The other one.
+    /// The rejected completion.
     pub rejected: Completion,
 }
 
-/// A completion, and the sequence of prompt and completion that it is trained in.
+/// A completion, and its sequence of prompt and completion.
 #[derive(Debug, Serialize)]
 pub struct Completion {
-    /// What is trained on.
+    /// Text of the completion.
     pub text: String,
-    /// The sequence's token ids, prompt first.
+    /// Token ids of the prompt followed by the completion.
     pub ids: Vec<i64>,
-    /// 1 where a token is trained on, 0 where it is only read.
+    /// 1 for each token of the completion, which is trained on, and 0 for each token of the prompt.
     pub mask: Vec<u8>,
 }
 
-/// Reads a data set and says what is in it.
+/// Reads a data set and reports on its contents.
 ///
 /// # Errors
-/// A split that is not there or cannot be read, and a pair that the tokenizer or its chat template
-/// refuses.
+/// Fails if a split does not exist or cannot be read, or if the tokenizer or its chat template
+/// refuses a pair.
 pub fn inspect(
     dataset: &dyn Dataset,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Inspection> {
-    let names = asked
+    let names = spec
         .splits
         .clone()
         .unwrap_or_else(|| dataset.splits().into_iter().map(|s| s.name).collect());
@@ -147,39 +147,41 @@ pub fn inspect(
     let splits = names
         .iter()
         .map(|name| {
-            let (report, prompts) = split(dataset, name, asked, first.as_ref(), progress)?;
+            let (report, prompts) = split(dataset, name, spec, first.as_ref(), progress)?;
             first.get_or_insert(prompts);
             Ok(report)
         })
         .collect::<Result<_>>()?;
-    let unit = if asked.tokenizer.is_some() { "tokens" } else { "characters" };
+    let unit = if spec.tokenizer.is_some() { "tokens" } else { "characters" };
     Ok(Inspection {
         unit,
-        max_length: asked.limits.max_length,
-        max_prompt_length: asked.limits.max_prompt_length,
+        max_length: spec.limits.max_length,
+        max_prompt_length: spec.limits.max_prompt_length,
         splits,
     })
 }
 
-/// Pairs that are looked at together: enough for every core, few enough to be held at once.
+/// Number of pairs that are processed in parallel: enough for every core, and few enough to keep in
+/// memory.
 const CHUNK: usize = 1024;
 
-/// A stage that is over sooner is not worth a bar.
+/// Time after which a progress bar is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn split(
     dataset: &dyn Dataset,
     name: &str,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
     first: Option<&HashSet<u64>>,
     progress: &mut dyn Progress,
 ) -> Result<(SplitReport, HashSet<u64>)> {
     let info = super::info(dataset, name)?;
-    let total = info.pairs.map(|n| n.min(asked.max_pairs.unwrap_or(n)) as u64);
+    let total = info.pairs.map(|n| n.min(spec.max_pairs.unwrap_or(n)) as u64);
     let (began, mut shown) = (Instant::now(), false);
     let mut rows =
-        super::rows(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
-    let mut tally = Tally { used: asked.tokenizer.map(|_| Used::default()), ..Tally::default() };
+        super::rows(dataset, name)?.take(spec.max_pairs.unwrap_or(usize::MAX)).enumerate();
+    let mut tally =
+        Tally { used: spec.tokenizer.map(|_| TokenReport::default()), ..Tally::default() };
     loop {
         let chunk = rows
             .by_ref()
@@ -190,9 +192,9 @@ fn split(
             break;
         }
         let measured: Vec<Result<Measured>> =
-            chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, asked)).collect();
+            chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, spec)).collect();
         for ((.., pair), measured) in chunk.iter().zip(measured) {
-            tally.add(pair, measured?, first, asked);
+            tally.add(pair, measured?, first, spec);
         }
         let done = chunk.len() as u64;
         if shown {
@@ -209,7 +211,7 @@ fn split(
     Ok(tally.report(name, info.describes, first.is_some()))
 }
 
-/// One pair's lengths, and what a run makes of it.
+/// The lengths of a pair, and the outcome of tokenising it.
 struct Measured {
     lengths: [u64; 3],
     outcome: Option<Outcome>,
@@ -220,23 +222,23 @@ fn measure(
     number: usize,
     row: usize,
     pair: &PreferencePair,
-    asked: &Asked<'_>,
+    spec: &InspectSpec<'_>,
 ) -> Result<Measured> {
-    let (shown, index) = (number < asked.examples, row);
-    let Some(tokenizer) = asked.tokenizer else {
+    let (shown, index) = (number < spec.examples, row);
+    let Some(tokenizer) = spec.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
         let plain =
-            |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
+            |text: &Text| Completion { text: readable(text), ids: Vec::new(), mask: Vec::new() };
         let example = shown.then(|| Example {
             index,
             dropped: None,
-            prompt: prompt_written(pair),
+            prompt: readable_prompt(pair),
             chosen: plain(&pair.chosen),
             rejected: plain(&pair.rejected),
         });
         return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
     };
-    let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &asked.limits)? {
+    let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &spec.limits)? {
         Ok(whole) => whole,
         Err(why) => {
             return Ok(Measured {
@@ -261,7 +263,7 @@ fn measure(
         })
     };
     let uncut = shown.then(|| whole.clone());
-    let outcome = fit(whole, prompt, &asked.limits);
+    let outcome = fit(whole, prompt, &spec.limits);
     let example = match (&outcome, uncut) {
         (_, None) => None,
         (Outcome::Kept { pair, .. }, Some(_)) => Some(example(pair, None)?),
@@ -270,38 +272,38 @@ fn measure(
     Ok(Measured { lengths, outcome: Some(outcome), example })
 }
 
-/// A text as it can be read without a chat template.
-fn written(text: &Text) -> String {
+/// A text in a readable form that does not need a chat template.
+fn readable(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
         Text::Messages(messages) => {
-            messages.iter().map(message_written).collect::<Vec<_>>().join("\n")
+            messages.iter().map(readable_message).collect::<Vec<_>>().join("\n")
         }
     }
 }
 
-/// A message with all of its fields.
-fn message_written(message: &Message) -> String {
+/// A message with all its fields as text.
+fn readable_message(message: &Message) -> String {
     let extras: String = message
         .extras()
-        .map(|(name, value)| format!("\n  {name}: {}", value_written(value)))
+        .map(|(name, value)| format!("\n  {name}: {}", readable_value(value)))
         .collect();
     format!("{}: {}{extras}", message.role(), message.text())
 }
 
-fn value_written(value: &Value) -> String {
+fn readable_value(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A prompt below the tools and variables that its template is given.
-fn prompt_written(pair: &PreferencePair) -> String {
+/// A prompt as text, preceded by the tools and variables for its chat template.
+fn readable_prompt(pair: &PreferencePair) -> String {
     let args = &pair.template_args;
     let [tools_column, variables_column] = TemplateArgs::COLUMNS;
     let tools =
         args.tools().map(|tools| format!("{tools_column}: {}\n", Value::from(tools.to_vec())));
     let variables = (!args.variables().is_empty())
         .then(|| format!("{variables_column}: {}\n", Value::Object(args.variables().clone())));
-    tools.into_iter().chain(variables).chain([written(&pair.prompt)]).collect()
+    tools.into_iter().chain(variables).chain([readable(&pair.prompt)]).collect()
 }
 
 fn characters(text: &Text) -> u64 {
@@ -310,7 +312,7 @@ fn characters(text: &Text) -> u64 {
         Text::Messages(messages) => {
             let extras = |m: &Message| {
                 m.extras()
-                    .map(|(_, value)| value_written(value).chars().count() as u64)
+                    .map(|(_, value)| readable_value(value).chars().count() as u64)
                     .sum::<u64>()
             };
             messages.iter().map(|m| m.text().chars().count() as u64 + extras(m)).sum()
@@ -318,8 +320,8 @@ fn characters(text: &Text) -> u64 {
     }
 }
 
-/// What has been counted so far. Texts are kept as their hashes: of ten million pairs, two are
-/// confused with a chance of one in 300,000.
+/// The counts so far. Texts are stored as hashes: among ten million pairs, the probability that two
+/// different texts have the same hash is one in 300,000.
 #[derive(Default)]
 struct Tally {
     pairs: usize,
@@ -332,9 +334,9 @@ struct Tally {
     prompt_repeated: usize,
     in_first: usize,
     prompts: HashSet<u64>,
-    seen: HashSet<u64>,
+    pair_hashes: HashSet<u64>,
     lengths: [Vec<u64>; 4],
-    used: Option<Used>,
+    used: Option<TokenReport>,
     examples: Vec<Example>,
 }
 
@@ -344,7 +346,7 @@ impl Tally {
         pair: &PreferencePair,
         measured: Measured,
         first: Option<&HashSet<u64>>,
-        asked: &Asked<'_>,
+        spec: &InspectSpec<'_>,
     ) {
         let whole = pair;
         let PreferencePair { prompt, chosen, rejected, template_args: args } = pair;
@@ -359,9 +361,11 @@ impl Tally {
         );
         self.prompt_repeated += usize::from(repeats(chosen, prompt) && repeats(rejected, prompt));
         self.contradicted += usize::from(
-            chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen, args))),
+            chosen != rejected
+                && self.pair_hashes.contains(&hash(&(prompt, rejected, chosen, args))),
         );
-        self.repeated += usize::from(!self.seen.insert(hash(&(prompt, chosen, rejected, args))));
+        self.repeated +=
+            usize::from(!self.pair_hashes.insert(hash(&(prompt, chosen, rejected, args))));
         let prompt = hash(&(prompt, args));
         self.in_first += usize::from(first.is_some_and(|first| first.contains(&prompt)));
         self.prompts.insert(prompt);
@@ -372,7 +376,7 @@ impl Tally {
             .for_each(|(all, length)| all.push(length));
         self.examples.extend(measured.example);
         let (Some(used), Some(tokenizer), Some(outcome)) =
-            (&mut self.used, asked.tokenizer, measured.outcome)
+            (&mut self.used, spec.tokenizer, measured.outcome)
         else {
             return;
         };
@@ -381,7 +385,7 @@ impl Tally {
             Outcome::Kept { pair, cut, prompt } => {
                 used.kept += 1;
                 used.truncated += usize::from(cut.any());
-                used.findings.add(tokenizer, whole, &pair, &prompt, asked.limits.context);
+                used.findings.add(tokenizer, whole, &pair, &prompt, spec.limits.context);
             }
         }
     }

@@ -1,40 +1,40 @@
-//! How long texts are: a few numbers, and a histogram.
+//! Statistics of the lengths of texts: percentiles, and a histogram.
 
 use serde::Serialize;
 
-/// Lengths of many texts.
+/// Statistics of the lengths of many texts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Lengths {
-    /// Half of them are at most this.
+    /// Median.
     pub p50: u64,
-    /// Nine of ten are at most this.
+    /// 90th percentile.
     pub p90: u64,
-    /// 99 of 100 are at most this.
+    /// 99th percentile.
     pub p99: u64,
-    /// The longest.
+    /// Maximum.
     pub max: u64,
-    /// The mean.
+    /// Mean.
     pub mean: f64,
-    /// How many are how long, in bins whose edges are powers of two, up to the longest.
+    /// Counts in bins whose edges are powers of two, up to the maximum.
     pub histogram: Vec<Bin>,
 }
 
-/// Texts of `from` to `to` units, both included.
+/// A bin of a histogram: the texts with a length of `from` to `to`, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bin {
-    /// The shortest.
+    /// Smallest length in the bin.
     pub from: u64,
-    /// The longest.
+    /// Largest length in the bin.
     pub to: u64,
-    /// How many.
+    /// Number of texts in the bin.
     pub count: usize,
 }
 
 impl Lengths {
-    /// Of these lengths; all zeros where there are none.
+    /// Computes the statistics of `lengths`. All are 0 if there are no lengths.
     pub fn of(mut lengths: Vec<u64>) -> Self {
         lengths.sort_unstable();
-        // The nearest rank: a length that occurs.
+        // Percentiles by nearest rank, so that each is a length that occurs.
         let at = |share: f64| {
             lengths
                 .get(((share * lengths.len() as f64).ceil() as usize).saturating_sub(1))
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_hold_every_length_once() {
+    fn every_length_is_counted_in_one_bin() {
         let l = Lengths::of(vec![0, 1, 2, 3, 3, 4, 7, 8]);
         let bins: Vec<_> = l.histogram.iter().map(|b| (b.from, b.to, b.count)).collect();
         assert_eq!(bins, [(0, 0, 1), (1, 1, 1), (2, 3, 3), (4, 7, 2), (8, 15, 1)]);

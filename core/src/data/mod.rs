@@ -1,5 +1,4 @@
-//! Data sets from the outside: the part of one that is asked for, and what is in it before anything
-//! is trained.
+//! Opening data sets, selecting parts of their splits, and inspecting their contents.
 
 mod histogram;
 mod inspect;
@@ -7,7 +6,9 @@ mod lengths;
 mod selection;
 
 pub use histogram::histogram;
-pub use inspect::{Asked, Completion, Example, Inspection, SplitReport, Used, inspect};
+pub use inspect::{
+    Completion, Example, InspectSpec, Inspection, SplitReport, TokenReport, inspect,
+};
 pub use lengths::{Bin, Lengths};
 pub use selection::{info, named, rows};
 
@@ -19,8 +20,8 @@ use crate::registry::Registry;
 /// Opens the experiment's data set.
 ///
 /// # Errors
-/// What the data set itself refuses: a field that does not fit, a file that is missing or holds no
-/// pairs.
+/// Fails if the data set is not registered, if a path does not exist, or if the data set cannot be
+/// opened, for example because a file has no pairs.
 pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Box<dyn Dataset>> {
     let entry = registry.dataset(&experiment.dataset.name)?;
     experiment.sources.check_data_paths(&experiment.dataset, registry)?;

@@ -1,12 +1,12 @@
-//! Parts of splits as Hugging Face's datasets writes them: `train[:750]`, `train[10%:20%]`,
+//! Parts of splits in the notation of Hugging Face's `datasets`: `train[:750]`, `train[10%:20%]`,
 //! `train[-100:]+test`.
 //!
-//! They are read here and not in a data set, so that every one has them.
+//! They are parsed here and not by the data sets, so that every data set supports them.
 
 use crate::api::{Dataset, RowIter, SplitInfo};
 use crate::error::{Error, Result};
 
-/// A place between two pairs, counted from the beginning or, where negative, from the end.
+/// A bound of a slice, counted from the start or, if negative, from the end of the split.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     Pairs(i64),
@@ -14,25 +14,25 @@ enum Bound {
 }
 
 impl Bound {
-    /// As a number of pairs of `all`; what is outside is brought to the edge.
+    /// The bound as a number of pairs from the start, clamped to the `all` pairs of the split.
     fn of(self, all: usize) -> usize {
         let all = i64::try_from(all).unwrap_or(i64::MAX);
         let at = match self {
             Bound::Pairs(n) => n,
-            // Python's `round`, which datasets uses, brings a half to the even neighbour.
+            // Python's `round`, which `datasets` uses, rounds halves to the even neighbour.
             Bound::Percent(p) => (p as f64 * all as f64 / 100.0).round_ties_even() as i64,
         };
         let at = if at < 0 { all.saturating_add(at) } else { at };
         at.clamp(0, all) as usize
     }
 
-    /// Whether it can be known without the number of pairs.
+    /// True if the bound does not depend on the number of pairs in the split.
     fn counted(self) -> bool {
         matches!(self, Bound::Pairs(n) if n >= 0)
     }
 }
 
-/// One split, or a part of it.
+/// A split, or a part of a split.
 #[derive(Clone, Debug, PartialEq)]
 struct Part {
     split: String,
@@ -40,8 +40,8 @@ struct Part {
     to: Option<Bound>,
 }
 
-/// The parts that an expression means. A split's own name means that split, whatever signs are in
-/// it.
+/// Parses an expression into parts. The exact name of a split always means that split, even if it
+/// contains special characters.
 fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
     if splits.iter().any(|s| s.name == expression) {
         return Ok(vec![Part { split: expression.to_owned(), from: None, to: None }]);
@@ -50,7 +50,7 @@ fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
         .split('+')
         .map(|part| {
             part_of(part.trim())
-                .map_err(|e| e.within(format!("the split `{expression}` cannot be understood")))
+                .map_err(|e| e.within(format!("the split `{expression}` is not valid")))
         })
         .collect()
 }
@@ -58,7 +58,8 @@ fn parts(splits: &[SplitInfo], expression: &str) -> Result<Vec<Part>> {
 fn part_of(text: &str) -> Result<Part> {
     let wrong = |why: String| {
         Error::new(why).hint(
-            "valid: `train`, `train[:750]`, `train[10%:20%]`, `train[-100:]`, and several with `+`",
+            "valid: `train`, `train[:750]`, `train[10%:20%]`, `train[-100:]`, or several joined \
+                with `+`",
         )
     };
     let Some((split, slice)) = text.split_once('[') else {
@@ -82,7 +83,7 @@ fn part_of(text: &str) -> Result<Part> {
         let n: i64 = digits
             .replace('_', "")
             .parse()
-            .map_err(|_| wrong(format!("`{text}` is no number of pairs and no percentage")))?;
+            .map_err(|_| wrong(format!("`{text}` is not a number of pairs or a percentage")))?;
         if percent && !(-100..=100).contains(&n) {
             return Err(wrong(format!("`{text}` is outside -100% to 100%")));
         }
@@ -95,14 +96,14 @@ fn part_of(text: &str) -> Result<Part> {
     Ok(Part { split: split.to_owned(), from: bound(from)?, to: bound(to)? })
 }
 
-/// A part with its bounds as numbers of pairs.
+/// A part of a split with its bounds as numbers of pairs from the start.
 struct Range {
     split: SplitInfo,
     from: usize,
     to: Option<usize>,
 }
 
-/// The ranges that an expression means.
+/// Resolves an expression to ranges. Counts the pairs of a split only if that is necessary.
 fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
     let all = dataset.splits();
     parts(&all, expression)?
@@ -117,8 +118,8 @@ fn ranges(dataset: &dyn Dataset, expression: &str) -> Result<Vec<Range>> {
                 None if from.is_none_or(Bound::counted) && to.is_none_or(Bound::counted) => None,
                 None => Some(count(dataset, &split)?),
             };
-            // Without the number of pairs a bound is a number from the beginning, and there is no
-            // edge to bring it to.
+            // If the number of pairs is not known, all bounds count from the start and are not
+            // clamped.
             let at = |bound: Bound| bound.of(known.unwrap_or(usize::MAX));
             let (from, to) = (from.map_or(0, at), to.map(at));
             let end = to.or(known);
@@ -141,18 +142,19 @@ fn count(dataset: &dyn Dataset, split: &str) -> Result<usize> {
     dataset.rows(split)?.try_fold(0, |n, pair| pair.map(|_| n + 1))
 }
 
-/// The names of the splits of which an expression means a part or the whole.
+/// The names of the splits that an expression refers to.
 ///
 /// # Errors
-/// An expression that is none.
+/// Fails if the expression is not valid.
 pub fn named(dataset: &dyn Dataset, expression: &str) -> Result<Vec<String>> {
     Ok(parts(&dataset.splits(), expression)?.into_iter().map(|part| part.split).collect())
 }
 
-/// What a split, a part of one or several are, under the name `expression`.
+/// Describes the pairs that `expression` selects, under the name `expression`.
 ///
 /// # Errors
-/// A split that the data set does not have, an expression that is none, or a part without pairs.
+/// Fails if the expression is not valid, if the data set does not have one of its splits, or if a
+/// part is empty.
 pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     let ranges = ranges(dataset, expression)?;
     let pairs =
@@ -162,15 +164,14 @@ pub fn info(dataset: &dyn Dataset, expression: &str) -> Result<SplitInfo> {
     Ok(SplitInfo { name: expression.to_owned(), describes: describes.join(" + "), pairs })
 }
 
-/// The pairs of a split, a part of one or several, in order, each with the place of its row in its
-/// own split.
+/// The pairs that `expression` selects, in order, each with its row number in its own split.
 ///
 /// # Errors
-/// As [`info`], and where a split cannot be read.
+/// Fails as [`info`] does, and also if a split cannot be read.
 pub fn rows<'a>(dataset: &'a dyn Dataset, expression: &str) -> Result<RowIter<'a>> {
     let parts = ranges(dataset, expression)?.into_iter().map(|Range { split, from, to }| {
         let most = to.map_or(usize::MAX, |to| to - from);
-        // What is passed over may be broken too, and is then no reason to go on behind it.
+        // Rows before the range are skipped, but errors in them are passed on.
         let mut left = from;
         let rows = dataset.rows(&split.name)?.filter(move |row| {
             let passed = left > 0 && row.is_ok();
@@ -227,15 +228,15 @@ mod tests {
                     assert_eq!(
                         pair.prompt,
                         Text::from(row.to_string()),
-                        "a part keeps the places that the rows have in the whole"
+                        "the rows of a part keep their numbers in the split"
                     );
                     row
                 })
                 .collect();
-            let told = info(&data, expression).unwrap();
+            let info = info(&data, expression).unwrap();
             assert!(
-                told.pairs.is_none_or(|n| n == read.len()) && (told.pairs.is_some() || !known),
-                "{expression}: {told:?}, {}",
+                info.pairs.is_none_or(|n| n == read.len()) && (info.pairs.is_some() || !known),
+                "{expression}: {info:?}, {}",
                 read.len()
             );
             read
@@ -249,18 +250,18 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_what_datasets_takes_them_for() {
+    fn parts_select_the_same_rows_as_in_datasets() {
         assert_eq!(read("train"), (0..25).collect::<Vec<_>>());
         assert_eq!(read("train[:3]"), [0, 1, 2]);
         assert_eq!(read(" train [ 20 : ] "), [20, 21, 22, 23, 24]);
         assert_eq!(read("train[-2:]"), [23, 24]);
         assert_eq!(read("train[3:-20]"), [3, 4]);
         assert_eq!(read("train[:1_000]"), (0..25).collect::<Vec<_>>());
-        // 2.5 and 7.5 pairs: a half goes to the even number.
+        // 2.5 and 7.5 pairs are rounded to even numbers.
         assert_eq!(read("train[10%:30%]"), (2..8).collect::<Vec<_>>());
         assert_eq!(read("train[-10%:]"), [23, 24]);
         assert_eq!(read("train[:2]+test[50%:]+train[:1]"), [0, 1, 2, 3, 0]);
-        assert_eq!(read("a+b["), [0], "a split's own name is not taken apart");
+        assert_eq!(read("a+b["), [0], "the exact name of a split is not parsed");
         assert_eq!(
             named(&Numbers { known: false }, "train[:2]+test[50%:]").unwrap(),
             ["train", "test"]
@@ -269,9 +270,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_part_says_what_one_is() {
+    fn errors_about_expressions_explain_the_notation() {
         for (expression, why) in [
-            ("train[:x]", "`x` is no number of pairs and no percentage"),
+            ("train[:x]", "`x` is not a number of pairs or a percentage"),
             ("train[5]", "`[5]` has no `:`"),
             ("train[1:2", "`train[1:2` has no `]` at its end"),
             ("train+", "the name of a split is missing"),
@@ -279,13 +280,13 @@ mod tests {
             ("train[:101%]", "`101%` is outside -100% to 100%"),
             (
                 "train[:99999999999999999999]",
-                "`99999999999999999999` is no number of pairs and no percentage",
+                "`99999999999999999999` is not a number of pairs or a percentage",
             ),
         ] {
             let e = error(expression);
             assert!(
                 e.starts_with(&format!(
-                    "the split `{expression}` cannot be understood\n  \
+                    "the split `{expression}` is not valid\n  \
                 because {why}\n  hint: valid: `train`"
                 )),
                 "{e}"
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn it_describes_what_it_takes_from() {
+    fn the_description_names_each_split_once() {
         assert_eq!(
             info(&Numbers { known: true }, "train[:3]+train[5:]+test").unwrap().describes,
             "train.jsonl + test.jsonl"

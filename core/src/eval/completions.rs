@@ -1,5 +1,5 @@
-//! Whether a model still speaks: the same prompts continued by the model that training began with,
-//! and by what came of it.
+//! Sample completions: a few prompts are continued before and after training, to check that the
+//! model still writes coherent text.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,25 +10,26 @@ use crate::api::{Dataset, SplitInfo, Text};
 use crate::config::Experiment;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::generate::{Sampling, Voice, endless};
+use crate::generate::{Generator, Sampling, endless};
 use crate::model::Adapted;
 use crate::report::Progress;
 use crate::session::Session;
 use crate::text::{Outcome, tokenise_pair};
 
-/// A prompt as the model is given it.
-struct Asked {
+/// A prompt and its tokens as the model receives them.
+struct PromptTokens {
     index: usize,
-    shown: Text,
+    text: Text,
     ids: Vec<i64>,
 }
 
-/// Continues the first different prompts of one of `splits`, greedily: by the model with the
-/// adapter that training `began` with or by the base model, and with `adapted`.
+/// Continues the first different prompts of one of `splits` with greedy decoding: once with
+/// `began`, the adapter that training began with (`None` for the base model), and once with
+/// `adapted` if there is one. Returns `None` if there are no splits.
 ///
 /// # Errors
-/// A split that cannot be read, or what libtorch says; `Error::interrupted` when `stop` turned
-/// true.
+/// Fails if the split cannot be read, or if libtorch fails. Returns `Error::interrupted` when
+/// `stop` becomes true.
 pub fn completions(
     session: &Session,
     splits: &[SplitInfo],
@@ -37,51 +38,52 @@ pub fn completions(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Option<SampleCompletions>> {
-    let Some(split) = asked_of(session.dataset.as_ref(), splits, &experiment.train.split)? else {
+    let Some(split) = prompt_split(session.dataset.as_ref(), splits, &experiment.train.split)?
+    else {
         return Ok(None);
     };
-    let asked = prompts(session, split, experiment)?;
+    let prompts = prompts(session, split, experiment)?;
     let most = experiment.eval.completion_tokens;
     let sampling = Sampling { max_new_tokens: most, ..Sampling::default() };
-    let voices = if adapted.is_some() { 2 } else { 1 };
-    let (all, mut made) = (asked.len() * voices, 0);
+    let models = if adapted.is_some() { 2 } else { 1 };
+    let (all, mut done) = (prompts.len() * models, 0);
     if session.stops.is_empty() {
         progress.message(&endless(most));
     }
     progress.stage("completions", Some((all * most) as u64));
     let (start, mut tokens) = (Instant::now(), 0);
     let rate = |tokens: usize| [("tokens/s", tokens as f64 / start.elapsed().as_secs_f64())];
-    let mut say = |adapted: Option<&Adapted>, prompt: &Asked| -> Result<Sample> {
-        let voice = Voice {
+    let mut sample = |adapted: Option<&Adapted>, prompt: &PromptTokens| -> Result<Sample> {
+        let generator = Generator {
             model: &session.model,
             tokenizer: &session.tokenizer,
             stops: &session.stops,
             adapted,
         };
-        let mut told = 0;
-        let answer = voice.answer(&prompt.ids, sampling, &mut |_| {
-            // One more call may follow the last token, with the rest of its text. It is not another
-            // token.
-            if told < most {
-                (tokens, told) = (tokens + 1, told + 1);
+        let mut reported = 0;
+        let answer = generator.answer(&prompt.ids, sampling, &mut |_| {
+            // There may be one call more than there are tokens, because the last one can only pass
+            // on the rest of the text.
+            if reported < most {
+                (tokens, reported) = (tokens + 1, reported + 1);
                 progress.advance(1, &rate(tokens));
             }
             !stop.load(Ordering::Relaxed)
         })?;
         if stop.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!(
-                "interrupted after {made} of {all} completions"
+                "interrupted after {done} of {all} completions"
             )));
         }
-        made += 1;
-        progress.advance((most - told) as u64, &rate(tokens));
+        done += 1;
+        progress.advance((most - reported) as u64, &rate(tokens));
         Ok(Sample { text: answer.text, tokens: answer.tokens, ended: answer.ended })
     };
-    let mut answered = Vec::with_capacity(asked.len());
-    for prompt in asked {
-        let before = say(began, &prompt)?;
-        let after = adapted.map(|adapted| say(Some(adapted), &prompt)).transpose()?;
-        answered.push(SampledPrompt { index: prompt.index, prompt: prompt.shown, before, after });
+    let mut sampled = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let before = sample(began, &prompt)?;
+        let after = adapted.map(|adapted| sample(Some(adapted), &prompt)).transpose()?;
+        sampled.push(SampledPrompt { index: prompt.index, prompt: prompt.text, before, after });
     }
     progress.finish();
     let started_from = if began.is_some() { StartedFrom::InitAdapter } else { StartedFrom::Base };
@@ -89,13 +91,13 @@ pub fn completions(
         split: split.name.clone(),
         max_new_tokens: most,
         started_from,
-        prompts: answered,
+        prompts: sampled,
     }))
 }
 
-/// The split whose prompts are asked: `test` or a part of it, or else one that was not trained on,
-/// or else the first.
-fn asked_of<'a>(
+/// The split to take prompts from: `test` or a part of it; otherwise the first split that was not
+/// trained on; otherwise the first split.
+fn prompt_split<'a>(
     dataset: &dyn Dataset,
     splits: &'a [SplitInfo],
     trained: &str,
@@ -114,17 +116,21 @@ fn asked_of<'a>(
         .or_else(|| splits.first()))
 }
 
-/// The first different prompts among the pairs that are judged, tokenised without a completion and
-/// cut as in training. The prompt of a pair may be shorter, because a completion can change the
-/// last tokens of its prompt.
-fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Result<Vec<Asked>> {
+/// The first different prompts among the pairs that are evaluated, tokenised without a completion
+/// and cut as in training. In a pair the prompt may have fewer tokens, because a completion can
+/// change the last tokens of its prompt.
+fn prompts(
+    session: &Session,
+    split: &SplitInfo,
+    experiment: &Experiment,
+) -> Result<Vec<PromptTokens>> {
     let (config, limits) = (&experiment.eval, session.limits(&experiment.train));
-    let (mut asked, mut seen) = (Vec::new(), HashSet::new());
+    let (mut prompts, mut known) = (Vec::new(), HashSet::new());
     for (number, row) in data::rows(session.dataset.as_ref(), &split.name)?
         .enumerate()
         .take(config.max_pairs.unwrap_or(usize::MAX))
     {
-        if asked.len() == config.completions {
+        if prompts.len() == config.completions {
             break;
         }
         let (index, pair) = row?;
@@ -135,11 +141,11 @@ fn prompts(session: &Session, split: &SplitInfo, experiment: &Experiment) -> Res
         };
         let mut ids = if prompt.ids.is_empty() { kept.prompt } else { prompt.ids };
         ids.drain(..limits.max_prompt_length.map_or(0, |most| ids.len().saturating_sub(most)));
-        if seen.insert(ids.clone()) {
-            asked.push(Asked { index, shown: pair.prompt, ids });
+        if known.insert(ids.clone()) {
+            prompts.push(PromptTokens { index, text: pair.prompt, ids });
         }
     }
-    Ok(asked)
+    Ok(prompts)
 }
 
 #[cfg(test)]
@@ -160,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_those_of_the_test_split_where_there_is_one() {
+    fn prompts_come_from_the_test_split_if_there_is_one() {
         let of = |names: &[&str], trained: &str| {
             let splits: Vec<SplitInfo> = names
                 .iter()
                 .map(|n| SplitInfo { name: (*n).to_owned(), describes: String::new(), pairs: None })
                 .collect();
-            asked_of(&Nothing, &splits, trained).unwrap().map(|s| s.name.clone())
+            prompt_split(&Nothing, &splits, trained).unwrap().map(|s| s.name.clone())
         };
         assert_eq!(of(&["train", "oos", "test"], "train").as_deref(), Some("test"));
         assert_eq!(of(&["oos", "test[:5]"], "train").as_deref(), Some("test[:5]"));

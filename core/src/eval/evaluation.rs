@@ -1,4 +1,4 @@
-//! Base and trained model on every split of a data set.
+//! Evaluation of the base model and the trained model on the splits of a data set.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -20,17 +20,17 @@ use crate::report::Progress;
 use crate::session::Session;
 use crate::text::{Cut, DroppedPair, SkipReason, Tokenised};
 
-/// A split to score, with its pairs as tokens.
+/// A split to score, with its tokenised pairs.
 #[derive(Debug)]
-pub struct Judged {
-    /// Its name, or the part of it that was asked for, and a description of its data.
+pub struct EvalSplit {
+    /// Name of the split, or the expression that selects a part, and a description of its data.
     pub info: SplitInfo,
-    /// Its pairs.
+    /// The tokenised pairs.
     pub data: Tokenised,
 }
 
-impl Judged {
-    /// A line with the numbers of pairs that are scored, dropped and cut.
+impl EvalSplit {
+    /// Describes how many pairs are scored, dropped and cut, in one line.
     pub fn describe(&self) -> String {
         let data = &self.data;
         let reasons: Vec<String> =
@@ -49,17 +49,17 @@ impl Judged {
 /// Scores of the pairs of one split.
 #[derive(Debug)]
 pub struct SplitScores {
-    /// Its name.
+    /// Name of the split.
     pub split: String,
-    /// Most tokens of prompt and completion together.
+    /// Maximum number of tokens in prompt and completion together.
     pub max_length: usize,
-    /// By the base model, or by the only one.
+    /// Scores of the base model, or of the only model.
     pub base: Vec<PairScore>,
-    /// By the trained model, where there is one.
+    /// Scores of the trained model, if there is one.
     pub trained: Option<Vec<PairScore>>,
-    /// What was cut off each pair.
+    /// The parts of each pair that were cut off.
     pub cuts: Vec<Cut>,
-    /// The place of each pair among those that were read, with or without a score.
+    /// Position of each scored pair among all pairs that were read.
     pub order: Vec<usize>,
     /// Pairs without a score.
     pub dropped: Vec<DroppedPair>,
@@ -75,7 +75,7 @@ pub enum ScoreRow<'a> {
 }
 
 impl SplitScores {
-    /// Puts the pairs of a split together with their scores.
+    /// Combines the tokenised pairs of a split with their scores.
     pub fn new(
         split: &str,
         max_length: usize,
@@ -109,15 +109,15 @@ impl SplitScores {
         rows.into_iter().map(|(_, row)| row).collect()
     }
 
-    /// How many pairs were cut.
+    /// Number of pairs that were cut.
     pub fn truncated(&self) -> usize {
         self.cuts.iter().filter(|cut| cut.any()).count()
     }
 }
 
 impl ScoreRow<'_> {
-    /// JSON fields that say whether the pair was dropped or cut: `dropped` with the `reason`, or
-    /// `truncated`, with the `reason` if it is true.
+    /// JSON fields about dropped and cut pairs. A dropped pair has `dropped` and `reason`. A scored
+    /// pair has `truncated` and, if that is true, `reason`.
     pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
         let mut fields = Map::new();
         match self {
@@ -134,8 +134,8 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// Why the pair has no score, or a score of only a part of its text; `None` if all of it was
-    /// scored.
+    /// The reason why the pair was dropped, or why only a part of it was scored; `None` if all of
+    /// it was scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
             ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {
@@ -150,44 +150,45 @@ impl ScoreRow<'_> {
     }
 }
 
-/// What an evaluation found.
+/// The result of an evaluation.
 #[derive(Debug)]
 pub struct Evaluation {
-    /// A row a split.
+    /// The table, with one row per split.
     pub table: Table,
-    /// What the model said before and after, where that was asked for.
+    /// Sample completions before and after training, if they were generated.
     pub completions: Option<SampleCompletions>,
     /// The scores of each split, by the base model and, if there is an adapter, by the trained one.
     pub scores: Vec<SplitScores>,
 }
 
 impl Evaluation {
-    /// For a terminal.
+    /// The table and the completions as text for a terminal.
     pub fn plain(&self) -> String {
-        let spoken =
+        let completions =
             self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
-        self.table.plain() + &spoken
+        self.table.plain() + &completions
     }
 
-    /// For `eval/table.md`.
+    /// The table and the completions as Markdown, for `eval/table.md`.
     pub fn markdown(&self) -> String {
-        let spoken =
+        let completions =
             self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.markdown()));
-        self.table.markdown() + &spoken
+        self.table.markdown() + &completions
     }
 
-    /// For `eval/summary.json`: the table, and `completions`, null where there are none.
+    /// The table and the completions as JSON, for `eval/summary.json`. `completions` is null if
+    /// there are none.
     pub fn json(&self) -> Value {
         let mut value = self.table.json();
         value["completions"] = json!(self.completions);
         value
     }
 
-    /// Reads the table and the completions that [`write`](Self::write) left in `dir`, without the
+    /// Reads the table and the completions that [`write`](Self::write) wrote to `dir`, without the
     /// scores.
     ///
     /// # Errors
-    /// Fails if there is no `summary.json`, or if it holds something else.
+    /// Fails if there is no `summary.json`, or if its format is different.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("summary.json");
         let within = || format!("cannot read `{}`", path.display());
@@ -200,13 +201,13 @@ impl Evaluation {
         Ok(Self { table, completions, scores: Vec::new() })
     }
 
-    /// Writes `summary.json`, `table.md` and `pairs.jsonl` (a row a pair) into `dir`.
+    /// Writes `summary.json`, `table.md` and `pairs.jsonl` (one line per pair) to `dir`.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// Fails if a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)
-            .within(|| format!("cannot make the folder `{}`", dir.display()))?;
+            .within(|| format!("cannot create the folder `{}`", dir.display()))?;
         let mut rows = String::new();
         for split in &self.scores {
             for row in split.rows() {
@@ -232,12 +233,11 @@ impl Evaluation {
     }
 }
 
-/// The splits that an evaluation scores: those that are named, each of which may be a part as
-/// `train[750:]`, or all.
+/// The splits that an evaluation scores: the ones in `eval.splits`, which may be parts such as
+/// `train[750:]`, or all splits of the data set.
 ///
 /// # Errors
-/// A name of a split that the data set does not have, or a part that is empty or cannot be
-/// understood.
+/// Fails if the data set does not have a split, or if a part is empty or not valid.
 pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInfo>> {
     match &config.splits {
         None => Ok(dataset.splits()),
@@ -245,19 +245,19 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Reads the splits that the experiment scores, so that a bad pair is an error before anything is
-/// computed.
+/// Reads and tokenises the splits that the experiment scores. This is a separate step so that
+/// errors in the data are found before anything is computed.
 ///
 /// # Errors
 /// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable
 /// pair.
-pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
+pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<EvalSplit>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
     splits
         .into_iter()
         .map(|info| {
-            Ok(Judged {
+            Ok(EvalSplit {
                 data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?,
                 info,
             })
@@ -265,15 +265,15 @@ pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
         .collect()
 }
 
-/// Scores the splits that were [`read`], with the base model and with `adapted`, and generates
-/// sample completions before and after training. `began` is the adapter that training began with;
-/// `None` if it began with the base model.
+/// Scores the splits from [`read`] with the base model and with `adapted`, and generates sample
+/// completions before and after training. `began` is the adapter that training began with; `None`
+/// if it began with the base model.
 ///
 /// # Errors
-/// Fails if libtorch does; `Error::interrupted` when `stop` turned true.
+/// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn evaluate(
     session: &Session,
-    judged: &[Judged],
+    splits: &[EvalSplit],
     [began, adapted]: [Option<&Adapted>; 2],
     experiment: &Experiment,
     registry: &Registry,
@@ -283,12 +283,16 @@ pub fn evaluate(
     let config = &experiment.eval;
     let (mut summaries, mut scores) = (Vec::new(), Vec::new());
     let completions = if config.completions > 0 {
-        let splits: Vec<SplitInfo> = judged.iter().map(|split| split.info.clone()).collect();
-        match completions(session, &splits, [began, adapted], experiment, stop, progress) {
+        let infos: Vec<SplitInfo> = splits.iter().map(|split| split.info.clone()).collect();
+        match completions(session, &infos, [began, adapted], experiment, stop, progress) {
             Err(e) if e.fault() != Fault::Interrupted => {
-                // They are for people to look at: an odd tokenizer is to cost nobody the numbers.
+                // The completions are only for people to read, so a problem with them, for example
+                // with an unusual tokenizer, must not prevent the scores.
                 progress.finish();
-                progress.message(&format!("warning: there are no completions: {}", e.in_a_line()));
+                progress.message(&format!(
+                    "warning: cannot generate sample completions: {}",
+                    e.in_a_line()
+                ));
                 None
             }
             made => made?,
@@ -296,7 +300,7 @@ pub fn evaluate(
     } else {
         None
     };
-    for Judged { info: split, data } in judged {
+    for EvalSplit { info: split, data } in splits {
         let pairs = &data.pairs;
         let passes = if adapted.is_some() { 2 } else { 1 };
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));

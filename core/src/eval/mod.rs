@@ -1,4 +1,4 @@
-//! Judging a model by preference pairs, against the base model.
+//! Evaluation of a model on preference pairs, compared with the base model.
 
 mod completions;
 mod evaluation;
@@ -7,7 +7,7 @@ mod scoring;
 pub mod statistics;
 pub mod table;
 
-pub use evaluation::{Evaluation, Judged, ScoreRow, SplitScores, evaluate, read, splits};
+pub use evaluation::{EvalSplit, Evaluation, ScoreRow, SplitScores, evaluate, read, splits};
 pub use samples::{Sample, SampleCompletions, SampledPrompt, StartedFrom};
 pub use scoring::score_pairs;
 pub use table::{PERPLEXITY_NOTE, Table, perplexity_mark};

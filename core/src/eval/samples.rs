@@ -1,4 +1,4 @@
-//! What a model said before and after training, one below the other.
+//! Sample completions before and after training, and their text for the terminal and for files.
 
 use std::borrow::Cow;
 
@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 use crate::api::{Message, Text};
 use crate::report::lines;
 
-/// Continuations of a few prompts.
+/// Completions of a few prompts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleCompletions {
-    /// The split that the prompts are of.
+    /// Split that the prompts come from.
     pub split: String,
-    /// Most tokens of a continuation.
+    /// Maximum number of tokens in a completion.
     pub max_new_tokens: usize,
-    /// Which model spoke before.
+    /// The model that the completions before training come from.
     pub started_from: StartedFrom,
-    /// In the data's order.
+    /// The prompts with their completions, in the order of the data.
     pub prompts: Vec<SampledPrompt>,
 }
 
@@ -30,39 +30,40 @@ pub enum StartedFrom {
     InitAdapter,
 }
 
-/// A prompt and what was said to it.
+/// A prompt and its completions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampledPrompt {
-    /// The row of the split.
+    /// Row number in the split.
     pub index: usize,
-    /// As the data set has it; the model was given it as it is trained on it.
+    /// The prompt as the data set has it. The model received it tokenised as in training.
     pub prompt: Text,
-    /// By the model that training began with.
+    /// Completion of the model that training began with.
     pub before: Sample,
-    /// By the model with the adapter; none where there is none.
+    /// Completion of the model with the adapter; `None` if there is no adapter.
     pub after: Option<Sample>,
 }
 
-/// A continuation.
+/// A completion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Without the token that ends it.
+    /// The text, without the token that ends it.
     pub text: String,
-    /// Tokens, with it.
+    /// Number of tokens, including the one that ends the text.
     pub tokens: usize,
-    /// Whether it came to its end, rather than to the most tokens.
+    /// True if the text ends with a stop token, false if it reached the limit.
     pub ended: bool,
 }
 
-/// Characters of a line, and of the name before it.
+/// Maximum number of characters in a line.
 const WIDTH: usize = 80;
+/// Width of the column of names at the start of a line.
 const NAME: usize = 8;
 
-/// Lines of a prompt that are shown, before and after what is left out.
+/// Number of lines shown from the start and from the end of a long prompt.
 const SHOWN: (usize, usize) = (2, 2);
 
 impl SampleCompletions {
-    /// For a terminal.
+    /// The completions as text for a terminal.
     pub fn plain(&self) -> String {
         let of = format!(
             "greedy completions of prompts of {}, at most {} tokens each",
@@ -97,7 +98,8 @@ impl SampleCompletions {
         text
     }
 
-    /// For a file: the same as a block of code, because a model's words are no Markdown.
+    /// The completions as Markdown for a file. They are in a code block, so that generated text is
+    /// not interpreted as Markdown.
     pub fn markdown(&self) -> String {
         let (head, blocks) = match self.plain().split_once("\n\n") {
             Some((head, blocks)) => (head.replace('\n', "  \n"), blocks.to_owned()),
@@ -118,7 +120,7 @@ impl Sample {
     }
 }
 
-/// What a person reads of a prompt: the text, or what was said last in a conversation.
+/// The part of a prompt to show: the text, or the last message of a conversation.
 fn last_turn(prompt: &Text) -> Cow<'_, str> {
     match prompt {
         Text::Plain(text) => Cow::Borrowed(text),
@@ -133,7 +135,7 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// Lines behind a name.
+/// Lines with `name` before the first of them.
 fn block(name: &str, lines: &[String]) -> String {
     let head = |i: usize| if i == 0 { name } else { "" };
     lines
@@ -147,7 +149,7 @@ fn block(name: &str, lines: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn said(text: &str, ended: bool) -> Sample {
+    fn sample(text: &str, ended: bool) -> Sample {
         Sample { text: text.to_owned(), tokens: 3, ended }
     }
 
@@ -163,30 +165,30 @@ mod tests {
             prompts: vec![SampledPrompt {
                 index: 4,
                 prompt,
-                before: said("It is. And\u{1b}[31m", false),
+                before: sample("It is. And\u{1b}[31m", false),
                 after,
             }],
         }
     }
 
     #[test]
-    fn before_and_after_stand_below_each_other() {
+    fn completions_before_and_after_training_are_shown_together() {
         assert_eq!(
-            completions(Some(said(" ", true))).plain(),
+            completions(Some(sample(" ", true))).plain(),
             "greedy completions of prompts of test, at most 3 tokens each\nbefore: the base \
                 model; after: with the adapter\n\n\
              prompt  Is it?⏎\n        Say so.\nbefore  It is. And\\u{1b}[31m …\nafter   (nothing)\n"
         );
-        let alone = completions(None).plain();
+        let base = completions(None).plain();
         assert!(
-            alone.ends_with("\nmodel   It is. And\\u{1b}[31m …\n") && !alone.contains("before"),
-            "{alone}"
+            base.ends_with("\nmodel   It is. And\\u{1b}[31m …\n") && !base.contains("before"),
+            "{base}"
         );
     }
 
     #[test]
-    fn in_a_file_no_word_of_the_models_is_markdown() {
-        let mut completions = completions(Some(said("# head\n\n```\n- point", true)));
+    fn generated_text_in_a_file_is_not_markdown() {
+        let mut completions = completions(Some(sample("# head\n\n```\n- point", true)));
         completions.prompts.push(completions.prompts[0].clone());
         let text = completions.markdown();
         let (head, blocks) = text.split_once("\n\n").expect("a head");
@@ -203,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_keep_to_the_line_and_long_prompts_to_a_few() {
-        let mut completions = completions(Some(said(&"word ".repeat(100), true)));
+    fn long_texts_are_wrapped_and_long_prompts_are_shortened() {
+        let mut completions = completions(Some(sample(&"word ".repeat(100), true)));
         completions.prompts[0].prompt = Text::Plain("line\n".repeat(50));
         let text = completions.plain();
         assert!(text.lines().skip(2).all(|l| l.chars().count() <= WIDTH), "{text}");

@@ -1,4 +1,4 @@
-//! Log-probabilities of whole data sets, for evaluation: no gradient, short pairs together.
+//! Log-probabilities of the pairs of a data set, for evaluation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,11 +13,11 @@ use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
-/// Scores every pair, in the order given, with the adapter where one is given. A pass holds at most
-/// `tokens` tokens, or one pair.
+/// Scores every pair, in the given order, with the adapter if one is given. Several pairs are
+/// scored in one forward pass of at most `tokens` tokens; a longer pair has its own pass.
 ///
 /// # Errors
-/// What libtorch says; `Error::interrupted` when `stop` turned true.
+/// Fails if libtorch fails. Returns `Error::interrupted` when `stop` becomes true.
 pub fn score_pairs(
     model: &Model,
     adapted: Option<&Adapted>,

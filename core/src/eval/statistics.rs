@@ -1,7 +1,7 @@
-//! From scores of pairs to the figures of a table, each with its interval.
+//! The figures of an evaluation's table, computed from the scores of pairs, with 95 % intervals.
 //!
-//! Numbers in, numbers out: no model and no tensor, so that every figure can be worked out by hand
-//! in a test.
+//! This module uses neither models nor tensors, so that tests can compare every figure with a value
+//! computed by hand.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 use crate::config::Score;
 use crate::error::{Error, Result};
 
-/// Resamples of the bootstrap.
+/// Number of bootstrap resamples.
 pub const RESAMPLES: usize = 2000;
 
-/// What a model says of one completion.
+/// The score of one completion by a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionScore {
     /// log p(y|x), in nats.
     pub logp_sum: f64,
-    /// Tokens of y.
+    /// Number of tokens in y.
     pub tokens: usize,
 }
 
 impl CompletionScore {
-    /// Mean log-probability of a token, in nats; NaN for a completion without tokens.
+    /// Mean log-probability per token, in nats; NaN for a completion without tokens.
     pub fn mean(&self) -> f64 {
         self.logp_sum / self.tokens as f64
     }
@@ -36,20 +36,20 @@ impl CompletionScore {
     }
 }
 
-/// What a model says of one pair.
+/// The scores of one pair by a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PairScore {
-    /// The place of the pair's row in its split, from 0.
+    /// Row number of the pair in its split, from 0.
     pub index: usize,
-    /// y⁺.
+    /// Score of the chosen completion y⁺.
     pub chosen: CompletionScore,
-    /// y⁻.
+    /// Score of the rejected completion y⁻.
     pub rejected: CompletionScore,
 }
 
 impl PairScore {
-    /// 1 where the chosen completion scores higher, ½ for a tie, 0 otherwise and where a score is
-    /// no number.
+    /// 1 if the chosen completion scores higher, ½ for a tie, and 0 otherwise, also if a score is
+    /// NaN.
     fn right(&self, score: Score) -> f64 {
         match self.chosen.score(score).partial_cmp(&self.rejected.score(score)) {
             Some(std::cmp::Ordering::Greater) => 1.0,
@@ -59,69 +59,70 @@ impl PairScore {
     }
 }
 
-/// A figure with its 95 % interval over resampled pairs.
+/// A figure with its 95 % interval from bootstrap resamples of the pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// Over the pairs as they are.
+    /// The figure for all pairs.
     pub value: f64,
-    /// 2.5th percentile.
+    /// 2.5th percentile of the resamples.
     pub low: f64,
-    /// 97.5th percentile.
+    /// 97.5th percentile of the resamples.
     pub high: f64,
 }
 
-/// What training changed, on the pairs of one split.
+/// The effect of training on the pairs of one split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
-    /// Share of pairs that the trained model orders rightly.
+    /// Share of pairs that the trained model orders correctly.
     pub accuracy: Option<Estimate>,
-    /// accuracy / base accuracy; none where the base orders no pair rightly.
+    /// accuracy / base accuracy; `None` if the base model orders no pair correctly.
     pub ratio: Option<Estimate>,
     /// 100·(accuracy − base accuracy), in percentage points.
     pub points: Option<Estimate>,
     /// Mean θ = [logp_π(y⁺) − logp_π(y⁻)] − [logp_r(y⁺) − logp_r(y⁻)], in nats.
     pub margin_gain: Option<Estimate>,
-    /// exp(mean(log ppl_base(y⁺) − log ppl_π(y⁺))): below 1 the model got worse at the text itself.
+    /// exp(mean(log ppl_base(y⁺) − log ppl_π(y⁺))). Below 1, the chosen text became less likely.
     pub perplexity_ratio: Option<Estimate>,
 }
 
-/// The figures of one split. A figure that no pair supports is none.
+/// The figures of one split. A figure is `None` if there are no pairs to compute it from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SplitSummary {
-    /// `train`, `test`, `oos`, `rnd`, or a name of its own.
+    /// Name of the split: `train`, `test`, `oos`, `rnd` or another name.
     pub split: String,
-    /// What it holds, for people.
+    /// Description of the data.
     pub data: String,
-    /// Pairs.
+    /// Number of scored pairs.
     pub n: usize,
-    /// Pairs among them with a score that is no finite number: wrong in an accuracy, left out of
-    /// the other figures.
+    /// Number of scored pairs with a score that is not finite. They count as incorrect in
+    /// accuracies, and are left out of the other figures.
     pub not_finite: usize,
-    /// Pairs that were read but not scored, because the prompt is too long or a completion is
+    /// Number of pairs that were not scored, because the prompt is too long or a completion is
     /// empty.
     #[serde(default)]
     pub dropped: usize,
-    /// Scored pairs that were cut to `train.max_length`.
+    /// Number of scored pairs that were cut to `train.max_length`.
     #[serde(default)]
     pub truncated: usize,
-    /// Share of pairs that the base model orders rightly.
+    /// Share of pairs that the base model orders correctly.
     pub base_accuracy: Option<Estimate>,
-    /// Against it, the trained model; none where the base model alone is judged.
+    /// The trained model compared with the base model; `None` if only the base model is evaluated.
     pub change: Option<Change>,
 }
 
 impl SplitSummary {
-    /// The base model alone.
+    /// The figures of the base model, without a trained model.
     pub fn of_base(split: &str, data: &str, base: &[PairScore], score: Score, seed: u64) -> Self {
         let rows: Vec<Row> = base.iter().map(|b| Row::new(b, b, score)).collect();
         let figures = Figures::of(&rows, seed);
         Self::with(split, data, &rows, figures.base, None)
     }
 
-    /// A trained model against its base, on the same pairs in the same order.
+    /// The figures of a trained model compared with its base model. Both must be given for the same
+    /// pairs in the same order.
     ///
     /// # Errors
-    /// Scores of different pairs.
+    /// Fails if the scores are for different pairs.
     pub fn compare(
         split: &str,
         data: &str,
@@ -132,7 +133,7 @@ impl SplitSummary {
     ) -> Result<Self> {
         if base.len() != policy.len() || base.iter().zip(policy).any(|(b, p)| b.index != p.index) {
             return Err(Error::internal(format!(
-                "the scores of split `{split}` are not of the same pairs for both models"
+                "the two models' scores of split `{split}` are for different pairs"
             )));
         }
         let rows: Vec<Row> = base.iter().zip(policy).map(|(b, p)| Row::new(b, p, score)).collect();
@@ -161,7 +162,7 @@ impl SplitSummary {
     }
 }
 
-/// What one pair adds to the sums.
+/// The contribution of one pair to the sums.
 struct Row {
     base: f64,
     policy: f64,
@@ -174,8 +175,8 @@ impl Row {
     fn new(base: &PairScore, policy: &PairScore, score: Score) -> Self {
         let margin = |p: &PairScore| p.chosen.logp_sum - p.rejected.logp_sum;
         let theta = margin(policy) - margin(base);
-        // log ppl = −mean logp, so the base's minus the policy's is the policy's mean minus the
-        // base's.
+        // log ppl = −mean logp, so log ppl_base − log ppl_π is the policy's mean minus the base
+        // model's.
         let log_ppl = policy.chosen.mean() - base.chosen.mean();
         let scores = [base.chosen, base.rejected, policy.chosen, policy.rejected];
         let finite = theta.is_finite()
@@ -192,7 +193,7 @@ impl Row {
     }
 }
 
-/// Sums over pairs, from which each figure follows.
+/// Sums over pairs, from which the figures are computed.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     n: f64,
@@ -220,7 +221,7 @@ impl Sums {
         self.policy / self.n
     }
     fn ratio(&self) -> f64 {
-        // No base, no ratio: infinite or NaN, which `estimate` leaves out.
+        // Infinite or NaN if the base model is never correct, which `estimate` turns into `None`.
         self.policy / self.base
     }
     fn points(&self) -> f64 {
@@ -247,8 +248,8 @@ impl Figures {
             sums
         };
         let all = sums(&mut (0..rows.len()));
-        // One set of resamples for both models and all figures: differences are between the same
-        // pairs.
+        // Use the same resamples for both models and all figures, so that differences are between
+        // the same pairs.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let resamples = if rows.is_empty() { 0 } else { RESAMPLES };
         let drawn: Vec<Sums> = (0..resamples)
@@ -269,8 +270,8 @@ impl Figures {
     }
 }
 
-/// The value with the 2.5th and 97.5th percentile of `resampled`; none where the value is no
-/// number.
+/// The value with the 2.5th and 97.5th percentile of `resampled`; `None` if the value is not
+/// finite.
 fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     if !value.is_finite() {
         return None;
@@ -284,7 +285,7 @@ fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     })
 }
 
-/// The q-quantile of sorted values, between neighbours in a line.
+/// The q-quantile of sorted values, with linear interpolation.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = q * sorted.len().checked_sub(1)? as f64;
     let (below, share) = (place.floor() as usize, place.fract());
@@ -305,7 +306,8 @@ mod tests {
         e.expect("a figure").value
     }
 
-    /// Means of the base: −2 vs −3 (right), −4 vs −2 (wrong), −1 vs −1 (tie), −3 vs −2 (wrong).
+    /// Means per token: −2 vs −3 (correct), −4 vs −2 (incorrect), −1 vs −1 (tie), −3 vs −2
+    /// (incorrect).
     fn base() -> Vec<PairScore> {
         vec![
             pair(0, (-4.0, 2), (-9.0, 3)),
@@ -315,7 +317,7 @@ mod tests {
         ]
     }
 
-    /// All four right; log ppl of y⁺ falls by 0.5, 3, 0.5 and 2.
+    /// All four are correct; log ppl of y⁺ falls by 0.5, 3, 0.5 and 2.
     fn policy() -> Vec<PairScore> {
         vec![
             pair(0, (-3.0, 2), (-9.0, 3)),
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_figures_are_those_worked_out_by_hand() {
+    fn the_figures_equal_values_computed_by_hand() {
         let s = SplitSummary::compare("test", "math", &base(), &policy(), Score::Mean, 0)
             .expect("same pairs");
         let c = s.change.expect("two models");
@@ -342,14 +344,14 @@ mod tests {
 
     #[test]
     fn the_sum_favours_short_completions() {
-        // By the sum the tie of pair 2 is lost, −3 against −2.
+        // By the sum, pair 2 is incorrect (−3 against −2) and not a tie.
         let s = SplitSummary::of_base("test", "", &base(), Score::Sum, 0);
         assert_eq!(value(s.base_accuracy), 0.25);
         assert_eq!(s.change, None);
     }
 
     #[test]
-    fn intervals_hold_their_value_and_repeat_with_the_seed() {
+    fn intervals_contain_the_value_and_are_reproducible() {
         let of = |seed| {
             SplitSummary::compare("test", "", &base(), &policy(), Score::Mean, seed)
                 .expect("same pairs")
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_of_a_share_is_near_the_normal_one() {
+    fn the_interval_of_a_share_is_close_to_the_normal_approximation() {
         let scores: Vec<PairScore> =
             (0..400).map(|i| pair(i, (if i < 240 { -1.0 } else { -3.0 }, 1), (-2.0, 1))).collect();
         let e = SplitSummary::of_base("test", "", &scores, Score::Mean, 1)
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_is_never_right_gives_no_ratio() {
+    fn there_is_no_ratio_if_the_base_model_is_never_correct() {
         let wrong: Vec<PairScore> = (0..3).map(|i| pair(i, (-3.0, 1), (-1.0, 1))).collect();
         let right: Vec<PairScore> = (0..3).map(|i| pair(i, (-1.0, 1), (-3.0, 1))).collect();
         let c = SplitSummary::compare("test", "", &wrong, &right, Score::Mean, 0)
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_score_that_is_no_number_counts_as_wrong_and_is_told() {
+    fn a_score_that_is_not_finite_counts_as_incorrect_and_is_reported() {
         let mut broken = policy();
         broken[1].chosen.logp_sum = f64::NAN;
         broken[2].rejected.tokens = 0;
@@ -404,18 +406,15 @@ mod tests {
     }
 
     #[test]
-    fn no_pairs_give_no_figures() {
+    fn without_pairs_there_are_no_figures() {
         let s = SplitSummary::compare("test", "", &[], &[], Score::Mean, 0).expect("same pairs");
         assert_eq!((s.n, s.base_accuracy, s.change.expect("two models").points), (0, None, None));
     }
 
     #[test]
-    fn scores_of_other_pairs_are_refused() {
+    fn scores_of_different_pairs_are_refused() {
         let e =
             SplitSummary::compare("oos", "", &base(), &policy()[1..], Score::Mean, 0).unwrap_err();
-        assert_eq!(
-            e.message(),
-            "the scores of split `oos` are not of the same pairs for both models"
-        );
+        assert_eq!(e.message(), "the two models' scores of split `oos` are for different pairs");
     }
 }

@@ -1,4 +1,4 @@
-//! The table of an evaluation: a row a split, what the base model did, what training changed.
+//! The table of an evaluation, with one row per split.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,20 +9,21 @@ use crate::hub::short;
 use crate::registry::Registry;
 use crate::report::{Align, Grid};
 
-/// The splits of one evaluation.
+/// The table of one evaluation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
-    /// What was judged: `A × B on D, M`.
+    /// The methods, the data and the model, as `A × B on D, M`.
     pub title: String,
-    /// A row each, from what was trained on to what is farthest from it.
+    /// The rows, from in-distribution to unrelated data.
     pub splits: Vec<SplitSummary>,
-    /// Most tokens of prompt and completion together; `None` if there was no limit or it is not
-    /// known.
+    /// Maximum number of tokens in prompt and completion together; `None` if there was no limit or
+    /// it is not known.
     pub max_length: Option<usize>,
 }
 
 impl Table {
-    /// Orders the splits: train, test, oos, rnd, then the others as they come.
+    /// Creates a table with the splits in the order train, test, oos, rnd, followed by all others
+    /// in the given order.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
         let place = |s: &SplitSummary| {
             ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
@@ -31,15 +32,15 @@ impl Table {
         Self { title: title.into(), splits, max_length: None }
     }
 
-    /// The same table, for pairs that were limited to so many tokens; `usize::MAX` means that there
-    /// was no limit.
+    /// Sets the maximum number of tokens of a pair; `usize::MAX` means that there was no limit.
     #[must_use]
     pub fn limited_to(mut self, tokens: usize) -> Self {
         self.max_length = Some(tokens).filter(|tokens| *tokens != usize::MAX);
         self
     }
 
-    /// The title of a run: its methods, data (with the text that chose a part of it) and model.
+    /// The title for an experiment: its methods, its data (with the argument of the data set) and
+    /// its model.
     pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
             [&experiment.intervention, &experiment.transform, &experiment.adapter]
@@ -63,19 +64,19 @@ impl Table {
         format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
     }
 
-    /// For a terminal.
+    /// The table as text for a terminal.
     pub fn plain(&self) -> String {
         format!("{}\n\n{}\n{}", self.title, self.grid().plain(), self.legend("\n"))
     }
 
-    /// For `eval/table.md`.
+    /// The table as Markdown, for `eval/table.md`.
     pub fn markdown(&self) -> String {
         format!("**{}**\n\n{}\n{}", self.title, self.grid().markdown(), self.legend("  \n"))
     }
 
-    /// For `eval/summary.json`.
+    /// The table as JSON, for `eval/summary.json`.
     pub fn json(&self) -> Value {
-        // Numbers, text and lists: nothing that serde_json refuses.
+        // This cannot fail, because the table only has numbers, text and lists.
         serde_json::to_value(self).unwrap_or_default()
     }
 
@@ -118,8 +119,8 @@ impl Table {
         grid
     }
 
-    /// A perplexity ratio, marked where it is low. If some cell is marked, the others end in a
-    /// blank, so that digits align.
+    /// A perplexity ratio, with a mark if it is low. If any cell has a mark, the others end in a
+    /// blank, so that the digits align.
     fn perplexity(&self, ratio: Option<Estimate>) -> String {
         let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
         let widest = self
@@ -138,12 +139,12 @@ impl Table {
         ];
         if self.compares() {
             lines[0].push_str(
-                "; ratio: acc / base acc; points: 100·(acc − base acc), no change \
-                where the interval holds 0",
+                "; ratio: acc / base acc; points: 100·(acc − base acc), not significant if the \
+                    interval contains 0",
             );
             lines.push(
-                "margin gain: mean growth of log p(chosen) − log p(rejected), nats; ppl ratio: \
-                    below 1 the model got worse at the chosen text"
+                "margin gain: mean increase of log p(chosen) − log p(rejected), in nats; ppl \
+                    ratio: below 1 means that the chosen text became less likely"
                     .to_owned(),
             );
         }
@@ -159,42 +160,42 @@ impl Table {
         if broken > 0 {
             let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
             lines.push(format!(
-                "{pairs} a score that is no finite number: wrong in acc, left out elsewhere"
+                "{pairs} a score that is not finite: incorrect in acc, left out of other columns"
             ));
         }
         lines.extend(
             self.splits
                 .iter()
-                .filter_map(|s| not_whole(&s.split, s.dropped, s.truncated, self.max_length)),
+                .filter_map(|s| dropped_and_cut(&s.split, s.dropped, s.truncated, self.max_length)),
         );
         lines.join(line_end) + "\n"
     }
 }
 
-/// A line with the numbers of dropped and cut pairs of a split; `None` if there are none.
-pub fn not_whole(
+/// A line with the numbers of dropped and cut pairs of a split; `None` if there are no such pairs.
+pub fn dropped_and_cut(
     split: &str,
     dropped: usize,
     truncated: usize,
     max_length: Option<usize>,
 ) -> Option<String> {
-    let limit =
-        max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
+    let limit = max_length
+        .map_or_else(String::new, |tokens| format!("; pairs are limited to {tokens} tokens"));
     (dropped + truncated > 0)
         .then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }
 
-/// A perplexity ratio below this is marked.
+/// Perplexity ratios below this value are marked.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
 /// The footnote for [`perplexity_mark`].
 pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen text is at least \
     twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 
-/// The mark behind a perplexity ratio below 0.5, or behind one that could not be computed; empty
-/// for any other.
+/// The mark after a perplexity ratio that is below 0.5 or could not be computed; empty for all
+/// others.
 pub fn perplexity_mark(ratio: Option<Estimate>) -> &'static str {
-    // Written so that NaN is marked.
+    // With this comparison, NaN is marked too.
     if ratio.is_some_and(|r| r.value >= LOW_PERPLEXITY_RATIO) { "" } else { "*" }
 }
 
@@ -206,7 +207,7 @@ fn dash() -> String {
     "–".to_owned()
 }
 
-/// With its sign, and without one where it rounds to zero.
+/// A number with its sign, or without a sign if it rounds to zero.
 fn signed(v: f64, digits: usize) -> String {
     let text = format!("{v:+.digits$}");
     if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') {
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_go_from_near_to_far_and_numbers_align() {
+    fn rows_are_sorted_by_distribution_and_numbers_align() {
         let table = Table::new(
             "a × b on c, m",
             vec![
@@ -294,7 +295,7 @@ mod tests {
             );
             assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
         }
-        // Digits stand below digits.
+        // The digits of all cells align.
         let ends: Vec<usize> = marked
             .plain()
             .lines()
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_model_alone_has_no_columns_of_change() {
+    fn without_a_trained_model_there_are_no_columns_of_changes() {
         let text = Table::new("m", vec![split("test", "math", None)]).plain();
         assert_eq!(
             text,

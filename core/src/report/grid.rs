@@ -1,16 +1,15 @@
-//! Rows and columns as text: aligned for a terminal, or as Markdown. One code for both, so that
-//! they say the same.
+//! Tables as text, aligned for a terminal or as Markdown.
 
-/// Which side of its column a cell keeps to.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// Left, for text.
     Left,
-    /// Numbers.
+    /// Right, for numbers.
     Right,
 }
 
-/// The longest line that a terminal table should need.
+/// Width to which a terminal table is wrapped, in characters.
 const LINE: usize = 120;
 
 /// A table of text.
@@ -21,7 +20,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A table with these columns and no row yet.
+    /// Creates a table with these columns and without rows.
     pub fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
         Self {
             columns: columns.into_iter().map(|(name, align)| (name.into(), align)).collect(),
@@ -29,15 +28,15 @@ impl Grid {
         }
     }
 
-    /// Adds a row; what is missing at its end stays empty.
+    /// Adds a row. Missing cells at its end are empty.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let mut row: Vec<String> = cells.into_iter().map(Into::into).collect();
         row.resize(self.columns.len(), String::new());
         self.rows.push(row);
     }
 
-    /// For a terminal: two spaces between columns, no rules; words in the last column go on below
-    /// themselves.
+    /// The table as text for a terminal, with two blanks between columns. Long text in the last
+    /// column is wrapped within the column.
     pub fn plain(&self) -> String {
         let mut text = String::new();
         let widths = self.widths(str::to_owned);
@@ -62,7 +61,7 @@ impl Grid {
         text
     }
 
-    /// For a file: a Markdown table whose source is aligned too.
+    /// The table as Markdown, whose source is also aligned.
     pub fn markdown(&self) -> String {
         let escape = |cell: &str| cell.replace('|', "\\|").replace('\n', " ");
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
@@ -93,7 +92,7 @@ impl Grid {
                 .max()
                 .unwrap_or(0)
         };
-        // Markdown's rule needs three characters.
+        // The delimiter row of a Markdown table needs three characters per column.
         (0..self.columns.len()).map(|i| width(i).max(3)).collect()
     }
 
@@ -109,8 +108,8 @@ impl Grid {
     }
 }
 
-/// `text` in pieces of at most `room` characters, broken between words; a cell that fits stays as
-/// it is.
+/// Breaks `text` between words into pieces of at most `room` characters. Text that fits is not
+/// changed.
 fn wrapped(text: &str, room: usize) -> Vec<String> {
     if text.trim_end().chars().count() <= room {
         return vec![text.to_owned()];
@@ -134,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_words_of_the_last_column_go_on_below() {
+    fn long_text_in_the_last_column_is_wrapped() {
         let mut grid = Grid::new([("name", Align::Left), ("what", Align::Left)]);
         grid.row(["a", &"word ".repeat(30)]);
         let lines: Vec<String> = grid.plain().lines().map(str::to_owned).collect();
@@ -146,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_to_the_right_and_missing_cells_are_empty() {
+    fn numbers_are_right_aligned_and_missing_cells_are_empty() {
         let mut grid = Grid::new([("split", Align::Left), ("n", Align::Right)]);
         grid.row(["test", "12"]);
         grid.row(["oos"]);

@@ -1,6 +1,6 @@
-//! Text that somebody else wrote, as lines that a terminal can show.
+//! Text from data sets and models as lines that are safe to show on a terminal.
 
-/// With the ends of lines to be seen, and nothing that a terminal would obey.
+/// Makes line ends visible and escapes control characters, which a terminal would interpret.
 pub fn visible(text: &str) -> String {
     let shown: String = text
         .chars()
@@ -10,12 +10,12 @@ pub fn visible(text: &str) -> String {
             c => c.to_string(),
         })
         .collect();
-    // The last line's end is to be seen, but no empty line behind it.
+    // Show the line end of the last line, but do not add an empty line after it.
     shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
 }
 
-/// The text's lines, none of more than `room` characters, and of many the first and the last so
-/// many.
+/// Splits text into lines of at most `room` characters. Of a long text only the `first` and the
+/// `last` lines are returned, with a line between them that counts the rest.
 pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<String> {
     let mut lines = wrapped(text, room);
     if lines.len() > first + last + 1 {
@@ -25,13 +25,13 @@ pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<
     lines
 }
 
-/// The text's lines, none of more than `room` characters.
+/// Splits text into lines of at most `room` characters.
 pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     text.lines().flat_map(|line| pieces(line, room)).collect()
 }
 
-/// A line in pieces of at most `room` characters, which end behind a blank where there is one in
-/// the second half.
+/// Splits a line into pieces of at most `room` characters. A piece ends after a blank if there is
+/// one in its second half.
 fn pieces(line: &str, room: usize) -> Vec<String> {
     let mut left: Vec<char> = line.chars().collect();
     let mut all = Vec::new();
@@ -51,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn control_characters_are_escaped() {
         assert_eq!(visible("a\n\u{1b}[31mb\r\tc"), "a⏎\n\\u{1b}[31mb\\r\\tc");
         assert_eq!(visible("a\n\n"), "a⏎\n⏎");
     }
 
     #[test]
-    fn long_texts_are_shortened_in_the_middle_and_no_line_is_too_long() {
+    fn long_texts_are_shortened_in_the_middle_and_lines_are_wrapped() {
         let text: String = (0..30).map(|i| format!("{i}\n")).collect();
         let lines = shortened(&text, 66, (6, 4));
         assert_eq!((lines.len(), lines[6].as_str(), lines[7].as_str()), (11, "… 20 lines …", "26"));

@@ -1,4 +1,4 @@
-//! Text for people: grids, lines and progress.
+//! Output for people: tables, lines of text, and progress.
 
 pub mod grid;
 pub mod lines;

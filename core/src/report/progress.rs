@@ -1,20 +1,22 @@
-//! How a long computation tells how far it is. Whoever shows it decides how; the engine only says.
+//! The interface through which a long computation reports its progress. The caller decides how to
+//! display it.
 
-/// Listens to a computation.
+/// A receiver of progress reports.
 pub trait Progress: Send {
-    /// A new stage begins; `total` steps, where that is known.
+    /// Starts a new stage of `total` steps, if that is known.
     fn stage(&mut self, name: &str, total: Option<u64>);
-    /// `by` steps of the stage were done before it began here, as when a run is taken up again.
+    /// Counts `by` steps of the stage as already done, for example when a run is resumed. They do
+    /// not count towards the speed.
     fn skip(&mut self, by: u64);
-    /// `by` steps are done; `fields` are what is worth showing now, as `loss`.
+    /// Reports that `by` more steps are done. `fields` are values to show, for example the loss.
     fn advance(&mut self, by: u64, fields: &[(&str, f64)]);
-    /// A line for the reader, now.
+    /// Shows a line of text.
     fn message(&mut self, text: &str);
-    /// The stage is over.
+    /// Ends the stage.
     fn finish(&mut self);
 }
 
-/// Shows nothing.
+/// A receiver that shows nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Silent;
 

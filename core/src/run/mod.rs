@@ -50,7 +50,7 @@ pub use states::{StatesIndex, StatesSource, StatesSpec, write_states};
 use crate::config::{Experiment, Record, paths};
 use crate::data;
 use crate::error::{Fault, Result};
-use crate::eval::{Evaluation, Judged};
+use crate::eval::{EvalSplit, Evaluation};
 use crate::ffi::{self, RngState};
 use crate::model::peft::{self, Base};
 use crate::registry::Registry;
@@ -167,7 +167,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
         plan.judged
             .iter()
             .filter(|split| split.data.dropped() + split.data.truncated() > 0)
-            .map(Judged::describe),
+            .map(EvalSplit::describe),
     );
     if data.findings.identical > 0 {
         lines.push(format!(

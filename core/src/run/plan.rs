@@ -17,7 +17,7 @@ use super::{checkpoint, marks};
 use crate::api::{Intervention, ModelInfo, RunInfo, Transform};
 use crate::config::{Experiment, Origin, ReferenceModel};
 use crate::error::{Error, Result};
-use crate::eval::{self, Judged};
+use crate::eval::{self, EvalSplit};
 use crate::ffi;
 use crate::fingerprint;
 use crate::guard::faults;
@@ -62,7 +62,7 @@ pub struct Plan<'a> {
     /// The pairs to validate on, which are not trained on; empty if the run does not validate.
     pub held_out: Vec<TokenPair>,
     /// The pairs to evaluate on; empty if the experiment does not evaluate.
-    pub judged: Vec<Judged>,
+    pub judged: Vec<EvalSplit>,
     /// The fingerprints of everything that the steps depend on.
     pub fingerprints: Fingerprints,
     /// The run's folder.

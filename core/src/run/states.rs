@@ -14,7 +14,7 @@ use tch::Tensor;
 use crate::api::{Completions, Pooling, Side, Sides, Site, Tap};
 use crate::batch::{BatchSpec, PairBatch, passes};
 use crate::error::{Context, Error, Result};
-use crate::eval::Judged;
+use crate::eval::EvalSplit;
 use crate::files::write_whole;
 use crate::model::pass::Request;
 use crate::model::{Adapted, Model};
@@ -93,7 +93,7 @@ struct Entry {
 /// `Error::interrupted` if `stop` turned true. The folder is then not made.
 pub fn write_states(
     source: &StatesSource<'_>,
-    splits: &[Judged],
+    splits: &[EvalSplit],
     spec: StatesSpec,
     described: &serde_json::Value,
     out: &Path,

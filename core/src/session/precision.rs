@@ -1,12 +1,12 @@
-//! The precision that a model computes in on its device.
+//! The choice of the precision in which a model computes.
 
 use tch::{Device, Kind};
 
 use crate::config::Dtype;
 use crate::ffi;
 
-/// The precision that `dtype` stands for on a device, and a remark for the user if the device is
-/// the reason for another one than usual, or computes slowly in it.
+/// The precision that `dtype` selects on a device. Also returns a message for the user if the
+/// device does not support the usual precision, or if it is slow in the chosen one.
 pub fn precision(dtype: Dtype, device: Device) -> (Kind, Option<String>) {
     choose(dtype, device, ffi::bf16_supported(device), ffi::compute_capability(device))
 }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bf16_is_chosen_on_the_cards_that_compute_in_it() {
+    fn bf16_is_chosen_on_gpus_that_support_it() {
         let of = |dtype, device, capability: Option<(i32, i32)>| {
             choose(dtype, device, capability.is_none_or(|c| c >= (8, 0)), capability)
         };

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::ExperimentArgs;
 
-/// The resolved configuration, or its schema.
+/// Print the resolved configuration, or its JSON schema.
 #[derive(Args)]
 pub struct ConfigArgs {
     #[command(subcommand)]
@@ -14,11 +14,11 @@ pub struct ConfigArgs {
 #[derive(Subcommand)]
 pub enum ConfigCommand {
     Show(Box<ShowArgs>),
-    /// The JSON schema of the whole experiment, with the fields of every plugin.
+    /// Print the JSON schema of the configuration, including the fields of every plugin.
     Schema,
 }
 
-/// The experiment that `reprpo run` would run with the same flags, as a configuration file.
+/// Print the configuration file of the experiment that `reprpo run` would run with these flags.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -27,10 +27,10 @@ Examples:
 pub struct ShowArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// Say behind each value where it came from.
+    /// Add a comment to each value that names where it came from.
     #[arg(long, help_heading = "Output")]
     pub origin: bool,
-    /// As JSON.
+    /// Print JSON instead of TOML.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -2,10 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::data_flags::{DataFlags, Fetched, Inspected, PairReader, Tokenised};
+use super::data_flags::{DataFlags, FetchData, InspectData, PairReader, TokensData};
 use super::fields::{FieldFlags, TokenizerModel};
 
-/// Preference data before anything is trained on them.
+/// Inspect, tokenise or download preference data.
 #[derive(Args)]
 pub struct DataArgs {
     #[command(subcommand)]
@@ -19,8 +19,9 @@ pub enum DataCommand {
     Fetch(Box<FetchDataArgs>),
 }
 
-/// What is in a data set: counts, duplicates, lengths, what a run would cut or drop, and a few
-/// pairs as the model gets them.
+/// Summarise a data set: counts, duplicates, lengths, and what a run would cut or drop.
+///
+/// Also shows a few pairs as the model receives them.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,21 +30,23 @@ Examples:
   'train[:1000]'
   reprpo data inspect genies:math --data-dir DATA --model ./my-model --max-length 256 --json
 
-Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths \
-are characters.")]
+Only the model's tokenizer is read. If no model is given and the default model is not on this
+machine, lengths are counted in characters.")]
 pub struct InspectArgs {
     #[command(flatten)]
-    pub pairs: PairsArgs<Inspected>,
-    /// Show so many pairs of each split.
+    pub pairs: PairsArgs<InspectData>,
+    /// Number of pairs to show from each split.
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
     pub examples: usize,
-    /// As JSON, the examples with token ids and masks.
+    /// Print JSON. Each example then includes its token ids and masks.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
-/// The token ids of every pair, as a run trains on them: the prompt and both completions, or the
-/// reason why a run would drop the pair.
+/// Print the token ids of every pair as a run trains on them.
+///
+/// These are the ids of the prompt and of both completions, or the reason why a run would drop the
+/// pair.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -51,20 +54,20 @@ Examples:
   reprpo data tokens pairs.jsonl --model ./my-model --json > tokens.jsonl
   reprpo data tokens genies:math --data-dir DATA --split 'test[:5]' --max-length 512
 
-Without --json, each line shows a pair: its index, its prompt, and the two completions between ⟨ \
-and ⟩. Of the model,
-only the tokenizer is read.")]
+Without --json, each line shows a pair as text: its index, its prompt, and the two completions
+between ⟨ and ⟩. Only the model's tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]
-    pub pairs: PairsArgs<Tokenised>,
+    pub pairs: PairsArgs<TokensData>,
     /// Print one JSON object per pair, each on a line: `split`, `index`, `prompt_ids`, `chosen_ids`
     /// and `rejected_ids`, or `dropped` with the `reason`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
-/// Download the files of a data set of the hub, so that later commands need no network. Prints its
-/// splits.
+/// Download a data set from the Hugging Face hub, so that later commands need no network.
+///
+/// Prints the splits of the data set.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -72,31 +75,31 @@ Examples:
   reprpo data fetch org/pairs@v1 --set dataset.config_name=math --set dataset.oos=law:test
   reprpo data fetch org/pairs --json
 
-Give the same `--set` as to `reprpo run`: they decide which files are needed. The files go into the
-cache of Hugging Face's own libraries (`HF_HOME`).")]
+Give the same `--set` flags as for `reprpo run`, because they decide which files are needed. The
+files are stored in the cache of Hugging Face's own libraries (`HF_HOME`).")]
 pub struct FetchDataArgs {
     #[command(flatten)]
-    pub data: DataFlags<Fetched>,
-    /// Print `data`, `splits`, `cache` (the folder of the hub's files) and `pinned` (the fields of
-    /// `dataset` that name the same version) as JSON.
+    pub data: DataFlags<FetchData>,
+    /// Print a JSON object with `data`, `splits`, `cache` (the folder of the downloaded files) and
+    /// `pinned` (the fields of `dataset` that select exactly this version).
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
-/// The pairs to read, and how they become tokens.
+/// Flags that choose the pairs to read, and that control how they are tokenised.
 #[derive(Args)]
 pub struct PairsArgs<C: PairReader> {
     #[command(flatten)]
     pub model: FieldFlags<TokenizerModel>,
     #[command(flatten)]
     pub data: DataFlags<C>,
-    /// Do not put an end-of-sequence token behind a completion.
-    #[arg(long, help_heading = "Model")]
+    /// Do not append an end-of-sequence token to completions.
+    #[arg(long, help_heading = "Data")]
     pub no_eos: bool,
     /// Do not add the tokenizer's own special tokens, such as BOS, to plain text.
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, help_heading = "Data")]
     pub no_special_tokens: bool,
-    /// Read the first so many pairs of each split.
+    /// Read only the first N pairs of each split.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_pairs: Option<usize>,
 }

@@ -1,4 +1,4 @@
-//! The data flags, which every command that reads pairs takes as one group.
+//! The data flags, a group of flags shared by every command that reads pairs.
 
 use std::marker::PhantomData;
 
@@ -6,70 +6,72 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use reprpo_core::config::{Flag, Layering, TrainConfig};
 use reprpo_core::{Error, Result};
 
+use super::CONFIGURATION;
 use super::fields::{apply, argument, given, of_field};
 
 /// A command that reads pairs.
 pub trait PairReader {
-    /// How its data flags differ from those of the others.
-    const HOW: Reading;
+    /// How the data flags of this command differ from those of other commands.
+    const SPEC: DataFlagSpec;
 }
 
 /// The differences between the commands that read pairs.
-pub struct Reading {
+pub struct DataFlagSpec {
     source: Source,
     /// `None` if the command has no `--split`.
     split: Option<Split>,
-    /// The rest of the help of `--max-length`, after the field's documentation; `None` if the
-    /// command does not have the flag. `{default}` stands for the field's default.
+    /// Text that is appended to the field's documentation in the help of `--max-length`;
+    /// `{default}` is replaced by the field's default. `None` if the command does not have the
+    /// flag.
     max_length: Option<&'static str>,
-    /// The example of `--set` in the help; `None` if the flag belongs to another group.
+    /// The example in the help of `--set`; `None` if another group of flags contains `--set`.
     set: Option<&'static str>,
 }
 
-/// How a command is given the pairs.
+/// The argument that names the pairs.
 enum Source {
-    /// By `--dataset`, with another help if there is one.
+    /// The optional flag `--dataset`. The text replaces the help that the field declares.
     Dataset(Option<&'static str>),
-    /// By `--data`, which must be given.
+    /// The required flag `--data`.
     Data,
-    /// By its first argument.
+    /// The first positional argument, which is required.
     First,
 }
 
-/// What `--split` chooses.
+/// The purpose of the splits that `--split` selects.
 enum Split {
     /// The split to train on.
     Train,
-    /// The split to judge or score, instead of every split.
+    /// The splits to evaluate or score; all splits by default.
     Score,
-    /// The split to read, instead of every split.
+    /// The splits to read; all splits by default.
     Read,
 }
 
 /// `reprpo run`, and commands that take the same flags.
 #[derive(Clone, Debug)]
-pub struct Trained;
+pub struct RunData;
 /// `reprpo eval`.
 #[derive(Clone, Debug)]
-pub struct Judged;
+pub struct EvalData;
 /// `reprpo score`.
 #[derive(Clone, Debug)]
-pub struct Scored;
+pub struct ScoreData;
 /// `reprpo states`.
 #[derive(Clone, Debug)]
-pub struct Probed;
+pub struct StatesData;
 /// `reprpo data inspect`.
 #[derive(Clone, Debug)]
-pub struct Inspected;
+pub struct InspectData;
 /// `reprpo data tokens`.
 #[derive(Clone, Debug)]
-pub struct Tokenised;
+pub struct TokensData;
 /// `reprpo data fetch`.
 #[derive(Clone, Debug)]
-pub struct Fetched;
+pub struct FetchData;
 
-impl PairReader for Trained {
-    const HOW: Reading = Reading {
+impl PairReader for RunData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(None),
         split: Some(Split::Train),
         max_length: None,
@@ -77,68 +79,69 @@ impl PairReader for Trained {
     };
 }
 
-impl PairReader for Judged {
-    const HOW: Reading = Reading {
+impl PairReader for EvalData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as \
-                `org/name`; a run's own when not given.",
+            "Preference pairs: the name of a data set, `NAME:PART`, a file, or a Hugging Face \
+                repository such as `org/name`. Defaults to the run's own data.",
         )),
         split: Some(Split::Score),
         max_length: Some(
-            "; a run's own `train.max_length` when not given, or no limit without a run. Longer \
-                completions are cut at their end, and counted under the table.",
+            ". Defaults to the run's `train.max_length`, or to no limit without a run. Longer \
+                completions are cut at the end and counted below the table.",
         ),
         set: Some("eval.max_pairs=none"),
     };
 }
 
-impl PairReader for Scored {
-    const HOW: Reading = Reading {
+impl PairReader for ScoreData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Data,
         split: Some(Split::Score),
         max_length: Some(
-            "; no limit when not given. Longer completions are cut at their end. The output shows \
-                which pairs are cut or dropped, and a warning counts pairs longer than the \
-                model's context.",
+            ". Defaults to no limit. Longer completions are cut at the end. The output shows which \
+                pairs are cut or dropped, and a warning counts the pairs that exceed the model's \
+                context.",
         ),
         set: Some("dataset.bad_rows=skip"),
     };
 }
 
-impl PairReader for Probed {
-    const HOW: Reading = Reading {
+impl PairReader for StatesData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a \
-                repository of the hub, as `org/name`; a run's own when not given.",
+            "Preference pairs: the name of a data set, `NAME:PART`, a file, `-` for standard \
+                input, or a Hugging Face repository such as `org/name`. Defaults to the run's own \
+                data.",
         )),
         split: Some(Split::Read),
         max_length: Some(
-            "; a run's own `train.max_length` when not given, or no limit without a run.",
+            ". Defaults to the run's `train.max_length`, or to no limit without a run.",
         ),
         set: Some("tap.pooling=last"),
     };
 }
 
-impl PairReader for Inspected {
-    const HOW: Reading = Reading {
+impl PairReader for InspectData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
-        max_length: Some(" in a run; {default} when not given."),
+        max_length: Some(". Pairs are cut as in a run. Defaults to {default}."),
         set: Some("dataset.test=FILE"),
     };
 }
 
-impl PairReader for Tokenised {
-    const HOW: Reading = Reading {
+impl PairReader for TokensData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: Some(Split::Read),
-        max_length: Some(", cut as in a run; no limit when not given."),
+        max_length: Some(". Pairs are cut as in a run. Defaults to no limit."),
         set: Some("dataset.test=FILE"),
     };
 }
 
-impl PairReader for Fetched {
-    const HOW: Reading = Reading {
+impl PairReader for FetchData {
+    const SPEC: DataFlagSpec = DataFlagSpec {
         source: Source::First,
         split: None,
         max_length: None,
@@ -146,8 +149,8 @@ impl PairReader for Fetched {
     };
 }
 
-impl Reading {
-    /// The name of the pairs on the command line, as errors show it.
+impl DataFlagSpec {
+    /// The name of the argument that names the pairs, for error messages.
     fn source(&self) -> &'static str {
         match self.source {
             Source::Dataset(_) => "--dataset",
@@ -193,7 +196,7 @@ impl Reading {
         Some(flag.help(&help))
     }
 
-    /// The flags that set a field, besides the one that names the pairs.
+    /// The flags that set a field, except the one that names the pairs.
     fn flags(&self) -> Vec<Flag> {
         [Some(of_field(DATA_DIR)), self.split(), self.max_length()].into_iter().flatten().collect()
     }
@@ -203,36 +206,36 @@ const DATA_DIR: &str = "dataset.data_dir";
 const COLUMNS: &str = "columns";
 const SET: &str = "set";
 
-/// The data flags that were given to the command `C`.
+/// The values given for the data flags of the command `C`.
 #[derive(Clone, Debug)]
 pub struct DataFlags<C> {
     source: Option<String>,
     given: Vec<(Flag, String)>,
     columns: Option<String>,
-    /// Assignments to any field.
+    /// The `FIELD=VALUE` assignments of `--set`, which may set any field.
     pub set: Vec<String>,
     command: PhantomData<C>,
 }
 
 impl<C: PairReader> DataFlags<C> {
-    /// The text that names the pairs; empty if none was given.
+    /// The text that names the pairs. Empty if none was given.
     pub fn source(&self) -> &str {
         self.source.as_deref().unwrap_or_default()
     }
 
-    /// The split that was given.
+    /// The value of `--split`, if it was given.
     pub fn split(&self) -> Option<&str> {
-        let path = C::HOW.split()?.path;
+        let path = C::SPEC.split()?.path;
         self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
     }
 
-    /// Adds what was given.
+    /// Adds the given values to `layers`.
     ///
     /// # Errors
     /// Fails if the columns are not a list of `PART=COLUMN`, or if an assignment is malformed.
     pub fn apply(&self, layers: &mut Layering<'_>) -> Result<()> {
         if let Some(source) = &self.source {
-            layers.flag(C::HOW.source(), "dataset", source);
+            layers.flag(C::SPEC.source(), "dataset", source);
         }
         self.given
             .iter()
@@ -244,7 +247,7 @@ impl<C: PairReader> DataFlags<C> {
 
 impl<C: PairReader> Args for DataFlags<C> {
     fn augment_args(command: Command) -> Command {
-        let how = C::HOW;
+        let spec = C::SPEC;
         let columns =
             Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
         let set = |example: &str| {
@@ -252,20 +255,20 @@ impl<C: PairReader> Args for DataFlags<C> {
                 .long("set")
                 .value_name("FIELD=VALUE")
                 .action(ArgAction::Append)
-                .help_heading("Data");
-            set.help(format!("Any field of the experiment, as `{example}`; may be given again"))
+                .help_heading(CONFIGURATION);
+            set.help(format!("Set any field of the experiment, e.g. `{example}`; may be repeated"))
         };
         command
-            .arg(how.source_argument(&of_field("dataset")))
+            .arg(spec.source_argument(&of_field("dataset")))
             .arg(argument(&of_field(DATA_DIR)))
-            .args(how.split().iter().map(argument))
+            .args(spec.split().iter().map(argument))
             .arg(
                 columns.help(
-                    "Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`",
+                    "Names of the columns, e.g. `prompt=question,chosen=best,rejected=worst`",
                 ),
             )
-            .args(how.max_length().iter().map(argument))
-            .args(how.set.map(set))
+            .args(spec.max_length().iter().map(argument))
+            .args(spec.set.map(set))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -275,11 +278,16 @@ impl<C: PairReader> Args for DataFlags<C> {
 
 impl<C: PairReader> FromArgMatches for DataFlags<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let set =
-            C::HOW.set.and_then(|_| matches.get_many(SET)).into_iter().flatten().cloned().collect();
+        let set = C::SPEC
+            .set
+            .and_then(|_| matches.get_many(SET))
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
         Ok(Self {
             source: given(matches, &of_field("dataset")),
-            given: C::HOW
+            given: C::SPEC
                 .flags()
                 .into_iter()
                 .filter_map(|flag| given(matches, &flag).map(|text| (flag, text)))
@@ -296,14 +304,15 @@ impl<C: PairReader> FromArgMatches for DataFlags<C> {
     }
 }
 
-/// Adds the columns that `--columns` names.
+/// Adds the column names given by `--columns`.
 ///
 /// # Errors
-/// Fails if the text is not a list of `PART=COLUMN`, or if a pair does not have such a part.
+/// Fails if the text is not a list of `PART=COLUMN`, or if a `PART` is not `prompt`, `chosen` or
+/// `rejected`.
 fn columns(layers: &mut Layering<'_>, text: Option<&str>) -> Result<()> {
     for named in text.into_iter().flat_map(|text| text.split(',')) {
         let wrong = || {
-            Error::new(format!("`--columns {named}` names no column"))
+            Error::new(format!("`--columns {named}` does not name a column"))
                 .hint("write `--columns prompt=question,chosen=best,rejected=worst`")
         };
         let (part, column) = named

@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-/// Whether this machine has what reprpo needs, and what would make it faster.
+/// Check that this machine has what reprpo needs, and what would make it faster.
 #[derive(Args)]
 pub struct DoctorArgs {
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -6,40 +6,46 @@ use clap::Args;
 use reprpo_core::Result;
 use reprpo_core::config::Resolved;
 
-use super::data_flags::{DataFlags, Trained};
-use super::fields::{FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags};
-use super::layers;
+use super::data_flags::{DataFlags, RunData};
+use super::fields::{
+    EvaluationFlags, FieldFlags, MethodFlags, ModelFlags, OutputFlags, StartFlags, TrainingFlags,
+};
+use super::{CONFIGURATION, layers};
 use crate::App;
 
-/// Flags that stand for fields of the experiment.
+/// Flags that set fields of the experiment.
 #[derive(Args, Clone)]
 pub struct ExperimentArgs {
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,
     #[command(flatten)]
-    start: FieldFlags<StartFlags>,
-    #[command(flatten)]
     method: FieldFlags<MethodFlags>,
     #[command(flatten)]
-    data: DataFlags<Trained>,
+    start: FieldFlags<StartFlags>,
+    #[command(flatten)]
+    data: DataFlags<RunData>,
     #[command(flatten)]
     training: FieldFlags<TrainingFlags>,
-    /// A TOML file with any fields of the experiment; may be given again, later files win.
-    #[arg(long, value_name = "FILE", help_heading = "Training")]
-    pub config: Vec<PathBuf>,
-    /// Any field of the experiment, as `train.lr=3e-5`; may be given again. `none` clears an
-    /// optional one.
-    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    evaluation: FieldFlags<EvaluationFlags>,
     #[command(flatten)]
     pub output: FieldFlags<OutputFlags>,
+    /// TOML file with fields of the experiment; may be repeated, and later files override earlier
+    /// ones.
+    #[arg(long, value_name = "FILE", help_heading = CONFIGURATION)]
+    pub config: Vec<PathBuf>,
+    /// Set any field of the experiment, e.g. `train.lr=3e-5`; may be repeated. `none` clears an
+    /// optional field.
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = CONFIGURATION)]
+    pub set: Vec<String>,
 }
 
 impl ExperimentArgs {
-    /// The experiment that the binary's defaults, files, environment and these flags describe.
+    /// Resolves the experiment from the binary's defaults, the configuration files, the environment
+    /// and these flags.
     ///
     /// # Errors
-    /// A name, field or value that cannot be.
+    /// Fails if a configuration file cannot be read, or if a name, field or value is not valid.
     pub fn resolve(&self, app: &App<'_>) -> Result<Resolved> {
         let mut layers = layers::defaults(app)?;
         for file in &self.config {
@@ -51,6 +57,7 @@ impl ExperimentArgs {
         self.data.apply(&mut layers)?;
         self.method.apply(&mut layers);
         self.training.apply(&mut layers);
+        self.evaluation.apply(&mut layers);
         self.output.apply(&mut layers);
         for assignment in &self.set {
             layers.set(assignment)?;

@@ -1,4 +1,4 @@
-//! Flags that set fields of the experiment, made from what the fields declare.
+//! Flags that set fields of the experiment, built from the declarations of the fields.
 
 use std::marker::PhantomData;
 
@@ -6,10 +6,10 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use reprpo_core::config::{Flag, Group, Layering, flags};
 
-/// Flags that a command takes together.
+/// A set of flags that a command takes as a whole.
 pub trait FlagSet {
-    /// The flags, in the order of the help. They come from the fields; a command may give one of
-    /// them another name or help.
+    /// The flags, in the order of the help. The fields declare them; a command may change the name
+    /// or the help of a flag.
     fn flags() -> Vec<Flag>;
 }
 
@@ -19,12 +19,15 @@ fn of_group(group: Group) -> Vec<Flag> {
 }
 
 /// The flag of the field at `path`.
+///
+/// # Panics
+/// Panics if the field does not declare a flag.
 pub fn of_field(path: &str) -> Flag {
     flags()
         .iter()
         .find(|flag| flag.path == path)
         .cloned()
-        .unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
+        .unwrap_or_else(|| panic!("the field `{path}` does not declare a flag"))
 }
 
 macro_rules! group {
@@ -42,30 +45,32 @@ macro_rules! group {
 }
 
 group! {
-    /// The model, and how it is computed.
+    /// The model, its device and its precision.
     ModelFlags = of_group(Group::Model);
-    /// The saved values that training starts from.
+    /// The saved adapter and transforms that training starts from.
     StartFlags = of_group(Group::Start);
-    /// The recipe and the plugins.
+    /// The recipe, the intervention, the adapter, the transform and the tap.
     MethodFlags = of_group(Group::Method);
-    /// Where activations are read.
+    /// The tap and its layers.
     TapFlags = vec![of_field("tap"), of_field("tap.layers")];
-    /// How the run trains.
+    /// The settings of the training loop.
     TrainingFlags = of_group(Group::Training);
-    /// What a run writes.
+    /// The settings of the evaluation after training.
+    EvaluationFlags = of_group(Group::Evaluation);
+    /// The files that a run writes.
     OutputFlags = of_group(Group::Output);
-    /// The base model of a trained one.
-    BaseModel = vec![of_field("model").help("The base model; a run and an adapter know their \
-        own.")];
+    /// The base model of a run or an adapter.
+    BaseModel = vec![of_field("model").help("Base model. Defaults to the one that the run or the \
+        adapter names.")];
     /// The model whose tokenizer is used.
-    TokenizerModel = vec![of_field("model").help("The model whose tokenizer and chat template are \
-        used: a known name, a folder, a GGUF file, or a repository of the hub.")];
-    /// The adapter that scores.
-    LoadedAdapter = vec![of_field("init_adapter").named("load-adapter").help("A saved adapter in \
-        PEFT's format: a folder, or a repository of the hub.")];
+    TokenizerModel = vec![of_field("model").help("Model whose tokenizer and chat template are \
+        used: a known name, a folder, a GGUF file, or a Hugging Face repository.")];
+    /// The adapter to score with.
+    LoadedAdapter = vec![of_field("init_adapter").named("load-adapter").help("Adapter in PEFT \
+        format to score with: a folder or a Hugging Face repository.")];
 }
 
-/// The flags of `S` that were given, with their values.
+/// The values given for the flags of `S`.
 #[derive(Clone, Debug)]
 pub struct FieldFlags<S> {
     given: Vec<(Flag, String)>,
@@ -73,17 +78,17 @@ pub struct FieldFlags<S> {
 }
 
 impl<S> FieldFlags<S> {
-    /// The text given for the field at `path`.
+    /// The text given for the field at `path`, if any.
     pub fn get(&self, path: &str) -> Option<&str> {
         self.given.iter().find(|(flag, _)| flag.path == path).map(|(_, text)| text.as_str())
     }
 
-    /// Takes back what was given for the field at `path`.
+    /// Removes the value given for the field at `path`.
     pub fn remove(&mut self, path: &str) {
         self.given.retain(|(flag, _)| flag.path != path);
     }
 
-    /// Adds what was given.
+    /// Adds the given values to `layers`.
     pub fn apply(&self, layers: &mut Layering<'_>) {
         self.given
             .iter()
@@ -91,7 +96,7 @@ impl<S> FieldFlags<S> {
     }
 }
 
-/// Adds the value that was given for a flag, which errors call `shown`.
+/// Adds the value `text` of a flag to `layers`. Error messages call the flag `shown`.
 pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
     if flag.list {
         layers.flag(shown, &flag.path, &serde_json::json!([text]).to_string());
@@ -100,9 +105,9 @@ pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
     }
 }
 
-/// The argument of a flag. Its id is the field's path.
+/// The clap argument of a flag. Its id is the path of the field.
 pub fn argument(flag: &Flag) -> Arg {
-    // As clap does with the documentation of a field.
+    // clap removes the last full stop of a doc comment too.
     let help = flag.help.strip_suffix('.').unwrap_or(&flag.help).to_owned();
     let arg = Arg::new(flag.path.clone())
         .long(flag.name.clone())
@@ -118,7 +123,7 @@ pub fn argument(flag: &Flag) -> Arg {
     }
 }
 
-/// The value that the command line has for a flag.
+/// The value that the command line gives for a flag, if any.
 pub fn given(matches: &ArgMatches, flag: &Flag) -> Option<String> {
     if matches.value_source(&flag.path) != Some(ValueSource::CommandLine) {
         return None;

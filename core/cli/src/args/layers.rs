@@ -1,23 +1,23 @@
-//! The layers below the flags.
+//! The configuration layers below the flags: the binary's defaults and the environment.
 
 use reprpo_core::Result;
 use reprpo_core::config::Layering;
 
 use crate::App;
 
-/// The layer of the binary's own defaults.
+/// Starts a layering with the binary's own defaults as its lowest layer.
 ///
 /// # Errors
-/// Fails if they are not TOML.
+/// Fails if the defaults are not valid TOML.
 pub fn defaults<'r>(app: &App<'r>) -> Result<Layering<'r>> {
     let mut layers = Layering::new(app.registry);
     layers.defaults(app.defaults)?;
     Ok(layers)
 }
 
-/// Adds the process's environment.
+/// Adds the environment variables of this process as a layer.
 pub fn environment(layers: &mut Layering<'_>) {
-    // A variable that is not text is not a setting.
+    // Variables that are not valid UTF-8 cannot be settings and are skipped.
     layers.environment(
         std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))

@@ -3,55 +3,59 @@
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// What there is: interventions, adapters, transforms, taps, data sets, recipes, models.
+/// List interventions, adapters, transforms, taps, data sets, recipes and models.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   reprpo list
   reprpo list adapters
+  reprpo list --long
   reprpo list models --json")]
 pub struct ListArgs {
-    /// Of one kind alone.
+    /// List only one kind.
     #[arg(value_enum)]
-    pub kind: Option<Listed>,
-    /// As a JSON list.
+    pub kind: Option<ListKind>,
+    /// Also print aliases, crates, references, needs and files.
+    #[arg(long, help_heading = "Output")]
+    pub long: bool,
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Listed {
+pub enum ListKind {
     Interventions,
     Adapters,
     Transforms,
     Taps,
     Datasets,
-    /// Settings that belong together, for `--recipe`.
+    /// Published settings for `--recipe`.
     Recipes,
-    /// Models with a name of their own, and whether they are on this machine.
+    /// Models that can be chosen by a short name.
     Models,
 }
 
-impl Listed {
-    /// The kind of plugin; `None` if it is not a kind of plugin.
-    pub fn kind(self) -> Option<Kind> {
+impl ListKind {
+    /// The kind of plugin; `None` for recipes and models.
+    pub fn plugin(self) -> Option<Kind> {
         match self {
-            Listed::Interventions => Some(Kind::Intervention),
-            Listed::Adapters => Some(Kind::Adapter),
-            Listed::Transforms => Some(Kind::Transform),
-            Listed::Taps => Some(Kind::Tap),
-            Listed::Datasets => Some(Kind::Dataset),
-            Listed::Recipes | Listed::Models => None,
+            ListKind::Interventions => Some(Kind::Intervention),
+            ListKind::Adapters => Some(Kind::Adapter),
+            ListKind::Transforms => Some(Kind::Transform),
+            ListKind::Taps => Some(Kind::Tap),
+            ListKind::Datasets => Some(Kind::Dataset),
+            ListKind::Recipes | ListKind::Models => None,
         }
     }
 }
 
-/// A method: its formula, what it needs, and every field; or a recipe: what it sets.
+/// Describe a plugin (formula, needs, fields, reference) or a recipe (the values it sets).
 #[derive(Args)]
 pub struct ExplainArgs {
-    /// A name from `reprpo list`.
+    /// Name from `reprpo list`.
     pub name: String,
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -1,8 +1,8 @@
 //! The command line: one file for each command, and one for each group of flags that several
 //! commands share.
 //!
-//! A flag that sets a field of the experiment is declared by the field, and a command chooses the
-//! groups that it takes.
+//! A flag that sets a field of the experiment is declared by the field. A command chooses the
+//! groups of flags that it takes.
 
 mod config;
 mod data;
@@ -12,6 +12,7 @@ mod eval;
 mod experiment;
 mod export;
 mod fields;
+mod generate;
 pub mod layers;
 mod list;
 mod model;
@@ -21,13 +22,12 @@ mod plugin;
 mod run;
 mod score;
 mod selftest;
-mod speak;
 mod states;
 mod sweep;
 
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use reprpo_core::Result;
 use reprpo_core::config::PluginFile;
 use reprpo_core::registry::{Kind, Registry};
@@ -38,8 +38,9 @@ pub use data_flags::PairReader;
 pub use doctor::DoctorArgs;
 pub use eval::EvalArgs;
 pub use experiment::ExperimentArgs;
-pub use export::{ExportArgs, Written};
-pub use list::{ExplainArgs, ListArgs, Listed};
+pub use export::{ExportArgs, ExportDtype};
+pub use generate::{ChatArgs, GenerateArgs, GenerationArgs};
+pub use list::{ExplainArgs, ListArgs, ListKind};
 pub use model::{FetchArgs, ModelArgs, ModelCommand};
 use names::Names;
 pub use new::NewArgs;
@@ -47,19 +48,19 @@ pub use plugin::{CheckArgs, PluginArgs, PluginCommand};
 pub use run::{RunArgs, check_resume};
 pub use score::ScoreArgs;
 pub use selftest::SelftestArgs;
-pub use speak::{ChatArgs, GenerateArgs, SpeakerArgs};
 pub use states::StatesArgs;
 pub use sweep::SweepArgs;
 
-/// Align what a language model represents: preference pairs train an adapter through its hidden
-/// states and gradients.
+/// Train language models from preference pairs through their hidden states and gradients.
 #[derive(Parser)]
 #[command(
     name = "reprpo",
     version,
     arg_required_else_help = true,
+    disable_help_flag = true,
+    disable_version_flag = true,
     after_long_help = "\
-Exit codes: 0 done, 1 something in what you gave, 2 usage or a defect, 130 interrupted."
+Exit codes: 0 success, 1 invalid input, 2 usage error or internal error, 130 interrupted."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -68,62 +69,76 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Flags that every command takes.
 #[derive(Args)]
 pub struct Global {
-    /// Say nothing but results and errors.
-    #[arg(long, short, global = true, help_heading = "Output")]
-    pub quiet: bool,
-    /// Log more; twice for everything. `REPRPO_LOG` takes a filter.
-    #[arg(long, short, action = ArgAction::Count, global = true, help_heading = "Output")]
-    pub verbose: u8,
-    /// A plugin's library to load; may be given again. Those in the plugin folder are there without
-    /// it.
-    #[arg(long, value_name = "FILE", global = true, help_heading = "Plugins")]
+    /// Plugin library to load; may be repeated. The libraries in the plugin folder are always
+    /// loaded.
+    #[arg(long, value_name = "FILE", global = true, help_heading = CONFIGURATION)]
     pub plugin: Vec<PathBuf>,
-    /// Fetch nothing: models and data of the hub are taken from its cache. `HF_HUB_OFFLINE=1` says
-    /// the same.
-    #[arg(long, global = true, help_heading = "Hub")]
+    /// Do not use the network: take models and data sets from the Hugging Face cache. The same as
+    /// `HF_HUB_OFFLINE=1`.
+    #[arg(long, global = true, help_heading = GENERAL)]
     pub offline: bool,
-    /// Colour the output; `NO_COLOR` is respected.
-    #[arg(long, value_enum, default_value_t = Color::Auto, global = true, help_heading = "Output")]
+    /// Print only results and errors.
+    #[arg(long, short, global = true, help_heading = GENERAL)]
+    pub quiet: bool,
+    /// Log more; `-vv` logs everything. `REPRPO_LOG` sets a filter instead.
+    #[arg(long, short, action = ArgAction::Count, global = true, help_heading = GENERAL)]
+    pub verbose: u8,
+    /// When to use colour. `NO_COLOR` is respected.
+    #[arg(long, value_enum, default_value_t = Color::Auto, global = true, help_heading = GENERAL)]
     pub color: Color,
 }
 
+/// Heading in the help for flags that load plugins or set any field.
+const CONFIGURATION: &str = "Plugins and configuration";
+/// Heading in the help for flags that do not belong to a topic.
+const GENERAL: &str = "General";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal.
+    /// Only on a terminal.
     Auto,
+    /// Also if the output goes to a file or a pipe.
     Always,
+    /// No colour.
     Never,
 }
 
+/// The commands, in the order of the help.
 #[derive(Subcommand)]
 pub enum Command {
-    Run(Box<RunArgs>),
-    Sweep(Box<SweepArgs>),
-    Eval(EvalArgs),
-    Score(ScoreArgs),
-    Export(ExportArgs),
-    States(Box<StatesArgs>),
-    Generate(GenerateArgs),
-    Chat(ChatArgs),
-    List(ListArgs),
-    Explain(ExplainArgs),
-    Config(ConfigArgs),
-    Data(DataArgs),
-    Model(ModelArgs),
-    New(NewArgs),
-    Plugin(PluginArgs),
+    // Getting started.
     Doctor(DoctorArgs),
     Selftest(SelftestArgs),
+    List(ListArgs),
+    Explain(ExplainArgs),
+    Model(ModelArgs),
+    // Training.
+    Run(Box<RunArgs>),
+    Sweep(Box<SweepArgs>),
+    Config(ConfigArgs),
+    // Looking at results.
+    Eval(EvalArgs),
+    Score(ScoreArgs),
+    Generate(GenerateArgs),
+    Chat(ChatArgs),
+    States(Box<StatesArgs>),
+    Export(ExportArgs),
+    // Data.
+    Data(DataArgs),
+    // Extending.
+    New(NewArgs),
+    Plugin(PluginArgs),
 }
 
 impl Cli {
-    /// The plugin files that flags, configuration files and the environment name, and those of the
-    /// runs that are given.
+    /// The plugin files named by flags, configuration files and the environment, and those of the
+    /// given runs.
     ///
     /// # Errors
-    /// A configuration file that cannot be read.
+    /// Fails if a configuration file cannot be read.
     pub fn plugins(&self) -> Result<Vec<PluginFile>> {
         let mut files: Vec<PluginFile> = self.global.plugin.iter().map(PluginFile::at).collect();
         if let Ok(text) = std::env::var("REPRPO_PLUGINS") {
@@ -160,10 +175,10 @@ impl Cli {
                 (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set)
             }
             Command::Generate(args) => {
-                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+                (args.generation.target.as_deref().and_then(of_run).into_iter().collect(), &[])
             }
             Command::Chat(args) => {
-                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+                (args.generation.target.as_deref().and_then(of_run).into_iter().collect(), &[])
             }
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
             Command::Eval(args) => {
@@ -184,7 +199,7 @@ impl Cli {
     }
 }
 
-/// The command, with the names of the registered plugins in its help.
+/// The command line, with the names of the registered plugins in the help.
 pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
         kinds.iter().fold(command, |command, kind| {
@@ -194,7 +209,23 @@ pub fn command(registry: &Registry) -> clap::Command {
     let recipes = |command: clap::Command| {
         command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)))
     };
+    // These flags replace clap's own ones, which cannot be listed under a heading.
+    let help = Arg::new("help")
+        .short('h')
+        .long("help")
+        .action(ArgAction::Help)
+        .global(true)
+        .help("Print help (see more with '--help')")
+        .long_help("Print help (see a summary with '-h')")
+        .help_heading(GENERAL);
+    let version = Arg::new("version")
+        .short('V')
+        .long("version")
+        .action(ArgAction::Version)
+        .help("Print version")
+        .help_heading(GENERAL);
     Cli::command()
+        .args([help, version])
         .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("config", |c| {

@@ -1,17 +1,18 @@
-//! Names of plugins in the help. The registry judges them, whose errors tell more than a usage
-//! message.
+//! Lists the names of plugins in the help without validating them. The registry validates names,
+//! because its errors are more informative than clap's usage errors.
 
 use std::ffi::OsStr;
 
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use reprpo_core::registry::{Kind, Registry};
 
-/// Takes any text and shows the names of a kind of plugin in the help.
+/// A parser that accepts any text, and whose names and summaries appear in the help as possible
+/// values.
 #[derive(Clone)]
 pub struct Names(Vec<(String, String)>);
 
 impl Names {
-    /// The names of a kind of plugin.
+    /// Lists the names of the plugins of one kind.
     pub fn of(registry: &Registry, kind: Kind) -> Self {
         Self(
             registry
@@ -21,7 +22,7 @@ impl Names {
         )
     }
 
-    /// The names of the recipes.
+    /// Lists the names of the recipes.
     pub fn of_recipes(registry: &Registry) -> Self {
         Self(registry.recipes().map(|r| (r.name.clone(), r.summary.clone())).collect())
     }

@@ -5,22 +5,21 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use reprpo_core::registry::Kind;
 
-/// Make the crate of a new method: it compiles, passes its tests and does something sensible at
-/// once.
+/// Create a crate for a new plugin, which compiles and passes its tests as it is.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   reprpo new intervention twist
   reprpo new dataset my-pairs --path ~/plugins/my-pairs
 
-The crate's README says how to test, build and load it.")]
+The crate's README explains how to test, build and load it.")]
 pub struct NewArgs {
-    /// What it is.
+    /// Kind of the plugin.
     #[arg(value_enum)]
     pub kind: NewKind,
-    /// Its name on the command line, and that of its crate: a-z, 0-9 and -.
+    /// Name of the plugin and of its crate, made of a-z, 0-9 and -.
     pub name: String,
-    /// Its folder, which does not exist yet; one of its name when not given.
+    /// Folder to create, which must not exist. Defaults to the name.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub path: Option<PathBuf>,
 }
@@ -33,14 +32,14 @@ pub enum NewKind {
     Adapter,
     /// A map of the activations before a loss compares them.
     Transform,
-    /// A place where activations are read.
+    /// A place in the model where activations are read.
     Tap,
     /// A source of preference pairs.
     Dataset,
 }
 
 impl NewKind {
-    /// As the registry has it.
+    /// The registry's value for this kind.
     pub fn kind(self) -> Kind {
         match self {
             NewKind::Intervention => Kind::Intervention,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-/// Plugins that were built as libraries.
+/// Check plugin libraries.
 #[derive(Args)]
 pub struct PluginArgs {
     #[command(subcommand)]
@@ -16,18 +16,17 @@ pub enum PluginCommand {
     Check(CheckArgs),
 }
 
-/// What a plugin's library registers, whether it fits this build, and whether its methods keep what
-/// every method promises.
+/// Check that a plugin library fits this build and that its methods pass the conformance checks.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
   reprpo plugin check target/release/libtwist.so
   reprpo plugin check libtwist.so --json")]
 pub struct CheckArgs {
-    /// The library.
+    /// Library to check.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

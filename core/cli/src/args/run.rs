@@ -8,7 +8,7 @@ use clap::{ArgMatches, Args, Command};
 
 use super::ExperimentArgs;
 
-/// Train an adapter on preference pairs and judge it against the base model.
+/// Train an adapter on preference pairs and compare the result with the base model.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -21,33 +21,33 @@ Examples:
   reprpo run --resume runs/dpo-lora-synthetic-1
   reprpo run --resume auto --out runs/mine --dataset pairs.jsonl --set train.checkpoint_every=50
 
-`reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows \
-the result.")]
+`reprpo explain NAME` lists the fields of a plugin, which `--set` can change. `reprpo config show`
+prints the resulting configuration.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
     /// Resume the run in DIR from its last checkpoint. With `auto`, the same command starts the run
     /// in `--out` or resumes it, so that a requeued job can use the same script.
-    #[arg(long, value_name = "DIR|auto", help_heading = "Output")]
+    #[arg(long, value_name = "DIR|auto", help_heading = "Training")]
     pub resume: Option<PathBuf>,
     /// Resume even if the data, the model, the tokenizer or the configuration changed since the
     /// checkpoint. The result may then differ from that of an uninterrupted run.
-    #[arg(long, requires = "resume", help_heading = "Output")]
+    #[arg(long, requires = "resume", help_heading = "Training")]
     pub inexact_resume: bool,
-    /// The result as JSON, with the folder of the run.
+    /// Print the result as JSON, including the folder of the run.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
 impl RunArgs {
-    /// True for `--resume auto`. The experiment then comes from the command line, and its progress
-    /// from the folder.
+    /// True for `--resume auto`, which takes the experiment from the command line and its progress
+    /// from the folder in `--out`.
     pub fn resumes_automatically(&self) -> bool {
         self.resume.as_deref() == Some(Path::new(AUTO))
     }
 }
 
-/// The value of `--resume` that stands for the folder in `--out`.
+/// The value of `--resume` that means the folder in `--out`.
 const AUTO: &str = "auto";
 
 /// Refuses `--resume DIR` together with flags of the experiment, because the run in the folder has
@@ -63,7 +63,8 @@ pub fn check_resume(
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
         return Ok(());
     }
-    // clap's own group of these flags leaves out the ones that are flattened into it.
+    // The group that clap derives for `ExperimentArgs` does not contain the flattened flags, so
+    // they are collected here.
     let experiment = ExperimentArgs::augment_args(Command::new("experiment"));
     let given = |arg: &&clap::Arg| {
         run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
@@ -76,7 +77,7 @@ pub fn check_resume(
             its own configuration, and only '--resume auto' takes both"
     );
     let mut command = command();
-    // The error shows the usage of `run`, as clap's own errors do.
+    // The command must be built for the error to show the usage of `run`, as clap's own errors do.
     command.build();
     Err(command.find_subcommand_mut("run").map_or_else(
         || clap::Error::new(ErrorKind::ArgumentConflict),

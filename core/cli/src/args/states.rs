@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::data_flags::{DataFlags, Probed};
+use super::data_flags::{DataFlags, StatesData};
 use super::fields::{FieldFlags, ModelFlags, TapFlags};
 
 /// Write the activations of a model or a run for use in a notebook.
@@ -20,10 +20,11 @@ The folder has an `index.json` and safetensors files. In Python:
   index = json.load(open(\"states/index.json\"))
   states = safetensors.torch.load_file(\"states/\" + index[\"pairs\"][0][\"file\"])
   chosen = states[index[\"taps\"][0][\"name\"] + \".chosen\"]     # one row for each pair
-With --per-token a row is a token, `ids.chosen` has the token ids, and the index says which rows \
-belong to a pair.")]
+With --per-token, each row is a token, `ids.chosen` has the token ids, and the index lists the rows
+that belong to each pair.")]
 pub struct StatesArgs {
-    /// A run, or an adapter in PEFT's format; none = the model of `--model`.
+    /// Folder of a run, or an adapter in PEFT format (a folder or a Hugging Face repository).
+    /// Without it, the base model of `--model` is read.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
     #[command(flatten)]
@@ -34,20 +35,20 @@ pub struct StatesArgs {
     #[command(flatten)]
     pub tap: FieldFlags<TapFlags>,
     #[command(flatten)]
-    pub data: DataFlags<Probed>,
-    /// Write only the first so many pairs of each split.
+    pub data: DataFlags<StatesData>,
+    /// Write only the first N pairs of each split.
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_pairs: Option<usize>,
-    /// Write the states of every token, prompt included, instead of one vector for each completion.
+    /// Write the states of every token, including the prompt, instead of one vector per completion.
     #[arg(long, help_heading = "Output")]
     pub per_token: bool,
-    /// Begin another file when one has so many gigabytes.
+    /// Start a new file when the current one has reached this size in gigabytes (10⁹ bytes).
     #[arg(long, value_name = "GB", default_value_t = 2.0, help_heading = "Output")]
     pub shard: f64,
     /// Folder to write, which must not exist.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: PathBuf,
-    /// Print the taps, the files, and the number of pairs and bytes as JSON.
+    /// Print a JSON object with the taps, the files, and the number of pairs and bytes.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

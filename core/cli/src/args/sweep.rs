@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::ExperimentArgs;
 
-/// Run every combination of some values, and compare the results in one table.
+/// Run every combination of the given values and compare the results in one table.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -14,22 +14,24 @@ Examples:
   reprpo sweep --over intervention=dpo,prefvec --over adapter=lora,hra --over train.seed=0,1,2
   reprpo sweep grid.toml --config experiment.toml --out runs/night
 
-A grid file has a line a field: `adapter = [\"lora\", \"hra\"]`, `\"train.lr\" = [1e-4, 1e-3]`, \
-`intervention = \"all\"`.
-Given the `--out` of a sweep that was interrupted, the same command goes on with it. Runs of a \
-sweep make no
-completions, unless `--set eval.completions=2` asks for them.")]
+A grid file has one line per field, for example:
+  adapter = [\"lora\", \"hra\"]
+  \"train.lr\" = [1e-4, 1e-3]
+  intervention = \"all\"
+
+To resume an interrupted sweep, repeat the command with the sweep's folder as `--out`. The runs of a
+sweep generate no completions unless `--set eval.completions=N` is given.")]
 pub struct SweepArgs {
-    /// A TOML file with a field and its values a line.
+    /// TOML file with one field and its values per line.
     #[arg(value_name = "GRID")]
     pub grid: Option<PathBuf>,
-    /// A field and its values, as `adapter=lora,hra`; `all` stands for every name; may be given
-    /// again.
-    #[arg(long, value_name = "FIELD=VALUES")]
+    /// Field and its values, e.g. `adapter=lora,hra`; may be repeated. `adapter=all` takes every
+    /// adapter, and likewise for the other kinds of plugin.
+    #[arg(long, value_name = "FIELD=VALUES", help_heading = "Sweep")]
     pub over: Vec<String>,
     #[command(flatten)]
     pub experiment: ExperimentArgs,
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -7,19 +7,19 @@ use reprpo_core::{Error, Result};
 
 use crate::App;
 use crate::args::ChatArgs;
-use crate::speaker::{self, Speaker};
+use crate::text_generator::{self, TextGenerator};
 
 pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
-    let speaker = Speaker::load(&args.speaker, app)?;
-    if !speaker.chats() {
-        return Err(speaker::no_chat());
+    let generator = TextGenerator::load(&args.generation, app)?;
+    if !generator.chats() {
+        return Err(text_generator::no_chat());
     }
-    let voices = speaker::voices(&args.speaker);
-    // Each has a conversation of its own: what one said is nothing to the other.
-    let mut conversations = vec![speaker.conversation(); voices.len()];
+    let variants = text_generator::variants(&args.generation);
+    // Each model has its own conversation, which only contains its own answers.
+    let mut conversations = vec![generator.conversation(); variants.len()];
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        app.printer.note("say something; an empty line ends it");
+        app.printer.note("type a message; an empty line ends the chat");
     }
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -28,18 +28,18 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
         }
         let line = match lines.next() {
             None => break,
-            Some(line) => line.map_err(|e| Error::new("cannot read what is said").because(e))?,
+            Some(line) => line.map_err(|e| Error::new("cannot read standard input").because(e))?,
         };
         if line.trim().is_empty() {
             break;
         }
-        for ((voice, trained), conversation) in voices.iter().zip(&mut conversations) {
+        for ((variant, trained), conversation) in variants.iter().zip(&mut conversations) {
             conversation.push(Message::new("user", &line));
-            if voices.len() > 1 {
-                app.printer.piece(&format!("{voice}: "))?;
+            if variants.len() > 1 {
+                app.printer.piece(&format!("{variant}: "))?;
             }
             let mut failed = None;
-            let answer = speaker.answer(conversation, *trained, &mut |piece| {
+            let answer = generator.answer(conversation, *trained, &mut |piece| {
                 if let Err(e) = app.printer.piece(piece) {
                     failed.get_or_insert(e);
                 }
@@ -48,7 +48,7 @@ pub fn run(args: &ChatArgs, app: &App<'_>) -> Result<()> {
                 return Err(e);
             }
             app.printer.piece("\n")?;
-            speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
+            generator.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
             conversation.push(Message::new("assistant", answer.text));
         }
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use reprpo_core::config::{Origin, Resolved, TrainConfig};
 use reprpo_core::data::histogram;
-use reprpo_core::data::{self, Asked, Example, Inspection, SplitReport, Used};
+use reprpo_core::data::{self, Example, InspectSpec, Inspection, SplitReport, TokenReport};
 use reprpo_core::hub::Hub;
 use reprpo_core::report::{Align, Grid, lines};
 use reprpo_core::session::context_of;
@@ -36,12 +36,11 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
     let source = args.data.source();
     let Some(pinned) = dataset.pinned() else {
         return Err(Error::new(format!(
-            "`{source}` is not a data set of the hub, so there is \
-            nothing to fetch"
+            "`{source}` is not a Hugging Face data set, so there is nothing to fetch"
         ))
         .hint(
-            "give a repository as `org/name`; `reprpo data inspect` shows a data set that \
-                is on this machine",
+            "give a Hugging Face repository such as `org/name`, or use `reprpo data inspect` to \
+                look at a data set on this machine",
         ));
     };
     let pinned: serde_json::Value = serde_json::from_str(&pinned)
@@ -58,13 +57,13 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
         grid.row([&split.name, &split.describes]);
     }
     app.printer.data(&grid.plain())?;
-    app.printer.note(&format!("files in `{}`", cache.display()));
+    app.printer.note(&format!("files are in `{}`", cache.display()));
     Ok(())
 }
 
 fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, app)?;
-    let (experiment, _) = engine::Longest::of(&resolved).apply(&resolved.experiment);
+    let (experiment, _) = engine::LengthLimit::of(&resolved).apply(&resolved.experiment);
     let dataset = data::open(&experiment, app.registry)?;
     let path = locate(&experiment.model, Extent::Tokenizer)
         .map_err(|e| experiment.sources.explain("model", &experiment.model, e))?
@@ -113,7 +112,7 @@ fn ids_line(split: &str, row: usize, outcome: &Outcome) -> String {
     format!("{line}\n")
 }
 
-/// A pair's tokens as text on one line, the completions between ⟨ and ⟩.
+/// The decoded tokens of a pair on one line, with the completions between ⟨ and ⟩.
 fn text_line(
     split: Option<&String>,
     row: usize,
@@ -144,19 +143,18 @@ fn text_line(
 fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, app)?;
     let (experiment, train) = (&resolved.experiment, &resolved.experiment.train);
-    // The data first: they are what was asked about, and what is wrong with them is told before a
-    // model is looked for.
+    // Open the data before looking for a model, so that errors in the data are reported first.
     let dataset = data::open(experiment, app.registry)?;
     let found = tokenizer(&resolved, app)?;
     let (path, tokenizer) = found.unzip();
-    let asked = Asked {
+    let spec = InspectSpec {
         splits: args.pairs.data.split().map(|split| vec![split.to_owned()]),
         tokenizer: tokenizer.as_ref(),
         limits: limits(&args.pairs, train, path.as_deref()),
         max_pairs: args.pairs.max_pairs,
         examples: args.examples,
     };
-    let found = data::inspect(dataset.as_ref(), &asked, app.printer.progress().as_mut())?;
+    let found = data::inspect(dataset.as_ref(), &spec, app.printer.progress().as_mut())?;
     let model = tokenizer.map(|_| experiment.model.as_str());
     if args.json {
         let mut shown = json!(found);
@@ -187,7 +185,7 @@ fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved
     layers.resolve()
 }
 
-/// The model's tokenizer and the path of its files; `None` if no model was named and the default
+/// The model's tokenizer and the path of its files; `None` if no model was given and the default
 /// one has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
@@ -198,7 +196,7 @@ fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Toke
         Err(e) if matches!(resolved.origins.get("model"), None | Some(Origin::Default)) => {
             let how = e.hints().first().map_or_else(String::new, |hint| format!("; {hint}"));
             app.printer.note(&format!(
-                "lengths are characters: the model `{model}` is not on this machine{how}"
+                "lengths are in characters, because the model `{model}` is not on this machine{how}"
             ));
             Ok(None)
         }
@@ -235,7 +233,7 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
         lines.extend(used_lines(used, found));
     }
     lines.extend(remarks(split, first));
-    // Coloured once it is in lines: what colours is no character of a line.
+    // Add colours after wrapping, because escape sequences must not count towards the line width.
     let lines: String = lines.iter().map(|line| indented(line, "  ")).collect();
     text += &lines.replace("  warning: ", &format!("  {YELLOW}warning{PLAIN}: "));
 
@@ -267,39 +265,43 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
     text
 }
 
-/// What a run makes of the pairs, as far as it is not to use them as they are.
-fn used_lines(used: &Used, found: &Inspection) -> Vec<String> {
+/// Lines about what a run would do with the pairs: how many it uses, cuts and drops, and warnings
+/// about their tokens.
+fn used_lines(used: &TokenReport, found: &Inspection) -> Vec<String> {
     let mut lines = vec![format!(
         "{} used, {} of them cut to {} tokens",
         used.kept, used.truncated, found.max_length
     )];
     lines.extend(used.dropped.iter().map(|(why, n)| format!("{n} dropped: {why}")));
     lines.extend(warning(
-        "pairs whose completions are the same tokens, once cut",
+        "pairs whose completions are identical after cutting",
         used.findings.identical,
     ));
     lines.extend(used.findings.of_tokens());
     lines
 }
 
-/// What in the pairs themselves is worth a look.
+/// Warnings about the text of the pairs. `first` is the name of the first split.
 fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
     let found = [
         ("repeated pairs", split.repeated),
-        ("pairs that contradict an earlier one, chosen and rejected swapped", split.contradicted),
-        ("pairs whose completions are the same text", split.identical),
+        ("pairs that swap chosen and rejected of an earlier pair", split.contradicted),
+        ("pairs whose completions are identical", split.identical),
         ("pairs without a prompt", split.without_prompt),
         ("pairs with an empty completion", split.without_completion),
         (
-            "pairs whose completions begin with the prompt, which is then read twice",
+            "pairs whose completions begin with the prompt, which the model then reads twice",
             split.prompt_repeated,
         ),
-        (&format!("pairs whose prompt is in `{first}` too"), split.in_first.unwrap_or_default()),
+        (
+            &format!("pairs whose prompt also occurs in `{first}`"),
+            split.in_first.unwrap_or_default(),
+        ),
     ];
     found.into_iter().filter_map(|(what, n)| warning(what, n)).collect()
 }
 
-/// A line about what was found, if it was.
+/// A line with a warning and the number of pairs; `None` if there are no such pairs.
 fn warning(what: &str, n: usize) -> Option<String> {
     (n > 0).then(|| format!("warning: {what}: {n}"))
 }
@@ -315,10 +317,10 @@ const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[1;33m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Characters of a line.
+/// Maximum number of characters in a line.
 const WIDTH: usize = 80;
 
-/// Lines of a text that are shown, before and after what is left out.
+/// Number of lines shown from the start and from the end of a long text.
 const SHOWN: (usize, usize) = (6, 4);
 
 fn example_text(example: &Example) -> String {
@@ -328,9 +330,9 @@ fn example_text(example: &Example) -> String {
         });
     let lengths = match (example.dropped, example.chosen.mask.is_empty()) {
         (Some(why), _) => format!("dropped, {why}"),
-        (None, true) => "not in tokens".to_owned(),
+        (None, true) => "not tokenised".to_owned(),
         (None, false) => format!(
-            "{prompt} tokens read, ⟨{} or {}⟩ trained on",
+            "{prompt} prompt tokens, ⟨{}⟩ chosen, ⟨{}⟩ rejected",
             of(&example.chosen.mask),
             of(&example.rejected.mask)
         ),
@@ -353,7 +355,7 @@ fn block(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// A sentence in lines that fit, those after the first a little further in.
+/// Wraps a sentence to [`WIDTH`]. Lines after the first have two more blanks of indentation.
 fn indented(sentence: &str, by: &str) -> String {
     let mut lines = vec![by.to_owned()];
     for word in sentence.split(' ') {
@@ -376,7 +378,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_line_of_a_sentence_is_too_long() {
+    fn wrapped_sentences_fit_into_the_width() {
         assert!(indented(&"word ".repeat(40), "  ").lines().all(|l| l.chars().count() <= WIDTH));
     }
 }

@@ -8,20 +8,21 @@ use serde_json::Value;
 
 use crate::App;
 use crate::args::{EvalArgs, layers};
-use crate::engine::{self, Longest};
+use crate::engine::{self, LengthLimit};
 use crate::interrupt;
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
-    // All of them are understood before the first one is computed.
+    // Resolve every target before evaluating the first one, so that a mistake in the last target
+    // is reported immediately.
     let targets = match args.targets[..] {
         [] => {
-            let (experiment, longest) = resolve(args, app, |layers| {
+            let (experiment, length_limit) = resolve(args, app, |layers| {
                 layers.start_from_adapter();
                 Ok(())
             })?;
             let adapter = experiment.init_adapter.clone();
-            vec![(experiment, longest, adapter)]
+            vec![(experiment, length_limit, adapter)]
         }
         _ => args
             .targets
@@ -31,10 +32,10 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     };
     let stop = interrupt::watch()?;
     let mut found = Vec::with_capacity(targets.len());
-    for (experiment, longest, adapter) in &targets {
+    for (experiment, length_limit, adapter) in &targets {
         let evaluation = engine::evaluate(
             experiment,
-            longest,
+            length_limit,
             adapter.as_deref(),
             &stop,
             app.printer.progress().as_mut(),
@@ -48,28 +49,29 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
     if args.json { app.printer.json(&Value::Array(found)) } else { Ok(()) }
 }
 
-/// What stands in `folder`: a run with its configuration, or an adapter that names its model.
+/// The experiment, the length limit and the adapter for a target, which is a run or an adapter in
+/// PEFT format.
 fn target(
     folder: &Path,
     args: &EvalArgs,
     app: &App<'_>,
-) -> Result<(Experiment, Longest, Option<PathBuf>)> {
-    let trained = Trained::find(folder, args.model.get("model"))?;
-    let (experiment, longest) = resolve(args, app, |layers| trained.apply(layers))?;
-    Ok((experiment, longest, Some(trained.adapter)))
+) -> Result<(Experiment, LengthLimit, Option<PathBuf>)> {
+    let trained = TrainedAdapter::find(folder, args.model.get("model"))?;
+    let (experiment, length_limit) = resolve(args, app, |layers| trained.apply(layers))?;
+    Ok((experiment, length_limit, Some(trained.adapter)))
 }
 
 fn resolve(
     args: &EvalArgs,
     app: &App<'_>,
     target: impl FnOnce(&mut Layering<'_>) -> Result<()>,
-) -> Result<(Experiment, Longest)> {
+) -> Result<(Experiment, LengthLimit)> {
     let mut layers = layers::defaults(app)?;
     target(&mut layers)?;
     layers::environment(&mut layers);
     args.model.apply(&mut layers);
     args.data.apply(&mut layers)?;
     let resolved = layers.resolve()?;
-    let longest = Longest::of(&resolved);
-    Ok((resolved.experiment, longest))
+    let length_limit = LengthLimit::of(&resolved);
+    Ok((resolved.experiment, length_limit))
 }

@@ -36,7 +36,8 @@ fn recipe_as_text(recipe: &Recipe, registry: &Registry) -> String {
     let Recipe { name, summary, reference, published, origin, version, .. } = recipe;
     let from = place(origin, version, registry.file_of_recipe(name));
     let mut text = format!(
-        "{name} (recipe): {summary}\n\nIt sets, below files, environment, flags and `--set`:\n\n{}",
+        "{name} (recipe): {summary}\n\nIt sets the following values, which configuration files, \
+            the environment, flags and `--set` override:\n\n{}",
         recipe.to_toml()
     );
     if !published.is_empty() {
@@ -69,14 +70,14 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
     }
     let fields = plugin_fields(entry.about())?;
     if fields.is_empty() {
-        text.push_str("\nIt has no fields.\n");
+        text.push_str("\nThis plugin has no fields.\n");
     } else {
         text.push_str(&format!(
             "\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` \
             in a configuration file:\n\n"
         ));
         let mut grid =
-            Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
+            Grid::new(["field", "type", "default", "description"].map(|c| (c, Align::Left)));
         rows(&mut grid, "", &fields);
         text.push_str(&grid.plain());
     }
@@ -89,7 +90,8 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
     Ok(text)
 }
 
-/// A row a field, and those of its own fields below it.
+/// Adds a row for each field, followed by the rows of its nested fields. `before` is the path of
+/// the enclosing field with a dot at its end.
 fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
     for field in fields {
         let name = format!("{before}{}", field.name);
@@ -137,7 +139,7 @@ fn learning_rate(entry: Entry) -> Option<String> {
     }
 }
 
-/// A crate, and where it is.
+/// The crate and version of a plugin or recipe, and the file that it was loaded from or "built in".
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     match file {
         Some(file) => format!("{origin} {version}, `{}`", file.path.display()),
@@ -145,8 +147,9 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     }
 }
 
-/// Its type. Many words that stand below with what they mean are not listed here as well: they
-/// would take the table's width.
+/// The type of a field. An enumeration of more than three documented values is shortened to "one of
+/// these", because the rows below the field list the values and the type would take up the width of
+/// the table.
 fn kind_of(field: &Field) -> String {
     let all_below =
         field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
@@ -162,14 +165,14 @@ fn shown(default: &Value) -> String {
     }
 }
 
-/// What an intervention asks of the engine with its defaults; none where they do not fit the
-/// made-up model.
+/// Describes what an intervention with its default configuration needs from the engine. `None` for
+/// other plugins, and for interventions whose defaults do not fit the small example model.
 pub fn needs(entry: Entry) -> Option<String> {
     let intervention = InterventionEntry::of_entry(entry)?;
     let config = Value::Object(intervention.about.defaults().ok()?).to_string();
     let needs =
         intervention.build(&config, &small_model()).ok().map(|method| method.needs().describe());
-    // A method that fails here is still one to be shown; a run says how it fails.
+    // A method that fails here is still listed. A run reports the error.
     if faults::check().is_ok() { needs } else { None }
 }
 

@@ -9,19 +9,19 @@ use reprpo_core::{Error, Result};
 use tch::{Device, Kind};
 
 use crate::App;
-use crate::args::{ExportArgs, Written, layers};
-use crate::trained::Trained;
+use crate::args::{ExportArgs, ExportDtype, layers};
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
-        return Err(Error::new(format!("`--shard {}` is no size of a file", args.shard))
-            .hint("give gigabytes above 0, as `--shard 5`"));
+        return Err(Error::new(format!("`--shard` must be greater than 0, got {}", args.shard))
+            .hint("give the size of a file in gigabytes, e.g. `--shard 5`"));
     }
     if args.out.exists() {
-        return Err(Error::new(format!("`{}` exists already", args.out.display()))
-            .hint("give another `--out`, or remove it"));
+        return Err(Error::new(format!("`{}` already exists", args.out.display()))
+            .hint("give another `--out`, or remove the folder"));
     }
-    let trained = Trained::find(&args.target, args.model.get("model"))?;
+    let trained = TrainedAdapter::find(&args.target, args.model.get("model"))?;
     let mut layers = layers::defaults(app)?;
     trained.apply(&mut layers)?;
     layers::environment(&mut layers);
@@ -38,12 +38,13 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     trained.warn(&experiment, &source, &found, app)?;
     let tokenizer = files.tokenizer()?;
     progress.message(&format!("merging `{}` into {}", trained.adapter.display(), files.describe()));
-    // Float32 and the CPU, whatever the run had: it is done once, and kept.
+    // Merge in float32 on the CPU regardless of the run's precision and device, because the result
+    // is kept and speed does not matter.
     let model = Model::load(&files, Kind::Float, Device::Cpu)?;
     let adapted = attach_saved(&saved, &model)?;
     let kind = match args.dtype {
-        Written::F32 => Kind::Float,
-        Written::Bf16 => Kind::BFloat16,
+        ExportDtype::F32 => Kind::Float,
+        ExportDtype::Bf16 => Kind::BFloat16,
     };
     let written = Export::merged(&files, &model, Some(&adapted), kind)?.write(
         &files,

@@ -6,36 +6,37 @@ use serde_json::{Value, json};
 
 use crate::App;
 use crate::args::GenerateArgs;
-use crate::speaker::{self, Speaker};
+use crate::text_generator::{self, TextGenerator};
 
 pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
-    let speaker = Speaker::load(&args.speaker, app)?;
-    // A base model that does not chat continues; one that was told to behave in a chat cannot.
-    let chats = !args.plain && speaker.chats();
-    if args.speaker.system.is_some() && !chats {
-        return Err(speaker::no_chat());
+    let generator = TextGenerator::load(&args.generation, app)?;
+    // Without a chat template, the prompt is continued as plain text. A system message needs a chat
+    // template.
+    let chats = !args.plain && generator.chats();
+    if args.generation.system.is_some() && !chats {
+        return Err(text_generator::no_chat());
     }
-    let voices = speaker::voices(&args.speaker);
+    let variants = text_generator::variants(&args.generation);
     let mut progress = app.printer.progress();
-    progress.stage("generate", Some((args.prompt.len() * voices.len()) as u64));
+    progress.stage("generate", Some((args.prompt.len() * variants.len()) as u64));
     let mut listed = Vec::new();
     for prompt in &args.prompt {
-        let mut text = if args.prompt.len() > 1 || voices.len() > 1 {
+        let mut text = if args.prompt.len() > 1 || variants.len() > 1 {
             format!("> {prompt}\n")
         } else {
             String::new()
         };
-        for (voice, trained) in &voices {
+        for (variant, trained) in &variants {
             let mut silent = |_: &str| {};
             let answer = if chats {
-                let mut conversation = speaker.conversation();
+                let mut conversation = generator.conversation();
                 conversation.push(Message::new("user", prompt));
-                speaker.answer(&conversation, *trained, &mut silent)?
+                generator.answer(&conversation, *trained, &mut silent)?
             } else {
-                speaker.continuation(prompt, *trained, &mut silent)?
+                generator.continuation(prompt, *trained, &mut silent)?
             };
-            speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
-            let (read, made) = (answer.read_per_second(), answer.made_per_second());
+            generator.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
+            let (read, made) = (answer.read_per_second(), answer.generated_per_second());
             let rates = [("prompt tokens/s", Some(read)), ("tokens/s", made)];
             progress.advance(
                 1,
@@ -45,11 +46,11 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
                     .collect::<Vec<_>>(),
             );
             listed.push(json!({
-                "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens,
+                "prompt": prompt, "by": variant, "text": answer.text, "tokens": answer.tokens,
                 "tokens_per_second": made,
                 "prompt_tokens": answer.prompt, "prompt_tokens_per_second": read,
             }));
-            let name = if voices.len() > 1 { format!("{voice}: ") } else { String::new() };
+            let name = if variants.len() > 1 { format!("{variant}: ") } else { String::new() };
             text += &format!("{name}{}\n", answer.text);
         }
         if !args.json {

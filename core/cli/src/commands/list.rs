@@ -10,18 +10,19 @@ use reprpo_core::weights::{KnownModel, known_models};
 use serde_json::{Value, json};
 
 use crate::App;
-use crate::args::{ListArgs, Listed};
+use crate::args::{ListArgs, ListKind};
 use crate::commands::explain;
 
 pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
     let kinds =
-        args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
-    let models =
-        if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
-    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(Listed::Recipes)) {
-        app.registry.recipes().collect()
-    } else {
-        Vec::new()
+        args.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| kind.plugin().into_iter().collect());
+    let models = match args.kind {
+        None | Some(ListKind::Models) => known_models(),
+        _ => Vec::new(),
+    };
+    let recipes: Vec<&Recipe> = match args.kind {
+        None | Some(ListKind::Recipes) => app.registry.recipes().collect(),
+        _ => Vec::new(),
     };
     if args.json {
         let plugins = kinds
@@ -34,12 +35,111 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
             .collect();
         return app.printer.json(&Value::Array(all));
     }
+    let text = if args.long {
+        long_text(&kinds, &recipes, &models, app.registry)
+    } else {
+        short_text(&kinds, &recipes, &models, app.registry)
+    };
+    app.printer.data(&text)
+}
+
+/// Maximum number of characters in a line of the short list.
+const WIDTH: usize = 100;
+
+/// The list with one line per name, grouped by kind.
+fn short_text(
+    kinds: &[Kind],
+    recipes: &[&Recipe],
+    models: &[KnownModel],
+    registry: &Registry,
+) -> String {
+    let line = |name: &str, summary: &str, remark| ListLine {
+        name: name.to_owned(),
+        summary: summary.to_owned(),
+        remark,
+    };
+    let plugin = |entry: Entry| line(entry.about().name, entry.about().summary, "");
+    let model = |model: &KnownModel| {
+        let remark = if model.path.is_some() { "" } else { " (not downloaded)" };
+        line(model.name, model.summary, remark)
+    };
+    let recipe = |recipe: &&Recipe| line(&recipe.name, &recipe.summary, "");
+    let mut groups: Vec<(String, Vec<ListLine>)> = kinds
+        .iter()
+        .map(|kind| (kind.plural(), registry.of(*kind).map(plugin).collect()))
+        .collect();
+    groups.push(("recipes".to_owned(), recipes.iter().map(recipe).collect()));
+    groups.push(("models".to_owned(), models.iter().map(model).collect()));
+    groups.retain(|(_, lines)| !lines.is_empty());
+    let mut text = String::new();
+    for (kind, lines) in &groups {
+        let width = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0);
+        text.push_str(&format!("\x1b[1m{kind}\x1b[0m\n"));
+        lines.iter().for_each(|line| text.push_str(&line.text(width)));
+    }
+    text + "\nSee `reprpo explain NAME` for details, and `reprpo list --long` for references and \
+        files.\n"
+}
+
+/// A line of the short list.
+struct ListLine {
+    name: String,
+    summary: String,
+    /// Text after the summary, which is never shortened.
+    remark: &'static str,
+}
+
+impl ListLine {
+    /// The line, with the name padded to `width` and the summary shortened to fit into [`WIDTH`].
+    fn text(&self, width: usize) -> String {
+        let Self { name, summary, remark } = self;
+        let room = WIDTH.saturating_sub(width + 4 + remark.chars().count());
+        format!("  {name:<width$}  {}{remark}\n", shortened(summary, room))
+    }
+}
+
+/// Shortens a summary to at most `room` characters. It is cut at the end of a clause, unless less
+/// than a third of the room would be used. In that case it is cut after a word, followed by an
+/// ellipsis.
+fn shortened(summary: &str, room: usize) -> String {
+    let length = |text: &str| text.chars().count();
+    if length(summary) <= room {
+        return summary.to_owned();
+    }
+    let clause = [", ", "; ", ": ", " ("]
+        .iter()
+        .flat_map(|end| summary.match_indices(end))
+        .map(|(at, _)| &summary[..at])
+        .filter(|head| length(head) <= room && 3 * length(head) >= room)
+        .filter(|head| head.matches('(').count() == head.matches(')').count())
+        .max_by_key(|head| head.len());
+    if let Some(clause) = clause {
+        return clause.to_owned();
+    }
+    let mut short = String::new();
+    for word in summary.split(' ') {
+        if short.chars().count() + word.chars().count() + 2 > room {
+            break;
+        }
+        short.push_str(word);
+        short.push(' ');
+    }
+    format!("{} …", short.trim_end_matches([' ', ',', ';', ':']))
+}
+
+/// The list with aliases, crates, references, needs and files.
+fn long_text(
+    kinds: &[Kind],
+    recipes: &[&Recipe],
+    models: &[KnownModel],
+    registry: &Registry,
+) -> String {
     let sections = kinds.iter().map(|kind| {
         let mut grid =
-            Grid::new([kind.plural().as_str(), "from", "what it does"].map(|c| (c, Align::Left)));
-        for entry in app.registry.of(*kind) {
+            Grid::new([kind.plural().as_str(), "from", "description"].map(|c| (c, Align::Left)));
+        for entry in registry.of(*kind) {
             let about = entry.about();
-            grid.row([names(entry), from(entry, app.registry), about.summary.to_owned()]);
+            grid.row([names(entry), from(entry, registry), about.summary.to_owned()]);
             if !about.reference.is_empty() {
                 grid.row(["", "", &format!("({})", about.reference)]);
             }
@@ -51,18 +151,18 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
     });
     let mut text: Vec<String> = sections.collect();
     if !recipes.is_empty() {
-        text.push(recipes_text(&recipes, app.registry));
+        text.push(recipes_text(recipes, registry));
     }
     if !models.is_empty() {
-        text.push(models_text(&models));
+        text.push(models_text(models));
     }
-    if let (false, false) = (kinds.is_empty(), app.registry.loaded().is_empty()) {
-        text.push(files_text(app.registry.loaded()));
+    if let (false, false) = (kinds.is_empty(), registry.loaded().is_empty()) {
+        text.push(files_text(registry.loaded()));
     }
-    app.printer.data(&text.join("\n"))
+    text.join("\n")
 }
 
-/// The plugin files, whose names alone stand in the tables.
+/// The loaded plugin files with their full paths. The tables above only have the file names.
 fn files_text(loaded: &[PluginLibrary]) -> String {
     let mut grid = Grid::new(["plugin files", "crate", "sha256"].map(|c| (c, Align::Left)));
     for file in loaded {
@@ -75,7 +175,8 @@ fn files_text(loaded: &[PluginLibrary]) -> String {
     grid.plain()
 }
 
-/// Its crate and version, and where that is: built in, or the file that was loaded.
+/// The crate and version of a plugin, and the name of the file that it was loaded from or "built
+/// in".
 fn from(entry: Entry, registry: &Registry) -> String {
     place(entry.about().origin, entry.about().version, registry.file_of(entry))
 }
@@ -88,20 +189,20 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
 }
 
 fn recipes_text(recipes: &[&Recipe], registry: &Registry) -> String {
-    let mut grid = Grid::new(["recipes", "from", "what it does"].map(|c| (c, Align::Left)));
+    let mut grid = Grid::new(["recipes", "from", "description"].map(|c| (c, Align::Left)));
     for recipe in recipes {
         let from = place(recipe.origin, recipe.version, registry.file_of_recipe(&recipe.name));
         grid.row([recipe.name.clone(), from, recipe.summary.clone()]);
         grid.row(["", "", &format!("({})", recipe.reference)]);
     }
     format!(
-        "{}\n`--recipe NAME` sets its values below everything else that is said; `reprpo explain \
-            NAME` shows them\n",
+        "{}\n`--recipe NAME` sets the values of a recipe, which all other settings override; \
+            `reprpo explain NAME` shows them\n",
         grid.plain()
     )
 }
 
-/// As `reprpo list` has it in JSON.
+/// A recipe as an item of `reprpo list --json`.
 pub fn recipe(recipe: &Recipe, registry: &Registry) -> Value {
     json!({
         "kind": "recipe", "name": recipe.name, "aliases": [], "summary": recipe.summary,
@@ -112,7 +213,7 @@ pub fn recipe(recipe: &Recipe, registry: &Registry) -> Value {
 }
 
 fn models_text(models: &[KnownModel]) -> String {
-    let mut grid = Grid::new(["models", "format", "size", "what it is"].map(|c| (c, Align::Left)));
+    let mut grid = Grid::new(["models", "format", "size", "description"].map(|c| (c, Align::Left)));
     for model in models {
         grid.row([
             model.name.to_owned(),
@@ -122,14 +223,14 @@ fn models_text(models: &[KnownModel]) -> String {
         ]);
         let folder = model.path.as_deref().and_then(Path::parent);
         let place = folder.map_or_else(
-            || format!("not here yet: {}", model.fetch),
-            |folder| format!("here, in `{}`", folder.display()),
+            || format!("not downloaded: {}", model.fetch),
+            |folder| format!("in `{}`", folder.display()),
         );
         grid.row(["", "", "", &place]);
     }
     format!(
         "{}\n`--model` also takes a folder with config.json and safetensors, a .gguf file, or an \
-            id `org/name` from the Hugging Face cache\n",
+            id `org/name` from the Hugging Face hub\n",
         grid.plain()
     )
 }
@@ -142,7 +243,7 @@ fn model(model: &KnownModel) -> Value {
     })
 }
 
-/// The name, and what else it answers to.
+/// The name and the aliases of a plugin.
 fn names(entry: Entry) -> String {
     std::iter::once(entry.about().name)
         .chain(entry.about().aliases.iter().copied())
@@ -150,7 +251,7 @@ fn names(entry: Entry) -> String {
         .join(", ")
 }
 
-/// As `reprpo list` has it in JSON; `file` is null where it is built in.
+/// A plugin as an item of `reprpo list --json`. `file` is null for built-in plugins.
 pub fn described(entry: Entry, registry: &Registry) -> Value {
     let about = entry.about();
     json!({
@@ -160,4 +261,25 @@ pub fn described(entry: Entry, registry: &Registry) -> Value {
         "version": about.version,
         "file": registry.file_of(entry).map(|f| &f.path),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_summaries_are_shortened_to_the_width() {
+        assert_eq!(shortened("one, two, three", 15), "one, two, three");
+        assert_eq!(shortened("one, two, three", 14), "one, two");
+        assert_eq!(shortened("one, two three four", 15), "one, two …");
+        assert_eq!(shortened("one two (three, four)", 16), "one two");
+        assert_eq!(shortened("one two three", 11), "one two …");
+        let line =
+            |remark| ListLine { name: "name".into(), summary: "word ".repeat(40), remark }.text(12);
+        for remark in ["", " (not downloaded)"] {
+            let text = line(remark);
+            assert!(text.chars().count() - 1 <= WIDTH && text.contains("word …"), "{text}");
+            assert!(text.ends_with(&format!("{remark}\n")), "{text}");
+        }
+    }
 }

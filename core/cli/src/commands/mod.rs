@@ -1,4 +1,5 @@
-//! One file a subcommand: from its arguments to a request, and from the answer to what is printed.
+//! The subcommands, one file each. A file turns the arguments into calls of the engine, and prints
+//! the results.
 
 pub mod chat;
 pub mod config;

@@ -1,4 +1,4 @@
-//! `reprpo new`: the crate of a new method, as text with a few words replaced.
+//! `reprpo new`: creates the crate of a new plugin by filling in a template.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,8 @@ use reprpo_core::{Error, Result, ffi};
 use crate::App;
 use crate::args::NewArgs;
 
-/// The versions that this program was built with: a plugin that is built with others need not fit.
+/// The lock file of this program. It is copied into the new crate, because a plugin that is built
+/// with other versions of the dependencies may not fit this program.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 macro_rules! template {
@@ -26,25 +27,27 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     write(&folder, &files)?;
     let (name, place, folder) = (&args.name, quoted(&folder), folder.display());
     app.printer.data(&format!(
-        "the {} `{name}` is in `{folder}`; its formula goes into `{folder}/src/lib.rs`. \
+        "created the {} `{name}` in `{folder}`; put its formula into `{folder}/src/lib.rs`. \
             Then:\n\n    cd {place}\n    cargo test\n    cargo build --release\n    {}\n",
         kind.name(),
         run_line(kind, name)
     ))
 }
 
-/// Where the crate finds what it is built from and with.
+/// The locations of the SDK, of libtorch and of build outputs for the new crate.
 struct Place {
-    /// The right-hand side of `reprpo-plugin =`.
+    /// The right-hand side of `reprpo-plugin =` in `Cargo.toml`.
     sdk: String,
     /// The folder of libtorch.
     libtorch: PathBuf,
-    /// What the checkout has built, and need not be built again; none without a checkout.
+    /// The build folder of the checkout, which the crate reuses so that the dependencies are not
+    /// built again; `None` without a checkout.
     built: Option<PathBuf>,
 }
 
 impl Place {
-    /// The checkout that this program was built in where it is still there, else its release.
+    /// Uses the checkout that this program was built in if it still exists, and otherwise the
+    /// release of the same version.
     fn of_this_build() -> Self {
         let lib = ffi::libtorch_folder();
         let libtorch = lib.parent().unwrap_or(lib).to_owned();
@@ -55,7 +58,7 @@ impl Place {
         match checkout {
             Some(root) => {
                 let sdk = format!("{{ path = {:?} }}", root.join("plugins/sdk"));
-                // The build script's own folder is `BUILD/PROFILE/build/CRATE/out`.
+                // `OUT_DIR` of the build script is `BUILD/PROFILE/build/CRATE/out`.
                 let built =
                     Path::new(env!("OUT_DIR")).ancestors().nth(4).filter(|folder| folder.is_dir());
                 Self { sdk, libtorch, built: built.map(Path::to_owned) }
@@ -71,44 +74,46 @@ impl Place {
         }
     }
 
-    /// `.cargo/config.toml`, which is this machine's own.
+    /// The text of `.cargo/config.toml`, which only applies to this machine.
     fn cargo_config(&self) -> String {
         let mut text = format!(
-            "# Of this machine alone, and not for git. Where libtorch lies:\n[env]\nLIBTORCH = \
-                {:?}\n",
+            "# Settings for this machine. Do not add this file to git.\n\n# The libtorch folder:\n\
+                [env]\nLIBTORCH = {:?}\n",
             self.libtorch
         );
         if let Some(built) = &self.built {
             text += &format!(
-                "\n# What the checkout of reprpo has built is taken from there; the plugin itself \
-                    stays in `target`.\n[build]\nbuild-dir = {built:?}\n"
+                "\n# Reuse the dependencies that the checkout of reprpo has built. The plugin \
+                    itself is still written to `target`.\n[build]\nbuild-dir = {built:?}\n"
             );
         }
         text
     }
 }
 
-/// A name for a crate, a library and a command line, which nothing has yet.
+/// Checks that `name` can be the name of a crate, of a library and of a plugin, and that it is not
+/// taken.
 fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     let letters = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !letters || name.ends_with('-') || name.contains("--") {
-        return Err(Error::new(format!("`{name}` is no name for a plugin"))
-            .hint("use a-z, 0-9 and single -, and begin with a letter"));
+        return Err(Error::new(format!("`{name}` is not a valid name for a plugin"))
+            .hint("use a-z, 0-9 and single hyphens, and begin with a letter"));
     }
     if let Some(entry) =
         registry.of(kind).find(|e| e.about().name == name || e.about().aliases.contains(&name))
     {
         let about = entry.about();
         return Err(Error::new(format!(
-            "the {} `{name}` exists already, in {} {}",
+            "the {} `{name}` already exists in {} {}",
             kind.name(),
             about.origin,
             about.version
         ))
         .hint("choose another name"));
     }
-    // Cargo's own rules: a crate's name is a word of Rust's, and no other crate here has it.
+    // Cargo refuses names that are keywords of Rust, names that it uses itself, and names that a
+    // dependency already has.
     const TAKEN: [&str; 9] =
         ["test", "core", "std", "alloc", "proc-macro", "build", "deps", "examples", "incremental"];
     const KEYWORDS: [&str; 35] = [
@@ -119,9 +124,9 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
     ];
     if TAKEN.contains(&name) || KEYWORDS.contains(&name) {
         return Err(Error::new(format!(
-            "`{name}` is a word of Rust's own, and no name for a crate"
+            "`{name}` is reserved by Rust or Cargo and cannot be the name of a crate"
         ))
-        .hint(format!("`my-{name}` would do")));
+        .hint(format!("choose another name, e.g. `my-{name}`")));
     }
     if LOCK.lines().any(|line| {
         line.strip_prefix("name = ").is_some_and(|other| other.trim_matches('"') == name)
@@ -129,12 +134,12 @@ fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
         return Err(Error::new(format!(
             "`{name}` is the name of a crate that a plugin depends on"
         ))
-        .hint(format!("`my-{name}` would do")));
+        .hint(format!("choose another name, e.g. `my-{name}`")));
     }
     Ok(())
 }
 
-/// A command that uses the method once it is built.
+/// The command that runs the plugin after it was built.
 fn run_line(kind: Kind, name: &str) -> String {
     let library = format!(
         "{}{}{}",
@@ -150,7 +155,7 @@ fn run_line(kind: Kind, name: &str) -> String {
     format!("reprpo run --plugin target/release/{library} --{} {name}{with}", kind.name())
 }
 
-/// The crate's files: path and text.
+/// The files of the crate, as pairs of path and text.
 fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
     let code = match kind {
         Kind::Intervention => template!("intervention.rs"),
@@ -182,12 +187,12 @@ fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Writes the crate into a new folder; nothing of it stays where that fails.
+/// Writes the crate into a new folder. The folder is removed again if that fails.
 fn write(folder: &Path, files: &[(&str, String)]) -> Result<()> {
-    let within = |path: &Path| format!("cannot make `{}`", path.display());
+    let within = |path: &Path| format!("cannot create `{}`", path.display());
     if folder.exists() {
-        return Err(Error::new(format!("`{}` exists already", folder.display()))
-            .hint("choose another name, or another place with `--path DIR`"));
+        return Err(Error::new(format!("`{}` already exists", folder.display()))
+            .hint("choose another name, or give another folder with `--path DIR`"));
     }
     let all = || -> Result<()> {
         for (file, text) in files {
@@ -199,7 +204,7 @@ fn write(folder: &Path, files: &[(&str, String)]) -> Result<()> {
         Ok(())
     };
     all().inspect_err(|_| {
-        // The error that is on its way says more.
+        // Ignore a failure to clean up, because the first error is more useful.
         let _ = std::fs::remove_dir_all(folder);
     })
 }
@@ -209,20 +214,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_that_cargo_and_the_registry_take() {
+    fn names_must_be_valid_for_cargo_and_for_the_registry() {
         let registry = Registry::builtin().expect("plugins");
         let check = |name: &str| check_name(name, Kind::Adapter, &registry);
         assert!(check("twist").is_ok() && check("my-twist-2").is_ok());
         for bad in ["", "Twist", "2twist", "my_twist", "twist-", "a--b", "über", "../x", "type x"]
         {
-            assert!(check(bad).unwrap_err().message().contains("is no name for a plugin"), "{bad}");
+            let e = check(bad).unwrap_err();
+            assert!(e.message().contains("is not a valid name for a plugin"), "{bad}");
         }
-        assert!(check("test").unwrap_err().message().contains("word of Rust's own"));
+        assert!(check("test").unwrap_err().message().contains("reserved by Rust or Cargo"));
         assert!(check("serde").unwrap_err().message().contains("that a plugin depends on"));
     }
 
     #[test]
-    fn every_word_of_a_template_is_filled_in() {
+    fn every_placeholder_of_a_template_is_filled_in() {
         let place = Place {
             sdk: "{ path = \"/sdk\" }".to_owned(),
             libtorch: "/libtorch".into(),
@@ -240,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crate_without_a_checkout_does_not_speak_of_one() {
+    fn a_crate_without_a_checkout_has_no_build_folder() {
         let mut place = Place { sdk: String::new(), libtorch: "/libtorch".into(), built: None };
         assert!(
             place.cargo_config().contains("LIBTORCH = \"/libtorch\"")

@@ -19,9 +19,13 @@ pub fn run(args: &PluginArgs, app: &App<'_>) -> Result<()> {
     }
 }
 
-/// Whether a library fits, and whether what it registers keeps every promise.
+/// Loads a library, runs the conformance checks on everything that it registers, and prints the
+/// results.
+///
+/// # Errors
+/// Fails if the library does not fit this build, or if a check fails.
 fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
-    // The library is told when it is loaded.
+    // This must happen before the library is loaded, because the setting is passed to it then.
     hub::stay_offline();
     let loaded = match fitting(&args.file) {
         Ok(loaded) => loaded,
@@ -68,27 +72,27 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
             "recipes": loaded.recipes.len(), "violations": violated.len(),
         }))?;
     } else if violated.is_empty() {
-        app.printer.data("\nit fits this reprpo, and keeps what every method promises")?;
+        app.printer.data("\nthe library fits this build of reprpo and passes all checks")?;
     }
     match &violated[..] {
         [] => Ok(()),
-        [first, ..] => Err(Error::new(format!(
-            "{} of what every method promises does not hold",
-            counted(violated.len())
-        ))
-        .because(Error::new(first.lines().next().unwrap_or_default()))
-        .hint("`reprpo_plugin::testkit` makes the same checks in the crate's own tests")),
+        [first, ..] => {
+            Err(Error::new(format!("{} of the library failed", counted(violated.len())))
+                .because(Error::new(first.lines().next().unwrap_or_default()))
+                .hint("call `reprpo_plugin::testkit` in the crate's tests to run the same checks"))
+        }
     }
 }
 
-/// The library, where it fits this build and its names are free.
+/// Loads the library. Fails if it does not fit this build, or if a name that it registers is taken.
 fn fitting(file: &Path) -> Result<PluginLibrary> {
     let loaded = plugin::load(file)?;
     Registry::builtin()?.add_plugin(loaded.clone())?;
     Ok(loaded)
 }
 
-/// A method may fail where it cannot say so; what stood at that moment does not hold then.
+/// Marks the finding as violated if the method reported a fault during the check. Faults are errors
+/// in callbacks that cannot return an error.
 fn with_faults(mut finding: Finding) -> Finding {
     if let Err(e) = faults::check() {
         finding.verdict = Verdict::Violated(format!("{e:?}"));
@@ -97,7 +101,7 @@ fn with_faults(mut finding: Finding) -> Finding {
 }
 
 fn counted(n: usize) -> String {
-    if n == 1 { "one statement".to_owned() } else { format!("{n} statements") }
+    if n == 1 { "one check".to_owned() } else { format!("{n} checks") }
 }
 
 fn summary(loaded: &PluginLibrary) -> String {
@@ -110,7 +114,7 @@ fn summary(loaded: &PluginLibrary) -> String {
     );
     text.push_str(&format!("fits: {}\n", Fingerprint::ours()));
     if !loaded.recipes.is_empty() {
-        text.push_str(&format!("brings {} recipes\n", loaded.recipes.len()));
+        text.push_str(&format!("recipes: {}\n", loaded.recipes.len()));
     }
     text
 }
@@ -143,7 +147,7 @@ fn as_json(entry: Entry, findings: &[Finding]) -> Value {
         "summary": entry.about().summary, "findings": findings })
 }
 
-/// The parts of a fingerprint by name.
+/// A fingerprint as a JSON object from the name of a part to its value.
 fn build(fingerprint: &Fingerprint) -> Value {
     Value::Object(
         fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),

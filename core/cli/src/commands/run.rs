@@ -53,16 +53,15 @@ fn result(
     }
 }
 
-/// Finds out how far the run of `--resume auto` has come, and returns where it starts now. If
-/// nothing is left to train, this evaluates the run if needed, prints its result and returns
-/// `None`.
+/// Determines how far the run of `--resume auto` has come, and returns the experiment and where to
+/// start it. If nothing is left to train, this evaluates the run if needed, prints its result and
+/// returns `None`.
 fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
-        return Err(Error::new(
-            "`--resume auto` needs the folder of the run, so that the same command finds it again",
-        )
-        .hint("give `--out DIR`"));
+        return Err(
+            Error::new("`--resume auto` needs the folder of the run").hint("give `--out DIR`")
+        );
     };
     let note = |text: &str| app.printer.note(&format!("{text}: `{}`", folder.display()));
     Ok(match Prior::find(&folder, &experiment, app.registry)? {
@@ -107,20 +106,21 @@ fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     let config = folder.join("config.toml");
     if !config.is_file() {
         return Err(Error::new(format!(
-            "there is no run in `{}`: it holds no `config.toml`",
+            "there is no run in `{}`, because the folder has no `config.toml`",
             folder.display()
         ))
-        .hint("give the folder that `reprpo run` made, as `--resume runs/NAME`"));
+        .hint("give a folder that `reprpo run` wrote, e.g. `--resume runs/NAME`"));
     }
     Experiment::read(&config, app.registry)
 }
 
-/// Where the run goes: what the user said, or the first free name below `runs/`.
+/// The folder of a new run: `--out`, or the first unused name below `runs/`.
 fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
-        Some(out) if out.exists() => Err(Error::new(format!("`{}` exists already", out.display()))
+        Some(out) if out.exists() => Err(Error::new(format!("`{}` already exists", out.display()))
             .hint(format!(
-                "give another `--out`, remove it, or go on with the run in it by `--resume {}`",
+                "give another `--out`, remove the folder, or resume the run in it with \
+                    `--resume {}`",
                 quoted(out)
             ))),
         Some(out) => Ok(out.clone()),

@@ -1,13 +1,13 @@
 //! `reprpo score`.
 
 use reprpo_core::Result;
-use reprpo_core::eval::{ScoreRow, SplitScores, table::not_whole};
+use reprpo_core::eval::{ScoreRow, SplitScores, table::dropped_and_cut};
 use reprpo_core::report::{Align, Grid};
 use serde_json::json;
 
 use crate::App;
 use crate::args::{ScoreArgs, layers};
-use crate::engine::{self, Longest, PlainText};
+use crate::engine::{self, LengthLimit, PlainText};
 use crate::interrupt;
 
 pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     let text = PlainText { eos: !args.no_eos, special_tokens: !args.no_special_tokens };
     let scores = engine::score(
         &resolved.experiment,
-        &Longest::of(&resolved),
+        &LengthLimit::of(&resolved),
         text,
         &stop,
         app.printer.progress().as_mut(),
@@ -34,7 +34,7 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&table(&scores))
 }
 
-/// A line of JSON for each pair of a split.
+/// The pairs of a split as JSON, one line per pair.
 fn json_lines(split: &SplitScores) -> String {
     let line = |row: ScoreRow<'_>| {
         let mut line = match row {
@@ -50,8 +50,8 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// A table with a row for each pair. A line below it for each split counts the pairs that were
-/// dropped or cut.
+/// A table with one row per pair. Below it, one line per split counts the pairs that were dropped
+/// or cut.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);
@@ -91,7 +91,7 @@ fn table(scores: &[SplitScores]) -> String {
     }
     let limit = |split: &SplitScores| Some(split.max_length).filter(|tokens| *tokens != usize::MAX);
     let counts = scores.iter().filter_map(|split| {
-        not_whole(&split.split, split.dropped.len(), split.truncated(), limit(split))
+        dropped_and_cut(&split.split, split.dropped.len(), split.truncated(), limit(split))
     });
     let counts: String = counts.map(|line| format!("{line}\n")).collect();
     if counts.is_empty() { grid.plain() } else { format!("{}\n{counts}", grid.plain()) }

@@ -8,19 +8,19 @@ use serde_json::{json, to_value};
 
 use crate::App;
 use crate::args::{StatesArgs, layers};
-use crate::engine::{self, Longest};
+use crate::engine::{self, LengthLimit};
 use crate::interrupt;
-use crate::trained::Trained;
+use crate::trained::TrainedAdapter;
 
 pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
-        return Err(Error::new(format!("`--shard {}` is not the size of a file", args.shard))
-            .hint("give gigabytes above 0, as `--shard 2`"));
+        return Err(Error::new(format!("`--shard` must be greater than 0, got {}", args.shard))
+            .hint("give the size of a file in gigabytes, e.g. `--shard 2`"));
     }
     let trained = args
         .target
         .as_deref()
-        .map(|folder| Trained::find(folder, args.model.get("model")))
+        .map(|folder| TrainedAdapter::find(folder, args.model.get("model")))
         .transpose()?;
     let mut layers = layers::defaults(app)?;
     if let Some(trained) = &trained {
@@ -31,7 +31,7 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     args.tap.apply(&mut layers);
     args.data.apply(&mut layers)?;
     let resolved = layers.resolve()?;
-    let (mut experiment, limit) = Longest::of(&resolved).apply(&resolved.experiment);
+    let (mut experiment, limit) = LengthLimit::of(&resolved).apply(&resolved.experiment);
     experiment.eval.max_pairs = args.max_pairs;
 
     let adapter = trained.as_ref().filter(|_| !args.base).map(|trained| &trained.adapter);

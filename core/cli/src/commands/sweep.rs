@@ -1,4 +1,4 @@
-//! `reprpo sweep`: one run a combination of values, and a table over all of them.
+//! `reprpo sweep`: one run per combination of values, and a table of all runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::App;
 use crate::args::SweepArgs;
 use crate::interrupt;
 
-/// A field and the values that it takes.
+/// A field and the values that the sweep sets it to.
 struct Axis {
     field: String,
     values: Vec<String>,
 }
 
 impl Axis {
-    /// `FIELD=V1,V2`, or `FIELD=all` for the names of a kind of plugin.
+    /// Parses `FIELD=V1,V2`, or `KIND=all` for every plugin of a kind.
     fn parse(text: &str, app: &App<'_>) -> Result<Self> {
         let malformed = || {
-            Error::new(format!("`--over {text}` is no field with values"))
+            Error::new(format!("`--over {text}` does not give a field and its values"))
                 .hint("write `--over adapter=lora,hra`, or `--over adapter=all`")
         };
         let (field, values) = text.split_once('=').ok_or_else(malformed)?;
@@ -41,16 +41,16 @@ impl Axis {
         Self { field: field.trim().to_owned(), values }.expanded(app)
     }
 
-    /// A line of a grid file.
+    /// Reads one entry of a grid file.
     fn read(field: &str, value: &toml::Value, app: &App<'_>) -> Result<Self> {
         let text = |v: &toml::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         let values = match value {
             toml::Value::Array(values) => values.iter().map(text).collect(),
             toml::Value::Table(_) => {
-                return Err(Error::new(format!("`{field}` in the grid is a table, not values"))
+                return Err(Error::new(format!("`{field}` in the grid is a table, not a list"))
                     .hint(format!(
-                        "write a line a field, as `\"{field}.lr\" = [1e-4, 1e-3]`; what \
-                        all runs share goes into `--config FILE`"
+                        "write one line per field, e.g. `\"{field}.lr\" = [1e-4, 1e-3]`, and put \
+                            values that all runs share into `--config FILE`"
                     )));
             }
             one => vec![text(one)],
@@ -61,22 +61,22 @@ impl Axis {
     fn expanded(mut self, app: &App<'_>) -> Result<Self> {
         if self.values == ["all"] {
             let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == self.field) else {
-                return Err(Error::new(format!("`{}` has no list of all its values", self.field))
+                return Err(Error::new(format!("`all` is not a valid value of `{}`", self.field))
                     .hint(format!(
-                        "`all` stands for the names of: {}",
+                        "use `all` only for: {}",
                         Kind::ALL.map(Kind::name).join(", ")
                     )));
             };
             self.values = app.registry.of(kind).map(|e| e.about().name.to_owned()).collect();
         }
         if self.values.is_empty() {
-            return Err(Error::new(format!("`{}` has no values to go over", self.field)));
+            return Err(Error::new(format!("`{}` has no values to sweep over", self.field)));
         }
         Ok(self)
     }
 }
 
-/// The axes of a grid file: a field a line, with its values.
+/// Reads the axes of a grid file, which has one field with its values per line.
 fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
     let text = std::fs::read_to_string(file)
         .within(|| format!("cannot read the grid `{}`", file.display()))?;
@@ -89,7 +89,7 @@ fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
         .within(|| format!("in `{}`", file.display()))
 }
 
-/// Every combination, the last axis running fastest: the values in the axes' order.
+/// Every combination of values, each in the order of the axes. The last axis varies fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
         all.into_iter()
@@ -100,19 +100,19 @@ fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
     })
 }
 
-/// What came of one combination.
+/// The result of one combination.
 #[derive(Serialize)]
 struct Row {
     values: Vec<(String, String)>,
     run: PathBuf,
-    /// Mean loss over the first and over the last quarter of the steps.
+    /// Mean loss over the first and over the last quarter of the steps, if there are any steps.
     loss: Option<[f64; 2]>,
     splits: Vec<SplitSummary>,
     error: Option<String>,
 }
 
 impl Row {
-    /// Of a run that has ended, as its folder tells it.
+    /// Reads the result of a finished run from its folder.
     fn read(values: Vec<(String, String)>, run: &Path) -> Result<Self> {
         let metrics = std::fs::read_to_string(run.join("metrics.jsonl"))
             .within(|| format!("cannot read `{}`", run.join("metrics.jsonl").display()))?;
@@ -129,7 +129,7 @@ impl Row {
             Ok(text) => serde_json::from_str::<Value>(&text)
                 .and_then(|v| serde_json::from_value(v["splits"].clone()))
                 .map_err(|e| {
-                    Error::new(format!("`{}` is no summary of an evaluation", summary.display()))
+                    Error::new(format!("`{}` is not a summary of an evaluation", summary.display()))
                         .because(e)
                 })?,
             Err(_) => Vec::new(),
@@ -145,12 +145,12 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
         axes.push(Axis::parse(over, app)?);
     }
     if axes.is_empty() {
-        return Err(Error::new("nothing to go over")
-            .hint("give `--over adapter=lora,hra`, or a grid file with such lines"));
+        return Err(Error::new("the sweep has no fields to vary")
+            .hint("give `--over adapter=lora,hra`, or a grid file"));
     }
     let combinations = combinations(&axes);
-    // All of them are resolved before the first one runs: a slip in the last should not cost the
-    // night.
+    // Resolve every experiment before the first one runs, so that a mistake in the last one is
+    // reported immediately and not after hours of training.
     let plans = combinations
         .iter()
         .map(|values| {
@@ -161,12 +161,13 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
             let resolved = experiment
                 .resolve(app)
-                .within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
-            let asked =
+                .within(|| format!("the run `{}` is not valid", values.join(" × ")))?;
+            let configured =
                 !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
             let mut experiment = resolved.experiment;
-            if !asked {
-                // What many runs say, nobody reads, and a run may take no longer than they do.
+            if !configured {
+                // Sweeps skip sample completions, because they would flood the terminal and can
+                // take as long as a short run.
                 experiment.eval.completions = 0;
             }
             Ok((named, experiment))
@@ -185,13 +186,13 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             })
             .collect();
         let run = out.join(name.join("-"));
-        let said = named.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>().join(" × ");
-        app.printer.note(&format!("\n[{} of {}] {said}", i + 1, combinations.len()));
+        let values = named.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>().join(" × ");
+        app.printer.note(&format!("\n[{} of {}] {values}", i + 1, combinations.len()));
         match advance(&experiment, &run, &stop, app) {
             Ok(()) => rows.push(Row::read(named, &run)?),
             Err(e) if e.fault() == Fault::Interrupted => {
                 return Err(e.hint(format!(
-                    "the same command with `--out {}` goes on with the sweep",
+                    "to resume the sweep, repeat the command with `--out {}`",
                     quoted(&out)
                 )));
             }
@@ -209,12 +210,13 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     }
     let table = grid_of(&axes, &rows);
     std::fs::create_dir_all(&out)
-        .within(|| format!("cannot make the folder `{}`", out.display()))?;
+        .within(|| format!("cannot create the folder `{}`", out.display()))?;
     let json = serde_json::to_value(&rows).map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
     write_whole(
         &out.join("summary.md"),
-        format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), not_whole(&rows)).as_bytes(),
+        format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), dropped_and_cut(&rows))
+            .as_bytes(),
     )?;
     app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
     if args.json {
@@ -224,22 +226,26 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
             "{}\n{}{}",
             table.plain(),
             legend(&rows, "\n"),
-            not_whole(&rows)
+            dropped_and_cut(&rows)
         ))?
     }
     match rows.iter().filter(|r| r.error.is_some()).count() {
         0 => Ok(()),
-        failed => Err(Error::new(format!("{failed} of {} runs failed", rows.len()))
-            .hint("the table says which; the same command goes on with what is missing")),
+        failed => Err(Error::new(format!("{failed} of {} runs failed", rows.len())).hint(format!(
+            "see the errors above; to run only what is missing, repeat the command with \
+                    `--out {}`",
+            quoted(&out)
+        ))),
     }
 }
 
-/// Explains the columns of the table, and its marks if it has any.
+/// Explains the columns of the table, and the marks in it if there are any.
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
         "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − \
-            base acc), with its 95 % interval",
-        "ppl ratio: for the split on its left; below 1 the model got worse at the chosen text",
+            base acc), with a 95 % interval",
+        "ppl ratio: of the split on its left; below 1 means that the chosen text became less \
+            likely",
     ];
     if rows
         .iter()
@@ -252,8 +258,9 @@ fn legend(rows: &[Row], line_end: &str) -> String {
     lines.join(line_end)
 }
 
-/// A line for each split that lost pairs: how many were dropped or cut, in the run where most were.
-fn not_whole(rows: &[Row]) -> String {
+/// A line for each split from which pairs were dropped or cut, with the counts of the run that has
+/// the most.
+fn dropped_and_cut(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {
         match most.iter_mut().find(|known| known.split == split.split) {
@@ -265,13 +272,15 @@ fn not_whole(rows: &[Row]) -> String {
         }
     }
     most.iter()
-        .filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None))
+        .filter_map(|split| {
+            table::dropped_and_cut(&split.split, split.dropped, split.truncated, None)
+        })
         .map(|line| format!("\n{line}"))
         .collect()
 }
 
-/// Does what is left of a run: all of it, the steps after its last checkpoint, its evaluation, or
-/// nothing.
+/// Completes a run: all of it, the steps after its last checkpoint, only its evaluation, or nothing
+/// if it is already finished.
 fn advance(
     experiment: &Experiment,
     run: &Path,
@@ -293,15 +302,15 @@ fn advance(
                 .map(drop);
         }
         Prior::Finished(_) => {
-            app.printer.note(&format!("it has ended already, in `{}`", run.display()));
+            app.printer.note(&format!("already finished: `{}`", run.display()));
             return Ok(());
         }
     };
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// Where the sweep goes: what the user said, which may hold a part of it already, or the first free
-/// name.
+/// The folder of the sweep: `--out`, which may already contain some of its runs, or the first
+/// unused name below `runs/`.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),
@@ -344,7 +353,8 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
                     format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
                 }),
             );
-            // Accuracy means little if the model no longer writes coherent text.
+            // The perplexity ratio is shown beside the points, because accuracy means little if the
+            // model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
                 ratio.map_or_else(dash, |r| format!("{:.2}", r.value)) + perplexity_mark(ratio)
@@ -364,13 +374,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_axis_runs_fastest() {
+    fn the_last_axis_varies_fastest() {
         let axes = [axis("a", &["1", "2"]), axis("b", &["x", "y"])];
         assert_eq!(combinations(&axes), [["1", "x"], ["1", "y"], ["2", "x"], ["2", "y"]]);
     }
 
     #[test]
-    fn points_have_a_perplexity_ratio_beside_them_which_is_marked_below_one_half() {
+    fn a_perplexity_ratio_below_one_half_is_marked_and_explained() {
         use reprpo_core::eval::statistics::{Change, Estimate};
 
         let row = |ratio: f64| {

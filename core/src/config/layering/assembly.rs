@@ -1,5 +1,5 @@
-//! The experiment that the settings add up to: the defaults of the engine and of the chosen
-//! plugins, with each setting applied in order, and checked when all are in.
+//! Builds the experiment from the settings. It starts with the defaults of the engine and of the
+//! chosen plugins, applies each setting in order, and checks the result.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 use super::learning_rate::default_learning_rate;
 use super::saved_adapter::{contradicts, is_adjustable};
 use super::section::Section;
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use super::unknown::KnownFields;
 use crate::config::fields::{Field, fields};
 use crate::config::{Experiment, Origin, Origins, PluginFile, Resolved, check};
 use crate::error::{Error, Result};
 use crate::registry::{AdapterEntry, Entry, InterventionEntry, Kind, Registry, TypedEntry};
 
-/// An experiment in the making: the defaults, and every setting that was applied to them.
+/// A partly built experiment: the defaults and the settings applied so far.
 pub(super) struct Assembly<'r> {
     registry: &'r Registry,
     values: Map<String, Value>,
@@ -25,7 +25,7 @@ pub(super) struct Assembly<'r> {
 }
 
 impl<'r> Assembly<'r> {
-    /// The defaults: the engine's, and those of the plugins that `settings` choose in the end.
+    /// Starts with the defaults of the engine and of the plugins that `settings` choose.
     pub fn new(registry: &'r Registry, settings: &[Setting]) -> Result<Self> {
         let schema = schemars::schema_for!(Experiment).to_value();
         let defaults = Experiment::default().to_json().as_object().cloned().unwrap_or_default();
@@ -59,8 +59,8 @@ impl<'r> Assembly<'r> {
         Ok(this)
     }
 
-    /// Sets the default of `train.lr` that the chosen intervention and adapter bring, if one of
-    /// them brings any.
+    /// Sets the default of `train.lr` from the chosen intervention and adapter, if one of them
+    /// declares a learning rate or a factor.
     fn learning_rate(&mut self) {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);
@@ -83,8 +83,8 @@ impl<'r> Assembly<'r> {
         let fields = fields(&about.schema()?, &defaults);
         if fields.iter().any(|f| f.name == "name") {
             return Err(Error::internal(format!(
-                "the configuration of {} `{}` has a field `name`, which is where its own name \
-                    stands",
+                "the configuration of {} `{}` has a field `name`, which is reserved for the \
+                    plugin's name",
                 kind.name(),
                 about.name
             )));
@@ -118,7 +118,7 @@ impl<'r> Assembly<'r> {
                         setting.origin
                     ))
                     .hint(format!(
-                        "give one of its fields, as `{name}.{}`",
+                        "set one of its fields, e.g. `{name}.{}`",
                         self.sections[name].fields.first().map_or("name", |f| &f.name)
                     )));
                 }
@@ -128,7 +128,7 @@ impl<'r> Assembly<'r> {
                 None => return Err(self.unknown(setting)),
             },
             [section, "name"] if self.sections.get(section).is_some_and(|s| s.plugin.is_some()) => {
-                let Given::Value(value) = &setting.given else { return Ok(()) };
+                let RawValue::Value(value) = &setting.given else { return Ok(()) };
                 (value.clone(), &mut self.values[section]["name"])
             }
             [section, name, ref inner @ ..] => {
@@ -161,11 +161,12 @@ impl<'r> Assembly<'r> {
             [] => return Ok(()),
         };
         match setting.origin {
-            // A saved adapter has every value in full, so nothing is merged.
+            // A saved adapter gives each value completely, so a table replaces the old one.
             Origin::Adapter(_) => *target = value,
             _ => put(target, value),
         }
-        // A part of a value is shown with the whole value, and so is its origin.
+        // Parts of a value are shown together with the whole value, so the origin is stored for the
+        // whole.
         let shown = &setting.path[..setting.path.len().min(2)];
         self.origins.insert(shown.join("."), setting.origin.clone());
         Ok(())
@@ -195,7 +196,7 @@ impl<'r> Assembly<'r> {
         if values.get("model").is_some_and(|model| model == "")
             && origins.get("model") == Some(&Origin::Default)
         {
-            return Err(Error::new("no model is chosen").hint("choose one with `--model NAME`"));
+            return Err(Error::new("no model is chosen").hint("choose a model with `--model NAME`"));
         }
         let from = |path: &str| origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
         for (name, section) in &sections {
@@ -210,20 +211,20 @@ impl<'r> Assembly<'r> {
                     format!("{name}.{}", misfit.path)
                 };
                 Error::new(format!(
-                    "`{path}` of {name} `{}` is not right{}",
+                    "`{path}` of {name} `{}` is not valid{}",
                     entry.about().name,
                     from(&path)
                 ))
                 .because(Error::new(plain(&misfit.message)))
-                .hint(format!("`reprpo explain {}` describes every field", entry.about().name))
+                .hint(format!("see `reprpo explain {}` for its fields", entry.about().name))
             })?;
         }
         let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values))
             .map_err(|e| {
                 let path = e.path().to_string();
-                Error::new(format!("`{path}` is not right{}", from(&path)))
+                Error::new(format!("`{path}` is not valid{}", from(&path)))
                     .because(Error::new(plain(&e.inner().to_string())))
-                    .hint("`reprpo config schema` describes every field")
+                    .hint("see `reprpo config schema` for all fields")
             })?;
         check::check(&experiment, &origins)?;
         Ok(Resolved { experiment, origins })
@@ -240,19 +241,19 @@ impl<'r> Assembly<'r> {
     }
 }
 
-/// The plugin of a kind that `settings` choose in the end.
+/// The plugin of a kind that the last setting for it chooses.
 fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry> {
     let name =
         settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());
     let none = || {
         let (kind, plural) = (kind.name(), kind.plural());
         Error::new(format!("no {kind} is chosen"))
-            .hint(format!("choose one with `--{kind} NAME`; `reprpo list {plural}` lists them"))
+            .hint(format!("choose one with `--{kind} NAME` (see `reprpo list {plural}`)"))
     };
     registry.get(kind, &name.ok_or_else(none)?)
 }
 
-/// The part of `value` at the path `inner`. Tables that are missing on the way are added.
+/// The part of `value` at the path `inner`. Missing tables along the path are created.
 fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     inner.iter().fold(value, |target, part| {
         if !target.is_object() {
@@ -262,8 +263,8 @@ fn at<'v>(value: &'v mut Value, inner: &[&str]) -> &'v mut Value {
     })
 }
 
-/// Sets `target` to `value`. A table is merged into a table, because it may hold only some of the
-/// parts.
+/// Sets `target` to `value`. If both are tables, they are merged, because `value` may only contain
+/// some of the keys.
 fn put(target: &mut Value, value: Value) {
     match (target, value) {
         (Value::Object(old), Value::Object(new)) => old.extend(new),
@@ -271,7 +272,7 @@ fn put(target: &mut Value, value: Value) {
     }
 }
 
-/// serde's message about a type, in words that do not need Rust to be understood.
+/// Replaces the names of Rust types in an error message of serde by plain words.
 fn plain(message: &str) -> String {
     let Some((found, expected)) = message.rsplit_once("expected ") else {
         return message.to_owned();

@@ -1,17 +1,17 @@
-//! The plugins that are chosen: `intervention = "x"` means `intervention.name = "x"`, and a data
-//! set's text may mean more than a name.
+//! Expands the choices of plugins: `intervention = "x"` means `intervention.name = "x"`, and the
+//! value of `dataset` may also set a field of the data set.
 
 use serde_json::Value;
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::{Origin, dataset};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Writes every choice of a plugin as `KIND.name`, with the plugin's own name.
+/// Rewrites every choice of a plugin to a setting of `KIND.name`, with aliases replaced by names.
 ///
 /// # Errors
-/// Fails if a plugin does not exist, or if a data set cannot be what the text means.
+/// Fails if a plugin does not exist, or if the value of `dataset` does not select a data set.
 pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
     let mut expanded = Vec::with_capacity(settings.len());
     for setting in std::mem::take(settings) {
@@ -29,10 +29,10 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
                 "`{shown}` in {} is {other}, not the name of a plugin",
                 setting.origin
             ))
-            .hint(format!("`reprpo list {}` lists the names", kind.plural()))
+            .hint(format!("see `reprpo list {}` for the names", kind.plural()))
         })?;
         let explained = |e: Error| match setting.origin {
-            // The command line is before the user's eyes.
+            // The error needs no origin, because the user sees the command line.
             Origin::Flag(_) => e,
             Origin::Default => {
                 e.within(format!("the built-in default of `{shown}` cannot be used"))
@@ -40,14 +40,14 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
             _ => e.within(format!("`{shown}` in {} cannot be used", setting.origin)),
         };
         let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
-        let name = |name: &str| Given::Value(Value::String(name.to_owned()));
+        let name = |name: &str| RawValue::Value(Value::String(name.to_owned()));
         if kind == Kind::Dataset && setting.path.len() == 1 {
-            let meant = dataset::meant(&text, registry).map_err(explained)?;
-            expanded.push(Setting::new(path("name"), name(meant.name), setting.origin.clone()));
-            if let Some((field, text)) = meant.argument {
+            let choice = dataset::parse(&text, registry).map_err(explained)?;
+            expanded.push(Setting::new(path("name"), name(choice.name), setting.origin.clone()));
+            if let Some((field, text)) = choice.argument {
                 expanded.push(Setting {
-                    only_for: Some(meant.name),
-                    ..Setting::new(path(field), Given::Text(text), setting.origin)
+                    only_for: Some(choice.name),
+                    ..Setting::new(path(field), RawValue::Text(text), setting.origin)
                 });
             }
         } else {

@@ -1,9 +1,9 @@
 //! The layer of environment variables.
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::Origin;
 
-/// Variables that begin as the configuration's do and are read elsewhere.
+/// Environment variables that start with `REPRPO_` but are not settings of the experiment.
 pub(super) const OTHER_VARIABLES: [&str; 6] = [
     "REPRPO_DATA",
     "REPRPO_CACHE",
@@ -13,7 +13,7 @@ pub(super) const OTHER_VARIABLES: [&str; 6] = [
     "REPRPO_PLUGIN_DIR",
 ];
 
-/// The settings of the `REPRPO_*` among `variables`: `REPRPO_TRAIN__LR` is `train.lr`.
+/// The settings among `variables`. For example, `REPRPO_TRAIN__LR` sets `train.lr`.
 pub(super) fn settings(variables: impl IntoIterator<Item = (String, String)>) -> Vec<Setting> {
     let mut ours: Vec<_> = variables
         .into_iter()
@@ -21,11 +21,11 @@ pub(super) fn settings(variables: impl IntoIterator<Item = (String, String)>) ->
             name.starts_with("REPRPO_") && !OTHER_VARIABLES.contains(&name.as_str())
         })
         .collect();
-    // The order in which a process finds them means nothing.
+    // Sort the variables, because the order of a process's environment is arbitrary.
     ours.sort();
     let setting = |(name, value): (String, String)| {
         let path = name["REPRPO_".len()..].to_lowercase().split("__").map(str::to_owned).collect();
-        Setting::new(path, Given::Text(value), Origin::Environment(name))
+        Setting::new(path, RawValue::Text(value), Origin::Environment(name))
     };
     ours.into_iter().map(setting).collect()
 }

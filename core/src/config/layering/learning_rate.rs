@@ -2,8 +2,8 @@
 
 use crate::registry::{AdapterEntry, InterventionEntry};
 
-/// The default of `train.lr`, which is the intervention's rate or else the `engine`'s, times the
-/// adapter's factor. Also gives the names of the plugins that it comes from.
+/// The default of `train.lr` and the names of the plugins that determine it. It is the
+/// intervention's rate, or `engine` if the intervention has none, times the adapter's factor.
 pub(crate) fn default_learning_rate(
     engine: f64,
     intervention: &InterventionEntry,
@@ -16,7 +16,7 @@ pub(crate) fn default_learning_rate(
     }
     let factor = adapter.learning_rate_factor;
     if factor != 1.0 {
-        // Rounded to six digits, so that 2e-3 times 3 is shown as 0.006.
+        // Round to six digits, so that 2e-3 times 3 is shown as 0.006.
         rate = format!("{:.5e}", rate * factor).parse().unwrap_or(rate * factor);
         of.push(adapter.about.name);
     }

@@ -1,8 +1,8 @@
-//! Layers of values on top of each other, and what comes of them.
+//! Layers of settings, and the experiment that they resolve to.
 //!
-//! A layer is a list of settings: a path, a value, and its origin. Nothing is checked before all
-//! layers are in, because only then is it known which plugins are chosen and so which fields there
-//! are.
+//! A layer is a list of settings, each of which has a path, a value and an origin. Settings are
+//! only checked when all layers are known, because the valid fields depend on the plugins that are
+//! chosen in the end.
 
 mod assembly;
 mod choices;
@@ -19,25 +19,25 @@ use std::path::{Path, PathBuf};
 
 use assembly::Assembly;
 pub(crate) use learning_rate::default_learning_rate;
-use setting::{Given, Setting};
+use setting::{RawValue, Setting};
 
 use super::{Experiment, Origin, PluginFile, Record, Resolved, Sources};
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 
-/// The layers so far, lowest first.
+/// The layers added so far. Later layers override earlier ones.
 #[derive(Debug)]
 pub struct Layering<'r> {
     registry: &'r Registry,
     settings: Vec<Setting>,
-    /// True if the adapter that `init_adapter` names brings its configuration.
+    /// True if the configuration of the adapter in `init_adapter` is added as a layer.
     starts_from_adapter: bool,
-    /// The records of runs, by the configuration file that holds them.
+    /// The records of runs, by configuration file.
     records: BTreeMap<PathBuf, Record>,
 }
 
 impl<'r> Layering<'r> {
-    /// No layer yet.
+    /// Creates a layering without any layers.
     pub fn new(registry: &'r Registry) -> Self {
         Self {
             registry,
@@ -47,7 +47,7 @@ impl<'r> Layering<'r> {
         }
     }
 
-    /// The program's own choices, as TOML.
+    /// Adds the defaults of the binary, given as TOML.
     ///
     /// # Errors
     /// Fails if the text is not TOML.
@@ -58,7 +58,7 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// A configuration file.
+    /// Adds a configuration file.
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not TOML.
@@ -68,9 +68,9 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Adds the configuration of the saved adapter in the folder `dir`, which the experiment uses.
-    /// It replaces everything that the layers below set for the adapter. A layer above that
-    /// contradicts it is an error, unless the adapter lets the field change.
+    /// Adds the configuration of the saved adapter in the folder `dir`. It replaces all settings of
+    /// the adapter in lower layers. It is an error if a higher layer contradicts it, except for
+    /// fields that the adapter declares as adjustable.
     ///
     /// # Errors
     /// Fails if the adapter cannot be read.
@@ -78,9 +78,8 @@ impl<'r> Layering<'r> {
         saved_adapter::replace(&mut self.settings, dir, self.registry)
     }
 
-    /// Takes the configuration of the adapter that `init_adapter` names, as
-    /// [`adapter`](Self::adapter) does. It lies above the defaults and the recipe, and below
-    /// everything that the user sets.
+    /// Adds the configuration of the adapter in `init_adapter`, as [`adapter`](Self::adapter) does.
+    /// The layer is above the defaults and the recipe, and below everything that the user sets.
     pub fn start_from_adapter(&mut self) {
         self.starts_from_adapter = true;
     }
@@ -96,8 +95,8 @@ impl<'r> Layering<'r> {
         Ok(())
     }
 
-    /// Reads the table in a configuration file. If a run wrote the file, its relative paths begin
-    /// at the file's folder and are made absolute.
+    /// Reads the table of a configuration file. If the file was written by a run, its relative
+    /// paths are resolved against the file's folder.
     fn resolved(&mut self, path: &Path) -> Result<toml::Table> {
         let (mut table, record) = Record::split(path)?;
         if let Some(record) = record {
@@ -107,33 +106,34 @@ impl<'r> Layering<'r> {
         Ok(table)
     }
 
-    /// Adds the base model that an adapter names in the file `config`.
+    /// Adds the base model that an adapter names in its configuration file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
         self.push(
             vec!["model".to_owned()],
-            Given::Text(model.to_owned()),
+            RawValue::Text(model.to_owned()),
             Origin::Base(config.to_owned()),
         );
     }
 
-    /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.
+    /// Adds the settings among environment variables. For example, `REPRPO_TRAIN__LR` sets
+    /// `train.lr`.
     pub fn environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
         self.settings.extend(environment::settings(variables));
     }
 
-    /// The value of a flag, for `path` (`train.seed`).
+    /// Adds the value `text` of a flag, which sets the field at `path` (e.g. `train.seed`).
     pub fn flag(&mut self, flag: &str, path: &str, text: &str) {
         self.push(
             path.split('.').map(str::to_owned).collect(),
-            Given::Text(text.to_owned()),
+            RawValue::Text(text.to_owned()),
             Origin::Flag(flag.to_owned()),
         );
     }
 
-    /// `a.b=value`, as `--set` takes it.
+    /// Adds an assignment of the form `a.b=value`, as given by `--set`.
     ///
     /// # Errors
-    /// Text without `=` or without a path before it.
+    /// Fails if there is no `=`, or no path before it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let malformed = || {
             Error::new(format!("`--set {assignment}` is not an assignment"))
@@ -144,7 +144,7 @@ impl<'r> Layering<'r> {
         if path.iter().any(String::is_empty) {
             return Err(malformed());
         }
-        self.push(path, Given::Text(text.trim().to_owned()), Origin::Set);
+        self.push(path, RawValue::Text(text.trim().to_owned()), Origin::Set);
         Ok(())
     }
 
@@ -152,17 +152,17 @@ impl<'r> Layering<'r> {
         self.settings.extend(Setting::of_table(table, origin));
     }
 
-    fn push(&mut self, path: Vec<String>, given: Given, origin: Origin) {
+    fn push(&mut self, path: Vec<String>, given: RawValue, origin: Origin) {
         self.settings.push(Setting::new(path, given, origin));
     }
 
-    /// The experiment that all layers together describe.
+    /// Resolves the layers to an experiment.
     ///
     /// # Errors
     /// Fails if a name or a field does not exist, or if a value has the wrong type or is out of
     /// range. The error names the origin.
     pub fn resolve(mut self) -> Result<Resolved> {
-        self.plugins_are_there()?;
+        self.check_plugins()?;
         recipe::expand(&mut self.settings, self.registry)?;
         if self.starts_from_adapter {
             saved_adapter::expand(&mut self.settings, self.registry)?;
@@ -170,8 +170,8 @@ impl<'r> Layering<'r> {
         choices::expand(&mut self.settings, self.registry)?;
         saved_adapter::check_name(&self.settings)?;
         let mut assembly = Assembly::new(self.registry, &self.settings)?;
-        // The plugins' names first: the error of a field names what chose the plugin that does not
-        // have it.
+        // Apply the names of plugins first, because the error about an unknown field names the
+        // origin of the plugin's name.
         let (names, fields): (Vec<_>, Vec<_>) =
             self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
         for setting in names.into_iter().chain(fields) {
@@ -182,20 +182,20 @@ impl<'r> Layering<'r> {
         Ok(Resolved { experiment, origins })
     }
 
-    /// Takes the names of plugin files out: their work was done when they were loaded, and what
-    /// stays of them is which of them the experiment uses.
-    fn plugins_are_there(&mut self) -> Result<()> {
+    /// Removes the settings of `plugins`, and checks that the files they name are loaded. The
+    /// resolved experiment lists the files that it uses instead.
+    fn check_plugins(&mut self) -> Result<()> {
         for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
         {
             let files = match &given {
-                Given::Value(value) => PluginFile::from_value(value, &origin)?,
-                Given::Text(text) => PluginFile::in_text(text),
+                RawValue::Value(value) => PluginFile::from_value(value, &origin)?,
+                RawValue::Text(text) => PluginFile::in_text(text),
             };
             for PluginFile { path, .. } in files {
-                let there = path
+                let loaded = path
                     .canonicalize()
                     .is_ok_and(|file| self.registry.loaded().iter().any(|l| l.path == file));
-                if !there {
+                if !loaded {
                     return Err(Error::new(format!(
                         "the plugin `{}` ({origin}) is not loaded",
                         path.display()
@@ -209,10 +209,10 @@ impl<'r> Layering<'r> {
 }
 
 impl Experiment {
-    /// The experiment that a run's `config.toml` describes.
+    /// Reads the experiment from a run's `config.toml`.
     ///
     /// # Errors
-    /// A file that cannot be read, or that holds what this program's plugins do not know.
+    /// Fails if the file cannot be read, or if it names plugins or fields that do not exist.
     pub fn read(path: &Path, registry: &Registry) -> Result<Self> {
         let mut layers = Layering::new(registry);
         layers.file(path)?;

@@ -1,12 +1,11 @@
-//! The recipe that was chosen, as a layer.
+//! The chosen recipe as a layer.
 
 use super::setting::Setting;
 use crate::config::Origin;
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
-/// Puts the values of the recipe that was chosen in the end above the defaults and below everything
-/// else.
+/// Inserts the values of the chosen recipe above the defaults and below all other settings.
 ///
 /// # Errors
 /// Fails if the recipe does not exist.
@@ -14,7 +13,7 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     let Some(choice) = settings.iter().rfind(|s| s.path == ["recipe"]) else { return Ok(()) };
     let name = choice.given.text().map_err(|other| {
         Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin))
-            .hint("`reprpo list recipes` lists the names")
+            .hint("see `reprpo list recipes` for the names")
     })?;
     if matches!(name.as_str(), "none" | "null") {
         return Ok(());
@@ -25,8 +24,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     })?;
     let mut layer = Setting::of_table(recipe.values.clone(), &Origin::Recipe(name));
     for setting in &mut layer {
-        // If another plugin is chosen instead, the recipe's settings of this one must not apply to
-        // it.
+        // If a higher layer chooses another plugin, the recipe's fields for its own plugin must not
+        // be applied to the other one.
         let chosen = setting
             .path
             .first()

@@ -1,10 +1,10 @@
-//! The configuration of a saved adapter, as a layer that those above must not contradict.
+//! The configuration of a saved adapter as a layer, which higher layers must not contradict.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::setting::{Given, Setting};
+use super::setting::{RawValue, Setting};
 use crate::config::Origin;
 use crate::config::fields::Field;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use crate::registry::{AdapterEntry, Entry, Registry, TypedEntry};
 /// The section that a saved adapter describes.
 const ADAPTER: &str = "adapter";
 
-/// Replaces all settings of the adapter by the configuration of the saved one in `dir`.
+/// Replaces all settings of the adapter by the configuration of the saved adapter in `dir`.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.
@@ -32,14 +32,14 @@ fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     let setting = |(field, value)| {
         Setting::new(
             vec![ADAPTER.to_owned(), field],
-            Given::Value(value),
+            RawValue::Value(value),
             Origin::Adapter(dir.to_owned()),
         )
     };
     Ok(std::iter::once(name).chain(config).map(setting).collect())
 }
 
-/// Puts the configuration of `init_adapter` above the defaults and the recipe.
+/// Inserts the configuration of the adapter in `init_adapter` above the defaults and the recipe.
 ///
 /// # Errors
 /// Fails if the adapter cannot be read.
@@ -63,14 +63,14 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     Ok(())
 }
 
-/// Refuses an `adapter.name` that differs from the saved adapter's.
+/// Checks that higher layers do not choose another type of adapter than the saved one.
 ///
 /// # Errors
-/// Fails if a layer above the saved adapter names another type.
+/// Fails if a layer above the saved adapter sets a different `adapter.name`.
 pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
     let mut saved = None;
     for setting in settings.iter().filter(|s| s.is_name_of(ADAPTER)) {
-        let Given::Value(Value::String(name)) = &setting.given else { continue };
+        let RawValue::Value(Value::String(name)) = &setting.given else { continue };
         match (&setting.origin, saved) {
             (Origin::Adapter(dir), _) => saved = Some((dir, name)),
             (origin, Some((dir, kind))) if name != kind => {
@@ -80,7 +80,7 @@ pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
                     dir.display()
                 ))
                 .hint(
-                    "leave the adapter's name out, because a saved adapter brings its own; \
+                    "do not give the name of the adapter, because a saved adapter has its own; \
                         or start without a saved adapter",
                 ));
             }
@@ -90,7 +90,7 @@ pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
     Ok(())
 }
 
-/// True if the field may have another value than the saved adapter has.
+/// True if the field may be changed when a saved adapter is used.
 pub(super) fn is_adjustable(entry: Entry, field: &str) -> bool {
     AdapterEntry::of_entry(entry).is_some_and(|adapter| adapter.adjustable.contains(&field))
 }
@@ -131,6 +131,6 @@ pub(super) fn contradicts(
         text(saved)
     ))
     .hint(format!(
-        "leave `{path}` out, because a saved adapter brings its own settings; {may_change}"
+        "do not set `{path}`, because a saved adapter has its own settings; {may_change}"
     ))
 }

@@ -3,10 +3,10 @@
 use crate::config::fields::Field;
 use crate::registry::Entry;
 
-/// The fields that a section may hold.
+/// The valid fields of a section.
 #[derive(Debug)]
 pub(super) struct Section {
     pub fields: Vec<Field>,
-    /// The plugin whose fields these are.
+    /// The plugin that the fields belong to, in the section of a plugin.
     pub plugin: Option<Entry>,
 }

@@ -1,4 +1,4 @@
-//! One setting of a layer: a path, a value, and where it was given.
+//! A setting of a layer: a path, a value and its origin.
 
 use serde_json::Value;
 
@@ -9,23 +9,23 @@ use crate::config::value::json;
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub path: Vec<String>,
-    pub given: Given,
+    pub given: RawValue,
     pub origin: Origin,
-    /// The setting only applies if this plugin is chosen: the text of `--dataset NAME:TEXT`, or a
-    /// recipe's setting of a plugin that it chooses.
+    /// If set, the setting is only applied if this plugin is chosen. Used for the text of
+    /// `--dataset NAME:TEXT`, and for a recipe's settings of the plugins that it chooses.
     pub only_for: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Given {
-    /// A typed value, of a file.
+pub(super) enum RawValue {
+    /// A typed value from a file.
     Value(Value),
-    /// Text, whose type is the field's.
+    /// Text, which is converted to the type of the field.
     Text(String),
 }
 
 impl Setting {
-    pub fn new(path: Vec<String>, given: Given, origin: Origin) -> Self {
+    pub fn new(path: Vec<String>, given: RawValue, origin: Origin) -> Self {
         Self { path, given, origin, only_for: None }
     }
 
@@ -38,14 +38,16 @@ impl Setting {
                     for (field, value) in section {
                         settings.push(Self::new(
                             vec![key.clone(), field],
-                            Given::Value(json(value)),
+                            RawValue::Value(json(value)),
                             origin.clone(),
                         ));
                     }
                 }
-                value => {
-                    settings.push(Self::new(vec![key], Given::Value(json(value)), origin.clone()))
-                }
+                value => settings.push(Self::new(
+                    vec![key],
+                    RawValue::Value(json(value)),
+                    origin.clone(),
+                )),
             }
         }
         settings
@@ -57,21 +59,21 @@ impl Setting {
     }
 }
 
-impl Given {
-    /// The text, without the quotation marks that it may have; the value if it is not text.
+impl RawValue {
+    /// The text without surrounding quotation marks, or the value as an error if it is not text.
     pub fn text(&self) -> Result<String, &Value> {
         match self {
-            Given::Text(text) => Ok(text.trim_matches('"').to_owned()),
-            Given::Value(Value::String(text)) => Ok(text.clone()),
-            Given::Value(other) => Err(other),
+            RawValue::Text(text) => Ok(text.trim_matches('"').to_owned()),
+            RawValue::Value(Value::String(text)) => Ok(text.clone()),
+            RawValue::Value(other) => Err(other),
         }
     }
 
-    /// The value, read as one of `field`.
+    /// Converts the value to the type of `field`.
     pub fn for_field(&self, field: &Field) -> Value {
         match self {
-            Given::Text(text) => field.read(text),
-            Given::Value(value) => field.take(value.clone()),
+            RawValue::Text(text) => field.read(text),
+            RawValue::Value(value) => field.take(value.clone()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The error of a setting whose field does not exist: what was probably meant, and what is valid.
+//! The error for a setting whose field does not exist, with suggestions and the valid fields.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use crate::config::{Origin, Origins};
 use crate::error::{Error, nearest};
 use crate::registry::{Kind, Registry};
 
-/// The fields that exist.
+/// The fields that exist, for suggestions.
 pub(super) struct KnownFields<'a> {
     pub registry: &'a Registry,
     pub origins: &'a Origins,
     /// The fields and sections of the experiment.
     pub top: &'a [Field],
-    /// What its sections hold.
+    /// The fields of each section.
     pub sections: &'a BTreeMap<String, Section>,
 }
 
 impl KnownFields<'_> {
-    /// The error of a setting whose field does not exist.
+    /// The error for a setting whose field does not exist.
     pub fn unknown(&self, setting: &Setting) -> Error {
         let (path, origin) = (setting.path.join("."), &setting.origin);
-        // In the spelling in which it was given, so that a hint can be pasted.
+        // Use the notation of the origin, so that the suggestion can be copied.
         let spelt = |path: &str| match origin {
             Origin::Environment(_) => format!("REPRPO_{}", path.replace('.', "__").to_uppercase()),
             _ => path.to_owned(),
@@ -50,7 +50,7 @@ impl KnownFields<'_> {
                 setting.path[1..].join(".")
             )),
             (None, Origin::Environment(name)) => Error::new(format!(
-                "the environment variable `{name}` stands for no configuration field"
+                "the environment variable `{name}` does not name a configuration field"
             )),
             (None, _) => Error::new(format!("unknown configuration field `{path}` ({origin})")),
         };
@@ -92,8 +92,8 @@ impl KnownFields<'_> {
         }
     }
 
-    /// The field that was likely meant: the nearest here, or one of that very name in another
-    /// section.
+    /// The field to suggest: the nearest name in the same section, or a field with the same name in
+    /// another section.
     fn near(&self, setting: &Setting, valid: &[String]) -> Option<String> {
         let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
         let given = setting.path.get(1).or(setting.path.first())?;

@@ -45,12 +45,12 @@ fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
 
 const LIMITS: Limits = Limits { max_length: 8, ..Limits::NONE };
 
-fn asked(tokenizer: Option<&Tokenizer>) -> Asked<'_> {
-    Asked { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
+fn spec(tokenizer: Option<&Tokenizer>) -> InspectSpec<'_> {
+    InspectSpec { splits: None, tokenizer, limits: LIMITS, max_pairs: None, examples: 1 }
 }
 
 fn odd() -> Fixed {
-    let said = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
+    let message = |role: &str, content: &str| Text::Messages(vec![Message::new(role, content)]);
     let train = vec![
         pair("a", " yes", " no"),
         pair("a", " yes", " no"),
@@ -58,14 +58,18 @@ fn odd() -> Fixed {
         pair("b", " same", " same"),
         pair("", "x", "y"),
         pair("c", "c d", "c e"),
-        PreferencePair::new(said("user", "a"), said("assistant", "yes"), said("assistant", "no")),
+        PreferencePair::new(
+            message("user", "a"),
+            message("assistant", "yes"),
+            message("assistant", "no"),
+        ),
     ];
     Fixed(vec![("train", train), ("test", vec![pair("a", " x", " y"), pair("z", " x", " y")])])
 }
 
 #[test]
-fn what_repeats_contradicts_or_says_nothing_is_counted() {
-    let found = inspect(&odd(), &asked(None), &mut Quiet).unwrap();
+fn repeated_contradicting_and_empty_pairs_are_counted() {
+    let found = inspect(&odd(), &spec(None), &mut Quiet).unwrap();
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.conversations, t.prompts), (7, 1, 5));
@@ -86,7 +90,8 @@ fn what_repeats_contradicts_or_says_nothing_is_counted() {
     );
 }
 
-/// Tools, template variables and every field of a message make two pairs different.
+/// Two pairs are different if their tools, their template variables or any field of a message
+/// differs.
 #[test]
 fn fields_of_messages_and_arguments_of_templates_count() {
     let tool =
@@ -108,12 +113,12 @@ fn fields_of_messages_and_arguments_of_templates_count() {
         pair("Oslo", "Oslo"),
         pair("Oslo", "Bonn"),
     ];
-    let found = inspect(&Fixed(vec![("train", train)]), &asked(None), &mut Quiet).unwrap();
+    let found = inspect(&Fixed(vec![("train", train)]), &spec(None), &mut Quiet).unwrap();
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.prompts, t.repeated, t.contradicted, t.identical), (8, 4, 1, 1, 1));
     assert_eq!(t.examples[0].chosen.text, "assistant: \n  tool_calls: [{\"city\":\"Oslo\"}]");
     let shown = Fixed(vec![("train", vec![pair("Oslo", "Rome").with_template_args(tool("f"))])]);
-    let found = inspect(&shown, &asked(None), &mut Quiet).unwrap();
+    let found = inspect(&shown, &spec(None), &mut Quiet).unwrap();
     assert_eq!(
         found.splits[0].examples[0].prompt,
         "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a"
@@ -121,7 +126,7 @@ fn fields_of_messages_and_arguments_of_templates_count() {
 }
 
 #[test]
-fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
+fn with_a_tokenizer_the_report_counts_the_pairs_that_a_run_would_use() {
     let Some(shared) = testing::shared() else { return };
     let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
     let long = "word ".repeat(20);
@@ -134,15 +139,12 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
             pair("a", " no", " no"),
         ],
     )]);
-    let found = inspect(&data, &asked(Some(&tokenizer)), &mut Quiet).unwrap();
+    let found = inspect(&data, &spec(Some(&tokenizer)), &mut Quiet).unwrap();
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
     assert_eq!(used.dropped, BTreeMap::from([(SkipReason::PromptTooLong, 1)]));
-    assert!(
-        t.prompt.max > 8 && t.chosen.max > 8,
-        "lengths are those before anything is cut: {t:?}"
-    );
+    assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths must be measured before cutting: {t:?}");
     let example = &t.examples[0];
     assert_eq!((example.prompt.as_str(), example.chosen.text.as_str()), ("a", " yes<|im_end|>"));
     assert_eq!(example.chosen.mask.len(), example.chosen.ids.len());
@@ -157,12 +159,12 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
 }
 
 #[test]
-fn a_part_and_a_few_pairs_are_enough() {
-    let some = Asked {
+fn a_part_of_a_split_and_a_limit_can_be_given() {
+    let some = InspectSpec {
         splits: Some(vec!["train[3:5]".to_owned()]),
         max_pairs: Some(1),
         examples: 5,
-        ..asked(None)
+        ..spec(None)
     };
     let found = inspect(&odd(), &some, &mut Quiet).unwrap();
     assert_eq!(

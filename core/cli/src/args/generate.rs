@@ -6,48 +6,48 @@ use clap::Args;
 
 use super::fields::{FieldFlags, ModelFlags};
 
-/// The model that speaks, and how it draws its tokens.
+/// Flags that choose the model, and that control how it samples tokens.
 #[derive(Args)]
-pub struct SpeakerArgs {
-    /// Folder of a run or of an adapter in PEFT's format, or the hub's repository of an adapter,
-    /// which knows its model; none = `--model` alone.
+pub struct GenerationArgs {
+    /// Folder of a run, or an adapter in PEFT format (a folder or a Hugging Face repository).
+    /// Without it, the base model of `--model` answers.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]
     pub target: Option<PathBuf>,
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,
-    /// The base model's answer as well, before the trained one's.
+    /// Also print the base model's answer, before the trained model's.
     #[arg(long, requires = "target", help_heading = "Model")]
     pub compare: bool,
-    /// What the model is told before anything else, in a chat.
-    #[arg(long, value_name = "TEXT", help_heading = "Text")]
+    /// System message at the start of the conversation.
+    #[arg(long, value_name = "TEXT", help_heading = "Generation")]
     pub system: Option<String>,
-    /// Most tokens of an answer.
-    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Text")]
+    /// Maximum number of tokens in an answer.
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Generation")]
     pub max_new_tokens: usize,
-    /// What logits are divided by before a token is drawn; 0 = the likeliest one, always.
+    /// Sampling temperature. 0 always takes the most likely token.
     #[arg(
         long,
         value_name = "T",
         default_value_t = 0.0,
         allow_negative_numbers = true,
-        help_heading = "Text"
+        help_heading = "Generation"
     )]
     pub temperature: f64,
-    /// Draw among the likeliest tokens that together have this probability.
+    /// Sample only from the most likely tokens whose probabilities add up to P.
     #[arg(
         long,
         value_name = "P",
         default_value_t = 1.0,
         allow_negative_numbers = true,
-        help_heading = "Text"
+        help_heading = "Generation"
     )]
     pub top_p: f64,
-    /// Seed of the draws.
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Text")]
+    /// Random seed for sampling.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Generation")]
     pub seed: u64,
 }
 
-/// Let a model, before or after training, answer prompts.
+/// Generate answers to prompts, before or after training.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -58,20 +58,21 @@ Examples:
   --top-p 0.9 --seed 1")]
 pub struct GenerateArgs {
     #[command(flatten)]
-    pub speaker: SpeakerArgs,
-    /// What is to be answered; may be given again.
-    #[arg(long, value_name = "TEXT", required = true, help_heading = "Text")]
+    pub generation: GenerationArgs,
+    /// Prompt to answer; may be repeated.
+    #[arg(long, value_name = "TEXT", required = true, help_heading = "Generation")]
     pub prompt: Vec<String>,
-    /// Continue the text as it stands, without the model's chat template.
-    #[arg(long, conflicts_with = "system", help_heading = "Text")]
+    /// Continue the prompt as plain text, without the model's chat template.
+    #[arg(long, conflicts_with = "system", help_heading = "Generation")]
     pub plain: bool,
-    /// As a JSON list.
+    /// Print a JSON list.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
-/// Talk with a model, before or after training: a line is a turn, an empty one or the end of input
-/// ends it.
+/// Chat with a model, before or after training.
+///
+/// Each line is a turn. An empty line or the end of the input ends the chat.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -80,5 +81,5 @@ Examples:
   printf 'Hello\\nWho are you?\\n' | reprpo chat --model smollm2-135m-instruct")]
 pub struct ChatArgs {
     #[command(flatten)]
-    pub speaker: SpeakerArgs,
+    pub generation: GenerationArgs,
 }

@@ -1,7 +1,7 @@
-//! A model that answers, with or without an adapter.
+//! Text generation for `reprpo generate` and `reprpo chat`, with or without an adapter.
 
 use reprpo_core::api::Message;
-use reprpo_core::generate::{Answer, Sampling, Voice, endless};
+use reprpo_core::generate::{Answer, Generator, Sampling, endless};
 use reprpo_core::model::{Adapted, Model};
 use reprpo_core::run::{AdapterChoice, attach_saved};
 use reprpo_core::session::LoadedModel;
@@ -9,11 +9,11 @@ use reprpo_core::text::Tokenizer;
 use reprpo_core::{Error, Result};
 
 use crate::App;
-use crate::args::{SpeakerArgs, layers};
-use crate::trained::Trained;
+use crate::args::{GenerationArgs, layers};
+use crate::trained::TrainedAdapter;
 
-/// A loaded model with its way of speaking.
-pub struct Speaker {
+/// A loaded model with its adapter and its settings for sampling.
+pub struct TextGenerator {
     model: Model,
     tokenizer: Tokenizer,
     stops: Vec<i64>,
@@ -23,12 +23,12 @@ pub struct Speaker {
     context: Option<usize>,
 }
 
-impl Speaker {
-    /// Loads what the flags name.
+impl TextGenerator {
+    /// Loads the model and the adapter that the flags name.
     ///
     /// # Errors
-    /// A model or an adapter that cannot be used, or a value out of range.
-    pub fn load(args: &SpeakerArgs, app: &App<'_>) -> Result<Self> {
+    /// Fails if the model or the adapter cannot be used, or if a sampling setting is out of range.
+    pub fn load(args: &GenerationArgs, app: &App<'_>) -> Result<Self> {
         let sampling = Sampling {
             max_new_tokens: args.max_new_tokens,
             temperature: args.temperature,
@@ -39,7 +39,7 @@ impl Speaker {
         let trained = args
             .target
             .as_deref()
-            .map(|folder| Trained::find(folder, args.model.get("model")))
+            .map(|folder| TrainedAdapter::find(folder, args.model.get("model")))
             .transpose()?;
         let mut layers = layers::defaults(app)?;
         if let Some(trained) = &trained {
@@ -73,7 +73,7 @@ impl Speaker {
         })
     }
 
-    /// A warning if the prompt was longer than the model's context.
+    /// Returns a warning if the prompt of `answer` is longer than the model's context.
     pub fn too_long(&self, answer: &Answer) -> Option<String> {
         let context = self.context.filter(|context| answer.prompt > *context)?;
         Some(format!(
@@ -82,18 +82,18 @@ impl Speaker {
         ))
     }
 
-    /// True if its tokenizer has a chat template.
+    /// True if the tokenizer has a chat template.
     pub fn chats(&self) -> bool {
         self.tokenizer.has_chat_template()
     }
 
-    /// A conversation that begins with this message of the user's.
+    /// A new conversation, which contains the system message if one was given.
     pub fn conversation(&self) -> Vec<Message> {
         self.system.iter().map(|text| Message::new("system", text)).collect()
     }
 
-    /// The answer to a conversation, with the adapter or without. `out` gets each piece of text as
-    /// it comes.
+    /// Generates the answer to a conversation, with the adapter if `trained`. `out` receives each
+    /// piece of text as soon as it is generated.
     ///
     /// # Errors
     /// Fails if the model has no chat template, or if libtorch fails.
@@ -106,11 +106,12 @@ impl Speaker {
         let text = self
             .tokenizer
             .render_chat(conversation, true)
-            .map_err(|e| e.hint("`reprpo generate --plain` continues a text as it stands"))?;
-        self.speak(&self.tokenizer.encode(&text)?, trained, out)
+            .map_err(|e| e.hint("use `reprpo generate --plain` to continue the text"))?;
+        self.generate(&self.tokenizer.encode(&text)?, trained, out)
     }
 
-    /// What follows a text, with the adapter or without.
+    /// Continues a plain text, with the adapter if `trained`. `out` receives each piece of text as
+    /// soon as it is generated.
     ///
     /// # Errors
     /// Fails if the text is empty, or if libtorch fails.
@@ -120,31 +121,35 @@ impl Speaker {
         trained: bool,
         out: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
-        self.speak(&self.tokenizer.encode_alone(text)?, trained, out)
+        self.generate(&self.tokenizer.encode_alone(text)?, trained, out)
     }
 
-    fn speak(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
+    fn generate(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
         let adapted = self.adapted.as_ref().filter(|_| trained);
-        let voice =
-            Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
-        voice.answer(prompt, self.sampling, &mut |piece| {
+        let generator = Generator {
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+            stops: &self.stops,
+            adapted,
+        };
+        generator.answer(prompt, self.sampling, &mut |piece| {
             out(piece);
             true
         })
     }
 }
 
-/// The voices that answer, in order: the base model if both are compared, and the one that was
-/// asked for.
-pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
+/// The models that answer each prompt, in order, as name and whether the adapter is on. With
+/// `--compare`, the base model comes before the trained one.
+pub fn variants(args: &GenerationArgs) -> Vec<(&'static str, bool)> {
     match (args.compare, args.target.is_some()) {
         (true, _) => vec![("base", false), ("trained", true)],
         (false, trained) => vec![(if trained { "trained" } else { "base" }, trained)],
     }
 }
 
-/// The error of a model that has no way of writing a conversation.
+/// The error for a model whose tokenizer has no chat template.
 pub fn no_chat() -> Error {
     Error::new("the model's tokenizer has no chat template")
-        .hint("`reprpo generate --plain --prompt TEXT` continues a text as it stands")
+        .hint("use `reprpo generate --plain --prompt TEXT` to continue a text")
 }

@@ -1,12 +1,12 @@
-//! An experiment as TOML text, with the origin of each value beside it if wanted.
+//! Writes an experiment as TOML text, optionally with the origin of each value.
 
 use serde_json::Value;
 
 use super::Origins;
 
-/// `experiment` as TOML: its values first, then its sections, each in their order. A leaf that
-/// `origins` knows is followed by a comment with its origin.
-pub(super) fn toml(experiment: &Value, origins: &Origins) -> String {
+/// Writes `experiment` as TOML, first its top-level values and then its sections, each in order. A
+/// value with an entry in `origins` is followed by a comment that names its origin.
+pub(super) fn write(experiment: &Value, origins: &Origins) -> String {
     let Some(root) = experiment.as_object() else { return String::new() };
     let mut text = String::new();
     let top: Vec<_> = root.iter().filter(|(_, v)| !v.is_object()).collect();
@@ -25,7 +25,8 @@ fn lines(text: &mut String, prefix: &str, values: &[(&String, &Value)], origins:
         .iter()
         .map(|(key, value)| format!("{} = {}", self::key(key), self::value(value)))
         .collect();
-    // One very long value should not push every comment out of sight.
+    // Align the comments, but ignore very long values, which would push all comments off the
+    // screen.
     let width = written.iter().map(|w| w.chars().count()).filter(|w| *w <= 48).max().unwrap_or(0);
     for ((key, _), line) in values.iter().zip(written) {
         match origins.get(&format!("{prefix}{key}")) {
@@ -45,8 +46,8 @@ fn value(value: &Value) -> String {
     match value {
         Value::Null => "\"none\"".to_owned(),
         Value::Bool(b) => b.to_string(),
-        // serde_json writes 1e300 without a point, which TOML takes, and no infinities, which JSON
-        // has not.
+        // serde_json writes 1e300 without a decimal point, which TOML accepts. JSON numbers are
+        // never infinite.
         Value::Number(n) => n.to_string(),
         Value::String(s) => toml::Value::String(s.clone()).to_string(),
         Value::Array(list) => format!(
