@@ -13,11 +13,11 @@ use tokenizers::tokenizer::AddedToken;
 use super::{Extras, guarded};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_bounded, read_json};
-use class::{Named, Options};
-use special::{Files, Tokens, Written, full};
+use class::{Candidates, Options};
+use special::{Files, TokenEntry, Tokens, is_truthy};
 
 /// Maximum size of tokenizer.json in bytes. Gemma's file has a quarter of this.
-const MOST_BYTES: u64 = 1 << 27;
+const MAX_FILE_BYTES: u64 = 1 << 27;
 
 /// Reads the vocabulary, the special tokens and the chat templates.
 pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
@@ -34,7 +34,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
             e.hint("copy the tokenizer from the folder or repository that the model comes from")
         });
     }
-    let bytes = read_bounded(&path, MOST_BYTES)?;
+    let bytes = read_bounded(&path, MAX_FILE_BYTES)?;
     let file = guarded(|| Ids::from_bytes(&bytes))
         .within(|| format!("`{}` is not a valid tokenizer", path.display()))?;
 
@@ -49,11 +49,11 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         text(&config, "tokenizer_class"),
         text(&model, "tokenizer_class"),
     );
-    let class = class::choose(&Named {
+    let class = class::choose(&Candidates {
         model_type: model_type.as_deref(),
         tokenizer: tokenizer.as_deref(),
         model: of_model.as_deref(),
-        own_code: own_code(&config),
+        custom_code: custom_code(&config),
         byte_level: bytes.windows(BYTE_LEVEL.len()).any(|w| w == BYTE_LEVEL),
     })?;
 
@@ -71,7 +71,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         tokens
             .named
             .entry("pad_token".to_owned())
-            .or_insert_with(|| Some(Written::Text(padding.pad_token.clone())));
+            .or_insert_with(|| Some(TokenEntry::Text(padding.pad_token.clone())));
     }
     let add_prefix_space = config.get("add_prefix_space").and_then(Value::as_bool);
     let ids = match class {
@@ -82,8 +82,9 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         }
         Some(class) => {
             let options =
-                Options { add_prefix_space, legacy: config.get("legacy").is_some_and(full) };
-            let unknown = tokens.named.get("unk_token").and_then(Option::as_ref).map(Written::text);
+                Options { add_prefix_space, legacy: config.get("legacy").is_some_and(is_truthy) };
+            let unknown =
+                tokens.named.get("unk_token").and_then(Option::as_ref).map(TokenEntry::text);
             let mut ids = class.build(&file, unknown, &options)?;
             guarded(|| tokens.add_to(&mut ids, class.resets_flags))?;
             warn_where_ids_change(class.name, &file, &ids);
@@ -96,7 +97,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         .filter_map(|key| Some((key, tokens.text(key)?.to_owned())))
         .collect();
     let (chat_template, named_templates) = chat_templates(dir, &config)?;
-    let splits = config.get("split_special_tokens").is_some_and(full);
+    let splits = config.get("split_special_tokens").is_some_and(is_truthy);
     let mut also = Map::new();
     for (key, token) in tokens
         .named
@@ -132,7 +133,7 @@ fn in_order(file: &Ids) -> Vec<(u32, AddedToken)> {
 }
 
 /// True if the folder has custom Python code for its tokenizer.
-fn own_code(config: &Map<String, Value>) -> bool {
+fn custom_code(config: &Map<String, Value>) -> bool {
     match config.get("auto_map") {
         Some(Value::Array(_)) => true,
         Some(map) => map.get("AutoTokenizer").is_some_and(|class| !class.is_null()),
@@ -160,7 +161,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             e.hint(format!("replace tokenizer.json with `{other}` and remove the field"))
         });
     }
-    if config.get("init_inputs").is_some_and(full) {
+    if config.get("init_inputs").is_some_and(is_truthy) {
         return refused("init_inputs", "its values do not have names, so their meaning is unknown")
             .map_err(|e| e.hint("remove the field, or write its values under their names"));
     }
@@ -184,7 +185,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
         .get("transformers_version")
         .and_then(Value::as_str)
         .and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-    if config.get("fix_mistral_regex").is_some_and(full)
+    if config.get("fix_mistral_regex").is_some_and(is_truthy)
         && mistral
         && major.is_none_or(|major| major < 5)
         && file.get_vocab_size(true) > 100_000
@@ -242,7 +243,7 @@ type Templates = (Option<String>, Vec<(String, String)>);
 /// default.
 fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |path: &Path| {
-        let bytes = read_bounded(path, MOST_BYTES)?;
+        let bytes = read_bounded(path, MAX_FILE_BYTES)?;
         String::from_utf8(bytes)
             .map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
     };
