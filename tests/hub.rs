@@ -274,7 +274,8 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     );
     let text = generate("org/adapter");
     assert!(
-        text.contains("holds no model that is read") && text.contains("--init-adapter org/adapter"),
+        text.contains("does not contain a supported model")
+            && text.contains("--init-adapter org/adapter"),
         "{text}"
     );
     assert!(generate("org/tiny@v9").contains("has no revision `v9`"));
