@@ -31,7 +31,7 @@ pub use id::{RepoId, RepoKind};
 pub use settings::{Authorities, Settings, Token};
 pub use snapshot::Snapshot;
 pub(crate) use watch::show;
-pub use watch::{Watcher, is_offline, stay_offline, watch};
+pub use watch::{ProgressCallback, is_offline, stay_offline, watch};
 
 use crate::error::{Error, Result};
 use snapshot::Listing;

@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static OFFLINE: AtomicBool = AtomicBool::new(false);
-static WATCHER: OnceLock<Watcher> = OnceLock::new();
+static CALLBACK: OnceLock<ProgressCallback> = OnceLock::new();
 
 /// Callback for the progress of a download. The arguments are the file's name, the number of bytes
 /// downloaded and the total number of bytes. Returns false to stop the download.
-pub type Watcher = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
+pub type ProgressCallback = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
 
 /// Disables all downloads in this process from now on.
 pub fn stay_offline() {
@@ -24,14 +24,14 @@ pub fn is_offline() -> bool {
     OFFLINE.load(Ordering::Relaxed)
 }
 
-/// Reports the progress of all later downloads to `watcher`. Only the first call has an effect.
-pub fn watch(watcher: Watcher) {
+/// Reports the progress of all later downloads to `callback`. Only the first call has an effect.
+pub fn watch(callback: ProgressCallback) {
     // A second call comes from a second command in the same process. The first callback can show
     // its downloads as well.
-    let _ = WATCHER.set(watcher);
+    let _ = CALLBACK.set(callback);
 }
 
 /// Reports the progress of a file to the callback. Returns false if the download must stop.
 pub(crate) fn show(file: &str, done: u64, size: u64) -> bool {
-    WATCHER.get().is_none_or(|watcher| watcher(file, done, size))
+    CALLBACK.get().is_none_or(|callback| callback(file, done, size))
 }

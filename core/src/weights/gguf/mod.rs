@@ -84,8 +84,8 @@ impl Gguf {
         for (theirs, mut stored) in placed {
             let at = files[stored.file].path().display();
             if let Some(factors) = rope.of(&theirs) {
-                let few = stored.few(&files[stored.file]);
-                *factors = Some(few.ok_or_else(|| {
+                let numbers = stored.decode_small(&files[stored.file]);
+                *factors = Some(numbers.ok_or_else(|| {
                     Error::new(format!(
                         "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large",
                         stored.placed.shape
@@ -214,7 +214,7 @@ impl Gguf {
 
 impl Stored {
     /// Decodes a small tensor; `None` if it has more than [`MAX_ROPE_FACTORS`] numbers.
-    fn few(&self, file: &Mapped) -> Option<Vec<f64>> {
+    fn decode_small(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();
         let mut numbers =
             vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MAX_ROPE_FACTORS)?];

@@ -6,12 +6,12 @@ pub enum Order {
     /// The order is the same.
     Same,
     /// The two rows of a head that rotate together are adjacent: row i of each half is row 2·i +
-    /// half. Only the first `turned` rows of a head rotate; the others keep their positions.
+    /// half. Only the first `rotated` rows of a head rotate; the others keep their positions.
     Pairs {
         /// Number of heads.
         heads: usize,
         /// Number of rows of each head that rotate.
-        turned: usize,
+        rotated: usize,
     },
     /// The file has all queries, then all keys, then all values. Hugging Face has queries, keys and
     /// values of each head together. The field is the number of heads.
@@ -54,15 +54,15 @@ impl Order {
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same | Self::Transposed => r,
-            Self::Pairs { heads, turned } => {
+            Self::Pairs { heads, rotated } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);
-                // If `turned` is not a valid number of rows, all rows of the head rotate.
-                let turned = if (2..=head).contains(&turned) { turned } else { head };
-                if within >= turned {
+                // If `rotated` is not a valid number of rows, all rows of the head rotate.
+                let rotated = if (2..=head).contains(&rotated) { rotated } else { head };
+                if within >= rotated {
                     r
                 } else {
-                    start + within % (turned / 2) * 2 + within / (turned / 2)
+                    start + within % (rotated / 2) * 2 + within / (rotated / 2)
                 }
             }
             Self::Thirds(heads) => {

@@ -117,15 +117,15 @@ fn rows_of_queries_and_keys_are_put_into_hugging_faces_order() {
         .tensor("blk.0.attn_q.bias", &[16], 0, &ones)
         .open()
         .unwrap();
-    let turned = |heads: i64| {
+    let rotated = |heads: i64| {
         values.reshape([heads, 16 / heads / 2, 2, 32]).transpose(1, 2).reshape([16, 32])
     };
     let read =
         |name: &str| gguf.read(&format!("model.layers.0.self_attn.{name}"), Kind::Float).unwrap();
-    assert!(read("q_proj.weight").equal(&turned(2)));
-    assert!(read("k_proj.weight").equal(&turned(1)));
+    assert!(read("q_proj.weight").equal(&rotated(2)));
+    assert!(read("k_proj.weight").equal(&rotated(1)));
     assert!(read("v_proj.weight").equal(&values));
-    assert!(read("q_proj.bias").equal(&(turned(2).select(1, 0) / 32)));
+    assert!(read("q_proj.bias").equal(&(rotated(2).select(1, 0) / 32)));
     assert_eq!(gguf.config()["attention_bias"], true);
 }
 
@@ -652,11 +652,11 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
             vec![rope]
         };
         for rope in sets {
-            let turned = match rope["dimension_count"].as_i64() {
-                Some(turned) => turned as f64,
+            let rotated = match rope["dimension_count"].as_i64() {
+                Some(rotated) => rotated as f64,
                 None => rope["partial_rotary_factor"].as_f64().unwrap() * f64::from(width),
             };
-            assert_eq!(turned, 4.0, "{architecture}: {rope}");
+            assert_eq!(rotated, 4.0, "{architecture}: {rope}");
         }
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));

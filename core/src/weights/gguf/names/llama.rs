@@ -18,10 +18,10 @@ pub const LLAMA: Architecture = Architecture {
     block: &[SEPARATE, OUTPUT, TWO_NORMS, GATED],
     order: |name, shape| match name {
         name if name.contains(".q_proj.") => {
-            Order::Pairs { heads: shape.heads, turned: shape.turned }
+            Order::Pairs { heads: shape.heads, rotated: shape.rotated }
         }
         name if name.contains(".k_proj.") => {
-            Order::Pairs { heads: shape.key_value_heads, turned: shape.turned }
+            Order::Pairs { heads: shape.key_value_heads, rotated: shape.rotated }
         }
         _ => Order::Same,
     },

@@ -127,18 +127,18 @@ impl Architecture {
         } else {
             settings.count("embedding_length")? / heads
         };
-        let turned = if settings.has("rope.dimension_count") {
+        let rotated = if settings.has("rope.dimension_count") {
             settings.count("rope.dimension_count")?
         } else {
             head
         };
-        if turned > head || !turned.is_multiple_of(2) {
+        if rotated > head || !rotated.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
             return Err(Error::new(format!(
-                "`{key}` must be an even number up to {head}, the width of a head, got {turned}"
+                "`{key}` must be an even number up to {head}, the width of a head, got {rotated}"
             )));
         }
-        Ok(Shape { heads, key_value_heads, head, turned })
+        Ok(Shape { heads, key_value_heads, head, rotated })
     }
 
     /// Creates the content of Hugging Face's config.json from the file's settings. `rows` returns
@@ -243,5 +243,5 @@ pub struct Shape {
     /// Width of one head.
     head: usize,
     /// Number of dimensions of a head that are rotated.
-    turned: usize,
+    rotated: usize,
 }

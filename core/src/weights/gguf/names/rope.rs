@@ -111,11 +111,11 @@ impl Settings<'_> {
         }
         rope["rope_theta"] = json!(self.rope_base()?);
         if self.architecture.partial {
-            rope["partial_rotary_factor"] = json!(part(shape.turned, shape.head));
-        } else if shape.turned != shape.head {
+            rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
+        } else if shape.rotated != shape.head {
             // llama.cpp can rotate only the first dimensions of each head in any architecture.
             // transformers has no field for that in this one.
-            rope["dimension_count"] = json!(shape.turned);
+            rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
     }
@@ -161,8 +161,8 @@ pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     let full = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });
     // llama.cpp rotates the same part of each head in all layers.
-    if let Some(turned) = full.get("dimension_count") {
-        sliding["dimension_count"] = turned.clone();
+    if let Some(rotated) = full.get("dimension_count") {
+        sliding["dimension_count"] = rotated.clone();
     }
     config.insert(
         "rope_parameters".to_owned(),
@@ -175,9 +175,9 @@ fn unread(which: &str) -> Error {
         .hint("use the model's Hugging Face folder")
 }
 
-/// The `partial_rotary_factor` for a rotation of `turned` dimensions of a head of `head`. Readers
+/// The `partial_rotary_factor` for a rotation of `rotated` dimensions of a head of `head`. Readers
 /// multiply it by `head` and round down, so the quotient may have to be the next larger number.
-fn part(turned: usize, head: usize) -> f64 {
-    let part = turned as f64 / head as f64;
-    if ((head as f64 * part) as usize) < turned { part.next_up() } else { part }
+fn part(rotated: usize, head: usize) -> f64 {
+    let part = rotated as f64 / head as f64;
+    if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }
 }

@@ -371,7 +371,7 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
         let many = refused(&layers(of(architecture), 0x7fff_ffff).bytes());
         assert!(
             many.contains(&format!(
-                "`{architecture}.block_count` is 2147483647, which no model has"
+                "`{architecture}.block_count` is 2147483647, which is out of range"
             )),
             "{many}"
         );
