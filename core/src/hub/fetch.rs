@@ -275,7 +275,7 @@ impl File<'_> {
             401 | 403 => Err(TransferError::Failed(
                 self.hub.with_token_hint(Error::new("the hub denied access to the file")),
             )),
-            404 => Err(TransferError::Failed(Error::new("the file is no longer on the hub"))),
+            404 => Err(TransferError::Failed(Error::new("the file was removed from the hub"))),
             status @ (408 | 429 | 500..=599) => {
                 Err(TransferError::Cut(Error::new(format!("the hub is busy (status {status})"))))
             }

@@ -323,8 +323,7 @@ impl Tokenizer {
             |token| format!("the token `{token}`"),
         );
         Err(Error::new(format!(
-            "{token} has the id {id}, and the model's embedding has {rows} \
-            rows"
+            "{token} has the id {id}, but the model's embedding has {rows} rows"
         ))
         .hint("remove the token from the text, or add its row to the model's embedding")
         .hint(

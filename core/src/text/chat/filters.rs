@@ -127,7 +127,7 @@ fn number_remainder(a: &Value, b: &Value) -> ValueResult {
     };
     if !is_float(a) && !is_float(b) {
         let (a, b) =
-            whole(a).zip(whole(b)).ok_or_else(|| failed("the numbers of `%` are too large"))?;
+            whole(a).zip(whole(b)).ok_or_else(|| failed("the operands of `%` are too large"))?;
         let rest = a.checked_rem(b).ok_or_else(zero)?;
         return Ok(Value::from(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }));
     }

@@ -42,8 +42,8 @@ const ITERATING: [&str; 12] = [
 /// Filters that convert their value to a text.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
 
-/// Rewrites a template with filters in place of operators. Whitespace that its tags remove is no
-/// longer in the result.
+/// Rewrites a template with filters in place of operators. The result does not contain the
+/// whitespace that the template's tags remove.
 ///
 /// # Errors
 /// Fails if the template cannot be parsed, or if it imports, extends or includes another one.

@@ -201,7 +201,7 @@ fn a_token_without_an_embedding_row_is_only_an_error_if_it_is_used() {
     let e = tokenizer.check(&tokenizer.encode("a [PAD]").unwrap()).unwrap_err();
     assert_eq!(
         e.message(),
-        format!("the token `[PAD]` has the id {rows}, and the model's embedding has {rows} rows")
+        format!("the token `[PAD]` has the id {rows}, but the model's embedding has {rows} rows")
     );
     assert!(tokenizer.check(&[-1]).is_err());
 }

@@ -95,8 +95,10 @@ fn tokens(meta: &Metadata) -> Result<Vec<Token<'_>>> {
         .texts("tokenizer.ggml.tokens")?
         .ok_or_else(|| meta.missing("tokenizer.ggml.tokens"))?;
     if texts.len() > MAX_TOKENS {
-        return Err(Error::new(format!("the tokenizer has {} tokens", texts.len()))
-            .hint(format!("valid: up to {MAX_TOKENS}")));
+        return Err(Error::new(format!(
+            "the tokenizer must not have more than {MAX_TOKENS} tokens, got {}",
+            texts.len()
+        )));
     }
     let token_types =
         meta.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; texts.len()]);
@@ -133,8 +135,10 @@ fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
 fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     let Some(listed) = meta.texts("tokenizer.ggml.merges")? else { return Ok(None) };
     if listed.len() > MAX_MERGES {
-        return Err(Error::new(format!("the tokenizer has {} merges", listed.len()))
-            .hint(format!("valid: up to {MAX_MERGES}")));
+        return Err(Error::new(format!(
+            "the tokenizer must not have more than {MAX_MERGES} merges, got {}",
+            listed.len()
+        )));
     }
     let mut merges = Vec::with_capacity(listed.len());
     for merge in listed {
@@ -165,9 +169,9 @@ fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     let bytes: usize = added().map(|t| t.text.len()).sum();
     if bytes > MAX_ADDED_BYTES {
         return Err(Error::new(format!(
-            "the tokenizer has special and added tokens of {bytes} bytes together"
-        ))
-        .hint(format!("valid: up to {MAX_ADDED_BYTES}")));
+            "the tokenizer's special and added tokens must not have more than {MAX_ADDED_BYTES} \
+            bytes in total, got {bytes}"
+        )));
     }
     let as_added = |t: &Token| {
         AddedToken::from(t.text.as_ref(), special(t)).normalized(false).rstrip(t.strips_right)

@@ -120,7 +120,7 @@ impl Settings<'_> {
         Ok(rope)
     }
 
-    /// YaRN (Peng et al. 2023), without the base of the frequencies.
+    /// The `rope_parameters` of YaRN (Peng et al. 2023), except `rope_theta`.
     ///
     /// # Errors
     /// Fails if a setting has a value that Hugging Face's configuration has no field for.
