@@ -279,8 +279,8 @@ impl Hub {
             Some(token) => {
                 format!("check that the token of {} is valid and has access", token.source)
             }
-            None => "the request was made without a token; set `HF_TOKEN` or run `hf auth login` \
-                to access private or gated repositories"
+            None => "set `HF_TOKEN` or run `hf auth login` to access private or gated \
+                repositories; the request was made without a token"
                 .to_owned(),
         })
     }

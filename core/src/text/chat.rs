@@ -33,7 +33,7 @@ const MAX_DEPTH: usize = 128;
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
 /// A special token: the name of its variable in templates, such as `bos_token`, and its text.
-pub type Named = (&'static str, String);
+pub type SpecialToken = (&'static str, String);
 
 /// A compiled chat template, with the special tokens that it can use and the model's other
 /// templates.
@@ -41,10 +41,10 @@ pub type Named = (&'static str, String);
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
-    tokens: Vec<Named>,
+    tokens: Vec<SpecialToken>,
     others: Vec<(String, ChatTemplate)>,
     /// Cache of the compiled templates that rows of a data set contain, by source.
-    of_rows: Mutex<HashMap<String, Arc<ChatTemplate>>>,
+    row_templates: Mutex<HashMap<String, Arc<ChatTemplate>>>,
     /// Cache of the results of [`takes_parts`](Self::takes_parts), by role.
     takes_parts: Mutex<HashMap<String, bool>>,
 }
@@ -59,7 +59,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Fails if the template is too long or not valid.
-    pub fn new(source: String, tokens: Vec<Named>) -> Result<Self> {
+    pub fn new(source: String, tokens: Vec<SpecialToken>) -> Result<Self> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(Error::new(format!(
                 "the model's chat template must not be longer than {MAX_TEMPLATE_BYTES} bytes, got {}",
@@ -72,7 +72,7 @@ impl ChatTemplate {
             environment,
             tokens,
             others: Vec::new(),
-            of_rows: Mutex::default(),
+            row_templates: Mutex::default(),
             takes_parts: Mutex::default(),
         })
     }
@@ -123,7 +123,7 @@ impl ChatTemplate {
         match (args.variables().get("chat_template").and_then(Value::as_str), args.tools()) {
             (Some(wanted), _) => match other(wanted) {
                 Some(other) => other.fill(messages, args, add_generation_prompt),
-                None => self.of_row(wanted)?.fill(messages, args, add_generation_prompt),
+                None => self.row_template(wanted)?.fill(messages, args, add_generation_prompt),
             },
             (None, Some(_)) => {
                 other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt)
@@ -133,8 +133,8 @@ impl ChatTemplate {
     }
 
     /// Compiles a template of a row, or takes it from the cache.
-    fn of_row(&self, source: &str) -> Result<Arc<Self>> {
-        let mut kept = self.of_rows.lock().unwrap_or_else(PoisonError::into_inner);
+    fn row_template(&self, source: &str) -> Result<Arc<Self>> {
+        let mut kept = self.row_templates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(template) = kept.get(source) {
             return Ok(template.clone());
         }
@@ -153,8 +153,10 @@ impl ChatTemplate {
         args: &TemplateArgs,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let messages =
-            messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
+        let messages = messages
+            .iter()
+            .map(|message| self.message_fields(message))
+            .collect::<Result<Vec<_>>>()?;
         self.run(&messages, args, add_generation_prompt)
     }
 
@@ -223,7 +225,7 @@ impl ChatTemplate {
 
     /// The fields of a message. If the content is a list of parts and the template only accepts
     /// text, the parts are joined.
-    fn fitting<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
+    fn message_fields<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
         let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else {
             return Ok(Cow::Borrowed(message.fields()));
         };
@@ -325,7 +327,7 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |state: &State, format: &str| {
         // A field of two characters, such as `%B`, produces up to nine.
-        pay(state, 4 * format.len())?;
+        use_fuel(state, 4 * format.len())?;
         strftime(format, now())
     });
     environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| {
@@ -388,7 +390,7 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
 }
 
 /// Subtracts the fuel for text of this size before it is created.
-fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
+fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
     state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
 
@@ -399,7 +401,7 @@ fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
 /// # Errors
 /// Fails if the fuel is used up, if the nesting is too deep, if the value is a function or an
 /// iterator, or if a list or map contains an undefined value.
-fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
+fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
     match x.kind() {
         ValueKind::Map | ValueKind::Seq => {}
         ValueKind::Iterable | ValueKind::Plain => {
@@ -416,7 +418,7 @@ fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error>
         _ => {
             state.consume_fuel(1)?;
             // A character may take six bytes in JSON, and the text is copied.
-            return pay(state, 4 * x.as_str().map_or(0, str::len));
+            return use_fuel(state, 4 * x.as_str().map_or(0, str::len));
         }
     }
     if depth == MAX_DEPTH {
@@ -425,9 +427,9 @@ fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error>
     }
     for part in x.try_iter()? {
         state.consume_fuel(4)?;
-        weigh(state, &part, depth + 1)?;
+        use_fuel_for_value(state, &part, depth + 1)?;
         if x.kind() == ValueKind::Map {
-            weigh(state, &x.get_item(&part)?, depth + 1)?;
+            use_fuel_for_value(state, &x.get_item(&part)?, depth + 1)?;
         }
     }
     Ok(())
@@ -438,7 +440,7 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
     if x.is_undefined() {
         return Err(methods::failed("an undefined value cannot be written as JSON"));
     }
-    weigh(state, x, 0)?;
+    use_fuel_for_value(state, x, 0)?;
     let [ascii, indent, separators, sorted] =
         methods::bind(args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let given = |flag: Option<Jinja>| flag.is_some_and(|flag| flag.is_true());
@@ -451,7 +453,7 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
                 i64::try_from(indent)?
             };
             let width = usize::try_from(width).unwrap_or(0);
-            pay(state, width)?;
+            use_fuel(state, width)?;
             Some(" ".repeat(width))
         }
         _ => None,
@@ -534,7 +536,7 @@ impl Dump<'_, '_, '_> {
     ) -> WriteResult {
         let line = |out: &mut String, depth: usize| -> WriteResult {
             if let Some(indent) = &self.indent {
-                pay(self.state, indent.len() * depth)?;
+                use_fuel(self.state, indent.len() * depth)?;
                 out.push('\n');
                 out.extend(std::iter::repeat_n(indent.as_str(), depth));
             }
@@ -543,7 +545,7 @@ impl Dump<'_, '_, '_> {
         out.push(open);
         for i in 0..len {
             if i > 0 {
-                pay(self.state, self.between.len())?;
+                use_fuel(self.state, self.between.len())?;
                 out.push_str(&self.between);
             }
             line(out, depth + 1)?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Ids;
 use tokenizers::tokenizer::AddedToken;
 
-use super::{Extras, guarded};
+use super::{Extras, catch_panics};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_bounded, read_json};
 use class::{Candidates, Options};
@@ -35,7 +35,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         });
     }
     let bytes = read_bounded(&path, MAX_FILE_BYTES)?;
-    let file = guarded(|| Ids::from_bytes(&bytes))
+    let file = catch_panics(|| Ids::from_bytes(&bytes))
         .within(|| format!("`{}` is not a valid tokenizer", path.display()))?;
 
     let config = object(dir, "tokenizer_config.json")?;
@@ -77,7 +77,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     let ids = match class {
         None => {
             let mut ids = file;
-            guarded(|| tokens.add_to(&mut ids, false))?;
+            catch_panics(|| tokens.add_to(&mut ids, false))?;
             ids
         }
         Some(class) => {
@@ -86,7 +86,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
             let unknown =
                 tokens.named.get("unk_token").and_then(Option::as_ref).map(TokenEntry::text);
             let mut ids = class.build(&file, unknown, &options)?;
-            guarded(|| tokens.add_to(&mut ids, class.resets_flags))?;
+            catch_panics(|| tokens.add_to(&mut ids, class.resets_flags))?;
             warn_where_ids_change(class.name, &file, &ids);
             ids
         }
@@ -98,16 +98,17 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         .collect();
     let (chat_template, named_templates) = chat_templates(dir, &config)?;
     let splits = config.get("split_special_tokens").is_some_and(is_truthy);
-    let mut also = Map::new();
+    let mut extra_fields = Map::new();
     for (key, token) in tokens
         .named
         .iter()
         .filter(|(key, _)| !matches!(key.as_str(), "bos_token" | "eos_token" | "pad_token"))
     {
-        also.insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
+        extra_fields
+            .insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
     }
-    also.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
-    also.extend(add_prefix_space.map(|on| ("add_prefix_space".to_owned(), on.into())));
+    extra_fields.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
+    extra_fields.extend(add_prefix_space.map(|on| ("add_prefix_space".to_owned(), on.into())));
     let text = |key: &str| tokens.text(key).map(str::to_owned);
     let extras = Extras {
         bos: text("bos_token"),
@@ -117,7 +118,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         chat_template,
         named_templates,
         splits_special: splits,
-        also,
+        extra_fields,
         ..Extras::default()
     };
     Ok((ids, extras))
@@ -208,7 +209,7 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
 fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =
-        |of: &Ids| guarded(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
+        |of: &Ids| catch_panics(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
     if let (Some(before), Some(now)) = (ids(file), ids(built))
         && before != now
     {

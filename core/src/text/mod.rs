@@ -54,7 +54,7 @@ pub struct Tokenizer {
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
     /// Other fields of tokenizer_config.json that change ids.
-    also: Map<String, Value>,
+    extra_fields: Map<String, Value>,
 }
 
 /// Settings of a tokenizer that are not in its vocabulary.
@@ -81,7 +81,7 @@ struct Extras {
     splits_special: bool,
     /// Other fields of tokenizer_config.json that change ids. They are written out with the
     /// tokenizer.
-    also: Map<String, Value>,
+    extra_fields: Map<String, Value>,
 }
 
 impl Tokenizer {
@@ -111,7 +111,7 @@ impl Tokenizer {
 
     fn new(mut ids: Ids, extras: Extras) -> Result<Self> {
         // Training applies its own maximum length and does not pad.
-        ids.with_truncation(None).map_err(foreign)?;
+        ids.with_truncation(None).map_err(tokenizer_error)?;
         ids.with_padding(None);
         ids.set_encode_special_tokens(extras.splits_special);
         if ids.get_vocab_size(true) == 0 {
@@ -142,7 +142,7 @@ impl Tokenizer {
             .transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
-        Ok(Self { ids, rows: None, bos, eos, pad, around, chat, also: extras.also })
+        Ok(Self { ids, rows: None, bos, eos, pad, around, chat, extra_fields: extras.extra_fields })
     }
 
     /// Encodes a text as ids `[n]`. No special tokens are added, but special tokens in the text are
@@ -151,7 +151,7 @@ impl Tokenizer {
     /// # Errors
     /// Fails if the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = guarded(|| self.ids.encode_fast(text, false))?;
+        let encoding = catch_panics(|| self.ids.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
@@ -161,7 +161,7 @@ impl Tokenizer {
     /// # Errors
     /// Fails if the tokenizer fails.
     pub fn encode_alone(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = guarded(|| self.ids.encode_fast(text, true))?;
+        let encoding = catch_panics(|| self.ids.encode_fast(text, true))?;
         let ids = encoding.get_ids().iter().map(|&id| id.into());
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
@@ -178,7 +178,7 @@ impl Tokenizer {
                 u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is not a token id")))
             })
             .collect::<Result<Vec<u32>>>()?;
-        guarded(|| self.ids.decode(&ids, false))
+        catch_panics(|| self.ids.decode(&ids, false))
     }
 
     /// Serialises the tokenizer as the files of a Hugging Face folder. Returns the name and text of
@@ -194,7 +194,7 @@ impl Tokenizer {
             !token.special && ids.get_added_vocabulary().is_special_token(&token.content)
         });
         let were: Vec<AddedToken> = were.map(|token| token.special(true)).collect();
-        ids.add_tokens(were).map_err(foreign)?;
+        ids.add_tokens(were).map_err(tokenizer_error)?;
         if let Some(template) = self.surrounded()? {
             ids.with_post_processor(Some(template));
         }
@@ -205,12 +205,12 @@ impl Tokenizer {
             "pad_token": text(&self.pad),
         });
         if let Some(fields) = config.as_object_mut() {
-            fields.extend(self.also.clone());
+            fields.extend(self.extra_fields.clone());
             if self.ids.get_encode_special_tokens() {
                 fields.insert("split_special_tokens".to_owned(), true.into());
             }
         }
-        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
+        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(tokenizer_error)?)];
         if let Some(chat) = &self.chat {
             config.as_object_mut().into_iter().for_each(|config| {
                 config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into())))
@@ -366,16 +366,16 @@ impl Tokenizer {
     }
 }
 
-fn foreign(e: tokenizers::Error) -> Error {
+fn tokenizer_error(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
 }
 
 /// Runs a function of the crate tokenizers and turns its panics into errors. The crate panics on
 /// some invalid files, for example on merges that are longer than any token, and if a pattern
 /// exceeds its limits on a text.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+fn catch_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(foreign),
+        Ok(done) => done.map_err(tokenizer_error),
         Err(payload) => {
             Err(Error::panicked("the model's tokenizer", payload.as_ref()).blamed_on(Fault::Input))
         }

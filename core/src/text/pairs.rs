@@ -35,7 +35,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No limits on the length, and special tokens as in transformers.
+    /// No limits on the length. Plain text has special tokens around it as in transformers, and
+    /// plain completions end with the end-of-sequence token.
     pub const NONE: Self = Self {
         max_length: usize::MAX,
         max_prompt_length: None,

@@ -93,7 +93,7 @@ fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     let mut items = Vec::new();
     for item in x.try_iter()? {
         if items.len() % AT_A_TIME == 0 {
-            super::pay(state, AT_A_TIME * size_of::<Value>())?;
+            super::use_fuel(state, AT_A_TIME * size_of::<Value>())?;
         }
         items.push(item);
     }
@@ -182,7 +182,7 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
         }
         rest = &spec[kind.len_utf8()..];
     }
-    super::pay(state, width)?;
+    super::use_fuel(state, width)?;
     // Python does not complain about unused values of a dict, nor of a list.
     if !named
         && kinds.len() < values.len()
@@ -192,7 +192,7 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
     }
     let mut texts = Vec::with_capacity(values.len());
     for (i, value) in values.iter().enumerate() {
-        super::weigh(state, value, 0)?;
+        super::use_fuel_for_value(state, value, 0)?;
         texts.push(match kinds.get(i) {
             _ if named => value.clone(),
             Some('s') => Value::from(python_str(state, value)?),
@@ -308,7 +308,7 @@ fn add_generators(environment: &mut Environment) {
     });
     environment.add_filter("reverse", |state: &State, x: &Value| -> ValueResult {
         if let Some(text) = x.as_str() {
-            super::pay(state, text.len())?;
+            super::use_fuel(state, text.len())?;
             return Ok(text.chars().rev().collect::<String>().into());
         }
         check_iterable(x)?;
@@ -389,7 +389,7 @@ fn add_filters(environment: &mut Environment) {
         let text = python_str(state, x)?;
         let width = width.map_or(Ok(80), usize::try_from)?;
         let missing = width.saturating_sub(text.chars().count());
-        super::pay(state, missing)?;
+        super::use_fuel(state, missing)?;
         let (before, behind) = centred(missing, width);
         Ok(Value::from(format!("{}{text}{}", " ".repeat(before), " ".repeat(behind))))
     });
@@ -517,7 +517,7 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> ValueResult {
             Some(by) => by.to_owned(),
             None => {
                 let width = usize::try_from(width.clone())?;
-                super::pay(state, width)?;
+                super::use_fuel(state, width)?;
                 " ".repeat(width)
             }
         },
@@ -526,7 +526,7 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> ValueResult {
     let (first, blank) = (given(first), given(blank));
     let text = format!("{text}\n");
     let lines = lines(&text);
-    super::pay(state, text.len().saturating_add(lines.len().saturating_mul(by.len())))?;
+    super::use_fuel(state, text.len().saturating_add(lines.len().saturating_mul(by.len())))?;
     let mut out = String::with_capacity(text.len());
     for (i, (line, _)) in lines.into_iter().enumerate() {
         if i > 0 {
@@ -542,7 +542,7 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> ValueResult {
 
 fn escaped(state: &State, x: &Value) -> ValueResult {
     let text = python_str(state, x)?;
-    super::pay(state, 4 * text.len())?;
+    super::use_fuel(state, 4 * text.len())?;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -264,7 +264,7 @@ fn pad(
         return Err(failed("the fill character must be exactly one character long"));
     }
     let missing = width.saturating_sub(text.chars().count());
-    super::pay(state, missing.saturating_mul(fill.len()))?;
+    super::use_fuel(state, missing.saturating_mul(fill.len()))?;
     let (before, behind) = sides(missing, width);
     Ok(Value::from(format!("{}{text}{}", fill.repeat(before), fill.repeat(behind))))
 }
@@ -307,7 +307,7 @@ fn of_text(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    super::pay(state, text.len())?;
+    super::use_fuel(state, text.len())?;
     match method {
         "split" => split(state, text, args, false),
         "rsplit" => split(state, text, args, true),
@@ -357,7 +357,7 @@ fn of_text(
                 let item = item.as_str().map(str::to_owned).ok_or_else(|| {
                     failed(format!("item {i} of `join` must be a string, got {}", item.kind()))
                 })?;
-                super::pay(state, text.len() + item.len())?;
+                super::use_fuel(state, text.len() + item.len())?;
                 out.push_str(if i == 0 { "" } else { text });
                 out.push_str(&item);
             }
@@ -371,7 +371,7 @@ fn of_text(
             let width = usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?)
                 .unwrap_or(0);
             let missing = width.saturating_sub(text.chars().count());
-            super::pay(state, missing)?;
+            super::use_fuel(state, missing)?;
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
             Ok(Value::from(format!("{sign}{}{digits}", "0".repeat(missing))))
         }

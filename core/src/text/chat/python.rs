@@ -123,12 +123,12 @@ impl Object for Generator {
 /// value.
 pub fn python_str(state: &State, x: &Value) -> Result<String, Error> {
     if let Some(text) = x.as_str() {
-        super::pay(state, text.len())?;
+        super::use_fuel(state, text.len())?;
         return Ok(text.to_owned());
     }
     let mut out = String::new();
     if !x.is_undefined() {
-        super::weigh(state, x, 0)?;
+        super::use_fuel_for_value(state, x, 0)?;
         write_repr(&mut out, x)?;
     }
     Ok(out)

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer as Ids;
 use tokenizers::models::ModelWrapper;
 
-use super::super::foreign;
+use super::super::tokenizer_error;
 use crate::error::{Error, Result};
 
 /// A tokenizer class of transformers that builds its tokenizer from a vocabulary.
@@ -286,7 +286,7 @@ impl Class {
             serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer)
                 .map_err(wrong)?,
         )
-        .map_err(foreign)?;
+        .map_err(tokenizer_error)?;
         ids.with_pre_tokenizer(
             serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(pre_tokenizer)
                 .map_err(wrong)?,

@@ -8,7 +8,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Ids};
 
-use super::{BuiltTokenizer, Token, foreign, listed_merges, model, pre, vocabulary};
+use super::{BuiltTokenizer, Token, listed_merges, model, pre, tokenizer_error, vocabulary};
 use crate::error::Result;
 use crate::weights::Metadata;
 
@@ -30,7 +30,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
         listed_merges(meta, &vocab)?.ok_or_else(|| meta.missing("tokenizer.ggml.merges"))?;
     let mut ids = Ids::new(model(vocab, merges, |b| b.ignore_merges(pre.ignore_merges))?);
     if pre.compose {
-        ids.with_normalizer(Some(NFC)).map_err(foreign)?;
+        ids.with_normalizer(Some(NFC)).map_err(tokenizer_error)?;
     }
     let bytes = |by_expression| ByteLevel::new(false, true, by_expression);
     let mut cut: Vec<PreTokenizerWrapper> = Vec::new();
@@ -46,7 +46,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer>
                 SplitDelimiterBehavior::Isolated,
                 false,
             )
-            .map_err(foreign)?;
+            .map_err(tokenizer_error)?;
             cut.extend([split.into(), bytes(false).into()]);
         }
     }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
-use super::{Extras, foreign};
+use super::{Extras, tokenizer_error};
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
@@ -83,8 +83,8 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         others: special("unknown")?.map(|text| ("unk_token", text)).into_iter().collect(),
         chat_template: meta.text("tokenizer.chat_template")?.map(str::to_owned),
         named_templates,
-        begin: meta.truth("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
-        end: meta.truth("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        begin: meta.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
+        end: meta.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
         ..Extras::default()
     };
     Ok((ids, extras))
@@ -178,7 +178,7 @@ fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
     };
     // Special tokens come first, because the crate prefers the earlier of two matching tokens.
     let (first, then): (Vec<&Token>, Vec<&Token>) = added().partition(|t| special(t));
-    ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(foreign)?;
+    ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(tokenizer_error)?;
     Ok(())
 }
 
@@ -188,7 +188,7 @@ fn model(
     merges: Merges,
     with: impl FnOnce(tokenizers::models::bpe::BpeBuilder) -> tokenizers::models::bpe::BpeBuilder,
 ) -> Result<BPE> {
-    with(BPE::builder().vocab_and_merges(vocab, merges)).build().map_err(foreign)
+    with(BPE::builder().vocab_and_merges(vocab, merges)).build().map_err(tokenizer_error)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub(super) struct Pre {
     names: &'static [&'static str],
     /// Regular expression that matches a word; `None` for GPT-2's.
     pub expression: Option<&'static str>,
-    /// True if each digit becomes a word of its own before the expression is applied.
+    /// True if each digit becomes a separate word before the expression is applied.
     pub digits: bool,
     /// True if a word that is a token is used as a whole, even if no merges lead to it.
     pub ignore_merges: bool,

@@ -17,7 +17,8 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{DecoderWrapper, Tokenizer as Ids};
 
 use super::{
-    BuiltTokenizer, CONTROL, NORMAL, Token, UNKNOWN, foreign, listed_merges, model, vocabulary,
+    BuiltTokenizer, CONTROL, NORMAL, Token, UNKNOWN, listed_merges, model, tokenizer_error,
+    vocabulary,
 };
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
@@ -73,19 +74,19 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokeni
     let mut ids = Ids::new(model);
 
     let prefixed =
-        family != Family::Gemma && meta.truth("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let blanks = || Replace::new(" ", BLANK).map_err(foreign);
+        family != Family::Gemma && meta.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let blanks = || Replace::new(" ", BLANK).map_err(tokenizer_error);
     if family == Family::Llama {
         let scheme = if prefixed { PrependScheme::First } else { PrependScheme::Never };
         ids.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
     } else if prefixed {
         let steps = vec![Prepend::new(BLANK.to_owned()).into(), blanks()?.into()];
-        ids.with_normalizer(Some(Normalizers::new(steps))).map_err(foreign)?;
+        ids.with_normalizer(Some(Normalizers::new(steps))).map_err(tokenizer_error)?;
     } else {
-        ids.with_normalizer(Some(blanks()?)).map_err(foreign)?;
+        ids.with_normalizer(Some(blanks()?)).map_err(tokenizer_error)?;
     }
     let mut steps: Vec<DecoderWrapper> = vec![
-        Replace::new(BLANK, " ").map_err(foreign)?.into(),
+        Replace::new(BLANK, " ").map_err(tokenizer_error)?.into(),
         ByteFallback::new().into(),
         Fuse::new().into(),
     ];

@@ -91,7 +91,7 @@ impl Metadata {
         self.file.path()
     }
 
-    fn mistyped(&self, key: &str, found: &str, expected: &str) -> Error {
+    fn wrong_type(&self, key: &str, found: &str, expected: &str) -> Error {
         Error::new(format!(
             "`{key}` in `{}` must be {expected}, but is {found}",
             self.file.path().display()
@@ -108,8 +108,8 @@ impl Metadata {
             Some(Value::Unsigned(x)) => Ok(Some(*x)),
             Some(Value::Signed(x)) => u64::try_from(*x)
                 .map(Some)
-                .map_err(|_| self.mistyped(key, "negative", "0 or greater")),
-            Some(other) => Err(self.mistyped(key, other.kind(), "an integer")),
+                .map_err(|_| self.wrong_type(key, "negative", "0 or greater")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "an integer")),
         }
     }
 
@@ -121,10 +121,10 @@ impl Metadata {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Float(x)) if x.is_finite() => Ok(Some(*x)),
-            Some(Value::Float(_)) => Err(self.mistyped(key, "not finite", "a finite number")),
+            Some(Value::Float(_)) => Err(self.wrong_type(key, "not finite", "a finite number")),
             Some(Value::Unsigned(x)) => Ok(Some(*x as f64)),
             Some(Value::Signed(x)) => Ok(Some(*x as f64)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a number")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a number")),
         }
     }
 
@@ -132,11 +132,11 @@ impl Metadata {
     ///
     /// # Errors
     /// Fails if the value has another type.
-    pub fn truth(&self, key: &str) -> Result<Option<bool>> {
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Bool(x)) => Ok(Some(*x)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a boolean")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a boolean")),
         }
     }
 
@@ -149,8 +149,8 @@ impl Metadata {
             None => Ok(None),
             Some(Value::Text(at)) => std::str::from_utf8(&self.file[at.clone()])
                 .map(Some)
-                .map_err(|e| self.mistyped(key, "not", "UTF-8").because(e)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a string")),
+                .map_err(|e| self.wrong_type(key, "not", "UTF-8").because(e)),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a string")),
         }
     }
 
@@ -162,7 +162,7 @@ impl Metadata {
         let (len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: 8, len, at }) => (*len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of strings")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of strings")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut texts = Vec::with_capacity(len);
@@ -170,7 +170,7 @@ impl Metadata {
             let at = cursor.text_range("a string")?;
             texts.push(
                 std::str::from_utf8(&self.file[at]).map_err(|e| {
-                    self.mistyped(&format!("{key}[{i}]"), "not", "UTF-8").because(e)
+                    self.wrong_type(&format!("{key}[{i}]"), "not", "UTF-8").because(e)
                 })?,
             );
         }
@@ -191,14 +191,14 @@ impl Metadata {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: of @ (0..=5 | 7 | 10 | 11), len, at }) => (*of, *len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of integers")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of integers")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut all = Vec::with_capacity(len);
         for _ in 0..len {
             all.push(match cursor.value(of)? {
                 Value::Unsigned(x) => i64::try_from(x).map_err(|e| {
-                    self.mistyped(
+                    self.wrong_type(
                         key,
                         "an array with a number that is too large",
                         "an array of integers",
@@ -207,7 +207,7 @@ impl Metadata {
                 })?,
                 Value::Signed(x) => x,
                 Value::Bool(x) => x.into(),
-                other => return Err(self.mistyped(key, other.kind(), "an array of integers")),
+                other => return Err(self.wrong_type(key, other.kind(), "an array of integers")),
             });
         }
         Ok(Some(all))
@@ -221,7 +221,7 @@ impl Metadata {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: of @ (0..=6 | 10..=12), len, at }) => (*of, *len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of numbers")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of numbers")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut all = Vec::with_capacity(len);
@@ -231,7 +231,7 @@ impl Metadata {
                 Value::Signed(x) => x as f32,
                 Value::Float(x) if x.is_finite() => x as f32,
                 _ => {
-                    return Err(self.mistyped(
+                    return Err(self.wrong_type(
                         &format!("{key}[{i}]"),
                         "not finite",
                         "a finite number",
@@ -255,7 +255,7 @@ impl Metadata {
     }
 
     /// The value of a key, formatted for an error message.
-    pub fn shown(&self, key: &str) -> String {
+    pub fn describe(&self, key: &str) -> String {
         match self.entries.get(key) {
             None => "nothing".to_owned(),
             Some(Value::Bool(x)) => x.to_string(),

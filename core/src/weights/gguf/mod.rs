@@ -43,11 +43,11 @@ pub struct Gguf {
     files: Vec<Arc<Mapped>>,
     metadata: Metadata,
     config: Value,
-    tensors: IndexMap<String, Stored>,
+    tensors: IndexMap<String, StoredTensor>,
 }
 
 #[derive(Debug)]
-struct Stored {
+struct StoredTensor {
     /// Index of the file that contains the tensor.
     file: usize,
     placed: TensorInfo,
@@ -71,7 +71,7 @@ impl Gguf {
             // The first part contains the metadata of the whole model.
             metadata.get_or_insert(part.metadata);
             placed.extend(part.tensors.into_iter().map(|(name, placed)| {
-                (name, Stored { file: i, placed, order: Order::Same, offset: 0.0 })
+                (name, StoredTensor { file: i, placed, order: Order::Same, offset: 0.0 })
             }));
         }
         let metadata =
@@ -79,7 +79,7 @@ impl Gguf {
 
         let architecture = names::architecture(&metadata)?;
         let shape = architecture.shape(&metadata)?;
-        let mut tensors: IndexMap<String, Stored> = IndexMap::new();
+        let mut tensors: IndexMap<String, StoredTensor> = IndexMap::new();
         let mut rope = RopeFactors::default();
         for (theirs, mut stored) in placed {
             let at = files[stored.file].path().display();
@@ -87,7 +87,7 @@ impl Gguf {
                 let numbers = stored.decode_small(&files[stored.file]);
                 *factors = Some(numbers.ok_or_else(|| {
                     Error::new(format!(
-                        "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large",
+                        "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large for rotary factors",
                         stored.placed.shape
                     ))
                 })?);
@@ -212,7 +212,7 @@ impl Gguf {
     }
 }
 
-impl Stored {
+impl StoredTensor {
     /// Decodes a small tensor; `None` if it has more than [`MAX_ROPE_FACTORS`] numbers.
     fn decode_small(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();

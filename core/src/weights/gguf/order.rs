@@ -40,7 +40,8 @@ impl Order {
         if groups.is_some_and(|groups| rows % groups == 0) { None } else { Some(heads) }
     }
 
-    /// Number of adjacent rows that are only reordered among themselves; `None` if no row moves.
+    /// Number of adjacent rows that are only reordered among themselves; `None` if rows are not
+    /// reordered.
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
             Self::Same | Self::Transposed => None,

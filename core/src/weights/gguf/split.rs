@@ -61,14 +61,14 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
             Some(part) => part,
             None => Part::open(&at)?,
         };
-        let says = (number_of(&part, &at)?, part.metadata.unsigned("split.count")?.unwrap_or(1));
-        if says != (n, count) {
+        let found = (number_of(&part, &at)?, part.metadata.unsigned("split.count")?.unwrap_or(1));
+        if found != (n, count) {
             return Err(Error::new(format!(
                 "`{}` is part {} of {} according to its metadata, but part {n} of {count} \
                 according to its name",
                 at.display(),
-                says.0,
-                says.1
+                found.0,
+                found.1
             ))
             .hint("download the parts again; they were renamed or belong to different models"));
         }

@@ -21,7 +21,7 @@ pub const GRANITE: Architecture = Architecture {
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
         // For Granite, false turns rotary positions off.
-        if settings.truth("rope.scaling.finetuned")? == Some(false) {
+        if settings.boolean("rope.scaling.finetuned")? == Some(false) {
             return Err(settings.unsupported("rope.scaling.finetuned"));
         }
         for (field, name, usual) in [

@@ -121,8 +121,8 @@ impl Settings<'_> {
     ///
     /// # Errors
     /// Fails if the setting is not a boolean.
-    pub fn truth(&self, name: &str) -> Result<Option<bool>> {
-        self.meta.truth(&self.key(name))
+    pub fn boolean(&self, name: &str) -> Result<Option<bool>> {
+        self.meta.boolean(&self.key(name))
     }
 
     /// Reads a size. The file may give it as one number, or as a list with one for each layer.
@@ -238,7 +238,7 @@ impl Settings<'_> {
 
     /// The error for a setting whose value is not supported.
     pub fn unsupported(&self, name: &str) -> Error {
-        let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
+        let (key, value) = (self.key(name), self.meta.describe(&self.key(name)));
         Error::new(format!(
             "the setting `{key}` ({value}) may change the model's output, but is not supported"
         ))
