@@ -52,8 +52,8 @@ impl Limits {
 pub enum SkipReason {
     /// The prompt leaves no room for a completion within `max_length`.
     PromptTooLong,
-    /// The prompt is empty, and the tokenizer has neither a BOS nor an EOS to use as its only
-    /// token.
+    /// The prompt does not have any messages, or it does not have any tokens and the tokenizer has
+    /// neither a BOS nor an EOS to use instead.
     EmptyPrompt,
     /// The chosen completion does not have tokens.
     EmptyChosen,

@@ -5,8 +5,9 @@
 pub enum Order {
     /// The order is the same.
     Same,
-    /// The two rows of a head that rotate together are adjacent: row i of each half is row 2·i +
-    /// half. Only the first `rotated` rows of a head rotate; the others keep their positions.
+    /// The two rows of a head that rotate together are adjacent: row i of the first half is row
+    /// 2·i, and row i of the second half is row 2·i + 1. Only the first `rotated` rows of a head
+    /// rotate; the others keep their positions.
     Pairs {
         /// Number of heads.
         heads: usize,

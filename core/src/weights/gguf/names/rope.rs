@@ -113,8 +113,8 @@ impl Settings<'_> {
         if self.architecture.partial {
             rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
         } else if shape.rotated != shape.head {
-            // llama.cpp can rotate only the first dimensions of each head in any architecture.
-            // transformers has no field for that in this one.
+            // llama.cpp can rotate only the first dimensions of each head in any architecture, but
+            // transformers does not have a field for that in this architecture.
             rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
@@ -128,8 +128,9 @@ impl Settings<'_> {
         // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies
-        // the usual factor by it. The usual factor itself therefore only has one meaning.
+        // llama.cpp multiplies the usual factor by this setting, but its converter of 2025 wrote
+        // Hugging Face's `attention_factor` here, which replaces the usual factor. Both agree only
+        // if the setting is the usual factor, so other values are refused.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
