@@ -62,7 +62,8 @@ impl ChatTemplate {
     pub fn new(source: String, tokens: Vec<SpecialToken>) -> Result<Self> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(Error::new(format!(
-                "the model's chat template must not be longer than {MAX_TEMPLATE_BYTES} bytes, got {}",
+                "the model's chat template must not be longer than {MAX_TEMPLATE_BYTES} bytes, \
+                got {}",
                 source.len()
             )));
         }

@@ -146,8 +146,12 @@ impl Tokens {
                 ))
             })?;
             for (id, value) in tokens {
-                let number =
-                    id.trim().parse::<i64>().map_err(|_| Error::new(format!("`added_tokens_decoder` in {CONFIG} has the id `{id}`, which is not a number")))?;
+                let number = id.trim().parse::<i64>().map_err(|_| {
+                    Error::new(format!(
+                        "`added_tokens_decoder` in {CONFIG} has the id `{id}`, which is not a \
+                            number"
+                    ))
+                })?;
                 added.insert(number, token(value, None, CONFIG, "added_tokens_decoder")?);
             }
         } else {
