@@ -24,7 +24,7 @@ const MAX_RETRIES: u32 = 5;
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of redirects.
 const MAX_REDIRECTS: u32 = 8;
-/// Hint of errors that leave a partial download behind.
+/// Hint for errors after which a partial download stays in the cache.
 const RESUME: &str = "run the same command again to resume the download";
 
 /// A file of a repository at a commit.

@@ -238,7 +238,7 @@ const USE_FILE: &str = "if tokenizer.json is correct without changes, set `token
 fn by_name(name: &str) -> Result<Option<&'static Class>> {
     if UNSUPPORTED.contains(&name) {
         return Err(Error::new(format!(
-            "the tokenizer has transformers' class `{name}`, which is not supported"
+            "the tokenizer is of transformers' class `{name}`, which is not supported"
         ))
         .hint(format!(
             "valid: {}, and classes that use tokenizer.json unchanged",
