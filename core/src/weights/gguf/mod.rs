@@ -87,7 +87,8 @@ impl Gguf {
                 let numbers = stored.decode_small(&files[stored.file]);
                 *factors = Some(numbers.ok_or_else(|| {
                     Error::new(format!(
-                        "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large for rotary factors",
+                        "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large for \
+                        rotary factors",
                         stored.placed.shape
                     ))
                 })?);
