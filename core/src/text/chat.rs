@@ -702,7 +702,7 @@ mod tests {
 
     #[test]
     fn a_template_that_runs_or_grows_without_limit_is_an_error() {
-        let grown = |rest: &str| {
+        let exponential = |rest: &str| {
             format!(
                 "{{% set ns = namespace(a=[1]) %}}{{% for i in range(60) %}}{{% set ns.a = [ns.a, \
                     ns.a] %}}{{% endfor %}}{rest}"
@@ -718,10 +718,10 @@ mod tests {
             "{{ ('x' * 9999999).split('x') | length }}",
             "{{ ('\\n' * 9999999).splitlines() | length }}",
             "{{ strftime_now('%Y' * 9999999) }}",
-            &grown("{{ ns.a }}"),
-            &grown("{% set text %}{{ ns }}{% endset %}"),
-            &grown("{{ ns.a | tojson }}"),
-            &grown("{{ {'a': ns.a} | tojson(indent=2) }}"),
+            &exponential("{{ ns.a }}"),
+            &exponential("{% set text %}{{ ns }}{% endset %}"),
+            &exponential("{{ ns.a | tojson }}"),
+            &exponential("{{ {'a': ns.a} | tojson(indent=2) }}"),
         ] {
             let e = render(template, &[("user", "a")]).unwrap_err();
             assert!(e.message().contains("does not end"), "{template}: {e:?}");

@@ -212,10 +212,10 @@ fn pairs_of_plain_text_begin_with_the_bos_if_the_file_asks_for_it() {
 fn a_file_without_a_pre_tokenizer_causes_a_warning() {
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "gpt-2");
-    let mut silent = keys.clone();
-    silent.as_object_mut().unwrap().remove("pre");
+    let mut without_pre = keys.clone();
+    without_pre.as_object_mut().unwrap().remove("pre");
     let (assumed, warnings) =
-        testing::warnings::warnings(|| written(entries(vocabulary, &silent)).unwrap());
+        testing::warnings::warnings(|| written(entries(vocabulary, &without_pre)).unwrap());
     assert!(
         warnings.len() == 1
             && warnings[0].contains("`tokenizer.ggml.pre`")

@@ -276,18 +276,18 @@ fn an_empty_completion_is_dropped_with_its_reason() {
         [EOS],
         "an empty completion with an EOS is kept"
     );
-    let silent =
+    let empty_completion =
         PreferencePair::new(turns(&[("user", "hi")]), turns(&[]), turns(&[("assistant", "a")]));
-    assert_eq!(dropped(&t, &silent, &LIMITS), SkipReason::EmptyChosen);
+    assert_eq!(dropped(&t, &empty_completion, &LIMITS), SkipReason::EmptyChosen);
 }
 
 #[test]
 fn an_empty_prompt_becomes_the_beginning_of_sequence() {
     let Some(t) = tokenizer() else { return };
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
-    let nobody =
+    let empty_prompt =
         PreferencePair::new(turns(&[]), turns(&[("assistant", "a")]), turns(&[("assistant", "b")]));
-    assert_eq!(dropped(&t, &nobody, &LIMITS), SkipReason::EmptyPrompt);
+    assert_eq!(dropped(&t, &empty_prompt, &LIMITS), SkipReason::EmptyPrompt);
 }
 
 #[test]

@@ -81,22 +81,22 @@ impl Gguf {
         let shape = architecture.shape(&metadata)?;
         let mut tensors: IndexMap<String, StoredTensor> = IndexMap::new();
         let mut rope = RopeFactors::default();
-        for (theirs, mut stored) in placed {
+        for (gguf_name, mut stored) in placed {
             let at = files[stored.file].path().display();
-            if let Some(factors) = rope.of(&theirs) {
+            if let Some(factors) = rope.of(&gguf_name) {
                 let numbers = stored.decode_small(&files[stored.file]);
                 *factors = Some(numbers.ok_or_else(|| {
                     Error::new(format!(
-                        "tensor `{theirs}` in `{at}` has the shape {:?}, which is too large for \
+                        "tensor `{gguf_name}` in `{at}` has the shape {:?}, which is too large for \
                         rotary factors",
                         stored.placed.shape
                     ))
                 })?);
                 continue;
             }
-            let name = architecture.rename(&theirs).ok_or_else(|| {
+            let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{theirs}`, which is not known for its architecture"
+                    "`{at}` has a tensor `{gguf_name}`, which is unknown for its architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -106,13 +106,13 @@ impl Gguf {
             {
                 let shape = &stored.placed.shape;
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows cannot be \
+                    "tensor `{gguf_name}` in `{at}` has the shape {shape:?}, whose rows cannot be \
                     divided among {heads} heads"
                 )));
             }
             if stored.order == Order::Transposed && stored.placed.shape.len() != 2 {
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` must be a matrix, but has the shape {:?}",
+                    "tensor `{gguf_name}` in `{at}` must be a matrix, but has the shape {:?}",
                     stored.placed.shape
                 )));
             }
@@ -123,14 +123,14 @@ impl Gguf {
                 && stored.placed.format.block > 1
             {
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` is a bias of type {}, which is not supported",
+                    "tensor `{gguf_name}` in `{at}` is a bias of type {}, which is not supported",
                     stored.placed.format.name
                 ))
                 .hint("valid: F32, F16, BF16"));
             }
             if let Some(first) = tensors.insert(name, stored) {
                 return Err(Error::new(format!(
-                    "`{at}` is not a valid GGUF file: it has a second tensor `{theirs}`"
+                    "`{at}` is not a valid GGUF file: it has a second tensor `{gguf_name}`"
                 ))
                 .hint(format!(
                     "download it again; the first tensor of this name is in `{}`",

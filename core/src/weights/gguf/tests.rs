@@ -288,9 +288,9 @@ fn an_invalid_tensor_is_refused() {
     assert!(heads.contains("2 heads"), "{heads}");
     let bias = refused(&Writer::llama().tensor("blk.0.attn_q.bias", &[32], 8, &[0; 34]).bytes());
     assert!(bias.contains("`blk.0.attn_q.bias`") && bias.contains("Q8_0"), "{bias}");
-    let stranger =
+    let unlisted =
         refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
-    assert!(stranger.contains("`blk.0.ffn_gate_exps.weight`"), "{stranger}");
+    assert!(unlisted.contains("`blk.0.ffn_gate_exps.weight`"), "{unlisted}");
 }
 
 #[test]

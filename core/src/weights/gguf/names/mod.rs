@@ -80,14 +80,14 @@ impl Architecture {
     pub fn rename(&self, name: &str) -> Option<String> {
         let (module, part) =
             name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
-        if let Some((_, ours)) = self.ends.iter().find(|(theirs, _)| *theirs == module) {
-            return Some(format!("{ours}.{part}"));
+        if let Some((_, hf_name)) = self.ends.iter().find(|(gguf_name, _)| *gguf_name == module) {
+            return Some(format!("{hf_name}.{part}"));
         }
         let (layer, module) = module.strip_prefix("blk.")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
-        let (_, ours) =
-            self.block.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
-        Some(format!("{}.{layer}.{ours}.{part}", self.blocks))
+        let (_, hf_name) =
+            self.block.iter().copied().flatten().find(|(gguf_name, _)| *gguf_name == module)?;
+        Some(format!("{}.{layer}.{hf_name}.{part}", self.blocks))
     }
 
     /// Hugging Face's name of the embedding.
@@ -180,11 +180,11 @@ impl Source<'_> {
         put("model_type", json!(architecture.model_type));
         put("vocab_size", json!(self.vocab));
         put("tie_word_embeddings", json!((self.rows)(&architecture.head()).is_none()));
-        for (key, theirs) in
+        for (key, gguf_name) in
             [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")]
         {
             if let Some(id) =
-                self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))?
+                self.settings.meta.unsigned(&format!("tokenizer.ggml.{gguf_name}_token_id"))?
             {
                 put(key, json!(id));
             }

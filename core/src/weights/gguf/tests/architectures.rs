@@ -137,14 +137,14 @@ fn the_tensors_of_every_architecture_get_hugging_faces_names() {
         gguf.names().collect::<Vec<_>>()
     );
 
-    for (architecture, stranger) in [
+    for (architecture, unknown) in [
         ("olmo2", "blk.0.attn_norm.weight"),
         ("granite", "blk.0.ffn_gate_inp.weight"),
         ("granite", "blk.0.attn_q_norm.weight"),
         ("llama", "position_embd.weight"),
     ] {
-        let e = refused(&with(of(architecture), &[stranger]).bytes());
-        assert!(e.contains(&format!("`{stranger}`")), "{e}");
+        let e = refused(&with(of(architecture), &[unknown]).bytes());
+        assert!(e.contains(&format!("`{unknown}`")), "{e}");
     }
 }
 
