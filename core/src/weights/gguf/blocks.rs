@@ -22,7 +22,9 @@ fn f16_at(b: &[u8], at: usize) -> f32 {
 }
 
 /// d, then 16 bytes of two 4-bit numbers each. The low halves are the first 16 numbers, and the
-/// high halves the last 16. y = (q − 8)·d
+/// high halves the last 16.
+///
+/// y = (q − 8)·d
 pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     for j in 0..16 {
@@ -32,7 +34,9 @@ pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then 16 bytes as in Q4_0. y = q·d + m
+/// d, m, then 16 bytes as in Q4_0.
+///
+/// y = q·d + m
 pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     let (d, m) = (f16_at(b, 0), f16_at(b, 2));
     for j in 0..16 {
@@ -50,7 +54,9 @@ fn five_bits(low: u8, high: u32, j: usize) -> (i32, i32) {
     (a as i32, b as i32)
 }
 
-/// d, then 32 fifth bits, then 16 bytes as in Q4_0. y = (q − 16)·d
+/// d, then 32 fifth bits, then 16 bytes as in Q4_0.
+///
+/// y = (q − 16)·d
 pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
@@ -61,7 +67,9 @@ pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, then 32 fifth bits, then 16 bytes as in Q4_0. y = q·d + m
+/// d, m, then 32 fifth bits, then 16 bytes as in Q4_0.
+///
+/// y = q·d + m
 pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     let (d, m) = (f16_at(b, 0), f16_at(b, 2));
     let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
@@ -72,7 +80,9 @@ pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     }
 }
 
-/// d, then 32 signed bytes. y = q·d
+/// d, then 32 signed bytes.
+///
+/// y = q·d
 pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     for j in 0..32 {
@@ -81,7 +91,9 @@ pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
 }
 
 /// 16 bytes with a 4-bit scale (low half) and a 4-bit minimum (high half) each, then 64 bytes of
-/// four 2-bit numbers each, then d and dmin. y = (d·scale)·q − dmin·min
+/// four 2-bit numbers each, then d and dmin.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
     for group in 0..16 {
@@ -94,8 +106,9 @@ pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
 }
 
 /// 32 bytes of third bits, then 64 bytes of four 2-bit numbers each, then sixteen 6-bit scales in
-/// 12 bytes, then d. 4 is subtracted if the third bit is not set. y = (d·(scale − 32))·(q −
-/// 4·unset)
+/// 12 bytes, then d. 4 is subtracted if the third bit is not set.
+///
+/// y = (d·(scale − 32))·(q − 4·unset)
 pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     let d = f16_at(b, 108);
     for group in 0..16 {
@@ -123,7 +136,9 @@ fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
 }
 
 /// d, dmin, then eight 6-bit scales and minima in 12 bytes, then 128 bytes of two 4-bit numbers
-/// each. y = (d·scale)·q − dmin·min
+/// each.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     for group in 0..8 {
@@ -137,8 +152,9 @@ pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     }
 }
 
-/// The layout of Q4_K with 32 bytes of fifth bits before the 4-bit numbers. y = (d·scale)·q −
-/// dmin·min
+/// The layout of Q4_K with 32 bytes of fifth bits before the 4-bit numbers.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     for group in 0..8 {
@@ -153,7 +169,9 @@ pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
 }
 
 /// 128 bytes with the lower four bits of two numbers each, then 64 bytes with the upper two bits of
-/// four numbers each, then 16 signed scales, then d. y = (d·scale)·(q − 32)
+/// four numbers each, then 16 signed scales, then d.
+///
+/// y = (d·scale)·(q − 32)
 pub(super) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
     let d = f16_at(b, 208);
     for half in 0..2 {
