@@ -153,7 +153,7 @@ fn the_doctor_says_which_hub_is_asked_by_whom() {
     );
     let text = doctor(("HF_TOKEN", TOKEN));
     assert!(text.contains("token of `HF_TOKEN`") && !text.contains(TOKEN), "{text}");
-    assert!(doctor(("HF_TOKEN", "not a token")).contains("holds is no token"));
+    assert!(doctor(("HF_TOKEN", "not a token")).contains("does not contain a valid token"));
     assert!(
         doctor(("SSL_CERT_FILE", "/nowhere"))
             .contains("the certificates that `SSL_CERT_FILE` names cannot be used")
@@ -209,7 +209,7 @@ fn the_token_is_in_nothing_that_is_printed_or_written() {
     let refused = there.run("refused", &["--model", "org/tiny", "--dataset", "org/pairs"]);
     assert_eq!(refused.status.code(), Some(1), "{}", transcript(&refused));
     assert!(
-        transcript(&refused).contains("no model `org/tiny`")
+        transcript(&refused).contains("the model `org/tiny` was not found")
             && transcript(&refused).contains("HF_TOKEN")
             && !there.home.path().join("refused").exists()
     );
@@ -269,12 +269,13 @@ fn what_the_hub_refuses_ends_the_command_with_what_to_do() {
     let text = generate("org/tiny");
     assert!(
         text.contains("is gated")
-            && text.contains(&format!("accept them at {}/org/tiny", there.hub.endpoint())),
+            && text.contains(&format!("accept the terms at {}/org/tiny", there.hub.endpoint())),
         "{text}"
     );
     let text = generate("org/adapter");
     assert!(
-        text.contains("holds no model that is read") && text.contains("--init-adapter org/adapter"),
+        text.contains("does not contain a supported model")
+            && text.contains("--init-adapter org/adapter"),
         "{text}"
     );
     assert!(generate("org/tiny@v9").contains("has no revision `v9`"));
@@ -324,7 +325,7 @@ fn a_transfer_that_broke_is_gone_on_with_by_the_next_command() {
     let output = there.reprpo(&args).output().expect("it runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        transcript(&output).contains("the same command goes on from there"),
+        transcript(&output).contains("run the same command again to resume the download"),
         "{}",
         transcript(&output)
     );

@@ -127,7 +127,7 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
         .to_string();
     let out = dir.path().join("run").display().to_string();
     let cpu = ["--device", "cpu"];
-    let says = "the token `[PAD]` has the id 512, and the model's embedding has 512 rows";
+    let says = "the token `[PAD]` has the id 512, but the model's embedding has 512 rows";
     for (args, place) in [
         (vec!["score", "--model", &pad, "--data", &with], "the prompt of pair 1"),
         (vec!["score", "--model", &pad, "--data", &rejected], "the rejected completion of pair 1"),

@@ -206,11 +206,15 @@ fn what_cannot_be_is_named() {
         &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")],
     );
     assert!(there.told(&OfHub::default()).contains("`--dataset org/name`"));
-    assert!(there.told(&OfHub { repo: "pairs".into(), ..pairs() }).contains("`pairs` is no id"));
+    assert!(
+        there
+            .told(&OfHub { repo: "pairs".into(), ..pairs() })
+            .contains("`pairs` is not a valid id")
+    );
     assert!(
         there
             .told(&OfHub { repo: "org/none".into(), ..pairs() })
-            .contains("no data set `org/none`")
+            .contains("the data set `org/none` was not found")
     );
     let e = there.told(&OfHub { train: "trian".into(), ..pairs() });
     assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");

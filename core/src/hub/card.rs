@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 /// The field that names files.
 const CONFIGS: &str = "configs";
 /// Maximum nesting depth of the field's values. Data sets use four levels.
-const DEEPEST: usize = 16;
+const MAX_DEPTH: usize = 16;
 /// Maximum number of YAML events in the field. A data set with a thousand configurations has a
 /// tenth as many.
-const MOST: usize = 100_000;
+const MAX_EVENTS: usize = 100_000;
 
 /// The card of a README: `{"configs": […]}`, or null if the README's head does not have that field.
 ///
@@ -81,7 +81,7 @@ fn parse(text: &str) -> Result<Value> {
     let mut whole = Value::Null;
     for (count, event) in Parser::new_from_str(text).enumerate() {
         let (event, _) = event.map_err(|e| wrong(&e.to_string()))?;
-        if count > MOST || open.len() > DEEPEST {
+        if count > MAX_EVENTS || open.len() > MAX_DEPTH {
             return Err(wrong("it is nested too deeply, or too long"));
         }
         let value = match event {

@@ -1,8 +1,9 @@
-//! One file from the hub into the cache, as the hub's Python client does it: the same places, the
-//! same names for what is half there, the same locks, so that either goes on where the other was.
+//! Downloads one file from the hub into the cache. The paths, the names of partial files and the
+//! locks are the same as in the hub's Python client, so either program can resume a download that
+//! the other one started.
 //!
-//! hf-hub's own transfer is not used: it sends the token on to the host of large files, looks at
-//! neither length nor hash of what came, and begins a repeated transfer at the wrong byte.
+//! hf-hub's own download is not used, because it sends the token to the host of large files, checks
+//! neither length nor hash, and resumes at the wrong byte.
 
 use std::fs::{self, File as Opened, TryLockError};
 use std::io::{self, Read, Write};
@@ -17,113 +18,118 @@ use super::{Hub, RepoId, show};
 use crate::error::{Context, Error, Result};
 use crate::files::hex;
 
-/// How often a transfer is taken up again that brought nothing.
-const REPEATS: u32 = 5;
-/// The time between two looks of whoever watches.
-const PAUSE: Duration = Duration::from_millis(100);
-/// How often an address may lead to another.
-const REDIRECTS: u32 = 8;
+/// Number of consecutive attempts without any new bytes before a download fails.
+const MAX_RETRIES: u32 = 5;
+/// Interval between progress reports.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum number of redirects.
+const MAX_REDIRECTS: u32 = 8;
+/// Hint for errors after which a partial download stays in the cache.
+const RESUME: &str = "run the same command again to resume the download";
 
-/// A file of a repository, at a commit.
+/// A file of a repository at a commit.
 pub(super) struct File<'a> {
     pub hub: &'a Hub,
     pub repo: &'a RepoId,
-    /// Its path within the repository.
+    /// Path within the repository.
     pub name: &'a str,
     pub gated: bool,
 }
 
-/// Why a transfer ended early.
-enum Ended {
-    /// The connection, not the file: it is worth another try.
+/// The reasons why an attempt to download a file can fail.
+enum TransferError {
+    /// The connection failed, so another attempt may succeed.
     Cut(Error),
-    /// What came is not the file.
+    /// The received bytes do not match the announced length or hash.
     Damaged,
-    /// Nothing more can be done.
+    /// Another attempt would fail too.
     Failed(Error),
 }
 
-impl From<Error> for Ended {
+impl From<Error> for TransferError {
     fn from(e: Error) -> Self {
         Self::Failed(e)
     }
 }
 
-/// A file as the hub announces it, and its places.
-struct Place {
-    /// Where its bytes are.
+/// Metadata of a file from the hub, and the file's paths in the cache.
+struct RemoteFile {
+    /// URL of the content.
     address: String,
+    /// Size in bytes.
     size: u64,
     etag: String,
     blob: PathBuf,
-    /// What has come of it.
+    /// The partial download.
     part: PathBuf,
-    /// The link to the blob, under the file's own name.
+    /// Link to the blob under the file's own name.
     pointer: PathBuf,
     lock: PathBuf,
 }
 
 impl File<'_> {
-    /// Brings it into the cache.
+    /// Downloads the file into the cache.
     pub fn fetch(&self) -> Result<()> {
-        // It becomes an address as it stands.
+        // The name becomes part of a URL without escaping.
         if !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=@,~()/".contains(&b)) {
-            return Err(Error::new("its name holds characters that no address can have"));
+            return Err(Error::new("the file's name contains characters that a URL cannot have"));
         }
-        let (mut fruitless, mut damaged, mut had) = (0, false, 0);
+        let (mut without_progress, mut damaged, mut had) = (0, false, 0);
         loop {
             let before = had;
-            let ended = self.announced().and_then(|place| {
-                let outcome = self.bring(&place);
-                had = length(&place.part);
+            let ended = self.metadata().and_then(|file| {
+                let outcome = self.attempt(&file);
+                had = length(&file.part);
                 outcome
             });
             match ended {
                 Ok(()) => return Ok(()),
-                Err(Ended::Failed(e)) => return Err(e),
-                Err(Ended::Damaged) if damaged => {
-                    return Err(Error::new("what came is not what the hub announced, twice")
-                        .hint("a proxy on the way may change files"));
+                Err(TransferError::Failed(e)) => return Err(e),
+                Err(TransferError::Damaged) if damaged => {
+                    return Err(Error::new(
+                        "the received file does not match the length or hash that the hub \
+                        announced, in two attempts",
+                    )
+                    .hint("check whether a proxy changes files"));
                 }
-                Err(Ended::Damaged) => damaged = true,
-                Err(Ended::Cut(e)) => {
-                    // A line that keeps breaking still brings the file, as long as each time brings
-                    // some of it.
-                    fruitless = if had > before { 0 } else { fruitless + 1 };
-                    if fruitless >= REPEATS {
-                        return Err(
-                            e.hint("what has come is kept: the same command goes on from there")
-                        );
+                Err(TransferError::Damaged) => damaged = true,
+                Err(TransferError::Cut(e)) => {
+                    // An unreliable connection still downloads the whole file, as long as each
+                    // attempt adds some bytes.
+                    without_progress = if had > before { 0 } else { without_progress + 1 };
+                    if without_progress >= MAX_RETRIES {
+                        return Err(e.hint(RESUME));
                     }
-                    tracing::info!("`{}` of `{}`: {e}; taken up again", self.name, self.repo.name);
-                    std::thread::sleep(Duration::from_millis(100 << fruitless));
+                    tracing::info!("`{}` of `{}`: {e}; retrying", self.name, self.repo.name);
+                    std::thread::sleep(Duration::from_millis(100 << without_progress));
                 }
             }
         }
     }
 
-    /// What the hub says of the file before it sends it.
-    fn announced(&self) -> Result<Place, Ended> {
-        let odd = |what: &str| Ended::Failed(Error::new(format!("the hub's answer {what}")));
+    /// Requests the file's metadata with HEAD requests.
+    fn metadata(&self) -> Result<RemoteFile, TransferError> {
+        let invalid =
+            |what: &str| TransferError::Failed(Error::new(format!("the hub's response {what}")));
         let mut address = self.hub.api.repo(self.repo.for_hub()).url(self.name);
         let mut commit = None;
-        for _ in 0..REDIRECTS {
+        for _ in 0..MAX_REDIRECTS {
             let response = self.ask(true, &address, 0)?;
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
-            let onward = onward(&address, &response)?;
-            // Within the hub, to a new name of the repository or to where it keeps what is small,
-            // and from a mirror to the hub: what the file is, is said there. Who leads to a host of
-            // large files says it itself.
-            if let Some(onward) =
-                onward.as_ref().filter(|to| self.is_hubs(to) || header("x-linked-etag").is_none())
+            let target = redirect_target(&address, &response)?;
+            // The hub redirects to a renamed repository or to its store of small files, and a
+            // mirror redirects to the hub. The metadata comes from the target then. A redirect to
+            // the host of large files carries the metadata itself, in `x-linked-*` headers.
+            if let Some(target) =
+                target.as_ref().filter(|to| self.is_on_hub(to) || header("x-linked-etag").is_none())
             {
-                address.clone_from(onward);
+                address.clone_from(target);
                 continue;
             }
-            let commit = commit.ok_or_else(|| odd("names no commit"))?;
+            let commit = commit.ok_or_else(|| invalid("does not name the commit"))?;
             if commit != self.repo.revision {
-                return Err(odd("is of another commit"));
+                return Err(invalid("is for another commit"));
             }
             let etag = header("x-linked-etag")
                 .or_else(|| header("etag"))
@@ -131,23 +137,23 @@ impl File<'_> {
                 .trim_start_matches("W/")
                 .trim_matches('"')
                 .to_owned();
-            // It becomes a file's name.
+            // The ETag becomes a file name.
             if etag.is_empty()
                 || etag.len() > 128
                 || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
             {
-                return Err(odd("has no tag for the file"));
+                return Err(invalid("does not have a valid ETag"));
             }
             let size = header("x-linked-size")
-                .or_else(|| header("content-length").filter(|_| onward.is_none()));
+                .or_else(|| header("content-length").filter(|_| target.is_none()));
             let size = size
                 .and_then(|s| s.parse().ok())
-                .ok_or_else(|| odd("does not say how long the file is"))?;
+                .ok_or_else(|| invalid("does not give the file's size"))?;
             let (cache, folder) = (&self.hub.settings.cache, self.repo.for_hub().folder_name());
             let cached = self.hub.cached(self.repo.for_hub());
             let blob = cached.blob_path(&etag);
-            return Ok(Place {
-                address: onward.unwrap_or(address),
+            return Ok(RemoteFile {
+                address: target.unwrap_or(address),
                 size,
                 part: blob.with_extension("incomplete"),
                 blob,
@@ -156,63 +162,63 @@ impl File<'_> {
                 etag,
             });
         }
-        Err(odd("leads from one address to the next"))
+        Err(invalid("redirects too many times"))
     }
 
-    /// One try to bring it.
-    fn bring(&self, place: &Place) -> Result<(), Ended> {
-        for path in [&place.blob, &place.pointer, &place.lock] {
+    /// Makes one attempt to download the file.
+    fn attempt(&self, file: &RemoteFile) -> Result<(), TransferError> {
+        for path in [&file.blob, &file.pointer, &file.lock] {
             let folder = path.parent().unwrap_or(Path::new("."));
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
-        let _lock = self.lock(&place.lock)?;
-        // While it waited, another process may have brought it; another commit may have brought the
-        // same bytes.
-        if !(place.blob.is_file() && length(&place.blob) == place.size) {
-            self.transfer(place)?;
-            let came = length(&place.part);
-            if came < place.size {
-                return Err(Ended::Cut(Error::new(format!(
-                    "the connection ended after {came} of {} bytes",
-                    place.size
+        let _lock = self.lock(&file.lock)?;
+        // Another process may have downloaded the file during the wait for the lock, or another
+        // commit may have the same content.
+        if !(file.blob.is_file() && length(&file.blob) == file.size) {
+            self.transfer(file)?;
+            let received = length(&file.part);
+            if received < file.size {
+                return Err(TransferError::Cut(Error::new(format!(
+                    "the connection ended after {received} of {} bytes",
+                    file.size
                 ))));
             }
-            // Large files have the hash of their content for a tag.
-            if came > place.size || (place.etag.len() == 64 && self.sha256(place)? != place.etag) {
-                fs::remove_file(&place.part).map_err(|e| self.unwritable(e))?;
-                return Err(Ended::Damaged);
+            // The ETag of a large file is the SHA-256 of its content.
+            if received > file.size || (file.etag.len() == 64 && self.sha256(file)? != file.etag) {
+                fs::remove_file(&file.part).map_err(|e| self.unwritable(e))?;
+                return Err(TransferError::Damaged);
             }
-            fs::rename(&place.part, &place.blob).map_err(|e| self.unwritable(e))?;
+            fs::rename(&file.part, &file.blob).map_err(|e| self.unwritable(e))?;
         }
-        if fs::symlink_metadata(&place.pointer).is_ok() && !place.pointer.exists() {
-            // A link to a file that somebody deleted.
-            fs::remove_file(&place.pointer).map_err(|e| self.unwritable(e))?;
+        if fs::symlink_metadata(&file.pointer).is_ok() && !file.pointer.exists() {
+            // The link's target was deleted.
+            fs::remove_file(&file.pointer).map_err(|e| self.unwritable(e))?;
         }
-        if place.pointer.exists() {
+        if file.pointer.exists() {
             Ok(())
         } else {
-            self.link(place).map_err(|e| self.unwritable(e).into())
+            self.link(file).map_err(|e| self.unwritable(e).into())
         }
     }
 
-    /// Adds what is missing to the part that is there.
-    fn transfer(&self, place: &Place) -> Result<(), Ended> {
-        let mut start = length(&place.part);
-        if start > place.size {
-            fs::remove_file(&place.part).map_err(|e| self.unwritable(e))?;
+    /// Downloads the bytes that the partial file does not have yet.
+    fn transfer(&self, file: &RemoteFile) -> Result<(), TransferError> {
+        let mut start = length(&file.part);
+        if start > file.size {
+            fs::remove_file(&file.part).map_err(|e| self.unwritable(e))?;
             start = 0;
         }
         let mut part = Opened::options()
             .create(true)
             .append(true)
-            .open(&place.part)
+            .open(&file.part)
             .map_err(|e| self.unwritable(e))?;
-        if start == place.size {
+        if start == file.size {
             return Ok(());
         }
-        let response = self.follow(&place.address, start)?;
+        let response = self.follow(&file.address, start)?;
         if response.status().as_u16() != 206 && start > 0 {
-            // It knows of no ranges: this is the whole file.
+            // The server does not support ranges and sends the whole file.
             part.set_len(0).map_err(|e| self.unwritable(e))?;
             start = 0;
         }
@@ -221,73 +227,74 @@ impl File<'_> {
         loop {
             let n = body
                 .read(&mut bytes)
-                .map_err(|e| Ended::Cut(Error::new("the connection was cut").because(e)))?;
+                .map_err(|e| TransferError::Cut(Error::new("the connection was cut").because(e)))?;
             part.write_all(&bytes[..n]).map_err(|e| self.unwritable(e))?;
             start += n as u64;
-            if n == 0 || last.is_none_or(|at: Instant| at.elapsed() >= PAUSE) {
+            if n == 0 || last.is_none_or(|at: Instant| at.elapsed() >= REPORT_INTERVAL) {
                 last = Some(Instant::now());
-                self.shown(start, place.size)?;
+                self.report(start, file.size)?;
             }
-            // A file that does not end has no place here.
-            if n == 0 || start > place.size {
+            // Stop if the server sends more bytes than it announced.
+            if n == 0 || start > file.size {
                 part.sync_all().map_err(|e| self.unwritable(e))?;
                 return Ok(());
             }
         }
     }
 
-    /// The answer that sends the file from byte `start` on, wherever it is.
-    fn follow(&self, address: &str, start: u64) -> Result<Response<Body>, Ended> {
+    /// Follows redirects until a response has the file's content, from byte `start` onwards.
+    fn follow(&self, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let mut address = address.to_owned();
-        for _ in 0..REDIRECTS {
+        for _ in 0..MAX_REDIRECTS {
             let response = self.ask(false, &address, start)?;
-            match onward(&address, &response)? {
-                Some(onward) => address = onward,
+            match redirect_target(&address, &response)? {
+                Some(target) => address = target,
                 None => return Ok(response),
             }
         }
-        Err(Error::new("the hub's answer leads from one address to the next").into())
+        Err(Error::new("the hub's response redirects too many times").into())
     }
 
-    /// Asks for the file, or for its `head` alone. The token is for the hub: no other host gets it.
-    fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, Ended> {
+    /// Sends a GET request from byte `start` onwards, or a HEAD request if `head` is true. The
+    /// token is only sent to the hub, not to other hosts.
+    fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, TransferError> {
         let agent = &self.hub.agent;
-        // What is compressed on the way has another length.
+        // A compressed response would have another length.
         let mut request = if head { agent.head(address) } else { agent.get(address) }
             .header("Accept-Encoding", "identity");
-        if let Some(token) = self.hub.settings.token.as_ref().filter(|_| self.is_hubs(address)) {
+        if let Some(token) = self.hub.settings.token.as_ref().filter(|_| self.is_on_hub(address)) {
             request = request.header("Authorization", format!("Bearer {}", token.secret));
         }
         if start > 0 {
             request = request.header("Range", format!("bytes={start}-"));
         }
-        let response = request.call().map_err(|e| Ended::Cut(self.hub.unreached(e)))?;
+        let response = request.call().map_err(|e| TransferError::Cut(self.hub.unreachable(e)))?;
         match response.status().as_u16() {
             200..=399 => Ok(response),
-            401 | 403 if self.gated => Err(Ended::Failed(self.hub.gated(self.repo))),
-            401 | 403 => Err(Ended::Failed(
-                self.hub.whose(Error::new("the hub does not give it to this user")),
+            401 | 403 if self.gated => Err(TransferError::Failed(self.hub.gated(self.repo))),
+            401 | 403 => Err(TransferError::Failed(
+                self.hub.with_token_hint(Error::new("the hub denied access to the file")),
             )),
-            404 => Err(Ended::Failed(Error::new("the hub no longer has it"))),
+            404 => Err(TransferError::Failed(Error::new("the file was removed from the hub"))),
             status @ (408 | 429 | 500..=599) => {
-                Err(Ended::Cut(Error::new(format!("the hub is too busy (status {status})"))))
+                Err(TransferError::Cut(Error::new(format!("the hub is busy (status {status})"))))
             }
-            // Of what it has for a part, the hub knows nothing.
-            416 => Err(Ended::Damaged),
+            // The range is outside the file, so the partial download is not a part of it.
+            416 => Err(TransferError::Damaged),
             status => {
-                Err(Ended::Failed(Error::new(format!("the hub answers with status {status}"))))
+                Err(TransferError::Failed(Error::new(format!("the hub returned status {status}"))))
             }
         }
     }
 
-    /// Whether an address is one of the hub itself.
-    fn is_hubs(&self, address: &str) -> bool {
+    /// True if the URL is on the hub itself.
+    fn is_on_hub(&self, address: &str) -> bool {
         address
             .strip_prefix(self.hub.settings.endpoint.as_str())
             .is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// Waits until no other process fetches the same file.
+    /// Locks the file at `path`, waiting while another process downloads the same file.
     fn lock(&self, path: &Path) -> Result<Opened> {
         let file = Opened::options()
             .create(true)
@@ -295,43 +302,44 @@ impl File<'_> {
             .write(true)
             .open(path)
             .map_err(|e| self.unwritable(e))?;
-        let mut told = false;
+        let mut warned = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) => {
-                    if !told {
+                    if !warned {
                         tracing::warn!(
-                            "waiting for another process that fetches `{}` of `{}`",
+                            "waiting for another process that downloads `{}` of `{}`",
                             self.name,
                             self.repo.name
                         );
-                        told = true;
+                        warned = true;
                     }
-                    self.shown(0, 0)?;
-                    std::thread::sleep(2 * PAUSE);
+                    self.report(0, 0)?;
+                    std::thread::sleep(2 * REPORT_INTERVAL);
                 }
-                // A file system without locks: whoever comes second brings the same bytes.
+                // The file system does not support locks. Two processes may then download the file
+                // at the same time, which is safe because both write the same bytes.
                 Err(TryLockError::Error(_)) => return Ok(file),
             }
         }
     }
 
     #[cfg(unix)]
-    fn link(&self, place: &Place) -> io::Result<()> {
-        // From the file's folder up to the repository's, past `snapshots` and the commit.
+    fn link(&self, file: &RemoteFile) -> io::Result<()> {
+        // From the link's folder up to the repository's folder, past the commit and `snapshots`.
         let up = "../".repeat(self.name.matches('/').count() + 2);
-        std::os::unix::fs::symlink(format!("{up}blobs/{}", place.etag), &place.pointer)
+        std::os::unix::fs::symlink(format!("{up}blobs/{}", file.etag), &file.pointer)
     }
 
     #[cfg(not(unix))]
-    fn link(&self, place: &Place) -> io::Result<()> {
-        fs::copy(&place.blob, &place.pointer).map(drop)
+    fn link(&self, file: &RemoteFile) -> io::Result<()> {
+        fs::copy(&file.blob, &file.pointer).map(drop)
     }
 
-    fn sha256(&self, place: &Place) -> Result<String> {
-        let within = || format!("cannot read `{}`", place.part.display());
-        let mut file = Opened::open(&place.part).within(within)?;
+    fn sha256(&self, remote: &RemoteFile) -> Result<String> {
+        let within = || format!("cannot read `{}`", remote.part.display());
+        let mut file = Opened::open(&remote.part).within(within)?;
         let (mut hash, mut bytes, mut last) = (Sha256::new(), vec![0; 1 << 20], Instant::now());
         loop {
             let n = file.read(&mut bytes).within(within)?;
@@ -339,33 +347,34 @@ impl File<'_> {
                 return Ok(hex(&hash.finalize()));
             }
             hash.update(&bytes[..n]);
-            if last.elapsed() >= PAUSE {
+            if last.elapsed() >= REPORT_INTERVAL {
                 last = Instant::now();
-                self.shown(place.size, place.size)?;
+                self.report(remote.size, remote.size)?;
             }
         }
     }
 
-    fn shown(&self, done: u64, size: u64) -> Result<()> {
+    fn report(&self, done: u64, size: u64) -> Result<()> {
         if show(self.name, done, size) {
             return Ok(());
         }
-        Err(Error::interrupted("fetching was interrupted")
-            .hint("what has come is kept: the same command goes on from there"))
+        Err(Error::interrupted("the download was interrupted").hint(RESUME))
     }
 
     fn unwritable(&self, e: io::Error) -> Error {
         let cache = self.hub.settings.cache.display();
         let what = match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "has no room for it",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "is full",
             _ => "cannot be written to",
         };
-        Error::new(format!("the cache `{cache}` {what}")).because(e).hint("`HF_HOME` moves it")
+        Error::new(format!("the cache `{cache}` {what}"))
+            .because(e)
+            .hint("set `HF_HOME` to use another folder")
     }
 }
 
-/// Where an answer leads, when it is not the file itself.
-fn onward(address: &str, response: &Response<Body>) -> Result<Option<String>> {
+/// The target of a redirect; `None` for other responses.
+fn redirect_target(address: &str, response: &Response<Body>) -> Result<Option<String>> {
     if !response.status().is_redirection() {
         return Ok(None);
     }
@@ -381,7 +390,7 @@ fn onward(address: &str, response: &Response<Body>) -> Result<Option<String>> {
     let host = address.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
     match to.starts_with('/') && !to.starts_with("//") {
         true => Ok(Some(format!("{host}{to}"))),
-        false => Err(Error::new("the hub's answer leads to an address that is none")),
+        false => Err(Error::new("the hub redirects to an invalid URL")),
     }
 }
 

@@ -1,20 +1,20 @@
-//! What a repository is called: `org/name`, or `org/name@revision`.
+//! Ids of repositories: `org/name` or `org/name@revision`.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// What a repository holds.
+/// The content of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
-    /// A model, or an adapter of one.
+    /// A model or an adapter.
     Model,
     /// A data set.
     Dataset,
 }
 
 impl RepoKind {
-    /// The word for people.
+    /// The name of this kind in messages.
     pub fn word(self) -> &'static str {
         match self {
             RepoKind::Model => "model",
@@ -23,23 +23,22 @@ impl RepoKind {
     }
 }
 
-/// A repository of the hub, at a revision.
+/// A repository of the hub at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoId {
-    /// What it holds.
+    /// The content of the repository.
     pub kind: RepoKind,
     /// `org/name`.
     pub name: String,
-    /// A branch, a tag or a commit.
+    /// A branch, a tag or a commit; `main` by default.
     pub revision: String,
 }
 
-/// The revision where none is said.
+/// The default revision.
 const MAIN: &str = "main";
 
 impl RepoId {
-    /// The repository that a text names; `None` where it is of another form than `org/name` or
-    /// `org/name@revision`.
+    /// Parses `org/name` or `org/name@revision`. Returns `None` for a text of any other form.
     pub fn parse(kind: RepoKind, text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (org, rest) = name.split_once('/')?;
@@ -52,13 +51,13 @@ impl RepoId {
         })
     }
 
-    /// As [`parse`](Self::parse), where nothing else can be meant.
+    /// Parses an id like [`parse`](Self::parse), but returns an error for a text of another form.
     ///
     /// # Errors
-    /// A text of another form.
+    /// Fails if the text is not `org/name` or `org/name@revision`.
     pub fn read(kind: RepoKind, text: &str) -> Result<Self> {
         Self::parse(kind, text).ok_or_else(|| {
-            Error::new(format!("`{text}` is no id of a {} on the hub", kind.word()))
+            Error::new(format!("`{text}` is not a valid id of a {} on the hub", kind.word()))
                 .hint("write `org/name`, or `org/name@revision` for a branch, a tag or a commit")
         })
     }
@@ -69,12 +68,12 @@ impl RepoId {
         Self { revision: revision.to_owned(), ..self.clone() }
     }
 
-    /// Whether no revision was said.
+    /// True if the revision is the default, `main`.
     pub fn is_main(&self) -> bool {
         self.revision == MAIN
     }
 
-    /// Whether its revision is a whole commit, whose files never change.
+    /// True if the revision is a full commit hash, so that its files never change.
     pub fn is_commit(&self) -> bool {
         is_commit(&self.revision)
     }
@@ -98,12 +97,13 @@ impl fmt::Display for RepoId {
     }
 }
 
-/// Whether a text is a commit's whole hash.
+/// True if a text is a full commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether a text may stand in an id: what the hub allows, and no way out of a folder.
+/// True if a text is allowed as a part of an id. The hub's rules apply, and the text must not lead
+/// out of a folder when it is used as a path.
 fn plain(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 96

@@ -1,11 +1,11 @@
-//! Repositories of the Hugging Face hub: looked up, fetched into the cache that all of its
-//! libraries share, and found there when there is no network.
+//! Looks up repositories on the Hugging Face hub and fetches their files into the cache that all
+//! Hugging Face libraries share. Without a network, files are read from that cache.
 //!
-//! hf-hub knows the hub's addresses, asks what a repository holds and lays out the cache. Beside it
-//! stands what a run of hours needs: every length and SHA-256 is checked, a cut transfer goes on
-//! where it was, the token goes to the hub alone, and each refusal is told for what it is.
+//! The crate hf-hub provides the hub's URLs, the request for a repository's contents and the layout
+//! of the cache. This module adds checks of every file's length and SHA-256, resumes interrupted
+//! transfers, sends the token only to the hub itself, and turns each refusal into a specific error.
 //!
-//! No format is known here: which files of a repository are wanted, its reader says.
+//! This module must not depend on any file format. Its callers decide which files they need.
 
 mod cache;
 mod card;
@@ -31,136 +31,139 @@ pub use id::{RepoId, RepoKind};
 pub use settings::{Authorities, Settings, Token};
 pub use snapshot::Snapshot;
 pub(crate) use watch::show;
-pub use watch::{Watcher, is_offline, stay_offline, watch};
+pub use watch::{ProgressCallback, is_offline, stay_offline, watch};
 
 use crate::error::{Error, Result};
 use snapshot::Listing;
 
-/// How long the hub may take to say what a repository holds, as long as its Python client waits.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of what it says. A data set of a hundred thousand files has a tenth of it.
-const MOST_SAID: u64 = 100 << 20;
-/// How often a question is repeated that the hub was too busy for.
-const REPEATS: u32 = 3;
+/// Timeout for the request that lists a repository's files. The hub's Python client uses the same.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum size in bytes of the hub's description of a repository. A data set of a hundred thousand
+/// files needs about a tenth of this.
+const MAX_LISTING_BYTES: u64 = 100 << 20;
+/// Number of retries if the hub replies that it is too busy.
+const MAX_RETRIES: u32 = 3;
 
-/// The hub, as this process may use it.
+/// A client of the hub.
 pub struct Hub {
     settings: Settings,
     api: Api,
-    /// For the files.
+    /// HTTP client that downloads files.
     agent: Agent,
     tls: TlsConfig,
 }
 
 impl fmt::Debug for Hub {
-    /// Without hf-hub's part, which would show the token.
+    /// Leaves out hf-hub's client, because its output includes the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
-/// Why there is no answer.
-enum Silence {
-    /// Nobody could be asked: the cache may still do.
-    Unreached(Error),
-    /// It was answered, with a refusal.
+/// The reasons why a lookup on the hub can fail.
+enum LookupError {
+    /// The hub could not be reached. The cache may still have the repository.
+    Unreachable(Error),
+    /// The hub refused the request.
     Refused(Error),
 }
 
 impl Hub {
-    /// The hub that the environment names; [`stay_offline`] wins over it.
+    /// Creates a client with the settings of the environment. It is offline if [`stay_offline`] was
+    /// called, even if the environment does not ask for that.
     ///
     /// # Errors
-    /// Settings that cannot be.
+    /// Fails if a setting is not valid.
     pub fn of_environment() -> Result<Self> {
         let mut settings = Settings::of_environment()?;
         settings.offline |= is_offline();
         Self::new(settings)
     }
 
-    /// The hub of those settings.
+    /// Creates a client with these settings.
     ///
     /// # Errors
-    /// Where there can be no connection with them.
+    /// Fails if the certificates in `settings` cannot be read.
     pub fn new(settings: Settings) -> Result<Self> {
         let authorities = settings.authorities.as_ref().filter(|_| !settings.offline);
         let tls = authorities.map_or_else(|| Ok(TlsConfig::default()), tls::trusting)?;
         let builder = ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
             .with_endpoint(settings.endpoint.clone())
             .with_token(settings.token.as_ref().map(|t| t.secret.clone()))
-            // It would draw over the program's own bars.
+            // hf-hub's progress bars would overwrite ours.
             .with_progress(false)
             .with_user_agent("reprpo", env!("CARGO_PKG_VERSION"));
         let api = builder
             .build()
-            .map_err(|e| Error::internal("there can be no connection with the hub").because(e))?;
+            .map_err(|e| Error::internal("cannot create a client of the hub").because(e))?;
         let agent = Agent::config_builder()
-            // Each address is looked at before it is gone to.
+            // `fetch` follows redirects itself, because it must not send the token to other hosts.
             .max_redirects(0)
             .http_status_as_error(false)
-            .timeout_connect(Some(PATIENCE))
-            .timeout_recv_response(Some(3 * PATIENCE))
-            .timeout_per_read(Some(3 * PATIENCE))
+            .timeout_connect(Some(TIMEOUT))
+            .timeout_recv_response(Some(3 * TIMEOUT))
+            .timeout_per_read(Some(3 * TIMEOUT))
             .user_agent(concat!("reprpo/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls.clone())
             .build();
         Ok(Self { settings, api, agent: agent.into(), tls })
     }
 
-    /// What it goes by.
+    /// The settings of this client.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Looks a repository up: at the hub, or in the cache where its revision is a commit that was
-    /// seen before, where the process is offline, or where the hub cannot be reached.
+    /// Looks up a repository on the hub. The cache is used instead if the client is offline, if the
+    /// revision is a commit that was looked up before, or if the hub cannot be reached.
     ///
     /// # Errors
-    /// One that is not there, is not for this user, or is not in the cache either.
+    /// Fails if the repository does not exist or this user cannot access it, and if the cache does
+    /// not have it when the cache is used.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
             return Snapshot::cached(self, repo).map_err(|e| {
                 e.hint(
-                    "this run is offline: without `--offline` and \
-                    `HF_HUB_OFFLINE` it is fetched from the hub",
+                    "this run is offline; remove `--offline` and unset `HF_HUB_OFFLINE` to fetch \
+                    it from the hub",
                 )
             });
         }
         if repo.is_commit()
-            && let Some(listing) = Listing::kept(self, repo, &repo.revision)
+            && let Some(listing) = Listing::stored(self, repo, &repo.revision)
         {
             return Ok(Snapshot::listed(self, repo, listing));
         }
         match self.ask(repo) {
             Ok(listing) => Ok(Snapshot::listed(self, repo, listing)),
-            Err(Silence::Refused(e)) => Err(e),
-            Err(Silence::Unreached(e)) => match Snapshot::cached(self, repo) {
+            Err(LookupError::Refused(e)) => Err(e),
+            Err(LookupError::Unreachable(e)) => match Snapshot::cached(self, repo) {
                 Ok(snapshot) => {
                     tracing::warn!(
-                        "{}: `{repo}` is taken from the cache, as of commit {}",
+                        "{}; using commit {} of `{repo}` from the cache",
                         e.in_a_line(),
-                        short(snapshot.commit())
+                        short(snapshot.commit()),
                     );
                     Ok(snapshot)
                 }
                 Err(_) => Err(e.hint(format!(
-                    "nor is `{repo}` in the cache, `{}`",
+                    "check the network; `{repo}` is not in the cache `{}` either",
                     self.settings.cache.display()
                 ))),
             },
         }
     }
 
-    /// What the hub says that a repository holds.
-    fn ask(&self, repo: &RepoId) -> Result<Listing, Silence> {
-        let unreached = |e: ureq::Error| Silence::Unreached(self.unreached(e));
+    /// Requests the list of a repository's files from the hub.
+    fn ask(&self, repo: &RepoId) -> Result<Listing, LookupError> {
+        let unreached = |e: ureq::Error| LookupError::Unreachable(self.unreachable(e));
         let mut busy = 0;
         loop {
             let request = self.api.repo(repo.for_hub()).info_request();
             let request = request
                 .config()
                 .http_status_as_error(false)
-                .timeout_global(Some(PATIENCE))
+                .timeout_global(Some(TIMEOUT))
                 .tls_config(self.tls.clone())
                 .build();
             let response = request.call().map_err(unreached)?;
@@ -170,39 +173,44 @@ impl Hub {
                     let text = response
                         .into_body()
                         .into_with_config()
-                        .limit(MOST_SAID)
+                        .limit(MAX_LISTING_BYTES)
                         .read_to_string()
                         .map_err(unreached)?;
-                    return Listing::read(self, repo, &text).map_err(Silence::Refused);
+                    return Listing::read(self, repo, &text).map_err(LookupError::Refused);
                 }
-                429 | 500..=599 if busy < REPEATS => {
+                429 | 500..=599 if busy < MAX_RETRIES => {
                     busy += 1;
                     std::thread::sleep(Duration::from_millis(200 << busy));
                 }
                 429 | 500..=599 => {
-                    return Err(Silence::Unreached(
-                        self.unreached(Error::new(format!("it is too busy (status {status})"))),
+                    return Err(LookupError::Unreachable(
+                        self.unreachable(Error::new(format!("the hub is busy (status {status})"))),
                     ));
                 }
-                _ => return Err(Silence::Refused(self.refusal(repo, status, response.headers()))),
+                _ => {
+                    return Err(LookupError::Refused(self.refusal(
+                        repo,
+                        status,
+                        response.headers(),
+                    )));
+                }
             }
         }
     }
 
-    fn unreached(&self, why: impl std::error::Error + Send + Sync + 'static) -> Error {
+    fn unreachable(&self, why: impl std::error::Error + Send + Sync + 'static) -> Error {
         let e = Error::new(format!("the hub at `{}` cannot be reached", self.settings.endpoint));
         let e = match (tls::is_distrust(&why), &self.settings.authorities) {
             (false, _) => e.hint(
-                "`--offline` takes what is in the cache; `HTTPS_PROXY` and \
-                `HF_ENDPOINT` say another way to it",
+                "use `--offline` to use only the cache, or set `HTTPS_PROXY` or `HF_ENDPOINT` to \
+                reach the hub another way",
             ),
             (true, None) => e.hint(
-                "where a proxy or a hub of your own has a certificate of its \
-                own authority, `SSL_CERT_FILE` names that authority's",
+                "if your proxy or your own hub uses a private certificate authority, set \
+                `SSL_CERT_FILE` to that authority's certificate",
             ),
             (true, Some(own)) => e.hint(format!(
-                "trusted are the authorities of `{}`, as {} \
-                says",
+                "check `{}`: {} makes it the only source of trusted certificates",
                 own.path.display(),
                 own.source
             )),
@@ -210,7 +218,7 @@ impl Hub {
         e.because(why)
     }
 
-    /// What the hub means by turning a question about a repository down.
+    /// Turns the hub's refusal to describe a repository into an error.
     fn refusal(&self, repo: &RepoId, status: u16, headers: &HeaderMap) -> Error {
         let header =
             |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -218,60 +226,61 @@ impl Hub {
         match (status, header("x-error-code")) {
             (_, "GatedRepo") => self.gated(repo),
             (_, "RevisionNotFound") => {
-                Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision)).hint(
-                    "a revision is a branch, a tag or a whole commit; `main` when none is said",
-                )
+                Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision))
+                    .hint("give a branch, a tag or a full commit hash; the default is `main`")
             }
             (401, _) if header("x-error-message").contains("Invalid credentials") => {
-                self.whose(Error::new("the hub does not know the token that it was given"))
+                self.with_token_hint(Error::new("the hub does not accept the token"))
             }
-            // It does not say of a private one that it is there, and of some that are missing no
-            // more than 401.
+            // The hub does not reveal whether a private repository exists, and for some missing
+            // ones it only replies with status 401.
             (_, "RepoNotFound") | (401, "") => {
                 let e = Error::new(format!(
-                    "there is no {what} `{id}` on the hub that may be seen here"
+                    "the {what} `{id}` was not found on the hub, or you cannot access it"
                 ));
-                self.whose(match self.settings.endpoint.as_str() {
+                self.with_token_hint(match self.settings.endpoint.as_str() {
                     "https://huggingface.co" => e,
-                    other => e.hint(format!("the hub is `{other}`, as `HF_ENDPOINT` says")),
+                    other => e.hint(format!("check `HF_ENDPOINT`: it sets the hub to `{other}`")),
                 })
             }
             _ => {
-                let said: String = header("x-error-message")
+                let reason: String = header("x-error-message")
                     .chars()
                     .filter(|c| !c.is_control())
                     .take(200)
                     .collect();
-                let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-                self.whose(Error::new(format!(
-                    "the hub does not tell of the {what} `{id}`: status {status}{said}"
+                let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+                self.with_token_hint(Error::new(format!(
+                    "the hub returned status {status} for the {what} `{id}`{reason}"
                 )))
             }
         }
     }
 
-    /// The error of a repository whose terms were not accepted.
+    /// The error for a gated repository whose terms the user has not accepted.
     fn gated(&self, repo: &RepoId) -> Error {
         let page = match repo.kind {
             RepoKind::Model => format!("{}/{}", self.settings.endpoint, repo.name),
             RepoKind::Dataset => format!("{}/datasets/{}", self.settings.endpoint, repo.name),
         };
-        self.whose(
+        self.with_token_hint(
             Error::new(format!(
-                "the {} `{}` is gated: its files are for those who accepted its terms",
+                "the {} `{}` is gated, and its terms have not been accepted with your account",
                 repo.kind.word(),
                 repo.name
             ))
-            .hint(format!("accept them at {page}")),
+            .hint(format!("accept the terms at {page}")),
         )
     }
 
-    /// Adds who was asking.
-    fn whose(&self, e: Error) -> Error {
+    /// Adds a hint about the token that the request used.
+    fn with_token_hint(&self, e: Error) -> Error {
         e.hint(match &self.settings.token {
-            Some(token) => format!("the hub was asked with the token of {}", token.source),
-            None => "the hub was asked without a token: set `HF_TOKEN`, or run `hf auth login`, \
-                for what is private or gated"
+            Some(token) => {
+                format!("check that the token of {} is valid and has access", token.source)
+            }
+            None => "set `HF_TOKEN` or run `hf auth login` to access private or gated \
+                repositories; the request was made without a token"
                 .to_owned(),
         })
     }
@@ -281,12 +290,12 @@ impl Hub {
     }
 }
 
-/// A revision for people: of a commit its beginning.
+/// Shortens a commit hash to 7 characters. Branches and tags are returned unchanged.
 pub fn short(revision: &str) -> &str {
     if id::is_commit(revision) { revision.get(..7).unwrap_or(revision) } else { revision }
 }
 
-/// The field of what the hub says of a repository, as text.
+/// A field of a JSON object as text, or an empty text if it is missing or not a string.
 fn text<'v>(value: &'v Value, field: &str) -> &'v str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }

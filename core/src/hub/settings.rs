@@ -1,4 +1,5 @@
-//! What the environment says of the hub, in the variables of Hugging Face's own client.
+//! Settings of the hub's client, read from the same environment variables as in Hugging Face's own
+//! client.
 
 use std::env;
 use std::fmt;
@@ -9,7 +10,7 @@ use crate::error::{Context, Error, Result};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Where the hub is, where its files are kept, and who asks.
+/// The hub's address, the cache folders and the credentials.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Address of the hub, without a slash at its end: `HF_ENDPOINT`.
@@ -17,31 +18,32 @@ pub struct Settings {
     /// The cache that all of Hugging Face's libraries share: `HF_HUB_CACHE`, its older name
     /// `HUGGINGFACE_HUB_CACHE`, or else `HF_HOME/hub`.
     pub cache: PathBuf,
-    /// Where it is kept what repositories hold, which that cache has no place for.
+    /// Folder for the lists of files in repositories, which the shared cache does not store.
     pub listings: PathBuf,
-    /// Whether only the cache is to be used: `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `--offline`.
+    /// True if only the cache may be used: `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `--offline`.
     pub offline: bool,
-    /// Who asks: `HF_TOKEN`, or the file that `hf auth login` writes.
+    /// Access token: `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<Token>,
-    /// Whose certificates are trusted, and where that is said: `SSL_CERT_FILE`,
-    /// `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. None = the public authorities that Mozilla trusts.
+    /// Certificate authorities to trust, and nothing else: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`,
+    /// `CURL_CA_BUNDLE`. `None` means the public authorities that Mozilla trusts.
     pub authorities: Option<Authorities>,
 }
 
-/// A file of certificates in PEM, or a folder of such.
+/// A file of certificates in PEM format, or a folder of such files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authorities {
-    /// The file, or the folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// Where it was named, for errors.
+    /// Name of the environment variable, in backticks, for error messages.
     pub source: String,
 }
 
-/// A secret that is never shown.
+/// An access token. The secret is never printed.
 #[derive(Clone)]
 pub struct Token {
     pub(super) secret: String,
-    /// Where it was found, for errors.
+    /// The environment variable or file that the token comes from, in backticks, for error
+    /// messages.
     pub source: String,
 }
 
@@ -52,10 +54,11 @@ impl fmt::Debug for Token {
 }
 
 impl Settings {
-    /// As the process's environment has them.
+    /// Reads the settings from the process's environment.
     ///
     /// # Errors
-    /// An endpoint that is no address, or a token that cannot be one.
+    /// Fails if the endpoint is not an HTTP URL, or if the token cannot be read or has characters
+    /// that a token cannot have.
     pub fn of_environment() -> Result<Self> {
         Self::from(&|name| env::var_os(name).map(PathBuf::from))
     }
@@ -85,8 +88,8 @@ impl Settings {
         if host.is_empty()
             || host.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c))
         {
-            return Err(Error::new("`HF_ENDPOINT` is no address of a hub")
-                .hint(format!("write it as `{ENDPOINT}`")));
+            return Err(Error::new("`HF_ENDPOINT` is not a valid address of a hub")
+                .hint(format!("use the form `{ENDPOINT}`")));
         }
         let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
             .into_iter()
@@ -101,7 +104,7 @@ impl Settings {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
                     Err(e) => {
                         return Err(e).within(|| {
-                            format!("cannot read the hub's token in `{}`", file.display())
+                            format!("cannot read the hub's token from `{}`", file.display())
                         });
                     }
                 }
@@ -112,7 +115,7 @@ impl Settings {
             if written {
                 Ok(Token { secret, source })
             } else {
-                Err(Error::new(format!("what {source} holds is no token of the hub")))
+                Err(Error::new(format!("{source} does not contain a valid token of the hub")))
             }
         });
         let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
@@ -136,8 +139,10 @@ impl Settings {
 mod tests {
     use super::*;
 
-    fn of(said: &[(&str, &str)]) -> Result<Settings> {
-        Settings::from(&|name| said.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v)))
+    fn of(variables: &[(&str, &str)]) -> Result<Settings> {
+        Settings::from(&|name| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v))
+        })
     }
 
     #[test]
@@ -152,17 +157,21 @@ mod tests {
         assert_eq!(plain.cache, dir.path().join("hub"));
         std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
         assert_eq!(of(&[("HF_HOME", home)]).unwrap().token.unwrap().secret, "hf_file");
-        let said = of(&[
+        let custom = of(&[
             ("HF_HOME", home),
-            ("HF_TOKEN", " hf_said "),
+            ("HF_TOKEN", " hf_variable "),
             ("HF_HUB_CACHE", "/c"),
             ("HF_ENDPOINT", "http://h:1/"),
             ("HF_HUB_OFFLINE", "yes"),
         ])
         .unwrap();
         assert_eq!(
-            (said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()),
-            ("hf_said", PathBuf::from("/c"), "http://h:1")
+            (
+                custom.token.as_ref().unwrap().secret.as_str(),
+                custom.cache,
+                custom.endpoint.as_str()
+            ),
+            ("hf_variable", PathBuf::from("/c"), "http://h:1")
         );
         let older = [("HF_HOME", home), ("HUGGINGFACE_HUB_CACHE", "/older")];
         assert_eq!(of(&older).unwrap().cache, PathBuf::from("/older"));
@@ -179,12 +188,12 @@ mod tests {
             Some(Authorities { path: "/a".into(), source: "`REQUESTS_CA_BUNDLE`".into() })
         );
         assert!(
-            said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline
+            custom.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline
         );
     }
 
     #[test]
-    fn a_token_is_never_in_what_is_printed() {
+    fn a_token_is_never_printed() {
         let dir = tempfile::tempdir().unwrap();
         let home = ("HF_HOME", dir.path().to_str().unwrap());
         let settings = of(&[home, ("HF_TOKEN", "hf_secret")]).unwrap();
@@ -197,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_is_no_address_is_refused() {
+    fn an_invalid_endpoint_is_refused() {
         for bad in
             ["huggingface.co", "ftp://x", "https://", "https://user:secret@host", "https://a b"]
         {

@@ -1,4 +1,4 @@
-//! A repository as of one commit: what it holds, and its files in the cache.
+//! A repository at one commit: the list of its files, and the files in the cache.
 
 use std::path::{Path, PathBuf};
 
@@ -10,31 +10,32 @@ use super::{Hub, RepoId, RepoKind, card, fetch, text};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::{read_bounded, write_whole};
 
-/// What a repository holds at a commit.
+/// The files of a repository at a commit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Listing {
     pub commit: String,
-    /// Paths within it, sorted.
+    /// Paths within the repository, sorted.
     pub files: Vec<String>,
-    /// Whether its files are for those alone who accepted its terms.
+    /// True if users must accept the repository's terms before they can download files.
     pub gated: bool,
-    /// The head of its README.
+    /// Metadata from the head of the README, as JSON.
     pub card: Value,
 }
 
 impl Listing {
-    /// From what the hub says.
-    pub fn read(hub: &Hub, repo: &RepoId, said: &str) -> Result<Self> {
-        let wrong = |what: &str| Error::new(format!("what the hub says of `{repo}` {what}"));
-        let said: Value = serde_json::from_str(said).map_err(|e| wrong("is no JSON").because(e))?;
-        let commit = text(&said, "sha").to_owned();
+    /// Parses the hub's description of a repository (JSON) and stores the listing for later runs.
+    pub fn read(hub: &Hub, repo: &RepoId, json: &str) -> Result<Self> {
+        let wrong = |what: &str| Error::new(format!("the hub's description of `{repo}` {what}"));
+        let json: Value =
+            serde_json::from_str(json).map_err(|e| wrong("is not valid JSON").because(e))?;
+        let commit = text(&json, "sha").to_owned();
         if !is_commit(&commit) {
-            return Err(wrong("names no commit"));
+            return Err(wrong("does not name a commit"));
         }
-        let siblings = said
+        let siblings = json
             .get("siblings")
             .and_then(Value::as_array)
-            .ok_or_else(|| wrong("names no files"))?;
+            .ok_or_else(|| wrong("does not list any files"))?;
         let mut files: Vec<String> = siblings
             .iter()
             .map(|s| text(s, "rfilename"))
@@ -42,20 +43,22 @@ impl Listing {
             .map(str::to_owned)
             .collect();
         files.sort();
-        let gated = said.get("gated").is_some_and(|g| *g != Value::Bool(false) && !g.is_null());
+        let gated = json.get("gated").is_some_and(|g| *g != Value::Bool(false) && !g.is_null());
         let listing = Self {
             commit,
             files,
             gated,
-            card: said.get("cardData").cloned().unwrap_or(Value::Null),
+            card: json.get("cardData").cloned().unwrap_or(Value::Null),
         };
-        listing.keep(hub, repo);
+        listing.store(hub, repo);
         Ok(listing)
     }
 
-    /// What was said of a commit before: it holds for ever.
-    pub fn kept(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
-        let bytes = read_bounded(&place(hub, repo, commit), super::MOST_SAID).ok()?;
+    /// The listing of a commit that an earlier run stored. It stays valid, because a commit never
+    /// changes.
+    pub fn stored(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
+        let bytes =
+            read_bounded(&listing_path(hub, repo, commit), super::MAX_LISTING_BYTES).ok()?;
         serde_json::from_slice::<Self>(&bytes)
             .ok()
             .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
@@ -71,7 +74,7 @@ impl Listing {
             let readme = folder.join(README);
             if readme.is_file() {
                 let text =
-                    String::from_utf8_lossy(&read_bounded(&readme, MOST_README)?).into_owned();
+                    String::from_utf8_lossy(&read_bounded(&readme, MAX_README_BYTES)?).into_owned();
                 listing.card = card::of_readme(&text)
                     .within(|| format!("cannot use `{}`", readme.display()))?;
             } else if !repo.revision.starts_with("refs/convert/") {
@@ -84,58 +87,58 @@ impl Listing {
         Ok(listing)
     }
 
-    fn keep(&self, hub: &Hub, repo: &RepoId) {
-        let place = place(hub, repo, &self.commit);
+    fn store(&self, hub: &Hub, repo: &RepoId) {
+        let path = listing_path(hub, repo, &self.commit);
         let written = || -> Result<()> {
-            let folder = place.parent().unwrap_or(Path::new("."));
+            let folder = path.parent().unwrap_or(Path::new("."));
             std::fs::create_dir_all(folder)
-                .within(|| format!("cannot make `{}`", folder.display()))?;
+                .within(|| format!("cannot create `{}`", folder.display()))?;
             write_whole(
-                &place,
+                &path,
                 &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
             )
         };
-        // Without it, a later run asks again.
+        // If this fails, a later run asks the hub again.
         if let Err(e) = written() {
-            tracing::debug!("what `{repo}` holds is not kept: {e:?}");
+            tracing::debug!("the listing of `{repo}` was not stored: {e:?}");
         }
     }
 }
 
-/// Where it is kept what a repository holds at a commit.
-fn place(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
+/// Path of the file that stores the listing of a repository at a commit.
+fn listing_path(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
     hub.settings.listings.join(repo.for_hub().folder_name()).join(format!("{commit}.json"))
 }
 
-/// Whether a path leads to a file within the folder that it is put behind.
+/// True if a relative path stays within the folder that it is joined to.
 fn is_inside(file: &str) -> bool {
     !file.is_empty()
         && !file.contains('\\')
         && file.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
-/// A repository as of one commit. Files are fetched as they are asked for.
+/// A repository at one commit. Files are downloaded on demand.
 #[derive(Debug)]
 pub struct Snapshot<'h> {
     hub: &'h Hub,
     repo: RepoId,
     listing: Listing,
-    /// Whether a file that is not in the cache may be fetched.
+    /// True if files that are not in the cache may be downloaded.
     fetches: bool,
-    /// True if the listing was made from the cache, so that the repository may have more files.
+    /// True if the listing was made from the cache. The repository may have more files then.
     partial: bool,
 }
 
 const README: &str = "README.md";
 /// Maximum size of a README in bytes.
-const MOST_README: u64 = 1 << 24;
+const MAX_README_BYTES: u64 = 1 << 24;
 
 impl<'h> Snapshot<'h> {
     pub(super) fn listed(hub: &'h Hub, repo: &RepoId, listing: Listing) -> Self {
         Self { hub, repo: repo.clone(), listing, fetches: true, partial: false }
     }
 
-    /// What the cache has of the repository.
+    /// Looks up the repository in the cache.
     pub(super) fn cached(hub: &'h Hub, repo: &RepoId) -> Result<Self> {
         let folder = hub.settings.cache.join(repo.for_hub().folder_name());
         let missing = || {
@@ -149,55 +152,56 @@ impl<'h> Snapshot<'h> {
         let named = match std::fs::read_to_string(folder.join("refs").join(&repo.revision)) {
             Ok(commit) => Some(commit.trim().to_owned()),
             Err(_) if repo.is_commit() => Some(repo.revision.clone()),
-            // Files that were put there by hand have no refs; where there is one snapshot, it is
-            // meant.
+            // A cache that was filled by hand has no refs. If it has only one snapshot, that one is
+            // used.
             Err(_) => only(&snapshots).filter(|_| repo.revision == "main"),
         };
         let commit = named
             .filter(|c| is_inside(c) && !c.contains('/') && snapshots.join(c).is_dir())
             .ok_or_else(missing)?;
-        let (listing, partial) = match Listing::kept(hub, repo, &commit) {
+        let (listing, partial) = match Listing::stored(hub, repo, &commit) {
             Some(listing) => (listing, false),
             None => (Listing::of_folder(&snapshots.join(&commit), repo, commit)?, true),
         };
         Ok(Self { hub, repo: repo.clone(), listing, fetches: false, partial })
     }
 
-    /// The commit.
+    /// The full hash of the commit.
     pub fn commit(&self) -> &str {
         &self.listing.commit
     }
 
-    /// The repository at this commit, which is the same for ever.
+    /// The repository's id with the commit as revision, so that it always means the same files.
     pub fn pinned(&self) -> RepoId {
         self.repo.at(&self.listing.commit)
     }
 
-    /// The paths of its files, sorted.
+    /// The paths of all files in the repository, sorted.
     pub fn files(&self) -> &[String] {
         &self.listing.files
     }
 
-    /// Whether it has a file of that path.
+    /// True if the repository has a file with this path.
     pub fn has(&self, file: &str) -> bool {
         self.listing.files.binary_search_by(|f| f.as_str().cmp(file)).is_ok()
     }
 
-    /// The head of its README, as JSON; null if there is none, or if the cache does not have it.
+    /// Metadata from the head of the README, as JSON; null if the README does not have any, or if
+    /// the cache does not have the README.
     pub fn card(&self) -> &Value {
         &self.listing.card
     }
 
-    /// Its folder in the cache, with the files that were fetched.
+    /// The snapshot's folder in the cache. It contains only the files that were downloaded.
     pub fn folder(&self) -> PathBuf {
         self.hub.cached(self.repo.for_hub()).pointer_path(&self.listing.commit)
     }
 
-    /// A file on this machine; fetched, where it is not there yet.
+    /// Returns the path of a file in the cache, and downloads the file if it is not there yet.
     ///
     /// # Errors
-    /// A file that the repository does not have or does not give, one that came damaged, and,
-    /// offline, one that is not in the cache.
+    /// Fails if the repository does not have the file or denies access to it, if the download fails
+    /// or is damaged, or if the client is offline and the file is not in the cache.
     pub fn get(&self, file: &str) -> Result<PathBuf> {
         let path = self.folder().join(file);
         if is_inside(file) && path.is_file() {
@@ -219,7 +223,7 @@ impl<'h> Snapshot<'h> {
                 self.hub.settings.cache.display()
             ))
             .hint(format!(
-                "where there is a network, `hf download{dataset} {} {}` fetches it",
+                "run `hf download{dataset} {} {}` on a machine with a network",
                 self.repo.name,
                 quoted(file)
             )));
@@ -229,7 +233,7 @@ impl<'h> Snapshot<'h> {
             .fetch()
             .within(|| format!("cannot fetch `{file}` of `{}`", self.repo))?;
         if !self.repo.is_commit() {
-            // From here on the cache knows what the branch was.
+            // Record the branch's commit, so that later offline runs find it.
             let reference = self.hub.cached(self.repo.for_hub()).create_ref(&self.listing.commit);
             reference.within(|| {
                 format!("cannot write into the cache `{}`", self.hub.settings.cache.display())
@@ -238,17 +242,17 @@ impl<'h> Snapshot<'h> {
         Ok(path)
     }
 
-    /// Several files; gives the folder that they are in.
+    /// Downloads several files that are not in the cache yet, and returns their common folder.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails as [`get`](Self::get) does.
     pub fn get_all<S: AsRef<str>>(&self, files: impl IntoIterator<Item = S>) -> Result<PathBuf> {
         files.into_iter().try_for_each(|file| self.get(file.as_ref()).map(drop))?;
         Ok(self.folder())
     }
 }
 
-/// The name of the only folder there.
+/// The name of the only subfolder; `None` if there are several or none.
 fn only(folder: &Path) -> Option<String> {
     let mut folders =
         std::fs::read_dir(folder).ok()?.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir());
@@ -260,14 +264,15 @@ fn only(folder: &Path) -> Option<String> {
         .flatten()
 }
 
-/// The files below a folder, as paths within it.
+/// Adds the files below a folder to `files`, as relative paths that start with `prefix`.
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
     let entries =
         std::fs::read_dir(folder).within(|| format!("cannot read `{}`", folder.display()))?;
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let path = entry.path();
-        // Files are links into the cache's blobs; a link to a folder is none of the hub's.
+        // Files are links into the cache's blobs. The hub's tools never create links to folders, so
+        // those are skipped.
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             walk(&path, &format!("{name}/"), files)?;
         } else if path.is_file() {

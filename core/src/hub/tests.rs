@@ -4,25 +4,25 @@ use std::path::Path;
 use local_hub::{Fault, LocalHub, TOKEN, Traits};
 
 use super::*;
-use crate::error::Fault as Whose;
+use crate::error::Fault as ErrorFault;
 
 const MODEL: &str = "models/org/name";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Bytes that no two places share.
+/// `n` bytes whose pattern differs between any two ranges, so that swapped ranges are noticed.
 fn weights(n: usize) -> Vec<u8> {
     (0..n).map(|i| (i * 31 + i / 251) as u8).collect()
 }
 
-struct There {
+struct Fixture {
     dir: tempfile::TempDir,
     hub: LocalHub,
     commit: String,
     weights: Vec<u8>,
 }
 
-impl There {
-    /// A hub with one model.
+impl Fixture {
+    /// Starts a hub with one model.
     fn new() -> Self {
         Self::of(LocalHub::start())
     }
@@ -74,7 +74,7 @@ fn id(text: &str) -> RepoId {
     RepoId::read(RepoKind::Model, text).unwrap()
 }
 
-fn told(e: &Error) -> String {
+fn message_of(e: &Error) -> String {
     format!("{e:?}")
 }
 
@@ -83,105 +83,111 @@ fn transfers(hub: &LocalHub) -> Vec<local_hub::Request> {
 }
 
 #[test]
-fn files_come_into_the_cache_as_the_python_client_lays_it_out() {
-    let there = There::new();
-    let client = there.client();
+fn downloaded_files_have_the_cache_layout_of_the_python_client() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
     assert_eq!(snapshot.files(), ["config.json", WEIGHTS, "sub/deep/x.txt"]);
     assert_eq!(
         (snapshot.commit(), snapshot.pinned().to_string()),
-        (there.commit.as_str(), format!("org/name@{}", there.commit))
+        (fixture.commit.as_str(), format!("org/name@{}", fixture.commit))
     );
     let path = snapshot.get(WEIGHTS).unwrap();
-    assert_eq!(path, there.cache().join("snapshots").join(&there.commit).join(WEIGHTS));
-    assert_eq!(fs::read(&path).unwrap(), there.weights);
+    assert_eq!(path, fixture.cache().join("snapshots").join(&fixture.commit).join(WEIGHTS));
+    assert_eq!(fs::read(&path).unwrap(), fixture.weights);
     assert_eq!(fs::read_to_string(snapshot.get("sub/deep/x.txt").unwrap()).unwrap(), "deep");
     assert!(
         fs::symlink_metadata(&path).unwrap().is_symlink()
             && path
                 .canonicalize()
                 .unwrap()
-                .starts_with(there.cache().canonicalize().unwrap().join("blobs"))
+                .starts_with(fixture.cache().canonicalize().unwrap().join("blobs"))
     );
-    let refs: Vec<_> =
-        fs::read_dir(there.cache().join("refs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let refs: Vec<_> = fs::read_dir(fixture.cache().join("refs"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(refs, ["main"]);
-    assert_eq!(fs::read_to_string(there.cache().join("refs/main")).unwrap(), there.commit);
+    assert_eq!(fs::read_to_string(fixture.cache().join("refs/main")).unwrap(), fixture.commit);
 
-    there.hub.requests();
+    fixture.hub.requests();
     assert_eq!(snapshot.get(WEIGHTS).unwrap(), path);
-    assert!(there.hub.requests().is_empty(), "what is there is not asked for");
+    assert!(fixture.hub.requests().is_empty(), "a cached file does not cause a request");
 }
 
 #[test]
-fn what_was_fetched_is_found_without_a_network() {
-    let there = There::new();
-    let client = there.client();
+fn cached_files_are_found_without_a_network() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     client.open(&id("org/name")).unwrap().get("config.json").unwrap();
-    there.hub.requests();
+    fixture.hub.requests();
 
-    let offline = there.offline();
+    let offline = fixture.offline();
     let snapshot = offline.open(&id("org/name")).unwrap();
     assert!(snapshot.get("config.json").unwrap().is_file());
     let e = snapshot.get(WEIGHTS).unwrap_err();
     assert!(
-        told(&e).contains("`model.safetensors` of `org/name` is not in the cache")
-            && told(&e).contains("hf download org/name"),
+        message_of(&e).contains("`model.safetensors` of `org/name` is not in the cache")
+            && message_of(&e).contains("hf download org/name"),
         "{e:?}"
     );
     let e = offline.open(&id("org/other")).unwrap_err();
     assert!(
-        told(&e).contains("`org/other` is not in the cache") && told(&e).contains("--offline"),
+        message_of(&e).contains("`org/other` is not in the cache")
+            && message_of(&e).contains("--offline"),
         "{e:?}"
     );
     assert!(
         offline.open(&id("org/name@v2")).is_err()
-            && offline.open(&id(&format!("org/name@{}", there.commit))).is_ok()
+            && offline.open(&id(&format!("org/name@{}", fixture.commit))).is_ok()
     );
-    assert!(there.hub.requests().is_empty(), "offline nothing is asked");
+    assert!(fixture.hub.requests().is_empty(), "an offline client makes no requests");
 
-    // A hub that cannot be reached is as good as none.
+    // The cache is used if the hub cannot be reached.
     let nowhere =
-        Hub::new(Settings { endpoint: "http://127.0.0.1:9".into(), ..there.settings() }).unwrap();
-    assert_eq!(nowhere.open(&id("org/name")).unwrap().commit(), there.commit);
+        Hub::new(Settings { endpoint: "http://127.0.0.1:9".into(), ..fixture.settings() }).unwrap();
+    assert_eq!(nowhere.open(&id("org/name")).unwrap().commit(), fixture.commit);
     let e = nowhere.open(&id("org/other")).unwrap_err();
     assert!(
-        told(&e).contains("http://127.0.0.1:9")
-            && told(&e).contains("--offline")
-            && e.fault() == Whose::Input,
+        message_of(&e).contains("http://127.0.0.1:9")
+            && message_of(&e).contains("--offline")
+            && e.fault() == ErrorFault::Input,
         "{e:?}"
     );
 }
 
 #[test]
-fn a_commit_that_is_known_is_not_asked_for_again() {
-    let there = There::new();
-    let client = there.client();
+fn a_known_commit_is_not_looked_up_again() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let pinned = client.open(&id("org/name")).unwrap().pinned();
     client.open(&pinned).unwrap().get("config.json").unwrap();
-    there.hub.requests();
+    fixture.hub.requests();
     client.open(&pinned).unwrap().get("config.json").unwrap();
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
 }
 
 #[test]
 fn files_that_other_programs_put_into_the_cache_are_found() {
-    let there = There::new();
+    let fixture = Fixture::new();
     let put = |path: &str, text: &str| {
-        let path = there.cache().join(path);
+        let path = fixture.cache().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     };
     put("snapshots/aaa/config.json", "{}");
     put("snapshots/aaa/sub/x", "");
-    let offline = there.offline();
+    let offline = fixture.offline();
     assert_eq!(
         offline.open(&id("org/name")).unwrap().files(),
         ["config.json", "sub/x"],
-        "the only revision"
+        "the only snapshot is used"
     );
     put("snapshots/bbb/config.json", "{}");
-    assert!(offline.open(&id("org/name")).is_err(), "two revisions, and none of them is main");
+    assert!(
+        offline.open(&id("org/name")).is_err(),
+        "with two snapshots and no refs, `main` is unknown"
+    );
     put("refs/main", "bbb\n");
     assert_eq!(offline.open(&id("org/name")).unwrap().commit(), "bbb");
     put("refs/main", "../../../secret");
@@ -189,156 +195,159 @@ fn files_that_other_programs_put_into_the_cache_are_found() {
 }
 
 #[test]
-fn a_branch_that_moved_brings_only_what_changed() {
-    let there = There::new();
-    let client = there.client();
+fn only_changed_files_are_downloaded_when_a_branch_moves() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     client.open(&id("org/name")).unwrap().get_all(["config.json", WEIGHTS]).unwrap();
-    let second = there.hub.push(
+    let second = fixture.hub.push(
         MODEL,
         "main",
-        &[("config.json", b"{\"new\": 1}"), (WEIGHTS, &there.weights)],
+        &[("config.json", b"{\"new\": 1}"), (WEIGHTS, &fixture.weights)],
     );
-    there.hub.requests();
+    fixture.hub.requests();
     let folder = client.open(&id("org/name")).unwrap().get_all(["config.json", WEIGHTS]).unwrap();
     assert!(folder.ends_with(&second));
-    assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), there.weights);
+    assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), fixture.weights);
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"{\"new\": 1}");
-    let moved = transfers(&there.hub);
+    let moved = transfers(&fixture.hub);
     assert!(
         moved.len() == 1 && moved[0].path.contains("resolve-cache"),
-        "the weights are linked: {moved:?}"
+        "the unchanged weights are linked: {moved:?}"
     );
-    assert_eq!(fs::read_to_string(there.cache().join("refs/main")).unwrap(), second);
+    assert_eq!(fs::read_to_string(fixture.cache().join("refs/main")).unwrap(), second);
 }
 
 #[test]
-fn a_cut_connection_goes_on_where_it_was() {
+fn a_download_resumes_after_the_connection_is_cut() {
     for fault in [Fault::Cut(100_000), Fault::CutUnannounced(100_000)] {
-        let there = There::new();
-        let client = there.client();
+        let fixture = Fixture::new();
+        let client = fixture.client();
         let snapshot = client.open(&id("org/name")).unwrap();
-        there.hub.requests();
-        there.hub.fail(&[fault.clone(), Fault::Cut(50_000)]);
+        fixture.hub.requests();
+        fixture.hub.fail(&[fault.clone(), Fault::Cut(50_000)]);
         let path = snapshot.get(WEIGHTS).unwrap();
-        assert_eq!(fs::read(path).unwrap(), there.weights, "{fault:?}");
+        assert_eq!(fs::read(path).unwrap(), fixture.weights, "{fault:?}");
         let ranges: Vec<_> =
-            transfers(&there.hub).into_iter().map(|r| r.range.unwrap_or_default()).collect();
+            transfers(&fixture.hub).into_iter().map(|r| r.range.unwrap_or_default()).collect();
         assert_eq!(ranges, ["", "bytes=100000-", "bytes=150000-"], "{fault:?}");
     }
 }
 
 #[test]
-fn a_transfer_that_was_given_up_is_gone_on_with_by_the_next_process() {
-    let there = There::new();
-    let client = there.client();
+fn the_next_process_resumes_a_failed_download() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
-    // One that brings something, and then none.
-    there.hub.fail(&[vec![Fault::Cut(1000)], vec![Fault::Cut(0); 20]].concat());
+    // One attempt with some bytes, followed by attempts without any.
+    fixture.hub.fail(&[vec![Fault::Cut(1000)], vec![Fault::Cut(0); 20]].concat());
     let e = snapshot.get(WEIGHTS).unwrap_err();
     assert!(
-        told(&e).contains("cannot fetch `model.safetensors` of `org/name`")
-            && told(&e).contains("goes on from there"),
+        message_of(&e).contains("cannot fetch `model.safetensors` of `org/name`")
+            && message_of(&e).contains("resume the download"),
         "{e:?}"
     );
-    assert!(!snapshot.folder().join(WEIGHTS).exists(), "half a file is none");
-    there.hub.fail(&[]);
-    there.hub.requests();
-    let client = there.client();
+    assert!(
+        !snapshot.folder().join(WEIGHTS).exists(),
+        "a partial file must not appear in the snapshot"
+    );
+    fixture.hub.fail(&[]);
+    fixture.hub.requests();
+    let client = fixture.client();
     assert_eq!(
         fs::read(client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap()).unwrap(),
-        there.weights
+        fixture.weights
     );
-    assert!(transfers(&there.hub).iter().any(|r| r.range.as_deref() == Some("bytes=1000-")));
+    assert!(transfers(&fixture.hub).iter().any(|r| r.range.as_deref() == Some("bytes=1000-")));
 }
 
 #[test]
-fn a_part_that_is_whole_or_too_long_is_fetched_anew() {
+fn a_corrupt_partial_file_is_downloaded_again() {
     for length in [300_000, 300_001] {
-        let there = There::new();
-        let client = there.client();
+        let fixture = Fixture::new();
+        let client = fixture.client();
         let snapshot = client.open(&id("org/name")).unwrap();
         snapshot.get(WEIGHTS).unwrap();
         let blob = snapshot.folder().join(WEIGHTS).canonicalize().unwrap();
         fs::remove_file(&blob).unwrap();
-        // What a process leaves that was killed at the wrong moment.
+        // A process that was killed at the wrong moment leaves such a file.
         fs::write(blob.with_extension("incomplete"), vec![7; length]).unwrap();
-        assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), there.weights, "{length}");
+        assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights, "{length}");
     }
 }
 
 #[test]
-fn bytes_that_are_not_those_announced_do_not_stay() {
-    let there = There::new();
-    let client = there.client();
+fn damaged_downloads_are_discarded() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
-    there.hub.fail(&[Fault::Garbled]);
+    fixture.hub.fail(&[Fault::Garbled]);
     assert_eq!(
         fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(),
-        there.weights,
-        "once is repeated"
+        fixture.weights,
+        "one damaged download is retried"
     );
 
-    let there = There::new();
-    let client = there.client();
+    let fixture = Fixture::new();
+    let client = fixture.client();
     let snapshot = client.open(&id("org/name")).unwrap();
-    there.hub.fail(&[Fault::Garbled, Fault::Garbled]);
+    fixture.hub.fail(&[Fault::Garbled, Fault::Garbled]);
     let e = snapshot.get(WEIGHTS).unwrap_err();
-    assert!(told(&e).contains("not what the hub announced"), "{e:?}");
+    assert!(message_of(&e).contains("does not match the length or hash"), "{e:?}");
     assert!(!snapshot.folder().join(WEIGHTS).exists());
 
-    // A server that does not know of ranges sends it all behind what was there.
-    let there = There::new();
-    let client = there.client();
-    there.hub.fail(&[Fault::Cut(1000), Fault::Whole]);
+    // A server without support for ranges sends the whole file when the download resumes.
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    fixture.hub.fail(&[Fault::Cut(1000), Fault::Whole]);
     assert_eq!(
         fs::read(client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap()).unwrap(),
-        there.weights
+        fixture.weights
     );
 }
 
 #[test]
-fn what_is_private_or_gated_needs_the_token() {
-    let there = There::new();
-    there.hub.describe(MODEL, Traits { gated: true, ..Traits::default() });
+fn private_and_gated_repositories_need_the_token() {
+    let fixture = Fixture::new();
+    fixture.hub.describe(MODEL, Traits { gated: true, ..Traits::default() });
     for (client, who) in [
-        (there.client(), "without a token"),
-        (there.client_with("hf_another"), "token of `HF_TOKEN`"),
+        (fixture.client(), "without a token"),
+        (fixture.client_with("hf_another"), "token of `HF_TOKEN`"),
     ] {
         let e = client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap_err();
-        let text = told(&e);
+        let text = message_of(&e);
         assert!(
             text.contains("gated")
-                && text.contains(&format!("{}/org/name", there.hub.endpoint()))
+                && text.contains(&format!("{}/org/name", fixture.hub.endpoint()))
                 && text.contains(who),
             "{text}"
         );
-        assert!(!text.contains("hf_another") && e.fault() == Whose::Input, "{text}");
+        assert!(!text.contains("hf_another") && e.fault() == ErrorFault::Input, "{text}");
     }
-    assert!(there.client_with(TOKEN).open(&id("org/name")).unwrap().get(WEIGHTS).is_ok());
+    assert!(fixture.client_with(TOKEN).open(&id("org/name")).unwrap().get(WEIGHTS).is_ok());
 
-    there.hub.describe(MODEL, Traits { private: true, ..Traits::default() });
+    fixture.hub.describe(MODEL, Traits { private: true, ..Traits::default() });
     for (client, who) in [
-        (there.client(), "without a token"),
-        (there.client_with("hf_another"), "token of `HF_TOKEN`"),
+        (fixture.client(), "without a token"),
+        (fixture.client_with("hf_another"), "token of `HF_TOKEN`"),
     ] {
-        let text = told(&client.open(&id("org/name")).unwrap_err());
+        let text = message_of(&client.open(&id("org/name")).unwrap_err());
         assert!(
-            text.contains("no model `org/name`")
+            text.contains("the model `org/name` was not found")
                 && text.contains(who)
                 && !text.contains("hf_another"),
             "{text}"
         );
     }
-    assert!(there.client_with(TOKEN).open(&id("org/name")).is_ok());
+    assert!(fixture.client_with(TOKEN).open(&id("org/name")).is_ok());
 }
 
 #[test]
-fn a_token_that_the_hub_does_not_know_is_told_apart_from_a_missing_repository() {
-    let there = There::new();
-    there.hub.fail(&[Fault::Credentials]);
-    let text = told(&there.client_with("hf_old").open(&id("org/name")).unwrap_err());
+fn an_invalid_token_has_another_error_than_a_missing_repository() {
+    let fixture = Fixture::new();
+    fixture.hub.fail(&[Fault::Credentials]);
+    let text = message_of(&fixture.client_with("hf_old").open(&id("org/name")).unwrap_err());
     assert!(
-        text.contains("does not know the token")
+        text.contains("does not accept the token")
             && text.contains("`HF_TOKEN`")
             && !text.contains("hf_old"),
         "{text}"
@@ -346,13 +355,13 @@ fn a_token_that_the_hub_does_not_know_is_told_apart_from_a_missing_repository() 
 }
 
 #[test]
-fn the_token_goes_to_the_hub_alone() {
-    let there = There::new();
-    let client = there.client_with(TOKEN);
+fn the_token_is_only_sent_to_the_hub() {
+    let fixture = Fixture::new();
+    let client = fixture.client_with(TOKEN);
     let snapshot = client.open(&id("org/name")).unwrap();
     snapshot.get(WEIGHTS).unwrap();
-    assert!(!format!("{client:?} {snapshot:?}").contains(TOKEN), "nor is it in what is printed");
-    let requests = there.hub.requests();
+    assert!(!format!("{client:?} {snapshot:?}").contains(TOKEN), "the token must not be printed");
+    let requests = fixture.hub.requests();
     let (cdn, hub): (Vec<_>, Vec<_>) =
         requests.iter().partition(|r| r.host.starts_with("localhost"));
     assert!(!cdn.is_empty() && cdn.iter().all(|r| r.authorization.is_none()), "{cdn:?}");
@@ -364,153 +373,160 @@ fn the_token_goes_to_the_hub_alone() {
 }
 
 #[test]
-fn over_tls_it_is_asked_where_somebody_who_is_trusted_vouches_for_it() {
-    let there = There::of(LocalHub::start_secure());
-    let e = there.client().open(&id("org/name")).unwrap_err();
+fn a_tls_connection_requires_a_trusted_certificate() {
+    let fixture = Fixture::of(LocalHub::start_secure());
+    let e = fixture.client().open(&id("org/name")).unwrap_err();
     assert!(
-        told(&e).contains("cannot be reached") && told(&e).contains("`SSL_CERT_FILE` names"),
+        message_of(&e).contains("cannot be reached")
+            && message_of(&e).contains("set `SSL_CERT_FILE` to"),
         "{e:?}"
     );
-    assert!(there.hub.requests().is_empty());
+    assert!(fixture.hub.requests().is_empty());
 
-    let folder = there.dir.path().join("certificates");
+    let folder = fixture.dir.path().join("certificates");
     fs::create_dir(&folder).unwrap();
     let file = folder.join("own.pem");
-    fs::write(&file, format!("An authority of the tests.\n{}", there.hub.certificate())).unwrap();
+    fs::write(&file, format!("An authority of the tests.\n{}", fixture.hub.certificate())).unwrap();
     let trusting = |path: &Path| {
         Hub::new(Settings {
             authorities: Some(Authorities { path: path.into(), source: "`SSL_CERT_FILE`".into() }),
-            ..there.settings()
+            ..fixture.settings()
         })
     };
     let client = trusting(&file).unwrap();
-    // What a large file is fetched from is another host, which is asked over TLS as well.
+    // Large files come from another host, and that connection uses TLS as well.
     let path = client.open(&id("org/name")).unwrap().get(WEIGHTS).unwrap();
     assert!(
-        fs::read(path).unwrap() == there.weights
-            && there.hub.requests().iter().any(|r| r.host.starts_with("localhost"))
+        fs::read(path).unwrap() == fixture.weights
+            && fixture.hub.requests().iter().any(|r| r.host.starts_with("localhost"))
     );
     assert!(
         trusting(&folder).unwrap().open(&id("org/name@main")).unwrap().get("config.json").is_ok()
-            && !there.hub.requests().is_empty()
+            && !fixture.hub.requests().is_empty()
     );
 
-    // A certificate of another hub vouches for none of this one.
+    // The certificate of another hub is not valid for this one.
     fs::write(&file, LocalHub::start_secure().certificate()).unwrap();
     let other = trusting(&file).unwrap();
     let e = other.open(&id("org/other")).unwrap_err();
-    assert!(told(&e).contains("own.pem`, as `SSL_CERT_FILE` says"), "{e:?}");
+    assert!(message_of(&e).contains("own.pem`: `SSL_CERT_FILE` makes it"), "{e:?}");
     for (text, says) in [
-        ("no certificate here", "holds no certificate"),
-        ("-----BEGIN CERTIFICATE-----\n!\n", "no PEM"),
+        ("no certificate here", "does not contain a certificate"),
+        ("-----BEGIN CERTIFICATE-----\n!\n", "not a valid PEM file"),
     ] {
         fs::write(&file, text).unwrap();
         let e = trusting(&file).unwrap_err();
-        assert!(told(&e).contains("`SSL_CERT_FILE`") && told(&e).contains(says), "{e:?}");
+        assert!(
+            message_of(&e).contains("`SSL_CERT_FILE`") && message_of(&e).contains(says),
+            "{e:?}"
+        );
     }
-    assert!(told(&trusting(Path::new("/nowhere")).unwrap_err()).contains("`/nowhere`"));
+    assert!(message_of(&trusting(Path::new("/nowhere")).unwrap_err()).contains("`/nowhere`"));
 }
 
 #[test]
-fn what_is_missing_is_named() {
-    let there = There::new();
-    let client = there.client();
-    let of = |text: &str| told(&client.open(&id(text)).unwrap_err());
+fn errors_name_the_missing_repository_revision_or_file() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    let of = |text: &str| message_of(&client.open(&id(text)).unwrap_err());
     assert!(
-        of("org/nothing").contains("no model `org/nothing`")
-            && of("org/nothing").contains(&there.hub.endpoint())
+        of("org/nothing").contains("the model `org/nothing` was not found")
+            && of("org/nothing").contains(&fixture.hub.endpoint())
     );
     assert!(of("org/name@v9").contains("has no revision `v9`"));
     assert!(
-        told(&client.open(&id("org/name")).unwrap().get("x.json").unwrap_err())
+        message_of(&client.open(&id("org/name")).unwrap().get("x.json").unwrap_err())
             .contains("has no file `x.json`")
     );
     assert!(
-        told(&client.open(&id("org/name")).unwrap().get("../../x").unwrap_err())
+        message_of(&client.open(&id("org/name")).unwrap().get("../../x").unwrap_err())
             .contains("has no file")
     );
 }
 
 #[test]
-fn a_new_name_and_a_busy_hub_are_waited_for() {
-    let there = There::new();
-    there.hub.rename("models/org/old", MODEL);
-    let client = there.client();
-    there.hub.fail(&[Fault::Busy, Fault::Busy]);
+fn renamed_repositories_are_followed_and_a_busy_hub_is_asked_again() {
+    let fixture = Fixture::new();
+    fixture.hub.rename("models/org/old", MODEL);
+    let client = fixture.client();
+    fixture.hub.fail(&[Fault::Busy, Fault::Busy]);
     let snapshot = client.open(&id("org/old")).unwrap();
-    assert_eq!(snapshot.commit(), there.commit);
-    there.hub.fail(&[Fault::Busy]);
-    assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), there.weights);
-    assert_eq!(there.hub.faults_left(), 0);
+    assert_eq!(snapshot.commit(), fixture.commit);
+    fixture.hub.fail(&[Fault::Busy]);
+    assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights);
+    assert_eq!(fixture.hub.faults_left(), 0);
 }
 
 #[test]
-fn a_mirror_leads_to_the_hub_and_the_token_stays_with_the_mirror() {
-    let (there, mirror) = (There::new(), LocalHub::start());
-    // On another host, as a mirror is.
-    mirror.mirror(&there.hub.endpoint().replace("127.0.0.1", "localhost"));
+fn a_mirrors_token_is_not_sent_to_the_hub_it_redirects_to() {
+    let (fixture, mirror) = (Fixture::new(), LocalHub::start());
+    // A mirror has another host name than the hub.
+    mirror.mirror(&fixture.hub.endpoint().replace("127.0.0.1", "localhost"));
     let token = Some(Token { secret: TOKEN.into(), source: "`HF_TOKEN`".into() });
     let client =
-        Hub::new(Settings { endpoint: mirror.endpoint(), token, ..there.settings() }).unwrap();
+        Hub::new(Settings { endpoint: mirror.endpoint(), token, ..fixture.settings() }).unwrap();
     let snapshot = client.open(&id("org/name")).unwrap();
-    assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), there.weights);
+    assert_eq!(fs::read(snapshot.get(WEIGHTS).unwrap()).unwrap(), fixture.weights);
     assert_eq!(fs::read(snapshot.get("config.json").unwrap()).unwrap(), b"{}");
-    let led = there.hub.requests();
+    let led = fixture.hub.requests();
     assert!(!led.is_empty() && led.iter().all(|r| r.authorization.is_none()), "{led:?}");
     assert!(mirror.requests().iter().all(|r| r.authorization.is_some()));
 }
 
 #[test]
-fn answers_that_make_no_sense_are_errors() {
-    let outside = |there: &There| {
-        Path::new(there.dir.path()).join("outside").exists()
-            || there.cache().join("outside").exists()
+fn invalid_responses_are_errors() {
+    let outside = |fixture: &Fixture| {
+        Path::new(fixture.dir.path()).join("outside").exists()
+            || fixture.cache().join("outside").exists()
     };
-    for (fault, says) in [(Fault::Tag, "tag"), (Fault::Astray, "an address that is none")] {
-        let there = There::new();
-        let client = there.client();
+    for (fault, says) in [(Fault::Tag, "ETag"), (Fault::Astray, "an invalid URL")] {
+        let fixture = Fixture::new();
+        let client = fixture.client();
         let snapshot = client.open(&id("org/name")).unwrap();
-        there.hub.fail(std::slice::from_ref(&fault));
+        fixture.hub.fail(std::slice::from_ref(&fault));
         let e = snapshot.get("config.json").unwrap_err();
-        assert!(told(&e).contains(says) && !outside(&there), "{fault:?}: {e:?}");
+        assert!(message_of(&e).contains(says) && !outside(&fixture), "{fault:?}: {e:?}");
     }
-    let there = There::new();
-    let client = there.client();
-    for said in ["no JSON", "{}", r#"{"sha": "../x", "siblings": []}"#, r#"{"sha": "main"}"#] {
-        assert!(Listing::read(&client, &id("org/name"), said).is_err(), "{said}");
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    for json in ["no JSON", "{}", r#"{"sha": "../x", "siblings": []}"#, r#"{"sha": "main"}"#] {
+        assert!(Listing::read(&client, &id("org/name"), json).is_err(), "{json}");
     }
-    let said = format!(
+    let json = format!(
         r#"{{"sha": "{}", "siblings": [{{"rfilename": "../x"}}, {{"rfilename": "/etc/x"}}, {{"rfilename": "a//b"}}, {{"rfilename": "ok"}}, 3]}}"#,
-        there.commit
+        fixture.commit
     );
-    assert_eq!(Listing::read(&client, &id("org/name"), &said).unwrap().files, ["ok"]);
+    assert_eq!(Listing::read(&client, &id("org/name"), &json).unwrap().files, ["ok"]);
 }
 
 #[test]
 fn a_cache_that_cannot_be_written_to_is_named() {
-    let there = There::new();
-    fs::write(there.dir.path().join("cache"), "a file").unwrap();
-    let e = there.client().open(&id("org/name")).unwrap().get("config.json").unwrap_err();
-    assert!(told(&e).contains("cannot be written to") && told(&e).contains("HF_HOME"), "{e:?}");
+    let fixture = Fixture::new();
+    fs::write(fixture.dir.path().join("cache"), "a file").unwrap();
+    let e = fixture.client().open(&id("org/name")).unwrap().get("config.json").unwrap_err();
+    assert!(
+        message_of(&e).contains("cannot be written to") && message_of(&e).contains("HF_HOME"),
+        "{e:?}"
+    );
 }
 
-/// The files in such a cache do not show which other files the repository has.
+/// A cache that another tool filled does not show which other files the repository has.
 #[test]
 fn offline_a_file_that_another_tool_did_not_fetch_is_not_in_the_cache() {
-    let there = There::new();
-    let snapshot = there.cache().join("snapshots").join(&there.commit);
+    let fixture = Fixture::new();
+    let snapshot = fixture.cache().join("snapshots").join(&fixture.commit);
     fs::create_dir_all(&snapshot).unwrap();
     fs::write(snapshot.join("config.json"), "{}").unwrap();
-    let offline = there.offline();
+    let offline = fixture.offline();
     let found = offline.open(&id("org/name")).unwrap();
     assert!(found.get("config.json").is_ok() && !found.has("model-00002-of-00002.safetensors"));
-    let e = told(&found.get("model-00002-of-00002.safetensors").unwrap_err());
+    let e = message_of(&found.get("model-00002-of-00002.safetensors").unwrap_err());
     assert!(
         e.starts_with("`model-00002-of-00002.safetensors` of `org/name` is not in the cache, `"),
         "{e}"
     );
     assert!(
-        e.contains("`hf download org/name model-00002-of-00002.safetensors` fetches it"),
+        e.contains("run `hf download org/name model-00002-of-00002.safetensors` on a machine"),
         "{e}"
     );
 }

@@ -1,4 +1,4 @@
-//! Whose certificates are trusted, where the user names them.
+//! TLS connections that only trust the certificate authorities that the user names.
 
 use std::error::Error as Cause;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,14 @@ use super::Authorities;
 use crate::error::{Context, Error, Result};
 use crate::files::read_bounded;
 
-/// Most bytes of a file of certificates. Those of all public authorities have a hundredth of it.
-const MOST: u64 = 1 << 24;
+/// Maximum size in bytes of a file of certificates. A file of all public authorities has about a
+/// hundredth of this.
+const MAX_PEM_BYTES: u64 = 1 << 24;
 
-/// Connections to whom these authorities, and no others, vouch for.
+/// A TLS configuration that trusts only these certificate authorities.
 pub fn trusting(authorities: &Authorities) -> Result<TlsConfig> {
     read(authorities).map_err(|e| {
-        e.hint(format!(
-            "unset {} where it is not needed; `--offline` asks nobody",
-            authorities.source
-        ))
+        e.hint(format!("correct {}, unset it, or use `--offline`", authorities.source))
     })
 }
 
@@ -26,12 +24,10 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     let within = || format!("the certificates that {} names cannot be used", authorities.source);
     let mut certificates = Vec::new();
     for file in files(&authorities.path).within(within)? {
-        let bytes = read_bounded(&file, MOST).within(within)?;
+        let bytes = read_bounded(&file, MAX_PEM_BYTES).within(within)?;
         for item in parse_pem(&bytes) {
-            let broken = |e| {
-                Error::new(format!("`{}` holds something that is no PEM", file.display()))
-                    .because(e)
-            };
+            let broken =
+                |e| Error::new(format!("`{}` is not a valid PEM file", file.display())).because(e);
             if let PemItem::Certificate(certificate) = item.map_err(broken).within(within)? {
                 certificates.push(certificate);
             }
@@ -39,7 +35,7 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     }
     if certificates.is_empty() {
         return Err(Error::new(format!(
-            "`{}` holds no certificate in PEM",
+            "`{}` does not contain a certificate in PEM format",
             authorities.path.display()
         )))
         .within(within);
@@ -47,7 +43,7 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }
 
-/// The file, or the files of a folder in the order of their names.
+/// Returns `path` itself if it is a file, or the files of the folder `path` sorted by name.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -64,8 +60,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a connection failed because nobody who is trusted vouches for the other side.
+/// True if a connection failed because the server's certificate is not trusted.
 pub fn is_distrust(e: &(dyn Cause + 'static)) -> bool {
-    // rustls's words, which come wrapped as an error of input and output.
+    // The text is rustls's, wrapped in an I/O error.
     e.to_string().contains("invalid peer certificate") || e.source().is_some_and(is_distrust)
 }

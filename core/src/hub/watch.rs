@@ -1,20 +1,20 @@
-//! What the program around the hub settles for the whole process: whether there is a network, and
-//! who is shown how far a file is.
+//! Process-wide settings of the hub's client: whether it is offline, and the callback that reports
+//! the progress of downloads.
 //!
-//! A plugin's library has a copy of this crate, whose process-wide values are its own; its host
-//! hands it these.
+//! The library of a plugin contains its own copy of this crate and of these values. The host passes
+//! them to the plugin when it loads it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static OFFLINE: AtomicBool = AtomicBool::new(false);
-static WATCHER: OnceLock<Watcher> = OnceLock::new();
+static CALLBACK: OnceLock<ProgressCallback> = OnceLock::new();
 
-/// Is shown a file's name, how many of its bytes are there, and how many it has; says whether to go
-/// on.
-pub type Watcher = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
+/// Callback for the progress of a download. The arguments are the file's name, the number of bytes
+/// downloaded and the total number of bytes. Returns false to stop the download.
+pub type ProgressCallback = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
 
-/// From here on nothing is fetched in this process.
+/// Disables all downloads in this process from now on.
 pub fn stay_offline() {
     OFFLINE.store(true, Ordering::Relaxed);
 }
@@ -24,13 +24,14 @@ pub fn is_offline() -> bool {
     OFFLINE.load(Ordering::Relaxed)
 }
 
-/// Shows every file that is fetched from here on to `watcher`. The first one stays.
-pub fn watch(watcher: Watcher) {
-    // A second one would be of a second command in one process: the first shows as well.
-    let _ = WATCHER.set(watcher);
+/// Reports the progress of all later downloads to `callback`. Only the first call has an effect.
+pub fn watch(callback: ProgressCallback) {
+    // A second call comes from a second command in the same process. The first callback can show
+    // its downloads as well.
+    let _ = CALLBACK.set(callback);
 }
 
-/// Shows a file to whoever watches; `false`: it is not to be fetched further.
+/// Reports the progress of a file to the callback. Returns false if the download must stop.
 pub(crate) fn show(file: &str, done: u64, size: u64) -> bool {
-    WATCHER.get().is_none_or(|watcher| watcher(file, done, size))
+    CALLBACK.get().is_none_or(|callback| callback(file, done, size))
 }

@@ -1,8 +1,8 @@
-//! Chat templates: Jinja as transformers runs it, over the same names.
+//! Renders chat templates: Jinja templates with the same variables and filters as in transformers.
 //!
-//! A template comes with the weights, from anywhere. It can compute, it reaches nothing, and fuel
-//! ends one that would not end. What transformers makes of such templates stands in
-//! `chat/templates`, written by Python.
+//! A template comes with the weights and is untrusted. It has no access to files or the network,
+//! and a limit on the number of steps (fuel) stops a template that does not end. The expected texts
+//! of the tests in `chat/templates` were rendered by transformers.
 
 mod filters;
 mod methods;
@@ -22,50 +22,50 @@ use serde_json::{Map, Value, json};
 use crate::api::{Message, TemplateArgs};
 use crate::error::{Context, Error, Result};
 
-/// Steps that a template may take for one conversation: thousands of messages through the longest
-/// templates there are.
+/// Maximum number of steps for one conversation. It is enough for thousands of messages with the
+/// longest known templates.
 const FUEL: u64 = 500_000;
-/// Bytes of what a template makes that cost as much as a step; minijinja counts so.
-const BYTES_A_STEP: u64 = 64;
-/// Levels of lists and maps within each other that are written out.
-const DEEPEST: usize = 128;
-/// Bytes of a template; those of models with tools have a thirtieth.
-const LONGEST: usize = 1 << 20;
+/// Number of bytes of text that cost as much as one step, as in minijinja.
+const BYTES_PER_STEP: u64 = 64;
+/// Maximum nesting depth of lists and maps that are written as text.
+const MAX_DEPTH: usize = 128;
+/// Maximum size of a template in bytes. Templates with support for tools have a thirtieth of this.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
-/// A special token as templates know it: `bos_token` and its text.
-pub type Named = (&'static str, String);
+/// A special token: the name of its variable in templates, such as `bos_token`, and its text.
+pub type SpecialToken = (&'static str, String);
 
-/// A compiled chat template with the special tokens in its scope, and the others that the model has
-/// under a name.
+/// A compiled chat template, with the special tokens that it can use and the model's other
+/// templates.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
-    tokens: Vec<Named>,
+    tokens: Vec<SpecialToken>,
     others: Vec<(String, ChatTemplate)>,
-    /// Templates that rows bring along, by their text.
-    of_rows: Mutex<HashMap<String, Arc<ChatTemplate>>>,
-    /// Roles, and whether the template takes a list of parts for their content.
+    /// Cache of the compiled templates that rows of a data set contain, by source.
+    row_templates: Mutex<HashMap<String, Arc<ChatTemplate>>>,
+    /// Cache of the results of [`takes_parts`](Self::takes_parts), by role.
     takes_parts: Mutex<HashMap<String, bool>>,
 }
 
-/// The template that is taken where there are tools.
+/// Name of the template that is used if there are tools.
 const WITH_TOOLS: &str = "tool_use";
-/// Templates of rows that are kept; a data set has one or two.
-const MOST_OF_ROWS: usize = 64;
+/// Maximum number of cached templates of rows. A data set usually has one or two.
+const MAX_ROW_TEMPLATES: usize = 64;
 
 impl ChatTemplate {
-    /// Compiles it.
+    /// Compiles a template.
     ///
     /// # Errors
-    /// Fails if it is not valid.
-    pub fn new(source: String, tokens: Vec<Named>) -> Result<Self> {
-        if source.len() > LONGEST {
+    /// Fails if the template is too long or not valid.
+    pub fn new(source: String, tokens: Vec<SpecialToken>) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
             return Err(Error::new(format!(
-                "the model's chat template has {} bytes",
+                "the model's chat template must not be longer than {MAX_TEMPLATE_BYTES} bytes, \
+                got {}",
                 source.len()
-            ))
-            .hint(format!("valid: up to {LONGEST}")));
+            )));
         }
         let environment = environment(&source)?;
         Ok(Self {
@@ -73,15 +73,15 @@ impl ChatTemplate {
             environment,
             tokens,
             others: Vec::new(),
-            of_rows: Mutex::default(),
+            row_templates: Mutex::default(),
             takes_parts: Mutex::default(),
         })
     }
 
-    /// Adds the templates that the model has under other names.
+    /// Compiles and adds the model's other templates: name and source.
     ///
     /// # Errors
-    /// Fails if one of them is not valid.
+    /// Fails if a template is too long or not valid.
     pub fn with_others(mut self, others: Vec<(String, String)>) -> Result<Self> {
         for (name, source) in others {
             let other = Self::new(source, self.tokens.clone())
@@ -91,22 +91,23 @@ impl ChatTemplate {
         Ok(self)
     }
 
-    /// Its own text.
+    /// The template's source.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The other templates, by name.
+    /// Name and source of each of the other templates.
     pub fn others(&self) -> impl Iterator<Item = (&str, &str)> {
         self.others.iter().map(|(name, other)| (name.as_str(), other.source()))
     }
 
-    /// The special tokens by their names.
+    /// Variable name and text of each special token.
     pub fn tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         self.tokens.iter().map(|(name, token)| (*name, token.as_str()))
     }
 
-    /// The conversation as text.
+    /// Renders a conversation as text. If `add_generation_prompt` is true, the text ends with the
+    /// beginning of the assistant's turn.
     ///
     /// # Errors
     /// Fails if the template fails, or if it refuses the conversation.
@@ -116,14 +117,14 @@ impl ChatTemplate {
         args: &TemplateArgs,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        // As `get_chat_template` chooses.
+        // The same choice as in transformers' `get_chat_template`.
         let other = |wanted: &str| {
             self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other)
         };
         match (args.variables().get("chat_template").and_then(Value::as_str), args.tools()) {
             (Some(wanted), _) => match other(wanted) {
                 Some(other) => other.fill(messages, args, add_generation_prompt),
-                None => self.of_row(wanted)?.fill(messages, args, add_generation_prompt),
+                None => self.row_template(wanted)?.fill(messages, args, add_generation_prompt),
             },
             (None, Some(_)) => {
                 other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt)
@@ -132,16 +133,16 @@ impl ChatTemplate {
         }
     }
 
-    /// A template that a row brings along, compiled once.
-    fn of_row(&self, source: &str) -> Result<Arc<Self>> {
-        let mut kept = self.of_rows.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Compiles a template of a row, or takes it from the cache.
+    fn row_template(&self, source: &str) -> Result<Arc<Self>> {
+        let mut kept = self.row_templates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(template) = kept.get(source) {
             return Ok(template.clone());
         }
         let template = Self::new(source.to_owned(), self.tokens.clone())
             .within(|| "the `chat_template` of the row cannot be used".to_owned())?;
         let template = Arc::new(template);
-        if kept.len() < MOST_OF_ROWS {
+        if kept.len() < MAX_ROW_TEMPLATES {
             kept.insert(source.to_owned(), template.clone());
         }
         Ok(template)
@@ -153,8 +154,10 @@ impl ChatTemplate {
         args: &TemplateArgs,
         add_generation_prompt: bool,
     ) -> Result<String> {
-        let messages =
-            messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
+        let messages = messages
+            .iter()
+            .map(|message| self.message_fields(message))
+            .collect::<Result<Vec<_>>>()?;
         self.run(&messages, args, add_generation_prompt)
     }
 
@@ -168,25 +171,23 @@ impl ChatTemplate {
         let template = self
             .environment
             .get_template("chat")
-            .map_err(|e| failed("the model's chat template is lost", &e))?;
+            .map_err(|e| failed("cannot load the model's chat template", &e))?;
         let role = |m: &Map<String, Value>| {
             m.get("role").and_then(Value::as_str).unwrap_or_default().to_owned()
         };
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
             (ErrorKind::OutOfFuel, _) => Error::new(format!(
-                "the model's chat template does not end: stopped after {FUEL} \
-                    steps, or {} MB of text",
-                FUEL * BYTES_A_STEP / 1_000_000
+                "the model's chat template does not end: it was stopped after {FUEL} steps or {} \
+                MB of text",
+                FUEL * BYTES_PER_STEP / 1_000_000
             )),
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
                 Error::new(format!(
-                    "the model's chat template refuses the conversation: \
-                    {}",
+                    "the model's chat template refuses the conversation: {}",
                     &reason[REFUSED.len()..]
                 ))
                 .hint(format!(
-                    "the roles in turn: \
-                        {}",
+                    "check the order of the roles: {}",
                     messages.iter().map(|m| role(m)).collect::<Vec<_>>().join(", ")
                 ))
             }
@@ -194,7 +195,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The names that the template sees. A row's own variables go before the special tokens, as in
+    /// The template's variables. The variables of a row override the special tokens, as in
     /// transformers.
     fn scope(
         &self,
@@ -204,8 +205,8 @@ impl ChatTemplate {
     ) -> Jinja {
         let messages: Vec<Jinja> =
             messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m)))).collect();
-        // A token that the model does not have is not there at all: as `none` it would be written
-        // into the text.
+        // A missing special token must stay undefined, because `none` would be written into the
+        // text.
         let tokens = self.tokens.iter().map(|(name, token)| (*name, Jinja::from(token.as_str())));
         let variables = args.variables().iter().filter(|(name, _)| *name != "chat_template");
         let variables = variables.map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
@@ -223,9 +224,9 @@ impl ChatTemplate {
         Jinja::from_pairs(tokens.chain(variables).chain(own))
     }
 
-    /// The fields of a message, with its content as the template takes it: a list of parts as it
-    /// is, or the parts joined.
-    fn fitting<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
+    /// The fields of a message. If the content is a list of parts and the template only accepts
+    /// text, the parts are joined.
+    fn message_fields<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
         let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else {
             return Ok(Cow::Borrowed(message.fields()));
         };
@@ -233,8 +234,8 @@ impl ChatTemplate {
             |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
         if let Some(other) = parts.iter().map(kind).find(|kind| kind != "text") {
             return Err(Error::new(format!(
-                "a message has a content part of type `{other}`, and \
-                the model's chat template takes only text"
+                "a message has a content part of type `{other}`, but the model's chat template \
+                only accepts text"
             ))
             .hint("write the content as text"));
         }
@@ -243,35 +244,36 @@ impl ChatTemplate {
         Ok(Cow::Owned(fields))
     }
 
-    /// True if the template takes a list of parts for the content of a role. A template that does
-    /// not either fails, leaves the text out, or writes the list itself into the text, as Python
-    /// does in TRL.
+    /// True if the template accepts a list of parts as the content of a role. This is tested with a
+    /// short conversation. A template that does not accept lists either fails, omits the text, or
+    /// writes the Python list itself into the text, as happens in TRL.
     fn takes_parts(&self, role: &str) -> bool {
         if let Some(known) =
             self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role)
         {
             return *known;
         }
-        const SAID: &str = "parts-or-text";
+        const CONTENT: &str = "parts-or-text";
         let turn = |role: &str, content: Value| {
             Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)])
         };
         let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f",
             "arguments": {}}}]);
-        let said = |content: Value| -> Vec<Vec<Map<String, Value>>> {
-            let it = turn(role, content);
+        // Conversations that end with the role's message, most likely to be accepted first.
+        let conversations = |content: Value| -> Vec<Vec<Map<String, Value>>> {
+            let message = turn(role, content);
             let (user, mut caller, mut answer) =
-                (turn("user", "a".into()), turn("assistant", "".into()), it.clone());
+                (turn("user", "a".into()), turn("assistant", "".into()), message.clone());
             caller.insert("tool_calls".to_owned(), call.clone());
             answer.extend([
                 ("tool_call_id".to_owned(), "abcdefghi".into()),
                 ("name".to_owned(), "f".into()),
             ]);
             match role {
-                "user" => vec![vec![it]],
-                "assistant" => vec![vec![user, it]],
-                "system" | "developer" => vec![vec![it, user]],
-                _ => vec![vec![user.clone(), caller, answer], vec![user, it]],
+                "user" => vec![vec![message]],
+                "assistant" => vec![vec![user, message]],
+                "system" | "developer" => vec![vec![message, user]],
+                _ => vec![vec![user.clone(), caller, answer], vec![user, message]],
             }
         };
         let render = |messages: &[Map<String, Value>]| {
@@ -280,18 +282,20 @@ impl ChatTemplate {
         };
         let names_of_fields =
             |text: &str| text.matches("'text'").count() + text.matches("\"text\"").count();
-        let both = said(SAID.into()).into_iter().zip(said(json!([{"type": "text", "text": SAID}])));
+        let both = conversations(CONTENT.into())
+            .into_iter()
+            .zip(conversations(json!([{"type": "text", "text": CONTENT}])));
         let takes = both
             .filter_map(|(text, parts)| {
-                Some((render(&text).filter(|text| text.contains(SAID))?, render(&parts)))
+                Some((render(&text).filter(|text| text.contains(CONTENT))?, render(&parts)))
             })
             .map(|(text, parts)| {
                 parts.is_some_and(|parts| {
-                    parts.contains(SAID) && names_of_fields(&parts) == names_of_fields(&text)
+                    parts.contains(CONTENT) && names_of_fields(&parts) == names_of_fields(&text)
                 })
             })
             .next()
-            // It does not take a text either, so the list is all that is left.
+            // The template does not accept text for this role either, so pass the list unchanged.
             .unwrap_or(true);
         self.takes_parts
             .lock()
@@ -301,29 +305,30 @@ impl ChatTemplate {
     }
 }
 
-/// Jinja as transformers sets it up, with the template in it.
+/// A Jinja environment with the settings of transformers that contains the template.
 fn environment(source: &str) -> Result<Environment<'static>> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, x| match x.as_str() {
-        // Written out it will be paid for; there has to be as much.
+        // minijinja subtracts the fuel after it wrote the text, so check first that there is
+        // enough.
         Some(text)
             if state
                 .fuel_levels()
-                .is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) =>
+                .is_some_and(|(_, left)| text.len() as u64 / BYTES_PER_STEP > left) =>
         {
             Err(ErrorKind::OutOfFuel.into())
         }
         Some(_) => escape_formatter(out, state, x),
-        None => Ok(out.write_str(&python::written(state, x)?)?),
+        None => Ok(out.write_str(&python::python_str(state, x)?)?),
     });
     environment.set_unknown_method_callback(methods::of_python);
     filters::add(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |state: &State, format: &str| {
-        // A field of two letters is written with up to nine.
-        pay(state, 4 * format.len())?;
+        // A field of two characters, such as `%B`, produces up to nine.
+        use_fuel(state, 4 * format.len())?;
         strftime(format, now())
     });
     environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| {
@@ -338,11 +343,11 @@ fn environment(source: &str) -> Result<Environment<'static>> {
         .lstrip_blocks(true)
         .build()
         .map_err(foreign)?;
-    // Jinja2 reads every end of a line as the same one.
+    // Jinja2 treats all line endings as `\n`.
     let lines = source.replace("\r\n", "\n").replace('\r', "\n");
     let rewritten =
         rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
-    // The tags have taken their blanks away already.
+    // The rewritten template has no whitespace left that tags would remove.
     environment.set_syntax(
         environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?,
     );
@@ -350,12 +355,11 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     Ok(environment)
 }
 
-/// The names under which a message's reasoning is passed. The first is the one that most templates
-/// read.
+/// Names of the field that contains a message's reasoning. Most templates read the first one.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The fields as transformers hands them over: reasoning under an older name is also under
-/// `reasoning_content`, and under `thinking`.
+/// The fields of a message as transformers passes them to the template. Reasoning under any of the
+/// names is also available as `reasoning_content` and `thinking`.
 fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)) else {
         return Cow::Borrowed(fields);
@@ -366,16 +370,16 @@ fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
     Cow::Owned(all)
 }
 
-/// Templates made for training mark what the assistant says with `{% generation %}`, which leaves
-/// the text as it is. In their place stands a block that does no more than keep its variables to
-/// itself, as theirs does.
+/// Replaces `{% generation %}` tags by `{% with %}`. Templates for training use these tags to mark
+/// the assistant's text. They do not change the text, but open a scope for variables, as `with`
+/// does.
 fn without_training_marks(source: &str) -> Result<String> {
     let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
         .map_err(|e| Error::internal(e.to_string()))?;
     Ok(marks.replace_all(source, "{%$1 ${2}with $3%}").into_owned())
 }
 
-/// Marks what the template itself says, among minijinja's own messages.
+/// Prefix that distinguishes the template's own error messages from those of minijinja.
 const REFUSED: &str = "refused: ";
 
 fn raise_exception(reason: &str) -> Result<Jinja, minijinja::Error> {
@@ -386,18 +390,19 @@ fn failed(what: &str, e: &minijinja::Error) -> Error {
     Error::new(format!("{what}: {e}"))
 }
 
-/// Pays for bytes that are about to be made.
-fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
-    state.consume_fuel(bytes as u64 / BYTES_A_STEP)
+/// Subtracts the fuel for text of this size before it is created.
+fn use_fuel(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
+    state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
 
-/// Pays for all that a value holds before it is written out: minijinja asks for the price of a text
-/// when it is there, and a list of the same list twice, of which there is a list twice and so on,
-/// takes few steps to make.
+/// Subtracts the fuel for writing a value, before it is written. minijinja only does so afterwards,
+/// which is too late for values that grow exponentially: a list that contains the same list twice,
+/// which contains another list twice, and so on, takes only a few steps to create.
 ///
-/// Fails for what Python writes as the name of an object, and for something undefined within a
-/// list.
-fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
+/// # Errors
+/// Fails if the fuel is used up, if the nesting is too deep, if the value is a function or an
+/// iterator, or if a list or map contains an undefined value.
+fn use_fuel_for_value(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
     match x.kind() {
         ValueKind::Map | ValueKind::Seq => {}
         ValueKind::Iterable | ValueKind::Plain => {
@@ -408,36 +413,35 @@ fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error>
         }
         ValueKind::Undefined if depth > 0 => {
             return Err(methods::failed(
-                "a list or dict with something undefined in it cannot be written into the text",
+                "a list or dict with an undefined value cannot be written into the text",
             ));
         }
         _ => {
             state.consume_fuel(1)?;
-            // In JSON a letter may take six, and there is a copy on the way.
-            return pay(state, 4 * x.as_str().map_or(0, str::len));
+            // A character may take six bytes in JSON, and the text is copied.
+            return use_fuel(state, 4 * x.as_str().map_or(0, str::len));
         }
     }
-    if depth == DEEPEST {
-        let what = format!("lists and maps are more than {DEEPEST} levels deep in each other");
+    if depth == MAX_DEPTH {
+        let what = format!("lists and maps are nested more than {MAX_DEPTH} levels deep");
         return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
     }
     for part in x.try_iter()? {
         state.consume_fuel(4)?;
-        weigh(state, &part, depth + 1)?;
+        use_fuel_for_value(state, &part, depth + 1)?;
         if x.kind() == ValueKind::Map {
-            weigh(state, &x.get_item(&part)?, depth + 1)?;
+            use_fuel_for_value(state, &x.get_item(&part)?, depth + 1)?;
         }
     }
     Ok(())
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False)`, which transformers puts in place of Jinja's own
-/// filter.
+/// Python's `json.dumps(x, ensure_ascii=False)`. transformers replaces Jinja's own filter with it.
 fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
     if x.is_undefined() {
-        return Err(methods::failed("something undefined cannot be written as JSON"));
+        return Err(methods::failed("an undefined value cannot be written as JSON"));
     }
-    weigh(state, x, 0)?;
+    use_fuel_for_value(state, x, 0)?;
     let [ascii, indent, separators, sorted] =
         methods::bind(args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let given = |flag: Option<Jinja>| flag.is_some_and(|flag| flag.is_true());
@@ -450,7 +454,7 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
                 i64::try_from(indent)?
             };
             let width = usize::try_from(width).unwrap_or(0);
-            pay(state, width)?;
+            use_fuel(state, width)?;
             Some(" ".repeat(width))
         }
         _ => None,
@@ -465,7 +469,7 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
                 two.get(1).and_then(Jinja::as_str),
             ) {
                 (2, Some(between), Some(behind_key)) => (between.to_owned(), behind_key.to_owned()),
-                _ => return Err(methods::failed("`separators` of tojson are two texts")),
+                _ => return Err(methods::failed("`separators` of `tojson` must be two strings")),
             }
         }
     };
@@ -475,6 +479,7 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
     Ok(out)
 }
 
+/// Settings of `json.dumps`.
 struct Dump<'a, 'b, 'c> {
     state: &'a State<'b, 'c>,
     indent: Option<String>,
@@ -484,10 +489,10 @@ struct Dump<'a, 'b, 'c> {
     behind_key: String,
 }
 
-type Written = Result<(), minijinja::Error>;
+type WriteResult = Result<(), minijinja::Error>;
 
 impl Dump<'_, '_, '_> {
-    fn write(&self, out: &mut String, x: &Jinja, depth: usize) -> Written {
+    fn write(&self, out: &mut String, x: &Jinja, depth: usize) -> WriteResult {
         match x.kind() {
             ValueKind::Seq => {
                 let items: Vec<Jinja> = x.try_iter()?.collect();
@@ -528,11 +533,11 @@ impl Dump<'_, '_, '_> {
         close: char,
         depth: usize,
         len: usize,
-        item: impl Fn(&mut String, usize) -> Written,
-    ) -> Written {
-        let line = |out: &mut String, depth: usize| -> Written {
+        item: impl Fn(&mut String, usize) -> WriteResult,
+    ) -> WriteResult {
+        let line = |out: &mut String, depth: usize| -> WriteResult {
             if let Some(indent) = &self.indent {
-                pay(self.state, indent.len() * depth)?;
+                use_fuel(self.state, indent.len() * depth)?;
                 out.push('\n');
                 out.extend(std::iter::repeat_n(indent.as_str(), depth));
             }
@@ -541,7 +546,7 @@ impl Dump<'_, '_, '_> {
         out.push(open);
         for i in 0..len {
             if i > 0 {
-                pay(self.state, self.between.len())?;
+                use_fuel(self.state, self.between.len())?;
                 out.push_str(&self.between);
             }
             line(out, depth + 1)?;
@@ -570,7 +575,7 @@ impl Dump<'_, '_, '_> {
     }
 }
 
-/// A number, a truth value or none as JSON has it.
+/// Writes a number, a boolean or none as JSON.
 fn scalar(x: &Jinja) -> Result<String, minijinja::Error> {
     match x.kind() {
         ValueKind::None => Ok("null".to_owned()),
@@ -609,8 +614,8 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] =
     ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// Python's strftime for the fields that chat templates use, in UTC: the zone of the machine is no
-/// part of a model.
+/// Python's strftime for the fields that chat templates use. The time is in UTC, so that a model's
+/// input does not depend on the time zone of the machine.
 fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
     let (days, second) = (seconds / 86400, seconds % 86400);
     let (year, month, day) = civil(days);
@@ -641,7 +646,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
                 let field = other.map_or_else(|| "%".to_owned(), |c| format!("%{c}"));
                 return Err(minijinja::Error::new(
                     ErrorKind::InvalidOperation,
-                    format!("strftime_now does not know `{field}`"),
+                    format!("`{field}` is not supported by `strftime_now`"),
                 ));
             }
         }
@@ -649,7 +654,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
     Ok(out)
 }
 
-/// Year, month and day of a day since 1970, in the Gregorian calendar.
+/// Year, month and day of month in the Gregorian calendar, for a number of days since 1970-01-01.
 fn civil(days: u64) -> (u64, usize, u64) {
     let leap = |year: u64| {
         (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)
@@ -688,7 +693,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_take_their_line_with_them_as_in_transformers() {
+    fn block_tags_remove_their_line_as_in_transformers() {
         let template = "{{ bos_token }}\n{% for m in messages %}\n    \
             {% if m.role == 'user' %}\n{{ m['content'].strip() }}\n    \
             {% endif %}\n{% endfor %}\n{{ eos_token }}\n";
@@ -696,8 +701,8 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_loops_for_ever_or_grows_for_ever_is_an_error() {
-        let grown = |rest: &str| {
+    fn a_template_that_runs_or_grows_without_limit_is_an_error() {
+        let exponential = |rest: &str| {
             format!(
                 "{{% set ns = namespace(a=[1]) %}}{{% for i in range(60) %}}{{% set ns.a = [ns.a, \
                     ns.a] %}}{{% endfor %}}{rest}"
@@ -713,10 +718,10 @@ mod tests {
             "{{ ('x' * 9999999).split('x') | length }}",
             "{{ ('\\n' * 9999999).splitlines() | length }}",
             "{{ strftime_now('%Y' * 9999999) }}",
-            &grown("{{ ns.a }}"),
-            &grown("{% set text %}{{ ns }}{% endset %}"),
-            &grown("{{ ns.a | tojson }}"),
-            &grown("{{ {'a': ns.a} | tojson(indent=2) }}"),
+            &exponential("{{ ns.a }}"),
+            &exponential("{% set text %}{{ ns }}{% endset %}"),
+            &exponential("{{ ns.a | tojson }}"),
+            &exponential("{{ {'a': ns.a} | tojson(indent=2) }}"),
         ] {
             let e = render(template, &[("user", "a")]).unwrap_err();
             assert!(e.message().contains("does not end"), "{template}: {e:?}");
@@ -736,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_in_the_templates_words_with_the_roles() {
+    fn a_refusal_gives_the_templates_reason_and_the_roles() {
         let e = render(
             "{{ raise_exception('roles must alternate') }}",
             &[("user", "a"), ("user", "b")],
@@ -746,7 +751,7 @@ mod tests {
             e.message(),
             "the model's chat template refuses the conversation: roles must alternate"
         );
-        assert_eq!(e.hints(), ["the roles in turn: user, user"]);
+        assert_eq!(e.hints(), ["check the order of the roles: user, user"]);
     }
 
     #[test]
@@ -782,7 +787,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_not_escaped_and_python_methods_are_there() {
+    fn text_is_not_escaped_and_python_methods_work() {
         assert_eq!(
             render("{{ messages[0].content }}", &[("u", "<a> & 'b'")]).unwrap(),
             "<a> & 'b'"
@@ -803,8 +808,8 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        // 2024-02-29 was a Thursday; 1709210096 is 12:34:56 of it.
+    fn dates_follow_the_gregorian_calendar() {
+        // 1709210096 is 12:34:56 on 2024-02-29, a Thursday.
         assert_eq!(
             strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S%%", 1_709_210_096).unwrap(),
             "Thursday Thu 29 February Feb 2024 24-02 12:34:56%"

@@ -1,5 +1,5 @@
-//! Facts about tokenised pairs that a user should hear: they change what is learnt or scored, and
-//! nothing fails.
+//! Counts of unusual properties of tokenised pairs. They affect training or scores without causing
+//! an error, so the user must be warned about them.
 
 use std::collections::BTreeMap;
 
@@ -8,34 +8,34 @@ use serde::Serialize;
 use super::{Prompt, TokenPair, Tokenizer};
 use crate::api::{Message, PreferencePair, Text};
 
-/// Counts of pairs, over those that are used.
+/// Counts of pairs with unusual properties, among the pairs that are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
-    /// Pairs whose prompt has other tokens on its own than before a completion.
+    /// Pairs whose prompt is tokenised differently on its own than before a completion.
     pub prefix_mismatches: usize,
-    /// The end that the first of these prompts loses, as text.
+    /// The end of the first such prompt, as text, which is not part of the pair's prompt.
     pub left_out: Option<String>,
-    /// Pairs whose two completions are the same tokens, once they are cut: there is nothing to
-    /// prefer.
+    /// Pairs whose two completions have the same tokens after they were cut, so that there is
+    /// nothing to prefer.
     pub identical: usize,
-    /// Pairs whose completions both begin with the whole prompt, which the model then reads twice.
+    /// Pairs whose completions both begin with the whole prompt, so that the model reads it twice.
     pub prompt_repeated: usize,
-    /// Pairs with a completion of no text.
+    /// Pairs with a completion without text.
     pub empty_completions: usize,
-    /// Pairs with a completion that begins with a message of another role than `assistant`, by that
-    /// role.
+    /// Pairs with a completion whose first message has another role than `assistant`, by role.
     pub roles: BTreeMap<String, usize>,
-    /// How many tokens the model is made for, where that is known.
+    /// Context length of the model in tokens, if it is known.
     pub context: Option<usize>,
-    /// Pairs with more tokens than that.
+    /// Pairs that are longer than the context.
     pub over_context: usize,
-    /// Pairs whose prompt alone has more.
+    /// Pairs whose prompt is already longer than the context.
     pub prompts_over_context: usize,
 }
 
 impl Findings {
-    /// Counts a pair: as the data set has it, as it is used, and its prompt on its own. `context`
-    /// is how many tokens the model is made for, where that is known.
+    /// Counts one pair. `pair` is the pair of the data set, `kept` its tokens after cutting, and
+    /// `prompt` its prompt tokenised on its own. `context` is the context length of the model in
+    /// tokens, if it is known.
     pub fn add(
         &mut self,
         tokenizer: &Tokenizer,
@@ -88,7 +88,8 @@ impl Findings {
         self.prompts_over_context += other.prompts_over_context;
     }
 
-    /// What was found, a warning a line; identical completions are left to whoever trains on them.
+    /// All warnings, one for each line. Identical completions are not included, because only
+    /// training needs to report them.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.of_tokens();
         let of_data = [
@@ -107,14 +108,14 @@ impl Findings {
         lines
     }
 
-    /// The lines that take a tokenizer to know.
+    /// The warnings about properties of the tokens, as opposed to properties of the text.
     pub fn of_tokens(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(left_out) = &self.left_out {
             lines.push(format!(
                 "warning: pairs whose prompt ends in other tokens on its own than before a \
-                    completion: {}. Their completions begin where the \
-                 tokens differ, as in TRL, and this end of {} prompt is left out: {left_out:?}",
+                completion: {}. Their completions begin at the first token that differs, as in \
+                TRL, and this end of {} prompt is left out: {left_out:?}",
                 self.prefix_mismatches,
                 if self.prefix_mismatches > 1 { "the first such" } else { "the" },
             ));
@@ -149,7 +150,7 @@ fn role(completion: &Text) -> Option<&str> {
     }
 }
 
-/// Whether a completion begins with the whole prompt.
+/// True if a completion begins with the whole prompt and the prompt is not empty.
 pub fn repeats(completion: &Text, prompt: &Text) -> bool {
     match (completion, prompt) {
         (Text::Plain(completion), Text::Plain(prompt)) => {

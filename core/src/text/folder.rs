@@ -1,4 +1,5 @@
-//! The tokenizer of a Hugging Face folder, built as AutoTokenizer of transformers 5.23 builds it.
+//! Reads the tokenizer of a Hugging Face folder in the same way as AutoTokenizer of transformers
+//! 5.23.
 
 mod class;
 mod special;
@@ -9,33 +10,33 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Ids;
 use tokenizers::tokenizer::AddedToken;
 
-use super::{Extras, guarded};
+use super::{Extras, catch_panics};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_bounded, read_json};
-use class::{Named, Options};
-use special::{Files, Tokens, Written, full};
+use class::{Candidates, Options};
+use special::{Files, TokenEntry, Tokens, is_truthy};
 
-/// Of tokenizer.json; Gemma's has a quarter of it.
-const MOST_BYTES: u64 = 1 << 27;
+/// Maximum size of tokenizer.json in bytes. Gemma's file has a quarter of this.
+const MAX_FILE_BYTES: u64 = 1 << 27;
 
-/// Reads the vocabulary and what stands beside it.
+/// Reads the vocabulary, the special tokens and the chat templates.
 pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     let path = dir.join("tokenizer.json");
     if !path.is_file() {
         let e = Error::new(format!("`{}` is missing", path.display()));
         return Err(if dir.join("tokenizer.model").exists() {
             e.hint(
-                "the folder has a SentencePiece tokenizer.model alone; in Python, \
-                AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes \
-                tokenizer.json",
+                "the folder only has a SentencePiece tokenizer.model; run \
+                `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python to \
+                write tokenizer.json",
             )
         } else {
-            e.hint("take the tokenizer from the folder that the model was fetched from")
+            e.hint("copy the tokenizer from the folder or repository that the model comes from")
         });
     }
-    let bytes = read_bounded(&path, MOST_BYTES)?;
-    let file = guarded(|| Ids::from_bytes(&bytes))
-        .within(|| format!("`{}` is no valid tokenizer", path.display()))?;
+    let bytes = read_bounded(&path, MAX_FILE_BYTES)?;
+    let file = catch_panics(|| Ids::from_bytes(&bytes))
+        .within(|| format!("`{}` is not a valid tokenizer", path.display()))?;
 
     let config = object(dir, "tokenizer_config.json")?;
     let model = object(dir, "config.json")?;
@@ -48,11 +49,11 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         text(&config, "tokenizer_class"),
         text(&model, "tokenizer_class"),
     );
-    let class = class::choose(&Named {
+    let class = class::choose(&Candidates {
         model_type: model_type.as_deref(),
         tokenizer: tokenizer.as_deref(),
         model: of_model.as_deref(),
-        own_code: own_code(&config),
+        custom_code: custom_code(&config),
         byte_level: bytes.windows(BYTE_LEVEL.len()).any(|w| w == BYTE_LEVEL),
     })?;
 
@@ -65,26 +66,27 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     if let Some(class) = class {
         tokens.default_to(class);
     }
-    // A tokenizer that pads names the token for it.
+    // The padding settings of tokenizer.json name the padding token.
     if let Some(padding) = file.get_padding() {
         tokens
             .named
             .entry("pad_token".to_owned())
-            .or_insert_with(|| Some(Written::Text(padding.pad_token.clone())));
+            .or_insert_with(|| Some(TokenEntry::Text(padding.pad_token.clone())));
     }
     let add_prefix_space = config.get("add_prefix_space").and_then(Value::as_bool);
     let ids = match class {
         None => {
             let mut ids = file;
-            guarded(|| tokens.add_to(&mut ids, false))?;
+            catch_panics(|| tokens.add_to(&mut ids, false))?;
             ids
         }
         Some(class) => {
             let options =
-                Options { add_prefix_space, legacy: config.get("legacy").is_some_and(full) };
-            let unknown = tokens.named.get("unk_token").and_then(Option::as_ref).map(Written::text);
+                Options { add_prefix_space, legacy: config.get("legacy").is_some_and(is_truthy) };
+            let unknown =
+                tokens.named.get("unk_token").and_then(Option::as_ref).map(TokenEntry::text);
             let mut ids = class.build(&file, unknown, &options)?;
-            guarded(|| tokens.add_to(&mut ids, class.resets_flags))?;
+            catch_panics(|| tokens.add_to(&mut ids, class.resets_flags))?;
             warn_where_ids_change(class.name, &file, &ids);
             ids
         }
@@ -95,17 +97,18 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         .filter_map(|key| Some((key, tokens.text(key)?.to_owned())))
         .collect();
     let (chat_template, named_templates) = chat_templates(dir, &config)?;
-    let splits = config.get("split_special_tokens").is_some_and(full);
-    let mut also = Map::new();
+    let splits = config.get("split_special_tokens").is_some_and(is_truthy);
+    let mut extra_fields = Map::new();
     for (key, token) in tokens
         .named
         .iter()
         .filter(|(key, _)| !matches!(key.as_str(), "bos_token" | "eos_token" | "pad_token"))
     {
-        also.insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
+        extra_fields
+            .insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
     }
-    also.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
-    also.extend(add_prefix_space.map(|on| ("add_prefix_space".to_owned(), on.into())));
+    extra_fields.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
+    extra_fields.extend(add_prefix_space.map(|on| ("add_prefix_space".to_owned(), on.into())));
     let text = |key: &str| tokens.text(key).map(str::to_owned);
     let extras = Extras {
         bos: text("bos_token"),
@@ -115,7 +118,7 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         chat_template,
         named_templates,
         splits_special: splits,
-        also,
+        extra_fields,
         ..Extras::default()
     };
     Ok((ids, extras))
@@ -123,15 +126,15 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
 
 const BYTE_LEVEL: &[u8] = b"\"ByteLevel\"";
 
-/// The added tokens of tokenizer.json by their ids.
+/// The added tokens of tokenizer.json, sorted by id.
 fn in_order(file: &Ids) -> Vec<(u32, AddedToken)> {
     let mut tokens: Vec<(u32, AddedToken)> = file.get_added_tokens_decoder().into_iter().collect();
     tokens.sort_by_key(|(id, _)| *id);
     tokens
 }
 
-/// Whether the folder has Python code of its own for its tokenizer.
-fn own_code(config: &Map<String, Value>) -> bool {
+/// True if the folder has custom Python code for its tokenizer.
+fn custom_code(config: &Map<String, Value>) -> bool {
     match config.get("auto_map") {
         Some(Value::Array(_)) => true,
         Some(map) => map.get("AutoTokenizer").is_some_and(|class| !class.is_null()),
@@ -139,7 +142,7 @@ fn own_code(config: &Map<String, Value>) -> bool {
     }
 }
 
-/// Refuses the fields of tokenizer_config.json that change ids and are not read.
+/// Refuses the fields of tokenizer_config.json that change token ids and are not supported.
 fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -> Result<()> {
     let refused = |field: &str, why: &str| {
         Err(Error::new(format!("`{field}` in tokenizer_config.json is not supported: {why}")))
@@ -155,14 +158,13 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             "fast_tokenizer_files",
             &format!("transformers reads `{other}` in place of tokenizer.json"),
         )
-        .map_err(|e| e.hint(format!("copy `{other}` over tokenizer.json, and remove the field")));
+        .map_err(|e| {
+            e.hint(format!("replace tokenizer.json with `{other}` and remove the field"))
+        });
     }
-    if config.get("init_inputs").is_some_and(full) {
-        return refused(
-            "init_inputs",
-            "its values have no names, so that their meaning is unknown",
-        )
-        .map_err(|e| e.hint("remove it, or write its values under their names"));
+    if config.get("init_inputs").is_some_and(is_truthy) {
+        return refused("init_inputs", "its values do not have names, so their meaning is unknown")
+            .map_err(|e| e.hint("remove the field, or write its values under their names"));
     }
     for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
         if let Some(value) =
@@ -173,7 +175,8 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
             )));
         }
     }
-    // The correction of a pattern that Mistral's files had for a while, as transformers bounds it.
+    // transformers corrects a wrong pattern in some of Mistral's files. The conditions are those of
+    // transformers.
     let mistral = model.get("model_type").is_none_or(|m| {
         m.as_str().is_some_and(|m| {
             ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)
@@ -183,43 +186,42 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
         .get("transformers_version")
         .and_then(Value::as_str)
         .and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-    if config.get("fix_mistral_regex").is_some_and(full)
+    if config.get("fix_mistral_regex").is_some_and(is_truthy)
         && mistral
         && major.is_none_or(|major| major < 5)
         && file.get_vocab_size(true) > 100_000
     {
         return refused(
             "fix_mistral_regex",
-            "it replaces the pattern in tokenizer.json that cuts \
-            text into words",
+            "it replaces the pattern in tokenizer.json that splits text into words",
         )
         .map_err(|e| {
             e.hint(
-                "in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) \
-                writes the corrected tokenizer.json; then remove the field",
+                "run `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` in Python to \
+                write the corrected tokenizer.json, then remove the field",
             )
         });
     }
     Ok(())
 }
 
-/// Warns if the class gives other ids than tokenizer.json as it stands.
+/// Warns if the class of the tokenizer leads to other ids than the unmodified tokenizer.json.
 fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
     let ids =
-        |of: &Ids| guarded(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
+        |of: &Ids| catch_panics(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
     if let (Some(before), Some(now)) = (ids(file), ids(built))
         && before != now
     {
         tracing::warn!(
-            "tokenizer_config.json makes the tokenizer a `{class}`, for which transformers 5 \
-                replaces parts of tokenizer.json; \
-             this changes token ids, and they follow transformers"
+            "tokenizer_config.json selects the class `{class}`, for which transformers 5 replaces \
+            parts of tokenizer.json; the token ids follow transformers and differ from \
+            tokenizer.json"
         );
     }
 }
 
-/// A JSON object that need not be there.
+/// Reads a JSON object; an empty one if the file does not exist.
 fn object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = dir.join(name);
     if !path.is_file() {
@@ -231,17 +233,18 @@ fn object(dir: &Path, name: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// Folder of the templates that have another name than `default`, a file each.
+/// Folder with one file for each chat template other than the default one.
 const OTHER_TEMPLATES: &str = "additional_chat_templates";
 
-/// A chat template, and those under other names with their names.
+/// The default chat template, and the name and source of each additional one.
 type Templates = (Option<String>, Vec<(String, String)>);
 
-/// The chat template and those under other names. Files go before what tokenizer_config.json says,
-/// as in transformers; of several templates the one named `default` is taken.
+/// Reads the chat templates. Template files take precedence over tokenizer_config.json, as in
+/// transformers. If tokenizer_config.json has several templates, the one named `default` is the
+/// default.
 fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |path: &Path| {
-        let bytes = read_bounded(path, MOST_BYTES)?;
+        let bytes = read_bounded(path, MAX_FILE_BYTES)?;
         String::from_utf8(bytes)
             .map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
     };

@@ -1,7 +1,8 @@
-//! Text and token ids: the tokenizer, the chat template, and preference pairs as ids.
+//! Conversion between text and token ids: the tokenizer, the chat template, and tokenised
+//! preference pairs.
 //!
-//! The ids are those of Hugging Face's transformers to the last one: a model that is fed others is
-//! another model.
+//! All ids must equal those of Hugging Face's transformers, because a model gives other results for
+//! other ids.
 
 mod chat;
 mod findings;
@@ -33,9 +34,9 @@ use chat::ChatTemplate;
 /// A special token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Special {
-    /// As it is written.
+    /// Text of the token, such as `</s>`.
     pub text: String,
-    /// Its id.
+    /// Id in the vocabulary.
     pub id: i64,
 }
 
@@ -43,38 +44,44 @@ pub struct Special {
 #[derive(Debug)]
 pub struct Tokenizer {
     ids: Ids,
-    /// Rows of the embedding that the ids go to, where there is one.
+    /// Number of rows of the model's embedding, if it is known.
     rows: Option<i64>,
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
-    /// Put before and behind a text that stands alone, where the vocabulary's own file does not do
-    /// it.
+    /// Ids that [`encode_alone`](Self::encode_alone) adds before and after a text. Both are `None`
+    /// if the post-processor of `tokenizer.json` already adds them.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
-    /// Further fields of tokenizer_config.json that change ids.
-    also: Map<String, Value>,
+    /// Other fields of tokenizer_config.json that change ids.
+    extra_fields: Map<String, Value>,
 }
 
-/// What a file says beside the vocabulary. The special tokens are texts.
+/// Settings of a tokenizer that are not in its vocabulary.
 #[derive(Debug, Default)]
 struct Extras {
+    /// Text of the token that begins a text.
     bos: Option<String>,
+    /// Text of the token that ends a text.
     eos: Option<String>,
+    /// Text of the padding token.
     pad: Option<String>,
-    /// Special tokens that only chat templates use, by the name they have there.
+    /// Special tokens that only chat templates use: their variable in the template, and their text.
     others: Vec<(&'static str, String)>,
     chat_template: Option<String>,
-    /// Chat templates under other names.
+    /// Additional chat templates: name and source.
     named_templates: Vec<(String, String)>,
-    /// Whether a text that stands alone begins and ends with these tokens, beyond what the
-    /// vocabulary's file says.
+    /// True if [`Tokenizer::encode_alone`] must add the BOS, because the vocabulary's
+    /// post-processor does not.
     begin: bool,
+    /// True if [`Tokenizer::encode_alone`] must add the EOS, because the vocabulary's
+    /// post-processor does not.
     end: bool,
-    /// Whether special tokens in a text are cut up like any other text.
+    /// True if special tokens in a text are split like ordinary text.
     splits_special: bool,
-    /// Further fields of tokenizer_config.json that change ids, for whoever writes the tokenizer.
-    also: Map<String, Value>,
+    /// Other fields of tokenizer_config.json that change ids. They are written out with the
+    /// tokenizer.
+    extra_fields: Map<String, Value>,
 }
 
 impl Tokenizer {
@@ -84,27 +91,27 @@ impl Tokenizer {
     /// `tokenizer_config.json`.
     ///
     /// # Errors
-    /// Fails if tokenizer.json is missing, a file is not what it should be, a field changes token
-    /// ids and is not supported, or the chat template is not valid.
+    /// Fails if tokenizer.json is missing, a file is not valid, a field changes token ids and is
+    /// not supported, or the chat template is not valid.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let (ids, extras) = folder::read(dir)?;
         Self::new(ids, extras)
     }
 
-    /// Makes the tokenizer that a GGUF file carries: byte-level BPE, named `gpt2` there, or
-    /// SentencePiece's BPE, named `llama`.
+    /// Builds the tokenizer that a GGUF file contains: byte-level BPE, which GGUF calls `gpt2`, or
+    /// SentencePiece BPE, which it calls `llama`.
     ///
     /// # Errors
-    /// Another model of tokenizer, an unknown way to cut text into words, or a vocabulary that is
-    /// not consistent.
+    /// Fails if the tokenizer is of another type, if its pre-tokenizer is unknown, or if the
+    /// vocabulary is not consistent.
     pub fn from_gguf(meta: &Metadata) -> Result<Self> {
         let (ids, extras) = gguf::read(meta)?;
         Self::new(ids, extras)
     }
 
     fn new(mut ids: Ids, extras: Extras) -> Result<Self> {
-        // Training cuts to a length of its own and pads nothing.
-        ids.with_truncation(None).map_err(foreign)?;
+        // Training applies its own maximum length and does not pad.
+        ids.with_truncation(None).map_err(tokenizer_error)?;
         ids.with_padding(None);
         ids.set_encode_special_tokens(extras.splits_special);
         if ids.get_vocab_size(true) == 0 {
@@ -121,7 +128,7 @@ impl Tokenizer {
         };
         let bos = special("beginning-of-sequence", extras.bos)?;
         let eos = special("end-of-sequence", extras.eos)?;
-        // Nothing is ever padded here, so a padding token that does not exist does no harm.
+        // This program never pads, so a padding token that is not in the vocabulary is ignored.
         let pad = special("padding", extras.pad).unwrap_or_default();
         let named = [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)];
         let tokens: Vec<_> = named
@@ -135,57 +142,59 @@ impl Tokenizer {
             .transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
-        Ok(Self { ids, rows: None, bos, eos, pad, around, chat, also: extras.also })
+        Ok(Self { ids, rows: None, bos, eos, pad, around, chat, extra_fields: extras.extra_fields })
     }
 
-    /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are
+    /// Encodes a text as ids `[n]`. No special tokens are added, but special tokens in the text are
     /// recognised.
     ///
     /// # Errors
-    /// Where the tokenizer itself fails.
+    /// Fails if the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = guarded(|| self.ids.encode_fast(text, false))?;
+        let encoding = catch_panics(|| self.ids.encode_fast(text, false))?;
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
-    /// The ids of a text that stands alone `[n]`: with the special tokens around it that the
-    /// tokenizer is made to put there (Llama's and Gemma's put one before it), as transformers'
-    /// `tokenizer(text)` has them.
+    /// Encodes a text as ids `[n]` with the special tokens that the tokenizer adds around a text,
+    /// such as the BOS of Llama and Gemma. The result equals `tokenizer(text)` of transformers.
     ///
     /// # Errors
-    /// Where the tokenizer itself fails.
+    /// Fails if the tokenizer fails.
     pub fn encode_alone(&self, text: &str) -> Result<Vec<i64>> {
-        let encoding = guarded(|| self.ids.encode_fast(text, true))?;
+        let encoding = catch_panics(|| self.ids.encode_fast(text, true))?;
         let ids = encoding.get_ids().iter().map(|&id| id.into());
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
 
-    /// The text of ids `[n]`, special tokens as they are written. An id without a token, as padded
-    /// embeddings have them, gives nothing.
+    /// Decodes ids `[n]` into text, special tokens included. Ids without a token, which padded
+    /// embeddings have, are skipped.
     ///
     /// # Errors
-    /// An id that is no id.
+    /// Fails if an id is negative or does not fit into 32 bits.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let ids = ids
             .iter()
-            .map(|&id| u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is no token id"))))
+            .map(|&id| {
+                u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is not a token id")))
+            })
             .collect::<Result<Vec<u32>>>()?;
-        guarded(|| self.ids.decode(&ids, false))
+        catch_panics(|| self.ids.decode(&ids, false))
     }
 
-    /// The files of a Hugging Face folder that say what this tokenizer is: name and text.
+    /// Serialises the tokenizer as the files of a Hugging Face folder. Returns the name and text of
+    /// each file.
     ///
     /// # Errors
-    /// Where the tokenizer cannot be written.
+    /// Fails if the tokenizer cannot be serialised.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
-        // A token that was special once is still treated as one, which its own flag then does not
-        // say.
+        // The library keeps treating a token as special after its flag was cleared. Set the flag
+        // again, so that the written tokenizer behaves the same.
         let were = ids.get_added_tokens_decoder().into_values().filter(|token| {
             !token.special && ids.get_added_vocabulary().is_special_token(&token.content)
         });
         let were: Vec<AddedToken> = were.map(|token| token.special(true)).collect();
-        ids.add_tokens(were).map_err(foreign)?;
+        ids.add_tokens(were).map_err(tokenizer_error)?;
         if let Some(template) = self.surrounded()? {
             ids.with_post_processor(Some(template));
         }
@@ -196,12 +205,12 @@ impl Tokenizer {
             "pad_token": text(&self.pad),
         });
         if let Some(fields) = config.as_object_mut() {
-            fields.extend(self.also.clone());
+            fields.extend(self.extra_fields.clone());
             if self.ids.get_encode_special_tokens() {
                 fields.insert("split_special_tokens".to_owned(), true.into());
             }
         }
-        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
+        let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(tokenizer_error)?)];
         if let Some(chat) = &self.chat {
             config.as_object_mut().into_iter().for_each(|config| {
                 config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into())))
@@ -225,8 +234,7 @@ impl Tokenizer {
         Ok(files)
     }
 
-    /// What puts special tokens around a text that stands alone, where the vocabulary's own file
-    /// does not do it.
+    /// A post-processor that adds the special tokens of `around`; `None` if there are none.
     fn surrounded(&self) -> Result<Option<TemplateProcessing>> {
         let (begin, end) = (
             self.bos.as_ref().filter(|_| self.around.0.is_some()),
@@ -240,8 +248,8 @@ impl Tokenizer {
         if special.is_empty() {
             return Ok(None);
         }
-        // The two halves of a pair each as if they stood alone, the first one's end and the second
-        // one's beginning left out.
+        // Two texts that are encoded together have one BOS before the first and one EOS after the
+        // second, and no special tokens between them.
         let piece = |text: &str| {
             begin
                 .map(|s| s.text.clone())
@@ -263,17 +271,17 @@ impl Tokenizer {
         template.map(Some).map_err(|e| Error::internal(e.to_string()))
     }
 
-    /// The token with this id as the vocabulary writes it (`Ġthe`).
+    /// The token with this id as it is spelled in the vocabulary, such as `Ġthe`.
     pub fn token(&self, id: i64) -> Option<String> {
         self.ids.id_to_token(u32::try_from(id).ok()?)
     }
 
-    /// The id of a token as the vocabulary writes it, special tokens included.
+    /// The id of a token, spelled as in the vocabulary. Special tokens are found too.
     pub fn token_id(&self, token: &str) -> Option<i64> {
         self.ids.token_to_id(token).map(i64::from)
     }
 
-    /// How many tokens there are, added ones included.
+    /// Number of tokens, including added ones.
     pub fn vocab_size(&self) -> usize {
         self.ids.get_vocab_size(true)
     }
@@ -288,24 +296,25 @@ impl Tokenizer {
         self.bos.as_ref()
     }
 
-    /// The token that fills a batch up. Nothing is padded here; it is for what leaves the program.
+    /// The padding token. This program never pads; the token is only written to exported files.
     pub fn pad(&self) -> Option<&Special> {
         self.pad.as_ref()
     }
 
-    /// Has [`check`](Self::check) hold ids to an embedding of `rows` rows.
+    /// Sets the number of rows of the model's embedding, which [`check`](Self::check) compares ids
+    /// with.
     #[must_use]
     pub fn for_embedding(mut self, rows: i64) -> Self {
         self.rows = Some(rows);
         self
     }
 
-    /// Checks that every one of `ids` has a row in the model's embedding. A tokenizer may have
-    /// tokens that the model does not have, as Gemma 3's `<image_soft_token>`; they are only an
-    /// error where they are used.
+    /// Checks that every id has a row in the model's embedding. A tokenizer may have tokens that
+    /// the model does not have, such as Gemma 3's `<image_soft_token>`. They are only an error if
+    /// they are used.
     ///
     /// # Errors
-    /// Fails if an id has no row, and names the token.
+    /// Fails if an id does not have a row. The error names the token.
     pub fn check(&self, ids: &[i64]) -> Result<()> {
         let Some(rows) = self.rows else { return Ok(()) };
         let Some(id) = ids.iter().find(|id| !(0..rows).contains(*id)) else { return Ok(()) };
@@ -314,31 +323,32 @@ impl Tokenizer {
             |token| format!("the token `{token}`"),
         );
         Err(Error::new(format!(
-            "{token} has the id {id}, and the model's embedding has {rows} \
-            rows"
+            "{token} has the id {id}, but the model's embedding has {rows} rows"
         ))
-        .hint("take the token out of the text, or add its row to the model's embedding")
+        .hint("remove the token from the text, or add its row to the model's embedding")
         .hint(
-            "if many texts fail, the tokenizer is not the model's: take it from the folder \
-                that the weights come from",
+            "if many texts fail, the tokenizer belongs to another model: use the tokenizer from \
+            the folder of the weights",
         ))
     }
 
-    /// Whether conversations can be turned into text.
+    /// True if the model has a chat template, so that conversations can be turned into text.
     pub fn has_chat_template(&self) -> bool {
         self.chat.is_some()
     }
 
-    /// A conversation as the model's chat template writes it, with the beginning of the answer
-    /// where `add_generation_prompt`.
+    /// Renders a conversation with the model's chat template. If `add_generation_prompt` is true,
+    /// the text ends with the beginning of the assistant's turn.
     ///
     /// # Errors
-    /// Where the model has no chat template, or its template fails or refuses the conversation.
+    /// Fails if the model does not have a chat template, or if the template fails or refuses the
+    /// conversation.
     pub fn render_chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_chat_with(messages, &TemplateArgs::default(), add_generation_prompt)
     }
 
-    /// The same with a row's tools and template variables.
+    /// Renders a conversation like [`render_chat`](Self::render_chat), with the tools and template
+    /// variables of a row.
     ///
     /// # Errors
     /// Fails as [`render_chat`](Self::render_chat) does.
@@ -350,21 +360,22 @@ impl Tokenizer {
     ) -> Result<String> {
         let chat = self.chat.as_ref().ok_or_else(|| {
             Error::new("the model has no chat template, so messages cannot be turned into text")
-                .hint("take a chat model (`…-instruct`), or a data set of plain text")
+                .hint("use a chat model (`…-instruct`), or a data set of plain text")
         })?;
         chat.render(messages, args, add_generation_prompt)
     }
 }
 
-fn foreign(e: tokenizers::Error) -> Error {
+fn tokenizer_error(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
 }
 
-/// The crate trusts what it reads, and panics at some of it: merges that are longer than any token,
-/// a pattern that gives up on a text.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+/// Runs a function of the crate tokenizers and turns its panics into errors. The crate panics on
+/// some invalid files, for example on merges that are longer than any token, and if a pattern
+/// exceeds its limits on a text.
+fn catch_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(foreign),
+        Ok(done) => done.map_err(tokenizer_error),
         Err(payload) => {
             Err(Error::panicked("the model's tokenizer", payload.as_ref()).blamed_on(Fault::Input))
         }
@@ -378,7 +389,7 @@ mod tests {
     use crate::weights::ModelFiles;
 
     #[test]
-    fn smollm2_makes_the_ids_that_transformers_makes() {
+    fn smollm2_has_the_ids_of_transformers() {
         let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
         let lines = std::fs::read_to_string(shared.join("golden/smollm2/tokens.jsonl")).unwrap();
@@ -399,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn smollm2_renders_the_chats_that_transformers_renders() {
+    fn smollm2_renders_chats_as_transformers_does() {
         let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
         let chats: Vec<Value> = serde_json::from_slice(
@@ -419,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_out_of_range_are_no_panic() {
+    fn ids_out_of_range_do_not_cause_a_panic() {
         let Some(shared) = testing::shared() else { return };
         let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
         assert!(tokenizer.decode(&[-1]).is_err());

@@ -1,4 +1,4 @@
-//! The tokenizer of a model's files.
+//! Methods of [`ModelFiles`] that read the tokenizer.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ impl ModelFiles {
     /// The model's tokenizer, with its chat template.
     ///
     /// # Errors
-    /// Fails if it is missing, or of a kind that is not supported.
+    /// Fails if the tokenizer is missing, not valid, or of a type that is not supported.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let read = self
             .metadata()
@@ -20,8 +20,8 @@ impl ModelFiles {
         })
     }
 
-    /// The tokenizer of what [`locate`](crate::weights::locate) found, for callers that need
-    /// nothing else: a folder then needs no weights.
+    /// The tokenizer of a path that [`locate`](crate::weights::locate) returned, for callers that
+    /// do not need the weights. A folder without weights is accepted.
     ///
     /// # Errors
     /// Fails as [`tokenizer`](Self::tokenizer) does, and as [`open`](Self::open) does if the path

@@ -1,8 +1,8 @@
-//! Preference pairs as token ids, the way TRL makes them.
+//! Tokenises preference pairs in the same way as TRL.
 //!
-//! A pair is looked at once, before training: one whose prompt leaves no room, or whose completion
-//! has nothing in it, is dropped with its reason and counted, for a completion without tokens turns
-//! the loss into NaN later.
+//! This happens once, before training. A pair is dropped if its prompt leaves no room for a
+//! completion, or if a completion is empty, because a completion without tokens makes the loss NaN.
+//! Dropped pairs are counted by reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,26 +16,27 @@ use super::{Findings, Tokenizer};
 use crate::api::{Message, PreferencePair, TemplateArgs, Text};
 use crate::error::{Error, Result};
 
-/// How pairs are tokenised, and how many tokens they may have.
+/// Settings for tokenising pairs, and the maximum numbers of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Prompt and completion together; what is over is cut off the completion's end.
+    /// Maximum number of tokens of prompt and completion together. Longer completions are cut at
+    /// their end.
     pub max_length: usize,
-    /// The prompt; what is over is cut off its beginning.
+    /// Maximum number of tokens of the prompt. Longer prompts are cut at their beginning.
     pub max_prompt_length: Option<usize>,
-    /// Whether plain completions end with the end-of-sequence token. Those of messages end as the
-    /// chat template has it.
+    /// True if the end-of-sequence token is added to plain completions. The chat template decides
+    /// how completions of messages end.
     pub add_eos: bool,
-    /// Whether plain text gets the special tokens that the tokenizer puts around a text, such as a
-    /// BOS. Text of a chat template never does.
+    /// True if plain text gets the special tokens that the tokenizer adds around a text, such as a
+    /// BOS. Text from a chat template never does.
     pub special_tokens: bool,
-    /// How many tokens the model is made for, where that is known. Longer pairs are counted, not
-    /// cut.
+    /// Context length of the model in tokens, if it is known. Longer pairs are counted, not cut.
     pub context: Option<usize>,
 }
 
 impl Limits {
-    /// Plain text as `transformers` tokenises it, of any length.
+    /// No limits on the length. Plain text has special tokens around it as in transformers, and
+    /// plain completions end with the end-of-sequence token.
     pub const NONE: Self = Self {
         max_length: usize::MAX,
         max_prompt_length: None,
@@ -45,17 +46,18 @@ impl Limits {
     };
 }
 
-/// Why a pair is not used.
+/// The reason why a pair is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
-    /// The prompt leaves no room for a completion in `max_length`.
+    /// The prompt leaves no room for a completion within `max_length`.
     PromptTooLong,
-    /// The prompt has no tokens, and the tokenizer none that could stand for its beginning.
+    /// The prompt does not have any messages, or it does not have any tokens and the tokenizer has
+    /// neither a BOS nor an EOS to use instead.
     EmptyPrompt,
-    /// The preferred completion has no tokens.
+    /// The chosen completion does not have tokens.
     EmptyChosen,
-    /// The other completion has no tokens.
+    /// The rejected completion does not have tokens.
     EmptyRejected,
 }
 
@@ -70,19 +72,19 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// How many tokens were cut off a pair to fit the limits.
+/// Numbers of tokens that were cut off a pair to satisfy the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// Off the prompt's beginning.
+    /// Tokens cut from the beginning of the prompt.
     pub prompt: usize,
-    /// Off the end of the preferred completion.
+    /// Tokens cut from the end of the chosen completion.
     pub chosen: usize,
-    /// Off the end of the other one.
+    /// Tokens cut from the end of the rejected completion.
     pub rejected: usize,
 }
 
 impl Cut {
-    /// Whether any token was cut off.
+    /// True if any token was cut off.
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
@@ -103,72 +105,72 @@ impl fmt::Display for Cut {
     }
 }
 
-/// What became of a pair.
+/// The result of tokenising a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is used.
+    /// The pair is used.
     Kept {
-        /// As ids.
+        /// Ids after cutting.
         pair: TokenPair,
-        /// What was cut off it.
+        /// Numbers of tokens that were cut off.
         cut: Cut,
-        /// The prompt on its own.
+        /// The whole prompt, tokenised on its own.
         prompt: Prompt,
     },
-    /// It is not.
+    /// The pair is not used.
     Dropped(SkipReason),
 }
 
 /// A pair that is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedPair {
-    /// As in [`TokenPair`].
+    /// Index among the pairs that were read, as in [`TokenPair`].
     pub index: usize,
-    /// As in [`TokenPair`].
+    /// Index of the row in the split's files, as in [`TokenPair`].
     pub row: usize,
-    /// The reason.
+    /// The reason why the pair is not used.
     pub why: SkipReason,
 }
 
-/// The pairs of a data set as ids, and what was done to get them.
+/// The tokenised pairs of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokenised {
-    /// Those that are used, in the data set's order.
+    /// The pairs that are used, in the data set's order.
     pub pairs: Vec<TokenPair>,
-    /// What was cut off each of them.
+    /// Numbers of tokens that were cut off, for each element of `pairs`.
     pub cuts: Vec<Cut>,
-    /// A hash of the whole prompt of each of them, which pairs with the same prompt share.
+    /// Hash of the whole prompt, for each element of `pairs`. Equal prompts have equal hashes.
     pub prompts: Vec<u64>,
-    /// Those that are not used.
+    /// The pairs that are not used.
     pub dropped: Vec<DroppedPair>,
-    /// What a user should hear about them.
+    /// Counts of pairs that the user must be warned about.
     pub findings: Findings,
 }
 
 impl Tokenised {
-    /// How many were dropped, for any reason.
+    /// Number of dropped pairs.
     pub fn dropped(&self) -> usize {
         self.dropped.len()
     }
 
-    /// How many were dropped, by reason.
+    /// Number of dropped pairs for each reason.
     pub fn reasons(&self) -> BTreeMap<SkipReason, usize> {
         let mut reasons = BTreeMap::new();
         self.dropped.iter().for_each(|pair| *reasons.entry(pair.why).or_default() += 1);
         reasons
     }
 
-    /// How many of those used were cut.
+    /// Number of pairs that are used and were cut.
     pub fn truncated(&self) -> usize {
         self.cuts.iter().filter(|cut| cut.any()).count()
     }
 }
 
-/// Turns one pair into ids and holds it to the limits. `row` is the place of its row, which errors
-/// name.
+/// Tokenises one pair and applies the limits. `index` and `row` are as in [`TokenPair`].
 ///
 /// # Errors
-/// As [`whole_pair`], and fails if the pair has a token that the model's embedding does not have.
+/// Fails as [`whole_pair`] does, and if the pair has a token that the model's embedding does not
+/// have.
 pub fn tokenise_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -194,14 +196,16 @@ pub fn tokenise_pair(
     Ok(outcome)
 }
 
-/// Turns one pair into ids, as long as they are; a completion may have none. As in TRL, the pair's
-/// prompt is what the ids of the prompt, of prompt and chosen, and of prompt and rejected begin
-/// with alike; a completion is what follows it. So a token that merges across the boundary, or a
-/// generation prompt that a finished turn does not have, belongs to the completion.
+/// Tokenises one pair without limits on the length. A completion may be empty.
+///
+/// Three texts are tokenised: the prompt, the prompt with the chosen completion, and the prompt
+/// with the rejected completion. As in TRL, the pair's prompt is the common prefix of the three,
+/// and a completion is the rest of its sequence. A token that merges across the boundary therefore
+/// belongs to the completion, and so does a generation prompt that a finished turn does not have.
 ///
 /// # Errors
-/// A pair of which one part is messages and another plain text, messages without a chat template,
-/// or a chat template that refuses them.
+/// Fails if one part of the pair consists of messages and another of plain text, or if there are
+/// messages and the model does not have a chat template or its chat template refuses them.
 pub fn whole_pair(
     tokenizer: &Tokenizer,
     index: usize,
@@ -222,7 +226,7 @@ pub fn whole_pair(
         }
         _ => {
             return Err(Error::new(format!("pair {row} mixes plain text and messages")).hint(
-                "prompt, chosen and rejected have to be all plain text, or all lists of messages",
+                "make prompt, chosen and rejected all plain text, or all lists of messages",
             ));
         }
     };
@@ -237,7 +241,8 @@ pub fn whole_pair(
     rejected.drain(..shared);
     let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
-        // The first token of a completion is judged by what stands before it, so something has to.
+        // The model predicts each token of a completion from the tokens before it, so there must be
+        // at least one.
         let Some(first) = tokenizer.bos().or(tokenizer.eos()) else {
             return Ok(Err(SkipReason::EmptyPrompt));
         };
@@ -246,12 +251,12 @@ pub fn whole_pair(
     Ok(Ok((TokenPair { index, row, prompt, chosen, rejected }, Prompt { ids, shared })))
 }
 
-/// How many leading ids two sequences share.
+/// Length of the longest common prefix of two sequences.
 fn common_prefix(a: &[i64], b: &[i64]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Cuts a whole pair to the limits, or drops it.
+/// Cuts a pair to satisfy the limits, or drops it. `of` is its prompt, tokenised on its own.
 pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
     let TokenPair { index, row, mut prompt, mut chosen, mut rejected } = whole;
     let over = limits.max_prompt_length.map_or(0, |most| prompt.len().saturating_sub(most.max(1)));
@@ -275,11 +280,11 @@ pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
     Outcome::Kept { pair: TokenPair { index, row, prompt, chosen, rejected }, cut, prompt: of }
 }
 
-/// A pair's prompt, and the prompt with each of the completions.
+/// The three texts of a pair that are tokenised: the prompt, and the prompt with each completion.
 struct Texts {
     prompt: String,
     joint: [String; 2],
-    /// Whether the tokenizer puts its special tokens around them.
+    /// True if the tokenizer adds special tokens around the texts.
     special_tokens: bool,
 }
 
@@ -292,7 +297,8 @@ fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], limits:
     Texts { prompt: prompt.to_owned(), joint, special_tokens: limits.special_tokens }
 }
 
-/// The prompt always gets the generation prompt, even behind an assistant's turn, as in TRL.
+/// Renders the messages of a pair. The prompt always ends with the generation prompt, even after an
+/// assistant's turn, as in TRL.
 fn messages(
     tokenizer: &Tokenizer,
     prompt: &[Message],
@@ -310,14 +316,14 @@ fn messages(
     })
 }
 
-/// A pair with its number and the place of its row.
+/// A pair with its index and the index of its row.
 type Numbered = (usize, usize, PreferencePair);
 
-/// Turns pairs with the places of their rows into ids until `max_pairs` are kept, and counts what
-/// is dropped on the way. No more is read than that takes.
+/// Tokenises pairs until `max_pairs` are kept, and collects the kept and the dropped ones. `rows`
+/// yields each pair with the index of its row, and no more pairs are read than necessary.
 ///
 /// # Errors
-/// The iterator's own, and those of [`tokenise_pair`].
+/// Fails if `rows` yields an error, or as [`tokenise_pair`] does.
 pub fn tokenise(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
@@ -340,18 +346,19 @@ pub fn tokenise(
     Ok(all)
 }
 
-/// The same number for the same ids, in every process.
+/// A hash of ids that is the same in every process.
 fn hash(ids: &[i64]) -> u64 {
     let mut hasher = DefaultHasher::new();
     ids.hash(&mut hasher);
     hasher.finish()
 }
 
-/// Turns pairs with the places of their rows into ids, several at once, and hands on what becomes
-/// of each, in order, until `max_pairs` are kept. No more is read than that takes.
+/// Tokenises pairs in parallel until `max_pairs` are kept, and passes the result of each pair to
+/// `take`, in order. `rows` yields each pair with the index of its row, and no more pairs are read
+/// than necessary.
 ///
 /// # Errors
-/// The iterator's own, those of [`tokenise_pair`], and those of `take`.
+/// Fails if `rows` yields an error, if `take` fails, or as [`tokenise_pair`] does.
 pub fn each(
     tokenizer: &Tokenizer,
     rows: impl IntoIterator<Item = Result<(usize, PreferencePair)>>,
@@ -359,7 +366,8 @@ pub fn each(
     max_pairs: Option<usize>,
     mut take: impl FnMut(Numbered, Outcome) -> Result<()>,
 ) -> Result<()> {
-    /// Enough for every core, few enough to be held at once.
+    /// Number of pairs that are tokenised in parallel: enough work for all cores, without using
+    /// much memory.
     const CHUNK: usize = 1024;
     let mut rows = rows.into_iter().enumerate();
     let mut kept = 0;
@@ -374,7 +382,7 @@ pub fn each(
             .par_iter()
             .map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits))
             .collect::<Vec<_>>();
-        // In order, so that of several errors it is always the first that is told.
+        // In order, so that the first of several errors is the one that is returned.
         for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
             let outcome = outcome?;
             kept += usize::from(matches!(outcome, Outcome::Kept { .. }));
@@ -383,7 +391,7 @@ pub fn each(
     }
 }
 
-/// One pair as text, for the log: what is trained on stands between ⟨ and ⟩.
+/// Formats one pair as text for the log. The text that is trained on is between ⟨ and ⟩.
 pub fn show_example(tokenizer: &Tokenizer, pair: &TokenPair) -> String {
     let text = |ids: &[i64]| tokenizer.decode(ids).unwrap_or_else(|e| format!("({e})"));
     let indented = |text: String| text.replace('\n', "\n  ");

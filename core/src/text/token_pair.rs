@@ -2,19 +2,19 @@
 
 use crate::api::Side;
 
-/// A preference pair as ids: the prompt `[p]`, and the two completions that continue it `[c]`,
-/// `[r]`, none of them empty.
+/// A preference pair as token ids: the prompt `[p]` and the completions `[c]` and `[r]`. None of
+/// them is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPair {
-    /// Its number among the pairs that were read, from 0. No two pairs share one.
+    /// Index of the pair among the pairs that were read, from 0. It is unique.
     pub index: usize,
-    /// The place of its row in the split's files, from 0. Pairs that come from one row share it.
+    /// Index of the pair's row in the split's files, from 0. Several pairs may come from one row.
     pub row: usize,
-    /// What both continue.
+    /// Ids of the prompt.
     pub prompt: Vec<i64>,
-    /// The preferred completion.
+    /// Ids of the preferred completion.
     pub chosen: Vec<i64>,
-    /// The other one.
+    /// Ids of the other completion.
     pub rejected: Vec<i64>,
 }
 
@@ -27,28 +27,30 @@ impl TokenPair {
         }
     }
 
-    /// Tokens of both sequences, the prompt counted twice, as TRL counts them.
+    /// Number of tokens of both sequences. The prompt counts twice, as in TRL.
     pub fn tokens(&self) -> usize {
         2 * self.prompt.len() + self.chosen.len() + self.rejected.len()
     }
 
-    /// Tokens of the longer sequence.
+    /// Number of tokens of the longer sequence, prompt included.
     pub fn longest(&self) -> usize {
         self.prompt.len() + self.chosen.len().max(self.rejected.len())
     }
 }
 
-/// The ids of a prompt on its own, as a model is asked to continue it.
+/// A prompt tokenised on its own, as for generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// All of them.
+    /// Ids of the whole prompt.
     pub ids: Vec<i64>,
-    /// How many of them are also there before both completions. A pair's prompt ends behind these.
+    /// Number of leading ids that are the same when the prompt is tokenised together with each
+    /// completion. The pair's prompt consists of these.
     pub shared: usize,
 }
 
 impl Prompt {
-    /// The end that is left out of the pair, because a completion changes its tokens.
+    /// The ids at the end that are not part of the pair's prompt, because a completion changes the
+    /// tokens there.
     pub fn left_out(&self) -> &[i64] {
         &self.ids[self.shared..]
     }

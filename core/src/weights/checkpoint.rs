@@ -1,4 +1,5 @@
-//! A Hugging Face folder: config.json and safetensors, in one file or in shards with an index.
+//! Reads the configuration and the weights of a Hugging Face folder. The weights are safetensors,
+//! in one file or in shards with an index.
 
 use std::path::Path;
 
@@ -18,15 +19,15 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Checkpoint {
     config: Value,
     files: Vec<SafetensorsFile>,
-    /// Which file a tensor is in, in the order of the files and of their data.
+    /// Index in `files` of each tensor's file. The order is that of the files and of their data.
     tensors: IndexMap<String, usize>,
 }
 
 impl Checkpoint {
-    /// Reads the configuration and checks the headers.
+    /// Reads the configuration and checks the headers of the weight files.
     ///
     /// # Errors
-    /// Files that are missing, cut off or foreign.
+    /// Fails if a file is missing, incomplete or of another format.
     pub fn open(folder: &Path) -> Result<Self> {
         if !folder.join("config.json").exists() && folder.join("adapter_config.json").exists() {
             return Err(no_weights(folder));
@@ -37,8 +38,8 @@ impl Checkpoint {
                 folder.join("config.json").display()
             ))
             .hint(
-                "a model folder holds config.json, model.safetensors (or its shards) and \
-                    tokenizer.json",
+                "give a folder with config.json, model.safetensors (or its shards) and \
+                tokenizer.json",
             ));
         }
         let config = configuration(folder)?;
@@ -54,7 +55,7 @@ impl Checkpoint {
         Ok(Self { config, files, tensors })
     }
 
-    /// config.json.
+    /// The content of config.json.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -64,11 +65,11 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file
-    /// has it.
+    /// Reads one tensor to the device. A floating-point tensor is converted to `kind`; others keep
+    /// their type.
     ///
     /// # Errors
-    /// Where there is no tensor of that name, or not enough memory.
+    /// Fails if the tensor does not exist, or if memory runs out.
     pub fn read(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let file = self.tensors.get(name).and_then(|&i| self.files.get(i));
         file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?
@@ -80,7 +81,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// `safetensors`, and how many shards.
+    /// Name of the format, with the number of shards if there are several.
     pub fn format(&self) -> String {
         match self.files.len() {
             1 => "safetensors".to_owned(),
@@ -101,15 +102,15 @@ impl Checkpoint {
     }
 }
 
-/// The configuration of the checkpoint in a folder, whose weights need not be there.
+/// Reads the configuration of a checkpoint. The folder does not need to contain the weights.
 ///
 /// # Errors
-/// One that is missing or no JSON, or of weights that are not read.
+/// Fails if config.json is missing or not a JSON object, or if the model is quantised.
 pub fn configuration(folder: &Path) -> Result<Value> {
     let config = read_json(&folder.join("config.json"))?;
     if !config.is_object() {
         return Err(Error::new(format!(
-            "`{}` is no JSON object",
+            "`{}` is not a JSON object",
             folder.join("config.json").display()
         )));
     }
@@ -117,10 +118,10 @@ pub fn configuration(folder: &Path) -> Result<Value> {
         let method =
             quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
         return Err(Error::new(format!(
-            "the model in `{}` is quantised with {method}, which is not read",
+            "the model in `{}` is quantised with {method}, which is not supported",
             folder.display()
         ))
-        .hint("take the unquantised model, or a GGUF file of it"));
+        .hint("use the unquantised model, or a GGUF file of it"));
     }
     Ok(config)
 }
@@ -135,12 +136,13 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         .ok_or_else(|| wrong("has no `weight_map`".into()))?;
     let mut shards: IndexMap<&str, Vec<&str>> = IndexMap::new();
     for (name, shard) in map {
-        let shard =
-            shard.as_str().ok_or_else(|| wrong(format!("names no file for tensor `{name}`")))?;
-        // A model is a folder: its index may not lead out of it.
+        let shard = shard
+            .as_str()
+            .ok_or_else(|| wrong(format!("does not name a file for tensor `{name}`")))?;
+        // The index must not lead out of the folder.
         if Path::new(shard).file_name().is_none_or(|f| f != shard) {
             return Err(wrong(format!(
-                "names `{shard}` for tensor `{name}`, which is no file of the folder"
+                "names `{shard}` for tensor `{name}`, which is not a file in the folder"
             )));
         }
         shards.entry(shard).or_default().push(name);
@@ -151,17 +153,17 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
         let at = folder.join(shard);
         if !at.exists() {
             return Err(Error::new(format!(
-                "the shard `{}` is missing, in which the index puts {} tensors",
+                "the shard `{}` is missing; the index lists {} tensors in it",
                 at.display(),
                 expected.len()
             ))
-            .hint("fetch it again: the download may have been cut off"));
+            .hint("download it again; the last download may have been incomplete"));
         }
         let file = SafetensorsFile::open(&at)?;
         let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
         if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
             return Err(Error::new(format!(
-                "the shard `{}` has no tensor `{lost}`, which the index puts there",
+                "the shard `{}` has no tensor `{lost}`, although the index lists it there",
                 at.display()
             )));
         }
@@ -178,20 +180,19 @@ fn no_weights(folder: &Path) -> Error {
     let e = Error::new(format!("`{}` has no {SINGLE} and no {INDEX}", folder.display()));
     if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
     {
-        e.hint("its pytorch_model.bin is a pickle, which can run code and is never read").hint(
-            "to convert it, in Python: \
-                AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
-                safe_serialization=True)",
+        e.hint(
+            "convert pytorch_model.bin, which is a pickle that can run code and is never read: run \
+            `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
+            safe_serialization=True)` in Python",
         )
     } else if folder.join("adapter_config.json").exists() {
         e.hint(
-            "it is an adapter, not a model: name the model here, and the folder with \
-            --init-adapter",
+            "give a model here, and this folder with `--init-adapter`, because it contains an \
+            adapter",
         )
     } else {
         e.hint(
-            "a model folder holds config.json, model.safetensors (or its shards) and \
-            tokenizer.json",
+            "give a folder with config.json, model.safetensors (or its shards) and tokenizer.json",
         )
     }
 }

@@ -1,9 +1,8 @@
-//! The header of a safetensors file: JSON that says of each tensor its type, shape and place.
+//! Reads the header of a safetensors file: JSON with the type, shape and byte range of each tensor.
 //!
-//! It is read entry by entry and never as a whole, so that a hostile one costs neither time nor
-//! memory, and what is wrong is told with the tensor's name. The rules are those of the
-//! `safetensors` crate: tensors fill the file from the header to the end, without gaps and without
-//! sharing a byte.
+//! The entries are parsed one by one, so that a malicious header cannot use much time or memory,
+//! and so that errors can name the tensor. The rules are those of the `safetensors` crate: the
+//! tensors fill the file from the header to the end, without gaps or overlaps.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +17,7 @@ use tch::Kind;
 use super::memory::Mapped;
 use crate::error::{Error, Result};
 
-/// The number types that are read and written, by the names that the format has for them.
+/// The supported number types: name in the header, type of the `safetensors` crate, type of tch.
 pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
     ("F64", Dtype::F64, Kind::Double),
     ("F32", Dtype::F32, Kind::Float),
@@ -30,35 +29,38 @@ pub(super) const KINDS: [(&str, Dtype, Kind); 8] = [
     ("BOOL", Dtype::BOOL, Kind::Bool),
 ];
 
-/// Where a tensor lies and what it is.
+/// A tensor in a file.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct TensorEntry {
     pub kind: Kind,
     pub shape: Vec<i64>,
-    /// Its bytes in the file, as many as the shape needs.
+    /// Byte range in the file. Its length matches the shape.
     pub at: Range<usize>,
 }
 
-/// The format allows 100 MB; the largest models have a hundredth of this in a file.
-const LONGEST: u64 = 1 << 25;
-const MOST_TENSORS: usize = 1 << 17;
-const MOST_AXES: usize = 8;
+/// Maximum size of a header in bytes. The format allows 100 MB, and the headers of the largest
+/// models have a hundredth of this limit.
+const MAX_HEADER_BYTES: u64 = 1 << 25;
+/// Maximum number of tensors in a file.
+const MAX_TENSORS: usize = 1 << 17;
+/// Maximum number of axes of a tensor.
+const MAX_AXES: usize = 8;
 
-/// Reads and checks the header: the tensors in the order of their data.
+/// Reads and checks the header. Returns the tensors in the order of their data.
 ///
 /// # Errors
-/// Where the file is cut off, is no safetensors file, or contradicts itself.
-pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, Stored>> {
+/// Fails if the file is incomplete, is not a safetensors file, or is not consistent.
+pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, TensorEntry>> {
     let (text, data) = parts(map)?;
     let mut entries = Entries::default();
     let mut json = serde_json::Deserializer::from_slice(&map[text]);
     let parsed = (&mut entries).deserialize(&mut json).and_then(|()| json.end());
     if let Err(e) = parsed {
         let what = match entries.current {
-            Some(name) => format!("its header is wrong at tensor `{}`", shown(&name)),
-            None => "its header is no JSON that says where tensors are".to_owned(),
+            Some(name) => format!("its header is not valid at tensor `{}`", shortened(&name)),
+            None => "its header is not a JSON object of tensors".to_owned(),
         };
-        return Err(wrong(map, &what).because(e).hint(why_not(map)));
+        return Err(wrong(map, &what).because(e).hint(hint_for(map)));
     }
     let mut tensors = Vec::with_capacity(entries.tensors.len());
     for (name, entry) in entries.tensors {
@@ -66,34 +68,34 @@ pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, Stored>> {
         tensors.push((name, stored));
     }
     tensors.sort_by(|(a, x), (b, y)| (x.at.start, x.at.end, a).cmp(&(y.at.start, y.at.end, b)));
-    fills(map, &tensors, &data)?;
+    check_coverage(map, &tensors, &data)?;
     Ok(tensors.into_iter().collect())
 }
 
-/// Where the JSON is, and where the data behind it.
+/// The byte ranges of the JSON and of the data after it.
 fn parts(map: &Mapped) -> Result<(Range<usize>, Range<usize>)> {
     let Some(len) = map.first_chunk::<8>() else {
         return Err(wrong(
             map,
-            &format!("it has {} bytes, and the length of its header alone takes 8", map.len()),
+            &format!("it has {} bytes, but the length of its header takes 8", map.len()),
         )
-        .hint(why_not(map)));
+        .hint(hint_for(map)));
     };
     let (len, left) = (u64::from_le_bytes(*len), map.len() as u64 - 8);
     if len > left {
-        return Err(wrong(map, &format!("it claims a header of {len} bytes and has {left}"))
-            .hint(why_not(map)));
+        return Err(wrong(map, &format!("it claims a header of {len} bytes, but has {left}"))
+            .hint(hint_for(map)));
     }
-    if len > LONGEST {
+    if len > MAX_HEADER_BYTES {
         return Err(wrong(map, &format!("it claims a header of {len} bytes"))
-            .hint(format!("valid: up to {LONGEST} bytes")));
+            .hint(format!("valid: up to {MAX_HEADER_BYTES} bytes")));
     }
     let start = 8 + len as usize;
     Ok((8..start, start..map.len()))
 }
 
-/// A name for a message: all of it, where that can be read.
-fn shown(name: &str) -> String {
+/// Shortens a name for an error message.
+fn shortened(name: &str) -> String {
     match name.char_indices().nth(200) {
         Some((at, _)) => format!("{}…", &name[..at]),
         None => name.to_owned(),
@@ -101,32 +103,36 @@ fn shown(name: &str) -> String {
 }
 
 fn wrong(map: &Mapped, what: &str) -> Error {
-    Error::new(format!("`{}` is no valid safetensors file: {what}", map.path().display()))
+    Error::new(format!("`{}` is not a valid safetensors file: {what}", map.path().display()))
 }
 
-/// What a file that is not safetensors most likely is.
-fn why_not(bytes: &[u8]) -> &'static str {
+/// A hint for a file that is not valid, depending on its first bytes.
+fn hint_for(bytes: &[u8]) -> &'static str {
     match bytes {
         [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
-            "it is a pickled PyTorch checkpoint, which is never read: convert it with \
-                `safetensors.torch.save_file`"
+            "convert it with `safetensors.torch.save_file`: it is a pickled PyTorch checkpoint, \
+            which is never read"
         }
-        [b'G', b'G', b'U', b'F', ..] => "it is a GGUF file: name it so, with the ending `.gguf`",
-        _ => "fetch it again: the download may have been cut off",
+        [b'G', b'G', b'U', b'F', ..] => "rename it to end in `.gguf`, because it is a GGUF file",
+        _ => "download it again; the last download may have been incomplete",
     }
 }
 
-/// That the tensors, in the order of their data, fill it.
-fn fills(map: &Mapped, tensors: &[(String, Stored)], data: &Range<usize>) -> Result<()> {
+/// Checks that the tensors, in the order of their data, fill the data without gaps or overlaps.
+fn check_coverage(
+    map: &Mapped,
+    tensors: &[(String, TensorEntry)],
+    data: &Range<usize>,
+) -> Result<()> {
     let (mut end, mut last) = (data.start, None);
     for (name, stored) in tensors {
         if stored.at.start < end {
             return Err(wrong(
                 map,
                 &format!(
-                    "tensors `{}` and `{}` are in the same place",
-                    shown(last.unwrap_or_default()),
-                    shown(name)
+                    "tensors `{}` and `{}` overlap",
+                    shortened(last.unwrap_or_default()),
+                    shortened(name)
                 ),
             ));
         }
@@ -134,9 +140,9 @@ fn fills(map: &Mapped, tensors: &[(String, Stored)], data: &Range<usize>) -> Res
             return Err(wrong(
                 map,
                 &format!(
-                    "{} bytes before tensor `{}` belong to no tensor",
+                    "{} bytes before tensor `{}` do not belong to a tensor",
                     stored.at.start - end,
-                    shown(name)
+                    shortened(name)
                 ),
             ));
         }
@@ -144,11 +150,11 @@ fn fills(map: &Mapped, tensors: &[(String, Stored)], data: &Range<usize>) -> Res
     }
     match data.end - end {
         0 => Ok(()),
-        rest => Err(wrong(map, &format!("its last {rest} bytes belong to no tensor"))),
+        rest => Err(wrong(map, &format!("its last {rest} bytes do not belong to a tensor"))),
     }
 }
 
-/// What the header says of one tensor.
+/// An entry of the header, which describes one tensor.
 #[derive(Deserialize)]
 struct Entry<'a> {
     #[serde(borrow)]
@@ -158,8 +164,8 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn check(self, map: &Mapped, name: &str, data: &Range<usize>) -> Result<Stored> {
-        let (name, dtype) = (shown(name), shown(&self.dtype));
+    fn check(self, map: &Mapped, name: &str, data: &Range<usize>) -> Result<TensorEntry> {
+        let (name, dtype) = (shortened(name), shortened(&self.dtype));
         let kind = KINDS
             .iter()
             .find(|(known, ..)| *known == self.dtype)
@@ -167,10 +173,10 @@ impl Entry<'_> {
             .ok_or_else(|| {
                 let read = KINDS.map(|(known, ..)| known).join(", ");
                 Error::new(format!(
-                    "tensor `{name}` in `{}` has the type {dtype}, which is not read",
+                    "tensor `{name}` in `{}` has the type {dtype}, which is not supported",
                     map.path().display()
                 ))
-                .hint(format!("read: {read}"))
+                .hint(format!("valid: {read}"))
             })?;
         let axes = &self.shape.0;
         let shape = axes.iter().map(|&len| i64::try_from(len).ok()).collect::<Option<Vec<i64>>>();
@@ -180,7 +186,7 @@ impl Entry<'_> {
         let (Some(shape), Some(bytes)) = (shape, bytes) else {
             return Err(wrong(
                 map,
-                &format!("tensor `{name}` has the shape {axes:?}, which nothing can hold"),
+                &format!("tensor `{name}` has the shape {axes:?}, which is too large"),
             ));
         };
         let (from, to) = self.data_offsets;
@@ -188,23 +194,23 @@ impl Entry<'_> {
             return Err(wrong(
                 map,
                 &format!(
-                    "it ends before tensor `{name}` does, at {to} of {} bytes of data",
+                    "tensor `{name}` ends at byte {to} of the data, which has {} bytes",
                     data.len()
                 ),
             )
-            .hint(why_not(map)));
+            .hint(hint_for(map)));
         }
         if to.checked_sub(from) != Some(bytes) {
             return Err(wrong(
                 map,
                 &format!(
-                    "tensor `{name}` of shape {axes:?} and type {dtype} takes {bytes} bytes, and \
-                        its place is {from} to {to}"
+                    "tensor `{name}` of shape {axes:?} and type {dtype} takes {bytes} bytes, but \
+                    its offsets are {from} and {to}"
                 ),
             ));
         }
-        // Both are within the data, which is in the address space.
-        Ok(Stored { kind, shape, at: data.start + from as usize..data.start + to as usize })
+        // The conversions cannot overflow, because both offsets are within the mapped file.
+        Ok(TensorEntry { kind, shape, at: data.start + from as usize..data.start + to as usize })
     }
 }
 
@@ -218,15 +224,15 @@ impl<'de> Deserialize<'de> for Axes {
             type Value = Axes;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a shape: up to {MOST_AXES} lengths")
+                write!(f, "a shape of up to {MAX_AXES} axes")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Axes, A::Error> {
                 let mut axes = Vec::new();
                 while let Some(len) = seq.next_element()? {
-                    if axes.len() == MOST_AXES {
+                    if axes.len() == MAX_AXES {
                         return Err(A::Error::custom(format!(
-                            "a shape of more than {MOST_AXES} axes"
+                            "a shape of more than {MAX_AXES} axes"
                         )));
                     }
                     axes.push(len);
@@ -238,7 +244,7 @@ impl<'de> Deserialize<'de> for Axes {
     }
 }
 
-/// The entries read so far, and the name of the one that is being read.
+/// The entries parsed so far, and the name of the entry that is being parsed.
 #[derive(Default)]
 struct Entries<'a> {
     tensors: IndexMap<String, Entry<'a>>,
@@ -269,11 +275,11 @@ impl<'de> Visitor<'de> for &mut Entries<'de> {
             if self.tensors.contains_key(&name) {
                 return Err(A::Error::custom(format!(
                     "it has the tensor `{}` twice",
-                    shown(&name)
+                    shortened(&name)
                 )));
             }
-            if self.tensors.len() == MOST_TENSORS {
-                return Err(A::Error::custom(format!("it has more than {MOST_TENSORS} tensors")));
+            if self.tensors.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format!("it has more than {MAX_TENSORS} tensors")));
             }
             self.current = Some(name);
             let entry = map.next_value()?;

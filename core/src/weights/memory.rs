@@ -1,4 +1,5 @@
-//! Mapped files and the memory of tensors: the places where loading weights needs `unsafe`.
+//! Memory-mapped files and direct access to the memory of tensors. This module contains all
+//! `unsafe` code for loading weights.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -12,10 +13,10 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Context, Error, Result};
 use crate::files::{is_lfs_pointer, lfs_pointer};
 
-/// How much of a file is read before its pages are let go of.
+/// Number of bytes of a file that are read before its pages are released.
 pub const SLAB: usize = 8 << 20;
 
-/// A file's bytes, read by the system as they are touched.
+/// A memory-mapped file. The system reads its bytes when they are accessed.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
@@ -26,22 +27,23 @@ impl Mapped {
     /// Maps a file.
     ///
     /// # Errors
-    /// Where it cannot be opened, is no plain file, or is empty.
+    /// Fails if the path cannot be opened, is not a regular file, or is empty, or if it is a Git
+    /// LFS pointer.
     pub fn open(path: &Path) -> Result<Self> {
         let opening = || format!("cannot open `{}`", path.display());
-        // Asked before it is opened: opening a named pipe would wait for somebody to write into it.
+        // This check comes before opening, because opening a named pipe would block.
         let about = std::fs::metadata(path).within(opening)?;
         if !about.is_file() {
             return Err(Error::new(format!("`{}` is not a file", path.display())));
         }
         if about.len() == 0 {
             return Err(Error::new(format!("`{}` is empty", path.display()))
-                .hint("fetch it again: the download may have been cut off"));
+                .hint("download it again; the last download may have been incomplete"));
         }
         let file = File::open(path).within(opening)?;
-        // SAFETY: the map is read-only and lives as long as the slices taken from it. Another
-        // process that cuts the file short meanwhile would end this one with SIGBUS; every reader
-        // that maps weights accepts that.
+        // SAFETY: the map is read-only and lives as long as the slices borrowed from it. If another
+        // process truncates the file in the meantime, this one ends with SIGBUS, as with every
+        // library that maps weights.
         let bytes =
             unsafe { Mmap::map(&file) }.within(|| format!("cannot map `{}`", path.display()))?;
         if is_lfs_pointer(&bytes) {
@@ -50,18 +52,18 @@ impl Mapped {
         Ok(Self { path: path.to_owned(), bytes })
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes a part of the file out of this process's memory; whoever reads it again has it read
-    /// from the file again.
+    /// Releases the memory of a part of the file. If the part is accessed later, the system reads
+    /// it from the file again.
     pub fn release(&self, at: Range<usize>) {
         #[cfg(unix)]
         {
-            // SAFETY: the map is read-only and of a file, so a page that is dropped comes back with
-            // the same bytes.
+            // SAFETY: the map is read-only and backed by a file, so a released page is read again
+            // with the same bytes.
             let released = unsafe {
                 self.bytes.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
@@ -69,10 +71,9 @@ impl Mapped {
                     at.len(),
                 )
             };
-            // It is a wish: where the system does not grant it, more memory is used and nothing is
-            // wrong.
+            // If this fails, only more memory is used.
             if let Err(e) = released {
-                tracing::debug!("the pages of `{}` stay: {e}", self.path.display());
+                tracing::debug!("cannot release the pages of `{}`: {e}", self.path.display());
             }
         }
         #[cfg(not(unix))]
@@ -88,11 +89,11 @@ impl Deref for Mapped {
     }
 }
 
-/// A number that can be the element of a tensor that [`filled`] makes.
+/// A number type of tensors that [`filled`] can create.
 pub trait Element: Copy + Send + Default {
-    /// libtorch's name of it. Not `tch::kind::Element`, whose `bf16` claims to be `f16`.
+    /// The type in libtorch. `tch::kind::Element` is not used, because it maps `bf16` to `f16`.
     const KIND: Kind;
-    /// The nearest value.
+    /// Converts a number to the nearest value of this type.
     fn of(x: f32) -> Self;
 }
 
@@ -105,8 +106,8 @@ impl Element for f32 {
 
 impl Element for half::bf16 {
     const KIND: Kind = Kind::BFloat16;
-    /// To the nearest, ties to even, as libtorch does; without branches, so that it is done for
-    /// many numbers at once.
+    /// Rounds to the nearest value, with ties to even, as libtorch does. The code has no branches,
+    /// so that the compiler can vectorise it.
     fn of(x: f32) -> Self {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
@@ -121,38 +122,37 @@ impl Element for half::f16 {
     }
 }
 
-/// A new tensor on the CPU whose memory `fill` writes, row by row of the last axis or however it
-/// likes: no copy is made.
+/// Creates a tensor on the CPU. `fill` writes the numbers directly into its memory, in row-major
+/// order, without a copy.
 ///
 /// # Errors
-/// Where there is not enough memory.
+/// Fails if memory runs out.
 pub fn filled<T: Element>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Result<Tensor> {
-    // Not `zeros`: that wakes libtorch's own threads, which then spin beside ours for as long as
-    // the work takes.
+    // `zeros` would start libtorch's threads, which then busy-wait and slow down ours.
     let tensor = Tensor::f_empty(shape, (T::KIND, Device::Cpu))?;
-    // SAFETY: a new contiguous CPU tensor of `numel` elements of T's size, which nobody else has
-    // seen.
+    // SAFETY: the tensor is new and contiguous, is on the CPU, has `numel` elements of T's size,
+    // and is not shared.
     let unset: &mut [MaybeUninit<T>] = unsafe {
         let at = tensor.data_ptr().cast::<MaybeUninit<T>>();
         if at.is_null() { &mut [] } else { std::slice::from_raw_parts_mut(at, tensor.numel()) }
     };
     unset.par_chunks_mut(1 << 18).for_each(|chunk| chunk.fill(MaybeUninit::new(T::default())));
-    // SAFETY: every element has just been set.
+    // SAFETY: all elements were initialised above.
     let slice = unsafe { unset.assume_init_mut() };
     fill(slice);
     Ok(tensor)
 }
 
-/// A new tensor on the CPU of the bytes at `at`, which are as many as the shape needs. Copied slab
-/// after slab, so that the pages of the file can be let go of on the way.
+/// Copies the bytes at `at` into a new tensor on the CPU. The copy is made in slabs, and the pages
+/// of the file are released after each of them.
 ///
 /// # Errors
-/// Where there is not enough memory.
+/// Fails if the number of bytes does not match the shape, or if memory runs out.
 pub fn copied(file: &Mapped, at: Range<usize>, shape: &[i64], kind: Kind) -> Result<Tensor> {
     let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
     if tensor.numel() * kind.elt_size_in_bytes() != at.len() {
         return Err(Error::internal(format!(
-            "{} bytes are no tensor {shape:?} of {kind:?}",
+            "{} bytes do not match a tensor of shape {shape:?} and type {kind:?}",
             at.len()
         )));
     }
@@ -160,9 +160,9 @@ pub fn copied(file: &Mapped, at: Range<usize>, shape: &[i64], kind: Kind) -> Res
     for from in at.clone().step_by(SLAB) {
         let range = from..at.end.min(from + SLAB);
         let bytes = &file[range.clone()];
-        // SAFETY: a new contiguous CPU tensor of as many bytes as `at` has, which nobody else has
-        // seen; every bit pattern that the kinds that are read can have is a number, and of a truth
-        // value libtorch asks no more.
+        // SAFETY: the tensor is new and contiguous, is on the CPU, has as many bytes as `at`, and
+        // is not shared. Every bit pattern is valid for the supported number types, and libtorch
+        // accepts any byte as a boolean.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(from - at.start), bytes.len())
         };
@@ -198,13 +198,13 @@ mod tests {
         })
         .unwrap();
         let theirs = Tensor::from_slice(&numbers).to_kind(Kind::BFloat16);
-        // A NaN equals nothing; that it is one has to agree.
+        // NaNs are not equal to each other, so compare whether both are NaN.
         let same = ours.eq_tensor(&theirs).logical_or(&ours.isnan().logical_and(&theirs.isnan()));
         assert!(bool::try_from(same.all()).unwrap());
     }
 
     #[test]
-    fn what_is_no_file_or_empty_is_not_mapped() {
+    fn folders_and_empty_files_are_not_mapped() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("empty"), "").unwrap();
         assert!(Mapped::open(dir.path()).unwrap_err().message().contains("is not a file"));

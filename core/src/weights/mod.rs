@@ -1,8 +1,9 @@
-//! Model files: where they are, and their tensors under PyTorch's names.
+//! Finds model files and reads their tensors, under PyTorch's names.
 //!
-//! safetensors (one file or shards) and GGUF are read, both mapped into memory with every length
-//! checked; a pickle is never read. No architecture is known here: what a tensor is for, the model
-//! files say.
+//! The supported formats are safetensors (one file or shards) and GGUF. Both are mapped into
+//! memory, and every length is checked. Pickles are never read, because they can run code. This
+//! module must not depend on model architectures; the modules of the models decide what a tensor is
+//! for.
 
 pub(crate) mod checkpoint;
 mod gguf;
@@ -29,8 +30,8 @@ use crate::error::{Error, Result};
 use crate::files::read_json;
 use checkpoint::Checkpoint;
 
-/// A model on disk: a Hugging Face folder or a GGUF file, with its headers checked and its weights
-/// still unread.
+/// A model on disk: a Hugging Face folder or a GGUF file. Its headers are checked, and its weights
+/// are not read yet.
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
@@ -44,12 +45,12 @@ enum Source {
 }
 
 impl ModelFiles {
-    /// Opens what [`locate`] found: a folder with `config.json` and safetensors, a `.gguf` file, or
-    /// a folder with just one of those (a split one counts as one).
+    /// Opens a path that [`locate`] returned: a folder with `config.json` and safetensors, a
+    /// `.gguf` file, or a folder with only one GGUF model, which may be split into several files.
     ///
     /// # Errors
-    /// Files that are missing, cut off or foreign, and checkpoints that are pickled or quantised in
-    /// a way that is not read.
+    /// Fails if a file is missing, incomplete or of another format, if the checkpoint is a pickle,
+    /// or if it is quantised in a way that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let source = if path.is_dir() && !path.join("config.json").exists() {
             match gguf_files(path).as_slice() {
@@ -59,31 +60,31 @@ impl ModelFiles {
                     let names: Vec<String> =
                         many.iter().map(|p| format!("`{}`", p.display())).collect();
                     return Err(Error::new(format!(
-                        "`{}` holds {} GGUF files",
+                        "`{}` contains {} GGUF files",
                         path.display(),
                         many.len()
                     ))
-                    .hint(format!("name one: {}", names.join(", "))));
+                    .hint(format!("choose one of them: {}", names.join(", "))));
                 }
             }
         } else if path.is_dir() {
             Source::Folder(Checkpoint::open(path)?)
         } else if path.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "json")
         {
-            return Err(Error::new(format!("`{}` is one file of a model", path.display()))
-                .hint("name the folder: config.json and the tokenizer are read from there too"));
+            return Err(Error::new(format!("`{}` is only one file of a model", path.display()))
+                .hint("give the folder, which also contains config.json and the tokenizer"));
         } else {
             Source::Gguf(Gguf::open(path)?)
         };
         Ok(Self { path: path.to_owned(), source })
     }
 
-    /// What was opened.
+    /// Path of the folder or GGUF file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Hugging Face's config.json; for GGUF the same keys, made from the file's metadata.
+    /// The content of config.json. For a GGUF file, the same keys are created from its metadata.
     pub fn config(&self) -> &Value {
         match &self.source {
             Source::Folder(c) => c.config(),
@@ -91,7 +92,7 @@ impl ModelFiles {
         }
     }
 
-    /// The tensors' names, as PyTorch has them, in the files' order.
+    /// The tensors' names in PyTorch, in the order of the files.
     pub fn names(&self) -> Vec<String> {
         match &self.source {
             Source::Folder(c) => c.names().map(str::to_owned).collect(),
@@ -99,11 +100,12 @@ impl ModelFiles {
         }
     }
 
-    /// Reads all tensors in the files' order. Those of floating point become `kind`; others, which
-    /// some checkpoints carry as constants, stay what they are. None requires gradients.
+    /// Reads all tensors, in the order of the files. Floating-point tensors are converted to
+    /// `kind`. Others, which some checkpoints contain as constants, keep their type. No tensor
+    /// requires gradients.
     ///
     /// # Errors
-    /// A `kind` that is not of floating point, or not enough memory.
+    /// Fails if `kind` is not a floating-point type, or if memory runs out.
     pub fn load(&self, kind: Kind, device: Device) -> Result<IndexMap<String, Tensor>> {
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
             return Err(Error::internal(format!("weights cannot be loaded as {kind:?}")));
@@ -153,7 +155,7 @@ impl ModelFiles {
         }
     }
 
-    /// For each weight file, its path, its bytes, and the length of its header in bytes.
+    /// The path, the bytes and the header's length in bytes of each weight file.
     pub(crate) fn parts(&self) -> Vec<(&Path, &[u8], usize)> {
         match &self.source {
             Source::Folder(c) => c
@@ -168,7 +170,7 @@ impl ModelFiles {
         }
     }
 
-    /// One line for logs: path, format, number types.
+    /// Describes the model in one line for logs: path, format, number of tensors and their types.
     pub fn describe(&self) -> String {
         let (format, types) = match &self.source {
             Source::Folder(c) => (c.format(), c.types()),
@@ -193,7 +195,7 @@ fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     }
 }
 
-/// A number type by the name that PyTorch's users know.
+/// PyTorch's name of a number type, such as `float32`.
 pub fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Double => "float64".to_owned(),
@@ -204,7 +206,7 @@ pub fn type_name(kind: Kind) -> String {
     }
 }
 
-/// The GGUF files in a folder, sorted; of a split model the first part alone.
+/// The GGUF files in a folder, sorted. Of a split model, only the first part is included.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));

@@ -1,4 +1,5 @@
-//! Which files of a repository a model, a tokenizer or an adapter is made of.
+//! Selects and downloads the files of a repository that belong to a model, a tokenizer or an
+//! adapter.
 
 use std::path::PathBuf;
 
@@ -14,8 +15,8 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// What goes with a tokenizer, where it is there. Of `tokenizer.model` only its presence is of use,
-/// to an error.
+/// Optional files of a tokenizer. `tokenizer.model` is never read; its presence only makes an error
+/// message more specific.
 const BESIDE: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,20 +28,23 @@ const BESIDE: [&str; 5] = [
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// How much of a model is needed.
+/// The parts of a model that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// All of it.
+    /// All files.
     Whole,
-    /// What says what it is: its configuration and its tokenizer. A GGUF file has them within it
-    /// and comes whole.
+    /// The configuration and the tokenizer. A GGUF file contains both and is downloaded as a whole.
     Settings,
-    /// Its tokenizer.
+    /// The tokenizer.
     Tokenizer,
 }
 
-/// A model's files on this machine: the folder of a checkpoint, or a GGUF file. `file` is the path
-/// of one within the repository, where the user named one.
+/// Downloads the files of a model, and returns the folder of the checkpoint or the path of the GGUF
+/// file. `file` is a path within the repository, if the user named one.
+///
+/// # Errors
+/// Fails if the repository does not contain a supported model, if it contains several GGUF files
+/// and `file` does not name one, or if a download fails.
 pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Result<PathBuf> {
     if let Some(file) = file {
         return parts(snapshot, file);
@@ -60,8 +64,8 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
         (false, []) => return Err(none(snapshot)),
         (false, several) => {
             let id = snapshot.pinned().name;
-            return Err(Error::new(format!("`{id}` holds {} GGUF files", several.len())).hint(
-                format!("name one, as `{id}/{}`; there are: {}", several[0], several.join(", ")),
+            return Err(Error::new(format!("`{id}` contains {} GGUF files", several.len())).hint(
+                format!("choose one, e.g. `{id}/{}`; valid: {}", several[0], several.join(", ")),
             ));
         }
     }
@@ -70,7 +74,7 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
             .chain([CONFIG])
             .chain([TOKENIZER, GENERATION].into_iter().filter(|f| snapshot.has(f))),
     )?;
-    // Before gigabytes are fetched that are not read.
+    // Check the configuration before gigabytes of weights are downloaded.
     configuration(&folder)?;
     if extent == Extent::Settings {
         return Ok(folder);
@@ -89,15 +93,21 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     Ok(folder)
 }
 
-/// An adapter's folder on this machine.
+/// Downloads the files of an adapter, and returns their folder.
+///
+/// # Errors
+/// Fails if the repository does not contain an adapter in PEFT's format, or if a download fails.
 pub fn adapter(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     if let Some(missing) = ADAPTER.iter().find(|f| !snapshot.has(f)) {
         let e = Error::new(format!(
-            "`{}` is no adapter in PEFT's format: it has no {missing}",
+            "`{}` is not an adapter in PEFT's format: it has no {missing}",
             snapshot.pinned().name
         ));
         return Err(if snapshot.has("adapter_model.bin") {
-            e.hint("its adapter_model.bin is a pickle, which can run code and is never read")
+            e.hint(
+                "convert adapter_model.bin to safetensors: it is a pickle, which can run code and \
+                is never read",
+            )
         } else {
             e
         });
@@ -105,14 +115,15 @@ pub fn adapter(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     snapshot.get_all(ADAPTER)
 }
 
-/// A GGUF file with the other parts of a split one.
+/// Downloads a GGUF file and, if it is split, all of its parts.
 fn parts(snapshot: &Snapshot<'_>, file: &str) -> Result<PathBuf> {
     let parts = gguf::names(file.as_ref());
     snapshot.get_all(parts.iter().map(|part| part.to_string_lossy()))?;
     snapshot.get(file)
 }
 
-/// Whether a file is a model's GGUF: no later part of one, and not what an image is read with.
+/// True if a file is the GGUF file of a model. Later parts of split models and the vision
+/// projectors of multimodal models (`mmproj`) do not count.
 fn is_model(file: &str) -> bool {
     let first = gguf::names(file.as_ref()).first().is_some_and(|first| first.as_os_str() == file);
     first && file.ends_with(".gguf") && !file.rsplit('/').next().unwrap_or(file).contains("mmproj")
@@ -121,18 +132,21 @@ fn is_model(file: &str) -> bool {
 fn none(snapshot: &Snapshot<'_>) -> Error {
     let id = snapshot.pinned().name;
     let e = Error::new(format!(
-        "`{id}` holds no model that is read: neither {CONFIG} with safetensors, nor GGUF"
+        "`{id}` does not contain a supported model: it has neither {CONFIG} with safetensors nor a \
+        GGUF file"
     ));
     if snapshot
         .files()
         .iter()
         .any(|f| f.ends_with(".bin") || f.ends_with(".pth") || f.ends_with(".pt"))
     {
-        e.hint("its weights are a pickle, which can run code and is never read")
+        e.hint(
+            "use a repository with safetensors: the weights are a pickle, which can run code and \
+            is never read",
+        )
     } else if snapshot.has(ADAPTER[0]) {
         e.hint(format!(
-            "it is an adapter: `reprpo run --init-adapter {id}` starts from it, \
-            `reprpo generate {id}` lets it speak"
+            "use this adapter with `reprpo run --init-adapter {id}` or `reprpo generate {id}`"
         ))
     } else {
         e
@@ -147,7 +161,8 @@ mod tests {
     use super::*;
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
-    /// What is fetched of a repository with these files, or why not.
+    /// Creates a repository with these files and runs `take`. Returns the path from `take`,
+    /// relative to the snapshot, and the files that were downloaded.
     fn fetched(
         files: &[(&str, &str)],
         take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>,
@@ -185,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_is_its_configuration_tokenizer_and_weights() {
+    fn only_the_needed_files_of_a_checkpoint_are_downloaded() {
         let files = [
             ("README.md", "x"),
             ("config.json", "{}"),
@@ -233,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_checkpoint_in_shards_the_index_says_which() {
+    fn the_index_decides_which_shards_are_downloaded() {
         let index = json!({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors",
             "c": "model-1.safetensors"}})
         .to_string();
@@ -252,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gguf_is_found_alone_and_brings_its_other_parts() {
+    fn a_gguf_file_is_downloaded_with_all_of_its_parts() {
         let (path, there) =
             whole(&[("README.md", ""), ("x.gguf", "g"), ("mmproj-x.gguf", "m")]).unwrap();
         assert_eq!((path, there), (PathBuf::from("x.gguf"), vec!["x.gguf".to_owned()]));
@@ -273,27 +288,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_model_or_no_adapter_says_what_it_is() {
-        let told = |outcome: Result<(PathBuf, Vec<String>)>| format!("{:?}", outcome.unwrap_err());
+    fn a_repository_of_another_kind_is_an_error_with_a_hint() {
+        let error = |outcome: Result<(PathBuf, Vec<String>)>| format!("{:?}", outcome.unwrap_err());
         assert!(
-            told(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle")
+            error(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle")
         );
         assert!(
-            told(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")]))
+            error(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")]))
                 .contains("--init-adapter org/name")
         );
-        assert!(told(whole(&[("README.md", "")])).contains("holds no model"));
+        assert!(error(whole(&[("README.md", "")])).contains("does not contain a supported model"));
         let quantised = [
             ("config.json", r#"{"quantization_config": {"quant_method": "awq"}}"#),
             ("model.safetensors", "w"),
         ];
-        assert!(told(whole(&quantised)).contains("quantised with awq"));
+        assert!(error(whole(&quantised)).contains("quantised with awq"));
         assert!(
-            told(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter))
+            error(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter))
                 .contains("pickle")
         );
         assert!(
-            told(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json")
+            error(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json")
         );
         let (_, there) = fetched(
             &[

@@ -1,7 +1,8 @@
-//! safetensors files: the one format that is written, and the usual one to read.
+//! Reads and writes safetensors files. This is the usual format of models, and the only one that is
+//! written.
 //!
-//! The header is checked (lengths, overlaps, the file's end) before a byte of data is touched.
-//! Values move as bytes and never through `tch::kind::Element`, whose `bf16` claims to be `f16`.
+//! The header is checked (lengths, overlaps, the end of the file) before any data is read. Values
+//! are copied as bytes and not through `tch::kind::Element`, because that maps `bf16` to `f16`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,25 +13,25 @@ use indexmap::IndexMap;
 use safetensors::{Dtype, View};
 use tch::{Device, Kind, Tensor};
 
-use super::header::{KINDS, Stored};
+use super::header::{KINDS, TensorEntry};
 use super::memory::{Mapped, copied, filled};
 use super::{gguf, header};
 use crate::error::{Error, Result};
 use crate::files::write_beside;
 
-/// One safetensors file, mapped, with its header checked.
+/// A safetensors file that is mapped into memory, with a checked header.
 #[derive(Debug)]
 pub struct SafetensorsFile {
     map: Mapped,
-    tensors: IndexMap<String, Stored>,
+    tensors: IndexMap<String, TensorEntry>,
 }
 
 impl SafetensorsFile {
     /// Maps a file and checks its header.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off, is no safetensors file, or holds a number type that
-    /// is not read here.
+    /// Fails if the file cannot be read, is incomplete, is not a valid safetensors file, or
+    /// contains a number type that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
         let tensors = header::read(&map)?;
@@ -69,20 +70,20 @@ impl SafetensorsFile {
         kinds
     }
 
-    /// One tensor, copied to the CPU in the file's kind.
+    /// Reads one tensor to the CPU, in the type that it has in the file.
     ///
     /// # Errors
-    /// Where there is no tensor of that name, or not enough memory.
+    /// Fails if the tensor does not exist, or if memory runs out.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let stored = self.find(name)?;
         copied(&self.map, stored.at.clone(), &stored.shape, stored.kind)
     }
 
-    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file
-    /// has it. On the CPU, little of the file stays in memory beside it.
+    /// Reads one tensor to the device. A floating-point tensor is converted to `kind`; others keep
+    /// their type. On the CPU, most of the file's pages are released while the tensor is read.
     ///
     /// # Errors
-    /// Where there is no tensor of that name, or not enough memory.
+    /// Fails if the tensor does not exist, or if memory runs out.
     pub fn read_as(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let stored = self.find(name)?;
         let (shape, at) = (&stored.shape, stored.at.clone());
@@ -102,23 +103,24 @@ impl SafetensorsFile {
         if let Some(converted) = converted {
             return converted;
         }
-        // To the device first: what travels is what the file has, which is rarely the larger of the
-        // two.
+        // Convert on the device, because the type in the file is rarely larger than `kind`, so
+        // fewer bytes are transferred.
         let tensor = self.read(name)?.f_to_device(device)?;
         Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
     }
 
-    fn find(&self, name: &str) -> Result<&Stored> {
+    fn find(&self, name: &str) -> Result<&TensorEntry> {
         self.tensors.get(name).ok_or_else(|| {
             Error::new(format!("no tensor `{name}` in `{}`", self.map.path().display()))
         })
     }
 }
 
-/// Reads every tensor of a safetensors file: on the CPU, in the file's kinds, sorted by name.
+/// Reads all tensors of a safetensors file to the CPU, in the types that they have in the file,
+/// sorted by name.
 ///
 /// # Errors
-/// As [`SafetensorsFile::open`].
+/// Fails as [`SafetensorsFile::open`] does, or if memory runs out.
 pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     let file = SafetensorsFile::open(path)?;
     let mut names: Vec<&str> = file.names().collect();
@@ -126,14 +128,15 @@ pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     names.into_iter().map(|name| Ok((name.to_owned(), file.read(name)?))).collect()
 }
 
-/// Writes tensors as a safetensors file that PyTorch's libraries read, under a temporary name
-/// beside it first.
+/// Writes tensors to a safetensors file that PyTorch's libraries can read. The file is written
+/// under a temporary name in the same folder and then renamed.
 ///
-/// The same tensors make the same bytes. Any device and any strides; f64, f32, f16, bf16, i64, i32,
-/// u8, bool.
+/// The bytes only depend on the tensors, not on their order. Tensors may be on any device and have
+/// any strides. The supported types are f64, f32, f16, bf16, i64, i32, u8 and bool.
 ///
 /// # Errors
-/// A kind that is not written, a name that comes twice, or a file that cannot be written.
+/// Fails if a tensor has another type, if two tensors have the same name, or if the file cannot be
+/// written.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let mut parts: Vec<(&str, Part)> = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
@@ -142,7 +145,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
     parts.sort_by_key(|(name, _)| *name);
     if let Some(pair) = parts.windows(2).find(|w| w[0].0 == w[1].0) {
         return Err(Error::internal(format!(
-            "tensor `{}` is to be written twice to `{}`",
+            "two tensors named `{}` were to be written to `{}`",
             pair[0].0,
             path.display()
         )));
@@ -162,7 +165,9 @@ impl Part {
         let kind = tensor.f_kind()?;
         let dtype = KINDS.iter().find(|(_, _, k)| *k == kind).map(|(_, dtype, _)| *dtype);
         let dtype = dtype.ok_or_else(|| {
-            Error::internal(format!("tensor `{name}` has the kind {kind:?}, which is not written"))
+            Error::internal(format!(
+                "tensor `{name}` has the type {kind:?}, which cannot be written"
+            ))
         })?;
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_in_its_kind() {
+    fn tensors_are_read_back_as_they_were_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         write_safetensors(&path, &some()).unwrap();
@@ -225,7 +230,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn others_may_read_what_is_written_as_they_may_the_files_beside_it() {
+    fn weights_have_the_same_permissions_as_other_files() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let (weights, config) = (dir.path().join("x.safetensors"), dir.path().join("config.json"));
@@ -242,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_tensors_make_the_same_bytes_in_any_order() {
+    fn the_order_of_the_tensors_does_not_change_the_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         write_safetensors(&a, &some()).unwrap();
@@ -264,12 +269,12 @@ mod tests {
             std::fs::write(&path, &bytes[..keep]).unwrap();
             let e = read_safetensors(&path).unwrap_err();
             assert!(e.message().contains("x.safetensors"), "{e:?}");
-            assert!(format!("{e:?}").contains("fetch it again"), "{e:?}");
+            assert!(format!("{e:?}").contains("download it again"), "{e:?}");
         }
     }
 
     #[test]
-    fn a_pickle_is_named_as_such_and_not_read() {
+    fn a_pickle_is_recognised_and_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         std::fs::write(&path, b"PK\x03\x04 some zip archive with a pickle in it").unwrap();
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untold_type_is_an_error_that_names_it() {
+    fn an_unsupported_type_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let header = br#"{"w":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}"#;

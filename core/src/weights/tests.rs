@@ -14,7 +14,7 @@ fn tensor(x: f32) -> Tensor {
 }
 
 #[test]
-fn a_golden_folder_is_read_in_either_kind() {
+fn a_folder_is_read_as_float32_and_bfloat16() {
     let Some(shared) = testing::shared() else { return };
     let files = ModelFiles::open(&shared.join("golden/models/llama")).unwrap();
     assert_eq!(files.config()["model_type"], "llama");
@@ -53,7 +53,7 @@ fn shards_are_one_model() {
     index(r#"{"c": "m-2.safetensors", "a": "m-1.safetensors", "b": "m-1.safetensors"}"#);
     let files = ModelFiles::open(&path).unwrap();
     let mut names = files.names();
-    assert_eq!(names.pop().as_deref(), Some("c"), "the second shard comes second");
+    assert_eq!(names.pop().as_deref(), Some("c"), "tensors are in the order of their shards");
     assert_eq!(names.len(), 2);
     assert!(files.load(Kind::Float, Device::Cpu).unwrap()["b"].equal(&tensor(2.0)));
 
@@ -63,20 +63,20 @@ fn shards_are_one_model() {
     index(r#"{"d": "m-2.safetensors"}"#);
     assert!(ModelFiles::open(&path).unwrap_err().message().contains("no tensor `d`"));
     index(r#"{"d": "../m-2.safetensors"}"#);
-    assert!(ModelFiles::open(&path).unwrap_err().message().contains("no file of the folder"));
+    assert!(ModelFiles::open(&path).unwrap_err().message().contains("not a file in the folder"));
     index(r#"{"d": 7}"#);
     assert!(ModelFiles::open(&path).is_err());
 }
 
 #[test]
-fn what_is_no_model_folder_is_told_apart() {
+fn folders_without_a_supported_model_have_specific_errors() {
     let dir = tempfile::tempdir().unwrap();
     let open = || format!("{:?}", ModelFiles::open(dir.path()).unwrap_err());
     assert!(open().contains("config.json` is missing"));
     small(dir.path(), "{");
     assert!(open().contains("no valid JSON"));
     small(dir.path(), "[]");
-    assert!(open().contains("no JSON object"));
+    assert!(open().contains("not a JSON object"));
     small(dir.path(), "{}");
     assert!(open().contains("has no model.safetensors"));
     std::fs::write(dir.path().join("pytorch_model.bin"), "x").unwrap();
@@ -87,13 +87,13 @@ fn what_is_no_model_folder_is_told_apart() {
         ModelFiles::open(&dir.path().join("pytorch_model.bin"))
             .unwrap_err()
             .message()
-            .contains("one file of a model")
+            .contains("only one file of a model")
     );
     assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
 }
 
 #[test]
-fn constants_of_a_checkpoint_keep_their_kind() {
+fn integer_tensors_of_a_checkpoint_keep_their_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = small(dir.path(), "{}");
     write_safetensors(
@@ -109,7 +109,7 @@ fn constants_of_a_checkpoint_keep_their_kind() {
 }
 
 #[test]
-fn smollm2_is_read_with_hugging_faces_names_and_settings() {
+fn smollm2_gguf_has_hugging_faces_names_and_settings() {
     let Some(model) = testing::smollm2() else { return };
     let files = ModelFiles::open(&model).unwrap();
     let expected = serde_json::json!({
@@ -135,7 +135,7 @@ fn smollm2_is_read_with_hugging_faces_names_and_settings() {
     }
 }
 
-/// A line of what the system says of this process, in bytes.
+/// A value of `/proc/self/status` in bytes. `line` is its name, such as `VmRSS:`.
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -144,8 +144,8 @@ fn memory(line: &str) -> f64 {
     kilobytes.parse::<f64>().unwrap() * 1024.0
 }
 
-/// Loads the model that the variable names, in a process that has done nothing else, and prints
-/// seconds and how many times the weights' memory that took at its peak.
+/// Loads a model in a process that did nothing else before. Prints the seconds, and the peak memory
+/// as a multiple of the weights' size.
 #[cfg(target_os = "linux")]
 fn measure(path: &Path, kind: Kind) {
     drop(tensor(1.0));
@@ -158,7 +158,7 @@ fn measure(path: &Path, kind: Kind) {
 
 /// `cargo test --release -p reprpo-core --lib -- --ignored --nocapture loading`
 #[cfg(target_os = "linux")]
-#[ignore = "measures time, so it has to be optimised and the machine at rest"]
+#[ignore = "measures time, so it needs a release build and an idle machine"]
 #[test]
 fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
     const MEASURED: &str = "REPRPO_TEST_MEASURED";
@@ -207,7 +207,7 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
             let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
             (numbers[0], numbers[1])
         };
-        // The best of a few, because the machine may be busy with something else.
+        // Use the best of three runs, because the machine may be busy with something else.
         let (seconds, times) =
             (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
         eprintln!("{what}: {seconds:.2} s, {times:.3} times the weights' memory");
@@ -218,7 +218,7 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
     }
 }
 
-/// A clone without `git lfs` has a few lines of text in place of every large file.
+/// A clone without `git lfs` has a short text file in place of each large file.
 #[test]
 fn a_git_lfs_pointer_is_an_error_that_names_the_file_and_the_command() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Filters and tests with Jinja2's meaning, where minijinja's differ or are missing.
+//! Filters and tests that behave as in Jinja2, for those that minijinja lacks or implements
+//! differently.
 
 use std::borrow::Cow;
 
@@ -9,21 +10,21 @@ use minijinja::{Environment, Error, State, Value};
 
 use super::methods::{bind, centred, failed, lines};
 use super::python::{
-    Generator, check_iterable, check_ordered, check_searched, is_number, type_name, written,
+    Generator, check_iterable, check_ordered, check_searched, is_number, python_str, type_name,
 };
 use super::rewrite;
 
-/// Filters of minijinja that Jinja2 does not have, or that do something else there. They are
-/// unknown then.
+/// Filters of minijinja that Jinja2 does not have or that behave differently there. They are
+/// removed, so that a template that uses one fails.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
-/// Tests of minijinja that Jinja2 does not have.
+/// Tests of minijinja that Jinja2 does not have. They are removed too.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
 
-type Made = Result<Value, Error>;
-type Tested = Result<bool, Error>;
+type ValueResult = Result<Value, Error>;
+type TestResult = Result<bool, Error>;
 type Arguments = Rest<ValueOrKwargs>;
 
-/// Puts them in place of minijinja's.
+/// Replaces minijinja's filters and tests with those of this module.
 pub fn add(environment: &mut Environment) {
     FOREIGN_FILTERS.into_iter().for_each(|name| environment.remove_filter(name));
     FOREIGN_TESTS.into_iter().for_each(|name| environment.remove_test(name));
@@ -39,68 +40,68 @@ fn add_operators(environment: &mut Environment) {
     environment.add_filter(
         rewrite::CONCATENATE,
         |state: &State, a: &Value, b: &Value| -> Result<String, Error> {
-            Ok(written(state, a)? + &written(state, b)?)
+            Ok(python_str(state, a)? + &python_str(state, b)?)
         },
     );
     environment.add_filter(rewrite::CONTAINED, contained);
-    environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> Tested {
+    environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> TestResult {
         check_ordered(a, b).map(|()| a < b)
     });
-    environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> Tested {
+    environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> TestResult {
         check_ordered(a, b).map(|()| a <= b)
     });
-    environment.add_filter(rewrite::GREATER, |a: &Value, b: &Value| -> Tested {
+    environment.add_filter(rewrite::GREATER, |a: &Value, b: &Value| -> TestResult {
         check_ordered(a, b).map(|()| a > b)
     });
-    environment.add_filter(rewrite::GREATER_OR_EQUAL, |a: &Value, b: &Value| -> Tested {
+    environment.add_filter(rewrite::GREATER_OR_EQUAL, |a: &Value, b: &Value| -> TestResult {
         check_ordered(a, b).map(|()| a >= b)
     });
-    environment.add_filter(rewrite::ITERABLE, |state: &State, x: Value| -> Made {
+    environment.add_filter(rewrite::ITERABLE, |state: &State, x: Value| -> ValueResult {
         check_iterable(&x)?;
-        // A loop over it knows how many there are, as Jinja2's does.
+        // In Jinja2, a loop over a generator knows the number of its items.
         if x.downcast_object_ref::<Generator>().is_some() {
             list(state, &x).map(Value::from)
         } else {
             Ok(x)
         }
     });
-    environment.add_filter(rewrite::DEFINED, |x: Value| -> Made {
+    environment.add_filter(rewrite::DEFINED, |x: Value| -> ValueResult {
         if x.is_undefined() || x.is_none() {
-            Err(failed(format!("a part is taken of a value that is {}", type_name(&x))))
+            Err(failed(format!("a value that is {} cannot be sliced", type_name(&x))))
         } else {
             Ok(x)
         }
     });
-    // What minijinja makes of parts and sums of lists is no list yet.
-    environment.add_filter(rewrite::LIST, |state: &State, x: Value| -> Made {
+    // In minijinja, slices and sums of lists are lazy iterables rather than lists.
+    environment.add_filter(rewrite::LIST, |state: &State, x: Value| -> ValueResult {
         let lazy =
             x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
         if lazy { list(state, &x).map(Value::from) } else { Ok(x) }
     });
-    environment.add_filter(rewrite::INDEX, |x: Value| -> Made {
-        if is_float(&x) { Err(failed("a float is not the place of an item")) } else { Ok(x) }
+    environment.add_filter(rewrite::INDEX, |x: Value| -> ValueResult {
+        if is_float(&x) { Err(failed("an index must not be a float")) } else { Ok(x) }
     });
-    environment.add_filter(rewrite::TEXT, |state: &State, x: &Value| -> Made {
-        if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
+    environment.add_filter(rewrite::TEXT, |state: &State, x: &Value| -> ValueResult {
+        if x.as_str().is_some() { Ok(x.clone()) } else { python_str(state, x).map(Value::from) }
     });
 }
 
-/// The items of a value. A few at a time are paid for before there are more, by the bytes that they
-/// take.
+/// Collects the items of a value. Fuel for their memory is subtracted before every few items, so
+/// that a template cannot create too many.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
     for item in x.try_iter()? {
         if items.len() % AT_A_TIME == 0 {
-            super::pay(state, AT_A_TIME * size_of::<Value>())?;
+            super::use_fuel(state, AT_A_TIME * size_of::<Value>())?;
         }
         items.push(item);
     }
     Ok(items)
 }
 
-/// `a % b`: of a text, Python's formatting.
-fn remainder(state: &mut State, a: &Value, b: &Value) -> Made {
+/// `a % b`: the remainder of numbers, or Python's formatting if `a` is a text.
+fn remainder(state: &mut State, a: &Value, b: &Value) -> ValueResult {
     let Some(text) = a.as_str() else {
         if !is_number(a) || !is_number(b) {
             return Err(failed(format!(
@@ -115,7 +116,7 @@ fn remainder(state: &mut State, a: &Value, b: &Value) -> Made {
     formatted(state, text, &values, b)
 }
 
-fn number_remainder(a: &Value, b: &Value) -> Made {
+fn number_remainder(a: &Value, b: &Value) -> ValueResult {
     let zero = || failed("division by zero");
     let whole = |x: &Value| {
         if x.kind() == ValueKind::Bool {
@@ -126,7 +127,7 @@ fn number_remainder(a: &Value, b: &Value) -> Made {
     };
     if !is_float(a) && !is_float(b) {
         let (a, b) =
-            whole(a).zip(whole(b)).ok_or_else(|| failed("the numbers of `%` are too large"))?;
+            whole(a).zip(whole(b)).ok_or_else(|| failed("the operands of `%` are too large"))?;
         let rest = a.checked_rem(b).ok_or_else(zero)?;
         return Ok(Value::from(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }));
     }
@@ -150,10 +151,10 @@ fn float(x: &Value) -> Result<f64, Error> {
     }
 }
 
-/// Python's `text % values`; `whole` is what stood behind the operator.
-fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> Made {
+/// Python's `text % values`. `whole` is the operand on the right before it was split into values.
+fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> ValueResult {
     let (mut rest, mut width) = (text, 0usize);
-    // What each value is written as; a name takes its value from a dict, and is not counted.
+    // The conversion type of each value. Named values come from a dict and are not counted.
     let (mut kinds, mut named) = (Vec::new(), false);
     while let Some((_, behind)) = rest.split_once('%') {
         let mut behind = behind;
@@ -181,8 +182,8 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
         }
         rest = &spec[kind.len_utf8()..];
     }
-    super::pay(state, width)?;
-    // A dict, and by an accident of Python a list too, may hold more than is asked for.
+    super::use_fuel(state, width)?;
+    // Python does not complain about unused values of a dict, nor of a list.
     if !named
         && kinds.len() < values.len()
         && (whole.is_tuple() || !matches!(whole.kind(), ValueKind::Map | ValueKind::Seq))
@@ -191,10 +192,10 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
     }
     let mut texts = Vec::with_capacity(values.len());
     for (i, value) in values.iter().enumerate() {
-        super::weigh(state, value, 0)?;
+        super::use_fuel_for_value(state, value, 0)?;
         texts.push(match kinds.get(i) {
             _ if named => value.clone(),
-            Some('s') => Value::from(written(state, value)?),
+            Some('s') => Value::from(python_str(state, value)?),
             Some('d' | 'i' | 'u') if is_float(value) => int(value, &[])?,
             _ => value.clone(),
         });
@@ -202,7 +203,7 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
     format(FormatStyle::Printf, text, &texts).map(Value::from)
 }
 
-fn contained(item: &Value, container: &Value) -> Tested {
+fn contained(item: &Value, container: &Value) -> TestResult {
     check_searched(item, container)?;
     match container.kind() {
         ValueKind::String => Ok(container
@@ -210,7 +211,7 @@ fn contained(item: &Value, container: &Value) -> Tested {
             .is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
         ValueKind::Map => {
             let found = container.get_item(item)?;
-            // What is under the key may itself be undefined; then the keys say it.
+            // The key may exist with an undefined value, so look for it among the keys too.
             Ok(!found.is_undefined() || container.try_iter()?.any(|key| key == *item))
         }
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {
@@ -220,10 +221,10 @@ fn contained(item: &Value, container: &Value) -> Tested {
     }
 }
 
-/// Filters that are generators in Python: their items are there once.
+/// Adds the filters that return generators in Python, whose items can only be read once.
 fn add_generators(environment: &mut Environment) {
     type Name<'a> = Option<Cow<'a, str>>;
-    environment.add_filter("map", |state: &mut State, x: Value, args: Arguments| -> Made {
+    environment.add_filter("map", |state: &mut State, x: Value, args: Arguments| -> ValueResult {
         if !x.is_true() {
             Ok(Generator::of(Vec::new()))
         } else {
@@ -232,7 +233,7 @@ fn add_generators(environment: &mut Environment) {
     });
     environment.add_filter(
         "select",
-        |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
+        |state: &mut State, x: Value, test: Name, args: Arguments| -> ValueResult {
             if !x.is_true() {
                 Ok(Generator::of(Vec::new()))
             } else {
@@ -242,7 +243,7 @@ fn add_generators(environment: &mut Environment) {
     );
     environment.add_filter(
         "reject",
-        |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
+        |state: &mut State, x: Value, test: Name, args: Arguments| -> ValueResult {
             if !x.is_true() {
                 Ok(Generator::of(Vec::new()))
             } else {
@@ -252,7 +253,12 @@ fn add_generators(environment: &mut Environment) {
     );
     environment.add_filter(
         "selectattr",
-        |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
+        |state: &mut State,
+         x: Value,
+         attr: Cow<'_, str>,
+         test: Name,
+         args: Arguments|
+         -> ValueResult {
             if !x.is_true() {
                 Ok(Generator::of(Vec::new()))
             } else {
@@ -262,7 +268,12 @@ fn add_generators(environment: &mut Environment) {
     );
     environment.add_filter(
         "rejectattr",
-        |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
+        |state: &mut State,
+         x: Value,
+         attr: Cow<'_, str>,
+         test: Name,
+         args: Arguments|
+         -> ValueResult {
             if !x.is_true() {
                 Ok(Generator::of(Vec::new()))
             } else {
@@ -272,32 +283,32 @@ fn add_generators(environment: &mut Environment) {
     );
     environment.add_filter(
         "batch",
-        |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
+        |state: &State, x: Value, count: usize, fill: Option<Value>| -> ValueResult {
             check_iterable(&x)?;
             list(state, &filters::batch(state, x, count, fill)?).map(Generator::of)
         },
     );
     environment.add_filter(
         "slice",
-        |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
+        |state: &State, x: Value, count: usize, fill: Option<Value>| -> ValueResult {
             check_iterable(&x)?;
             list(state, &filters::slice(state, x, count, fill)?).map(Generator::of)
         },
     );
-    environment.add_filter("unique", |state: &State, x: Value, kwargs: Kwargs| -> Made {
+    environment.add_filter("unique", |state: &State, x: Value, kwargs: Kwargs| -> ValueResult {
         check_iterable(&x)?;
         list(state, &filters::unique(state, x, kwargs)?).map(Generator::of)
     });
-    environment.add_filter("items", |state: &State, x: &Value| -> Made {
+    environment.add_filter("items", |state: &State, x: &Value| -> ValueResult {
         match x.kind() {
             ValueKind::Undefined => Ok(Generator::of(Vec::new())),
             ValueKind::Map => list(state, &filters::items(x)?).map(Generator::of),
-            _ => Err(failed(format!("`items` needs a dict, not `{}`", type_name(x)))),
+            _ => Err(failed(format!("`items` needs a dict, got `{}`", type_name(x)))),
         }
     });
-    environment.add_filter("reverse", |state: &State, x: &Value| -> Made {
+    environment.add_filter("reverse", |state: &State, x: &Value| -> ValueResult {
         if let Some(text) = x.as_str() {
-            super::pay(state, text.len())?;
+            super::use_fuel(state, text.len())?;
             return Ok(text.chars().rev().collect::<String>().into());
         }
         check_iterable(x)?;
@@ -310,20 +321,21 @@ fn add_generators(environment: &mut Environment) {
 fn add_filters(environment: &mut Environment) {
     environment.add_filter("default", default);
     environment.add_filter("d", default);
-    environment
-        .add_filter("int", |x: &Value, args: Arguments| -> Made { int(x, &args.into_values()) });
-    environment.add_filter("float", |x: &Value, args: Arguments| -> Made {
+    environment.add_filter("int", |x: &Value, args: Arguments| -> ValueResult {
+        int(x, &args.into_values())
+    });
+    environment.add_filter("float", |x: &Value, args: Arguments| -> ValueResult {
         let [default] = bind(&args.into_values(), ["default"])?;
         Ok(to_float(x)?.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
     });
-    environment.add_filter("abs", |x: Value| -> Made {
+    environment.add_filter("abs", |x: Value| -> ValueResult {
         filters::abs(if x.kind() == ValueKind::Bool {
             Value::from(i64::from(x.is_true()))
         } else {
             x
         })
     });
-    environment.add_filter("round", |x: Value, args: Arguments| -> Made {
+    environment.add_filter("round", |x: Value, args: Arguments| -> ValueResult {
         let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
         let precision = precision.map_or(Ok(0), i32::try_from)?;
         let method = method.as_ref().map_or(Some("common"), Value::as_str).unwrap_or_default();
@@ -340,12 +352,12 @@ fn add_filters(environment: &mut Environment) {
             ),
             "ceil" => Ok(Value::from((float(&x)? * scale).ceil() / scale)),
             "floor" => Ok(Value::from((float(&x)? * scale).floor() / scale)),
-            other => {
-                Err(failed(format!("`round` knows `common`, `ceil` and `floor`, not `{other}`")))
-            }
+            other => Err(failed(format!(
+                "the method of `round` must be `common`, `ceil` or `floor`, got `{other}`"
+            ))),
         }
     });
-    environment.add_filter("sort", |state: &State, x: Value, kwargs: Kwargs| -> Made {
+    environment.add_filter("sort", |state: &State, x: Value, kwargs: Kwargs| -> ValueResult {
         check_iterable(&x)?;
         let items = list(state, &x)?;
         if !kwargs.has("attribute") {
@@ -359,32 +371,30 @@ fn add_filters(environment: &mut Environment) {
     environment.add_filter("max", |state: &State, x: Value, kwargs: Kwargs| {
         extreme(state, &x, kwargs, filters::max)
     });
-    environment.add_filter("last", |x: Value| -> Made {
+    environment.add_filter("last", |x: Value| -> ValueResult {
         check_iterable(&x)?;
         if x.downcast_object_ref::<Generator>().is_some() {
-            return Err(failed(
-                "`last` does not work on what a filter yields; put `list` before it",
-            ));
+            return Err(failed("`last` does not work on a generator; apply `list` first"));
         }
         filters::last(x)
     });
-    environment.add_filter("string", |state: &State, x: &Value| -> Made {
-        if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
+    environment.add_filter("string", |state: &State, x: &Value| -> ValueResult {
+        if x.as_str().is_some() { Ok(x.clone()) } else { python_str(state, x).map(Value::from) }
     });
     environment.add_filter("indent", |state: &State, x: &Value, args: Arguments| {
         indent(state, x, &args.into_values())
     });
-    environment.add_filter("center", |state: &State, x: &Value, args: Arguments| -> Made {
+    environment.add_filter("center", |state: &State, x: &Value, args: Arguments| -> ValueResult {
         let [width] = bind(&args.into_values(), ["width"])?;
-        let text = written(state, x)?;
+        let text = python_str(state, x)?;
         let width = width.map_or(Ok(80), usize::try_from)?;
         let missing = width.saturating_sub(text.chars().count());
-        super::pay(state, missing)?;
+        super::use_fuel(state, missing)?;
         let (before, behind) = centred(missing, width);
         Ok(Value::from(format!("{}{text}{}", " ".repeat(before), " ".repeat(behind))))
     });
-    environment.add_filter("wordcount", |state: &State, x: &Value| -> Made {
-        let text = written(state, x)?;
+    environment.add_filter("wordcount", |state: &State, x: &Value| -> ValueResult {
+        let text = python_str(state, x)?;
         Ok(text
             .split(|c: char| !c.is_alphanumeric() && c != '_')
             .filter(|word| !word.is_empty())
@@ -392,25 +402,28 @@ fn add_filters(environment: &mut Environment) {
             .into())
     });
     for name in ["e", "escape", "forceescape"] {
-        environment.add_filter(name, move |state: &State, x: &Value| -> Made {
+        environment.add_filter(name, move |state: &State, x: &Value| -> ValueResult {
             if name != "forceescape" && x.is_safe() { Ok(x.clone()) } else { escaped(state, x) }
         });
     }
-    environment.add_filter("format", |state: &mut State, text: &str, args: Arguments| -> Made {
-        let args = args.into_values();
-        match args.split_last() {
-            Some((named, [])) if named.is_kwargs() => {
-                formatted(state, text, std::slice::from_ref(named), named)
+    environment.add_filter(
+        "format",
+        |state: &mut State, text: &str, args: Arguments| -> ValueResult {
+            let args = args.into_values();
+            match args.split_last() {
+                Some((named, [])) if named.is_kwargs() => {
+                    formatted(state, text, std::slice::from_ref(named), named)
+                }
+                Some((named, _)) if named.is_kwargs() => {
+                    Err(failed("`format` takes positional or named values, not both"))
+                }
+                _ => formatted(state, text, &args, &Value::from(Tuple::from(args.clone()))),
             }
-            Some((named, _)) if named.is_kwargs() => {
-                Err(failed("`format` takes values or names, not both"))
-            }
-            _ => formatted(state, text, &args, &Value::from(Tuple::from(args.clone()))),
-        }
-    });
+        },
+    );
 }
 
-fn default(x: &Value, args: Arguments) -> Made {
+fn default(x: &Value, args: Arguments) -> ValueResult {
     let [value, boolean] = bind(&args.into_values(), ["default_value", "boolean"])?;
     let missing = x.is_undefined() || (boolean.is_some_and(|b| b.is_true()) && !x.is_true());
     Ok(if missing { value.unwrap_or_else(|| Value::from("")) } else { x.clone() })
@@ -420,8 +433,8 @@ fn extreme(
     state: &State,
     x: &Value,
     kwargs: Kwargs,
-    of: fn(&State, Value, Kwargs) -> Made,
-) -> Made {
+    of: fn(&State, Value, Kwargs) -> ValueResult,
+) -> ValueResult {
     check_iterable(x)?;
     let items = list(state, x)?;
     if !kwargs.has("attribute") {
@@ -430,17 +443,17 @@ fn extreme(
     of(state, Value::from(items), kwargs)
 }
 
-/// Python's `float(x)`; none where it has none.
+/// Python's `float(x)`; `None` if Python would raise an exception for the type or text.
 fn to_float(x: &Value) -> Result<Option<f64>, Error> {
     if x.is_undefined() {
-        return Err(failed("something undefined is not a number"));
+        return Err(failed("an undefined value is not a number"));
     }
     if is_number(x) {
         return float(x).map(Some);
     }
     let Some(text) = x.as_str().map(|text| text.trim().to_lowercase()) else { return Ok(None) };
     let digits = |c: char| c.is_ascii_digit();
-    // An underscore stands between two digits.
+    // Python only allows underscores between two digits.
     let joined = text.split('_').collect::<Vec<_>>();
     if joined.len() > 1
         && !joined.windows(2).all(|two| two[0].ends_with(digits) && two[1].starts_with(digits))
@@ -450,7 +463,7 @@ fn to_float(x: &Value) -> Result<Option<f64>, Error> {
     Ok(joined.concat().parse().ok())
 }
 
-fn int(x: &Value, args: &[Value]) -> Made {
+fn int(x: &Value, args: &[Value]) -> ValueResult {
     let [default, base] = bind(args, ["default", "base"])?;
     let base = base.map_or(Ok(10), u32::try_from)?;
     if x.kind() == ValueKind::Number && x.is_integer() {
@@ -486,20 +499,17 @@ fn int(x: &Value, args: &[Value]) -> Made {
     if let Some(number) = number {
         return Ok(Value::from(number));
     }
-    #[expect(clippy::cast_possible_truncation, reason = "that is what int() does")]
+    #[expect(clippy::cast_possible_truncation, reason = "Python's int() truncates")]
     let whole = to_float(x)?
         .filter(|x| x.is_finite() && x.abs() < 1e38)
         .map(|x| Value::from(x.trunc() as i128));
     Ok(whole.or(default).unwrap_or_else(|| Value::from(0)))
 }
 
-fn indent(state: &State, x: &Value, args: &[Value]) -> Made {
+fn indent(state: &State, x: &Value, args: &[Value]) -> ValueResult {
     let [width, first, blank] = bind(args, ["width", "first", "blank"])?;
     let Some(text) = x.as_str() else {
-        return Err(failed(format!(
-            "only a string can be indented, and `{}` is not",
-            type_name(x)
-        )));
+        return Err(failed(format!("only a string can be indented, got `{}`", type_name(x))));
     };
     let by = match &width {
         None => " ".repeat(4),
@@ -507,7 +517,7 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> Made {
             Some(by) => by.to_owned(),
             None => {
                 let width = usize::try_from(width.clone())?;
-                super::pay(state, width)?;
+                super::use_fuel(state, width)?;
                 " ".repeat(width)
             }
         },
@@ -516,7 +526,7 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> Made {
     let (first, blank) = (given(first), given(blank));
     let text = format!("{text}\n");
     let lines = lines(&text);
-    super::pay(state, text.len().saturating_add(lines.len().saturating_mul(by.len())))?;
+    super::use_fuel(state, text.len().saturating_add(lines.len().saturating_mul(by.len())))?;
     let mut out = String::with_capacity(text.len());
     for (i, (line, _)) in lines.into_iter().enumerate() {
         if i > 0 {
@@ -530,9 +540,9 @@ fn indent(state: &State, x: &Value, args: &[Value]) -> Made {
     Ok(out.into())
 }
 
-fn escaped(state: &State, x: &Value) -> Made {
-    let text = written(state, x)?;
-    super::pay(state, 4 * text.len())?;
+fn escaped(state: &State, x: &Value) -> ValueResult {
+    let text = python_str(state, x)?;
+    super::use_fuel(state, 4 * text.len())?;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -548,11 +558,11 @@ fn escaped(state: &State, x: &Value) -> Made {
 }
 
 fn add_tests(environment: &mut Environment) {
-    // Jinja2 asks for iter(x).
+    // Jinja2 tests whether Python's `iter(x)` works.
     environment.add_test("iterable", |x: &Value| {
         !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x)))
     });
-    // Of what has a length and items by number or name.
+    // True for values that have a length and items by index or key, as in Jinja2.
     environment.add_test("sequence", |x: &Value| {
         matches!(
             x.kind(),
@@ -562,47 +572,47 @@ fn add_tests(environment: &mut Environment) {
     environment.add_test("callable", |x: &Value| {
         matches!(x.kind(), ValueKind::Plain | ValueKind::Undefined)
     });
-    environment.add_test("lower", |state: &State, x: &Value| -> Tested {
-        Ok(is_cased(&written(state, x)?, char::is_lowercase, char::is_uppercase))
+    environment.add_test("lower", |state: &State, x: &Value| -> TestResult {
+        Ok(is_cased(&python_str(state, x)?, char::is_lowercase, char::is_uppercase))
     });
-    environment.add_test("upper", |state: &State, x: &Value| -> Tested {
-        Ok(is_cased(&written(state, x)?, char::is_uppercase, char::is_lowercase))
+    environment.add_test("upper", |state: &State, x: &Value| -> TestResult {
+        Ok(is_cased(&python_str(state, x)?, char::is_uppercase, char::is_lowercase))
     });
-    environment.add_test("odd", |x: &Value| -> Tested {
+    environment.add_test("odd", |x: &Value| -> TestResult {
         Ok(whole_remainder(x, &Value::from(2))? == Value::from(1))
     });
-    environment.add_test("even", |x: &Value| -> Tested {
+    environment.add_test("even", |x: &Value| -> TestResult {
         Ok(whole_remainder(x, &Value::from(2))? == Value::from(0))
     });
-    environment.add_test("divisibleby", |x: &Value, by: &Value| -> Tested {
+    environment.add_test("divisibleby", |x: &Value, by: &Value| -> TestResult {
         Ok(whole_remainder(x, by)? == Value::from(0))
     });
     environment.add_test("in", contained);
     for name in ["lt", "lessthan", "<"] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+        environment.add_test(name, |a: &Value, b: &Value| -> TestResult {
             check_ordered(a, b).map(|()| a < b)
         });
     }
     for name in ["le", "<="] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+        environment.add_test(name, |a: &Value, b: &Value| -> TestResult {
             check_ordered(a, b).map(|()| a <= b)
         });
     }
     for name in ["gt", "greaterthan", ">"] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+        environment.add_test(name, |a: &Value, b: &Value| -> TestResult {
             check_ordered(a, b).map(|()| a > b)
         });
     }
     for name in ["ge", ">="] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+        environment.add_test(name, |a: &Value, b: &Value| -> TestResult {
             check_ordered(a, b).map(|()| a >= b)
         });
     }
 }
 
-fn whole_remainder(x: &Value, by: &Value) -> Made {
+fn whole_remainder(x: &Value, by: &Value) -> ValueResult {
     if !is_number(x) || !is_number(by) {
-        return Err(failed(format!("`{}` is not a number that can be divided", type_name(x))));
+        return Err(failed(format!("`{}` cannot be divided", type_name(x))));
     }
     number_remainder(x, by)
 }

@@ -1,5 +1,5 @@
-//! Templates with the constructs of those in circulation, against what Python makes of them.
-//! `templates/render.py` is set up as transformers is, and writes what is expected here.
+//! Compares rendered templates with the results of transformers. The templates use the constructs
+//! that are common in published models. `templates/render.py` writes the expected results.
 
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String
     .render(&messages, &args, begin_answer)
 }
 
-/// The text, or for what Python refuses the refusal's reason.
+/// Checks that the text is the one that Python rendered, or that both fail.
 fn agrees(got: Result<String>, want: &Value, what: &str) {
     match (got, want["text"].as_str(), want["error"].as_str()) {
         (Ok(got), Some(want), _) => assert_eq!(got, want, "{what}"),
@@ -46,7 +46,7 @@ fn agrees(got: Result<String>, want: &Value, what: &str) {
 }
 
 #[test]
-fn templates_are_rendered_as_python_renders_them() {
+fn templates_are_rendered_as_in_python() {
     let expected = read(include_str!("templates/renderings.json"));
     let mut count = 0;
     for (name, source) in TEMPLATES {
@@ -73,7 +73,7 @@ fn templates_are_rendered_as_python_renders_them() {
 }
 
 #[test]
-fn constructs_mean_what_they_mean_in_python() {
+fn constructs_behave_as_in_python() {
     let expected = read(include_str!("templates/renderings.json"));
     for snippet in expected["snippets"].as_array().unwrap() {
         let template = snippet["template"].as_str().unwrap();
@@ -81,9 +81,9 @@ fn constructs_mean_what_they_mean_in_python() {
     }
 }
 
-/// What is not there is named, and no other text is made in its place.
+/// An unknown filter, method, test, tag or function causes an error that names it.
 #[test]
-fn what_is_missing_is_an_error_that_names_it() {
+fn unknown_names_are_errors() {
     for (template, name) in [
         ("{{ 'a b' | urlencode }}", "filter urlencode is unknown"),
         ("{{ 'abc'.encode() }}", "no method named encode"),
@@ -116,7 +116,7 @@ fn what_is_missing_is_an_error_that_names_it() {
     }
 }
 
-/// An error names the line where the template, as the model has it, fails.
+/// An error names the line of the original template, not of the rewritten one.
 #[test]
 fn errors_name_the_line_of_the_template() {
     let template = "a\n{% for m in messages %}\n  \
@@ -126,9 +126,10 @@ fn errors_name_the_line_of_the_template() {
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
 
-/// A template that takes only text gets the parts joined, and one that takes lists gets the list.
+/// A template that only accepts text gets the joined parts, and one that accepts lists gets the
+/// list.
 #[test]
-fn parts_are_joined_where_the_template_takes_text() {
+fn parts_are_joined_if_the_template_only_accepts_text() {
     let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content \
         }}{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}|{% endfor %}";
     assert_eq!(
@@ -158,9 +159,9 @@ fn parts_are_joined_where_the_template_takes_text() {
     assert!(e.message().contains("type `thinking`"), "{e:?}");
 }
 
-/// A message's reasoning is under the names that templates read, as transformers puts it there.
+/// A message's reasoning is available under the names that templates read, as in transformers.
 #[test]
-fn reasoning_is_there_under_every_name() {
+fn reasoning_is_available_under_every_name() {
     let template = "{% for m in messages %}{{ m }}{% endfor %}";
     let got = render(template, "reasons", false).unwrap();
     assert!(

@@ -1,11 +1,10 @@
-//! Methods of Python's strings, dicts and lists that templates call.
+//! Methods of Python's strings, dicts and lists, for use in templates.
 
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// The method of a value with Python's meaning. A method that is not here is an error that names
-/// it.
+/// Calls a method of a value with Python's behaviour. An unknown method is an error that names it.
 pub fn of_python(
     state: &mut State,
     value: &Value,
@@ -24,13 +23,14 @@ pub fn of_python(
             let found = value.try_iter()?.position(|item| item == wanted);
             found
                 .map(Value::from)
-                .ok_or_else(|| failed("the list does not hold the value that `index` looks for"))
+                .ok_or_else(|| failed("the list does not contain the value that `index` looks for"))
         }
         _ => pycompat::unknown_method_callback(state, value, method, args),
     }
 }
 
-/// Arguments by position or by name; a name that is empty is given by position only.
+/// Assigns arguments to parameters, by position or by name. Parameters with an empty name are only
+/// accepted by position.
 pub fn bind<const N: usize>(args: &[Value], names: [&str; N]) -> Result<[Option<Value>; N], Error> {
     let (positional, named) = match args.split_last() {
         Some((last, rest)) if last.is_kwargs() => (rest, Some(Kwargs::try_from(last.clone())?)),
@@ -65,16 +65,16 @@ fn required(value: Option<Value>, name: &str) -> Result<Value, Error> {
     value.ok_or_else(|| Error::new(ErrorKind::MissingArgument, format!("`{name}` is missing")))
 }
 
-/// A text, which has to be there.
+/// The text of a required argument.
 fn text_of(value: Option<Value>, name: &str) -> Result<String, Error> {
     let value = required(value, name)?;
     value
         .as_str()
         .map(str::to_owned)
-        .ok_or_else(|| failed(format!("`{name}` must be a string, not {}", value.kind())))
+        .ok_or_else(|| failed(format!("`{name}` must be a string, got {}", value.kind())))
 }
 
-/// A text, or none where none or nothing is given.
+/// The text of an optional argument; `None` if the argument is missing or none.
 fn text_or_none(value: Option<Value>, name: &str) -> Result<Option<String>, Error> {
     match value {
         Some(value) if !value.is_none() => text_of(Some(value), name).map(Some),
@@ -86,16 +86,16 @@ fn number_or(value: Option<Value>, name: &str, default: i64) -> Result<i64, Erro
     value.map_or(Ok(default), |value| {
         value
             .as_i64()
-            .ok_or_else(|| failed(format!("`{name}` must be a whole number, not {}", value.kind())))
+            .ok_or_else(|| failed(format!("`{name}` must be a whole number, got {}", value.kind())))
     })
 }
 
-/// What Python's strings take for blank.
+/// True for characters that Python's string methods treat as whitespace.
 pub fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Lines as Python cuts them, each with its end.
+/// Splits a text into lines as Python does. Returns each line and its line ending.
 pub fn lines(text: &str) -> Vec<(&str, &str)> {
     let is_end = |c: char| {
         matches!(
@@ -120,8 +120,8 @@ pub fn lines(text: &str) -> Vec<(&str, &str)> {
     all
 }
 
-/// `text[start:end]` by characters, and where it begins in bytes and characters; none if it begins
-/// behind the text.
+/// Returns `text[start:end]`, counted in characters, and the character index where it begins.
+/// Returns `None` if the range begins after the end of the text or is reversed.
 fn part<'a>(
     text: &'a str,
     start: Option<&Value>,
@@ -149,7 +149,7 @@ fn part<'a>(
     Ok(Some((&text[byte(start)..byte(end)], usize::try_from(start).unwrap_or_default())))
 }
 
-/// Where `wanted` stands in characters, from the front or from the back.
+/// The character index of the first match, or of the last one if `from_back` is true.
 fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = text_of(wanted, "sub")?;
@@ -158,7 +158,7 @@ fn find(text: &str, args: &[Value], from_back: bool) -> Result<Option<usize>, Er
     Ok(byte.map(|byte| before + within[..byte].chars().count()))
 }
 
-/// `startswith` and `endswith`: of one text or of any in a tuple.
+/// `startswith` and `endswith`, for one text or for any text of a tuple.
 fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Value, Error> {
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
@@ -171,7 +171,7 @@ fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Valu
     }
     if !wanted.is_tuple() {
         return Err(failed(format!(
-            "the argument must be a string or a tuple of strings, not {}",
+            "the argument must be a string or a tuple of strings, got {}",
             wanted.kind()
         )));
     }
@@ -182,7 +182,7 @@ fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Valu
     Ok(any.into())
 }
 
-/// The pieces between blanks, at most `most` cuts of them, from the front.
+/// Splits a text at whitespace, at most `most` times from the front.
 fn words(text: &str, most: usize) -> Vec<&str> {
     let mut all = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
@@ -194,7 +194,7 @@ fn words(text: &str, most: usize) -> Vec<&str> {
     all
 }
 
-/// The same from the back.
+/// Splits a text at whitespace, at most `most` times from the back.
 fn words_from_back(text: &str, most: usize) -> Vec<&str> {
     let mut all = Vec::new();
     let mut rest = text.trim_end_matches(is_space);
@@ -225,13 +225,14 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // The price of the parts is asked for when they are there, and a text may have as many as it
-    // has letters.
+    // minijinja subtracts the fuel for the parts only after they were created, and a text may have
+    // as many parts as characters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }
 
-/// The text before, the separator, and the text behind it.
+/// `partition` and `rpartition`: the text before the separator, the separator, and the text after
+/// it.
 fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error> {
     let [between] = bind(args, [""])?;
     let between = text_of(between, "sep")?;
@@ -247,8 +248,8 @@ fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error
     Ok(Value::from(Tuple::from(three.map(Value::from))))
 }
 
-/// Blanks, or another character, that bring a text to a width: how many before it and how many
-/// behind it.
+/// Pads a text to a width with spaces or another character. `sides` returns the number of fill
+/// characters before and after the text.
 fn pad(
     state: &State,
     text: &str,
@@ -263,12 +264,13 @@ fn pad(
         return Err(failed("the fill character must be exactly one character long"));
     }
     let missing = width.saturating_sub(text.chars().count());
-    super::pay(state, missing.saturating_mul(fill.len()))?;
+    super::use_fuel(state, missing.saturating_mul(fill.len()))?;
     let (before, behind) = sides(missing, width);
     Ok(Value::from(format!("{}{text}{}", fill.repeat(before), fill.repeat(behind))))
 }
 
-/// As Python centres: an odd blank stands on the left where the width is odd.
+/// Distributes the padding of centred text as Python does. An extra space goes to the left if the
+/// width is odd.
 pub fn centred(missing: usize, width: usize) -> (usize, usize) {
     let before = missing / 2 + (missing & width & 1);
     (before, missing - before)
@@ -282,7 +284,7 @@ fn strip(text: &str, args: &[Value], front: bool, back: bool) -> Result<Value, E
     Ok(Value::from(if back { text.trim_end_matches(drop) } else { text }))
 }
 
-/// A letter after no letter large, every other small.
+/// Python's `title`: the first letter of each word in upper case and the others in lower case.
 fn title(text: &str) -> String {
     let mut out = String::new();
     let mut within = false;
@@ -305,7 +307,7 @@ fn of_text(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    super::pay(state, text.len())?;
+    super::use_fuel(state, text.len())?;
     match method {
         "split" => split(state, text, args, false),
         "rsplit" => split(state, text, args, true),
@@ -353,9 +355,9 @@ fn of_text(
             let mut out = String::new();
             for (i, item) in required(parts, "iterable")?.try_iter()?.enumerate() {
                 let item = item.as_str().map(str::to_owned).ok_or_else(|| {
-                    failed(format!("item {i} of `join` must be a string, not {}", item.kind()))
+                    failed(format!("item {i} of `join` must be a string, got {}", item.kind()))
                 })?;
-                super::pay(state, text.len() + item.len())?;
+                super::use_fuel(state, text.len() + item.len())?;
                 out.push_str(if i == 0 { "" } else { text });
                 out.push_str(&item);
             }
@@ -369,7 +371,7 @@ fn of_text(
             let width = usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?)
                 .unwrap_or(0);
             let missing = width.saturating_sub(text.chars().count());
-            super::pay(state, missing)?;
+            super::use_fuel(state, missing)?;
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
             Ok(Value::from(format!("{sign}{}{digits}", "0".repeat(missing))))
         }

@@ -1,5 +1,4 @@
-//! What Python and minijinja understand differently: which values can be compared, iterated over
-//! and written out.
+//! Python's rules for comparing, iterating over and printing values, which differ from minijinja's.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +7,7 @@ use minijinja::{Error, State, Value};
 
 use super::methods::failed;
 
-/// What Python calls the type of a value.
+/// Python's name for the type of a value.
 pub fn type_name(x: &Value) -> &'static str {
     match x.kind() {
         ValueKind::Undefined => "undefined",
@@ -42,10 +41,10 @@ pub fn is_number(x: &Value) -> bool {
     matches!(x.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
-/// Checks that Python orders the two values: numbers, texts, or lists of such.
+/// Checks that Python can order the two values: numbers, texts, or lists of them.
 ///
 /// # Errors
-/// Fails if it does not, where minijinja would order them by type.
+/// Fails if Python raises an exception. minijinja would order such values by type.
 pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
     if let Some(undefined) = [a, b].into_iter().find(|x| x.is_undefined()) {
         return Err(failed(format!("a value that is {} cannot be ordered", type_name(undefined))));
@@ -69,13 +68,10 @@ pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
 /// Checks that Python can look for `item` in `container`.
 ///
 /// # Errors
-/// Fails if it cannot, where minijinja says that it is not there.
+/// Fails if Python raises an exception. minijinja would return false.
 pub fn check_searched(item: &Value, container: &Value) -> Result<(), Error> {
     if container.kind() == ValueKind::String && item.kind() != ValueKind::String {
-        return Err(failed(format!(
-            "only a string can be in a string, and `{}` is not",
-            type_name(item)
-        )));
+        return Err(failed(format!("only a string can be in a string, got `{}`", type_name(item))));
     }
     Ok(())
 }
@@ -83,18 +79,18 @@ pub fn check_searched(item: &Value, container: &Value) -> Result<(), Error> {
 /// Checks that a value can be iterated over.
 ///
 /// # Errors
-/// Fails for none, which is an empty list to minijinja.
+/// Fails for none, which minijinja treats as an empty list.
 pub fn check_iterable(x: &Value) -> Result<(), Error> {
     if x.is_none() { Err(failed("`None` is not iterable")) } else { Ok(()) }
 }
 
-/// Items that are there once, like those of Python's generators: true even if there are none,
-/// without a length, and gone once they were taken.
+/// A value like a Python generator. It does not have a length, is true in a condition even if it is
+/// empty, and its items can only be read once.
 #[derive(Debug)]
 pub struct Generator(Mutex<std::vec::IntoIter<Value>>);
 
 impl Generator {
-    /// The items as a value.
+    /// Creates a generator of these items.
     pub fn of(items: Vec<Value>) -> Value {
         Value::from_object(Self(Mutex::new(items.into_iter())))
     }
@@ -119,20 +115,20 @@ impl Object for Generator {
     }
 }
 
-/// Python's `str(x)`. What Python writes as the name of an object is refused: no template means
-/// that.
+/// Python's `str(x)`. Values that Python prints as an object's type and address are refused,
+/// because no template prints them on purpose.
 ///
 /// # Errors
-/// Fails for functions and iterators, and for lists and dicts that hold them or something
-/// undefined.
-pub fn written(state: &State, x: &Value) -> Result<String, Error> {
+/// Fails for functions and iterators, and for lists and dicts that contain them or an undefined
+/// value.
+pub fn python_str(state: &State, x: &Value) -> Result<String, Error> {
     if let Some(text) = x.as_str() {
-        super::pay(state, text.len())?;
+        super::use_fuel(state, text.len())?;
         return Ok(text.to_owned());
     }
     let mut out = String::new();
     if !x.is_undefined() {
-        super::weigh(state, x, 0)?;
+        super::use_fuel_for_value(state, x, 0)?;
         write_repr(&mut out, x)?;
     }
     Ok(out)
@@ -183,8 +179,8 @@ fn write_repr(out: &mut String, x: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// A number as Python writes it: of a float the fewest digits that mean it, with an exponent if
-/// that is below -4 or above 15.
+/// Formats a number as Python does. A float has the fewest digits that identify it, and scientific
+/// notation if the exponent is below -4 or above 15.
 pub fn number(x: &Value) -> Result<String, Error> {
     if x.is_integer() {
         return Ok(x.to_string());
@@ -232,13 +228,13 @@ fn write_string(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// True unless Python would write a letter by its number.
+/// True unless Python's `repr` would escape the character as a number.
 fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
-    // Behind another letter a combining mark is written as it is, and only what cannot be seen is
-    // not.
+    // `escape_debug` escapes a combining mark at the beginning of a text, so put a letter before
+    // it. Only unprintable characters are escaped then.
     let mut pair = String::from("a");
     pair.push(c);
     pair.escape_debug().nth(1) == Some(c)

@@ -1,9 +1,9 @@
-//! Rewrites a template so that its operators mean what they mean in Python.
+//! Rewrites a template so that its operators behave as in Python.
 //!
-//! minijinja's operators cannot be replaced, but its filters can. So a template is parsed, and
-//! written again with calls of filters in place of those operators: `'%s' % x`, which minijinja
-//! does not have, `a < b`, which it answers for any two values, `a in b`, and loops over none.
-//! Statements stay in their lines, so that errors name the right ones.
+//! minijinja allows replacing filters but not operators. This module therefore parses a template
+//! and writes it again with calls of filters in place of operators: `'%s' % x`, which minijinja
+//! lacks; `a < b`, which minijinja accepts for any two values; `a in b`; and loops over none.
+//! Statements stay in their lines, so that errors name the right line.
 
 use std::fmt::Write;
 
@@ -15,7 +15,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-/// Filters that take the place of operators. No template calls them: Jinja2 does not know them.
+// Filters that replace operators. Templates do not use these names, because Jinja2 does not have
+// such filters.
 pub const REMAINDER: &str = "__remainder";
 pub const CONCATENATE: &str = "__concatenate";
 pub const LESS: &str = "__less";
@@ -23,27 +24,29 @@ pub const LESS_OR_EQUAL: &str = "__less_or_equal";
 pub const GREATER: &str = "__greater";
 pub const GREATER_OR_EQUAL: &str = "__greater_or_equal";
 pub const CONTAINED: &str = "__contained";
-/// Filters that check the value they are given.
+// Filters that check their value and return it.
 pub const ITERABLE: &str = "__iterable";
 pub const DEFINED: &str = "__defined";
 pub const INDEX: &str = "__index";
 pub const TEXT: &str = "__text";
-/// A filter that makes a list of what is calculated from lists.
+/// Filter that turns a lazy result, such as the sum of two lists, into a list.
 pub const LIST: &str = "__list";
 
-/// Filters that iterate over their value, and for which none is an empty list in minijinja only.
+/// Filters that iterate over their value. minijinja treats none as an empty list there, but Jinja2
+/// fails.
 const ITERATING: [&str; 12] = [
     "batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum",
     "unique",
 ];
 
-/// Filters that take their value as a text.
+/// Filters that convert their value to a text.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
 
-/// The template with filters for operators, without any whitespace that its tags take away.
+/// Rewrites a template with filters in place of operators. The result does not contain the
+/// whitespace that the template's tags remove.
 ///
 /// # Errors
-/// Fails if the template does not parse, or if it is made of several templates.
+/// Fails if the template cannot be parsed, or if it imports, extends or includes another one.
 pub fn rewritten(source: &str, syntax: SyntaxConfig) -> Result<String, Error> {
     let mut writer = Writer { source, out: String::with_capacity(2 * source.len()), line: 1 };
     match parse(source, "chat", syntax)? {
@@ -59,14 +62,14 @@ struct Writer<'s> {
     line: u16,
 }
 
-type Done = Result<(), Error>;
+type WriteResult = Result<(), Error>;
 
 impl Writer<'_> {
-    fn all(&mut self, statements: &[Stmt]) -> Done {
+    fn all(&mut self, statements: &[Stmt]) -> WriteResult {
         statements.iter().try_for_each(|statement| self.statement(statement))
     }
 
-    /// Begins a tag in the line where the template has it.
+    /// Writes the beginning of a tag, after enough newlines to put it in its original line.
     fn open(&mut self, tag: &str, span: Span) {
         self.out.push_str(tag);
         while self.line < span.start_line {
@@ -87,7 +90,7 @@ impl Writer<'_> {
     }
 
     fn raw(&mut self, text: &str, span: Span) {
-        // As it stands only where no letter of it can be read as part of a tag.
+        // A text that could be read as part of a tag is written as a string expression.
         if text.contains(['{', '}', '\r']) {
             self.open("{{", span);
             string(&mut self.out, text);
@@ -100,7 +103,7 @@ impl Writer<'_> {
         }
     }
 
-    fn statement(&mut self, statement: &Stmt) -> Done {
+    fn statement(&mut self, statement: &Stmt) -> WriteResult {
         match statement {
             Stmt::Template(x) => self.all(&x.children)?,
             Stmt::EmitRaw(x) => self.raw(x.raw, x.span()),
@@ -214,7 +217,7 @@ impl Writer<'_> {
             }
             Stmt::Continue(_) => self.tag("continue"),
             Stmt::Break(_) => self.tag("break"),
-            // Jinja2 knows it only with an extension that transformers does not load.
+            // Jinja2 only supports `do` with an extension that transformers does not load.
             Stmt::Do(_) => return Err(unknown("do")),
             Stmt::Import(_) | Stmt::FromImport(_) => return Err(unknown("import")),
             Stmt::Extends(_) => return Err(unknown("extends")),
@@ -223,7 +226,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn macro_block(&mut self, x: &Macro, span: Span) -> Done {
+    fn macro_block(&mut self, x: &Macro, span: Span) -> WriteResult {
         self.open("{%", span);
         self.out.push_str("macro ");
         self.out.push_str(x.name);
@@ -234,8 +237,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The last parameters are those with a default.
-    fn parameters(&mut self, x: &Macro) -> Done {
+    /// Writes the parameters of a macro. Defaults belong to the last parameters.
+    fn parameters(&mut self, x: &Macro) -> WriteResult {
         self.out.push('(');
         let plain = x.args.len().saturating_sub(x.defaults.len());
         for (i, parameter) in x.args.iter().enumerate() {
@@ -251,8 +254,8 @@ impl Writer<'_> {
                     .any(|word| x.args.iter().any(|p| matches!(p, Expr::Var(p) if p.id == word)))
                 {
                     let what = format!(
-                        "a default of macro `{}` is taken from another parameter, which is not \
-                            supported",
+                        "macro `{}` has a default value that uses another parameter, which is not \
+                        supported",
                         x.name
                     );
                     return Err(Error::new(ErrorKind::SyntaxError, what));
@@ -263,8 +266,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// A name that is given a value, several of them, or a field of a namespace.
-    fn target(&mut self, x: &Expr) -> Done {
+    /// Writes the target of an assignment: a name, several names, or a field of a namespace.
+    fn target(&mut self, x: &Expr) -> WriteResult {
         match x {
             Expr::Var(x) => self.out.push_str(x.id),
             Expr::GetAttr(x) => {
@@ -277,14 +280,14 @@ impl Writer<'_> {
             _ => {
                 return Err(Error::new(
                     ErrorKind::SyntaxError,
-                    "a value is given to something that is not a name",
+                    "the target of an assignment is not a name",
                 ));
             }
         }
         Ok(())
     }
 
-    fn targets(&mut self, items: &[Expr]) -> Done {
+    fn targets(&mut self, items: &[Expr]) -> WriteResult {
         for (i, item) in items.iter().enumerate() {
             self.out.push_str(if i == 0 { "" } else { ", " });
             let several = matches!(item, Expr::List(_) | Expr::Tuple(_));
@@ -298,10 +301,10 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Filters without a value before them.
-    fn chain(&mut self, x: &Expr) -> Done {
+    /// Writes filters that do not have a value before them.
+    fn chain(&mut self, x: &Expr) -> WriteResult {
         let Expr::Filter(x) = x else {
-            return Err(Error::new(ErrorKind::SyntaxError, "a filter is not a filter"));
+            return Err(Error::new(ErrorKind::SyntaxError, "a block's filter is not valid"));
         };
         if let Some(before) = &x.expr {
             self.chain(before)?;
@@ -311,16 +314,16 @@ impl Writer<'_> {
         if x.args.is_empty() { Ok(()) } else { self.arguments(&x.args) }
     }
 
-    /// A value behind a filter of ours.
-    fn filtered(&mut self, x: &Expr, filter: &str) -> Done {
+    /// Writes a value with one of our filters applied to it.
+    fn filtered(&mut self, x: &Expr, filter: &str) -> WriteResult {
         self.out.push('(');
         self.expr(x)?;
         let _ = write!(self.out, "|{filter})");
         Ok(())
     }
 
-    /// Two values under a filter of ours.
-    fn operator(&mut self, left: &Expr, filter: &str, right: &Expr) -> Done {
+    /// Writes an operator as one of our filters, with `right` as its argument.
+    fn operator(&mut self, left: &Expr, filter: &str, right: &Expr) -> WriteResult {
         self.out.push('(');
         self.expr(left)?;
         let _ = write!(self.out, "|{filter}(");
@@ -329,7 +332,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn infix(&mut self, left: &Expr, operator: &str, right: &Expr) -> Done {
+    fn infix(&mut self, left: &Expr, operator: &str, right: &Expr) -> WriteResult {
         self.out.push('(');
         self.expr(left)?;
         let _ = write!(self.out, " {operator} ");
@@ -338,14 +341,14 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn infix_of_lists(&mut self, left: &Expr, operator: &str, right: &Expr) -> Done {
+    fn infix_of_lists(&mut self, left: &Expr, operator: &str, right: &Expr) -> WriteResult {
         self.out.push('(');
         self.infix(left, operator, right)?;
         let _ = write!(self.out, "|{LIST})");
         Ok(())
     }
 
-    fn compared(&mut self, left: &Expr, operator: CompareOpKind, right: &Expr) -> Done {
+    fn compared(&mut self, left: &Expr, operator: CompareOpKind, right: &Expr) -> WriteResult {
         match operator {
             CompareOpKind::Eq => self.infix(left, "==", right),
             CompareOpKind::Ne => self.infix(left, "!=", right),
@@ -363,7 +366,7 @@ impl Writer<'_> {
         }
     }
 
-    fn expr(&mut self, x: &Expr) -> Done {
+    fn expr(&mut self, x: &Expr) -> WriteResult {
         match x {
             Expr::Var(x) => self.out.push_str(x.id),
             Expr::Const(x) => {
@@ -464,7 +467,7 @@ impl Writer<'_> {
                 self.expr(&x.expr)?;
                 self.out.push('[');
                 match &x.subscript_expr {
-                    // What is calculated may be a float.
+                    // The result of an expression may be a float.
                     place @ (Expr::BinOp(_) | Expr::Filter(_)) => self.filtered(place, INDEX)?,
                     Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => {
                         self.filtered(&x.subscript_expr, INDEX)?
@@ -492,8 +495,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Checks that the escapes in a string mean the same in Jinja2.
-    fn check_escapes(&self, span: Span) -> Done {
+    /// Checks that a string only has escapes that mean the same in minijinja and Jinja2.
+    fn check_escapes(&self, span: Span) -> WriteResult {
         let (start, end) = (span.start_offset as usize, span.end_offset as usize);
         let literal = self.source.get(start..end).filter(|text| text.starts_with(['"', '\'']));
         let mut chars = literal.unwrap_or_default().chars();
@@ -513,7 +516,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn list(&mut self, open: &str, items: &[Expr], close: &str) -> Done {
+    fn list(&mut self, open: &str, items: &[Expr], close: &str) -> WriteResult {
         self.out.push_str(open);
         for (i, item) in items.iter().enumerate() {
             self.out.push_str(if i == 0 { "" } else { ", " });
@@ -523,12 +526,12 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn call(&mut self, x: &Spanned<Call>) -> Done {
+    fn call(&mut self, x: &Spanned<Call>) -> WriteResult {
         self.expr(&x.expr)?;
         self.arguments(&x.args)
     }
 
-    fn arguments(&mut self, arguments: &[CallArg]) -> Done {
+    fn arguments(&mut self, arguments: &[CallArg]) -> WriteResult {
         self.out.push('(');
         for (i, argument) in arguments.iter().enumerate() {
             self.out.push_str(if i == 0 { "" } else { ", " });
@@ -550,8 +553,9 @@ fn unknown(tag: &str) -> Error {
     Error::new(ErrorKind::SyntaxError, format!("`{{% {tag} %}}` is not a tag of chat templates"))
 }
 
-/// A constant as a template writes it. Numbers are never negative here: a minus is an operator.
-fn constant(out: &mut String, x: &Value) -> Done {
+/// Writes a constant in template syntax. Numbers are never negative, because a minus is an
+/// operator.
+fn constant(out: &mut String, x: &Value) -> WriteResult {
     match x.kind() {
         ValueKind::None => out.push_str("none"),
         ValueKind::Bool => out.push_str(if x.is_true() { "true" } else { "false" }),
@@ -565,7 +569,7 @@ fn constant(out: &mut String, x: &Value) -> Done {
         _ => {
             return Err(Error::new(
                 ErrorKind::SyntaxError,
-                format!("a constant is a {}", x.kind()),
+                format!("constants of type {} are not supported", x.kind()),
             ));
         }
     }
@@ -581,7 +585,7 @@ fn string(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Two of them would be a tag's end to whoever looks for one.
+            // Two of these characters could be read as the beginning or end of a tag.
             c if c.is_ascii_control() || matches!(c, '{' | '}' | '%') => {
                 let _ = write!(out, "\\u{:04x}", u32::from(c));
             }

@@ -1,49 +1,51 @@
-//! The tokenizer class that transformers 5 picks for a folder, and the parts that some classes
-//! build anew.
+//! Chooses the tokenizer class that transformers 5 uses for a folder, and rebuilds the tokenizer as
+//! that class does.
 //!
-//! Most classes use tokenizer.json as it stands. Those in [`REBUILT`] only keep its vocabulary,
-//! merges and post-processor, and bring a normalizer and a pre-tokenizer of their own. The source
-//! is transformers 5.23: `models/auto/tokenization_auto.py` and `models/*/tokenization_*.py`.
+//! Most classes use tokenizer.json unchanged. Those in [`REBUILT`] only use its vocabulary, merges
+//! and post-processor, and replace the normalizer, the pre-tokenizer and the decoder. The source is
+//! transformers 5.23: `models/auto/tokenization_auto.py` and `models/*/tokenization_*.py`.
 
 use serde_json::{Value, json};
 use tokenizers::Tokenizer as Ids;
 use tokenizers::models::ModelWrapper;
 
-use super::super::foreign;
+use super::super::tokenizer_error;
 use crate::error::{Error, Result};
 
-/// A class that builds its tokenizer from a vocabulary.
+/// A tokenizer class of transformers that builds its tokenizer from a vocabulary.
 #[derive(Debug)]
 pub struct Class {
-    /// Its name in transformers, without `Fast`.
+    /// Name of the class in transformers, without `Fast`.
     pub name: &'static str,
-    /// The special tokens it has where tokenizer_config.json does not mention them.
+    /// Default special tokens, for those that tokenizer_config.json does not mention: the field's
+    /// name and the token.
     pub defaults: &'static [(&'static str, Option<&'static str>)],
-    /// Normalizer, pre-tokenizer and decoder, as tokenizer.json writes them.
+    /// Returns the normalizer, pre-tokenizer and decoder in the format of tokenizer.json.
     parts: fn(&Options) -> [Value; 3],
-    /// Whether unknown characters in a row become one token.
+    /// True if a run of unknown characters becomes one token.
     fuse_unknown: bool,
-    /// Whether characters outside the vocabulary become bytes, and unknown ones `unk_token`.
+    /// True if characters outside the vocabulary become byte tokens.
     bytes: bool,
+    /// True if the model has an `unk_token`.
     unknown: bool,
-    /// Whether it drops the post-processor of tokenizer.json.
+    /// True if the class drops the post-processor of tokenizer.json.
     pub drops_post_processor: bool,
-    /// Whether every special token ends up with the default flags.
+    /// True if the class resets the flags of all special tokens to their defaults.
     pub resets_flags: bool,
 }
 
-/// The fields of tokenizer_config.json that only such a class reads.
+/// Fields of tokenizer_config.json that only the classes in [`REBUILT`] read.
 #[derive(Debug)]
 pub struct Options {
-    /// `add_prefix_space`, where it is true or false.
+    /// `add_prefix_space`; `None` if the field is missing or null.
     pub add_prefix_space: Option<bool>,
-    /// `legacy` of Llama's class, false where it is missing.
+    /// `legacy` of Llama's class; false if the field is missing.
     pub legacy: bool,
 }
 
 const END: Option<&str> = Some("<|endoftext|>");
 
-/// The classes that build their tokenizer anew and that are built here too.
+/// The supported classes that rebuild the tokenizer.
 static REBUILT: [Class; 6] = [
     Class {
         name: "LlamaTokenizer",
@@ -137,9 +139,9 @@ static REBUILT: [Class; 6] = [
     },
 ];
 
-/// The other classes of transformers 5.23 that do not use tokenizer.json as it stands.
+/// The classes of transformers 5.23 that rebuild the tokenizer and are not supported.
 #[rustfmt::skip]
-const NOT_BUILT: &[&str] = &[
+const UNSUPPORTED: &[&str] = &[
     "AlbertTokenizer", "BartTokenizer", "BarthezTokenizer", "BartphoTokenizer",
     "BertGenerationTokenizer", "BertJapaneseTokenizer", "BertTokenizer", "BertweetTokenizer",
     "BigBirdTokenizer", "BioGptTokenizer", "BlenderbotSmallTokenizer", "BlenderbotTokenizer",
@@ -165,8 +167,7 @@ const NOT_BUILT: &[&str] = &[
     "XLMRobertaTokenizer", "XLMTokenizer", "XLNetTokenizer",
 ];
 
-/// The class that transformers registers for a `model_type`, among the architectures that are read
-/// here.
+/// The class that transformers registers for each `model_type`, among the supported architectures.
 const REGISTERED: [(&str, &str); 12] = [
     ("gemma2", "GemmaTokenizer"),
     ("gemma3", "GemmaTokenizer"),
@@ -182,41 +183,41 @@ const REGISTERED: [(&str, &str); 12] = [
     ("qwen3", "Qwen2Tokenizer"),
 ];
 
-/// Of these, the registered class goes before the one that the folder names.
+/// Model types whose registered class takes precedence over the class that the folder names.
 const REGISTERED_FIRST: [&str; 2] = ["phi3", "qwen2"];
 
-/// The class that uses tokenizer.json as it stands.
+/// The class that uses tokenizer.json unchanged.
 const FROM_FILE: &str = "TokenizersBackend";
 
-/// What the choice of a class depends on.
+/// The properties of a folder that determine its tokenizer class.
 #[derive(Debug, Default)]
-pub struct Named<'a> {
+pub struct Candidates<'a> {
     /// `model_type` of config.json.
     pub model_type: Option<&'a str>,
     /// `tokenizer_class` of tokenizer_config.json.
     pub tokenizer: Option<&'a str>,
     /// `tokenizer_class` of config.json.
     pub model: Option<&'a str>,
-    /// Whether tokenizer_config.json names code of the repository for AutoTokenizer. It is never
-    /// run here.
-    pub own_code: bool,
-    /// Whether tokenizer.json mentions `ByteLevel`.
+    /// True if tokenizer_config.json names custom code of the repository for AutoTokenizer. That
+    /// code is never run.
+    pub custom_code: bool,
+    /// True if tokenizer.json mentions `ByteLevel`.
     pub byte_level: bool,
 }
 
-/// The class that AutoTokenizer picks, where it builds its tokenizer anew; `None`: tokenizer.json
-/// is used as it stands.
+/// Returns the class that AutoTokenizer chooses, or `None` if that class uses tokenizer.json
+/// unchanged.
 ///
 /// # Errors
-/// Fails if the class is one that transformers builds anew and that is not built here.
-pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
+/// Fails if the class rebuilds the tokenizer and is not supported.
+pub fn choose(named: &Candidates) -> Result<Option<&'static Class>> {
     let base = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
     let registered = named
         .model_type
         .and_then(|m| REGISTERED.iter().find(|(known, _)| *known == m))
         .map(|(_, class)| *class);
     let first = named.model_type.is_some_and(|m| REGISTERED_FIRST.contains(&m));
-    if let Some(folder) = named.tokenizer.or(named.model).map(base).filter(|_| !named.own_code) {
+    if let Some(folder) = named.tokenizer.or(named.model).map(base).filter(|_| !named.custom_code) {
         if folder == "LlamaTokenizer" && !first && named.byte_level {
             return Ok(None);
         }
@@ -231,44 +232,40 @@ pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
     named.tokenizer.or(named.model).map(base).as_deref().or(registered).map_or(Ok(None), by_name)
 }
 
+const USE_FILE: &str = "if tokenizer.json is correct without changes, set `tokenizer_class` to \
+    `PreTrainedTokenizerFast` in tokenizer_config.json";
+
 fn by_name(name: &str) -> Result<Option<&'static Class>> {
-    if NOT_BUILT.contains(&name) {
+    if UNSUPPORTED.contains(&name) {
         return Err(Error::new(format!(
-            "the tokenizer is of transformers' class `{name}`, which is \
-            not read"
+            "the tokenizer is of transformers' class `{name}`, which is not supported"
         ))
         .hint(format!(
-            "valid: {}, and classes that use tokenizer.json as it \
-                stands",
+            "valid: {}, and classes that use tokenizer.json unchanged",
             REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
         ))
-        .hint(
-            "if tokenizer.json is right as it stands, set `tokenizer_class` to \
-                `PreTrainedTokenizerFast` in tokenizer_config.json",
-        ));
+        .hint(USE_FILE));
     }
     Ok(REBUILT.iter().find(|class| class.name == name))
 }
 
 impl Class {
-    /// The class's own tokenizer over the vocabulary of tokenizer.json, still without added tokens.
+    /// Builds the class's tokenizer from the vocabulary of tokenizer.json, without added tokens.
     ///
     /// # Errors
-    /// Fails if the model in tokenizer.json is not BPE, as the class's is.
+    /// Fails if the model in tokenizer.json is not BPE.
     pub fn build(&self, file: &Ids, unknown: Option<&str>, options: &Options) -> Result<Ids> {
         let refused = |why: &str| {
             Error::new(format!(
-                "tokenizer.json does not fit transformers' class `{}`: \
-                {why}",
+                "tokenizer.json cannot be used with transformers' class `{}`: {why}",
                 self.name
             ))
-            .hint(
-                "if tokenizer.json is right as it stands, set `tokenizer_class` to \
-                    `PreTrainedTokenizerFast` in tokenizer_config.json",
-            )
+            .hint(USE_FILE)
         };
         let ModelWrapper::BPE(model) = file.get_model() else {
-            return Err(refused("the class is BPE, and the model in the file is not"));
+            return Err(refused(
+                "the class needs a BPE model, and the model in the file is not BPE",
+            ));
         };
         let mut model = model.clone();
         if model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
@@ -281,16 +278,15 @@ impl Class {
         model.unk_token = unknown.filter(|_| self.unknown).map(str::to_owned);
         let mut ids = Ids::new(ModelWrapper::BPE(model));
         let [normalizer, pre_tokenizer, decoder] = (self.parts)(options);
-        // The parts are written here, so that they are valid.
+        // The parts are constants of this module, so a failure to parse them is a bug.
         let wrong = |e: serde_json::Error| {
-            Error::internal(format!("`{}` is made of parts that are not valid", self.name))
-                .because(e)
+            Error::internal(format!("`{}` has parts that are not valid", self.name)).because(e)
         };
         ids.with_normalizer(
             serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer)
                 .map_err(wrong)?,
         )
-        .map_err(foreign)?;
+        .map_err(tokenizer_error)?;
         ids.with_pre_tokenizer(
             serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(pre_tokenizer)
                 .map_err(wrong)?,

@@ -1,7 +1,7 @@
-//! The special and added tokens of a folder, from the four files that can name them.
+//! Collects the special and added tokens of a folder from the four files that can define them.
 //!
-//! This follows `_from_pretrained` and `TokenizersBackend.__init__` of transformers 5.23, in their
-//! order: later additions get larger ids.
+//! This follows `_from_pretrained` and `TokenizersBackend.__init__` of transformers 5.23. The order
+//! of the steps matters, because tokens that are added later get larger ids.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,17 +16,17 @@ use crate::error::{Error, Result};
 pub const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A token as a file writes it: its text, or an object that has flags as well.
+/// A token in one of the files: either only its text, or an object that also has flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// Its text.
+pub enum TokenEntry {
+    /// The token's text.
     Text(String),
-    /// With its flags.
+    /// The token's text and flags.
     Token(AddedToken),
 }
 
-impl Written {
-    /// Its text.
+impl TokenEntry {
+    /// The token's text.
     pub fn text(&self) -> &str {
         match self {
             Self::Text(text) => text,
@@ -39,24 +39,24 @@ impl Written {
             Value::String(text) => Ok(Self::Text(text.clone())),
             Value::Object(_) => token(value, special, file, key).map(Self::Token),
             _ => Err(Error::new(format!(
-                "`{key}` in {file} is `{value}`, and must be a text or an object with a `content`"
+                "`{key}` in {file} must be a text or an object with a `content`, got `{value}`"
             ))),
         }
     }
 }
 
-/// An object with a token's text and its flags. `special` goes before the object's own.
+/// Reads an object with a token's text and flags. `special` overrides the object's own flag.
 fn token(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<AddedToken> {
     let content = value.get("content").and_then(Value::as_str);
     let content = content.ok_or_else(|| {
-        Error::new(format!("a token in `{key}` of {file} has no text: `{value}`"))
-            .hint("write it as `\"content\"`")
+        Error::new(format!("a token in `{key}` of {file} does not have a text: `{value}`"))
+            .hint("add the text as `\"content\"`")
     })?;
     let flag = |name: &str| match value.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(on)) => Ok(Some(*on)),
         Some(other) => Err(Error::new(format!(
-            "`{name}` of the token `{content}` in {file} is `{other}`, and must be true or false"
+            "`{name}` of the token `{content}` in {file} must be true or false, got `{other}`"
         ))),
     };
     let special = match special {
@@ -70,15 +70,16 @@ fn token(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<
         .normalized(flag("normalized")?.unwrap_or(!special)))
 }
 
-/// The files beside tokenizer.json, as JSON objects; empty where they are missing.
+/// The files that define special and added tokens, as JSON objects. A missing file is empty.
 #[derive(Debug, Default)]
 pub struct Files {
     /// tokenizer_config.json.
     pub config: Map<String, Value>,
-    /// special_tokens_map.json. Only read where tokenizer_config.json has no
+    /// special_tokens_map.json. Only read if tokenizer_config.json does not have
     /// `added_tokens_decoder`.
     pub map: Map<String, Value>,
-    /// added_tokens.json: ids by text. Only read in the same case.
+    /// added_tokens.json: ids by text. Only read if tokenizer_config.json does not have
+    /// `added_tokens_decoder`.
     pub added: Map<String, Value>,
     /// `added_tokens` of tokenizer.json.
     pub vocabulary: Vec<(u32, AddedToken)>,
@@ -87,13 +88,13 @@ pub struct Files {
 /// The special and added tokens of a folder.
 #[derive(Debug)]
 pub struct Tokens {
-    /// Those of [`NAMED`] that a file mentions; `None` where it says that there is none.
-    pub named: IndexMap<String, Option<Written>>,
-    /// Further ones that have a name, as `image_token`.
-    pub own: IndexMap<String, Written>,
-    /// Further ones without a name.
-    pub extra: Vec<Written>,
-    /// Those that are looked for in a text, by id.
+    /// Tokens of [`NAMED`] that a file mentions; `None` if the file sets the token to null.
+    pub named: IndexMap<String, Option<TokenEntry>>,
+    /// Special tokens with a name that is not in [`NAMED`], such as `image_token`.
+    pub own: IndexMap<String, TokenEntry>,
+    /// Special tokens without a name.
+    pub extra: Vec<TokenEntry>,
+    /// Added tokens by id. The tokenizer recognises these in a text before it applies its model.
     added: BTreeMap<i64, AddedToken>,
 }
 
@@ -102,15 +103,15 @@ const MAP: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 
 impl Tokens {
-    /// Puts together what the files name.
+    /// Collects the tokens from the files.
     ///
     /// # Errors
-    /// Fails if a file has a value of another type than transformers takes.
+    /// Fails if a value has a type that transformers does not accept.
     pub fn read(files: &Files) -> Result<Self> {
         let mut fields: IndexMap<&str, (&Value, &'static str)> =
             files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
-        // The older name counts where the newer one is missing or empty.
-        if !fields.get("extra_special_tokens").is_some_and(|(value, _)| full(value))
+        // The older name is used if the newer one is missing or empty.
+        if !fields.get("extra_special_tokens").is_some_and(|(value, _)| is_truthy(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
         {
             fields.insert("extra_special_tokens", older);
@@ -118,11 +119,11 @@ impl Tokens {
         let mut own = IndexMap::new();
         for (key, value) in files.config.iter().filter(|(key, _)| has_own_name(key)) {
             if let Value::String(text) = value {
-                own.insert(key.clone(), Written::Text(text.clone()));
+                own.insert(key.clone(), TokenEntry::Text(text.clone()));
             }
         }
-        // Both lists may be there; the older one counts where the newer one is not a list.
-        let mut extra: Option<Vec<Written>> = None;
+        // Both lists may exist. The older one is used if the newer one is not a list.
+        let mut extra: Option<Vec<TokenEntry>> = None;
         let mut older = fields
             .get("additional_special_tokens")
             .map(|(value, file)| list(value, None, file, "additional_special_tokens"))
@@ -130,7 +131,7 @@ impl Tokens {
         match fields.get("extra_special_tokens") {
             Some((Value::Object(tokens), file)) => {
                 for (key, value) in tokens {
-                    own.insert(key.clone(), Written::read(value, None, file, key)?);
+                    own.insert(key.clone(), TokenEntry::read(value, None, file, key)?);
                 }
             }
             Some((value, file)) => extra = Some(list(value, None, file, "extra_special_tokens")?),
@@ -145,8 +146,12 @@ impl Tokens {
                 ))
             })?;
             for (id, value) in tokens {
-                let number =
-                    id.trim().parse::<i64>().map_err(|_| Error::new(format!("`added_tokens_decoder` in {CONFIG} has the id `{id}`, which is not a number")))?;
+                let number = id.trim().parse::<i64>().map_err(|_| {
+                    Error::new(format!(
+                        "`added_tokens_decoder` in {CONFIG} has the id `{id}`, which is not a \
+                            number"
+                    ))
+                })?;
                 added.insert(number, token(value, None, CONFIG, "added_tokens_decoder")?);
             }
         } else {
@@ -163,7 +168,7 @@ impl Tokens {
                     ("extra_special_tokens", Value::Object(tokens)) => {
                         extra = None;
                         for (key, value) in tokens {
-                            own.insert(key.clone(), Written::read(value, None, MAP, key)?);
+                            own.insert(key.clone(), TokenEntry::read(value, None, MAP, key)?);
                         }
                     }
                     ("additional_special_tokens", value) => {
@@ -186,12 +191,12 @@ impl Tokens {
                 if value.is_null() {
                     None
                 } else {
-                    Some(Written::read(value, special, file, key)?)
+                    Some(TokenEntry::read(value, special, file, key)?)
                 },
             );
         }
-        // Those with flags, and those of the map, go before what tokenizer_config.json has as
-        // texts.
+        // Tokens with flags and tokens of special_tokens_map.json come before the tokens that
+        // tokenizer_config.json defines as plain text.
         let mut first = 0;
         for (key, (value, file)) in fields.iter().filter(|(key, _)| has_own_name(key)) {
             if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key)
@@ -199,26 +204,28 @@ impl Tokens {
                 own.shift_insert(
                     first,
                     (*key).to_owned(),
-                    Written::read(value, (*file == MAP).then_some(true), file, key)?,
+                    TokenEntry::read(value, (*file == MAP).then_some(true), file, key)?,
                 );
                 first += 1;
             }
         }
 
         if !files.config.contains_key("added_tokens_decoder") {
-            // An object of tokenizer_config.json does not make its token special here.
+            // A token that tokenizer_config.json defines as an object does not count as special
+            // here, as in transformers.
             let of_map = |key: &str| fields.get(key).is_some_and(|(_, file)| *file == MAP);
             let named = named.iter().filter_map(|(key, token)| {
-                token.as_ref().filter(|t| matches!(t, Written::Text(_)) || of_map(key))
+                token.as_ref().filter(|t| matches!(t, TokenEntry::Text(_)) || of_map(key))
             });
             let listed = extra.iter().filter(|token| {
-                matches!(token, Written::Text(_)) || files.map.contains_key("extra_special_tokens")
+                matches!(token, TokenEntry::Text(_))
+                    || files.map.contains_key("extra_special_tokens")
             });
-            let special: HashSet<&str> = named.chain(listed).map(Written::text).collect();
+            let special: HashSet<&str> = named.chain(listed).map(TokenEntry::text).collect();
             for (text, id) in &files.added {
                 let id = id.as_i64().ok_or_else(|| {
                     Error::new(format!(
-                        "the id of `{text}` in {ADDED} is `{id}`, and must be a whole number"
+                        "the id of `{text}` in {ADDED} must be a whole number, got `{id}`"
                     ))
                 })?;
                 added.insert(id, AddedToken::from(text.as_str(), special.contains(text.as_str())));
@@ -226,47 +233,48 @@ impl Tokens {
             added
                 .extend(files.vocabulary.iter().map(|(id, token)| (i64::from(*id), token.clone())));
         }
-        // A special token has the flags that it has among the added ones.
+        // The flags in the added tokens override the flags of the special token.
         for token in named.values_mut().flatten() {
             if let Some(known) = added.values().rev().find(|known| known.content == token.text()) {
-                *token = Written::Token(known.clone());
+                *token = TokenEntry::Token(known.clone());
             }
         }
         Ok(Self { named, own, extra, added })
     }
 
-    /// Takes what `class` has where no file names it.
+    /// Adds the default special tokens of `class` for those that the files do not mention.
     pub fn default_to(&mut self, class: &Class) {
         for (key, text) in class.defaults {
             self.named
                 .entry((*key).to_owned())
-                .or_insert_with(|| text.map(|text| Written::Text(text.to_owned())));
+                .or_insert_with(|| text.map(|text| TokenEntry::Text(text.to_owned())));
         }
     }
 
-    /// The text of one of [`NAMED`]; none where it is empty.
+    /// The text of a token of [`NAMED`]; `None` if it is missing or empty.
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.named.get(key)?.as_ref().map(Written::text).filter(|text| !text.is_empty())
+        self.named.get(key)?.as_ref().map(TokenEntry::text).filter(|text| !text.is_empty())
     }
 
-    /// All special tokens, in the order in which they are added.
-    fn special(&self) -> impl Iterator<Item = &Written> {
+    /// All special tokens with a name, in the order in which they are added.
+    fn special(&self) -> impl Iterator<Item = &TokenEntry> {
         let named = NAMED.iter().filter_map(|key| self.named.get(*key)?.as_ref());
         named.chain(self.own.values())
     }
 
-    /// Adds to `ids` what it lacks, and gives tokens that it has the flags of the files.
+    /// Adds the missing tokens to `ids`, and updates the flags of the others. If `resets_flags` is
+    /// true, all special tokens get the default flags.
     ///
     /// # Errors
     /// Fails if the tokenizer refuses a token.
     pub fn add_to(&self, ids: &mut Ids, resets_flags: bool) -> tokenizers::Result<()> {
         let there: HashSet<AddedToken> = ids.get_added_tokens_decoder().into_values().collect();
-        let mut adding: Vec<Written> = self
+        let mut adding: Vec<TokenEntry> = self
             .added
             .values()
             .filter(|token| !there.contains(*token))
             .cloned()
-            .map(Written::Token)
+            .map(TokenEntry::Token)
             .collect();
         let known: HashSet<String> = there
             .iter()
@@ -278,10 +286,10 @@ impl Tokens {
                 adding.push(token.clone());
             }
         }
-        let special: HashSet<&str> = self.special().map(Written::text).collect();
+        let special: HashSet<&str> = self.special().map(TokenEntry::text).collect();
         let adding = adding.into_iter().map(|token| match token {
-            Written::Text(text) => AddedToken::from(text, true),
-            Written::Token(token) => {
+            TokenEntry::Text(text) => AddedToken::from(text, true),
+            TokenEntry::Token(token) => {
                 let special = token.special || special.contains(token.content.as_str());
                 token.special(special)
             }
@@ -298,17 +306,17 @@ impl Tokens {
     }
 }
 
-/// Whether a field names a special token that not every tokenizer has, as `image_token`.
+/// True if a field defines a special token that is not in [`NAMED`], such as `image_token`.
 fn has_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMED.contains(&key)
 }
 
-/// A list of tokens. `special` goes before what its objects say.
-fn list(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<Vec<Written>> {
+/// Reads a list of tokens. `special` overrides the flag of tokens that are objects.
+fn list(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<Vec<TokenEntry>> {
     match value {
         Value::Null => Ok(Vec::new()),
         Value::Array(tokens) => {
-            tokens.iter().map(|token| Written::read(token, special, file, key)).collect()
+            tokens.iter().map(|token| TokenEntry::read(token, special, file, key)).collect()
         }
         other => {
             Err(Error::new(format!("`{key}` in {file} must be a list of tokens, got `{other}`")))
@@ -316,8 +324,8 @@ fn list(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<V
     }
 }
 
-/// Whether Python takes a value for true.
-pub fn full(value: &Value) -> bool {
+/// True if the value is true in a condition in Python.
+pub fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(on) => *on,

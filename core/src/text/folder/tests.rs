@@ -1,4 +1,4 @@
-//! What transformers makes of the same folders stands in `fixtures`, written by `make.py` there.
+//! The expected ids in `fixtures` were computed by transformers, with the script `make.py` there.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ fn fixtures() -> Value {
     serde_json::from_str(include_str!("fixtures/folders.json")).unwrap()
 }
 
-/// A folder with the files of `case` over the vocabulary that it names.
+/// A folder with the files of `case` and the vocabulary that it names.
 fn folder_of(fixtures: &Value, case: &Value) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut vocabulary = fixtures["bases"][case["base"].as_str().unwrap()].clone();
@@ -28,7 +28,7 @@ fn folder_of(fixtures: &Value, case: &Value) -> TempDir {
     dir
 }
 
-/// A folder of the byte-level vocabulary with this tokenizer_config.json, and with more files.
+/// A folder with the byte-level vocabulary, this tokenizer_config.json, and the files in `more`.
 fn folder_with(config: &str, more: Value) -> TempDir {
     let config: Value = serde_json::from_str(config).unwrap();
     let mut case = json!({ "base": "bytes", "tokenizer_config": config });
@@ -40,7 +40,7 @@ fn with(config: Value) -> crate::error::Result<Tokenizer> {
     Tokenizer::from_folder(folder_with(&config.to_string(), json!({})).path())
 }
 
-/// The ids of `texts`, each with what stands around a text, and without.
+/// The ids of each text, with and without the special tokens around it.
 fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
     let both = |text: &Value| {
         json!([
@@ -56,7 +56,7 @@ fn written_again(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
     for (name, text) in tokenizer.files().unwrap() {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
-    // As an export writes the model's own configuration.
+    // An export writes the model's config.json as well.
     if !config.is_null() {
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
     }
@@ -64,7 +64,7 @@ fn written_again(tokenizer: &Tokenizer, config: &Value) -> Tokenizer {
 }
 
 #[test]
-fn folders_give_the_ids_that_transformers_gives() {
+fn folders_have_the_ids_of_transformers() {
     let fixtures = fixtures();
     let mut wrong = Vec::new();
     let cases = fixtures["cases"].as_array().unwrap();
@@ -92,18 +92,20 @@ fn folders_give_the_ids_that_transformers_gives() {
         {
             wrong.push(format!("{case}\nfound {name} {found}"));
         } else if ids(&written_again(&tokenizer, &case["config"]), texts) != *expected {
-            wrong.push(format!("{case}\nwritten, it has other ids"));
+            wrong.push(format!(
+                "{case}\nthe ids change when the tokenizer is written and read again"
+            ));
         }
     }
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n\n"));
 }
 
 #[test]
-fn fields_that_change_ids_and_are_not_read_are_refused_by_name() {
+fn unsupported_fields_that_change_ids_are_refused_by_name() {
     let refused = |config: Value| format!("{:?}", with(config).unwrap_err());
     let class = refused(json!({ "tokenizer_class": "CodeLlamaTokenizerFast" }));
     assert!(
-        class.contains("class `CodeLlamaTokenizer`, which is not read")
+        class.contains("class `CodeLlamaTokenizer`, which is not supported")
             && class.contains("`PreTrainedTokenizerFast`"),
         "{class}"
     );
@@ -123,7 +125,7 @@ fn fields_that_change_ids_and_are_not_read_are_refused_by_name() {
     );
     assert!(
         refused(json!({ "added_tokens_decoder": { "1": { "lstrip": true } } }))
-            .contains("has no text")
+            .contains("does not have a text")
     );
     assert!(
         refused(json!({ "added_tokens_decoder": { "1": { "content": "a", "lstrip": 1 } } }))
@@ -139,7 +141,7 @@ fn fields_that_change_ids_and_are_not_read_are_refused_by_name() {
 }
 
 #[test]
-fn a_correction_of_the_pattern_is_refused_where_transformers_makes_it() {
+fn fix_mistral_regex_is_refused_if_transformers_applies_it() {
     let mut fixtures = fixtures();
     let vocabulary = fixtures["bases"]["bytes"]["model"]["vocab"].as_object_mut().unwrap();
     for i in 300..100_300 {
@@ -157,7 +159,7 @@ fn a_correction_of_the_pattern_is_refused_where_transformers_makes_it() {
 }
 
 #[test]
-fn a_class_of_pieces_refuses_a_vocabulary_of_another_kind() {
+fn a_class_that_needs_bpe_refuses_another_model() {
     let mut fixtures = fixtures();
     fixtures["bases"]["bytes"]["model"] = json!({ "type": "Unigram", "unk_id": 0,
         "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": false });
@@ -176,7 +178,7 @@ fn a_class_of_pieces_refuses_a_vocabulary_of_another_kind() {
 }
 
 #[test]
-fn special_tokens_are_texts_or_objects_or_in_a_file_of_their_own() {
+fn special_tokens_can_be_texts_objects_or_in_a_separate_file() {
     let dir = folder_with(
         r#"{"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": null, "pad_token": "<no such token>"}"#,
         json!({ "special_tokens_map": { "bos_token": "<|im_start|>" } }),
@@ -184,14 +186,14 @@ fn special_tokens_are_texts_or_objects_or_in_a_file_of_their_own() {
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
     assert_eq!(tokenizer.eos().map(|s| s.id), Some(2));
     assert_eq!(tokenizer.bos().map(|s| s.id), Some(1));
-    // A special token that is not in the vocabulary is added behind it, as transformers does.
+    // A special token that is not in the vocabulary is added at its end, as in transformers.
     assert_eq!(tokenizer.pad().map(|s| s.id), Some(tokenizer.vocab_size() as i64 - 1));
     assert!(!tokenizer.has_chat_template());
     assert!(tokenizer.render_chat(&[], true).unwrap_err().message().contains("no chat template"));
 }
 
 #[test]
-fn a_token_without_a_row_in_the_embedding_is_an_error_where_it_is_used() {
+fn a_token_without_an_embedding_row_is_only_an_error_if_it_is_used() {
     let tokenizer = with(json!({ "pad_token": "[PAD]" })).unwrap();
     let rows = tokenizer.vocab_size() as i64 - 1;
     let tokenizer = tokenizer.for_embedding(rows);
@@ -199,13 +201,13 @@ fn a_token_without_a_row_in_the_embedding_is_an_error_where_it_is_used() {
     let e = tokenizer.check(&tokenizer.encode("a [PAD]").unwrap()).unwrap_err();
     assert_eq!(
         e.message(),
-        format!("the token `[PAD]` has the id {rows}, and the model's embedding has {rows} rows")
+        format!("the token `[PAD]` has the id {rows}, but the model's embedding has {rows} rows")
     );
     assert!(tokenizer.check(&[-1]).is_err());
 }
 
 #[test]
-fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
+fn the_default_template_is_used_unless_there_is_a_template_file() {
     let dir = folder_with(
         r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#,
         json!({}),
@@ -222,7 +224,7 @@ fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
 }
 
 #[test]
-fn the_template_named_tool_use_is_taken_where_there_are_tools() {
+fn the_template_named_tool_use_is_used_if_there_are_tools() {
     let templates = json!([
         {"name": "tool_use", "template": "tools{{ unk_token }}"},
         {"name": "default", "template": "plain"},
@@ -270,7 +272,7 @@ fn a_broken_tokenizer_file_is_an_error() {
 }
 
 #[test]
-fn a_pattern_that_gives_up_is_an_error() {
+fn a_pattern_that_exceeds_its_limits_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let vocabulary = r#"{"version":"1.0","added_tokens":[],
         "pre_tokenizer":{"type":"Split","pattern":{"Regex":"(x+x+)+y"},"behavior":"Isolated","invert":false},
@@ -289,7 +291,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_tokenizer_file_with_bytes_changed_makes_a_tokenizer_or_an_error(
+    fn a_corrupted_tokenizer_file_never_causes_a_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(),
             prop::sample::select(b"\"{}[]:,0-9e\\ntaru\xff".to_vec())), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),

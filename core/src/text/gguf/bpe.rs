@@ -1,5 +1,5 @@
-//! Byte-level BPE, `gpt2` in GGUF: text is cut into words, the words' bytes written as letters, and
-//! those merged.
+//! Byte-level BPE, which GGUF calls `gpt2`. The text is split into words, each byte of a word is
+//! represented by a character, and the characters are merged.
 
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -8,19 +8,19 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Ids};
 
-use super::{Built, Token, foreign, listed_merges, model, pre, vocabulary};
+use super::{BuiltTokenizer, Token, listed_merges, model, pre, tokenizer_error, vocabulary};
 use crate::error::Result;
 use crate::weights::Metadata;
 
-/// Builds it from the file's merges and the name of its way to cut words.
-pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
+/// Builds the tokenizer from the file's merges and the name of its pre-tokenizer.
+pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<BuiltTokenizer> {
     let name = meta.text("tokenizer.ggml.pre")?;
     if name.is_none() {
         tracing::warn!(
-            "`{}` does not say `tokenizer.ggml.pre`, so it is not known how its tokenizer cuts \
-                text into words; GPT-2's expression is assumed, \
-             and another one gives other tokens; convert the model again with a newer llama.cpp, \
-             or take its Hugging Face folder",
+            "`{}` does not have `tokenizer.ggml.pre`, which names the expression that splits text \
+            into words; GPT-2's expression is assumed, and the tokens are wrong if the model uses \
+            another one; convert the model again with a newer llama.cpp, or use its Hugging Face \
+            folder",
             meta.path().display()
         );
     }
@@ -30,7 +30,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
         listed_merges(meta, &vocab)?.ok_or_else(|| meta.missing("tokenizer.ggml.merges"))?;
     let mut ids = Ids::new(model(vocab, merges, |b| b.ignore_merges(pre.ignore_merges))?);
     if pre.compose {
-        ids.with_normalizer(Some(NFC)).map_err(foreign)?;
+        ids.with_normalizer(Some(NFC)).map_err(tokenizer_error)?;
     }
     let bytes = |by_expression| ByteLevel::new(false, true, by_expression);
     let mut cut: Vec<PreTokenizerWrapper> = Vec::new();
@@ -38,7 +38,7 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
         cut.push(Digits::new(true).into());
     }
     match pre.expression {
-        // The crate's byte level has GPT-2's expression built in.
+        // GPT-2's expression is built into the crate's ByteLevel.
         None => cut.push(bytes(true).into()),
         Some(expression) => {
             let split = Split::new(
@@ -46,11 +46,11 @@ pub(super) fn build(meta: &Metadata, tokens: &[Token]) -> Result<Built> {
                 SplitDelimiterBehavior::Isolated,
                 false,
             )
-            .map_err(foreign)?;
+            .map_err(tokenizer_error)?;
             cut.extend([split.into(), bytes(false).into()]);
         }
     }
     ids.with_pre_tokenizer(Some(Sequence::new(cut)));
     ids.with_decoder(Some(bytes(true)));
-    Ok(Built { ids, bos: pre.bos })
+    Ok(BuiltTokenizer { ids, bos: pre.bos })
 }

@@ -1,8 +1,7 @@
-//! The tokenizer that a GGUF file carries: `tokenizer.ggml.model` says of which sort, and the rest
-//! of the keys the rest.
+//! Builds the tokenizer that a GGUF file contains. The key `tokenizer.ggml.model` names its type.
 //!
-//! A file comes from anywhere, so counts and lengths are bounded here before anything is built from
-//! them.
+//! The file is untrusted, so this module limits all counts and lengths before it builds anything
+//! from them.
 
 mod bpe;
 mod pre;
@@ -13,49 +12,52 @@ use std::borrow::Cow;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
-use super::{Extras, foreign};
+use super::{Extras, tokenizer_error};
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
-/// Four times what the largest vocabularies have.
-const MOST_TOKENS: usize = 1 << 20;
-const MOST_MERGES: usize = 1 << 21;
-/// Of the tokens that are looked for in the text before anything else, together. Gemma has 6 000 of
-/// ten bytes each.
-const MOST_ADDED_BYTES: usize = 1 << 20;
+/// Maximum number of tokens. The largest known vocabularies have a quarter of this.
+const MAX_TOKENS: usize = 1 << 20;
+/// Maximum number of merges.
+const MAX_MERGES: usize = 1 << 21;
+/// Maximum total size in bytes of the special and added tokens. Gemma has 6 000 such tokens of ten
+/// bytes each.
+const MAX_ADDED_BYTES: usize = 1 << 20;
 
-/// llama.cpp's sorts of tokens.
+// Values of `tokenizer.ggml.token_type`, as in llama.cpp.
 const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// A token of the vocabulary; its id is its place.
+/// A token of the vocabulary. Its id is its index in the list of tokens.
 struct Token<'a> {
     text: Cow<'a, str>,
-    sort: i64,
-    /// Whether the blanks behind it belong to it: see [`spm`].
-    takes_blanks: bool,
+    /// One of llama.cpp's token types, such as [`NORMAL`].
+    token_type: i64,
+    /// True if the token removes the spaces that follow it. See [`spm`].
+    strips_right: bool,
 }
 
-/// What the two sorts of tokenizer make of the vocabulary.
-struct Built {
+/// The result of building a tokenizer of either type.
+struct BuiltTokenizer {
     ids: Ids,
-    /// Whether a text begins with the token for that, where the file does not say.
+    /// True if a text begins with the BOS by default, when `tokenizer.ggml.add_bos_token` is
+    /// missing.
     bos: bool,
 }
 
-/// Reads the vocabulary and what stands beside it.
+/// Reads the vocabulary, the special tokens and the chat templates.
 pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
     let model =
         meta.text("tokenizer.ggml.model")?.ok_or_else(|| meta.missing("tokenizer.ggml.model"))?;
     let mut tokens = tokens(meta)?;
-    let Built { mut ids, bos } = match model {
+    let BuiltTokenizer { mut ids, bos } = match model {
         "gpt2" => bpe::build(meta, &tokens)?,
         "llama" => spm::build(meta, &mut tokens)?,
         _ => {
             return Err(Error::unknown("tokenizer model of GGUF", model, ["gpt2", "llama"])
-                .hint("take the model's Hugging Face folder: its tokenizer.json can hold any"));
+                .hint("use the model's Hugging Face folder instead"));
         }
     };
     add(&mut ids, &tokens)?;
@@ -65,7 +67,7 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         let Some(id) = meta.unsigned(&key)? else { return Ok(None) };
         let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
         token.map(|t| Some(t.text.to_string())).ok_or_else(|| {
-            Error::new(format!("`{key}` is {id}, and there are {} tokens", tokens.len()))
+            Error::new(format!("`{key}` must be less than {}, got {id}", tokens.len()))
         })
     };
     let mut named_templates = Vec::new();
@@ -81,8 +83,8 @@ pub(super) fn read(meta: &Metadata) -> Result<(Ids, Extras)> {
         others: special("unknown")?.map(|text| ("unk_token", text)).into_iter().collect(),
         chat_template: meta.text("tokenizer.chat_template")?.map(str::to_owned),
         named_templates,
-        begin: meta.truth("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
-        end: meta.truth("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+        begin: meta.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(bos),
+        end: meta.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
         ..Extras::default()
     };
     Ok((ids, extras))
@@ -92,33 +94,35 @@ fn tokens(meta: &Metadata) -> Result<Vec<Token<'_>>> {
     let texts = meta
         .texts("tokenizer.ggml.tokens")?
         .ok_or_else(|| meta.missing("tokenizer.ggml.tokens"))?;
-    if texts.len() > MOST_TOKENS {
-        return Err(Error::new(format!("the tokenizer has {} tokens", texts.len()))
-            .hint(format!("valid: up to {MOST_TOKENS}")));
+    if texts.len() > MAX_TOKENS {
+        return Err(Error::new(format!(
+            "the tokenizer must not have more than {MAX_TOKENS} tokens, got {}",
+            texts.len()
+        )));
     }
-    let sorts =
+    let token_types =
         meta.integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![NORMAL; texts.len()]);
-    if sorts.len() != texts.len() {
+    if token_types.len() != texts.len() {
         return Err(Error::new(format!(
             "the tokenizer has {} tokens and {} token types",
             texts.len(),
-            sorts.len()
+            token_types.len()
         )));
     }
     Ok(texts
         .into_iter()
-        .zip(sorts)
-        .map(|(text, sort)| Token { text: text.into(), sort, takes_blanks: false })
+        .zip(token_types)
+        .map(|(text, token_type)| Token { text: text.into(), token_type, strips_right: false })
         .collect())
 }
 
-/// The tokens by their text.
+/// The ids of the tokens by their text.
 fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     let mut vocab = Vocab::with_capacity(tokens.len());
     for (token, id) in tokens.iter().zip(0..) {
         if let Some(first) = vocab.insert(token.text.to_string(), id) {
             return Err(Error::new(format!(
-                "the tokenizer has the token `{}` twice, as {first} and as {id}",
+                "the tokenizer has the token `{}` twice, with the ids {first} and {id}",
                 token.text
             )));
         }
@@ -126,24 +130,28 @@ fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     Ok(vocab)
 }
 
-/// The merges that the file lists, each of and into tokens, where it does.
+/// The merges that the file lists; `None` if it does not list any. Both parts and the result of
+/// each merge are in the vocabulary.
 fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     let Some(listed) = meta.texts("tokenizer.ggml.merges")? else { return Ok(None) };
-    if listed.len() > MOST_MERGES {
-        return Err(Error::new(format!("the tokenizer has {} merges", listed.len()))
-            .hint(format!("valid: up to {MOST_MERGES}")));
+    if listed.len() > MAX_MERGES {
+        return Err(Error::new(format!(
+            "the tokenizer must not have more than {MAX_MERGES} merges, got {}",
+            listed.len()
+        )));
     }
     let mut merges = Vec::with_capacity(listed.len());
     for merge in listed {
-        // A token may begin with a blank, as added ones do; none is empty.
+        // The separator is not the first character, because tokens are not empty, and an added
+        // token may begin with a space.
         let blank = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let (a, b) = blank.map(|at| (&merge[..at], &merge[at + 1..])).ok_or_else(|| {
-            Error::new(format!("the tokenizer's merge `{merge}` is no pair of tokens"))
+            Error::new(format!("the tokenizer's merge `{merge}` is not a pair of tokens"))
         })?;
-        // The crate would panic at a merge into something longer than any token.
+        // The crate panics if the result of a merge is longer than every token.
         if [a, b, &format!("{a}{b}")].iter().any(|t| !vocab.contains_key(*t)) {
             return Err(Error::new(format!(
-                "the tokenizer's merge `{merge}` is of or into something that is no token"
+                "a part or the result of the tokenizer's merge `{merge}` is not in the vocabulary"
             )));
         }
         merges.push((a.to_owned(), b.to_owned()));
@@ -151,35 +159,36 @@ fn listed_merges(meta: &Metadata, vocab: &Vocab) -> Result<Option<Merges>> {
     Ok(Some(merges))
 }
 
-/// Has the special tokens, and those that somebody added, looked for in the text before anything
-/// else.
+/// Registers the special tokens and the user-defined tokens as added tokens, which are recognised
+/// in a text before the model is applied.
 fn add(ids: &mut Ids, tokens: &[Token]) -> Result<()> {
-    let special = |t: &Token| matches!(t.sort, CONTROL | UNKNOWN);
-    let added =
-        || tokens.iter().filter(|t| !t.text.is_empty() && (special(t) || t.sort == USER_DEFINED));
+    let special = |t: &Token| matches!(t.token_type, CONTROL | UNKNOWN);
+    let added = || {
+        tokens.iter().filter(|t| !t.text.is_empty() && (special(t) || t.token_type == USER_DEFINED))
+    };
     let bytes: usize = added().map(|t| t.text.len()).sum();
-    if bytes > MOST_ADDED_BYTES {
+    if bytes > MAX_ADDED_BYTES {
         return Err(Error::new(format!(
-            "the tokenizer has special and added tokens of {bytes} bytes together"
-        ))
-        .hint(format!("valid: up to {MOST_ADDED_BYTES}")));
+            "the tokenizer's special and added tokens must not have more than {MAX_ADDED_BYTES} \
+            bytes in total, got {bytes}"
+        )));
     }
     let as_added = |t: &Token| {
-        AddedToken::from(t.text.as_ref(), special(t)).normalized(false).rstrip(t.takes_blanks)
+        AddedToken::from(t.text.as_ref(), special(t)).normalized(false).rstrip(t.strips_right)
     };
-    // What is special goes first: of two that fit, the crate takes the one it was told of first.
+    // Special tokens come first, because the crate prefers the earlier of two matching tokens.
     let (first, then): (Vec<&Token>, Vec<&Token>) = added().partition(|t| special(t));
-    ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(foreign)?;
+    ids.add_tokens(first.into_iter().chain(then).map(as_added)).map_err(tokenizer_error)?;
     Ok(())
 }
 
-/// The crate's model, from parts that were checked.
+/// Builds the crate's BPE model from a checked vocabulary and checked merges.
 fn model(
     vocab: Vocab,
     merges: Merges,
     with: impl FnOnce(tokenizers::models::bpe::BpeBuilder) -> tokenizers::models::bpe::BpeBuilder,
 ) -> Result<BPE> {
-    with(BPE::builder().vocab_and_merges(vocab, merges)).build().map_err(foreign)
+    with(BPE::builder().vocab_and_merges(vocab, merges)).build().map_err(tokenizer_error)
 }
 
 #[cfg(test)]

@@ -1,22 +1,23 @@
-//! How a byte-level tokenizer cuts text into words, by the names that llama.cpp has for it
-//! (`tokenizer.ggml.pre`).
+//! Pre-tokenizers of byte-level tokenizers, which split text into words. They are found by
+//! llama.cpp's names (`tokenizer.ggml.pre`).
 //!
-//! A name stands for one model's tokenizer.json, and what is here is what stands there.
+//! Each name refers to the tokenizer.json of one model, and the expressions are copied from it.
 
 use crate::error::{Error, Result};
 
-/// A way to cut text into words.
+/// A pre-tokenizer, and the related settings of its model.
 pub(super) struct Pre {
+    /// llama.cpp's names.
     names: &'static [&'static str],
-    /// The expression of a word; `None` for GPT-2's.
+    /// Regular expression that matches a word; `None` for GPT-2's.
     pub expression: Option<&'static str>,
-    /// True if every digit is a word, before the expression is looked at.
+    /// True if each digit becomes a separate word before the expression is applied.
     pub digits: bool,
-    /// Whether a whole word that is a token is taken without looking at the merges.
+    /// True if a word that is a token is used as a whole, even if no merges lead to it.
     pub ignore_merges: bool,
-    /// Whether text is brought into Unicode's composed form first.
+    /// True if the text is normalised to Unicode's composed form (NFC) first.
     pub compose: bool,
-    /// Whether the model's texts begin with the token for that.
+    /// True if texts begin with the BOS by default.
     pub bos: bool,
 }
 
@@ -36,13 +37,13 @@ const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 
 static PRE: [Pre; 10] = [
     Pre { names: &["gpt-2", "default", "phi-2", "granite-docling"], ..GPT_2 },
-    // StarCoder's tokenizer, which Granite 3 has under the second name.
+    // StarCoder's tokenizer. Granite 3 uses it under the second name.
     Pre { names: &["starcoder", "refact"], digits: true, ..GPT_2 },
-    // The model's own tokenizer.json first makes every digit a word. No two digits merge in its
-    // vocabulary, so that shows in one place alone: blanks before a digit. transformers reads the
-    // GGUF file without it, and its ids are the reference here.
+    // The model's tokenizer.json first makes each digit a word. Its vocabulary does not merge
+    // digits, so this only affects spaces before a digit. transformers ignores it when it reads a
+    // GGUF file, and the ids of transformers are the reference.
     Pre { names: &["smollm"], ..GPT_2 },
-    // GPT-NeoX's tokenizer, under the names of the two models that llama.cpp knows it by.
+    // GPT-NeoX's tokenizer. llama.cpp knows it by the names of these two models.
     Pre { names: &["olmo", "mpt"], compose: true, ..GPT_2 },
     Pre {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3"],
@@ -51,9 +52,9 @@ static PRE: [Pre; 10] = [
         bos: true,
         ..GPT_2
     },
-    // Llama 3's tokenizer without the token at the beginning. SmolLM3 has it.
+    // Llama 3's tokenizer without the BOS. SmolLM3 uses it.
     Pre { names: &["smaug-bpe"], expression: Some(LLAMA_3), ignore_merges: true, ..GPT_2 },
-    // The vocabulary of GPT-4, which Phi-4, OLMo 2, OLMo 3 and Granite 4 have under this name.
+    // GPT-4's tokenizer. Phi-4, OLMo 2, OLMo 3 and Granite 4 use it under this name.
     Pre { names: &["dbrx"], expression: Some(LLAMA_3), ..GPT_2 },
     Pre {
         names: &["qwen2", "deepseek-r1-qwen", "megrez"],
@@ -66,18 +67,18 @@ static PRE: [Pre; 10] = [
     Pre { names: &["gpt-4o"], expression: Some(GPT_4O), ..GPT_2 },
 ];
 
-/// The one with a name.
+/// Finds the pre-tokenizer with this name.
 ///
 /// # Errors
-/// A name that is not known.
+/// Fails if the name is unknown.
 pub(super) fn of(name: &str) -> Result<&'static Pre> {
     PRE.iter().find(|p| p.names.contains(&name)).ok_or_else(|| {
         Error::unknown("pre-tokenizer of GGUF", name, names())
-            .hint("take the model's Hugging Face folder: its tokenizer.json can hold any")
+            .hint("use the model's Hugging Face folder instead")
     })
 }
 
-/// All names.
+/// The names of all pre-tokenizers.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PRE.iter().flat_map(|p| p.names.iter().copied())
 }

@@ -1,9 +1,9 @@
-//! SentencePiece's BPE, `llama` in GGUF: the whole text is merged, by the scores of what comes out,
-//! and a character that no token has becomes its bytes.
+//! SentencePiece BPE, which GGUF calls `llama`. The text is not split into words; pairs are merged
+//! in the order of the resulting token's score. Characters without a token become byte tokens.
 //!
-//! The file has scores and no merges; the merges that mean the same are made of them as
-//! transformers does it, whose ids are the reference. So is what the architectures differ in, which
-//! the file does not say.
+//! The file has scores instead of merges. The equivalent merges are computed from the scores in the
+//! same way as in transformers, whose ids are the reference. The differences between architectures
+//! are not stored in the file; they also follow transformers.
 
 use std::cmp::Ordering;
 
@@ -16,31 +16,34 @@ use tokenizers::normalizers::{Prepend, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{DecoderWrapper, Tokenizer as Ids};
 
-use super::{Built, CONTROL, NORMAL, Token, UNKNOWN, foreign, listed_merges, model, vocabulary};
+use super::{
+    BuiltTokenizer, CONTROL, NORMAL, Token, UNKNOWN, listed_merges, model, tokenizer_error,
+    vocabulary,
+};
 use crate::error::{Error, Result};
 use crate::weights::Metadata;
 
-/// What stands for a blank.
+/// The character that represents a space in tokens.
 const BLANK: &str = "▁";
-/// Of the squares of the tokens' lengths, which is how long the merges take. The largest
-/// vocabularies have a thirtieth.
-const MOST_WORK: usize = 1 << 30;
+/// Maximum sum of the squared lengths of all tokens in bytes, which bounds the time to compute the
+/// merges. The largest known vocabularies have a thirtieth of this.
+const MAX_WORK: usize = 1 << 30;
 
-/// What a model's tokenizer does before the merges.
+/// The way in which a tokenizer handles spaces before it applies the merges.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
-    /// A blank before the text, where it has none there.
+    /// Adds a space before the text if it does not begin with one.
     Llama,
-    /// No blank before the text. Runs of blanks are tokens, and the order of the tokens counts
-    /// instead of their scores.
+    /// Does not add a space. Runs of spaces are tokens, and the order of the tokens determines the
+    /// order of the merges, instead of their scores.
     Gemma,
-    /// A blank before every piece between special tokens, whatever stands there; special tokens
-    /// take the blanks behind them along.
+    /// Adds a space before every piece of text between special tokens, even if it begins with one.
+    /// Special tokens remove the spaces that follow them.
     Phi,
 }
 
-/// Builds it from the file's scores.
-pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
+/// Builds the tokenizer from the file's scores, or from its merges if it lists them.
+pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<BuiltTokenizer> {
     let family = match meta.text("general.architecture")?.unwrap_or_default() {
         "gemma" | "gemma2" | "gemma3" => Family::Gemma,
         "phi3" => Family::Phi,
@@ -49,11 +52,10 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // llama.cpp's rule. In the models' own tokenizer.json these tokens are marked so, one by
-        // one.
+        // This is llama.cpp's rule. In tokenizer.json, each of these tokens has the flag `rstrip`.
         Family::Phi => tokens.iter_mut().for_each(|t| {
-            t.takes_blanks = t.text == "</s>"
-                || t.sort == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
+            t.strips_right = t.text == "</s>"
+                || t.token_type == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
         }),
     }
     let vocab = vocabulary(tokens)?;
@@ -61,7 +63,7 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
         Some(merges) => merges,
         None => merges_of(tokens, &scores(meta, family, tokens.len())?, &vocab)?,
     };
-    let unknown = tokens.iter().find(|t| t.sort == UNKNOWN).map(|t| t.text.to_string());
+    let unknown = tokens.iter().find(|t| t.token_type == UNKNOWN).map(|t| t.text.to_string());
     let model = model(vocab, merges, |b| {
         let b = b.byte_fallback(true).fuse_unk(true);
         match unknown {
@@ -72,19 +74,19 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     let mut ids = Ids::new(model);
 
     let prefixed =
-        family != Family::Gemma && meta.truth("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let blanks = || Replace::new(" ", BLANK).map_err(foreign);
+        family != Family::Gemma && meta.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let blanks = || Replace::new(" ", BLANK).map_err(tokenizer_error);
     if family == Family::Llama {
         let scheme = if prefixed { PrependScheme::First } else { PrependScheme::Never };
         ids.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
     } else if prefixed {
         let steps = vec![Prepend::new(BLANK.to_owned()).into(), blanks()?.into()];
-        ids.with_normalizer(Some(Normalizers::new(steps))).map_err(foreign)?;
+        ids.with_normalizer(Some(Normalizers::new(steps))).map_err(tokenizer_error)?;
     } else {
-        ids.with_normalizer(Some(blanks()?)).map_err(foreign)?;
+        ids.with_normalizer(Some(blanks()?)).map_err(tokenizer_error)?;
     }
     let mut steps: Vec<DecoderWrapper> = vec![
-        Replace::new(BLANK, " ").map_err(foreign)?.into(),
+        Replace::new(BLANK, " ").map_err(tokenizer_error)?.into(),
         ByteFallback::new().into(),
         Fuse::new().into(),
     ];
@@ -92,24 +94,25 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
         steps.push(Strip::new(' ', 1, 0).into());
     }
     ids.with_decoder(Some(Decoders::new(steps)));
-    Ok(Built { ids, bos: true })
+    Ok(BuiltTokenizer { ids, bos: true })
 }
 
-/// Gemma's files have the tokens of several blanks with blanks in them, and as added ones; they are
-/// ordinary tokens.
+/// Turns tokens that consist of spaces into normal tokens spelled with [`BLANK`]. Gemma's files
+/// store them with real spaces and as user-defined tokens.
 fn respell_blanks(tokens: &mut [Token]) {
     for token in
         tokens.iter_mut().filter(|t| !t.text.is_empty() && t.text.bytes().all(|b| b == b' '))
     {
         token.text = BLANK.repeat(token.text.len()).into();
-        token.sort = NORMAL;
+        token.token_type = NORMAL;
     }
 }
 
-/// What the merges are ordered by, one a token; larger is earlier.
+/// The score of each token. Merges into tokens with larger scores come first.
 fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     if family == Family::Gemma {
-        // Exact: a vocabulary has fewer tokens than f32 has integers.
+        // The conversion is exact, because f32 represents all integers up to 2^24 and a vocabulary
+        // is smaller than that.
         return Ok((0..count).map(|i| -(i as f32)).collect());
     }
     let scores = meta
@@ -123,23 +126,23 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
     }
 }
 
-/// Every way to put a token together from two others, best token first, and of one token the
-/// longest beginning first.
+/// All ways to split a token into two other tokens, sorted by the token's score in descending
+/// order. For one token, the split with the longest first part comes first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
     let work = tokens
         .iter()
         .map(|t| t.text.len().saturating_mul(t.text.len()))
         .fold(0, usize::saturating_add);
-    if work > MOST_WORK {
+    if work > MAX_WORK {
         let longest = tokens.iter().map(|t| t.text.len()).max().unwrap_or(0);
         return Err(Error::new(format!(
             "the tokenizer's tokens are too long, up to {longest} bytes"
         ))
-        .hint("the file is broken or made to be slow"));
+        .hint("use another file; this one is damaged or was made to be slow to read"));
     }
     struct Merge<'a> {
         score: f32,
-        /// Characters of the first part, and of the second.
+        /// Numbers of characters of the two parts.
         lengths: (usize, usize),
         pair: (&'a str, &'a str),
     }
@@ -153,7 +156,7 @@ fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> 
             }
         }
     }
-    // Stable: where all is equal, the order of the tokens decides.
+    // The sort must be stable, so that the order of the tokens decides between equal merges.
     merges.sort_by(|a, b| {
         b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths))
     });

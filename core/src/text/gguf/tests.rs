@@ -11,7 +11,7 @@ use crate::testing::{
 use crate::text::{Special, Tokenizer};
 use crate::weights::Metadata;
 
-/// A key and its value's bytes.
+/// An entry of a GGUF header: a key, a type and the bytes of the value.
 fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [&text(key), &kind.to_le_bytes()[..], value].concat()
 }
@@ -27,7 +27,7 @@ fn read(bytes: &[u8]) -> Result<Tokenizer> {
     Tokenizer::from_gguf(&Metadata::open(&path)?)
 }
 
-/// What a file says that has this vocabulary, as `fixtures/make.py` writes it.
+/// The header entries of a file with a vocabulary of `fixtures/make.py`.
 fn entries(vocabulary: &Value, keys: &Value) -> Vec<Vec<u8>> {
     let strings = |v: &Value| {
         v.as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect::<Vec<_>>()
@@ -74,7 +74,7 @@ fn fixture() -> Value {
             Value::from(spelled["tokens"][at].as_str().unwrap().replace('▁', " "));
         spelled["token_type"][at] = Value::from(4);
     }
-    // What the tokens are merged by is their order.
+    // The order of the tokens determines the order of the merges, so the scores must not matter.
     spelled["scores"].as_array_mut().unwrap().fill(Value::from(0.0));
     vocabularies["pieces with blanks"] = spelled;
     fixture
@@ -90,7 +90,7 @@ fn ids(v: &Value) -> Vec<i64> {
 }
 
 #[test]
-fn every_sort_of_tokenizer_makes_the_ids_that_transformers_makes() {
+fn every_type_of_tokenizer_has_the_ids_of_transformers() {
     let fixture = fixture();
     for case in fixture["cases"].as_array().unwrap() {
         let vocabulary = &fixture["vocabularies"][case["vocabulary"].as_str().unwrap()];
@@ -110,7 +110,7 @@ fn every_sort_of_tokenizer_makes_the_ids_that_transformers_makes() {
 }
 
 #[test]
-fn gemma3_makes_the_ids_that_transformers_makes() {
+fn gemma3_has_the_ids_of_transformers() {
     let (Some(shared), Some(model)) = (testing::shared(), testing::gemma3()) else { return };
     let tokenizer = Tokenizer::from_gguf(&Metadata::open(&model).unwrap()).unwrap();
     let golden: Vec<Value> = serde_json::from_slice(
@@ -132,7 +132,7 @@ fn gemma3_makes_the_ids_that_transformers_makes() {
 }
 
 #[test]
-fn what_is_decoded_is_what_was_encoded() {
+fn decoding_reverses_encoding() {
     let fixture = fixture();
     for name in ["gpt-2", "tekken", "llama", "llama without a blank before the text", "gemma"] {
         let (vocabulary, keys) = case(&fixture, name);
@@ -144,7 +144,7 @@ fn what_is_decoded_is_what_was_encoded() {
 }
 
 #[test]
-fn a_text_that_stands_alone_has_the_special_tokens_that_the_file_says() {
+fn encode_alone_adds_the_special_tokens_that_the_file_asks_for() {
     let fixture = fixture();
     let alone = |name: &str, more: Vec<Vec<u8>>| {
         let (vocabulary, keys) = case(&fixture, name);
@@ -167,13 +167,16 @@ fn a_text_that_stands_alone_has_the_special_tokens_that_the_file_says() {
         alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()),
         (vec![], vec![2])
     );
-    assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without such a token adds none");
+    assert_eq!(
+        alone("llama", vec![]),
+        (vec![], vec![]),
+        "a file that does not define a BOS adds none"
+    );
 }
 
-/// As with a folder's tokenizer: a pair of plain text begins with the BOS where the file asks for
-/// one.
+/// A pair of plain text begins with the BOS if the file asks for one, as with a folder's tokenizer.
 #[test]
-fn pairs_of_plain_text_begin_as_the_file_says() {
+fn pairs_of_plain_text_begin_with_the_bos_if_the_file_asks_for_it() {
     use crate::api::PreferencePair;
     use crate::text::{Limits, whole_pair};
 
@@ -206,22 +209,25 @@ fn pairs_of_plain_text_begin_as_the_file_says() {
 }
 
 #[test]
-fn a_file_that_does_not_say_how_text_is_cut_warns_of_what_is_assumed() {
+fn a_file_without_a_pre_tokenizer_causes_a_warning() {
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "gpt-2");
-    let mut silent = keys.clone();
-    silent.as_object_mut().unwrap().remove("pre");
-    let (assumed, told) =
-        testing::warnings::warnings(|| written(entries(vocabulary, &silent)).unwrap());
+    let mut without_pre = keys.clone();
+    without_pre.as_object_mut().unwrap().remove("pre");
+    let (assumed, warnings) =
+        testing::warnings::warnings(|| written(entries(vocabulary, &without_pre)).unwrap());
     assert!(
-        told.len() == 1 && told[0].contains("`tokenizer.ggml.pre`") && told[0].contains("GPT-2"),
-        "{told:?}"
+        warnings.len() == 1
+            && warnings[0].contains("`tokenizer.ggml.pre`")
+            && warnings[0].contains("GPT-2"),
+        "{warnings:?}"
     );
-    let (said, told) = testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap());
-    assert!(told.is_empty(), "{told:?}");
+    let (explicit, warnings) =
+        testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap());
+    assert!(warnings.is_empty(), "{warnings:?}");
     let text = "What's 1234?\n\n  é";
-    assert_eq!(assumed.encode(text).unwrap(), said.encode(text).unwrap());
-    // A vocabulary of pieces is not cut.
+    assert_eq!(assumed.encode(text).unwrap(), explicit.encode(text).unwrap());
+    // A SentencePiece tokenizer does not split text into words, so it does not need the key.
     let (vocabulary, keys) = case(&fixture, "llama");
     assert!(
         testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap()).1.is_empty()
@@ -229,7 +235,7 @@ fn a_file_that_does_not_say_how_text_is_cut_warns_of_what_is_assumed() {
 }
 
 #[test]
-fn a_vocabulary_that_contradicts_itself_is_refused() {
+fn an_inconsistent_vocabulary_is_refused() {
     let fixture = fixture();
     let refused = |name: &str, change: &dyn Fn(&mut Value, &mut Value)| {
         let (vocabulary, keys) = case(&fixture, name);
@@ -238,7 +244,7 @@ fn a_vocabulary_that_contradicts_itself_is_refused() {
         format!("{:?}", written(entries(&vocabulary, &keys)).unwrap_err())
     };
     let twice = refused("llama", &|v, _| v["tokens"][300] = v["tokens"][299].clone());
-    assert!(twice.contains("twice, as 299 and as 300"), "{twice}");
+    assert!(twice.contains("twice, with the ids 299 and 300"), "{twice}");
     assert!(
         refused("llama", &|v, _| v["scores"] = Value::from(vec![1.0]))
             .contains("tokens and 1 scores")
@@ -255,10 +261,12 @@ fn a_vocabulary_that_contradicts_itself_is_refused() {
             .contains("too long, up to 40000 bytes")
     );
     assert!(
-        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("ab")).contains("no pair of tokens")
+        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("ab"))
+            .contains("is not a pair of tokens")
     );
     assert!(
-        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>")).contains("no token")
+        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>"))
+            .contains("`a <|end|>` is not in the vocabulary")
     );
     assert!(
         refused("gpt-2", &|v, _| v["merges"] = Value::Null).contains("`tokenizer.ggml.merges`")
@@ -275,7 +283,7 @@ fn a_vocabulary_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn phi3s_special_tokens_take_the_blanks_behind_them_along() {
+fn phi3s_special_tokens_remove_the_spaces_that_follow_them() {
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "phi3");
     let tokenizer = written(entries(vocabulary, keys)).unwrap();
@@ -290,7 +298,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_file_with_bytes_changed_makes_a_tokenizer_or_an_error(
+    fn a_corrupted_file_never_causes_a_panic(
         pieces: bool,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {

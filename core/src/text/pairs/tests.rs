@@ -7,7 +7,7 @@ use crate::weights::ModelFiles;
 const LIMITS: Limits = Limits { max_length: 1024, ..Limits::NONE };
 const EOS: i64 = 2;
 
-/// The small tokenizer of the reference values, or the skip.
+/// The small tokenizer of the reference values; `None` if they are not installed, to skip the test.
 fn tokenizer() -> Option<Tokenizer> {
     Some(Tokenizer::from_folder(&testing::shared()?.join("golden/tokenizer")).unwrap())
 }
@@ -16,7 +16,7 @@ fn pair(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
     PreferencePair::new(prompt, chosen, rejected)
 }
 
-fn said(turns: &[(&str, &str)]) -> Text {
+fn turns(turns: &[(&str, &str)]) -> Text {
     Text::Messages(turns.iter().map(|(role, content)| Message::new(*role, *content)).collect())
 }
 
@@ -47,12 +47,12 @@ fn a_plain_completion_ends_with_one_end_of_sequence() {
 }
 
 #[test]
-fn messages_end_as_the_template_has_it() {
+fn the_chat_template_decides_how_messages_end() {
     let Some(t) = tokenizer() else { return };
     let p = PreferencePair::new(
-        said(&[("user", "hi")]),
-        said(&[("assistant", "hello")]),
-        said(&[("assistant", "go away")]),
+        turns(&[("user", "hi")]),
+        turns(&[("assistant", "hello")]),
+        turns(&[("assistant", "go away")]),
     );
     let got = kept(&t, &p, &LIMITS);
     assert_eq!(
@@ -63,15 +63,15 @@ fn messages_end_as_the_template_has_it() {
     assert_eq!(t.decode(&got.rejected).unwrap(), "go away<|im_end|>\n");
 }
 
-/// Pairs with their places.
+/// Pairs with the indices of their rows.
 fn rows(
     pairs: impl IntoIterator<Item = PreferencePair>,
 ) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// A small byte-level vocabulary with a BOS before a text and an EOS behind it, and merges into
-/// ` the` and ` B`.
+/// A tokenizer with a small byte-level vocabulary that adds a BOS before a text and an EOS after
+/// it, and that has merges for the words "the" and "B" with a leading space.
 fn surrounding() -> Tokenizer {
     let mut vocabulary: BTreeMap<String, usize> =
         [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
@@ -131,9 +131,9 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
     let bare = Limits { special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Answer: ", "B", "the"), &bare), ["Answer:", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("Answer:", " B", " the"), &bare), ["Answer:", " B</s>", " the</s>"]);
-    // One of the completions is enough to move the boundary of both.
+    // A merge in one completion moves the boundary of both.
     assert_eq!(parts(&t, &pair("Answer: ", "A", "B"), &bare), ["Answer:", " A</s>", " B</s>"]);
-    // Where nothing is left of the prompt, the BOS stands in its place.
+    // If nothing is left of the prompt, the BOS replaces it.
     assert_eq!(parts(&t, &pair(" ", "B", "the"), &bare), ["<s>", " B</s>", " the</s>"]);
     assert_eq!(parts(&t, &pair("", "B", "the"), &bare), ["<s>", "B</s>", "the</s>"]);
 }
@@ -141,7 +141,7 @@ fn a_token_that_merges_across_the_boundary_belongs_to_the_completion() {
 #[test]
 fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() {
     let t = surrounding();
-    // The tokenizer puts its EOS behind the completion's own, as in TRL.
+    // The tokenizer adds its EOS after the completion's own, as in TRL.
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &LIMITS), ["<s>Say:", "a</s></s>", "b</s></s>"]);
     assert_eq!(
         parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }),
@@ -154,12 +154,12 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &bare), ["Say:", "a", "b"]);
     let chat = PreferencePair::new(
-        said(&[("user", "hi")]),
-        said(&[("assistant", "a")]),
-        said(&[("assistant", "tea")]),
+        turns(&[("user", "hi")]),
+        turns(&[("assistant", "a")]),
+        turns(&[("assistant", "tea")]),
     );
-    // The template opens a thought that a finished turn does not have: the common beginning
-    // decides, the shared `t` included.
+    // The generation prompt opens a thought that a finished turn does not have. The pair's prompt
+    // is what all three texts begin with, so `tea` keeps the `t` that it shares with `think`.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
@@ -167,9 +167,9 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
 fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
     let t = surrounding();
     let p = PreferencePair::new(
-        said(&[("user", "hi"), ("assistant", "yes")]),
-        said(&[("assistant", "a")]),
-        said(&[("assistant", "b")]),
+        turns(&[("user", "hi"), ("assistant", "yes")]),
+        turns(&[("assistant", "a")]),
+        turns(&[("assistant", "b")]),
     );
     assert_eq!(
         parts(&t, &p, &LIMITS),
@@ -178,9 +178,9 @@ fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
 }
 
 #[test]
-fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
+fn warnings_count_unusual_pairs_and_give_an_example() {
     let t = surrounding();
-    let turn = |role: &str, text: &str| said(&[(role, text)]);
+    let turn = |role: &str, text: &str| turns(&[(role, text)]);
     let chat =
         |chosen: Text, rejected: Text| PreferencePair::new(turn("user", "hi"), chosen, rejected);
     let pairs = [
@@ -190,8 +190,8 @@ fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
         pair("Say:", "", "a"),
         chat(turn("assistant", "a"), turn("user", "b")),
         chat(
-            said(&[("user", "hi"), ("assistant", "a")]),
-            said(&[("user", "hi"), ("assistant", "b")]),
+            turns(&[("user", "hi"), ("assistant", "a")]),
+            turns(&[("user", "hi"), ("assistant", "b")]),
         ),
     ];
     let limits = Limits { special_tokens: false, context: Some(9), ..LIMITS };
@@ -202,7 +202,7 @@ fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
         (2, 1, &BTreeMap::from([("user".to_owned(), 1)]))
     );
     assert!(found.prompts_over_context > 0 && found.over_context >= found.prompts_over_context);
-    let said = found.lines().join("\n");
+    let warnings = found.lines().join("\n");
     for part in [
         "on its own than before a completion: 4. ",
         "this end of the first such prompt is left out: \" \"\n",
@@ -211,7 +211,7 @@ fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
         "begin with the prompt, which is then read twice: 2\n",
         "with an empty completion: 1",
     ] {
-        assert!(said.contains(part), "{part}\n{said}");
+        assert!(warnings.contains(part), "{part}\n{warnings}");
     }
     assert_eq!(
         tokenise(
@@ -274,32 +274,32 @@ fn an_empty_completion_is_dropped_with_its_reason() {
     assert_eq!(
         kept(&t, &pair("a", "", "b"), &LIMITS).chosen,
         [EOS],
-        "to say nothing is an answer once it ends"
+        "an empty completion with an EOS is kept"
     );
-    let silent =
-        PreferencePair::new(said(&[("user", "hi")]), said(&[]), said(&[("assistant", "a")]));
-    assert_eq!(dropped(&t, &silent, &LIMITS), SkipReason::EmptyChosen);
+    let empty_completion =
+        PreferencePair::new(turns(&[("user", "hi")]), turns(&[]), turns(&[("assistant", "a")]));
+    assert_eq!(dropped(&t, &empty_completion, &LIMITS), SkipReason::EmptyChosen);
 }
 
 #[test]
 fn an_empty_prompt_becomes_the_beginning_of_sequence() {
     let Some(t) = tokenizer() else { return };
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
-    let nobody =
-        PreferencePair::new(said(&[]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
-    assert_eq!(dropped(&t, &nobody, &LIMITS), SkipReason::EmptyPrompt);
+    let empty_prompt =
+        PreferencePair::new(turns(&[]), turns(&[("assistant", "a")]), turns(&[("assistant", "b")]));
+    assert_eq!(dropped(&t, &empty_prompt, &LIMITS), SkipReason::EmptyPrompt);
 }
 
 #[test]
 fn plain_text_and_messages_do_not_mix() {
     let Some(t) = tokenizer() else { return };
-    let p = PreferencePair::new(said(&[("user", "hi")]), "a", "b");
+    let p = PreferencePair::new(turns(&[("user", "hi")]), "a", "b");
     let e = tokenise_pair(&t, 5, 7, &p, &LIMITS).unwrap_err();
     assert!(e.message().contains("pair 7 mixes"), "{e:?}");
 }
 
 #[test]
-fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
+fn reading_stops_at_max_pairs_and_pairs_keep_their_row_numbers() {
     let Some(t) = tokenizer() else { return };
     let mut read = 0;
     let rows = (0..10_000).map(|i| {
@@ -318,7 +318,7 @@ fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
 }
 
 #[test]
-fn completions_that_are_the_same_once_they_are_cut_are_counted() {
+fn completions_that_are_identical_after_cutting_are_counted() {
     let Some(t) = tokenizer() else { return };
     let pairs = [
         pair("a\n", "b", "b"),
@@ -336,7 +336,7 @@ fn completions_that_are_the_same_once_they_are_cut_are_counted() {
 }
 
 #[test]
-fn an_example_shows_what_is_trained() {
+fn an_example_marks_the_trained_text() {
     let Some(t) = tokenizer() else { return };
     let shown = show_example(&t, &kept(&t, &pair("Why?\n", "so", "no"), &LIMITS));
     assert!(shown.contains("context only):\n  Why?"), "{shown}");
@@ -352,8 +352,8 @@ fn real_pairs_have_the_ids_of_the_reference_values() {
     )
     .unwrap();
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // Prompt and completions stand there tokenised apart; where that differs from together, the
-    // log-probabilities do too.
+    // The reference values tokenise prompt and completions separately. Where this differs from
+    // tokenising them together, the log-probabilities differ too.
     let mut apart = Vec::new();
     for (i, p) in golden["pairs"].as_array().unwrap().iter().enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();

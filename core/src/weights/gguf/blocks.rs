@@ -1,9 +1,12 @@
-//! How a block of each number type becomes numbers, as ggml lays them out. The order of the
-//! operations is that of the `gguf` package, so that the last bit is the same too.
+//! Decodes the blocks of ggml's number types. The operations are in the same order as in Python's
+//! `gguf` package, so that the results are equal bit for bit.
+//!
+//! The comments list the fields of a block in order, and the formula of a number y. q is the stored
+//! integer; d, dmin and m are half-precision scales and offsets.
 
 use half::f16;
 
-/// Reads block after block of `B` bytes into `N` numbers each.
+/// Decodes all blocks of `B` bytes into `N` numbers each.
 pub(super) fn each<const B: usize, const N: usize>(
     src: &[u8],
     dst: &mut [f32],
@@ -18,7 +21,10 @@ fn f16_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
 
-/// d, 16 bytes of two 4-bit numbers: low halves first, then high halves. y = (q − 8)·d
+/// d, then 16 bytes of two 4-bit numbers each. The low halves are the first 16 numbers, and the
+/// high halves the last 16.
+///
+/// y = (q − 8)·d
 pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     for j in 0..16 {
@@ -28,7 +34,9 @@ pub(super) fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, 16 bytes as in Q4_0. y = q·d + m
+/// d, m, then 16 bytes as in Q4_0.
+///
+/// y = q·d + m
 pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     let (d, m) = (f16_at(b, 0), f16_at(b, 2));
     for j in 0..16 {
@@ -38,14 +46,17 @@ pub(super) fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     }
 }
 
-/// Number `j` and number `j + 16` of 32 whose fifth bits are the bits of `high`.
+/// The 5-bit numbers `j` and `j + 16` of a block. `low` contains their lower four bits, and bit i
+/// of `high` is the fifth bit of number i.
 fn five_bits(low: u8, high: u32, j: usize) -> (i32, i32) {
     let a = u32::from(low & 15) | (high >> j & 1) << 4;
     let b = u32::from(low >> 4) | (high >> (j + 16) & 1) << 4;
     (a as i32, b as i32)
 }
 
-/// d, 32 fifth bits, 16 bytes as in Q4_0. y = (q − 16)·d
+/// d, then 32 fifth bits, then 16 bytes as in Q4_0.
+///
+/// y = (q − 16)·d
 pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
@@ -56,7 +67,9 @@ pub(super) fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     }
 }
 
-/// d, m, 32 fifth bits, 16 bytes as in Q4_0. y = q·d + m
+/// d, m, then 32 fifth bits, then 16 bytes as in Q4_0.
+///
+/// y = q·d + m
 pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     let (d, m) = (f16_at(b, 0), f16_at(b, 2));
     let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
@@ -67,7 +80,9 @@ pub(super) fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     }
 }
 
-/// d, 32 signed bytes. y = q·d
+/// d, then 32 signed bytes.
+///
+/// y = q·d
 pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     let d = f16_at(b, 0);
     for j in 0..32 {
@@ -75,8 +90,10 @@ pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     }
 }
 
-/// d, dmin, 16 bytes of a 4-bit scale below a 4-bit minimum, 64 bytes of four 2-bit numbers; the
-/// halves come last. y = (d·scale)·q − dmin·min
+/// 16 bytes with a 4-bit scale (low half) and a 4-bit minimum (high half) each, then 64 bytes of
+/// four 2-bit numbers each, then d and dmin.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
     for group in 0..16 {
@@ -88,8 +105,10 @@ pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     }
 }
 
-/// 32 bytes of third bits, 64 bytes of four 2-bit numbers, sixteen 6-bit scales in 12 bytes, d. A
-/// third bit that is not set takes 4 away. y = (d·(scale − 32))·(q − 4·unset)
+/// 32 bytes of third bits, then 64 bytes of four 2-bit numbers each, then sixteen 6-bit scales in
+/// 12 bytes, then d. 4 is subtracted if the third bit is not set.
+///
+/// y = (d·(scale − 32))·(q − 4·unset)
 pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     let d = f16_at(b, 108);
     for group in 0..16 {
@@ -105,8 +124,8 @@ pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     }
 }
 
-/// The 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block, from their 12
-/// bytes.
+/// The 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block. `s` is the 12
+/// bytes that contain them.
 fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (s[group] & 63, s[group + 4] & 63)
@@ -116,8 +135,10 @@ fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
     (scale.into(), min.into())
 }
 
-/// d, dmin, eight 6-bit scales and minima in 12 bytes, 128 bytes of two 4-bit numbers. y =
-/// (d·scale)·q − dmin·min
+/// d, dmin, then eight 6-bit scales and minima in 12 bytes, then 128 bytes of two 4-bit numbers
+/// each.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     for group in 0..8 {
@@ -131,7 +152,9 @@ pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     }
 }
 
-/// As Q4_K, with 32 bytes of fifth bits before the 4-bit numbers. y = (d·scale)·q − dmin·min
+/// The layout of Q4_K with 32 bytes of fifth bits before the 4-bit numbers.
+///
+/// y = (d·scale)·q − dmin·min
 pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     for group in 0..8 {
@@ -145,7 +168,10 @@ pub(super) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     }
 }
 
-/// 128 bytes of low halves, 64 bytes of upper two bits, 16 signed scales, d. y = (d·scale)·(q − 32)
+/// 128 bytes with the lower four bits of two numbers each, then 64 bytes with the upper two bits of
+/// four numbers each, then 16 signed scales, then d.
+///
+/// y = (d·scale)·(q − 32)
 pub(super) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
     let d = f16_at(b, 208);
     for half in 0..2 {

@@ -1,6 +1,5 @@
-//! From the bytes of a mapped file to the numbers of a tensor: several threads, straight into the
-//! tensor's memory, and slab after slab, so that the pages of the file that were read can be let go
-//! of on the way.
+//! Decodes the bytes of a mapped file into the memory of a tensor, with several threads. The file
+//! is read in slabs, and its pages are released after each slab to save memory.
 
 use std::ops::Range;
 
@@ -10,11 +9,11 @@ use super::order::Order;
 use super::types::Format;
 use crate::weights::memory::{Element, Mapped, SLAB};
 
-/// How many numbers one thread takes at once.
+/// Number of numbers that a thread decodes at once.
 const RUN: usize = 1 << 15;
 
-/// The numbers of the blocks at `at`, less `offset` each, in the file's order; `out` is as long as
-/// they are many.
+/// Decodes the blocks at `at` in the order of the file and subtracts `offset` from each number. The
+/// length of `out` must match the number of blocks.
 pub fn in_order<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -30,7 +29,7 @@ pub fn in_order<T: Element>(
     });
 }
 
-/// As [`in_order`], with so many rows brought into Hugging Face's order.
+/// Decodes like [`in_order`], but puts the `rows` rows into Hugging Face's order.
 pub fn by_rows<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -39,9 +38,9 @@ pub fn by_rows<T: Element>(
     offset: f32,
     (rows, order): (usize, Order),
 ) {
-    // A bias is a column of rows that are one number long.
+    // A bias is treated as a matrix with one number in each row.
     let (row, row_bytes) = (out.len() / rows, at.len() / rows);
-    // Rows that change places with each other are not taken apart.
+    // Rows that are reordered among themselves must be in the same slab.
     slabs(format, file, at, out, order.together(rows).unwrap_or(1) * row, |bytes, out| {
         out.par_chunks_mut(row).enumerate().for_each(|(r, out)| {
             let from = order.row_of(r, rows) * row_bytes;
@@ -50,7 +49,7 @@ pub fn by_rows<T: Element>(
     });
 }
 
-/// As [`in_order`], of a matrix of so many rows, which become the columns of `out`.
+/// Decodes like [`in_order`], but transposes a matrix that has `rows` rows in the file.
 pub fn transposed<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -80,8 +79,8 @@ pub fn transposed<T: Element>(
     }
 }
 
-/// Has `read` read a whole number of units of `unit` numbers at once, and then lets go of the
-/// pages.
+/// Calls `read` for one slab after another and releases the pages of each slab afterwards. A slab
+/// has a multiple of `unit` numbers.
 fn slabs<T: Element>(
     format: &Format,
     file: &Mapped,
@@ -100,10 +99,9 @@ fn slabs<T: Element>(
     }
 }
 
-/// The numbers of a few blocks, less `offset` each.
+/// Decodes blocks on the current thread and subtracts `offset` from each number.
 pub fn blocks<T: Element>(format: &Format, bytes: &[u8], out: &mut [T], offset: f32) {
-    // Small enough to stay in the first-level cache on its way, and a whole number of the largest
-    // blocks.
+    // The buffer fits into the L1 cache, and its length is a multiple of the largest block.
     let mut numbers = [0f32; 1024];
     for (out, bytes) in
         out.chunks_mut(numbers.len()).zip(bytes.chunks(numbers.len() / format.block * format.bytes))

@@ -1,8 +1,7 @@
-//! GGUF's key-value header and the cursor that reads it.
+//! Reads the key-value metadata in the header of a GGUF file.
 //!
-//! A hostile file must cost neither time nor memory: every length is checked against what is left
-//! of the file before anything is done with it, and strings and arrays stay in the file until
-//! somebody asks for them.
+//! A malicious file must not use much time or memory. Every length is therefore compared with the
+//! rest of the file before it is used, and strings and arrays are only parsed when they are needed.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,15 +12,17 @@ use indexmap::IndexMap;
 use crate::error::{Error, Result};
 use crate::weights::memory::Mapped;
 
-/// More keys, and longer ones, than any model has.
-const MOST_ENTRIES: u64 = 1 << 16;
-const LONGEST_KEY: u64 = 1 << 16;
-/// Of header altogether. The vocabularies of today's models take a tenth of it.
-const LONGEST_HEADER: u64 = 1 << 26;
-/// Arrays in arrays: the format allows them, no model has them.
-const DEEPEST: usize = 4;
+/// Maximum number of keys.
+const MAX_ENTRIES: u64 = 1 << 16;
+/// Maximum length of a key in bytes.
+const MAX_KEY_BYTES: u64 = 1 << 16;
+/// Maximum size of the header in bytes. Headers of current models, including their vocabularies,
+/// have a tenth of this.
+const MAX_HEADER_BYTES: u64 = 1 << 26;
+/// Maximum nesting depth of arrays. The format allows nested arrays, but no known model has them.
+const MAX_DEPTH: usize = 4;
 
-/// What a GGUF file says about itself.
+/// The metadata of a GGUF file.
 #[derive(Debug)]
 pub struct Metadata {
     file: Arc<Mapped>,
@@ -43,7 +44,7 @@ impl Value {
         match self {
             Value::Unsigned(_) | Value::Signed(_) => "an integer",
             Value::Float(_) => "a float",
-            Value::Bool(_) => "a truth value",
+            Value::Bool(_) => "a boolean",
             Value::Text(_) => "a string",
             Value::Array { .. } => "an array",
         }
@@ -52,14 +53,14 @@ impl Value {
 
 impl Metadata {
     pub(super) fn read(cursor: &mut Cursor, file: &Arc<Mapped>, count: u64) -> Result<Self> {
-        if count > MOST_ENTRIES {
+        if count > MAX_ENTRIES {
             return Err(cursor
                 .wrong(format!("claims {count} metadata entries"))
-                .hint(format!("valid: up to {MOST_ENTRIES}")));
+                .hint(format!("valid: up to {MAX_ENTRIES}")));
         }
         let mut entries = IndexMap::new();
         for _ in 0..count {
-            let key = cursor.text("a key", LONGEST_KEY)?;
+            let key = cursor.text("a key", MAX_KEY_BYTES)?;
             let kind = cursor.u32()?;
             let value = cursor.value(kind)?;
             if entries.insert(key.clone(), value).is_some() {
@@ -69,13 +70,13 @@ impl Metadata {
         Ok(Self { file: Arc::clone(file), entries })
     }
 
-    /// What a file says, whatever its tensors and its architecture are.
+    /// Reads the metadata of a file of any architecture.
     #[cfg(test)]
     pub(crate) fn open(path: &Path) -> Result<Self> {
         super::part::Part::open(path).map(|part| part.metadata)
     }
 
-    /// Whether the key is there.
+    /// True if the key exists.
     pub fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
@@ -90,129 +91,137 @@ impl Metadata {
         self.file.path()
     }
 
-    fn mistyped(&self, key: &str, found: &str, expected: &str) -> Error {
+    fn wrong_type(&self, key: &str, found: &str, expected: &str) -> Error {
         Error::new(format!(
-            "`{key}` in `{}` is {found}, expected {expected}",
+            "`{key}` in `{}` must be {expected}, but is {found}",
             self.file.path().display()
         ))
     }
 
-    /// An integer that is not negative.
+    /// The value of a key as a non-negative integer; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else.
+    /// Fails if the value has another type or is negative.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Unsigned(x)) => Ok(Some(*x)),
-            Some(Value::Signed(x)) => {
-                u64::try_from(*x).map(Some).map_err(|_| self.mistyped(key, "negative", "a count"))
-            }
-            Some(other) => Err(self.mistyped(key, other.kind(), "an integer")),
+            Some(Value::Signed(x)) => u64::try_from(*x)
+                .map(Some)
+                .map_err(|_| self.wrong_type(key, "negative", "0 or greater")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "an integer")),
         }
     }
 
-    /// A number.
+    /// The value of a key as a number; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else, or no finite number.
+    /// Fails if the value has another type or is not finite.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Float(x)) if x.is_finite() => Ok(Some(*x)),
-            Some(Value::Float(_)) => Err(self.mistyped(key, "not finite", "a number")),
+            Some(Value::Float(_)) => Err(self.wrong_type(key, "not finite", "a finite number")),
             Some(Value::Unsigned(x)) => Ok(Some(*x as f64)),
             Some(Value::Signed(x)) => Ok(Some(*x as f64)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a number")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a number")),
         }
     }
 
-    /// A truth value.
+    /// The value of a key as a boolean; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else.
-    pub fn truth(&self, key: &str) -> Result<Option<bool>> {
+    /// Fails if the value has another type.
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Bool(x)) => Ok(Some(*x)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a truth value")),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a boolean")),
         }
     }
 
-    /// A string.
+    /// The value of a key as a string; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else, or no UTF-8.
+    /// Fails if the value has another type or is not UTF-8.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Text(at)) => std::str::from_utf8(&self.file[at.clone()])
                 .map(Some)
-                .map_err(|e| self.mistyped(key, "no UTF-8", "text").because(e)),
-            Some(other) => Err(self.mistyped(key, other.kind(), "a string")),
+                .map_err(|e| self.wrong_type(key, "not", "UTF-8").because(e)),
+            Some(other) => Err(self.wrong_type(key, other.kind(), "a string")),
         }
     }
 
-    /// An array of strings.
+    /// The value of a key as an array of strings; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else, or no UTF-8.
+    /// Fails if the value has another type or is not UTF-8.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let (len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: 8, len, at }) => (*len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of strings")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of strings")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut texts = Vec::with_capacity(len);
         for i in 0..len {
             let at = cursor.text_range("a string")?;
-            texts.push(std::str::from_utf8(&self.file[at]).map_err(|e| {
-                self.mistyped(&format!("{key}[{i}]"), "no UTF-8", "text").because(e)
-            })?);
+            texts.push(
+                std::str::from_utf8(&self.file[at]).map_err(|e| {
+                    self.wrong_type(&format!("{key}[{i}]"), "not", "UTF-8").because(e)
+                })?,
+            );
         }
         Ok(Some(texts))
     }
 
-    /// True if the key holds an array.
+    /// True if the value of the key is an array.
     pub fn is_array(&self, key: &str) -> bool {
         matches!(self.entries.get(key), Some(Value::Array { .. }))
     }
 
-    /// An array of integers, or of truth values, of which `true` is 1.
+    /// The value of a key as an array of integers; `None` if the key is missing. Booleans are
+    /// converted to 0 and 1.
     ///
     /// # Errors
-    /// Where the key holds something else.
+    /// Fails if the value has another type, or if a number does not fit into 64 bits with a sign.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: of @ (0..=5 | 7 | 10 | 11), len, at }) => (*of, *len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of integers")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of integers")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut all = Vec::with_capacity(len);
         for _ in 0..len {
             all.push(match cursor.value(of)? {
                 Value::Unsigned(x) => i64::try_from(x).map_err(|e| {
-                    self.mistyped(key, "too large", "an array of integers").because(e)
+                    self.wrong_type(
+                        key,
+                        "an array with a number that is too large",
+                        "an array of integers",
+                    )
+                    .because(e)
                 })?,
                 Value::Signed(x) => x,
                 Value::Bool(x) => x.into(),
-                other => return Err(self.mistyped(key, other.kind(), "an array of integers")),
+                other => return Err(self.wrong_type(key, other.kind(), "an array of integers")),
             });
         }
         Ok(Some(all))
     }
 
-    /// An array of numbers, as f32 has them.
+    /// The value of a key as an array of numbers, converted to f32; `None` if the key is missing.
     ///
     /// # Errors
-    /// Where the key holds something else, or numbers that are not finite.
+    /// Fails if the value has another type, or if a number is not finite.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         let (of, len, at) = match self.entries.get(key) {
             None => return Ok(None),
             Some(Value::Array { of: of @ (0..=6 | 10..=12), len, at }) => (*of, *len, at),
-            Some(other) => return Err(self.mistyped(key, other.kind(), "an array of numbers")),
+            Some(other) => return Err(self.wrong_type(key, other.kind(), "an array of numbers")),
         };
         let mut cursor = Cursor::new(&self.file, at.start);
         let mut all = Vec::with_capacity(len);
@@ -221,7 +230,13 @@ impl Metadata {
                 Value::Unsigned(x) => x as f32,
                 Value::Signed(x) => x as f32,
                 Value::Float(x) if x.is_finite() => x as f32,
-                _ => return Err(self.mistyped(&format!("{key}[{i}]"), "not finite", "a number")),
+                _ => {
+                    return Err(self.wrong_type(
+                        &format!("{key}[{i}]"),
+                        "not finite",
+                        "a finite number",
+                    ));
+                }
             });
         }
         Ok(Some(all))
@@ -240,7 +255,7 @@ impl Metadata {
     }
 
     /// The value of a key, formatted for an error message.
-    pub fn shown(&self, key: &str) -> String {
+    pub fn describe(&self, key: &str) -> String {
         match self.entries.get(key) {
             None => "nothing".to_owned(),
             Some(Value::Bool(x)) => x.to_string(),
@@ -256,11 +271,10 @@ impl Metadata {
         }
     }
 
-    /// The error for a key that has to be there.
+    /// The error for a required key that is missing.
     pub fn missing(&self, key: &str) -> Error {
-        Error::new(format!("`{}` does not say `{key}`", self.file.path().display())).hint(
-            "the file is incomplete: convert the model again, or take its Hugging Face folder",
-        )
+        Error::new(format!("`{}` does not have the key `{key}`", self.file.path().display()))
+            .hint("convert the model again, or use its Hugging Face folder")
     }
 }
 
@@ -285,7 +299,7 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn wrong(&self, what: String) -> Error {
         Error::new(format!(
-            "`{}` is no valid GGUF file: it {what} (at byte {})",
+            "`{}` is not a valid GGUF file: it {what} (at byte {})",
             self.file.path().display(),
             self.at
         ))
@@ -293,9 +307,9 @@ impl<'a> Cursor<'a> {
 
     fn take(&mut self, len: u64, what: &str) -> Result<Range<usize>> {
         let left = self.file.len() - self.at;
-        if len <= left as u64 && self.at as u64 + len > LONGEST_HEADER {
+        if len <= left as u64 && self.at as u64 + len > MAX_HEADER_BYTES {
             return Err(self.wrong(format!(
-                "goes on with its header after {LONGEST_HEADER} bytes, at {what} of {len} bytes"
+                "has a header of more than {MAX_HEADER_BYTES} bytes, with {what} of {len} bytes"
             )));
         }
         match usize::try_from(len) {
@@ -306,7 +320,7 @@ impl<'a> Cursor<'a> {
             }
             _ => Err(self
                 .wrong(format!("ends inside {what} of {len} bytes"))
-                .hint("fetch it again: the download may have been cut off")),
+                .hint("download it again; the last download may have been incomplete")),
         }
     }
 
@@ -330,7 +344,7 @@ impl<'a> Cursor<'a> {
         self.take(len, what)
     }
 
-    /// A string that is a name, so no longer than `longest`.
+    /// Reads a string of up to `longest` bytes.
     pub(super) fn text(&mut self, what: &str, longest: u64) -> Result<String> {
         let range = self.text_range(what)?;
         if range.len() as u64 > longest {
@@ -338,7 +352,7 @@ impl<'a> Cursor<'a> {
         }
         match std::str::from_utf8(&self.file[range]) {
             Ok(text) => Ok(text.to_owned()),
-            Err(e) => Err(self.wrong(format!("has {what} that is no UTF-8")).because(e)),
+            Err(e) => Err(self.wrong(format!("has {what} that is not UTF-8")).because(e)),
         }
     }
 
@@ -357,7 +371,8 @@ impl<'a> Cursor<'a> {
                 let (of, len) = (self.u32()?, self.u64()?);
                 let start = self.at;
                 self.skip(of, len, 0)?;
-                // Each element takes a byte or more, so a length that was skipped fits the file.
+                // Each element takes at least one byte, so the length cannot exceed the file's
+                // size.
                 Value::Array { of, len: usize::try_from(len).unwrap_or(0), at: start..self.at }
             }
             10 => Value::Unsigned(self.u64()?),
@@ -383,14 +398,18 @@ impl<'a> Cursor<'a> {
                 }
                 return Ok(());
             }
-            9 if depth < DEEPEST => {
+            9 if depth < MAX_DEPTH => {
                 for _ in 0..len {
                     let (of, len) = (self.u32()?, self.u64()?);
                     self.skip(of, len, depth + 1)?;
                 }
                 return Ok(());
             }
-            9 => return Err(self.wrong(format!("has arrays nested deeper than {DEEPEST}"))),
+            9 => {
+                return Err(
+                    self.wrong(format!("has arrays nested more than {MAX_DEPTH} levels deep"))
+                );
+            }
             other => {
                 return Err(
                     self.wrong(format!("has an array of type {other}, which does not exist"))
@@ -401,8 +420,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The f64 that is written as the f32 is: 1e-5 and not 9.999999747378752e-6, as it stood in the
-/// model's config.json.
+/// Converts an f32 to the f64 with the same shortest decimal representation. This restores the
+/// number in the model's config.json: 1e-5 instead of 9.999999747378752e-6.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

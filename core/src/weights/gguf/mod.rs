@@ -1,8 +1,8 @@
-//! GGUF files, versions 2 and 3: llama.cpp's format, in which small models travel as one file.
+//! Reads GGUF files (versions 2 and 3), llama.cpp's format for models.
 //!
-//! What comes out has Hugging Face's names, order of rows and configuration, so that no model file
-//! knows where its weights came from. Numbers are taken from their blocks straight into the memory
-//! of the tensor.
+//! The tensors and the configuration are converted to Hugging Face's names, order of rows and
+//! settings, so that the code of the models does not depend on the format. Quantised blocks are
+//! decoded directly into the memory of the tensor.
 
 mod blocks;
 mod decode;
@@ -30,45 +30,48 @@ use super::memory::{Element, Mapped, filled};
 use crate::error::{Error, Result};
 use names::RopeFactors;
 use order::Order;
-use part::Placed;
+use part::TensorInfo;
 
-/// No head has more pairs of numbers to turn.
-const MOST_ROPE_FACTORS: i64 = 1 << 14;
+/// Maximum number of rotary factors, one for each pair of dimensions of a head. No known model
+/// comes close to this.
+const MAX_ROPE_FACTORS: i64 = 1 << 14;
 
-/// A GGUF model, mapped, with its headers checked: one file, or the parts of a split one.
+/// A GGUF model in one file, or in several parts if it was split. The files are mapped into memory
+/// and their headers are checked.
 #[derive(Debug)]
 pub struct Gguf {
     files: Vec<Arc<Mapped>>,
     metadata: Metadata,
     config: Value,
-    tensors: IndexMap<String, Stored>,
+    tensors: IndexMap<String, StoredTensor>,
 }
 
 #[derive(Debug)]
-struct Stored {
-    /// Which of the files it is in.
+struct StoredTensor {
+    /// Index of the file that contains the tensor.
     file: usize,
-    placed: Placed,
+    placed: TensorInfo,
     order: Order,
-    /// What Hugging Face's numbers are less than the file's.
+    /// Number to subtract from the values in the file to get Hugging Face's.
     offset: f32,
 }
 
 impl Gguf {
-    /// Maps a file and checks its header; of a split model any part brings the others along.
+    /// Maps a file and checks its header. If `path` is any part of a split model, all parts are
+    /// opened.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off or no GGUF; a part that is missing; an architecture
-    /// or a number type that is not read.
+    /// Fails if a file cannot be read, is incomplete or not a GGUF file, if a part is missing, or
+    /// if the architecture, a setting or a number type is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = split::open(path)?;
         let (mut files, mut metadata, mut placed) = (Vec::new(), None, Vec::new());
         for (i, part) in parts.into_iter().enumerate() {
             files.push(part.file);
-            // The first part speaks for all.
+            // The first part contains the metadata of the whole model.
             metadata.get_or_insert(part.metadata);
             placed.extend(part.tensors.into_iter().map(|(name, placed)| {
-                (name, Stored { file: i, placed, order: Order::Same, offset: 0.0 })
+                (name, StoredTensor { file: i, placed, order: Order::Same, offset: 0.0 })
             }));
         }
         let metadata =
@@ -76,23 +79,24 @@ impl Gguf {
 
         let architecture = names::architecture(&metadata)?;
         let shape = architecture.shape(&metadata)?;
-        let mut tensors: IndexMap<String, Stored> = IndexMap::new();
+        let mut tensors: IndexMap<String, StoredTensor> = IndexMap::new();
         let mut rope = RopeFactors::default();
-        for (theirs, mut stored) in placed {
+        for (gguf_name, mut stored) in placed {
             let at = files[stored.file].path().display();
-            if let Some(factors) = rope.of(&theirs) {
-                let few = stored.few(&files[stored.file]);
-                *factors = Some(few.ok_or_else(|| {
+            if let Some(factors) = rope.of(&gguf_name) {
+                let numbers = stored.decode_small(&files[stored.file]);
+                *factors = Some(numbers.ok_or_else(|| {
                     Error::new(format!(
-                        "`{at}` has a tensor `{theirs}` of {:?}, more than any head has",
+                        "tensor `{gguf_name}` in `{at}` has the shape {:?}, which is too large for \
+                        rotary factors",
                         stored.placed.shape
                     ))
                 })?);
                 continue;
             }
-            let name = architecture.rename(&theirs).ok_or_else(|| {
+            let name = architecture.rename(&gguf_name).ok_or_else(|| {
                 Error::new(format!(
-                    "`{at}` has a tensor `{theirs}` that its architecture is not known to have"
+                    "`{at}` has a tensor `{gguf_name}`, which is unknown for its architecture"
                 ))
             })?;
             (stored.order, stored.offset) =
@@ -102,32 +106,36 @@ impl Gguf {
             {
                 let shape = &stored.placed.shape;
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows {heads} \
-                        heads cannot share"
+                    "tensor `{gguf_name}` in `{at}` has the shape {shape:?}, whose rows cannot be \
+                    divided among {heads} heads"
                 )));
             }
             if stored.order == Order::Transposed && stored.placed.shape.len() != 2 {
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` has the shape {:?}, and is not a matrix",
+                    "tensor `{gguf_name}` in `{at}` must be a matrix, but has the shape {:?}",
                     stored.placed.shape
                 )));
             }
-            // Its numbers change places one by one, and those of a block cannot.
+            // Reordering a bias moves single numbers, which is not possible within a quantised
+            // block.
             if stored.order != Order::Same
                 && stored.placed.shape.len() == 1
                 && stored.placed.format.block > 1
             {
                 return Err(Error::new(format!(
-                    "tensor `{theirs}` in `{at}` is a bias of the type {}, which is not read",
+                    "tensor `{gguf_name}` in `{at}` is a bias of type {}, which is not supported",
                     stored.placed.format.name
                 ))
-                .hint("read: F32, F16, BF16"));
+                .hint("valid: F32, F16, BF16"));
             }
             if let Some(first) = tensors.insert(name, stored) {
                 return Err(Error::new(format!(
-                    "`{at}` is no valid GGUF file: it has a second tensor `{theirs}`"
+                    "`{at}` is not a valid GGUF file: it has a second tensor `{gguf_name}`"
                 ))
-                .hint(format!("the first one is in `{}`", files[first.file].path().display())));
+                .hint(format!(
+                    "download it again; the first tensor of this name is in `{}`",
+                    files[first.file].path().display()
+                )));
             }
         }
         let vocab =
@@ -143,17 +151,17 @@ impl Gguf {
         Ok(Self { files, metadata, config, tensors })
     }
 
-    /// What the file says about itself, in llama.cpp's words.
+    /// The metadata of the file, with llama.cpp's keys.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// The same in Hugging Face's words.
+    /// The configuration, with the keys of Hugging Face's config.json.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// The tensors' names in Hugging Face's words, in the file's order.
+    /// Hugging Face's names of the tensors, in the order of the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -169,7 +177,7 @@ impl Gguf {
         names
     }
 
-    /// For each file, its bytes and the length of its header in bytes.
+    /// The bytes and the header's length in bytes of each file.
     pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
         self.files.iter().enumerate().map(|(i, file)| {
             let header =
@@ -178,16 +186,16 @@ impl Gguf {
         })
     }
 
-    /// How many files the model is in.
+    /// Number of files of the model.
     pub fn files(&self) -> usize {
         self.files.len()
     }
 
-    /// One tensor as plain numbers of the kind, on the CPU. Beside it, little of the file stays in
-    /// memory.
+    /// Decodes one tensor into numbers of type `kind`, on the CPU. Most of the file's pages are
+    /// released while the tensor is read.
     ///
     /// # Errors
-    /// Where there is no tensor of that name, or not enough memory.
+    /// Fails if the tensor does not exist, or if memory runs out.
     pub fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
         let stored = self.tensors.get(name).ok_or_else(|| {
             Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display()))
@@ -205,12 +213,12 @@ impl Gguf {
     }
 }
 
-impl Stored {
-    /// The numbers of a short list.
-    fn few(&self, file: &Mapped) -> Option<Vec<f64>> {
+impl StoredTensor {
+    /// Decodes a small tensor; `None` if it has more than [`MAX_ROPE_FACTORS`] numbers.
+    fn decode_small(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();
         let mut numbers =
-            vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MOST_ROPE_FACTORS)?];
+            vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MAX_ROPE_FACTORS)?];
         decode::blocks(
             self.placed.format,
             &file[self.placed.at.clone()],
@@ -221,7 +229,7 @@ impl Stored {
     }
 
     fn decode<T: Element>(&self, file: &Mapped, out: &mut [T]) {
-        let Placed { format, shape, at } = &self.placed;
+        let TensorInfo { format, shape, at } = &self.placed;
         match self.order {
             Order::Same => decode::in_order(format, file, at.clone(), out, self.offset),
             Order::Transposed => {

@@ -1,28 +1,28 @@
-//! Where llama.cpp's tensors differ from Hugging Face's in more than their name: rows in another
-//! order, and norms with another origin.
+//! The order of rows in llama.cpp's tensors, which differs from Hugging Face's for some tensors.
 
-/// In which order a tensor stands in the file.
+/// The order of a tensor's rows in the file, compared with Hugging Face's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Hugging Face's.
+    /// The order is the same.
     Same,
-    /// In each head, the two rows that rotate together are neighbours: (half, i) is row 2·i + half.
-    /// Only the first `turned` rows of a head rotate. The others keep their places.
+    /// The two rows of a head that rotate together are adjacent: row i of the first half is row
+    /// 2·i, and row i of the second half is row 2·i + 1. Only the first `rotated` rows of a head
+    /// rotate; the others keep their positions.
     Pairs {
         /// Number of heads.
         heads: usize,
         /// Number of rows of each head that rotate.
-        turned: usize,
+        rotated: usize,
     },
-    /// All queries, then all keys, then all values, where Hugging Face has each of so many heads'
-    /// three together.
+    /// The file has all queries, then all keys, then all values. Hugging Face has queries, keys and
+    /// values of each head together. The field is the number of heads.
     Thirds(usize),
-    /// Rows and columns change places.
+    /// The matrix is transposed.
     Transposed,
 }
 
 impl Order {
-    /// How many equal groups of rows it takes to put them in order.
+    /// The numbers of heads and of parts for each head into which the rows must be divisible.
     fn groups(self) -> Option<(usize, usize)> {
         match self {
             Self::Same | Self::Transposed => None,
@@ -31,7 +31,7 @@ impl Order {
         }
     }
 
-    /// The heads that cannot share so many rows evenly, where they cannot.
+    /// Returns the number of heads if `rows` cannot be divided evenly among them, else `None`.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
         let groups = heads
@@ -41,7 +41,8 @@ impl Order {
         if groups.is_some_and(|groups| rows % groups == 0) { None } else { Some(heads) }
     }
 
-    /// How many of so many rows change places among themselves, and with no others.
+    /// Number of adjacent rows that are only reordered among themselves; `None` if rows are not
+    /// reordered.
     pub fn together(self, rows: usize) -> Option<usize> {
         match self {
             Self::Same | Self::Transposed => None,
@@ -50,20 +51,20 @@ impl Order {
         }
     }
 
-    /// The row of the file that is row `r` of Hugging Face's `rows`. Both may be counted from the
-    /// start of rows that change places among themselves.
+    /// The index in the file of Hugging Face's row `r` of `rows`. Both indices may also be relative
+    /// to a group of rows that are only reordered among themselves.
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same | Self::Transposed => r,
-            Self::Pairs { heads, turned } => {
+            Self::Pairs { heads, rotated } => {
                 let head = rows / heads;
                 let (start, within) = (r / head * head, r % head);
-                // If the head is smaller than `turned`, all of its rows rotate.
-                let turned = if (2..=head).contains(&turned) { turned } else { head };
-                if within >= turned {
+                // If `rotated` is not a valid number of rows, all rows of the head rotate.
+                let rotated = if (2..=head).contains(&rotated) { rotated } else { head };
+                if within >= rotated {
                     r
                 } else {
-                    start + within % (turned / 2) * 2 + within / (turned / 2)
+                    start + within % (rotated / 2) * 2 + within / (rotated / 2)
                 }
             }
             Self::Thirds(heads) => {

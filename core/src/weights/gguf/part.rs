@@ -1,5 +1,5 @@
-//! One GGUF file: its header, checked, and where its tensors lie. A model that was split is several
-//! of these.
+//! Opens one GGUF file, checks its header and locates its tensors. A split model consists of
+//! several such files.
 
 use std::ops::Range;
 use std::path::Path;
@@ -10,57 +10,60 @@ use super::types::{self, Format};
 use crate::error::{Error, Result};
 use crate::weights::memory::Mapped;
 
-const MOST_TENSORS: u64 = 1 << 16;
-const LONGEST_NAME: u64 = 1 << 10;
-/// ggml's own limit.
-const MOST_AXES: u32 = 4;
+/// Maximum number of tensors in a file.
+const MAX_TENSORS: u64 = 1 << 16;
+/// Maximum length of a tensor's name in bytes.
+const MAX_NAME_BYTES: u64 = 1 << 10;
+/// Maximum number of axes of a tensor, as in ggml.
+const MAX_AXES: u32 = 4;
 
-/// A file, mapped.
+/// A GGUF file that is mapped into memory.
 #[derive(Debug)]
 pub struct Part {
     pub file: Arc<Mapped>,
     pub metadata: Metadata,
-    /// The tensors with llama.cpp's names, in the file's order.
-    pub tensors: Vec<(String, Placed)>,
+    /// The tensors with llama.cpp's names, in the order of the file.
+    pub tensors: Vec<(String, TensorInfo)>,
 }
 
-/// Where a tensor lies and how it is to be read.
+/// The number type, shape and position of a tensor in a file.
 #[derive(Debug)]
-pub struct Placed {
+pub struct TensorInfo {
     pub format: &'static Format,
-    /// Outermost axis first, as PyTorch counts them.
+    /// Lengths of the axes. The outermost axis comes first, as in PyTorch.
     pub shape: Vec<i64>,
-    /// Its bytes in the file, all of them there.
+    /// Byte range of the data. It is within the file.
     pub at: Range<usize>,
 }
 
 impl Part {
-    /// Maps a file and checks its header, and that every tensor is inside the file and in a place
-    /// of its own.
+    /// Maps a file and checks its header. The data of all tensors must be within the file and must
+    /// not overlap.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off or no GGUF, or has a number type that is not read.
+    /// Fails if the file cannot be read, is incomplete or not a GGUF file, or has a number type
+    /// that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         let file = Arc::new(Mapped::open(path)?);
         if file.get(..4) != Some(b"GGUF") {
-            return Err(Error::new(format!("`{}` is no GGUF file", path.display()))
-                .hint("a GGUF file begins with the letters GGUF; fetch it again"));
+            return Err(Error::new(format!("`{}` is not a GGUF file", path.display()))
+                .hint("download it again; a GGUF file begins with the letters GGUF"));
         }
         let mut cursor = Cursor::new(&file, 4);
         match cursor.u32()? {
             2 | 3 => {}
             v if v.swap_bytes() <= 3 => {
                 return Err(Error::new(format!(
-                    "`{}` is a big-endian GGUF file, which is not read",
+                    "`{}` is a big-endian GGUF file, which is not supported",
                     path.display()
                 )));
             }
             v => {
                 return Err(Error::new(format!(
-                    "`{}` is a GGUF file of version {v}",
+                    "`{}` is a GGUF file of version {v}, which is not supported",
                     path.display()
                 ))
-                .hint("read: versions 2 and 3"));
+                .hint("valid: versions 2 and 3"));
             }
         }
         let (tensor_count, entry_count) = (cursor.u64()?, cursor.u64()?);
@@ -71,7 +74,7 @@ impl Part {
     }
 }
 
-/// A tensor as the header tells of it.
+/// A tensor's entry in the header.
 struct Info {
     name: String,
     format: &'static Format,
@@ -81,19 +84,19 @@ struct Info {
 }
 
 fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
-    if count > MOST_TENSORS {
+    if count > MAX_TENSORS {
         return Err(cursor
             .wrong(format!("claims {count} tensors"))
-            .hint(format!("valid: up to {MOST_TENSORS}")));
+            .hint(format!("valid: up to {MAX_TENSORS}")));
     }
     let mut infos = Vec::new();
     for _ in 0..count {
-        let name = cursor.text("a tensor's name", LONGEST_NAME)?;
+        let name = cursor.text("a tensor's name", MAX_NAME_BYTES)?;
         let axes = cursor.u32()?;
-        if !(1..=MOST_AXES).contains(&axes) {
+        if !(1..=MAX_AXES).contains(&axes) {
             return Err(cursor
                 .wrong(format!("has a tensor `{name}` with {axes} axes"))
-                .hint(format!("valid: 1 to {MOST_AXES}")));
+                .hint(format!("valid: 1 to {MAX_AXES}")));
         }
         let mut shape = Vec::new();
         let mut numel = 1u64;
@@ -105,16 +108,16 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
             })?;
             shape.push(len as i64);
         }
-        // ggml counts axes from the innermost.
+        // In ggml, the innermost axis comes first.
         shape.reverse();
         let id = cursor.u32()?;
         let format = types::format(id).ok_or_else(|| {
             Error::new(format!(
-                "tensor `{name}` in `{}` has the type {}, which is not read",
+                "tensor `{name}` in `{}` has the type {}, which is not supported",
                 cursor.path().display(),
                 types::unread_name(id)
             ))
-            .hint(format!("read: {}", types::read_names()))
+            .hint(format!("valid: {}", types::read_names()))
         })?;
         let inner = shape.last().copied().unwrap_or(0) as u64;
         if !inner.is_multiple_of(format.block as u64) {
@@ -135,14 +138,14 @@ fn infos(cursor: &mut Cursor, count: u64) -> Result<Vec<Info>> {
     Ok(infos)
 }
 
-/// Finds the tensors' bytes, which begin behind the header, and checks that they are there and do
-/// not overlap.
+/// Computes the byte range of each tensor in the data after the header, and checks that the ranges
+/// are within the file and do not overlap.
 fn place(
     cursor: &mut Cursor,
     metadata: &Metadata,
     infos: Vec<Info>,
     end: usize,
-) -> Result<Vec<(String, Placed)>> {
+) -> Result<Vec<(String, TensorInfo)>> {
     let alignment = metadata.unsigned("general.alignment")?.unwrap_or(32);
     if !alignment.is_power_of_two() || alignment > 1 << 20 {
         return Err(cursor
@@ -150,7 +153,7 @@ fn place(
             .hint("valid: a power of two up to 2^20; 32 is usual"));
     }
     let start = (cursor.at() as u64).next_multiple_of(alignment);
-    let mut placed: Vec<(String, Placed)> = Vec::with_capacity(infos.len());
+    let mut placed: Vec<(String, TensorInfo)> = Vec::with_capacity(infos.len());
     for info in infos {
         let range = start
             .checked_add(info.offset)
@@ -158,8 +161,8 @@ fn place(
             .filter(|(_, to)| *to <= end as u64);
         let (from, to) = range.ok_or_else(|| {
             cursor
-                .wrong(format!("ends before tensor `{}` does", info.name))
-                .hint("fetch it again: the download may have been cut off")
+                .wrong(format!("ends before the end of tensor `{}`", info.name))
+                .hint("download it again; the last download may have been incomplete")
         })?;
         if info.offset % alignment != 0 {
             return Err(cursor.wrong(format!(
@@ -167,18 +170,17 @@ fn place(
                 info.name, info.offset
             )));
         }
-        // `to` is within the file, which is in the address space.
+        // The conversions cannot overflow, because `to` is within the mapped file.
         placed.push((
             info.name,
-            Placed { format: info.format, shape: info.shape, at: from as usize..to as usize },
+            TensorInfo { format: info.format, shape: info.shape, at: from as usize..to as usize },
         ));
     }
-    let mut order: Vec<&(String, Placed)> = placed.iter().collect();
+    let mut order: Vec<&(String, TensorInfo)> = placed.iter().collect();
     order.sort_by_key(|(_, t)| t.at.start);
     match order.windows(2).find(|w| w[0].1.at.end > w[1].1.at.start) {
         Some(w) => {
-            Err(cursor
-                .wrong(format!("has tensors `{}` and `{}` in the same place", w[0].0, w[1].0)))
+            Err(cursor.wrong(format!("has overlapping tensors `{}` and `{}`", w[0].0, w[1].0)))
         }
         None => Ok(placed),
     }

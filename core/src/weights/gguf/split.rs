@@ -1,20 +1,22 @@
-//! Models that llama.cpp's gguf-split cut into several files: `NAME-00001-of-00003.gguf` and on.
+//! Opens models that llama.cpp's gguf-split divided into several files, such as
+//! `NAME-00001-of-00003.gguf`.
 //!
-//! Every part is a GGUF file of its own with some of the tensors; the first one has the metadata of
-//! all.
+//! Each part is a complete GGUF file with some of the tensors. The first part contains the metadata
+//! of the whole model.
 
 use std::path::{Path, PathBuf};
 
 use super::part::Part;
 use crate::error::{Error, Result};
 
-const MOST_PARTS: u64 = 99_999;
+/// Maximum number of parts, because their names have five digits.
+const MAX_PARTS: u64 = 99_999;
 
-/// Opens a file, and where it is a part of a model the other parts too: in their order, the first
-/// one first.
+/// Opens a file. If it is a part of a split model, all parts are opened and returned in their
+/// order.
 ///
 /// # Errors
-/// As [`Part::open`]; parts that are missing, or that do not belong together.
+/// Fails as [`Part::open`] does, and if a part is missing or belongs to another model.
 pub fn open(path: &Path) -> Result<Vec<Part>> {
     let given = Part::open(path)?;
     let count = given.metadata.unsigned("split.count")?.unwrap_or(1);
@@ -25,14 +27,13 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
     let wrong = |what: String| {
         Error::new(format!("`{}` is part {number} of {count} of a model, {what}", path.display()))
     };
-    if count > MOST_PARTS || number > count {
-        return Err(wrong("which cannot be".into())
-            .hint(format!("valid: up to {MOST_PARTS} parts, counted from 1")));
+    if count > MAX_PARTS || number > count {
+        return Err(wrong("which is not valid".into())
+            .hint(format!("valid: up to {MAX_PARTS} parts, counted from 1")));
     }
     let Some(name) = PartName::of(path).filter(|n| n.number == number && n.count == count) else {
-        return Err(wrong("and its name does not say so".into()).hint(format!(
-            "the parts are found by their names: `NAME-{number:05}-of-{count:05}.gguf`"
-        )));
+        return Err(wrong("but its name does not match".into())
+            .hint(format!("rename it to `NAME-{number:05}-of-{count:05}.gguf`")));
     };
     let missing: Vec<String> = (1..=count)
         .map(|n| name.part(n))
@@ -50,7 +51,7 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
             "of which {} missing: {named}{more}",
             if missing.len() == 1 { "one is" } else { "some are" }
         ))
-        .hint("put all parts into one folder, under the names that they came with"));
+        .hint("put all parts into one folder, under their original names"));
     }
     let mut given = Some(given);
     let mut parts = Vec::new();
@@ -60,15 +61,16 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
             Some(part) => part,
             None => Part::open(&at)?,
         };
-        let says = (number_of(&part, &at)?, part.metadata.unsigned("split.count")?.unwrap_or(1));
-        if says != (n, count) {
+        let found = (number_of(&part, &at)?, part.metadata.unsigned("split.count")?.unwrap_or(1));
+        if found != (n, count) {
             return Err(Error::new(format!(
-                "`{}` says that it is part {} of {}, and its name says part {n} of {count}",
+                "`{}` is part {} of {} according to its metadata, but part {n} of {count} \
+                according to its name",
                 at.display(),
-                says.0,
-                says.1
+                found.0,
+                found.1
             ))
-            .hint("the parts are of different models, or were renamed: fetch them again"));
+            .hint("download the parts again; they were renamed or belong to different models"));
         }
         parts.push(part);
     }
@@ -77,36 +79,36 @@ pub fn open(path: &Path) -> Result<Vec<Part>> {
         && total != there as u64
     {
         return Err(wrong(format!("whose parts have {there} tensors together instead of {total}"))
-            .hint("the parts are of different models: fetch them again"));
+            .hint("download the parts again; they belong to different models"));
     }
     Ok(parts)
 }
 
-/// Whether a file's name is that of a part that is not the first.
+/// True if a file is a part of a split model other than the first one, and the first one exists.
 pub fn is_later_part(path: &Path) -> bool {
     PartName::of(path).is_some_and(|n| n.number > 1 && n.part(1).is_file())
 }
 
-/// The names of all parts of the model that a file's name says it is a part of; of any other, its
-/// own.
+/// The paths of all parts of a split model, if the file's name is that of a part. Otherwise, only
+/// the path itself is returned.
 pub fn names(path: &Path) -> Vec<PathBuf> {
-    match PartName::of(path).filter(|n| n.count <= MOST_PARTS && (1..=n.count).contains(&n.number))
-    {
+    match PartName::of(path).filter(|n| n.count <= MAX_PARTS && (1..=n.count).contains(&n.number)) {
         Some(name) => (1..=name.count).map(|n| name.part(n)).collect(),
         None => vec![path.to_owned()],
     }
 }
 
-/// The part's number as its metadata has it, counted from 1 as the names count.
+/// Number of a part according to its metadata, counted from 1 as in the names. (The metadata counts
+/// from 0.)
 fn number_of(part: &Part, path: &Path) -> Result<u64> {
     let number =
         part.metadata.unsigned("split.no")?.ok_or_else(|| part.metadata.missing("split.no"))?;
     number.checked_add(1).ok_or_else(|| {
-        Error::new(format!("`split.no` in `{}` is {number}, which no part has", path.display()))
+        Error::new(format!("`split.no` in `{}` is {number}, which is too large", path.display()))
     })
 }
 
-/// `…/NAME-00002-of-00003.gguf`
+/// The components of a part's path, such as `FOLDER/NAME-00002-of-00003.gguf`.
 struct PartName {
     folder: PathBuf,
     name: String,

@@ -24,10 +24,11 @@ fn open(bytes: &[u8]) -> Result<Gguf> {
 fn refused(bytes: &[u8]) -> String {
     let (opened, seconds) = testing::seconds_of(|| open(bytes));
     assert!(seconds < 1.0, "{seconds}");
-    format!("{:?}", opened.expect_err("a file that is wrong has to be refused"))
+    format!("{:?}", opened.expect_err("an invalid file must be refused"))
 }
 
-/// Bytes that look random, with sane half-precision scales at the given places of every block.
+/// Pseudorandom bytes of `count` blocks. The half-precision scales, whose offsets in a block are
+/// `scales`, have moderate values.
 fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     let mut seed = 7u32;
     let mut bytes: Vec<u8> = (0..count * size)
@@ -45,9 +46,9 @@ fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
     bytes
 }
 
-/// What `fixtures/make.py` has the `gguf` package make of blocks, bit for bit.
+/// The expected numbers were computed by Python's `gguf` package, with `fixtures/make.py`.
 #[test]
-fn every_type_is_what_the_gguf_package_makes_of_it() {
+fn every_type_is_decoded_bit_for_bit_as_in_the_gguf_package() {
     let fixture =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("src/weights/gguf/fixtures/blocks.safetensors");
     let fixture = crate::weights::read_safetensors(&fixture).unwrap();
@@ -60,11 +61,15 @@ fn every_type_is_what_the_gguf_package_makes_of_it() {
         let differs = numbers.iter().zip(&expected).position(|(x, y)| x.to_bits() != y.to_bits());
         assert_eq!(differs.map(|i| (i, numbers[i], expected[i])), None, "{}", format.name);
     }
-    assert_eq!(fixture.len(), 2 * types::FORMATS.len(), "every type of the fixture is read");
+    assert_eq!(
+        fixture.len(),
+        2 * types::FORMATS.len(),
+        "every type of the fixture must be supported"
+    );
 }
 
 #[test]
-fn a_tensor_is_its_blocks_one_after_the_other_in_every_kind() {
+fn long_tensors_are_decoded_correctly_as_every_type() {
     for (id, scales) in [
         (0, &[2usize][..]),
         (1, &[0]),
@@ -75,7 +80,7 @@ fn a_tensor_is_its_blocks_one_after_the_other_in_every_kind() {
         (13, &[0, 2]),
     ] {
         let format = types::format(id).unwrap();
-        // Long enough for several runs of the decoder, and a last one that is not full.
+        // The tensor is long enough for several runs of the decoder, and the last run is not full.
         let (rows, inner) = (37, 1024 + format.block);
         let data = blocks(rows * inner / format.block, format.bytes, scales);
         let gguf = Writer::llama()
@@ -96,8 +101,8 @@ fn a_tensor_is_its_blocks_one_after_the_other_in_every_kind() {
 }
 
 #[test]
-fn rows_of_queries_and_keys_are_put_back_into_hugging_faces_order() {
-    // transformers: reshape(heads, rows / 2, 2, inner).swapaxes(1, 2)
+fn rows_of_queries_and_keys_are_put_into_hugging_faces_order() {
+    // The conversion in transformers is reshape(heads, rows / 2, 2, inner).swapaxes(1, 2)
     let values = Tensor::arange(16 * 32, (Kind::Float, tch::Device::Cpu)).reshape([16, 32]);
     let data: Vec<u8> = (0..16 * 32).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let ones: Vec<u8> = (0..16).flat_map(|i| (i as f32).to_le_bytes()).collect();
@@ -112,20 +117,20 @@ fn rows_of_queries_and_keys_are_put_back_into_hugging_faces_order() {
         .tensor("blk.0.attn_q.bias", &[16], 0, &ones)
         .open()
         .unwrap();
-    let turned = |heads: i64| {
+    let rotated = |heads: i64| {
         values.reshape([heads, 16 / heads / 2, 2, 32]).transpose(1, 2).reshape([16, 32])
     };
     let read =
         |name: &str| gguf.read(&format!("model.layers.0.self_attn.{name}"), Kind::Float).unwrap();
-    assert!(read("q_proj.weight").equal(&turned(2)));
-    assert!(read("k_proj.weight").equal(&turned(1)));
+    assert!(read("q_proj.weight").equal(&rotated(2)));
+    assert!(read("k_proj.weight").equal(&rotated(1)));
     assert!(read("v_proj.weight").equal(&values));
-    assert!(read("q_proj.bias").equal(&(turned(2).select(1, 0) / 32)));
+    assert!(read("q_proj.bias").equal(&(rotated(2).select(1, 0) / 32)));
     assert_eq!(gguf.config()["attention_bias"], true);
 }
 
 #[test]
-fn a_truncated_file_is_an_error_wherever_it_ends() {
+fn a_file_that_is_truncated_anywhere_is_an_error() {
     let whole = Writer::llama()
         .entry("x.list", 9, &[&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat())
         .bytes();
@@ -136,7 +141,7 @@ fn a_truncated_file_is_an_error_wherever_it_ends() {
 }
 
 #[test]
-fn a_file_with_any_byte_changed_is_read_or_refused_but_no_panic() {
+fn changing_any_byte_never_causes_a_panic() {
     let whole = Writer::llama().tensor("blk.0.attn_q.weight", &[32, 4], 3, &[1; 80]).bytes();
     for at in 0..whole.len() - 256 {
         for value in [0, 1, 0x7f, 0xff] {
@@ -155,7 +160,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_file_with_several_bytes_changed_is_read_or_refused(
+    fn changing_several_bytes_never_causes_a_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         keep in any::<prop::sample::Index>(),
         cut: bool,
@@ -163,7 +168,7 @@ proptest! {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
         let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
             &[32, 4], 3, &[1; 80]).bytes();
-        // The data may be anything; what is read of it is not looked at.
+        // Only the header is changed, because any data is valid.
         let header = bytes.len() - 256;
         for (at, value) in changes {
             bytes[at.index(header)] = value;
@@ -180,7 +185,7 @@ proptest! {
 }
 
 #[test]
-fn a_hostile_header_costs_neither_time_nor_memory() {
+fn a_malicious_header_uses_little_time_and_memory() {
     let most = u64::MAX.to_le_bytes();
     let head = |tensors: [u8; 8], entries: [u8; 8], rest: &[u8]| {
         [b"GGUF", &3u32.to_le_bytes()[..], &tensors, &entries, rest].concat()
@@ -199,7 +204,7 @@ fn a_hostile_header_costs_neither_time_nor_memory() {
         (0..100_000).flat_map(|_| [&9u32.to_le_bytes()[..], &one].concat()).collect();
     assert!(
         refused(&head([0; 8], one, &[&text("k"), &9u32.to_le_bytes()[..], &nested].concat()))
-            .contains("nested deeper")
+            .contains("nested more than 4 levels deep")
     );
     assert!(refused(&head(most, [0; 8], &[0; 64])).contains("tensors"));
     let sixty = (1u64 << 60).to_le_bytes();
@@ -214,8 +219,8 @@ fn a_hostile_header_costs_neither_time_nor_memory() {
 }
 
 #[test]
-fn a_header_without_end_is_refused() {
-    // A file of zeros that takes no room on the disk: empty strings as far as one looks.
+fn an_endless_header_is_refused() {
+    // A sparse file of zeros, which is an endless list of empty strings.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
     let head = [
@@ -232,13 +237,13 @@ fn a_header_without_end_is_refused() {
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let (opened, seconds) = testing::seconds_of(|| Gguf::open(&path));
     let e = opened.unwrap_err();
-    assert!(e.message().contains("goes on with its header"), "{e:?}");
+    assert!(e.message().contains("has a header of more than"), "{e:?}");
     assert!(seconds < 1.0, "{seconds}");
 }
 
 #[cfg(unix)]
 #[test]
-fn a_named_pipe_is_not_waited_for() {
+fn opening_a_named_pipe_does_not_block() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
     let made = std::process::Command::new("mkfifo").arg(&path).status();
@@ -248,13 +253,13 @@ fn a_named_pipe_is_not_waited_for() {
 }
 
 #[test]
-fn a_tensor_that_does_not_fit_is_refused() {
+fn an_invalid_tensor_is_refused() {
     let with = |axes: &[u64], kind, bytes: usize| {
         refused(&Writer::llama().tensor("output.weight", axes, kind, &vec![0; bytes]).bytes())
     };
     assert!(with(&[1 << 40, 1 << 40], 0, 32).contains("axis"));
     assert!(with(&[0, 4], 0, 32).contains("axis"));
-    assert!(with(&[1 << 30], 0, 32).contains("ends before tensor `output.weight`"));
+    assert!(with(&[1 << 30], 0, 32).contains("ends before the end of tensor `output.weight`"));
     assert!(with(&[33], 8, 64).contains("not a multiple of 32"));
     assert!(with(&[1, 1, 1, 1, 1], 0, 32).contains("5 axes"));
     assert!(with(&[1; 9], 0, 32).contains("9 axes"));
@@ -272,7 +277,7 @@ fn a_tensor_that_does_not_fit_is_refused() {
     let mut bytes = w.bytes();
     let at = bytes.windows(3).position(|w| w == "\u{fffd}".as_bytes()).unwrap();
     bytes[at] = 0xff;
-    assert!(refused(&bytes).contains("no UTF-8"));
+    assert!(refused(&bytes).contains("is not UTF-8"));
     let unread = with(&[256], 16, 96);
     assert!(
         unread.contains("IQ2_XXS") && unread.contains("`output.weight`") && unread.contains("Q4_1"),
@@ -283,13 +288,13 @@ fn a_tensor_that_does_not_fit_is_refused() {
     assert!(heads.contains("2 heads"), "{heads}");
     let bias = refused(&Writer::llama().tensor("blk.0.attn_q.bias", &[32], 8, &[0; 34]).bytes());
     assert!(bias.contains("`blk.0.attn_q.bias`") && bias.contains("Q8_0"), "{bias}");
-    let stranger =
+    let unlisted =
         refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
-    assert!(stranger.contains("`blk.0.ffn_gate_exps.weight`"), "{stranger}");
+    assert!(unlisted.contains("`blk.0.ffn_gate_exps.weight`"), "{unlisted}");
 }
 
 #[test]
-fn settings_that_are_wrong_are_named() {
+fn errors_name_the_invalid_setting() {
     let swap = |key: &str, kind: u32, value: &[u8]| {
         let mut w = Writer::llama();
         w.entries.retain(|e| !e.starts_with(&text(key)));
@@ -301,7 +306,7 @@ fn settings_that_are_wrong_are_named() {
             .contains("`llama.attention.head_count` is 0")
     );
     assert!(
-        swap("llama.block_count", 8, &text("one")).contains("is a string, expected an integer")
+        swap("llama.block_count", 8, &text("one")).contains("must be an integer, but is a string")
     );
     assert!(swap("llama.rope.scaling.type", 8, &text("dynamic")).contains("`dynamic`"));
     assert!(
@@ -317,25 +322,25 @@ fn settings_that_are_wrong_are_named() {
     }
     let mut w = Writer::llama();
     w.entries.remove(1);
-    assert!(refused(&w.bytes()).contains("does not say `llama.embedding_length`"));
+    assert!(refused(&w.bytes()).contains("does not have the key `llama.embedding_length`"));
     let mut w = Writer::llama();
     w.version = 1;
     assert!(refused(&w.bytes()).contains("version 1"));
     w.version = 3u32.swap_bytes();
     assert!(refused(&w.bytes()).contains("big-endian"));
-    assert!(refused(b"PK\x03\x04").contains("no GGUF file"));
+    assert!(refused(b"PK\x03\x04").contains("not a GGUF file"));
 }
 
 #[test]
-fn tensors_in_the_same_place_are_refused() {
+fn overlapping_tensors_are_refused() {
     let w = Writer::llama().tensor("output.weight", &[32, 2], 0, &[0; 256]);
     let mut bytes = w.bytes();
     let at = bytes.windows(13).position(|w| w == b"output.weight").unwrap() + 13 + 4 + 16 + 4;
     bytes[at..at + 8].fill(0);
-    assert!(refused(&bytes).contains("in the same place"));
+    assert!(refused(&bytes).contains("has overlapping tensors"));
 }
 
-/// A llama in three files, the last of which has two of its four tensors.
+/// A Llama model split into three files. The last one contains two of the four tensors.
 fn parts(dir: &Path) -> Vec<PathBuf> {
     let values: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let empty =
@@ -360,7 +365,7 @@ fn parts(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_split_model_is_opened_by_any_of_its_parts() {
+fn a_split_model_can_be_opened_by_any_part() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     for part in &parts {
@@ -384,13 +389,13 @@ fn a_split_model_is_opened_by_any_of_its_parts() {
     let files = crate::weights::ModelFiles::open(dir.path()).unwrap();
     assert!(
         files.describe().contains("GGUF in 3 parts, 4 tensors"),
-        "a folder with one split model is that model: {}",
+        "a folder with only one split model is opened as that model: {}",
         files.describe()
     );
 }
 
 #[test]
-fn parts_that_are_missing_or_foreign_are_named() {
+fn errors_name_missing_and_wrong_parts() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     let e = |path: &Path| format!("{:?}", Gguf::open(path).unwrap_err());
@@ -404,14 +409,14 @@ fn parts_that_are_missing_or_foreign_are_named() {
     );
     let renamed = e(&dir.path().join("2"));
     assert!(
-        renamed.contains("its name does not say so")
-            && renamed.contains("NAME-00002-of-00003.gguf"),
+        renamed.contains("its name does not match") && renamed.contains("NAME-00002-of-00003.gguf"),
         "{renamed}"
     );
     std::fs::copy(&parts[2], &parts[1]).unwrap();
     let twice = e(&parts[0]);
     assert!(
-        twice.contains("m-00002") && twice.contains("part 3 of 3, and its name says part 2 of 3"),
+        twice.contains("m-00002")
+            && twice.contains("part 3 of 3 according to its metadata, but part 2 of 3"),
         "{twice}"
     );
     let empty =
@@ -427,7 +432,7 @@ fn parts_that_are_missing_or_foreign_are_named() {
 }
 
 #[test]
-fn gemmas_norms_are_less_by_the_one_that_llama_cpp_adds() {
+fn the_one_that_llama_cpp_adds_to_gemmas_norms_is_subtracted() {
     let w = Writer::of("gemma3")
         .count("attention.key_length", 16)
         .count("attention.value_length", 16)
@@ -462,8 +467,8 @@ fn gemmas_norms_are_less_by_the_one_that_llama_cpp_adds() {
 }
 
 #[test]
-fn queries_keys_and_values_of_each_head_are_put_together_for_gpt_neox() {
-    // transformers to llama.cpp: reshape(heads, 3, d, inner).transpose(0, 1)
+fn gpt_neox_has_queries_keys_and_values_of_each_head_together() {
+    // The conversion from transformers to llama.cpp is reshape(heads, 3, d, inner).transpose(0, 1)
     let ours = Tensor::arange(12 * 2, (Kind::Float, tch::Device::Cpu)).reshape([12, 2]);
     let theirs = Vec::<f32>::try_from(
         ours.reshape([2, 3, 2, 2]).transpose(0, 1).contiguous().flatten(0, -1),
@@ -502,7 +507,7 @@ fn queries_keys_and_values_of_each_head_are_put_together_for_gpt_neox() {
 }
 
 #[test]
-fn factors_of_frequencies_become_settings() {
+fn tensors_of_rotary_factors_become_settings() {
     let w = Writer::of("phi3")
         .count("attention.sliding_window", 0)
         .count("rope.scaling.original_context_length", 64)
@@ -539,12 +544,12 @@ fn factors_of_frequencies_become_settings() {
         (&vec![1.0, 8.0].into(), &vec![1.0, 8.0].into(), &1.0.into())
     );
     let one = refused(&Writer::of("phi3").floats("rope_factors_long.weight", &[1], [1.0]).bytes());
-    assert!(one.contains("factors of its own"), "{one}");
+    assert!(one.contains("separate factors"), "{one}");
     let scaled = refused(&Writer::llama().float("attention.scale", 0.5).bytes());
     assert!(scaled.contains("`llama.attention.scale`"), "{scaled}");
 }
 
-/// The `rope_parameters` that are read from the file.
+/// The `rope_parameters` of the file's configuration.
 fn rope(w: Writer) -> Value {
     w.open().unwrap().config()["rope_parameters"].clone()
 }
@@ -575,7 +580,7 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
     }
     let factors =
         llama().float("rope.scaling.factor", 4.0).floats("rope_freqs.weight", &[2], [1.0, 8.0]);
-    assert!(refused(&factors.bytes()).contains("factors of its own"));
+    assert!(refused(&factors.bytes()).contains("separate factors"));
 }
 
 #[test]
@@ -617,7 +622,7 @@ fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
             .contains("`qwen3.rope.scaling.yarn_attn_factor` (1.2)")
     );
     let factors = refused(&w().floats("rope_freqs.weight", &[2], [1.0, 8.0]).bytes());
-    assert!(factors.contains("`yarn` with factors of its own"), "{factors}");
+    assert!(factors.contains("`yarn` with separate factors"), "{factors}");
 }
 
 #[test]
@@ -647,11 +652,11 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
             vec![rope]
         };
         for rope in sets {
-            let turned = match rope["dimension_count"].as_i64() {
-                Some(turned) => turned as f64,
+            let rotated = match rope["dimension_count"].as_i64() {
+                Some(rotated) => rotated as f64,
                 None => rope["partial_rotary_factor"].as_f64().unwrap() * f64::from(width),
             };
-            assert_eq!(turned, 4.0, "{architecture}: {rope}");
+            assert_eq!(rotated, 4.0, "{architecture}: {rope}");
         }
         let whole = of(architecture).count("attention.head_count_kv2", 0);
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
@@ -693,7 +698,7 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
 }
 
 #[test]
-fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
+fn an_unsupported_setting_that_may_change_the_output_is_refused_by_name() {
     for (key, value) in [
         ("attention.sliding_window", 8.0),
         ("attention.scale", 0.5),

@@ -1,26 +1,26 @@
-//! The number types of GGUF tensors: names, sizes of blocks, and which function reads one.
+//! The number types of GGUF tensors: names, block sizes and decoding functions.
 
 use half::{bf16, f16};
 use tch::Kind;
 
 use super::blocks::{each, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
-/// A type of numbers: `block` of them are stored together in `bytes` bytes.
+/// A number type. Numbers are stored in blocks.
 #[derive(Debug)]
 pub struct Format {
-    /// ggml's name, `Q4_1`.
+    /// ggml's name, such as `Q4_1`.
     pub name: &'static str,
-    /// ggml's number, as the file has it.
+    /// ggml's id of the type, as stored in files.
     pub id: u32,
-    /// How many numbers a block holds.
+    /// Number of numbers in a block.
     pub block: usize,
-    /// How many bytes a block takes.
+    /// Size of a block in bytes.
     pub bytes: usize,
-    /// Turns whole blocks into numbers; the slices fit each other.
+    /// Decodes blocks into numbers. The lengths of the slices must match.
     pub decode: fn(&[u8], &mut [f32]),
 }
 
-/// The types that are read.
+/// The supported types.
 pub static FORMATS: [Format; 13] = [
     Format {
         name: "F32",
@@ -59,12 +59,12 @@ pub static FORMATS: [Format; 13] = [
     Format { name: "Q6_K", id: 14, block: 256, bytes: 210, decode: |s, d| each(s, d, q6_k) },
 ];
 
-/// The type with ggml's number `id`, where it is read.
+/// The supported type with ggml's id `id`.
 pub fn format(id: u32) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.id == id)
 }
 
-/// The type in which numbers of a kind simply follow each other, where there is one.
+/// The type that stores unquantised numbers of `kind`, if there is one.
 pub fn plain(kind: Kind) -> Option<&'static Format> {
     let name = match kind {
         Kind::Float => "F32",
@@ -75,7 +75,7 @@ pub fn plain(kind: Kind) -> Option<&'static Format> {
     FORMATS.iter().find(|f| f.name == name)
 }
 
-/// ggml's name of a type that is not read, or its number where ggml has none.
+/// ggml's name of an unsupported type, or its id if the name is unknown.
 pub fn unread_name(id: u32) -> String {
     let name = match id {
         9 => "Q8_1",
@@ -102,7 +102,7 @@ pub fn unread_name(id: u32) -> String {
     name.to_owned()
 }
 
-/// The names of the types that are read.
+/// The names of all supported types.
 pub fn read_names() -> String {
     FORMATS.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }

@@ -21,7 +21,7 @@ fn open(bytes: &[u8]) -> Result<SafetensorsFile> {
 
 fn refused(bytes: &[u8]) -> String {
     let (e, seconds) =
-        testing::seconds_of(|| open(bytes).expect_err("a file that is wrong has to be refused"));
+        testing::seconds_of(|| open(bytes).expect_err("an invalid file must be refused"));
     assert!(seconds < 1.0, "{seconds} s");
     let text = format!("{e:?}");
     assert!(text.contains("x.safetensors"), "{text}");
@@ -37,7 +37,7 @@ fn of(entries: &[String]) -> String {
 }
 
 #[test]
-fn odd_files_that_are_valid_are_read() {
+fn unusual_but_valid_files_are_read() {
     let two = of(&[
         r#""__metadata__":{"format":"pt","note":"é"}"#.into(),
         entry("b", "F32", "[2,2]", 8, 24),
@@ -46,7 +46,7 @@ fn odd_files_that_are_valid_are_read() {
     assert_eq!(
         open(&file(&format!("{two}   "), 24)).unwrap().names().collect::<Vec<_>>(),
         ["a", "b"],
-        "in the order of their data"
+        "tensors are in the order of their data"
     );
     assert_eq!(open(&file("{}", 0)).unwrap().names().count(), 0);
     let zero = of(&[entry("none", "F32", "[0,7]", 4, 4), entry("all", "U8", "[4]", 0, 4)]);
@@ -54,9 +54,9 @@ fn odd_files_that_are_valid_are_read() {
 }
 
 #[test]
-fn a_header_that_does_not_fit_is_refused() {
+fn an_invalid_header_is_refused() {
     for (len, says) in [
-        (9u64, "claims a header of 9 bytes and has 4"),
+        (9u64, "claims a header of 9 bytes, but has 4"),
         (u64::MAX, "claims a header of 18446744073709551615"),
         (1 << 62, "claims a header"),
     ] {
@@ -80,11 +80,11 @@ fn a_header_that_does_not_fit_is_refused() {
     }
     let mut bytes = file(&of(&[entry("aa", "F32", "[1]", 0, 4)]), 4);
     bytes[10] = 0xff;
-    assert!(refused(&bytes).contains("its header is"), "a name that is no UTF-8");
+    assert!(refused(&bytes).contains("its header is"), "a name that is not UTF-8 must be refused");
 }
 
 #[test]
-fn a_tensor_that_is_wrong_is_named() {
+fn errors_name_the_invalid_tensor() {
     let one = |dtype: &str, shape: &str, from, to| {
         refused(&file(
             &of(&[entry("good", "F32", "[2]", 0, 8), entry("bad", dtype, shape, from, to)]),
@@ -92,20 +92,23 @@ fn a_tensor_that_is_wrong_is_named() {
         ))
     };
     for (text, says) in [
-        (one("F32", "[2]", 8, 1 << 40), "ends before tensor `bad`"),
-        (one("F32", "[2]", u64::MAX - 7, u64::MAX), "ends before tensor `bad`"),
-        (one("F32", "[3]", 8, 16), "takes 12 bytes, and its place is 8 to 16"),
-        (one("F32", "[2]", 16, 8), "its place is 16 to 8"),
-        (one("F32", "[4294967296,4294967296,4294967296]", 8, 16), "which nothing can hold"),
-        (one("F32", "[18446744073709551615]", 8, 16), "which nothing can hold"),
+        (
+            one("F32", "[2]", 8, 1 << 40),
+            "tensor `bad` ends at byte 1099511627776 of the data, which has 16 bytes",
+        ),
+        (one("F32", "[2]", u64::MAX - 7, u64::MAX), "tensor `bad` ends at byte 184467"),
+        (one("F32", "[3]", 8, 16), "takes 12 bytes, but its offsets are 8 and 16"),
+        (one("F32", "[2]", 16, 8), "its offsets are 16 and 8"),
+        (one("F32", "[4294967296,4294967296,4294967296]", 8, 16), "which is too large"),
+        (one("F32", "[18446744073709551615]", 8, 16), "which is too large"),
         (one("F32", "[1,1,1,1,1,1,1,1,2]", 8, 16), "more than 8 axes"),
-        (one("F32", "[-1]", 8, 16), "wrong at tensor `bad`"),
-        (one("F32", "[1.5]", 8, 16), "wrong at tensor `bad`"),
-        (one("F32", "\"2\"", 8, 16), "wrong at tensor `bad`"),
-        (one("F99", "[2]", 8, 16), "type F99, which is not read"),
-        (one("F32", "[2]", 0, 8), "tensors `bad` and `good` are in the same place"),
-        (one("F32", "[1]", 12, 16), "4 bytes before tensor `bad` belong to no tensor"),
-        (one("F32", "[1]", 8, 12), "last 4 bytes belong to no tensor"),
+        (one("F32", "[-1]", 8, 16), "not valid at tensor `bad`"),
+        (one("F32", "[1.5]", 8, 16), "not valid at tensor `bad`"),
+        (one("F32", "\"2\"", 8, 16), "not valid at tensor `bad`"),
+        (one("F99", "[2]", 8, 16), "type F99, which is not supported"),
+        (one("F32", "[2]", 0, 8), "tensors `bad` and `good` overlap"),
+        (one("F32", "[1]", 12, 16), "4 bytes before tensor `bad` do not belong to a tensor"),
+        (one("F32", "[1]", 8, 12), "last 4 bytes do not belong to a tensor"),
     ] {
         assert!(text.contains(says), "{says}: {text}");
     }
@@ -115,7 +118,7 @@ fn a_tensor_that_is_wrong_is_named() {
 }
 
 #[test]
-fn a_hostile_header_costs_neither_time_nor_memory() {
+fn a_malicious_header_uses_little_time_and_memory() {
     let deep = format!("{}{}", r#"{"a":"#, "[".repeat(1 << 20));
     assert!(refused(&file(&deep, 0)).contains("tensor `a`"));
     let wide = format!(
@@ -124,7 +127,7 @@ fn a_hostile_header_costs_neither_time_nor_memory() {
     );
     assert!(refused(&file(&wide, 4)).contains("more than 8 axes"));
     let long = format!(r#"{{"{}":7}}"#, "a".repeat(1 << 20));
-    assert!(refused(&file(&long, 4)).len() < 1000, "a name is told as far as it can be read");
+    assert!(refused(&file(&long, 4)).len() < 1000, "a long name is shortened in the message");
     let mut many = String::from("{");
     (0..140_000).for_each(|i| {
         many.push_str(&format!(
@@ -137,7 +140,7 @@ fn a_hostile_header_costs_neither_time_nor_memory() {
 }
 
 #[test]
-fn a_tensor_of_several_slabs_is_read_whole_in_every_kind() {
+fn a_tensor_of_several_slabs_is_read_correctly_as_every_type() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let x = Tensor::arange(5_000_001, (Kind::Float, Device::Cpu)) / 77.0 - 1000.0;
@@ -157,7 +160,7 @@ fn a_tensor_of_several_slabs_is_read_whole_in_every_kind() {
 }
 
 #[test]
-fn an_index_or_a_configuration_that_is_wrong_is_refused() {
+fn an_invalid_index_or_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     write_safetensors(&at("m.safetensors"), &[("a".into(), Tensor::from(1f32))]).unwrap();
@@ -170,12 +173,12 @@ fn an_index_or_a_configuration_that_is_wrong_is_refused() {
         ("", "no valid JSON"),
         ("7", "no `weight_map`"),
         (r#"{"weight_map": ["m.safetensors"]}"#, "no `weight_map`"),
-        (r#"{"weight_map": {"a": null}}"#, "no file for tensor `a`"),
-        (r#"{"weight_map": {"a": "../m.safetensors"}}"#, "no file of the folder"),
-        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "no file of the folder"),
-        (r#"{"weight_map": {"a": ".."}}"#, "no file of the folder"),
-        (r#"{"weight_map": {"a": ""}}"#, "no file of the folder"),
-        (r#"{"weight_map": {"a": "config.json"}}"#, "no valid safetensors file"),
+        (r#"{"weight_map": {"a": null}}"#, "does not name a file for tensor `a`"),
+        (r#"{"weight_map": {"a": "../m.safetensors"}}"#, "not a file in the folder"),
+        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "not a file in the folder"),
+        (r#"{"weight_map": {"a": ".."}}"#, "not a file in the folder"),
+        (r#"{"weight_map": {"a": ""}}"#, "not a file in the folder"),
+        (r#"{"weight_map": {"a": "config.json"}}"#, "not a valid safetensors file"),
         (r#"{"weight_map": {"a": "n.safetensors"}}"#, "is missing"),
         (r#"{"weight_map": {"b": "m.safetensors"}}"#, "no tensor `b`"),
     ] {
@@ -189,7 +192,7 @@ fn an_index_or_a_configuration_that_is_wrong_is_refused() {
     assert!(with("{}").contains("is not a file"));
 }
 
-/// Everything that can be asked of a file.
+/// Reads all tensors of a file, if it can be opened.
 fn use_all(path: &Path) {
     if let Ok(all) = read_safetensors(path) {
         assert!(all.values().all(Tensor::defined));
@@ -200,7 +203,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn a_file_with_bytes_changed_is_read_or_refused(
+    fn a_corrupted_file_never_causes_a_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         keep in any::<prop::sample::Index>(),
         cut: bool,

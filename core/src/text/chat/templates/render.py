@@ -1,4 +1,4 @@
-"""Writes renderings.json: what transformers makes of the templates.
+"""Writes renderings.json: the templates as rendered by transformers.
 
     pip install transformers==5.23.0 jinja2==3.1.6 && python render.py
 """
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 HERE = pathlib.Path(__file__).parent
-# A model without padding token: transformers then hands no `pad_token` over at all.
+# The model does not have a padding token, so transformers does not pass `pad_token` to the template.
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>")), bos_token="<s>", eos_token="</s>"
 )
@@ -37,7 +37,7 @@ templates = {
     path.stem: {
         name: [render(path.read_text(), conversation, begin) for begin in (False, True)]
         for name, conversation in conversations.items()
-        # A template that takes only text gets the parts joined, where Python writes the list itself into the text.
+        # For a template that only accepts text, reprpo joins the parts, but Python writes the list itself into the text.
         if name != "parts" or path.stem == "parts"
     }
     for path in sorted(HERE.glob("*.jinja"))

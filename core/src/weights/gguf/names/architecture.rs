@@ -1,4 +1,4 @@
-//! The description of one of llama.cpp's architectures.
+//! Description of an architecture of llama.cpp.
 
 use serde_json::{Map, Value};
 
@@ -6,34 +6,35 @@ use super::{Shape, Source};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
-/// (llama.cpp's name, Hugging Face's).
+/// Pairs of llama.cpp's name and Hugging Face's name of a module.
 pub type Names = &'static [(&'static str, &'static str)];
 
-/// How one of llama.cpp's architectures is written in Hugging Face's words.
+/// Rules that convert the names and settings of an architecture of llama.cpp to Hugging Face's.
 #[derive(Debug)]
 pub struct Architecture {
-    /// `general.architecture`, the prefix of its settings.
+    /// Value of `general.architecture`, which is also the prefix of the settings.
     pub(super) name: &'static str,
     /// Hugging Face's `model_type`.
     pub(super) model_type: &'static str,
+    /// Name of the class in transformers.
     pub(super) class: &'static str,
-    /// Modules outside of blocks: the embedding first, the output head last.
+    /// Modules outside of blocks. The first is the embedding, and the last is the output head.
     pub(super) ends: Names,
-    /// In front of a block's number.
+    /// Hugging Face's path of the list of blocks, such as `model.layers`.
     pub(super) blocks: &'static str,
-    /// What stands in its blocks.
+    /// Modules of a block.
     pub(super) block: &'static [Names],
-    /// Which tensors are to be put back in order.
+    /// Returns the order of a tensor's rows in the file, by Hugging Face's name of the tensor.
     pub(super) order: fn(&str, &Shape) -> Order,
-    /// Whether what the file has of a norm is one more than what Hugging Face has.
+    /// True if llama.cpp's weights of norms are one larger than Hugging Face's.
     pub(super) one_plus: bool,
-    /// True if Hugging Face's configuration has `partial_rotary_factor`, which rotates part of each
-    /// head.
+    /// True if Hugging Face's configuration has `partial_rotary_factor`, with which only a part of
+    /// each head is rotated.
     pub(super) partial: bool,
-    /// The settings that only this architecture reads.
+    /// Settings that are read for this architecture but not for others.
     pub(super) reads: &'static [&'static str],
     /// Settings that only change the output of other architectures.
     pub(super) harmless: &'static [&'static str],
-    /// Makes Hugging Face's config.json.
+    /// Creates the content of Hugging Face's config.json.
     pub(super) config: fn(&Source<'_>) -> Result<Map<String, Value>>,
 }

@@ -24,7 +24,7 @@ pub const GEMMA2: Architecture = Architecture {
     config: |file| {
         let mut config = gemma(file, 2, 46)?;
         let window = file.settings.unsigned("attention.sliding_window")?;
-        // llama.cpp's defaults, which are also transformers'.
+        // llama.cpp and transformers have the same defaults.
         config.insert("sliding_window".to_owned(), json!(window.unwrap_or(4096)));
         config.entry("attn_logit_softcapping").or_insert(json!(50.0));
         config.entry("final_logit_softcapping").or_insert(json!(30.0));
@@ -58,7 +58,7 @@ pub const GEMMA3: Architecture = Architecture {
     ..GEMMA2
 };
 
-/// The fields that both have. Every `period`-th layer has no window.
+/// The fields of both versions. Every `period`-th layer has full attention without a window.
 fn gemma(file: &Source<'_>, period: u64, blocks_of_27b: usize) -> Result<Map<String, Value>> {
     let (settings, mut config) = (&file.settings, file.llama()?);
     let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);

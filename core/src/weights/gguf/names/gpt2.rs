@@ -25,7 +25,8 @@ pub const GPT2: Architecture = Architecture {
         ("ffn_up", "mlp.c_fc"),
         ("ffn_down", "mlp.c_proj"),
     ]],
-    // transformers' Conv1D stores `[in out]`, and the file `[out in]` as for every linear module.
+    // transformers' Conv1D stores weights as `[in out]`. The file has `[out in]`, as for linear
+    // modules.
     order: |name, _| {
         if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
             .iter()
@@ -42,11 +43,12 @@ pub const GPT2: Architecture = Architecture {
         if file.shape.key_value_heads != heads || file.shape.head != width / heads {
             let (keys, head) = (file.shape.key_value_heads, file.shape.head);
             return Err(Error::new(format!(
-                "a GPT-2 of {width} with {heads} heads cannot have {keys} heads of keys and \
-                    values, each {head} wide"
+                "a GPT-2 model of width {width} with {heads} heads cannot have {keys} heads of \
+                keys and values, each {head} wide"
             )));
         }
-        // llama.cpp's converter writes four times the width, whatever the model has.
+        // llama.cpp's converter always writes four times the width, even if the model has another
+        // size. Use the tensor's shape instead.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {
             Some(rows) => rows,
             None => settings.count("feed_forward_length")? as i64,

@@ -34,7 +34,7 @@ pub const GPT_NEOX: Architecture = Architecture {
         config.insert("hidden_act".to_owned(), json!("gelu"));
         config.insert(
             "use_parallel_residual".to_owned(),
-            json!(file.settings.truth("use_parallel_residual")?.unwrap_or(true)),
+            json!(file.settings.boolean("use_parallel_residual")?.unwrap_or(true)),
         );
         Ok(config)
     },

@@ -1,4 +1,4 @@
-//! Granite, and the models of Granite 4 that have neither Mamba layers nor experts.
+//! Granite, including the models of Granite 4 without Mamba layers and experts.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ pub const GRANITE: Architecture = Architecture {
     model_type: "granite",
     class: "GraniteForCausalLM",
     reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
-    // The converter writes these for Granite 4, whether the model has such layers or not.
+    // The converter writes these settings for all models of Granite 4, even without such layers.
     harmless: &[
         "expert_shared_feed_forward_length",
         "ssm.conv_kernel",
@@ -20,8 +20,8 @@ pub const GRANITE: Architecture = Architecture {
     ],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
-        // Here it switches the rotation of positions off.
-        if settings.truth("rope.scaling.finetuned")? == Some(false) {
+        // For Granite, false turns rotary positions off.
+        if settings.boolean("rope.scaling.finetuned")? == Some(false) {
             return Err(settings.unsupported("rope.scaling.finetuned"));
         }
         for (field, name, usual) in [
@@ -30,7 +30,7 @@ pub const GRANITE: Architecture = Architecture {
             ("residual_multiplier", "residual_scale", 1.0),
             ("logits_scaling", "logit_scale", 1.0),
         ] {
-            // 0 stands for the usual value.
+            // 0 means the default value.
             let value = settings.float(name)?.filter(|x| *x != 0.0).unwrap_or(usual);
             config.insert(field.to_owned(), json!(value));
         }

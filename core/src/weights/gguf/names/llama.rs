@@ -1,9 +1,10 @@
-//! Llama, on whose tensors and settings most other architectures build.
+//! Llama. Most other architectures are defined by their differences from it.
 
 use super::{Architecture, GATED, OUTPUT, SEPARATE, TWO_NORMS};
 use crate::weights::gguf::order::Order;
 
-/// llama.cpp also has Mistral's models, which have no window since v0.2, as `llama`.
+/// llama.cpp uses this architecture for Mistral's models too, which do not have a sliding window
+/// since v0.2.
 pub const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
@@ -17,10 +18,10 @@ pub const LLAMA: Architecture = Architecture {
     block: &[SEPARATE, OUTPUT, TWO_NORMS, GATED],
     order: |name, shape| match name {
         name if name.contains(".q_proj.") => {
-            Order::Pairs { heads: shape.heads, turned: shape.turned }
+            Order::Pairs { heads: shape.heads, rotated: shape.rotated }
         }
         name if name.contains(".k_proj.") => {
-            Order::Pairs { heads: shape.key_value_heads, turned: shape.turned }
+            Order::Pairs { heads: shape.key_value_heads, rotated: shape.rotated }
         }
         _ => Order::Same,
     },

@@ -1,8 +1,8 @@
-//! From llama.cpp's names of tensors and settings to Hugging Face's, one family of architectures a
-//! file.
+//! Converts llama.cpp's names of tensors and settings to Hugging Face's. Each file of this module
+//! describes one family of architectures.
 //!
-//! The names and the layout are those that llama.cpp's `convert_hf_to_gguf.py` writes. What a file
-//! leaves out is what llama.cpp's loader (`src/models`) takes for it.
+//! The names and layouts are those of llama.cpp's `convert_hf_to_gguf.py`. The defaults for missing
+//! settings are those of llama.cpp's loader (`src/models`).
 
 mod architecture;
 mod gemma;
@@ -27,7 +27,7 @@ use architecture::Names;
 pub use rope::RopeFactors;
 use settings::Settings;
 
-/// llama.cpp's architectures.
+/// The supported architectures.
 static KNOWN: [Architecture; 11] = [
     llama::LLAMA,
     qwen::QWEN2,
@@ -61,34 +61,33 @@ const FOUR_NORMS: Names = &[
 const GATED: Names =
     &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
 
-/// The architecture that the file says it has.
+/// Looks up the architecture of a file.
 ///
 /// # Errors
-/// One that is not known, or none.
+/// Fails if the file does not name its architecture, or if the architecture is not supported.
 pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
     let name =
         meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
     KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
         Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name)).hint(
-            "these are llama.cpp's names: Mistral's models are `llama`, those of OLMo 3 are \
-                `olmo2`",
+            "use llama.cpp's names: Mistral's models are `llama`, and those of OLMo 3 are `olmo2`",
         )
     })
 }
 
 impl Architecture {
-    /// Hugging Face's name of a tensor, where it has one.
+    /// Hugging Face's name of a tensor; `None` if the architecture does not have such a tensor.
     pub fn rename(&self, name: &str) -> Option<String> {
         let (module, part) =
             name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
-        if let Some((_, ours)) = self.ends.iter().find(|(theirs, _)| *theirs == module) {
-            return Some(format!("{ours}.{part}"));
+        if let Some((_, hf_name)) = self.ends.iter().find(|(gguf_name, _)| *gguf_name == module) {
+            return Some(format!("{hf_name}.{part}"));
         }
         let (layer, module) = module.strip_prefix("blk.")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
-        let (_, ours) =
-            self.block.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
-        Some(format!("{}.{layer}.{ours}.{part}", self.blocks))
+        let (_, hf_name) =
+            self.block.iter().copied().flatten().find(|(gguf_name, _)| *gguf_name == module)?;
+        Some(format!("{}.{layer}.{hf_name}.{part}", self.blocks))
     }
 
     /// Hugging Face's name of the embedding.
@@ -101,20 +100,20 @@ impl Architecture {
         format!("{}.weight", self.ends[self.ends.len() - 1].1)
     }
 
-    /// In which order a tensor stands in the file.
+    /// The order of a tensor's rows in the file. `renamed` is Hugging Face's name.
     pub fn order(&self, renamed: &str, shape: &Shape) -> Order {
         (self.order)(renamed, shape)
     }
 
-    /// What Hugging Face's numbers are less than the file's.
+    /// Number to subtract from a tensor's values in the file to get Hugging Face's.
     pub fn offset(&self, renamed: &str) -> f32 {
         if self.one_plus && renamed.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }
 
-    /// The sizes that reading the tensors needs.
+    /// Reads the sizes that are needed to convert the tensors.
     ///
     /// # Errors
-    /// A setting that is missing or out of range.
+    /// Fails if a setting is missing or out of range.
     pub fn shape(&self, meta: &Metadata) -> Result<Shape> {
         let settings = Settings { architecture: self, meta };
         let heads = settings.count("attention.head_count")?;
@@ -128,25 +127,26 @@ impl Architecture {
         } else {
             settings.count("embedding_length")? / heads
         };
-        let turned = if settings.has("rope.dimension_count") {
+        let rotated = if settings.has("rope.dimension_count") {
             settings.count("rope.dimension_count")?
         } else {
             head
         };
-        if turned > head || !turned.is_multiple_of(2) {
+        if rotated > head || !rotated.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
             return Err(Error::new(format!(
-                "`{key}` must be an even number up to {head}, the width of a head, got {turned}"
+                "`{key}` must be an even number up to {head}, the width of a head, got {rotated}"
             )));
         }
-        Ok(Shape { heads, key_value_heads, head, turned })
+        Ok(Shape { heads, key_value_heads, head, rotated })
     }
 
-    /// Hugging Face's config.json, made from the file's settings. `rows` gives the number of rows,
-    /// as in the file, of the tensor of Hugging Face's name; `vocab` is that of the embedding.
+    /// Creates the content of Hugging Face's config.json from the file's settings. `rows` returns
+    /// the number of rows in the file of a tensor, by Hugging Face's name. `vocab` is the number of
+    /// rows of the embedding.
     ///
     /// # Errors
-    /// A setting that is missing, or one that would change the numbers and is not known here.
+    /// Fails if a setting is missing, or if an unsupported setting may change the model's output.
     pub fn config(
         &self,
         meta: &Metadata,
@@ -161,7 +161,7 @@ impl Architecture {
     }
 }
 
-/// The file that a configuration is made from.
+/// The data from which a configuration is created.
 struct Source<'a> {
     settings: Settings<'a>,
     shape: Shape,
@@ -180,11 +180,11 @@ impl Source<'_> {
         put("model_type", json!(architecture.model_type));
         put("vocab_size", json!(self.vocab));
         put("tie_word_embeddings", json!((self.rows)(&architecture.head()).is_none()));
-        for (key, theirs) in
+        for (key, gguf_name) in
             [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")]
         {
             if let Some(id) =
-                self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))?
+                self.settings.meta.unsigned(&format!("tokenizer.ggml.{gguf_name}_token_id"))?
             {
                 put(key, json!(id));
             }
@@ -211,7 +211,7 @@ impl Source<'_> {
                 && settings.count("attention.value_length")? != shape.head
             {
                 return Err(Error::new(
-                    "models whose keys and values differ in width are not read from GGUF files",
+                    "GGUF files of models whose keys and values differ in width are not supported",
                 ));
             }
             put("head_dim", json!(shape.head));
@@ -235,13 +235,13 @@ impl Source<'_> {
     }
 }
 
-/// The counts that reading the tensors needs.
+/// Sizes that are needed to convert the tensors.
 #[derive(Debug)]
 pub struct Shape {
     heads: usize,
     key_value_heads: usize,
     /// Width of one head.
     head: usize,
-    /// How many dimensions of a head are rotated.
-    turned: usize,
+    /// Number of dimensions of a head that are rotated.
+    rotated: usize,
 }

@@ -1,4 +1,4 @@
-//! OLMo 2 and OLMo 3, which llama.cpp both calls `olmo2`: only OLMo 3 has a sliding window.
+//! OLMo 2 and OLMo 3. llama.cpp calls both `olmo2`; only OLMo 3 has a sliding window.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ pub const OLMO2: Architecture = Architecture {
     reads: &["attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
-        // 0 stands for none.
+        // 0 means no window.
         if let Some(window) = settings.unsigned("attention.sliding_window")?.filter(|w| *w > 0) {
             for (key, value) in [
                 ("architectures", json!(["Olmo3ForCausalLM"])),

@@ -13,7 +13,7 @@ pub const PHI3: Architecture = Architecture {
         &[("attn_qkv", "self_attn.qkv_proj")],
         OUTPUT,
         TWO_NORMS,
-        // Both halves, under the name of one.
+        // The tensor contains both gate and up, although its name is only that of one.
         &[("ffn_up", "mlp.gate_up_proj"), ("ffn_down", "mlp.down_proj")],
     ],
     order: |_, _| Order::Same,
@@ -21,7 +21,7 @@ pub const PHI3: Architecture = Architecture {
     reads: &["attention.sliding_window"],
     config: |file| {
         let mut config = file.llama()?;
-        // 0 stands for none.
+        // 0 means no window.
         let window = file.settings.unsigned("attention.sliding_window")?.filter(|w| *w > 0);
         config.insert("sliding_window".to_owned(), json!(window));
         if let Some(original) = file.settings.unsigned("rope.scaling.original_context_length")? {

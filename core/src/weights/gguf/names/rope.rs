@@ -1,4 +1,4 @@
-//! Rotary positions: from llama.cpp's settings and tensors to `rope_parameters`.
+//! Converts llama.cpp's settings and tensors of rotary positions to `rope_parameters`.
 
 use serde_json::{Map, Value, json};
 
@@ -6,10 +6,11 @@ use super::Shape;
 use super::settings::Settings;
 use crate::error::{Error, Result};
 
-/// llama.cpp's base of the frequencies where the file gives none.
+/// llama.cpp's default for the base of the frequencies.
 pub const USUAL_BASE: f64 = 10_000.0;
 
-/// What frequencies are divided by, pair by pair: settings that llama.cpp keeps as tensors.
+/// Factors that divide the frequencies, one for each pair of dimensions of a head. llama.cpp stores
+/// these settings as tensors.
 #[derive(Debug, Default)]
 pub struct RopeFactors {
     all: Option<Vec<f64>>,
@@ -18,7 +19,7 @@ pub struct RopeFactors {
 }
 
 impl RopeFactors {
-    /// The place of those in the tensor of that name, where it holds such.
+    /// The field for the factors of a tensor; `None` if the tensor does not contain factors.
     pub fn of(&mut self, tensor: &str) -> Option<&mut Option<Vec<f64>>> {
         match tensor {
             "rope_freqs.weight" => Some(&mut self.all),
@@ -72,8 +73,7 @@ impl Settings<'_> {
             self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
-            // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a
-            // factor of its own.
+            // Llama 3.1's scaling. The converter computed a separate factor for each frequency.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
                 json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all,
                     "attention_factor": 1.0, "original_max_position_embeddings": context })
@@ -97,7 +97,7 @@ impl Settings<'_> {
             RopeFactors { all: None, long: None, short: None } => {
                 return Err(unread(&format!("`{kind}`")));
             }
-            _ => return Err(unread(&format!("`{kind}` with factors of its own"))),
+            _ => return Err(unread(&format!("`{kind}` with separate factors"))),
         };
         if kind != "yarn" {
             self.must_be("rope.scaling.yarn_attn_factor", |factor| factor == 1.0)?;
@@ -111,25 +111,26 @@ impl Settings<'_> {
         }
         rope["rope_theta"] = json!(self.rope_base()?);
         if self.architecture.partial {
-            rope["partial_rotary_factor"] = json!(part(shape.turned, shape.head));
-        } else if shape.turned != shape.head {
-            // llama.cpp can rotate only the first dimensions of each head in any architecture.
-            // transformers has no field for that in this one.
-            rope["dimension_count"] = json!(shape.turned);
+            rope["partial_rotary_factor"] = json!(part(shape.rotated, shape.head));
+        } else if shape.rotated != shape.head {
+            // llama.cpp can rotate only the first dimensions of each head in any architecture, but
+            // transformers does not have a field for that in this architecture.
+            rope["dimension_count"] = json!(shape.rotated);
         }
         Ok(rope)
     }
 
-    /// YaRN (Peng et al. 2023), without the base of the frequencies.
+    /// The `rope_parameters` of YaRN (Peng et al. 2023), except `rope_theta`.
     ///
     /// # Errors
     /// Fails if a setting has a value that Hugging Face's configuration has no field for.
     fn yarn(&self, factor: f64, original: u64) -> Result<Value> {
-        // A negative factor stands for 1.
+        // A negative factor means 1.
         self.must_be("rope.scaling.yarn_ext_factor", |factor| factor == 1.0 || factor < 0.0)?;
         self.must_be("rope.scaling.yarn_log_multiplier", |factor| factor == 0.0)?;
-        // The converter of 2025 wrote Hugging Face's `attention_factor` here. llama.cpp multiplies
-        // the usual factor by it. The usual factor itself therefore only has one meaning.
+        // llama.cpp multiplies the usual factor by this setting, but its converter of 2025 wrote
+        // Hugging Face's `attention_factor` here, which replaces the usual factor. Both agree only
+        // if the setting is the usual factor, so other values are refused.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
         let mut rope = json!({ "rope_type": "yarn", "factor": factor,
@@ -161,8 +162,8 @@ pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     let full = config.remove("rope_parameters").unwrap_or_default();
     let mut sliding = json!({ "rope_theta": theta, "rope_type": "default" });
     // llama.cpp rotates the same part of each head in all layers.
-    if let Some(turned) = full.get("dimension_count") {
-        sliding["dimension_count"] = turned.clone();
+    if let Some(rotated) = full.get("dimension_count") {
+        sliding["dimension_count"] = rotated.clone();
     }
     config.insert(
         "rope_parameters".to_owned(),
@@ -171,13 +172,13 @@ pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
 }
 
 fn unread(which: &str) -> Error {
-    Error::new(format!("the rotary scaling {which} is not read from GGUF files"))
-        .hint("take the model's Hugging Face folder")
+    Error::new(format!("the rotary scaling {which} is not supported in GGUF files"))
+        .hint("use the model's Hugging Face folder")
 }
 
-/// The `partial_rotary_factor` for a rotation of `turned` dimensions of a head of `head`. Readers
+/// The `partial_rotary_factor` for a rotation of `rotated` dimensions of a head of `head`. Readers
 /// multiply it by `head` and round down, so the quotient may have to be the next larger number.
-fn part(turned: usize, head: usize) -> f64 {
-    let part = turned as f64 / head as f64;
-    if ((head as f64 * part) as usize) < turned { part.next_up() } else { part }
+fn part(rotated: usize, head: usize) -> f64 {
+    let part = rotated as f64 / head as f64;
+    if ((head as f64 * part) as usize) < rotated { part.next_up() } else { part }
 }

@@ -1,5 +1,5 @@
-//! The settings of an architecture: those that are read, those that change nothing, and the rest,
-//! which is refused.
+//! Reads the settings of an architecture. A file with a setting that is not supported is refused,
+//! unless the setting is known not to change the model's output.
 
 use super::architecture::Architecture;
 use crate::error::{Error, Result};
@@ -72,8 +72,9 @@ const EQUAL: [(&str, &str); 4] = [
     ("rope.freq_base_swa", "rope.freq_base"),
 ];
 
-/// More blocks than any model has. Lists with an entry for each block stay small.
-const MOST_LAYERS: usize = 1 << 14;
+/// Maximum number of blocks, so that lists with an entry for each block stay small. No known model
+/// comes close to this.
+const MAX_LAYERS: usize = 1 << 14;
 
 /// The settings of an architecture, under its prefix.
 pub struct Settings<'a> {
@@ -82,7 +83,7 @@ pub struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    /// The key of a setting, e.g. `llama.block_count`.
+    /// The full key of a setting, e.g. `llama.block_count`.
     pub fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.architecture.name)
     }
@@ -92,7 +93,7 @@ impl Settings<'_> {
         self.meta.has(&self.key(name))
     }
 
-    /// A number that the file may leave out.
+    /// Reads an optional number.
     ///
     /// # Errors
     /// Fails if the setting is not a finite number.
@@ -100,7 +101,7 @@ impl Settings<'_> {
         self.meta.float(&self.key(name))
     }
 
-    /// A number.
+    /// Reads a required number.
     ///
     /// # Errors
     /// Fails if the setting is missing or not a finite number.
@@ -108,7 +109,7 @@ impl Settings<'_> {
         self.float(name)?.ok_or_else(|| self.meta.missing(&self.key(name)))
     }
 
-    /// An integer from 0 that the file may leave out.
+    /// Reads an optional non-negative integer.
     ///
     /// # Errors
     /// Fails if the setting is negative or not an integer.
@@ -116,15 +117,15 @@ impl Settings<'_> {
         self.meta.unsigned(&self.key(name))
     }
 
-    /// A truth value that the file may leave out.
+    /// Reads an optional boolean.
     ///
     /// # Errors
-    /// Fails if the setting is not a truth value.
-    pub fn truth(&self, name: &str) -> Result<Option<bool>> {
-        self.meta.truth(&self.key(name))
+    /// Fails if the setting is not a boolean.
+    pub fn boolean(&self, name: &str) -> Result<Option<bool>> {
+        self.meta.boolean(&self.key(name))
     }
 
-    /// A size, which the file may give once or once for each layer.
+    /// Reads a size. The file may give it as one number, or as a list with one for each layer.
     ///
     /// # Errors
     /// Fails if the setting is missing or out of range, or if it differs between layers.
@@ -139,7 +140,7 @@ impl Settings<'_> {
         // The bound keeps products of counts far from overflow.
         match usize::try_from(count) {
             Ok(count @ 1..=0x7fff_ffff) => Ok(count),
-            _ => Err(Error::new(format!("`{key}` is {count}, which no model has"))),
+            _ => Err(Error::new(format!("`{key}` is {count}, which is out of range"))),
         }
     }
 
@@ -158,18 +159,18 @@ impl Settings<'_> {
     /// Fails if the setting is missing or out of range.
     pub fn layers(&self) -> Result<usize> {
         match self.count("block_count")? {
-            layers @ 1..=MOST_LAYERS => Ok(layers),
+            layers @ 1..=MAX_LAYERS => Ok(layers),
             layers => Err(Error::new(format!(
-                "`{}` is {layers}, which no model has",
+                "`{}` is {layers}, which is out of range",
                 self.key("block_count")
             ))
-            .hint(format!("valid: up to {MOST_LAYERS}"))),
+            .hint(format!("valid: up to {MAX_LAYERS}"))),
         }
     }
 
-    /// The `layer_types` of Hugging Face's configuration. The file has a truth value for each
-    /// layer, or a period: the last layer of each period has no window. `period` applies if it has
-    /// neither.
+    /// Creates the `layer_types` of Hugging Face's configuration. The file has either a boolean for
+    /// each layer, or a period: the last layer of each period has no window. `period` is the
+    /// default if the setting is missing.
     ///
     /// # Errors
     /// Fails if the setting has another type, or is for another number of layers.
@@ -188,7 +189,7 @@ impl Settings<'_> {
         };
         if sliding.len() != layers {
             return Err(Error::new(format!(
-                "`{key}` is for {} layers, and the model has {layers}",
+                "`{key}` is for {} layers, but the model has {layers}",
                 sliding.len()
             )));
         }
@@ -216,7 +217,7 @@ impl Settings<'_> {
     /// Fails if the file has a setting that is neither read nor known to be harmless.
     pub fn must_be_read(&self) -> Result<()> {
         if self.unsigned("expert_count")?.unwrap_or(0) > 0 {
-            return Err(Error::new("mixtures of experts are not read from GGUF files"));
+            return Err(Error::new("mixtures of experts are not supported in GGUF files"));
         }
         let (prefix, architecture) = (self.key(""), self.architecture);
         let is_read = |name: &&str| {
@@ -237,7 +238,7 @@ impl Settings<'_> {
 
     /// The error for a setting whose value is not supported.
     pub fn unsupported(&self, name: &str) -> Error {
-        let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
+        let (key, value) = (self.key(name), self.meta.describe(&self.key(name)));
         Error::new(format!(
             "the setting `{key}` ({value}) may change the model's output, but is not supported"
         ))

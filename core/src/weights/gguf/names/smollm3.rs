@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{Architecture, llama::LLAMA};
 
-/// llama.cpp rotates nothing in every so many-th layer, which no setting of the file can change.
+/// Interval of layers without rotary positions. It is fixed in llama.cpp and not stored in the
+/// file.
 const NO_ROPE_INTERVAL: usize = 4;
 
 pub const SMOLLM3: Architecture = Architecture {

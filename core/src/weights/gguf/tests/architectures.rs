@@ -1,11 +1,10 @@
-//! What single architectures need: their names of tensors, the order of their numbers, and their
-//! settings.
+//! Tests of single architectures: names of tensors, order of rows, and settings.
 
 use serde_json::json;
 
 use super::*;
 
-/// An architecture's file with the settings that it cannot do without.
+/// A file of an architecture with its required settings.
 fn of(architecture: &'static str) -> Writer {
     let w = Writer::of(architecture);
     match architecture {
@@ -18,14 +17,14 @@ fn of(architecture: &'static str) -> Writer {
     }
 }
 
-/// The same without one of the settings.
+/// The file without one of the settings.
 fn without(mut w: Writer, name: &str) -> Writer {
     let key = text(&format!("{}.{name}", w.architecture));
     w.entries.retain(|entry| !entry.starts_with(&key));
     w
 }
 
-/// The same with tensors of one number each under llama.cpp's names.
+/// The file with additional tensors of one number each, under llama.cpp's names.
 fn with(w: Writer, names: &[&str]) -> Writer {
     names.iter().fold(w, |w, name| w.floats(name, &[1, 1], [1.0]))
 }
@@ -49,9 +48,10 @@ const ATTENTION: [&str; 4] =
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 const MLP: [&str; 3] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
 
-/// The names of an architecture's tensors, in the order of `SEPARATE`, `norms` and `GATED`.
+/// Hugging Face's names of an architecture's tensors, in the order of `SEPARATE`, `norms` and
+/// `GATED`.
 fn renamed(architecture: &'static str, norms: &[&str]) -> Vec<String> {
-    // A matrix of one row cannot be shared by two heads.
+    // The matrices need several rows, because one row cannot be divided among two heads.
     let rows = |w: Writer, name: &&str| w.floats(name, &[1, 4], [1.0; 4]);
     let w = SEPARATE.iter().fold(of(architecture), rows);
     let w = with(with(w, norms), &GATED);
@@ -137,22 +137,23 @@ fn the_tensors_of_every_architecture_get_hugging_faces_names() {
         gguf.names().collect::<Vec<_>>()
     );
 
-    for (architecture, stranger) in [
+    for (architecture, unknown) in [
         ("olmo2", "blk.0.attn_norm.weight"),
         ("granite", "blk.0.ffn_gate_inp.weight"),
         ("granite", "blk.0.attn_q_norm.weight"),
         ("llama", "position_embd.weight"),
     ] {
-        let e = refused(&with(of(architecture), &[stranger]).bytes());
-        assert!(e.contains(&format!("`{stranger}`")), "{e}");
+        let e = refused(&with(of(architecture), &[unknown]).bytes());
+        assert!(e.contains(&format!("`{unknown}`")), "{e}");
     }
 }
 
 #[test]
-fn only_the_architectures_whose_rows_llama_cpp_reorders_are_put_back_in_order() {
+fn rows_are_only_reordered_for_architectures_that_llama_cpp_reorders() {
     let theirs = Tensor::arange(8 * 2, (Kind::Float, tch::Device::Cpu)).reshape([8, 2]);
     let numbers = Vec::<f32>::try_from(theirs.flatten(0, -1)).unwrap();
-    // llama.cpp to transformers: reshape(heads, rows / heads / 2, 2, inner).transpose(1, 2)
+    // The conversion from llama.cpp to transformers is reshape(heads, rows / heads / 2, 2,
+    // inner).transpose(1, 2)
     let ours =
         |heads: i64| theirs.reshape([heads, 8 / heads / 2, 2, 2]).transpose(1, 2).reshape([8, 2]);
     for (architecture, reordered) in
@@ -219,7 +220,7 @@ fn gpt_2s_matrices_are_transposed_in_every_type_and_kind() {
         );
     }
     let e = refused(&of("gpt2").floats("blk.0.ffn_up.weight", &[4], [0.0; 4]).bytes());
-    assert!(e.contains("`blk.0.ffn_up.weight`") && e.contains("not a matrix"), "{e}");
+    assert!(e.contains("`blk.0.ffn_up.weight`") && e.contains("must be a matrix"), "{e}");
 }
 
 #[test]
@@ -236,7 +237,7 @@ fn a_matrix_of_several_slabs_is_transposed() {
 }
 
 #[test]
-fn gpt_2_has_its_own_names_of_sizes() {
+fn gpt_2_has_its_own_field_names_for_sizes() {
     let expected = json!({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 2,
         "tie_word_embeddings": true, "n_embd": 32, "n_layer": 1,
@@ -245,7 +246,7 @@ fn gpt_2_has_its_own_names_of_sizes() {
     });
     assert_eq!(config(of("gpt2")), expected);
     assert_eq!(config(with(of("gpt2"), &["output.weight"]))["tie_word_embeddings"], false);
-    // Nothing is rotated, so that the settings of a rotation change nothing.
+    // GPT-2 does not have rotary positions, so settings of rotary positions have no effect.
     assert_eq!(config(of("gpt2").float("rope.freq_base", 1e6)), expected);
     let shared = refused(&of("gpt2").count("attention.head_count_kv", 1).bytes());
     assert!(shared.contains("2 heads cannot have 1 heads of keys"), "{shared}");
@@ -257,7 +258,7 @@ fn gpt_2_has_its_own_names_of_sizes() {
     );
 }
 
-/// An array of truth values as the format has it.
+/// An array of booleans in GGUF's format.
 fn truths(all: &[bool]) -> Vec<u8> {
     [
         &7u32.to_le_bytes()[..],
@@ -267,7 +268,7 @@ fn truths(all: &[bool]) -> Vec<u8> {
     .concat()
 }
 
-/// The same with that many blocks.
+/// The file with another number of blocks.
 fn layers(w: Writer, count: u32) -> Writer {
     without(w, "block_count").count("block_count", count)
 }
@@ -304,7 +305,7 @@ fn gemma_2_alternates_and_caps_as_llama_cpp_does() {
     assert_eq!(plain["rope_parameters"], json!({ "rope_type": "default", "rope_theta": 1e4 }));
     assert_eq!(plain["tie_word_embeddings"], true);
 
-    // The 27B model has 46 blocks. It is scaled by the share of a head in the residual stream.
+    // The 27B model has 46 blocks. Its scale is the model's width divided by the number of heads.
     let wide = || {
         Writer::of("gemma2").count("attention.key_length", 32).count("attention.value_length", 32)
     };
@@ -362,7 +363,7 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
         );
         let short = refused(&list(four(), &[true]).bytes());
         assert!(
-            short.contains(key) && short.contains("is for 1 layers, and the model has 4"),
+            short.contains(key) && short.contains("is for 1 layers, but the model has 4"),
             "{short}"
         );
     }
@@ -370,7 +371,7 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
         let many = refused(&layers(of(architecture), 0x7fff_ffff).bytes());
         assert!(
             many.contains(&format!(
-                "`{architecture}.block_count` is 2147483647, which no model has"
+                "`{architecture}.block_count` is 2147483647, which is out of range"
             )),
             "{many}"
         );
@@ -378,7 +379,7 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
 }
 
 #[test]
-fn olmo_3_is_an_olmo_2_with_a_window() {
+fn an_olmo_2_file_with_a_window_is_an_olmo_3_model() {
     let second = config(of("olmo2").float("rope.freq_base", 5e5));
     assert_eq!(
         (&second["model_type"], &second["architectures"]),
@@ -419,7 +420,7 @@ fn olmo_3_is_an_olmo_2_with_a_window() {
 }
 
 #[test]
-fn every_fourth_layer_of_smollm3_rotates_nothing() {
+fn every_fourth_layer_of_smollm3_has_no_rotary_positions() {
     let nine = config(layers(of("smollm3"), 9).float("rope.freq_base", 5e6));
     assert_eq!(
         (&nine["model_type"], &nine["architectures"]),
@@ -430,7 +431,7 @@ fn every_fourth_layer_of_smollm3_rotates_nothing() {
 }
 
 #[test]
-fn granites_multipliers_are_read_and_0_stands_for_the_usual_ones() {
+fn granites_multipliers_are_read_and_0_means_the_default() {
     let fields =
         ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
     let of_file = |w: Writer| {
@@ -454,7 +455,7 @@ fn granites_multipliers_are_read_and_0_stands_for_the_usual_ones() {
         [0.25, 1.0, 1.0, 1.0]
     );
 
-    // Granite 4 without Mamba layers and experts.
+    // A Granite 4 model without Mamba layers and experts.
     let four = without(of("granite"), "attention.head_count_kv").entry(
         "granite.rope.scaling.finetuned",
         7,
