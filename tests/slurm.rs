@@ -42,7 +42,12 @@ impl Cluster {
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/slurm.sh")).args(args).current_dir(self.0.path());
         command.env("PATH", path).env("CLUSTER", self.0.path()).env("SLURM_JOB_ID", "4711").env("SLURM_CPUS_PER_TASK", "1");
-        command.env("NO_COLOR", "1").env_remove("SLURM_RESTART_COUNT").env_remove("SLURM_ARRAY_TASK_ID").env_remove("REPRPO_DATA");
+        command
+            .env("NO_COLOR", "1")
+            .env_remove("SLURM_RESTART_COUNT")
+            .env_remove("SLURM_ARRAY_TASK_ID")
+            .env_remove("SLURM_ARRAY_JOB_ID")
+            .env_remove("REPRPO_DATA");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -93,11 +98,22 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
     let cluster = Cluster::new();
     let args = args("runs/seeds", "train.epochs=1");
     for task in ["3", "4"] {
-        let output = cluster.job(&args).env("SLURM_ARRAY_TASK_ID", task).output().expect("it runs");
+        let output = cluster.job(&args).env("SLURM_ARRAY_JOB_ID", "4700").env("SLURM_ARRAY_TASK_ID", task).output().expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let config = std::fs::read_to_string(cluster.path("runs/seeds").join(format!("seed-{task}/config.toml"))).expect("a configuration");
         assert_eq!(toml::from_str::<toml::Table>(&config).expect("TOML")["train"]["seed"].as_integer(), task.parse().ok());
     }
+}
+
+#[test]
+fn a_task_of_an_array_only_requeues_itself() {
+    let cluster = Cluster::new();
+    let args = args("runs/seeds", "train.epochs=300");
+    let mut job = cluster.job(&args);
+    // Slurm gives the id of the whole array to one of its tasks.
+    job.env("SLURM_JOB_ID", "4700").env("SLURM_ARRAY_JOB_ID", "4700").env("SLURM_ARRAY_TASK_ID", "5");
+    let (code, text) = cluster.interrupted(job, "runs/seeds/seed-5");
+    assert_eq!((code, cluster.requeues().as_str()), (Some(130), "requeue 4700_5\n"), "{text}");
 }
 
 #[test]
