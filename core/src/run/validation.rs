@@ -104,7 +104,7 @@ impl<'a> Validation<'a> {
         let all: Vec<&TokenPair> = pairs.iter().collect();
         // Always the last step: losses of a method that weighs its terms by the step could not be compared otherwise.
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
-        let sums = objective.with_method(method, |objective| validate(objective, &session.model, adapted, &all, train.batch, info))?;
+        let sums = objective.with_method(method, |objective| validate(objective, &session.model, adapted, &all, train.batch, info, stop))?;
 
         let mut record = ValidationRecord {
             step,

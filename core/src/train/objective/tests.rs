@@ -1,9 +1,12 @@
 //! What a method receives for each of its needs.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::api::{Around, ModelInfo, Tap, Transform};
 use crate::config::TrainConfig;
 use crate::conformance::{self, Bench, Case};
+use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
 /// A method with these needs, whose loss is what `of` makes of the pairs.
@@ -183,7 +186,8 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
         let (seen, held_out): (Vec<&TokenPair>, Vec<&TokenPair>) = fixture.pairs.iter().partition(|pair| pair.index % 2 == 0);
         accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
         if validates {
-            let validated = objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &held_out, 2, info));
+            let validated =
+                objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &held_out, 2, info, &AtomicBool::new(false)));
             assert!(validated.expect("a validation").loss.is_finite());
         }
         accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
@@ -195,7 +199,10 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
     let Bench { model, adapted, .. } = &fixture.bench;
     let mut objective = Objective::new(Box::new(Running(9.0)), Taps::default(), Reference::default(), adapted).expect("an objective");
     let all: Vec<&TokenPair> = fixture.pairs.iter().collect();
-    let mut validated = || objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &all, 2, info)).expect("a validation");
-    assert_eq!(validated().loss.to_bits(), validated().loss.to_bits());
+    let mut validated =
+        |stop| objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &all, 2, info, &AtomicBool::new(stop)));
+    let mut loss = || validated(false).expect("a validation").loss.to_bits();
+    assert_eq!(loss(), loss());
+    assert_eq!(validated(true).expect_err("an error").fault(), Fault::Interrupted);
     assert!(adapted.parameters().iter().all(|(_, p)| !p.grad().defined()));
 }
