@@ -81,8 +81,8 @@ const METHODS: [&[&str]; 8] = [
     &["--intervention", "rr", "--adapter", "lora", "--set", "tap.layers=1"],
     &["--intervention", "projbp", "--adapter", "lora", "--set", "tap.layers=1"],
     &["--intervention", "mse", "--adapter", "ia3", "--set", "tap.layers=1"],
-    &["--intervention", "rank", "--adapter", "oft", "--transform", "svd", "--set", "tap.layers=2"],
-    &["--intervention", "sft", "--adapter", "vera"],
+    &["--intervention", "rank", "--adapter", "oft", "--set", "adapter.oft_block_size=8", "--transform", "svd", "--set", "tap.layers=2"],
+    &["--intervention", "sft", "--adapter", "vera", "--set", "adapter.r=4"],
 ];
 
 #[test]
