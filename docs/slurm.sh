@@ -32,17 +32,20 @@ if [ $# -lt 1 ]; then
 fi
 out=$1
 shift
+job=${SLURM_JOB_ID:-}
 # In an array, each task trains the seed of its number, in a folder of its own.
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     out=$out/seed-$SLURM_ARRAY_TASK_ID
     set -- "$@" --seed "$SLURM_ARRAY_TASK_ID"
+    # One task has the id of the whole array as its SLURM_JOB_ID, so it would requeue all the others.
+    job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 
 # srun does not inherit --cpus-per-task from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
-echo "$(date): job ${SLURM_JOB_ID:-none}, restart ${SLURM_RESTART_COUNT:-0}, on $(hostname)"
+echo "$(date): job ${job:-none}, restart ${SLURM_RESTART_COUNT:-0}, on $(hostname)"
 srun reprpo run "$@" --resume auto --out "$out"
 code=$?
 
@@ -53,6 +56,6 @@ if [ "$code" -eq 130 ]; then
         exit "$code"
     fi
     # On success, Slurm ends this script.
-    scontrol requeue "$SLURM_JOB_ID" || echo "not requeued: submit the same command again" >&2
+    scontrol requeue "$job" || echo "not requeued: submit the same command again" >&2
 fi
 exit "$code"

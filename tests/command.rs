@@ -199,7 +199,7 @@ fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
     let listed = json(&list(&["list", "models", "--json"]));
     assert_eq!((&listed[0]["kind"], &listed[0]["fetched"]), (&"model".into(), &false.into()));
     let text = stdout(&list(&["list", "models", "--long"]));
-    for part in ["not downloaded", "cargo xtask model", "org/name"] {
+    for part in ["not downloaded", "reprpo model fetch", "org/name"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
     assert!(stdout(&list(&["list", "models"])).contains(" (not downloaded)\n"));

@@ -62,6 +62,7 @@ impl Cluster {
             .env("NO_COLOR", "1")
             .env_remove("SLURM_RESTART_COUNT")
             .env_remove("SLURM_ARRAY_TASK_ID")
+            .env_remove("SLURM_ARRAY_JOB_ID")
             .env_remove("REPRPO_DATA");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -148,7 +149,12 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
     let cluster = Cluster::new();
     let args = args("runs/seeds", "train.epochs=1");
     for task in ["3", "4"] {
-        let output = cluster.job(&args).env("SLURM_ARRAY_TASK_ID", task).output().expect("it runs");
+        let output = cluster
+            .job(&args)
+            .env("SLURM_ARRAY_JOB_ID", "4700")
+            .env("SLURM_ARRAY_TASK_ID", task)
+            .output()
+            .expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let config = std::fs::read_to_string(
             cluster.path("runs/seeds").join(format!("seed-{task}/config.toml")),
@@ -159,6 +165,19 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
             task.parse().ok()
         );
     }
+}
+
+#[test]
+fn a_task_of_an_array_only_requeues_itself() {
+    let cluster = Cluster::new();
+    let args = args("runs/seeds", "train.epochs=300");
+    let mut job = cluster.job(&args);
+    // Slurm gives the id of the whole array to one of its tasks.
+    job.env("SLURM_JOB_ID", "4700")
+        .env("SLURM_ARRAY_JOB_ID", "4700")
+        .env("SLURM_ARRAY_TASK_ID", "5");
+    let (code, text) = cluster.interrupted(job, "runs/seeds/seed-5");
+    assert_eq!((code, cluster.requeues().as_str()), (Some(130), "requeue 4700_5\n"), "{text}");
 }
 
 #[test]

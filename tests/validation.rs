@@ -110,12 +110,36 @@ fn a_run_validates_every_so_many_steps_and_after_the_last() {
     );
 }
 
-/// The method, adapter and settings of a run, and the file that it is told apart by.
-const METHODS: [&[&str]; 4] = [
+/// The method, adapter and settings of a run. The usual layers leave none of so small a model.
+const METHODS: [&[&str]; 8] = [
     &["--intervention", "dpo", "--adapter", "lora", "--set", "adapter.lora_dropout=0.4"],
-    &["--intervention", "prefvec", "--adapter", "hra", "--transform", "ortho"],
-    &["--intervention", "projgrad", "--adapter", "lora"],
-    &["--intervention", "rr", "--adapter", "lora"],
+    &[
+        "--intervention",
+        "prefvec",
+        "--adapter",
+        "hra",
+        "--transform",
+        "ortho",
+        "--set",
+        "tap.layers=1,2",
+    ],
+    &["--intervention", "projgrad", "--adapter", "lora", "--set", "tap.layers=1"],
+    &["--intervention", "rr", "--adapter", "lora", "--set", "tap.layers=1"],
+    &["--intervention", "projbp", "--adapter", "lora", "--set", "tap.layers=1"],
+    &["--intervention", "mse", "--adapter", "ia3", "--set", "tap.layers=1"],
+    &[
+        "--intervention",
+        "rank",
+        "--adapter",
+        "oft",
+        "--set",
+        "adapter.oft_block_size=8",
+        "--transform",
+        "svd",
+        "--set",
+        "tap.layers=2",
+    ],
+    &["--intervention", "sft", "--adapter", "vera", "--set", "adapter.r=4"],
 ];
 
 #[test]
@@ -424,7 +448,12 @@ fn a_sweep_validates_where_something_is_trained() {
         "",
         &[
             &args[..],
-            &sets(&["train.validate_every=2", "train.keep_best=true", "train.max_pairs=20"]),
+            &sets(&[
+                "train.validate_every=2",
+                "train.keep_best=true",
+                "train.max_pairs=20",
+                "tap.layers=1",
+            ]),
         ]
         .concat(),
     );

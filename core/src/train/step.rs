@@ -1,5 +1,7 @@
 //! The gradient of one optimiser step.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tch::{Device, Kind, Tensor};
 
 use super::{Evaluated, Objective};
@@ -30,10 +32,11 @@ pub struct LeftOut {
 }
 
 /// The purpose of a pass over pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+#[derive(Clone, Copy)]
+enum Mode<'a> {
     Train,
-    Validate,
+    /// Stops when the flag turns true.
+    Validate(&'a AtomicBool),
 }
 
 /// Sums over micro-batches by name, in the order in which the names came.
@@ -82,7 +85,7 @@ pub fn accumulate(
 /// without dropout. The loss may be infinite or NaN.
 ///
 /// # Errors
-/// Fails if the method or libtorch does.
+/// Fails if the method or libtorch does; `Error::interrupted` if `stop` turned true.
 pub fn validate(
     objective: &mut Objective,
     model: &Model,
@@ -90,32 +93,40 @@ pub fn validate(
     pairs: &[&TokenPair],
     batch: usize,
     info: StepInfo,
+    stop: &AtomicBool,
 ) -> Result<Accumulated> {
     let _guard = tch::no_grad_guard();
-    Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate)?.0)
+    Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate(stop))?.0)
 }
 
-/// The loss and the metrics of `pairs`, and in training their gradients. If only some pairs count,
-/// also returns the factor by which the gradients must be multiplied, because each pair was weighed
-/// as if all of them counted.
+/// The loss and the metrics of `pairs`, `size` of them at a time, and in training their gradients. If
+/// only some pairs count, also returns the factor by which the gradients must be multiplied, because
+/// each pair was weighed as if all of them counted.
 fn sum(
     objective: &mut Objective,
     model: &Model,
     adapted: &Adapted,
     pairs: &[&TokenPair],
-    batch: usize,
+    size: usize,
     info: StepInfo,
-    mode: Mode,
+    mode: Mode<'_>,
 ) -> Result<(Accumulated, Option<f64>)> {
     let weight = 1.0 / pairs.len() as f64;
     let (mut losses, mut of_method, mut of_engine) = (Vec::new(), Sums::default(), Sums::default());
     let (mut counted, mut lacking) = (Vec::new(), None);
-    for micro in pairs.chunks(batch) {
+    for micro in pairs.chunks(size) {
         let share = micro.len() as f64 * weight;
         let batch = objective.batch(micro, model)?;
         let Evaluated { loss, metrics } = match mode {
             Mode::Train => objective.loss(model, adapted, &batch, info, weight)?,
-            Mode::Validate => objective.loss_without_gradient(model, adapted, &batch, info)?,
+            Mode::Validate(stop) if stop.load(Ordering::Relaxed) => {
+                return Err(Error::interrupted(format!(
+                    "interrupted after the loss of {} of {} batches",
+                    losses.len(),
+                    pairs.len().div_ceil(size)
+                )));
+            }
+            Mode::Validate(_) => objective.loss_without_gradient(model, adapted, &batch, info)?,
         };
         // This stays on the device, so that nothing waits for it here.
         let shares = match loss.partial {
@@ -136,7 +147,7 @@ fn sum(
         let logged = |t: &Tensor| -> Result<Tensor> {
             Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
         };
-        if mode == Mode::Train {
+        if matches!(mode, Mode::Train) {
             weighed(&loss.value)?.f_backward()?;
             objective.after_backward()?;
         }

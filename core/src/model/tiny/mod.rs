@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 use crate::text::TokenPair;
 use numbers::numbers;
 
+/// The configuration of a model, and its weights by name.
+pub type ConfigAndWeights = (Value, IndexMap<String, Tensor>);
+
 /// The contents of `architectures.json`, which `make.py` writes.
 #[derive(Debug, Deserialize)]
 pub struct Fixture {
@@ -92,9 +95,7 @@ impl Fixture {
 
     /// The configuration and the weights in float32 of each architecture that the program knows, by
     /// its `model_type`. An architecture without a tiny model has an error.
-    pub fn architectures(
-        &self,
-    ) -> impl Iterator<Item = (&'static str, Result<(Value, IndexMap<String, Tensor>)>)> {
+    pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<ConfigAndWeights>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
 
@@ -102,7 +103,7 @@ impl Fixture {
     ///
     /// # Errors
     /// Fails if there is none.
-    pub fn architecture(&self, name: &str) -> Result<(Value, IndexMap<String, Tensor>)> {
+    pub fn architecture(&self, name: &str) -> Result<ConfigAndWeights> {
         // The model with pictures holds the text model, and has the same names for its tensors.
         const HOLDER: (&str, &str) = ("gemma3", "gemma3_text");
         if name == HOLDER.0 {

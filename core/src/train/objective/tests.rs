@@ -1,9 +1,12 @@
 //! What a method receives for each of its needs.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::api::{Around, ModelInfo, Tap, Transform};
 use crate::config::TrainConfig;
 use crate::conformance::{self, Bench, Case};
+use crate::error::Fault;
 use crate::train::{accumulate, validate};
 
 /// A method with these needs, whose loss is what `of` makes of the pairs.
@@ -265,7 +268,7 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
         accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
         if validates {
             let validated = objective.with_method(Box::new(Running(1.0)), |objective| {
-                validate(objective, model, adapted, &held_out, 2, info)
+                validate(objective, model, adapted, &held_out, 2, info, &AtomicBool::new(false))
             });
             assert!(validated.expect("a validation").loss.is_finite());
         }
@@ -281,13 +284,13 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
         Objective::new(Box::new(Running(9.0)), Taps::default(), Reference::default(), adapted)
             .expect("an objective");
     let all: Vec<&TokenPair> = fixture.pairs.iter().collect();
-    let mut validated = || {
-        objective
-            .with_method(Box::new(Running(1.0)), |objective| {
-                validate(objective, model, adapted, &all, 2, info)
-            })
-            .expect("a validation")
+    let mut validated = |stop| {
+        objective.with_method(Box::new(Running(1.0)), |objective| {
+            validate(objective, model, adapted, &all, 2, info, &AtomicBool::new(stop))
+        })
     };
-    assert_eq!(validated().loss.to_bits(), validated().loss.to_bits());
+    let mut loss = || validated(false).expect("a validation").loss.to_bits();
+    assert_eq!(loss(), loss());
+    assert_eq!(validated(true).expect_err("an error").fault(), Fault::Interrupted);
     assert!(adapted.parameters().iter().all(|(_, p)| !p.grad().defined()));
 }
