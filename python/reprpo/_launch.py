@@ -1,6 +1,7 @@
 """The command `reprpo`: finds the libtorch of the installed torch, and becomes the binary.
 
-torch is located but never imported, because the import takes seconds and the binary needs none of it.
+torch is located but never imported, because the import takes seconds and the binary needs none of
+it.
 """
 
 import importlib.util
@@ -17,6 +18,12 @@ from ._version import TORCH, __version__
 BINARY = (Path(__file__).parent / "bin" / "reprpo").resolve()
 
 
+NEED = f"reprpo {__version__} needs torch {TORCH}"
+
+# The libraries of libtorch that the binary loads.
+LIBTORCH = ("libtorch_cpu.so", "libc10.so")
+
+
 class LaunchError(Exception):
     """The binary cannot be started. The arguments are what is wrong and what to do about it."""
 
@@ -29,7 +36,7 @@ def main() -> None:
         library_path = new_library_path(torch / "lib", os.environ.get("LD_LIBRARY_PATH", ""))
         if library_path is not None:
             os.environ["LD_LIBRARY_PATH"] = library_path
-        # Python ignores these signals, and a process started with `exec` would go on to ignore them.
+        # Python ignores these signals, and a process that replaces it inherits that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         try:
@@ -47,7 +54,7 @@ def find_torch() -> Path:
     spec = importlib.util.find_spec("torch")
     # A folder of this name without `__init__.py` has no origin.
     if spec is None or spec.origin is None:
-        what = f"torch is not installed for `{sys.executable}`, but reprpo {__version__} needs torch {TORCH}"
+        what = f"torch is not installed for `{sys.executable}`, but {NEED}"
         raise LaunchError(what, f"run `{pip()} install torch=={TORCH}`")
     torch = Path(spec.origin).parent
     if not (torch / "lib" / "libtorch_cpu.so").is_file():
@@ -57,12 +64,17 @@ def find_torch() -> Path:
 
 
 def check_version(torch: Path) -> None:
-    """Refuses another version of torch than the binary is built for. A local part such as `+cu130` may be any."""
+    """Refuses a version of torch that the binary is not built for.
+
+    The local part of a version, such as `+cu130`, does not matter.
+    """
     version = version_of(torch)
     if version.split("+")[0] != TORCH:
-        # PyPI has no wheels for the CPU alone.
-        index = " --index-url https://download.pytorch.org/whl/cpu" if version.endswith("+cpu") else ""
-        what = f"torch {version} is installed in `{torch}`, but reprpo {__version__} needs torch {TORCH}"
+        # The CPU builds are not on PyPI.
+        index = (
+            " --index-url https://download.pytorch.org/whl/cpu" if version.endswith("+cpu") else ""
+        )
+        what = f"torch {version} is installed in `{torch}`, but {NEED}"
         raise LaunchError(what, f"run `{pip()} install torch=={TORCH}{index}`")
 
 
@@ -85,15 +97,20 @@ def version_of(torch: Path) -> str:
 
 
 def new_library_path(lib: Path, current: str) -> "str | None":
-    """The value that LD_LIBRARY_PATH needs so that the binary loads the libtorch in `lib`; None if it can stay as it is.
+    """The value that LD_LIBRARY_PATH needs so that the binary loads the libtorch in `lib`.
 
-    The binary looks for libtorch in `../../torch/lib`, where it is if both packages are in one `site-packages`. The
-    loader searches LD_LIBRARY_PATH first, so `lib` must come before a folder with another libtorch.
+    None if it can stay as it is. The binary looks for libtorch in `../../torch/lib`, where it is if
+    both packages are in one `site-packages`. The loader searches LD_LIBRARY_PATH first, so `lib`
+    must come before a folder with another libtorch.
     """
     folders = current.split(":") if current else []
     # An empty name on the path is the current folder.
-    first = next((folder or "." for folder in folders if (Path(folder or ".") / "libtorch_cpu.so").exists()), None)
-    found = BINARY.parents[2] / "torch" / "lib" if first is None else Path(first)
+    libtorches = [
+        Path(folder or ".")
+        for folder in folders
+        if any((Path(folder or ".") / name).exists() for name in LIBTORCH)
+    ]
+    found = libtorches[0] if libtorches else BINARY.parents[2] / "torch" / "lib"
     return None if same(found, lib) else ":".join([str(lib), *folders])
 
 
