@@ -42,7 +42,7 @@ def main() -> None:
         try:
             os.execv(BINARY, [str(BINARY), *sys.argv[1:]])
         except OSError as error:
-            hint = f"run `{pip()} install --force-reinstall --no-deps` with the wheel of reprpo"
+            hint = f"run `{install_command()} --force-reinstall --no-deps` with the wheel of reprpo"
             raise LaunchError(f"cannot start `{BINARY}`: {error.strerror}", hint) from None
     except LaunchError as error:
         print(f"error: {error.args[0]}\n\nhint: {error.args[1]}", file=sys.stderr)
@@ -55,11 +55,11 @@ def find_torch() -> Path:
     # A folder of this name without `__init__.py` has no origin.
     if spec is None or spec.origin is None:
         what = f"torch is not installed for `{sys.executable}`, but {NEED}"
-        raise LaunchError(what, f"run `{pip()} install torch=={TORCH}`")
+        raise LaunchError(what, f"run `{install_command()} torch=={TORCH}`")
     torch = Path(spec.origin).parent
     if not (torch / "lib" / "libtorch_cpu.so").is_file():
         what = f"the torch in `{torch}` has no `lib/libtorch_cpu.so`"
-        raise LaunchError(what, f"run `{pip()} install --force-reinstall torch=={TORCH}`")
+        raise LaunchError(what, f"run `{install_command()} --force-reinstall torch=={TORCH}`")
     return torch
 
 
@@ -75,7 +75,7 @@ def check_version(torch: Path) -> None:
             " --index-url https://download.pytorch.org/whl/cpu" if version.endswith("+cpu") else ""
         )
         what = f"torch {version} is installed in `{torch}`, but {NEED}"
-        raise LaunchError(what, f"run `{pip()} install torch=={TORCH}{index}`")
+        raise LaunchError(what, f"run `{install_command()} torch=={TORCH}{index}`")
 
 
 def version_of(torch: Path) -> str:
@@ -93,7 +93,9 @@ def version_of(torch: Path) -> str:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
         what = f"the torch in `{torch}` does not say which version it is"
-        raise LaunchError(what, f"run `{pip()} install --force-reinstall torch=={TORCH}`") from None
+        raise LaunchError(
+            what, f"run `{install_command()} --force-reinstall torch=={TORCH}`"
+        ) from None
 
 
 def new_library_path(lib: Path, current: str) -> "str | None":
@@ -122,6 +124,12 @@ def same(a: Path, b: Path) -> bool:
         return False
 
 
-def pip() -> str:
-    """How pip is called for this Python."""
-    return f"{shlex.quote(sys.executable or 'python3')} -m pip"
+def install_command() -> str:
+    """The command that installs packages for this Python. Environments of uv do not have pip."""
+    python = shlex.quote(sys.executable or "python3")
+    try:
+        settings = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        settings = ""
+    by_uv = re.search(r"^uv\s*=", settings, re.MULTILINE)
+    return f"uv pip install --python {python}" if by_uv else f"{python} -m pip install"

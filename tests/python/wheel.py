@@ -1,11 +1,12 @@
 """Tests the wheel in fresh environments, and the tarball in a fresh folder.
 
-    python tests/python/wheel.py WHEEL [--tarball TARBALL] [--skip-training]
+    python tests/python/wheel.py WHEEL [--tarball TARBALL] [--plugin LIBRARY] [--skip-training]
 
-WHEEL and TARBALL are made by `cargo xtask wheel` and `cargo xtask dist`. pip downloads torch
-(530 MB) and the two CUDA libraries that even the CPU needs, so the script needs about 3 GB of disk
-below TMPDIR. It never has more than one such environment. The commands run with a PATH without
-cargo. Training needs the default model in the cache of reprpo, or downloads it.
+WHEEL and TARBALL are made by `cargo xtask wheel` and `cargo xtask dist`. LIBRARY is a plugin that
+was built from the same sources, as by `cargo build` in `plugins/examples`. pip downloads torch (530
+MB) and the two CUDA libraries that even the CPU needs, so the script needs about 3 GB of disk below
+TMPDIR. It never has more than one such environment. The commands run with a PATH without cargo.
+Training fetches the default model, unless it is in the cache of reprpo.
 
 Every check prints a line. The script exits with 1 if one of them fails. It only needs Python's
 standard library, and readelf.
@@ -30,6 +31,7 @@ TORCH_AND_LIBRARIES = [
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-cupti==13.0.85",
 ]
+MODEL = "smollm2-135m-instruct"
 # The README's first command, with fewer pairs.
 COMMAND = (
     "run --intervention prefvec --adapter hra --set intervention.lambda_dpo=1"
@@ -174,7 +176,7 @@ def check_binary(wheel, binary):
     )
 
 
-def check_from_pypi(work, wheel, training):
+def check_from_pypi(work, wheel, plugin, training):
     """(a) An environment with torch from PyPI."""
     environment = Environment(work / "pypi")
     environment.install(*TORCH_AND_LIBRARIES)
@@ -234,7 +236,12 @@ def check_from_pypi(work, wheel, training):
     )
 
     check_beside(work, wheel, environment)
+    if plugin:
+        code, out, err = run([environment.command, "plugin", "check", plugin], empty)
+        check("a plugin that was built from the same sources is loaded", code == 0, out + err)
     if training:
+        code, out, err = run([environment.command, "model", "fetch", MODEL], empty)
+        check("`reprpo model fetch` prints the path of the model", code == 0 and MODEL in out, err)
         code, out, err = run([environment.command, *COMMAND.split(), "--out", "run"], empty)
         check(
             "the README's first command prints its table",
@@ -346,6 +353,13 @@ def check_refusals(work, wheel):
             code == 1 and out == "" and "torch is not installed" in err and pip in err,
             (code, err),
         )
+    settings = environment.folder / "pyvenv.cfg"
+    text = settings.read_text()
+    settings.write_text(f"{text}uv = 0.9.0\n")
+    code, out, err = run([environment.command, "list"], work)
+    command = f"uv pip install --python {environment.python} torch=={TORCH}"
+    check("in an environment of uv, the command is one of uv", code == 1 and command in err, err)
+    settings.write_text(text)
     for version, end in [
         ("2.10.0", "`"),
         ("2.10.0+cpu", " --index-url https://download.pytorch.org/whl/cpu`"),
@@ -450,6 +464,7 @@ def main():
     )
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--tarball", type=Path)
+    parser.add_argument("--plugin", type=Path)
     parser.add_argument(
         "--skip-training",
         action="store_true",
@@ -462,7 +477,8 @@ def main():
             "Rust is not on the PATH", not shutil.which("cargo", path=clean_environment()["PATH"])
         )
         check_refusals(work, args.wheel.resolve())
-        environment = check_from_pypi(work, args.wheel.resolve(), not args.skip_training)
+        plugin = args.plugin and args.plugin.resolve()
+        environment = check_from_pypi(work, args.wheel.resolve(), plugin, not args.skip_training)
         if args.tarball:
             check_tarball(work, args.tarball.resolve(), environment, not args.skip_training)
     print(f"{failures} failed" if failures else "all passed")
