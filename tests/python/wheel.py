@@ -423,12 +423,10 @@ def check_tarball(work, tarball, environment, training):
             PATH=path,
         )
         check(f"`examples/{name}` is a configuration", code == 0, err)
-    code, out, err = run(
-        [folder / "reprpo", "data", "inspect", folder / "examples" / "pairs.jsonl"],
-        empty,
-        PATH=path,
-    )
-    check("`examples/pairs.jsonl` has usable pairs", code == 0, out + err)
+    for name in ("pairs.jsonl", "conversations.jsonl"):
+        file = folder / "examples" / name
+        code, out, err = run([folder / "reprpo", "data", "inspect", file], empty, PATH=path)
+        check(f"`examples/{name}` has usable pairs", code == 0, out + err)
     bare = work / "bare"
     bare.mkdir()
     for tool in ("sh", "dirname", "readlink", "sed", "tr"):
