@@ -11,18 +11,23 @@ __all__ = ["__version__", "read_run"]
 def read_run(path, frames=None):
     """Reads the folder of a run, also while the run goes on.
 
-    With `frames=None`, tables are pandas data frames if pandas is installed, and lists of dictionaries otherwise. Pass
-    `frames=False` to always get lists, or `frames=True` to always get data frames (ImportError without pandas).
+    With `frames=None`, tables are pandas data frames if pandas is installed, and lists of
+    dictionaries otherwise. Pass `frames=False` to always get lists, or `frames=True` to always get
+    data frames (ImportError without pandas). A nested value of a list, such as
+    `row["base"]["chosen"]["logp_sum"]`, has the column `base.chosen.logp_sum` in a data frame.
 
     Returns a dictionary:
 
     - `config`: the resolved configuration, a dictionary
-    - `metrics`: table with a row for each line of `metrics.jsonl`; a line need not have every key, e.g. a validation has
-      `eval_…` and no `loss` (missing values are NaN in a data frame)
-    - `summary`: the evaluation as a dictionary, whose `splits` is a table with a row for each split; None before the end
-    - `pairs`: table with the scores of each evaluated pair, with columns such as `base.chosen.logp_sum`; None before the end
+    - `metrics`: table with a row for each line of `metrics.jsonl`. A line need not have every key,
+      e.g. a validation has `eval_…` and no `loss`. Missing values are NaN in a data frame.
+    - `validation`: the best step and its values, a dictionary; None without validation
+    - `summary`: the evaluation as a dictionary, whose `splits` is a table with a row for each
+      split; None before the end
+    - `pairs`: table with the scores of each evaluated pair; None before the end
 
-    Raises FileNotFoundError if `path` is not the folder of a run, and ValueError if a file of it is damaged.
+    Raises FileNotFoundError if `path` is not the folder of a run, and ValueError if a file of it is
+    damaged.
     """
     try:
         import tomllib
@@ -31,14 +36,19 @@ def read_run(path, frames=None):
 
     folder = Path(path)
     table = _tables(frames)
-    config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    summary, pairs = folder / "eval" / "summary.json", folder / "eval" / "pairs.jsonl"
-    run = {"config": config, "metrics": table(_lines(folder / "metrics.jsonl")), "summary": None, "pairs": None}
-    if summary.exists():
-        run["summary"] = json.loads(summary.read_text(encoding="utf-8"))
+    if not (folder / "config.toml").is_file():
+        raise FileNotFoundError(f"`{folder}` is not the folder of a run: it has no `config.toml`")
+    run = {
+        "config": _parsed(folder / "config.toml", tomllib.loads),
+        "metrics": table(_lines(folder / "metrics.jsonl") or []),
+        "validation": _parsed(folder / "validation.json", json.loads),
+        "summary": _parsed(folder / "eval" / "summary.json", json.loads),
+        "pairs": _lines(folder / "eval" / "pairs.jsonl"),
+    }
+    if run["summary"] is not None:
         run["summary"]["splits"] = table(run["summary"].get("splits", []))
-    if pairs.exists():
-        run["pairs"] = table(_lines(pairs))
+    if run["pairs"] is not None:
+        run["pairs"] = table(run["pairs"])
     return run
 
 
@@ -55,14 +65,27 @@ def _tables(frames):
     return lambda rows: rows
 
 
+def _parsed(path, parse):
+    """The parsed text of a file; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`{path}`: {error}") from None
+
+
 def _lines(path):
-    """The objects in a file of JSON lines. A last line without its end is still being written, and left out."""
+    """The objects in a file of JSON lines; None if there is no such file.
+
+    A last line without its end is left out, because it is still being written.
+    """
+    if not path.exists():
+        return None
     rows = []
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.endswith("\n"):
-                    rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"`{path}`, line {number}: {error}") from None
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"`{path}`, line {number}: {error}") from None
     return rows

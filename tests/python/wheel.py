@@ -1,13 +1,15 @@
-"""Installs the wheel into fresh environments and runs it there, and runs the tarball from a fresh folder.
+"""Tests the wheel in fresh environments, and the tarball in a fresh folder.
 
-    python tests/python/wheel.py WHEEL [--tarball TARBALL] [--skip-training]
+    python tests/python/wheel.py WHEEL [--tarball TARBALL] [--plugin LIBRARY] [--skip-training]
 
-WHEEL and TARBALL are made by `cargo xtask wheel` and `cargo xtask dist`. pip downloads torch (530 MB) and the two CUDA
-libraries that even the CPU needs, so the script wants about 3 GB of disk, below TMPDIR. It never has more than one such
-environment. The commands run with a PATH without cargo. Training needs the default model in the cache of reprpo.
+WHEEL and TARBALL are made by `cargo xtask wheel` and `cargo xtask dist`. LIBRARY is a plugin that
+was built from the same sources, as by `cargo build` in `plugins/examples`. pip downloads torch (530
+MB) and the two CUDA libraries that even the CPU needs, so the script needs about 3 GB of disk below
+TMPDIR. It never has more than one such environment. The commands run with a PATH without cargo.
+Training fetches the default model, unless it is in the cache of reprpo.
 
-Every check prints a line. The script exits with 1 if one of them fails. It only needs Python's standard library, and
-readelf.
+Every check prints a line. The script exits with 1 if one of them fails. It only needs Python's
+standard library, and readelf.
 """
 
 import argparse
@@ -22,10 +24,19 @@ import venv
 from pathlib import Path
 
 TORCH = "2.11.0"
-# torch's dependencies are 5 GB of CUDA libraries and some Python packages. libtorch_cpu.so only needs these two.
-TORCH_AND_LIBRARIES = [f"torch=={TORCH}", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]
+# torch's dependencies are 5 GB of CUDA libraries and some Python packages. libtorch_cpu.so only
+# needs these two.
+TORCH_AND_LIBRARIES = [
+    f"torch=={TORCH}",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cupti==13.0.85",
+]
+MODEL = "smollm2-135m-instruct"
 # The README's first command, with fewer pairs.
-COMMAND = "run --intervention prefvec --adapter hra --set intervention.lambda_dpo=1 --set train.max_pairs=30 --set train.lr=2e-3"
+COMMAND = (
+    "run --intervention prefvec --adapter hra --set intervention.lambda_dpo=1"
+    " --set train.max_pairs=30 --set train.lr=2e-3"
+)
 # No library that RHEL 8 has is newer.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8, 0, 0)}
 
@@ -42,15 +53,37 @@ def check(what, good, detail=""):
 
 def clean_environment(**more):
     """The environment without Rust, without a libtorch, and without Python's own variables."""
-    dropped = {"LIBTORCH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CARGO_HOME", "RUSTUP_HOME"}
-    env = {name: value for name, value in os.environ.items() if name not in dropped and not name.startswith("REPRPO_LOG")}
+    dropped = {
+        "LIBTORCH",
+        "LD_LIBRARY_PATH",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "VIRTUAL_ENV",
+        "CARGO_HOME",
+        "RUSTUP_HOME",
+    }
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in dropped and not name.startswith("REPRPO_LOG")
+    }
     folders = env.get("PATH", "").split(":")
-    env["PATH"] = ":".join(f for f in folders if f and not shutil.which("cargo", path=f) and not shutil.which("rustc", path=f))
+    env["PATH"] = ":".join(
+        f
+        for f in folders
+        if f and not shutil.which("cargo", path=f) and not shutil.which("rustc", path=f)
+    )
     return {**env, **more}
 
 
 def run(command, cwd, **env):
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=clean_environment(**env), capture_output=True, text=True)
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean_environment(**env),
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -66,9 +99,23 @@ class Environment:
         self.site = next((folder / "lib").glob("python3*")) / "site-packages"
 
     def install(self, *what):
-        """Installs with the pip of the Python that runs this script, which is quicker than to bring pip along."""
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-deps", "--no-cache-dir"]
-        done = subprocess.run([str(word) for word in [*pip, "--disable-pip-version-check", *what]], capture_output=True, text=True)
+        """Installs with the pip of the Python that runs this script. The environment has none."""
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            self.python,
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-cache-dir",
+        ]
+        done = subprocess.run(
+            [str(word) for word in [*pip, "--disable-pip-version-check", *what]],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode != 0:
             sys.exit(f"pip could not install {' '.join(map(str, what))}\n{done.stderr}")
 
@@ -78,33 +125,58 @@ def fake_torch(site, version, library=b""):
     folder = site / "torch"
     (folder / "lib").mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('the launcher must not import torch')\n")
-    (folder / "version.py").write_text(f"from typing import Optional\n\n__version__ = '{version}'\n")
+    (folder / "version.py").write_text(
+        f"from typing import Optional\n\n__version__ = '{version}'\n"
+    )
     (folder / "lib" / "libtorch_cpu.so").write_bytes(library)
 
 
 def versions(binary):
     """The versions of the system's libraries that the binary requires, as readelf prints them."""
-    text = subprocess.run(["readelf", "--version-info", "--wide", str(binary)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["readelf", "--version-info", "--wide", str(binary)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     needs = text[text.index("Version needs section") :]
     return sorted(set(re.findall(r"Name: (\w+?)_([\d.]+|\w+)\s", needs)))
 
 
 def check_binary(wheel, binary):
-    """Compares what the binary requires with the tag of the wheel, apart from the code that computed the tag."""
+    """Compares what readelf says about the binary with the tag of the wheel."""
     minor = int(re.search(r"manylinux_2_(\d+)_x86_64", wheel.name)[1])
     newest = {**NEWEST, "GLIBC": (2, minor)} if minor <= 28 else {"GLIBC": (2, minor)}
     found = versions(binary)
-    number = lambda version: tuple(int(part) for part in version.split(".")) if re.fullmatch(r"[\d.]+", version) else (999,)
-    newer = [f"{family}_{version}" for family, version in found if family in newest and number(version) > newest[family]]
+    number = lambda version: (
+        tuple(int(part) for part in version.split("."))
+        if re.fullmatch(r"[\d.]+", version)
+        else (999,)
+    )
+    newer = [
+        f"{family}_{version}"
+        for family, version in found
+        if family in newest and number(version) > newest[family]
+    ]
     check(f"no symbol is newer than manylinux_2_{minor}", found and not newer, newer)
-    dynamic = subprocess.run(["readelf", "--dynamic", "--wide", str(binary)], capture_output=True, text=True, check=True).stdout
+    dynamic = subprocess.run(
+        ["readelf", "--dynamic", "--wide", str(binary)], capture_output=True, text=True, check=True
+    ).stdout
     paths = re.findall(r"\((RUNPATH|RPATH)\).*\[(.*)\]", dynamic)
-    check("the only RUNPATH is torch's folder in site-packages", paths == [("RUNPATH", "$ORIGIN/../../torch/lib")], paths)
+    check(
+        "the only RUNPATH is torch's folder in site-packages",
+        paths == [("RUNPATH", "$ORIGIN/../../torch/lib")],
+        paths,
+    )
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
-    check("of libtorch it needs libtorch_cpu and libc10", {n for n in needed if "torch" in n or "c10" in n} == {"libtorch_cpu.so", "libc10.so"}, needed)
+    check(
+        "of libtorch it needs libtorch_cpu and libc10",
+        {n for n in needed if "torch" in n or "c10" in n} == {"libtorch_cpu.so", "libc10.so"},
+        needed,
+    )
 
 
-def check_from_pypi(work, wheel, training):
+def check_from_pypi(work, wheel, plugin, training):
     """(a) An environment with torch from PyPI."""
     environment = Environment(work / "pypi")
     environment.install(*TORCH_AND_LIBRARIES)
@@ -114,15 +186,35 @@ def check_from_pypi(work, wheel, training):
     empty = work / "empty"
     empty.mkdir()
     code, out, err = run([environment.command, "--version"], empty)
-    check("torch from PyPI: `reprpo --version` runs", code == 0 and out.startswith("reprpo "), out + err)
+    check(
+        "torch from PyPI: `reprpo --version` runs",
+        code == 0 and out.startswith("reprpo "),
+        out + err,
+    )
     code, out, err = run([environment.python, "-m", "reprpo", "list", "--json"], empty)
-    check("torch from PyPI: `python -m reprpo list --json` runs", code == 0 and json.loads(out or "null"), out + err)
+    check(
+        "torch from PyPI: `python -m reprpo list --json` runs",
+        code == 0 and json.loads(out or "null"),
+        out + err,
+    )
     code, out, err = run([binary, "--version"], empty)
     check("torch from PyPI: the binary runs without the launcher", code == 0, err)
     code, out, err = run([environment.command, "no-such-command"], empty)
-    check("torch from PyPI: an error of the command keeps its exit code", code not in (0, 127), (code, err))
+    check(
+        "torch from PyPI: an error of the command keeps its exit code",
+        code not in (0, 127),
+        (code, err),
+    )
     libraries = loaded(environment.command, empty)
-    check("torch from PyPI: CUDA's libraries come from the wheels beside torch", from_folder(libraries, environment.site, ["libtorch_cpu.so", "libc10.so", "libcudart.so", "libcupti.so"]), libraries)
+    check(
+        "torch from PyPI: CUDA's libraries come from the wheels beside torch",
+        from_folder(
+            libraries,
+            environment.site,
+            ["libtorch_cpu.so", "libc10.so", "libcudart.so", "libcupti.so"],
+        ),
+        libraries,
+    )
 
     # (c) The path of the loader has the libtorch of somebody else.
     foreign = work / "foreign"
@@ -131,50 +223,102 @@ def check_from_pypi(work, wheel, training):
         (foreign / name).write_bytes(b"not a library")
     for path in (f"{foreign}", f"/nowhere:{foreign}:"):
         code, out, err = run([environment.command, "--version"], empty, LD_LIBRARY_PATH=path)
-        check(f"a foreign libtorch on LD_LIBRARY_PATH ({path.replace(str(work), '…')}): the installed one is used", code == 0, err)
+        check(
+            f"LD_LIBRARY_PATH `{path.replace(str(work), '…')}` has another libtorch, not used",
+            code == 0,
+            err,
+        )
     code, out, err = run([binary, "--version"], empty, LD_LIBRARY_PATH=str(foreign))
-    check("a foreign libtorch on LD_LIBRARY_PATH: without the launcher the binary does not start", code == 127, err)
+    check(
+        "a foreign libtorch on LD_LIBRARY_PATH: without the launcher the binary does not start",
+        code == 127,
+        err,
+    )
 
     check_beside(work, wheel, environment)
+    if plugin:
+        code, out, err = run([environment.command, "plugin", "check", plugin], empty)
+        check("a plugin that was built from the same sources is loaded", code == 0, out + err)
     if training:
+        code, out, err = run([environment.command, "model", "fetch", MODEL], empty)
+        check("`reprpo model fetch` prints the path of the model", code == 0 and MODEL in out, err)
         code, out, err = run([environment.command, *COMMAND.split(), "--out", "run"], empty)
-        check("the README's first command prints its table", code == 0 and re.search(r"^split +data .*\n(train|test) ", out, re.M) and "margin gain" in out, out + err)
+        check(
+            "the README's first command prints its table",
+            code == 0
+            and re.search(r"^split +data .*\n(train|test) ", out, re.M)
+            and "margin gain" in out,
+            out + err,
+        )
         check_read_run(environment, empty)
     return environment
 
 
 def check_read_run(environment, folder):
-    """`reprpo.read_run` on the run in `folder`, by the environment's Python, which has no pandas."""
+    """`reprpo.read_run` on the run in `folder`, by the environment's Python, without pandas."""
     lines = [
         "import json, sys, reprpo",
         "run = reprpo.read_run('run')",
         "assert 'torch' not in sys.modules",
-        "print(json.dumps({'name': run['config']['intervention']['name'], 'steps': len(run['metrics']), 'loss': 'loss' in run['metrics'][0],",
-        "  'splits': [s['split'] for s in run['summary']['splits']], 'pairs': len(run['pairs']) > 0}))",
+        "print(json.dumps({",
+        "  'name': run['config']['intervention']['name'], 'steps': len(run['metrics']),",
+        "  'loss': 'loss' in run['metrics'][0], 'pairs': len(run['pairs']) > 0,",
+        "  'splits': [split['split'] for split in run['summary']['splits']],",
+        "}))",
     ]
     if sys.version_info < (3, 11):
         environment.install("tomli")
     code, out, err = run([environment.python, "-c", "\n".join(lines)], folder)
     read = json.loads(out or "{}")
-    steps = len((folder / "run" / "metrics.jsonl").read_text().splitlines()) if (folder / "run").exists() else 0
-    good = read.get("name") == "prefvec" and read.get("steps") == steps > 0 and read.get("splits") == ["train", "test", "oos", "rnd"] and read.get("pairs")
+    steps = (
+        len((folder / "run" / "metrics.jsonl").read_text().splitlines())
+        if (folder / "run").exists()
+        else 0
+    )
+    good = (
+        read.get("name") == "prefvec"
+        and read.get("steps") == steps > 0
+        and read.get("splits") == ["train", "test", "oos", "rnd"]
+        and read.get("pairs")
+    )
     check("`reprpo.read_run` reads the run", code == 0 and good, out + err)
 
 
 def check_beside(work, wheel, environment):
-    """(b) torch is elsewhere: below an environment that sees it through the system's site-packages, and with --target."""
+    """(b) torch is elsewhere: in the system's site-packages, and for `pip install --target`."""
     other = Environment(work / "system")
-    # A virtual environment cannot see the packages of another one, so a line in a .pth file stands for the system.
+    # Before the other packages are visible, where pip would find this wheel installed already.
+    other.install(wheel)
+    # A virtual environment cannot see the packages of another one, so a line in a .pth file stands
+    # for the system.
     (other.site / "system.pth").write_text(f"{environment.site}\n")
     shutil.move(environment.site / "reprpo", work / "reprpo-aside")
-    other.install(wheel)
     code, out, err = run([other.command, "--version"], work)
     check("torch in the system's site-packages: the command runs", code == 0, err)
     libraries = loaded(other.command, work)
-    check("torch in the system's site-packages: its libraries are used", from_folder(libraries, environment.site, ["libtorch_cpu.so", "libcudart.so"]), libraries)
+    check(
+        "torch in the system's site-packages: its libraries are used",
+        from_folder(libraries, environment.site, ["libtorch_cpu.so", "libcudart.so"]),
+        libraries,
+    )
     target = work / "target"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)], check=True)
-    code, out, err = run([environment.python, "-m", "reprpo", "--version"], work, PYTHONPATH=str(target))
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(target),
+            str(wheel),
+        ],
+        check=True,
+    )
+    code, out, err = run(
+        [environment.python, "-m", "reprpo", "--version"], work, PYTHONPATH=str(target)
+    )
     check("`pip install --target`: `python -m reprpo` runs", code == 0, err)
     shutil.rmtree(target)
     shutil.rmtree(other.folder)
@@ -184,13 +328,17 @@ def check_beside(work, wheel, environment):
 def loaded(command, cwd):
     """The paths from which the loader takes libtorch and the CUDA libraries that it needs."""
     _, out, err = run([command, "--version"], cwd, LD_DEBUG="libs")
-    return sorted(set(re.findall(r"calling init: (\S*/lib(?:torch_cpu|c10|cudart|cupti)\.so\S*)", out + err)))
+    return sorted(
+        set(re.findall(r"calling init: (\S*/lib(?:torch_cpu|c10|cudart|cupti)\.so\S*)", out + err))
+    )
 
 
 def from_folder(libraries, folder, names):
     """True if the libraries were found, and all of them below `folder`."""
     real = [Path(path).resolve() for path in libraries]
-    return all(any(path.name.startswith(name) for path in real) for name in names) and all(folder.resolve() in path.parents for path in real)
+    return all(any(path.name.startswith(name) for path in real) for name in names) and all(
+        folder.resolve() in path.parents for path in real
+    )
 
 
 def check_refusals(work, wheel):
@@ -200,11 +348,31 @@ def check_refusals(work, wheel):
     pip = f"{environment.python} -m pip install torch=={TORCH}"
     for how in ([environment.command], [environment.python, "-m", "reprpo"]):
         code, out, err = run([*how, "list"], work)
-        check(f"without torch, `{Path(how[0]).name}` shows the pip command", code == 1 and out == "" and "torch is not installed" in err and pip in err, (code, err))
-    for version, end in [("2.10.0", "`"), ("2.10.0+cpu", " --index-url https://download.pytorch.org/whl/cpu`"), ("2.11.1+cu130", "`")]:
+        check(
+            f"without torch, `{Path(how[0]).name}` shows the pip command",
+            code == 1 and out == "" and "torch is not installed" in err and pip in err,
+            (code, err),
+        )
+    settings = environment.folder / "pyvenv.cfg"
+    text = settings.read_text()
+    settings.write_text(f"{text}uv = 0.9.0\n")
+    code, out, err = run([environment.command, "list"], work)
+    command = f"uv pip install --python {environment.python} torch=={TORCH}"
+    check("in an environment of uv, the command is one of uv", code == 1 and command in err, err)
+    settings.write_text(text)
+    for version, end in [
+        ("2.10.0", "`"),
+        ("2.10.0+cpu", " --index-url https://download.pytorch.org/whl/cpu`"),
+        ("2.11.1+cu130", "`"),
+    ]:
         fake_torch(environment.site, version)
         code, out, err = run([environment.command, "list"], work)
-        good = code == 1 and out == "" and f"torch {version} is installed in" in err and pip + end in err
+        good = (
+            code == 1
+            and out == ""
+            and f"torch {version} is installed in" in err
+            and pip + end in err
+        )
         check(f"torch {version} is refused with the pip command", good, (code, err))
         shutil.rmtree(environment.site / "torch")
     # The version fits, so the binary starts, and the loader finds that this is not a library.
@@ -228,43 +396,87 @@ def check_tarball(work, tarball, environment, training):
     torch = environment.site / "torch"
     for start in (folder / "reprpo", link):
         code, out, err = run([start, "--version"], empty, PATH=path)
-        good = code == 0 and out.startswith("reprpo ") and f"libtorch {TORCH}" in err and f"{torch}" in err and "python3" in err
-        check(f"`{start.relative_to(work)} --version` runs and says which libtorch it uses", good, out + err)
+        good = (
+            code == 0
+            and out.startswith("reprpo ")
+            and f"libtorch {TORCH}" in err
+            and f"{torch}" in err
+            and "python3" in err
+        )
+        check(
+            f"`{start.relative_to(work)} --version` runs and says which libtorch it uses",
+            good,
+            out + err,
+        )
     code, out, err = run([folder / "reprpo", "list", "--json"], empty, PATH=path)
-    check("`reprpo list --json` has nothing else on stdout and stderr", code == 0 and json.loads(out) and err == "", err)
+    check(
+        "`reprpo list --json` has nothing else on stdout and stderr",
+        code == 0 and json.loads(out) and err == "",
+        err,
+    )
     code, out, err = run([folder / "reprpo", "--version"], empty, LIBTORCH=str(torch))
     check("LIBTORCH comes first", code == 0 and "(from LIBTORCH)" in err, err)
     for name in ("prefvec-hra.toml", "dpo-lora.toml"):
-        code, out, err = run([folder / "reprpo", "config", "show", "--config", folder / "examples" / name], empty, PATH=path)
+        code, out, err = run(
+            [folder / "reprpo", "config", "show", "--config", folder / "examples" / name],
+            empty,
+            PATH=path,
+        )
         check(f"`examples/{name}` is a configuration", code == 0, err)
-    code, out, err = run([folder / "reprpo", "data", "inspect", folder / "examples" / "pairs.jsonl"], empty, PATH=path)
-    check("`examples/pairs.jsonl` has usable pairs", code == 0, out + err)
+    for name in ("pairs.jsonl", "conversations.jsonl"):
+        file = folder / "examples" / name
+        code, out, err = run([folder / "reprpo", "data", "inspect", file], empty, PATH=path)
+        check(f"`examples/{name}` has usable pairs", code == 0, out + err)
     bare = work / "bare"
     bare.mkdir()
     for tool in ("sh", "dirname", "readlink", "sed", "tr"):
         (bare / tool).symlink_to(shutil.which(tool))
     code, out, err = run([folder / "reprpo", "list"], empty, PATH=str(bare))
-    check("without python3 and LIBTORCH the launcher says what to do", code == 1 and "there is no `python3`" in err and "hint:" in err, err)
+    check(
+        "without python3 and LIBTORCH the launcher says what to do",
+        code == 1 and "there is no `python3`" in err and "hint:" in err,
+        err,
+    )
     wrong = work / "wrong-libtorch"
     fake_torch(wrong, "2.10.0+cpu")
     code, out, err = run([folder / "reprpo", "list"], empty, LIBTORCH=str(wrong / "torch"))
-    check("a wrong libtorch is refused", code == 1 and "libtorch 2.10.0+cpu is in" in err and TORCH in err, err)
+    check(
+        "a wrong libtorch is refused",
+        code == 1 and "libtorch 2.10.0+cpu is in" in err and TORCH in err,
+        err,
+    )
     if training:
-        code, out, err = run([folder / "reprpo", *COMMAND.split(), "--out", "run"], empty, PATH=path)
-        check("the tarball runs the README's first command", code == 0 and re.search(r"^split +data .*\n(train|test) ", out, re.M), out + err)
+        code, out, err = run(
+            [folder / "reprpo", *COMMAND.split(), "--out", "run"], empty, PATH=path
+        )
+        check(
+            "the tarball runs the README's first command",
+            code == 0 and re.search(r"^split +data .*\n(train|test) ", out, re.M),
+            out + err,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--tarball", type=Path)
-    parser.add_argument("--skip-training", action="store_true", help="leave out the two runs, which take a minute each")
+    parser.add_argument("--plugin", type=Path)
+    parser.add_argument(
+        "--skip-training",
+        action="store_true",
+        help="leave out the two runs, which take a minute each",
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reprpo-wheel-") as folder:
         work = Path(folder).resolve()
-        check("Rust is not on the PATH", not shutil.which("cargo", path=clean_environment()["PATH"]))
+        check(
+            "Rust is not on the PATH", not shutil.which("cargo", path=clean_environment()["PATH"])
+        )
         check_refusals(work, args.wheel.resolve())
-        environment = check_from_pypi(work, args.wheel.resolve(), not args.skip_training)
+        plugin = args.plugin and args.plugin.resolve()
+        environment = check_from_pypi(work, args.wheel.resolve(), plugin, not args.skip_training)
         if args.tarball:
             check_tarball(work, args.tarball.resolve(), environment, not args.skip_training)
     print(f"{failures} failed" if failures else "all passed")

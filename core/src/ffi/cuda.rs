@@ -118,17 +118,19 @@ pub fn libtorch_folder() -> &'static Path {
         }
         // SAFETY: as above, and the text ends with a NUL.
         let file = PathBuf::from(unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned());
-        // The loader gives the path by which it found the file.
-        let file = std::path::absolute(&file).unwrap_or(file);
-        file.parent().unwrap_or(Path::new("")).to_owned()
+        // The loader gives the path by which it found the file, such as
+        // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Only the folder is resolved: the file
+        // itself may be a link into a package manager's cache, away from libtorch's other
+        // libraries.
+        let folder = file.parent().unwrap_or(Path::new(""));
+        folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
     })
 }
 
 /// The way to get a suitable libtorch, as a hint. It depends on how this program was installed:
 /// cargo is only named to someone who built it.
 pub fn libtorch_hint(cuda: bool) -> String {
-    let built = std::env::current_exe()
-        .is_ok_and(|exe| exe.ancestors().any(|folder| folder.join("CACHEDIR.TAG").is_file()));
+    let built = std::env::current_exe().is_ok_and(|exe| is_cargos(&exe));
     let version = super::LIBTORCH_VERSION;
     match (built, cuda) {
         (true, true) => "run `cargo xtask setup --cuda` and build again".to_owned(),
@@ -144,9 +146,31 @@ pub fn libtorch_hint(cuda: bool) -> String {
     }
 }
 
+/// True for a file in the target folder of cargo. Virtual environments of uv also have a
+/// `CACHEDIR.TAG`, so its text decides.
+fn is_cargos(file: &Path) -> bool {
+    let tag =
+        |folder: &Path| std::fs::read_to_string(folder.join("CACHEDIR.TAG")).unwrap_or_default();
+    file.ancestors().any(|folder| tag(folder).contains("created by cargo"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_cargo_s_own_folders_count_as_built() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("bin/reprpo");
+        assert!(!is_cargos(&file));
+        let tag = |creator: &str| {
+            format!("Signature: 8a477f\n# This is a cache directory tag created by {creator}.\n")
+        };
+        std::fs::write(folder.path().join("CACHEDIR.TAG"), tag("uv")).unwrap();
+        assert!(!is_cargos(&file));
+        std::fs::write(folder.path().join("CACHEDIR.TAG"), tag("cargo")).unwrap();
+        assert!(is_cargos(&file));
+    }
 
     #[test]
     fn the_folder_of_libtorch_holds_its_libraries() {

@@ -4,6 +4,7 @@
 //! The peer is a child process, which waits while ours computes. It gets the adapter in PEFT's
 //! format, so that both train the same parameters.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -19,6 +20,7 @@ use super::shapes::{LARGE, SMALL, Shape};
 use super::speed::{Memory, Plan, TOKENS, Trainer};
 use super::{Section, Selftest, kind_name};
 use crate::error::{Context, Error, Result};
+use crate::ffi::libtorch_folder;
 use crate::files::write_whole;
 use crate::session::device_name;
 
@@ -108,6 +110,14 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
     Ok(row)
 }
 
+/// A search path without one of its folders.
+fn without(path: &OsStr, folder: &Path) -> Result<OsString> {
+    let other = std::env::split_paths(path)
+        .filter(|entry| entry.canonicalize().map_or(true, |entry| entry != folder));
+    std::env::join_paths(other)
+        .map_err(|e| Error::new("cannot change `LD_LIBRARY_PATH`").because(e))
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -130,6 +140,11 @@ impl Peer {
         let stderr =
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
+        // A launcher may have put this libtorch in front, which need not be the one that `python3`
+        // has.
+        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
+        }
         command.arg(&script).arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().within(|| "cannot start `python3`".to_owned())?;
         let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -181,5 +196,21 @@ impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_libtorch_of_this_process_leaves_the_search_path() {
+        let folder = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
+        let path =
+            std::env::join_paths([folder.join("."), "/nowhere".into(), folder.join("..")]).unwrap();
+        let rest = without(&path, &folder).unwrap();
+        assert_eq!(rest, std::env::join_paths(["/nowhere".into(), folder.join("..")]).unwrap());
+        assert_eq!(without(folder.as_os_str(), &folder).unwrap(), "");
+        std::fs::remove_dir(&folder).unwrap();
     }
 }

@@ -11,7 +11,13 @@ pub fn failure(what: impl AsRef<str>, hint: impl AsRef<str>) -> Error {
     anyhow!("{}\n\nhint: {}", what.as_ref(), hint.as_ref())
 }
 
-/// An error of the file system at `path`, while `doing` was tried, such as `read`.
+/// An error of the file system at `path`, outside the cache. `doing` is what was tried, such as
+/// `read`.
+pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+    anyhow!("cannot {doing} `{}`: {error}", path.display())
+}
+
+/// An error of the file system at `path` in the cache. `doing` is what was tried, such as `read`.
 pub fn at(path: &Path, doing: &str, error: io::Error) -> Error {
     Failure::at(path, doing, &error).into()
 }

@@ -41,7 +41,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch libtorch and tell cargo where it lies; does nothing when all is there
+    /// Fetch libtorch and tell cargo where it is; does nothing if everything is there
     Setup(Options),
     /// Fetch a model
     Model(OfModel),
@@ -63,10 +63,10 @@ enum Command {
 
 #[derive(Args, Clone, Copy)]
 pub struct Options {
-    /// Take the libtorch without CUDA, also where there is a GPU
+    /// Use the libtorch without CUDA, even if there is a GPU
     #[arg(long, conflicts_with = "cuda")]
     cpu: bool,
-    /// Take the libtorch with CUDA (2.5 GB), also where no driver is found
+    /// Use the libtorch with CUDA (2.5 GB), even if no driver is found
     #[arg(long)]
     cuda: bool,
     /// Keep the downloaded wheels after unpacking them
@@ -75,7 +75,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The variant that was asked for, if one was.
+    /// The requested variant, if there is one.
     fn variant(&self) -> Option<Variant> {
         match (self.cpu, self.cuda) {
             (true, _) => Some(Variant::Cpu),
@@ -87,7 +87,7 @@ impl Options {
 
 #[derive(Args)]
 struct OfModel {
-    /// Which one
+    /// Name of the model
     #[arg(value_parser = model::names(), default_value = model::default().name)]
     model: String,
     #[command(flatten)]

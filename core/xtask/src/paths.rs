@@ -10,7 +10,8 @@ use crate::failure::{at, failure};
 
 /// The root of the checkout.
 pub fn checkout() -> PathBuf {
-    // Cargo says it at run time; what was compiled in is wrong after the checkout has moved.
+    // Cargo sets the variable at run time. The path that was compiled in is wrong after the
+    // checkout has moved.
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.ancestors().nth(2).expect("xtask lies two folders deep").to_owned()
@@ -25,8 +26,8 @@ pub fn target() -> PathBuf {
 pub fn cache() -> Result<PathBuf> {
     let folder = cache_from(|name| std::env::var_os(name)).ok_or_else(|| {
         failure(
-            "there is no place for the cache, as `HOME` is not set",
-            "export `REPRPO_CACHE` with a folder that you may write to",
+            "there is no folder for the cache, because `HOME` is not set",
+            "export `REPRPO_CACHE` with a folder that you can write to",
         )
     })?;
     fs::create_dir_all(&folder).map_err(|e| at(&folder, "create", e))?;

@@ -1,4 +1,4 @@
-//! The README's two commands: what they run once the machine is ready.
+//! The README's two commands for a checkout, `demo` and `test`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use crate::failure::failure;
 use crate::{Options, libtorch, model, paths, progress};
 
-/// What the demo runs. `--out` follows, then the user's own arguments, which win.
+/// Arguments of the demo. `--out` follows, then the user's own arguments, which override these.
 ///
-/// With its DPO term: on so few pairs the hidden-state terms alone move states, and not yet what
-/// the model prefers.
+/// The DPO term is on, because the terms on hidden states need more pairs to change the model's
+/// preference.
 const DEMO_ARGS: [&str; 15] = [
     "run",
     "--intervention",
@@ -50,12 +50,12 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
 
 /// Sets up and runs every test of the workspace.
 pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
-    // Before anything is fetched, as there is no use in going on without it.
+    // First, because nothing needs to be fetched if this fails.
     look_for_shared()?;
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
-    // The examples are a workspace of their own, as whoever writes a plugin has one. The program
-    // among them links what would otherwise be libraries, so it is built by a command of its own.
+    // The examples are a separate workspace, like that of a plugin's author. `one-binary` links the
+    // plugins that are otherwise built as libraries, so it is built separately.
     let runs: [(&str, &[&str]); 3] = [
         (".", &["test", "--workspace"]),
         ("plugins/examples", &["test"]),
@@ -72,8 +72,8 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The golden values lie beside the checkout. Without them their tests skip, which must not pass
-/// for a green run.
+/// Looks for the golden values beside the checkout. The tests that need them are skipped without
+/// them, which must not look like success.
 fn look_for_shared() -> Result<()> {
     let shared = std::env::var_os("REPRPO_SHARED")
         .map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
@@ -96,14 +96,14 @@ fn look_for_shared() -> Result<()> {
     Ok(())
 }
 
-/// Cargo in this checkout, with the libtorch that was settled on.
+/// Cargo in this checkout, with this libtorch.
 pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo has set for us it would take for the user's own, and prefer it to the file that
-    // was just written.
+    // Cargo has set LIBTORCH for this program from the old file. It would take that for an exported
+    // variable, which has precedence over the file that was just written.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
-    // Some crates are built again when these differ from those of the last build, which a plain
-    // `cargo build` has not.
+    // Some crates are rebuilt if these variables change, and a plain `cargo build` does not have
+    // them.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(describes_this_package) {
             cargo.env_remove(name);
@@ -117,7 +117,7 @@ fn describes_this_package(variable: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
 }
 
-/// Runs a command to its end; the code to leave with if it failed.
+/// Runs a command to its end. Returns the exit code for this program if the command failed.
 pub fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
     let words: Vec<_> = [command.get_program()]
         .into_iter()
@@ -145,8 +145,8 @@ fn names_out(args: &[String]) -> bool {
     args.iter().any(|arg| arg == "--out" || arg.starts_with("--out="))
 }
 
-/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that is not taken: no run overwrites
-/// another.
+/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that does not exist, so that no run
+/// overwrites another.
 fn free_folder(runs: &Path, taken: impl Fn(&Path) -> bool) -> PathBuf {
     let names = std::iter::once("demo".to_owned()).chain((2..).map(|n| format!("demo-{n}")));
     names

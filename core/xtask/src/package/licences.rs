@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::metadata::{Linked, Metadata};
-use crate::failure::at;
+use crate::failure::file_error;
 use crate::{paths, pins};
 
 /// Files of this project's own licence.
@@ -25,7 +25,7 @@ pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Ve
     let mut files = Vec::new();
     for name in OWN {
         let file = checkout.join(name);
-        files.push((name.to_owned(), fs::read(&file).map_err(|e| at(&file, "read", e))?));
+        files.push((name.to_owned(), fs::read(&file).map_err(|e| file_error(&file, "read", &e))?));
     }
     let sources = metadata
         .linked
@@ -35,13 +35,12 @@ pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Ve
     if let Some(zig) = zig {
         sources.push(of_zig(zig)?);
     }
+    let notices = rust_library()?;
     files.push((
         "THIRD-PARTY.txt".to_owned(),
-        third_party(&metadata.version, &sources).into_bytes(),
+        third_party(&metadata.version, &sources, notices.is_some()).into_bytes(),
     ));
-    if let Some(notices) = rust_library()? {
-        files.push(("RUST-LIBRARY.html".to_owned(), notices));
-    }
+    files.extend(notices.map(|notices| ("RUST-LIBRARY.html".to_owned(), notices)));
     Ok(files)
 }
 
@@ -69,7 +68,9 @@ fn of_zig(program: &Path) -> Result<Source> {
 /// The notices of Rust's standard library, which the toolchain brings along; `None` if this
 /// toolchain does not.
 fn rust_library() -> Result<Option<Vec<u8>>> {
+    // In the checkout, so that it is the toolchain of the build.
     let output = Command::new("rustc")
+        .current_dir(paths::checkout())
         .args(["--print", "sysroot"])
         .output()
         .context("cannot run `rustc`")?;
@@ -92,15 +93,15 @@ fn search(
     depth: usize,
     found: &mut Vec<(String, String)>,
 ) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(|e| at(folder, "read", e))? {
-        let entry = entry.map_err(|e| at(folder, "read", e))?;
+    for entry in fs::read_dir(folder).map_err(|e| file_error(folder, "read", &e))? {
+        let entry = entry.map_err(|e| file_error(folder, "read", &e))?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         if path.is_dir() {
             if depth > 0 {
                 search(&path, &format!("{below}{name}/"), depth - 1, found)?;
             }
         } else if is_licence(below, &name) {
-            let text = fs::read(&path).map_err(|e| at(&path, "read", e))?;
+            let text = fs::read(&path).map_err(|e| file_error(&path, "read", &e))?;
             found.push((
                 format!("{below}{name}"),
                 String::from_utf8_lossy(&text).replace("\r\n", "\n").trim_end().to_owned(),
@@ -122,19 +123,18 @@ fn is_licence(below: &str, name: &str) -> bool {
     !is_source && (NAMES.iter().any(|start| upper.starts_with(start)) || folder == "LICENSES")
 }
 
-/// The text of `THIRD-PARTY.txt`. Each licence text stands in it once, with the packages that it
-/// belongs to.
-fn third_party(version: &str, sources: &[Source]) -> String {
+/// The text of `THIRD-PARTY.txt`. It contains each licence text once, below the packages that have
+/// it. `has_notices` is true if the package also has the notices of Rust's standard library.
+fn third_party(version: &str, sources: &[Source], has_notices: bool) -> String {
+    let notices = if has_notices { "notices in RUST-LIBRARY.html" } else { "by the Rust project" };
     let mut out = format!(
         "Third-party software in reprpo {version}\n\n\
         The binary contains code of the packages below. The texts of their licences follow the \
         list.\n\n\
-        It also contains code of Rust's standard library (MIT OR Apache-2.0; notices in \
-        RUST-LIBRARY.html), code from the\n\
-        headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and parts of GCC's \
-        libraries, which their\n\
-        exceptions for linked programs cover (LGPL-2.1-or-later with its linking exception; \
-        GPL-3.0-or-later WITH\n\
+        It also contains code of Rust's standard library (MIT OR Apache-2.0; {notices}), code\n\
+        from the headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and\n\
+        parts of GCC's libraries, which their exceptions for linked programs cover\n\
+        (LGPL-2.1-or-later with its linking exception; GPL-3.0-or-later WITH\n\
         GCC-exception-3.1).\n\n"
     );
     let mut users: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -191,6 +191,7 @@ mod tests {
                 source("b", &[("LICENSE-MIT", "the text")]),
                 source("c", &[]),
             ],
+            true,
         );
         assert_eq!(text.matches("the text").count(), 1);
         assert!(text.contains("a 1.0.0 (LICENSE)\nb 1.0.0 (LICENSE-MIT)\n\nthe text"), "{text}");

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::zig;
-use crate::failure::at;
+use crate::failure::file_error;
 
 /// Where the packed binary looks for libtorch: from `reprpo/bin` to `torch/lib` in `site-packages`.
 pub const RUNPATH: &str = "$ORIGIN/../../torch/lib";
@@ -72,9 +72,9 @@ impl Plan<'_> {
             })
             .collect::<Result<_>>()?;
         fs::write(script, format!("#!/bin/sh\nexec {} -- \"$@\"\n", words.join(" ")))
-            .map_err(|e| at(script, "write", e))?;
+            .map_err(|e| file_error(script, "write", &e))?;
         fs::set_permissions(script, fs::Permissions::from_mode(0o755))
-            .map_err(|e| at(script, "write", e))
+            .map_err(|e| file_error(script, "write", &e))
     }
 }
 

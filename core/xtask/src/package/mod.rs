@@ -20,7 +20,8 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::failure::{at, failure};
+use crate::failure::{failure, file_error};
+use crate::platform::Platform;
 use crate::{Options, compiler, libtorch, paths, progress, run};
 use elf::Dynamic;
 use metadata::Metadata;
@@ -78,24 +79,26 @@ struct Release {
 
 /// Builds the wheel.
 pub fn wheel(options: &PackageOptions) -> Result<()> {
+    let out = options.out()?;
     let release = Release::build(options)?;
     let sources = folder_of(&paths::checkout().join("python/reprpo"), &["py"])?;
     let readme = read(&paths::checkout().join("README.md"))?;
-    let file = options.out()?.join(wheel::file_name(&release));
+    let file = out.join(wheel::file_name(&release));
     wheel::write(&file, &wheel::entries(&release, sources, &readme)?)?;
     announce(&file, release.minor)
 }
 
 /// Builds the tarball.
 pub fn dist(options: &PackageOptions) -> Result<()> {
+    let out = options.out()?;
     let release = Release::build(options)?;
-    let file = options.out()?.join(tarball::file_name(&release));
+    let file = out.join(tarball::file_name(&release));
     tarball::write(&file, &tarball::entries(&release)?)?;
     announce(&file, release.minor)
 }
 
 fn announce(file: &Path, minor: u32) -> Result<()> {
-    let size = fs::metadata(file).map_err(|e| at(file, "read", e))?.len();
+    let size = fs::metadata(file).map_err(|e| file_error(file, "read", &e))?.len();
     progress::line(&format!(
         "`{}`: {:.1} MB, for glibc 2.{minor} or later",
         file.display(),
@@ -105,24 +108,37 @@ fn announce(file: &Path, minor: u32) -> Result<()> {
 }
 
 impl PackageOptions {
+    /// The folder of the finished file. It is created and written to before the build, which takes
+    /// minutes.
     fn out(&self) -> Result<PathBuf> {
         let folder = self.out.clone().unwrap_or_else(|| paths::target().join("dist"));
-        fs::create_dir_all(&folder).map_err(|e| at(&folder, "create", e))?;
+        fs::create_dir_all(&folder).map_err(|e| file_error(&folder, "create", &e))?;
+        tempfile::tempfile_in(&folder).map_err(|e| file_error(&folder, "write to", &e))?;
         Ok(folder)
     }
 }
 
 impl Release {
     fn build(options: &PackageOptions) -> Result<Self> {
+        if Platform::here().ok() != Some(Platform::LinuxX86) {
+            bail!(
+                "packages can only be built on Linux on x86-64, this is `{} {}`",
+                std::env::consts::OS,
+                std::env::consts::ARCH
+            );
+        }
+        check_flags(std::env::vars_os().map(|(name, value)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        }))?;
         let libtorch = libtorch::set_up(&options.options)?;
         let compiler = compiler::find()?;
         let target = paths::target();
-        fs::create_dir_all(&target).map_err(|e| at(&target, "create", e))?;
+        fs::create_dir_all(&target).map_err(|e| file_error(&target, "create", &e))?;
         // The name of the linker is new each time, so cargo always links again, and only that.
         let work = tempfile::Builder::new()
             .prefix("package-")
             .tempdir_in(&target)
-            .map_err(|e| at(&target, "write to", e))?;
+            .map_err(|e| file_error(&target, "write to", &e))?;
         let packed = work.path().join("reprpo");
         let script = work.path().join("cc");
 
@@ -152,7 +168,7 @@ impl Release {
             });
         }
 
-        let binary = fs::read(&packed).map_err(|e| at(&packed, "read", e))?;
+        let binary = fs::read(&packed).map_err(|e| file_error(&packed, "read", &e))?;
         let minor = examine(&binary, !options.plain_link)?;
         let metadata = Metadata::read(&libtorch)?;
         let licences =
@@ -167,10 +183,11 @@ fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     let dynamic = Dynamic::read(binary).context("cannot read the binary that was linked")?;
     ensure!(
         dynamic.runpath.as_deref() == Some(link::RUNPATH) && dynamic.rpath.is_none(),
-        "the binary looks for libraries in {:?} and {:?}, but only `{}` is right",
-        dynamic.runpath,
-        dynamic.rpath,
-        link::RUNPATH
+        "the binary must have the RUNPATH `{}` and no RPATH, but its RUNPATH is `{}` and its \
+            RPATH is `{}`",
+        link::RUNPATH,
+        dynamic.runpath.as_deref().unwrap_or_default(),
+        dynamic.rpath.as_deref().unwrap_or_default()
     );
     if portable {
         manylinux::check_at_most(&dynamic, zig::GLIBC).map_err(|e| {
@@ -186,13 +203,36 @@ fn examine(binary: &[u8], portable: bool) -> Result<u32> {
     manylinux::minor(&dynamic)
 }
 
+/// Refuses compiler flags of the user that tie the binary to the CPU of this machine, which the
+/// name of a package does not show.
+fn check_flags(variables: impl Iterator<Item = (String, String)>) -> Result<()> {
+    let is_flags =
+        |name: &str| ["RUSTFLAGS", "CFLAGS", "CXXFLAGS"].iter().any(|flags| name.contains(flags));
+    let chooses_cpu = |value: &str| {
+        ["target-cpu", "target-feature", "-march", "-mcpu", "-mavx"]
+            .iter()
+            .any(|flag| value.contains(flag))
+    };
+    for (name, value) in variables {
+        if is_flags(&name) && chooses_cpu(&value) {
+            let value = value.replace('\u{1f}', " ");
+            return Err(failure(
+                format!("`{name}` is set to `{value}`, but a package must run on every x86-64 CPU"),
+                format!("run this with `env -u {name}`"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn compile_portable(compiler: &std::ffi::OsStr, folder: &Path) -> Result<PathBuf> {
     let object = folder.join("portable.o");
     let output = Command::new(compiler)
         .args(["-c", "-O2", "-fPIC", "-std=c++17", "-o"])
         .arg(&object)
         .arg(paths::checkout().join(PORTABLE_SOURCE))
-        .output()?;
+        .output();
+    let output = output.with_context(|| format!("cannot run `{}`", compiler.display()))?;
     if !output.status.success() {
         bail!(
             "`{}` could not compile `{PORTABLE_SOURCE}`: {}",
@@ -204,20 +244,23 @@ fn compile_portable(compiler: &std::ffi::OsStr, folder: &Path) -> Result<PathBuf
 }
 
 fn read(file: &Path) -> Result<String> {
-    fs::read_to_string(file).map_err(|e| at(file, "read", e))
+    fs::read_to_string(file).map_err(|e| file_error(file, "read", &e))
 }
 
 /// The files of `folder` that have one of these extensions, by their names.
 fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| at(folder, "read", e))? {
-        let path = entry.map_err(|e| at(folder, "read", e))?.path();
+    for entry in fs::read_dir(folder).map_err(|e| file_error(folder, "read", &e))? {
+        let path = entry.map_err(|e| file_error(folder, "read", &e))?.path();
         let wanted = path
             .extension()
             .and_then(|end| end.to_str())
             .is_some_and(|end| extensions.contains(&end));
         if wanted && let Some(name) = path.file_name().and_then(|name| name.to_str()) {
-            files.push((name.to_owned(), fs::read(&path).map_err(|e| at(&path, "read", e))?));
+            files.push((
+                name.to_owned(),
+                fs::read(&path).map_err(|e| file_error(&path, "read", &e))?,
+            ));
         }
     }
     // A folder's own order differs between machines.
@@ -229,8 +272,11 @@ fn folder_of(folder: &Path, extensions: &[&str]) -> Result<Vec<(String, Vec<u8>)
 fn write_whole(file: &Path, bytes: &[u8]) -> Result<()> {
     let partial =
         file.with_file_name(format!("{}.partial", file.file_name().unwrap_or_default().display()));
-    fs::write(&partial, bytes).map_err(|e| at(&partial, "write", e))?;
-    fs::rename(&partial, file).map_err(|e| at(file, "write", e))
+    fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, file)).map_err(|e| {
+        // What a full disk left of it must not be taken for the package.
+        let _ = fs::remove_file(&partial);
+        file_error(file, "write", &e)
+    })
 }
 
 #[cfg(test)]
@@ -248,6 +294,45 @@ pub(crate) mod tests {
                 ("THIRD-PARTY.txt".into(), b"others\n".to_vec()),
             ],
         }
+    }
+
+    #[test]
+    fn flags_that_choose_a_cpu_are_refused() {
+        let check = |name: &str, value: &str| {
+            check_flags(
+                [
+                    ("PATH".to_owned(), "/opt/-march".to_owned()),
+                    (name.to_owned(), value.to_owned()),
+                ]
+                .into_iter(),
+            )
+        };
+        for (name, value) in [
+            ("RUSTFLAGS", "-C target-cpu=native"),
+            ("CARGO_ENCODED_RUSTFLAGS", "-C\u{1f}target-cpu=native"),
+            ("CXXFLAGS_x86_64_unknown_linux_gnu", "-O3 -march=native"),
+        ] {
+            let error = check(name, value).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{name}`")) && !error.contains('\u{1f}'), "{error}");
+        }
+        assert!(check("RUSTFLAGS", "-D warnings").is_ok() && check("CXXFLAGS", "-O2").is_ok());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.whl");
+        fs::create_dir(&file).unwrap();
+        let error = write_whole(&file, b"bytes").unwrap_err().to_string();
+        assert!(error.starts_with("cannot write `") && error.contains("a.whl`"), "{error}");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "only the folder that was there"
+        );
+        fs::remove_dir(&file).unwrap();
+        write_whole(&file, b"bytes").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"bytes");
     }
 
     #[test]

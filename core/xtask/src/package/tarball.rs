@@ -14,8 +14,11 @@ use crate::version::LIBTORCH_VERSION;
 /// The largest tarball that is made, in bytes.
 const LIMIT: usize = 40_000_000;
 
-/// Folder of what is only in the tarball.
+/// Folder of the files that only the tarball has.
 const SOURCES: &str = "core/xtask/tarball";
+
+/// The files of `docs` that a machine without the repository needs.
+const GUIDES: [&str; 3] = ["adapters-elsewhere.md", "clusters.md", "slurm.sh"];
 
 /// `reprpo-0.1.0-x86_64-linux.tar.gz`.
 pub fn file_name(release: &Release) -> String {
@@ -40,13 +43,18 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
         Entry::program(format!("{folder}/lib/reprpo"), release.binary.clone()),
         Entry::file(format!("{folder}/README.md"), filled("README.md")?),
     ];
-    for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml", "sh"])? {
-        let path = format!("{folder}/examples/{name}");
-        entries.push(if name.ends_with(".sh") {
-            Entry::program(path, bytes)
-        } else {
-            Entry::file(path, bytes)
-        });
+    for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml"])? {
+        entries.push(Entry::file(format!("{folder}/examples/{name}"), bytes));
+    }
+    // The script for Slurm is named with this folder in the guide.
+    for (name, bytes) in folder_of(&paths::checkout().join("docs"), &["md", "sh"])? {
+        if GUIDES.contains(&name.as_str()) {
+            entries.push(Entry {
+                path: format!("{folder}/docs/{name}"),
+                executable: name.ends_with(".sh"),
+                bytes,
+            });
+        }
     }
     entries.extend(
         release
@@ -113,10 +121,19 @@ mod tests {
         assert!(entries.iter().all(|entry| entry.path.starts_with("reprpo-0.1.0/")));
         let programs: Vec<&str> = entries
             .iter()
-            .filter(|entry| entry.executable && !entry.path.contains("/examples/"))
+            .filter(|entry| entry.executable)
             .map(|entry| entry.path.as_str())
             .collect();
-        assert_eq!(programs, ["reprpo-0.1.0/reprpo", "reprpo-0.1.0/lib/reprpo"]);
+        assert_eq!(
+            programs,
+            ["reprpo-0.1.0/reprpo", "reprpo-0.1.0/lib/reprpo", "reprpo-0.1.0/docs/slurm.sh"]
+        );
+        for guide in GUIDES {
+            assert!(
+                entries.iter().any(|entry| entry.path == format!("reprpo-0.1.0/docs/{guide}")),
+                "{guide}"
+            );
+        }
         assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/examples/pairs.jsonl"));
         assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/licenses/THIRD-PARTY.txt"));
     }

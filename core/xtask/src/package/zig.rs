@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use reprpo_downloads::{clear, fetch, lock, unpack};
 
-use crate::failure::{at, failure};
-use crate::platform::Platform;
+use crate::failure::at;
 use crate::{Options, paths, pins, progress};
 
 /// The oldest glibc on which the portable binary runs, as the N of 2.N: that of torch's own wheels.
@@ -35,9 +34,6 @@ pub fn environment(zig: &Path) -> [(&'static str, PathBuf); 2] {
 
 /// Puts zig into the cache unless it is there. Returns the program.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
-    if Platform::here()? != Platform::LinuxX86 {
-        return Err(failure("the portable link is made for Linux on x86-64", "add `--plain-link`"));
-    }
     let cache = paths::cache()?;
     let wheel = pins::ZIG;
     let name = wheel.requirement().replace("ziglang==", "zig-");
