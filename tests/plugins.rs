@@ -277,7 +277,7 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["--intervention", "reads-what-it-did-not-ask-for"],
             &[
                 "failed in `loss`",
-                "that it did not ask for",
+                "which its `Needs` do not request",
                 "hint: set `logprobs: Both` in its `Needs`",
             ],
         ),
