@@ -453,7 +453,7 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
         "skipped: `",
         "unknown intervention `twist`",
         &format!("plugin files searched: `{file}`"),
-        "broken.so`; `reprpo plugin check FILE` says why",
+        "broken.so`; run `reprpo plugin check FILE` for the reason",
     ] {
         assert!(told.contains(part), "{part}\n{told}");
     }

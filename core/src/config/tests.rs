@@ -743,8 +743,8 @@ fn a_recipe_that_does_not_exist_is_met_with_the_nearest() {
             Ok(())
         }),
         "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  \
-            hint: `reprpo list recipes` says what each does\n  hint: no plugin file was searched: \
-            `--plugin FILE` names one"
+            hint: run `reprpo list recipes` for a description of each\n  hint: no plugin file was \
+            searched; load one with `--plugin FILE`"
     );
     assert!(
         set("recipe=gone")
