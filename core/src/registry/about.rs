@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::api::Plugin;
 use crate::error::{Error, Result};
-use crate::guard::{Who, guard};
+use crate::guard::{MethodId, guard};
 
 /// The description of a plugin. See [`Plugin`] for its texts.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl About {
             doing: &str,
             value: impl FnOnce() -> V,
         ) -> Result<String> {
-            guard(Who { kind: "plugin", name: P::NAME }, doing, || {
+            guard(MethodId { kind: "plugin", name: P::NAME }, doing, || {
                 serde_json::to_string(&value())
                     .map_err(|e| Error::new("it cannot be written as JSON").because(e))
             })
@@ -66,9 +66,10 @@ impl About {
             schema: || text::<P, _>("schema", || schemars::schema_for!(P)),
             defaults: || text::<P, _>("defaults", P::default),
             check: |json| {
-                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || {
-                    Ok(typed::<P>(json).map(|_| ()))
-                });
+                let checked =
+                    guard(MethodId { kind: "plugin", name: P::NAME }, "deserialize", || {
+                        Ok(typed::<P>(json).map(|_| ()))
+                    });
                 checked.unwrap_or_else(|e| {
                     Err(Misfit { path: String::new(), message: format!("{e:?}") })
                 })
@@ -78,7 +79,7 @@ impl About {
                     serde_json::to_string(&parse::<P>(json)?)
                         .map_err(|e| Error::new("it cannot be written as JSON").because(e))
                 };
-                guard(Who { kind: "plugin", name: P::NAME }, "serialize", text)
+                guard(MethodId { kind: "plugin", name: P::NAME }, "serialize", text)
             },
         }
     }

@@ -8,7 +8,7 @@ use crate::api::{
     ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
-use crate::guard::{Guarded, Who, guard};
+use crate::guard::{Guarded, MethodId, guard};
 
 /// A registered plugin of any kind.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +144,7 @@ impl AdapterEntry {
                         warnings,
                     ))
                 };
-                guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
+                guard(MethodId { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
             },
         }
     }
@@ -354,6 +354,6 @@ fn build_guarded<P: Plugin, T: ?Sized>(
     kind: Kind,
     build: impl FnOnce() -> Result<Box<T>>,
 ) -> Result<Guarded<T>> {
-    let who = Who { kind: kind.name(), name: P::NAME };
-    Ok(Guarded::new(who, guard(who, "build", build)?))
+    let method = MethodId { kind: kind.name(), name: P::NAME };
+    Ok(Guarded::new(method, guard(method, "build", build)?))
 }
