@@ -74,7 +74,7 @@ fn what_is_no_model_folder_is_told_apart() {
     let open = || format!("{:?}", ModelFiles::open(dir.path()).unwrap_err());
     assert!(open().contains("config.json` is missing"));
     small(dir.path(), "{");
-    assert!(open().contains("no valid JSON"));
+    assert!(open().contains("not valid JSON"));
     small(dir.path(), "[]");
     assert!(open().contains("no JSON object"));
     small(dir.path(), "{}");

@@ -167,7 +167,7 @@ fn an_index_or_a_configuration_that_is_wrong_is_refused() {
         format!("{:?}", ModelFiles::open(dir.path()).unwrap_err())
     };
     for (index, says) in [
-        ("", "no valid JSON"),
+        ("", "not valid JSON"),
         ("7", "no `weight_map`"),
         (r#"{"weight_map": ["m.safetensors"]}"#, "no `weight_map`"),
         (r#"{"weight_map": {"a": null}}"#, "no file for tensor `a`"),
