@@ -261,7 +261,8 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["--intervention", "hook-of-another-shape"],
             &[
                 "step 1 failed, with intervention `hook-of-another-shape`",
-                "a gradient hook made ([], Float) of (",
+                "a gradient hook must return a gradient of (",
+                "but returned ([], Float)",
             ],
         ),
         (
