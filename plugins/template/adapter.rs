@@ -8,8 +8,8 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "a full-rank change to each weight matrix",
     reference = "source of the method: paper and section",
-    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model is unchanged at first. \
-        The merged weight is W + D.",
+    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model is unchanged at \
+        first. The merged weight is W + D.",
     peft_type = "MY_METHOD"
 )]
 // Users set the fields with `--set adapter.FIELD=…`; the doc comments are the help texts. A field

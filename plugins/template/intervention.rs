@@ -48,8 +48,8 @@ impl Intervention for MyMethod {
     }
 
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
-        // Your formula goes here: for b pairs, the log-probabilities are `[b]` and the states `[b
-        // h]`.
+        // Your formula goes here: for b pairs, the log-probabilities are `[b]` and the states
+        // `[b h]`.
         let logprobs = pairs.policy()?;
         let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
         let moved = pairs.mean_over_taps(|tap| {

@@ -8,8 +8,8 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "the residual stream after selected blocks",
     reference = "source of the method: paper and section",
-    explain = "blocks.k, the residual stream after block k    width: hidden\n\nThere is one tap per \
-        selected block."
+    explain = "blocks.k, the residual stream after block k    width: hidden\n\nThere is one tap \
+        per selected block."
 )]
 // Users set the fields with `--set tap.FIELD=…`; the doc comments are the help texts. A field
 // without `#[default(…)]` has the default of its type.

@@ -40,8 +40,8 @@ impl Rows {
         )?)
     }
 
-    /// Selects these rows as [`grouped`](Self::grouped) does, but with `dim` as one dimension: `[…
-    /// groups·len …]`. The result is a copy if there is more than one group.
+    /// Selects these rows as [`grouped`](Self::grouped) does, but with `dim` as one dimension:
+    /// `[… groups·len …]`. The result is a copy if there is more than one group.
     ///
     /// # Errors
     /// Fails if the size of `dim` is not `groups · width`.

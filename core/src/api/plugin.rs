@@ -28,7 +28,7 @@ pub trait Plugin: Serialize + DeserializeOwned + JsonSchema + Default + 'static 
     /// Source of the method: paper and section, or project.
     const REFERENCE: &'static str;
     /// Fields and values of the example command that `reprpo explain` shows, written as after
-    /// `--set KIND.`, e.g. `&[("beta", "0.3")]`. A data set may include the field that `--dataset
-    /// NAME:TEXT` sets.
+    /// `--set KIND.`, e.g. `&[("beta", "0.3")]`. A data set may include the field that
+    /// `--dataset NAME:TEXT` sets.
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[];
 }

@@ -124,8 +124,8 @@ pub trait Tap: Send {
 
 /// A pooling that depends on the values of the states, and not only on their positions.
 pub trait TokenPooling: Send {
-    /// Pools the transformed states of all tokens of b sequences into one vector per sequence, `[b
-    /// h]`.
+    /// Pools the transformed states of all tokens of b sequences into one vector per sequence:
+    /// `[b h]`.
     ///
     /// # Errors
     /// Fails if memory runs out.

@@ -127,8 +127,8 @@ impl Targets {
                         last(&part.name)
                     ))
                     .hint(
-                        "write `qkv_proj.q_proj` for a part only; `q_proj` selects the whole module \
-                            that contains it",
+                        "write `qkv_proj.q_proj` to select only a part; `q_proj` selects the whole \
+                            module that contains it",
                     ));
                 }
                 _ if whole => hits.push(module),

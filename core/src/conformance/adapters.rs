@@ -36,7 +36,7 @@ pub const ADAPTERS: &[Invariant] = &[
     },
     Invariant { name: "a saved adapter loads back to the same bytes", check: saving },
     Invariant {
-        name: "adapters of parts compute the same after they are fused into one of the whole module",
+        name: "adapters of parts compute the same when they are fused into one of the whole module",
         check: fusing,
     },
 ];

@@ -105,7 +105,8 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
     let longest = lengths.into_iter().fold(0.0, f64::max);
     let description = || {
         format!(
-            "the norm of its gradient is {twin:.2e}, and the largest norm of the others {longest:.2e}"
+            "the norm of its gradient is {twin:.2e}, and that of any other pair at most \
+                {longest:.2e}"
         )
     };
     Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(description()) })

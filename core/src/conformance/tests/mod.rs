@@ -39,7 +39,7 @@ const OFF: &str = "with the adapter off, the base model is unchanged to the bit"
 const MERGING: &str = "merged weights compute the same, and unmerging restores the old weights";
 const SAVING: &str = "a saved adapter loads back to the same bytes";
 const FUSING: &str =
-    "adapters of parts compute the same after they are fused into one of the whole module";
+    "adapters of parts compute the same when they are fused into one of the whole module";
 const LEAVES: &str = "its parameters are trainable leaves with unique names";
 const SEEDED: &str = "it only depends on the seed";
 const LINEAR: &str = "it is linear if it claims to be";

@@ -54,7 +54,7 @@ impl Adapter for LoraXs {
         let most = site.info.inputs.min(site.info.outputs);
         if self.r > most {
             return Err(Error::new(format!(
-                "`adapter.r` must be at most {most}, the number of singular vectors of `{}`, got {}",
+                "`adapter.r` must be at most {most}, the smaller width of `{}`, got {}",
                 site.info.name, self.r
             )));
         }
