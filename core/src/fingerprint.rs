@@ -78,7 +78,8 @@ impl Parts {
     }
 }
 
-/// Number of blocks of a large file that are read, and their lengths in bytes.
+/// Number of evenly spaced blocks of a large file that are read, in addition to its last block, and
+/// their lengths in bytes.
 const BLOCKS: u64 = 64;
 const MODEL_BLOCK: u64 = 1 << 16;
 const DATA_BLOCK: u64 = 1 << 20;
@@ -128,7 +129,7 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
 }
 
 /// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it
-/// covers the configuration and, of each weight file, the name, the length, the header and 64
+/// covers the configuration and, of each weight file, the name, the length, the header and 65
 /// blocks spread over the file.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
