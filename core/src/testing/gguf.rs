@@ -99,7 +99,7 @@ impl Writer {
     }
 
     /// Encodes a file that only has these settings.
-    pub fn saying(entries: Vec<Vec<u8>>) -> Vec<u8> {
+    pub fn with_settings(entries: Vec<Vec<u8>>) -> Vec<u8> {
         Self { version: 3, architecture: "", entries, tensors: Vec::new() }.bytes()
     }
 }
