@@ -1,7 +1,7 @@
 //! Checks libtorch's version and builds the C++ shim.
 //!
 //! No binary links libtorch's CUDA library. It is opened when the program runs (`src/ffi/cuda.rs`),
-//! so that one binary serves machines with and without CUDA.
+//! so that one binary works on machines with and without CUDA.
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
@@ -15,12 +15,11 @@ fn main() {
     println!("cargo:rerun-if-changed=libtorch_version.rs");
     println!("cargo:rerun-if-changed=csrc");
     let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
-        panic!("torch-sys did not say where libtorch lies; run `cargo xtask setup`");
+        panic!("torch-sys did not report the folder of libtorch; run `cargo xtask setup`");
     };
     match std::env::var_os("LIBTORCH").map(PathBuf::from) {
         Some(root) => check_version(&root),
-        // `LIBTORCH_USE_PYTORCH` or a downloaded libtorch: torch-sys has checked the version
-        // itself.
+        // With `LIBTORCH_USE_PYTORCH` or a downloaded libtorch, torch-sys has checked the version.
         None => println!("cargo:warning=`LIBTORCH` is not set, using {}", lib.display()),
     }
     println!("cargo:rustc-link-search=native={}", lib.display());
@@ -36,8 +35,8 @@ fn main() {
         .include(include)
         .file("csrc/shim.cc")
         .compile("reprpo_shim");
-    // Optimised in a debug build too, as libtorch is, whose place it takes. A product and a sum are
-    // one rounding.
+    // This code replaces a function of libtorch, so it is optimised in debug builds too.
+    // `-ffp-contract=fast` allows fused multiply-add instructions.
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -59,7 +58,7 @@ fn check_version(root: &Path) {
         Some(version) if version == LIBTORCH_VERSION => {}
         Some(version) => {
             panic!(
-                "libtorch {version} lies in `{}`, but reprpo needs {LIBTORCH_VERSION}; unset \
+                "`{}` contains libtorch {version}, but reprpo needs {LIBTORCH_VERSION}; unset \
                     `LIBTORCH` and run `cargo xtask setup`",
                 root.display()
             )

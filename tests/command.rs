@@ -161,7 +161,7 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
         ("strange.gguf", "1234"),
         ("no-config", "`no-config/config.json` is missing"),
         ("empty-config", "has no model.safetensors"),
-        ("broken-config", "`broken-config/config.json` is no valid JSON"),
+        ("broken-config", "`broken-config/config.json` is not valid JSON"),
     ] {
         let output = in_folder(
             &["run", "--model", model],

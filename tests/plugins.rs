@@ -197,26 +197,29 @@ fn what_is_no_plugin_of_this_build_is_refused_before_it_is_called() {
     let e = load("missing.so");
     assert!(
         e.contains("`missing.so` cannot be used as a plugin")
-            && e.contains("there is no such file")
+            && e.contains("the file does not exist")
             && e.contains("cargo build --release"),
         "{e}"
     );
     assert!(load(text.to_str().expect("UTF-8")).contains("the system cannot load it"));
     let e = load(&compiled("incomplete.rs", dir.path()));
-    assert!(e.contains("reprpo_function_that_nobody_has") && e.contains("build it again"), "{e}");
+    assert!(
+        e.contains("reprpo_function_that_nobody_has") && e.contains("rebuild it with the libtorch"),
+        "{e}"
+    );
     let e = load(&compiled("no_plugin.rs", dir.path()));
     assert!(
-        e.contains("no reprpo plugin: it has no `REPRPO_PLUGIN`")
+        e.contains("not a reprpo plugin: it does not export `REPRPO_PLUGIN`")
             && e.contains("export_plugin!();"),
         "{e}"
     );
 
     let e = load(&compiled("another_build.rs", dir.path()));
     for part in [
-        "`oldtwist` 0.0.1 is of another build",
-        "tch 0.22.0 there, 0.24.0 here",
-        "the plugin is rustc 1.80.0",
-        "this reprpo is rustc",
+        "`oldtwist` 0.0.1 was built for another build of reprpo",
+        "tch 0.22.0 instead of 0.24.0",
+        "the plugin was built with rustc 1.80.0",
+        "this reprpo was built with rustc",
         "hint: build the plugin",
     ] {
         assert!(e.contains(part), "{part}\n{e}");
@@ -258,7 +261,8 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["--intervention", "hook-of-another-shape"],
             &[
                 "step 1 failed, with intervention `hook-of-another-shape`",
-                "a gradient hook made ([], Float) of (",
+                "a gradient hook must return a gradient of (",
+                "but returned ([], Float)",
             ],
         ),
         (
@@ -277,7 +281,7 @@ fn a_method_that_fails_is_named_and_ends_its_run_alone() {
             &["--intervention", "reads-what-it-did-not-ask-for"],
             &[
                 "failed in `loss`",
-                "that it did not ask for",
+                "which its `Needs` do not request",
                 "hint: set `logprobs: Both` in its `Needs`",
             ],
         ),
@@ -453,7 +457,7 @@ fn plugins_are_found_in_the_folder_the_environment_and_the_configuration() {
         "skipped a plugin: `",
         "unknown intervention `twist`",
         &format!("plugin files searched: `{file}`"),
-        "broken.so`; `reprpo plugin check FILE` says why",
+        "broken.so`; run `reprpo plugin check FILE` for the reason",
     ] {
         assert!(told.contains(part), "{part}\n{told}");
     }

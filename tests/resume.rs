@@ -637,7 +637,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     };
     for target in ["moved/runs/a", "moved/runs/a/adapter"] {
         assert!(
-            generate("moved/model", target).contains("which is another model"),
+            generate("moved/model", target).contains("which is a different model"),
             "{}",
             generate("moved/model", target)
         );
@@ -662,7 +662,7 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
         ))
     };
     assert!(
-        score("other/model").contains("which is another model")
+        score("other/model").contains("which is a different model")
             && !score("away/model").contains("warning"),
         "{}",
         score("away/model")

@@ -958,7 +958,7 @@ fn what_cannot_be_used_is_named_before_anything_is_written() {
                 "--set",
                 "adapter.target_modules=[\"qkv_proj.q_proj\", \"v_proj\"]",
             ],
-            "qkv_proj` whole, and its part `q_proj`",
+            "qkv_proj` and its part `q_proj`",
         ),
         (vec!["--set", "adapter.rr=8"], "has no field `rr`"),
         (vec!["--init-adapter", "/no/such/adapter"], "/no/such/adapter"),

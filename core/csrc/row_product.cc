@@ -1,6 +1,7 @@
-// W·x for one x. It takes as long as reading W, and the library behind libtorch's own product reads slowly on some
-// processors: a third of what one core of an AMD Zen 5 reads. Called from core/src/ffi/row_product.rs alone, which holds
-// the lengths to what is there.
+// The product W·x for a single vector x. Its speed is limited by reading W, which the library
+// behind libtorch's own product does slowly on some processors: on an AMD Zen 5, it reaches a third
+// of the bandwidth of one core. Only called from core/src/ffi/row_product.rs, which checks the
+// lengths.
 
 #include <cstdint>
 #include <cstring>
@@ -9,13 +10,14 @@
 
 namespace {
 
-// Sixteen lanes whatever the machine's vectors hold, so that the order of the sums is the same on all.
+// Always sixteen lanes, independent of the width of the machine's vectors, so that the order of
+// summation is the same on all machines.
 typedef float Lanes __attribute__((vector_size(64)));
 constexpr int64_t LANES = 16;
 
 #define INLINE static inline __attribute__((always_inline))
 
-// y of R rows of W that stand together: x is loaded once for all of them.
+// Computes y for R adjacent rows of W. x is only loaded once for all of them.
 template <int R>
 INLINE void rows_at(const float *w, const float *x, float *y, int64_t columns) {
   Lanes sums[R] = {};
@@ -29,7 +31,7 @@ INLINE void rows_at(const float *w, const float *x, float *y, int64_t columns) {
     }
   }
   for (int r = 0; r < R; r++) {
-    // In halves, as wide vectors are added up.
+    // Adds the lanes by repeatedly adding the upper half to the lower half.
     for (int64_t half = LANES / 2; half > 0; half /= 2)
       for (int64_t i = 0; i < half; i++) sums[r][i] += sums[r][i + half];
     float sum = sums[r][0];
@@ -54,8 +56,8 @@ __attribute__((target("avx2,fma"))) void with_avx2(const float *w, const float *
 
 }  // namespace
 
-// Writes W·x [rows] into y, of W [rows columns] and x [columns]; false, and nothing written, where the processor has none
-// of the vectors that it is made for.
+// Writes W·x [rows] to y, given W [rows columns] and x [columns]. Returns false and writes nothing
+// if the processor has neither AVX-512 nor AVX2 with FMA.
 extern "C" bool reprpo_row_product(const float *w, const float *x, float *y, int64_t rows, int64_t columns) {
   if (__builtin_cpu_supports("avx512f"))
     with_avx512(w, x, y, rows, columns);

@@ -1,7 +1,8 @@
-// What tch does not reach: gradient hooks, the allocator's figures, libtorch's global switches and generator states.
+// Functions of libtorch that tch does not offer: gradient hooks, memory statistics of the
+// allocator, global settings, and states of random number generators.
 //
-// Every function gives null, or the text of an error that the caller frees with reprpo_free. No exception leaves this
-// file, and no callback may unwind into it.
+// Every function returns null on success, or the text of an error, which the caller frees with
+// reprpo_free. No exception leaves this file, and no callback may unwind into it.
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
@@ -25,7 +26,7 @@ char* guarded(F f) {
   } catch (const std::exception& e) {
     return strdup(e.what());
   } catch (...) {
-    return strdup("libtorch threw something that is no std::exception");
+    return strdup("libtorch threw something that is not a std::exception");
   }
 }
 
@@ -35,13 +36,13 @@ const at::Generator& generator(int device) {
 }  // namespace
 
 extern "C" {
-// Gives a new tensor that replaces the gradient, or null to keep it.
+// Returns a new tensor that replaces the gradient, or null to keep it.
 typedef at::Tensor* (*reprpo_call)(void* context, at::Tensor* grad);
 typedef void (*reprpo_drop)(void* context);
 
 void reprpo_free(char* text) { std::free(text); }
 
-// The context is dropped with the tensor's graph, also when this fails.
+// The context is dropped with the tensor's graph, or immediately if this function fails.
 char* reprpo_register_hook(at::Tensor* tensor, void* context, reprpo_call call, reprpo_drop drop) {
   std::shared_ptr<void> owner(context, drop);
   return guarded([&] {
@@ -52,7 +53,8 @@ char* reprpo_register_hook(at::Tensor* tensor, void* context, reprpo_call call, 
   });
 }
 
-// out: bytes in tensors now, their peak, bytes held from the device now, their peak.
+// Writes four numbers of bytes to out: allocated by tensors, peak of allocated, reserved from the
+// device, peak of reserved.
 char* reprpo_cuda_memory(int device, int64_t* out) {
   return guarded([&] {
     auto stats = at::getDeviceAllocator(c10::kCUDA)->getDeviceStats(device);
@@ -72,7 +74,7 @@ char* reprpo_cuda_empty_cache() {
   return guarded([&] { at::getDeviceAllocator(c10::kCUDA)->emptyCache(); });
 }
 
-// *out is the path of libtorch's CPU library, which the dynamic loader keeps.
+// Sets *out to the path of libtorch's CPU library. The dynamic loader owns the text.
 char* reprpo_libtorch_file(const char** out) {
   return guarded([&] {
     Dl_info info;
@@ -82,20 +84,21 @@ char* reprpo_libtorch_file(const char** out) {
   });
 }
 
-// *out is the version of the CUDA runtime, such as 13000. Fails if libtorch's CUDA library has not registered its hooks.
+// Sets *out to the version of the CUDA runtime, e.g. 13000. Fails if libtorch's CUDA library has
+// not registered its hooks.
 char* reprpo_cuda_version(int64_t* out) {
   return guarded([&] { *out = at::detail::getCUDAHooks().versionCUDART(); });
 }
 
 char* reprpo_set_deterministic(bool on) {
   return guarded([&] {
-    // cuBLAS reads it when its first handle is made, and is not reproducible without it.
+    // cuBLAS reads this variable when its first handle is made, and is not reproducible without it.
     if (on) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     auto& context = at::globalContext();
     // With `warn_only` libtorch would still run kernels that are not reproducible, attention's
     // backward pass among them.
     context.setDeterministicAlgorithms(on, /*warn_only=*/false);
-    // Filling what a kernel is about to overwrite costs time and changes no result that is read.
+    // Filling new memory costs time, and changes no results because kernels overwrite it.
     context.setDeterministicFillUninitializedMemory(false);
     context.setBenchmarkCuDNN(!on);
   });
@@ -124,7 +127,7 @@ char* reprpo_set_sdp(bool flash, bool memory_efficient, bool cudnn, bool math) {
   });
 }
 
-// device −1 is the CPU; *out is a new tensor.
+// Sets *out to a new tensor with the state of the device's generator. Device −1 is the CPU.
 char* reprpo_rng_state(int device, at::Tensor** out) {
   return guarded([&] {
     auto generator_ = generator(device);

@@ -1,8 +1,8 @@
-//! Puts the fingerprint together: compiler, target, the core's version and sources, tch and
-//! libtorch.
+//! Assembles the fingerprint of a build: compiler, target, panic strategy, version and sources of
+//! the core, tch and libtorch.
 
 #[path = "../libtorch_version.rs"]
-#[expect(dead_code, reason = "the version alone is of use here")]
+#[expect(dead_code, reason = "only the version is needed here")]
 mod libtorch_version;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 fn main() {
     let core = PathBuf::from(
-        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where this package is"),
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets `CARGO_MANIFEST_DIR`"),
     )
     .join("..");
     let watched = ["src", "csrc", "Cargo.toml"].map(|name| core.join(name));
@@ -40,7 +40,8 @@ fn fingerprint(core: &Path, watched: &[PathBuf]) -> String {
     .join(";")
 }
 
-/// `1.95.0 (59807616e1fa)`: the layout of Rust's types is the compiler's to choose, to the commit.
+/// Release and commit of the compiler, e.g. `1.95.0 (59807616e1fa)`. Even commits of the same
+/// release may use different layouts for types.
 fn rustc(rustc: &str) -> String {
     let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -49,7 +50,7 @@ fn rustc(rustc: &str) -> String {
     format!("{} ({})", line("release: "), line("commit-hash: ").get(..12).unwrap_or("unknown"))
 }
 
-/// A digest of every file below `watched`, its place and its text.
+/// A digest of the paths and contents of all files below `watched`.
 fn sources(core: &Path, watched: &[PathBuf]) -> String {
     let mut files = Vec::new();
     watched.iter().for_each(|path| gather(path, &mut files));
@@ -59,7 +60,7 @@ fn sources(core: &Path, watched: &[PathBuf]) -> String {
         let place = file.strip_prefix(core).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         let bytes = std::fs::read(&file)
             .unwrap_or_else(|e| panic!("cannot read `{}`: {e}", file.display()));
-        // A checkout may have other line ends.
+        // Line endings may differ between checkouts.
         let text: Vec<u8> = bytes.into_iter().filter(|b| *b != b'\r').collect();
         hash.update(place.as_bytes());
         hash.update((text.len() as u64).to_le_bytes());

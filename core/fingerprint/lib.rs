@@ -1,15 +1,15 @@
-//! Which build of the core this is.
+//! The fingerprint of this build of the core.
 //!
-//! A crate of its own, so that a change of the core's sources repeats this build script and not the
-//! C++ of the core's.
+//! This is a separate crate so that a change to the core's sources only reruns this build script,
+//! and does not recompile the core's C++ code.
 
-/// `key=value` parts with `;` between: everything on which the layout and the meaning of the plugin
-/// interface depend, but for the layout itself. A plugin is loaded where its own is the same to the
-/// byte.
+/// `key=value` parts separated by `;`. They cover everything that determines the layout and the
+/// meaning of the plugin interface, except for the layout itself. A plugin can only be loaded if
+/// its fingerprint is identical.
 ///
-/// Levels of optimisation and debug assertions are not among them: a release plugin runs in a debug
-/// host.
+/// Optimisation levels and debug assertions are not included, so a release build of a plugin works
+/// with a debug build of the host.
 pub const FINGERPRINT: &str = env!("REPRPO_FINGERPRINT");
 
-/// The release of tch whose tensors pass between a plugin and its host.
+/// The version of tch, whose tensors are passed between a plugin and its host.
 pub const TCH_VERSION: &str = include_str!("tch-version");

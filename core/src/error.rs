@@ -1,4 +1,4 @@
-//! The one error type: what was wrong and where, and below it what to do about it.
+//! The error type of this crate: a message, causes, and hints for the user.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,21 +8,21 @@ use crate::panics;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Whose fault it is, which decides the command's exit code.
+/// The origin of an error, which determines the exit code of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Something the user said, or a file they gave: exit code 1.
+    /// An argument or a file of the user is wrong: exit code 1.
     Input,
-    /// Something that should not have happened: exit code 2.
+    /// A bug in this program or a failure of libtorch: exit code 2.
     Internal,
-    /// Nobody's: the user stopped it. Exit code 130.
+    /// The user interrupted the command: exit code 130.
     Interrupted,
 }
 
-/// An error for a person: a message, what it happened in, and hints.
+/// An error for users: a message, an optional cause, and hints.
 ///
-/// The message says what and where, values stand in backticks, and there is no full stop. What to
-/// do about it is a hint, shown on a line of its own.
+/// The message says what failed and on what. Values are in backticks, and there is no full stop.
+/// Each hint says what the user can do, and is shown on its own line.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -33,9 +33,9 @@ struct Inner {
     panic: bool,
 }
 
-/// What lies behind an error. One of ours is told apart when it is put here and not when it is
-/// read, because the types of a plugin have other identities than those of the program that reads
-/// its errors.
+/// The cause of an error. Errors of this crate are distinguished from others when the cause is
+/// stored. A downcast when it is read would fail for errors from plugins, whose types have other
+/// type ids.
 enum Cause {
     Ours(Error),
     Other(Box<dyn std::error::Error + Send + Sync>),
@@ -51,7 +51,7 @@ impl Cause {
 }
 
 impl Error {
-    /// An error in what the user gave.
+    /// An error in the user's input.
     pub fn new(message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             message: message.into(),
@@ -69,42 +69,45 @@ impl Error {
         e
     }
 
-    /// A panic that was caught in `place`, with what it said.
+    /// The error for a panic that was caught in `place`. The message of the panic becomes the
+    /// cause.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
-        let said = payload
+        let message = payload
             .downcast_ref::<&str>()
             .copied()
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let first = said.and_then(|s| s.lines().next()).unwrap_or("it did not say why");
+        let first = message.and_then(|s| s.lines().next()).unwrap_or("no message");
         let at = panics::take_place();
-        // What tch panics with holds libtorch's C++ stack, and the place is tch's own.
-        let said = match first.split_once("Torch(\"") {
+        // The message of a panic in tch includes libtorch's C++ stack, which is removed. The
+        // location is omitted too, because it is in tch's own source.
+        let reason = match first.split_once("Torch(\"") {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
             None => {
                 format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})")))
             }
         };
-        let cause = Self::internal(said.as_str()).hint_of_determinism(&said);
+        let cause = Self::internal(reason.as_str()).hint_of_determinism(&reason);
         let mut e = Self::internal(format!("{place} panicked")).because(cause);
         e.0.panic = true;
         e
     }
 
-    /// The same error as another's fault.
+    /// Changes the origin of the error.
     #[must_use]
     pub(crate) fn blamed_on(mut self, fault: Fault) -> Self {
         self.0.fault = fault;
         self
     }
 
-    /// The user's own stop; `message` says what was kept.
+    /// The error for an interruption by the user. `message` says what was saved.
     pub fn interrupted(message: impl Into<String>) -> Self {
         let mut e = Self::new(message);
         e.0.fault = Fault::Interrupted;
         e
     }
 
-    /// A name that is not among the valid ones: names the nearest, and all of them.
+    /// The error for a name that is not valid. Its hints suggest the nearest valid name and list
+    /// all of them.
     pub fn unknown<S: AsRef<str>>(
         what: &str,
         given: &str,
@@ -118,20 +121,20 @@ impl Error {
             e = e.hint(format!("did you mean `{near}`?"));
         }
         if valid.is_empty() {
-            e.hint(format!("there is no {what} to choose from"))
+            e.hint(format!("no {what} is available"))
         } else {
             e.hint(format!("valid: {}", valid.join(", ")))
         }
     }
 
-    /// Adds a line that says what to do.
+    /// Adds a hint that says what the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hints.push(hint.into());
         self
     }
 
-    /// Keeps `source` as the cause.
+    /// Sets the cause of the error.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(match source.into().downcast::<Error>() {
@@ -141,7 +144,8 @@ impl Error {
         self
     }
 
-    /// Says what was being done: the old error becomes the cause, its hints and its fault stay.
+    /// Wraps the error in one that says what failed. This error becomes the cause; its hints and
+    /// its origin are kept.
     #[must_use]
     pub fn within(self, doing: impl Into<String>) -> Self {
         let mut outer = Self::new(doing);
@@ -166,7 +170,7 @@ impl Error {
         }
     }
 
-    /// Whose fault it is.
+    /// The origin of the error.
     pub fn fault(&self) -> Fault {
         self.0.fault
     }
@@ -176,7 +180,7 @@ impl Error {
         self.0.panic || matches!(&self.0.source, Some(Cause::Ours(e)) if e.is_panic())
     }
 
-    /// The message alone, without causes and hints.
+    /// The message, without causes and hints.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -209,7 +213,7 @@ pub fn quoted(text: impl AsRef<OsStr>) -> String {
     }
 }
 
-/// The name nearest to `given`, where one is near enough to be a likely slip.
+/// The valid name nearest to `given`, if it is near enough for `given` to be a likely misspelling.
 pub fn nearest<'a>(given: &str, valid: &'a [String]) -> Option<&'a str> {
     let given = given.to_lowercase();
     let limit = (given.chars().count() / 3).max(1);
@@ -227,7 +231,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Everything, as the command prints it: message, causes, then the hints.
+/// Formats the error as the command prints it: message, causes and hints.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
@@ -250,7 +254,7 @@ impl std::error::Error for Error {
 }
 
 impl From<tch::TchError> for Error {
-    /// libtorch puts a C++ stack below the first line; that goes to the log.
+    /// Uses the first line of libtorch's message. The C++ stack in the other lines goes to the log.
     fn from(e: tch::TchError) -> Self {
         let text = match e {
             tch::TchError::Torch(text) => text,
@@ -262,9 +266,9 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Adds what was being done to an error of any kind.
+/// Adds context to errors of several types.
 pub trait Context<T> {
-    /// The error becomes the cause of one that says `doing`.
+    /// Wraps an error in one with the message `doing`.
     fn within(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -285,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_name_brings_the_nearest_and_all_of_them() {
+    fn an_unknown_name_gets_hints_with_the_nearest_and_all_valid_names() {
         let e = Error::unknown("intervention", "prefvek", ["dpo", "prefvec"]);
         assert_eq!(
             format!("{e:?}"),
@@ -318,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn a_far_name_brings_no_guess() {
+    fn a_name_that_resembles_no_valid_one_gets_no_suggestion() {
         let e = Error::unknown("intervention", "banana", ["dpo", "prefvec"]);
         assert_eq!(e.hints(), ["valid: dpo, prefvec"]);
     }
 
     #[test]
-    fn a_panic_of_tch_is_told_without_its_stack() {
+    fn a_panic_of_tch_is_reported_without_its_stack() {
         let payload = std::panic::catch_unwind(|| {
             tch::Tensor::from_slice(&[1.0, 2.0]).matmul(&tch::Tensor::from_slice(&[1.0]))
         })
@@ -339,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_known_from_what_it_caused() {
+    fn an_error_that_a_panic_caused_is_recognised() {
         let panic = || Error::panicked("`loss`", &"it broke");
         assert!(
             panic().is_panic()
@@ -373,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_keeps_its_hints_and_its_fault() {
+    fn a_wrapped_error_keeps_its_hints_and_its_origin() {
         let e = Error::internal("inner").hint("do this").within("outer");
         assert_eq!(e.fault(), Fault::Internal);
         assert_eq!(format!("{e:?}"), "outer\n  because inner\n  hint: do this");

@@ -1,5 +1,4 @@
-//! Files that appear whole or not at all, and files that are read whole where they are not too
-//! large.
+//! Writes files atomically, and reads files up to a maximum size.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,27 +7,28 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Result, quoted};
 
-/// Of a JSON file. The index of Llama 3.1 405B has a fortieth of it.
+/// Maximum size of a JSON file in bytes. It is forty times the size of the weight index of Llama
+/// 3.1 405B.
 const MOST_JSON: u64 = 1 << 22;
 
-/// As a digest is written: two lowercase hexadecimal digits a byte.
+/// Formats bytes with two lowercase hexadecimal digits each.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Writes `bytes` to a temporary file beside `path`, and renames it.
+/// Writes `bytes` to a temporary file in the folder of `path`, and renames it to `path`.
 ///
 /// # Errors
-/// Where the folder is missing, not writable, or full.
+/// Fails if the folder is missing or not writable, or if the disk is full.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_beside(path, |temporary| std::fs::write(temporary, bytes))
 }
 
-/// Makes a temporary file beside `path`, lets `write` fill it or put another in its place, and
-/// renames it.
+/// Makes a temporary file in the folder of `path`, calls `write` to fill or replace it, and renames
+/// it to `path`.
 ///
 /// # Errors
-/// Where the folder is missing, not writable, or full, and what `write` says.
+/// Fails if the folder is missing or not writable, if the disk is full, or if `write` fails.
 pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     write: impl FnOnce(&Path) -> Result<(), E>,
@@ -38,31 +38,31 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
     let temporary = tempfile::NamedTempFile::new_in(dir).within(within)?.into_temp_path();
     write(&temporary).map_err(|e| Error::new(within()).because(e))?;
     let file = File::options().write(true).open(&temporary).within(within)?;
-    // A temporary file is for its owner alone; what it becomes is like any other file of the run.
+    // Only the owner can read a temporary file. The final file gets the usual permissions.
     #[cfg(unix)]
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).within(within)?;
     file.sync_all().within(within)?;
     temporary.persist(path).map_err(|e| e.error).within(within)
 }
 
-/// What a JSON file says that a model comes with: its configuration, an index, a special token or
-/// two.
+/// Reads a JSON file of a model, such as its configuration, weight index or special tokens.
 ///
 /// # Errors
-/// Where it cannot be read, is larger than any of its kind, or is no JSON.
+/// Fails if the file cannot be read, is larger than 4 MiB, or is not valid JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
     let bytes = read_bounded(path, MOST_JSON)?;
     serde_json::from_slice(&bytes)
-        .map_err(|e| Error::new(format!("`{}` is no valid JSON", path.display())).because(e))
+        .map_err(|e| Error::new(format!("`{}` is not valid JSON", path.display())).because(e))
 }
 
-/// The bytes of a plain file, of which there may be `most`.
+/// Reads a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// Where it cannot be read, is no plain file, or is larger.
+/// Fails if the file cannot be read, is not a regular file, is larger, or is a Git LFS pointer.
 pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     let within = || format!("cannot read `{}`", path.display());
-    // Asked before it is opened: opening a named pipe would wait for somebody to write into it.
+    // This must come before the file is opened, because opening a named pipe would wait for a
+    // writer.
     let about = std::fs::metadata(path).within(within)?;
     if !about.is_file() {
         return Err(Error::new(format!("`{}` is not a file", path.display())));
@@ -73,7 +73,7 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
             path.display(),
             about.len()
         ))
-        .hint(format!("valid: up to {most}")));
+        .hint(format!("valid: up to {most} bytes")));
     }
     let bytes = std::fs::read(path).within(within)?;
     if is_lfs_pointer(&bytes) {
@@ -82,7 +82,8 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// True if these are the lines that Git LFS leaves in place of a large file before it is fetched.
+/// True if `bytes` are a Git LFS pointer, which takes the place of a large file until it is
+/// fetched.
 pub fn is_lfs_pointer(bytes: &[u8]) -> bool {
     let first = &bytes[..bytes.len().min(LONGEST_POINTER)];
     first.starts_with(b"version https://") && first.windows(OID.len()).any(|part| part == OID)
@@ -95,6 +96,6 @@ pub fn lfs_pointer(path: &Path) -> Error {
         .hint(format!("fetch the file itself: `git -C {} lfs pull`", quoted(folder)))
 }
 
-/// A Git LFS pointer has fewer bytes than this.
+/// Upper limit of the size of a Git LFS pointer in bytes.
 const LONGEST_POINTER: usize = 1024;
 const OID: &[u8] = b"\noid sha256:";

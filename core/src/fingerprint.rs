@@ -1,8 +1,7 @@
-//! Fingerprints: digests of what a run was made with, so that a later command can tell whether it
-//! is the same.
+//! Fingerprints: digests of the inputs of a run, so that a later command can detect changes.
 //!
-//! A checkpoint keeps those of everything that the steps of its run depend on. The `config.toml` of
-//! a run keeps those of its model and its data.
+//! A checkpoint stores the fingerprints of everything that the steps of its run depend on. The
+//! `config.toml` of a run stores those of its model and its data.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -35,23 +34,23 @@ impl PartialEq for Fingerprint {
 }
 
 impl Fingerprint {
-    /// Describes how `found` differs from this fingerprint, which was recorded; `None` if they are
-    /// the same.
+    /// Describes how `found` differs from this fingerprint, which was recorded earlier. `None` if
+    /// they are equal.
     pub fn change(&self, found: &Self) -> Option<String> {
         match (self == found, self.of == found.of) {
             (true, _) => None,
-            (false, true) => Some(format!("{}, with other content", self.of)),
+            (false, true) => Some(format!("{}, with different contents", self.of)),
             (false, false) => Some(format!("{} then, {} now", self.of, found.of)),
         }
     }
 }
 
-/// A hash of several values. Each is preceded by its length, so that lists which split the same
+/// A hash of several values. The length of each is hashed too, so that lists which split the same
 /// bytes differently have different hashes.
 pub(crate) struct Parts(Sha256);
 
 impl Parts {
-    /// A hash that begins with the name of what is hashed.
+    /// Begins a hash with the name of the kind of values.
     pub(crate) fn new(sort: &str) -> Self {
         let mut parts = Self(Sha256::new());
         parts.add(sort.as_bytes());
@@ -79,13 +78,15 @@ impl Parts {
     }
 }
 
-/// How many blocks of a large file are read, and their length in bytes.
+/// Number of evenly spaced blocks of a large file that are read, in addition to its last block, and
+/// their lengths in bytes.
 const BLOCKS: u64 = 64;
 const MODEL_BLOCK: u64 = 1 << 16;
 const DATA_BLOCK: u64 = 1 << 20;
 
-/// Offset and length of each block that is read of a file of `len` bytes. The first block is at its
-/// start and the last at its end. A file that the blocks would cover is one block.
+/// Offset and length of each block to read from a file of `len` bytes. The first block is at the
+/// start of the file and the last at its end. A file that the blocks would cover completely is a
+/// single block.
 fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     if len <= BLOCKS * block {
         return vec![(0, len)];
@@ -105,8 +106,8 @@ fn pair_digest(pair: &TokenPair) -> String {
     parts.hex()
 }
 
-/// A name for each pair, by its index. The name only depends on the pair's tokens; pairs with the
-/// same tokens are numbered.
+/// Makes a name for each pair, by the pair's index. The name only depends on the pair's tokens. A
+/// number distinguishes pairs with the same tokens.
 pub fn pair_names<'p>(pairs: impl IntoIterator<Item = &'p TokenPair>) -> BTreeMap<usize, String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut name = |pair| {
@@ -128,7 +129,7 @@ pub fn of_pairs(pairs: &[TokenPair]) -> Fingerprint {
 }
 
 /// The fingerprint of a model. It covers the commit on the hub if that is known. Otherwise it
-/// covers the configuration and, of each weight file, the name, the length, the header and 64
+/// covers the configuration and, of each weight file, the name, the length, the header and 65
 /// blocks spread over the file.
 pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     if source.repository.is_some() {
@@ -160,8 +161,8 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
     parts.describing(format!("{names} of {total} bytes"))
 }
 
-/// The fingerprint of a tokenizer. It covers everything that the tokenizer's files would hold if it
-/// were saved.
+/// The fingerprint of a tokenizer. It covers the contents of the files that saving the tokenizer
+/// would write.
 ///
 /// # Errors
 /// Fails if the tokenizer cannot be saved.
@@ -208,8 +209,8 @@ pub(crate) fn together(sort: &str, all: &[&Fingerprint]) -> Fingerprint {
     parts.describing(all.iter().map(|one| one.of.as_str()).collect::<Vec<_>>().join(" and "))
 }
 
-/// The fingerprint of the content of files in this order, without their names. A file of up to 64
-/// MiB is read in full, and of a larger one 64 blocks.
+/// The fingerprint of the contents of files in the given order, without their names. A file of up
+/// to 64 MiB is read in full. Of a larger one, 65 blocks of 1 MiB are read.
 fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     let mut parts = Parts::new("files");
     let mut total = 0;
@@ -239,13 +240,13 @@ fn of_files(files: &[PathBuf]) -> Result<Fingerprint> {
     Ok(parts.describing(format!("{names} of {total} bytes")))
 }
 
-/// How many pairs stand for a split whose files are not known.
+/// Number of pairs that are hashed for a split whose files are not known.
 const FIRST: usize = 64;
 
-/// The fingerprint of each split of a data set. It covers the content of the split's files, or its
-/// first pairs if its files are not known. Splits that cannot be read are left out. So are splits
-/// without known files if the data set has a pinned configuration, because that always gives the
-/// same pairs.
+/// The fingerprint of each split of a data set. It covers the contents of the split's files, or its
+/// first pairs if its files are not known. Splits that cannot be read are left out. If the data set
+/// has a pinned configuration, splits without known files are left out too, because that
+/// configuration always gives the same pairs.
 pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
     let pinned = dataset.pinned().is_some();
     let of = |split: &str| -> Result<Fingerprint> {
@@ -254,7 +255,7 @@ pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
             return of_files(&files);
         }
         if pinned {
-            return Err(Error::new("its configuration stands for it"));
+            return Err(Error::new("the configuration identifies the split"));
         }
         let mut parts = Parts::new("first pairs");
         let mut n = 0;
@@ -286,19 +287,19 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_told_apart_by_their_tokens_and_their_order() {
+    fn fingerprints_of_pairs_depend_on_tokens_and_order() {
         let (a, b) = (pair(0, &[3, 4]), pair(1, &[3, 5]));
         let both = of_pairs(&[a.clone(), b.clone()]);
         assert_eq!(both.change(&of_pairs(&[a.clone(), b.clone()])), None);
         assert_eq!(
             both.change(&of_pairs(&[b.clone(), a.clone()])).as_deref(),
-            Some("2 pairs of 14 tokens, with other content")
+            Some("2 pairs of 14 tokens, with different contents")
         );
         assert_eq!(
             both.change(&of_pairs(std::slice::from_ref(&a))).as_deref(),
             Some("2 pairs of 14 tokens then, 1 pair of 7 tokens now")
         );
-        // A token that moves from the prompt to the completion is another pair.
+        // Moving a token from the completion to the prompt makes a different pair.
         let moved = TokenPair {
             index: 0,
             row: 0,
@@ -307,7 +308,8 @@ mod tests {
             rejected: vec![9],
         };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
-        // The row does not count, and pairs with the same tokens have different names.
+        // The index does not affect the digest, and pairs with the same tokens have different
+        // names.
         let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);
         assert_eq!(names[&0][..33], names[&7][..33]);
         assert_ne!(names[&0], names[&7]);
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_same_length_with_other_bytes_have_other_fingerprints() {
+    fn files_with_the_same_length_but_different_bytes_have_different_fingerprints() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| {
             let path = dir.path().join(name);
@@ -334,7 +336,7 @@ mod tests {
         let of = |paths: &[&PathBuf]| {
             of_files(&paths.iter().map(|p| (*p).clone()).collect::<Vec<_>>()).unwrap()
         };
-        assert_eq!(of(&[&a]), of(&[&c]), "names do not count");
+        assert_eq!(of(&[&a]), of(&[&c]), "the names must not affect the fingerprint");
         assert_ne!(of(&[&a]), of(&[&b]));
         assert_ne!(of(&[&a, &b]), of(&[&b, &a]));
         assert!(of_files(&[dir.path().join("none")]).is_err());

@@ -1,4 +1,4 @@
-//! The order of the modules of this crate. A module imports only those below it.
+//! Checks the layers of this crate: a module may only import modules of lower layers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,16 +40,16 @@ const ORDER: [&str; 28] = [
 type Import = (String, String);
 
 #[test]
-fn a_module_imports_only_those_below_it() {
+fn modules_only_import_lower_modules() {
     let found = imports();
     let level = |module: &str| {
         ORDER
             .iter()
             .position(|m| *m == module)
-            .unwrap_or_else(|| panic!("`{module}` has no place in the order of the modules"))
+            .unwrap_or_else(|| panic!("module `{module}` is missing in `ORDER`"))
     };
     let upward: Vec<&Import> = found.iter().filter(|(from, to)| level(from) < level(to)).collect();
-    assert!(upward.is_empty(), "these modules import one that stands above them: {upward:?}");
+    assert!(upward.is_empty(), "these modules import a higher one: {upward:?}");
 }
 
 /// Every import of one top-level module by another, outside of tests.
@@ -68,7 +68,7 @@ fn imports() -> BTreeSet<Import> {
     found
 }
 
-/// The source files below a folder, without those that hold tests only.
+/// The source files below a folder, without those that only contain tests.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {
@@ -88,20 +88,20 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The top-level module of a file.
+/// The top-level module that a file belongs to.
 fn module(root: &Path, file: &Path) -> String {
     let inner = file.strip_prefix(root).expect("a file of the crate");
     let first = inner.components().next().expect("a name").as_os_str();
     Path::new(first).with_extension("").to_string_lossy().into_owned()
 }
 
-/// The text up to the tests at its end, without comments.
+/// Removes the tests at the end of a source text, and all comments.
 fn without_tests(text: &str) -> String {
     let code = text.lines().take_while(|line| *line != "mod tests {");
     code.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The first names of all paths that begin with `crate::` or `$crate::`.
+/// The first components of all paths after `crate::` or `$crate::`.
 fn paths(code: &str) -> Vec<String> {
     let name = |rest: &str| {
         rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
@@ -116,16 +116,16 @@ fn paths(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_module_has_its_place_in_the_order() {
+fn every_module_is_in_the_order() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let modules: BTreeSet<String> = files(&root).iter().map(|file| module(&root, file)).collect();
     let missing: Vec<&String> =
         modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
-    assert!(missing.is_empty(), "these modules have no place in the order: {missing:?}");
+    assert!(missing.is_empty(), "these modules are missing in `ORDER`: {missing:?}");
 }
 
 #[test]
-fn an_import_is_found_however_it_is_written() {
+fn imports_are_found_in_every_syntax() {
     let of = |code: &str| paths(&without_tests(code));
     assert_eq!(of("use crate::error::Result;\nlet x = crate::files::hex(b);"), ["error", "files"]);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Warns if an adapter is used on another base model than the one that it names.
+//! Warns if an adapter is used on a different base model than the one it names.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::hub::{RepoId, RepoKind};
 use crate::model::peft::Base;
 use crate::weights::{Located, ModelFiles, locate_adapter};
 
-/// Path of the `config.toml` of the run that wrote the adapter in this folder, and the run's
-/// record. `None` if the adapter was not written by a run.
+/// Finds the run that wrote the adapter in a folder. Returns the path of its `config.toml` and its
+/// record, or `None` if the adapter was not written by a run.
 ///
 /// # Errors
 /// Fails if the `config.toml` beside the folder cannot be read.
@@ -24,7 +24,7 @@ pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     Ok(Record::read(&config)?.map(|record| (config, record)))
 }
 
-/// The relative path `name` of an adapter's base model, resolved from the adapter's folder. `None`
+/// Resolves `name`, the relative path of an adapter's base model, from the adapter's folder. `None`
 /// if the path is absolute or does not exist.
 pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
     let path = Path::new(name);
@@ -32,8 +32,9 @@ pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
     (path.is_relative() && found.exists()).then_some(found)
 }
 
-/// The warning for an adapter that names another base model than `given`, which was found at
-/// `source` and has the fingerprint `found`. `None` if the adapter names this model or none.
+/// Makes the warning for an adapter that names a different base model than `given`. The model
+/// `given` was found at `source` and has the fingerprint `found`. `None` if the adapter names this
+/// model, or no model.
 ///
 /// # Errors
 /// Fails if the configuration of the adapter, or of the run that wrote it, cannot be read.
@@ -47,8 +48,8 @@ pub fn warning(
     let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
     let differ = match run_of(&dir)? {
         Some((_, record)) if record.model() == found => Difference::None,
-        // The fingerprint of a model from the hub covers its commit, and that of other models their
-        // files. Only fingerprints of one kind can be compared.
+        // The fingerprint of a model from the hub is made from its commit, and that of a local
+        // model from its files. Only fingerprints of the same kind can be compared.
         Some(_) if base.revision.is_some() == source.repository.is_some() => Difference::Certain,
         _ => differ(&dir, &base, given, source, found),
     };
@@ -58,11 +59,11 @@ pub fn warning(
     };
     let which = match differ {
         Difference::None => return Ok(None),
-        Difference::Certain => "which is another model",
-        Difference::Likely => "which may be another model",
+        Difference::Certain => "which is a different model",
+        Difference::Likely => "which may be a different model",
     };
     Ok(Some(format!(
-        "the adapter in `{}` was made for the base model `{named}`, and is used on `{given}`, \
+        "the adapter in `{}` was made for the base model `{named}`, but is used on `{given}`, \
             {which}",
         adapter.display()
     )))
@@ -120,7 +121,7 @@ fn differ(
             (false, _) => Likely,
         };
     }
-    // The named base is not on this machine, so only the names can be compared.
+    // The named base model is not on this machine, so only the names can be compared.
     let last =
         |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_lowercase();
     let cached = format!("models--{}", base.name.replace('/', "--")).to_lowercase();
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_that_does_not_exist_here_is_compared_by_its_name() {
+    fn a_base_model_that_is_not_available_is_compared_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let found = fingerprint::of_pairs(&[]);
         let of = |named: &str, given: &str| {
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_and_a_repository_cannot_be_compared_for_certain() {
+    fn a_folder_and_a_repository_cannot_be_compared_with_certainty() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("base")).unwrap();
         let mut source: Located = PathBuf::from("snapshot").into();
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_of_another_program_does_not_belong_to_a_run() {
+    fn an_adapter_from_another_program_has_no_run() {
         let dir = tempfile::tempdir().unwrap();
         assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
         std::fs::write(dir.path().join("config.toml"), "model = \"x\"\n").unwrap();

@@ -1,5 +1,5 @@
-//! The place of a panic that was caught. The code that catches a panic reports it as an error, so
-//! the hook prints nothing.
+//! A panic hook that logs panics and stores their source location. It prints nothing, because the
+//! code that catches a panic reports it as an error.
 
 use std::cell::RefCell;
 
@@ -7,8 +7,8 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// From here on a panic of this program, or of this plugin, is kept for [`take_place`] and for the
-/// log.
+/// Installs the panic hook of this program, or of this plugin library. The location of a panic is
+/// then available from [`take_place`].
 pub fn keep_quiet() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
@@ -22,7 +22,8 @@ pub fn keep_quiet() {
     }));
 }
 
-/// `file:line` of this thread's last panic, once; `None` where [`keep_quiet`] was not called.
+/// Takes the source location, `file:line`, of this thread's last panic. `None` if it has been taken
+/// already, or if [`keep_quiet`] was not called.
 pub fn take_place() -> Option<String> {
     PLACE.with_borrow_mut(Option::take)
 }

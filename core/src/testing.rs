@@ -1,7 +1,7 @@
-//! What the tests share: where the reference values and the real model are.
+//! Helpers for tests: paths to the reference values and to real models, and a clock.
 //!
-//! They are not part of the repository. Where they are missing a test says so and skips, except in
-//! continuous integration, which must not skip.
+//! The files are not part of the repository. If they are missing, a test prints a message and is
+//! skipped, but in continuous integration it fails.
 
 pub mod gguf;
 pub mod warnings;
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use crate::weights::Extent;
 
-/// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
+/// The folder of reference values: `$REPRPO_SHARED`, or `shared` beside the workspace. `None` if it
+/// does not exist.
 pub fn shared() -> Option<PathBuf> {
     let found = match std::env::var_os("REPRPO_SHARED") {
         Some(dir) => PathBuf::from(dir),
@@ -19,7 +20,7 @@ pub fn shared() -> Option<PathBuf> {
     present(found, "the reference values (`$REPRPO_SHARED`)")
 }
 
-/// SmolLM2-135M-Instruct as GGUF, where it has been fetched.
+/// Path of SmolLM2-135M-Instruct as GGUF; `None` if it has not been fetched.
 pub fn smollm2() -> Option<PathBuf> {
     let found = crate::weights::locate("smollm2-135m-instruct", Extent::Whole)
         .map(|found| found.path)
@@ -27,10 +28,10 @@ pub fn smollm2() -> Option<PathBuf> {
     present(found, "the model smollm2-135m-instruct (`cargo xtask model`)")
 }
 
-/// Seconds that `work` keeps this thread computing: unlike the time that passes, no matter what
-/// else the machine does.
+/// Runs `work` and returns its result with the processor time of this thread in seconds. Unlike
+/// elapsed time, it does not depend on the load of the machine.
 pub fn seconds_of<T>(work: impl FnOnce() -> T) -> (T, f64) {
-    // Nanoseconds on a processor, where the system says so.
+    // Linux provides the processor time in nanoseconds.
     let computed = || {
         Some(
             std::fs::read_to_string("/proc/thread-self/schedstat")
@@ -50,13 +51,13 @@ pub fn seconds_of<T>(work: impl FnOnce() -> T) -> (T, f64) {
     (done, seconds)
 }
 
-/// Gemma 3 270M as GGUF, where it has been fetched.
+/// Path of Gemma 3 270M as GGUF; `None` if it has not been fetched.
 pub fn gemma3() -> Option<PathBuf> {
     let found = crate::weights::locate("gemma3-270m", Extent::Whole)
         .ok()
         .map(|found| found.path)
         .filter(|path| path.is_file());
-    // Of a size that continuous integration does not fetch.
+    // The model is too large for continuous integration, so tests may be skipped there as well.
     if found.is_none() {
         eprintln!("skipped: the model gemma3-270m (`cargo xtask model gemma3-270m`) not found");
     }

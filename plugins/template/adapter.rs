@@ -1,25 +1,25 @@
-//! An adapter: a trainable change of the model's frozen linear modules.
+//! An adapter: a trainable change to the model's frozen linear modules.
 
 use reprpo_plugin::prelude::*;
 
-/// What `--adapter my-method` names.
+/// The adapter that `--adapter my-method` selects.
 // `reprpo list` and `reprpo explain my-method` show these texts.
 #[adapter(
     name = "my-method",
-    summary = "a change of each weight at its full rank",
-    reference = "where it comes from: paper and section",
-    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. \
-        Merged: W + D.",
+    summary = "a full-rank change to each weight matrix",
+    reference = "source of the method: paper and section",
+    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model is unchanged at \
+        first. The merged weight is W + D.",
     peft_type = "MY_METHOD"
 )]
-// Every field is on the command line as `--set adapter.FIELD=…`, and its comment is its help. A
-// field without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set adapter.FIELD=…`; the doc comments are the help texts. A field
+// without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules to adapt: a list of ends of names (`qkv_proj.q_proj` selects a part of a
+    /// fused module), a regular expression for whole names, or `all-linear`.
     #[default(["q_proj", "v_proj"].into())]
     pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// The blocks to adapt, counted from 0. By default, all blocks are adapted.
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -28,8 +28,8 @@ impl AdapterPlugin for MyMethod {
         Ok(Box::new(self))
     }
 
-    // The way back from the `adapter_config.json` of a run; what `peft_config` below adds to it is
-    // read here.
+    // Reads the configuration from the `adapter_config.json` of a saved adapter, including the
+    // fields that `peft_config` below adds to it.
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         Ok(Self {
@@ -43,26 +43,27 @@ impl Adapter for MyMethod {
     fn peft_config(&self) -> String {
         "{}".to_owned()
     }
-    // Called once a module. Random values come from `init` alone, so that a seed gives the same
-    // bytes everywhere.
+
+    // Called once per module. Take random values only from `init`, so that the same seed gives the
+    // same bytes on every machine.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(MyMethodLinear(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }
 }
 
-/// One module's change: D `[out in]`.
+/// The change D `[out in]` to one module.
 struct MyMethodLinear(Tensor);
 
 impl AdaptedLinear for MyMethodLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _train: bool) -> Result<Tensor> {
-        // Your formula goes here: x is `[n in]`, one row a token, in the model's precision;
-        // parameters are float32.
+        // Your formula goes here: x is `[n in]`, with one row per token, in the model's precision.
+        // Parameters are float32.
         Ok(base.forward(x)? + x.f_matmul(&self.0.to_kind(x.kind()).tr())?)
     }
     fn parameters(&self) -> Vec<Parameter> {
         vec![Parameter::new("d", &self.0).along(Axis::Input(1))]
     }
-    // And here: the frozen weights that compute the same.
+    // Your formula goes here too: the frozen module that computes the same outputs.
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         Ok(base.with_weight(base.dense()?.to_kind(self.0.kind()).f_add(&self.0)?))
     }
@@ -76,12 +77,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         reprpo_plugin::testkit::registered();
     }
 
     #[test]
-    fn forward_and_merge_are_the_formula() {
+    fn forward_and_merge_agree_with_the_formula() {
         let square = |values: [f64; 4]| Tensor::from_slice(&values).reshape([2, 2]);
         let (adapted, base) = (
             MyMethodLinear(square([1.0, 2.0, 3.0, 4.0])),

@@ -2,21 +2,21 @@
 
 use reprpo_plugin::prelude::*;
 
-/// What `--dataset my-method` names.
+/// The data set that `--dataset my-method` selects.
 // `reprpo list` and `reprpo explain my-method` show these texts. To read a file, add a field
-// `file: PathBuf`, and `argument = "file"` and `extensions = &["tsv"]` here: then
-// `--dataset pairs.tsv` fills it. For a repository of the hub add `repositories = true`, and fetch
-// its files with `reprpo_plugin::hub`.
+// `file: PathBuf` to the struct, and the arguments `argument = "file"` and `extensions = &["tsv"]`
+// here. `--dataset pairs.tsv` then sets the field. To read a repository of the hub, add
+// `repositories = true`, and fetch its files with `reprpo_plugin::hub`.
 #[dataset(
     name = "my-method",
-    summary = "right sums against sums that are off by one; the shift is to products",
-    reference = "where it comes from: paper or project",
+    summary = "correct sums against sums that are off by one; the shift is to products",
+    reference = "source of the data: paper or project",
     explain = "train, test: What is 3 plus 4? 7, not 8\noos:         What is 3 times 4? 12, not 13"
 )]
-// Every field is on the command line as `--set dataset.FIELD=…`, and its comment is its help. A
-// field without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set dataset.FIELD=…`; the doc comments are the help texts. A field
+// without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
-    /// The largest number that is calculated with, 2 to 1000.
+    /// The largest number in a question, 2 to 1000.
     #[default(20)]
     pub largest: u32,
 }
@@ -25,7 +25,7 @@ impl DatasetPlugin for MyMethod {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if !(2..=1000).contains(&self.largest) {
             return Err(Error::new(format!(
-                "`dataset.largest` is {}, but has to be 2 to 1000",
+                "`dataset.largest` must be from 2 to 1000, got {}",
                 self.largest
             )));
         }
@@ -34,7 +34,8 @@ impl DatasetPlugin for MyMethod {
 }
 
 impl Dataset for MyMethod {
-    // `train` is trained on; all are evaluated, and `oos` is the shifted distribution.
+    // The model is trained on `train` and evaluated on all splits. `oos` is the shifted
+    // distribution.
     fn splits(&self) -> Vec<SplitInfo> {
         let split = |name: &str, describes: &str| SplitInfo {
             name: name.to_owned(),
@@ -44,8 +45,8 @@ impl Dataset for MyMethod {
         vec![split("train", "sums (train)"), split("test", "sums (test)"), split("oos", "products")]
     }
 
-    // Also implement `rows` if a split skips rows of a file: it returns each pair with its row,
-    // which `index` shows.
+    // If a split skips rows of a file, implement `rows` as well. It returns each pair with the
+    // index of its row, which outputs show as `index`.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
         let (word, value, test): (_, fn(u32, u32) -> u32, _) = match split {
             "train" => ("plus", |a, b| a + b, Some(false)),
@@ -53,13 +54,13 @@ impl Dataset for MyMethod {
             "oos" => ("times", |a, b| a * b, None),
             other => return Err(Error::unknown("split", other, ["train", "test", "oos"])),
         };
-        // A fifth of the sums is kept from training; the order mixes small and large numbers.
+        // A fifth of the sums is reserved for `test`. The order mixes small and large numbers.
         let n = self.largest;
         let questions = (0..n * n).map(move |i| (1 + i % n, 1 + (i / n + 7 * i) % n));
         let wanted =
             questions.filter(move |(a, b)| test.is_none_or(|test| test == ((a + 2 * b) % 5 == 0)));
-        // Your pairs go here: a prompt and two completions that follow it. An `Err` says what is
-        // wrong with a file's line.
+        // Your pairs go here: a prompt and two completions that continue it. Return an `Err` for a
+        // line of a file that is invalid.
         Ok(Box::new(wanted.map(move |(a, b)| {
             let right = value(a, b);
             Ok(PreferencePair::new(
@@ -79,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         reprpo_plugin::testkit::registered();
     }
 
     #[test]
-    fn no_question_of_the_test_is_in_training() {
+    fn test_questions_are_not_in_train() {
         let data = MyMethod { largest: 10 };
         let [train, test, oos] = ["train", "test", "oos"]
             .map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());

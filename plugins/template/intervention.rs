@@ -1,24 +1,25 @@
-//! An intervention: what a step needs from the model, and the loss made of it.
+//! An intervention: a training objective, with the values that it needs from the model.
 
 use reprpo_plugin::prelude::*;
 
-/// What `--intervention my-method` names.
+/// The intervention that `--intervention my-method` selects.
 // `reprpo list` and `reprpo explain my-method` show these texts.
 #[intervention(
     name = "my-method",
-    summary = "raise the chosen completion's log-probability over the rejected one's, and hold \
-        its states",
-    reference = "where it comes from: paper and section",
-    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's \
-        states at a tap, r⁺ the reference's."
+    summary = "raise the chosen completion's log-probability above the rejected one's, and keep \
+        its states close to the reference",
+    reference = "source of the method: paper and section",
+    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ and r⁺ are the states \
+        of the policy and of the reference at a tap."
 )]
-// Every field is on the command line as `--set intervention.FIELD=…`, and its comment is its help.
-// A field without `#[default(…)]` has the default of its type.
+// Users set the fields with `--set intervention.FIELD=…`; the doc comments are the help texts. A
+// field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
-    /// β: how steep the loss of the margin is, per nat, above 0.
+    /// β: factor on the margin, per nat, above 0.
     #[default(0.1)]
     pub beta: f64,
-    /// λ: weight of the distance of the chosen states from the reference's, 0 or more.
+    /// λ: weight of the squared distance between the chosen states of policy and reference, 0 or
+    /// more.
     #[default(1.0)]
     pub lambda: f64,
 }
@@ -27,7 +28,7 @@ impl InterventionPlugin for MyMethod {
     fn build(self, _model: &ModelInfo) -> Result<Box<dyn Intervention>> {
         if !(self.beta > 0.0 && self.lambda >= 0.0) {
             return Err(Error::new(format!(
-                "`beta` is {} and `lambda` {}, but they have to be above 0, and 0 or more",
+                "`beta` must be greater than 0 and `lambda` must be 0 or more, got {} and {}",
                 self.beta, self.lambda
             )));
         }
@@ -36,7 +37,7 @@ impl InterventionPlugin for MyMethod {
 }
 
 impl Intervention for MyMethod {
-    // The engine computes what is named here, and nothing more.
+    // The engine only computes the values that are listed here.
     fn needs(&self) -> Needs {
         Needs {
             logprobs: Completions::Both,
@@ -47,7 +48,8 @@ impl Intervention for MyMethod {
     }
 
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
-        // Your formula goes here: log-probabilities are `[b]` for b pairs, states `[b h]`.
+        // Your formula goes here: for b pairs, the log-probabilities are `[b]` and the states
+        // `[b h]`.
         let logprobs = pairs.policy()?;
         let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
         let moved = pairs.mean_over_taps(|tap| {
@@ -58,7 +60,7 @@ impl Intervention for MyMethod {
             ))
         })?;
         let value = (&moved * self.lambda - (&margin * self.beta).log_sigmoid()).mean(None::<Kind>);
-        // Each metric is a column of the run's `metrics.jsonl`, its mean over pairs.
+        // The run writes the mean of each metric over the pairs to `metrics.jsonl`.
         Ok(Loss::new(value).metric("my-method/margin", &margin).metric("my-method/moved", &moved))
     }
 }
@@ -73,13 +75,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         registered();
     }
 
     #[test]
-    fn one_pair_worked_out_by_hand() {
-        // A margin of −3 − (−5) = 2, and states that are (0 + 2²)/2 = 2 from the reference's.
+    fn the_loss_of_one_pair_matches_a_calculation_by_hand() {
+        // The margin is −3 − (−5) = 2, and the mean squared distance of the states (0 + 2²)/2 = 2.
         let states =
             |chosen: [f64; 2]| sides(&tensor(&chosen, &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
         let logprobs = Logprobs::new(

@@ -1,23 +1,24 @@
-//! A tap: where in the model states are read.
+//! A tap: the sites of the model where states are read.
 
 use reprpo_plugin::prelude::*;
 
-/// What `--tap my-method` names.
+/// The tap that `--tap my-method` selects.
 // `reprpo list` and `reprpo explain my-method` show these texts.
 #[tap(
     name = "my-method",
-    summary = "the residual stream behind chosen blocks",
-    reference = "where it comes from: paper and section",
-    explain = "blocks.k, the residual stream behind block k    width: hidden\n\nOne tap a chosen \
-        block."
+    summary = "the residual stream after selected blocks",
+    reference = "source of the method: paper and section",
+    explain = "blocks.k, the residual stream after block k    width: hidden\n\nThere is one tap \
+        per selected block."
 )]
-// Every field is on the command line as `--set tap.FIELD=…`, and its comment is its help. A field
+// Users set the fields with `--set tap.FIELD=…`; the doc comments are the help texts. A field
 // without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
-    /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
+    /// The blocks, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// `range(.3,.9,2)`.
     #[default("0.33,0.66")]
     pub layers: Layers,
-    /// How the tokens of a completion become one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
 }
 
@@ -29,8 +30,8 @@ impl TapPlugin for MyMethod {
 
 impl Tap for MyMethod {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
-        // Your choice goes here: the outputs of blocks, or `Site::Input` and `Site::Output` of
-        // `model.linears` by name.
+        // Your sites go here: outputs of blocks, or `Site::Input` and `Site::Output` with the name
+        // of one of `model.linears`.
         Ok(self.layers.resolve(model.layers)?.into_iter().map(Site::Block).collect())
     }
 
@@ -47,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         reprpo_plugin::testkit::registered();
     }
 
     #[test]
-    fn layers_count_blocks_from_either_end() {
+    fn layers_are_counted_from_either_end() {
         let linears = (0..10)
             .map(|k| LinearInfo {
                 name: format!("model.layers.{k}.mlp.down_proj"),

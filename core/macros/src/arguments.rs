@@ -1,4 +1,4 @@
-//! The arguments of an attribute: which there are, and what may stand in them.
+//! The arguments of the attributes: their names and the syntax of their values.
 
 use proc_macro2::Span;
 use syn::ext::IdentExt;
@@ -17,7 +17,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The attribute's name.
+    /// Name of the kind's attribute.
     pub fn attribute(self) -> &'static str {
         match self {
             Kind::Intervention => "intervention",
@@ -28,7 +28,8 @@ impl Kind {
         }
     }
 
-    /// The variant of the registry's `Entry`, which begins the names of the kind's other types too.
+    /// Name of the kind's variant of the registry's `Entry`. The names of the kind's other types
+    /// begin with it.
     pub fn variant(self) -> Ident {
         let name = match self {
             Kind::Intervention => "Intervention",
@@ -40,8 +41,8 @@ impl Kind {
         Ident::new(name, Span::call_site())
     }
 
-    /// The arguments that only this kind has. All but [`PEFT_TYPE`] are methods of its registry
-    /// entry.
+    /// The arguments that only this kind has. All except [`PEFT_TYPE`] are methods of the kind's
+    /// registry entry.
     pub fn own_arguments(self) -> &'static [&'static str] {
         match self {
             Kind::Intervention => &["learning_rate"],
@@ -51,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// The arguments that cannot be left out.
+    /// The arguments that must be present.
     fn required(self) -> &'static [&'static str] {
         if self == Kind::Adapter {
             &["name", "summary", "reference", "explain", PEFT_TYPE]
@@ -61,22 +62,22 @@ impl Kind {
     }
 }
 
-/// The argument of an adapter without which there is no registry entry.
+/// The argument of `#[adapter]` that the constructor of the registry entry takes.
 pub const PEFT_TYPE: &str = "peft_type";
 const COMMON: [&str; 6] = ["name", "aliases", "summary", "reference", "explain", "example"];
 
-/// The arguments of an attribute, as they are written.
+/// The parsed arguments of an attribute.
 pub struct Arguments {
     values: Vec<(Ident, Expr)>,
-    /// Fields and values of the example, as they are typed after `--set`.
+    /// Fields and values of the example, written as after `--set`.
     pub example: Vec<ExampleField>,
 }
 
 /// A field of the example and the text of its value.
 pub struct ExampleField {
-    /// The first part of its path.
+    /// First component of the path.
     pub field: Ident,
-    /// `dpo.beta`.
+    /// Dotted path of the field, e.g. `dpo.beta`.
     pub path: String,
     pub value: String,
 }
@@ -105,11 +106,11 @@ impl Parse for ExampleField {
         let parts = Punctuated::<Ident, Token![.]>::parse_separated_nonempty(input)?;
         input.parse::<Token![=]>()?;
         let expression: Expr = input.parse()?;
-        let value = written(&expression).ok_or_else(|| {
+        let value = literal_text(&expression).ok_or_else(|| {
             Error::new_spanned(
                 &expression,
-                "the value of an example is a string, a number, \
-                `true` or `false`: the text that `--set` would take",
+                "the value of an example must be a string, a number, \
+                `true` or `false`, as after `--set`",
             )
         })?;
         let path = parts.iter().map(|part| part.unraw().to_string()).collect::<Vec<_>>().join(".");
@@ -118,7 +119,7 @@ impl Parse for ExampleField {
 }
 
 impl Arguments {
-    /// The arguments in `input`, of the attribute of this kind.
+    /// Parses the arguments of the attribute of this kind.
     pub fn parse(kind: Kind, input: ParseStream<'_>) -> Result<Self> {
         let mut this = Self { values: Vec::new(), example: Vec::new() };
         let mut keys: Vec<Ident> = Vec::new();
@@ -137,7 +138,7 @@ impl Arguments {
                 ));
             }
             if keys.contains(key) {
-                return Err(Error::new(key.span(), format!("`{key}` is given twice")));
+                return Err(Error::new(key.span(), format!("duplicate argument `{key}`")));
             }
             keys.push(key.clone());
             match argument {
@@ -161,7 +162,7 @@ impl Arguments {
         Ok(this)
     }
 
-    /// The value of an argument.
+    /// Returns the value of the argument called `name`.
     pub fn get(&self, name: &str) -> Option<&Expr> {
         self.values.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
@@ -169,7 +170,9 @@ impl Arguments {
     fn check_name(&self) -> Result<()> {
         let Some(name) = self.get("name") else { return Ok(()) };
         let text = string(name)
-            .ok_or_else(|| Error::new_spanned(name, "the name is a string, e.g. \"my-method\""))?
+            .ok_or_else(|| {
+                Error::new_spanned(name, "the name must be a string, e.g. \"my-method\"")
+            })?
             .value();
         if text.is_empty()
             || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -183,7 +186,8 @@ impl Arguments {
     }
 }
 
-/// The string literal that an expression is, also one that a macro passed on.
+/// Returns the string literal in an expression. Also accepts a literal that a macro passed on as a
+/// group.
 pub fn string(expression: &Expr) -> Option<&LitStr> {
     match expression {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text),
@@ -192,8 +196,9 @@ pub fn string(expression: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// The text of a literal: that of a string, or a number or a truth value as it is written.
-fn written(expression: &Expr) -> Option<String> {
+/// Returns the text of a literal: the contents of a string, or a number or boolean as in the
+/// source.
+fn literal_text(expression: &Expr) -> Option<String> {
     match expression {
         Expr::Lit(ExprLit { lit, .. }) => match lit {
             Lit::Str(text) => Some(text.value()),
@@ -203,9 +208,9 @@ fn written(expression: &Expr) -> Option<String> {
             _ => None,
         },
         Expr::Unary(unary) if matches!(unary.op, UnOp::Neg(_)) => {
-            Some(format!("-{}", written(&unary.expr)?))
+            Some(format!("-{}", literal_text(&unary.expr)?))
         }
-        Expr::Group(group) => written(&group.expr),
+        Expr::Group(group) => literal_text(&group.expr),
         _ => None,
     }
 }

@@ -1,14 +1,14 @@
-//! The code that `#[choice]` adds to an enum.
+//! The expansion of `#[choice]`.
 
 use proc_macro2::{Span, TokenStream};
 use quote::quote;
 use syn::{Error, Fields, ItemEnum};
 
-/// The enum with the derives of a configuration field's type.
+/// Returns the enum with the derives that the type of a configuration field needs.
 pub fn expand(arguments: &TokenStream, item: TokenStream) -> TokenStream {
     let refused = |message: &str| Error::new(Span::call_site(), message).to_compile_error();
     let Ok(item) = syn::parse2::<ItemEnum>(item) else {
-        return refused("`#[choice]` stands on an enum");
+        return refused("`#[choice]` must be on an enum");
     };
     if !arguments.is_empty() {
         let e = Error::new_spanned(arguments, "`#[choice]` takes no arguments").to_compile_error();
@@ -17,8 +17,8 @@ pub fn expand(arguments: &TokenStream, item: TokenStream) -> TokenStream {
     if let Some(variant) =
         item.variants.iter().find(|variant| !matches!(variant.fields, Fields::Unit))
     {
-        let e =
-            Error::new_spanned(variant, "the variants of a choice hold no data").to_compile_error();
+        let e = Error::new_spanned(variant, "the variants of a choice must not have data")
+            .to_compile_error();
         return quote! { #item #e };
     }
     let has_default = item
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_is_derived_where_a_variant_is_marked() {
+    fn default_is_derived_if_a_variant_is_marked() {
         assert!(
             expanded("", "enum Map { #[default] A, B }")
                 .contains(":: core :: default :: Default ,")
@@ -57,10 +57,11 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_plain_variants_is_refused() {
-        assert!(expanded("", "struct Map {}").contains("`#[choice]` stands on an enum"));
+    fn anything_but_an_enum_with_plain_variants_is_an_error() {
+        assert!(expanded("", "struct Map {}").contains("`#[choice]` must be on an enum"));
         assert!(
-            expanded("", "enum Map { A(u32) }").contains("the variants of a choice hold no data")
+            expanded("", "enum Map { A(u32) }")
+                .contains("the variants of a choice must not have data")
         );
         assert!(expanded("x", "enum Map { A }").contains("`#[choice]` takes no arguments"));
     }

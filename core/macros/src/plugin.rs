@@ -8,15 +8,16 @@ use syn::{Error, Expr, Field, Fields, Ident, ItemStruct, Result};
 
 use super::arguments::{Arguments, Kind, PEFT_TYPE, string};
 
-/// The struct with its derives, and the implementations that make it a plugin of `kind`.
+/// Returns the struct with its derives, and the implementations that make it a plugin of `kind`.
 ///
-/// A mistake in the attribute leaves the struct in place, so that it is the only error.
+/// If the attribute is invalid, the result still contains the struct, so that the compiler reports
+/// no other errors.
 pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStream {
     let mut item: ItemStruct = match syn::parse2(item) {
         Ok(item) => item,
         Err(_) => {
             let message = format!(
-                "`#[{}]` stands on the struct whose fields are the method's configuration",
+                "`#[{}]` must be on the struct whose fields are the method's configuration",
                 kind.attribute()
             );
             return Error::new(proc_macro2::Span::call_site(), message).to_compile_error();
@@ -29,9 +30,9 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
         check_fields(&item, &arguments)?;
         let parts = [
             default(&item, defaults?),
-            described(&item, &arguments),
+            plugin_impl(&item, &arguments),
             target_modules(kind, &item),
-            registered(kind, &item, &arguments),
+            registration(kind, &item, &arguments),
         ];
         Ok(parts.into_iter().collect::<TokenStream>())
     });
@@ -48,7 +49,7 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
             #added
         },
         Err(e) => {
-            // The helper attributes of derives that are not there would be errors as well.
+            // Without the derives, their helper attributes would be errors too.
             item.fields.iter_mut().for_each(|field| {
                 field
                     .attrs
@@ -61,7 +62,7 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
     }
 }
 
-/// Takes `#[default(…)]` off the fields: the value of each, in their order.
+/// Removes `#[default(…)]` from the fields, and returns the value of each field in order.
 fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
     let mut found = Vec::new();
     for field in &mut item.fields {
@@ -74,20 +75,21 @@ fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
             [one] => one.parse_args::<Expr>().map(Some).map_err(|_| {
                 Error::new_spanned(one, "write the field's default as `#[default(VALUE)]`")
             }),
-            [_, second, ..] => Err(Error::new_spanned(second, "a field has one default")),
+            [_, second, ..] => Err(Error::new_spanned(second, "a field must have one default")),
         });
     }
     found.into_iter().collect()
 }
 
-/// Refuses a struct that cannot be a configuration, and arguments that name fields which it does
-/// not have.
+/// Checks that the struct can be a configuration, and that it has the fields that the arguments
+/// name.
 fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     let Fields::Named(fields) = &item.fields else {
         return Err(Error::new_spanned(
             &item.ident,
             format!(
-                "a configuration has named fields; one without fields is `struct {} {{}}`",
+                "a configuration must have named fields; write `struct {} {{}}` for one without \
+                    fields",
                 item.ident
             ),
         ));
@@ -95,10 +97,10 @@ fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     if !item.generics.params.is_empty() {
         return Err(Error::new_spanned(
             &item.generics,
-            "a configuration has no generic parameters",
+            "a configuration must not have generic parameters",
         ));
     }
-    // The fields of a flattened struct are not seen here, and the type may rename them.
+    // The fields of a flattened struct are unknown here.
     if fields.named.iter().any(|field| has_serde(field, "flatten")) {
         return Ok(());
     }
@@ -129,11 +131,11 @@ fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// True if one of the field's `#[serde(…)]` attributes holds `word`.
+/// True if one of the field's `#[serde(…)]` attributes contains `word`.
 fn has_serde(field: &Field, word: &str) -> bool {
     let mut found = false;
     for attribute in field.attrs.iter().filter(|a| a.path().is_ident("serde")) {
-        // A malformed one is serde's to report.
+        // serde itself reports a malformed attribute.
         let _ = attribute.parse_nested_meta(|meta| {
             found |= meta.path.is_ident(word);
             if meta.input.peek(syn::Token![=]) {
@@ -145,7 +147,8 @@ fn has_serde(field: &Field, word: &str) -> bool {
     found
 }
 
-/// `Default`: the fields' `#[default(…)]`, and their types' own defaults.
+/// Implements `Default` with the values of `#[default(…)]`, and the default of the type for fields
+/// without one.
 fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
     let name = &item.ident;
     let fields = item.fields.iter().zip(values).map(|(field, value)| {
@@ -167,8 +170,8 @@ fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
     }
 }
 
-/// `Plugin`: the name and the texts.
-fn described(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
+/// Implements `Plugin`, i.e. the name and the texts.
+fn plugin_impl(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     let ident = &item.ident;
     let text = |key: &str| arguments.get(key).map(ToTokens::to_token_stream).unwrap_or_default();
     let (name, summary, explain, reference) =
@@ -195,7 +198,7 @@ fn described(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     }
 }
 
-/// `TargetModules` of an adapter with the field `target_modules`.
+/// Implements `TargetModules` for an adapter with the field `target_modules`.
 fn target_modules(kind: Kind, item: &ItemStruct) -> TokenStream {
     let field = |name: &str| {
         item.fields.iter().find_map(|f| f.ident.as_ref().filter(|ident| *ident == name))
@@ -221,8 +224,8 @@ fn target_modules(kind: Kind, item: &ItemStruct) -> TokenStream {
     }
 }
 
-/// The entry in the registry.
-fn registered(kind: Kind, item: &ItemStruct, arguments: &Arguments) -> TokenStream {
+/// Submits an entry to the registry.
+fn registration(kind: Kind, item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     let (name, variant) = (&item.ident, kind.variant());
     let entry = Ident::new(&format!("{variant}Entry"), variant.span());
     let peft_type = arguments.get(PEFT_TYPE).map(|value| quote! { #value, });
@@ -249,7 +252,7 @@ mod tests {
         expand(kind, arguments.parse().expect("tokens"), item.parse().expect("tokens")).to_string()
     }
 
-    /// The message of the error that the attribute leaves behind.
+    /// Returns the message of the compile error that the attribute expands to.
     fn error(kind: Kind, arguments: &str, item: &str) -> String {
         let code = expanded(kind, arguments, item);
         let start = code.find("compile_error").unwrap_or_else(|| panic!("no error in {code}"));
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapters_fields_say_what_it_adapts() {
+    fn target_modules_is_implemented_from_the_fields_of_an_adapter() {
         let arguments = format!(r#"{TEXTS}, peft_type = "TWIST""#);
         let of = |item: &str| expanded(Kind::Adapter, &arguments, item);
         assert!(!of("struct Twist { r: u32 }").contains("TargetModules"));
@@ -304,7 +307,7 @@ mod tests {
             "`#[intervention]` has no argument `peft_type`; valid: name, aliases, summary, \
                 reference, explain, example, learning_rate"
         );
-        assert_eq!(intervention(&format!("{TEXTS}, name = \"b\"")), "`name` is given twice");
+        assert_eq!(intervention(&format!("{TEXTS}, name = \"b\"")), "duplicate argument `name`");
         assert_eq!(
             intervention("name = \"a\", explain = \"\""),
             "`#[intervention(…)]` needs `summary = …`, `reference = …`"
@@ -315,16 +318,16 @@ mod tests {
         );
         assert_eq!(
             intervention(&TEXTS.replace("\"twist\"", "TWIST")),
-            "the name is a string, e.g. \"my-method\""
+            "the name must be a string, e.g. \"my-method\""
         );
         assert!(
             intervention(&format!("{TEXTS}, example(beta = vec![1])"))
-                .starts_with("the value of an example is a string, a number")
+                .starts_with("the value of an example must be a string, a number")
         );
     }
 
     #[test]
-    fn a_field_that_is_named_but_missing_is_an_error_that_lists_the_fields() {
+    fn an_argument_that_names_an_unknown_field_is_an_error_that_lists_the_fields() {
         assert_eq!(
             intervention(&format!("{TEXTS}, example(betta = 1)")),
             "`Twist` has no field `betta`; valid: beta"
@@ -341,7 +344,7 @@ mod tests {
             error(Kind::Adapter, &adapter, "struct Twist { r: u32 }"),
             "`Twist` has no field `dropout`; valid: r"
         );
-        // What a flattened struct holds cannot be seen.
+        // The fields of a flattened struct are unknown, so the argument is not checked.
         let flattened = "struct Twist { #[serde(flatten)] format: Format }";
         assert!(
             !expanded(Kind::Dataset, &format!("{TEXTS}, argument = \"file\""), flattened)
@@ -350,19 +353,19 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_is_not_a_configuration_is_refused() {
+    fn an_item_that_is_not_a_configuration_is_an_error() {
         let refused = |item: &str| error(Kind::Tap, TEXTS, item);
         assert_eq!(
             refused("enum Twist { A }"),
-            "`#[tap]` stands on the struct whose fields are the method's configuration"
+            "`#[tap]` must be on the struct whose fields are the method's configuration"
         );
         assert_eq!(
             refused("struct Twist;"),
-            "a configuration has named fields; one without fields is `struct Twist {}`"
+            "a configuration must have named fields; write `struct Twist {}` for one without fields"
         );
         assert_eq!(
             refused("struct Twist<T> { t: T }"),
-            "a configuration has no generic parameters"
+            "a configuration must not have generic parameters"
         );
         assert_eq!(
             refused("struct Twist { #[default] a: u32 }"),
@@ -370,7 +373,7 @@ mod tests {
         );
         assert_eq!(
             refused("struct Twist { #[default(1)] #[default(2)] a: u32 }"),
-            "a field has one default"
+            "a field must have one default"
         );
     }
 }

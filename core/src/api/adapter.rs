@@ -1,54 +1,55 @@
-//! Adapters: trainable changes of a frozen model, on disk as PEFT has them.
+//! Adapters: trainable changes to a frozen model, saved in PEFT's format.
 
 use tch::Tensor;
 
 use super::{Frozen, Init, LinearInfo, ModelInfo, Parameter, PartInfo, Plugin, Selection, Targets};
 use crate::error::{Error, Result};
 
-/// The module, or part of one, that an adapter is attached to.
+/// The linear module, or part of a module, that an adapter is attached to.
 #[derive(Debug)]
 pub struct LinearSite<'a> {
-    /// Its name and widths.
+    /// Name and widths of the module.
     pub info: &'a LinearInfo,
-    /// Its frozen weights.
+    /// Frozen weights of the module.
     pub frozen: &'a Frozen,
-    /// The tensors that [`Adapter::shared`] made for all modules together.
+    /// The tensors from [`Adapter::shared`], which all modules share.
     pub shared: &'a [Parameter],
 }
 
-/// One linear module with its adapter.
+/// The adapter of one linear module.
 pub trait AdaptedLinear: Send {
-    /// y of x `[n in]`, base and adapter together. Parameters are float32 whatever x is; a lower
-    /// precision casts them.
+    /// Computes the output y `[n out]` of the base module and the adapter together for the input x
+    /// `[n in]`. Parameters are stored in float32 and must be cast if x has a lower precision.
     ///
     /// # Errors
-    /// Fails if shapes or kinds do not fit.
+    /// Fails if the shapes or kinds do not match.
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor>;
 
     /// The trainable parameters, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
-    /// A frozen module without adapter that computes the same, in the kind of `base`.
+    /// Merges the adapter into the weights: returns a frozen module, in the kind of `base`, that
+    /// computes the same outputs without an adapter.
     ///
     /// # Errors
-    /// Fails if the adapter cannot be expressed as one.
+    /// Fails if no linear module computes the same outputs.
     fn merge(&self, base: &Frozen) -> Result<Frozen>;
 }
 
-/// A part of a fused module with its adapter.
+/// A part of a fused module, with the parameters of its adapter.
 #[derive(Debug)]
 pub struct AdaptedPart<'a> {
-    /// Its name, its widths, and its rows in the module.
+    /// Name and widths of the part, and its rows in the fused module.
     pub info: &'a PartInfo,
-    /// The parameters of its adapter.
+    /// Parameters of the adapter.
     pub parameters: Vec<Parameter>,
 }
 
 impl AdaptedPart<'_> {
-    /// The trained tensor of that key.
+    /// Returns the parameter whose key is `key`.
     ///
     /// # Errors
-    /// Fails if its adapter has none.
+    /// Fails if the adapter has no such parameter.
     pub fn tensor(&self, key: &str) -> Result<Tensor> {
         let found = self.parameters.iter().find(|p| p.key == key).map(|p| p.tensor.shallow_clone());
         found.ok_or_else(|| {
@@ -57,39 +58,43 @@ impl AdaptedPart<'_> {
     }
 }
 
-/// A fused module some of whose parts have adapters.
+/// A fused module with adapters on some of its parts.
 #[derive(Debug)]
 pub struct FusedSite<'a> {
     /// The whole module.
     pub module: LinearSite<'a>,
-    /// Its adapted parts, one or more, in the order of their rows.
+    /// The adapted parts in the order of their rows. There is at least one.
     pub parts: Vec<AdaptedPart<'a>>,
 }
 
-/// Adapters of whole modules, which [`Adapter::fuse`] makes from those of their parts.
+/// The result of [`Adapter::fuse`]: adapters of whole modules, made from the adapters of their
+/// parts.
 pub struct Fused {
-    /// The configured method whose `peft_config` fits the whole modules. The engine writes their
-    /// names itself.
+    /// The adapter configuration that describes the whole modules. Its `peft_config` is saved; the
+    /// engine fills in the names of the modules.
     pub adapter: Box<dyn Adapter>,
-    /// The adapter of each whole module, in the order in which the modules were given.
+    /// The adapter of each whole module, in the order of the modules passed to [`Adapter::fuse`].
     pub modules: Vec<Box<dyn AdaptedLinear>>,
 }
 
-/// The places of the rows of a stream `[n hidden]` in their prompts.
+/// The position of each row of a token stream `[n hidden]` within its prompt.
 #[derive(Debug)]
 pub struct PromptPlaces {
-    /// Tokens between the prompt's first one and this one `[n]`, int64; −1 in completions.
+    /// Distance in tokens from the first token of the prompt, `[n]`, int64; −1 for tokens of
+    /// completions.
     pub from_start: Tensor,
-    /// Tokens between this one and the prompt's last one `[n]`, int64; −1 in completions.
+    /// Distance in tokens to the last token of the prompt, `[n]`, int64; −1 for tokens of
+    /// completions.
     pub from_end: Tensor,
 }
 
-/// The output of one block with its adapter.
+/// The adapter of one block's output.
 pub trait AdaptedResidual: Send {
-    /// The residual stream `[n hidden]` that the next block reads.
+    /// Returns the residual stream `[n hidden]` that the next block reads, given the output h of
+    /// this block, `[n hidden]`.
     ///
     /// # Errors
-    /// Fails if shapes or kinds do not fit.
+    /// Fails if the shapes or kinds do not match.
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor>;
 
     /// The trainable parameters, in a fixed order.
@@ -98,119 +103,123 @@ pub trait AdaptedResidual: Send {
 
 /// The linear modules that an adapter changes.
 ///
-/// `#[adapter(…)]` implements it for a struct with the field `target_modules`, which may have
-/// `layers_to_transform` besides.
+/// `#[adapter(…)]` implements this trait for structs with a field `target_modules`, and also uses
+/// the field `layers_to_transform` if there is one.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say which linear modules it adapts",
-    note = "give the struct a field `target_modules: Targets`, or write `impl TargetModules for \
-        {Self} {{}}` if it changes none"
+    message = "`{Self}` does not implement `TargetModules`",
+    note = "add a field `target_modules: Targets` to the struct, or write `impl TargetModules for \
+        {Self} {{}}` if it adapts no linear modules"
 )]
 pub trait TargetModules {
-    /// The linear modules it changes.
+    /// The linear modules that the adapter changes.
     fn targets(&self) -> Targets {
         Targets::Suffixes(Vec::new())
     }
 
-    /// The blocks whose modules it changes; `None`: all.
+    /// The blocks whose modules the adapter changes; `None` stands for all blocks.
     fn layers_to_transform(&self) -> Option<Vec<usize>> {
         None
     }
 }
 
-/// A kind of adapter, configured. It changes linear modules, the output of blocks, or both.
+/// A configured adapter method. It changes linear modules, the outputs of blocks, or both.
 pub trait Adapter: TargetModules + Send {
-    /// The fields besides the targets that select some of the adapted modules, such as
+    /// Fields other than the targets that select some of the adapted modules, such as
     /// `rank_pattern`. An entry that matches no adapted module is an error in a new configuration,
     /// and a warning in a saved adapter.
     fn selections(&self) -> Vec<Selection> {
         Vec::new()
     }
 
-    /// Tensors that all modules share, frozen or trained. On disk their key has no module's name
-    /// before it.
+    /// Makes the tensors that all modules share, frozen or trained. Their keys in the saved file do
+    /// not begin with the name of a module.
     ///
     /// # Errors
-    /// Targets that cannot share them.
+    /// Fails if the targets cannot share the tensors, e.g. because their widths differ.
     fn shared(&self, _targets: &[&LinearInfo], _init: &mut Init) -> Result<Vec<Parameter>> {
         Ok(Vec::new())
     }
 
-    /// The adapter of one module.
+    /// Makes the adapter of one module.
     ///
     /// # Errors
-    /// A configuration that does not fit the module.
+    /// Fails if the configuration does not fit the module.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>>;
 
-    /// The blocks, from 0, whose output it changes.
+    /// Indices, counted from 0, of the blocks whose output the adapter changes.
     ///
     /// # Errors
-    /// A block that the model does not have.
+    /// Fails if the model does not have one of the blocks.
     fn blocks(&self, _model: &ModelInfo) -> Result<Vec<usize>> {
         Ok(Vec::new())
     }
 
-    /// The adapter of the output of block `block`.
+    /// Makes the adapter of the output of block `block`.
     ///
     /// # Errors
-    /// A configuration that does not fit the model.
+    /// Fails if the configuration does not fit the model.
     fn attach_block(
         &self,
         block: usize,
         _model: &ModelInfo,
         _init: &mut Init,
     ) -> Result<Box<dyn AdaptedResidual>> {
-        Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
+        Err(Error::internal(format!(
+            "the adapter changes the output of block {block}, but does not implement `attach_block`"
+        )))
     }
 
-    /// True if PEFT has this adapter for `Conv1D`, the linear modules of GPT-2, and not only for
-    /// `torch.nn.Linear`. The engine then writes `fan_in_fan_out` of
-    /// [`peft_config`](Self::peft_config) for the modules that are adapted.
+    /// True if PEFT supports this method for `Conv1D`, the linear modules of GPT-2, and not only
+    /// for `torch.nn.Linear`. The engine then sets the field `fan_in_fan_out` in the saved
+    /// [`peft_config`](Self::peft_config) according to the adapted modules.
     fn peft_has_conv1d(&self) -> bool {
         false
     }
 
-    /// True if it leaves the model unchanged at the start, to rounding.
+    /// True if a new adapter does not change what the model computes, except for rounding.
     fn starts_as_identity(&self) -> bool {
         true
     }
 
-    /// For fused modules whose parts have adapters, adapters of the whole modules that compute the
-    /// same. They are what is saved, because PEFT only adapts whole modules, and what is read back.
-    /// `None`: the method cannot be put so; it is saved under the parts' names, which only this
-    /// program knows.
+    /// Converts the adapters of parts of fused modules to adapters of the whole modules that
+    /// compute the same outputs. The converted adapters are saved and loaded again, because PEFT
+    /// only adapts whole modules.
+    ///
+    /// Returns `None` if the method has no such conversion. The adapters are then saved under the
+    /// names of the parts, which only reprpo can read.
     ///
     /// # Errors
-    /// Fails if shapes do not fit, or if memory runs out.
+    /// Fails if the shapes do not match, or if memory runs out.
     fn fuse(&self, _modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         Ok(None)
     }
 
-    /// The method's own fields of PEFT's `adapter_config.json`, as a JSON object. The engine adds
-    /// `peft_type`, `target_modules` and what all methods share.
+    /// The fields of PEFT's `adapter_config.json` that are specific to the method, as a JSON
+    /// object. The engine adds `peft_type`, `target_modules` and the fields that all methods share.
     fn peft_config(&self) -> String;
 }
 
 /// A configuration that makes an [`Adapter`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how it is built",
+    message = "`{Self}` does not implement `AdapterPlugin`",
     label = "write `impl AdapterPlugin for {Self}`"
 )]
 pub trait AdapterPlugin: Plugin {
     /// Checks the configuration and makes the adapter.
     ///
     /// # Errors
-    /// A value out of range.
+    /// Fails if a value is out of range.
     fn build(self) -> Result<Box<dyn Adapter>>;
 
-    /// The configuration that an `adapter_config.json` stands for.
+    /// Reads the configuration from the text of an `adapter_config.json`.
     ///
     /// # Errors
-    /// A field that this method does not know how to honour.
+    /// Fails if a field has a value that this method does not support.
     fn from_peft(json: &str) -> Result<Self>;
 
-    /// Adjusts the configuration that [`from_peft`](Self::from_peft) returned to the tensors and
-    /// the version of a saved adapter, for types whose meaning in PEFT depends on them. Returns
-    /// warnings for the user.
+    /// Adjusts the configuration from [`from_peft`](Self::from_peft) for methods whose meaning
+    /// depends on the tensors in the file or on the version of PEFT that saved it. Returns warnings
+    /// for the user.
     ///
     /// # Errors
     /// Fails if the saved adapter cannot be computed as PEFT computes it.
@@ -219,11 +228,11 @@ pub trait AdapterPlugin: Plugin {
     }
 }
 
-/// A saved adapter in PEFT's format, as [`AdapterPlugin::reconcile`] sees it.
+/// The description of an adapter saved in PEFT's format, for [`AdapterPlugin::reconcile`].
 #[derive(Clone, Copy, Debug)]
 pub struct PeftFile<'a> {
-    /// The text of its `adapter_config.json`.
+    /// Text of `adapter_config.json`.
     pub json: &'a str,
-    /// Key and shape of every tensor in its `adapter_model.safetensors`.
+    /// Key and shape of every tensor in `adapter_model.safetensors`.
     pub shapes: &'a [(String, Vec<i64>)],
 }

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{Message, Plugin, TemplateArgs};
 use crate::error::Result;
 
-/// A text, plain or as messages that the model's chat template turns into text.
+/// A text, either plain or as messages that the model's chat template renders.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Text {
-    /// As it stands.
+    /// Text that is used unchanged.
     Plain(String),
-    /// For the chat template.
+    /// Messages that are rendered by the chat template.
     Messages(Vec<Message>),
 }
 
@@ -35,25 +35,25 @@ impl From<Vec<Message>> for Text {
     }
 }
 
-/// A prompt with a completion that is preferred and one that is not.
+/// A prompt with a preferred completion and another completion.
 ///
-/// All three are plain, or all three are messages (`chosen` and `rejected` then hold what follows
-/// the prompt).
+/// Either all three texts are plain, or all three are messages. In the second case, `chosen` and
+/// `rejected` only contain the messages after the prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PreferencePair {
-    /// What both completions answer.
+    /// The prompt of both completions.
     pub prompt: Text,
     /// The preferred completion.
     pub chosen: Text,
-    /// The other one.
+    /// The other completion.
     pub rejected: Text,
-    /// The tools and variables that the chat template is given; plain text has none.
+    /// Tools and variables for the chat template; empty for plain text.
     #[serde(flatten)]
     pub template_args: TemplateArgs,
 }
 
 impl PreferencePair {
-    /// A pair without tools or template variables.
+    /// Makes a pair without tools or template variables.
     pub fn new(
         prompt: impl Into<Text>,
         chosen: impl Into<Text>,
@@ -67,7 +67,7 @@ impl PreferencePair {
         }
     }
 
-    /// The same pair with what the chat template is given besides the messages.
+    /// Sets the tools and variables for the chat template.
     #[must_use]
     pub fn with_template_args(mut self, template_args: TemplateArgs) -> Self {
         self.template_args = template_args;
@@ -75,55 +75,58 @@ impl PreferencePair {
     }
 }
 
-/// A part of a data set.
+/// A description of one split of a data set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SplitInfo {
-    /// `train`, `test`, `oos` (the shifted distribution), `rnd` (an unrelated one), or a name of
-    /// its own.
+    /// `train`, `test`, `oos` (the shifted distribution), `rnd` (an unrelated one), or another
+    /// name.
     pub name: String,
-    /// What it holds, for people: `math (test)`.
+    /// Description of the contents for tables, e.g. `math (test)`.
     pub describes: String,
-    /// How many pairs, where that is known without reading them.
+    /// Number of pairs, if it is known without reading them.
     pub pairs: Option<usize>,
 }
 
 /// The pairs of a split, in order.
 pub type PairIter<'a> = Box<dyn Iterator<Item = Result<PreferencePair>> + 'a>;
 
-/// The pairs of a split, in order, each with the place of its row in the split's files, counted
-/// from 0.
+/// The pairs of a split, in order, each with the index of its row in the split's files. Rows are
+/// counted from 0.
 pub type RowIter<'a> = Box<dyn Iterator<Item = Result<(usize, PreferencePair)>> + 'a>;
 
 /// A source of preference pairs.
 pub trait Dataset: Send {
-    /// The splits it has, in the order in which a table shows them.
+    /// The splits of the data set, in the order in which tables show them.
     fn splits(&self) -> Vec<SplitInfo>;
 
-    /// The pairs of one of the [`splits`](Self::splits).
+    /// Reads the pairs of one of the [`splits`](Self::splits).
     ///
     /// # Errors
-    /// Where there is no such split, or its file cannot be read.
+    /// Fails if there is no such split, or if its file cannot be read.
     fn pairs(&self, split: &str) -> Result<PairIter<'_>>;
 
-    /// The same pairs, each with the place of its row, which is the `index` that a user is shown. A
-    /// data set whose pairs are not its rows one by one, because it passes rows over or makes
-    /// several pairs of one, says here which is which.
+    /// Reads the same pairs as [`pairs`](Self::pairs), each with the index of its row, which is
+    /// shown to the user as `index`.
+    ///
+    /// The default implementation counts the pairs. A data set that skips rows, or that makes
+    /// several pairs from one row, must override it.
     ///
     /// # Errors
-    /// As [`pairs`](Self::pairs).
+    /// Fails in the same cases as [`pairs`](Self::pairs).
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         Ok(Box::new(self.pairs(split)?.enumerate().map(|(row, pair)| Ok((row, pair?)))))
     }
 
-    /// The files that a split is read from, in order. A run keeps a digest of them, so that a later
-    /// command can tell whether they are still the same. Without them it keeps one of the split's
-    /// first pairs.
+    /// The files that a split is read from, in order. A run stores a digest of them, so that a
+    /// later command can detect changes. If the list is empty, the run stores a digest of the first
+    /// pairs of the split instead.
     fn files(&self, _split: &str) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    /// The configuration, as JSON, that gives the very same pairs at any later time, where the one
-    /// that it was made from need not: a run keeps it.
+    /// The configuration, as JSON, with everything pinned that may change over time, such as the
+    /// revision of a download. A run stores it so that the same pairs can be read again. `None` if
+    /// the original configuration always gives the same pairs.
     fn pinned(&self) -> Option<String> {
         None
     }
@@ -131,14 +134,14 @@ pub trait Dataset: Send {
 
 /// A configuration that opens a [`Dataset`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how it is built",
+    message = "`{Self}` does not implement `DatasetPlugin`",
     label = "write `impl DatasetPlugin for {Self}`"
 )]
 pub trait DatasetPlugin: Plugin {
-    /// Opens it: what can be wrong with the configuration is found here, not when the pairs are
-    /// read.
+    /// Checks the configuration and opens the data set. Errors in the configuration must be found
+    /// here, and not only when the pairs are read.
     ///
     /// # Errors
-    /// A field that does not fit, or a file that is missing.
+    /// Fails if a field is invalid, or if a file is missing.
     fn build(self) -> Result<Box<dyn Dataset>>;
 }

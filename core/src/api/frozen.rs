@@ -1,21 +1,21 @@
-//! The frozen weights of a linear module, without how they are stored.
+//! The frozen weights of a linear module. This type hides how they are stored.
 
 use tch::{Device, Kind, Tensor};
 
 use super::{Rows, linear};
 use crate::error::Result;
 
-/// A frozen linear module as an adapter sees it: y = xWᵀ + b.
+/// A frozen linear module, y = xWᵀ + b, as adapters use it.
 #[derive(Debug)]
 pub struct Frozen {
-    /// W `[out in]`.
+    /// The weights W `[out in]`.
     weight: Tensor,
-    /// b `[out]`.
+    /// The bias b `[out]`.
     bias: Option<Tensor>,
 }
 
 impl Frozen {
-    /// The module with the weights W `[out in]` and the bias b `[out]`.
+    /// Makes a module from weights W `[out in]` and a bias b `[out]`.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
@@ -30,7 +30,7 @@ impl Frozen {
         self.weight.size()[0]
     }
 
-    /// The kind in which the module computes.
+    /// The kind of the weights, in which the module computes.
     pub fn kind(&self) -> Kind {
         self.weight.kind()
     }
@@ -40,28 +40,29 @@ impl Frozen {
         self.weight.device()
     }
 
-    /// b `[out]`; `None` if the module has no bias.
+    /// The bias b `[out]`; `None` if the module has none.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
 
-    /// y = xWᵀ + b `[n out]` of x `[n in]`.
+    /// Computes y = xWᵀ + b `[n out]` from x `[n in]`.
     ///
     /// # Errors
-    /// Fails if shapes or kinds do not fit, or if memory runs out.
+    /// Fails if the shapes or kinds do not match, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, self.bias.as_ref())
     }
 
-    /// xWᵀ `[n out]` of x `[n in]`, without the bias.
+    /// Computes xWᵀ `[n out]`, without the bias, from x `[n in]`.
     ///
     /// # Errors
-    /// Fails if shapes or kinds do not fit, or if memory runs out.
+    /// Fails if the shapes or kinds do not match, or if memory runs out.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, None)
     }
 
-    /// W `[out in]` as one matrix. It may share the module's memory, so do not write to it.
+    /// The weights W `[out in]` as one matrix. It may share the module's memory, so do not write to
+    /// it.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -69,7 +70,7 @@ impl Frozen {
         Ok(self.weight.shallow_clone())
     }
 
-    /// Euclidean length of each row of W `[out]`, computed in `kind`.
+    /// The Euclidean length of each row of W, `[out]`, computed in `kind`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -77,7 +78,7 @@ impl Frozen {
         Ok(self.squared_row_norms(kind)?.f_sqrt()?)
     }
 
-    /// Square of the Euclidean length of each row of W `[out]`, computed in `kind`.
+    /// The squared Euclidean length of each row of W, `[out]`, computed in `kind`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -90,7 +91,7 @@ impl Frozen {
         )?)
     }
 
-    /// The same module with other weights `[out in]`, which are converted to the kind of these.
+    /// Returns the module with other weights `[out in]`. They are converted to the module's kind.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
         Self {
@@ -99,13 +100,13 @@ impl Frozen {
         }
     }
 
-    /// The same module with another bias `[out]`, which is converted to the kind of the weights.
+    /// Returns the module with another bias `[out]`, which is converted to the module's kind.
     #[must_use]
     pub fn with_bias(self, bias: &Tensor) -> Self {
         Self { bias: Some(bias.to_kind(self.kind())), ..self }
     }
 
-    /// The same module in another kind.
+    /// Converts the module to another kind.
     #[must_use]
     pub fn to_kind(&self, kind: Kind) -> Self {
         Self {
@@ -114,10 +115,10 @@ impl Frozen {
         }
     }
 
-    /// The module that computes the outputs `rows` of this one.
+    /// Returns the module that only computes the outputs `rows` of this one.
     ///
     /// # Errors
-    /// Fails if the module has another number of outputs than `rows` expects.
+    /// Fails if the number of outputs is not `groups · width` of `rows`.
     pub fn part(&self, rows: Rows) -> Result<Self> {
         Ok(Self {
             weight: rows.of(&self.weight, 0)?,
@@ -125,7 +126,7 @@ impl Frozen {
         })
     }
 
-    /// The same module, sharing its memory.
+    /// Returns a module that shares the memory of this one.
     pub(crate) fn shared(&self) -> Self {
         Self {
             weight: self.weight.shallow_clone(),
@@ -133,7 +134,7 @@ impl Frozen {
         }
     }
 
-    /// A copy in its own memory.
+    /// Returns a copy that does not share memory with this module.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -152,7 +153,7 @@ impl Frozen {
     /// Overwrites the outputs `rows` of this module with those of `part`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit.
+    /// Fails if the shapes do not match.
     pub(crate) fn put(&mut self, rows: Rows, part: &Self) -> Result<()> {
         rows.put(&self.weight, &part.weight)?;
         let Some(bias) = &part.bias else { return Ok(()) };
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_with_a_bias_gives_its_module_one() {
+    fn writing_a_part_with_a_bias_adds_a_bias_to_the_module() {
         let rows = Rows { groups: 2, start: 1, len: 1, width: 2 };
         let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
         let base = Frozen::new(old, None);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_weights_is_what_the_matrix_says() {
+    fn sizes_products_and_norms_agree_with_the_weight_matrix() {
         let weight = Tensor::from_slice(&[3.0f32, 4.0, 0.0, 0.0, 0.0, -2.0]).reshape([2, 3]);
         let frozen = Frozen::new(weight.shallow_clone(), Some(Tensor::from_slice(&[1.0f32, 2.0])));
         assert_eq!((frozen.inputs(), frozen.outputs(), frozen.kind()), (3, 2, Kind::Float));

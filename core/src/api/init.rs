@@ -6,8 +6,10 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// Random initial values that depend on the seed and on the tensor's own name alone: adding a
-/// module, moving to another device or computing in another precision changes no other tensor.
+/// A source of random initial values that only depend on the seed and on the name of the tensor.
+///
+/// Adding a module, moving to another device or using another precision therefore does not change
+/// the values of any other tensor.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,
@@ -17,7 +19,8 @@ pub struct Init {
 }
 
 impl Init {
-    /// Values for parameters below `scope`, in `kind` on `device`.
+    /// Makes a source for parameters whose names begin with `scope`. Their tensors have kind `kind`
+    /// and are on `device`.
     pub fn new(seed: u64, scope: &str, kind: Kind, device: Device) -> Self {
         Self { seed, scope: scope.to_owned(), kind, device }
     }
@@ -40,17 +43,17 @@ impl Init {
             .set_requires_grad(true)
     }
 
-    /// A leaf of zeros.
+    /// A trainable tensor of zeros.
     pub fn zeros(&mut self, shape: &[i64]) -> Tensor {
         Tensor::zeros(shape, (self.kind, self.device)).set_requires_grad(true)
     }
 
-    /// A leaf of ones.
+    /// A trainable tensor of ones.
     pub fn ones(&mut self, shape: &[i64]) -> Tensor {
         Tensor::ones(shape, (self.kind, self.device)).set_requires_grad(true)
     }
 
-    /// A leaf of independent values, uniform in [−bound, bound).
+    /// A trainable tensor of independent values, uniform in [−bound, bound).
     pub fn uniform(&mut self, key: &str, shape: &[i64], bound: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
@@ -58,11 +61,11 @@ impl Init {
         self.leaf(&values, shape)
     }
 
-    /// A leaf of independent normal values.
+    /// A trainable tensor of independent normal values with mean 0 and standard deviation `std`.
     pub fn normal(&mut self, key: &str, shape: &[i64], std: f64) -> Tensor {
         let mut rng = self.rng(key);
         let n = shape.iter().product::<i64>() as usize;
-        // Box–Muller, both values of a pair used.
+        // The Box–Muller transform makes two normal values from two uniform ones; both are used.
         let mut values = Vec::with_capacity(n + 1);
         while values.len() < n {
             let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
@@ -74,7 +77,8 @@ impl Init {
         self.leaf(&values, shape)
     }
 
-    /// A leaf as `torch.nn.init.kaiming_uniform_(a=√5)` fills it: uniform in ±1/√fan_in.
+    /// A trainable tensor with the distribution of `torch.nn.init.kaiming_uniform_(a=√5)`: uniform
+    /// in ±1/√fan_in.
     pub fn kaiming_uniform(&mut self, key: &str, shape: &[i64], fan_in: i64) -> Tensor {
         self.uniform(key, shape, 1.0 / (fan_in as f64).sqrt())
     }

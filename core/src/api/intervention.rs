@@ -1,4 +1,4 @@
-//! Interventions: what a step needs from the model, and the loss made of it.
+//! Interventions: training objectives, each with the values it needs from the model and its loss.
 
 use tch::Tensor;
 
@@ -6,31 +6,33 @@ use super::pairs::mean_of_counted;
 use super::{Axis, Completions, Counted, ModelInfo, Pairs, Plugin, Pooling, Side, Site, Tap};
 use crate::error::{Error, Result};
 
-/// How a method sees the states at the run's taps.
+/// The form in which a method receives the states at the run's taps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum States {
-    /// Not at all.
+    /// No states.
     #[default]
     None,
-    /// As one vector a completion.
+    /// One vector per completion.
     Pooled,
-    /// As one vector a token of the whole sequence, prompt included, and pooled as well.
+    /// One vector per token of the whole sequence, including the prompt, in addition to the pooled
+    /// vector.
     PerToken,
 }
 
-/// Whose states make the preference directions d = pool(y⁺) − pool(y⁻) at the adapted modules.
+/// The model whose states give the preference directions d = pool(y⁺) − pool(y⁻) at the adapted
+/// modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Directions {
-    /// The method needs none.
+    /// The method needs no directions.
     #[default]
     None,
-    /// The base model's.
+    /// The reference.
     Reference,
-    /// Those of the model as it is at this step; without a gradient.
+    /// The policy at the current step. The directions carry no gradient.
     Policy,
 }
 
-/// What a method needs from the engine, which computes that and nothing more.
+/// The values that a method needs. The engine does not compute anything else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Log-probabilities of the policy.
@@ -38,39 +40,41 @@ pub struct Needs {
     /// Log-probabilities of the reference, for the same completions as
     /// [`logprobs`](Self::logprobs).
     pub reference_logprobs: bool,
-    /// log Σ_v p(v)² at every completion token, with the policy's log-probabilities.
+    /// log Σ_v p(v)² at every completion token, as a part of the policy's log-probabilities:
+    /// [`TokenLogprobs::collision`](super::TokenLogprobs::collision).
     pub collision: bool,
-    /// Policy and reference on the chosen sequence, each position against its own token:
+    /// −log p of each position's own token in the chosen sequence, for policy and reference:
     /// [`Pairs::sequence_nll`].
     pub sequence_nll: bool,
-    /// KL(policy ‖ reference) at every completion token, with the policy's log-probabilities:
-    /// [`TokenLogprobs::kl`]. Runs the reference at every step.
-    ///
-    /// [`TokenLogprobs::kl`]: super::TokenLogprobs::kl
+    /// KL(policy ‖ reference) at every completion token, as a part of the policy's
+    /// log-probabilities: [`TokenLogprobs::kl`](super::TokenLogprobs::kl). The engine runs the
+    /// reference at every step to compute it.
     pub reference_kl: bool,
     /// States of the policy at the run's taps.
     pub states: States,
-    /// States of this side only; `None`: of both.
+    /// The only side whose states the method needs; `None` for both sides.
     pub only: Option<Side>,
-    /// States of the reference at the run's taps, seen as the policy's.
+    /// States of the reference at the run's taps, in the same form as those of the policy.
     pub reference_states: bool,
-    /// Pooled states before the transform as well: [`TapStates::raw`](super::TapStates::raw).
+    /// Pooled states before the transform, in addition to the transformed ones:
+    /// [`TapStates::raw`](super::TapStates::raw).
     pub raw_states: bool,
-    /// Preference directions at the adapted modules, for the two stages below.
+    /// Preference directions at the adapted modules, for `output_grads` and `parameter_grads`.
     pub directions: Directions,
-    /// Calls [`Intervention::output_grad`] inside the backward pass.
+    /// Calls [`Intervention::output_grad`] for each batch, to map gradients during the backward
+    /// pass.
     pub output_grads: bool,
-    /// Calls [`Intervention::parameter_grad`] after it.
+    /// Calls [`Intervention::parameter_grad`] after the backward pass.
     pub parameter_grads: bool,
-    /// The gradient of the loss is zero where the policy equals the reference. The engine then adds
-    /// a little noise to the adapter before the first step.
+    /// Declares that the gradient of the loss is zero if the policy equals the reference. The
+    /// engine then adds a little noise to the adapter before the first step.
     pub flat_start: bool,
-    /// Trains nothing: the run is its evaluation.
+    /// Declares that the method trains nothing, so that the run only evaluates.
     pub evaluate_only: bool,
 }
 
 impl Needs {
-    /// No need at all, for constants; the same as the default.
+    /// The default, which needs nothing, as a constant.
     pub const NONE: Self = Self {
         logprobs: Completions::None,
         reference_logprobs: false,
@@ -88,7 +92,7 @@ impl Needs {
         evaluate_only: false,
     };
 
-    /// The completions whose states the method reads.
+    /// The completions whose states the method needs.
     pub fn states_of(&self) -> Completions {
         match (self.states, self.only) {
             (States::None, _) => Completions::None,
@@ -98,13 +102,13 @@ impl Needs {
         }
     }
 
-    /// Checks that the needs fit together.
+    /// Checks that the fields are consistent.
     ///
     /// # Errors
-    /// Fails if one of them only makes sense with another that is missing.
+    /// Fails if a field is set that only makes sense together with another one that is not set.
     pub fn check(&self) -> Result<()> {
         let wrong = |field: &str, with: &str| {
-            Err(Error::internal(format!("the method's `Needs` have `{field}`, but not `{with}`")))
+            Err(Error::internal(format!("the method's `Needs` set `{field}`, but not `{with}`")))
         };
         match self {
             Self { reference_kl: true, logprobs: Completions::None, .. } => {
@@ -124,7 +128,7 @@ impl Needs {
         }
     }
 
-    /// In words, for `reprpo explain`.
+    /// Describes the needs in words, for `reprpo explain`.
     pub fn describe(&self) -> String {
         let mut words = Vec::new();
         match self.logprobs {
@@ -185,74 +189,75 @@ impl Needs {
             words.push("the parameters' gradients before clipping");
         }
         if self.flat_start {
-            words.push("a start slightly away from the reference, where its loss is flat");
+            words.push("a start slightly away from the reference, at which its loss is flat");
         }
         if words.is_empty() { "nothing".to_owned() } else { words.join("; ") }
     }
 }
 
-/// An adapted module's output, as [`Intervention::output_grad`] is told of it before the backward
+/// The output of an adapted module, described for [`Intervention::output_grad`] before the backward
 /// pass.
 #[derive(Debug)]
 pub struct OutputGrad {
     /// The module's output.
     pub site: Site,
-    /// d of each pair at this place `[b out]`, float32. It is 0 for a pair whose two states are
-    /// equal there, up to rounding.
+    /// Preference direction d of each pair at this output, `[b out]`, float32. It is 0 for a pair
+    /// whose two states are equal there, up to rounding.
     pub direction: Tensor,
-    /// Which of the b pairs each row of the stream belongs to `[n]`, int64. No row belongs to two:
-    /// with this stage a prompt is shared within a pair, never between pairs.
+    /// Index of the pair (0 to b − 1) that each row of the token stream belongs to, `[n]`, int64.
+    /// With [`Needs::output_grads`], a prompt may be shared by the two completions of a pair but
+    /// not by several pairs, so every row belongs to exactly one pair.
     pub owner: Tensor,
-    /// How much one pair's loss counts in what is differentiated: 1 over the pairs of the optimiser
-    /// step.
+    /// Weight of one pair in the loss of the optimiser step: 1 / number of pairs in the step.
     pub weight: f64,
 }
 
-/// A map of the gradient `[n out]` at a module's output. It runs inside the backward pass, in
-/// libtorch's thread.
+/// A map of the gradient `[n out]` at the output of a module. It runs during the backward pass, on
+/// the autograd thread of libtorch.
 pub type GradMap = Box<dyn FnMut(&Tensor) -> Result<Tensor> + Send>;
 
-/// Where in a run a step stands.
+/// The position of an optimiser step in the run.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInfo {
-    /// This optimiser step, from 0.
+    /// Index of the step, counted from 0.
     pub step: usize,
-    /// How many the run takes.
+    /// Number of steps in the run.
     pub steps: usize,
 }
 
-/// A loss and what to log with it.
+/// A loss and the metrics to log with it.
 #[derive(Debug)]
 pub struct Loss {
-    /// A scalar with a gradient: the mean over the given pairs, or over those of them that count.
+    /// A scalar with a gradient: the mean over the pairs of the batch, or over those that count.
     pub value: Tensor,
-    /// Names as TRL gives them (`rewards/margins`) and means over the pairs. One of the engine's
-    /// own names (`logps/chosen`) stands in the place of the engine's number.
+    /// Names and values of the metrics: TRL's names (e.g. `rewards/margins`) with means over the
+    /// pairs. A metric with the name of one of the engine's own (e.g. `logps/chosen`) replaces it.
     pub metrics: Vec<(String, Tensor)>,
-    /// The pairs that count in the mean; `None` if all do.
+    /// The pairs that count in the mean; `None` if all of them count.
     pub partial: Option<Partial>,
 }
 
-/// The pairs of a batch that count in its loss. The engine gives each of them the same weight,
-/// however they are spread over the micro-batches of a step, and the run reports how many did not
-/// count.
+/// The pairs of a batch that count in its loss.
+///
+/// The engine gives each of them the same weight, no matter how they are distributed over the
+/// micro-batches of a step. The run reports how many pairs did not count.
 #[derive(Debug)]
 pub struct Partial {
     /// 1 for a pair that counts and 0 for one that does not, `[b]`.
     pub counts: Tensor,
-    /// The end of the sentence `each has …` in the warning about the other pairs, e.g.
+    /// The words that complete "each has …" in the warning about the pairs that do not count, e.g.
     /// `no preference direction`.
     pub lacking: &'static str,
 }
 
 impl Loss {
-    /// A loss with nothing to log but itself.
+    /// A loss without metrics, over all pairs of the batch.
     pub fn new(value: Tensor) -> Self {
         Self { value, metrics: Vec::new(), partial: None }
     }
 
-    /// A loss that is the mean over the pairs that count, as [`Counted::mean`] computes it.
-    /// `lacking` is as in [`Partial::lacking`].
+    /// A loss that is the mean over the pairs that count, as computed by [`Counted::mean`]. For
+    /// `lacking`, see [`Partial::lacking`].
     pub fn over(value: Tensor, pairs: &Counted, lacking: &'static str) -> Self {
         Self {
             partial: Some(Partial { counts: pairs.counts.shallow_clone(), lacking }),
@@ -260,8 +265,9 @@ impl Loss {
         }
     }
 
-    /// Logs the mean of `value` (any shape) under `name`. If only some pairs count, a `value` with
-    /// one number per pair `[b]` is averaged over those pairs.
+    /// Adds a metric called `name`: the mean of `value`, which may have any shape. If only some
+    /// pairs count and `value` has one number per pair `[b]`, the mean is over the pairs that
+    /// count.
     #[must_use]
     pub fn metric(mut self, name: &str, value: &Tensor) -> Self {
         let value = value.detach();
@@ -276,18 +282,18 @@ impl Loss {
     }
 }
 
-/// The run that a method is part of, for [`Intervention::validate`].
+/// A description of the run that a method is used in, for [`Intervention::validate`].
 #[derive(Debug)]
 pub struct RunInfo<'a> {
-    /// The shape of the model.
+    /// Architecture and dimensions of the model.
     pub model: &'a ModelInfo,
-    /// Where the run reads states; empty if the method needs none.
+    /// Sites of the run's taps; empty if the method needs no states.
     pub sites: &'a [Site],
-    /// How the tokens of a completion become one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
     /// True if every transform is linear.
     pub linear_transforms: bool,
-    /// True if every transform keeps lengths and angles.
+    /// True if every transform preserves lengths and angles.
     pub orthogonal_transforms: bool,
     /// Number of pairs to train on.
     pub pairs: usize,
@@ -297,11 +303,12 @@ pub struct RunInfo<'a> {
 
 /// A training objective on preference pairs.
 pub trait Intervention: Send {
-    /// What [`loss`](Self::loss) will find in its [`Pairs`].
+    /// The values that [`loss`](Self::loss) reads from its [`Pairs`], and the other stages that the
+    /// method takes part in.
     fn needs(&self) -> Needs;
 
-    /// The taps of a method that chooses its own places; `None` for the run's tap. A user who sets
-    /// `tap` for a method that has its own gets an error.
+    /// The tap of a method that chooses its own sites; `None` to use the run's tap. Setting `tap`
+    /// for a method that has its own is an error.
     fn tap(&self) -> Option<Box<dyn Tap>> {
         None
     }
@@ -315,34 +322,37 @@ pub trait Intervention: Send {
         Ok(Vec::new())
     }
 
-    /// The loss of these pairs, as a mean over them. A validation during training calls it on a new
-    /// instance of the method, without gradients, so that it cannot change the state of the one
-    /// that is trained with.
+    /// Computes the loss of these pairs, as a mean over them.
+    ///
+    /// Validation during training calls it on a separate instance of the method, without gradients,
+    /// so that it cannot change the state of the instance used for training.
     ///
     /// # Errors
-    /// Where the pairs do not hold what the method needs.
+    /// Fails if `pairs` lacks a value that the method reads.
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss>;
 
-    /// The map of the gradient at one adapted module's output, for one batch. Asked for where
-    /// [`Needs::output_grads`] says so.
+    /// Returns the map of the gradient at the output of one adapted module, for one batch. Only
+    /// called if [`Needs::output_grads`] is set.
     ///
     /// # Errors
-    /// Where the method cannot work at this place.
+    /// Fails if the method does not support this module. The default implementation always fails.
     fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
         Err(Error::internal(format!(
-            "the method asked for the gradient at `{}`, but does not say what to do with it",
+            "the method needs the gradient at `{}`, but does not implement `output_grad`",
             at.site
         )))
     }
 
-    /// The gradient to take in place of `grad`, that of one adapter parameter over the whole
-    /// optimiser step. `direction` `[w]` is the mean of d, in the space that `axis` runs over, over
-    /// the pairs of the step whose states differ there. It is 0 if no pair's states differ, or if
-    /// the directions cancel. Asked for where [`Needs::parameter_grads`] says so, of parameters
-    /// that have an [`Axis`].
+    /// Returns the gradient that replaces `grad`, the gradient of one adapter parameter over the
+    /// whole optimiser step. Only called if [`Needs::parameter_grads`] is set, and only for
+    /// parameters that have an [`Axis`].
+    ///
+    /// `direction` `[w]` is the mean of the preference directions d in the space that `axis` runs
+    /// over. The mean is over the pairs of the step whose two states differ there. It is 0 if no
+    /// pair's states differ, or if the directions cancel.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if the shapes do not match, or if memory runs out.
     fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
         let _ = (axis, direction);
         Ok(grad.shallow_clone())
@@ -351,13 +361,13 @@ pub trait Intervention: Send {
 
 /// A configuration that makes an [`Intervention`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how it is built",
+    message = "`{Self}` does not implement `InterventionPlugin`",
     label = "write `impl InterventionPlugin for {Self}`"
 )]
 pub trait InterventionPlugin: Plugin {
     /// Checks the configuration and makes the method.
     ///
     /// # Errors
-    /// A value out of range, or a model it cannot work on.
+    /// Fails if a value is out of range, or if the method does not support the model.
     fn build(self, model: &ModelInfo) -> Result<Box<dyn Intervention>>;
 }

@@ -1,4 +1,4 @@
-//! A message of a conversation, and what a chat template is given besides the messages.
+//! Messages of conversations, and the tools and variables of chat templates.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,17 @@ use serde_json::{Map, Value};
 
 use crate::error::{Context, Error, Result, nearest};
 
-/// One message of a conversation, with all of its fields in their order.
+/// One message of a conversation, with all of its fields in their original order.
 ///
-/// The chat template sees every field: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`
-/// and whatever else a data set has. A field that is null counts as missing, as in transformers.
-/// Two messages are equal if all their fields are.
+/// The chat template receives every field: `tool_calls`, `tool_call_id`, `name`,
+/// `reasoning_content` and any other field of the data set. As in transformers, a field that is
+/// null is treated as missing. Two messages are equal if all their fields are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message(Map<String, Value>);
 
 impl Message {
-    /// Columns of a row and fields of a message that hold something other than text.
+    /// Names of columns and message fields that contain images, audio or video.
     pub const OTHER_MODALITIES: [&'static str; 6] =
         ["image", "images", "audio", "audios", "video", "videos"];
 
@@ -35,8 +35,8 @@ impl Message {
     ///
     /// # Errors
     /// Fails if `role` is missing or is not text, if `content` is neither text nor a list of parts,
-    /// if a part is an image, audio or video, or if the message has no content and nothing that
-    /// stands in for it.
+    /// if a part is an image, audio or video, or if the message has neither `content` nor another
+    /// field, such as `tool_calls`, that can replace it.
     pub fn from_fields(fields: Map<String, Value>) -> Result<Self> {
         let mut fields: Map<String, Value> =
             fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
@@ -80,11 +80,12 @@ impl Message {
         Ok(Self(fields))
     }
 
-    /// Checks that the fields of a message, or the columns of a row, hold no image, audio or video.
+    /// Checks that the fields of a message, or the columns of a row, contain no image, audio or
+    /// video.
     ///
     /// # Errors
-    /// Fails if one of [`OTHER_MODALITIES`](Self::OTHER_MODALITIES) is there and is not blank, and
-    /// names it.
+    /// Fails if one of [`OTHER_MODALITIES`](Self::OTHER_MODALITIES) is present and not empty. The
+    /// error names the field.
     pub fn check_text_only<'a>(
         fields: impl IntoIterator<Item = (&'a str, &'a Value)>,
     ) -> Result<()> {
@@ -94,7 +95,7 @@ impl Message {
         other.map_or(Ok(()), |(name, _)| Err(Self::not_text(name)))
     }
 
-    /// The error for a column, a field or a part of another modality.
+    /// The error for a column, a field or a part that is not text.
     pub fn not_text(name: &str) -> Error {
         Error::new(format!("`{name}` holds something other than text")).hint(format!(
             "reprpo trains language models on text only; remove `{name}` if the \
@@ -102,22 +103,24 @@ impl Message {
         ))
     }
 
-    /// The message with one more field, or with another value for a field it has.
+    /// Adds a field to the message, or replaces its value.
     ///
     /// # Errors
-    /// Fails if the field does not fit, as in [`from_fields`](Self::from_fields).
+    /// Fails in the same cases as [`from_fields`](Self::from_fields).
     pub fn with(self, name: impl Into<String>, value: impl Into<Value>) -> Result<Self> {
         let mut fields = self.0;
         fields.insert(name.into(), value.into());
         Self::from_fields(fields)
     }
 
-    /// `system`, `user`, `assistant`, `tool`, or another role that the model's chat template knows.
+    /// The role: `system`, `user`, `assistant`, `tool`, or another one that the model's chat
+    /// template supports.
     pub fn role(&self) -> &str {
         self.0.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The text of the content; the parts of a list are joined, and no content is an empty text.
+    /// The text of the content. If the content is a list of parts, their texts are joined; if there
+    /// is no content, the text is empty.
     pub fn text(&self) -> Cow<'_, str> {
         match self.0.get("content") {
             Some(Value::String(text)) => Cow::Borrowed(text),
@@ -133,12 +136,12 @@ impl Message {
         self.0.get("content")?.as_array().map(Vec::as_slice)
     }
 
-    /// All fields in their order.
+    /// All fields, in their original order.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.0
     }
 
-    /// The fields besides `role` and `content`.
+    /// The fields other than `role` and `content`.
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0
             .iter()
@@ -161,7 +164,7 @@ impl From<Message> for Map<String, Value> {
     }
 }
 
-/// True if a value says nothing: null, or an empty text, list or object.
+/// True if a value is null, an empty string, an empty object, or a list of such values.
 fn is_blank(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -172,11 +175,11 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// Checks a part of a content, and leaves out its fields that are null: a column of parts in a
-/// table has all fields that any part has.
+/// Checks one part of a message's content, and removes its null fields: in a table, all parts have
+/// the fields that any of them has.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
-        return Err(Error::new(format!("it is {}, not an object", json_kind(part)))
+        return Err(Error::new(format!("a part must be an object, got {}", json_kind(part)))
             .hint("write it as {\"type\": \"text\", \"text\": \"…\"}"));
     };
     fields.retain(|_, value| !value.is_null());
@@ -202,11 +205,11 @@ fn check_part(part: &mut Value) -> Result<()> {
     }
 }
 
-/// Names the type of a JSON value in the words of an error, e.g. `a list`.
+/// Names the type of a JSON value for an error message, e.g. `a list`.
 pub fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
@@ -214,9 +217,9 @@ pub fn json_kind(value: &Value) -> &'static str {
     }
 }
 
-/// What a chat template is given besides the messages: the tools, and a row's own variables.
+/// The tools and variables that a chat template receives in addition to the messages.
 ///
-/// In a data set these are the columns `tools` and `chat_template_kwargs`.
+/// A data set stores them in the columns `tools` and `chat_template_kwargs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Columns", into = "Columns")]
 pub struct TemplateArgs {
@@ -224,7 +227,7 @@ pub struct TemplateArgs {
     variables: Map<String, Value>,
 }
 
-/// The same as columns of a row.
+/// The serialised form of [`TemplateArgs`]: two columns of a row.
 #[derive(Serialize, Deserialize)]
 struct Columns {
     #[serde(default, skip_serializing_if = "Value::is_null")]
@@ -236,7 +239,7 @@ struct Columns {
 const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
-/// Arguments that TRL sets itself, so that a row that sets them is an error there too.
+/// Arguments that TRL sets itself. A row that sets one of them is an error in TRL too.
 const TAKEN: [&str; 8] = [
     "add_generation_prompt",
     "conversation",
@@ -248,8 +251,8 @@ const TAKEN: [&str; 8] = [
     "tokenize",
 ];
 
-/// Arguments of `apply_chat_template` that change how the text becomes ids and that the template
-/// never sees.
+/// Arguments of `apply_chat_template` that change the tokenisation and are not passed to the
+/// template.
 const NOT_VARIABLES: [&str; 8] = [
     "continue_final_message",
     "max_length",
@@ -262,15 +265,15 @@ const NOT_VARIABLES: [&str; 8] = [
 ];
 
 impl TemplateArgs {
-    /// The columns of a data set that hold these: the tools, and a row's own variables.
+    /// Names of the columns of a data set that store the tools and the variables.
     pub const COLUMNS: [&'static str; 2] = ["tools", "chat_template_kwargs"];
 
-    /// Reads the columns `tools` (a list of JSON schemas, or the same as JSON text) and
-    /// `chat_template_kwargs` (an object, or the same as JSON text). Null is the same as no column.
+    /// Reads the columns `tools` (a list of JSON schemas) and `chat_template_kwargs` (an object).
+    /// Both may be encoded as JSON text. Null is equivalent to a missing column.
     ///
     /// # Errors
-    /// Fails if a column has another form, and if a variable has a name that `apply_chat_template`
-    /// uses for itself.
+    /// Fails if a column has another type, or if a variable has the name of an argument of
+    /// `apply_chat_template`.
     pub fn new(tools: Value, kwargs: Value) -> Result<Self> {
         let mut variables = match from_json_text(KWARGS, kwargs)? {
             Value::Null => Map::new(),
@@ -300,7 +303,7 @@ impl TemplateArgs {
             .hint(format!("remove `{name}`; lengths are set by `train.max_length`")));
         }
         variables.retain(|name, _| !NOT_VARIABLES.contains(&name.as_str()));
-        // A variable of this name goes before the column.
+        // As in TRL, the variable `tools` takes precedence over the column.
         let tools = variables.shift_remove(TOOLS).unwrap_or(tools);
         let tools = match from_json_text(TOOLS, tools)? {
             Value::Null => None,
@@ -356,12 +359,13 @@ impl TemplateArgs {
     }
 }
 
-/// A column that may be JSON text; a blank text is an empty cell.
+/// Parses a column that may be encoded as JSON text. A blank text is an empty cell, and becomes
+/// null.
 fn from_json_text(column: &str, value: Value) -> Result<Value> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(Value::Null),
         Value::String(text) => serde_json::from_str(&text)
-            .map_err(|e| Error::new(format!("`{column}` is text that is not JSON: {e}"))),
+            .map_err(|e| Error::new(format!("`{column}` is not valid JSON: {e}"))),
         other => Ok(other),
     }
 }
@@ -425,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn content_may_be_missing_where_something_stands_in_for_it() {
+    fn content_may_be_missing_if_the_message_has_another_field() {
         let call = message(json!({"role": "assistant", "content": null,
             "tool_calls": [{"function": {"name": "f"}}]}))
         .unwrap();
@@ -446,11 +450,11 @@ mod tests {
 
     #[test]
     fn parts_are_text_and_another_modality_is_named() {
-        let said = message(json!({"role": "user", "content": [{"type": "text", "text": "a",
+        let joined = message(json!({"role": "user", "content": [{"type": "text", "text": "a",
             "image": null}, {"type": "text", "text": "b"}]}))
         .unwrap();
         assert_eq!(
-            (said.text(), said.parts().unwrap()[0].clone()),
+            (joined.text(), joined.parts().unwrap()[0].clone()),
             ("ab".into(), json!({"type": "text", "text": "a"}))
         );
         let e = |part: Value| {
@@ -474,7 +478,7 @@ mod tests {
                 "{e}"
             );
         }
-        assert!(e(json!("words")).contains("it is text, not an object"));
+        assert!(e(json!("words")).contains("a part must be an object, got text"));
         assert!(e(json!({"type": "text"})).contains("there is no `text`"));
         assert!(e(json!({"text": "a"})).contains("there is no `type`"));
         let e = message(json!({"role": "user", "content": "a", "images": ["x.png"]})).unwrap_err();
@@ -482,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_are_a_list_or_json_text() {
+    fn tools_may_be_a_list_or_json_text() {
         let tool = json!([{"type": "function", "function": {"name": "f"}}]);
         let args = TemplateArgs::new(tool.clone(), Value::Null).unwrap();
         assert_eq!(args.tools().unwrap(), tool.as_array().unwrap().as_slice());
@@ -490,24 +494,24 @@ mod tests {
         assert_eq!(
             TemplateArgs::new(Value::Null, json!({"tools": tool})).unwrap(),
             args,
-            "a variable goes before the column"
+            "the variable must take precedence over the column"
         );
         assert!(TemplateArgs::new(Value::Null, Value::Null).unwrap().is_empty());
         assert!(TemplateArgs::new("".into(), "null".into()).unwrap().is_empty());
         assert_eq!(
             TemplateArgs::new(json!([]), Value::Null).unwrap().tools(),
             Some(&[][..]),
-            "an empty list is not none"
+            "an empty list must not become `None`"
         );
         let e =
             |tools: Value| TemplateArgs::new(tools, Value::Null).unwrap_err().message().to_owned();
         assert_eq!(e(json!({"name": "f"})), "`tools` is an object, not a list");
         assert_eq!(e(json!(["f"])), "tool 1 of `tools` is text, not a JSON schema");
-        assert!(e("[{".into()).starts_with("`tools` is text that is not JSON: "));
+        assert!(e("[{".into()).starts_with("`tools` is not valid JSON: "));
     }
 
     #[test]
-    fn names_that_are_not_variables_of_a_template_are_refused() {
+    fn names_that_are_not_template_variables_are_rejected() {
         let args = |kwargs: Value| TemplateArgs::new(Value::Null, kwargs);
         let kept = args(json!({"enable_thinking": false, "x": null, "truncation": false})).unwrap();
         assert_eq!(

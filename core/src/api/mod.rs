@@ -1,7 +1,8 @@
-//! What a plugin sees: the five kinds, and the values that pass between them and the engine.
+//! The plugin API: one trait for each of the five kinds of plugin, and the values that the engine
+//! exchanges with them.
 //!
-//! Traits and plain data only. The engine (`train`, `model`, `eval`) uses these; nothing here uses
-//! the engine.
+//! This module only has traits and plain data. The engine (`train`, `model`, `eval`) uses them;
+//! nothing here uses the engine.
 
 mod adapter;
 mod dataset;

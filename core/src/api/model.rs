@@ -1,4 +1,4 @@
-//! What a plugin may know of the model: names, places and widths.
+//! The description of a model that plugins receive: module names, sites and widths.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,22 +8,22 @@ use tch::Tensor;
 use super::Rows;
 use crate::error::{Error, Result};
 
-/// A place in the network where activations can be read.
+/// A point in the network where activations can be read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
-    /// The residual stream, `hidden_states[k]` as transformers counts: 0 = the embeddings, the last
-    /// = after the final norm.
+    /// The residual stream, numbered as `hidden_states[k]` in transformers: 0 is the embeddings,
+    /// and the last one is taken after the final norm.
     Residual(usize),
-    /// The output of block k, from 0, before any final norm.
+    /// The output of block k, counted from 0, before any final norm.
     Block(usize),
-    /// The input of the linear module, or part of one, of that name.
+    /// The input of the linear module, or part of a module, with this name.
     Input(String),
-    /// The output of the linear module, or part of one, of that name.
+    /// The output of the linear module, or part of a module, with this name.
     Output(String),
-    /// Some columns of the activations at another site, such as one attention head of the input of
-    /// `o_proj`. [`Site::columns`] makes one.
+    /// Some columns of the activations at another site, such as the input that `o_proj` receives
+    /// from one attention head. Made by [`Site::columns`].
     Columns {
-        /// The site, which is not itself one of columns.
+        /// The other site, which must not be `Columns` itself.
         of: Box<Site>,
         /// The first column.
         start: i64,
@@ -33,7 +33,8 @@ pub enum Site {
 }
 
 impl Site {
-    /// The columns `range` of this site. Columns of columns are counted within these.
+    /// Selects the columns `range` of this site. If the site is a range of columns already, `range`
+    /// counts from its first column.
     #[must_use]
     pub fn columns(self, range: Range<i64>) -> Self {
         match self {
@@ -52,11 +53,11 @@ impl Site {
         }
     }
 
-    /// The state at this site `[n width]`, from the one at the [`whole`](Self::whole) site, sharing
-    /// its memory.
+    /// Selects the state at this site `[n width]` from `state`, the state at the
+    /// [`whole`](Self::whole) site. The result shares its memory.
     ///
     /// # Errors
-    /// Fails if the state has too few columns.
+    /// Fails if `state` has too few columns.
     pub fn columns_of(&self, state: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Site::Columns { start, end, .. } => state.f_narrow(1, *start, end - start)?,
@@ -77,32 +78,33 @@ impl fmt::Display for Site {
     }
 }
 
-/// One linear module of the model.
+/// A linear module of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearInfo {
-    /// Its name in PyTorch's state dict without `.weight`, as `model.layers.0.self_attn.q_proj`.
+    /// Name in PyTorch's state dict without `.weight`, e.g. `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// The transformer block it belongs to; `None` for the output head.
+    /// Index of the transformer block that contains the module; `None` for the output head.
     pub layer: Option<usize>,
-    /// Width of its input.
+    /// Width of the input.
     pub inputs: i64,
-    /// Width of its output.
+    /// Width of the output.
     pub outputs: i64,
 }
 
 /// A part of a fused linear module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartInfo {
-    /// The part as a module of its own. Its name is that of the module and Llama's for the part, as
+    /// The part, described as if it were a separate module. Its name is the name of the fused
+    /// module followed by Llama's name for the part, e.g.
     /// `model.layers.0.self_attn.qkv_proj.q_proj`.
     pub linear: LinearInfo,
-    /// The name of the module.
+    /// Name of the fused module.
     pub holder: String,
-    /// Which of the module's outputs it makes.
+    /// Rows of the fused module's weights that form the part.
     pub rows: Rows,
 }
 
-/// The shape of a model.
+/// The architecture and the dimensions of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
     /// Hugging Face's `model_type`.
@@ -119,7 +121,7 @@ pub struct ModelInfo {
     pub vocab: i64,
     /// The linear modules of the blocks, in the order in which they run.
     pub linears: Vec<LinearInfo>,
-    /// The parts of those that are fused, in the order of their modules and rows.
+    /// The parts of all fused modules, ordered by module and row.
     pub parts: Vec<PartInfo>,
 }
 
@@ -131,10 +133,10 @@ impl ModelInfo {
     pub fn width(&self, site: &Site) -> Result<i64> {
         match site {
             Site::Residual(k) if *k <= self.layers => Ok(self.hidden),
-            Site::Residual(k) => Err(Error::new(format!("there is no hidden state {k}"))
+            Site::Residual(k) => Err(Error::new(format!("the model has no hidden state {k}"))
                 .hint(format!("valid: 0 to {} (the last is after the final norm)", self.layers))),
             Site::Block(k) if *k < self.layers => Ok(self.hidden),
-            Site::Block(k) => Err(Error::new(format!("there is no block {k}"))
+            Site::Block(k) => Err(Error::new(format!("the model has no block {k}"))
                 .hint(format!("valid: 0 to {}", self.layers - 1))),
             Site::Input(name) => Ok(self.linear(name)?.inputs),
             Site::Output(name) => Ok(self.linear(name)?.outputs),
@@ -149,8 +151,8 @@ impl ModelInfo {
         }
     }
 
-    /// The block that computes `site`: a pass has to run that one and those before it. `None`: the
-    /// embeddings.
+    /// Index of the last block that a forward pass must run to compute `site`. `None` if the
+    /// embeddings are enough.
     ///
     /// # Errors
     /// Fails if the model has no such site.
@@ -161,12 +163,12 @@ impl ModelInfo {
             Site::Block(k) => Ok(Some(*k)),
             Site::Input(name) | Site::Output(name) => Ok(self.linear(name)?.layer),
             Site::Columns { .. } => {
-                Err(Error::internal(format!("`{site}` has columns of columns")))
+                Err(Error::internal(format!("`{site}` selects columns of columns")))
             }
         }
     }
 
-    /// The linear module of that name, or the part of one.
+    /// Looks up the linear module, or the part of a module, called `name`.
     ///
     /// # Errors
     /// Fails if there is none.
@@ -176,7 +178,7 @@ impl ModelInfo {
             .ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
     }
 
-    /// The part of that name, where the name is one of a part.
+    /// Looks up the part of a fused module called `name`.
     pub fn part(&self, name: &str) -> Option<&PartInfo> {
         self.parts.iter().find(|p| p.linear.name == name)
     }
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_part_of_a_site() {
+    fn columns_of_a_site_have_a_name_and_a_width() {
         let (model, whole) = (model(), Site::Input("model.layers.0.self_attn.o_proj".to_owned()));
         let head = whole.clone().columns(4..8);
         assert_eq!(

@@ -1,22 +1,23 @@
-//! What a method is given of a batch: pooled states and log-probabilities per pair, never the
-//! model.
+//! The values of a batch that a method receives: states and log-probabilities of each pair. A
+//! method never receives the model itself.
 
 use tch::{Kind, Tensor};
 
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Two sides differ if they are further apart than this many times the relative precision of their
-/// kind. A mean over some hundreds of equal states, summed in another order, is off by up to a few
-/// dozen times that precision.
+/// Tolerance, in multiples of the relative precision of a kind, up to which two states count as
+/// equal. A mean over some hundreds of equal states that is summed in a different order is off by
+/// up to a few dozen times that precision.
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides<Tensor> {
-    /// True for each pair whose two vectors `[b w]` differ by more than rounding: `[b]`, bool.
+    /// Returns a bool tensor `[b]` that is true for each pair whose two vectors `[b w]` differ by
+    /// more than rounding.
     ///
-    /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the
-    /// precision of their kind. Completions of the same tokens share their rows of a batch, so
-    /// their states are identical to the bit, even in a model that computes in bf16.
+    /// ‖chosen − rejected‖ is compared with 64 ε times the length of the longer vector, where ε is
+    /// the precision of their kind. Identical completions share their rows of a batch, so their
+    /// states are equal to the bit, even in a model that computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
         let length = |x: &Tensor| x.norm_scalaropt_dim(2.0, -1, false);
@@ -37,18 +38,18 @@ pub fn precision(kind: Kind) -> f64 {
     }
 }
 
-/// Values of the pairs of a batch, some of which may not count.
+/// Values of the pairs of a batch, together with a mask of the pairs that count.
 #[derive(Debug)]
 pub struct Counted {
-    /// Values `[… b]`; 0 for a pair that does not count.
+    /// The values `[… b]`. They are 0 for a pair that does not count.
     pub values: Tensor,
     /// 1 for a pair that counts and 0 for one that does not, `[b]`, in the kind of `values`.
     pub counts: Tensor,
 }
 
 impl Counted {
-    /// The mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts, it is 0
-    /// and so is its gradient.
+    /// Returns the mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts,
+    /// the mean and its gradient are 0.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
@@ -60,21 +61,22 @@ pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> T
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
 }
 
-/// The transformed states of every token of b sequences, end to end, prompts included.
+/// The transformed states of all tokens of b sequences, prompts included, one sequence after the
+/// other.
 #[derive(Debug)]
 pub struct TokenStates {
-    /// T h, `[m h]` with m = all tokens.
+    /// Transformed states T h, `[m h]`, where m is the number of all tokens.
     pub states: Tensor,
-    /// Which of the b sequences each token belongs to `[m]`, int64, ascending.
+    /// Index of the sequence (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
-    /// Whether it is a token of the completion `[m]`, bool.
+    /// True for the tokens of completions, `[m]`, bool.
     pub completion: Tensor,
-    /// b.
+    /// Number of sequences b.
     pub sequences: i64,
 }
 
 impl TokenStates {
-    /// One sum a sequence of `values` `[m …]`: `[b …]`.
+    /// Sums `values` `[m …]` over the tokens of each sequence: `[b …]`.
     pub fn sum_by_sequence(&self, values: &Tensor) -> Tensor {
         let mut size = values.size();
         size[0] = self.sequences;
@@ -82,12 +84,12 @@ impl TokenStates {
     }
 }
 
-/// Values of one model for the sides that a method asked for.
+/// Values of one model for the sides that the method needs.
 #[derive(Debug)]
 pub enum PerSide<T = Tensor> {
     /// Values for both sides.
     Both(Sides<T>),
-    /// The value for this side only.
+    /// The value for one side only.
     One(Side, T),
 }
 
@@ -119,17 +121,17 @@ impl<T> From<Sides<T>> for PerSide<T> {
     }
 }
 
-/// Values of the policy, and of the reference if the method asked for them.
+/// Values of the policy, and of the reference if the method needs them.
 type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
 
 const STATES: &str = "states";
 const REFERENCE: &str = "reference states";
 
-/// The states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, pooled and transformed, each
-/// `[b h]`.
+/// The states at one tap: p⁺ and p⁻ of the policy, r⁺ and r⁻ of the reference. They are pooled and
+/// transformed, each `[b h]`.
 #[derive(Debug)]
 pub struct TapStates {
-    /// Where they were read.
+    /// Site that the states were read at.
     pub site: Site,
     pooled: OfModels<Tensor>,
     raw: Option<OfModels<Tensor>>,
@@ -137,22 +139,22 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// States of the policy, and of the reference where the method asked for them. Each is a
-    /// [`Sides`], or a [`PerSide`].
+    /// Makes the states of a tap from those of the policy, and of the reference if the method needs
+    /// them. Each is a [`Sides`] or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
 
-    /// Adds the states pooled before the transform: the policy's, and the reference's where the
-    /// method asked for it.
+    /// Adds the states pooled before the transform: those of the policy, and of the reference if
+    /// the method needs them.
     #[must_use]
     pub fn with_raw<S: Into<PerSide>>(mut self, policy: S, reference: Option<S>) -> Self {
         self.raw = Some((policy.into(), reference.map(Into::into)));
         self
     }
 
-    /// Adds the states of every token: the policy's, and the reference's where the method asked for
-    /// it.
+    /// Adds the states of every token: those of the policy, and of the reference if the method
+    /// needs them.
     #[must_use]
     pub fn with_tokens<S: Into<PerSide<TokenStates>>>(
         mut self,
@@ -166,7 +168,7 @@ impl TapStates {
     /// p⁺ and p⁻, with the adapter on.
     ///
     /// # Errors
-    /// Fails if the method only asked for one side.
+    /// Fails if the method's `Needs` only request one side.
     pub fn policy(&self) -> Result<&Sides> {
         self.pooled.0.both(STATES)
     }
@@ -174,16 +176,16 @@ impl TapStates {
     /// p of one side, with the adapter on.
     ///
     /// # Errors
-    /// Fails if the method only asked for the other side.
+    /// Fails if the method's `Needs` only request the other side.
     pub fn policy_of(&self, side: Side) -> Result<&Tensor> {
         self.pooled.0.of(side, STATES)
     }
 
-    /// r⁺ and r⁻, with the adapter off. They carry a gradient only into a transform's own
-    /// parameters.
+    /// r⁺ and r⁻, with the adapter off. Their gradient only flows into the parameters of the
+    /// transform.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn reference(&self) -> Result<&Sides> {
         of_reference(&self.pooled.1)?.both(REFERENCE)
     }
@@ -191,7 +193,7 @@ impl TapStates {
     /// r of one side, with the adapter off.
     ///
     /// # Errors
-    /// Fails if the method did not ask for it in its `Needs`.
+    /// Fails if the method's `Needs` do not request it.
     pub fn reference_of(&self, side: Side) -> Result<&Tensor> {
         of_reference(&self.pooled.1)?.of(side, REFERENCE)
     }
@@ -199,7 +201,7 @@ impl TapStates {
     /// The policy's and the reference's states pooled before the transform, each `[b h]`.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn raw(&self) -> Result<(&Sides, &Sides)> {
         let what = "states before the transform";
         let (policy, reference) = self.raw.as_ref().ok_or_else(|| missing(what, "raw_states"))?;
@@ -209,7 +211,7 @@ impl TapStates {
     /// The policy's and the reference's transformed states of every token.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn tokens(&self) -> Result<(&Sides<TokenStates>, &Sides<TokenStates>)> {
         Ok((self.policy_tokens()?, of_reference(&self.per_token()?.1)?.both(TOKENS)?))
     }
@@ -217,7 +219,7 @@ impl TapStates {
     /// The policy's transformed states of every token.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`, or only asked for one side.
+    /// Fails if the method's `Needs` do not request them, or only request one side.
     pub fn policy_tokens(&self) -> Result<&Sides<TokenStates>> {
         self.per_token()?.0.both(TOKENS)
     }
@@ -225,7 +227,7 @@ impl TapStates {
     /// The policy's transformed states of every token of one side.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn policy_tokens_of(&self, side: Side) -> Result<&TokenStates> {
         self.per_token()?.0.of(side, TOKENS)
     }
@@ -241,48 +243,49 @@ fn of_reference<T>(reference: &Option<PerSide<T>>) -> Result<&PerSide<T>> {
     reference.as_ref().ok_or_else(|| missing(REFERENCE, "reference_states"))
 }
 
-/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next
-/// token, so this is a likelihood without the usual shift by one position.
+/// −log p of each position's own token, for b chosen sequences one after the other.
+///
+/// Each position's logits are compared with the token at the same position. This is not the usual
+/// likelihood, which compares them with the next token.
 #[derive(Debug)]
 pub struct SequenceNll {
-    /// The policy's `[m]`, with a gradient.
+    /// −log p under the policy, `[m]`, with a gradient.
     pub policy: Tensor,
-    /// The reference's `[m]`.
+    /// −log p under the reference, `[m]`.
     pub reference: Tensor,
-    /// Which of the b sequences each token belongs to `[m]`, int64, ascending.
+    /// Index of the sequence (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
 }
 
-/// Log-probabilities of the completion tokens of b completions, end to end.
+/// Log-probabilities of the tokens of b completions, one completion after the other.
 #[derive(Debug)]
 pub struct TokenLogprobs {
-    /// log p(token | what stands before it), `[m]` with m = all completion tokens.
+    /// log p(token | preceding tokens), `[m]`, where m is the number of all completion tokens.
     pub per_token: Tensor,
-    /// Which of the b completions each token belongs to, `[m]` int64, ascending.
+    /// Index of the completion (0 to b − 1) that each token belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
-    /// Completion tokens of each, `[b]`, as numbers of the same kind as `per_token`.
+    /// Number of tokens of each completion, `[b]`, in the kind of `per_token`.
     pub tokens: Tensor,
-    /// log Σ_v p(v)² where each token stands `[m]`, without a gradient; see
-    /// [`collision`](Self::collision).
+    /// log Σ_v p(v)² at each token, `[m]`, without a gradient; see [`collision`](Self::collision).
     pub log_collision: Option<Tensor>,
-    /// KL(policy ‖ reference) where each token stands `[m]`; see [`kl`](Self::kl).
+    /// KL(policy ‖ reference) at each token, `[m]`; see [`kl`](Self::kl).
     pub kl: Option<Tensor>,
 }
 
 impl TokenLogprobs {
-    /// Log-probabilities `[m]` of the tokens of b completions, with the completion `[m]` that each
-    /// token belongs to and the number of tokens of each completion `[b]`.
+    /// Makes a value without `log_collision` and `kl`. The arguments are the fields of the same
+    /// names.
     pub fn new(per_token: Tensor, owner: Tensor, tokens: Tensor) -> Self {
         Self { per_token, owner, tokens, log_collision: None, kl: None }
     }
 
-    /// logp(y|x) = Σ over completion tokens, `[b]`.
+    /// log p(y|x) of each completion, the sum over its tokens, `[b]`.
     pub fn sum(&self) -> Tensor {
         self.sum_of(&self.per_token)
     }
 
-    /// Σ of `values` `[m]` over each completion's tokens, `[b]`, added up in float64: hundreds of
-    /// nats lose digits when they are added one after another in float32.
+    /// Sums `values` `[m]` over the tokens of each completion, `[b]`. The sums are accumulated in
+    /// float64, because sums of hundreds of nats lose digits in float32.
     pub fn sum_of(&self, values: &Tensor) -> Tensor {
         let kind = values.kind();
         self.tokens
@@ -292,42 +295,42 @@ impl TokenLogprobs {
             .to_kind(kind)
     }
 
-    /// The mean over completion tokens, `[b]`.
+    /// The mean log-probability of the tokens of each completion, `[b]`.
     pub fn mean(&self) -> Tensor {
         self.sum() / &self.tokens
     }
 
-    /// log Σ_v p(v)² over the vocabulary where each token stands `[m]`, without a gradient.
+    /// log Σ_v p(v)² over the vocabulary at each token, `[m]`, without a gradient.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for it.
+    /// Fails if the method's `Needs` do not request it.
     pub fn collision(&self) -> Result<&Tensor> {
         self.log_collision.as_ref().ok_or_else(|| missing("the collision probability", "collision"))
     }
 
-    /// KL(policy ‖ reference) = Σ_v π(v)·log(π(v)/r(v)) over the vocabulary where each token
-    /// stands, in nats, `[m]`. It has a gradient into the policy.
+    /// KL(policy ‖ reference) = Σ_v π(v)·log(π(v)/r(v)) over the vocabulary at each token, in nats,
+    /// `[m]`. Its gradient flows into the policy.
     ///
     /// # Errors
-    /// Fails if the method did not ask for it in its `Needs`, or if these are the reference's
+    /// Fails if the method's `Needs` do not request it, or if these are the reference's
     /// log-probabilities.
     pub fn kl(&self) -> Result<&Tensor> {
         self.kl.as_ref().ok_or_else(|| missing("the divergence from the reference", "reference_kl"))
     }
 }
 
-/// Log-probabilities of a batch.
+/// Log-probabilities of one model for the pairs of a batch.
 #[derive(Debug)]
 pub struct Logprobs(Sides<Option<TokenLogprobs>>);
 
 impl Logprobs {
-    /// Log-probabilities of the chosen completions, and of the rejected where the method asked for
+    /// Log-probabilities of the chosen completions, and of the rejected ones if the method needs
     /// both.
     pub fn new(chosen: TokenLogprobs, rejected: Option<TokenLogprobs>) -> Self {
         Self(Sides { chosen: Some(chosen), rejected })
     }
 
-    /// Log-probabilities of the completions that the method asked for.
+    /// Log-probabilities of the completions that the method needs.
     pub fn of_sides(sides: Sides<Option<TokenLogprobs>>) -> Self {
         Self(sides)
     }
@@ -335,7 +338,7 @@ impl Logprobs {
     /// Log-probabilities of the chosen completions.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn chosen(&self) -> Result<&TokenLogprobs> {
         self.of(Side::Chosen)
     }
@@ -343,7 +346,7 @@ impl Logprobs {
     /// Log-probabilities of the rejected completions.
     ///
     /// # Errors
-    /// Fails if the method did not ask for them in its `Needs`.
+    /// Fails if the method's `Needs` do not request them.
     pub fn rejected(&self) -> Result<&TokenLogprobs> {
         self.of(Side::Rejected)
     }
@@ -351,7 +354,7 @@ impl Logprobs {
     /// Log-probabilities of both completions.
     ///
     /// # Errors
-    /// Fails if the method did not ask for both in its `Needs`.
+    /// Fails if the method's `Needs` do not request both.
     pub fn both(&self) -> Result<Sides<&TokenLogprobs>> {
         Sides::try_of(|side| self.of(side))
     }
@@ -364,12 +367,12 @@ impl Logprobs {
     }
 }
 
-/// A batch of b pairs as a method sees it.
+/// The values of a batch of b pairs that a method receives.
 #[derive(Debug)]
 pub struct Pairs {
-    /// b.
+    /// Number of pairs b.
     pub len: usize,
-    /// One entry a tap; empty where the method asked for no states.
+    /// One entry per tap; empty if the method needs no states.
     pub taps: Vec<TapStates>,
     policy: Option<Logprobs>,
     reference: Option<Logprobs>,
@@ -377,7 +380,7 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Made by the engine, and by the tests of a method.
+    /// Makes the values of a batch. The engine calls it, and tests of methods may.
     pub fn new(
         len: usize,
         taps: Vec<TapStates>,
@@ -387,7 +390,7 @@ impl Pairs {
         Self { len, taps, policy, reference, sequence_nll: None }
     }
 
-    /// Adds the likelihood of the whole chosen sequences.
+    /// Adds −log p of each position's own token in the chosen sequences.
     #[must_use]
     pub fn with_sequence_nll(mut self, nll: SequenceNll) -> Self {
         self.sequence_nll = Some(nll);
@@ -397,44 +400,45 @@ impl Pairs {
     /// −log p of each position's own token in the chosen sequences.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for it.
+    /// Fails if the method's `Needs` do not request it.
     pub fn sequence_nll(&self) -> Result<&SequenceNll> {
         self.sequence_nll
             .as_ref()
             .ok_or_else(|| missing("the likelihood of the whole chosen sequence", "sequence_nll"))
     }
 
-    /// logp_π, with a gradient.
+    /// Log-probabilities of the policy, with a gradient.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for it.
+    /// Fails if the method's `Needs` do not request it.
     pub fn policy(&self) -> Result<&Logprobs> {
         self.policy.as_ref().ok_or_else(|| missing("log-probabilities", "logprobs"))
     }
 
-    /// logp_r, without one.
+    /// Log-probabilities of the reference, without a gradient.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for it.
+    /// Fails if the method's `Needs` do not request it.
     pub fn reference(&self) -> Result<&Logprobs> {
         self.reference
             .as_ref()
             .ok_or_else(|| missing("reference log-probabilities", "reference_logprobs"))
     }
 
-    /// Δ⁺ and Δ⁻ = logp_π − logp_r of whole completions, each `[b]`; θ = Δ⁺ − Δ⁻.
+    /// The log-ratios Δ⁺ and Δ⁻ = log p_π − log p_r of whole completions, each `[b]`. The margin is
+    /// θ = Δ⁺ − Δ⁻.
     ///
     /// # Errors
-    /// Where the method's `Needs` did not ask for both completions of both models.
+    /// Fails if the method's `Needs` do not request both completions for both models.
     pub fn log_ratios(&self) -> Result<Sides> {
         let models = self.policy()?.both()?.zip(self.reference()?.both()?);
         Ok(models.map(|(policy, reference)| policy.sum() - reference.sum()))
     }
 
-    /// The mean of `per_tap` over the taps, each of which gives any shape.
+    /// Averages the results of `per_tap` over the taps. They may have any shape, but all the same.
     ///
     /// # Errors
-    /// Where there is no tap, or one of them fails.
+    /// Fails if there is no tap, or if `per_tap` fails at one of them.
     pub fn mean_over_taps(&self, per_tap: impl Fn(&TapStates) -> Result<Tensor>) -> Result<Tensor> {
         let values = self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?;
         if values.is_empty() {
@@ -446,9 +450,9 @@ impl Pairs {
     /// Averages the values of each pair over the taps at which it counts. A pair counts if it
     /// counts at one tap or more.
     ///
-    /// `per_tap` gives values `[… b]` and, for each pair, whether it counts at that tap `[b]`,
-    /// bool. The values of a pair that does not count must be finite, because they are multiplied
-    /// by 0.
+    /// `per_tap` returns values `[… b]` and a bool tensor `[b]` that is true for the pairs that
+    /// count at that tap. The values of a pair that does not count must be finite, because they are
+    /// multiplied by 0.
     ///
     /// # Errors
     /// Fails if there is no tap, or if `per_tap` fails at one of them.
@@ -476,6 +480,6 @@ impl Pairs {
 }
 
 fn missing(what: &str, field: &str) -> Error {
-    Error::internal(format!("the method reads {what} that it did not ask for"))
+    Error::internal(format!("the method reads {what}, which its `Needs` do not request"))
         .hint(format!("set `{field}` in its `Needs`"))
 }

@@ -1,46 +1,44 @@
-//! Tensors that are trained.
+//! Named tensors of adapters and transforms.
 
 use tch::Tensor;
 
-/// An axis of a parameter that runs over its module's input or output space, by the number of the
-/// tensor's dimension.
-///
-/// It is all that a method which projects gradients has to know of an adapter.
+/// A dimension of a parameter that runs over the inputs or the outputs of its module. Methods that
+/// project gradients need no other information about an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// One entry an input of the module.
+    /// Index of the dimension that has one entry per input of the module.
     Input(usize),
-    /// One entry an output of the module.
+    /// Index of the dimension that has one entry per output of the module.
     Output(usize),
 }
 
 impl Axis {
-    /// The tensor's dimension.
+    /// Index of the tensor's dimension.
     pub fn dim(self) -> usize {
         let (Axis::Input(dim) | Axis::Output(dim)) = self;
         dim
     }
 }
 
-/// A tensor of an adapter or a transform, with the name it has on disk.
+/// A tensor of an adapter or a transform, with its name in the saved file.
 #[derive(Debug)]
 pub struct Parameter {
-    /// PEFT's key below the module's name, as `lora_A.weight`.
+    /// PEFT's key without the name of the module, e.g. `lora_A.weight`.
     pub key: String,
-    /// A leaf; it is trained where it requires a gradient. Shares its memory with the adapter's
-    /// own.
+    /// The values. The tensor shares its memory with the adapter's own tensor, and is trained if it
+    /// requires a gradient.
     pub tensor: Tensor,
-    /// The axis that lies in the module's input or output space, where one does.
+    /// The dimension that runs over the module's inputs or outputs, if there is one.
     pub axis: Option<Axis>,
 }
 
 impl Parameter {
-    /// Shares `tensor` under the name `key`.
+    /// Makes a parameter that shares the memory of `tensor`, without an axis.
     pub fn new(key: &str, tensor: &Tensor) -> Self {
         Self { key: key.to_owned(), tensor: tensor.shallow_clone(), axis: None }
     }
 
-    /// Says that an axis of the tensor lies in the module's input or output space.
+    /// Declares which dimension of the tensor runs over the module's inputs or outputs.
     #[must_use]
     pub fn along(mut self, axis: Axis) -> Self {
         self.axis = Some(axis);

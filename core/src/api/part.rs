@@ -1,36 +1,37 @@
-//! Parts of fused modules: what is a module of its own in Llama, and some rows of a larger one
-//! elsewhere.
+//! Parts of fused modules: rows of a fused projection that Llama stores as a separate module.
 
 use tch::Tensor;
 
 use crate::error::Result;
 
-/// Rows of a fused module: of each of `groups` groups of `width` rows, `len` from `start` on.
+/// A selection of rows of a fused module.
 ///
-/// Phi-3's queries are the first rows of its one group; GPT-NeoX has a group for each head.
+/// The rows of the module form `groups` groups of `width` rows each. The selection contains rows
+/// `start` to `start + len − 1` of every group. For example, Phi-3 has a single group that begins
+/// with the queries, and GPT-NeoX has one group per head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// How many groups the module's rows fall into.
+    /// Number of groups in the module.
     pub groups: i64,
-    /// The first of the rows in each group.
+    /// First selected row of each group, counted from 0.
     pub start: i64,
-    /// How many they are in each group.
+    /// Number of selected rows in each group.
     pub len: i64,
-    /// How many rows a group has.
+    /// Number of rows in each group, selected or not.
     pub width: i64,
 }
 
 impl Rows {
-    /// How many they are in all.
+    /// Number of selected rows in all groups together.
     pub fn count(&self) -> i64 {
         self.groups * self.len
     }
 
-    /// Entries `[… groups len …]` of a tensor whose dimension `dim` runs over the module's rows, in
-    /// the same memory.
+    /// Selects these rows of `all`, whose dimension `dim` runs over the module's rows. Returns a
+    /// view `[… groups len …]` of the same memory.
     ///
     /// # Errors
-    /// A dimension of another size.
+    /// Fails if the size of `dim` is not `groups · width`.
     pub fn grouped(&self, all: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(all.f_unflatten(dim, [self.groups, self.width])?.f_narrow(
             dim + 1,
@@ -39,11 +40,11 @@ impl Rows {
         )?)
     }
 
-    /// The same entries with `dim` as one dimension `[… groups·len …]`; a copy where there is more
-    /// than one group.
+    /// Selects these rows as [`grouped`](Self::grouped) does, but with `dim` as one dimension:
+    /// `[… groups·len …]`. The result is a copy if there is more than one group.
     ///
     /// # Errors
-    /// A dimension of another size.
+    /// Fails if the size of `dim` is not `groups · width`.
     pub fn of(&self, all: &Tensor, dim: i64) -> Result<Tensor> {
         Ok(self.grouped(all, dim)?.f_flatten(dim, dim + 1)?)
     }
@@ -51,7 +52,7 @@ impl Rows {
     /// Overwrites these rows of `all` `[rows …]` with `part` `[groups·len …]`.
     ///
     /// # Errors
-    /// Fails if shapes do not fit.
+    /// Fails if the shapes do not match.
     pub fn put(&self, all: &Tensor, part: &Tensor) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.grouped(all, 0)?.f_copy_(&part.f_unflatten(0, [self.groups, self.len])?)?;
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_taken_out_of_every_group_and_put_back() {
+    fn rows_are_selected_from_every_group_and_written_back() {
         let rows = Rows { groups: 2, start: 1, len: 2, width: 4 };
         let all = Tensor::arange(16, (Kind::Int64, tch::Device::Cpu)).reshape([8, 2]);
         let expected = Tensor::from_slice(&[2i64, 3, 4, 5, 10, 11, 12, 13]).reshape([4, 2]);
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn one_group_is_taken_out_without_a_copy() {
+    fn rows_of_a_single_group_are_a_view() {
         let (all, rows) = (
             Tensor::zeros([6, 3], (Kind::Float, tch::Device::Cpu)),
             Rows { groups: 1, start: 2, len: 3, width: 6 },

@@ -1,49 +1,52 @@
-//! PEFT's description of an adapter, as a method reads it.
+//! Access to the fields of PEFT's `adapter_config.json`.
 
 use crate::error::{Error, Result};
 
-/// An `adapter_config.json` while a method reads it.
+/// A parsed `adapter_config.json`.
 #[derive(Debug)]
 pub struct PeftConfig(serde_json::Map<String, serde_json::Value>);
 
 impl PeftConfig {
-    /// Of its text.
+    /// Parses the text of an `adapter_config.json`.
     ///
     /// # Errors
-    /// Text that is no JSON object.
+    /// Fails if the text is not a JSON object.
     pub fn parse(json: &str) -> Result<Self> {
         serde_json::from_str(json)
             .map(Self)
-            .map_err(|e| Error::new("the adapter_config.json is no JSON object").because(e))
+            .map_err(|e| Error::new("`adapter_config.json` is not a JSON object").because(e))
     }
 
-    /// The field's value; `None` where it is absent or null.
+    /// Reads a field. Returns `None` if it is missing or null.
     ///
     /// # Errors
-    /// A value of another type.
+    /// Fails if the value does not have the type `T`.
     pub fn get<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<Option<T>> {
         match self.0.get(field) {
             None | Some(serde_json::Value::Null) => Ok(None),
             Some(v) => serde_json::from_value(v.clone()).map(Some).map_err(|e| {
-                Error::new(format!("`{field}` of the adapter_config.json is `{v}`")).because(e)
+                Error::new(format!(
+                    "`{field}` in `adapter_config.json` has the invalid value `{v}`"
+                ))
+                .because(e)
             }),
         }
     }
 
-    /// The field's value.
+    /// Reads a required field.
     ///
     /// # Errors
-    /// Where it is absent, or of another type.
+    /// Fails if the field is missing or null, or if its value does not have the type `T`.
     pub fn need<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<T> {
         self.get(field)?
-            .ok_or_else(|| Error::new(format!("the adapter_config.json has no `{field}`")))
+            .ok_or_else(|| Error::new(format!("`adapter_config.json` has no field `{field}`")))
     }
 
-    /// Fields that change what the adapter computes in a way that is not supported have to be
-    /// absent, null, false, 0, empty or `none`.
+    /// Checks that unsupported features are switched off: each of the fields must be missing, null,
+    /// false, 0, empty or `none`.
     ///
     /// # Errors
-    /// Names the first that is not.
+    /// Fails if a field has another value, and names the first such field.
     pub fn must_be_off(&self, fields: &[&str]) -> Result<()> {
         use serde_json::Value;
         for field in fields {
@@ -57,7 +60,7 @@ impl PeftConfig {
             };
             if !off {
                 return Err(Error::new(format!(
-                    "the adapter_config.json has `{field}` = {}, which is not supported",
+                    "`adapter_config.json` sets `{field}` to `{}`, which is not supported",
                     self.0[*field]
                 )));
             }

@@ -1,34 +1,34 @@
-//! The description that every plugin gives of itself, whatever its kind.
+//! The name, documentation and defaults that plugins of every kind have.
 
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A named, documented method: a struct whose fields are its configuration.
 ///
-/// The attributes of the sdk, such as `#[intervention(…)]`, implement it. Its texts are shown by
-/// `reprpo list`, by `reprpo explain` and in the configuration's schema.
+/// The attributes of the SDK, such as `#[intervention(…)]`, implement this trait. `reprpo list`,
+/// `reprpo explain` and the configuration's JSON schema show its texts.
 ///
-/// Every field has a doc comment with its unit, and `Default` holds the defaults. Deserialising
-/// must refuse unknown fields, so that a slip in a name is an error.
+/// Every field of the struct has a doc comment that gives its unit, and `Default` returns the
+/// default values. Deserialisation must reject unknown fields, so that a misspelt name is an error.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not described as a plugin",
-    note = "write the attribute of its kind above the struct: `#[intervention(…)]`, \
+    message = "`{Self}` is not a plugin",
+    note = "put the attribute of its kind on the struct: `#[intervention(…)]`, \
         `#[adapter(…)]`, `#[transform(…)]`, `#[tap(…)]` or `#[dataset(…)]`"
 )]
 pub trait Plugin: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
-    /// The name on the command line: lower case, digits and `-`.
+    /// Name on the command line. It consists of lower-case letters, digits and `-`.
     const NAME: &'static str;
-    /// Other names for it on the command line.
+    /// Other names that the command line accepts.
     const ALIASES: &'static [&'static str] = &[];
-    /// One line: what it does.
+    /// One line that says what the method does.
     const SUMMARY: &'static str;
-    /// The formula and what to know before using it, as plain text in the letters of the method
-    /// reference.
+    /// The formula and everything a user should know before using the method, as plain text with
+    /// the symbols of the method reference.
     const EXPLAIN: &'static str;
-    /// Where it comes from: paper and section, or project.
+    /// Source of the method: paper and section, or project.
     const REFERENCE: &'static str;
-    /// Fields and values of the example that `reprpo explain` shows, as they are typed after
-    /// `--set KIND.`: `&[("beta", "0.3")]`. The field that `--dataset NAME:TEXT` fills may be among
-    /// them.
+    /// Fields and values of the example command that `reprpo explain` shows, written as after
+    /// `--set KIND.`, e.g. `&[("beta", "0.3")]`. A data set may include the field that
+    /// `--dataset NAME:TEXT` sets.
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[];
 }

@@ -1,14 +1,14 @@
-//! xWᵀ for a model's frozen weights.
+//! Products of activations with frozen weights.
 
 use tch::Tensor;
 
 use crate::error::Result;
 use crate::ffi::row_product;
 
-/// y `[n out]` of x `[n in]` and W `[out in]`, with b `[out]` where there is one.
+/// Computes y = xWᵀ + b `[n out]` from x `[n in]`, W `[out in]` and an optional bias b `[out]`.
 ///
 /// # Errors
-/// Fails if shapes or kinds do not fit.
+/// Fails if the shapes or kinds do not match.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     Ok(match (row_product(x, weight)?, bias) {
         (Some(y), Some(bias)) => y.f_add(bias)?,
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_row_and_many_give_the_same() {
+    fn a_single_row_gives_the_same_result_as_many_rows() {
         tch::manual_seed(0);
         let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
         let (x, weight, bias) = (random(&[3, 40]), random(&[8, 40]), random(&[8]));

@@ -34,13 +34,13 @@ pub struct Sides<T = Tensor> {
 }
 
 impl<T> Sides<T> {
-    /// Makes the value of each side, the chosen one first.
+    /// Calls `value` for each side, the chosen one first.
     pub fn of(mut value: impl FnMut(Side) -> T) -> Self {
         let chosen = value(Side::Chosen);
         Self { chosen, rejected: value(Side::Rejected) }
     }
 
-    /// Makes the value of each side, the chosen one first.
+    /// Calls `value` for each side, the chosen one first.
     ///
     /// # Errors
     /// Fails if `value` does.
@@ -57,7 +57,7 @@ impl<T> Sides<T> {
         }
     }
 
-    /// The value of one side, to change it.
+    /// A mutable reference to the value of one side.
     pub const fn get_mut(&mut self, side: Side) -> &mut T {
         match side {
             Side::Chosen => &mut self.chosen,
@@ -83,7 +83,7 @@ impl<T> Sides<T> {
         Ok(Sides { chosen: f(self.chosen)?, rejected: f(self.rejected)? })
     }
 
-    /// Joins the values of each side with those of `other`.
+    /// Pairs the value of each side with the same side's value of `other`.
     pub fn zip<U>(self, other: Sides<U>) -> Sides<(T, U)> {
         Sides { chosen: (self.chosen, other.chosen), rejected: (self.rejected, other.rejected) }
     }
@@ -99,7 +99,7 @@ impl<T> IntoIterator for Sides<T> {
     }
 }
 
-/// The sides that something is computed for.
+/// A set of completions, e.g. those that a method needs log-probabilities of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Completions {
     /// Neither.
@@ -114,7 +114,7 @@ pub enum Completions {
 }
 
 impl Completions {
-    /// True if it has this side.
+    /// True if the set contains `side`.
     pub fn has(self, side: Side) -> bool {
         match side {
             Side::Chosen => matches!(self, Self::Chosen | Self::Both),
@@ -122,17 +122,17 @@ impl Completions {
         }
     }
 
-    /// True if it has one side or both.
+    /// True if the set is not empty.
     pub fn any(self) -> bool {
         self != Self::None
     }
 
-    /// The sides that it has, the chosen one first.
+    /// The sides in the set, the chosen one first.
     pub fn sides(self) -> impl Iterator<Item = Side> {
         Side::BOTH.into_iter().filter(move |side| self.has(*side))
     }
 
-    /// The sides that it or `other` has.
+    /// The union of two sets.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         match Sides::of(|side| self.has(side) || other.has(side)) {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_of_two_pairs_are_joined_side_by_side() {
+    fn zip_joins_the_values_of_the_same_side() {
         let words = Sides::of(Side::name);
         let joined =
             words.zip(Sides { chosen: 1, rejected: 2 }).map(|(word, n)| format!("{word} {n}"));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_union_has_the_sides_of_either() {
+    fn a_union_contains_the_sides_of_both_sets() {
         use Completions::{Both, Chosen, None, Rejected};
         assert_eq!(
             [None.or(None), Chosen.or(Rejected), Rejected.or(None), Both.or(Chosen)],

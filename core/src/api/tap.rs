@@ -1,4 +1,5 @@
-//! Taps: where activations are read, and how the tokens of a completion become one vector.
+//! Taps: the sites where activations are read, and the pooling of a completion's tokens into one
+//! vector.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,23 +8,24 @@ use tch::Tensor;
 use super::{ModelInfo, Plugin, Site, TokenStates};
 use crate::error::{Error, Result};
 
-/// How the tokens of one completion become one vector.
+/// How the states of one completion's tokens are pooled into one vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
-    /// The mean over the completion's tokens.
+    /// The mean over the tokens of the completion.
     #[default]
     Completion,
-    /// The mean over the prompt's and the completion's tokens.
+    /// The mean over the tokens of the prompt and the completion.
     All,
     /// The last token.
     Last,
-    /// The mean over the positions that both sequences of the pair have, prompt included.
+    /// The mean over the first positions of the sequence, up to the length of the pair's shorter
+    /// sequence. This includes the prompt.
     Common,
 }
 
 /// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the
-/// depth), `range(.3,-2)`, `range(.3,.9,2)` (start, end before which to stop, step).
+/// depth), `range(.3,-2)` (start and exclusive end) or `range(.3,.9,2)` (with a step).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Layers(pub String);
@@ -35,13 +37,14 @@ impl From<&str> for Layers {
 }
 
 impl Layers {
-    /// The indices it means where valid ones are `0..places`: ascending, each once.
+    /// Returns the selected indices out of `0..places`, in ascending order and without duplicates.
     ///
-    /// A whole number counts from the start, or from the end when it is negative; a number with a
-    /// point is a fraction f of the depth and means round(f·(places − 1)).
+    /// A whole number counts from the start, or from the end if it is negative. A number with a
+    /// decimal point is a fraction f of the depth and selects round(f·(places − 1)).
     ///
     /// # Errors
-    /// Text that is none of the forms, an index outside, or a range that holds nothing.
+    /// Fails if the text has none of the valid forms, if an index is out of range, or if a range is
+    /// empty.
     pub fn resolve(&self, places: usize) -> Result<Vec<usize>> {
         let spec = self.0.trim();
         let mut indices = match spec.strip_prefix("range(").and_then(|s| s.strip_suffix(')')) {
@@ -66,7 +69,7 @@ impl Layers {
         indices.dedup();
         if indices.is_empty() {
             return Err(
-                Error::new(format!("layers `{spec}` holds no layer")).hint(Self::valid(places))
+                Error::new(format!("layers `{spec}` select no layer")).hint(Self::valid(places))
             );
         }
         Ok(indices)
@@ -101,28 +104,28 @@ impl Layers {
     }
 }
 
-/// The places of a model that a run reads.
+/// The sites of a model whose states a run reads.
 pub trait Tap: Send {
-    /// The places, in the order in which a pass reaches them.
+    /// The sites, in the order in which a forward pass computes them.
     ///
     /// # Errors
-    /// Layers outside the model, or modules that it does not have.
+    /// Fails if a layer is out of range, or if the model does not have a module.
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>>;
 
-    /// How tokens become one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     fn pooling(&self) -> Pooling;
 
-    /// A pooling that looks at the transformed states themselves; `None` for the mean over the
-    /// tokens of [`pooling`](Self::pooling).
+    /// A pooling that depends on the transformed states themselves. `None` uses
+    /// [`pooling`](Self::pooling), which only depends on the positions of the tokens.
     fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
         None
     }
 }
 
-/// Pools states by what they are, and not only by where their tokens stand.
+/// A pooling that depends on the values of the states, and not only on their positions.
 pub trait TokenPooling: Send {
-    /// One vector for each of the b sequences, `[b h]`, from the transformed states of all their
-    /// tokens.
+    /// Pools the transformed states of all tokens of b sequences into one vector per sequence:
+    /// `[b h]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -131,14 +134,14 @@ pub trait TokenPooling: Send {
 
 /// A configuration that makes a [`Tap`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how it is built",
+    message = "`{Self}` does not implement `TapPlugin`",
     label = "write `impl TapPlugin for {Self}`"
 )]
 pub trait TapPlugin: Plugin {
     /// Makes the tap.
     ///
     /// # Errors
-    /// A value out of range.
+    /// Fails if a value is out of range.
     fn build(self) -> Result<Box<dyn Tap>>;
 }
 
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_the_grammar() {
+    fn every_form_of_a_layer_selection_is_parsed() {
         assert_eq!(of("10,20", 31), [10, 20]);
         assert_eq!(of("-2,-1", 31), [29, 30]);
         assert_eq!(of("0.33,0.66", 31), [10, 20]);
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_outside_names_the_valid_ones() {
+    fn an_index_out_of_range_is_an_error_that_lists_the_valid_ones() {
         let e = Layers("31".into()).resolve(31).unwrap_err();
         assert_eq!(
             format!("{e:?}"),

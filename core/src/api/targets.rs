@@ -1,4 +1,4 @@
-//! Which modules an adapter changes, and what differs between them.
+//! The choice of the modules that an adapter changes, and settings for some of these modules.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,18 @@ use serde::{Deserialize, Serialize};
 use super::{LinearInfo, ModelInfo, PartInfo};
 use crate::error::{Error, Result, nearest};
 
-/// The word for every module.
+/// The value of `target_modules` that targets every linear module.
 const ALL: &str = "all-linear";
 
-/// Whether a module's name is meant.
+/// A predicate that is true for the names of targeted modules.
 type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
 
-/// What architectures that fuse or rename Llama's projections have in their place. Where a default
-/// or a list names one of Llama's, the module that holds it is meant, whole: PEFT has no adapter
-/// for a part of a module either. The part alone is named with its module, `qkv_proj.q_proj`.
+/// Llama's names for projections, each with the modules that contain the projection in
+/// architectures that fuse or rename it.
+///
+/// A target such as `q_proj` selects the whole module that contains the projection, because PEFT
+/// cannot adapt a part of a module. To select only the part, the target must name the module too,
+/// as in `qkv_proj.q_proj`.
 const HOLDERS: [(&str, &[&str]); 7] = [
     ("q_proj", &["qkv_proj", "query_key_value", "c_attn"]),
     ("k_proj", &["qkv_proj", "query_key_value", "c_attn"]),
@@ -29,8 +32,8 @@ const HOLDERS: [(&str, &[&str]); 7] = [
     ("down_proj", &["dense_4h_to_h", "mlp.c_proj"]),
 ];
 
-/// The end of the name of the module `name` by which it is, or holds, the projection that Llama
-/// calls `projection`. `None` if it does not.
+/// Returns the entry of [`HOLDERS`] that shows that the module `name` is, or contains, the
+/// projection that Llama calls `projection`. Returns `None` if it does not contain the projection.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
     HOLDERS
@@ -39,31 +42,33 @@ fn holder(name: &str, projection: &str) -> Option<&'static str> {
         .find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
 }
 
-/// True if the module `name` is, or holds, the projection that Llama calls `projection`.
+/// True if the module `name` is, or contains, the projection that Llama calls `projection`.
 fn holds(name: &str, projection: &str) -> bool {
     holder(name, projection).is_some()
 }
 
 impl LinearInfo {
-    /// Whether its name ends in `suffix`, or it holds the projection that Llama calls so: `q_proj`
-    /// is within Phi-3's `qkv_proj`, GPT-NeoX's `query_key_value` and GPT-2's `c_attn`.
+    /// True if the name of the module ends in `suffix`, or if the module contains the projection
+    /// that Llama calls `suffix`. For example, `q_proj` is a part of Phi-3's `qkv_proj`, GPT-NeoX's
+    /// `query_key_value` and GPT-2's `c_attn`.
     pub fn is(&self, suffix: &str) -> bool {
         ends(&self.name, suffix) || holds(&self.name, suffix)
     }
 }
 
-/// Which linear modules get an adapter.
+/// The linear modules that get an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Targets {
-    /// Names or ends of names: `q_proj` fits `model.layers.0.self_attn.q_proj`. Where an
-    /// architecture fuses or renames Llama's projections, Llama's name means the module that holds
-    /// it. A part of a fused module is named with the module: `qkv_proj.q_proj`,
-    /// `gate_up_proj.up_proj`, `query_key_value.v_proj`.
+    /// Names or ends of names: `q_proj` matches `model.layers.0.self_attn.q_proj`. If an
+    /// architecture fuses or renames Llama's projections, Llama's name selects the module that
+    /// contains the projection. A part of a fused module is named with the module:
+    /// `qkv_proj.q_proj`, `gate_up_proj.up_proj`, `query_key_value.v_proj`.
     #[schemars(extend("uniqueItems" = true))]
     Suffixes(Vec<String>),
-    /// `all-linear`, or a regular expression that has to match a whole name: of a module, or, where
-    /// it names a fused module but does not match it, of a part, as `.*qkv_proj\.[qv]_proj`.
+    /// `all-linear`, or a regular expression that must match the whole name of a module. An
+    /// expression such as `.*qkv_proj\.[qv]_proj`, which contains the name of a fused module but
+    /// does not match it, selects parts of the module.
     Pattern(String),
 }
 
@@ -74,7 +79,7 @@ impl<const N: usize> From<[&str; N]> for Targets {
 }
 
 impl Targets {
-    /// The modules it means, and the parts of modules, in the model's order.
+    /// Returns the targeted modules and parts of modules, in the model's order.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression, if a target matches no module, or if a
@@ -87,9 +92,10 @@ impl Targets {
         }
     }
 
-    /// The targeted modules and parts of modules in `layers` (`None`: in every layer), in the
-    /// model's order. As in PEFT, a target that matches no module is ignored, and a module that is
-    /// listed by its whole name is included even if its layer is not in `layers`.
+    /// Returns the targeted modules and parts of modules that are in `layers`, or in any layer if
+    /// `layers` is `None`. The result is in the model's order. As in PEFT, a target that matches no
+    /// module is ignored, and a module that is listed by its whole name is included even if its
+    /// layer is not in `layers`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression, or if a module is targeted both whole and in
@@ -116,14 +122,13 @@ impl Targets {
             match (self, parts.first()) {
                 (Targets::Suffixes(_), Some(part)) if whole => {
                     return Err(Error::new(format!(
-                        "the target modules mean `{}` whole, and its \
-                        part `{}` as well",
+                        "`target_modules` selects both the whole module `{}` and its part `{}`",
                         module.name,
                         last(&part.name)
                     ))
                     .hint(
-                        "a part is named with its module, as `qkv_proj.q_proj`; without it, \
-                            `q_proj` means the whole module that holds it",
+                        "write `qkv_proj.q_proj` to select only a part; `q_proj` selects the whole \
+                            module that contains it",
                     ));
                 }
                 _ if whole => hits.push(module),
@@ -134,12 +139,12 @@ impl Targets {
         Ok(hits)
     }
 
-    /// True if it is a list that contains the module's whole name.
+    /// True if the targets are a list that contains the whole name of the module.
     fn names_whole(&self, name: &str) -> bool {
         matches!(self, Targets::Suffixes(list) if list.iter().any(|s| s == name))
     }
 
-    /// One error for each target that matches none of `hits`, the modules that
+    /// Returns one error for each target that matches none of `hits`, the modules that
     /// [`select`](Self::select) found in `model`.
     ///
     /// # Errors
@@ -156,11 +161,11 @@ impl Targets {
         })
     }
 
-    /// Whether it means the part, where it does not mean the module. `fits` is its
-    /// [`matcher`](Self::matcher).
+    /// True if the targets select the part, given that they do not select the whole module. `fits`
+    /// is the [`matcher`](Self::matcher) of the targets.
     ///
-    /// The module has to be named with the part: PEFT's files that ask for `q_proj` mean nothing by
-    /// it where there is none.
+    /// A target must name the module together with the part. In PEFT's files, a target such as
+    /// `q_proj` has no effect on a model without such a module.
     fn means_part(&self, part: &PartInfo, fits: &Matcher<'_>) -> bool {
         match self {
             Targets::Suffixes(list) => {
@@ -172,21 +177,21 @@ impl Targets {
         }
     }
 
-    /// True if it is `all-linear`, which targets every linear module.
+    /// True if the targets are `all-linear`, which selects every linear module.
     pub fn is_all(&self) -> bool {
         matches!(self, Targets::Pattern(p) if is_all(p))
     }
 
-    /// Whether it means the module of that name. Of parts that are adapted, Llama's name alone
-    /// means one as well.
+    /// True if the targets select the module or the adapted part called `name`. Unlike in
+    /// [`select`](Self::select), a target such as `q_proj` also matches a part with that name.
     ///
     /// # Errors
-    /// A pattern that is no regular expression.
+    /// Fails if a pattern is not a regular expression.
     pub fn fits(&self, name: &str) -> Result<bool> {
         Ok(self.matcher()?(name))
     }
 
-    /// The same in the model's own names, for files that other programs read.
+    /// Replaces Llama's names by the model's own names, for files that other programs read.
     #[must_use]
     pub fn in_names_of(&self, model: &ModelInfo) -> Self {
         let Targets::Suffixes(list) = self else { return self.clone() };
@@ -195,7 +200,8 @@ impl Targets {
             let held = || {
                 let (found, end) =
                     model.linears.iter().find_map(|l| Some((l, holder(&l.name, suffix)?)))?;
-                // GPT-2 has two modules called `c_proj`, of which `attn.c_proj` is one.
+                // The last word of a name may be ambiguous: GPT-2 has `attn.c_proj` and
+                // `mlp.c_proj`.
                 let short = last(&found.name);
                 Some(if any(&|l| ends(&l.name, short) && !holds(&l.name, suffix)) {
                     end
@@ -209,10 +215,10 @@ impl Targets {
         Targets::Suffixes(list.iter().map(own).collect::<IndexSet<_>>().into_iter().collect())
     }
 
-    /// The same with whole modules in place of their parts.
+    /// Replaces parts of modules by the whole modules.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve).
+    /// Fails in the same cases as [`select`](Self::select).
     pub fn whole(&self, model: &ModelInfo) -> Result<Self> {
         let holder = |name: &str| model.part(name).map(|part| part.holder.clone());
         let names: IndexSet<String> = match self {
@@ -246,7 +252,7 @@ impl Targets {
                 let regex = Regex::new(&format!("^(?:{p})$")).map_err(|e| {
                     Error::new(format!("target_modules `{p}` is not a regular expression"))
                         .because(e)
-                        .hint("give a list of names, a regular expression or `all-linear`")
+                        .hint("use a list of names, a regular expression or `all-linear`")
                 })?;
                 Box::new(move |name| regex.is_match(name))
             }
@@ -257,13 +263,13 @@ impl Targets {
     }
 }
 
-/// True if the text is `all-linear`. Like PEFT, it ignores upper and lower case.
+/// True if the text is `all-linear` in any case. PEFT ignores the case too.
 fn is_all(text: &str) -> bool {
     text.eq_ignore_ascii_case(ALL)
 }
 
-/// The shortest names of the modules of `model` and of their parts that are valid in a list,
-/// sorted.
+/// The shortest valid names, in a list of targets, for the modules of `model` and their parts. They
+/// are sorted.
 fn valid_names(model: &ModelInfo) -> Vec<String> {
     let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
     let mut names: Vec<String> =
@@ -315,7 +321,7 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
         .is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name)))
     {
         return unknown.hint(format!(
-            "a list holds names; write the regular expression as a \
+            "a list must contain names; write the regular expression as a \
             string, without a list: `adapter.target_modules={given}`"
         ));
     }
@@ -333,7 +339,7 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     }
 }
 
-/// The error for a regular expression that matches the whole name of no module of `model`.
+/// The error for a regular expression that does not match the whole name of any module of `model`.
 fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
     let mut e = Error::new(format!(
         "the regular expression `{given}` in `target_modules` matches \
@@ -370,19 +376,19 @@ fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
     e.hint(format!("valid in a list: {}", valid.join(", ")))
 }
 
-/// The last of a name's words between points.
+/// The last component of a dotted name.
 fn last(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// Whether `name` is `suffix`, or ends in it behind a point.
+/// True if the last dotted components of `name` are `suffix`.
 fn ends(name: &str, suffix: &str) -> bool {
     name == suffix || name.strip_suffix(suffix).is_some_and(|head| head.ends_with('.'))
 }
 
-/// Values for some modules: from a regular expression for the end of a module's name, `q_proj` or
-/// `layers\.[01]\.mlp\.down_proj`, to the value of the modules that it fits. The first that fits
-/// counts.
+/// Values for some of the modules. Each key is a regular expression for the end of a module's name,
+/// e.g. `q_proj` or `layers\.[01]\.mlp\.down_proj`, and applies to the modules that it matches. If
+/// several match, the first one applies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Patterns<V: JsonSchema>(
@@ -396,10 +402,10 @@ impl<V: JsonSchema> Default for Patterns<V> {
 }
 
 impl<V: JsonSchema> Patterns<V> {
-    /// The value for the module of that name, where a pattern fits it.
+    /// Returns the value for the module called `name`, if a pattern matches it.
     ///
     /// # Errors
-    /// A pattern that is no regular expression.
+    /// Fails if a pattern is not a regular expression.
     pub fn get(&self, name: &str) -> Result<Option<&V>> {
         for (pattern, value) in &self.0 {
             if pattern_fits(pattern, name)? {
@@ -432,7 +438,7 @@ fn pattern_regex(pattern: &str) -> Result<Regex> {
     })
 }
 
-/// A field of an adapter's configuration, besides its targets, that selects some of the adapted
+/// A field of an adapter's configuration, other than its targets, that selects some of the adapted
 /// modules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
@@ -445,7 +451,7 @@ pub struct Selection {
 /// The value of a [`Selection`]'s field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selected {
-    /// Names or an expression, as in `target_modules`.
+    /// A list of names or a regular expression, as in `target_modules`.
     Targets(Targets),
     /// The keys of [`Patterns`].
     Patterns(Vec<String>),
@@ -465,8 +471,8 @@ impl Selection {
         }
     }
 
-    /// One error for each entry that matches none of `hits`, the modules of `model` that the
-    /// adapter changes.
+    /// Returns one error for each entry that matches none of `hits`, the modules of `model` that
+    /// the adapter changes.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -506,13 +512,14 @@ impl Selection {
         ));
         let e = if elsewhere {
             e.hint(format!(
-                "the model has it, but it is not adapted: take it out of \
-                `adapter.{field}`, or widen `adapter.target_modules`"
+                "the model has it, but it is not adapted; remove it from \
+                `adapter.{field}`, or add it to `adapter.target_modules`"
             ))
         } else {
             e
         };
-        // Suggestions have as many dotted words as the entry: `mlp.down_proj` for `mlp.down_porj`.
+        // Suggestions have as many dotted components as the entry: `mlp.down_proj` for
+        // `mlp.down_porj`.
         let words = given.matches('.').count() + 1;
         let end = |name: &str| {
             let all: Vec<&str> = name.split('.').collect();
@@ -532,7 +539,7 @@ impl Selection {
         let mut names: Vec<&str> = hits.iter().map(|l| last(&l.name)).collect();
         names.sort_unstable();
         names.dedup();
-        e.hint(format!("it changes: {}", names.join(", ")))
+        e.hint(format!("the adapter changes: {}", names.join(", ")))
     }
 }
 
@@ -544,7 +551,7 @@ mod tests {
     const NAME: &str = "model.layers.0.self_attn.q_proj";
 
     #[test]
-    fn a_suffix_is_made_of_whole_parts_of_a_name() {
+    fn a_suffix_matches_whole_components_of_a_name() {
         let fits = |list: &[&str]| {
             Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect()).fits(NAME).unwrap()
         };
@@ -595,7 +602,7 @@ mod tests {
         Targets::Pattern(p.to_owned())
     }
 
-    /// What is meant in the first block, without what all names there begin with.
+    /// The selected modules of the first block, without the components that all their names share.
     fn hits(targets: &Targets) -> Vec<String> {
         let model = fused();
         let hits = targets.resolve(&model).unwrap();
@@ -606,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_llamas_means_the_module_that_holds_it() {
+    fn a_llama_name_selects_the_module_that_contains_the_projection() {
         assert_eq!(hits(&of(&["q_proj", "v_proj"])), ["query_key_value"]);
         assert_eq!(hits(&of(&["o_proj", "down_proj"])), ["dense", "dense_4h_to_h"]);
         assert_eq!(
@@ -620,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_whose_last_word_is_not_its_own_is_named_with_the_word_before() {
+    fn an_ambiguous_module_name_gets_one_more_component() {
         let linear = |name: &str| LinearInfo {
             name: format!("transformer.h.0.{name}"),
             layer: Some(0),
@@ -639,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_meant_where_its_module_is_named_with_it() {
+    fn a_part_is_selected_if_its_module_is_named_too() {
         let part = "query_key_value.q_proj";
         assert_eq!(hits(&of(&[part])), [part]);
         assert_eq!(
@@ -654,7 +661,7 @@ mod tests {
             hits(&pattern(r".*query_key_value\.[qk]_proj")),
             [part, "query_key_value.k_proj"]
         );
-        // A word for everything, or for the module, means the module and not its parts once more.
+        // A pattern that matches the module selects the module only, and not its parts as well.
         assert_eq!(
             hits(&pattern("all-linear")),
             ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -667,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_meant_whole_and_in_part_is_an_error() {
+    fn selecting_a_module_and_its_part_is_an_error() {
         for list in [
             ["query_key_value", "query_key_value.q_proj"],
             ["query_key_value.q_proj", "q_proj"],
@@ -676,7 +683,8 @@ mod tests {
             let e = of(&list).resolve(&fused()).unwrap_err();
             assert!(
                 e.message().contains(
-                    "`gpt_neox.layers.0.attention.query_key_value` whole, and its part `q_proj`"
+                    "the whole module `gpt_neox.layers.0.attention.query_key_value` and its part \
+                        `q_proj`"
                 ),
                 "{e}"
             );
@@ -684,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_a_module_does_not_have_is_an_error_that_names_those_it_has() {
+    fn an_unknown_part_is_an_error_that_lists_the_valid_ones() {
         for unknown in ["query_key_value.qproj", "dense.q_proj", "qkv_proj.q_proj"] {
             let e = of(&[unknown]).resolve(&fused()).unwrap_err();
             assert_eq!(e.message(), format!("unknown target module `{unknown}`"));
@@ -701,7 +709,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_modules_stand_for_their_parts_where_parts_are_not_known() {
+    fn parts_are_replaced_by_whole_modules() {
         let model = fused();
         let named = of(&[
             "query_key_value.q_proj",
@@ -721,13 +729,13 @@ mod tests {
         assert_eq!(pattern(".*dense").whole(&model).unwrap(), pattern(".*dense"));
     }
 
-    /// The error and the hints for targets that match no module.
+    /// Formats the error and the hints for targets that match no module.
     fn refused(targets: &Targets) -> String {
         format!("{:?}", targets.resolve(&fused()).unwrap_err())
     }
 
     #[test]
-    fn names_as_text_are_shown_as_a_list_and_as_an_expression() {
+    fn names_in_a_string_get_a_hint_with_a_list_and_an_expression() {
         let one = refused(&pattern("query_key_value"));
         assert!(
             one.starts_with(
@@ -797,7 +805,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selection_names_what_matches_no_adapted_module() {
+    fn a_selection_reports_entries_that_match_no_adapted_module() {
         let model = fused();
         let hits = of(&["query_key_value", "dense_h_to_4h"]).select(&model, Some(&[0])).unwrap();
         let errors = |selection: Selection| -> Vec<String> {
@@ -841,7 +849,11 @@ mod tests {
             "{}",
             bad[2]
         );
-        assert!(bad[3].contains("it changes: dense_h_to_4h, query_key_value"), "{}", bad[3]);
+        assert!(
+            bad[3].contains("the adapter changes: dense_h_to_4h, query_key_value"),
+            "{}",
+            bad[3]
+        );
         assert_eq!(
             errors(Selection::targets(
                 "feedforward_modules",
@@ -855,7 +867,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pattern_that_fits_the_end_of_a_name_counts() {
+    fn the_first_pattern_that_matches_the_end_of_a_name_applies() {
         let of = |list: &[(&str, u32)]| {
             Patterns(list.iter().map(|(p, v)| ((*p).to_owned(), *v)).collect())
                 .get(NAME)

@@ -1,67 +1,67 @@
-//! Transforms: a map of the activations at a tap into the space where a loss compares them.
+//! Transforms: maps from the activations at a tap to the space in which a loss compares them.
 
 use tch::Tensor;
 
 use super::{Init, ModelInfo, Parameter, Plugin, Site};
 use crate::error::Result;
 
-/// What stands around the states of m tokens that a map is given. Both are absent where a map that
-/// does not read them is given states that were pooled before.
+/// The context of the states of m tokens that a transform receives. Both fields are `None` if the
+/// states are pooled, which only happens to transforms that do not read the context.
 #[derive(Debug, Default)]
 pub struct Around {
-    /// The states of the same tokens at the run's tap before this one `[m h]`, where there is one
-    /// of the same width.
+    /// States of the same tokens at the run's previous tap, `[m h]`. `None` if there is no previous
+    /// tap, or if it has another width.
     pub previous: Option<Tensor>,
-    /// The row, 0 to m − 1, of the last token of each token's sequence `[m]`, int64.
+    /// For each token, the row (0 to m − 1) of the last token of its sequence, `[m]`, int64.
     pub last: Option<Tensor>,
 }
 
-/// A map T: R^h → R^h', applied per token.
+/// A map T: R^h → R^h' that is applied to the state of each token.
 pub trait Transform: Send {
-    /// T of each row: `[… h]` → `[… h']`.
+    /// Applies T to each row: `[… h]` → `[… h']`.
     ///
     /// # Errors
-    /// Where the width does not fit, or something around that the map reads is absent.
+    /// Fails if the width is not h, or if `around` lacks a value that the transform reads.
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor>;
 
-    /// What of it is trained; empty for a frozen map.
+    /// The trainable parameters; empty if the transform is fixed.
     fn parameters(&self) -> Vec<Parameter> {
         Vec::new()
     }
 
-    /// Whether T(a·x + b·y) = a·T(x) + b·T(y), whatever stands around. Then pooling may come before
-    /// T, and the reference is kept pooled.
+    /// True if T(a·x + b·y) = a·T(x) + b·T(y) for every context. The engine then pools states
+    /// before it applies T, and keeps the pooled states of the reference.
     fn linear(&self) -> bool;
 
-    /// Whether T keeps lengths and angles, which the conformance tests hold it to.
+    /// True if T preserves lengths and angles. The conformance tests check it.
     fn orthogonal(&self) -> bool;
 }
 
-/// What a [`Transform`] is made for.
+/// The model and the site that a [`Transform`] is built for.
 #[derive(Debug)]
 pub struct TransformCx<'a> {
     /// The shape of the model.
     pub model: &'a ModelInfo,
-    /// Where it reads.
+    /// The site whose states it transforms.
     pub site: &'a Site,
-    /// h.
+    /// Width h of the states at the site.
     pub width: i64,
     /// The model's embedding matrix `[vocab hidden]`.
     pub embedding: &'a Tensor,
-    /// The matrix of the model's output head `[vocab hidden]`: the embedding matrix itself where
-    /// they are tied.
+    /// The matrix of the model's output head `[vocab hidden]`. It is the embedding matrix itself if
+    /// the two are tied.
     pub unembedding: &'a Tensor,
 }
 
 /// A configuration that makes a [`Transform`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say how it is built",
+    message = "`{Self}` does not implement `TransformPlugin`",
     label = "write `impl TransformPlugin for {Self}`"
 )]
 pub trait TransformPlugin: Plugin {
     /// Makes the transform of one tap.
     ///
     /// # Errors
-    /// A value out of range for this width.
+    /// Fails if a value is out of range for this width.
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>>;
 }

@@ -1,4 +1,5 @@
-//! Pairs as a token stream: each prompt once, each completion once, whoever shares them.
+//! Lays out the pairs of a batch as one token stream. Prompts and completions that several pairs
+//! share appear only once.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use crate::model::stream::{Stream, StreamBuilder};
 use crate::model::{Model, PredictedTokens};
 use crate::text::TokenPair;
 
-/// What a batch holds of its pairs.
+/// The completions of each pair that a batch contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSpec {
     /// Completions whose tokens are scored.
@@ -28,34 +29,34 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// Both completions of each pair, scored.
+    /// Both completions of each pair. Both are scored.
     pub const SCORED: Self =
         Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
 
-    /// The completions that the batch holds, at least the chosen one.
-    fn held(self) -> Completions {
-        let held = self.logprobs.or(self.states);
-        if held.any() { held } else { Completions::Chosen }
+    /// The completions that the batch contains. This is the chosen one if none is needed.
+    fn completions(self) -> Completions {
+        let needed = self.logprobs.or(self.states);
+        if needed.any() { needed } else { Completions::Chosen }
     }
 }
 
-/// Rows of a stream that make up one side of b pairs, sequence after sequence.
+/// The rows of a stream that belong to one side of b pairs, one sequence after the other.
 #[derive(Debug)]
 pub struct Rows {
-    /// The rows `[m]`, int64.
+    /// Index of each row in the stream, `[m]`, int64.
     index: Tensor,
-    /// The pair that each row belongs to `[m]`, int64, ascending.
+    /// Index of the pair (0 to b − 1) that each row belongs to, `[m]`, int64, ascending.
     pub owner: Tensor,
-    /// True for each token of a completion `[m]`, bool.
+    /// True for tokens of completions, `[m]`, bool.
     pub completion: Tensor,
-    /// Position among the m of the last row of the same pair `[m]`, int64.
+    /// For each row, the position (0 to m − 1) of the last row of the same pair, `[m]`, int64.
     pub last: Tensor,
     /// Number of rows of each pair `[b]`.
     counts: Tensor,
 }
 
 impl Rows {
-    /// These rows of `states` `[n …]`: `[m …]`.
+    /// Selects these rows of `states` `[n …]`: `[m …]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -63,7 +64,7 @@ impl Rows {
         Ok(states.f_index_select(0, &self.index)?)
     }
 
-    /// The mean of each pair's rows of `values` `[m w]`: `[b w]`.
+    /// Averages `values` `[m w]` over the rows of each pair: `[b w]`.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -81,34 +82,36 @@ impl Rows {
 /// A prompt and a completion in the stream, as a chain of segments.
 #[derive(Clone, Debug)]
 struct Sequence {
-    /// The segments, each of which continues the one before.
+    /// Indices of the segments, each of which continues the previous one.
     chain: Vec<usize>,
-    /// The number of its first tokens that are the prompt.
+    /// Number of tokens of the prompt, which come first.
     prompt: usize,
-    /// Its tokens among the scored ones.
+    /// Range of the sequence's completion tokens among the scored tokens.
     scored: Range<usize>,
 }
 
 /// A batch of b pairs.
 #[derive(Debug)]
 pub struct PairBatch {
-    /// The index of each pair, as in [`TokenPair::index`].
+    /// [`TokenPair::index`] of each pair.
     pub indices: Vec<usize>,
-    /// The tokens.
+    /// The tokens of the batch.
     pub stream: Stream,
-    /// The scored tokens, completion after completion.
+    /// The scored tokens, one completion after the other.
     pub predicted: PredictedTokens,
     sequences: Vec<Sequence>,
-    /// The sequence of each pair; empty for a side that the batch does not hold.
+    /// Index of each pair's sequence; empty for a side that the batch does not contain.
     of_pairs: Sides<Vec<usize>>,
-    /// Completion tokens of the shorter side of each pair.
+    /// Number of completion tokens of each pair's shorter side.
     shorter: Vec<usize>,
     kind: Kind,
-    /// Rows that were asked for: the same ones serve every tap and every adapted module.
+    /// A cache of the results of [`rows`](Self::rows). All taps and adapted modules use the same
+    /// rows.
     rows: RefCell<HashMap<(Pooling, Side), Rc<Rows>>>,
 }
 
-/// Divides pairs into passes in their order. A pass holds at most `tokens` tokens, or one pair.
+/// Divides pairs, in order, into groups for forward passes. A group has at most `tokens` tokens, or
+/// a single pair.
 pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[TokenPair]> {
     let mut rest = pairs;
     std::iter::from_fn(move || {
@@ -123,15 +126,15 @@ pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[Toke
     })
 }
 
-/// The conditions for sharing a prompt: its tokens, the rotation of its sequences, and the number
-/// of the pair if pairs stay apart.
+/// Sequences with the same key share a prompt. The key has the tokens of the prompt, the rotation
+/// of the sequence, and the index of the pair if pairs must not share rows.
 type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
 
-/// A prompt with the number and the side of each pair that continues it.
+/// A prompt, with the pair index and side of each completion that continues it.
 type PromptMembers<'a> = (&'a [i64], Vec<(usize, Side)>);
 
 impl PairBatch {
-    /// Lays `pairs` out for `model`.
+    /// Lays out `pairs` for `model`.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -139,9 +142,9 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays `pairs` out. `kind` is that of the numbers made from it. Sequences only share a prompt
-    /// if `rotation_of` gives the same for their lengths, because the states of the prompt depend
-    /// on the rotation.
+    /// Lays out `pairs` for a model of kind `kind`. `rotation_of` returns the rotation for a
+    /// sequence of a given length. Sequences only share a prompt if their rotations are equal,
+    /// because the states of the prompt depend on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
@@ -154,12 +157,12 @@ impl PairBatch {
     ) -> Result<Self> {
         let mut builder = StreamBuilder::default();
         let (mut sequences, mut rows, mut ids) = (Vec::<Sequence>::new(), Vec::new(), Vec::new());
-        // A tree has to stand together, so completions are laid out prompt by prompt.
+        // A prompt and its completions must be adjacent in the stream, so they are grouped first.
         let mut prompts: Vec<PromptMembers<'_>> = Vec::new();
         let mut known: HashMap<PromptKey<'_>, usize> = HashMap::new();
-        let held = spec.held();
+        let completions = spec.completions();
         for (i, pair) in pairs.iter().enumerate() {
-            for side in held.sides() {
+            for side in completions.sides() {
                 let rotation = rotation_of(pair.prompt.len() + pair.completion(side).len());
                 let next = prompts.len();
                 let at =
@@ -171,15 +174,15 @@ impl PairBatch {
             }
         }
         let mut of_pairs =
-            Sides::of(|side| if held.has(side) { vec![0; pairs.len()] } else { Vec::new() });
+            Sides::of(|side| if completions.has(side) { vec![0; pairs.len()] } else { Vec::new() });
         for (prompt, members) in prompts {
             let root = builder.push_prompt(prompt, None)?;
             let last = builder.tokens() as i64 - 1;
             let mut laid_out: HashMap<(&[i64], bool), usize> = HashMap::new();
             for (i, side) in members {
                 let (tokens, scored) = (pairs[i].completion(side), spec.logprobs.has(side));
-                // A completion that is not scored uses the rows of one that is, so that both have
-                // the same states to the bit.
+                // A completion that is not scored can use the rows of an equal one that is scored.
+                // Both then have the same states to the bit.
                 let known = laid_out
                     .get(&(tokens, true))
                     .or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
@@ -191,8 +194,8 @@ impl PairBatch {
                 let segment = builder.push(tokens, Some(root))?;
                 let from = ids.len();
                 if scored {
-                    // The prompt's last token predicts the first one; every later one is predicted
-                    // by the one before.
+                    // The last token of the prompt predicts the first token, and each token
+                    // predicts the next one.
                     rows.push(last);
                     rows.extend(start..start + tokens.len() as i64 - 1);
                     ids.extend_from_slice(tokens);
@@ -228,7 +231,7 @@ impl PairBatch {
         self.indices.len()
     }
 
-    /// Whether it holds no pair.
+    /// True if the batch has no pairs.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
     }
@@ -237,21 +240,22 @@ impl PairBatch {
     fn side(&self, side: Side) -> Result<impl ExactSizeIterator<Item = &Sequence>> {
         let of_pairs = self.of_pairs.get(side);
         if of_pairs.is_empty() {
-            return Err(Error::internal(format!("the batch holds no {} completions", side.name())));
+            return Err(Error::internal(format!("the batch has no {} completions", side.name())));
         }
         Ok(of_pairs.iter().map(|i| &self.sequences[*i]))
     }
 
-    /// The rows of a sequence, in its order.
+    /// The rows of a sequence, in the order of its tokens.
     fn rows_of(&self, sequence: &Sequence) -> Vec<usize> {
         let segments = self.stream.layout.segments();
         sequence.chain.iter().flat_map(|i| segments[*i].rows()).collect()
     }
 
-    /// Values of the scored tokens `[m]` for one side of the pairs.
+    /// Selects the values of one side of the pairs from `values`, which has one entry per scored
+    /// token.
     ///
     /// # Errors
-    /// Fails if the batch does not hold that side, or if memory runs out.
+    /// Fails if the batch does not contain that side, or if memory runs out.
     pub fn tokens_of(&self, values: &Tensor, side: Side) -> Result<TokenLogprobs> {
         let (mut index, mut owner, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (pair, sequence) in self.side(side)?.enumerate() {
@@ -268,10 +272,10 @@ impl PairBatch {
         ))
     }
 
-    /// The scored tokens of one side of pair `i`.
+    /// Range of the completion tokens of one side of pair `i` among the scored tokens.
     ///
     /// # Errors
-    /// Fails if the batch does not hold that side.
+    /// Fails if the batch does not contain that side.
     pub fn scored(&self, i: usize, side: Side) -> Result<Range<usize>> {
         let sequence = self
             .side(side)?
@@ -280,16 +284,15 @@ impl PairBatch {
         Ok(sequence.scored.clone())
     }
 
-    /// The kind of the numbers that are made from the stream: float32, or float64 in a float64
-    /// model.
+    /// The kind of pooled states and other results: float64 for a float64 model, else float32.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The rows that `pooling` looks at on one side of the pairs.
+    /// The rows that `pooling` averages over, for one side of the pairs.
     ///
     /// # Errors
-    /// Fails if the batch does not hold that side, or if memory runs out.
+    /// Fails if the batch does not contain that side, or if memory runs out.
     pub fn rows(&self, pooling: Pooling, side: Side) -> Result<Rc<Rows>> {
         if let Some(rows) = self.rows.borrow().get(&(pooling, side)) {
             return Ok(Rc::clone(rows));
@@ -332,17 +335,17 @@ impl PairBatch {
         })
     }
 
-    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64
-    /// model).
+    /// Pools states `[n w]` for one side of the pairs: `[b w]`, of kind [`kind`](Self::kind).
     ///
     /// # Errors
-    /// Fails if the batch does not hold that side, or if memory runs out.
+    /// Fails if the batch does not contain that side, or if memory runs out.
     pub fn pool(&self, states: &Tensor, pooling: Pooling, side: Side) -> Result<Tensor> {
         let rows = self.rows(pooling, side)?;
         rows.mean(&rows.gather(states)?.f_to_kind(self.kind)?)
     }
 
-    /// The tokens of `rows`, each at its own row instead of the one before.
+    /// The tokens of `rows`, to be scored with the logits at their own rows instead of the previous
+    /// ones.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -353,7 +356,8 @@ impl PairBatch {
         })
     }
 
-    /// Which pair each row of the stream belongs to `[n]`, int64, in a batch whose pairs are apart.
+    /// Index of the pair (0 to b − 1) that each row of the stream belongs to, `[n]`, int64. Only
+    /// valid if no two pairs share a row ([`BatchSpec::apart`]).
     ///
     /// # Errors
     /// Fails if memory runs out.

@@ -1,4 +1,4 @@
-//! Rows of the shared stream against the sequences that they stand for.
+//! Compares the rows of a shared stream with the sequences that they represent.
 
 use super::*;
 
@@ -12,8 +12,8 @@ fn pair(index: usize, prompt: &[i64], chosen: &[i64], rejected: &[i64]) -> Token
     }
 }
 
-/// Three pairs, of which two share a prompt and one of these its chosen completion with the other's
-/// rejected one.
+/// Three pairs. Two of them have the same prompt, and the chosen completion of one is the rejected
+/// completion of the other.
 fn pairs() -> Vec<TokenPair> {
     vec![
         pair(0, &[1, 2, 3], &[4, 5], &[6, 7, 8, 9]),
@@ -34,14 +34,14 @@ fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
     .expect("a batch")
 }
 
-/// The states of a stream: two numbers a token, which say which one it is.
+/// States of a stream, with two numbers per token that identify the token.
 fn states(batch: &PairBatch) -> Tensor {
     let ids = batch.stream.ids.to_kind(Kind::Double);
     Tensor::stack(&[&ids * 1.0, ids.square() / 7.0], 1)
 }
 
-/// What `pooling` looks at of a pair's sequence, written down from the definition.
-fn looked_at(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
+/// The tokens of a pair's sequence that `pooling` averages over, by definition.
+fn pooled_tokens(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
     let own = pair.completion(side);
     let whole: Vec<i64> = pair.prompt.iter().chain(own).copied().collect();
     match pooling {
@@ -57,7 +57,7 @@ fn looked_at(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
 const POOLINGS: [Pooling; 4] = [Pooling::Completion, Pooling::All, Pooling::Last, Pooling::Common];
 
 #[test]
-fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {
+fn rows_are_the_tokens_that_a_pooling_averages_over() {
     let pairs = pairs();
     for apart in [false, true] {
         let batch = batch(&pairs, apart);
@@ -72,7 +72,7 @@ fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {
             let completion = Vec::<bool>::try_from(&rows.completion).expect("truths");
             let mut at = 0;
             for (i, pair) in pairs.iter().enumerate() {
-                let expected = looked_at(pair, pooling, side);
+                let expected = pooled_tokens(pair, pooling, side);
                 let end = at + expected.len();
                 assert_eq!(
                     ids[at..end],
@@ -109,9 +109,9 @@ fn pooled_states_are_the_means_over_each_sequence() {
             let pooled = batch.pool(&states(&batch), pooling, side).expect("pooled");
             assert_eq!(pooled.kind(), Kind::Double);
             for (i, pair) in pairs.iter().enumerate() {
-                let seen = looked_at(pair, pooling, side);
+                let tokens = pooled_tokens(pair, pooling, side);
                 let mean = |of: &dyn Fn(f64) -> f64| {
-                    seen.iter().map(|id| of(*id as f64)).sum::<f64>() / seen.len() as f64
+                    tokens.iter().map(|id| of(*id as f64)).sum::<f64>() / tokens.len() as f64
                 };
                 let (a, b) =
                     (pooled.double_value(&[i as i64, 0]), pooled.double_value(&[i as i64, 1]));
@@ -125,7 +125,7 @@ fn pooled_states_are_the_means_over_each_sequence() {
 }
 
 #[test]
-fn what_pairs_share_stands_in_the_stream_once() {
+fn shared_tokens_are_in_the_stream_only_once() {
     let pairs = pairs();
     let (shared, apart) = (batch(&pairs, false), batch(&pairs, true));
     assert_eq!(shared.stream.ids.size(), [5 + 2 + 4 + 1 + 2 + 1]);
@@ -138,7 +138,7 @@ fn means_keep_the_precision_of_their_values_and_carry_gradients() {
     let batch = batch(&pairs, false);
     let h = states(&batch).set_requires_grad(true);
     batch.pool(&h, Pooling::Last, Side::Chosen).expect("pooled").sum(Kind::Double).backward();
-    // One row a pair, and no other, is looked at.
+    // Exactly one row per pair receives a gradient.
     let moved: f64 = h.grad().sum(Kind::Double).double_value(&[]);
     assert_eq!(moved, 2.0 * pairs.len() as f64);
     let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
@@ -149,7 +149,7 @@ fn means_keep_the_precision_of_their_values_and_carry_gradients() {
 }
 
 #[test]
-fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
+fn equal_completions_share_rows_even_if_only_one_is_scored() {
     let twin = [pair(0, &[1, 2], &[3, 4], &[3, 4])];
     let refs: Vec<&TokenPair> = twin.iter().collect();
     for logprobs in [Completions::None, Completions::Chosen, Completions::Both] {
@@ -163,12 +163,11 @@ fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
         .expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
-    // The pair before has the same tokens as its rejected completion, which is not scored.
+    // The first pair's rejected completion, which is not scored, has the same tokens.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
-    let holds =
-        BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
+    let spec = BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
     let batch =
-        PairBatch::new(&refs, holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
+        PairBatch::new(&refs, spec, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
     assert_eq!(batch.of_pairs.chosen[1], batch.of_pairs.rejected[1]);
 }

@@ -743,8 +743,8 @@ fn an_unknown_recipe_is_answered_with_the_nearest_one() {
             Ok(())
         }),
         "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  \
-            hint: `reprpo list recipes` says what each does\n  hint: no plugin file was searched: \
-            `--plugin FILE` names one"
+            hint: run `reprpo list recipes` for a description of each\n  hint: no plugin file was \
+            searched; load one with `--plugin FILE`"
     );
     assert!(
         set("recipe=gone")

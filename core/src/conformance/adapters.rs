@@ -1,4 +1,4 @@
-//! What an adapter promises besides.
+//! Invariants of adapters, in addition to those of training.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,29 +19,29 @@ use crate::model::peft::{self, Saved};
 use crate::registry::Registry;
 use crate::train::accumulate;
 
-/// What every adapter is held to, whatever it is trained with.
+/// The invariants for adapters, independent of the intervention.
 pub const ADAPTERS: &[Invariant] = &[
     Invariant {
-        name: "its tensors have names of their own and axes as wide as they say",
+        name: "its tensors have unique names, and axes of the declared width",
         check: naming,
     },
-    Invariant { name: "the adapter starts as the identity where it says so", check: identity },
+    Invariant { name: "the adapter starts as the identity if it claims to", check: identity },
     Invariant {
-        name: "with the adapter off the base is what it was, to the bit",
+        name: "with the adapter off, the base model is unchanged to the bit",
         check: off_switch,
     },
     Invariant {
-        name: "merged weights compute the same, and unmerged ones are the old ones",
+        name: "merged weights compute the same, and unmerging restores the old weights",
         check: merging,
     },
-    Invariant { name: "what is saved loads back to the same bytes", check: saving },
+    Invariant { name: "a saved adapter loads back to the same bytes", check: saving },
     Invariant {
-        name: "adapters of parts compute the same where they are put as one of the whole module",
+        name: "adapters of parts compute the same when they are fused into one of the whole module",
         check: fusing,
     },
 ];
 
-/// Logits of the chosen and rejected tokens, with the adapter or without.
+/// Logits at the chosen and rejected tokens. The adapter is active if `on` is true.
 fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
@@ -74,7 +74,7 @@ fn naming(case: &Case) -> Result<Verdict> {
             })?;
             if p.tensor.size().get(axis.dim()) != Some(&width) {
                 return Ok(Verdict::Violated(format!(
-                    "`{}` at `{}` is {:?}, which has no {axis:?} of {width}",
+                    "`{}` at `{}` has the shape {:?}, but the width of {axis:?} must be {width}",
                     p.key,
                     place.output,
                     p.tensor.size()
@@ -89,12 +89,12 @@ fn identity(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     let off = largest(&(logits(&bench, true)? - logits(&bench, false)?));
     if bench.adapter.starts_as_identity() {
-        return Ok(Verdict::within("the logits at the start", off, 1e-10));
+        return Ok(Verdict::within("a logit at the start", off, 1e-10));
     }
     Ok(if off > 1e-10 {
         Verdict::Holds
     } else {
-        Verdict::Violated("it says that it changes the model at the start, and does not".to_owned())
+        Verdict::Violated("it claims to change the model at the start, but does not".to_owned())
     })
 }
 
@@ -103,7 +103,7 @@ fn off_switch(case: &Case) -> Result<Verdict> {
     let before = logits(&bench, false)?;
     bench.disturb();
     if largest(&(logits(&bench, true)? - &before)) == 0.0 {
-        return Ok(Verdict::Violated("the adapter changes nothing".to_owned()));
+        return Ok(Verdict::Violated("the adapter has no effect".to_owned()));
     }
     if !bench.objective.needs().evaluate_only {
         accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs()), 6, STEP)?;
@@ -124,7 +124,9 @@ fn merging(case: &Case) -> Result<Verdict> {
         return Ok(if refused {
             Verdict::Holds
         } else {
-            Verdict::Violated("a change of blocks was merged into weights".to_owned())
+            Verdict::Violated(
+                "an adapter of blocks was merged into the weights, which must fail".to_owned(),
+            )
         });
     }
     let kept: Vec<(String, Frozen)> = bench
@@ -137,13 +139,13 @@ fn merging(case: &Case) -> Result<Verdict> {
     bench.model.unmerge(merged);
     for (name, frozen) in &kept {
         if bench.model.frozen(name)?.dense()? != frozen.dense()? {
-            return Ok(Verdict::Violated(format!("`{name}` is not what it was before the merge")));
+            return Ok(Verdict::Violated(format!("unmerging did not restore `{name}`")));
         }
     }
     if logits(&bench, false)? != base {
-        return Ok(Verdict::Violated("the unmerged model is not the base".to_owned()));
+        return Ok(Verdict::Violated("the unmerged model differs from the base model".to_owned()));
     }
-    Ok(Verdict::within("the merged logits", off, 1e-9))
+    Ok(Verdict::within("a logit of the merged model", off, 1e-9))
 }
 
 fn folder() -> Result<tempfile::TempDir> {
@@ -168,9 +170,9 @@ fn saving(case: &Case) -> Result<Verdict> {
     let registry = Registry::holding([case.adapter.entry.into()])?;
     let saved = Saved::read(dir.path(), &registry)?;
     if saved.entry.about.name != case.adapter.entry.about.name {
-        return Ok(Verdict::Violated(format!("it was read as `{}`", saved.entry.about.name)));
+        return Ok(Verdict::Violated(format!("it was loaded as `{}`", saved.entry.about.name)));
     }
-    // What is made again is made of the file alone.
+    // Builds the adapter again from nothing but the file.
     let config = serde_json::Value::Object(saved.config).to_string();
     let fresh = Bench::new(&Case { adapter: Method::new(saved.entry, config), ..case.clone() }, 5)?;
     fresh.adapted.restore(&saved.values)?;
@@ -179,16 +181,16 @@ fn saving(case: &Case) -> Result<Verdict> {
         let bytes =
             |dir: &Path| std::fs::read(dir.join(file)).within(|| format!("cannot read `{file}`"));
         if bytes(dir.path())? != bytes(again.path())? {
-            return Ok(Verdict::Violated(format!("`{file}` has other bytes")));
+            return Ok(Verdict::Violated(format!("the bytes of `{file}` differ")));
         }
     }
-    // What the file holds is float32.
+    // The tolerance is large because the file stores float32.
     let off = difference(&[logits(&bench, true)?], &[logits(&fresh, true)?]);
-    Ok(Verdict::within("the logits of what was loaded", off, 1e-4))
+    Ok(Verdict::within("a logit of the loaded adapter", off, 1e-4))
 }
 
-/// On a module whose rows are those of two heads, each with its query, key and value; the keys are
-/// not adapted.
+/// Fuses the adapters of a module that has two groups of rows, one per head, each with a query, a
+/// key and a value. The keys are not adapted.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {
@@ -242,7 +244,7 @@ fn fusing(case: &Case) -> Result<Verdict> {
         parts: sites,
     };
     let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {
-        return Ok(Verdict::DoesNotApply("adapters of parts of a module cannot be put as one"));
+        return Ok(Verdict::DoesNotApply("the method cannot fuse adapters of parts"));
     };
     let [whole] = &modules[..] else {
         return Ok(Verdict::Violated(format!("it made {} adapters for one module", modules.len())));

@@ -1,4 +1,4 @@
-//! A case put together on a model of its own.
+//! Assembles a case on its own small model.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
 
-/// The tap of methods that have none of their own. The last site is after the final norm, and
-/// whatever any block does reaches it.
+/// The tap of interventions that do not bring one. Its last site is after the final norm, so that
+/// the output of every block affects it.
 struct FirstAndLast;
 
 impl Tap for FirstAndLast {
@@ -28,10 +28,10 @@ impl Tap for FirstAndLast {
     }
 }
 
-/// A case put together on a model of its own.
+/// A case that is assembled on its own small model.
 pub(crate) struct Bench {
     pub model: Model,
-    /// All that the model is made of, by name, sharing its memory.
+    /// All weights of the model by name. They share the model's memory.
     pub frozen: Vec<(String, Tensor)>,
     pub adapter: Box<dyn Adapter>,
     pub adapted: Adapted,
@@ -53,7 +53,7 @@ impl Bench {
         };
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
-        // Whether a flat start is left is up to the check.
+        // The checks that need it leave a flat start themselves.
         let parts = Parts {
             intervention,
             taps,
@@ -66,7 +66,7 @@ impl Bench {
         Ok(Self { model, frozen, adapter, adapted, objective })
     }
 
-    /// All that is trained, by name: the adapter's tensors and the transforms'.
+    /// All trained tensors by name: those of the adapter and of the transforms.
     pub fn named(&self) -> Vec<(String, Tensor)> {
         let of_transforms = self
             .objective
@@ -77,12 +77,12 @@ impl Bench {
         self.adapted.parameters().into_iter().chain(of_transforms).collect()
     }
 
-    /// All that is trained.
+    /// All trained tensors.
     pub fn trained(&self) -> Vec<Tensor> {
         self.named().into_iter().map(|(_, t)| t).collect()
     }
 
-    /// Moves everything that is trained away from its start, where much is 0 by design.
+    /// Adds noise to all trained tensors, because many of them are 0 at the start by design.
     pub fn disturb(&self) {
         let _guard = tch::no_grad_guard();
         let mut init = Init::new(7, "disturbance", Kind::Double, self.model.device());

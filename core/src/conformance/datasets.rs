@@ -1,4 +1,4 @@
-//! What a data set promises, where it opens without files.
+//! Invariants of data sets. They only apply if the data set can be opened here.
 
 use std::collections::HashSet;
 
@@ -8,22 +8,22 @@ use crate::api::{Dataset, PreferencePair, Text};
 use crate::error::{Context, Result};
 use crate::registry::DatasetEntry;
 
-/// What every data set is held to.
+/// The invariants for data sets.
 pub const DATASETS: &[Invariant<Method<&'static DatasetEntry>>] = &[
-    Invariant { name: "its splits have names of their own", check: splits },
-    Invariant { name: "the pairs of every split can be read and are whole", check: readable },
+    Invariant { name: "its splits have unique names", check: splits },
+    Invariant { name: "the pairs of every split can be read and are complete", check: readable },
     Invariant { name: "reading a split twice gives the same pairs", check: repeatable },
-    Invariant { name: "a split holds as many pairs as it says", check: counts },
-    Invariant { name: "a split that it does not have is an error", check: unknown },
+    Invariant { name: "a split has as many pairs as it declares", check: counts },
+    Invariant { name: "an unknown split is an error", check: unknown },
 ];
 
-/// How many pairs of a split are looked at.
+/// Number of pairs of each split that are read.
 const FIRST: usize = 200;
-/// Splits that say they hold more are not counted.
+/// Largest declared number of pairs that is checked by counting.
 const COUNTED: usize = 20_000;
 
-/// Holds the data set to `check`: at its defaults if it opens with them, and otherwise as its
-/// example makes it.
+/// Runs `check` on the data set with its given configuration. If it cannot be opened with that, its
+/// documented example is used.
 fn of_open(
     method: &Method<&'static DatasetEntry>,
     check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,
@@ -32,7 +32,7 @@ fn of_open(
     match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
         Err(e) if e.is_panic() => Err(e),
-        Err(_) => Ok(Verdict::DoesNotApply("what it opens is not here")),
+        Err(_) => Ok(Verdict::DoesNotApply("its data is not available")),
     }
 }
 
@@ -41,11 +41,13 @@ fn splits(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         let mut seen = HashSet::new();
         let splits = dataset.splits();
         if splits.is_empty() {
-            return Ok(Verdict::Violated("it has no split".to_owned()));
+            return Ok(Verdict::Violated("it has no splits".to_owned()));
         }
         let odd =
             splits.into_iter().find(|s| s.name.trim().is_empty() || !seen.insert(s.name.clone()));
-        Ok(Verdict::unless(odd.map(|s| format!("`{}` is no name of its own", s.name))))
+        Ok(Verdict::unless(
+            odd.map(|s| format!("the split name `{}` is empty or not unique", s.name)),
+        ))
     })
 }
 
@@ -62,7 +64,7 @@ fn readable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         for split in dataset.splits() {
             let pairs = first(dataset, &split.name)?;
             if pairs.is_empty() {
-                return Ok(Verdict::Violated(format!("the split `{}` holds no pair", split.name)));
+                return Ok(Verdict::Violated(format!("the split `{}` has no pairs", split.name)));
             }
             if let Some((i, wrong)) =
                 pairs.iter().enumerate().find_map(|(i, pair)| Some((i, wrong(pair)?)))
@@ -74,7 +76,7 @@ fn readable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     })
 }
 
-/// What is wrong with a pair.
+/// Describes what is wrong with a pair; `None` if it is valid.
 fn wrong(pair: &PreferencePair) -> Option<&'static str> {
     let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
     let plain = texts.iter().filter(|t| matches!(t, Text::Plain(_))).count();
@@ -87,7 +89,7 @@ fn wrong(pair: &PreferencePair) -> Option<&'static str> {
     } else if empty(&pair.chosen) || empty(&pair.rejected) {
         Some("has an empty completion")
     } else if pair.chosen == pair.rejected {
-        Some("prefers a completion to itself")
+        Some("has two identical completions")
     } else {
         None
     }
@@ -102,7 +104,7 @@ fn repeatable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
                     (None, None) => break,
                     (a, b) if a != b => {
                         return Ok(Verdict::Violated(format!(
-                            "pair {i} of `{}` is another one the second time",
+                            "pair {i} of `{}` differs the second time",
                             split.name
                         )));
                     }
@@ -116,22 +118,22 @@ fn repeatable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
 
 fn counts(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
-        let mut said = false;
+        let mut declared = false;
         for split in dataset.splits() {
             let Some(pairs) = split.pairs.filter(|n| *n <= COUNTED) else { continue };
-            said = true;
+            declared = true;
             let found = dataset.pairs(&split.name)?.take(COUNTED + 1).count();
             if found != pairs {
                 return Ok(Verdict::Violated(format!(
-                    "`{}` says {pairs} pairs and holds {found}",
+                    "`{}` declares {pairs} pairs, but has {found}",
                     split.name
                 )));
             }
         }
-        Ok(if said {
+        Ok(if declared {
             Verdict::Holds
         } else {
-            Verdict::DoesNotApply("it does not say how many, or very many")
+            Verdict::DoesNotApply("it declares no number of pairs, or a very large one")
         })
     })
 }
@@ -140,7 +142,10 @@ fn unknown(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         const STRAY: &str = "no-such-split";
         Ok(Verdict::unless(
-            dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`")),
+            dataset
+                .pairs(STRAY)
+                .is_ok()
+                .then(|| format!("it returns pairs for the unknown split `{STRAY}`")),
         ))
     })
 }

@@ -1,4 +1,4 @@
-//! What a method says of itself: its texts, its fields, and whether they are what its types take.
+//! Invariants of a method's description: its texts, its fields and its JSON schema.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,20 @@ use crate::config::{Field, plugin_fields};
 use crate::error::Result;
 use crate::registry::Entry;
 
-/// What every method is held to, whatever its kind.
+/// The invariants for methods of every kind.
 pub const DESCRIBED: &[Invariant<Method>] = &[
-    Invariant { name: "it says what it is, and what every field of it is", check: documented },
+    Invariant { name: "the method and all its fields are documented", check: documented },
     Invariant {
-        name: "its defaults are the fields of its schema, and stay what they are when written and \
-            read",
+        name: "its defaults have the fields of its schema, and survive serialisation unchanged",
         check: round_trip,
     },
-    Invariant { name: "no field is called `name`, where its own name stands", check: names },
-    Invariant { name: "a field that it does not have is refused", check: unknown_field },
-    Invariant { name: "a configuration that does not fit is an error", check: misfit },
-    Invariant { name: "its documented example fits and runs", check: example },
+    Invariant { name: "no field is called `name`, which is reserved", check: names },
+    Invariant { name: "an unknown field is an error", check: unknown_field },
+    Invariant { name: "a configuration with values of a wrong type is an error", check: misfit },
+    Invariant { name: "its documented example is valid and runs", check: example },
 ];
 
-/// Its schema as JSON.
+/// The method's JSON schema.
 fn schema(entry: Entry) -> Result<Value> {
     entry.about().schema()
 }
@@ -42,7 +41,7 @@ fn documented(method: &Method) -> Result<Verdict> {
     }
     if about.summary.contains('\n') || about.summary.trim_end().ends_with('.') {
         return Ok(Verdict::Violated(format!(
-            "its summary is not one line without a full stop: {:?}",
+            "its summary must be one line without a full stop, got {:?}",
             about.summary
         )));
     }
@@ -50,12 +49,12 @@ fn documented(method: &Method) -> Result<Verdict> {
     let mut bare = Vec::new();
     undescribed(&schema, &schema, "", &mut bare);
     Ok(Verdict::unless(
-        (!bare.is_empty()).then(|| format!("no doc comment says what {} is", bare.join(", "))),
+        (!bare.is_empty()).then(|| format!("fields without a doc comment: {}", bare.join(", "))),
     ))
 }
 
-/// Adds the fields in `part` of `root` that neither their own description nor that of their type
-/// describes.
+/// Adds to `bare` all fields below `part` for which neither the field nor its type has a
+/// description. `root` is the whole schema.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
     let described = |v: &Value| {
         v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())
@@ -83,7 +82,7 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
             .flatten()
             .for_each(|inner| undescribed(root, inner, path, bare));
     }
-    // Types that are named stand here once, whoever refers to them.
+    // Named types are defined here once, and referred to from elsewhere.
     for (name, inner) in part.get("$defs").and_then(Value::as_object).into_iter().flatten() {
         undescribed(root, inner, name, bare);
     }
@@ -101,20 +100,22 @@ fn round_trip(method: &Method) -> Result<Verdict> {
     let in_defaults: BTreeSet<&String> = defaults.keys().collect();
     if in_schema != in_defaults {
         return Ok(Verdict::Violated(format!(
-            "the schema has the fields {in_schema:?}, the defaults {in_defaults:?}"
+            "the schema has the fields {in_schema:?}, but the defaults have {in_defaults:?}"
         )));
     }
     if let Entry::Adapter(adapter) = method.entry
         && let Some(stray) = adapter.adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
         return Ok(Verdict::Violated(format!(
-            "it lets `{stray}` change in a saved adapter, but has no such field"
+            "`{stray}` is listed as adjustable, but there is no such field"
         )));
     }
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;
     let same = serde_json::from_str::<Value>(&again).is_ok_and(|again| again == written);
-    Ok(Verdict::unless((!same).then(|| format!("{written} was read, and is written as {again}"))))
+    Ok(Verdict::unless(
+        (!same).then(|| format!("{written} becomes {again} when it is read and written again")),
+    ))
 }
 
 fn names(method: &Method) -> Result<Verdict> {
@@ -140,10 +141,13 @@ fn unknown_field(method: &Method) -> Result<Verdict> {
             table[STRAY] = json!(1);
         }
         if method.entry.about().check(&config.to_string()).is_ok() {
-            let place = if path.is_empty() { "it".to_owned() } else { format!("`{}`", &path[1..]) };
+            let place = if path.is_empty() {
+                "the configuration".to_owned()
+            } else {
+                format!("`{}`", &path[1..])
+            };
             return Ok(Verdict::Violated(format!(
-                "{place} takes a field that it does not have; derive with \
-                    `#[serde(deny_unknown_fields)]`"
+                "{place} accepts an unknown field; add `#[serde(deny_unknown_fields)]` to its type"
             )));
         }
     }
@@ -153,10 +157,10 @@ fn unknown_field(method: &Method) -> Result<Verdict> {
 fn misfit(method: &Method) -> Result<Verdict> {
     let about = method.entry.about();
     for text in ["", "{", "7", "\"text\""] {
-        match made(method.entry, text) {
+        match build(method.entry, text) {
             Ok(()) => {
                 return Ok(Verdict::Violated(format!(
-                    "it was made from the configuration `{text}`"
+                    "it can be built from the configuration `{text}`"
                 )));
             }
             Err(e) if e.is_panic() => return Err(e),
@@ -173,7 +177,7 @@ fn misfit(method: &Method) -> Result<Verdict> {
         config.insert(field.name.clone(), odd.clone());
         if about.check(&Value::Object(config).to_string()).is_ok() {
             return Ok(Verdict::Violated(format!(
-                "`{}` takes {odd}, but its schema says {}",
+                "`{}` accepts {odd}, but its type in the schema is {}",
                 field.name, field.kind
             )));
         }
@@ -181,8 +185,8 @@ fn misfit(method: &Method) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// Makes it from that text.
-fn made(entry: Entry, json: &str) -> Result<()> {
+/// Builds the method from the text of a configuration.
+fn build(entry: Entry, json: &str) -> Result<()> {
     let model = fixture::model(Dtype::Double)?;
     match entry {
         Entry::Intervention(entry) => entry.build(json, model.info()).map(drop),

@@ -1,4 +1,4 @@
-//! One method held to all that concerns its kind.
+//! Checks one method against all invariants for its kind.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -16,19 +16,19 @@ use crate::error::{Error, Result};
 use crate::hub;
 use crate::registry::Entry;
 
-/// A statement about a method, and its verdict.
+/// The result of checking one invariant of a method.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// The statement.
+    /// The invariant as a statement.
     pub statement: &'static str,
-    /// Its verdict. An error or a panic on the way is a violation.
+    /// The verdict. An error or a panic during the check is a violation.
     pub verdict: Verdict,
-    /// How long it took.
+    /// Duration of the check.
     pub elapsed: Duration,
 }
 
 impl Finding {
-    /// What was found where the statement is false.
+    /// Description of the violation, if the invariant is violated.
     pub fn violation(&self) -> Option<&str> {
         match &self.verdict {
             Verdict::Violated(how) => Some(how),
@@ -36,7 +36,7 @@ impl Finding {
         }
     }
 
-    /// Of a check that may fail or panic.
+    /// Runs a check, which may fail or panic.
     fn of(statement: &'static str, check: impl FnOnce() -> Result<Verdict>) -> Self {
         let start = Instant::now();
         let verdict = match catch_unwind(AssertUnwindSafe(check)) {
@@ -50,7 +50,7 @@ impl Finding {
     }
 }
 
-/// A line, and below it what is wrong.
+/// Formats the verdict and the statement as one line, followed by a description of any violation.
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.verdict {
@@ -66,37 +66,38 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Holds a method to all that concerns its kind, one statement after the other as the findings are
-/// asked for.
+/// Checks a method against all invariants for its kind. The iterator is lazy: each step checks one
+/// invariant.
 ///
-/// From here on the process is offline: a method's promises are checked with what is here, and its
-/// documented example may be gigabytes on the hub.
+/// This function switches the whole process to offline mode, because the documented example of a
+/// data set may be a download of several gigabytes.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
     let json = method.json.clone();
     let of_kind: Box<dyn Iterator<Item = Finding>> = match method.entry {
-        Entry::Intervention(entry) => {
-            Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, INTERVENTIONS, LESSON]))
-        }
+        Entry::Intervention(entry) => Box::new(check(
+            Case::from(Method::new(entry, json)),
+            &[TRAINING, INTERVENTIONS, LESSON],
+        )),
         Entry::Adapter(entry) => {
-            Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, ADAPTERS, LESSON]))
+            Box::new(check(Case::from(Method::new(entry, json)), &[TRAINING, ADAPTERS, LESSON]))
         }
         Entry::Transform(entry) => {
             let transform = Method::new(entry, json);
             Box::new(
-                held(transform.clone(), &[TRANSFORMS])
-                    .chain(held(Case::from(transform), &[TRAINING])),
+                check(transform.clone(), &[TRANSFORMS])
+                    .chain(check(Case::from(transform), &[TRAINING])),
             )
         }
-        Entry::Tap(entry) => Box::new(held(Method::new(entry, json), &[TAPS])),
-        Entry::Dataset(entry) => Box::new(held(Method::new(entry, json), &[DATASETS])),
+        Entry::Tap(entry) => Box::new(check(Method::new(entry, json), &[TAPS])),
+        Entry::Dataset(entry) => Box::new(check(Method::new(entry, json), &[DATASETS])),
     };
-    held(method, &[DESCRIBED]).chain(of_kind)
+    check(method, &[DESCRIBED]).chain(of_kind)
 }
 
-/// Holds one subject to the statements of these tables.
-fn held<S>(
+/// Checks one subject against the invariants of several tables.
+fn check<S>(
     subject: S,
     tables: &'static [&'static [Invariant<S>]],
 ) -> impl Iterator<Item = Finding> {
@@ -104,5 +105,5 @@ fn held<S>(
         .iter()
         .copied()
         .flatten()
-        .map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
+        .map(move |invariant| Finding::of(invariant.name, || (invariant.check)(&subject)))
 }

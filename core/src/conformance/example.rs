@@ -1,5 +1,5 @@
-//! The documented example of a method, set as a user sets it: through the layers of the
-//! configuration.
+//! Checks the documented example of a method. The example is applied through the layers of the
+//! configuration, like the flags of a user.
 
 use super::training::trained;
 use super::{Case, Method, Verdict, fixture, stand_ins};
@@ -7,7 +7,7 @@ use crate::config::{Example, Layering};
 use crate::error::{Context, Result};
 use crate::registry::{Entry, Kind, Registry};
 
-/// The method with the fields of its documented example.
+/// Returns the method with the fields of its documented example set.
 pub(super) fn of_example(entry: Entry) -> Result<Method> {
     let registry = Registry::holding(
         stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]),
@@ -33,7 +33,8 @@ pub(super) fn of_example(entry: Entry) -> Result<Method> {
     Ok(Method::new(entry, choice.json()))
 }
 
-/// Sets the example that `reprpo explain` shows, and trains with it, reads its places or opens it.
+/// Applies the example that `reprpo explain` shows. Then trains with it, resolves its sites or
+/// opens the data set, depending on the kind.
 pub(super) fn example(method: &Method) -> Result<Verdict> {
     let command = Example::of(method.entry)?.command();
     let within = || format!("`{command}`");
@@ -49,12 +50,14 @@ pub(super) fn example(method: &Method) -> Result<Verdict> {
                 .and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?))
                 .within(within)?;
             if sites.is_empty() {
-                return Ok(Verdict::Violated(format!("`{command}` reads nothing")));
+                return Ok(Verdict::Violated(format!("`{command}` selects no sites")));
             }
         }
         Entry::Dataset(entry) => {
             if entry.build(&json).is_err_and(|e| !e.is_panic()) {
-                return Ok(Verdict::DoesNotApply("its fields fit, but what it opens is not here"));
+                return Ok(Verdict::DoesNotApply(
+                    "its fields are valid, but the data is not available",
+                ));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A model that is small enough to be checked number by number, and pairs for it.
+//! A small model, and pairs for it.
 
 use indexmap::IndexMap;
 use rand::{RngExt, SeedableRng};
@@ -15,30 +15,30 @@ const VOCAB: i64 = 48;
 const HIDDEN: i64 = 32;
 const MLP: i64 = 64;
 const KEY_VALUES: i64 = 16;
-/// Of the model that methods are trained on.
+/// Number of blocks of the model that methods are trained on.
 pub(super) const BLOCKS: usize = 3;
 
-/// Of the models whose places taps read: as many as those have that people train.
+/// Number of blocks of the model that taps are checked on. It is typical of small chat models.
 pub(super) const DEEP: usize = 30;
 
-/// A Llama model of three blocks with random weights on the CPU: hidden size 32, two heads on one
-/// key-value head.
+/// Makes a Llama model with random weights on the CPU. It has three blocks of hidden size 32, with
+/// two attention heads that share one key-value head.
 ///
 /// # Errors
-/// What libtorch says.
+/// Fails if memory runs out.
 pub fn model(kind: Kind) -> Result<Model> {
     of_weights(BLOCKS, weights(BLOCKS, kind), kind)
 }
 
-/// The shape of the same model with so many blocks.
+/// Describes the same model with another number of blocks.
 ///
 /// # Errors
-/// What libtorch says.
+/// Fails if memory runs out.
 pub(super) fn info(blocks: usize) -> Result<ModelInfo> {
     Ok(of_weights(blocks, weights(blocks, Kind::Float), Kind::Float)?.info().clone())
 }
 
-/// The model of so many blocks that has these weights.
+/// Makes a model with `blocks` blocks from the given weights.
 pub(super) fn of_weights(
     blocks: usize,
     weights: IndexMap<String, Tensor>,
@@ -53,7 +53,7 @@ pub(super) fn of_weights(
     Model::from_tensors(&config, weights, kind, Device::Cpu)
 }
 
-/// Random weights by PyTorch's names.
+/// Makes random weights, under PyTorch's names.
 pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     let mut init = Init::new(0, "fixture", kind, Device::Cpu);
     let mut tensors = IndexMap::new();
@@ -89,7 +89,7 @@ pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     tensors
 }
 
-/// Six pairs of a few tokens; two of them share their prompt and their chosen completion.
+/// Six pairs of a few tokens each. Two of them have the same prompt and the same chosen completion.
 pub fn pairs() -> Vec<TokenPair> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut tokens = |n: usize| (0..n).map(|_| rng.random_range(0..VOCAB)).collect::<Vec<_>>();
@@ -115,7 +115,7 @@ pub fn pairs() -> Vec<TokenPair> {
     pairs
 }
 
-/// A pair whose completions are the same token.
+/// A pair whose two completions consist of the same token.
 pub(super) fn twins() -> TokenPair {
     let first = &pairs()[0];
     TokenPair { index: 6, row: 6, prompt: first.prompt.clone(), chosen: vec![1], rejected: vec![1] }

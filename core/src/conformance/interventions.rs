@@ -1,4 +1,4 @@
-//! What an intervention promises besides.
+//! Invariants of interventions, in addition to those of training.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,30 +7,30 @@ use super::{Bench, Case, Invariant, Verdict};
 use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
 use crate::error::Result;
 
-/// What every intervention is held to, whatever it trains.
+/// The invariants for interventions, independent of the adapter.
 pub const INTERVENTIONS: &[Invariant] =
-    &[Invariant { name: "a batch without what it asked for is an error", check: bare }];
+    &[Invariant { name: "a batch without the values that it needs is an error", check: bare }];
 
 fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
         Ok(_) => {
             return Ok(Verdict::Violated(
-                "it made a loss of a batch that holds nothing".to_owned(),
+                "it computed a loss from a batch without any values".to_owned(),
             ));
         }
         Err(e) if e.is_panic() => return Err(e),
         Err(_) => {}
     }
-    // It may do without the rest at this step, but not panic.
+    // With some values present, a loss is acceptable, but a panic is not.
     match bench.objective.intervention().loss(&partial(), STEP) {
         Err(e) if e.is_panic() => Err(e),
         _ => Ok(Verdict::Holds),
     }
 }
 
-/// One pair with the least that a method can ask for: the chosen completion's log-probability, and
-/// pooled states of the policy alone.
+/// One pair with only some of the values: the chosen completion's log-probability and the policy's
+/// pooled states.
 fn partial() -> Pairs {
     let numbers = |shape: &[i64]| Tensor::ones(shape, (Kind::Double, Device::Cpu));
     let chosen = TokenLogprobs::new(

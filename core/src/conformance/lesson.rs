@@ -1,5 +1,5 @@
-//! A small task that every method must learn at its defaults. A method fails it if its default
-//! learning rate, its start or a sign in its loss is wrong.
+//! A small task that every method must learn with its defaults. A method fails if its default
+//! learning rate, its initialisation or a sign in its loss is wrong.
 
 use std::sync::atomic::AtomicBool;
 
@@ -18,23 +18,23 @@ use crate::report::Silent;
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate, learning_rate, leave_flat_start};
 
-/// What interventions and adapters must do with their default fields and their default learning
+/// The invariant of interventions and adapters with their default fields and their default learning
 /// rate.
 pub const LESSON: &[Invariant] = &[Invariant {
-    name: "60 steps at its defaults lower the loss and raise the accuracy on the training pairs",
+    name: "60 steps with the defaults lower the loss and raise the accuracy on the training pairs",
     check: learnt,
 }];
 
-/// The number of steps in the invariant's name.
+/// Number of steps, as stated in the name of the invariant.
 const STEPS: usize = 60;
-/// How many pairs the base model orders rightly and wrongly. Most are wrong, as if it followed the
-/// opinion and not the evidence.
+/// Numbers of pairs that the base model orders rightly and wrongly. Most are wrong, as if the model
+/// followed the opinion and not the evidence.
 const RIGHT: usize = 8;
 const WRONG: usize = 24;
 
-/// A pair about evidence against the user's opinion, in tokens. The prompt is
-/// `SOURCE THING e OPINION THING o ASK`, with the two claims in either order. The answers are
-/// `HOLDS e END` and `HOLDS o END`, for two different numbers e and o.
+/// Draws a pair of token sequences in which evidence contradicts the user's opinion. The prompt is
+/// `SOURCE THING e OPINION THING o ASK`, with the two claims in either order. The chosen answer is
+/// `HOLDS e END` and the rejected one `HOLDS o END`, where e and o are different numbers.
 fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     const NUMBERS: i64 = 12;
     let mut word = |from: i64, among: i64| from + rng.random_range(0..among);
@@ -53,7 +53,7 @@ fn claim(rng: &mut ChaCha8Rng) -> TokenPair {
     }
 }
 
-/// The share of `pairs` that the model orders rightly, with the adapter if it is `on`.
+/// The share of `pairs` that the model orders rightly. The adapter is active if `on` is true.
 fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     let scores = score_pairs(
         &bench.model,
@@ -67,7 +67,7 @@ fn accuracy(bench: &Bench, on: bool, pairs: &[TokenPair]) -> Result<f64> {
     Ok(summary.base_accuracy.ok_or_else(|| Error::internal("no pair has a score"))?.value)
 }
 
-/// Pairs of which the base model orders [`RIGHT`] rightly and [`WRONG`] wrongly.
+/// Draws pairs of which the base model orders [`RIGHT`] rightly and [`WRONG`] wrongly.
 fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let (mut right, mut wrong) = (Vec::new(), Vec::new());
@@ -90,8 +90,8 @@ fn pairs(bench: &Bench) -> Result<Vec<TokenPair>> {
         .collect())
 }
 
-/// The loss of all pairs in one batch, always at the same place in the schedule. It leaves no
-/// gradients.
+/// The loss of all pairs in one batch, always computed for the same step of the schedule. It leaves
+/// no gradients behind.
 fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
     let loss = bench
@@ -104,13 +104,13 @@ fn loss(bench: &mut Bench, pairs: &[TokenPair]) -> Result<f64> {
     Ok(loss)
 }
 
-/// The loss and the accuracy, each before and after the training.
+/// The loss and the accuracy, each before and after training.
 struct Lesson {
     loss: [f64; 2],
     accuracy: [f64; 2],
 }
 
-/// Trains the case as a run at its defaults does; `None` if it trains nothing.
+/// Trains the case with the settings of a run with defaults. `None` if it trains nothing.
 fn lesson(case: &Case) -> Result<Option<Lesson>> {
     let mut bench = Bench::new(case, 0)?;
     if bench.objective.needs().evaluate_only {
@@ -150,16 +150,16 @@ fn lesson(case: &Case) -> Result<Option<Lesson>> {
 
 fn learnt(case: &Case) -> Result<Verdict> {
     let Some(Lesson { loss, accuracy }) = lesson(case)? else { return Ok(UNTRAINED) };
-    let said = || {
+    let description = || {
         format!(
             "the loss went from {:.4} to {:.4}, and the accuracy from {:.3} to {:.3}",
             loss[0], loss[1], accuracy[0], accuracy[1]
         )
     };
-    // Written so that NaN is a violation.
+    // These comparisons are false for NaN, which therefore counts as a violation.
     Ok(if loss[1] < loss[0] && accuracy[1] > accuracy[0] {
         Verdict::Holds
     } else {
-        Verdict::Violated(said())
+        Verdict::Violated(description())
     })
 }

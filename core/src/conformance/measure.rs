@@ -1,15 +1,16 @@
-//! Sizes of tensors and of what lies between them.
+//! Maximum norms of tensors and of differences between tensors.
 
 use tch::Tensor;
 
-/// The largest absolute entry; NaN where there is one.
+/// The largest absolute entry of a tensor. NaN if any entry is NaN.
 pub fn largest(t: &Tensor) -> f64 {
     if t.numel() == 0 { 0.0 } else { t.detach().abs().max().double_value(&[]) }
 }
 
-/// The largest entry of all differences; NaN where there is one.
+/// The largest absolute difference between corresponding entries of two lists of tensors. NaN if
+/// any difference is NaN.
 pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
-    // f64::max would lose a NaN.
+    // `f64::max` would ignore a NaN.
     a.iter()
         .zip(b)
         .map(|(a, b)| largest(&(a.detach() - b.detach())))

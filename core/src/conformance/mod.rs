@@ -1,9 +1,9 @@
-//! What every method promises, as tables of statements that a method joins by being registered.
+//! The conformance tests: invariants that every registered method must satisfy.
 //!
-//! [`examine`] holds one method to all that concerns its kind: what it says of itself, then what it
-//! does. What takes part in training is put together with stand-ins for the other kinds, on a small
-//! float64 model. Each [`Invariant`] is a statement that holds, does not apply, or is violated;
-//! none of them knows the method.
+//! [`examine`] checks one method against all invariants for its kind: first its description, then
+//! its behaviour. Interventions, adapters and transforms are trained together with stand-ins for
+//! the other kinds, on a small float64 model. Each [`Invariant`] holds, does not apply, or is
+//! violated. The invariants have no code for specific methods.
 
 mod adapters;
 mod bench;
@@ -35,22 +35,22 @@ use crate::api::States;
 use crate::error::Result;
 use crate::registry::{About, AdapterEntry, Entry, InterventionEntry, TransformEntry};
 
-/// A method with its default configuration, or with the fields of this JSON object set.
+/// A method and its configuration.
 #[derive(Clone, Debug)]
 pub struct Method<E = Entry> {
-    /// Its entry: of one kind, or of any.
+    /// Registry entry, of a specific kind or of any kind.
     pub entry: E,
-    /// The fields that are not at their defaults.
+    /// JSON object with the fields that differ from the defaults.
     pub json: Cow<'static, str>,
 }
 
 impl<E> Method<E> {
-    /// With the fields of this JSON object set.
+    /// Makes a method with the fields of the JSON object `json` set.
     pub fn new(entry: E, json: impl Into<Cow<'static, str>>) -> Self {
         Self { entry, json: json.into() }
     }
 
-    /// At its defaults.
+    /// Makes a method with its default configuration.
     pub fn default_of(entry: E) -> Self {
         Self::new(entry, "{}")
     }
@@ -68,19 +68,19 @@ impl<E: AsRef<About>> std::fmt::Display for Method<E> {
     }
 }
 
-/// Methods that are trained together.
+/// A combination of methods that are trained together.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The objective.
+    /// The intervention.
     pub intervention: Method<&'static InterventionEntry>,
     /// The adapter.
     pub adapter: Method<&'static AdapterEntry>,
-    /// The transform at the taps; none: the states as they are.
+    /// The transform at the taps; `None` for the identity.
     pub transform: Option<Method<&'static TransformEntry>>,
 }
 
 impl Case {
-    /// The stand-ins, without a transform.
+    /// The stand-in intervention and adapter, without a transform.
     pub(crate) fn of_stand_ins() -> Self {
         Self {
             intervention: Method::default_of(&stand_ins::INTERVENTION),
@@ -89,27 +89,27 @@ impl Case {
         }
     }
 
-    /// True if the objective compares states, so that taps and transforms matter to it.
+    /// True if the intervention reads states, so that taps and transforms affect it.
     pub fn reads_states(&self) -> bool {
         Bench::new(self, 0).is_ok_and(|bench| bench.objective.needs().states > States::None)
     }
 }
 
-/// With stand-ins for the other kinds.
+/// Uses stand-ins for the other kinds.
 impl From<Method<&'static InterventionEntry>> for Case {
     fn from(intervention: Method<&'static InterventionEntry>) -> Self {
         Self { intervention, ..Self::of_stand_ins() }
     }
 }
 
-/// With stand-ins for the other kinds.
+/// Uses stand-ins for the other kinds.
 impl From<Method<&'static AdapterEntry>> for Case {
     fn from(adapter: Method<&'static AdapterEntry>) -> Self {
         Self { adapter, ..Self::of_stand_ins() }
     }
 }
 
-/// With stand-ins for the other kinds.
+/// Uses stand-ins for the other kinds.
 impl From<Method<&'static TransformEntry>> for Case {
     fn from(transform: Method<&'static TransformEntry>) -> Self {
         Self { transform: Some(transform), ..Self::of_stand_ins() }
@@ -123,39 +123,39 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// The result of a check.
+/// The result of checking an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The statement is true of the case.
+    /// The invariant holds.
     Holds,
-    /// It says nothing about such a case, for this reason.
+    /// The invariant does not apply, for the given reason.
     DoesNotApply(&'static str),
-    /// It is false: what was found.
+    /// The invariant is violated, with a description of the violation.
     Violated(String),
 }
 
 impl Verdict {
-    /// Holds where `error` is at most `limit`.
+    /// Holds if `error`, the error of `what`, is at most `limit`.
     fn within(what: &str, error: f64, limit: f64) -> Self {
-        // Written so that NaN is a violation.
+        // This comparison is false for NaN, which therefore counts as a violation.
         if error <= limit {
             Verdict::Holds
         } else {
-            Verdict::Violated(format!("{what} off by {error:.2e}, more than {limit:.0e}"))
+            Verdict::Violated(format!("{what} is off by {error:.2e}, more than {limit:.0e}"))
         }
     }
 
-    /// Holds where nothing was found.
-    fn unless(found: Option<String>) -> Self {
-        found.map_or(Verdict::Holds, Verdict::Violated)
+    /// Holds if `violation` is `None`.
+    fn unless(violation: Option<String>) -> Self {
+        violation.map_or(Verdict::Holds, Verdict::Violated)
     }
 }
 
-/// A statement: about [`Case`]s, or about single [`Method`]s.
+/// An invariant of [`Case`]s or of single [`Method`]s.
 pub struct Invariant<S: 'static = Case> {
-    /// The statement.
+    /// The invariant as a statement, which also serves as its name.
     pub name: &'static str,
-    /// Whether it holds.
+    /// Checks the invariant. An error counts as a violation.
     pub check: fn(&S) -> Result<Verdict>,
 }
 

@@ -1,7 +1,8 @@
-//! What stands beside a method that is examined: one plain method of each kind, registered nowhere.
+//! Stand-ins: one simple method of each kind, to be combined with the method under test. They are
+//! not in the registry.
 //!
-//! The objective reads log-probabilities and states, and the adapter can become any change of any
-//! linear module, so that nothing the examined method does escapes them.
+//! The intervention reads both log-probabilities and states, and the adapter can represent any
+//! change to any linear module. Every effect of the method under test is therefore visible.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,13 +20,13 @@ use crate::registry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry,
 };
 
-/// The name of each, none of which is registered.
+/// The name of all stand-ins.
 const NAME: &str = "stand-in";
 const ORIGIN: &str = env!("CARGO_PKG_NAME");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const REFERENCE: &str = "this project's conformance tests";
 
-/// The objective.
+/// The intervention.
 pub static INTERVENTION: InterventionEntry =
     InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
 /// The adapter.
@@ -37,7 +38,7 @@ pub static TAP: TapEntry = TapEntry::of::<HiddenStates>(ORIGIN, VERSION);
 /// The data set.
 pub static DATASET: DatasetEntry = DatasetEntry::of::<ThreePairs>(ORIGIN, VERSION);
 
-/// All of them.
+/// All stand-ins.
 pub static ALL: [Entry; 5] = [
     Entry::Intervention(&INTERVENTION),
     Entry::Adapter(&ADAPTER),
@@ -46,11 +47,11 @@ pub static ALL: [Entry; 5] = [
     Entry::Dataset(&DATASET),
 ];
 
-/// The margin's logistic loss and a distance of states.
+/// A logistic loss of the margin, plus a distance between states.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MarginAndStates {
-    /// β: how strongly the margin is pulled from the reference's, per nat.
+    /// β: factor on the margin, per nat.
     beta: f64,
 }
 
@@ -63,7 +64,7 @@ impl Default for MarginAndStates {
 impl Plugin for MarginAndStates {
     const NAME: &'static str = NAME;
     const SUMMARY: &'static str =
-        "a logistic loss of the margin, and a distance of states that sees single coordinates";
+        "a logistic loss of the margin, plus a distance between states in their coordinates";
     const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − \
         r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
@@ -90,8 +91,8 @@ impl Intervention for MarginAndStates {
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let Sides { chosen, rejected } = pairs.log_ratios()?;
         let margin = -((chosen - rejected) * self.beta).log_sigmoid();
-        // A squared length would be the same after a rotation, and say nothing of a transform that
-        // is one.
+        // A squared length would not change under a rotation, so it could not test a transform that
+        // is a rotation.
         let distance = |a: &Tensor, b: &Tensor| {
             ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0
         };
@@ -103,14 +104,14 @@ impl Intervention for MarginAndStates {
     }
 }
 
-/// A change of any rank.
+/// A full-rank change to each weight matrix.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullChange {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules to adapt: a list of ends of names (`qkv_proj.q_proj` selects a part of a
+    /// fused module), a regular expression for whole names, or `all-linear`.
     target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// The blocks to adapt, counted from 0. By default, all blocks are adapted.
     layers_to_transform: Option<Vec<usize>>,
 }
 
@@ -125,7 +126,7 @@ impl Default for FullChange {
 
 impl Plugin for FullChange {
     const NAME: &'static str = NAME;
-    const SUMMARY: &'static str = "a trainable change of every weight";
+    const SUMMARY: &'static str = "a trainable change to every weight";
     const EXPLAIN: &'static str = "y = (W + Δ)x + b    Δ [out in] starts at 0";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("target_modules", r#"["v_proj"]"#)];
@@ -165,7 +166,7 @@ impl Adapter for FullChange {
     }
 }
 
-/// Δ `[out in]` of one module.
+/// The change Δ `[out in]` to one module.
 struct Change(Tensor);
 
 impl AdaptedLinear for Change {
@@ -182,14 +183,14 @@ impl AdaptedLinear for Change {
     }
 }
 
-/// The states as they are.
+/// The identity.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Untransformed {}
 
 impl Plugin for Untransformed {
     const NAME: &'static str = NAME;
-    const SUMMARY: &'static str = "the states as they are";
+    const SUMMARY: &'static str = "the unchanged states";
     const EXPLAIN: &'static str = "T(x) = x";
     const REFERENCE: &'static str = REFERENCE;
 }
@@ -218,7 +219,7 @@ impl Transform for Untransformed {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HiddenStates {
-    /// Which hidden states; 0 is the embeddings.
+    /// The hidden states to read; 0 is the embeddings.
     layers: Layers,
 }
 
@@ -259,8 +260,8 @@ pub struct ThreePairs {}
 
 impl Plugin for ThreePairs {
     const NAME: &'static str = NAME;
-    const SUMMARY: &'static str = "three pairs, two of them to train on";
-    const EXPLAIN: &'static str = "They hold one sum each, done rightly and wrongly.";
+    const SUMMARY: &'static str = "three pairs, two of them for training";
+    const EXPLAIN: &'static str = "Each pair has a sum with a right and a wrong answer.";
     const REFERENCE: &'static str = REFERENCE;
 }
 

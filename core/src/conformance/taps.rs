@@ -1,4 +1,4 @@
-//! What a tap promises.
+//! Invariants of taps.
 
 use serde_json::{Value, json};
 
@@ -8,11 +8,11 @@ use crate::config::plugin_fields;
 use crate::error::{Error, Result};
 use crate::registry::TapEntry;
 
-/// What every tap is held to.
+/// The invariants for taps.
 pub const TAPS: &[Invariant<Method<&'static TapEntry>>] = &[
-    Invariant { name: "what it reads is in the model, or an error", check: places },
-    Invariant { name: "it reads in the order of a pass, each place once", check: order },
-    Invariant { name: "layers outside the model are an error", check: outside },
+    Invariant { name: "its sites exist in the model, or it returns an error", check: places },
+    Invariant { name: "its sites are unique, and in the order of a forward pass", check: order },
+    Invariant { name: "a layer out of range is an error", check: outside },
 ];
 
 fn sites(method: &Method<&'static TapEntry>, model: &ModelInfo) -> Result<Vec<Site>> {
@@ -23,17 +23,17 @@ fn places(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let deep = fixture::info(fixture::DEEP)?;
     if sites(method, &deep)?.is_empty() {
         return Ok(Verdict::Violated(format!(
-            "it reads nothing of a model of {} blocks",
+            "it selects no sites in a model of {} blocks",
             deep.layers
         )));
     }
-    // It need not be of use in these, but must not name what they do not have.
+    // A tap may reject these models, but it must not return sites that they do not have.
     let without_modules = ModelInfo { linears: Vec::new(), ..deep.clone() };
     for model in [deep, fixture::info(fixture::BLOCKS)?, fixture::info(1)?, without_modules] {
         for site in sites(method, &model).unwrap_or_default() {
             if let Err(e) = model.width(&site) {
                 return Ok(Verdict::Violated(format!(
-                    "of {} blocks and {} modules it reads `{site}`: {e}",
+                    "in a model of {} blocks and {} modules it selects `{site}`: {e}",
                     model.layers,
                     model.linears.len()
                 )));
@@ -49,17 +49,20 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let reached = sites.iter().map(|site| reached(&model, site)).collect::<Result<Vec<_>>>()?;
     for (i, site) in sites.iter().enumerate() {
         if sites[..i].contains(site) {
-            return Ok(Verdict::Violated(format!("it reads `{site}` twice")));
+            return Ok(Verdict::Violated(format!("it selects `{site}` twice")));
         }
         if i > 0 && reached[i - 1] > reached[i] {
-            return Ok(Verdict::Violated(format!("it names `{}` before `{site}`", sites[i - 1])));
+            return Ok(Verdict::Violated(format!(
+                "it lists `{}` before `{site}`, which is computed earlier",
+                sites[i - 1]
+            )));
         }
     }
     Ok(Verdict::Holds)
 }
 
-/// When a pass comes by: the number of blocks that it has begun, and what it has done of the last
-/// one.
+/// When a forward pass computes a site, as a sort key: the number of blocks that it has begun, and
+/// the position within the last of them.
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
     let module = |name: &str| {
@@ -89,7 +92,7 @@ fn outside(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     config[LAYERS] = far;
     let found =
         sites(&Method::new(method.entry, config.to_string()), &fixture::info(fixture::DEEP)?);
-    Ok(Verdict::unless(
-        found.ok().map(|sites| format!("of {} blocks, layer 1000 is {sites:?}", fixture::DEEP)),
-    ))
+    Ok(Verdict::unless(found.ok().map(|sites| {
+        format!("layer 1000 selects {sites:?} in a model of {} blocks", fixture::DEEP)
+    })))
 }

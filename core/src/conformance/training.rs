@@ -1,4 +1,4 @@
-//! What training with a method promises, whatever kind of method it is.
+//! Invariants of training. They apply to interventions, adapters and transforms.
 
 use tch::{Kind, Tensor};
 
@@ -11,16 +11,16 @@ use crate::error::{Context, Result};
 use crate::text::TokenPair;
 use crate::train::{AdamW, Group, accumulate};
 
-/// What every intervention, adapter and transform is held to.
+/// The invariants for interventions, adapters and transforms.
 pub const TRAINING: &[Invariant] = &[
     Invariant { name: "the loss and its gradients are finite", check: finite },
     Invariant {
-        name: "a pair whose completions are the same does not outweigh the others",
+        name: "a pair with identical completions does not outweigh the others",
         check: twin_weight,
     },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
-    Invariant { name: "the gradient reaches all that is trained, and nothing else", check: reach },
-    Invariant { name: "a batch of n equals n batches of one accumulated", check: accumulation },
+    Invariant { name: "all trained tensors receive a gradient, and no others", check: reach },
+    Invariant { name: "a batch of n equals n accumulated batches of one", check: accumulation },
     Invariant { name: "the same seed gives the same bytes", check: determinism },
     Invariant { name: "training lowers the loss", check: learning },
 ];
@@ -53,19 +53,19 @@ fn finite(case: &Case) -> Result<Verdict> {
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
     }
-    // Batches that leave nothing to take a deviation or a difference of; whole ones are in every
-    // other statement.
-    let batches =
-        [("one pair alone", &pairs()[0]), ("a pair whose completions are the same", &twins())];
-    for place in ["at the start", "off the start"] {
+    // A single pair has no standard deviation, and identical completions have no difference. The
+    // other invariants use larger batches.
+    let batches = [("a single pair", &pairs()[0]), ("a pair with identical completions", &twins())];
+    for place in ["at the start", "after a disturbance"] {
         for (what, pair) in batches {
-            let said =
+            let step =
                 accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)
-                    .within(|| format!("{place}, of {what}"))?;
-            if let Some((name, value)) = said.metrics.iter().find(|(_, value)| !value.is_finite()) {
+                    .within(|| format!("{place}, {what} cannot be trained on"))?;
+            if let Some((name, value)) = step.metrics.iter().find(|(_, value)| !value.is_finite()) {
                 return Ok(Verdict::Violated(format!("{place}, `{name}` of {what} is {value}")));
             }
-            // Gradients add up: where those before were finite, this batch's is not.
+            // Gradients accumulate. Those of earlier batches were finite, so this batch is at
+            // fault.
             if let Some((name, _)) = bench
                 .named()
                 .iter()
@@ -81,8 +81,8 @@ fn finite(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// How many times longer the gradient of a pair with equal completions may be than that of any
-/// ordinary pair. A loss that divides by a distance of 0 makes it longer by many millions.
+/// Largest accepted ratio of the gradient norms of a pair with identical completions and any
+/// ordinary pair. A loss that divides by a distance of 0 exceeds it by many orders of magnitude.
 const LONGEST: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Verdict> {
@@ -103,10 +103,13 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
     let lengths =
         pairs().iter().filter_map(|pair| length(pair).transpose()).collect::<Result<Vec<_>>>()?;
     let longest = lengths.into_iter().fold(0.0, f64::max);
-    let said = || {
-        format!("its gradient has the norm {twin:.2e}, and the largest of the others {longest:.2e}")
+    let description = || {
+        format!(
+            "the norm of its gradient is {twin:.2e}, and that of any other pair at most \
+                {longest:.2e}"
+        )
     };
-    Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(said()) })
+    Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(description()) })
 }
 
 fn gradients(case: &Case) -> Result<Verdict> {
@@ -115,7 +118,7 @@ fn gradients(case: &Case) -> Result<Verdict> {
         return Ok(UNTRAINED);
     }
     if bench.objective.needs().output_grads {
-        return Ok(Verdict::DoesNotApply("the method changes gradients inside the backward pass"));
+        return Ok(Verdict::DoesNotApply("the method changes gradients during the backward pass"));
     }
     let pairs = pairs();
     bench.disturb();
@@ -123,13 +126,14 @@ fn gradients(case: &Case) -> Result<Verdict> {
     let tensors = bench.trained();
     let gradients = gradients_of(&tensors);
     if gradients.iter().all(|g| largest(g) == 0.0) {
-        return Ok(Verdict::Violated("the gradient is 0 throughout".to_owned()));
+        return Ok(Verdict::Violated("all gradients are 0".to_owned()));
     }
     const H: f64 = 1e-4;
     let mut worst: f64 = 0.0;
-    // Along each tensor's own random direction, so that a wrong one cannot hide behind the others.
+    // Each tensor is checked separately, along a random direction, so that large gradients of other
+    // tensors cannot hide an error.
     for (i, (tensor, gradient)) in tensors.iter().zip(&gradients).enumerate() {
-        // Not libtorch's generator, which whatever runs beside this shares.
+        // libtorch's generator cannot be used, because tests in other threads share it.
         let direction = Init::new(11, "direction", Kind::Double, tensor.device())
             .normal(&i.to_string(), &tensor.size(), 1.0)
             .detach();
@@ -157,7 +161,7 @@ fn reach(case: &Case) -> Result<Verdict> {
     bench.disturb();
     let of_adapter: Vec<_> =
         bench.adapted.tensors().into_iter().filter(|(_, t)| !t.requires_grad()).collect();
-    // The base as it was before the adapter saw it.
+    // The weights of the base model before the adapter was attached.
     let before: Vec<Tensor> = fixture::weights(fixture::BLOCKS, Kind::Double)
         .into_values()
         .chain(of_adapter.iter().map(|(_, t)| t.copy()))
@@ -170,16 +174,16 @@ fn reach(case: &Case) -> Result<Verdict> {
     for (name, tensor) in bench.named() {
         let gradient = tensor.grad();
         if !gradient.defined() || largest(&gradient) == 0.0 {
-            return Ok(Verdict::Violated(format!("`{name}` is trained and gets no gradient")));
+            return Ok(Verdict::Violated(format!("`{name}` is trained, but receives no gradient")));
         }
     }
     optimiser(&bench).step(1e-3)?;
     for ((name, tensor), before) in frozen.iter().zip(&before) {
         if tensor.requires_grad() || tensor.grad().defined() {
-            return Ok(Verdict::Violated(format!("`{name}` is frozen and takes a gradient")));
+            return Ok(Verdict::Violated(format!("`{name}` is frozen, but has a gradient")));
         }
         if tensor != before {
-            return Ok(Verdict::Violated(format!("`{name}` is frozen and has changed")));
+            return Ok(Verdict::Violated(format!("`{name}` is frozen, but has changed")));
         }
     }
     Ok(Verdict::Holds)
@@ -209,8 +213,8 @@ fn optimiser(bench: &Bench) -> AdamW {
     AdamW::new(vec![Group { parameters: bench.named(), scale: 1.0 }], &TrainConfig::default())
 }
 
-/// Some steps of training from the start or from a place beside it; the losses, and what was
-/// trained.
+/// Trains for some steps, from the start or from disturbed values. Returns the loss of each step
+/// and copies of the trained tensors; `None` if the method trains nothing.
 pub(super) fn trained(
     case: &Case,
     seed: u64,
@@ -230,7 +234,7 @@ pub(super) fn trained(
     let mut losses = Vec::new();
     for _ in 0..steps {
         tch::manual_seed(seed as i64);
-        // The same place in the schedule every time, so that the losses are of one function.
+        // Always the same step of the schedule, so that all losses are values of one function.
         losses.push(
             accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
                 .loss,
@@ -242,7 +246,7 @@ pub(super) fn trained(
 
 fn determinism(case: &Case) -> Result<Verdict> {
     let run = |before: i64| {
-        // What is made of the seed does not depend on what was drawn before.
+        // The state of libtorch's generator must not matter.
         tch::manual_seed(before);
         trained(case, 1, 2, 1e-3, false)
     };
@@ -257,7 +261,8 @@ fn determinism(case: &Case) -> Result<Verdict> {
 }
 
 fn learning(case: &Case) -> Result<Verdict> {
-    // A loss may be flat where policy and reference are one, as the cosine between their states is.
+    // Some losses, such as a cosine between states, are flat where policy and reference are equal.
+    // So this starts from disturbed values.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     Ok(if last < first {

@@ -1,4 +1,4 @@
-//! What a transform promises besides.
+//! Invariants of transforms, in addition to those of training.
 
 use std::collections::HashSet;
 
@@ -10,18 +10,18 @@ use crate::api::{Around, Init, Site, Transform, TransformCx};
 use crate::error::Result;
 use crate::registry::TransformEntry;
 
-/// What every transform is held to.
+/// The invariants for transforms.
 pub const TRANSFORMS: &[Invariant<Method<&'static TransformEntry>>] = &[
-    Invariant { name: "its tensors are leaves with names of their own", check: naming },
-    Invariant { name: "it is made of the seed alone", check: seeded },
-    Invariant { name: "it is linear where it says so", check: linear },
-    Invariant { name: "it keeps lengths and angles where it says so", check: orthogonal },
+    Invariant { name: "its parameters are trainable leaves with unique names", check: naming },
+    Invariant { name: "it only depends on the seed", check: seeded },
+    Invariant { name: "it is linear if it claims to be", check: linear },
+    Invariant { name: "it preserves lengths and angles if it claims to", check: orthogonal },
 ];
 
 const ROWS: i64 = 6;
 
-/// The transform of the middle of the model, and h.
-fn made(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
+/// Builds the transform for a site in the middle of the model. Returns it with the width h.
+fn build(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn Transform>, i64)> {
     let model = fixture::model(Kind::Double)?;
     let site = Site::Residual(2);
     let width = model.info().width(&site)?;
@@ -37,9 +37,10 @@ fn made(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn 
     ))
 }
 
-/// The same, away from its start, where some are the identity.
+/// Builds the same transform and adds noise to its parameters, because some transforms start as the
+/// identity.
 fn disturbed(method: &Method<&'static TransformEntry>) -> Result<(Box<dyn Transform>, i64)> {
-    let (transform, width) = made(method, 0)?;
+    let (transform, width) = build(method, 0)?;
     let _guard = tch::no_grad_guard();
     for p in transform.parameters() {
         let _ = p.tensor.shallow_clone().f_add_(&(noise(&p.key, &p.tensor.size()) * 0.3))?;
@@ -51,7 +52,7 @@ fn noise(key: &str, shape: &[i64]) -> Tensor {
     Init::new(3, "noise", Kind::Double, Device::Cpu).normal(key, shape, 1.0).detach()
 }
 
-/// T of the tokens of two sequences, with states at the tap before that do not depend on them.
+/// Applies T to the tokens of two sequences. The states at the previous tap are independent of x.
 fn apply(transform: &dyn Transform, x: &Tensor) -> Result<Tensor> {
     let around = Around {
         previous: Some(noise("previous", &x.size())),
@@ -65,14 +66,14 @@ fn tensors(transform: &dyn Transform) -> Vec<Tensor> {
 }
 
 fn naming(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
-    let (transform, _) = made(method, 0)?;
+    let (transform, _) = build(method, 0)?;
     let mut seen = HashSet::new();
     for p in transform.parameters() {
         if p.key.is_empty() || !seen.insert(p.key.clone()) {
-            return Ok(Verdict::Violated(format!("`{}` is no name of its own", p.key)));
+            return Ok(Verdict::Violated(format!("the name `{}` is empty or not unique", p.key)));
         }
         if !p.tensor.is_leaf() || !p.tensor.requires_grad() {
-            return Ok(Verdict::Violated(format!("`{}` is no leaf that is trained", p.key)));
+            return Ok(Verdict::Violated(format!("`{}` is not a trainable leaf", p.key)));
         }
     }
     Ok(Verdict::Holds)
@@ -80,53 +81,55 @@ fn naming(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
 
 fn seeded(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let run = |before: i64| {
-        // What is made of the seed does not depend on what was drawn before.
+        // The state of libtorch's generator must not matter.
         tch::manual_seed(before);
-        made(method, 1)
+        build(method, 1)
     };
     let ((one, width), (two, _)) = (run(101)?, run(102)?);
     let (a, b) = (tensors(one.as_ref()), tensors(two.as_ref()));
     if a.len() != b.len() || a.iter().zip(&b).any(|(a, b)| a != b) {
-        return Ok(Verdict::Violated("two of one seed have other tensors".to_owned()));
+        return Ok(Verdict::Violated(
+            "two transforms with the same seed have different parameters".to_owned(),
+        ));
     }
     let x = noise("x", &[ROWS, width]);
     let same = apply(one.as_ref(), &x)? == apply(two.as_ref(), &x)?;
-    Ok(Verdict::unless((!same).then(|| "two of one seed compute other numbers".to_owned())))
+    Ok(Verdict::unless(
+        (!same).then(|| "two transforms with the same seed compute different values".to_owned()),
+    ))
 }
 
 fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
     let (transform, width) = disturbed(method)?;
     if !transform.linear() {
-        return Ok(Verdict::DoesNotApply("it does not say so"));
+        return Ok(Verdict::DoesNotApply("it does not claim to be"));
     }
     let (x, y) = (noise("x", &[ROWS, width]), noise("y", &[ROWS, width]));
     let (tx, ty) = (apply(transform.as_ref(), &x)?, apply(transform.as_ref(), &y)?);
     let mixed = apply(transform.as_ref(), &(&x * 2.0 - &y * 3.0))?;
     let off = largest(&(mixed - (&tx * 2.0 - ty * 3.0)));
-    // Pooled states have nothing around them.
-    let alone = transform.forward(&x, &Around::default())?;
-    Ok(match Verdict::within("T(2x − 3y) is", off, 1e-9) {
-        Verdict::Holds => Verdict::within(
-            "T of states with nothing around them is",
-            difference(&[alone], &[tx]),
-            1e-9,
-        ),
+    // Pooled states come without a context.
+    let pooled = transform.forward(&x, &Around::default())?;
+    Ok(match Verdict::within("T(2x − 3y)", off, 1e-9) {
+        Verdict::Holds => {
+            Verdict::within("T of states without context", difference(&[pooled], &[tx]), 1e-9)
+        }
         violated => violated,
     })
 }
 
 fn orthogonal(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     let _guard = tch::no_grad_guard();
-    for (transform, width) in [made(method, 0)?, disturbed(method)?] {
+    for (transform, width) in [build(method, 0)?, disturbed(method)?] {
         if !transform.orthogonal() {
-            return Ok(Verdict::DoesNotApply("it does not say so"));
+            return Ok(Verdict::DoesNotApply("it does not claim to"));
         }
         let x = noise("x", &[ROWS, width]);
         let y = apply(transform.as_ref(), &x)?;
-        // Every length and every angle between the rows.
+        // The inner products give the lengths of the rows and the angles between them.
         let off = largest(&(y.matmul(&y.tr()) - x.matmul(&x.tr())));
-        let outcome = Verdict::within("an inner product is", off, 1e-9);
+        let outcome = Verdict::within("an inner product", off, 1e-9);
         if outcome != Verdict::Holds {
             return Ok(outcome);
         }

@@ -1,7 +1,7 @@
-//! The compute capability of a card, which the NVIDIA driver knows.
+//! The compute capability of a card, as reported by the NVIDIA driver.
 //!
-//! The driver's library is opened when it is asked, so that a program without CUDA links nothing of
-//! it.
+//! The driver's library is only opened when the capability is needed, so that the program does not
+//! link it.
 
 use std::ffi::c_int;
 
@@ -15,28 +15,28 @@ const MINOR: c_int = 76;
 /// The first generation of cards that computes in bf16.
 const FIRST_WITH_BF16: (i32, i32) = (8, 0);
 
-/// True if the device computes in bf16, and false if it is a card that only emulates it. A card
-/// whose compute capability is not known counts as one that does.
+/// True unless the device is a card that only emulates bf16. A card with unknown compute capability
+/// is assumed to support bf16.
 pub fn bf16_supported(device: Device) -> bool {
     compute_capability(device).is_none_or(|capability| capability >= FIRST_WITH_BF16)
 }
 
-/// The compute capability of a card, e.g. `(8, 0)`; `None` for other devices and where the driver
-/// does not answer.
+/// The compute capability of a card, e.g. `(8, 0)`. `None` for other devices, and if the driver
+/// does not report it.
 pub fn compute_capability(device: Device) -> Option<(i32, i32)> {
     let Device::Cuda(index) = device else { return None };
-    asked(c_int::try_from(index).ok()?)
+    query_driver(c_int::try_from(index).ok()?)
 }
 
-/// Asks the driver about the card with this number. The driver counts as libtorch does: only the
-/// cards in `CUDA_VISIBLE_DEVICES`, if that is set.
-fn asked(index: c_int) -> Option<(i32, i32)> {
+/// Queries the driver for the capability of the card with this number. Driver and libtorch use the
+/// same numbers: both only count the cards in `CUDA_VISIBLE_DEVICES`, if it is set.
+fn query_driver(index: c_int) -> Option<(i32, i32)> {
     type Init = unsafe extern "C" fn(flags: u32) -> c_int;
     type Get = unsafe extern "C" fn(device: *mut c_int, ordinal: c_int) -> c_int;
     type Attribute =
         unsafe extern "C" fn(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
 
-    // SAFETY: the driver's library may be loaded at any time; it is there already if libtorch uses
+    // SAFETY: the driver's library may be loaded at any time. It is already loaded if libtorch uses
     // a card.
     let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
     // SAFETY: these are the types of the functions in `cuda.h`.
@@ -57,7 +57,7 @@ fn asked(index: c_int) -> Option<(i32, i32)> {
             attribute(&raw mut minor, MINOR, device),
         ]
     };
-    // libtorch may be using the library.
+    // The library must stay loaded, because libtorch may be using it.
     std::mem::forget(driver);
     (states == [0; 4]).then_some((major, minor))
 }
@@ -70,7 +70,7 @@ mod tests {
     fn only_a_card_has_a_compute_capability() {
         assert_eq!(compute_capability(Device::Cpu), None);
         assert!(bf16_supported(Device::Cpu));
-        // No machine has so many cards, and most that build this have none.
+        // No machine has that many cards.
         assert_eq!(compute_capability(Device::Cuda(4000)), None);
         if tch::Cuda::is_available() {
             assert!(

@@ -1,9 +1,9 @@
 //! Loads libtorch's CUDA library when the program runs.
 //!
-//! The program links only libtorch's CPU library, so that one binary serves machines with and
+//! The program only links libtorch's CPU library, so that one binary works on machines with and
 //! without a card. The CUDA library registers its kernels and hooks when it is opened. libtorch
-//! asks for the hooks once and remembers the answer, so the library has to be opened before
-//! anything else asks libtorch for CUDA.
+//! looks up the hooks once and stores the result, so the library must be opened before any other
+//! call asks libtorch for CUDA.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
@@ -39,16 +39,15 @@ pub enum CudaLibrary {
 }
 
 impl CudaLibrary {
-    /// A warning for someone who might expect the card to be used; `None` if there is nothing to
-    /// expect or to warn of.
+    /// A warning for users of a machine with a card that cannot be used. `None` if there is no
+    /// card, or if it can be used.
     pub fn warning(&self) -> Option<String> {
         let hint = libtorch_hint(true);
         match self {
             Self::NoDriver | Self::Loaded(_) => None,
             Self::NotInLibtorch => Some(format!(
                 "this machine has an NVIDIA driver, but the libtorch in `{}` was built without \
-                    CUDA, so everything runs on the CPU; {hint}, or give \
-                 `--device cpu`",
+                    CUDA, so everything runs on the CPU; {hint}, or set `--device cpu`",
                 libtorch_folder().display()
             )),
             Self::Failed(why) => Some(format!(
@@ -59,8 +58,8 @@ impl CudaLibrary {
     }
 }
 
-/// Loads libtorch's CUDA library if there is an NVIDIA driver. Only the first call loads, which
-/// takes about 0.15 s.
+/// Loads libtorch's CUDA library if there is an NVIDIA driver. The first call takes about 0.15 s;
+/// later calls return the same result.
 ///
 /// Call it before the first operation of libtorch.
 pub fn load_cuda() -> &'static CudaLibrary {
@@ -78,8 +77,8 @@ fn load() -> CudaLibrary {
     if !file.exists() {
         return CudaLibrary::NotInLibtorch;
     }
-    // SAFETY: the initialisers of the library that belongs to the libtorch of this process run. Its
-    // symbols have to be global, because libtorch's other CUDA libraries look for them.
+    // The symbols must be global, because libtorch's other CUDA libraries look for them. SAFETY:
+    // this runs the initialisers of a library that belongs to this process's libtorch.
     match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => std::mem::forget(library),
         Err(e) => {
@@ -91,13 +90,13 @@ fn load() -> CudaLibrary {
     match cuda_version() {
         Ok(version) => CudaLibrary::Loaded(version),
         Err(e) => CudaLibrary::Failed(format!(
-            "it was opened after libtorch had been asked for CUDA ({})",
+            "it was opened after libtorch had looked for CUDA ({})",
             e.in_a_line()
         )),
     }
 }
 
-/// The version of the CUDA runtime for which the loaded library was built.
+/// The version of the CUDA runtime that the loaded library was built for.
 fn cuda_version() -> Result<String> {
     let mut version = 0;
     // SAFETY: the shim writes a number.
@@ -110,15 +109,15 @@ pub fn libtorch_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let mut file = std::ptr::null();
-        // SAFETY: the shim writes a pointer to the loader's own text, which lasts as long as the
-        // process.
+        // SAFETY: the shim writes a pointer to a text of the dynamic loader, which lives as long as
+        // the process.
         if let Err(e) = checked(unsafe { reprpo_libtorch_file(&raw mut file) }) {
             tracing::warn!("the folder of libtorch is not known: {e}");
             return PathBuf::new();
         }
-        // SAFETY: as above, and the text ends with a NUL.
+        // SAFETY: the text is still alive, and ends with a NUL.
         let file = PathBuf::from(unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned());
-        // The loader gives the path by which it found the file, such as
+        // The loader returns the path that it used to open the file, such as
         // `reprpo/bin/../../torch/lib/libtorch_cpu.so`. Only the folder is resolved: the file
         // itself may be a link into a package manager's cache, away from libtorch's other
         // libraries.
@@ -127,8 +126,8 @@ pub fn libtorch_folder() -> &'static Path {
     })
 }
 
-/// The way to get a suitable libtorch, as a hint. It depends on how this program was installed:
-/// cargo is only named to someone who built it.
+/// A hint that says how to install a suitable libtorch, with CUDA if `cuda` is true. It suggests
+/// cargo if this program was built here, and pip otherwise.
 pub fn libtorch_hint(cuda: bool) -> String {
     let built = std::env::current_exe().is_ok_and(|exe| is_cargos(&exe));
     let version = super::LIBTORCH_VERSION;
@@ -136,7 +135,7 @@ pub fn libtorch_hint(cuda: bool) -> String {
         (true, true) => "run `cargo xtask setup --cuda` and build again".to_owned(),
         (true, false) => "run `cargo xtask setup` and build again".to_owned(),
         (false, true) => format!(
-            "install the PyTorch {version} that has CUDA, `pip install torch=={version}`, in the \
+            "install PyTorch {version} with CUDA, `pip install torch=={version}`, in the \
                 environment of reprpo"
         ),
         (false, false) => format!(
@@ -173,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_of_libtorch_holds_its_libraries() {
+    fn the_folder_of_libtorch_has_its_libraries() {
         assert!(libtorch_folder().join("libc10.so").is_file(), "{}", libtorch_folder().display());
     }
 
     #[test]
     fn without_a_driver_nothing_is_loaded() {
-        // SAFETY: as in `load`.
+        // SAFETY: this runs the driver's initialisers, as in `load`.
         let driver = unsafe { Library::open(Some(DRIVER), RTLD_NOW | RTLD_LOCAL) }.is_ok();
         assert_eq!(*load_cuda() == CudaLibrary::NoDriver, !driver);
         assert!(driver || !tch::Cuda::is_available());

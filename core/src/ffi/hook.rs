@@ -1,4 +1,4 @@
-//! Maps of the gradient that run inside the backward pass.
+//! Hooks that replace the gradient of a tensor during the backward pass.
 
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +19,9 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// The first error of the hooks that report here. A hook cannot stop a backward pass: it keeps the
-/// gradient as it is from the first error on, and whoever called `backward` asks here afterwards.
+/// Collects the first error of several hooks. A hook cannot stop the backward pass. After the first
+/// error, the hooks leave gradients unchanged, and the caller of `backward` must call
+/// [`check`](Self::check).
 #[derive(Clone, Debug, Default)]
 pub struct HookErrors(Arc<Mutex<Option<Error>>>);
 
@@ -33,10 +34,10 @@ impl HookErrors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Takes the error out.
+    /// Takes the error, if there is one.
     ///
     /// # Errors
-    /// The first one that a hook met.
+    /// Fails with the first error of a hook.
     pub fn check(&self) -> Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
@@ -59,8 +60,10 @@ impl Context {
             let _guard = tch::no_grad_guard();
             let mapped = (self.map)(grad)?;
             if mapped.size() != grad.size() || mapped.kind() != grad.kind() {
-                let (was, is) = ((grad.size(), grad.kind()), (mapped.size(), mapped.kind()));
-                return Err(Error::new(format!("a gradient hook made {is:?} of {was:?}")));
+                let (old, new) = ((grad.size(), grad.kind()), (mapped.size(), mapped.kind()));
+                return Err(Error::new(format!(
+                    "a gradient hook must return a gradient of {old:?}, but returned {new:?}"
+                )));
             }
             Ok(mapped)
         }));
@@ -79,35 +82,36 @@ impl Context {
 }
 
 extern "C" fn call(context: *mut c_void, grad: *mut C_tensor) -> *mut C_tensor {
-    // SAFETY: the shim passes the context it was given; a tensor's hooks run one at a time.
+    // SAFETY: the shim passes the context of `register_hook`; a tensor's hooks run one at a time.
     let context = unsafe { &mut *context.cast::<Context>() };
-    // SAFETY: a new tensor on the heap that the shim leaves to us.
+    // SAFETY: the shim passes a new tensor on the heap, which this function owns.
     let grad = unsafe { Tensor::from_ptr(grad) };
-    // An undefined gradient means that nothing flows here.
+    // The gradient is undefined if the loss does not depend on the tensor.
     let mapped = if grad.defined() { context.call(&grad) } else { None };
     mapped.map_or(std::ptr::null_mut(), |t| {
         let pointer = t.as_ptr().cast_mut();
-        // It is the shim's now.
+        // The shim owns the tensor from here on.
         std::mem::forget(t);
         pointer
     })
 }
 
 extern "C" fn drop_context(context: *mut c_void) {
-    // SAFETY: made by Box::into_raw below, and dropped once, with the last copy of the hook.
+    // SAFETY: the pointer was made by `Box::into_raw` below, and is dropped once, with the last
+    // copy of the hook.
     let context = unsafe { Box::from_raw(context.cast::<Context>()) };
-    // A panic in what a method captured must not cross C++.
+    // Dropping values that the map captured may panic, and the panic must not unwind into C++.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
 }
 
-/// Sends the gradient of `tensor` through `map` in every backward pass. It may run on another
-/// thread; an error or a panic in it goes to `errors`.
+/// Replaces the gradient of `tensor` by the result of `map` in every backward pass. `map` may run
+/// on another thread. An error or a panic in it is stored in `errors`.
 ///
 /// # Errors
-/// A tensor that needs no gradient.
+/// Fails if `tensor` does not require a gradient.
 pub fn register_hook(tensor: &Tensor, map: GradMap, errors: &HookErrors) -> Result<()> {
     let context = Box::into_raw(Box::new(Context { map, errors: errors.clone() }));
-    // SAFETY: the tensor lives during the call; the context is the shim's from here on.
+    // SAFETY: the tensor lives during the call. The shim owns the context from here on.
     checked(unsafe {
         reprpo_register_hook(tensor.as_ptr().cast_mut(), context.cast(), call, drop_context)
     })
@@ -132,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_replaces_the_gradient_on_its_way() {
+    fn a_hook_replaces_the_gradient() {
         let (grad, outcome) = backward(Box::new(|g| Ok(g * 10.0)));
         outcome.unwrap();
         assert_eq!(grad, Tensor::from_slice(&[20.0f32; 3]));
     }
 
     #[test]
-    fn an_error_surfaces_after_the_backward_pass() {
+    fn an_error_is_reported_after_the_backward_pass() {
         let (grad, outcome) = backward(Box::new(|_| Err(Error::new("no direction"))));
         assert_eq!(format!("{:?}", outcome.unwrap_err()), "no direction");
         assert_eq!(grad, Tensor::from_slice(&[2.0f32; 3]));
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_hook_captured_is_dropped_with_the_graph() {
+    fn captured_values_are_dropped_with_the_graph() {
         let alive = Arc::new(());
         let captured = Arc::clone(&alive);
         let _ = backward(Box::new(move |g| {
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_without_a_gradient_takes_no_hook() {
+    fn a_hook_on_a_tensor_without_a_gradient_is_an_error() {
         let constant = Tensor::ones([1], (Kind::Float, Device::Cpu));
         assert!(
             register_hook(&constant, Box::new(|g| Ok(g.shallow_clone())), &HookErrors::default())

@@ -1,4 +1,5 @@
-//! What is outside tch's reach. All `unsafe` of this crate that touches libtorch is here.
+//! Functions of libtorch that tch does not offer. All `unsafe` code of this crate that calls
+//! libtorch is here.
 
 mod compute_capability;
 mod cuda;
@@ -26,16 +27,20 @@ unsafe extern "C" {
     fn reprpo_free(text: *mut c_char);
 }
 
-/// What the shim says of a call: null, or the text of an error, which is freed here.
+/// Converts the result of a shim function: null for success, or the text of an error, which this
+/// function frees.
 ///
-/// The text is a message of one line and then a C++ stack, of which a user reads the first line.
+/// # Errors
+/// Fails with the first line of the text. The other lines are a C++ stack.
 fn checked(text: *mut c_char) -> Result<()> {
     if text.is_null() {
         return Ok(());
     }
-    // SAFETY: the shim gives a NUL-terminated string that it leaves to the caller.
+    // SAFETY: the shim returns a NUL-terminated string that the caller owns.
     let message = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // SAFETY: as above; nothing refers to it any more.
+    // SAFETY: the string is owned here, and nothing refers to it any more.
     unsafe { reprpo_free(text) };
-    Err(Error::new(message.lines().next().unwrap_or("libtorch failed without a word").to_owned()))
+    Err(Error::new(
+        message.lines().next().unwrap_or("libtorch failed without a message").to_owned(),
+    ))
 }

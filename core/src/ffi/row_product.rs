@@ -1,5 +1,5 @@
-//! The product of a matrix with one vector in float32, which is what a model that speaks token by
-//! token does all day.
+//! The product of a matrix with one vector in float32. It takes most of the time when a model
+//! generates text token by token.
 
 use std::slice;
 
@@ -17,17 +17,18 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// What a core is given to read at least, in bytes: a third of a millisecond's work. Smaller pieces
-/// would be done sooner, and on a machine that does other things as well each of them waits for the
-/// slowest core.
+/// Minimum number of bytes of W per thread, about a third of a millisecond's work. Smaller pieces
+/// do not pay off on a busy machine, because the product waits for the slowest core.
 const PIECE: usize = 8 << 20;
 
-/// xWᵀ `[1 out]` of x `[1 in]` and W `[out in]`; none where this is not the way to compute it:
-/// several rows, another kind than float32, another device than the CPU, a gradient to be kept, or
-/// a processor that it is not made for.
+/// Computes xWᵀ `[1 out]` from x `[1 in]` and W `[out in]`.
+///
+/// Returns `None` if this function does not support the case, and libtorch must compute the
+/// product: if x has several rows, if a tensor is not float32 or not on the CPU, if it requires a
+/// gradient, or if the processor lacks the vector instructions.
 ///
 /// # Errors
-/// Where memory runs out.
+/// Fails if memory runs out.
 pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let plain = |t: &Tensor| {
         t.device() == Device::Cpu
@@ -44,13 +45,13 @@ pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else {
         return Ok(None);
     };
-    // What does not fit is libtorch's to refuse, and nothing at all has no address.
+    // libtorch reports shapes that do not match. An empty tensor has no address.
     if n != 1 || inputs as usize != columns || rows * columns == 0 {
         return Ok(None);
     }
     let y = Tensor::f_zeros([1, rows as i64], (Kind::Float, Device::Cpu))?;
-    // SAFETY: contiguous float32 tensors of these sizes on the CPU, which live until the end of
-    // this function; nobody else knows `y`, and the frozen weights are written to by nobody.
+    // SAFETY: these are contiguous float32 tensors of these sizes on the CPU, which live until the
+    // end of this function. `y` has no other references, and nothing writes to frozen weights.
     let (w, v, out) = unsafe {
         (
             slice::from_raw_parts(weight.data_ptr().cast::<f32>(), rows * columns),
@@ -63,11 +64,12 @@ pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     Ok(in_pieces(w, v, out, pieces).then_some(y))
 }
 
-/// y = Wx, a thread for each of so many pieces of W's rows; false where the processor cannot.
+/// Computes y = Wx, with the rows of W divided among `pieces` threads. Returns false if the
+/// processor lacks the vector instructions.
 fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let (columns, each) = (x.len(), y.len().div_ceil(pieces));
     let product = |w: &[f32], y: &mut [f32]| {
-        // SAFETY: W holds `columns` numbers for each of `y`, and x holds `columns`.
+        // SAFETY: W has `columns` numbers for each entry of `y`, and x has `columns` numbers.
         unsafe {
             reprpo_row_product(
                 w.as_ptr(),
@@ -81,7 +83,7 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let mut shares = w.chunks(each * columns).zip(y.chunks_mut(each));
     let Some((first, first_y)) = shares.next() else { return false };
     std::thread::scope(|scope| {
-        // If one can, all can.
+        // The result of one thread is enough, because all run on the same processor.
         shares.for_each(|(w, y)| drop(scope.spawn(move || product(w, y))));
         product(first, first_y)
     })
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_product_whatever_the_sizes_leave_over() {
+    fn the_product_is_right_for_sizes_that_do_not_fill_vectors() {
         tch::manual_seed(0);
         for rows in [1, 3, 4, 7, 64] {
             for columns in [1, 15, 16, 17, 48, 100, 576] {
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn in_pieces_it_gives_the_same_bytes() {
+    fn the_number_of_pieces_does_not_change_the_bytes() {
         let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
         let (w, x) = (numbers(37 * 50), numbers(50));
         let of = |pieces: usize| {
@@ -132,12 +134,12 @@ mod tests {
         };
         let Some(whole) = of(1) else { return eprintln!("skipped: no AVX2") };
         assert!(whole.iter().all(|y| y.is_finite()));
-        // 37 rows are no multiple of any of these, nor do 37 pieces leave a row for a 38th.
+        // 37 rows cannot be divided equally among most of these numbers of pieces.
         assert!([2, 5, 16, 37, 40].into_iter().all(|pieces| of(pieces).as_ref() == Some(&whole)));
     }
 
     #[test]
-    fn what_it_is_not_made_for_is_left_to_libtorch() {
+    fn unsupported_cases_are_left_to_libtorch() {
         let (x, weight) = (random(&[1, 8]), random(&[4, 8]));
         let wide = |t: &Tensor| t.to_kind(Kind::Double);
         for (x, weight) in [

@@ -1,4 +1,5 @@
-//! libtorch's global switches, the state of its generators, and the CUDA allocator's figures.
+//! Global settings of libtorch, the states of its random number generators, and the memory
+//! statistics of the CUDA allocator.
 
 use std::ffi::{c_char, c_int};
 
@@ -20,30 +21,30 @@ unsafe extern "C" {
     fn reprpo_set_rng_state(device: c_int, state: *mut C_tensor) -> *mut c_char;
 }
 
-/// Bytes on one card.
+/// Memory of one card, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaMemory {
-    /// In tensors now.
+    /// Memory in use by tensors.
     pub allocated: i64,
-    /// Most that was in tensors at one time since the last reset.
+    /// Maximum of `allocated` since the last reset.
     pub peak_allocated: i64,
-    /// Held from the driver now.
+    /// Memory that the allocator has reserved from the driver.
     pub reserved: i64,
-    /// Most that was held at one time since the last reset.
+    /// Maximum of `reserved` since the last reset.
     pub peak_reserved: i64,
 }
 
 fn card(device: Device) -> Result<c_int> {
     match device {
         Device::Cuda(i) => Ok(i as c_int),
-        other => Err(Error::internal(format!("{other:?} is no CUDA card"))),
+        other => Err(Error::internal(format!("{other:?} is not a CUDA card"))),
     }
 }
 
-/// What the allocator of a card holds.
+/// Returns the memory statistics of a card.
 ///
 /// # Errors
-/// A device that is no CUDA card, or one that is not there.
+/// Fails if `device` is not a CUDA card, or if it does not exist.
 pub fn cuda_memory(device: Device) -> Result<CudaMemory> {
     let mut out = [0i64; 4];
     // SAFETY: the shim writes four numbers.
@@ -52,32 +53,32 @@ pub fn cuda_memory(device: Device) -> Result<CudaMemory> {
     Ok(CudaMemory { allocated, peak_allocated, reserved, peak_reserved })
 }
 
-/// Counts the peaks of a card from now on.
+/// Resets the peak statistics of a card to the current values.
 ///
 /// # Errors
-/// As [`cuda_memory`].
+/// Fails if `device` is not a CUDA card, or if it does not exist.
 pub fn cuda_reset_peak(device: Device) -> Result<()> {
-    // SAFETY: a number is passed.
+    // SAFETY: the function only takes a number.
     checked(unsafe { reprpo_cuda_reset_peak(card(device)?) })
 }
 
-/// Gives memory that no tensor uses back to the driver.
+/// Returns memory that no tensor uses to the driver.
 ///
 /// # Errors
-/// Where there is no CUDA.
+/// Fails if CUDA is not available.
 pub fn cuda_empty_cache() -> Result<()> {
-    // SAFETY: nothing is passed.
+    // SAFETY: the function takes no arguments.
     checked(unsafe { reprpo_cuda_empty_cache() })
 }
 
-/// Restricts libtorch to deterministic kernels, or allows all kernels again. While it is on, a CUDA
-/// operation that has no deterministic kernel fails with an error that names the operation. It must
-/// be called before the first matrix product on a card.
+/// Restricts libtorch to deterministic kernels, or allows all kernels again. While the setting is
+/// on, a CUDA operation without a deterministic kernel fails with an error that names the
+/// operation. Call this function before the first matrix product on a card.
 ///
 /// # Errors
 /// Fails if libtorch cannot change the setting.
 pub fn set_deterministic(on: bool) -> Result<()> {
-    // SAFETY: a bool is passed.
+    // SAFETY: the function only takes a bool.
     checked(unsafe { reprpo_set_deterministic(on) })
 }
 
@@ -92,30 +93,30 @@ pub fn is_deterministic() -> Result<bool> {
     Ok(on)
 }
 
-/// Whether float32 matrix products may be computed in TF32.
+/// Allows float32 matrix products to be computed in TF32, or forbids it.
 ///
 /// # Errors
-/// What libtorch says.
+/// Fails if libtorch cannot change the setting.
 pub fn set_tf32(on: bool) -> Result<()> {
-    // SAFETY: a bool is passed.
+    // SAFETY: the function only takes a bool.
     checked(unsafe { reprpo_set_tf32(on) })
 }
 
-/// Which kernels scaled-dot-product attention may take.
+/// Sets which kernels scaled-dot-product attention may use.
 ///
 /// # Errors
-/// What libtorch says.
+/// Fails if libtorch cannot change the setting.
 pub fn set_attention_kernels(
     flash: bool,
     memory_efficient: bool,
     cudnn: bool,
     math: bool,
 ) -> Result<()> {
-    // SAFETY: bools are passed.
+    // SAFETY: the function only takes bools.
     checked(unsafe { reprpo_set_sdp(flash, memory_efficient, cudnn, math) })
 }
 
-/// The state of a device's generator of random numbers.
+/// The state of a device's random number generator.
 #[derive(Debug)]
 pub struct RngState {
     device: c_int,
@@ -123,23 +124,23 @@ pub struct RngState {
 }
 
 impl RngState {
-    /// As it is now.
+    /// Reads the current state of the generator of `device`.
     ///
     /// # Errors
-    /// A device that is not there.
+    /// Fails if the device does not exist.
     pub fn of(device: Device) -> Result<Self> {
         let device = if device.is_cuda() { card(device)? } else { -1 };
         let mut out = std::ptr::null_mut();
         // SAFETY: the shim writes a pointer to a new tensor.
         checked(unsafe { reprpo_rng_state(device, &raw mut out) })?;
-        // SAFETY: that tensor is ours.
+        // SAFETY: the caller owns that tensor.
         Ok(Self { device, state: unsafe { Tensor::from_ptr(out) } })
     }
 
-    /// Sets the device's generator back to it.
+    /// Sets the device's generator to this state.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// Fails if the device does not exist.
     pub fn restore(&self) -> Result<()> {
         // SAFETY: the tensor lives during the call.
         checked(unsafe { reprpo_set_rng_state(self.device, self.state.as_ptr().cast_mut()) })
@@ -155,8 +156,8 @@ mod tests {
     #[test]
     fn a_restored_generator_draws_the_same_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
-        // The generator is the process's, and tests beside this one may draw in between: once
-        // undisturbed is enough.
+        // The process has only one generator, and tests in other threads may draw from it at the
+        // same time. So the test passes if one of many attempts succeeds.
         let repeats = || {
             let state = RngState::of(Device::Cpu).unwrap();
             let first = draw();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_allocator_counts_what_tensors_take() {
+    fn the_allocator_counts_the_memory_of_tensors() {
         if !Cuda::is_available() {
             eprintln!("skipped: no CUDA card");
             assert!(cuda_memory(Device::Cuda(0)).is_err());
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_switches_can_be_set() {
+    fn the_settings_can_be_changed() {
         set_tf32(false).unwrap();
         set_attention_kernels(true, true, true, true).unwrap();
         for on in [true, false] {

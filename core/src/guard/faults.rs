@@ -1,8 +1,7 @@
-//! Faults of a method where it has no way to return an error: in `Drop`, or in a function that
-//! gives a plain value.
+//! Faults in functions of a method that cannot return an error, such as `drop`.
 //!
-//! The engine goes on with a harmless value until it next asks [`check`]; the command asks once
-//! more when it is done, so that none is lost.
+//! The engine continues with a harmless value until its next call of [`check`]. The command calls
+//! it once more at its end, so that no fault is lost.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use crate::error::{Error, Fault, Result};
 
 static FAULTS: Mutex<Vec<Error>> = Mutex::new(Vec::new());
 
-/// Keeps a fault for [`check`]; a plugin's goes to its host.
+/// Stores a fault for [`check`]. In a plugin, the fault is sent to the host instead.
 pub(crate) fn report(error: Error) {
     if let Some(host) = host_link::host() {
         host.fault(&error);
@@ -21,16 +20,16 @@ pub(crate) fn report(error: Error) {
     }
 }
 
-/// A fault that a plugin reported.
+/// Stores a fault that a plugin reported.
 pub(crate) fn of_plugin(message: &str, cause: &str) {
     let error = Error::new(message).blamed_on(Fault::Input);
     report(if cause.is_empty() { error } else { error.because(Error::new(cause)) });
 }
 
-/// Whether a method has failed where it could not say so.
+/// Checks if a method failed in a function that cannot return an error.
 ///
 /// # Errors
-/// The first fault since the last time this was asked; the others are in the log.
+/// Returns the first fault since the last call. Any others are only in the log.
 pub fn check() -> Result<()> {
     let mut faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
     if faults.is_empty() {

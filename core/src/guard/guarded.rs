@@ -1,8 +1,8 @@
-//! The guard around a method's code: a panic in it is an error of that method, and nothing worse.
+//! Wrappers around the objects of a method that turn panics into errors which name the method.
 //!
-//! A panic that leaves a plugin's library ends the process, so it has to be caught by the library's
-//! own copy of this code. Entries wrap whatever a method makes where its types are known, which is
-//! in its own crate; a method that is linked in gets the same wrappers.
+//! A panic that leaves a plugin library ends the process, so the library's own copy of this code
+//! has to catch it. Registry entries therefore wrap all objects that a method builds in code that
+//! is compiled in the method's crate. Methods that are linked in get the same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,75 +19,80 @@ use crate::api::{
 };
 use crate::error::{Error, Fault, Result};
 
-/// Whose code is guarded.
+/// Kind and name of the method whose code runs, for errors.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Who {
-    /// `intervention`.
+pub(crate) struct MethodId {
+    /// Name of the kind, e.g. `intervention`.
     pub kind: &'static str,
-    /// Its name.
+    /// Name of the method.
     pub name: &'static str,
 }
 
-impl Who {
-    /// ``intervention `twist` of `libtwist.so` ``.
+impl MethodId {
+    /// Describes the method, e.g. ``intervention `twist` of `libtwist.so` ``.
     fn describe(self) -> String {
         let of = host_link::host().map_or_else(String::new, |host| format!(" of {}", host.label()));
         format!("{} `{}`{of}", self.kind, self.name)
     }
 }
 
-/// Runs code of a method: a panic becomes an error, and an error of a loaded plugin says whose it
-/// is.
+/// Runs the function `doing` of a method. A panic becomes an error, and an error of a loaded plugin
+/// is wrapped in one that names the plugin.
 ///
 /// # Errors
-/// What the code says, or what it panicked with.
-pub(crate) fn guard<T>(who: Who, doing: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Fails if `work` fails or panics.
+pub(crate) fn guard<T>(
+    method: MethodId,
+    doing: &str,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let error = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(e)) if host_link::host().is_none() => return Err(e),
-        Ok(Err(e)) => e.within(format!("{} failed in `{doing}`", who.describe())),
+        Ok(Err(e)) => e.within(format!("{} failed in `{doing}`", method.describe())),
         Err(payload) => {
             let error =
-                Error::panicked(&format!("`{doing}` of {}", who.describe()), payload.as_ref());
-            // What was panicked with may panic again when it is dropped.
+                Error::panicked(&format!("`{doing}` of {}", method.describe()), payload.as_ref());
+            // The payload may panic again when it is dropped.
             std::mem::forget(payload);
             error
         }
     };
-    // What a user loads is the user's; what is built in is this program's.
+    // A panic in a plugin that the user loaded is not an internal error of this program.
     Err(if host_link::host().is_some() { error.blamed_on(Fault::Input) } else { error })
 }
 
-/// Runs code that has no way to fail; where it panics, that is reported, and `otherwise` stands in.
+/// Runs a function of a method that cannot return an error. If it panics, the panic is reported as
+/// a fault, and the result is that of `otherwise`.
 fn guard_or<T>(
-    who: Who,
+    method: MethodId,
     doing: &str,
     otherwise: impl FnOnce() -> T,
     work: impl FnOnce() -> T,
 ) -> T {
-    guard(who, doing, || Ok(work())).unwrap_or_else(|e| {
+    guard(method, doing, || Ok(work())).unwrap_or_else(|e| {
         faults::report(e);
         otherwise()
     })
 }
 
-/// Something of a method's making.
+/// An object that a method built. All calls to it are guarded.
 pub(crate) struct Guarded<T: ?Sized> {
-    who: Who,
+    method: MethodId,
     inner: ManuallyDrop<Box<T>>,
 }
 
 impl<T: ?Sized> Guarded<T> {
-    pub fn new(who: Who, inner: Box<T>) -> Self {
-        Self { who, inner: ManuallyDrop::new(inner) }
+    pub fn new(method: MethodId, inner: Box<T>) -> Self {
+        Self { method, inner: ManuallyDrop::new(inner) }
     }
 
     fn run<U>(&self, doing: &str, work: impl FnOnce(&T) -> Result<U>) -> Result<U> {
-        guard(self.who, doing, || work(&self.inner))
+        guard(self.method, doing, || work(&self.inner))
     }
 
     fn run_mut<U>(&mut self, doing: &str, work: impl FnOnce(&mut T) -> Result<U>) -> Result<U> {
-        guard(self.who, doing, || work(&mut self.inner))
+        guard(self.method, doing, || work(&mut self.inner))
     }
 
     fn run_or<U>(
@@ -96,15 +101,15 @@ impl<T: ?Sized> Guarded<T> {
         otherwise: impl FnOnce() -> U,
         work: impl FnOnce(&T) -> U,
     ) -> U {
-        guard_or(self.who, doing, otherwise, || work(&self.inner))
+        guard_or(self.method, doing, otherwise, || work(&self.inner))
     }
 }
 
 impl<T: ?Sized> Drop for Guarded<T> {
     fn drop(&mut self) {
-        // SAFETY: taken once, here.
+        // SAFETY: the value is taken only once, here.
         let inner = unsafe { ManuallyDrop::take(&mut self.inner) };
-        guard_or(self.who, "drop", || (), || drop(inner));
+        guard_or(self.method, "drop", || (), || drop(inner));
     }
 }
 
@@ -115,7 +120,7 @@ impl Intervention for Guarded<dyn Intervention> {
 
     fn tap(&self) -> Option<Box<dyn Tap>> {
         let tap = self.run_or("tap", || None, |i| i.tap())?;
-        Some(Box::new(Guarded::new(self.who, tap)))
+        Some(Box::new(Guarded::new(self.method, tap)))
     }
 
     fn validate(&self, run: &RunInfo<'_>) -> Result<Vec<String>> {
@@ -128,7 +133,7 @@ impl Intervention for Guarded<dyn Intervention> {
 
     fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
         let mut map =
-            Guarded::new(self.who, Box::new(self.run("output_grad", |i| i.output_grad(at))?));
+            Guarded::new(self.method, Box::new(self.run("output_grad", |i| i.output_grad(at))?));
         Ok(Box::new(move |grad| map.run_mut("output_grad", |map| map(grad))))
     }
 
@@ -157,7 +162,7 @@ impl Adapter for Guarded<dyn Adapter> {
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
-        Ok(Box::new(Guarded::new(self.who, self.run("attach", |a| a.attach(site, init))?)))
+        Ok(Box::new(Guarded::new(self.method, self.run("attach", |a| a.attach(site, init))?)))
     }
 
     fn blocks(&self, model: &ModelInfo) -> Result<Vec<usize>> {
@@ -171,7 +176,7 @@ impl Adapter for Guarded<dyn Adapter> {
         init: &mut Init,
     ) -> Result<Box<dyn AdaptedResidual>> {
         Ok(Box::new(Guarded::new(
-            self.who,
+            self.method,
             self.run("attach_block", |a| a.attach_block(block, model, init))?,
         )))
     }
@@ -190,9 +195,9 @@ impl Adapter for Guarded<dyn Adapter> {
         };
         let modules = modules
             .into_iter()
-            .map(|m| Box::new(Guarded::new(self.who, m)) as Box<dyn AdaptedLinear>)
+            .map(|m| Box::new(Guarded::new(self.method, m)) as Box<dyn AdaptedLinear>)
             .collect();
-        Ok(Some(Fused { adapter: Box::new(Guarded::new(self.who, adapter)), modules }))
+        Ok(Some(Fused { adapter: Box::new(Guarded::new(self.method, adapter)), modules }))
     }
 
     fn peft_config(&self) -> String {
@@ -253,7 +258,7 @@ impl Tap for Guarded<dyn Tap> {
 
     fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
         let pooling = self.run_or("token_pooling", || None, |t| t.token_pooling())?;
-        Some(Box::new(Guarded::new(self.who, pooling)))
+        Some(Box::new(Guarded::new(self.method, pooling)))
     }
 }
 
@@ -269,13 +274,13 @@ impl Dataset for Guarded<dyn Dataset> {
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
-        let pairs = guard(self.who, "pairs", || self.inner.pairs(split))?;
-        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
+        let pairs = guard(self.method, "pairs", || self.inner.pairs(split))?;
+        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), over: false }))
     }
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
-        let pairs = guard(self.who, "pairs", || self.inner.rows(split))?;
-        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.who, pairs), over: false }))
+        let pairs = guard(self.method, "pairs", || self.inner.rows(split))?;
+        Ok(Box::new(GuardedPairs { pairs: Guarded::new(self.method, pairs), over: false }))
     }
 
     fn files(&self, split: &str) -> Vec<PathBuf> {
@@ -287,9 +292,10 @@ impl Dataset for Guarded<dyn Dataset> {
     }
 }
 
-/// The pairs of a split, up to the first that panics.
+/// An iterator over the pairs of a split that ends after the first panic.
 struct GuardedPairs<'a, T> {
     pairs: Guarded<dyn Iterator<Item = Result<T>> + 'a>,
+    /// True after a panic.
     over: bool,
 }
 
@@ -314,7 +320,7 @@ impl<T> Iterator for GuardedPairs<'_, T> {
 mod tests {
     use super::*;
 
-    const WHO: Who = Who { kind: "intervention", name: "bad" };
+    const METHOD: MethodId = MethodId { kind: "intervention", name: "bad" };
 
     struct Bad;
 
@@ -339,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_an_error_of_that_method_wherever_it_comes_from() {
+    fn panics_in_all_functions_become_errors_that_name_the_method() {
         let mut method: Box<dyn Intervention> =
-            Box::new(Guarded::<dyn Intervention>::new(WHO, Box::new(Bad)));
+            Box::new(Guarded::<dyn Intervention>::new(METHOD, Box::new(Bad)));
         let e = method
             .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 })
             .unwrap_err();
@@ -356,7 +362,7 @@ mod tests {
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
 
-        // What cannot fail is told afterwards, once.
+        // Panics in functions that cannot return an error are reported later, and only once.
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);
@@ -380,9 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_among_pairs_ends_them() {
-        let data =
-            Guarded::<dyn Dataset>::new(Who { kind: "dataset", name: "bad" }, Box::new(Endless));
+    fn a_panic_ends_the_iteration_over_pairs() {
+        let data = Guarded::<dyn Dataset>::new(
+            MethodId { kind: "dataset", name: "bad" },
+            Box::new(Endless),
+        );
         let pairs: Vec<_> = data.pairs("train").unwrap().collect();
         assert!(matches!(&pairs[..], [Err(e)] if format!("{e:?}").contains("no pair")));
     }

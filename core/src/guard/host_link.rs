@@ -1,25 +1,25 @@
-//! The way from a plugin's copy of this crate to its host.
+//! The connection from a plugin's copy of this crate to its host.
 
 use std::sync::OnceLock;
 
 use crate::error::Error;
 
-/// The host, in a plugin's copy of this crate; nothing in a program's.
+/// The host, in a plugin's copy of this crate. It is never set in the program itself.
 static HOST: OnceLock<HostSide> = OnceLock::new();
 
-/// What a plugin keeps of its host.
+/// The values from its host that a plugin stores.
 pub(crate) struct HostSide {
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),
 }
 
 impl HostSide {
-    /// Where the host found this library.
+    /// Path of this library, in backticks, for error messages.
     pub fn label(&self) -> &'static str {
         self.label
     }
 
-    /// Sends a fault that no error could tell of.
+    /// Reports a fault from a function that cannot return an error.
     pub fn fault(&self, error: &Error) {
         let message = error.message();
         let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
@@ -27,12 +27,12 @@ impl HostSide {
     }
 }
 
-/// The host of this plugin, where this is the code of one.
+/// The host, if this code runs in a plugin.
 pub(crate) fn host() -> Option<&'static HostSide> {
     HOST.get()
 }
 
-/// Keeps the host, once. Returns false if there was one already.
+/// Stores the host. Returns false, and does nothing, if there is one already.
 pub(crate) fn keep(
     label: &'static str,
     fault: extern "C" fn(*const u8, usize, *const u8, usize),

@@ -1,7 +1,7 @@
-//! The interface of a plugin's library: one symbol, in C's layout alone, and what it is compared
-//! by.
+//! The binary interface of a plugin library: one symbol with a C layout, and the fingerprint that
+//! the host compares.
 //!
-//! Nothing of Rust's own layout is read before both sides have shown that they are of one build.
+//! The host only reads data with Rust's own layout after the fingerprints have matched.
 
 use std::ffi::{CStr, c_char};
 use std::mem::{align_of, offset_of, size_of};
@@ -16,14 +16,13 @@ use crate::registry::{
     AdapterEntry, DatasetEntry, Entry, InterventionEntry, RecipeText, TapEntry, TransformEntry,
 };
 
-/// The symbol's name, NUL-terminated.
+/// Name of the symbol, terminated by NUL.
 pub(super) const SYMBOL: &[u8] = b"REPRPO_PLUGIN\0";
 const MAGIC: [u8; 8] = *b"reprpo\x01\x00";
-/// Counts changes of the two structs below.
+/// Version of the interface. Increase it after a change to [`PluginDecl`] or [`Host`].
 const API: u32 = 2;
 
-/// What a plugin's library exports as `REPRPO_PLUGIN`. Made by
-/// [`export_plugin!`](crate::export_plugin).
+/// The value of the symbol `REPRPO_PLUGIN`, which [`export_plugin!`](crate::export_plugin) exports.
 #[repr(C)]
 pub struct PluginDecl {
     magic: [u8; 8],
@@ -33,11 +32,11 @@ pub struct PluginDecl {
     fingerprint: *const c_char,
     name: *const c_char,
     version: *const c_char,
-    /// Hands every entry and recipe of the library to the host.
+    /// Registers all entries and recipes of the library with the host.
     pub(super) register: unsafe extern "C" fn(host: *const Host),
 }
 
-// SAFETY: its pointers are to constants.
+// SAFETY: the pointers are to constants.
 unsafe impl Sync for PluginDecl {}
 
 impl std::fmt::Debug for PluginDecl {
@@ -47,13 +46,13 @@ impl std::fmt::Debug for PluginDecl {
 }
 
 impl PluginDecl {
-    /// Of the crate `name` `version`; both end in NUL. Called by
+    /// Makes the declaration of a crate with the given name and version. Called by
     /// [`export_plugin!`](crate::export_plugin).
     #[doc(hidden)]
     pub const fn new(name: &'static CStr, version: &'static CStr) -> Self {
         const TEXT: &CStr = match CStr::from_bytes_with_nul(concat_nul!(FINGERPRINT)) {
             Ok(text) => text,
-            Err(_) => panic!("the fingerprint holds no NUL"),
+            Err(_) => panic!("the fingerprint contains a NUL"),
         };
         Self {
             magic: MAGIC,
@@ -67,37 +66,39 @@ impl PluginDecl {
         }
     }
 
-    /// Whether the symbol is one of ours, and of this version of the interface. Only then is
-    /// anything else of it read.
+    /// Checks that the symbol was made by [`export_plugin!`](crate::export_plugin) with this
+    /// version of the interface. The other fields must not be read before this check.
+    ///
+    /// # Errors
+    /// Fails if the magic number, the version or the size of the struct differ.
     pub(super) fn recognise(&self) -> Result<(), Error> {
         if self.magic != MAGIC {
-            return Err(Error::new("its `REPRPO_PLUGIN` is not what `export_plugin!` makes"));
+            return Err(Error::new("its `REPRPO_PLUGIN` was not made by `export_plugin!`"));
         }
         if self.api != API || self.size != size_of::<Self>() as u32 {
             return Err(Error::new(format!(
-                "it is built for version {} of the plugin interface, and this reprpo has version \
-                    {API}",
+                "it uses version {} of the plugin interface, but this reprpo uses version {API}",
                 self.api
             )));
         }
         Ok(())
     }
 
-    /// The build that it is of.
+    /// The fingerprint of the library's build.
     ///
     /// # Safety
-    /// [`recognise`](Self::recognise) has found it to be ours.
+    /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn fingerprint(&self) -> Fingerprint {
-        // SAFETY: made by `new`.
+        // SAFETY: `new` made the pointers from constants that end in NUL.
         Fingerprint { text: unsafe { text(self.fingerprint) }, layout: self.layout }
     }
 
-    /// The crate's name and version.
+    /// Name and version of the library's crate.
     ///
     /// # Safety
-    /// [`recognise`](Self::recognise) has found it to be ours.
+    /// [`recognise`](Self::recognise) must have succeeded.
     pub(super) unsafe fn crate_name(&self) -> (String, String) {
-        // SAFETY: made by `new`.
+        // SAFETY: `new` made the pointers from constants that end in NUL.
         unsafe { (text(self.name), text(self.version)) }
     }
 }
@@ -107,7 +108,7 @@ unsafe fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// `$text` with a NUL behind it, as bytes.
+/// Appends a NUL to a constant text. The result is a reference to bytes.
 macro_rules! concat_nul {
     ($text:expr) => {{
         const WITHOUT: &str = $text;
@@ -125,7 +126,8 @@ macro_rules! concat_nul {
 }
 use concat_nul;
 
-/// Which build a program or a plugin is of. They fit where these are equal.
+/// Identifies the build of a program or a plugin library. A library can only be loaded if its
+/// fingerprint equals the program's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     text: String,
@@ -133,12 +135,13 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of this program.
+    /// The fingerprint of this program.
     pub fn ours() -> Self {
         Self { text: FINGERPRINT.to_owned(), layout: LAYOUT }
     }
 
-    /// Its parts by name: compiler, target, core, its sources, tch, libtorch, layout.
+    /// Names and values of the parts: compiler, target, panic strategy, version and sources of the
+    /// core, tch, libtorch, and memory layout.
     pub fn parts(&self) -> Vec<(String, String)> {
         let mut parts: Vec<_> = self
             .text
@@ -150,7 +153,7 @@ impl Fingerprint {
         parts
     }
 
-    /// The parts in which `other` differs: name, this one's, the other's.
+    /// The parts that differ: name, value in `self`, value in `other`.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.parts();
         let value = |key: &str| {
@@ -175,8 +178,9 @@ impl std::fmt::Display for Fingerprint {
     }
 }
 
-/// Sizes, alignments and places of fields of what crosses the boundary. The compiler's version and
-/// the sources settle them but for flags that change layout, which this one shows.
+/// A hash of the sizes, alignments and field offsets of types that cross the boundary. It detects
+/// compiler flags that change the layout; other causes already change the compiler version or the
+/// digest of the sources.
 const LAYOUT: u64 = {
     macro_rules! sizes {
         ($($t:ty),* $(,)?) => { &[$(size_of::<$t>(), align_of::<$t>()),*] };
@@ -254,7 +258,7 @@ const LAYOUT: u64 = {
         offset_of!(api::TransformCx<'static>, width),
         offset_of!(api::PreferencePair, chosen),
     ];
-    // FNV-1a over the numbers.
+    // FNV-1a, applied to whole numbers instead of bytes.
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut i = 0;
     while i < sizes.len() + offsets.len() {
@@ -265,12 +269,12 @@ const LAYOUT: u64 = {
     hash
 };
 
-/// Exports what this crate and the plugin crates that it names have registered as a library that
-/// `reprpo --plugin` loads.
+/// Exports the plugins of this crate, and of the plugin crates that it links, so that
+/// `reprpo --plugin` can load the library.
 ///
-/// It stands once in a library, in the crate of type `cdylib`. Where several plugin crates are
-/// linked into one program, none of them may export: keep it behind a feature that such a program
-/// leaves off.
+/// Invoke it once, in the crate of type `cdylib`. A program that links several plugin crates must
+/// not export the symbol more than once, so put the invocation behind a feature that such a program
+/// can disable.
 #[macro_export]
 macro_rules! export_plugin {
     () => {
@@ -280,7 +284,7 @@ macro_rules! export_plugin {
             const fn terminated(text: &'static str) -> &'static ::core::ffi::CStr {
                 match ::core::ffi::CStr::from_bytes_with_nul(text.as_bytes()) {
                     Ok(text) => text,
-                    Err(_) => panic!("a name of a crate holds no NUL"),
+                    Err(_) => panic!("the name or version of the crate contains a NUL"),
                 }
             }
             $crate::plugin::PluginDecl::new(
@@ -296,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_names_what_the_interface_depends_on() {
+    fn the_fingerprint_has_all_parts() {
         let parts = Fingerprint::ours().parts();
         let names: Vec<&str> = parts.iter().map(|(k, _)| k.as_str()).collect();
         assert_eq!(
@@ -307,13 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn the_tch_that_is_named_is_the_one_that_is_pinned() {
+    fn the_tch_version_is_the_pinned_one() {
         let workspace = include_str!("../../../Cargo.toml");
         assert!(workspace.contains(&format!("tch = \"={}\"", reprpo_fingerprint::TCH_VERSION)));
     }
 
     #[test]
-    fn a_difference_names_both_sides() {
+    fn differences_have_the_values_of_both_sides() {
         let ours = Fingerprint::ours();
         assert_eq!(ours.differences(&ours), []);
         let theirs = Fingerprint { text: ours.text.replace("tch=0.24.0", "tch=0.22.0"), layout: 1 };
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_symbol_is_not_read_further() {
+    fn a_symbol_with_another_magic_number_or_version_is_an_error() {
         let decl = PluginDecl::new(c"x", c"1");
         assert!(decl.recognise().is_ok());
         assert!(PluginDecl { magic: [0; 8], ..PluginDecl::new(c"x", c"1") }.recognise().is_err());

@@ -1,9 +1,9 @@
-//! The user's plugin folder: what lies in it is there in every command.
+//! The user's plugin folder. Every command loads the libraries in it.
 
 use std::path::PathBuf;
 
-/// `REPRPO_PLUGIN_DIR`, or `reprpo/plugins` where the user's programs keep their data; `None`
-/// without a home.
+/// Path of the plugin folder: `$REPRPO_PLUGIN_DIR`, else `reprpo/plugins` in the user's data folder
+/// (`$XDG_DATA_HOME` or `~/.local/share`). `None` if none of these variables and no home is set.
 pub fn folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let data =
@@ -11,7 +11,8 @@ pub fn folder() -> Option<PathBuf> {
     variable("REPRPO_PLUGIN_DIR").or_else(|| Some(data()?.join("reprpo/plugins")))
 }
 
-/// The libraries in the [`folder`], by name. A folder that is not there holds none.
+/// Lists the libraries in the plugin [`folder`], sorted by name. The list is empty if the folder
+/// does not exist.
 pub fn installed() -> Vec<PathBuf> {
     let Some(Ok(entries)) = folder().map(std::fs::read_dir) else { return Vec::new() };
     let library =

@@ -1,5 +1,5 @@
-//! What runs in a plugin's copy of this crate: it hands its entries over, and sends its log to its
-//! host.
+//! The part of the interface that runs in a plugin's copy of this crate. It registers the plugin's
+//! entries with the host, and forwards its log records.
 
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -15,29 +15,32 @@ use crate::hub;
 use crate::panics;
 use crate::registry::{Entry, RecipeText};
 
-/// Called by the host, once both sides have shown that they are of one build.
+/// Registers the library's entries and recipes. The host calls it after the fingerprints have
+/// matched.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
-    // A panic must not cross the boundary; there is no code of the plugin's author in here that
-    // could raise one.
+    // A panic must not cross the boundary. None is expected, because no code of the plugin's author
+    // runs here.
     let _ = catch_unwind(|| {
-        // SAFETY: the host's, and alive during this call.
+        // SAFETY: the host passes a valid pointer that lives during this call.
         let host = unsafe { &*host };
-        settle(host);
+        connect(host);
         for entry in inventory::iter::<Entry> {
-            // SAFETY: the sink goes with the function, and `entry` lives as long as this library.
+            // SAFETY: the function expects this sink, and `entry` lives as long as this library.
             unsafe { (host.entry)(host.sink, entry) };
         }
         for recipe in inventory::iter::<RecipeText> {
-            // SAFETY: as above.
+            // SAFETY: the function expects this sink, and `recipe` lives as long as this library.
             unsafe { (host.recipe)(host.sink, recipe) };
         }
     });
 }
 
-fn settle(host: &Host) {
-    // SAFETY: the host says that both live as long as the process.
+/// Stores the connection to the host, and sets up panics, log, hub access and progress accordingly.
+/// Only the first call has an effect.
+fn connect(host: &Host) {
+    // SAFETY: the texts of `Host` live as long as the process.
     let (label, name) =
-        unsafe { (words(host.label, host.label_len), words(host.name, host.name_len)) };
+        unsafe { (utf8(host.label, host.label_len), utf8(host.name, host.name_len)) };
     let first = host_link::keep(label, host.fault);
     if first {
         panics::keep_quiet();
@@ -56,17 +59,21 @@ fn settle(host: &Host) {
         hub::watch(Box::new(move |file, done, size| {
             fetched(file.as_ptr(), file.len(), done, size) != 0
         }));
-        // An author's own subscriber, set before any of this, stays.
+        // Fails if the plugin's author has already set a subscriber, which then stays in place.
         let _ = tracing::subscriber::set_global_default(Forward { level, name, log: host.log });
     }
 }
 
-unsafe fn words(text: *const u8, len: usize) -> &'static str {
-    // SAFETY: the caller's promise.
+/// Reads a text of the host.
+///
+/// # Safety
+/// `text` must point to `len` bytes that live as long as the process.
+unsafe fn utf8(text: *const u8, len: usize) -> &'static str {
+    // SAFETY: guaranteed by the caller.
     std::str::from_utf8(unsafe { std::slice::from_raw_parts(text, len) }).unwrap_or("a plugin")
 }
 
-/// Sends each record to the host as a line of text. Spans are the plugin's own affair.
+/// Sends each log record to the host as a line of text. Spans are ignored.
 struct Forward {
     level: LevelFilter,
     name: &'static str,
@@ -102,7 +109,7 @@ impl Subscriber for Forward {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// A record's text: its message, then its fields.
+/// The message and the fields of a log record, as text.
 #[derive(Default)]
 struct Line {
     message: String,
@@ -111,7 +118,7 @@ struct Line {
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.fields, " {name}={value:?}"),
@@ -119,7 +126,7 @@ impl Visit for Line {
     }
 }
 
-/// A level as the interface counts it.
+/// The number of a log level in the interface.
 pub(super) fn number(level: &Level) -> u32 {
     match *level {
         Level::ERROR => 1,
@@ -130,29 +137,30 @@ pub(super) fn number(level: &Level) -> u32 {
     }
 }
 
-/// The sink of [`Host::entry`] and [`Host::recipe`]: what a library hands over.
+/// The entries and recipes of a library: the sink of [`Host::entry`] and [`Host::recipe`].
 #[derive(Default)]
-pub(super) struct Handed {
+pub(super) struct Registrations {
     pub entries: Vec<Entry>,
     pub recipes: Vec<&'static RecipeText>,
 }
 
-/// Puts an entry into a [`Handed`].
+/// Adds an entry to [`Registrations`].
 ///
 /// # Safety
-/// `sink` is one, and `entry` holds references that live as long as the process.
+/// `sink` must point to `Registrations`, and the references in `entry` must live as long as the
+/// process.
 pub(super) unsafe extern "C" fn take_entry(sink: *mut c_void, entry: *const Entry) {
-    // SAFETY: the caller's promise.
-    let (sink, entry) = unsafe { (&mut *sink.cast::<Handed>(), *entry) };
+    // SAFETY: guaranteed by the caller.
+    let (sink, entry) = unsafe { (&mut *sink.cast::<Registrations>(), *entry) };
     sink.entries.push(entry);
 }
 
-/// Puts a recipe into a [`Handed`].
+/// Adds a recipe to [`Registrations`].
 ///
 /// # Safety
-/// `sink` is one, and `recipe` lives as long as the process.
+/// `sink` must point to `Registrations`, and `recipe` must live as long as the process.
 pub(super) unsafe extern "C" fn take_recipe(sink: *mut c_void, recipe: *const RecipeText) {
-    // SAFETY: the caller's promise.
-    let (sink, recipe) = unsafe { (&mut *sink.cast::<Handed>(), &*recipe) };
+    // SAFETY: guaranteed by the caller.
+    let (sink, recipe) = unsafe { (&mut *sink.cast::<Registrations>(), &*recipe) };
     sink.recipes.push(recipe);
 }

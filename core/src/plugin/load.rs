@@ -1,4 +1,4 @@
-//! Opens a plugin's library, and takes from it what fits.
+//! Loads plugin libraries.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,30 +17,28 @@ use crate::guard::faults;
 use crate::hub;
 use crate::registry::PluginLibrary;
 
-/// By path: a library that is asked for again is the one that is there.
+/// The libraries that have been loaded, by canonical path. Loading one again returns the same
+/// entry.
 static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::new());
 
-/// Loads the library in `path`. It is never unloaded.
+/// Loads the plugin library at `path`. It is never unloaded.
 ///
 /// # Errors
-/// A file that is missing, no library, no plugin, or of another build than this program; names both
-/// builds.
+/// Fails if the file is missing, is not a library or not a plugin, or was built for another build
+/// of reprpo. In the last case, the error names the differences.
 pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
         let missing = e.kind() == std::io::ErrorKind::NotFound;
         let error = Error::new(refused()).because(if missing {
-            Error::new(
-                "there is no such \
-            file",
-            )
+            Error::new("the file does not exist")
         } else {
             Error::new("it cannot be read").because(e)
         });
         if missing {
             error.hint(
-                "`cargo build --release` in the plugin's folder makes \
-            `target/release/lib…`, and says where",
+                "run `cargo build --release` in the plugin's folder, which makes \
+                    `target/release/lib….so`",
             )
         } else {
             error
@@ -62,9 +60,9 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     drop(bytes);
     let decl = declaration(file)?;
     decl.recognise().map_err(|e| {
-        e.hint("build the plugin again, against the sources that this reprpo was built from")
+        e.hint("rebuild the plugin with the sources that this reprpo was built from")
     })?;
-    // SAFETY: it is one of ours.
+    // SAFETY: `recognise` succeeded.
     let (theirs, (name, version)) = unsafe { (decl.fingerprint(), decl.crate_name()) };
     let ours = Fingerprint::ours();
     if theirs != ours {
@@ -72,68 +70,73 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     }
 
     let leaked = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-    let (label, name_there) = (leaked(format!("`{}`", file.display())), leaked(name.clone()));
-    let mut handed = guest::Handed::default();
+    let (label, log_name) = (leaked(format!("`{}`", file.display())), leaked(name.clone()));
+    let mut registrations = guest::Registrations::default();
     let host = Host {
         label: label.as_ptr(),
         label_len: label.len(),
-        name: name_there.as_ptr(),
-        name_len: name_there.len(),
+        name: log_name.as_ptr(),
+        name_len: log_name.len(),
         level: LevelFilter::current().into_level().map_or(0, |level| guest::number(&level)),
         log: take_log,
         fault: take_fault,
         offline: hub::is_offline().into(),
         fetched: show_fetched,
-        sink: (&raw mut handed).cast(),
+        sink: (&raw mut registrations).cast(),
         entry: guest::take_entry,
         recipe: guest::take_recipe,
     };
-    // SAFETY: both are of one build; `host` and its sink live during the call.
+    // SAFETY: the fingerprints are equal, and `host` and its sink live during the call.
     unsafe { (decl.register)(&raw const host) };
-    let guest::Handed { entries, recipes } = handed;
+    let guest::Registrations { entries, recipes } = registrations;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers nothing").hint(
-            "write `#[intervention(…)]`, or the attribute of its kind, above the struct of \
-                the method, and name the crates that it is in",
+        return Err(Error::new("it registers no plugin and no recipe").hint(
+            "put `#[intervention(…)]`, or the attribute of its kind, on the struct of the method; \
+                if the method is in another crate, add `use that_crate as _;`",
         ));
     }
     Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }
 
-/// The symbol of the library in `file`, which stays loaded.
+/// Opens the library and returns the value of its symbol. The library stays loaded.
 fn declaration(file: &Path) -> Result<&'static PluginDecl> {
-    // SAFETY: runs the library's initialisers: the user named the file, or put it into the plugin
-    // folder. A library that refers to what is not there is refused at once and not when a step
-    // first needs it.
+    // `RTLD_NOW` makes a library with undefined symbols fail here, and not in the middle of a run.
+    // SAFETY: this runs the initialisers of the library. The user trusts the file, having named it
+    // or put it into the plugin folder.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-        // libloading's own words leave the loader's out.
-        let said = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-        let missing = said.contains("undefined symbol");
-        let error = Error::new("the system cannot load it").because(Error::new(said));
+        // The message of libloading does not include the message of the system's loader.
+        let reason =
+            std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+        let missing = reason.contains("undefined symbol");
+        let error = Error::new("the system cannot load it").because(Error::new(reason));
         if missing {
             error.hint(
-                "it needs something that is not here: build it again, against the \
-            libtorch that `reprpo doctor` shows",
+                "a symbol that it needs is missing; rebuild it with the libtorch that \
+                    `reprpo doctor` shows",
             )
         } else {
             error
         }
     })?;
-    // SAFETY: what lies there is judged by its first bytes before anything else of it is read.
+    // SAFETY: `recognise` checks the first fields before anything else is read through the pointer.
     let symbol =
         unsafe { library.get::<*const PluginDecl>(SYMBOL) }.map(|symbol| *symbol).map_err(|_| {
-            Error::new("it is a library, but no reprpo plugin: it has no `REPRPO_PLUGIN`").hint(
-                "a plugin's crate says `export_plugin!();`, and `crate-type = \
-                [\"cdylib\", \"rlib\"]` in its Cargo.toml",
+            Error::new(
+                "it is a library, but not a reprpo plugin: it does not export `REPRPO_PLUGIN`",
+            )
+            .hint(
+                "add `export_plugin!();` to the plugin's crate, and `crate-type = \
+                    [\"cdylib\", \"rlib\"]` to its Cargo.toml",
             )
         });
-    // Its initialisers have run, and from here on there may be pointers into it.
+    // The library must never be unloaded: its initialisers have run, and there may be pointers into
+    // its memory.
     std::mem::forget(library);
     let symbol = symbol?;
     if symbol.is_null() || !symbol.is_aligned() {
-        return Err(Error::new("its `REPRPO_PLUGIN` is not what `export_plugin!` makes"));
+        return Err(Error::new("its `REPRPO_PLUGIN` was not made by `export_plugin!`"));
     }
-    // SAFETY: a static of the library, which is never unloaded.
+    // SAFETY: the pointer is to a static of the library, which is never unloaded.
     Ok(unsafe { &*symbol })
 }
 
@@ -141,27 +144,27 @@ fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerp
     let differences = ours.differences(theirs);
     let what = differences
         .iter()
-        .map(|(part, ours, theirs)| format!("{part} {theirs} there, {ours} here"))
+        .map(|(part, ours, theirs)| format!("{part} {theirs} instead of {ours}"))
         .collect::<Vec<_>>()
         .join("; ");
     let compiler = differences.iter().any(|(part, ..)| part == "rustc");
     let remedy = if compiler {
-        "build the plugin with the compiler that built this reprpo, or build both with one"
+        "build the plugin and reprpo with the same compiler"
     } else {
-        "build the plugin again, against the sources that this reprpo was built from: `cargo \
-            build --release` in its folder"
+        "run `cargo build --release` in the plugin's folder, with the sources that this reprpo was \
+            built from"
     };
-    Error::new(format!("`{name}` {version} is of another build: {what}"))
+    Error::new(format!("`{name}` {version} was built for another build of reprpo: {what}"))
         .because(
-            Error::new(format!("the plugin is {theirs}"))
-                .because(Error::new(format!("this reprpo is {ours}"))),
+            Error::new(format!("the plugin was built with {theirs}"))
+                .because(Error::new(format!("this reprpo was built with {ours}"))),
         )
         .hint(remedy)
 }
 
 extern "C" fn take_log(level: u32, text: *const u8, len: usize) {
     let text = received(text, len);
-    // A macro's level is a constant.
+    // The macros need a level that is known at compile time.
     match level {
         1 => tracing::error!("{text}"),
         2 => tracing::warn!("{text}"),
@@ -179,11 +182,11 @@ extern "C" fn take_fault(message: *const u8, len: usize, cause: *const u8, cause
     faults::of_plugin(&received(message, len), &received(cause, cause_len));
 }
 
-/// Text of a plugin.
+/// Copies a text that a plugin passed.
 fn received(text: *const u8, len: usize) -> String {
     if text.is_null() || len == 0 {
         return String::new();
     }
-    // SAFETY: a plugin of this very build passes a string of its own that outlives the call.
+    // SAFETY: the plugin, whose fingerprint matched, passes a string that lives during the call.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(text, len) }).into_owned()
 }

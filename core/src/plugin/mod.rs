@@ -1,11 +1,13 @@
-//! Plugins at run time: the interface of a shared library, and the loader.
+//! Plugins that are loaded at run time: the binary interface of a plugin library, and the loader.
 //!
-//! A method is the same whether it is linked in or loaded: its attribute makes its registry entry,
-//! everything that is made of it stands behind a [`guard`](crate::guard), and only
-//! [`export_plugin!`](crate::export_plugin) is added for a library. A loaded library has its own
-//! copy of this crate, with its own statics and its own identities of types; so what crosses the
-//! boundary is layout that the fingerprint vouches for, and never a type's identity: configuration
-//! crosses as JSON text, and a panic is caught on the side that raised it.
+//! The code of a method is the same whether it is linked in or loaded. Its attribute makes the
+//! registry entry, and a [`guard`](crate::guard) wraps all objects that it builds. A library only
+//! adds [`export_plugin!`](crate::export_plugin).
+//!
+//! A loaded library has its own copy of this crate, with its own statics and type ids. The two
+//! copies may therefore exchange values whose memory layout the fingerprint guarantees, but must
+//! not rely on type ids. Configuration is passed as JSON text, and a panic is caught on the side
+//! where it occurred.
 
 mod abi;
 mod folder;

@@ -1,56 +1,57 @@
-//! A plugin's description of itself, and its configuration as JSON text.
+//! Names, texts and origin of a plugin, and access to its configuration as JSON text.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::api::Plugin;
 use crate::error::{Error, Result};
-use crate::guard::{Who, guard};
+use crate::guard::{MethodId, guard};
 
-/// A plugin's description of itself.
+/// The description of a plugin. See [`Plugin`] for its texts.
 #[derive(Debug)]
 pub struct About {
-    /// Its name.
+    /// Name on the command line.
     pub name: &'static str,
-    /// Other names.
+    /// Other names that the command line accepts.
     pub aliases: &'static [&'static str],
-    /// One line.
+    /// One line that says what the method does.
     pub summary: &'static str,
-    /// Formula and advice.
+    /// The formula and advice for users.
     pub explain: &'static str,
-    /// Where it comes from.
+    /// Source of the method: paper and section, or project.
     pub reference: &'static str,
-    /// Fields and values of its example.
+    /// Fields and values of the example.
     pub example: &'static [(&'static str, &'static str)],
-    /// The crate it is written in.
+    /// Name of the crate that defines the plugin.
     pub origin: &'static str,
-    /// That crate's version.
+    /// Version of that crate.
     pub version: &'static str,
-    // As JSON text: a plugin may have been built with another layout of JSON values.
+    // These functions exchange JSON text, because the layout of JSON values may differ in a plugin.
     schema: fn() -> Result<String>,
     defaults: fn() -> Result<String>,
     check: fn(&str) -> Result<(), Misfit>,
     rewrite: fn(&str) -> Result<String>,
 }
 
-/// A configuration that does not fit a plugin's types.
+/// An error in a configuration that does not match the types of a plugin.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Misfit {
-    /// The field, as `weights[2]`; empty where it is the whole.
+    /// Path of the field, e.g. `weights[2]`; empty if the error concerns the whole configuration.
     pub path: String,
-    /// What is wrong with it.
+    /// Description of the error.
     pub message: String,
 }
 
 impl About {
     pub(super) const fn of<P: Plugin>(origin: &'static str, version: &'static str) -> Self {
-        // What a plugin's types do, derived or written by hand, is its code as well.
+        // Serialising a plugin's types runs code of the plugin, which may panic.
         fn text<P: Plugin, V: serde::Serialize>(
             doing: &str,
             value: impl FnOnce() -> V,
         ) -> Result<String> {
-            guard(Who { kind: "plugin", name: P::NAME }, doing, || {
-                serde_json::to_string(&value()).map_err(|e| Error::new("it is not JSON").because(e))
+            guard(MethodId { kind: "plugin", name: P::NAME }, doing, || {
+                serde_json::to_string(&value())
+                    .map_err(|e| Error::new("it cannot be written as JSON").because(e))
             })
         }
         About {
@@ -65,9 +66,10 @@ impl About {
             schema: || text::<P, _>("schema", || schemars::schema_for!(P)),
             defaults: || text::<P, _>("defaults", P::default),
             check: |json| {
-                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || {
-                    Ok(typed::<P>(json).map(|_| ()))
-                });
+                let checked =
+                    guard(MethodId { kind: "plugin", name: P::NAME }, "deserialize", || {
+                        Ok(typed::<P>(json).map(|_| ()))
+                    });
                 checked.unwrap_or_else(|e| {
                     Err(Misfit { path: String::new(), message: format!("{e:?}") })
                 })
@@ -75,17 +77,17 @@ impl About {
             rewrite: |json| {
                 let text = || {
                     serde_json::to_string(&parse::<P>(json)?)
-                        .map_err(|e| Error::new("it is not JSON").because(e))
+                        .map_err(|e| Error::new("it cannot be written as JSON").because(e))
                 };
-                guard(Who { kind: "plugin", name: P::NAME }, "serialize", text)
+                guard(MethodId { kind: "plugin", name: P::NAME }, "serialize", text)
             },
         }
     }
 
-    /// JSON schema of its configuration.
+    /// The JSON schema of the plugin's configuration.
     ///
     /// # Errors
-    /// Fails if the plugin's own description of its types fails.
+    /// Fails if the plugin panics while it generates the schema.
     pub fn schema(&self) -> Result<Value> {
         self.parsed(&(self.schema)()?)
     }
@@ -100,24 +102,25 @@ impl About {
         })
     }
 
-    /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are
-    /// checked when it is made.
+    /// Checks the fields and types of a configuration (JSON text). Ranges of values are only
+    /// checked when the plugin is built.
     ///
     /// # Errors
-    /// The first field that does not fit.
+    /// Returns the first field that is unknown or has another type.
     pub fn check(&self, json: &str) -> Result<(), Misfit> {
         (self.check)(json)
     }
 
-    /// A configuration (JSON text) as the plugin's types read it and write it again.
+    /// Normalises a configuration (JSON text): parses it into the plugin's types and serialises it
+    /// again. The result has all fields, including those with default values.
     ///
     /// # Errors
-    /// The first field that does not fit.
+    /// Fails if a field is unknown or has another type.
     pub fn rewrite(&self, json: &str) -> Result<String> {
         (self.rewrite)(json)
     }
 
-    /// Its default configuration.
+    /// The default configuration.
     ///
     /// # Errors
     /// Fails if the plugin's defaults are not an object.
@@ -132,15 +135,18 @@ impl About {
     }
 }
 
-/// A configuration from its JSON text; an error names the field.
+/// Parses a configuration from JSON text.
+///
+/// # Errors
+/// Fails if a field is unknown or has another type. The error names the field.
 pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     typed(json).map_err(|Misfit { path, message }| {
         let name = P::NAME;
         let place =
             if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
-        Error::new(format!("the configuration field {place} is not right"))
+        Error::new(format!("the configuration field {place} is invalid"))
             .because(Error::new(message))
-            .hint(format!("`reprpo explain {name}` describes every field"))
+            .hint(format!("run `reprpo explain {name}` for a description of every field"))
     })
 }
 
@@ -155,7 +161,8 @@ fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Misfit> {
     })
 }
 
-/// serde_json ends a message with a line and a column of text that the user never saw.
+/// Removes the line and column from the end of a message of serde_json. They refer to generated
+/// text that the user does not see.
 fn strip_position(message: &str) -> &str {
     message.rsplit_once(" at line ").map_or(message, |(head, _)| head)
 }

@@ -1,5 +1,5 @@
-//! One registered plugin, its types erased, by kind: how it is made, and what the engine has to
-//! know of it before.
+//! Registry entries, one type per kind of plugin. An entry hides the plugin's own type: it has
+//! function pointers that build the plugin, and the properties that the engine needs before that.
 
 use super::about::{About, parse};
 use super::kind::Kind;
@@ -8,9 +8,9 @@ use crate::api::{
     ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
-use crate::guard::{Guarded, Who, guard};
+use crate::guard::{Guarded, MethodId, guard};
 
-/// One registered plugin, of whatever kind.
+/// A registered plugin of any kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Entry {
     /// An intervention.
@@ -28,7 +28,7 @@ pub enum Entry {
 inventory::collect!(Entry);
 
 impl Entry {
-    /// Its kind.
+    /// The kind of the plugin.
     pub fn kind(self) -> Kind {
         match self {
             Entry::Intervention(_) => Kind::Intervention,
@@ -39,7 +39,7 @@ impl Entry {
         }
     }
 
-    /// Its description.
+    /// The description of the plugin.
     pub fn about(self) -> &'static About {
         match self {
             Entry::Intervention(entry) => &entry.about,
@@ -51,49 +51,49 @@ impl Entry {
     }
 }
 
-/// A registry entry whose type tells its kind.
+/// A registry entry of a kind that is known at compile time.
 pub trait TypedEntry: 'static {
-    /// The kind.
+    /// The kind of plugin.
     const KIND: Kind;
 
-    /// The entry, if it is of this kind.
+    /// Returns the typed entry if `entry` is of this kind.
     fn of_entry(entry: Entry) -> Option<&'static Self>;
 }
 
 /// The entry of an intervention.
 #[derive(Debug)]
 pub struct InterventionEntry {
-    /// Its description.
+    /// Description of the plugin.
     pub about: About,
-    /// Its default of `train.lr` with a low-rank update (LoRA); `None` keeps the engine's.
+    /// Default of `train.lr` with a low-rank update (LoRA); `None` for the engine's default.
     pub learning_rate: Option<f64>,
     build: fn(&str, &ModelInfo) -> Result<Box<dyn Intervention>>,
 }
 
 impl InterventionEntry {
-    /// Of the plugin `P` in the crate `origin`.
+    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: InterventionPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
             learning_rate: None,
             build: |json, model| {
-                Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || {
+                Ok(Box::new(build_guarded::<P, dyn Intervention>(Kind::Intervention, || {
                     parse::<P>(json)?.build(model)
                 })?))
             },
         }
     }
 
-    /// With this default of `train.lr`.
+    /// Sets the default of `train.lr`.
     #[must_use]
     pub const fn learning_rate(self, rate: f64) -> Self {
         Self { learning_rate: Some(rate), ..self }
     }
 
-    /// The intervention, from its configuration (JSON text) and the model's shape.
+    /// Builds the intervention from its configuration (JSON text) for a model.
     ///
     /// # Errors
-    /// Fails if the configuration does not fit, or if the intervention refuses it.
+    /// Fails if a field is unknown or has another type, or if the intervention rejects a value.
     pub fn build(&self, json: &str, model: &ModelInfo) -> Result<Box<dyn Intervention>> {
         (self.build)(json, model)
     }
@@ -102,22 +102,22 @@ impl InterventionEntry {
 /// The entry of an adapter.
 #[derive(Debug)]
 pub struct AdapterEntry {
-    /// Its description.
+    /// Description of the plugin.
     pub about: About,
-    /// `peft_type` on disk.
+    /// Value of `peft_type` in `adapter_config.json`.
     pub peft_type: &'static str,
-    /// Fields that may have another value when a saved adapter is trained further.
+    /// Fields that may change when training continues from a saved adapter.
     pub adjustable: &'static [&'static str],
-    /// True if PEFT's configuration of this type has `layers_to_transform`.
+    /// True if PEFT's configuration class for this type has `layers_to_transform`.
     pub peft_has_layers: bool,
-    /// Its factor on the default of `train.lr`.
+    /// Factor on the default of `train.lr`.
     pub learning_rate_factor: f64,
     build: fn(&str) -> Result<Box<dyn Adapter>>,
     from_peft: fn(PeftFile<'_>) -> Result<(String, Vec<String>)>,
 }
 
 impl AdapterEntry {
-    /// Of the plugin `P` in the crate `origin`.
+    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: AdapterPlugin>(
         peft_type: &'static str,
         origin: &'static str,
@@ -130,7 +130,9 @@ impl AdapterEntry {
             peft_has_layers: true,
             learning_rate_factor: 1.0,
             build: |json| {
-                Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || parse::<P>(json)?.build())?))
+                Ok(Box::new(build_guarded::<P, dyn Adapter>(Kind::Adapter, || {
+                    parse::<P>(json)?.build()
+                })?))
             },
             from_peft: |file| {
                 let read = || {
@@ -142,42 +144,42 @@ impl AdapterEntry {
                         warnings,
                     ))
                 };
-                guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
+                guard(MethodId { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
             },
         }
     }
 
-    /// With these fields, which a run may change when it continues from a saved adapter.
+    /// Sets the fields that may change when training continues from a saved adapter.
     #[must_use]
     pub const fn adjustable(self, fields: &'static [&'static str]) -> Self {
         Self { adjustable: fields, ..self }
     }
 
-    /// With or without `layers_to_transform` in PEFT's configuration of this type.
+    /// Sets whether PEFT's configuration class for this type has `layers_to_transform`.
     #[must_use]
     pub const fn peft_has_layers(self, has: bool) -> Self {
         Self { peft_has_layers: has, ..self }
     }
 
-    /// With this factor on the default of `train.lr`.
+    /// Sets the factor on the default of `train.lr`.
     #[must_use]
     pub const fn learning_rate_factor(self, factor: f64) -> Self {
         Self { learning_rate_factor: factor, ..self }
     }
 
-    /// The adapter, from its configuration (JSON text).
+    /// Builds the adapter from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if the configuration does not fit, or if the adapter refuses it.
+    /// Fails if a field is unknown or has another type, or if the adapter rejects a value.
     pub fn build(&self, json: &str) -> Result<Box<dyn Adapter>> {
         (self.build)(json)
     }
 
-    /// The configuration (JSON text) that a saved adapter stands for, and warnings for the user.
+    /// Returns the configuration (JSON text) of a saved adapter, and warnings for the user.
     ///
     /// # Errors
-    /// Fails if the plugin cannot honour a field of the file, or cannot compute what PEFT computes
-    /// with it.
+    /// Fails if the plugin does not support the value of a field, or cannot compute what PEFT
+    /// computes with the adapter.
     pub fn from_peft(&self, file: PeftFile<'_>) -> Result<(String, Vec<String>)> {
         (self.from_peft)(file)
     }
@@ -186,28 +188,28 @@ impl AdapterEntry {
 /// The entry of a transform.
 #[derive(Debug)]
 pub struct TransformEntry {
-    /// Its description.
+    /// Description of the plugin.
     pub about: About,
     build: fn(&str, &TransformCx<'_>, &mut Init) -> Result<Box<dyn Transform>>,
 }
 
 impl TransformEntry {
-    /// Of the plugin `P` in the crate `origin`.
+    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
             build: |json, cx, init| {
-                Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || {
+                Ok(Box::new(build_guarded::<P, dyn Transform>(Kind::Transform, || {
                     parse::<P>(json)?.build(cx, init)
                 })?))
             },
         }
     }
 
-    /// The transform of one tap, from its configuration (JSON text).
+    /// Builds the transform of one tap from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if the configuration does not fit, or if the transform refuses it.
+    /// Fails if a field is unknown or has another type, or if the transform rejects a value.
     pub fn build(
         &self,
         json: &str,
@@ -221,26 +223,26 @@ impl TransformEntry {
 /// The entry of a tap.
 #[derive(Debug)]
 pub struct TapEntry {
-    /// Its description.
+    /// Description of the plugin.
     pub about: About,
     build: fn(&str) -> Result<Box<dyn Tap>>,
 }
 
 impl TapEntry {
-    /// Of the plugin `P` in the crate `origin`.
+    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
             build: |json| {
-                Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || parse::<P>(json)?.build())?))
+                Ok(Box::new(build_guarded::<P, dyn Tap>(Kind::Tap, || parse::<P>(json)?.build())?))
             },
         }
     }
 
-    /// The tap, from its configuration (JSON text).
+    /// Builds the tap from its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if the configuration does not fit, or if the tap refuses it.
+    /// Fails if a field is unknown or has another type, or if the tap rejects a value.
     pub fn build(&self, json: &str) -> Result<Box<dyn Tap>> {
         (self.build)(json)
     }
@@ -249,21 +251,21 @@ impl TapEntry {
 /// The entry of a data set.
 #[derive(Debug)]
 pub struct DatasetEntry {
-    /// Its description.
+    /// Description of the plugin.
     pub about: About,
-    /// The field that `--dataset NAME:TEXT` fills.
+    /// The field that `--dataset NAME:TEXT` sets.
     pub argument: Option<&'static str>,
-    /// Endings of files that it opens.
+    /// Extensions, without the dot, of the files that the data set reads.
     pub extensions: &'static [&'static str],
-    /// True if it reads repositories of the hub.
+    /// True if the data set reads repositories of the hub.
     pub repositories: bool,
-    /// True if it reads pairs from standard input.
+    /// True if the data set reads pairs from standard input.
     pub stdin: bool,
     build: fn(&str) -> Result<Box<dyn Dataset>>,
 }
 
 impl DatasetEntry {
-    /// Of the plugin `P` in the crate `origin`.
+    /// Makes the entry of the plugin `P`, which is defined in the crate `origin`.
     pub const fn of<P: DatasetPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
@@ -272,39 +274,43 @@ impl DatasetEntry {
             repositories: false,
             stdin: false,
             build: |json| {
-                Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || parse::<P>(json)?.build())?))
+                Ok(Box::new(build_guarded::<P, dyn Dataset>(Kind::Dataset, || {
+                    parse::<P>(json)?.build()
+                })?))
             },
         }
     }
 
-    /// With this field, which `--dataset NAME:TEXT` fills.
+    /// Sets the field that `--dataset NAME:TEXT` sets.
     #[must_use]
     pub const fn argument(self, field: &'static str) -> Self {
         Self { argument: Some(field), ..self }
     }
 
-    /// With files of these endings, without the dot, whose path fills the argument.
+    /// Sets the extensions, without the dot, of the files that the data set reads. The path of such
+    /// a file becomes the argument.
     #[must_use]
     pub const fn extensions(self, endings: &'static [&'static str]) -> Self {
         Self { extensions: endings, ..self }
     }
 
-    /// With repositories of the hub, which fill the argument.
+    /// Sets whether the data set reads repositories of the hub. The repository becomes the
+    /// argument.
     #[must_use]
     pub const fn repositories(self, reads: bool) -> Self {
         Self { repositories: reads, ..self }
     }
 
-    /// With standard input, `-`, which fills the argument.
+    /// Sets whether the data set reads standard input. `-` becomes the argument.
     #[must_use]
     pub const fn stdin(self, reads: bool) -> Self {
         Self { stdin: reads, ..self }
     }
 
-    /// Opens the data set, from its configuration (JSON text).
+    /// Opens the data set with its configuration (JSON text).
     ///
     /// # Errors
-    /// Fails if the configuration does not fit, or if the data set cannot be opened.
+    /// Fails if a field is unknown or has another type, or if the data set cannot be opened.
     pub fn build(&self, json: &str) -> Result<Box<dyn Dataset>> {
         (self.build)(json)
     }
@@ -342,12 +348,12 @@ impl AsRef<About> for Entry {
     }
 }
 
-/// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the
-/// plugin's.
-fn made<P: Plugin, T: ?Sized>(
+/// Runs `build`, and wraps the object in a guard that names the plugin `P` in errors. This generic
+/// function is compiled in the plugin's crate, so panics are caught there.
+fn build_guarded<P: Plugin, T: ?Sized>(
     kind: Kind,
     build: impl FnOnce() -> Result<Box<T>>,
 ) -> Result<Guarded<T>> {
-    let who = Who { kind: kind.name(), name: P::NAME };
-    Ok(Guarded::new(who, guard(who, "build", build)?))
+    let method = MethodId { kind: kind.name(), name: P::NAME };
+    Ok(Guarded::new(method, guard(method, "build", build)?))
 }

@@ -5,22 +5,23 @@
 pub enum Kind {
     /// A training objective.
     Intervention,
-    /// A trainable change of linear modules.
+    /// A trainable change to linear modules or blocks.
     Adapter,
-    /// A map of activations.
+    /// A map of states.
     Transform,
-    /// A place where activations are read.
+    /// A choice of sites where states are read.
     Tap,
     /// A source of preference pairs.
     Dataset,
 }
 
 impl Kind {
-    /// All of them, in the order in which people meet them.
+    /// All kinds, in the order in which listings show them.
     pub const ALL: [Kind; 5] =
         [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap, Kind::Dataset];
 
-    /// `intervention`: the word, and the section of the configuration.
+    /// Name of the kind, e.g. `intervention`. It is also the name of its section in the
+    /// configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Intervention => "intervention",
@@ -31,7 +32,7 @@ impl Kind {
         }
     }
 
-    /// `interventions`.
+    /// Plural of the name, e.g. `interventions`.
     pub fn plural(self) -> String {
         format!("{}s", self.name())
     }

@@ -1,23 +1,24 @@
-//! A plugin's library that was loaded.
+//! The description of a loaded plugin library.
 
 use std::path::PathBuf;
 
 use super::entry::Entry;
 use super::recipe::RecipeText;
 
-/// A plugin's library in this process. It stays to the end: what it registered lives in its memory.
+/// A plugin library that is loaded into this process. It is never unloaded, because its entries and
+/// recipes are stored in its memory.
 #[derive(Clone, Debug)]
 pub struct PluginLibrary {
-    /// The file, without links and dots.
+    /// Canonical path of the file.
     pub path: PathBuf,
-    /// The crate's name.
+    /// Name of the crate.
     pub name: String,
-    /// Its version.
+    /// Version of the crate.
     pub version: String,
-    /// Digest of the file, in hexadecimal.
+    /// SHA-256 digest of the file, in hexadecimal.
     pub sha256: String,
-    /// What it registers.
+    /// The plugins that the library registers.
     pub entries: Vec<Entry>,
-    /// The recipes it brings.
+    /// The recipes that the library registers.
     pub recipes: Vec<&'static RecipeText>,
 }

@@ -1,8 +1,8 @@
-//! The registry: every plugin of this program, by kind and name.
+//! The registry: all plugins of this program, by kind and name.
 //!
-//! The attribute above a plugin's struct puts an [`Entry`] into `inventory`'s list; the entry holds
-//! function pointers that were made where the plugin's types are known, so that everything past
-//! this point speaks of plugins by name and in JSON text.
+//! The attribute on a plugin's struct submits an [`Entry`] to `inventory`. The entry has function
+//! pointers that know the plugin's types. All other code refers to plugins by name, and to their
+//! configurations as JSON text.
 
 mod about;
 mod entry;
@@ -23,28 +23,29 @@ pub use recipe::{Recipe, RecipeText};
 
 use crate::error::{Error, Fault, Result};
 
-/// The plugins of this program, linked in and loaded, and their recipes.
+/// The plugins and recipes of this program, both linked in and loaded from libraries.
 #[derive(Debug)]
 pub struct Registry {
-    entries: BTreeMap<(Kind, &'static str), Registered<Entry>>,
-    recipes: BTreeMap<String, Registered<Recipe>>,
+    entries: BTreeMap<(Kind, &'static str), Registration<Entry>>,
+    recipes: BTreeMap<String, Registration<Recipe>>,
     loaded: Vec<PluginLibrary>,
     refused: Vec<PathBuf>,
 }
 
-/// What is registered, and the number of the loaded file that it came from; none: it is linked in.
+/// A registered plugin or recipe.
 #[derive(Clone, Debug)]
-struct Registered<T> {
-    what: T,
+struct Registration<T> {
+    value: T,
+    /// Index into [`Registry::loaded`] of the library that it came from; `None` if it is linked in.
     file: Option<usize>,
 }
 
 impl Registry {
-    /// Everything that is linked into this program.
+    /// Makes a registry of all plugins and recipes that are linked into this program.
     ///
     /// # Errors
-    /// Two plugins of one kind, or two recipes, under one name or alias; a name that no command
-    /// line should need to quote; a recipe that cannot be read.
+    /// Fails if two plugins of the same kind, or two recipes, have the same name or alias, if a
+    /// name has invalid characters, or if a recipe cannot be parsed.
     pub fn builtin() -> Result<Self> {
         let mut registry = Self::empty();
         registry
@@ -62,21 +63,22 @@ impl Registry {
         }
     }
 
-    /// These plugins alone, without recipes.
+    /// Makes a registry of only these plugins, without recipes.
     ///
     /// # Errors
-    /// As [`builtin`](Self::builtin).
+    /// Fails in the same cases as [`builtin`](Self::builtin).
     pub fn holding(entries: impl IntoIterator<Item = Entry>) -> Result<Self> {
         let mut registry = Self::empty();
         registry.add(entries, [], None)?;
         Ok(registry)
     }
 
-    /// Adds what a library registers: all of it, or nothing. One that is there already changes
-    /// nothing.
+    /// Adds the plugins and recipes of a library. If it fails, nothing is added. A library that was
+    /// added before is ignored.
     ///
     /// # Errors
-    /// A name that is taken; names both sides.
+    /// Fails if a name is invalid or already in use. In the second case, the error names both
+    /// origins.
     pub fn add_plugin(&mut self, plugin: PluginLibrary) -> Result<()> {
         if self.loaded.iter().any(|known| known.path == plugin.path) {
             return Ok(());
@@ -94,31 +96,31 @@ impl Registry {
         })
     }
 
-    /// Remembers a file of the plugin folder that could not be used, for the error of a name that
-    /// is not found.
+    /// Records a file in the plugin folder that could not be loaded. The errors for unknown names
+    /// mention it.
     pub fn refuse(&mut self, path: PathBuf) {
         self.refused.push(path);
     }
 
-    /// The libraries that were loaded, in their order.
+    /// The loaded libraries, in the order in which they were added.
     pub fn loaded(&self) -> &[PluginLibrary] {
         &self.loaded
     }
 
-    /// The library that a plugin came from; none: it is linked in.
+    /// The library that a plugin came from; `None` if it is linked in.
     pub fn file_of(&self, entry: Entry) -> Option<&PluginLibrary> {
         self.entries
             .get(&(entry.kind(), entry.about().name))
-            .and_then(|registered| self.file(registered))
+            .and_then(|registration| self.file(registration))
     }
 
-    /// The library that a recipe came from; none: it is linked in.
+    /// The library that a recipe came from; `None` if it is linked in.
     pub fn file_of_recipe(&self, name: &str) -> Option<&PluginLibrary> {
-        self.recipes.get(name).and_then(|registered| self.file(registered))
+        self.recipes.get(name).and_then(|registration| self.file(registration))
     }
 
-    fn file<T>(&self, registered: &Registered<T>) -> Option<&PluginLibrary> {
-        registered.file.and_then(|number| self.loaded.get(number))
+    fn file<T>(&self, registration: &Registration<T>) -> Option<&PluginLibrary> {
+        registration.file.and_then(|number| self.loaded.get(number))
     }
 
     fn add(
@@ -134,12 +136,12 @@ impl Registry {
             let recipe = Recipe::read(text)?;
             let ours = self.origin(recipe.origin, recipe.version, file);
             if let Some(old) =
-                self.recipes.insert(recipe.name.clone(), Registered { what: recipe, file })
+                self.recipes.insert(recipe.name.clone(), Registration { value: recipe, file })
             {
-                let theirs = self.origin(old.what.origin, old.what.version, old.file);
+                let theirs = self.origin(old.value.origin, old.value.version, old.file);
                 return Err(Error::new(format!(
                     "two recipes are called `{}`: one of {theirs}, one of {ours}",
-                    old.what.name
+                    old.value.name
                 )));
             }
         }
@@ -154,15 +156,15 @@ impl Registry {
                 || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             {
                 return Err(Error::new(format!(
-                    "{} `{name}` of {ours} has a name with other than a-z, 0-9 and -",
+                    "the name of {} `{name}` of {ours} must only contain a-z, 0-9 and -",
                     entry.kind().name()
                 )));
             }
             if let Some(old) =
-                self.entries.insert((entry.kind(), name), Registered { what: entry, file })
+                self.entries.insert((entry.kind(), name), Registration { value: entry, file })
             {
                 let theirs =
-                    self.origin(old.what.about().origin, old.what.about().version, old.file);
+                    self.origin(old.value.about().origin, old.value.about().version, old.file);
                 return Err(Error::new(format!(
                     "two {} are called `{name}`: one of {theirs}, one of {ours}",
                     entry.kind().plural()
@@ -172,7 +174,7 @@ impl Registry {
         Ok(())
     }
 
-    /// A crate and where it is: ``twist 0.1.0 in `libtwist.so` ``.
+    /// Describes the origin of a plugin or recipe, e.g. ``twist 0.1.0 in `libtwist.so` ``.
     fn origin(&self, crate_name: &str, version: &str, file: Option<usize>) -> String {
         match file.and_then(|number| self.loaded.get(number)) {
             Some(loaded) => format!("{crate_name} {version} in `{}`", loaded.path.display()),
@@ -180,69 +182,69 @@ impl Registry {
         }
     }
 
-    /// All plugins of a kind, by name, each once.
+    /// All plugins of a kind, sorted by name. Aliases are not listed separately.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = Entry> {
         self.entries
             .iter()
-            .filter(move |((k, name), e)| *k == kind && *name == e.what.about().name)
-            .map(|(_, e)| e.what)
+            .filter(move |((k, name), e)| *k == kind && *name == e.value.about().name)
+            .map(|(_, e)| e.value)
     }
 
-    /// All plugins of the kind of `E`, by name, each once.
+    /// All plugins of the kind of `E`, sorted by name. Aliases are not listed separately.
     pub fn all<E: TypedEntry>(&self) -> impl Iterator<Item = &'static E> {
         self.of(E::KIND).filter_map(E::of_entry)
     }
 
-    /// The plugin of that kind and name (or alias).
+    /// Looks up a plugin by kind and name or alias.
     ///
     /// # Errors
-    /// Fails if there is none; names all, and the nearest.
+    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
     pub fn get(&self, kind: Kind, name: &str) -> Result<Entry> {
         let found = self.entries.iter().find(|((k, n), _)| *k == kind && *n == name);
-        found.map(|(_, e)| e.what).ok_or_else(|| self.unknown(kind, name))
+        found.map(|(_, e)| e.value).ok_or_else(|| self.unknown(kind, name))
     }
 
     fn typed<E: TypedEntry>(&self, name: &str) -> Result<&'static E> {
         let named = self.entries.iter().filter(|((_, n), _)| *n == name);
-        named.map(|(_, e)| e.what).find_map(E::of_entry).ok_or_else(|| self.unknown(E::KIND, name))
+        named.map(|(_, e)| e.value).find_map(E::of_entry).ok_or_else(|| self.unknown(E::KIND, name))
     }
 
-    /// The intervention of that name (or alias).
+    /// Looks up an intervention by name or alias.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails if there is none, as [`get`](Self::get) does.
     pub fn intervention(&self, name: &str) -> Result<&'static InterventionEntry> {
         self.typed(name)
     }
 
-    /// The adapter of that name (or alias).
+    /// Looks up an adapter by name or alias.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails if there is none, as [`get`](Self::get) does.
     pub fn adapter(&self, name: &str) -> Result<&'static AdapterEntry> {
         self.typed(name)
     }
 
-    /// The transform of that name (or alias).
+    /// Looks up a transform by name or alias.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails if there is none, as [`get`](Self::get) does.
     pub fn transform(&self, name: &str) -> Result<&'static TransformEntry> {
         self.typed(name)
     }
 
-    /// The tap of that name (or alias).
+    /// Looks up a tap by name or alias.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails if there is none, as [`get`](Self::get) does.
     pub fn tap(&self, name: &str) -> Result<&'static TapEntry> {
         self.typed(name)
     }
 
-    /// The data set of that name (or alias).
+    /// Looks up a data set by name or alias.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Fails if there is none, as [`get`](Self::get) does.
     pub fn dataset(&self, name: &str) -> Result<&'static DatasetEntry> {
         self.typed(name)
     }
@@ -250,17 +252,18 @@ impl Registry {
     fn unknown(&self, kind: Kind, name: &str) -> Error {
         let unknown = Error::unknown(kind.name(), name, self.of(kind).map(|e| e.about().name));
         self.with_searched(
-            unknown.hint(format!("`reprpo list {}` says what each does", kind.plural())),
+            unknown.hint(format!("run `reprpo list {}` for a description of each", kind.plural())),
         )
     }
 
-    /// Says in which plugin files a name was looked for.
+    /// Adds hints that list the plugin files that were searched, and those that could not be
+    /// loaded.
     fn with_searched(&self, error: Error) -> Error {
         let listed = |paths: Vec<&PathBuf>| {
             paths.iter().map(|p| format!("`{}`", p.display())).collect::<Vec<_>>().join(", ")
         };
         let error = match &self.loaded[..] {
-            [] => error.hint("no plugin file was searched: `--plugin FILE` names one"),
+            [] => error.hint("no plugin file was searched; load one with `--plugin FILE`"),
             loaded => error.hint(format!(
                 "plugin files searched: {}",
                 listed(loaded.iter().map(|l| &l.path).collect())
@@ -270,38 +273,39 @@ impl Registry {
             return error;
         }
         error.hint(format!(
-            "not searched, as they cannot be used: {}; `reprpo plugin check FILE` says why",
+            "not searched because they cannot be loaded: {}; run `reprpo plugin check FILE` for \
+                the reason",
             listed(self.refused.iter().collect())
         ))
     }
 
-    /// All recipes, by name.
+    /// All recipes, sorted by name.
     pub fn recipes(&self) -> impl Iterator<Item = &Recipe> {
-        self.recipes.values().map(|r| &r.what)
+        self.recipes.values().map(|r| &r.value)
     }
 
-    /// The recipe of that name.
+    /// Looks up a recipe by name.
     ///
     /// # Errors
-    /// Where there is none: names all, and the nearest.
+    /// Fails if there is none. The error lists all valid names and suggests the nearest one.
     pub fn recipe(&self, name: &str) -> Result<&Recipe> {
-        let found = self.recipes.get(name).map(|r| &r.what);
+        let found = self.recipes.get(name).map(|r| &r.value);
         found.ok_or_else(|| {
             self.with_searched(
                 Error::unknown("recipe", name, self.recipes.keys())
-                    .hint("`reprpo list recipes` says what each does"),
+                    .hint("run `reprpo list recipes` for a description of each"),
             )
         })
     }
 
-    /// Every plugin of that name, of whatever kind, and the recipe of that name.
+    /// Looks up the plugins of every kind, and the recipe, called `name`.
     ///
     /// # Errors
-    /// Where there is neither.
+    /// Fails if there is neither.
     pub fn find(&self, name: &str) -> Result<(Vec<Entry>, Option<&Recipe>)> {
         let hits: Vec<_> =
             Kind::ALL.into_iter().filter_map(|kind| self.get(kind, name).ok()).collect();
-        let recipe = self.recipes.get(name).map(|r| &r.what);
+        let recipe = self.recipes.get(name).map(|r| &r.value);
         if hits.is_empty() && recipe.is_none() {
             let names =
                 self.entries.keys().map(|(_, n)| *n).chain(self.recipes.keys().map(String::as_str));

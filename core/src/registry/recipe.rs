@@ -1,22 +1,22 @@
-//! Recipes: values of an experiment that belong together, under a name.
+//! Recipes: named sets of configuration values, for example those of a published experiment.
 
 use crate::error::{Error, Result};
 
-/// The text of a recipe and the crate that ships it, as [`recipe!`](crate::recipe) hands it in.
+/// The text of a recipe and the crate that contains it, registered by [`recipe!`](crate::recipe).
 #[derive(Debug)]
 pub struct RecipeText {
-    /// TOML: the table `recipe` (`name`, `summary`, `reference`, `published`), and beside it what a
-    /// configuration file may hold.
+    /// TOML text: the table `recipe` (`name`, `summary`, `reference`, `published`), and the
+    /// contents of a configuration file.
     pub toml: &'static str,
-    /// The crate it comes with.
+    /// Name of the crate that contains the recipe.
     pub origin: &'static str,
-    /// That crate's version.
+    /// Version of that crate.
     pub version: &'static str,
 }
 
 inventory::collect!(RecipeText);
 
-/// Registers a recipe by its text with the program that links its crate:
+/// Registers the text of a recipe with the program that links the crate, e.g.
 /// `recipe!(include_str!("mine.toml"));`.
 #[macro_export]
 macro_rules! recipe {
@@ -28,22 +28,22 @@ macro_rules! recipe {
     };
 }
 
-/// A recipe, read.
+/// A parsed recipe.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// Its name.
+    /// Name on the command line.
     pub name: String,
-    /// One line: what it does.
+    /// One line that says what the recipe does.
     pub summary: String,
-    /// Where it comes from: paper or project.
+    /// Source of the recipe: paper or project.
     pub reference: String,
-    /// What was published of it, and on what; empty where nothing was.
+    /// Published results, with the model and the data; empty if there are none.
     pub published: String,
-    /// The values it sets, as a configuration file has them.
+    /// The values that the recipe sets, in the structure of a configuration file.
     pub values: toml::Table,
-    /// The crate it comes with.
+    /// Name of the crate that contains the recipe.
     pub origin: &'static str,
-    /// That crate's version.
+    /// Version of that crate.
     pub version: &'static str,
 }
 
@@ -59,11 +59,12 @@ struct Header {
 }
 
 impl Recipe {
-    /// Reads `text`. Whether plugins know its values is seen when it is chosen.
+    /// Parses the text of a recipe. The values are only checked against the plugins' fields when
+    /// the recipe is used.
     ///
     /// # Errors
-    /// Text that is no TOML or has no such header, or a name that a command line would have to
-    /// quote.
+    /// Fails if the text is not TOML, if the table `recipe` is missing or incomplete, or if the
+    /// name has characters other than a-z, 0-9, `-` and `_`.
     pub(super) fn read(text: &RecipeText) -> Result<Self> {
         let broken = |e: toml::de::Error| {
             Error::internal(format!("a recipe of {} cannot be read", text.origin)).because(e)
@@ -78,7 +79,7 @@ impl Recipe {
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
         {
             return Err(Error::internal(format!(
-                "recipe `{name}` of {} has a name with other than a-z, 0-9, - and _",
+                "the name of recipe `{name}` of {} must only contain a-z, 0-9, - and _",
                 text.origin
             )));
         }
@@ -93,9 +94,9 @@ impl Recipe {
         })
     }
 
-    /// The values as the text of a configuration file.
+    /// Formats the values as the text of a configuration file.
     pub fn to_toml(&self) -> String {
-        // What was read as TOML is written as TOML.
+        // Values that were parsed from TOML can always be serialised as TOML.
         toml::to_string(&self.values).unwrap_or_default()
     }
 }

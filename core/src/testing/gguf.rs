@@ -1,28 +1,29 @@
-//! GGUF files for the tests, as wrong as a test wants them.
+//! Writes GGUF files for tests, including invalid ones.
 
-/// Writes GGUF files, as wrong as a test wants them.
+/// A builder of GGUF files. It does not validate anything, so that tests can make invalid files.
 #[derive(Clone)]
 pub struct Writer {
     pub version: u32,
-    /// The prefix of its settings.
+    /// Prefix of the keys of the architecture's settings, e.g. `llama`.
     pub architecture: &'static str,
     pub entries: Vec<Vec<u8>>,
-    /// Name, axes from the innermost, ggml's number of the type, bytes.
+    /// Each tensor's name, sizes from the innermost dimension outwards, ggml type number, and
+    /// bytes.
     pub tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
 
-/// A string as the format has it.
+/// Encodes a string.
 pub fn text(s: &str) -> Vec<u8> {
     [&(s.len() as u64).to_le_bytes(), s.as_bytes()].concat()
 }
 
 impl Writer {
-    /// A llama of one head of four rows, with what every llama has.
+    /// A Llama file with the required settings and an embedding of two tokens.
     pub fn llama() -> Self {
         Self::of("llama")
     }
 
-    /// The same of another architecture.
+    /// The same file as [`llama`](Self::llama), but of another architecture.
     pub fn of(architecture: &'static str) -> Self {
         let w = Self { version: 3, architecture, entries: Vec::new(), tensors: Vec::new() };
         let w = w
@@ -42,25 +43,25 @@ impl Writer {
         )
     }
 
-    /// A key, the number of its type, and its value's bytes.
+    /// Adds a setting: its key, the number of its type, and the bytes of its value.
     pub fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         self.entries.push([&text(key), &kind.to_le_bytes()[..], value].concat());
         self
     }
 
-    /// One of the architecture's counts.
+    /// Adds an integer setting of the architecture.
     pub fn count(self, key: &str, value: u32) -> Self {
         let key = format!("{}.{key}", self.architecture);
         self.entry(&key, 4, &value.to_le_bytes())
     }
 
-    /// One of its numbers.
+    /// Adds a float setting of the architecture.
     pub fn float(self, key: &str, value: f32) -> Self {
         let key = format!("{}.{key}", self.architecture);
         self.entry(&key, 6, &value.to_le_bytes())
     }
 
-    /// A tensor of float32.
+    /// Adds a float32 tensor.
     pub fn floats(self, name: &str, axes: &[u64], values: impl IntoIterator<Item = f32>) -> Self {
         self.tensor(
             name,
@@ -75,7 +76,7 @@ impl Writer {
         self
     }
 
-    /// The file.
+    /// Encodes the file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(self.version.to_le_bytes());
@@ -97,20 +98,19 @@ impl Writer {
         out
     }
 
-    /// The bytes of a file that says these things and nothing else.
-    pub fn saying(entries: Vec<Vec<u8>>) -> Vec<u8> {
+    /// Encodes a file that only has these settings.
+    pub fn with_settings(entries: Vec<Vec<u8>>) -> Vec<u8> {
         Self { version: 3, architecture: "", entries, tensors: Vec::new() }.bytes()
     }
 }
 
-/// An array of strings as the format has it.
+/// Encodes an array of strings.
 pub fn texts<S: AsRef<str>>(all: &[S]) -> Vec<u8> {
     let items: Vec<u8> = all.iter().flat_map(|s| text(s.as_ref())).collect();
     [&8u32.to_le_bytes()[..], &(all.len() as u64).to_le_bytes(), &items].concat()
 }
 
-/// An array of numbers of four bytes as the format has it, with the number of their type: 5 for
-/// i32, 6 for f32.
+/// Encodes an array of four-byte numbers. `kind` is the number of their type: 5 for i32, 6 for f32.
 pub fn numbers(kind: u32, all: impl ExactSizeIterator<Item = [u8; 4]>) -> Vec<u8> {
     let len = all.len() as u64;
     [&kind.to_le_bytes()[..], &len.to_le_bytes(), &all.flatten().collect::<Vec<u8>>()].concat()

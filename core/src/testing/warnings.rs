@@ -1,4 +1,4 @@
-//! Collects the warnings that are logged while a test runs some code.
+//! Collects the warnings that some code logs during a test.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +41,7 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
-/// Runs `work`, and returns its result and the warnings that this thread logged meanwhile.
+/// Runs `work`, and returns its result and the warnings that this thread logged during the call.
 pub fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
     let subscriber = Warnings::default();
     let result = tracing::subscriber::with_default(subscriber.clone(), work);

@@ -74,7 +74,7 @@ fn folders_without_a_supported_model_have_specific_errors() {
     let open = || format!("{:?}", ModelFiles::open(dir.path()).unwrap_err());
     assert!(open().contains("config.json` is missing"));
     small(dir.path(), "{");
-    assert!(open().contains("no valid JSON"));
+    assert!(open().contains("not valid JSON"));
     small(dir.path(), "[]");
     assert!(open().contains("not a JSON object"));
     small(dir.path(), "{}");

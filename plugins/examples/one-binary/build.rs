@@ -1,4 +1,4 @@
-//! Tells the program where libtorch lies.
+//! Adds libtorch's folder to the library path of the program.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");

@@ -1,4 +1,5 @@
-//! Tells the tests where libtorch lies. A host has loaded it before it loads a plugin.
+//! Adds libtorch's folder to the library path of the tests. reprpo itself has already loaded
+//! libtorch when it loads a plugin.
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");

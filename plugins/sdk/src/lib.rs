@@ -1,5 +1,5 @@
-//! What an author of a plugin depends on: the traits, the derives and tch, at the versions that fit
-//! the engine.
+//! The only dependency of a plugin: the traits, the attributes, and tch and other crates at the
+//! versions that the engine uses.
 #![doc = ""]
 #![doc = include_str!("../../README.md")]
 
@@ -12,7 +12,7 @@ pub use reprpo_core::{api, error, export_plugin, hub, plugin, recipe, registry};
 pub use reprpo_macros::{adapter, choice, dataset, intervention, tap, transform};
 pub use {schemars, serde, serde_json, tch, tracing};
 
-/// Everything that a method's file usually needs.
+/// The items that the source file of a method usually needs.
 pub mod prelude {
     pub use reprpo_core::api::*;
     pub use reprpo_core::error::{Context, Error, Result};

@@ -1,19 +1,19 @@
-//! The kit as an author's crate uses it, on two methods of such a crate.
+//! Tests the testkit on two methods, as the crate of a plugin author would use it.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::registry;
 use reprpo_plugin::testkit::{self, STEP, logprobs, model, near, sides, tensor};
 
-/// A squared margin.
+/// A squared loss of the margin.
 #[intervention(
     name = "squared",
-    summary = "the squared distance of the margin from one that is wanted",
+    summary = "the squared distance of the margin from a target",
     reference = "a test",
     explain = "L = (θ − m)²",
     example(margin = 3)
 )]
 pub struct Squared {
-    /// m: the margin that is wanted, in nats.
+    /// m: the target margin, in nats.
     #[default(2.0)]
     pub margin: f64,
 }
@@ -38,12 +38,12 @@ impl Intervention for Squared {
 /// A multiple of the states.
 #[transform(
     name = "scaled",
-    summary = "a multiple of the states, which is said to keep lengths whatever the factor",
+    summary = "a multiple of the states that claims to preserve lengths for every factor",
     reference = "a test",
     explain = "T(x) = f·x"
 )]
 pub struct Scaled {
-    /// What states are multiplied with.
+    /// Factor on the states.
     #[default(1.0)]
     pub factor: f64,
 }
@@ -69,23 +69,24 @@ impl Transform for Scaled {
 }
 
 #[test]
-fn every_plugin_here_keeps_its_promises() {
+fn the_plugins_pass_the_conformance_tests() {
     testkit::registered();
 }
 
 #[test]
 #[should_panic(
-    expected = "violated  it keeps lengths and angles where it says so\n            an inner \
+    expected = "violated  it preserves lengths and angles if it claims to\n            an inner \
         product is off by "
 )]
-fn a_broken_promise_is_a_panic_that_says_which() {
+fn a_violated_invariant_is_a_panic_that_names_it() {
     testkit::examine(registry::Kind::Transform, "scaled", r#"{"factor": 2.0}"#);
 }
 
 #[test]
-fn a_case_worked_out_by_hand() {
-    // One pair of two tokens a completion: the policy gives the chosen one 1 nat more than the
-    // reference, the rejected ½ less.
+fn the_loss_of_one_pair_matches_a_calculation_by_hand() {
+    // One pair, with two tokens per completion. Compared with the reference, the policy's
+    // log-probability is 1 nat higher for the chosen completion and ½ nat lower for the rejected
+    // one.
     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
     let pairs =

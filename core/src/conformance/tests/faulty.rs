@@ -1,4 +1,4 @@
-//! Methods that do one thing wrong, which their configuration chooses.
+//! Methods with one flaw, selected by their configuration.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,16 +15,16 @@ use crate::api::{
 };
 use crate::error::{Error, Result};
 
-/// How often a method that remembers was asked.
-static ASKED: AtomicUsize = AtomicUsize::new(0);
+/// A counter for the flaws that make results depend on earlier calls.
+static CALLS: AtomicUsize = AtomicUsize::new(0);
 
 macro_rules! plugin {
     ($($plugin:ident)*) => {$(
         impl Plugin for $plugin {
             const NAME: &'static str = "faulty";
-            const SUMMARY: &'static str = "one thing is wrong with it";
-            const EXPLAIN: &'static str = "Which, its configuration says.";
-            const REFERENCE: &'static str = "the kit's own tests";
+            const SUMMARY: &'static str = "a method with one flaw";
+            const EXPLAIN: &'static str = "The field `flaw` selects the flaw.";
+            const REFERENCE: &'static str = "tests of the conformance tests";
         }
     )*};
 }
@@ -51,7 +51,7 @@ enum OfIntervention {
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyIntervention {
-    /// What is wrong.
+    /// The flaw.
     flaw: OfIntervention,
 }
 
@@ -88,7 +88,7 @@ impl Intervention for FaultyIntervention {
             Flaw::Detaches => mean + (&margin * margin.detach()).mean(None::<Kind>),
             Flaw::Sums => losses.sum(None::<Kind>),
             Flaw::DividesByTheDeviation => mean / losses.std(true),
-            Flaw::Remembers => mean * (1.0 + ASKED.fetch_add(1, Ordering::Relaxed) as f64),
+            Flaw::Remembers => mean * (1.0 + CALLS.fetch_add(1, Ordering::Relaxed) as f64),
             Flaw::DividesByTheSpread => (-(chosen * 0.5).log_sigmoid()
                 / spread.unwrap_or_else(|| Tensor::from(1.0)))
             .mean(None::<Kind>),
@@ -120,9 +120,9 @@ enum OfAdapter {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyAdapter {
-    /// What is wrong.
+    /// The flaw.
     flaw: OfAdapter,
-    /// What the change is scaled by, which PEFT's file does not hold.
+    /// Factor on the change. It is not saved in PEFT's configuration.
     scale: f64,
 }
 
@@ -157,7 +157,7 @@ impl Adapter for FaultyAdapter {
         let delta = match self.flaw {
             OfAdapter::StartsElsewhere => init.normal("delta", &size, 0.1),
             OfAdapter::IgnoresTheSeed => {
-                init.normal(&ASKED.fetch_add(1, Ordering::Relaxed).to_string(), &size, 0.1)
+                init.normal(&CALLS.fetch_add(1, Ordering::Relaxed).to_string(), &size, 0.1)
             }
             _ => init.zeros(&size),
         };
@@ -178,7 +178,7 @@ impl Adapter for FaultyAdapter {
                 (Kind::Double, tch::Device::Cpu),
             );
             for part in &site.parts {
-                // Where they are in a group is taken for where they are in the module.
+                // The flaw: the offset within a group is used as the offset within the module.
                 delta
                     .narrow(0, part.info.rows.start, part.info.rows.count())
                     .copy_(&part.tensor("delta")?);
@@ -249,7 +249,7 @@ enum OfTransform {
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyTransform {
-    /// What is wrong.
+    /// The flaw.
     flaw: OfTransform,
 }
 
@@ -257,14 +257,14 @@ impl TransformPlugin for FaultyTransform {
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         let scale = init.ones(&[cx.width]);
         if self.flaw == OfTransform::IgnoresTheSeed {
-            let asked = ASKED.fetch_add(1, Ordering::Relaxed);
-            let _ = scale.detach().f_fill_(1.0 + asked as f64)?;
+            let calls = CALLS.fetch_add(1, Ordering::Relaxed);
+            let _ = scale.detach().f_fill_(1.0 + calls as f64)?;
         }
         Ok(Box::new(Scaled { flaw: self.flaw, scale }))
     }
 }
 
-/// Scales coordinates by `[h]`.
+/// Multiplies each coordinate by an entry of `scale` `[h]`.
 struct Scaled {
     flaw: OfTransform,
     scale: Tensor,
@@ -317,9 +317,9 @@ enum OfTap {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyTap {
-    /// What is wrong.
+    /// The flaw.
     flaw: OfTap,
-    /// Which hidden states.
+    /// The hidden states to read.
     layers: Layers,
 }
 
@@ -377,7 +377,7 @@ enum OfDataset {
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FaultyDataset {
-    /// What is wrong.
+    /// The flaw.
     flaw: OfDataset,
 }
 
@@ -401,14 +401,14 @@ impl Dataset for FaultyDataset {
         let count = if self.flaw == OfDataset::HoldsNothing { 0 } else { 2 };
         let flaw = self.flaw;
         let pair = move |i: usize| {
-            let asked =
-                if flaw == OfDataset::Shuffles { ASKED.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let calls =
+                if flaw == OfDataset::Shuffles { CALLS.fetch_add(1, Ordering::Relaxed) } else { 0 };
             let rejected = match flaw {
                 OfDataset::PrefersItself => Text::from("a"),
                 OfDataset::Mixes => Text::Messages(vec![Message::new("assistant", "b")]),
                 _ => Text::from("b"),
             };
-            PreferencePair::new(format!("{i} {asked}"), "a", rejected)
+            PreferencePair::new(format!("{i} {calls}"), "a", rejected)
         };
         Ok(Box::new((0..count).map(move |i| Ok(pair(i)))))
     }

@@ -1,4 +1,4 @@
-//! Taps that say something wrong of themselves, and do nothing wrong.
+//! Taps that work but have a wrong description or configuration.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -8,8 +8,8 @@ use crate::api::{ModelInfo, Plugin, Pooling, Site, Tap, TapPlugin};
 use crate::error::{Error, Result};
 use crate::registry::TapEntry;
 
-/// A configuration, and what a plugin that has it says besides.
-pub trait Says: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
+/// A configuration of a tap, with the texts and the check of the plugin.
+pub trait Description: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     const SUMMARY: &'static str = "the embeddings";
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[];
 
@@ -18,19 +18,19 @@ pub trait Says: Serialize + DeserializeOwned + JsonSchema + Default + 'static {
     }
 }
 
-pub fn of<C: Says>() -> TapEntry {
+pub fn of<C: Description>() -> TapEntry {
     TapEntry::of::<C>("", "")
 }
 
-impl<C: Says> Plugin for C {
+impl<C: Description> Plugin for C {
     const NAME: &'static str = "embeddings";
     const SUMMARY: &'static str = C::SUMMARY;
     const EXPLAIN: &'static str = "hidden_states[0]";
-    const REFERENCE: &'static str = "the kit's own tests";
+    const REFERENCE: &'static str = "tests of the conformance tests";
     const EXAMPLE: &'static [(&'static str, &'static str)] = C::EXAMPLE;
 }
 
-impl<C: Says> TapPlugin for C {
+impl<C: Description> TapPlugin for C {
     fn build(self) -> Result<Box<dyn Tap>> {
         self.check()?;
         Ok(Box::new(First))
@@ -54,42 +54,42 @@ impl Tap for First {
 pub struct Undocumented {
     share: f64,
 }
-impl Says for Undocumented {}
+impl Description for Undocumented {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UndocumentedWithin {
-    /// What is inside.
+    /// The nested configuration.
     inner: Option<Undocumented>,
 }
-impl Says for UndocumentedWithin {}
+impl Description for UndocumentedWithin {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullStop {}
-impl Says for FullStop {
+impl Description for FullStop {
     const SUMMARY: &'static str = "The embeddings.";
 }
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hides {
-    /// The share that is read.
+    /// A share.
     share: f64,
-    /// What is not written where it is not set.
+    /// A value that is omitted from the output if it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     other: Option<f64>,
 }
-impl Says for Hides {}
+impl Description for Hides {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Drifts {
-    /// The share that is read.
+    /// A share.
     #[serde(serialize_with = "one_more")]
     share: f64,
 }
-impl Says for Drifts {}
+impl Description for Drifts {}
 
 fn one_more<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(share + 1.0)
@@ -98,35 +98,35 @@ fn one_more<S: Serializer>(share: &f64, serializer: S) -> Result<S::Ok, S::Error
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Named {
-    /// What it is called.
+    /// A field with a reserved name.
     name: String,
 }
-impl Says for Named {}
+impl Description for Named {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TakesAnyField {
-    /// The share that is read.
+    /// A share.
     share: f64,
 }
-impl Says for TakesAnyField {}
+impl Description for TakesAnyField {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TakesAnyFieldWithin {
-    /// What is inside.
+    /// The nested configuration.
     inner: TakesAnyField,
 }
-impl Says for TakesAnyFieldWithin {}
+impl Description for TakesAnyFieldWithin {}
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TakesAnyType {
-    /// The share that is read.
+    /// A share.
     #[serde(deserialize_with = "number_or_nothing")]
     share: f64,
 }
-impl Says for TakesAnyType {}
+impl Description for TakesAnyType {}
 
 fn number_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(serde_json::Value::deserialize(deserializer)?.as_f64().unwrap_or_default())
@@ -135,23 +135,23 @@ fn number_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExampleOfAnother {
-    /// The share that is read.
+    /// A share.
     share: f64,
 }
-impl Says for ExampleOfAnother {
+impl Description for ExampleOfAnother {
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("part", "0.5")];
 }
 
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExampleOutOfRange {
-    /// The share that is read, up to 1.
+    /// A share, at most 1.
     share: f64,
 }
-impl Says for ExampleOutOfRange {
+impl Description for ExampleOutOfRange {
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("share", "1.5")];
 
     fn check(&self) -> Result<()> {
-        if self.share <= 1.0 { Ok(()) } else { Err(Error::new("`tap.share` is above 1")) }
+        if self.share <= 1.0 { Ok(()) } else { Err(Error::new("`tap.share` must be at most 1")) }
     }
 }

@@ -1,4 +1,5 @@
-//! The kit on methods that keep what they promise, and on methods that each break a promise.
+//! Tests of the conformance tests, on methods that satisfy all invariants, and on methods that each
+//! violate some of them.
 
 mod faulty;
 mod misdescribed;
@@ -23,41 +24,41 @@ use crate::registry::{
 };
 
 const FINITE: &str = "the loss and its gradients are finite";
-const TWIN: &str = "a pair whose completions are the same does not outweigh the others";
+const TWIN: &str = "a pair with identical completions does not outweigh the others";
 const LEARNT: &str =
-    "60 steps at its defaults lower the loss and raise the accuracy on the training pairs";
+    "60 steps with the defaults lower the loss and raise the accuracy on the training pairs";
 const GRADIENTS: &str = "gradients agree with central finite differences";
-const REACH: &str = "the gradient reaches all that is trained, and nothing else";
-const ACCUMULATION: &str = "a batch of n equals n batches of one accumulated";
+const REACH: &str = "all trained tensors receive a gradient, and no others";
+const ACCUMULATION: &str = "a batch of n equals n accumulated batches of one";
 const SEED: &str = "the same seed gives the same bytes";
 const LEARNING: &str = "training lowers the loss";
-const BARE: &str = "a batch without what it asked for is an error";
-const NAMING: &str = "its tensors have names of their own and axes as wide as they say";
-const IDENTITY: &str = "the adapter starts as the identity where it says so";
-const OFF: &str = "with the adapter off the base is what it was, to the bit";
-const MERGING: &str = "merged weights compute the same, and unmerged ones are the old ones";
-const SAVING: &str = "what is saved loads back to the same bytes";
+const BARE: &str = "a batch without the values that it needs is an error";
+const NAMING: &str = "its tensors have unique names, and axes of the declared width";
+const IDENTITY: &str = "the adapter starts as the identity if it claims to";
+const OFF: &str = "with the adapter off, the base model is unchanged to the bit";
+const MERGING: &str = "merged weights compute the same, and unmerging restores the old weights";
+const SAVING: &str = "a saved adapter loads back to the same bytes";
 const FUSING: &str =
-    "adapters of parts compute the same where they are put as one of the whole module";
-const LEAVES: &str = "its tensors are leaves with names of their own";
-const SEEDED: &str = "it is made of the seed alone";
-const LINEAR: &str = "it is linear where it says so";
-const ORTHOGONAL: &str = "it keeps lengths and angles where it says so";
-const PLACES: &str = "what it reads is in the model, or an error";
-const ORDER: &str = "it reads in the order of a pass, each place once";
-const OUTSIDE: &str = "layers outside the model are an error";
-const SPLITS: &str = "its splits have names of their own";
-const WHOLE: &str = "the pairs of every split can be read and are whole";
+    "adapters of parts compute the same when they are fused into one of the whole module";
+const LEAVES: &str = "its parameters are trainable leaves with unique names";
+const SEEDED: &str = "it only depends on the seed";
+const LINEAR: &str = "it is linear if it claims to be";
+const ORTHOGONAL: &str = "it preserves lengths and angles if it claims to";
+const PLACES: &str = "its sites exist in the model, or it returns an error";
+const ORDER: &str = "its sites are unique, and in the order of a forward pass";
+const OUTSIDE: &str = "a layer out of range is an error";
+const SPLITS: &str = "its splits have unique names";
+const WHOLE: &str = "the pairs of every split can be read and are complete";
 const TWICE: &str = "reading a split twice gives the same pairs";
-const COUNT: &str = "a split holds as many pairs as it says";
-const UNKNOWN_SPLIT: &str = "a split that it does not have is an error";
-const DOCUMENTED: &str = "it says what it is, and what every field of it is";
+const COUNT: &str = "a split has as many pairs as it declares";
+const UNKNOWN_SPLIT: &str = "an unknown split is an error";
+const DOCUMENTED: &str = "the method and all its fields are documented";
 const ROUND_TRIP: &str =
-    "its defaults are the fields of its schema, and stay what they are when written and read";
-const NAME: &str = "no field is called `name`, where its own name stands";
-const UNKNOWN_FIELD: &str = "a field that it does not have is refused";
-const MISFIT: &str = "a configuration that does not fit is an error";
-const EXAMPLE: &str = "its documented example fits and runs";
+    "its defaults have the fields of its schema, and survive serialisation unchanged";
+const NAME: &str = "no field is called `name`, which is reserved";
+const UNKNOWN_FIELD: &str = "an unknown field is an error";
+const MISFIT: &str = "a configuration with values of a wrong type is an error";
+const EXAMPLE: &str = "its documented example is valid and runs";
 
 fn leaked<E: 'static>(entry: E) -> Entry
 where
@@ -71,7 +72,7 @@ fn violated(method: impl Into<Method>) -> Vec<&'static str> {
 }
 
 #[test]
-fn the_stand_ins_keep_what_they_promise() {
+fn the_stand_ins_satisfy_all_invariants() {
     for entry in stand_ins::ALL {
         let findings: Vec<_> = examine(entry).collect();
         let wrong: Vec<String> =
@@ -81,10 +82,10 @@ fn the_stand_ins_keep_what_they_promise() {
     }
 }
 
-/// Every statement is broken by some method, and is found broken; and a method breaks no other than
-/// it has to.
+/// Each faulty method violates exactly the expected invariants, and each invariant is violated by
+/// at least one of the methods.
 #[test]
-fn each_broken_promise_is_found() {
+fn each_flaw_violates_the_expected_invariants() {
     let (intervention, adapter) = (
         leaked(InterventionEntry::of::<FaultyIntervention>("", "")),
         leaked(AdapterEntry::of::<FaultyAdapter>("FAULTY", "", "")),
@@ -93,7 +94,7 @@ fn each_broken_promise_is_found() {
         leaked(TransformEntry::of::<FaultyTransform>("", "")),
         leaked(TapEntry::of::<FaultyTap>("", "")),
     );
-    // At such a learning rate nothing is learnt.
+    // These learning rates are too small to learn anything.
     let slow_intervention =
         leaked(InterventionEntry::of::<FaultyIntervention>("", "").learning_rate(1e-12));
     let slow_adapter =
@@ -194,11 +195,11 @@ fn each_broken_promise_is_found() {
 }
 
 #[test]
-fn a_finding_is_a_line_and_below_it_what_is_wrong() {
+fn a_finding_is_shown_as_a_line_followed_by_the_violation() {
     let entry = leaked(TapEntry::of::<FaultyTap>("", ""));
     let finding = examine(Method::new(entry, r#"{"flaw": "panics"}"#))
         .find(|f| f.statement == PLACES)
-        .expect("it is among them");
+        .expect("the finding of this invariant");
     assert_eq!(
         finding.to_string(),
         format!(

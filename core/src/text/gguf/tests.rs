@@ -17,7 +17,7 @@ fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
 }
 
 fn written(entries: Vec<Vec<u8>>) -> Result<Tokenizer> {
-    read(&Writer::saying(entries))
+    read(&Writer::with_settings(entries))
 }
 
 fn read(bytes: &[u8]) -> Result<Tokenizer> {
@@ -307,7 +307,7 @@ proptest! {
         let id = entry("tokenizer.ggml.bos_token_id", 4, &1u32.to_le_bytes());
         let template = entry("tokenizer.chat_template", 8, &text("{% for m in messages %}{{ \
             m.content }}{% endfor %}"));
-        let mut bytes = Writer::saying([entries(vocabulary, keys), vec![id, template]].concat());
+        let mut bytes = Writer::with_settings([entries(vocabulary, keys), vec![id, template]].concat());
         for (at, value) in changes {
             let at = at.index(bytes.len());
             bytes[at] = value;

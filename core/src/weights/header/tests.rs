@@ -170,7 +170,7 @@ fn an_invalid_index_or_configuration_is_refused() {
         format!("{:?}", ModelFiles::open(dir.path()).unwrap_err())
     };
     for (index, says) in [
-        ("", "no valid JSON"),
+        ("", "not valid JSON"),
         ("7", "no `weight_map`"),
         (r#"{"weight_map": ["m.safetensors"]}"#, "no `weight_map`"),
         (r#"{"weight_map": {"a": null}}"#, "does not name a file for tensor `a`"),

@@ -1,21 +1,21 @@
-//! A choice among attention heads that stand side by side.
+//! A transform that selects some of the concatenated attention heads.
 
 use reprpo_plugin::prelude::*;
 
-/// Some of the heads.
+/// A selection of heads.
 #[transform(
     name = "heads",
-    summary = "some of the heads that the tap `attention-heads` reads; frozen",
+    summary = "a selection of the heads that the tap `attention-heads` reads; fixed",
     reference = "this project",
     explain = "\
 T([z₁ … z_H]) = [z_j for j in heads]
 
-Nothing is trained. Losses compare the chosen heads as one vector."
+Nothing is trained. Losses compare the selected heads as one vector."
 )]
 pub struct Heads {
-    /// Which heads, from 0, the same ones at every tap; all where the list is empty.
+    /// The heads to select at every tap, counted from 0; all heads if the list is empty.
     pub heads: Vec<i64>,
-    /// Width of one head, as the model's `config.json` has it.
+    /// Width of one head, as in the model's `config.json`.
     #[default(64)]
     pub head_dim: i64,
 }
@@ -28,28 +28,28 @@ impl TransformPlugin for Heads {
         let d = self.head_dim;
         if d < 1 || cx.width % d != 0 {
             return Err(Error::new(format!(
-                "`transform.head_dim` is {d}, which does not divide the {} numbers at `{}`",
+                "`transform.head_dim` is {d}, which does not divide the width {} of `{}`",
                 cx.width, cx.site
             ))
             .hint(
-                "take the tap `attention-heads`, and the `head_dim` of the model's `config.json`",
+                "use the tap `attention-heads`, and the `head_dim` of the model's `config.json`",
             ));
         }
         let all = cx.width / d;
         if let Some(bad) = self.heads.iter().find(|j| !(0..all).contains(*j)) {
             return Err(Error::new(format!(
-                "`transform.heads` holds {bad}, which `{}` does not have",
+                "`transform.heads` contains {bad}, but `{}` has no such head",
                 cx.site
             ))
             .hint(format!("valid: 0 to {}", all - 1)));
         }
-        // Columns j·d … j·d + d − 1 of every chosen j.
+        // Head j has the columns j·d … j·d + d − 1.
         let columns: Vec<i64> = self.heads.iter().flat_map(|j| j * d..(j + 1) * d).collect();
         Ok(Box::new(Columns(Some(Tensor::from_slice(&columns).to_device(cx.embedding.device())))))
     }
 }
 
-/// The numbers of the columns that are kept; none: all of them.
+/// Indices of the columns to keep; `None` for all of them.
 struct Columns(Option<Tensor>);
 
 impl Transform for Columns {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_columns_of_the_chosen_heads_are_left_in_the_order_of_the_choice() {
+    fn the_columns_of_the_selected_heads_are_kept_in_the_given_order() {
         let h = Tensor::arange(12, (Kind::Double, Device::Cpu)).reshape([2, 6]);
         let y = build(&[2, 0], 2).unwrap().forward(&h, &Around::default()).unwrap();
         assert_eq!(
@@ -101,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_are_not_there_are_refused() {
+    fn heads_that_do_not_exist_are_an_error() {
         let refused =
             |heads: &[i64], head_dim| format!("{:?}", build(heads, head_dim).err().unwrap());
         assert!(
-            refused(&[0, 3], 2).contains("holds 3")
+            refused(&[0, 3], 2).contains("contains 3")
                 && refused(&[0, 3], 2).contains("valid: 0 to 2")
         );
         assert!(refused(&[0], 4).contains("`transform.head_dim` is 4"));

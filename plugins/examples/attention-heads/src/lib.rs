@@ -1,4 +1,4 @@
-//! What attention heads write, before the output projection mixes them.
+//! A tap that reads the outputs of attention heads, before the output projection mixes them.
 
 mod choice;
 
@@ -7,29 +7,29 @@ use reprpo_plugin::prelude::*;
 /// The outputs of attention heads.
 #[tap(
     name = "attention-heads",
-    summary = "the outputs of all attention heads of a block, side by side; the transform `heads` \
-        chooses among them",
+    summary = "the concatenated outputs of all attention heads of a block; the transform `heads` \
+        selects some of them",
     reference = "Li et al. 2023, Inference-Time Intervention: Eliciting Truthful Answers from a \
         Language Model, §3 (arXiv:2306.03341)",
     explain = "\
 in.o_proj = [z₁ … z_H]    z_j = Σ_t a_jt v_t, the output of head j    width: H·head_dim
 
-One tap a chosen block, or one a chosen head. With the transform `heads` of the same plugin, only \
-some of the heads are compared. The paper reads
-them at the last token, which is `tap.pooling = last`; that tells completions apart where they do \
-not end alike."
+There is one tap per selected block, or one per selected head. With the transform `heads` of the
+same crate, losses only compare some of the heads. The paper reads the heads at the last token. Set
+`tap.pooling = last` for that; it only distinguishes completions with different endings."
 )]
 pub struct AttentionHeads {
-    /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
+    /// The blocks, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// `range(.3,.9,2)`.
     #[default("0.33,0.66")]
     pub layers: Layers,
-    /// How the tokens of a completion become one vector.
+    /// How the states of a completion's tokens are pooled into one vector.
     pub pooling: Pooling,
-    /// The last part of the name of the module that reads the heads.
+    /// Last component of the name of the module that reads the heads.
     #[default("o_proj")]
     pub module: String,
-    /// Heads, from 0, each of which is a tap of its own; without any, all heads of a block are one
-    /// tap.
+    /// Heads, counted from 0, each of which becomes a separate tap. If the list is empty, all heads
+    /// of a block are one tap.
     pub heads: Vec<i64>,
 }
 
@@ -47,11 +47,11 @@ impl Tap for AttentionHeads {
             let found = block.clone().find(|l| last(l) == self.module);
             let found = found.ok_or_else(|| {
                 Error::unknown("module", &self.module, block.by_ref().map(last))
-                    .within(format!("block {k} has no such heads"))
+                    .within(format!("cannot read the attention heads of block {k}"))
             })?;
             if found.inputs != model.heads * model.head_dim {
                 return Err(Error::new(format!(
-                    "`{}` reads {} numbers a token, not {} heads of {}",
+                    "the input of `{}` has width {}, but {} heads of width {} are needed",
                     found.name, found.inputs, model.heads, model.head_dim
                 )));
             }
@@ -62,7 +62,7 @@ impl Tap for AttentionHeads {
             let one = |head: &i64| {
                 if !(0..model.heads).contains(head) {
                     return Err(Error::new(format!(
-                        "`tap.heads` has {head}, but a block has {} heads",
+                        "`tap.heads` contains {head}, but a block only has {} heads",
                         model.heads
                     ))
                     .hint(format!("valid: 0 to {}", model.heads - 1)));
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_keep_what_every_plugin_promises() {
+    fn both_plugins_pass_the_conformance_tests() {
         reprpo_plugin::testkit::registered();
     }
 
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn each_of_the_chosen_heads_is_a_tap_of_its_own() {
+    fn each_selected_head_is_a_separate_tap() {
         let config = |heads: &[i64]| AttentionHeads {
             layers: Layers("-1".to_owned()),
             heads: heads.to_vec(),
@@ -133,12 +133,12 @@ mod tests {
         let e = config(&[3]).build().unwrap().sites(&model()).unwrap_err();
         assert_eq!(
             format!("{e:?}"),
-            "`tap.heads` has 3, but a block has 3 heads\n  hint: valid: 0 to 2"
+            "`tap.heads` contains 3, but a block only has 3 heads\n  hint: valid: 0 to 2"
         );
     }
 
     #[test]
-    fn one_tap_a_chosen_block_as_wide_as_its_heads() {
+    fn each_selected_block_is_one_tap_with_all_its_heads() {
         let config =
             AttentionHeads { layers: Layers("1,-1".to_owned()), ..AttentionHeads::default() };
         let sites = config.build().unwrap().sites(&model()).unwrap();
@@ -150,14 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_reads_no_heads_is_refused() {
+    fn a_module_that_does_not_read_heads_is_an_error() {
         let refused = |module: &str| {
             AttentionHeads { module: module.to_owned(), ..AttentionHeads::default() }
                 .sites(&model())
                 .unwrap_err()
         };
         assert!(
-            refused("down_proj").to_string().contains("reads 16 numbers a token, not 3 heads of 4")
+            refused("down_proj")
+                .to_string()
+                .contains("has width 16, but 3 heads of width 4 are needed")
         );
         assert!(format!("{:?}", refused("o_porj")).contains("did you mean `o_proj`?"));
     }

@@ -1,4 +1,4 @@
-//! The causal inner product: states are compared by what they do to the logits.
+//! The causal inner product: compares states by their effect on the logits.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch;
@@ -6,25 +6,23 @@ use reprpo_plugin::tch;
 /// The metric of the unembedding.
 #[transform(
     name = "causal",
-    summary = "the causal inner product: distances between states are those between their logits; \
-        frozen",
+    summary = "the causal inner product: distances between states equal distances between their \
+        logits; fixed",
     reference = "Park, Choe and Veitch 2023, The Linear Representation Hypothesis and the \
         Geometry of Large Language Models, §3 (arXiv:2311.03658)",
     explain = "\
 T(x) = Cov(γ)^p x    γ a row of the unembedding matrix [vocab h], each token once; p = ½
 
-‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): states are as far apart as their logits are, up to a \
-number added to all of them,
-which no probability depends on. Directions that the head does not read count little. This is \
-exact for the last hidden
-state; earlier ones are taken as the logit lens takes them. With a negative p, eigenvalues below \
-1e-6 of the largest count as
-that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the \
-residual stream."
+‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): the distance between two states is that between their
+logits, up to a constant added to all logits, which does not change probabilities. Directions that
+the output head does not read have little weight. This is exact for the last hidden state; for
+earlier ones it is the approximation of the logit lens. Eigenvalues below 1e-6 of the largest are
+replaced by this value, which matters if p is negative. Nothing is trained. With
+`--set train.share_transform=true`, T is only computed once for all taps of the residual stream."
 )]
 pub struct Causal {
-    /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that
-    /// are themselves unembeddings.
+    /// p: power of the unembedding's covariance, −1 to 1. Use 0.5 for states, and −0.5 for vectors
+    /// in the space of unembeddings.
     #[default(0.5)]
     pub power: f64,
 }
@@ -33,7 +31,7 @@ impl TransformPlugin for Causal {
     fn build(self, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
         if !(-1.0..=1.0).contains(&self.power) {
             return Err(Error::new(format!(
-                "`transform.power` is {}, but has to be −1 to 1",
+                "`transform.power` must be from −1 to 1, got {}",
                 self.power
             )));
         }
@@ -41,17 +39,17 @@ impl TransformPlugin for Causal {
         if cx.width != hidden {
             let message = format!(
                 "the transform `causal` needs states of the unembedding's width, {hidden}, but \
-                    those at `{}` have {}",
+                    those at `{}` have width {}",
                 cx.site, cx.width
             );
-            return Err(Error::new(message).hint("take a tap of the residual stream: `--tap hs`"));
+            return Err(Error::new(message).hint("use a tap of the residual stream: `--tap hs`"));
         }
         let _guard = tch::no_grad_guard();
         let kind = if cx.unembedding.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let gamma = cx.unembedding.f_to_kind(kind)?;
         let centred = &gamma - gamma.f_mean_dim(0, false, None::<Kind>)?;
         let covariance = centred.f_tr()?.f_matmul(&centred)? / gamma.size()[0] as f64;
-        // h×h is small enough for float64, in which the weak directions keep their digits.
+        // An h×h matrix is small enough for float64, which keeps the digits of small eigenvalues.
         let (values, directions) = covariance.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
         let powers = values
             .f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?
@@ -61,7 +59,7 @@ impl TransformPlugin for Causal {
     }
 }
 
-/// The map of one tap.
+/// The transform of one tap.
 struct Metric {
     /// Cov(γ)^p `[h h]`, symmetric.
     map: Tensor,
@@ -92,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         registered();
     }
 
@@ -112,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn a_case_worked_out_by_hand() {
-        // Cov(γ) = diag(1/2, 2), whatever is added to every γ.
+    fn the_transform_matches_a_calculation_by_hand() {
+        // Cov(γ) = diag(1/2, 2), no matter what is added to every γ.
         let gamma = tensor(&[1.0, 0.0, -1.0, 0.0, 0.0, 2.0, 0.0, -2.0], &[4, 2]) + 7.0;
         let x = tensor(&[3.0, 5.0], &[1, 2]);
         for (power, expected) in [
@@ -139,13 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn states_of_another_width_and_powers_out_of_range_are_refused() {
+    fn states_of_another_width_and_powers_out_of_range_are_errors() {
         let gamma = random(&[4, 2]);
         let refused = |power, width| build(power, width, &gamma).err().unwrap().to_string();
         assert!(
-            refused(0.5, 3)
-                .contains("the unembedding's width, 2, but those at `hidden_states.1` have 3")
+            refused(0.5, 3).contains(
+                "the unembedding's width, 2, but those at `hidden_states.1` have width 3"
+            )
         );
-        assert!(refused(1.5, 2).contains("`transform.power` is 1.5"));
+        assert!(refused(1.5, 2).contains("`transform.power` must be from −1 to 1, got 1.5"));
     }
 }

@@ -5,24 +5,23 @@ use std::path::PathBuf;
 use csv::{Position, ReaderBuilder, StringRecord};
 use reprpo_plugin::prelude::*;
 
-/// Pairs in a CSV file: `--dataset csv-pairs:pairs.csv`.
+/// Preference pairs from a CSV file, e.g. `--dataset csv-pairs:pairs.csv`.
 #[dataset(
     name = "csv-pairs",
     summary = "preference pairs from a CSV file, split into train and test",
-    reference = "RFC 4180; the columns are those of TRL's preference format with explicit prompt",
+    reference = "RFC 4180; the columns are those of TRL's preference format with explicit prompts",
     explain = "\
-Every line of the file is a pair; columns besides the three named ones are ignored. A field in \
-quotes may hold delimiters and
-line breaks, and a quote as two. The share `test` of the pairs is spread evenly over the file. \
-Empty fields are an error.
+Each row of the file is a pair. Columns other than the three named ones are ignored. A quoted field
+may contain delimiters and line breaks, and quotes as two quotes. The pairs of the split `test` are
+spread evenly over the file. Empty fields are an error.
 
   reprpo run --dataset csv-pairs:pairs.csv --set dataset.delimiter=';' --set dataset.chosen=good",
     argument = "file",
     extensions = &["csv"],
 )]
 pub struct CsvPairs {
-    /// The file, UTF-8, whose first line names the columns. Required; `--dataset csv-pairs:FILE`
-    /// fills it.
+    /// The file, in UTF-8, whose first line has the names of the columns. Required;
+    /// `--dataset csv-pairs:FILE` sets it.
     pub file: PathBuf,
     /// Column of the prompts.
     #[default("prompt")]
@@ -33,11 +32,11 @@ pub struct CsvPairs {
     /// Column of the other completions.
     #[default("rejected")]
     pub rejected: String,
-    /// What stands between fields, one ASCII character: `,`, `;`, or a tab.
+    /// The delimiter between fields, an ASCII character such as `,`, `;` or a tab.
     #[default(',')]
     pub delimiter: char,
-    /// Share of the pairs that is kept from training as the split `test`, from 0 (no such split) to
-    /// below 1.
+    /// Share of the pairs that form the split `test`, 0 or more and below 1. With 0, there is no
+    /// such split.
     #[default(0.2)]
     pub test: f64,
 }
@@ -46,26 +45,27 @@ impl DatasetPlugin for CsvPairs {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if !self.delimiter.is_ascii() {
             return Err(Error::new(format!(
-                "`dataset.delimiter` is `{}`, but has to be an ASCII character",
+                "`dataset.delimiter` must be an ASCII character, got `{}`",
                 self.delimiter
             )));
         }
         if !(0.0..1.0).contains(&self.test) {
             return Err(Error::new(format!(
-                "`dataset.test` is {}, but has to be 0 or more and below 1",
+                "`dataset.test` must be 0 or more and below 1, got {}",
                 self.test
             )));
         }
-        // A missing file or column, and a first line that is none, are told of here.
+        // Reads the first pair, so that a missing file or column and an invalid first row are
+        // errors here.
         self.read()?
             .next()
-            .ok_or_else(|| Error::new(format!("`{}` holds no pairs", self.file.display())))??;
+            .ok_or_else(|| Error::new(format!("`{}` has no pairs", self.file.display())))??;
         Ok(Box::new(self))
     }
 }
 
 impl CsvPairs {
-    /// All pairs, in order. An error names file and line.
+    /// Reads all pairs in order. Errors name the file and the line.
     fn read(&self) -> Result<impl Iterator<Item = Result<PreferencePair>> + use<>> {
         let file = self.file.display().to_string();
         let opened = ReaderBuilder::new().delimiter(self.delimiter as u8).from_path(&self.file);
@@ -117,13 +117,14 @@ impl Dataset for CsvPairs {
         Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
     }
 
-    // A split holds only some of the file's rows, so a pair's place in the split is not its place
-    // in the file.
+    // A split only has some rows of the file, so the index of a pair in the split is not the index
+    // of its row.
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         if !self.splits().iter().any(|s| s.name == split) {
             return Err(Error::unknown("split", split, self.splits().iter().map(|s| &s.name)));
         }
-        // Pair i is one for the test where another whole one is due.
+        // Pair i belongs to the split `test` if the number of test pairs due after it is larger
+        // than the number due before it.
         let due = |i: usize| (i as f64 * self.test).floor();
         let of = move |i: usize| if due(i + 1) > due(i) { "test" } else { "train" };
         let test = split == "test";
@@ -144,12 +145,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         reprpo_plugin::testkit::registered();
     }
 
     #[test]
-    fn a_file_is_split_and_an_error_names_its_line() {
+    fn a_file_is_split_and_errors_name_the_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pairs.csv");
         let open = |text: &str| {
@@ -176,11 +177,11 @@ mod tests {
             (&test[0].chosen, &test[0].rejected),
             (&Text::from("a;\"b\""), &Text::from("r"))
         );
-        let told = |text: &str| format!("{:?}", open(text).err().unwrap());
-        assert!(told("prompt;good;rejected\np;;r\n").contains("cannot read line 2 of `"));
+        let error = |text: &str| format!("{:?}", open(text).err().unwrap());
+        assert!(error("prompt;good;rejected\np;;r\n").contains("cannot read line 2 of `"));
         assert!(
-            told("prompt;goood;rejected\n").contains("did you mean `goood`?")
-                && told("good;prompt;rejected\n").contains("holds no pairs")
+            error("prompt;goood;rejected\n").contains("did you mean `goood`?")
+                && error("good;prompt;rejected\n").contains("has no pairs")
         );
     }
 }

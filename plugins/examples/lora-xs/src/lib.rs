@@ -1,4 +1,4 @@
-//! LoRA-XS: between the frozen singular vectors of a weight, a small core is trained.
+//! LoRA-XS: trains a small matrix between the frozen singular vectors of each weight.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::json;
@@ -12,31 +12,29 @@ use reprpo_plugin::serde_json::json;
     explain = "\
 y = (W + A R B)x + b    W ≈ U_r Σ_r V_rᵀ    A = U_r Σ_r [out r]    B = V_rᵀ [r in]    R [r r]
 
-A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² \
-numbers a module whatever its
-widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, \
-and the gradient AᵀGBᵀ is not
-0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. \
-Merged: W + A R B.",
+A and B are made from the r largest singular triples of W and are frozen. Only R is trained: r²
+parameters per module, independent of its widths. R starts at 0, so the model is unchanged at first.
+Its gradient AᵀGBᵀ is not 0 there. (The paper draws entries of about 1e-5 instead.) A and B are
+saved with R, because the signs of singular vectors depend on the library. The merged weight is
+W + A R B.",
     peft_type = "LORA_XS"
 )]
 pub struct LoraXs {
-    /// r: how many singular vectors the core stands between, 1 to the smaller width of the
-    /// narrowest module.
+    /// r: number of singular vectors, from 1 to the smallest width of any adapted module.
     #[default(16)]
     pub r: i64,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules to adapt: a list of ends of names (`qkv_proj.q_proj` selects a part of a
+    /// fused module), a regular expression for whole names, or `all-linear`.
     #[default(["q_proj", "k_proj", "v_proj", "o_proj"].into())]
     pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// The blocks to adapt, counted from 0. By default, all blocks are adapted.
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for LoraXs {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if self.r < 1 {
-            return Err(Error::new(format!("`adapter.r` is {}, but has to be 1 or more", self.r)));
+            return Err(Error::new(format!("`adapter.r` must be 1 or more, got {}", self.r)));
         }
         Ok(Box::new(self))
     }
@@ -56,8 +54,8 @@ impl Adapter for LoraXs {
         let most = site.info.inputs.min(site.info.outputs);
         if self.r > most {
             return Err(Error::new(format!(
-                "`adapter.r` is {}, but the module has {most} singular vectors",
-                self.r
+                "`adapter.r` must be at most {most}, the smaller width of `{}`, got {}",
+                site.info.name, self.r
             )));
         }
         let core = init.zeros(&[self.r, self.r]);
@@ -75,7 +73,7 @@ impl Adapter for LoraXs {
     }
 }
 
-/// One module's change.
+/// The change to one module.
 struct Core {
     /// A `[out r]`, frozen.
     left: Tensor,
@@ -117,14 +115,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         registered();
     }
 
     #[test]
     fn the_core_acts_between_the_largest_singular_vectors() {
-        // W = diag(3, 2) with a third input that is not read: A = (3, 0)ᵀ and B = (1, 0, 0), to a
-        // sign that A R B keeps.
+        // W = diag(3, 2) with a third input that has no effect. A = (3, 0)ᵀ and B = (1, 0, 0), up
+        // to a common sign that cancels in A R B.
         let info = LinearInfo {
             name: "model.layers.0.self_attn.q_proj".to_owned(),
             layer: Some(0),
@@ -154,6 +152,6 @@ mod tests {
             near(values(&y)[0], 4.5);
             near(values(&y)[1], 20.0);
         }
-        assert!(attach(3).err().unwrap().to_string().contains("the module has 2 singular vectors"));
+        assert!(attach(3).err().unwrap().to_string().contains("`adapter.r` must be at most 2"));
     }
 }

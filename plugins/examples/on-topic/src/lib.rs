@@ -1,24 +1,23 @@
-//! DPO with a term on the states of single tokens: the chosen completion stays closer to the prompt
-//! than the rejected one.
+//! DPO with an additional term on the states of single tokens, which keeps the chosen completion
+//! closer to the prompt than the rejected one.
 //!
-//! The method brings its own taps, and reads the policy's states of every token without those of
-//! the reference.
+//! The method has its own taps. It reads the policy's states of every token, but not those of the
+//! reference.
 
 use reprpo_plugin::prelude::*;
 
-/// Preferences on log-probabilities and on the distance from the prompt.
+/// DPO plus a preference for completions whose states are close to those of the prompt.
 #[intervention(
     name = "on-topic",
-    summary = "DPO, and the chosen completion's states stay closer to those of the prompt than \
-        the rejected one's",
+    summary = "DPO, with a term that keeps the states of the chosen completion closer to the \
+        prompt than those of the rejected one",
     reference = "an example of reprpo's plugin interface",
     explain = "\
-L = −log σ(β θ) + λ·(−log σ(s⁺ − s⁻))    s± = mean over taps and completion tokens of cos(h_t, \
-mean over the prompt of h)
+L = −log σ(β θ) + λ·(−log σ(s⁺ − s⁻))
+s± = mean over taps and completion tokens of cos(h_t, mean over the prompt of h)
 
-θ is the log-ratio margin of DPO, and h the policy's states at the output of every `stride`-th \
-block, before any other method's
-tap is looked at: `--tap` is refused.",
+θ is the log-ratio margin of DPO, and h are the policy's states at the output of every `stride`-th
+block. The method has its own taps, so `--tap` is an error.",
     example(lambda = "2.0")
 )]
 pub struct OnTopic {
@@ -28,7 +27,7 @@ pub struct OnTopic {
     /// λ: weight of the term on states, 0 or more.
     #[default(1.0)]
     pub lambda: f64,
-    /// Distance between two blocks whose output is read, 1 or more.
+    /// Distance between the blocks whose outputs are read, 1 or more.
     #[default(2)]
     pub stride: usize,
 }
@@ -54,7 +53,7 @@ impl InterventionPlugin for OnTopic {
     }
 }
 
-/// The outputs of every `stride`-th block, the last one included.
+/// A tap that reads the output of every `stride`-th block, including the last one.
 struct EveryBlock {
     stride: usize,
 }
@@ -113,8 +112,8 @@ impl Intervention for OnTopic {
     }
 }
 
-/// The mean cosine of each sequence's completion tokens with the mean of its prompt's states:
-/// `[b]`.
+/// For each sequence, the mean cosine between the states of its completion tokens and the mean
+/// state of its prompt: `[b]`.
 fn closeness(tokens: &TokenStates) -> Tensor {
     let of = |mask: &Tensor| mask.to_kind(tokens.states.kind());
     let (completion, prompt) = (of(&tokens.completion), of(&tokens.completion.logical_not()));
@@ -137,12 +136,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         registered();
     }
 
     #[test]
-    fn the_last_block_is_read_and_every_other_before_it() {
+    fn the_last_block_and_every_stride_th_block_before_it_are_read() {
         let of =
             |layers, stride| EveryBlock { stride }.sites(&ModelInfo { layers, ..model() }).unwrap();
         assert_eq!(of(5, 2), [Site::Block(0), Site::Block(2), Site::Block(4)]);
@@ -150,9 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn a_case_worked_out_by_hand() {
-        // One pair; a prompt of one token at (1, 0), then a chosen token along it and a rejected
-        // one across it.
+    fn the_loss_of_one_pair_matches_a_calculation_by_hand() {
+        // The prompt is one token with the state (1, 0). The state of the chosen token is parallel
+        // to it, and that of the rejected token is orthogonal.
         let policy = sides(
             &tensor(&[1.0, 0.0, 2.0, 0.0], &[1, 2, 2]),
             &tensor(&[1.0, 0.0, 0.0, 3.0], &[1, 2, 2]),

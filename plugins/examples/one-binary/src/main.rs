@@ -1,9 +1,9 @@
-//! `reprpo` with its built-in methods and two more plugins in one program: nothing is loaded at run
-//! time.
+//! `reprpo` with its built-in methods and two more plugins in one program. No plugin is loaded at
+//! run time.
 
 use std::process::ExitCode;
 
-// Linked for what they register.
+// Linking these crates registers their plugins.
 use {csv_pairs as _, reprpo_datasets as _, simpo as _};
 
 fn main() -> ExitCode {

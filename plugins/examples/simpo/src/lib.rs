@@ -5,25 +5,23 @@ use reprpo_plugin::prelude::*;
 /// Simple preference optimisation.
 #[intervention(
     name = "simpo",
-    summary = "SimPO: the mean log-probability of a token as the reward, with a margin and no \
-        reference model",
+    summary = "SimPO: the mean log-probability per token as the reward, with a target margin and \
+        no reference model",
     reference = "Meng, Xia and Chen 2024, SimPO: Simple Preference Optimization with a \
         Reference-Free Reward, eq. 6 (arXiv:2405.14734)",
     explain = "\
 L = −log σ(R⁺ − R⁻ − γ)    R± = β·logp_π(y±)/|y±|
 
-|y| counts the completion's tokens, so that a longer completion has no smaller reward for its \
-length. There is no reference:
-nothing holds the policy near the base model but the learning rate. The authors take β = 2 or \
-2.5, at times 10, and γ/β from
-0.1 to 0.8, and begin at 0.5.
-TRL has it as CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ."
+|y| is the number of tokens of the completion, so the length of a completion does not affect its
+reward. There is no reference model: only the learning rate keeps the policy near the base model.
+The authors use β = 2 or 2.5, sometimes 10, and γ/β from 0.1 to 0.8, with 0.5 as a starting point.
+In TRL, this is CPOTrainer with loss_type = simpo, cpo_alpha = 0 and simpo_gamma = γ."
 )]
 pub struct SimPo {
-    /// β: the reward of one nat a token, above 0.
+    /// β: factor on the mean log-probability per token, above 0.
     #[default(2.0)]
     pub beta: f64,
-    /// γ: by how much the chosen completion's reward has to be the larger, 0 or more.
+    /// γ: target margin between the rewards of the chosen and the rejected completion, 0 or more.
     #[default(1.0)]
     pub gamma: f64,
 }
@@ -32,13 +30,13 @@ impl InterventionPlugin for SimPo {
     fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         if !(self.beta > 0.0 && self.beta.is_finite()) {
             return Err(Error::new(format!(
-                "`intervention.beta` is {}, but has to be above 0",
+                "`intervention.beta` must be greater than 0, got {}",
                 self.beta
             )));
         }
         if !(self.gamma >= 0.0 && self.gamma.is_finite()) {
             return Err(Error::new(format!(
-                "`intervention.gamma` is {}, but has to be 0 or more",
+                "`intervention.gamma` must be 0 or more, got {}",
                 self.gamma
             )));
         }
@@ -76,14 +74,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_keeps_what_every_plugin_promises() {
+    fn it_passes_the_conformance_tests() {
         registered();
     }
 
     #[test]
-    fn loss_gradient_and_metrics_of_two_pairs_worked_out_by_hand() {
-        // Of two tokens and one, and of one and two: R⁺ − R⁻ = 2·(−2) − 2·(−4) = 4 and 2·(−1) −
-        // 2·(−1) = 0; γ = 1.
+    fn loss_gradient_and_metrics_of_two_pairs_match_a_calculation_by_hand() {
+        // The completions of the first pair have two tokens and one, those of the second one and
+        // two. R⁺ − R⁻ is 2·(−2) − 2·(−4) = 4 for the first pair and 2·(−1) − 2·(−1) = 0 for the
+        // second; γ = 1.
         let leaf = tensor(&[-1.0, -3.0, -1.0], &[3]).set_requires_grad(true);
         let (chosen, rejected) =
             (tokens(&leaf, &[2, 1]), tokens(&tensor(&[-4.0, -0.5, -1.5], &[3]), &[1, 2]));
@@ -94,7 +93,7 @@ mod tests {
             f64::midpoint((-3f64).exp().ln_1p(), 1f64.exp().ln_1p()),
         );
 
-        // ∂L/∂logp_t = −σ(γ − (R⁺ − R⁻))·β/|y⁺|, over two pairs.
+        // For two pairs, ∂L/∂logp_t = −σ(γ − (R⁺ − R⁻))·β/|y⁺| / 2.
         loss.value.backward();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         for (token, expected) in
@@ -113,14 +112,15 @@ mod tests {
     }
 
     #[test]
-    fn a_field_out_of_range_is_named() {
+    fn a_field_out_of_range_is_an_error_that_names_it() {
         let refused = |config: SimPo| config.build(&model()).err().unwrap().to_string();
         assert!(
-            refused(SimPo { beta: 0.0, ..SimPo::default() }).contains("`intervention.beta` is 0")
+            refused(SimPo { beta: 0.0, ..SimPo::default() })
+                .contains("`intervention.beta` must be greater than 0, got 0")
         );
         assert!(
             refused(SimPo { gamma: f64::NAN, ..SimPo::default() })
-                .contains("`intervention.gamma` is NaN")
+                .contains("`intervention.gamma` must be 0 or more, got NaN")
         );
     }
 }

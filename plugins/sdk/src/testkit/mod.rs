@@ -1,15 +1,15 @@
-//! For a plugin's own tests: everything that the engine expects of a method, and pairs to work a
-//! loss out by hand.
+//! Tools for the tests of a plugin: the conformance tests, and helpers to check a loss against a
+//! calculation by hand.
 //!
 //! ```ignore
 //! #[test]
-//! fn every_plugin_here_keeps_its_promises() {
+//! fn the_plugins_pass_the_conformance_tests() {
 //!     reprpo_plugin::testkit::registered();
 //! }
 //!
 //! #[test]
-//! fn a_case_worked_out_by_hand() {
-//!     // One pair of two tokens a completion.
+//! fn the_loss_of_one_pair_matches_a_calculation_by_hand() { // One pair, with two tokens per
+//! completion.
 //!     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
 //!     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
 //!     let pairs = Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
@@ -26,29 +26,29 @@ use reprpo_core::registry::{Entry, Kind, Registry};
 pub use reprpo_core::conformance::{model as fixture_model, pairs as fixture_pairs};
 pub use worked_pairs::*;
 
-/// Holds every plugin that this test binary registers to all that concerns its kind. With
-/// `--nocapture` a line says of each statement what came of it.
+/// Runs the conformance tests on every plugin that is linked into this test binary. With
+/// `--nocapture`, it prints one line per invariant.
 ///
 /// # Panics
-/// Where statements are violated, with all of them, and where nothing is registered.
+/// Panics if an invariant is violated, with a list of all violations, or if no plugin is linked in.
 pub fn registered() {
     let registry = Registry::builtin().unwrap_or_else(|e| panic!("{e:?}"));
     let entries: Vec<Entry> = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind)).collect();
     assert!(
         !entries.is_empty(),
-        "this test binary registers no plugin: write `#[intervention(…)]`, or the attribute of \
-            its kind, above each, and `use my_crate as _;` in a test of another crate"
+        "this test binary registers no plugin: put `#[intervention(…)]`, or the attribute of its \
+            kind, on the struct of each method; in an integration test, add `use my_crate as _;`"
     );
     let violations: Vec<String> =
         entries.into_iter().flat_map(|entry| violations(Method::default_of(entry))).collect();
     report(&violations);
 }
 
-/// Holds one plugin of this test binary, with the fields of the JSON object `json` set, to all that
-/// concerns its kind.
+/// Runs the conformance tests on one plugin of this test binary, with the fields of the JSON object
+/// `json` set.
 ///
 /// # Panics
-/// Where there is no such plugin, or a statement is violated.
+/// Panics if there is no such plugin, or if an invariant is violated.
 pub fn examine(kind: Kind, name: &str, json: &str) {
     let entry = Registry::builtin()
         .and_then(|registry| registry.get(kind, name))
@@ -56,15 +56,15 @@ pub fn examine(kind: Kind, name: &str, json: &str) {
     report(&violations(Method::new(entry, json.to_owned())));
 }
 
-/// What is wrong with it, one text a statement; says the rest as it goes.
+/// Checks a method and prints each finding. Returns one text per violation.
 fn violations(method: Method) -> Vec<String> {
-    let who = format!("{} ({})", method, method.entry.kind().name());
-    println!("{who}");
+    let title = format!("{} ({})", method, method.entry.kind().name());
+    println!("{title}");
     let shown = conformance::examine(method)
         .inspect(|finding| println!("  {}", finding.to_string().replace('\n', "\n  ")));
     shown
         .filter(|finding| finding.violation().is_some())
-        .map(|finding| format!("{who}\n  {}", finding.to_string().replace('\n', "\n  ")))
+        .map(|finding| format!("{title}\n  {}", finding.to_string().replace('\n', "\n  ")))
         .collect()
 }
 

@@ -1,4 +1,4 @@
-//! Pairs made up for tests, in float64.
+//! Helpers to make pairs with given values for tests. All values are float64.
 
 use std::cell::Cell;
 
@@ -8,20 +8,20 @@ use crate::tch::{self, Device};
 /// The first of ten steps.
 pub const STEP: StepInfo = StepInfo { step: 0, steps: 10 };
 
-/// Float64 values in that shape.
+/// A float64 tensor of the given shape.
 pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Normal float64 values, other ones at each call. A thread draws the same ones in the same order
-/// each time: a test's values do not depend on the tests that run beside it, as those of libtorch's
-/// one generator do.
+/// Normal float64 values that differ between calls. Each thread has its own sequence, which is the
+/// same in every run. So the values do not depend on tests in other threads, as those of libtorch's
+/// global generator would.
 pub fn random(shape: &[i64]) -> Tensor {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     seeded(DRAWN.replace(DRAWN.get() + 1), shape)
 }
 
-/// Normal float64 values, the same for the same seed and shape.
+/// Normal float64 values that only depend on the seed and the shape.
 pub fn seeded(seed: u64, shape: &[i64]) -> Tensor {
     Init::new(seed, "testkit", Kind::Double, Device::Cpu).normal("random", shape, 1.0).detach()
 }
@@ -31,17 +31,18 @@ pub fn random_sides(shape: &[i64]) -> Sides {
     Sides { chosen: random(shape), rejected: random(shape) }
 }
 
-/// Both sides of these values, whose memory they share.
+/// Makes both sides from two tensors. They share the tensors' memory.
 pub fn sides(chosen: &Tensor, rejected: &Tensor) -> Sides {
     Sides { chosen: chosen.shallow_clone(), rejected: rejected.shallow_clone() }
 }
 
-/// Both sides after `f`.
+/// Applies `f` to both sides.
 pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
     Sides { chosen: f(&of.chosen), rejected: f(&of.rejected) }
 }
 
-/// Completions of `lengths` tokens, their log-probabilities `[m]` end to end.
+/// Makes log-probabilities of completions with `lengths` tokens. `per_token` `[m]` has the values
+/// of all tokens, one completion after the other.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
     let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu))
@@ -49,13 +50,14 @@ pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     TokenLogprobs::new(per_token.shallow_clone(), owner, counts.to_kind(per_token.kind()))
 }
 
-/// Completions that all have `length` tokens, their log-probabilities `[m]` end to end.
+/// Makes log-probabilities of completions that all have `length` tokens. `per_token` `[m]` has the
+/// values of all tokens of each side, one completion after the other.
 pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
     let of = |t: &Tensor| tokens(t, &vec![length; (t.size()[0] / length) as usize]);
     Logprobs::new(of(&per_token.chosen), Some(of(&per_token.rejected)))
 }
 
-/// A tap's pooled states.
+/// Makes the pooled states of one tap.
 pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     TapStates::new(
         Site::Residual(1),
@@ -64,8 +66,8 @@ pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
     )
 }
 
-/// The states of b sequences of t tokens `[b t h]`, of which those with `completion` `[b t]` are
-/// the completion's.
+/// Makes the states of b sequences of t tokens from `states` `[b t h]`. `completion` `[b t]` is
+/// nonzero for the tokens of completions.
 ///
 /// # Panics
 /// Panics if `states` does not have three dimensions.
@@ -79,8 +81,8 @@ pub fn token_states(states: &Tensor, completion: &Tensor) -> TokenStates {
     }
 }
 
-/// A tap's states `[b t h]` of every token, of which the first `prompt` of each sequence are the
-/// prompt's.
+/// Makes the states of one tap, for every token, from tensors `[b t h]`. The first `prompt` tokens
+/// of each sequence are the prompt. The pooled states are means over all tokens.
 pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapStates {
     let side = |x: &Tensor| {
         let all = x.ones_like().select(2, 0);
@@ -93,10 +95,10 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
         .with_tokens(both(policy), Some(both(reference)))
 }
 
-/// The logged metric of that name.
+/// Returns the metric of a loss called `name`.
 ///
 /// # Panics
-/// Where there is none.
+/// Panics if there is none.
 pub fn logged(loss: &Loss, name: &str) -> f64 {
     loss.metrics
         .iter()
@@ -106,18 +108,19 @@ pub fn logged(loss: &Loss, name: &str) -> f64 {
         .double_value(&[])
 }
 
-/// Holds two numbers to be the same to ten digits.
+/// Asserts that two numbers agree to ten digits.
 ///
 /// # Panics
-/// Where they are not.
+/// Panics if they do not.
 pub fn near(a: f64, b: f64) {
     assert!((a - b).abs() < 1e-10 * b.abs().max(1.0), "{a} {b}");
 }
 
-/// Compares the gradient of `loss` in every element of the `leaves` with central differences.
+/// Asserts that the gradient of `loss` agrees with central differences in every element of
+/// `leaves`.
 ///
 /// # Panics
-/// Where one differs.
+/// Panics if an element differs.
 pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl Fn() -> Tensor) {
     for leaf in leaves {
         let _ = leaf.set_requires_grad(true);
@@ -139,7 +142,7 @@ pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl 
     }
 }
 
-/// A model for methods that look at none.
+/// The description of a minimal model, for methods that do not read it.
 pub fn model() -> ModelInfo {
     ModelInfo {
         architecture: "llama".to_owned(),
