@@ -61,6 +61,7 @@ enum Command {
     Link(Link),
 }
 
+/// The libtorch to set up.
 #[derive(Args, Clone, Copy)]
 pub struct Options {
     /// Use the libtorch without CUDA, even if there is a GPU
