@@ -15,7 +15,7 @@ pub enum Outcome {
     Ok,
     /// The difference is larger than the tolerance, or the computation failed.
     Failed,
-    /// The check could not run here.
+    /// The check does not apply, or could not run on this machine. The row says why.
     Skipped,
     /// A measurement, which can neither pass nor fail.
     Measured,
@@ -64,7 +64,8 @@ pub struct Row {
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The worst difference, relative to the size of what was compared; `None` if nothing was compared.
+    /// The worst difference, relative to the size of what was compared; `None` if nothing was compared. In JSON, a difference that
+    /// is not a finite number is null.
     pub worst: Option<f64>,
     /// The largest difference that passes.
     pub tolerance: Option<f64>,
@@ -90,9 +91,10 @@ impl Row {
         Self { worst: Some(difference.worst), tolerance: Some(difference.tolerance), ..row }
     }
 
-    /// The row of a computation that failed with an error.
+    /// The row of a check that ended with an error. It contains the error's causes and hints.
     pub fn error(section: Section, name: impl Into<String>, e: &Error) -> Self {
-        Self::new(section, name, Outcome::Failed, e.in_a_line())
+        let hints: String = e.hints().iter().map(|hint| format!("; hint: {hint}")).collect();
+        Self::new(section, name, Outcome::Failed, format!("{}{hints}", e.in_a_line()))
     }
 
     /// The name with its section, as errors and progress show it.
@@ -184,9 +186,10 @@ impl Report {
             self.device,
             failed[..failed.len().min(NAMED)].join(", ")
         ));
+        let full = if self.full { " --full" } else { "" };
         Err(e
-            .hint(format!("`reprpo selftest --device {} --only {}` repeats that section", self.device, first.section.name()))
-            .hint("do not trust numbers that this program computes here; please report the table with the output of `reprpo doctor`"))
+            .hint(format!("`reprpo selftest --device {}{full} --only {}` repeats the section of the first one", self.device, first.section.name()))
+            .hint("do not trust results that this program computes on this machine; please report the table"))
     }
 }
 
