@@ -64,23 +64,33 @@ impl std::fmt::Display for Finding {
 /// From here on the process is offline: a method's promises are checked with what is here, and its
 /// documented example may be gigabytes on the hub.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
+    examine_with(method, LESSON)
+}
+
+/// Like [`examine`], but without the statement that takes most of the time, a longer training run.
+pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
+    examine_with(method, &[])
+}
+
+/// Examines a method, with these statements about what it learns.
+fn examine_with(method: impl Into<Method>, lesson: &'static [Invariant]) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
     let json = method.json.clone();
     let of_kind: Box<dyn Iterator<Item = Finding>> = match method.entry {
-        Entry::Intervention(entry) => Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, INTERVENTIONS, LESSON])),
-        Entry::Adapter(entry) => Box::new(held(Case::from(Method::new(entry, json)), &[TRAINING, ADAPTERS, LESSON])),
+        Entry::Intervention(entry) => Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, INTERVENTIONS, lesson])),
+        Entry::Adapter(entry) => Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, ADAPTERS, lesson])),
         Entry::Transform(entry) => {
             let transform = Method::new(entry, json);
-            Box::new(held(transform.clone(), &[TRANSFORMS]).chain(held(Case::from(transform), &[TRAINING])))
+            Box::new(held(transform.clone(), [TRANSFORMS]).chain(held(Case::from(transform), [TRAINING])))
         }
-        Entry::Tap(entry) => Box::new(held(Method::new(entry, json), &[TAPS])),
-        Entry::Dataset(entry) => Box::new(held(Method::new(entry, json), &[DATASETS])),
+        Entry::Tap(entry) => Box::new(held(Method::new(entry, json), [TAPS])),
+        Entry::Dataset(entry) => Box::new(held(Method::new(entry, json), [DATASETS])),
     };
-    held(method, &[DESCRIBED]).chain(of_kind)
+    held(method, [DESCRIBED]).chain(of_kind)
 }
 
 /// Holds one subject to the statements of these tables.
-fn held<S>(subject: S, tables: &'static [&'static [Invariant<S>]]) -> impl Iterator<Item = Finding> {
-    tables.iter().copied().flatten().map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
+fn held<S, const N: usize>(subject: S, tables: [&'static [Invariant<S>]; N]) -> impl Iterator<Item = Finding> {
+    tables.into_iter().flatten().map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
 }

@@ -116,7 +116,6 @@ impl Options {
         match section {
             _ if self.only.contains(&section) => true,
             Section::Peer => self.peer,
-            Section::Promises => self.full && self.only.is_empty(),
             _ => self.only.is_empty(),
         }
     }

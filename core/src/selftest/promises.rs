@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::report::{Outcome, Row};
 use super::{Section, Selftest, cannot_write};
-use crate::conformance::{Verdict, examine};
+use crate::conformance::{Finding, Verdict, examine, examine_quickly};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
@@ -20,7 +20,8 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
         let name = format!("{} {}", entry.kind().name(), entry.about().name);
         test.check(Section::Promises, &name, |test| {
             let (mut held, mut rows) = (0, Vec::new());
-            for finding in examine(entry) {
+            let findings: Box<dyn Iterator<Item = Finding>> = if test.options.full { Box::new(examine(entry)) } else { Box::new(examine_quickly(entry)) };
+            for finding in findings {
                 if test.stop.load(Ordering::Relaxed) {
                     return Err(Error::interrupted("interrupted"));
                 }
