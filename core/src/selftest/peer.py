@@ -87,7 +87,10 @@ except OSError:
     pass
 with torch.device("cuda" if cuda else "cpu"):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
-model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(spec["adapter"]))
+adapter = peft.PeftConfig.from_pretrained(spec["adapter"])
+# A saved adapter is not to be trained unless this is reset.
+adapter.inference_mode = False
+model = peft.get_peft_model(model, adapter)
 marks = []
 
 
