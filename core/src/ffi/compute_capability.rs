@@ -17,7 +17,7 @@ const FIRST_WITH_BF16: (i32, i32) = (8, 0);
 /// True if the device computes in bf16, and false if it is a card that only emulates it. A card whose compute capability is
 /// not known counts as one that does.
 pub fn bf16_supported(device: Device) -> bool {
-    !compute_capability(device).is_some_and(|capability| capability < FIRST_WITH_BF16)
+    compute_capability(device).is_none_or(|capability| capability >= FIRST_WITH_BF16)
 }
 
 /// The compute capability of a card, e.g. `(8, 0)`; `None` for other devices and where the driver does not answer.

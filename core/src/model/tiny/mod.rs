@@ -46,6 +46,9 @@ pub struct Case {
     pub generated: Option<Vec<i64>>,
 }
 
+/// The `config.json` of a model, and its weights by their names in transformers.
+pub type Parts = (Value, IndexMap<String, Tensor>);
+
 impl Fixture {
     /// Parses the fixture, which is part of the program.
     ///
@@ -81,7 +84,7 @@ impl Fixture {
 
     /// The configuration and the weights in float32 of each architecture that the program knows, by
     /// its `model_type`. An architecture without a tiny model has an error.
-    pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<(Value, IndexMap<String, Tensor>)>)> {
+    pub fn architectures(&self) -> impl Iterator<Item = (&'static str, Result<Parts>)> {
         ARCHITECTURES.iter().map(|(name, ..)| (*name, self.architecture(name)))
     }
 
@@ -89,7 +92,7 @@ impl Fixture {
     ///
     /// # Errors
     /// Fails if there is none.
-    pub fn architecture(&self, name: &str) -> Result<(Value, IndexMap<String, Tensor>)> {
+    pub fn architecture(&self, name: &str) -> Result<Parts> {
         // The model with pictures holds the text model, and has the same names for its tensors.
         const HOLDER: (&str, &str) = ("gemma3", "gemma3_text");
         if name == HOLDER.0 {
