@@ -108,8 +108,8 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     let versions = ready["versions"].clone();
     let of = |name: &str| versions[name].as_str().unwrap_or("?").to_owned();
     let compared = format!(
-        "{ratio:.2} times as fast as TRL {} with PEFT {}: {mine:.2} against {theirs:.2} pairs/s, peak {:.2} against {:.2} GB; {}, {kind}, {} pairs of \
-         {TOKENS} + {TOKENS} tokens a step, medians of {ROUNDS} runs",
+        "{ratio:.2} times as fast as TRL {} with PEFT {}: {mine:.2} against {theirs:.2} pairs/s, peak {:.2} against {:.2} GB; {}, {kind}, batches of {} × ({TOKENS} + \
+         {TOKENS}) tokens, medians of {ROUNDS} runs",
         of("trl"),
         of("peft"),
         own_peak / 1e9,

@@ -175,13 +175,15 @@ impl Report {
     /// Fails if a check failed.
     pub fn verdict(&self) -> Result<(), Error> {
         const NAMED: usize = 8;
-        let failed: Vec<String> = self.failed().map(|row| format!("`{}`", row.full_name())).collect();
+        let mut failed: Vec<String> = self.failed().map(|row| format!("`{}`", row.full_name())).collect();
+        // A check may have several rows.
+        failed.dedup();
         let Some(first) = self.failed().next() else { return Ok(()) };
         let more = failed.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let e = Error::new(format!(
             "{} of {} checks failed on {}: {}{more}",
-            failed.len(),
+            self.failed().count(),
             self.rows.len(),
             self.device,
             failed[..failed.len().min(NAMED)].join(", ")

@@ -110,8 +110,7 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
     let (bytes, of) = memory.peak()?;
     let methods = trainer.methods.clone();
     let kind = kind_name(trainer.model.kind());
-    let compared =
-        format!("{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step", bytes / 1e9, plan.batch);
+    let compared = format!("{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, batches of {} × ({TOKENS} + {TOKENS}) tokens", bytes / 1e9, plan.batch);
     let mut row = Row::new(Section::Speed, shape.name, Outcome::Measured, compared);
     row.values = json!({
         "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods, "dtype": kind, "batch": plan.batch,
