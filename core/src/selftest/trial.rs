@@ -131,7 +131,7 @@ impl Workshop {
     pub fn architecture(&self, name: &str) -> Result<PathBuf> {
         let (config, tensors) = self.fixture.architecture(name)?;
         let folder = self.folder.path().join(format!("model-{name}"));
-        if folder.is_dir() { Ok(folder) } else { write_model(&folder, &config, calm(tensors)) }
+        if folder.is_dir() { Ok(folder) } else { write_model(&folder, &config, calm(tensors)).map_err(|e| e.hint(TMPDIR)) }
     }
 
     /// A new folder for temporary files.
