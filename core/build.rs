@@ -1,7 +1,7 @@
 //! Checks libtorch's version and builds the C++ shim.
 //!
-//! No binary links libtorch's CUDA library. It is opened when the program runs (`src/ffi/cuda.rs`), so that one binary serves
-//! machines with and without CUDA.
+//! No binary links libtorch's CUDA library. It is opened when the program runs (`src/ffi/cuda.rs`),
+//! so that one binary serves machines with and without CUDA.
 
 #[path = "libtorch_version.rs"]
 mod libtorch_version;
@@ -19,13 +19,25 @@ fn main() {
     };
     match std::env::var_os("LIBTORCH").map(PathBuf::from) {
         Some(root) => check_version(&root),
-        // `LIBTORCH_USE_PYTORCH` or a downloaded libtorch: torch-sys has checked the version itself.
+        // `LIBTORCH_USE_PYTORCH` or a downloaded libtorch: torch-sys has checked the version
+        // itself.
         None => println!("cargo:warning=`LIBTORCH` is not set, using {}", lib.display()),
     }
     println!("cargo:rustc-link-search=native={}", lib.display());
-    let include = std::env::var_os("LIBTORCH_INCLUDE").or_else(|| std::env::var_os("LIBTORCH")).map_or_else(|| lib.join(".."), PathBuf::from).join("include");
-    cc::Build::new().cpp(true).std("c++17").pic(true).warnings(false).include(include).file("csrc/shim.cc").compile("reprpo_shim");
-    // Optimised in a debug build too, as libtorch is, whose place it takes. A product and a sum are one rounding.
+    let include = std::env::var_os("LIBTORCH_INCLUDE")
+        .or_else(|| std::env::var_os("LIBTORCH"))
+        .map_or_else(|| lib.join(".."), PathBuf::from)
+        .join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .include(include)
+        .file("csrc/shim.cc")
+        .compile("reprpo_shim");
+    // Optimised in a debug build too, as libtorch is, whose place it takes. A product and a sum are
+    // one rounding.
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -46,8 +58,16 @@ fn check_version(root: &Path) {
     match libtorch_version::libtorch_version(root) {
         Some(version) if version == LIBTORCH_VERSION => {}
         Some(version) => {
-            panic!("libtorch {version} lies in `{}`, but reprpo needs {LIBTORCH_VERSION}; unset `LIBTORCH` and run `cargo xtask setup`", root.display())
+            panic!(
+                "libtorch {version} lies in `{}`, but reprpo needs {LIBTORCH_VERSION}; unset \
+                    `LIBTORCH` and run `cargo xtask setup`",
+                root.display()
+            )
         }
-        None => panic!("there is no libtorch in `{}`; run `cargo xtask setup`, or set `LIBTORCH` to a libtorch {LIBTORCH_VERSION}", root.display()),
+        None => panic!(
+            "there is no libtorch in `{}`; run `cargo xtask setup`, or set `LIBTORCH` to a \
+                libtorch {LIBTORCH_VERSION}",
+            root.display()
+        ),
     }
 }

@@ -1,20 +1,24 @@
 //! Which libtorch this is written for, and which one lies in a folder.
 //!
-//! One file for the two that ask, the build script of `core` and `xtask`: neither can depend on the other.
+//! One file for the two that ask, the build script of `core` and `xtask`: neither can depend on the
+//! other.
 
 use std::path::{Path, PathBuf};
 
 /// The release that tch 0.24 is generated from.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// The header that names the version. A wheel carries no `build-version`, which is what torch-sys looks at.
+/// The header that names the version. A wheel carries no `build-version`, which is what torch-sys
+/// looks at.
 pub fn version_header(root: &Path) -> PathBuf {
     root.join("include/torch/headeronly/version.h")
 }
 
-/// The version of the libtorch in `root`, without a local part such as `+cu130`; `None` where there is no libtorch.
+/// The version of the libtorch in `root`, without a local part such as `+cu130`; `None` where there
+/// is no libtorch.
 pub fn libtorch_version(root: &Path) -> Option<String> {
-    let header = std::fs::read_to_string(version_header(root)).ok().and_then(|text| parse_header(&text));
+    let header =
+        std::fs::read_to_string(version_header(root)).ok().and_then(|text| parse_header(&text));
     let version = header.or_else(|| std::fs::read_to_string(root.join("build-version")).ok())?;
     Some(version.trim().split('+').next().unwrap_or_default().to_owned())
 }
@@ -22,7 +26,9 @@ pub fn libtorch_version(root: &Path) -> Option<String> {
 fn parse_header(text: &str) -> Option<String> {
     let part = |name: &str| {
         let prefix = format!("#define TORCH_VERSION_{name} ");
-        text.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.trim().to_owned())
+        text.lines()
+            .find_map(|line| line.strip_prefix(&prefix))
+            .map(|value| value.trim().to_owned())
     };
     Some(format!("{}.{}.{}", part("MAJOR")?, part("MINOR")?, part("PATCH")?))
 }

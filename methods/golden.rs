@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use reprpo_plugin::tch::Tensor;
 
-/// The folder of reference values; where it is missing a test skips, except in continuous integration.
+/// The folder of reference values; where it is missing a test skips, except in continuous
+/// integration.
 pub fn folder() -> Option<PathBuf> {
     let shared = match std::env::var_os("REPRPO_SHARED") {
         Some(dir) => PathBuf::from(dir),
@@ -13,7 +14,10 @@ pub fn folder() -> Option<PathBuf> {
     if shared.exists() {
         return Some(shared.join("golden"));
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "the reference values (`$REPRPO_SHARED`) must be there in continuous integration");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "the reference values (`$REPRPO_SHARED`) must be there in continuous integration"
+    );
     eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
     None
 }

@@ -1,9 +1,11 @@
 //! Products of Householder reflections in compact form, never as a matrix.
 //!
-//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ = ½I + striu(UᵀU): one
-//! r×r triangular system, never singular, whose cost and memory are those of a rank-r map.
+//! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ =
+//! ½I + striu(UᵀU): one r×r triangular system, never singular, whose cost and memory are those of a
+//! rank-r map.
 //!
-//! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for the product.
+//! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for
+//! the product.
 
 use reprpo_plugin::prelude::*;
 
@@ -26,20 +28,32 @@ impl Reflections {
 
     /// x·H₀⋯H_{r−1} for rows x `[… h]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x - x.matmul(&self.columns).linalg_solve_triangular_right(&self.system, true).matmul(&self.columns.tr())
+        x - x
+            .matmul(&self.columns)
+            .linalg_solve_triangular_right(&self.system, true)
+            .matmul(&self.columns.tr())
     }
 
     /// x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which may be of a lower precision than U.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
-        // SᵀUᵀ is worked out on the side of the weights, so that a gradient keeps nothing of x but xU.
-        let right = Tensor::linalg_solve_triangular(&self.system.tr(), &self.columns.tr(), false, true, false);
+        // SᵀUᵀ is worked out on the side of the weights, so that a gradient keeps nothing of x but
+        // xU.
+        let right = Tensor::linalg_solve_triangular(
+            &self.system.tr(),
+            &self.columns.tr(),
+            false,
+            true,
+            false,
+        );
         x - x.matmul(&self.columns.to_kind(x.kind())).matmul(&right.to_kind(x.kind()))
     }
 }
 
-/// A leaf `[h r]` whose columns come in equal pairs, so that its reflections are the identity; r even.
+/// A leaf `[h r]` whose columns come in equal pairs, so that its reflections are the identity; r
+/// even.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
-    // As PEFT fills it: half the columns are drawn, and torch takes their number for the fan-in of an `[h r/2]` tensor.
+    // As PEFT fills it: half the columns are drawn, and torch takes their number for the fan-in of
+    // an `[h r/2]` tensor.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
@@ -82,7 +96,10 @@ mod tests {
             let u = random(&[7, r]);
             let (compact, full) = (Reflections::along(&u), product(&u));
             assert!((compact.forward(&x) - x.matmul(&full)).abs().max().double_value(&[]) < 1e-12);
-            assert!((compact.transposed(&x) - x.matmul(&full.tr())).abs().max().double_value(&[]) < 1e-12);
+            assert!(
+                (compact.transposed(&x) - x.matmul(&full.tr())).abs().max().double_value(&[])
+                    < 1e-12
+            );
         }
     }
 

@@ -8,7 +8,11 @@ use serde_json::Value;
 use crate::{json, reprpo, reprpo_command, stderr, stdout};
 
 fn in_folder(args: &[&str], folder: &Path, environment: &[(&str, &str)]) -> Output {
-    reprpo_command(args).envs(environment.iter().copied()).current_dir(folder).output().expect("it runs")
+    reprpo_command(args)
+        .envs(environment.iter().copied())
+        .current_dir(folder)
+        .output()
+        .expect("it runs")
 }
 
 #[test]
@@ -69,7 +73,8 @@ fn eval_says_what_a_folder_should_hold() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         stderr(&output),
-        "error: there is neither a run nor an adapter in `.`\n\nhint: a run has a `config.toml`, an adapter an `adapter_config.json`\n"
+        "error: there is neither a run nor an adapter in `.`\n\nhint: a run has a `config.toml`, \
+            an adapter an `adapter_config.json`\n"
     );
 }
 
@@ -78,13 +83,23 @@ fn resume_says_what_a_run_holds() {
     let folder = tempfile::tempdir().expect("a folder");
     let output = in_folder(&["run", "--resume", "."], folder.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "), "{}", stderr(&output));
+    assert!(
+        stderr(&output)
+            .starts_with("error: there is no run in `.`: it holds no `config.toml`\n\nhint: "),
+        "{}",
+        stderr(&output)
+    );
     for said in [["--seed", "1"], ["--model", "x"], ["--set", "train.lr=1"]] {
-        assert_eq!(reprpo(&[&["run", "--resume", "."], &said[..]].concat()).status.code(), Some(2), "{said:?}");
+        assert_eq!(
+            reprpo(&[&["run", "--resume", "."], &said[..]].concat()).status.code(),
+            Some(2),
+            "{said:?}"
+        );
     }
 }
 
-/// What no model can be read from: the error names it, the exit code is 1, and no folder of a run is made.
+/// What no model can be read from: the error names it, the exit code is 1, and no folder of a run
+/// is made.
 #[test]
 fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -95,7 +110,11 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
     std::fs::write(here.join("empty.gguf"), "").expect("written");
     std::fs::write(here.join("cut.gguf"), b"GGUF\x03\0\0\0\x01\0\0").expect("written");
     std::fs::write(here.join("strange.gguf"), gguf_of_type(1234)).expect("written");
-    for (model, files) in [("no-config", vec![]), ("empty-config", vec![("config.json", "{}")]), ("broken-config", vec![("config.json", "{x")])] {
+    for (model, files) in [
+        ("no-config", vec![]),
+        ("empty-config", vec![("config.json", "{}")]),
+        ("broken-config", vec![("config.json", "{x")]),
+    ] {
         std::fs::create_dir(here.join(model)).expect("made");
         for (name, text) in files {
             std::fs::write(here.join(model).join(name), text).expect("written");
@@ -114,7 +133,11 @@ fn a_model_that_cannot_be_read_is_named_and_nothing_is_written() {
         ("empty-config", "has no model.safetensors"),
         ("broken-config", "`broken-config/config.json` is no valid JSON"),
     ] {
-        let output = in_folder(&["run", "--model", model], here, &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", "1")]);
+        let output = in_folder(
+            &["run", "--model", model],
+            here,
+            &[("REPRPO_CACHE", cache), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", "1")],
+        );
         assert_eq!(output.status.code(), Some(1), "{model}: {}", stderr(&output));
         assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
         assert!(!here.join("runs").exists(), "{model}");
@@ -159,19 +182,35 @@ fn known_models_are_listed_with_where_they_are_and_how_they_are_fetched() {
 
 #[test]
 fn a_value_of_another_type_is_told_in_plain_words() {
-    for (set, says) in [("train.lr=abc", "expected a number"), ("train.batch=1.5", "expected a whole number"), ("train.shuffle=3", "expected true or false")] {
+    for (set, says) in [
+        ("train.lr=abc", "expected a number"),
+        ("train.batch=1.5", "expected a whole number"),
+        ("train.shuffle=3", "expected true or false"),
+    ] {
         let output = reprpo(&["config", "show", "--set", set]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(says), "{}", stderr(&output));
     }
     let output = reprpo(&["config", "show", "--set", "eval.completion_tokens=0"]);
-    assert!(stderr(&output).starts_with("error: `eval.completion_tokens` is 0 (--set), but must be 1 or more; `eval.completions=0`"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with(
+            "error: `eval.completion_tokens` is 0 (--set), but must \
+        be 1 or more; `eval.completions=0`"
+        ),
+        "{}",
+        stderr(&output)
+    );
     let output = reprpo(&["config", "show", "--seed", "-1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("`train.seed` is not right (flag --seed)"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("`train.seed` is not right (flag --seed)"),
+        "{}",
+        stderr(&output)
+    );
 }
 
-/// No source file of the core holds the name of a method as a literal: methods enter through the registry alone.
+/// No source file of the core holds the name of a method as a literal: methods enter through the
+/// registry alone.
 #[test]
 fn the_core_names_no_method() {
     // Words that are names of plugins and words besides.
@@ -190,7 +229,9 @@ fn the_core_names_no_method() {
         .collect();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("core")];
     while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path()) {
+        for path in
+            std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path())
+        {
             if path.is_dir() {
                 // The set-up tool is a user of the command, and its demo has to choose a method.
                 if path.file_name().is_none_or(|n| n != "xtask") {
@@ -244,14 +285,23 @@ mod with_built_ins {
     #[test]
     fn explain_has_formula_needs_fields_and_an_example() {
         let text = stdout(&reprpo(&["explain", "dpo"]));
-        for part in ["dpo (intervention): ", "Needs: log-probabilities of both completions", "beta", "Reference: ", "Example:   reprpo run --intervention dpo"]
-        {
+        for part in [
+            "dpo (intervention): ",
+            "Needs: log-probabilities of both completions",
+            "beta",
+            "Reference: ",
+            "Example:   reprpo run --intervention dpo",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert_eq!(json(&reprpo(&["explain", "dpo", "--json"]))[0]["kind"], "intervention");
         for (name, example) in [
             ("file", "reprpo run --dataset file:pairs.jsonl --set dataset.test=held_out.jsonl"),
-            ("projbp", "reprpo run --intervention projbp --set intervention.sign=neg --set intervention.dpo.beta=0.3"),
+            (
+                "projbp",
+                "reprpo run --intervention projbp --set intervention.sign=neg --set \
+                    intervention.dpo.beta=0.3",
+            ),
             ("sft", "reprpo run --intervention sft"),
         ] {
             assert_eq!(json(&reprpo(&["explain", name, "--json"]))[0]["example"], example);
@@ -271,7 +321,14 @@ mod with_built_ins {
     fn an_unknown_name_is_the_users_error_and_brings_the_nearest() {
         let output = reprpo(&["run", "--intervention", "prefvek"]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).starts_with("error: unknown intervention `prefvek`\n\nhint: did you mean `prefvec`?\nhint: valid: dpo"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).starts_with(
+                "error: unknown intervention `prefvek`\n\nhint: did \
+            you mean `prefvec`?\nhint: valid: dpo"
+            ),
+            "{}",
+            stderr(&output)
+        );
         assert_eq!(reprpo(&["explain", "prefvek"]).status.code(), Some(1));
     }
 
@@ -279,7 +336,18 @@ mod with_built_ins {
     fn the_origin_of_every_value_is_shown() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("x.toml"), "[train]\nbatch = 8\n").expect("written");
-        let args = ["config", "show", "--origin", "--json", "--config", "x.toml", "--adapter", "hra", "--set", "train.epochs=2"];
+        let args = [
+            "config",
+            "show",
+            "--origin",
+            "--json",
+            "--config",
+            "x.toml",
+            "--adapter",
+            "hra",
+            "--set",
+            "train.epochs=2",
+        ];
         let shown = json(&in_folder(&args, folder.path(), &[("REPRPO_TRAIN__LR", "3e-5")]));
         let origin = |path: &str| shown[path]["origin"].as_str().unwrap_or_default().to_owned();
         assert_eq!(origin("train.batch"), "file x.toml");
@@ -295,25 +363,51 @@ mod with_built_ins {
     fn the_default_learning_rate_names_the_methods_that_it_comes_from() {
         let lr = |extra: &[&str]| {
             let shown = json(&reprpo(&[&["config", "show", "--origin", "--json"], extra].concat()));
-            (shown["train.lr"]["value"].as_f64().expect("a number"), shown["train.lr"]["origin"].as_str().unwrap_or_default().to_owned())
+            (
+                shown["train.lr"]["value"].as_f64().expect("a number"),
+                shown["train.lr"]["origin"].as_str().unwrap_or_default().to_owned(),
+            )
         };
-        assert_eq!(lr(&["--intervention", "dpo", "--adapter", "lora"]), (5e-4, "default".to_owned()));
-        assert_eq!(lr(&["--intervention", "prefvec", "--adapter", "lora"]), (2e-3, "default of prefvec".to_owned()));
+        assert_eq!(
+            lr(&["--intervention", "dpo", "--adapter", "lora"]),
+            (5e-4, "default".to_owned())
+        );
+        assert_eq!(
+            lr(&["--intervention", "prefvec", "--adapter", "lora"]),
+            (2e-3, "default of prefvec".to_owned())
+        );
         let (both, origin) = lr(&["--intervention", "prefvec", "--adapter", "hra"]);
         assert!(both > 2e-3 && origin == "default of prefvec × hra", "{both} {origin}");
         // A recipe's own rate stays.
         assert_eq!(lr(&["--recipe", "reprpo_side"]), (6e-5, "recipe reprpo_side".to_owned()));
         let text = stdout(&reprpo(&["explain", "mse"]));
-        assert!(text.contains("Learning rate: `train.lr` is 0.005 by default, times the factor of the adapter"), "{text}");
+        assert!(
+            text.contains(
+                "Learning rate: `train.lr` is 0.005 by default, times the factor of the adapter"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_config_show_prints_is_a_configuration_file() {
         let folder = tempfile::tempdir().expect("a folder");
-        let args = ["config", "show", "--intervention", "prefvec", "--set", "eval.max_pairs=none", "--seed", "7"];
+        let args = [
+            "config",
+            "show",
+            "--intervention",
+            "prefvec",
+            "--set",
+            "eval.max_pairs=none",
+            "--seed",
+            "7",
+        ];
         let first = stdout(&in_folder(&args, folder.path(), &[]));
         std::fs::write(folder.path().join("x.toml"), &first).expect("written");
-        assert_eq!(stdout(&in_folder(&["config", "show", "--config", "x.toml"], folder.path(), &[])), first);
+        assert_eq!(
+            stdout(&in_folder(&["config", "show", "--config", "x.toml"], folder.path(), &[])),
+            first
+        );
     }
 
     #[test]
@@ -321,47 +415,94 @@ mod with_built_ins {
         let folder = tempfile::tempdir().expect("a folder");
         let output = in_folder(&["run", "--out", "."], folder.path(), &[]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).starts_with("error: `.` exists already\n\nhint: give another `--out`"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).starts_with("error: `.` exists already\n\nhint: give another `--out`"),
+            "{}",
+            stderr(&output)
+        );
     }
 
     #[test]
     fn a_data_set_without_files_refuses_their_folder() {
         let output = reprpo(&["config", "show", "--dataset", "synthetic", "--data-dir", "x"]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).starts_with("error: dataset `synthetic` has no field `data_dir` (flag --data-dir)"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).starts_with(
+                "error: dataset `synthetic` has no field `data_dir` (flag --data-dir)"
+            ),
+            "{}",
+            stderr(&output)
+        );
     }
 
     #[test]
     fn recipes_are_listed_explained_and_resolved() {
         let listed = json(&reprpo(&["list", "recipes", "--json"]));
-        let names: Vec<&str> = listed.as_array().expect("a list").iter().map(|r| r["name"].as_str().expect("a name")).collect();
+        let names: Vec<&str> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|r| r["name"].as_str().expect("a name"))
+            .collect();
         assert_eq!(names, ["dpo", "reprpo_hra", "reprpo_ortho", "reprpo_side"]);
         assert!(stdout(&reprpo(&["list", "recipes"])).contains("`--recipe NAME`"));
         for name in names {
             let text = stdout(&reprpo(&["explain", name]));
-            for part in [&format!("{name} (recipe): "), "max_pairs = 5400", "Published: ", "Reference: ", &format!("Example:   reprpo run --recipe {name}")] {
+            for part in [
+                &format!("{name} (recipe): "),
+                "max_pairs = 5400",
+                "Published: ",
+                "Reference: ",
+                &format!("Example:   reprpo run --recipe {name}"),
+            ] {
                 assert!(text.contains(part), "{part}\n{text}");
             }
         }
         // A name may be a method's and a recipe's.
         let both = json(&reprpo(&["explain", "dpo", "--json"]));
-        assert_eq!((&both[0]["kind"], &both[1]["kind"], &both[1]["sets"]["train"]["lr"]), (&"intervention".into(), &"recipe".into(), &6e-5.into()));
+        assert_eq!(
+            (&both[0]["kind"], &both[1]["kind"], &both[1]["sets"]["train"]["lr"]),
+            (&"intervention".into(), &"recipe".into(), &6e-5.into())
+        );
 
-        let shown = json(&reprpo(&["config", "show", "--recipe", "dpo", "--set", "train.clip=1", "--origin", "--json"]));
-        let of = |path: &str| (shown[path]["value"].clone(), shown[path]["origin"].as_str().unwrap_or_default().to_owned());
+        let shown = json(&reprpo(&[
+            "config",
+            "show",
+            "--recipe",
+            "dpo",
+            "--set",
+            "train.clip=1",
+            "--origin",
+            "--json",
+        ]));
+        let of = |path: &str| {
+            (
+                shown[path]["value"].clone(),
+                shown[path]["origin"].as_str().unwrap_or_default().to_owned(),
+            )
+        };
         assert_eq!(of("recipe"), ("dpo".into(), "flag --recipe".to_owned()));
         assert_eq!(of("adapter.r"), (64.into(), "recipe dpo".to_owned()));
         assert_eq!(of("train.schedule"), ("constant".into(), "recipe dpo".to_owned()));
         assert_eq!(of("train.clip").1, "--set");
         let output = reprpo(&["run", "--recipe", "reprpo_hrra"]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).starts_with("error: unknown recipe `reprpo_hrra`\n\nhint: did you mean `reprpo_hra`?"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).starts_with(
+                "error: unknown recipe `reprpo_hrra`\n\nhint: did you mean `reprpo_hra`?"
+            ),
+            "{}",
+            stderr(&output)
+        );
     }
 
     #[test]
     fn transforms_and_taps_explain_themselves() {
         for (name, parts) in [
-            ("ether", &["ether (transform): ", "I − 2ûûᵀ", "plus_two_sided", "reduce", "Reference: "][..]),
+            (
+                "ether",
+                &["ether (transform): ", "I − 2ûûᵀ", "plus_two_sided", "reduce", "Reference: "][..],
+            ),
             ("svd", &["T(x) = x − x·V diag(w) Vᵀ", "soft", "quantile", "unembedding"]),
             ("suppressed", &["pinv(W)", "threshold", "0.1", "rising"]),
             ("side-out", &["side-out (tap): ", "out.gate_proj", "modules", "list of text | none"]),

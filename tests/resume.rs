@@ -1,5 +1,5 @@
-//! Interrupted runs that go on, and runs that are used from another folder, on a model and pairs that the tests make
-//! themselves.
+//! Interrupted runs that go on, and runs that are used from another folder, on a model and pairs
+//! that the tests make themselves.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
@@ -33,13 +33,22 @@ impl Tree {
     fn pairs(&self, name: &str, shift: i64) {
         let word = |i: i64| format!("w{}", (i * 7 + shift * 13) % WORDS);
         let text = |from: i64| (from..from + 3).map(word).collect::<Vec<_>>().join(" ");
-        let line = |i: i64| json!({ "prompt": text(i * 9) + " ", "chosen": text(i * 9 + 3), "rejected": text(i * 9 + 6) }).to_string() + "\n";
+        let line = |i: i64| {
+            json!({ "prompt": text(i * 9) + " ", "chosen": text(i * 9 + 3),
+                "rejected": text(i * 9 + 6) })
+            .to_string()
+                + "\n"
+        };
         std::fs::write(self.path(name), (0..8).map(line).collect::<String>()).expect("pairs");
     }
 
     fn command(&self, folder: &str, args: &[&str]) -> Command {
         let mut command = Command::cargo_bin("reprpo").expect("the binary");
-        command.env("OMP_NUM_THREADS", "1").env_remove("REPRPO_DATA").current_dir(self.path(folder)).args(args);
+        command
+            .env("OMP_NUM_THREADS", "1")
+            .env_remove("REPRPO_DATA")
+            .current_dir(self.path(folder))
+            .args(args);
         command
     }
 
@@ -49,8 +58,26 @@ impl Tree {
 
     /// The arguments of a run on this tree's model and pairs.
     pub(crate) fn run_args<'a>(&self, out: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["run", "--model", "./model", "--dataset", "pairs.jsonl", "--out", out, "--dtype", "f32", "--device", "cpu"];
-        for set in ["train.batch=2", "train.accumulate=1", "train.warmup=0", "train.lr=5e-3", "eval.completions=0"] {
+        let mut args = vec![
+            "run",
+            "--model",
+            "./model",
+            "--dataset",
+            "pairs.jsonl",
+            "--out",
+            out,
+            "--dtype",
+            "f32",
+            "--device",
+            "cpu",
+        ];
+        for set in [
+            "train.batch=2",
+            "train.accumulate=1",
+            "train.warmup=0",
+            "train.lr=5e-3",
+            "eval.completions=0",
+        ] {
             args.extend(["--set", set]);
         }
         args.extend(extra);
@@ -67,7 +94,9 @@ impl Tree {
     /// Starts a long run and kills it once it has a checkpoint.
     fn killed(&self, out: &str, extra: &[&str]) {
         let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
-        self.killed_when(out, &[&long, extra].concat(), |run| run.join("checkpoints/latest").is_file());
+        self.killed_when(out, &[&long, extra].concat(), |run| {
+            run.join("checkpoints/latest").is_file()
+        });
     }
 
     pub(crate) fn killed_when(&self, out: &str, extra: &[&str], when: impl Fn(&Path) -> bool) {
@@ -82,14 +111,21 @@ impl Tree {
     fn edit(&self, run: &str, from: &str, to: &str) {
         let config = self.config(run);
         assert!(config.contains(from), "{from}\n{config}");
-        std::fs::write(self.path(run).join("config.toml"), config.replace(from, to)).expect("written");
+        std::fs::write(self.path(run).join("config.toml"), config.replace(from, to))
+            .expect("written");
     }
 }
 
 /// Starts the command in a folder and waits until `when` holds.
 pub(crate) fn started(folder: &Path, args: &[&str], when: impl Fn() -> bool) -> Child {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("reprpo"));
-    command.env("OMP_NUM_THREADS", "1").env_remove("REPRPO_DATA").current_dir(folder).args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .env("OMP_NUM_THREADS", "1")
+        .env_remove("REPRPO_DATA")
+        .current_dir(folder)
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut child = command.spawn().expect("it runs");
     while !when() {
         assert!(child.try_wait().expect("a state").is_none(), "it ended too early");
@@ -103,44 +139,69 @@ pub(crate) fn kill(mut child: Child) {
     child.wait().expect("it ends");
 }
 
-/// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it replaces the last word
-/// of the tokenizer.
+/// Writes a Llama model of two blocks with random weights of that seed. If `extra` is not empty, it
+/// replaces the last word of the tokenizer.
 pub(crate) fn model(folder: &Path, seed: i64, extra: &str) {
     std::fs::create_dir_all(folder).expect("a folder");
     let config = json!({
-        "model_type": "llama", "vocab_size": WORDS + 2, "hidden_size": HIDDEN, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "max_position_embeddings": 64,
+        "model_type": "llama", "vocab_size": WORDS + 2, "hidden_size": HIDDEN,
+        "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0, "max_position_embeddings": 64,
         "bos_token_id": null, "eos_token_id": 0,
     });
     std::fs::write(folder.join("config.json"), config.to_string()).expect("written");
     tch::manual_seed(seed);
-    let random = |name: &str, rows: i64, columns: i64| (format!("{name}.weight"), Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * 0.3);
-    let ones = |name: &str| (format!("{name}.weight"), Tensor::ones([HIDDEN], (Kind::Float, Device::Cpu)));
-    let mut tensors = vec![random("model.embed_tokens", WORDS + 2, HIDDEN), random("lm_head", WORDS + 2, HIDDEN), ones("model.norm")];
+    let random = |name: &str, rows: i64, columns: i64| {
+        (format!("{name}.weight"), Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * 0.3)
+    };
+    let ones =
+        |name: &str| (format!("{name}.weight"), Tensor::ones([HIDDEN], (Kind::Float, Device::Cpu)));
+    let mut tensors = vec![
+        random("model.embed_tokens", WORDS + 2, HIDDEN),
+        random("lm_head", WORDS + 2, HIDDEN),
+        ones("model.norm"),
+    ];
     for block in 0..2 {
         let at = format!("model.layers.{block}");
-        for (name, rows, columns) in [("q", HIDDEN, HIDDEN), ("k", 8, HIDDEN), ("v", 8, HIDDEN), ("o", HIDDEN, HIDDEN)] {
+        for (name, rows, columns) in
+            [("q", HIDDEN, HIDDEN), ("k", 8, HIDDEN), ("v", 8, HIDDEN), ("o", HIDDEN, HIDDEN)]
+        {
             tensors.push(random(&format!("{at}.self_attn.{name}_proj"), rows, columns));
         }
-        for (name, rows, columns) in [("gate", 32, HIDDEN), ("up", 32, HIDDEN), ("down", HIDDEN, 32)] {
+        for (name, rows, columns) in
+            [("gate", 32, HIDDEN), ("up", 32, HIDDEN), ("down", HIDDEN, 32)]
+        {
             tensors.push(random(&format!("{at}.mlp.{name}_proj"), rows, columns));
         }
-        tensors.extend([ones(&format!("{at}.input_layernorm")), ones(&format!("{at}.post_attention_layernorm"))]);
+        tensors.extend([
+            ones(&format!("{at}.input_layernorm")),
+            ones(&format!("{at}.post_attention_layernorm")),
+        ]);
     }
     write_safetensors(&folder.join("model.safetensors"), &tensors).expect("weights");
-    let mut words: serde_json::Map<String, Value> = [("<eos>".to_owned(), json!(0)), ("<unk>".to_owned(), json!(1))].into_iter().collect();
+    let mut words: serde_json::Map<String, Value> =
+        [("<eos>".to_owned(), json!(0)), ("<unk>".to_owned(), json!(1))].into_iter().collect();
     words.extend((0..WORDS).map(|i| (format!("w{i}"), json!(i + 2))));
     if !extra.is_empty() {
         words.shift_remove("w61");
         words.insert(extra.to_owned(), json!(63));
     }
-    let special = |id: i64, text: &str| json!({ "id": id, "content": text, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false });
+    let special = |id: i64, text: &str| {
+        json!({ "id": id, "content": text, "special": true,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false })
+    };
     let tokenizer = json!({
-        "version": "1.0", "added_tokens": [special(0, "<eos>"), special(1, "<unk>")], "pre_tokenizer": { "type": "Whitespace" },
+        "version": "1.0", "added_tokens": [special(0, "<eos>"), special(1, "<unk>")],
+        "pre_tokenizer": { "type": "Whitespace" },
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
     });
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("written");
-    std::fs::write(folder.join("tokenizer_config.json"), json!({ "eos_token": "<eos>" }).to_string()).expect("written");
+    std::fs::write(
+        folder.join("tokenizer_config.json"),
+        json!({ "eos_token": "<eos>" }).to_string(),
+    )
+    .expect("written");
 }
 
 /// Stderr of a command that failed with exit code 1.
@@ -153,14 +214,19 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(from).expect("a folder").map(|e| e.expect("an entry")) {
         let to = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &to) } else { std::fs::copy(entry.path(), to).map(drop).expect("a copy") }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            std::fs::copy(entry.path(), to).map(drop).expect("a copy")
+        }
     }
 }
 
 /// The splits' numbers in the JSON that an evaluation printed.
 fn table(output: &Output) -> Value {
     assert!(output.status.success(), "{}", transcript(output));
-    let mut json: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", transcript(output)));
+    let mut json: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", transcript(output)));
     json[0]["splits"].take()
 }
 
@@ -174,9 +240,24 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     type Step<'a> = Box<dyn Fn() + 'a>;
     let step = |f| -> Step<'_> { f };
     for (change, back, names, not) in [
-        (step(Box::new(|| data(1))), step(Box::new(|| data(0))), "`run`: the data is not", "the model"),
-        (step(Box::new(|| model(1, ""))), step(Box::new(|| model(0, ""))), "`run`: the model is not", "the tokenizer"),
-        (step(Box::new(|| model(0, "other"))), step(Box::new(|| model(0, ""))), "the tokenizer", "the model"),
+        (
+            step(Box::new(|| data(1))),
+            step(Box::new(|| data(0))),
+            "`run`: the data is not",
+            "the model",
+        ),
+        (
+            step(Box::new(|| model(1, ""))),
+            step(Box::new(|| model(0, ""))),
+            "`run`: the model is not",
+            "the tokenizer",
+        ),
+        (
+            step(Box::new(|| model(0, "other"))),
+            step(Box::new(|| model(0, ""))),
+            "the tokenizer",
+            "the model",
+        ),
         (
             step(Box::new(|| tree.edit("run", "max_length = 512", "max_length = 5"))),
             step(Box::new(|| tree.edit("run", "max_length = 5\n", "max_length = 512\n"))),
@@ -204,14 +285,27 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     ] {
         change();
         let text = refused(&resume(&[]));
-        assert!(text.contains("error: cannot resume the run in `run`") && text.contains(names), "{names}: {text}");
-        assert!(!text.contains(not) && text.contains("hint: `--inexact-resume` "), "{names}: {text}");
+        assert!(
+            text.contains("error: cannot resume the run in `run`") && text.contains(names),
+            "{names}: {text}"
+        );
+        assert!(
+            !text.contains(not) && text.contains("hint: `--inexact-resume` "),
+            "{names}: {text}"
+        );
         back();
     }
     // If the number of pairs changed, the message has both numbers.
-    std::fs::write(tree.path("pairs.jsonl"), "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n").expect("written");
+    std::fs::write(
+        tree.path("pairs.jsonl"),
+        "{\"prompt\": \"w1 \", \"chosen\": \"w2\", \"rejected\": \"w3\"}\n",
+    )
+    .expect("written");
     let text = refused(&resume(&[]));
-    assert!(text.contains("the data: 8 pairs of 112 tokens then, 1 pair of 6 tokens now"), "{text}");
+    assert!(
+        text.contains("the data: 8 pairs of 112 tokens then, 1 pair of 6 tokens now"),
+        "{text}"
+    );
     data(0);
     // Fields that do not change a step may differ.
     tree.edit("run", "max_pairs = 100", "max_pairs = 3");
@@ -220,11 +314,19 @@ fn an_input_that_changed_since_the_checkpoint_is_refused_and_named() {
     let kept = tree.path("kept");
     copy(&tree.path("run"), &kept);
     let step = std::fs::read_to_string(kept.join("checkpoints/latest")).expect("a step");
-    std::fs::remove_file(kept.join(format!("checkpoints/step-{}/fingerprints.json", step.trim()))).expect("it was there");
+    std::fs::remove_file(kept.join(format!("checkpoints/step-{}/fingerprints.json", step.trim())))
+        .expect("it was there");
     let text = refused(&tree.reprpo("", &["run", "--resume", "kept"]));
-    assert!(text.contains("its checkpoint has no fingerprints") && text.contains("--inexact-resume"), "{text}");
+    assert!(
+        text.contains("its checkpoint has no fingerprints") && text.contains("--inexact-resume"),
+        "{text}"
+    );
     let output = tree.reprpo("", &["run", "--resume", "kept", "--inexact-resume"]);
-    assert!(output.status.success() && transcript(&output).contains("warning: resumed after step"), "{}", transcript(&output));
+    assert!(
+        output.status.success() && transcript(&output).contains("warning: resumed after step"),
+        "{}",
+        transcript(&output)
+    );
 
     let output = resume(&[]);
     assert!(output.status.success(), "{}", transcript(&output));
@@ -240,14 +342,18 @@ fn reference_values_of_other_texts_are_computed_again() {
     tree.pairs("pairs.jsonl", 1);
     copy(&tree.path("run"), &tree.path("fresh"));
     let step = std::fs::read_to_string(tree.path("fresh/checkpoints/latest")).expect("a step");
-    let kept = tree.path("fresh/checkpoints").join(format!("step-{}/reference.safetensors", step.trim()));
+    let kept =
+        tree.path("fresh/checkpoints").join(format!("step-{}/reference.safetensors", step.trim()));
     assert!(!reprpo_core::weights::read_safetensors(&kept).expect("values").is_empty());
     write_safetensors(&kept, &[]).expect("written");
     for run in ["run", "fresh"] {
         assert!(refused(&tree.reprpo("", &["run", "--resume", run])).contains("the data is not"));
         let output = tree.reprpo("", &["run", "--resume", run, "--inexact-resume"]);
         let text = transcript(&output);
-        assert!(output.status.success() && text.contains("it differs from the checkpoint: the data;"), "{text}");
+        assert!(
+            output.status.success() && text.contains("it differs from the checkpoint: the data;"),
+            "{text}"
+        );
         // From now on the folder's adapter and data belong together.
         assert!(tree.reprpo("", &["eval", run]).status.success());
     }
@@ -258,19 +364,29 @@ fn reference_values_of_other_texts_are_computed_again() {
 fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
     let tree = Tree::new();
     let long = ["--set", "train.epochs=60", "--set", "train.checkpoint_every=3"];
-    let auto = |out: &str, extra: &[&str]| tree.reprpo("", &[tree.run_args(out, &long), vec!["--resume", "auto"], extra.to_vec()].concat());
+    let auto = |out: &str, extra: &[&str]| {
+        tree.reprpo(
+            "",
+            &[tree.run_args(out, &long), vec!["--resume", "auto"], extra.to_vec()].concat(),
+        )
+    };
     tree.run("whole", &long);
-    // `a` was killed in its first steps and `b` between two checkpoints; `d` is `b` without its checkpoints; `c` does not exist;
-    // `e` is an empty folder.
+    // `a` was killed in its first steps and `b` between two checkpoints; `d` is `b` without its
+    // checkpoints; `c` does not exist; `e` is an empty folder.
     tree.killed_when("a", &long, |run| run.join("checkpoints/latest").is_file());
-    tree.killed_when("b", &long, |run| std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 40));
+    tree.killed_when("b", &long, |run| {
+        std::fs::read_to_string(run.join("metrics.jsonl"))
+            .is_ok_and(|text| text.lines().count() > 40)
+    });
     copy(&tree.path("b"), &tree.path("d"));
     std::fs::remove_dir_all(tree.path("d/checkpoints")).expect("it was there");
     // Leftovers of a checkpoint and of a file that were being written.
     std::fs::create_dir_all(tree.path("a/checkpoints/step-99")).expect("a folder");
     std::fs::write(tree.path("a/.tmpAbc"), "x").expect("written");
     std::fs::create_dir(tree.path("e")).expect("a folder");
-    let bytes = |run: &str| std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter");
+    let bytes = |run: &str| {
+        std::fs::read(tree.path(run).join("adapter/adapter_model.safetensors")).expect("an adapter")
+    };
     for (run, says) in [
         ("a", "resuming from the last checkpoint"),
         ("b", "resuming from the last checkpoint"),
@@ -283,20 +399,41 @@ fn the_same_command_starts_a_run_and_continues_it_wherever_it_was_killed() {
         assert!(output.status.success() && text.contains(says), "{run}: {text}");
         assert_eq!(metrics(&tree.path(run)), metrics(&tree.path("whole")), "{run}");
         assert!(bytes(run) == bytes("whole"), "{run}");
-        assert!(!tree.path(run).join(".tmpAbc").exists() && !tree.path(run).join("checkpoints").exists(), "{run}");
+        assert!(
+            !tree.path(run).join(".tmpAbc").exists()
+                && !tree.path(run).join("checkpoints").exists(),
+            "{run}"
+        );
     }
     // A job that is queued again after its end changes nothing and prints the same.
     let first = auto("f", &[]);
-    let before = std::fs::metadata(tree.path("f/eval/summary.json")).expect("a summary").modified().expect("a time");
+    let before = std::fs::metadata(tree.path("f/eval/summary.json"))
+        .expect("a summary")
+        .modified()
+        .expect("a time");
     let again = auto("f", &[]);
-    assert!(again.status.success() && transcript(&again).contains("already finished: `f`"), "{}", transcript(&again));
+    assert!(
+        again.status.success() && transcript(&again).contains("already finished: `f`"),
+        "{}",
+        transcript(&again)
+    );
     assert_eq!(String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&first.stdout));
-    assert_eq!(std::fs::metadata(tree.path("f/eval/summary.json")).expect("a summary").modified().expect("a time"), before);
+    assert_eq!(
+        std::fs::metadata(tree.path("f/eval/summary.json"))
+            .expect("a summary")
+            .modified()
+            .expect("a time"),
+        before
+    );
     // A run that was killed during its evaluation is only evaluated.
     let summary = std::fs::read(tree.path("f/eval/summary.json")).expect("a summary");
     std::fs::remove_dir_all(tree.path("f/eval")).expect("it was there");
     let output = auto("f", &["--json"]);
-    assert!(output.status.success() && transcript(&output).contains("already trained, evaluating it"), "{}", transcript(&output));
+    assert!(
+        output.status.success() && transcript(&output).contains("already trained, evaluating it"),
+        "{}",
+        transcript(&output)
+    );
     assert!(summary == std::fs::read(tree.path("f/eval/summary.json")).expect("a summary"));
 }
 
@@ -305,8 +442,17 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     let tree = Tree::new();
     tree.killed("run", &["--no-eval"]);
     tree.pairs("others.jsonl", 1);
-    let long = ["--no-eval", "--set", "train.epochs=100", "--set", "train.checkpoint_every=1", "--resume", "auto"];
-    let auto = |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
+    let long = [
+        "--no-eval",
+        "--set",
+        "train.epochs=100",
+        "--set",
+        "train.checkpoint_every=1",
+        "--resume",
+        "auto",
+    ];
+    let auto =
+        |extra: &[&str]| tree.reprpo("", &[&tree.run_args("run", &long)[..], extra].concat());
     for (extra, says) in [
         (vec!["--set", "train.lr=1e-3"], "`train.lr` is 0.005 there and 0.001 here"),
         (vec!["--seed", "1"], "`train.seed` is 0 there and 1 here"),
@@ -315,28 +461,52 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
         (vec!["--adapter", "hra"], "`adapter.name`"),
     ] {
         let text = refused(&auto(&extra));
-        assert!(text.starts_with("error: the run in `run` has another configuration than this command: ") && text.contains(says), "{extra:?}: {text}");
+        assert!(
+            text.starts_with(
+                "error: the run in `run` has another configuration than this command: "
+            ) && text.contains(says),
+            "{extra:?}: {text}"
+        );
     }
     // Data that changed under the same name are found by their content.
     tree.pairs("pairs.jsonl", 1);
     assert!(refused(&auto(&[])).contains("the data is not what its checkpoint was made with"));
     tree.pairs("pairs.jsonl", 0);
 
-    let text = refused(&tree.reprpo("", &["run", "--model", "./model", "--dataset", "pairs.jsonl", "--resume", "auto"]));
-    assert!(text.contains("`--resume auto` needs the folder of the run") && text.contains("--out DIR"), "{text}");
+    let text = refused(&tree.reprpo(
+        "",
+        &["run", "--model", "./model", "--dataset", "pairs.jsonl", "--resume", "auto"],
+    ));
+    assert!(
+        text.contains("`--resume auto` needs the folder of the run") && text.contains("--out DIR"),
+        "{text}"
+    );
     std::fs::create_dir(tree.path("mine")).expect("a folder");
     std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
-    assert!(text.contains("`mine` holds no run, but `thesis.txt`") && tree.path("mine/thesis.txt").is_file(), "{text}");
+    assert!(
+        text.contains("`mine` holds no run, but `thesis.txt`")
+            && tree.path("mine/thesis.txt").is_file(),
+        "{text}"
+    );
     // In a run without a checkpoint, too, a file that is not the run's own is not removed.
     copy(&tree.path("run"), &tree.path("begun"));
     std::fs::remove_dir_all(tree.path("begun/checkpoints")).expect("it was there");
     std::fs::write(tree.path("begun/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("begun", &long)));
-    assert!(text.contains("`thesis.txt`, which no run makes") && tree.path("begun/metrics.jsonl").is_file(), "{text}");
-    // `--resume DIR` takes the whole configuration from the folder, so it refuses a flag that would change it.
+    assert!(
+        text.contains("`thesis.txt`, which no run makes")
+            && tree.path("begun/metrics.jsonl").is_file(),
+        "{text}"
+    );
+    // `--resume DIR` takes the whole configuration from the folder, so it refuses a flag that would
+    // change it.
     let output = tree.reprpo("", &["run", "--resume", "run", "--seed", "1"]);
-    assert!(output.status.code() == Some(2) && transcript(&output).contains("--seed"), "{}", transcript(&output));
+    assert!(
+        output.status.code() == Some(2) && transcript(&output).contains("--seed"),
+        "{}",
+        transcript(&output)
+    );
 }
 
 #[cfg(unix)]
@@ -344,11 +514,20 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
 fn two_processes_do_not_write_into_one_run() {
     let tree = Tree::new();
     let long = ["--no-eval", "--set", "train.epochs=100000", "--set", "train.checkpoint_every=1"];
-    let child = started(&tree.path(""), &tree.run_args("run", &long), || tree.path("run/checkpoints/latest").is_file());
-    let outputs = [tree.reprpo("", &["run", "--resume", "run"]), tree.reprpo("", &[tree.run_args("run", &long), vec!["--resume", "auto"]].concat())];
+    let child = started(&tree.path(""), &tree.run_args("run", &long), || {
+        tree.path("run/checkpoints/latest").is_file()
+    });
+    let outputs = [
+        tree.reprpo("", &["run", "--resume", "run"]),
+        tree.reprpo("", &[tree.run_args("run", &long), vec!["--resume", "auto"]].concat()),
+    ];
     kill(child);
     for output in &outputs {
-        assert!(refused(output).contains("another process is writing into `run`"), "{}", transcript(output));
+        assert!(
+            refused(output).contains("another process is writing into `run`"),
+            "{}",
+            transcript(output)
+        );
     }
 }
 
@@ -364,8 +543,15 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     let output = tree.reprpo("tree", &tree.run_args("runs/a", &[]));
     assert!(output.status.success(), "{}", transcript(&output));
     let config = tree.config("tree/runs/a");
-    assert!(config.contains("\nmodel = \"../../model\"\n") && config.contains("\ntrain = \"../../pairs.jsonl\"\n"), "{config}");
-    let summary: Value = serde_json::from_slice(&std::fs::read(tree.path("tree/runs/a/eval/summary.json")).expect("a summary")).expect("JSON");
+    assert!(
+        config.contains("\nmodel = \"../../model\"\n")
+            && config.contains("\ntrain = \"../../pairs.jsonl\"\n"),
+        "{config}"
+    );
+    let summary: Value = serde_json::from_slice(
+        &std::fs::read(tree.path("tree/runs/a/eval/summary.json")).expect("a summary"),
+    )
+    .expect("JSON");
     let same = |output: &Output| assert_eq!(table(output), summary["splits"]);
     // From other folders, in one of which there is another model of that relative name.
     std::fs::create_dir_all(tree.path("other")).expect("a folder");
@@ -374,48 +560,125 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     same(&tree.reprpo("", &[&["eval", "tree/runs/a"], &EVAL[..]].concat()));
     same(&tree.reprpo("other", &[&["eval", "../tree/runs/a"], &EVAL[..]].concat()));
     let data = tree.path("tree/pairs.jsonl").display().to_string();
-    let adapter = |runs: &str| tree.reprpo("other", &[&["eval", &format!("{runs}/a/adapter"), "--dataset", &data], &EVAL[..]].concat());
+    let adapter = |runs: &str| {
+        tree.reprpo(
+            "other",
+            &[&["eval", &format!("{runs}/a/adapter"), "--dataset", &data], &EVAL[..]].concat(),
+        )
+    };
     same(&adapter("../tree/runs"));
     // The run folder moved without its tree.
     copy(&tree.path("tree/runs/a"), &tree.path("lone/deep/a"));
     same(&tree.reprpo("other", &[&["eval", "../lone/deep/a"], &EVAL[..]].concat()));
     // The tree moved: a configuration begins a new run, and an interrupted run goes on.
-    tree.reprpo("tree", &[tree.run_args("runs/b", &["--no-eval"]), vec!["--set", "train.epochs=0.5"]].concat());
+    tree.reprpo(
+        "tree",
+        &[tree.run_args("runs/b", &["--no-eval"]), vec!["--set", "train.epochs=0.5"]].concat(),
+    );
     std::fs::rename(tree.path("tree"), tree.path("moved")).expect("moved");
     let data = tree.path("moved/pairs.jsonl").display().to_string();
     same(&tree.reprpo("other", &[&["eval", "../moved/runs/a"], &EVAL[..]].concat()));
-    same(&tree.reprpo("other", &[&["eval", "../moved/runs/a/adapter", "--dataset", &data], &EVAL[..]].concat()));
-    let output = tree.reprpo("other", &["run", "--config", "../moved/runs/a/config.toml", "--out", "again", "--no-eval"]);
+    same(&tree.reprpo(
+        "other",
+        &[&["eval", "../moved/runs/a/adapter", "--dataset", &data], &EVAL[..]].concat(),
+    ));
+    let output = tree.reprpo(
+        "other",
+        &["run", "--config", "../moved/runs/a/config.toml", "--out", "again", "--no-eval"],
+    );
     assert!(output.status.success(), "{}", transcript(&output));
     assert_eq!(metrics(&tree.path("other/again")), metrics(&tree.path("moved/runs/a")));
 
     // What is found there is compared with what the run recorded.
-    let eval = |extra: &[&str]| tree.reprpo("", &[&["eval", "moved/runs/a"], &EVAL[..], extra].concat());
+    let eval =
+        |extra: &[&str]| tree.reprpo("", &[&["eval", "moved/runs/a"], &EVAL[..], extra].concat());
     std::fs::copy(tree.path("other/pairs.jsonl"), tree.path("moved/pairs.jsonl")).expect("a copy");
     let text = refused(&eval(&[]));
-    assert!(text.starts_with("error: the data are not those that `moved/runs/a/config.toml` was made with"), "{text}");
-    assert!(text.contains("the `train` pairs: `pairs.jsonl` of") && text.contains("`dataset.train` is `"), "{text}");
+    assert!(
+        text.starts_with(
+            "error: the data are not those that `moved/runs/a/config.toml` was made with"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("the `train` pairs: `pairs.jsonl` of")
+            && text.contains("`dataset.train` is `"),
+        "{text}"
+    );
     let output = eval(&["--dataset", "moved/pairs.jsonl"]);
     assert_ne!(table(&output), summary["splits"], "the data that the command names are used");
     tree.pairs("moved/pairs.jsonl", 0);
     model(&tree.path("moved/model"), 3, "");
-    for args in [vec!["generate", "--prompt", "w1"], vec!["export", "--merge", "--out", "x"], vec!["eval"]] {
+    for args in
+        [vec!["generate", "--prompt", "w1"], vec!["export", "--merge", "--out", "x"], vec!["eval"]]
+    {
         let text = refused(&tree.reprpo("", &[&args[..], &["moved/runs/a"]].concat()));
-        assert!(text.contains("is not the one that `moved/runs/a/config.toml` was made with"), "{args:?}: {text}");
+        assert!(
+            text.contains("is not the one that `moved/runs/a/config.toml` was made with"),
+            "{args:?}: {text}"
+        );
     }
     // A model that the command names is used, with a warning if the adapter was made for another.
     let generate = |base: &str, target: &str| {
-        transcript(&tree.reprpo("", &["generate", target, "--model", base, "--prompt", "w1 w2", "--max-new-tokens", "2", "--plain"]))
+        transcript(&tree.reprpo(
+            "",
+            &[
+                "generate",
+                target,
+                "--model",
+                base,
+                "--prompt",
+                "w1 w2",
+                "--max-new-tokens",
+                "2",
+                "--plain",
+            ],
+        ))
     };
     for target in ["moved/runs/a", "moved/runs/a/adapter"] {
-        assert!(generate("moved/model", target).contains("which is another model"), "{}", generate("moved/model", target));
-        assert!(!generate("away/model", target).contains("warning"), "{}", generate("away/model", target));
+        assert!(
+            generate("moved/model", target).contains("which is another model"),
+            "{}",
+            generate("moved/model", target)
+        );
+        assert!(
+            !generate("away/model", target).contains("warning"),
+            "{}",
+            generate("away/model", target)
+        );
     }
-    let score = |base: &str| transcript(&tree.reprpo("", &["score", "--model", base, "--load-adapter", "moved/runs/a/adapter", "--data", "pairs.jsonl"]));
-    assert!(score("other/model").contains("which is another model") && !score("away/model").contains("warning"), "{}", score("away/model"));
-    let output = tree.reprpo("", &tree.run_args("further", &["--init-adapter", "moved/runs/a/adapter", "--set", "model=moved/model"]));
+    let score = |base: &str| {
+        transcript(&tree.reprpo(
+            "",
+            &[
+                "score",
+                "--model",
+                base,
+                "--load-adapter",
+                "moved/runs/a/adapter",
+                "--data",
+                "pairs.jsonl",
+            ],
+        ))
+    };
     assert!(
-        output.status.success() && transcript(&output).contains("warning: the adapter in `moved/runs/a/adapter` was made for the base model"),
+        score("other/model").contains("which is another model")
+            && !score("away/model").contains("warning"),
+        "{}",
+        score("away/model")
+    );
+    let output = tree.reprpo(
+        "",
+        &tree.run_args(
+            "further",
+            &["--init-adapter", "moved/runs/a/adapter", "--set", "model=moved/model"],
+        ),
+    );
+    assert!(
+        output.status.success()
+            && transcript(&output).contains(
+                "warning: the adapter in `moved/runs/a/adapter` was made for the base model"
+            ),
         "{}",
         transcript(&output)
     );
@@ -424,9 +687,17 @@ fn a_run_finds_its_model_and_data_from_any_folder_and_after_its_tree_was_moved()
     std::fs::remove_dir_all(tree.path("moved/model")).expect("it was there");
     std::fs::remove_file(tree.path("moved/pairs.jsonl")).expect("it was there");
     let text = refused(&tree.reprpo("", &["generate", "moved/runs/a", "--prompt", "w1"]));
-    assert!(text.starts_with("error: `model` is `") && text.contains("/moved/model` (file moved/runs/a/config.toml), which cannot be used"), "{text}");
+    assert!(
+        text.starts_with("error: `model` is `")
+            && text.contains("/moved/model` (file moved/runs/a/config.toml), which cannot be used"),
+        "{text}"
+    );
     let text = refused(&eval(&[]));
-    assert!(text.contains("`dataset.train` is `") && text.contains("(file moved/runs/a/config.toml), where there is no file or folder"), "{text}");
+    assert!(
+        text.contains("`dataset.train` is `")
+            && text.contains("(file moved/runs/a/config.toml), where there is no file or folder"),
+        "{text}"
+    );
     let text = refused(&tree.reprpo("", &["run", "--model", "./none", "--out", "x"]));
     assert!(text.contains("`model` is `./none` (flag --model)"), "{text}");
 }
@@ -440,12 +711,25 @@ fn errors_in_a_run_of_an_earlier_version_say_where_its_relative_paths_begin() {
     let old = old.replace("../../model", "./model").replace("../../pairs", "pairs");
     std::fs::write(tree.path("runs/a/config.toml"), old).expect("written");
     let output = tree.reprpo("", &[&["eval", "runs/a"], &EVAL[..]].concat());
-    assert!(output.status.success() && transcript(&output).contains("`runs/a/config.toml` has no section `record`"), "{}", transcript(&output));
+    assert!(
+        output.status.success()
+            && transcript(&output).contains("`runs/a/config.toml` has no section `record`"),
+        "{}",
+        transcript(&output)
+    );
     let text = refused(&tree.reprpo("runs", &[&["eval", "a"], &EVAL[..]].concat()));
     assert!(text.contains("`dataset.train` is `pairs.jsonl` (file a/config.toml)"), "{text}");
-    assert!(text.contains("hint: a relative path begins at the folder that the command runs in, which is `"), "{text}");
+    assert!(
+        text.contains(
+            "hint: a relative path begins at the folder that the command runs in, which is `"
+        ),
+        "{text}"
+    );
     let text = refused(&tree.reprpo("runs", &["generate", "a", "--prompt", "w1"]));
-    assert!(text.contains("`model` is `./model` (file a/config.toml), which cannot be used"), "{text}");
+    assert!(
+        text.contains("`model` is `./model` (file a/config.toml), which cannot be used"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -454,15 +738,28 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     tree.run("first", &["--no-eval"]);
     std::fs::create_dir_all(tree.path("data/sums")).expect("a folder");
     let rows = |shift: i64| {
-        let row = |i: i64| json!({ "prompt": format!("w{i} "), "responses": { format!("w{}", i + shift): 1, format!("w{}", i + shift + 1): 0 } });
+        let row = |i: i64| {
+            json!({ "prompt": format!("w{i} "), "responses": { format!("w{}",
+            i + shift): 1, format!("w{}", i + shift + 1): 0 } })
+        };
         Value::Array((0..8).map(row).collect()).to_string()
     };
     for split in ["train", "test"] {
         std::fs::write(tree.path(&format!("data/sums/{split}.json")), rows(3)).expect("written");
     }
     let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
-    let args = ["--set", "dataset=genies:sums", "--data-dir", "data", "--init-adapter", "first/adapter", "--no-eval"];
-    tree.killed_when("runs/a", &[&long, &args[..]].concat(), |run| run.join("checkpoints/latest").is_file());
+    let args = [
+        "--set",
+        "dataset=genies:sums",
+        "--data-dir",
+        "data",
+        "--init-adapter",
+        "first/adapter",
+        "--no-eval",
+    ];
+    tree.killed_when("runs/a", &[&long, &args[..]].concat(), |run| {
+        run.join("checkpoints/latest").is_file()
+    });
     let config = tree.config("runs/a");
     for kept in ["data_dir = \"../../data\"", "init_adapter = \"../../first/adapter\""] {
         assert!(config.contains(kept), "{kept}\n{config}");
@@ -474,9 +771,14 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
     assert!(refused(&resume()).contains("the data is not"));
     std::fs::write(tree.path("data/sums/train.json"), rows(3)).expect("written");
     // The reference is the adapter that training began with.
-    let adapter = std::fs::read(tree.path("first/adapter/adapter_model.safetensors")).expect("an adapter");
+    let adapter =
+        std::fs::read(tree.path("first/adapter/adapter_model.safetensors")).expect("an adapter");
     tree.run("second", &["--no-eval", "--seed", "5"]);
-    std::fs::copy(tree.path("second/adapter/adapter_model.safetensors"), tree.path("first/adapter/adapter_model.safetensors")).expect("a copy");
+    std::fs::copy(
+        tree.path("second/adapter/adapter_model.safetensors"),
+        tree.path("first/adapter/adapter_model.safetensors"),
+    )
+    .expect("a copy");
     let text = refused(&resume());
     assert!(text.contains("the reference, the values that training began with are not"), "{text}");
     std::fs::write(tree.path("first/adapter/adapter_model.safetensors"), adapter).expect("written");
@@ -494,14 +796,33 @@ fn an_adapter_and_a_folder_of_data_are_found_again() {
 fn a_sweep_does_not_take_over_runs_of_another_configuration() {
     let tree = Tree::new();
     let sweep = |lr: &str| {
-        let args = ["sweep", "--model", "./model", "--dataset", "pairs.jsonl", "--over", "adapter=lora,hra", "--out", "grid", "--no-eval"];
+        let args = [
+            "sweep",
+            "--model",
+            "./model",
+            "--dataset",
+            "pairs.jsonl",
+            "--over",
+            "adapter=lora,hra",
+            "--out",
+            "grid",
+            "--no-eval",
+        ];
         tree.reprpo("", &[&args[..], &["--device", "cpu", "--set", lr]].concat())
     };
     assert!(sweep("train.lr=1e-3").status.success());
     let output = sweep("train.lr=1e-3");
-    assert!(output.status.success() && transcript(&output).matches("it has ended already").count() == 2, "{}", transcript(&output));
+    assert!(
+        output.status.success() && transcript(&output).matches("it has ended already").count() == 2,
+        "{}",
+        transcript(&output)
+    );
     let text = refused(&sweep("train.lr=2e-3"));
-    assert!(text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2 && text.contains("2 of 2 runs failed"), "{text}");
+    assert!(
+        text.matches("`train.lr` is 0.001 there and 0.002 here").count() == 2
+            && text.contains("2 of 2 runs failed"),
+        "{text}"
+    );
 }
 
 /// The situation of a public bug report: the pairs change between the interruption and `--resume`.
@@ -513,11 +834,33 @@ fn changed_data_of_equal_lengths_are_refused() {
     let data = dir.path().join("data.jsonl");
     std::fs::copy(case.join("same_a.jsonl"), &data).expect("a copy");
     let model = golden.join("models/llama").canonicalize().expect("a path").display().to_string();
-    let run = ["run", "--no-eval", "--dataset", "data.jsonl", "--out", "run", "--device", "cpu", "--model", &model];
+    let run = [
+        "run",
+        "--no-eval",
+        "--dataset",
+        "data.jsonl",
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+        "--model",
+        &model,
+    ];
     let long = ["--set", "train.epochs=100", "--set", "train.checkpoint_every=1"];
-    kill(started(dir.path(), &[&run[..], &long].concat(), || dir.path().join("run/checkpoints/latest").is_file()));
+    kill(started(dir.path(), &[&run[..], &long].concat(), || {
+        dir.path().join("run/checkpoints/latest").is_file()
+    }));
     std::fs::remove_file(&data).expect("it was there");
     std::fs::copy(case.join("same_b.jsonl"), &data).expect("a copy");
-    let output = Command::cargo_bin("reprpo").expect("the binary").current_dir(dir.path()).args(["run", "--resume", "run"]).output().expect("it runs");
-    assert!(refused(&output).contains("the data is not what its checkpoint was made with"), "{}", transcript(&output));
+    let output = Command::cargo_bin("reprpo")
+        .expect("the binary")
+        .current_dir(dir.path())
+        .args(["run", "--resume", "run"])
+        .output()
+        .expect("it runs");
+    assert!(
+        refused(&output).contains("the data is not what its checkpoint was made with"),
+        "{}",
+        transcript(&output)
+    );
 }

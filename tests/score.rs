@@ -1,5 +1,5 @@
-//! Compares `reprpo score` on plain text with transformers, for models of every architecture, from folders and from GGUF
-//! files.
+//! Compares `reprpo score` on plain text with transformers, for models of every architecture, from
+//! folders and from GGUF files.
 //!
 //! `score/make.py` wrote the reference values.
 
@@ -43,7 +43,8 @@ impl Values {
 
     /// Σ log p of the chosen and the rejected completion of each pair, by transformers.
     fn scores(&self, architecture: &str, rule: &str) -> Vec<[f64; 2]> {
-        serde_json::from_value(self.0["models"][architecture]["scores"][rule].clone()).expect("scores")
+        serde_json::from_value(self.0["models"][architecture]["scores"][rule].clone())
+            .expect("scores")
     }
 
     fn pairs(&self, at: &Path) -> String {
@@ -51,26 +52,45 @@ impl Values {
     }
 
     /// Writes the model's folder after `change` has edited its configuration and tensors.
-    fn folder(&self, at: &Path, architecture: &str, bos: bool, change: impl Fn(&mut Value, &mut Vec<(String, Tensor)>)) -> PathBuf {
+    fn folder(
+        &self,
+        at: &Path,
+        architecture: &str,
+        bos: bool,
+        change: impl Fn(&mut Value, &mut Vec<(String, Tensor)>),
+    ) -> PathBuf {
         std::fs::create_dir_all(at).expect("a folder");
         let mut config = self.config(architecture);
-        let mut tensors: Vec<(String, Tensor)> =
-            self.tensors(architecture).into_iter().map(|(name, shape, values)| (name, Tensor::from_slice(&values).reshape(&shape))).collect();
+        let mut tensors: Vec<(String, Tensor)> = self
+            .tensors(architecture)
+            .into_iter()
+            .map(|(name, shape, values)| (name, Tensor::from_slice(&values).reshape(&shape)))
+            .collect();
         change(&mut config, &mut tensors);
         let mut tokenizer = self.0["tokenizer"].clone();
         if bos {
             tokenizer["post_processor"] = self.0["with_bos"].clone();
         }
         write_safetensors(&at.join("model.safetensors"), &tensors).expect("weights");
-        for (name, value) in [("config.json", &config), ("tokenizer.json", &tokenizer), ("tokenizer_config.json", &self.0["tokenizer_config"])] {
+        for (name, value) in [
+            ("config.json", &config),
+            ("tokenizer.json", &tokenizer),
+            ("tokenizer_config.json", &self.0["tokenizer_config"]),
+        ] {
             std::fs::write(at.join(name), value.to_string()).expect("written");
         }
         at.to_owned()
     }
 
-    /// Writes the same model as a GGUF file, laid out as by llama.cpp's converter. Returns `None` if llama.cpp does not have
-    /// the architecture.
-    fn gguf(&self, at: &Path, architecture: &'static str, bos: bool, change: impl Fn(Writer) -> Writer) -> Option<PathBuf> {
+    /// Writes the same model as a GGUF file, laid out as by llama.cpp's converter. Returns `None`
+    /// if llama.cpp does not have the architecture.
+    fn gguf(
+        &self,
+        at: &Path,
+        architecture: &'static str,
+        bos: bool,
+        change: impl Fn(Writer) -> Writer,
+    ) -> Option<PathBuf> {
         let name = match architecture {
             "mistral" => return None,
             "gemma3_text" => "gemma3",
@@ -79,31 +99,67 @@ impl Values {
             same => same,
         };
         let config = self.config(architecture);
-        let count = |field: &str| config[field].as_u64().map(|n| u32::try_from(n).expect("a count"));
+        let count =
+            |field: &str| config[field].as_u64().map(|n| u32::try_from(n).expect("a count"));
         let heads = count("num_attention_heads").or(count("n_head")).expect("heads");
         let kv_heads = count("num_key_value_heads").unwrap_or(heads);
         let w = Writer { version: 3, architecture: name, entries: Vec::new(), tensors: Vec::new() };
         let w = w.entry("general.architecture", 8, &text(name));
-        let w = if architecture == "gpt2" { settings_of_gpt2(w, &config) } else { settings(w, architecture, &config) };
+        let w = if architecture == "gpt2" {
+            settings_of_gpt2(w, &config)
+        } else {
+            settings(w, architecture, &config)
+        };
 
-        let strings = |v: &Value| v.as_array().expect("strings").iter().map(|s| s.as_str().expect("a string").to_owned()).collect::<Vec<_>>();
-        let (tokens, special) = (strings(&self.0["tokens"]), self.0["special"].as_u64().expect("a count") as usize);
-        let sorts = (0..tokens.len()).map(|i| (if i < special { 3i32 } else { 1 }).to_le_bytes()).collect::<Vec<_>>();
-        let w = w.entry("tokenizer.ggml.model", 8, &text("gpt2")).entry("tokenizer.ggml.pre", 8, &text("gpt-2"));
-        let w = w.entry("tokenizer.ggml.tokens", 9, &texts(&tokens)).entry("tokenizer.ggml.token_type", 9, &array(5, sorts.into_iter()));
-        let w = w.entry("tokenizer.ggml.merges", 9, &texts(&strings(&self.0["merges"]))).entry("tokenizer.ggml.add_bos_token", 7, &[bos.into()]);
-        let id = |w: Writer, what: &str, id: u32| w.entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
+        let strings = |v: &Value| {
+            v.as_array()
+                .expect("strings")
+                .iter()
+                .map(|s| s.as_str().expect("a string").to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (tokens, special) =
+            (strings(&self.0["tokens"]), self.0["special"].as_u64().expect("a count") as usize);
+        let sorts = (0..tokens.len())
+            .map(|i| (if i < special { 3i32 } else { 1 }).to_le_bytes())
+            .collect::<Vec<_>>();
+        let w = w.entry("tokenizer.ggml.model", 8, &text("gpt2")).entry(
+            "tokenizer.ggml.pre",
+            8,
+            &text("gpt-2"),
+        );
+        let w = w.entry("tokenizer.ggml.tokens", 9, &texts(&tokens)).entry(
+            "tokenizer.ggml.token_type",
+            9,
+            &array(5, sorts.into_iter()),
+        );
+        let w = w.entry("tokenizer.ggml.merges", 9, &texts(&strings(&self.0["merges"]))).entry(
+            "tokenizer.ggml.add_bos_token",
+            7,
+            &[bos.into()],
+        );
+        let id = |w: Writer, what: &str, id: u32| {
+            w.entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes())
+        };
         let w = change(id(id(w, "bos", 0), "eos", 1));
 
         let tensors = self.tensors(architecture).into_iter();
         let w = tensors.fold(w, |w, (name, shape, values)| {
             let reordered = matches!(architecture, "llama" | "smollm3" | "granite");
-            let conv1d = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end));
+            let conv1d = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
+                .iter()
+                .any(|end| name.ends_with(end));
             let values = match &name {
-                name if reordered && name.contains("q_proj") => pairs_apart(&values, heads as usize),
-                name if reordered && name.contains("k_proj") => pairs_apart(&values, kv_heads as usize),
+                name if reordered && name.contains("q_proj") => {
+                    pairs_apart(&values, heads as usize)
+                }
+                name if reordered && name.contains("k_proj") => {
+                    pairs_apart(&values, kv_heads as usize)
+                }
                 name if name.contains("query_key_value") => by_part(&values, heads as usize),
-                name if architecture.starts_with("gemma") && name.ends_with("norm.weight") => values.iter().map(|x| x + 1.0).collect(),
+                name if architecture.starts_with("gemma") && name.ends_with("norm.weight") => {
+                    values.iter().map(|x| x + 1.0).collect()
+                }
                 _ if conv1d => flat(&Tensor::from_slice(&values).reshape(&shape).tr()),
                 _ => values,
             };
@@ -130,8 +186,13 @@ fn number(v: &Value) -> f32 {
 /// GPT-2's settings. The converter always writes four times the width as the inner one.
 fn settings_of_gpt2(w: Writer, config: &Value) -> Writer {
     let width = size(config, "n_embd");
-    let w = w.count("block_count", size(config, "n_layer")).count("context_length", size(config, "n_positions")).count("embedding_length", width);
-    let w = w.count("feed_forward_length", 4 * width).count("attention.head_count", size(config, "n_head"));
+    let w = w
+        .count("block_count", size(config, "n_layer"))
+        .count("context_length", size(config, "n_positions"))
+        .count("embedding_length", width);
+    let w = w
+        .count("feed_forward_length", 4 * width)
+        .count("attention.head_count", size(config, "n_head"));
     w.float("attention.layer_norm_epsilon", number(&config["layer_norm_epsilon"]))
 }
 
@@ -139,24 +200,45 @@ fn settings_of_gpt2(w: Writer, config: &Value) -> Writer {
 fn settings(w: Writer, architecture: &str, config: &Value) -> Writer {
     let (heads, hidden) = (size(config, "num_attention_heads"), size(config, "hidden_size"));
     let head = if config["head_dim"].is_null() { hidden / heads } else { size(config, "head_dim") };
-    let kv_heads = if config["num_key_value_heads"].is_null() { heads } else { size(config, "num_key_value_heads") };
+    let kv_heads = if config["num_key_value_heads"].is_null() {
+        heads
+    } else {
+        size(config, "num_key_value_heads")
+    };
     let by_layer = config["rope_parameters"].get("full_attention");
     let rope = by_layer.unwrap_or(&config["rope_parameters"]);
-    let w = w.count("embedding_length", hidden).count("attention.head_count", heads).count("attention.head_count_kv", kv_heads);
+    let w = w
+        .count("embedding_length", hidden)
+        .count("attention.head_count", heads)
+        .count("attention.head_count_kv", kv_heads);
     let w = w.count("attention.key_length", head).count("attention.value_length", head);
-    let w = w.count("feed_forward_length", size(config, "intermediate_size")).count("block_count", size(config, "num_hidden_layers"));
-    let w = w.count("context_length", size(config, "max_position_embeddings")).float("rope.freq_base", number(&rope["rope_theta"]));
-    let turned = rope["partial_rotary_factor"].as_f64().map_or(head, |part| (f64::from(head) * part) as u32);
+    let w = w
+        .count("feed_forward_length", size(config, "intermediate_size"))
+        .count("block_count", size(config, "num_hidden_layers"));
+    let w = w
+        .count("context_length", size(config, "max_position_embeddings"))
+        .float("rope.freq_base", number(&rope["rope_theta"]));
+    let turned =
+        rope["partial_rotary_factor"].as_f64().map_or(head, |part| (f64::from(head) * part) as u32);
     let w = w.count("rope.dimension_count", turned);
-    let w = match config["rms_norm_eps"].as_f64() {
-        Some(eps) => w.float("attention.layer_norm_rms_epsilon", eps as f32),
-        None => w.float("attention.layer_norm_epsilon", number(&config["layer_norm_eps"])).entry("gptneox.use_parallel_residual", 7, &[1]),
-    };
+    let w =
+        match config["rms_norm_eps"].as_f64() {
+            Some(eps) => w.float("attention.layer_norm_rms_epsilon", eps as f32),
+            None => w
+                .float("attention.layer_norm_epsilon", number(&config["layer_norm_eps"]))
+                .entry("gptneox.use_parallel_residual", 7, &[1]),
+        };
     let window = |w: Writer| w.count("attention.sliding_window", size(config, "sliding_window"));
-    let swa = |w: Writer| w.float("rope.freq_base_swa", number(&config["rope_parameters"]["sliding_attention"]["rope_theta"]));
+    let swa = |w: Writer| {
+        w.float(
+            "rope.freq_base_swa",
+            number(&config["rope_parameters"]["sliding_attention"]["rope_theta"]),
+        )
+    };
     match architecture {
         "gemma2" => {
-            let w = window(w).float("attn_logit_softcapping", number(&config["attn_logit_softcapping"]));
+            let w = window(w)
+                .float("attn_logit_softcapping", number(&config["attn_logit_softcapping"]));
             w.float("final_logit_softcapping", number(&config["final_logit_softcapping"]))
         }
         "gemma3_text" => {
@@ -164,17 +246,32 @@ fn settings(w: Writer, architecture: &str, config: &Value) -> Writer {
             w.float("final_logit_softcapping", number(&config["final_logit_softcapping"]))
         }
         "olmo3" => {
-            let sliding: Vec<u8> = config["layer_types"].as_array().expect("layers").iter().map(|layer| u8::from(layer == "sliding_attention")).collect();
-            let pattern = [&7u32.to_le_bytes()[..], &(sliding.len() as u64).to_le_bytes(), &sliding].concat();
+            let sliding: Vec<u8> = config["layer_types"]
+                .as_array()
+                .expect("layers")
+                .iter()
+                .map(|layer| u8::from(layer == "sliding_attention"))
+                .collect();
+            let pattern =
+                [&7u32.to_le_bytes()[..], &(sliding.len() as u64).to_le_bytes(), &sliding].concat();
             let w = swa(window(w)).entry("olmo2.attention.sliding_window_pattern", 9, &pattern);
-            let w = w.entry("olmo2.rope.scaling.type", 8, &text("yarn")).float("rope.scaling.factor", number(&rope["factor"]));
-            let w = w.count("rope.scaling.original_context_length", size(rope, "original_max_position_embeddings"));
+            let w = w
+                .entry("olmo2.rope.scaling.type", 8, &text("yarn"))
+                .float("rope.scaling.factor", number(&rope["factor"]));
+            let w = w.count(
+                "rope.scaling.original_context_length",
+                size(rope, "original_max_position_embeddings"),
+            );
             let w = w.float("rope.scaling.yarn_attn_factor", number(&rope["attention_factor"]));
-            w.float("rope.scaling.yarn_beta_fast", number(&rope["beta_fast"])).float("rope.scaling.yarn_beta_slow", number(&rope["beta_slow"]))
+            w.float("rope.scaling.yarn_beta_fast", number(&rope["beta_fast"]))
+                .float("rope.scaling.yarn_beta_slow", number(&rope["beta_slow"]))
         }
         "granite" => {
-            let w = w.float("attention.scale", number(&config["attention_multiplier"])).float("embedding_scale", number(&config["embedding_multiplier"]));
-            w.float("residual_scale", number(&config["residual_multiplier"])).float("logit_scale", number(&config["logits_scaling"]))
+            let w = w
+                .float("attention.scale", number(&config["attention_multiplier"]))
+                .float("embedding_scale", number(&config["embedding_multiplier"]));
+            w.float("residual_scale", number(&config["residual_multiplier"]))
+                .float("logit_scale", number(&config["logits_scaling"]))
         }
         _ => w,
     }
@@ -188,7 +285,8 @@ fn pairs_apart(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 2, HEAD / 2, -1]).transpose(1, 2))
 }
 
-/// Reorders the rows of a fused projection: first the queries of all heads, then their keys, then their values.
+/// Reorders the rows of a fused projection: first the queries of all heads, then their keys, then
+/// their values.
 fn by_part(values: &[f32], heads: usize) -> Vec<f32> {
     flat(&Tensor::from_slice(values).reshape([heads as i64, 3, -1]).transpose(0, 1))
 }
@@ -238,17 +336,41 @@ fn gguf_name(architecture: &str, name: &str) -> String {
 
 /// Scores the pairs; returns Σ log p of both completions of each, and the command's stderr.
 fn scored(model: &Path, pairs: &str) -> (Vec<[f64; 2]>, String) {
-    let output = reprpo(&["score", "--device", "cpu", "--dtype", "f32", "--json", "--data", pairs, "--model", &model.display().to_string()]);
+    let output = reprpo(&[
+        "score",
+        "--device",
+        "cpu",
+        "--dtype",
+        "f32",
+        "--json",
+        "--data",
+        pairs,
+        "--model",
+        &model.display().to_string(),
+    ]);
     assert!(output.status.success(), "{}: {}", model.display(), stderr(&output));
     (logp_sums(&output), stderr(&output))
 }
 
-/// Trains the model with a learning rate that changes nothing and exports the run, so that the returned folder must score
-/// as the model.
+/// Trains the model with a learning rate that changes nothing and exports the run, so that the
+/// returned folder must score as the model.
 fn trained_and_exported(dir: &Path, model: &Path, pairs: &str) -> PathBuf {
     let (run, merged) = (dir.join("run").display().to_string(), dir.join("merged"));
     let model = model.display().to_string();
-    stdout(&reprpo(&["run", "--no-eval", "--set", "train.lr=1e-12", "--device", "cpu", "--model", &model, "--dataset", pairs, "--out", &run]));
+    stdout(&reprpo(&[
+        "run",
+        "--no-eval",
+        "--set",
+        "train.lr=1e-12",
+        "--device",
+        "cpu",
+        "--model",
+        &model,
+        "--dataset",
+        pairs,
+        "--out",
+        &run,
+    ]));
     stdout(&reprpo(&["export", &run, "--merge", "--out", &merged.display().to_string()]));
     merged
 }
@@ -260,8 +382,21 @@ fn assert_near(found: &[[f64; 2]], expected: &[[f64; 2]], what: &str) {
     }
 }
 
-const ARCHITECTURES: [&str; 13] =
-    ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gemma2", "olmo2", "olmo3", "smollm3", "granite", "gpt2", "gpt_neox"];
+const ARCHITECTURES: [&str; 13] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma3_text",
+    "gemma2",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "gpt2",
+    "gpt_neox",
+];
 
 fn agrees_with_transformers(rule: &str, bos: bool) {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
@@ -269,12 +404,17 @@ fn agrees_with_transformers(rule: &str, bos: bool) {
     let mut files = 0;
     for architecture in ARCHITECTURES {
         let folder = values.folder(&dir.path().join(architecture), architecture, bos, |_, _| {});
-        let gguf = values.gguf(&dir.path().join(format!("{architecture}.gguf")), architecture, bos, |w| w);
+        let gguf =
+            values.gguf(&dir.path().join(format!("{architecture}.gguf")), architecture, bos, |w| w);
         for model in [Some(folder), gguf].into_iter().flatten() {
             let (found, log) = scored(&model, &pairs);
             assert_near(&found, &values.scores(architecture, rule), &model.display().to_string());
-            // For Qwen 2's folder the command warns that it splits text as the tokenizer class in transformers does.
-            let odd: Vec<&str> = log.lines().filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`")).collect();
+            // For Qwen 2's folder the command warns that it splits text as the tokenizer class in
+            // transformers does.
+            let odd: Vec<&str> = log
+                .lines()
+                .filter(|l| l.contains("WARN") && !l.contains("`Qwen2Tokenizer`"))
+                .collect();
             assert!(odd.is_empty(), "{odd:?}");
             files += 1;
         }
@@ -297,14 +437,24 @@ fn an_untied_head_is_used_with_a_warning_and_exported_although_the_configuration
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     // This model's file has an untied head, although its configuration says that the head is tied.
-    let model = values.folder(&dir.path().join("tied"), "llama", false, |config, _| config["tie_word_embeddings"] = json!(true));
+    let model = values.folder(&dir.path().join("tied"), "llama", false, |config, _| {
+        config["tie_word_embeddings"] = json!(true)
+    });
     let expected = values.scores("llama", "plain");
     let (found, log) = scored(&model, &pairs);
     assert_near(&found, &expected, "an untied head");
-    assert!(log.contains("WARN") && log.contains("`lm_head.weight` differs") && log.contains("tie_word_embeddings"), "{log}");
+    assert!(
+        log.contains("WARN")
+            && log.contains("`lm_head.weight` differs")
+            && log.contains("tie_word_embeddings"),
+        "{log}"
+    );
 
     let merged = trained_and_exported(dir.path(), &model, &pairs);
-    let config: Value = serde_json::from_slice(&std::fs::read(merged.join("config.json")).expect("a configuration")).expect("JSON");
+    let config: Value = serde_json::from_slice(
+        &std::fs::read(merged.join("config.json")).expect("a configuration"),
+    )
+    .expect("JSON");
     assert_eq!(config["tie_word_embeddings"], false);
     let (found, log) = scored(&merged, &pairs);
     assert_near(&found, &expected, "exported");
@@ -331,10 +481,15 @@ fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
     let (values, dir) = (Values::read(), tempfile::tempdir().expect("a folder"));
     let pairs = values.pairs(dir.path());
     let at = |name: &str| dir.path().join(name);
-    let linear = |config: &mut Value| config["rope_parameters"] = json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0 });
-    let expected = scored(&values.folder(&at("linear"), "llama", false, |config, _| linear(config)), &pairs).0;
+    let linear = |config: &mut Value| {
+        config["rope_parameters"] =
+            json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0 })
+    };
+    let expected =
+        scored(&values.folder(&at("linear"), "llama", false, |config, _| linear(config)), &pairs).0;
     for key in ["rope.scaling.factor", "rope.scale_linear"] {
-        let file = values.gguf(&at("x.gguf"), "llama", false, |w| w.float(key, 4.0)).expect("a file");
+        let file =
+            values.gguf(&at("x.gguf"), "llama", false, |w| w.float(key, 4.0)).expect("a file");
         assert_near(&scored(&file, &pairs).0, &expected, key);
     }
     assert!((expected[0][0] - values.scores("llama", "plain")[0][0]).abs() > 0.1);
@@ -347,10 +502,23 @@ fn keys_of_a_gguf_file_that_change_the_scores_are_used_or_refused() {
         .expect("a file");
     let (found, log) = scored(&file, &pairs);
     assert_near(&found, &values.scores("llama", "plain"), "without `pre`");
-    assert!(log.contains("WARN") && log.contains("`tokenizer.ggml.pre`") && log.contains("GPT-2"), "{log}");
+    assert!(
+        log.contains("WARN") && log.contains("`tokenizer.ggml.pre`") && log.contains("GPT-2"),
+        "{log}"
+    );
 
-    let file = values.gguf(&at("x.gguf"), "llama", false, |w| w.float("logit_scale", 0.5)).expect("a file");
-    let refused = reprpo(&["score", "--device", "cpu", "--data", &pairs, "--model", &file.display().to_string()]);
+    let file = values
+        .gguf(&at("x.gguf"), "llama", false, |w| w.float("logit_scale", 0.5))
+        .expect("a file");
+    let refused = reprpo(&[
+        "score",
+        "--device",
+        "cpu",
+        "--data",
+        &pairs,
+        "--model",
+        &file.display().to_string(),
+    ]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("`llama.logit_scale` (0.5)"), "{}", stderr(&refused));
 }
@@ -360,24 +528,40 @@ fn a_pair_scores_the_same_beside_a_longer_one_as_without_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let pairs = [
-        json!({ "prompt": "The sky is", "chosen": " blue and wide.", "rejected": " green 123 today." }),
-        json!({ "prompt": "A longer one:  the 12 grey boats lie in the old harbour and wait for the wind, and",
-            "chosen": " nobody knows when it will come, says the man.", "rejected": " they're sold." }),
+        json!({ "prompt": "The sky is", "chosen": " blue and wide.",
+            "rejected": " green 123 today." }),
+        json!({ "prompt": "A longer one:  the 12 grey boats lie in the old harbour and wait for \
+            the wind, and",
+            "chosen": " nobody knows when it will come, says the \
+                man.", "rejected": " they're sold." }),
     ];
     let write = |name: &str, pairs: &[Value]| jsonl(dir.path(), name, pairs).display().to_string();
     let (alone, both) = (write("alone.jsonl", &pairs[..1]), write("both.jsonl", &pairs));
-    let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
+    let long = json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2,
+        1.3], "long_factor": [2.0, 4.0, 8.0, 16.0],
         "original_max_position_embeddings": 24 });
     // The expected scores are those of transformers for one sequence at a time.
-    for (context, rope, expected) in
-        [(16, json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 }), [-82.7032, -83.3778]), (64, long, [-82.8420, -82.1845])]
-    {
+    for (context, rope, expected) in [
+        (
+            16,
+            json!({ "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4 }),
+            [-82.7032, -83.3778],
+        ),
+        (64, long, [-82.8420, -82.1845]),
+    ] {
         let model = dir.path().join(rope["rope_type"].as_str().expect("a type"));
         std::fs::create_dir(&model).expect("a folder");
         for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-            std::fs::write(model.join(file), std::fs::read(golden.join("models/llama").join(file)).expect("a file")).expect("written");
+            std::fs::write(
+                model.join(file),
+                std::fs::read(golden.join("models/llama").join(file)).expect("a file"),
+            )
+            .expect("written");
         }
-        let mut config: Value = serde_json::from_slice(&std::fs::read(golden.join("models/llama/config.json")).expect("a file")).expect("JSON");
+        let mut config: Value = serde_json::from_slice(
+            &std::fs::read(golden.join("models/llama/config.json")).expect("a file"),
+        )
+        .expect("JSON");
         config["max_position_embeddings"] = json!(context);
         config["rope_parameters"] = rope;
         std::fs::write(model.join("config.json"), config.to_string()).expect("written");

@@ -17,10 +17,14 @@ fn a_selftest_needs_no_files_and_every_plugin_passes() {
     args.extend(sections.iter().flat_map(|section| ["--only", section]));
     let output = isolated_command(folder.path(), &args).output().expect("it runs");
     let report = json(&output);
-    assert_eq!((&report["ok"], &report["device"], &report["full"]), (&Value::Bool(true), &Value::from("cpu"), &Value::Bool(false)));
+    assert_eq!(
+        (&report["ok"], &report["device"], &report["full"]),
+        (&Value::Bool(true), &Value::from("cpu"), &Value::Bool(false))
+    );
     for row in rows(&report) {
         assert!(sections.contains(&row["section"].as_str().expect("a section")), "{row}");
-        let known = ["ok", "skipped", "measured"].contains(&row["outcome"].as_str().expect("an outcome"));
+        let known =
+            ["ok", "skipped", "measured"].contains(&row["outcome"].as_str().expect("an outcome"));
         assert!(known && row["seconds"].as_f64().expect("a number") >= 0.0, "{row}");
         if let Some(worst) = row["worst"].as_f64() {
             assert!(worst <= row["tolerance"].as_f64().expect("a tolerance"), "{row}");
@@ -28,11 +32,21 @@ fn a_selftest_needs_no_files_and_every_plugin_passes() {
     }
     let listed = isolated_command(folder.path(), &["list", "--json"]).output().expect("it runs");
     let listed: Vec<Value> = serde_json::from_str(&stdout(&listed)).expect("JSON");
-    for entry in listed.iter().filter(|entry| ["intervention", "adapter", "transform", "tap"].contains(&entry["kind"].as_str().unwrap_or_default())) {
-        let name = format!("{} {}", entry["kind"].as_str().expect("a kind"), entry["name"].as_str().expect("a name"));
+    for entry in listed.iter().filter(|entry| {
+        ["intervention", "adapter", "transform", "tap"]
+            .contains(&entry["kind"].as_str().unwrap_or_default())
+    }) {
+        let name = format!(
+            "{} {}",
+            entry["kind"].as_str().expect("a kind"),
+            entry["name"].as_str().expect("a name")
+        );
         assert!(rows(&report).iter().any(|row| row["name"] == name.as_str()), "no row for {name}");
     }
-    let left: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").map(|e| e.expect("an entry").file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .expect("the folder")
+        .map(|e| e.expect("an entry").file_name())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -41,7 +55,12 @@ fn attention_and_models_pass_and_are_printed_as_a_table() {
     let folder = tempfile::tempdir().expect("a folder");
     let args = ["selftest", "--device", "cpu", "--only", "attention", "--only", "models"];
     let text = stdout(&isolated_command(folder.path(), &args).output().expect("it runs"));
-    assert!(text.starts_with("check") && text.contains("attention: padded × sdpa, f32") && text.contains("models: gemma2, decoding"), "{text}");
+    assert!(
+        text.starts_with("check")
+            && text.contains("attention: padded × sdpa, f32")
+            && text.contains("models: gemma2, decoding"),
+        "{text}"
+    );
     assert!(text.lines().last().expect("a line").starts_with("passed on cpu: "), "{text}");
 }
 

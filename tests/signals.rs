@@ -23,13 +23,21 @@ fn start(trap: &str, args: &[impl AsRef<std::ffi::OsStr>]) -> Child {
 }
 
 fn signal(child: &Child, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill").success());
+    assert!(
+        Command::new("kill")
+            .args([&format!("-{name}"), &child.id().to_string()])
+            .status()
+            .expect("kill")
+            .success()
+    );
 }
 
 /// SIGHUP, or SIGTERM where the tests themselves were started with it ignored, as by `nohup`.
 fn hang_up() -> &'static str {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let mask = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     if mask.is_some_and(|mask| mask & 1 == 1) { "TERM" } else { "HUP" }
 }
 
@@ -52,7 +60,20 @@ fn rest(mut err: impl BufRead) -> String {
 fn training(golden: &Path, out: &Path, extra: &[&str]) -> Vec<String> {
     let path = |p: &Path| p.display().to_string();
     let (model, data) = (path(&golden.join("models/llama")), path(&golden.join("trl/pairs.jsonl")));
-    let mut args: Vec<String> = ["run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", &model, "--dataset", &data].map(str::to_owned).to_vec();
+    let mut args: Vec<String> = [
+        "run",
+        "--no-eval",
+        "--device",
+        "cpu",
+        "--dtype",
+        "f32",
+        "--model",
+        &model,
+        "--dataset",
+        &data,
+    ]
+    .map(str::to_owned)
+    .to_vec();
     args.extend(["--out".to_owned(), path(out)]);
     args.extend(extra.iter().map(|s| (*s).to_owned()));
     args
@@ -85,7 +106,10 @@ fn every_signal_that_asks_for_an_end_leaves_a_checkpoint() {
         signal(&child, name);
         let text = rest(err);
         assert_eq!(child.wait().expect("it ends").code(), Some(130), "{name}: {text}");
-        assert!(text.contains("interrupted after step") && text.contains("reprpo run --resume"), "{name}: {text}");
+        assert!(
+            text.contains("interrupted after step") && text.contains("reprpo run --resume"),
+            "{name}: {text}"
+        );
         assert!(out.join("checkpoints/latest").is_file());
     }
 }
@@ -129,7 +153,8 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("run");
-    let args = training(&golden, &out, &["--set", "train.epochs=8", "--set", "train.checkpoint_every=1"]);
+    let args =
+        training(&golden, &out, &["--set", "train.epochs=8", "--set", "train.checkpoint_every=1"]);
     let mut child = start("", &args);
     let mut err = BufReader::new(child.stderr.take().expect("stderr"));
     until(&mut err, READY);
@@ -139,10 +164,14 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     let text = rest(err);
     assert_eq!(child.wait().expect("it ends").code(), Some(130), "{text}");
     assert!(text.contains("interrupted after step"), "{text}");
-    let step: usize = std::fs::read_to_string(out.join("checkpoints/latest")).expect("a checkpoint").trim().parse().expect("a step");
+    let step: usize = std::fs::read_to_string(out.join("checkpoints/latest"))
+        .expect("a checkpoint")
+        .trim()
+        .parse()
+        .expect("a step");
 
-    // Opening a pipe that nobody reads blocks, as if a step took long. The run opens its metrics after the model is
-    // loaded, and its log before that.
+    // Opening a pipe that nobody reads blocks, as if a step took long. The run opens its metrics
+    // after the model is loaded, and its log before that.
     let (metrics, kept) = (out.join("metrics.jsonl"), out.join("kept.jsonl"));
     std::fs::rename(&metrics, &kept).expect("moved");
     assert!(Command::new("mkfifo").arg(&metrics).status().expect("mkfifo").success());
@@ -153,7 +182,11 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, "TERM");
     std::thread::sleep(Duration::from_millis(2200));
-    assert!(child.try_wait().expect("a status").is_none(), "it ended at a second signal that came soon after the first: {}", rest(err));
+    assert!(
+        child.try_wait().expect("a status").is_none(),
+        "it ended at a second signal that came soon after the first: {}",
+        rest(err)
+    );
     let asked = Instant::now();
     signal(&child, "TERM");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
@@ -162,17 +195,22 @@ fn a_second_signal_ends_at_once_and_the_last_checkpoint_stays_good() {
     std::fs::remove_file(&metrics).expect("removed");
     std::fs::rename(&kept, &metrics).expect("moved back");
 
-    // An exit while the next checkpoint was being written leaves a file that is cut off and a temporary one.
+    // An exit while the next checkpoint was being written leaves a file that is cut off and a
+    // temporary one.
     let next = out.join(format!("checkpoints/step-{}", step + 1));
-    let whole = std::fs::read(out.join(format!("checkpoints/step-{step}/parameters.safetensors"))).expect("parameters");
+    let whole = std::fs::read(out.join(format!("checkpoints/step-{step}/parameters.safetensors")))
+        .expect("parameters");
     std::fs::create_dir(&next).expect("a folder");
-    std::fs::write(next.join("parameters.safetensors"), &whole[..whole.len() / 2]).expect("written");
+    std::fs::write(next.join("parameters.safetensors"), &whole[..whole.len() / 2])
+        .expect("written");
     std::fs::write(next.join(".tmpAbCdEf"), &whole[..9]).expect("written");
     resumes(&out);
     let uninterrupted = dir.path().join("whole");
     let args = training(&golden, &uninterrupted, &["--set", "train.epochs=8"]);
     let output = start("", &args).wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let bytes = |run: &Path| std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter");
+    let bytes = |run: &Path| {
+        std::fs::read(run.join("adapter/adapter_model.safetensors")).expect("an adapter")
+    };
     assert!(bytes(&out) == bytes(&uninterrupted));
 }

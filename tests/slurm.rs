@@ -16,13 +16,21 @@ impl Cluster {
     fn new() -> Self {
         let cluster = Self(tempfile::tempdir().expect("a folder"));
         resume::model(&cluster.path("model"), 0, "");
-        let pair = |i: i64| json!({ "prompt": format!("w{i} w{} ", i + 1), "chosen": format!("w{}", i + 2), "rejected": format!("w{}", i + 3) });
+        let pair = |i: i64| {
+            json!({ "prompt": format!("w{i} w{} ", i + 1), "chosen": format!("w{}",
+            i + 2), "rejected": format!("w{}", i + 3) })
+        };
         jsonl(cluster.0.path(), "pairs.jsonl", &(0..8).map(pair).collect::<Vec<_>>());
         std::fs::create_dir(cluster.path("bin")).expect("a folder");
-        symlink(assert_cmd::cargo::cargo_bin!("reprpo"), cluster.path("bin/reprpo")).expect("a link");
-        // srun keeps the id of the process that it becomes, so that the test can signal it as Slurm does.
+        symlink(assert_cmd::cargo::cargo_bin!("reprpo"), cluster.path("bin/reprpo"))
+            .expect("a link");
+        // srun keeps the id of the process that it becomes, so that the test can signal it as Slurm
+        // does.
         cluster.script("srun", "echo $$ > \"$CLUSTER/srun.pid\"\nexec \"$@\"");
-        cluster.script("scontrol", "echo \"$@\" >> \"$CLUSTER/scontrol.log\"\nexit ${SCONTROL_STATUS:-0}");
+        cluster.script(
+            "scontrol",
+            "echo \"$@\" >> \"$CLUSTER/scontrol.log\"\nexit ${SCONTROL_STATUS:-0}",
+        );
         cluster
     }
 
@@ -39,25 +47,52 @@ impl Cluster {
     /// The job script, as `sbatch` would start it with these arguments.
     fn job(&self, args: &[&str]) -> Command {
         let mut command = Command::new("bash");
-        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/slurm.sh")).args(args).current_dir(self.0.path());
-        command.env("PATH", path).env("CLUSTER", self.0.path()).env("SLURM_JOB_ID", "4711").env("SLURM_CPUS_PER_TASK", "1");
-        command.env("NO_COLOR", "1").env_remove("SLURM_RESTART_COUNT").env_remove("SLURM_ARRAY_TASK_ID").env_remove("REPRPO_DATA");
+        let path =
+            format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default());
+        command
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/slurm.sh"))
+            .args(args)
+            .current_dir(self.0.path());
+        command
+            .env("PATH", path)
+            .env("CLUSTER", self.0.path())
+            .env("SLURM_JOB_ID", "4711")
+            .env("SLURM_CPUS_PER_TASK", "1");
+        command
+            .env("NO_COLOR", "1")
+            .env_remove("SLURM_RESTART_COUNT")
+            .env_remove("SLURM_ARRAY_TASK_ID")
+            .env_remove("REPRPO_DATA");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    /// Starts the job and sends it USR1 once the run has taken a step. Returns the exit code and the output.
+    /// Starts the job and sends it USR1 once the run has taken a step. Returns the exit code and
+    /// the output.
     fn interrupted(&self, mut job: Command, out: &str) -> (Option<i32>, String) {
         let mut child = job.spawn().expect("it runs");
-        while std::fs::read_to_string(self.path(out).join("metrics.jsonl")).unwrap_or_default().is_empty() {
-            assert!(child.try_wait().expect("a state").is_none(), "it ended too early: {:?}", child.wait_with_output());
+        while std::fs::read_to_string(self.path(out).join("metrics.jsonl"))
+            .unwrap_or_default()
+            .is_empty()
+        {
+            assert!(
+                child.try_wait().expect("a state").is_none(),
+                "it ended too early: {:?}",
+                child.wait_with_output()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         let pid = std::fs::read_to_string(self.path("srun.pid")).expect("an id");
         assert!(Command::new("kill").args(["-USR1", pid.trim()]).status().expect("kill").success());
         let output = child.wait_with_output().expect("it ends");
-        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+        (
+            output.status.code(),
+            format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
+        )
     }
 
     fn requeues(&self) -> String {
@@ -65,7 +100,20 @@ impl Cluster {
     }
 }
 
-const RUN: [&str; 12] = ["--model", "./model", "--dataset", "pairs.jsonl", "--device", "cpu", "--dtype", "f32", "--no-eval", "--set", "train.batch=2", "--set"];
+const RUN: [&str; 12] = [
+    "--model",
+    "./model",
+    "--dataset",
+    "pairs.jsonl",
+    "--device",
+    "cpu",
+    "--dtype",
+    "f32",
+    "--no-eval",
+    "--set",
+    "train.batch=2",
+    "--set",
+];
 
 fn args<'a>(out: &'a str, epochs: &'a str) -> Vec<&'a str> {
     [&[out], &RUN[..], &[epochs]].concat()
@@ -77,12 +125,19 @@ fn a_job_that_runs_out_of_time_is_requeued_and_the_next_one_resumes_it() {
     let args = args("runs/mine", "train.epochs=300");
     let (code, text) = cluster.interrupted(cluster.job(&args), "runs/mine");
     assert_eq!((code, cluster.requeues().as_str()), (Some(130), "requeue 4711\n"), "{text}");
-    assert!(text.contains("interrupted after step") && cluster.path("runs/mine/checkpoints/latest").is_file(), "{text}");
+    assert!(
+        text.contains("interrupted after step")
+            && cluster.path("runs/mine/checkpoints/latest").is_file(),
+        "{text}"
+    );
     let steps = metrics(&cluster.path("runs/mine")).len();
 
     let output = cluster.job(&args).env("SLURM_RESTART_COUNT", "1").output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && text.contains("resuming from the last checkpoint"), "{text}");
+    assert!(
+        output.status.success() && text.contains("resuming from the last checkpoint"),
+        "{text}"
+    );
     assert_eq!(cluster.requeues(), "requeue 4711\n", "a run that is finished is not requeued");
     assert!(cluster.path("runs/mine/adapter/adapter_model.safetensors").is_file());
     assert!(metrics(&cluster.path("runs/mine")).len() > steps);
@@ -95,15 +150,24 @@ fn an_array_has_a_run_and_a_seed_for_each_task() {
     for task in ["3", "4"] {
         let output = cluster.job(&args).env("SLURM_ARRAY_TASK_ID", task).output().expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let config = std::fs::read_to_string(cluster.path("runs/seeds").join(format!("seed-{task}/config.toml"))).expect("a configuration");
-        assert_eq!(toml::from_str::<toml::Table>(&config).expect("TOML")["train"]["seed"].as_integer(), task.parse().ok());
+        let config = std::fs::read_to_string(
+            cluster.path("runs/seeds").join(format!("seed-{task}/config.toml")),
+        )
+        .expect("a configuration");
+        assert_eq!(
+            toml::from_str::<toml::Table>(&config).expect("TOML")["train"]["seed"].as_integer(),
+            task.parse().ok()
+        );
     }
 }
 
 #[test]
 fn a_job_is_not_requeued_for_an_error_nor_without_end() {
     let cluster = Cluster::new();
-    let output = cluster.job(&["runs/a", "--model", "./none", "--dataset", "pairs.jsonl"]).output().expect("it runs");
+    let output = cluster
+        .job(&["runs/a", "--model", "./none", "--dataset", "pairs.jsonl"])
+        .output()
+        .expect("it runs");
     assert_eq!((output.status.code(), cluster.requeues().as_str()), (Some(1), ""));
     let output = cluster.job(&[]).output().expect("it runs");
     assert_eq!(output.status.code(), Some(2));

@@ -16,10 +16,24 @@ struct Written {
 
 impl Written {
     fn read(folder: &Path) -> Self {
-        let index: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("index.json")).expect("an index")).expect("JSON");
-        let files: Vec<_> = index["pairs"].as_array().expect("pairs").iter().map(|p| p["file"].as_str().expect("a file").to_owned()).collect();
+        let index: Value = serde_json::from_str(
+            &std::fs::read_to_string(folder.join("index.json")).expect("an index"),
+        )
+        .expect("JSON");
+        let files: Vec<_> = index["pairs"]
+            .as_array()
+            .expect("pairs")
+            .iter()
+            .map(|p| p["file"].as_str().expect("a file").to_owned())
+            .collect();
         assert!(files.iter().all(|file| *file == files[0]), "one file");
-        Self { index, tensors: read_safetensors(&folder.join(&files[0])).expect("states").into_iter().collect() }
+        Self {
+            index,
+            tensors: read_safetensors(&folder.join(&files[0]))
+                .expect("states")
+                .into_iter()
+                .collect(),
+        }
     }
 }
 
@@ -29,34 +43,72 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, pairs) = (golden.join("models/llama"), golden.join("trl/pairs.jsonl"));
     let states = |out: &str, extra: &[&str]| {
-        let mut command = isolated_command(dir.path(), &["states", "--device", "cpu", "--dtype", "f32", "--max-pairs", "5", "--out", out]);
-        command.arg("--model").arg(&model).arg("--dataset").arg(&pairs).args(extra).output().expect("it runs")
+        let mut command = isolated_command(
+            dir.path(),
+            &["states", "--device", "cpu", "--dtype", "f32", "--max-pairs", "5", "--out", out],
+        );
+        command
+            .arg("--model")
+            .arg(&model)
+            .arg("--dataset")
+            .arg(&pairs)
+            .args(extra)
+            .output()
+            .expect("it runs")
     };
     assert_eq!(stdout(&states("pooled", &["--layers", "1,3"])).trim(), "pooled");
     stdout(&states("tokens", &["--layers", "1,3", "--per-token"]));
-    let (pooled, tokens) = (Written::read(&dir.path().join("pooled")), Written::read(&dir.path().join("tokens")));
+    let (pooled, tokens) =
+        (Written::read(&dir.path().join("pooled")), Written::read(&dir.path().join("tokens")));
     let listed = |written: &Written| written.index["pairs"].as_array().expect("pairs").len();
-    assert_eq!((listed(&pooled), listed(&tokens), pooled.index["taps"].as_array().map(Vec::len)), (5, 5, Some(2)));
-    for (short, long) in pooled.index["pairs"].as_array().unwrap().iter().zip(tokens.index["pairs"].as_array().unwrap()) {
+    assert_eq!(
+        (listed(&pooled), listed(&tokens), pooled.index["taps"].as_array().map(Vec::len)),
+        (5, 5, Some(2))
+    );
+    for (short, long) in pooled.index["pairs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(tokens.index["pairs"].as_array().unwrap())
+    {
         assert_eq!(short["index"], long["index"]);
         for side in ["chosen", "rejected"] {
-            let [start, len, prompt] = ["start", "tokens", "prompt"].map(|field| long[side][field].as_i64().expect("a number"));
+            let [start, len, prompt] = ["start", "tokens", "prompt"]
+                .map(|field| long[side][field].as_i64().expect("a number"));
             for tap in ["hidden_states.1", "hidden_states.3"] {
                 let name = format!("{tap}.{side}");
                 let own = tokens.tensors[&name].narrow(0, start + prompt, len - prompt);
-                let off = own.mean_dim(0, false, Kind::Float) - pooled.tensors[&name].get(short["row"].as_i64().expect("a row"));
+                let off = own.mean_dim(0, false, Kind::Float)
+                    - pooled.tensors[&name].get(short["row"].as_i64().expect("a row"));
                 assert!(off.abs().max().double_value(&[]) < 1e-5, "{name}");
             }
         }
-        let ids = |side: &str| tokens.tensors[&format!("ids.{side}")].narrow(0, long[side]["start"].as_i64().unwrap(), long[side]["prompt"].as_i64().unwrap());
+        let ids = |side: &str| {
+            tokens.tensors[&format!("ids.{side}")].narrow(
+                0,
+                long[side]["start"].as_i64().unwrap(),
+                long[side]["prompt"].as_i64().unwrap(),
+            )
+        };
         assert_eq!(ids("chosen"), ids("rejected"), "the prompt");
     }
     let again = states("pooled", &["--layers", "1,3"]);
     assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("`pooled` exists already"), "{}", stderr(&again));
     let refused = states("none", &["--layers", "9"]);
-    assert!(refused.status.code() == Some(1) && !dir.path().join("none").exists(), "{}", stderr(&refused));
-    assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").flatten().filter(|e| e.file_name().to_string_lossy().starts_with(".states")).count(), 0);
+    assert!(
+        refused.status.code() == Some(1) && !dir.path().join("none").exists(),
+        "{}",
+        stderr(&refused)
+    );
+    assert_eq!(
+        std::fs::read_dir(dir.path())
+            .expect("a folder")
+            .flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with(".states"))
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -65,12 +117,42 @@ fn the_states_of_a_run_are_those_of_its_adapter() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut run = isolated_command(
         dir.path(),
-        &["run", "--device", "cpu", "--no-eval", "--out", "run", "--set", "train.max_pairs=8", "--set", "train.lr=0.01", "--set", "train.warmup=0"],
+        &[
+            "run",
+            "--device",
+            "cpu",
+            "--no-eval",
+            "--out",
+            "run",
+            "--set",
+            "train.max_pairs=8",
+            "--set",
+            "train.lr=0.01",
+            "--set",
+            "train.warmup=0",
+        ],
     );
-    run.arg("--model").arg(golden.join("models/llama")).arg("--dataset").arg(golden.join("trl/pairs.jsonl"));
+    run.arg("--model")
+        .arg(golden.join("models/llama"))
+        .arg("--dataset")
+        .arg(golden.join("trl/pairs.jsonl"));
     stdout(&run.output().expect("it runs"));
     let states = |out: &str, extra: &[&str]| {
-        let mut command = isolated_command(dir.path(), &["states", "run", "--device", "cpu", "--layers", "-1", "--max-pairs", "3", "--out", out]);
+        let mut command = isolated_command(
+            dir.path(),
+            &[
+                "states",
+                "run",
+                "--device",
+                "cpu",
+                "--layers",
+                "-1",
+                "--max-pairs",
+                "3",
+                "--out",
+                out,
+            ],
+        );
         stdout(&command.args(extra).output().expect("it runs"));
         Written::read(&dir.path().join(out)).tensors["hidden_states.3.chosen"].shallow_clone()
     };

@@ -15,19 +15,28 @@ fn done(args: &[&str]) -> (String, String) {
 /// The name of a JSON file, and the change to make to it.
 type Edit<'a> = (&'a str, &'a dyn Fn(&mut Value));
 
-/// Copies the golden model `base` into a new folder in `dir`, makes these edits to the copy, and returns its path.
+/// Copies the golden model `base` into a new folder in `dir`, makes these edits to the copy, and
+/// returns its path.
 fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
     let from = golden.join("models").join(base);
     let to = dir.join(format!("{base}-{}", std::fs::read_dir(dir).expect("a folder").count()));
     std::fs::create_dir(&to).expect("a folder");
-    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+    for file in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
         if let Ok(bytes) = std::fs::read(from.join(file)) {
             std::fs::write(to.join(file), bytes).expect("written");
         }
     }
     for (file, edit) in edits {
         let path = to.join(file);
-        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+        let mut value: Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
         edit(&mut value);
         std::fs::write(&path, value.to_string()).expect("written");
     }
@@ -35,22 +44,31 @@ fn copy(golden: &Path, base: &str, dir: &Path, edits: &[Edit<'_>]) -> String {
 }
 
 fn flags(content: &str, strips: bool) -> Value {
-    json!({ "content": content, "single_word": false, "lstrip": strips, "rstrip": strips, "normalized": false, "special": true })
+    json!({ "content": content, "single_word": false, "lstrip": strips, "rstrip": strips,
+        "normalized": false, "special": true })
 }
 
 fn pairs(dir: &Path, name: &str, rows: &[[&str; 3]]) -> PathBuf {
-    let row = |[prompt, chosen, rejected]: &[&str; 3]| json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected });
+    let row = |[prompt, chosen, rejected]: &[&str; 3]| {
+        json!({ "prompt": prompt, "chosen": chosen,
+        "rejected": rejected })
+    };
     jsonl(dir, name, &rows.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Σ log p of the chosen and the rejected completion of the first pair.
 fn score(model: &str, data: &Path) -> [f64; 2] {
     let data = data.display().to_string();
-    logp_sums(&reprpo(&["score", "--model", model, "--data", &data, "--device", "cpu", "--dtype", "f32", "--json"]))[0]
+    logp_sums(&reprpo(&[
+        "score", "--model", model, "--data", &data, "--device", "cpu", "--dtype", "f32", "--json",
+    ]))[0]
 }
 
 fn near(found: [f64; 2], expected: [f64; 2]) {
-    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{found:?} is not {expected:?}");
+    assert!(
+        found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3),
+        "{found:?} is not {expected:?}"
+    );
 }
 
 /// The expected values are those of transformers 5.23 on the same folder.
@@ -59,9 +77,19 @@ fn flags_in_tokenizer_config_override_those_in_tokenizer_json() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-    let decoder: serde_json::Map<String, Value> = special.iter().enumerate().map(|(i, t)| (i.to_string(), flags(t, true))).collect();
-    let model = copy(&golden, "llama", dir.path(), &[("tokenizer_config.json", &|c| c["added_tokens_decoder"] = decoder.clone().into())]);
-    let data = pairs(dir.path(), "pairs.jsonl", &[["A <|im_start|> b  <|im_end|>\n\n c", " <|im_end|>  x", "y <|im_start|>\n z"]]);
+    let decoder: serde_json::Map<String, Value> =
+        special.iter().enumerate().map(|(i, t)| (i.to_string(), flags(t, true))).collect();
+    let model = copy(
+        &golden,
+        "llama",
+        dir.path(),
+        &[("tokenizer_config.json", &|c| c["added_tokens_decoder"] = decoder.clone().into())],
+    );
+    let data = pairs(
+        dir.path(),
+        "pairs.jsonl",
+        &[["A <|im_start|> b  <|im_end|>\n\n c", " <|im_end|>  x", "y <|im_start|>\n z"]],
+    );
     near(score(&model, &data), [-22.6524, -25.2759]);
 }
 
@@ -78,13 +106,25 @@ fn a_token_that_the_model_does_not_have_is_only_an_error_in_a_text_that_has_it()
     };
     let row = ["The sky is", " blue and wide.", " green 123 today."];
     let data = pairs(dir.path(), "without.jsonl", &[row]);
-    let soft = copy(&golden, "gemma3_text", dir.path(), &[("tokenizer.json", &add("<image_soft_token>"))]);
+    let soft =
+        copy(&golden, "gemma3_text", dir.path(), &[("tokenizer.json", &add("<image_soft_token>"))]);
     near(score(&soft, &data), [-77.9207, -95.6571]);
-    let pad = copy(&golden, "llama", dir.path(), &[("tokenizer.json", &add("[PAD]")), ("tokenizer_config.json", &|c| c["pad_token"] = "[PAD]".into())]);
+    let pad = copy(
+        &golden,
+        "llama",
+        dir.path(),
+        &[
+            ("tokenizer.json", &add("[PAD]")),
+            ("tokenizer_config.json", &|c| c["pad_token"] = "[PAD]".into()),
+        ],
+    );
     near(score(&pad, &data), [-82.7032, -83.5031]);
 
-    let with = pairs(dir.path(), "with.jsonl", &[row, ["A [PAD] b", " c", " d"]]).display().to_string();
-    let rejected = pairs(dir.path(), "rejected.jsonl", &[row, ["A b", " c", " [PAD] d"]]).display().to_string();
+    let with =
+        pairs(dir.path(), "with.jsonl", &[row, ["A [PAD] b", " c", " d"]]).display().to_string();
+    let rejected = pairs(dir.path(), "rejected.jsonl", &[row, ["A b", " c", " [PAD] d"]])
+        .display()
+        .to_string();
     let out = dir.path().join("run").display().to_string();
     let cpu = ["--device", "cpu"];
     let says = "the token `[PAD]` has the id 512, and the model's embedding has 512 rows";
@@ -109,7 +149,20 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let tokens = |model: &str, limit: &str| {
-        let args = ["generate", "--model", model, "--prompt", "Name a river.", "--max-new-tokens", limit, "--device", "cpu", "--dtype", "f32", "--json"];
+        let args = [
+            "generate",
+            "--model",
+            model,
+            "--prompt",
+            "Name a river.",
+            "--max-new-tokens",
+            limit,
+            "--device",
+            "cpu",
+            "--dtype",
+            "f32",
+            "--json",
+        ];
         let (text, log) = done(&args);
         (serde_json::from_str::<Value>(&text).expect("JSON")[0]["tokens"].as_u64(), log)
     };
@@ -117,14 +170,23 @@ fn completions_stop_at_every_end_token_that_the_model_names() {
     let none = copy(&golden, "llama", dir.path(), &[]);
     assert_eq!(tokens(&none, "12").0, Some(12));
     // 379 (`ask`) is the fifth token that the model generates.
-    for (file, ids) in [("generation_config.json", json!([2, 379])), ("config.json", json!([2, 379])), ("generation_config.json", json!(379))] {
+    for (file, ids) in [
+        ("generation_config.json", json!([2, 379])),
+        ("config.json", json!([2, 379])),
+        ("generation_config.json", json!(379)),
+    ] {
         let model = copy(&golden, "llama", dir.path(), &[(file, &ends(ids.clone()))]);
         assert_eq!(tokens(&model, "12").0, Some(5), "{file} {ids}");
     }
-    let wrong = copy(&golden, "llama", dir.path(), &[("generation_config.json", &ends(json!(["</s>"])))]);
+    let wrong =
+        copy(&golden, "llama", dir.path(), &[("generation_config.json", &ends(json!(["</s>"])))]);
     let output = reprpo(&["generate", "--model", &wrong, "--prompt", "a", "--device", "cpu"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("`eos_token_id` in generation_config.json is `\"</s>\"`"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .contains("`eos_token_id` in generation_config.json is `\"</s>\"`"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -142,27 +204,71 @@ fn a_model_without_an_end_token_is_warned_about() {
         ("config.json", &without),
         ("generation_config.json", &without),
     ];
-    let warning = "warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its 3 tokens";
-    let generate = |model: &str| done(&["generate", "--model", model, "--plain", "--prompt", "a", "--max-new-tokens", "3", "--device", "cpu"]).1;
+    let warning = "warning: neither the model nor its tokenizer names a token that ends a \
+        completion, so each one has all of its 3 tokens";
+    let generate = |model: &str| {
+        done(&[
+            "generate",
+            "--model",
+            model,
+            "--plain",
+            "--prompt",
+            "a",
+            "--max-new-tokens",
+            "3",
+            "--device",
+            "cpu",
+        ])
+        .1
+    };
     let log = generate(&copy(&golden, "llama", dir.path(), &edits));
     assert!(log.contains(warning), "{log}");
     let log = generate(&golden.join("models/llama").display().to_string());
     assert!(!log.contains("names a token"), "{log}");
     // The same for the completions of an evaluation.
     let model = copy(&golden, "llama", dir.path(), &edits);
-    let data = pairs(dir.path(), "pairs.jsonl", &[["Is it so? ", "Yes, it is.", "No, never."]]).display().to_string();
-    let (_, log) = done(&["eval", "--model", &model, "--dataset", &data, "--device", "cpu", "--set", "eval.completion_tokens=3"]);
+    let data = pairs(dir.path(), "pairs.jsonl", &[["Is it so? ", "Yes, it is.", "No, never."]])
+        .display()
+        .to_string();
+    let (_, log) = done(&[
+        "eval",
+        "--model",
+        &model,
+        "--dataset",
+        &data,
+        "--device",
+        "cpu",
+        "--set",
+        "eval.completion_tokens=3",
+    ]);
     assert!(log.contains(warning), "{log}");
 }
 
 #[test]
 fn the_progress_of_completions_ends_at_its_total() {
     let Some(golden) = golden() else { return };
-    let (model, data) = (golden.join("models/llama").display().to_string(), golden.join("trl/pairs.jsonl").display().to_string());
-    // The fourth token of one answer ends in the middle of a character, so that the answer's last text comes after its last token.
-    let sets = ["--set", "eval.completion_tokens=4", "--set", "eval.completions=8", "--set", "eval.splits=[\"train[:6]\"]"];
-    let (_, log) = done(&[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat());
-    let last = log.lines().rfind(|line| line.starts_with("completions ")).expect("a line of progress").to_owned();
+    let (model, data) = (
+        golden.join("models/llama").display().to_string(),
+        golden.join("trl/pairs.jsonl").display().to_string(),
+    );
+    // The fourth token of one answer ends in the middle of a character, so that the answer's last
+    // text comes after its last token.
+    let sets = [
+        "--set",
+        "eval.completion_tokens=4",
+        "--set",
+        "eval.completions=8",
+        "--set",
+        "eval.splits=[\"train[:6]\"]",
+    ];
+    let (_, log) = done(
+        &[&["eval", "--model", &model, "--dataset", &data, "--device", "cpu"][..], &sets].concat(),
+    );
+    let last = log
+        .lines()
+        .rfind(|line| line.starts_with("completions "))
+        .expect("a line of progress")
+        .to_owned();
     let place = last.split_whitespace().nth(1).expect("a place");
     let (done, total) = place.split_once('/').expect("of a total");
     assert_eq!(done, total, "{log}");

@@ -1,4 +1,5 @@
-//! The token ids of pairs, and the reports of `score`, `eval` and `run` about pairs that they drop or cut.
+//! The token ids of pairs, and the reports of `score`, `eval` and `run` about pairs that they drop
+//! or cut.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// Each folder has a tokenizer with its chat template, and rows with the ids that TRL's own trainer produces for them.
+/// Each folder has a tokenizer with its chat template, and rows with the ids that TRL's own trainer
+/// produces for them.
 #[test]
 fn pairs_have_the_ids_that_trl_gives_them() {
     let Some(golden) = golden() else { return };
@@ -21,28 +23,39 @@ fn pairs_have_the_ids_that_trl_gives_them() {
     let (mut compared, mut empty_prompts) = (0, 0);
     for folder in ["plain", "bos", "think", "moved_system", "tools", "switch", "smollm2"] {
         let tokenizer = match folder {
-            "smollm2" => locate("smollm2-135m-instruct", Extent::Tokenizer).map(|found| found.path).ok(),
+            "smollm2" => {
+                locate("smollm2-135m-instruct", Extent::Tokenizer).map(|found| found.path).ok()
+            }
             _ => Some(golden.join("trl_tokens").join(folder)),
         };
         let Some(tokenizer) = tokenizer else {
             eprintln!("skipped: the model smollm2-135m-instruct is not there");
             continue;
         };
-        let text = std::fs::read_to_string(golden.join("trl_tokens").join(folder).join("rows.jsonl")).expect("rows");
+        let text =
+            std::fs::read_to_string(golden.join("trl_tokens").join(folder).join("rows.jsonl"))
+                .expect("rows");
         // All rows of a data file must have the same shape.
         let mut shapes: BTreeMap<(bool, bool), Vec<Value>> = BTreeMap::new();
         for line in text.lines() {
             let row: Value = serde_json::from_str(line).expect("JSON");
-            shapes.entry((row["chosen"].is_string(), row.get("prompt").is_some())).or_default().push(row);
+            shapes
+                .entry((row["chosen"].is_string(), row.get("prompt").is_some()))
+                .or_default()
+                .push(row);
         }
         for rows in shapes.values() {
             let file = jsonl(dir.path(), "rows.jsonl", rows);
-            let found = lines(&reprpo(dir.path(), &["data", "tokens", utf8(&file), "--model", utf8(&tokenizer), "--json"]));
+            let found = lines(&reprpo(
+                dir.path(),
+                &["data", "tokens", utf8(&file), "--model", utf8(&tokenizer), "--json"],
+            ));
             assert_eq!(found.len(), rows.len());
             for (i, (mut found, row)) in found.into_iter().zip(rows).enumerate() {
                 assert_eq!(found["index"], i);
                 if row["expect"]["prompt_ids"] == json!([]) {
-                    // The first token of a completion needs something before it, which is the BOS, else the EOS.
+                    // The first token of a completion needs something before it, which is the BOS,
+                    // else the EOS.
                     assert_eq!(found["prompt_ids"].as_array().map(Vec::len), Some(1));
                     found["prompt_ids"] = json!([]);
                     empty_prompts += 1;
@@ -54,20 +67,37 @@ fn pairs_have_the_ids_that_trl_gives_them() {
             }
         }
     }
-    assert!(compared > 55 && empty_prompts >= 1, "{compared} rows, {empty_prompts} without a prompt");
+    assert!(
+        compared > 55 && empty_prompts >= 1,
+        "{compared} rows, {empty_prompts} without a prompt"
+    );
 }
 
 /// Writes a tokenizer of single letters that puts a BOS before a text and merges a blank with `B`.
 fn tokenizer(folder: &Path) -> PathBuf {
-    let letters = ('a'..='z').chain('A'..='Z').map(String::from).chain(["Ġ", ":", ".", "ĠB"].map(String::from));
-    let vocabulary: BTreeMap<String, usize> = ["<s>".to_owned(), "</s>".to_owned()].into_iter().chain(letters).zip(0..).collect();
-    let special = |id: usize, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-    let (begin, text) = (json!({"SpecialToken": {"id": "<s>", "type_id": 0}}), json!({"Sequence": {"id": "A", "type_id": 0}}));
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let letters = ('a'..='z')
+        .chain('A'..='Z')
+        .map(String::from)
+        .chain(["Ġ", ":", ".", "ĠB"].map(String::from));
+    let vocabulary: BTreeMap<String, usize> =
+        ["<s>".to_owned(), "</s>".to_owned()].into_iter().chain(letters).zip(0..).collect();
+    let special = |id: usize, content: &str| {
+        json!({"id": id, "content": content,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true})
+    };
+    let (begin, text) = (
+        json!({"SpecialToken": {"id": "<s>", "type_id": 0}}),
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+    );
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": true});
     let json = json!({
-        "version": "1.0", "added_tokens": [special(0, "<s>"), special(1, "</s>")], "pre_tokenizer": bytes, "decoder": bytes,
+        "version": "1.0", "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+        "pre_tokenizer": bytes, "decoder": bytes,
         "post_processor": {
-            "type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 0}}],
+            "type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text,
+            {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
         },
         "model": {"type": "BPE", "vocab": vocabulary, "merges": ["Ġ B"]},
@@ -75,7 +105,11 @@ fn tokenizer(folder: &Path) -> PathBuf {
     let dir = folder.join("tokenizer");
     std::fs::create_dir_all(&dir).expect("a folder");
     std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("written");
-    std::fs::write(dir.join("tokenizer_config.json"), r#"{"bos_token": "<s>", "eos_token": "</s>"}"#).expect("written");
+    std::fs::write(
+        dir.join("tokenizer_config.json"),
+        r#"{"bos_token": "<s>", "eos_token": "</s>"}"#,
+    )
+    .expect("written");
     dir
 }
 
@@ -89,51 +123,102 @@ fn tokens_are_listed_pair_by_pair_with_the_index_of_their_row() {
         json!({"prompt": "Say:", "chosen": "", "rejected": "d"}),
     ];
     jsonl(dir.path(), "pairs.jsonl", &rows);
-    let args = ["data", "tokens", "pairs.jsonl", "--model", utf8(&tokenizer), "--set", "dataset.bad_rows=skip"];
+    let args = [
+        "data",
+        "tokens",
+        "pairs.jsonl",
+        "--model",
+        utf8(&tokenizer),
+        "--set",
+        "dataset.bad_rows=skip",
+    ];
     let run = |more: &[&str]| reprpo(dir.path(), &[&args[..], more].concat());
     let output = run(&[]);
-    let want = "0  <s>Say:  chosen ⟨ B</s>⟩  rejected ⟨ ab</s>⟩\n2  <s>Say:  chosen ⟨</s>⟩  rejected ⟨d</s>⟩\n";
+    let want = "0  <s>Say:  chosen ⟨ B</s>⟩  rejected ⟨ ab</s>⟩\n2  <s>Say:  chosen ⟨</s>⟩  \
+        rejected ⟨d</s>⟩\n";
     assert_eq!(stdout(&output), want);
     let log = stderr(&output);
-    assert!(log.contains("than before a completion: 1. ") && log.contains("this end of the prompt is left out: \" \"\n"), "{log}");
+    assert!(
+        log.contains("than before a completion: 1. ")
+            && log.contains("this end of the prompt is left out: \" \"\n"),
+        "{log}"
+    );
     assert!(log.contains("pairs with an empty completion: 1\n"), "{log}");
     let colours = stdout(&run(&["--color", "always"]));
-    assert!(colours.contains("\x1b[2m<s>Say:\x1b[0m") && colours.contains("\x1b[32m⟨ B</s>⟩\x1b[0m"), "{colours:?}");
+    assert!(
+        colours.contains("\x1b[2m<s>Say:\x1b[0m") && colours.contains("\x1b[32m⟨ B</s>⟩\x1b[0m"),
+        "{colours:?}"
+    );
 
     let ids = lines(&run(&["--json"]));
     let (say, bos) = ([46, 2, 26, 55], 0);
     assert_eq!(
         ids[0],
-        json!({"split": "train", "index": 0, "prompt_ids": [bos, say[0], say[1], say[2], say[3]], "chosen_ids": [57, 1], "rejected_ids": [54, 2, 3, 1]})
+        json!({"split": "train", "index": 0, "prompt_ids": [bos, say[0], say[1], say[2], say[3]],
+            "chosen_ids": [57, 1], "rejected_ids": [54, 2, 3, 1]})
     );
     assert_eq!((&ids[1]["index"], &ids[1]["chosen_ids"], ids.len()), (&json!(2), &json!([1]), 2));
     let bare = lines(&run(&["--json", "--no-special-tokens", "--no-eos"]));
     assert_eq!((&bare[0]["prompt_ids"], &bare[0]["chosen_ids"]), (&json!(say), &json!([57])));
-    assert_eq!(bare[1], json!({"split": "train", "index": 2, "dropped": "empty_chosen", "reason": "the chosen completion is empty"}));
+    assert_eq!(
+        bare[1],
+        json!({"split": "train", "index": 2, "dropped": "empty_chosen",
+            "reason": "the chosen completion is empty"})
+    );
     // No limit, unless one is asked for.
     let cut = lines(&run(&["--json", "--max-length", "7"]));
-    assert_eq!((&cut[0]["rejected_ids"], &cut[0]["truncated"]), (&json!([54, 2]), &json!("the rejected completion lost 2 tokens")));
-    let inspected: Value = serde_json::from_str(&stdout(&reprpo(dir.path(), &[&["data", "inspect"], &args[2..], &["--json"]].concat()))).expect("JSON");
+    assert_eq!(
+        (&cut[0]["rejected_ids"], &cut[0]["truncated"]),
+        (&json!([54, 2]), &json!("the rejected completion lost 2 tokens"))
+    );
+    let inspected: Value = serde_json::from_str(&stdout(&reprpo(
+        dir.path(),
+        &[&["data", "inspect"], &args[2..], &["--json"]].concat(),
+    )))
+    .expect("JSON");
     let used = &inspected["splits"][0]["used"];
     assert_eq!((&used["prefix_mismatches"], &used["left_out"]), (&json!(1), &json!(" ")));
-    assert_eq!(inspected["splits"][0]["examples"][0]["chosen"]["ids"], json!([bos, say[0], say[1], say[2], say[3], 57, 1]));
+    assert_eq!(
+        inspected["splits"][0]["examples"][0]["chosen"]["ids"],
+        json!([bos, say[0], say[1], say[2], say[3], 57, 1])
+    );
 }
 
-/// Writes a small golden model with another tokenizer: `plain`, or `bos`, which puts a BOS before plain text.
+/// Writes a small golden model with another tokenizer: `plain`, or `bos`, which puts a BOS before
+/// plain text.
 fn with_tokenizer(golden: &Path, model: &str, tokenizer: &str, folder: &Path) -> PathBuf {
     let made = folder.join(format!("{model}_{tokenizer}"));
     std::fs::create_dir_all(&made).expect("a folder");
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join("models").join(model).join(file), made.join(file)).expect("copied");
+        std::fs::copy(golden.join("models").join(model).join(file), made.join(file))
+            .expect("copied");
     }
     for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
-        std::fs::copy(golden.join("trl_tokens").join(tokenizer).join(file), made.join(file)).expect("copied");
+        std::fs::copy(golden.join("trl_tokens").join(tokenizer).join(file), made.join(file))
+            .expect("copied");
     }
     made
 }
 
 fn score(folder: &Path, model: &Path, data: &Path, more: &[&str]) -> Output {
-    reprpo(folder, &[&["score", "--device", "cpu", "--dtype", "f32", "--model", utf8(model), "--data", utf8(data)], more].concat())
+    reprpo(
+        folder,
+        &[
+            &[
+                "score",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--model",
+                utf8(model),
+                "--data",
+                utf8(data),
+            ],
+            more,
+        ]
+        .concat(),
+    )
 }
 
 /// The scores of chosen and rejected, pair after pair.
@@ -143,12 +228,15 @@ fn logps(output: &Output) -> Vec<f64> {
 
 fn near(found: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(found.len(), want.len());
-    assert!(found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance), "{found:?}, not {want:?}");
+    assert!(
+        found.iter().zip(want).all(|(a, b)| (a - b).abs() < tolerance),
+        "{found:?}, not {want:?}"
+    );
 }
 
-/// Scores by transformers 5.23 in float32. `tokenizer(prompt + completion + eos)` goes through the model, and the tokens
-/// after the ids that the prompt and both texts have in common are scored. A row has a model, a tokenizer, and the scores
-/// of two pairs, chosen before rejected.
+/// Scores by transformers 5.23 in float32. `tokenizer(prompt + completion + eos)` goes through the
+/// model, and the tokens after the ids that the prompt and both texts have in common are scored. A
+/// row has a model, a tokenizer, and the scores of two pairs, chosen before rejected.
 const SCORES: [(&str, &str, [f64; 4]); 16] = [
     ("gemma3_text", "plain", [-42.753752, -30.187537, -23.898395, -35.707408]),
     ("gemma3_text", "bos", [-42.788607, -30.125724, -23.999531, -35.567203]),
@@ -172,7 +260,10 @@ const SCORES: [(&str, &str, [f64; 4]); 16] = [
 fn plain_text_has_the_scores_that_transformers_gives_it() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
-    let rows = [json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}), json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"})];
+    let rows = [
+        json!({"prompt": "The sky is", "chosen": " blue", "rejected": " green"}),
+        json!({"prompt": "Answer: ", "chosen": "B", "rejected": "the sea"}),
+    ];
     let file = jsonl(dir.path(), "pairs.jsonl", &rows);
     for (name, tokenizer, want) in SCORES {
         let model = with_tokenizer(&golden, name, tokenizer, dir.path());
@@ -180,23 +271,61 @@ fn plain_text_has_the_scores_that_transformers_gives_it() {
         if (name, tokenizer) == ("llama", "bos") {
             let bare = logps(&score(dir.path(), &model, &file, &["--json", "--no-special-tokens"]));
             near(&bare, &SCORES[4].2, 1e-4);
-            let prompt = ["generate", "--device", "cpu", "--dtype", "f32", "--max-new-tokens", "1", "--plain", "--prompt", "The sky is", "--json"];
-            let said: Value = serde_json::from_str(&stdout(&reprpo(dir.path(), &[&prompt[..], &["--model", utf8(&model)]].concat()))).expect("JSON");
-            let ids = lines(&reprpo(dir.path(), &["data", "tokens", utf8(&file), "--model", utf8(&model), "--json"]));
-            assert_eq!(said[0]["prompt_tokens"].as_u64(), ids[0]["prompt_ids"].as_array().map(|ids| ids.len() as u64));
+            let prompt = [
+                "generate",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--max-new-tokens",
+                "1",
+                "--plain",
+                "--prompt",
+                "The sky is",
+                "--json",
+            ];
+            let said: Value = serde_json::from_str(&stdout(&reprpo(
+                dir.path(),
+                &[&prompt[..], &["--model", utf8(&model)]].concat(),
+            )))
+            .expect("JSON");
+            let ids = lines(&reprpo(
+                dir.path(),
+                &["data", "tokens", utf8(&file), "--model", utf8(&model), "--json"],
+            ));
+            assert_eq!(
+                said[0]["prompt_tokens"].as_u64(),
+                ids[0]["prompt_ids"].as_array().map(|ids| ids.len() as u64)
+            );
         }
     }
 }
 
 #[test]
 fn scores_without_special_tokens_and_end_are_those_of_the_reference_values() {
-    let (Some(golden), Ok(model)) = (golden(), locate("smollm2-135m-instruct", Extent::Whole)) else { return };
+    let (Some(golden), Ok(model)) = (golden(), locate("smollm2-135m-instruct", Extent::Whole))
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().expect("a folder");
     let text = std::fs::read_to_string(golden.join("smollm2/pair_logps.json")).expect("pairs");
-    let pairs = serde_json::from_str::<Value>(&text).expect("JSON")["pairs"].as_array().expect("pairs")[..8].to_vec();
+    let pairs = serde_json::from_str::<Value>(&text).expect("JSON")["pairs"]
+        .as_array()
+        .expect("pairs")[..8]
+        .to_vec();
     let file = jsonl(dir.path(), "pairs.jsonl", &pairs);
-    let found = logps(&score(dir.path(), &model.path, &file, &["--json", "--no-special-tokens", "--no-eos"]));
-    let want: Vec<f64> = pairs.iter().flat_map(|p| ["chosen_logp_sum", "rejected_logp_sum"].map(|key| p[key].as_f64().expect("a number"))).collect();
+    let found = logps(&score(
+        dir.path(),
+        &model.path,
+        &file,
+        &["--json", "--no-special-tokens", "--no-eos"],
+    ));
+    let want: Vec<f64> = pairs
+        .iter()
+        .flat_map(|p| {
+            ["chosen_logp_sum", "rejected_logp_sum"].map(|key| p[key].as_f64().expect("a number"))
+        })
+        .collect();
     near(&found, &want, 1e-2);
 }
 
@@ -215,63 +344,180 @@ fn pairs_that_are_dropped_or_cut_are_rows_with_a_reason() {
     let output = score(dir.path(), &model, &file, &[&ten[..], &["--json"]].concat());
     let found = lines(&output);
     let reason = "the prompt leaves no room for a completion in 10 tokens";
-    assert_eq!(found[0], json!({"index": 0, "split": "train", "dropped": "prompt_too_long", "reason": reason}));
-    assert_eq!((&found[1]["index"], &found[1]["truncated"], found.len()), (&json!(2), &json!(true), 2));
-    assert!(found[1]["reason"].as_str().is_some_and(|why| why.starts_with("cut to 10 tokens: the rejected completion lost ")), "{}", found[1]);
+    assert_eq!(
+        found[0],
+        json!({"index": 0, "split": "train", "dropped": "prompt_too_long", "reason": reason})
+    );
+    assert_eq!(
+        (&found[1]["index"], &found[1]["truncated"], found.len()),
+        (&json!(2), &json!(true), 2)
+    );
+    assert!(
+        found[1]["reason"]
+            .as_str()
+            .is_some_and(|why| why.starts_with("cut to 10 tokens: the rejected completion lost ")),
+        "{}",
+        found[1]
+    );
     let log = stderr(&output);
-    assert!(log.contains("a pair may have 10 tokens (`train.max_length`, flag --max-length)\n"), "{log}");
-    assert!(log.contains("pairs to score in `train`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{log}");
+    assert!(
+        log.contains("a pair may have 10 tokens (`train.max_length`, flag --max-length)\n"),
+        "{log}"
+    );
+    assert!(
+        log.contains(
+            "pairs to score in `train`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"
+        ),
+        "{log}"
+    );
     let table = stdout(&score(dir.path(), &model, &file, &ten));
-    assert!(table.contains("dropped: the prompt leaves no room") && table.contains("cut to 10 tokens: "), "{table}");
-    assert!(table.ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"), "{table}");
+    assert!(
+        table.contains("dropped: the prompt leaves no room")
+            && table.contains("cut to 10 tokens: "),
+        "{table}"
+    );
+    assert!(
+        table
+            .ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"),
+        "{table}"
+    );
 
-    let base = ["eval", "--device", "cpu", "--dtype", "f32", "--model", utf8(&model), "--dataset", utf8(&file), "--set", "eval.completions=0"];
+    let base = [
+        "eval",
+        "--device",
+        "cpu",
+        "--dtype",
+        "f32",
+        "--model",
+        utf8(&model),
+        "--dataset",
+        utf8(&file),
+        "--set",
+        "eval.completions=0",
+    ];
     let output = reprpo(dir.path(), &[&base[..], &ten].concat());
-    assert!(stdout(&output).ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"), "{}", stdout(&output));
+    assert!(
+        stdout(&output)
+            .ends_with("\ntrain: pairs dropped: 1, scored but cut: 1; a pair may have 10 tokens\n"),
+        "{}",
+        stdout(&output)
+    );
     assert!(stderr(&output).contains("a pair may have 10 tokens"), "{}", stderr(&output));
-    let found: Value = serde_json::from_str(&stdout(&reprpo(dir.path(), &[&base[..], &ten, &["--json"]].concat()))).expect("JSON");
-    assert_eq!((&found[0]["max_length"], &found[0]["splits"][0]["dropped"], &found[0]["splits"][0]["truncated"]), (&json!(10), &json!(1), &json!(1)));
-    let whole = stderr(&reprpo(dir.path(), &[&base[..], &["--set", "dataset.bad_rows=skip"]].concat()));
+    let found: Value = serde_json::from_str(&stdout(&reprpo(
+        dir.path(),
+        &[&base[..], &ten, &["--json"]].concat(),
+    )))
+    .expect("JSON");
+    assert_eq!(
+        (
+            &found[0]["max_length"],
+            &found[0]["splits"][0]["dropped"],
+            &found[0]["splits"][0]["truncated"]
+        ),
+        (&json!(10), &json!(1), &json!(1))
+    );
+    let whole =
+        stderr(&reprpo(dir.path(), &[&base[..], &["--set", "dataset.bad_rows=skip"]].concat()));
     assert!(whole.contains("pairs are scored whole, however long they are\n"), "{whole}");
 }
 
-/// The two completions differ only in their length and are both longer than 512 tokens, so that cut to 512 tokens they
-/// would have equal scores.
+/// The two completions differ only in their length and are both longer than 512 tokens, so that cut
+/// to 512 tokens they would have equal scores.
 #[test]
 fn long_completions_are_scored_whole_or_reported_as_cut() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden.join("models/llama");
     let text = |words: usize| " word and then another".repeat(words);
-    let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": "Tell me.", "chosen": text(80), "rejected": text(100)})]);
+    let file = jsonl(
+        dir.path(),
+        "pairs.jsonl",
+        &[json!({"prompt": "Tell me.", "chosen": text(80), "rejected": text(100)})],
+    );
     let whole = lines(&score(dir.path(), &model, &file, &["--json"]));
     assert_eq!((&whole[0]["truncated"], whole[0].get("reason")), (&json!(false), None));
-    assert!(whole[0]["chosen"]["tokens"].as_u64().is_some_and(|n| n > 512) && whole[0]["chosen"] != whole[0]["rejected"], "{}", whole[0]);
+    assert!(
+        whole[0]["chosen"]["tokens"].as_u64().is_some_and(|n| n > 512)
+            && whole[0]["chosen"] != whole[0]["rejected"],
+        "{}",
+        whole[0]
+    );
     // These completions are longer than the model's context.
-    let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": "Tell me.", "chosen": text(400), "rejected": text(500)})]);
+    let file = jsonl(
+        dir.path(),
+        "pairs.jsonl",
+        &[json!({"prompt": "Tell me.", "chosen": text(400), "rejected": text(500)})],
+    );
     let output = score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]);
     assert_eq!(lines(&output)[0]["truncated"], true);
     assert!(
-        stderr(&output).contains("a pair may have 2048 tokens (`train.max_length`, flag --max-length)\npairs to score in `train`: 1, 0 dropped, 1 cut\n"),
+        stderr(&output).contains(
+            "a pair may have 2048 tokens (`train.max_length`, flag \
+            --max-length)\npairs to score in `train`: 1, 0 dropped, 1 cut\n"
+        ),
         "{}",
         stderr(&output)
     );
-    assert!(stderr(&output).contains("the same tokens, once cut, and so have equal scores: 1\n"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the same tokens, once cut, and so have equal scores: 1\n"),
+        "{}",
+        stderr(&output)
+    );
     let output = score(dir.path(), &model, &file, &["--json"]);
     assert_eq!(lines(&output)[0]["truncated"], false);
-    assert!(stderr(&output).contains("warning: pairs that are longer than the model's context of 2048 tokens: 1\n"), "{}", stderr(&output));
-    let file = jsonl(dir.path(), "pairs.jsonl", &[json!({"prompt": text(400), "chosen": " yes", "rejected": " no"})]);
+    assert!(
+        stderr(&output).contains(
+            "warning: pairs that are longer than the model's context of 2048 tokens: 1\n"
+        ),
+        "{}",
+        stderr(&output)
+    );
+    let file = jsonl(
+        dir.path(),
+        "pairs.jsonl",
+        &[json!({"prompt": text(400), "chosen": " yes", "rejected": " no"})],
+    );
     let dropped = lines(&score(dir.path(), &model, &file, &["--json", "--max-length", "2048"]));
-    assert_eq!((&dropped[0]["dropped"], dropped.len()), (&json!("prompt_too_long"), 1), "every row is reported, even if no pair can be scored");
+    assert_eq!(
+        (&dropped[0]["dropped"], dropped.len()),
+        (&json!("prompt_too_long"), 1),
+        "every row is reported, even if no pair can be scored"
+    );
     for command in ["inspect", "tokens"] {
-        let output = reprpo(dir.path(), &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"]);
-        let said = (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(said.contains("warning: prompts that are longer than the model's context of 2048 tokens: 1"), "{said}");
+        let output = reprpo(
+            dir.path(),
+            &["data", command, utf8(&file), "--model", utf8(&model), "--max-length", "6000"],
+        );
+        let said =
+            (stdout(&output) + &stderr(&output)).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            said.contains(
+                "warning: prompts that are longer than the model's context of 2048 tokens: 1"
+            ),
+            "{said}"
+        );
     }
     let prompt = text(400);
-    let generate = ["generate", "--device", "cpu", "--dtype", "f32", "--max-new-tokens", "1", "--plain", "--model", utf8(&model), "--prompt", &prompt];
+    let generate = [
+        "generate",
+        "--device",
+        "cpu",
+        "--dtype",
+        "f32",
+        "--max-new-tokens",
+        "1",
+        "--plain",
+        "--model",
+        utf8(&model),
+        "--prompt",
+        &prompt,
+    ];
     let log = stderr(&reprpo(dir.path(), &generate));
-    assert!(log.contains("warning: the prompt has ") && log.contains(" tokens, more than the model's context of 2048\n"), "{log}");
+    assert!(
+        log.contains("warning: the prompt has ")
+            && log.contains(" tokens, more than the model's context of 2048\n"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -280,40 +526,101 @@ fn a_run_checks_every_pair_that_it_will_score_before_it_begins() {
     let dir = tempfile::tempdir().expect("a folder");
     let here = dir.path();
     let model = golden.join("models/llama");
-    let good = json!({"prompt": "Answer: ", "chosen": "Answer: the sea", "rejected": "Answer: a hill"});
+    let good =
+        json!({"prompt": "Answer: ", "chosen": "Answer: the sea", "rejected": "Answer: a hill"});
     jsonl(here, "pairs.jsonl", &vec![good.clone(); 4]);
     jsonl(here, "test.jsonl", &[good.clone(), good.clone(), json!({"prompt": "p", "chosen": "c"})]);
-    let run = ["run", "--device", "cpu", "--dtype", "f32", "--model", utf8(&model), "--dataset", "pairs.jsonl", "--out", "out"];
-    let more = ["--set", "train.max_length=9", "--set", "eval.completions=0", "--set", "dataset.test=test.jsonl"];
+    let run = [
+        "run",
+        "--device",
+        "cpu",
+        "--dtype",
+        "f32",
+        "--model",
+        utf8(&model),
+        "--dataset",
+        "pairs.jsonl",
+        "--out",
+        "out",
+    ];
+    let more = [
+        "--set",
+        "train.max_length=9",
+        "--set",
+        "eval.completions=0",
+        "--set",
+        "dataset.test=test.jsonl",
+    ];
     let output = reprpo(here, &[&run[..], &more].concat());
     assert_eq!(output.status.code(), Some(1));
     let log = stderr(&output);
-    assert!(log.contains("the split `test` cannot be used\n  because cannot read line 3 of `test.jsonl`\n  because there is no column `rejected`"), "{log}");
+    assert!(
+        log.contains(
+            "the split `test` cannot be used\n  because cannot read line 3 of \
+        `test.jsonl`\n  because there is no column `rejected`"
+        ),
+        "{log}"
+    );
     assert!(!here.join("out").exists(), "the run must not have begun");
 
-    jsonl(here, "test.jsonl", &[good, json!({"prompt": "a b c d e f g h i j", "chosen": " c", "rejected": " r"})]);
+    jsonl(
+        here,
+        "test.jsonl",
+        &[good, json!({"prompt": "a b c d e f g h i j", "chosen": " c", "rejected": " r"})],
+    );
     let log = stderr(&reprpo(here, &[&run[..], &more].concat()));
     assert_eq!(log.matches("than before a completion: 5. ").count(), 1, "{log}");
     assert!(log.contains("begin with the prompt, which is then read twice: 5\n"), "{log}");
-    assert!(log.contains("pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"), "{log}");
+    assert!(
+        log.contains(
+            "pairs to score in `test`: 1, 1 dropped, 1 cut; dropped 1: the prompt leaves no room"
+        ),
+        "{log}"
+    );
     let scored = std::fs::read_to_string(here.join("out/eval/pairs.jsonl")).expect("scores");
-    let test: Vec<Value> = scored.lines().map(|l| serde_json::from_str(l).expect("JSON")).filter(|l: &Value| l["split"] == "test").collect();
-    assert_eq!((&test[0]["truncated"], &test[1]["dropped"], &test[1]["index"]), (&json!(true), &json!("prompt_too_long"), &json!(1)));
+    let test: Vec<Value> = scored
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .filter(|l: &Value| l["split"] == "test")
+        .collect();
+    assert_eq!(
+        (&test[0]["truncated"], &test[1]["dropped"], &test[1]["index"]),
+        (&json!(true), &json!("prompt_too_long"), &json!(1))
+    );
     // The evaluation of a run keeps to the run's limit.
     let output = reprpo(here, &["eval", "out", "--device", "cpu", "--dtype", "f32"]);
-    assert!(stderr(&output).contains("a pair may have 9 tokens (`train.max_length`, file "), "{}", stderr(&output));
-    assert!(stdout(&output).contains("test: pairs dropped: 1, scored but cut: 1; a pair may have 9 tokens\n"), "{}", stdout(&output));
+    assert!(
+        stderr(&output).contains("a pair may have 9 tokens (`train.max_length`, file "),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        stdout(&output)
+            .contains("test: pairs dropped: 1, scored but cut: 1; a pair may have 9 tokens\n"),
+        "{}",
+        stdout(&output)
+    );
 }
 
 #[test]
 fn the_help_states_the_limits() {
     let dir = tempfile::tempdir().expect("a folder");
-    let help = |command: &[&str]| stdout(&reprpo(dir.path(), &[command, &["--help"]].concat())).split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = |command: &[&str]| {
+        stdout(&reprpo(dir.path(), &[command, &["--help"]].concat()))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     assert!(help(&["score"]).contains("no limit when not given"));
     assert!(help(&["eval"]).contains("a run's own `train.max_length` when not given"));
     assert!(help(&["data", "inspect"]).contains("512 when not given"));
     assert!(help(&["data", "tokens"]).contains("no limit when not given"));
     // `score` has the flags that the hints of data sets name.
     let score = help(&["score"]);
-    assert!(["--set", "--data-dir", "--columns", "--no-special-tokens", "--max-length"].iter().all(|flag| score.contains(flag)), "{score}");
+    assert!(
+        ["--set", "--data-dir", "--columns", "--no-special-tokens", "--max-length"]
+            .iter()
+            .all(|flag| score.contains(flag)),
+        "{score}"
+    );
 }

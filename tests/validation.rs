@@ -16,9 +16,16 @@ fn tree(n: i64) -> Tree {
 }
 
 fn rows(n: i64) -> Vec<Value> {
-    let words = |from: i64, n: i64| (0..n).map(|i| format!("w{}", (from * 31 + i * 7) % WORDS)).collect::<Vec<_>>().join(" ");
+    let words = |from: i64, n: i64| {
+        (0..n).map(|i| format!("w{}", (from * 31 + i * 7) % WORDS)).collect::<Vec<_>>().join(" ")
+    };
     let prompt = |i: i64| format!("w{} w{} {} ", i % WORDS, i / WORDS, words(i, 2));
-    (0..n).map(|i| json!({ "prompt": prompt(i), "chosen": words(i + 3, 2 + i % 3), "rejected": words(2 * i + 5, 3) })).collect()
+    (0..n)
+        .map(|i| {
+            json!({ "prompt": prompt(i), "chosen": words(i + 3, 2 + i % 3),
+        "rejected": words(2 * i + 5, 3) })
+        })
+        .collect()
 }
 
 fn sets<'a>(fields: &[&'a str]) -> Vec<&'a str> {
@@ -27,7 +34,8 @@ fn sets<'a>(fields: &[&'a str]) -> Vec<&'a str> {
 
 /// What `validation.json` holds.
 fn outcome(run: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(run.join("validation.json")).expect("an outcome")).expect("JSON")
+    serde_json::from_slice(&std::fs::read(run.join("validation.json")).expect("an outcome"))
+        .expect("JSON")
 }
 
 fn is_validation(line: &Value) -> bool {
@@ -41,7 +49,10 @@ fn step(line: &Value) -> u64 {
 /// The files of the adapter and of the transforms, with their bytes.
 fn trained(run: &Path) -> Vec<(String, Vec<u8>)> {
     let tensors = ["adapter/adapter_model.safetensors", "transform/transform.safetensors"];
-    tensors.iter().filter_map(|file| Some(((*file).to_owned(), std::fs::read(run.join(file)).ok()?))).collect()
+    tensors
+        .iter()
+        .filter_map(|file| Some(((*file).to_owned(), std::fs::read(run.join(file)).ok()?)))
+        .collect()
 }
 
 #[test]
@@ -49,28 +60,54 @@ fn a_run_validates_every_so_many_steps_and_after_the_last() {
     let tree = tree(40);
     let output = tree.run("run", &sets(&["train.validate_every=4"]));
     let text = transcript(&output);
-    assert!(text.contains("36 pairs to train on, 0 dropped, 0 cut") && text.contains("4 more pairs of `train` are held out to validate on"), "{text}");
+    assert!(
+        text.contains("36 pairs to train on, 0 dropped, 0 cut")
+            && text.contains("4 more pairs of `train` are held out to validate on"),
+        "{text}"
+    );
     let run = tree.path("run");
     let lines = metrics(&run);
-    let steps = |validation: bool| lines.iter().filter(|line| is_validation(line) == validation).map(step).collect::<Vec<_>>();
+    let steps = |validation: bool| {
+        lines.iter().filter(|line| is_validation(line) == validation).map(step).collect::<Vec<_>>()
+    };
     assert_eq!(steps(false), (1..=18).collect::<Vec<_>>());
     assert_eq!(steps(true), [4, 8, 12, 16, 18]);
     // The line follows that of its step.
-    assert!(lines.windows(2).all(|pair| !is_validation(&pair[1]) || step(&pair[0]) == step(&pair[1])));
+    assert!(
+        lines.windows(2).all(|pair| !is_validation(&pair[1]) || step(&pair[0]) == step(&pair[1]))
+    );
     let last = lines.last().expect("a line");
-    for name in ["eval_loss", "eval_accuracy", "eval_margin", "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen", "eval_entropy"] {
+    for name in [
+        "eval_loss",
+        "eval_accuracy",
+        "eval_margin",
+        "eval_rewards/accuracies",
+        "eval_rewards/margins",
+        "eval_logps/chosen",
+        "eval_entropy",
+    ] {
         assert!(last[name].is_f64(), "{name}: {last}");
     }
-    assert!(["loss", "lr", "grad_norm", "rewards/margins"].iter().all(|name| last.get(name).is_none()), "{last}");
+    assert!(
+        ["loss", "lr", "grad_norm", "rewards/margins"].iter().all(|name| last.get(name).is_none()),
+        "{last}"
+    );
     // DPO's rewards are β = 0.1 times the growth of the log-probabilities.
     let number = |name: &str| last[name].as_f64().expect("a number");
     assert!((number("eval_rewards/margins") - 0.1 * number("eval_margin")).abs() < 1e-4, "{last}");
     let log = std::fs::read_to_string(run.join("log.txt")).expect("a log");
     assert_eq!(log.matches("validation after step ").count(), 5, "{log}");
     let outcome = outcome(&run);
-    assert_eq!((&outcome["pairs"], &outcome["adapter_step"], &outcome["stopped_early"]), (&json!(4), &json!(18), &json!(false)), "{outcome}");
+    assert_eq!(
+        (&outcome["pairs"], &outcome["adapter_step"], &outcome["stopped_early"]),
+        (&json!(4), &json!(18), &json!(false)),
+        "{outcome}"
+    );
     assert_eq!(outcome["rows"].as_array().map(Vec::len), Some(4));
-    assert!(text.matches("the loss on 4 held-out pairs was best after step").count() == 2, "at the end of training, and in the last lines: {text}");
+    assert!(
+        text.matches("the loss on 4 held-out pairs was best after step").count() == 2,
+        "at the end of training, and in the last lines: {text}"
+    );
 }
 
 /// The method, adapter and settings of a run, and the file that it is told apart by.
@@ -89,15 +126,26 @@ fn validations_do_not_change_what_is_trained() {
         let name = format!("with-{i}");
         tree.run(&name, &[&base[..], &sets(&["train.validate_every=1"])].concat());
         let with = tree.path(&name);
-        let held_out: BTreeSet<u64> = outcome(&with)["rows"].as_array().expect("rows").iter().filter_map(Value::as_u64).collect();
-        let rest: Vec<Value> = rows(40).into_iter().enumerate().filter(|(row, _)| !held_out.contains(&(*row as u64))).map(|(_, row)| row).collect();
+        let held_out: BTreeSet<u64> = outcome(&with)["rows"]
+            .as_array()
+            .expect("rows")
+            .iter()
+            .filter_map(Value::as_u64)
+            .collect();
+        let rest: Vec<Value> = rows(40)
+            .into_iter()
+            .enumerate()
+            .filter(|(row, _)| !held_out.contains(&(*row as u64)))
+            .map(|(_, row)| row)
+            .collect();
         assert_eq!(rest.len(), 36);
         jsonl(&tree.path(""), "rest.jsonl", &rest);
         let name = format!("without-{i}");
         tree.run(&name, &[&base[..], &sets(&["dataset.train=rest.jsonl"])].concat());
         let without = tree.path(&name);
         assert!(trained(&with) == trained(&without), "{method:?}");
-        let steps: Vec<Value> = metrics(&with).into_iter().filter(|line| !is_validation(line)).collect();
+        let steps: Vec<Value> =
+            metrics(&with).into_iter().filter(|line| !is_validation(line)).collect();
         assert_eq!(steps, metrics(&without), "{method:?}");
     }
 }
@@ -110,20 +158,42 @@ fn the_best_state_is_what_the_run_leaves() {
     let tree = tree(40);
     for (i, method) in METHODS.into_iter().take(2).enumerate() {
         let run = |name: &str, fields: &[&str]| {
-            let output = tree.run(name, &[method, &["--no-eval"], &sets(&UNSTEADY), &sets(&["train.validate_every=3"]), &sets(fields)].concat());
+            let output = tree.run(
+                name,
+                &[
+                    method,
+                    &["--no-eval"],
+                    &sets(&UNSTEADY),
+                    &sets(&["train.validate_every=3"]),
+                    &sets(fields),
+                ]
+                .concat(),
+            );
             (tree.path(name), transcript(&output))
         };
         let (kept, text) = run(&format!("kept-{i}"), &["train.keep_best=true"]);
         let best = outcome(&kept);
-        let (at, last) = (best["best_step"].as_u64().expect("a step"), best["last_step"].as_u64().expect("a step"));
+        let (at, last) = (
+            best["best_step"].as_u64().expect("a step"),
+            best["last_step"].as_u64().expect("a step"),
+        );
         assert!(at < last && best["adapter_step"] == best["best_step"], "{best}");
-        assert!(text.contains(&format!("the adapter is that of step {at} (`train.keep_best`)")), "{text}");
+        assert!(
+            text.contains(&format!("the adapter is that of step {at} (`train.keep_best`)")),
+            "{text}"
+        );
         assert!(!kept.join("checkpoints").exists());
         // The lowest loss, and the first of equal ones.
-        let losses: Vec<(u64, f64)> =
-            metrics(&kept).iter().filter(|line| is_validation(line)).map(|line| (step(line), line["eval_loss"].as_f64().expect("a loss"))).collect();
+        let losses: Vec<(u64, f64)> = metrics(&kept)
+            .iter()
+            .filter(|line| is_validation(line))
+            .map(|line| (step(line), line["eval_loss"].as_f64().expect("a loss")))
+            .collect();
         let lowest = losses.iter().map(|(_, loss)| *loss).fold(f64::INFINITY, f64::min);
-        assert_eq!(losses.iter().find(|(_, loss)| *loss == lowest).map(|(step, _)| *step), Some(at));
+        assert_eq!(
+            losses.iter().find(|(_, loss)| *loss == lowest).map(|(step, _)| *step),
+            Some(at)
+        );
         // A run that ends at that step has the same adapter. 18 steps are an epoch.
         let epochs = format!("train.epochs={}", at as f64 / 18.0);
         let (short, _) = run(&format!("short-{i}"), &[&epochs]);
@@ -132,14 +202,26 @@ fn the_best_state_is_what_the_run_leaves() {
         // Without `keep_best`, the run leaves its last state.
         let (ends, text) = run(&format!("ends-{i}"), &[]);
         assert!(trained(&ends) != trained(&kept) && outcome(&ends)["adapter_step"] == json!(last));
-        assert!(text.contains(&format!("the adapter is that of the last step, {last}: ")), "{text}");
+        assert!(
+            text.contains(&format!("the adapter is that of the last step, {last}: ")),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn a_run_that_runs_out_of_patience_stops_and_is_finished() {
     let tree = tree(40);
-    let fields = [&UNSTEADY[..], &["train.schedule=linear", "train.validate_every=2", "train.epochs=20", "train.checkpoint_every=5"]].concat();
+    let fields = [
+        &UNSTEADY[..],
+        &[
+            "train.schedule=linear",
+            "train.validate_every=2",
+            "train.epochs=20",
+            "train.checkpoint_every=5",
+        ],
+    ]
+    .concat();
     let patient = [&fields[..], &["train.patience=3", "train.keep_best=true"]].concat();
     let output = tree.run("run", &sets(&patient));
     let (run, text) = (tree.path("run"), transcript(&output));
@@ -147,31 +229,63 @@ fn a_run_that_runs_out_of_patience_stops_and_is_finished() {
     let number = |name: &str| outcome[name].as_u64().expect("a number");
     let (last, best) = (number("last_step"), number("best_step"));
     assert!(outcome["stopped_early"] == json!(true) && last == best + 6 && last < 360, "{outcome}");
-    let says = format!("stopped early after step {last} of 360: the loss did not improve in 3 validations in a row (`train.patience`)");
-    assert!(text.contains(&says) && text.trim_end().lines().any(|line| line.contains(&format!("the adapter is that of step {best}"))), "{text}");
+    let says = format!(
+        "stopped early after step {last} of 360: the loss did not improve in 3 validations in a \
+            row (`train.patience`)"
+    );
+    assert!(
+        text.contains(&says)
+            && text
+                .trim_end()
+                .lines()
+                .any(|line| line.contains(&format!("the adapter is that of step {best}"))),
+        "{text}"
+    );
     assert!(run.join("eval/summary.json").is_file() && !run.join("checkpoints").exists());
     // The steps are those of the whole run: the learning rate falls over all of its steps.
     tree.run("whole", &[&sets(&fields)[..], &["--no-eval"]].concat());
     let (stopped, whole) = (metrics(&run), metrics(&tree.path("whole")));
     assert_eq!(stopped, whole[..stopped.len()]);
     // It is complete, so the same command has nothing left to do.
-    let again = tree.reprpo("", &[&tree.run_args("run", &sets(&patient))[..], &["--resume", "auto"]].concat());
-    assert!(again.status.success() && transcript(&again).contains("already finished: `run`"), "{}", transcript(&again));
+    let again = tree
+        .reprpo("", &[&tree.run_args("run", &sets(&patient))[..], &["--resume", "auto"]].concat());
+    assert!(
+        again.status.success() && transcript(&again).contains("already finished: `run`"),
+        "{}",
+        transcript(&again)
+    );
 }
 
 #[test]
 fn a_resumed_run_validates_like_an_uninterrupted_one() {
     let tree = tree(40);
-    let fields = ["train.validate_every=3", "train.checkpoint_every=4", "train.keep_best=true", "train.patience=40"];
-    let args = [&sets(&UNSTEADY)[..], &sets(&fields), &sets(&["train.epochs=15"]), &["--no-eval"]].concat();
+    let fields = [
+        "train.validate_every=3",
+        "train.checkpoint_every=4",
+        "train.keep_best=true",
+        "train.patience=40",
+    ];
+    let args = [&sets(&UNSTEADY)[..], &sets(&fields), &sets(&["train.epochs=15"]), &["--no-eval"]]
+        .concat();
     tree.run("whole", &args);
     let whole = tree.path("whole");
     for (i, lines) in [6, 60, 150].into_iter().enumerate() {
         let name = format!("killed-{i}");
-        let long_enough = |run: &Path| std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() >= lines);
-        tree.killed_when(&name, &args, |run| long_enough(run) && run.join("checkpoints/latest").is_file());
-        let output = tree.reprpo("", &[&tree.run_args(&name, &args)[..], &["--resume", "auto"]].concat());
-        assert!(output.status.success() && transcript(&output).contains("resuming from the last checkpoint"), "{}", transcript(&output));
+        let long_enough = |run: &Path| {
+            std::fs::read_to_string(run.join("metrics.jsonl"))
+                .is_ok_and(|text| text.lines().count() >= lines)
+        };
+        tree.killed_when(&name, &args, |run| {
+            long_enough(run) && run.join("checkpoints/latest").is_file()
+        });
+        let output =
+            tree.reprpo("", &[&tree.run_args(&name, &args)[..], &["--resume", "auto"]].concat());
+        assert!(
+            output.status.success()
+                && transcript(&output).contains("resuming from the last checkpoint"),
+            "{}",
+            transcript(&output)
+        );
         let run = tree.path(&name);
         assert_eq!(metrics(&run), metrics(&whole), "{name}");
         assert!(trained(&run) == trained(&whole), "{name}");
@@ -185,15 +299,27 @@ fn a_resumed_run_validates_like_an_uninterrupted_one() {
 fn a_signal_during_a_validation_leaves_a_checkpoint_that_validates_first() {
     let tree = tree(160);
     // Nearly all of the time is spent in validations.
-    let fields = ["train.validate_every=1", "train.validation_pairs=150", "train.keep_best=true", "train.epochs=6"];
+    let fields = [
+        "train.validate_every=1",
+        "train.validation_pairs=150",
+        "train.keep_best=true",
+        "train.epochs=6",
+    ];
     let args = [&sets(&fields)[..], &["--no-eval"]].concat();
     tree.run("whole", &args);
     for (i, lines) in [1, 4, 11].into_iter().enumerate() {
         let name = format!("stopped-{i}");
         let metrics_of = tree.path(&name).join("metrics.jsonl");
-        let long_enough = || std::fs::read_to_string(&metrics_of).is_ok_and(|text| text.lines().count() >= lines);
+        let long_enough =
+            || std::fs::read_to_string(&metrics_of).is_ok_and(|text| text.lines().count() >= lines);
         let mut child = started(&tree.path(""), &tree.run_args(&name, &args), long_enough);
-        assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill").success());
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-TERM", &child.id().to_string()])
+                .status()
+                .expect("kill")
+                .success()
+        );
         assert_eq!(child.wait().expect("it ends").code(), Some(130));
         let output = tree.reprpo("", &["run", "--resume", &name]);
         assert!(output.status.success(), "{}", transcript(&output));
@@ -205,12 +331,21 @@ fn a_signal_during_a_validation_leaves_a_checkpoint_that_validates_first() {
 #[test]
 fn a_checkpoint_belongs_to_its_held_out_pairs() {
     let tree = tree(40);
-    let args = [&sets(&["train.validate_every=5", "train.checkpoint_every=1", "train.epochs=100"])[..], &["--no-eval"]].concat();
-    let child = started(&tree.path(""), &tree.run_args("run", &args), || tree.path("run/checkpoints/latest").is_file());
+    let args = [
+        &sets(&["train.validate_every=5", "train.checkpoint_every=1", "train.epochs=100"])[..],
+        &["--no-eval"],
+    ]
+    .concat();
+    let child = started(&tree.path(""), &tree.run_args("run", &args), || {
+        tree.path("run/checkpoints/latest").is_file()
+    });
     kill(child);
     // Which pairs are held out does not depend on their completions.
     let mut changed = rows(40);
-    tree.run("short", &[&sets(&["train.validate_every=5", "train.epochs=0.1"])[..], &["--no-eval"]].concat());
+    tree.run(
+        "short",
+        &[&sets(&["train.validate_every=5", "train.epochs=0.1"])[..], &["--no-eval"]].concat(),
+    );
     let held_out = outcome(&tree.path("short"))["rows"][0].as_u64().expect("a row") as usize;
     changed[held_out]["chosen"] = json!("w1 w2 w3");
     jsonl(&tree.path(""), "pairs.jsonl", &changed);
@@ -218,11 +353,19 @@ fn a_checkpoint_belongs_to_its_held_out_pairs() {
     assert!(text.contains("the held-out data is not what its checkpoint was made with"), "{text}");
     jsonl(&tree.path(""), "pairs.jsonl", &rows(40));
     let config = std::fs::read_to_string(tree.path("run/config.toml")).expect("a configuration");
-    std::fs::write(tree.path("run/config.toml"), config.replace("validate_every = 5", "validate_every = 4")).expect("written");
+    std::fs::write(
+        tree.path("run/config.toml"),
+        config.replace("validate_every = 5", "validate_every = 4"),
+    )
+    .expect("written");
     let text = refused(&tree.reprpo("", &["run", "--resume", "run"]));
     assert!(text.contains("`train.validate_every`: 5 then, 4 now"), "{text}");
     let output = tree.reprpo("", &["run", "--resume", "run", "--inexact-resume"]);
-    assert!(output.status.success() && transcript(&output).contains("warning: resumed after step"), "{}", transcript(&output));
+    assert!(
+        output.status.success() && transcript(&output).contains("warning: resumed after step"),
+        "{}",
+        transcript(&output)
+    );
 }
 
 #[test]
@@ -230,28 +373,78 @@ fn a_number_that_cannot_be_held_out_is_refused() {
     let tree = tree(10);
     let run = |fields: &[&str]| refused(&tree.reprpo("", &tree.run_args("run", &sets(fields))));
     let text = run(&["train.keep_best=true"]);
-    assert!(text.contains("`train.keep_best` is true (--set), but must be false unless `train.validate_every` is set"), "{text}");
+    assert!(
+        text.contains(
+            "`train.keep_best` is true (--set), but must be false unless \
+        `train.validate_every` is set"
+        ),
+        "{text}"
+    );
     let text = run(&["train.validate_every=1", "train.validation_pairs=10"]);
-    assert!(text.contains("cannot hold out 10 of the 10 usable pairs of `train`: none would be left to train on"), "{text}");
-    let twins: Vec<Value> = rows(5).into_iter().flat_map(|row| [row.clone(), json!({ "prompt": row["prompt"], "chosen": "w1", "rejected": "w2" })]).collect();
+    assert!(
+        text.contains(
+            "cannot hold out 10 of the 10 usable pairs of `train`: none would be left to train on"
+        ),
+        "{text}"
+    );
+    let twins: Vec<Value> = rows(5)
+        .into_iter()
+        .flat_map(|row| {
+            [row.clone(), json!({ "prompt": row["prompt"], "chosen": "w1", "rejected": "w2" })]
+        })
+        .collect();
     jsonl(&tree.path(""), "pairs.jsonl", &twins);
     let text = run(&["train.validate_every=1", "train.validation_pairs=3"]);
-    assert!(text.contains("cannot hold out exactly 3 pairs of `train`") && text.contains("hint: set `train.validation_pairs=2`"), "{text}");
+    assert!(
+        text.contains("cannot hold out exactly 3 pairs of `train`")
+            && text.contains("hint: set `train.validation_pairs=2`"),
+        "{text}"
+    );
     assert!(!tree.path("run").exists());
 }
 
 #[test]
 fn a_sweep_validates_where_something_is_trained() {
     let tree = tree(40);
-    let args = ["sweep", "--model", "./model", "--dataset", "pairs.jsonl", "--over", "intervention=none,mse", "--out", "grid", "--no-eval", "--device", "cpu"];
-    let output = tree.reprpo("", &[&args[..], &sets(&["train.validate_every=2", "train.keep_best=true", "train.max_pairs=20"])].concat());
+    let args = [
+        "sweep",
+        "--model",
+        "./model",
+        "--dataset",
+        "pairs.jsonl",
+        "--over",
+        "intervention=none,mse",
+        "--out",
+        "grid",
+        "--no-eval",
+        "--device",
+        "cpu",
+    ];
+    let output = tree.reprpo(
+        "",
+        &[
+            &args[..],
+            &sets(&["train.validate_every=2", "train.keep_best=true", "train.max_pairs=20"]),
+        ]
+        .concat(),
+    );
     assert!(output.status.success(), "{}", transcript(&output));
-    assert!(stderr(&output).contains("the method takes no steps, so nothing is validated"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the method takes no steps, so nothing is validated"),
+        "{}",
+        stderr(&output)
+    );
     assert!(!tree.path("grid/none/validation.json").exists());
     let outcome = outcome(&tree.path("grid/mse"));
     assert_eq!(outcome["pairs"], json!(2));
     // A method without log-probabilities of its own is judged by them all the same.
     let lines = metrics(&tree.path("grid/mse"));
-    assert_eq!(lines.iter().filter(|line| line.get("loss").is_some()).count(), 3, "20 pairs in steps of 8");
-    assert!(lines.last().is_some_and(|line| line["eval_accuracy"].is_f64() && line["eval_margin"].is_f64() && line.get("eval_logps/chosen").is_none()));
+    assert_eq!(
+        lines.iter().filter(|line| line.get("loss").is_some()).count(),
+        3,
+        "20 pairs in steps of 8"
+    );
+    assert!(lines.last().is_some_and(|line| line["eval_accuracy"].is_f64()
+        && line["eval_margin"].is_f64()
+        && line.get("eval_logps/chosen").is_none()));
 }

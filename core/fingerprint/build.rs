@@ -1,4 +1,5 @@
-//! Puts the fingerprint together: compiler, target, the core's version and sources, tch and libtorch.
+//! Puts the fingerprint together: compiler, target, the core's version and sources, tch and
+//! libtorch.
 
 #[path = "../libtorch_version.rs"]
 #[expect(dead_code, reason = "the version alone is of use here")]
@@ -10,7 +11,10 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 fn main() {
-    let core = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where this package is")).join("..");
+    let core = PathBuf::from(
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where this package is"),
+    )
+    .join("..");
     let watched = ["src", "csrc", "Cargo.toml"].map(|name| core.join(name));
     for path in &watched {
         println!("cargo:rerun-if-changed={}", path.display());
@@ -40,7 +44,8 @@ fn fingerprint(core: &Path, watched: &[PathBuf]) -> String {
 fn rustc(rustc: &str) -> String {
     let output = Command::new(rustc).arg("-vV").output().expect("rustc runs");
     let text = String::from_utf8_lossy(&output.stdout);
-    let line = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or("unknown").to_owned();
+    let line =
+        |key: &str| text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or("unknown").to_owned();
     format!("{} ({})", line("release: "), line("commit-hash: ").get(..12).unwrap_or("unknown"))
 }
 
@@ -52,7 +57,8 @@ fn sources(core: &Path, watched: &[PathBuf]) -> String {
     let mut hash = Sha256::new();
     for file in files {
         let place = file.strip_prefix(core).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("cannot read `{}`: {e}", file.display()));
+        let bytes = std::fs::read(&file)
+            .unwrap_or_else(|e| panic!("cannot read `{}`: {e}", file.display()));
         // A checkout may have other line ends.
         let text: Vec<u8> = bytes.into_iter().filter(|b| *b != b'\r').collect();
         hash.update(place.as_bytes());

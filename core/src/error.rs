@@ -21,8 +21,8 @@ pub enum Fault {
 
 /// An error for a person: a message, what it happened in, and hints.
 ///
-/// The message says what and where, values stand in backticks, and there is no full stop. What to do about it is a
-/// hint, shown on a line of its own.
+/// The message says what and where, values stand in backticks, and there is no full stop. What to
+/// do about it is a hint, shown on a line of its own.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -33,8 +33,9 @@ struct Inner {
     panic: bool,
 }
 
-/// What lies behind an error. One of ours is told apart when it is put here and not when it is read, because the types
-/// of a plugin have other identities than those of the program that reads its errors.
+/// What lies behind an error. One of ours is told apart when it is put here and not when it is
+/// read, because the types of a plugin have other identities than those of the program that reads
+/// its errors.
 enum Cause {
     Ours(Error),
     Other(Box<dyn std::error::Error + Send + Sync>),
@@ -52,7 +53,13 @@ impl Cause {
 impl Error {
     /// An error in what the user gave.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { message: message.into(), hints: Vec::new(), source: None, fault: Fault::Input, panic: false }))
+        Self(Box::new(Inner {
+            message: message.into(),
+            hints: Vec::new(),
+            source: None,
+            fault: Fault::Input,
+            panic: false,
+        }))
     }
 
     /// An error that no input should be able to cause.
@@ -64,13 +71,18 @@ impl Error {
 
     /// A panic that was caught in `place`, with what it said.
     pub fn panicked(place: &str, payload: &(dyn std::any::Any + Send)) -> Self {
-        let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let said = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let first = said.and_then(|s| s.lines().next()).unwrap_or("it did not say why");
         let at = panics::take_place();
         // What tch panics with holds libtorch's C++ stack, and the place is tch's own.
         let said = match first.split_once("Torch(\"") {
             Some((_, text)) => format!("libtorch: {}", text.split("\\n").next().unwrap_or(text)),
-            None => format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})"))),
+            None => {
+                format!("{first}{}", at.map_or_else(String::new, |place| format!(" ({place})")))
+            }
         };
         let cause = Self::internal(said.as_str()).hint_of_determinism(&said);
         let mut e = Self::internal(format!("{place} panicked")).because(cause);
@@ -93,7 +105,11 @@ impl Error {
     }
 
     /// A name that is not among the valid ones: names the nearest, and all of them.
-    pub fn unknown<S: AsRef<str>>(what: &str, given: &str, valid: impl IntoIterator<Item = S>) -> Self {
+    pub fn unknown<S: AsRef<str>>(
+        what: &str,
+        given: &str,
+        valid: impl IntoIterator<Item = S>,
+    ) -> Self {
         let mut valid: Vec<String> = valid.into_iter().map(|s| s.as_ref().to_owned()).collect();
         valid.sort();
         valid.dedup();
@@ -101,7 +117,11 @@ impl Error {
         if let Some(near) = nearest(given, &valid) {
             e = e.hint(format!("did you mean `{near}`?"));
         }
-        if valid.is_empty() { e.hint(format!("there is no {what} to choose from")) } else { e.hint(format!("valid: {}", valid.join(", "))) }
+        if valid.is_empty() {
+            e.hint(format!("there is no {what} to choose from"))
+        } else {
+            e.hint(format!("valid: {}", valid.join(", ")))
+        }
     }
 
     /// Adds a line that says what to do.
@@ -132,9 +152,15 @@ impl Error {
 
     /// Adds a hint if libtorch's `text` is about an operation without a deterministic kernel.
     fn hint_of_determinism(self, text: &str) -> Self {
-        const MARKS: [&str; 2] = ["does not have a deterministic implementation", "but this operation is not deterministic"];
+        const MARKS: [&str; 2] = [
+            "does not have a deterministic implementation",
+            "but this operation is not deterministic",
+        ];
         if MARKS.iter().any(|mark| text.contains(mark)) {
-            self.hint("set `deterministic=false` to allow this operation; its results may then differ between runs")
+            self.hint(
+                "set `deterministic=false` to allow this operation; its results may then \
+                differ between runs",
+            )
         } else {
             self
         }
@@ -176,7 +202,11 @@ impl Error {
 pub fn quoted(text: impl AsRef<OsStr>) -> String {
     let text = text.as_ref().to_string_lossy();
     let plain = |c: char| c.is_alphanumeric() || "_-+=:,./@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// The name nearest to `given`, where one is near enough to be a likely slip.
@@ -257,7 +287,11 @@ mod tests {
     #[test]
     fn an_unknown_name_brings_the_nearest_and_all_of_them() {
         let e = Error::unknown("intervention", "prefvek", ["dpo", "prefvec"]);
-        assert_eq!(format!("{e:?}"), "unknown intervention `prefvek`\n  hint: did you mean `prefvec`?\n  hint: valid: dpo, prefvec");
+        assert_eq!(
+            format!("{e:?}"),
+            "unknown intervention `prefvek`\n  hint: did you mean `prefvec`?\n  hint: valid: dpo, \
+                prefvec"
+        );
     }
 
     #[test]
@@ -275,7 +309,10 @@ mod tests {
         }
         let odd = ["a b", "a'b\"c", "$HOME `x` !", "back\\slash", "new\nline", "*?[x]{y}#&|<>()"];
         for text in odd {
-            let echoed = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", quoted(text))]).output().unwrap();
+            let echoed = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {}", quoted(text))])
+                .output()
+                .unwrap();
             assert_eq!(String::from_utf8(echoed.stdout).unwrap(), text);
         }
     }
@@ -288,26 +325,50 @@ mod tests {
 
     #[test]
     fn a_panic_of_tch_is_told_without_its_stack() {
-        let payload = std::panic::catch_unwind(|| tch::Tensor::from_slice(&[1.0, 2.0]).matmul(&tch::Tensor::from_slice(&[1.0]))).unwrap_err();
+        let payload = std::panic::catch_unwind(|| {
+            tch::Tensor::from_slice(&[1.0, 2.0]).matmul(&tch::Tensor::from_slice(&[1.0]))
+        })
+        .unwrap_err();
         let text = format!("{:?}", Error::panicked("`loss`", payload.as_ref()));
-        assert!(text.starts_with("`loss` panicked\n  because libtorch: ") && text.len() < 200 && !text.contains("frame"), "{text}");
+        assert!(
+            text.starts_with("`loss` panicked\n  because libtorch: ")
+                && text.len() < 200
+                && !text.contains("frame"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_panic_is_known_from_what_it_caused() {
         let panic = || Error::panicked("`loss`", &"it broke");
-        assert!(panic().is_panic() && panic().within("the run failed").blamed_on(Fault::Input).is_panic());
+        assert!(
+            panic().is_panic()
+                && panic().within("the run failed").blamed_on(Fault::Input).is_panic()
+        );
         assert!(!Error::new("`loss` panicked").because(Error::internal("it broke")).is_panic());
     }
 
     #[test]
     fn a_nondeterministic_kernel_is_named_with_the_field_that_allows_it() {
-        let text = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'.";
-        let e = Error::from(tch::TchError::Torch(format!("{text}\nException raised from alertNotDeterministic at Context.cpp")));
-        assert!(e.message().contains("cumsum_cuda_kernel") && e.hints()[0].contains("`deterministic=false`"), "{e:?}");
-        let payload: Box<dyn std::any::Any + Send> = Box::new(format!("called `Result::unwrap()` on an `Err` value: Torch(\"{text}\\nframe\")"));
+        let text = "cumsum_cuda_kernel does not have a deterministic implementation, but you set \
+            'torch.use_deterministic_algorithms(True)'.";
+        let e = Error::from(tch::TchError::Torch(format!(
+            "{text}\nException raised from alertNotDeterministic at Context.cpp"
+        )));
+        assert!(
+            e.message().contains("cumsum_cuda_kernel")
+                && e.hints()[0].contains("`deterministic=false`"),
+            "{e:?}"
+        );
+        let payload: Box<dyn std::any::Any + Send> = Box::new(format!(
+            "called `Result::unwrap()` on an `Err` value: Torch(\"{text}\\nframe\")"
+        ));
         let e = Error::panicked("`loss`", payload.as_ref());
-        assert!(format!("{e:?}").contains("cumsum_cuda_kernel") && e.hints()[0].contains("`deterministic=false`"), "{e:?}");
+        assert!(
+            format!("{e:?}").contains("cumsum_cuda_kernel")
+                && e.hints()[0].contains("`deterministic=false`"),
+            "{e:?}"
+        );
         assert!(Error::from(tch::TchError::Torch("out of memory".to_owned())).hints().is_empty());
     }
 

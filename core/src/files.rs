@@ -1,4 +1,5 @@
-//! Files that appear whole or not at all, and files that are read whole where they are not too large.
+//! Files that appear whole or not at all, and files that are read whole where they are not too
+//! large.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,11 +24,15 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_beside(path, |temporary| std::fs::write(temporary, bytes))
 }
 
-/// Makes a temporary file beside `path`, lets `write` fill it or put another in its place, and renames it.
+/// Makes a temporary file beside `path`, lets `write` fill it or put another in its place, and
+/// renames it.
 ///
 /// # Errors
 /// Where the folder is missing, not writable, or full, and what `write` says.
-pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(path: &Path, write: impl FnOnce(&Path) -> Result<(), E>) -> Result<()> {
+pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<()> {
     let within = || format!("cannot write `{}`", path.display());
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::NamedTempFile::new_in(dir).within(within)?.into_temp_path();
@@ -40,13 +45,15 @@ pub(crate) fn write_beside<E: std::error::Error + Send + Sync + 'static>(path: &
     temporary.persist(path).map_err(|e| e.error).within(within)
 }
 
-/// What a JSON file says that a model comes with: its configuration, an index, a special token or two.
+/// What a JSON file says that a model comes with: its configuration, an index, a special token or
+/// two.
 ///
 /// # Errors
 /// Where it cannot be read, is larger than any of its kind, or is no JSON.
 pub fn read_json(path: &Path) -> Result<Value> {
     let bytes = read_bounded(path, MOST_JSON)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("`{}` is no valid JSON", path.display())).because(e))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::new(format!("`{}` is no valid JSON", path.display())).because(e))
 }
 
 /// The bytes of a plain file, of which there may be `most`.
@@ -61,7 +68,12 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>> {
         return Err(Error::new(format!("`{}` is not a file", path.display())));
     }
     if about.len() > most {
-        return Err(Error::new(format!("`{}` has {} bytes, more than any file of its kind", path.display(), about.len())).hint(format!("valid: up to {most}")));
+        return Err(Error::new(format!(
+            "`{}` has {} bytes, more than any file of its kind",
+            path.display(),
+            about.len()
+        ))
+        .hint(format!("valid: up to {most}")));
     }
     let bytes = std::fs::read(path).within(within)?;
     if is_lfs_pointer(&bytes) {

@@ -90,7 +90,10 @@ fn blocks(len: u64, block: u64) -> Vec<(u64, u64)> {
     if len <= BLOCKS * block {
         return vec![(0, len)];
     }
-    (0..BLOCKS).map(|i| (i * ((len - block) / (BLOCKS - 1)), block)).chain([(len - block, block)]).collect()
+    (0..BLOCKS)
+        .map(|i| (i * ((len - block) / (BLOCKS - 1)), block))
+        .chain([(len - block, block)])
+        .collect()
 }
 
 /// A digest of the token ids of a pair, after truncation.
@@ -149,7 +152,11 @@ pub fn of_model(source: &Located, files: &ModelFiles) -> Fingerprint {
         total += bytes.len();
         names.push(format!("`{name}`"));
     }
-    let names = if names.len() > 2 { format!("{} files from {}", names.len(), names[0]) } else { names.join(" and ") };
+    let names = if names.len() > 2 {
+        format!("{} files from {}", names.len(), names[0])
+    } else {
+        names.join(" and ")
+    };
     parts.describing(format!("{names} of {total} bytes"))
 }
 
@@ -172,7 +179,11 @@ pub fn of_tokenizer(tokenizer: &Tokenizer) -> Result<Fingerprint> {
 ///
 /// # Errors
 /// Fails if a tensor cannot be copied to the CPU.
-pub fn of_tensors(of: &str, config: &Value, tensors: &IndexMap<String, Tensor>) -> Result<Fingerprint> {
+pub fn of_tensors(
+    of: &str,
+    config: &Value,
+    tensors: &IndexMap<String, Tensor>,
+) -> Result<Fingerprint> {
     let mut parts = Parts::new("tensors");
     parts.add(config.to_string().as_bytes());
     let mut names: Vec<&String> = tensors.keys().collect();
@@ -253,7 +264,11 @@ pub fn of_splits(dataset: &dyn Dataset) -> BTreeMap<String, Fingerprint> {
         }
         Ok(parts.describing(format!("the first {n} pairs")))
     };
-    dataset.splits().into_iter().filter_map(|split| Some((split.name.clone(), of(&split.name).ok()?))).collect()
+    dataset
+        .splits()
+        .into_iter()
+        .filter_map(|split| Some((split.name.clone(), of(&split.name).ok()?)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -261,7 +276,13 @@ mod tests {
     use super::*;
 
     fn pair(index: usize, chosen: &[i64]) -> TokenPair {
-        TokenPair { index, row: index, prompt: vec![1, 2], chosen: chosen.to_vec(), rejected: vec![9] }
+        TokenPair {
+            index,
+            row: index,
+            prompt: vec![1, 2],
+            chosen: chosen.to_vec(),
+            rejected: vec![9],
+        }
     }
 
     #[test]
@@ -269,10 +290,22 @@ mod tests {
         let (a, b) = (pair(0, &[3, 4]), pair(1, &[3, 5]));
         let both = of_pairs(&[a.clone(), b.clone()]);
         assert_eq!(both.change(&of_pairs(&[a.clone(), b.clone()])), None);
-        assert_eq!(both.change(&of_pairs(&[b.clone(), a.clone()])).as_deref(), Some("2 pairs of 14 tokens, with other content"));
-        assert_eq!(both.change(&of_pairs(std::slice::from_ref(&a))).as_deref(), Some("2 pairs of 14 tokens then, 1 pair of 7 tokens now"));
+        assert_eq!(
+            both.change(&of_pairs(&[b.clone(), a.clone()])).as_deref(),
+            Some("2 pairs of 14 tokens, with other content")
+        );
+        assert_eq!(
+            both.change(&of_pairs(std::slice::from_ref(&a))).as_deref(),
+            Some("2 pairs of 14 tokens then, 1 pair of 7 tokens now")
+        );
         // A token that moves from the prompt to the completion is another pair.
-        let moved = TokenPair { index: 0, row: 0, prompt: vec![1, 2, 3], chosen: vec![4], rejected: vec![9] };
+        let moved = TokenPair {
+            index: 0,
+            row: 0,
+            prompt: vec![1, 2, 3],
+            chosen: vec![4],
+            rejected: vec![9],
+        };
         assert_ne!(of_pairs(&[moved]), of_pairs(std::slice::from_ref(&a)));
         // The row does not count, and pairs with the same tokens have different names.
         let names = pair_names(&[a.clone(), b, pair(7, &[3, 4])]);
@@ -298,7 +331,9 @@ mod tests {
             path
         };
         let (a, b, c) = (write("a", b"one"), write("b", b"two"), write("c", b"one"));
-        let of = |paths: &[&PathBuf]| of_files(&paths.iter().map(|p| (*p).clone()).collect::<Vec<_>>()).unwrap();
+        let of = |paths: &[&PathBuf]| {
+            of_files(&paths.iter().map(|p| (*p).clone()).collect::<Vec<_>>()).unwrap()
+        };
         assert_eq!(of(&[&a]), of(&[&c]), "names do not count");
         assert_ne!(of(&[&a]), of(&[&b]));
         assert_ne!(of(&[&a, &b]), of(&[&b, &a]));

@@ -21,7 +21,8 @@ pub struct Sampling {
     pub max_new_tokens: usize,
     /// What logits are divided by before one is drawn; 0: the likeliest token, always.
     pub temperature: f64,
-    /// Draws among the likeliest tokens that together have this probability, above 0 and at most 1 (Holtzman et al. 2020).
+    /// Draws among the likeliest tokens that together have this probability, above 0 and at most 1
+    /// (Holtzman et al. 2020).
     pub top_p: f64,
     /// Of the draws.
     pub seed: u64,
@@ -41,11 +42,18 @@ impl Sampling {
     pub fn check(&self) -> Result<()> {
         let rules = [
             (self.max_new_tokens >= 1, "max-new-tokens", self.max_new_tokens as f64, "1 or more"),
-            (self.temperature >= 0.0 && self.temperature.is_finite(), "temperature", self.temperature, "0 or more"),
+            (
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+                "temperature",
+                self.temperature,
+                "0 or more",
+            ),
             (self.top_p > 0.0 && self.top_p <= 1.0, "top-p", self.top_p, "above 0 and at most 1"),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, name, value, must)) => Err(Error::new(format!("`{name}` is {value}, but has to be {must}"))),
+            Some((_, name, value, must)) => {
+                Err(Error::new(format!("`{name}` is {value}, but has to be {must}")))
+            }
             None => Ok(()),
         }
     }
@@ -53,12 +61,17 @@ impl Sampling {
 
 /// Tokens that chat models use to end a turn. The configurations of fine-tuned models often omit
 /// them.
-const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
+const TURN_ENDS: [&str; 5] =
+    ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
 /// Ids of the tokens that end a completion, sorted: `named`, which come from the model's files, the
 /// tokenizer's EOS token, and the tokens by which chat models end a turn.
 pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
-    let own = tokenizer.eos().map(|s| s.id).into_iter().chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t)));
+    let own = tokenizer
+        .eos()
+        .map(|s| s.id)
+        .into_iter()
+        .chain(TURN_ENDS.iter().filter_map(|t| tokenizer.token_id(t)));
     let mut stops: Vec<i64> = own.chain(named.iter().copied()).collect();
     stops.sort_unstable();
     stops.dedup();
@@ -68,7 +81,10 @@ pub fn stops(tokenizer: &Tokenizer, named: &[i64]) -> Vec<i64> {
 /// The warning for a model that has no token to end a completion; `most` is the limit on new
 /// tokens.
 pub fn endless(most: usize) -> String {
-    format!("warning: neither the model nor its tokenizer names a token that ends a completion, so each one has all of its {most} tokens")
+    format!(
+        "warning: neither the model nor its tokenizer names a token that ends a completion, so \
+            each one has all of its {most} tokens"
+    )
 }
 
 /// A model that continues text: alone, or with an adapter.
@@ -107,19 +123,26 @@ impl Answer {
         self.prompt as f64 / self.read.as_secs_f64()
     }
 
-    /// Tokens that were made in a second, the first left out, which reading makes; none where there is no other.
+    /// Tokens that were made in a second, the first left out, which reading makes; none where there
+    /// is no other.
     pub fn made_per_second(&self) -> Option<f64> {
         (self.tokens > 1).then(|| (self.tokens - 1) as f64 / self.spoke.as_secs_f64())
     }
 }
 
 impl Voice<'_> {
-    /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and says whether to go on.
+    /// What follows `prompt`. `heard` gets the text that each token adds, which may be none, and
+    /// says whether to go on.
     ///
     /// # Errors
     /// Fails as [`generate`] does, and also if the model does not have a token of the prompt, or if
     /// the new tokens cannot be decoded as text.
-    pub fn answer(&self, prompt: &[i64], sampling: Sampling, heard: &mut dyn FnMut(&str) -> bool) -> Result<Answer> {
+    pub fn answer(
+        &self,
+        prompt: &[i64],
+        sampling: Sampling,
+        heard: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Answer> {
         self.tokenizer.check(prompt).map_err(|e| e.within("cannot use the prompt"))?;
         let (mut ids, mut said, mut failed, mut first) = (Vec::new(), String::new(), None, None);
         let begin = Instant::now();
@@ -127,7 +150,8 @@ impl Voice<'_> {
             first.get_or_insert_with(Instant::now);
             ids.push(id);
             match self.tokenizer.decode(&ids) {
-                // A character may take more than one token; until it is whole, nothing is said of it.
+                // A character may take more than one token; until it is whole, nothing is said of
+                // it.
                 Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => heard(""),
                 Ok(text) => {
                     let more = heard(text.strip_prefix(said.as_str()).unwrap_or_default());
@@ -150,7 +174,14 @@ impl Voice<'_> {
             heard(rest);
         }
         let first = first.unwrap_or(end);
-        Ok(Answer { text, tokens: new.len(), ended, prompt: prompt.len(), read: first - begin, spoke: end - first })
+        Ok(Answer {
+            text,
+            tokens: new.len(),
+            ended,
+            prompt: prompt.len(),
+            read: first - begin,
+            spoke: end - first,
+        })
     }
 }
 
@@ -177,7 +208,9 @@ pub fn generate(
     let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
     let (mut new, mut next) = (Vec::new(), prompt.to_vec());
     // The last token is not read again, so it needs no position.
-    let room = model.most_tokens().map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
+    let room = model
+        .most_tokens()
+        .map_or(usize::MAX, |most| (most + 1).saturating_sub(prompt.len()).max(1));
     while new.len() < sampling.max_new_tokens.min(room) {
         let past = cache.borrow().tokens();
         if model.outgrows_cache(past, past + next.len()) {
@@ -194,9 +227,13 @@ pub fn generate(
             }
         }
         let stream = builder.finish(model.device())?;
-        let reached = model.forward(&stream, Request { adapted, hidden: true, cache: Some(&cache), ..Request::default() })?;
+        let reached = model.forward(
+            &stream,
+            Request { adapted, hidden: true, cache: Some(&cache), ..Request::default() },
+        )?;
         let hidden = reached.hidden.ok_or_else(|| Error::internal("no last hidden state"))?;
-        let logits = model.logits(&hidden.f_narrow(0, -1, 1)?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
+        let logits =
+            model.logits(&hidden.f_narrow(0, -1, 1)?)?.f_squeeze_dim(0)?.f_to_kind(Kind::Float)?;
         let id = choose(&logits, sampling, &mut rng)?;
         new.push(id);
         if stops.contains(&id) || !heard(id) {
@@ -214,9 +251,13 @@ fn choose(logits: &Tensor, sampling: Sampling, rng: &mut ChaCha8Rng) -> Result<i
     }
     let scaled = logits.f_to_kind(Kind::Double)?.f_div_scalar(sampling.temperature)?;
     let (likely, ids) = scaled.f_softmax(0, Kind::Double)?.f_sort(0, true)?;
-    let (likely, ids) = (Vec::<f64>::try_from(likely.f_to_device(tch::Device::Cpu)?)?, Vec::<i64>::try_from(ids.f_to_device(tch::Device::Cpu)?)?);
+    let (likely, ids) = (
+        Vec::<f64>::try_from(likely.f_to_device(tch::Device::Cpu)?)?,
+        Vec::<i64>::try_from(ids.f_to_device(tch::Device::Cpu)?)?,
+    );
     if likely.iter().any(|p| p.is_nan()) {
-        return Err(Error::new("the model's logits are not numbers").hint("compute in float32 with `--dtype f32`"));
+        return Err(Error::new("the model's logits are not numbers")
+            .hint("compute in float32 with `--dtype f32`"));
     }
     // As many as are needed for the share, the one that reaches it included.
     let before = likely.iter().scan(0.0, |sum, p| {
@@ -247,8 +288,22 @@ mod tests {
         for _ in 0..n {
             let mut builder = StreamBuilder::default();
             builder.push(&ids, None).unwrap();
-            let hidden = model.forward(&builder.finish(model.device()).unwrap(), Request { hidden: true, ..Request::default() }).unwrap().hidden.unwrap();
-            ids.push(model.logits(&hidden.narrow(0, -1, 1)).unwrap().squeeze().argmax(0, false).int64_value(&[]));
+            let hidden = model
+                .forward(
+                    &builder.finish(model.device()).unwrap(),
+                    Request { hidden: true, ..Request::default() },
+                )
+                .unwrap()
+                .hidden
+                .unwrap();
+            ids.push(
+                model
+                    .logits(&hidden.narrow(0, -1, 1))
+                    .unwrap()
+                    .squeeze()
+                    .argmax(0, false)
+                    .int64_value(&[]),
+            );
         }
         ids.split_off(prompt.len())
     }
@@ -270,13 +325,37 @@ mod tests {
     #[test]
     fn it_ends_at_a_stop_or_when_nobody_listens() {
         let model = conformance::model(Kind::Double).unwrap();
-        let all = generate(&model, None, &[1, 2], &[], Sampling { max_new_tokens: 8, ..Sampling::default() }, &mut |_| true).unwrap();
+        let all = generate(
+            &model,
+            None,
+            &[1, 2],
+            &[],
+            Sampling { max_new_tokens: 8, ..Sampling::default() },
+            &mut |_| true,
+        )
+        .unwrap();
         let stop = all[2];
         let until = all.iter().position(|id| *id == stop).unwrap();
-        assert_eq!(generate(&model, None, &[1, 2], &[stop], Sampling::default(), &mut |_| true).unwrap(), all[..=until]);
-        assert_eq!(generate(&model, None, &[1, 2], &[], Sampling::default(), &mut |_| false).unwrap(), all[..1]);
+        assert_eq!(
+            generate(&model, None, &[1, 2], &[stop], Sampling::default(), &mut |_| true).unwrap(),
+            all[..=until]
+        );
+        assert_eq!(
+            generate(&model, None, &[1, 2], &[], Sampling::default(), &mut |_| false).unwrap(),
+            all[..1]
+        );
         assert!(generate(&model, None, &[], &[], Sampling::default(), &mut |_| true).is_err());
-        assert!(generate(&model, None, &[1], &[], Sampling { top_p: 0.0, ..Sampling::default() }, &mut |_| true).is_err());
+        assert!(
+            generate(
+                &model,
+                None,
+                &[1],
+                &[],
+                Sampling { top_p: 0.0, ..Sampling::default() },
+                &mut |_| true
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -285,11 +364,24 @@ mod tests {
         let counts = |temperature: f64, top_p: f64| {
             let mut rng = ChaCha8Rng::seed_from_u64(1);
             let mut counts = [0; 4];
-            (0..4000).for_each(|_| counts[choose(&logits, Sampling { temperature, top_p, ..Sampling::default() }, &mut rng).unwrap() as usize] += 1);
+            (0..4000).for_each(|_| {
+                counts[choose(
+                    &logits,
+                    Sampling { temperature, top_p, ..Sampling::default() },
+                    &mut rng,
+                )
+                .unwrap() as usize] += 1
+            });
             counts
         };
         let all = counts(1.0, 1.0);
-        assert!([2000, 1200, 600, 200].iter().zip(all).all(|(expected, found): (&i32, i32)| (expected - found).abs() < 130), "{all:?}");
+        assert!(
+            [2000, 1200, 600, 200]
+                .iter()
+                .zip(all)
+                .all(|(expected, found): (&i32, i32)| (expected - found).abs() < 130),
+            "{all:?}"
+        );
         // 0.5 + 0.3 reach 0.7, so the two likeliest are left.
         let nucleus = counts(1.0, 0.7);
         assert!(nucleus[2] == 0 && nucleus[3] == 0 && nucleus[1] > 1300, "{nucleus:?}");

@@ -42,7 +42,12 @@ type Import = (String, String);
 #[test]
 fn a_module_imports_only_those_below_it() {
     let found = imports();
-    let level = |module: &str| ORDER.iter().position(|m| *m == module).unwrap_or_else(|| panic!("`{module}` has no place in the order of the modules"));
+    let level = |module: &str| {
+        ORDER
+            .iter()
+            .position(|m| *m == module)
+            .unwrap_or_else(|| panic!("`{module}` has no place in the order of the modules"))
+    };
     let upward: Vec<&Import> = found.iter().filter(|(from, to)| level(from) < level(to)).collect();
     assert!(upward.is_empty(), "these modules import one that stands above them: {upward:?}");
 }
@@ -74,7 +79,9 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         }
         match path.is_dir() {
             true => all.extend(files(&path)),
-            false if path.extension().is_some_and(|ending| ending == "rs") && stem != "lib" => all.push(path),
+            false if path.extension().is_some_and(|ending| ending == "rs") && stem != "lib" => {
+                all.push(path)
+            }
             false => {}
         }
     }
@@ -96,8 +103,11 @@ fn without_tests(text: &str) -> String {
 
 /// The first names of all paths that begin with `crate::` or `$crate::`.
 fn paths(code: &str) -> Vec<String> {
-    let name = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut found: Vec<String> = code.split("crate::").skip(1).filter(|rest| !rest.starts_with('{')).map(name).collect();
+    let name = |rest: &str| {
+        rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+    };
+    let mut found: Vec<String> =
+        code.split("crate::").skip(1).filter(|rest| !rest.starts_with('{')).map(name).collect();
     for group in code.split("crate::{").skip(1) {
         let group = group.split(';').next().unwrap_or_default();
         found.extend(group.split([',', '{', '}']).map(|part| name(part.trim())));
@@ -109,7 +119,8 @@ fn paths(code: &str) -> Vec<String> {
 fn every_module_has_its_place_in_the_order() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let modules: BTreeSet<String> = files(&root).iter().map(|file| module(&root, file)).collect();
-    let missing: Vec<&String> = modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
+    let missing: Vec<&String> =
+        modules.iter().filter(|module| !ORDER.contains(&module.as_str())).collect();
     assert!(missing.is_empty(), "these modules have no place in the order: {missing:?}");
 }
 
@@ -117,6 +128,12 @@ fn every_module_has_its_place_in_the_order() {
 fn an_import_is_found_however_it_is_written() {
     let of = |code: &str| paths(&without_tests(code));
     assert_eq!(of("use crate::error::Result;\nlet x = crate::files::hex(b);"), ["error", "files"]);
-    assert_eq!(of("use crate::{data, text::{Cut, Drop}};").iter().filter(|m| ORDER.contains(&m.as_str())).count(), 2);
+    assert_eq!(
+        of("use crate::{data, text::{Cut, Drop}};")
+            .iter()
+            .filter(|m| ORDER.contains(&m.as_str()))
+            .count(),
+        2
+    );
     assert!(of("// crate::train is above\nmod tests {\n    use crate::train;\n}").is_empty());
 }

@@ -1,7 +1,8 @@
 //! reprpo: train language models from preference pairs through their hidden states and gradients.
 //!
-//! This crate is the engine and the plugin API. It knows no method: interventions, adapters, transforms, taps and data
-//! sets enter through the [`registry`], and the engine does what their [`api::Needs`] say.
+//! This crate is the engine and the plugin API. It knows no method: interventions, adapters,
+//! transforms, taps and data sets enter through the [`registry`], and the engine does what their
+//! [`api::Needs`] say.
 
 pub mod api;
 pub mod batch;

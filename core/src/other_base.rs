@@ -17,7 +17,8 @@ use crate::weights::{Located, ModelFiles, locate_adapter};
 pub fn run_of(adapter: &Path) -> Result<Option<(PathBuf, Record)>> {
     let adapter = if adapter.as_os_str().is_empty() { Path::new(".") } else { adapter };
     let Ok(adapter) = std::path::absolute(adapter) else { return Ok(None) };
-    let config = adapter.parent().map(|run| run.join("config.toml")).filter(|config| config.is_file());
+    let config =
+        adapter.parent().map(|run| run.join("config.toml")).filter(|config| config.is_file());
     let is_of_run = adapter.file_name().is_some_and(|name| name == "adapter");
     let Some(config) = config.filter(|_| is_of_run) else { return Ok(None) };
     Ok(Record::read(&config)?.map(|record| (config, record)))
@@ -36,7 +37,12 @@ pub fn beside(adapter: &Path, name: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// Fails if the configuration of the adapter, or of the run that wrote it, cannot be read.
-pub fn warning(adapter: &Path, given: &str, source: &Located, found: &Fingerprint) -> Result<Option<String>> {
+pub fn warning(
+    adapter: &Path,
+    given: &str,
+    source: &Located,
+    found: &Fingerprint,
+) -> Result<Option<String>> {
     let dir = locate_adapter(adapter)?;
     let Some(base) = Base::of_adapter(&dir)? else { return Ok(None) };
     let differ = match run_of(&dir)? {
@@ -55,7 +61,11 @@ pub fn warning(adapter: &Path, given: &str, source: &Located, found: &Fingerprin
         Difference::Certain => "which is another model",
         Difference::Likely => "which may be another model",
     };
-    Ok(Some(format!("the adapter in `{}` was made for the base model `{named}`, and is used on `{given}`, {which}", adapter.display())))
+    Ok(Some(format!(
+        "the adapter in `{}` was made for the base model `{named}`, and is used on `{given}`, \
+            {which}",
+        adapter.display()
+    )))
 }
 
 /// How certain it is that two models differ.
@@ -66,13 +76,26 @@ enum Difference {
     Certain,
 }
 
-fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Fingerprint) -> Difference {
+fn differ(
+    dir: &Path,
+    base: &Base,
+    given: &str,
+    source: &Located,
+    found: &Fingerprint,
+) -> Difference {
     use Difference::{Certain, Likely, None};
-    let named = beside(dir, &base.name).or_else(|| Some(PathBuf::from(&base.name)).filter(|path| path.exists()));
+    let named = beside(dir, &base.name)
+        .or_else(|| Some(PathBuf::from(&base.name)).filter(|path| path.exists()));
     if let Some(named) = named {
-        let same_place = named.canonicalize().ok().is_some_and(|named| source.path.canonicalize().is_ok_and(|used| used == named));
+        let same_place = named
+            .canonicalize()
+            .ok()
+            .is_some_and(|named| source.path.canonicalize().is_ok_and(|used| used == named));
         // A copy in another folder is the same model.
-        let same_model = || ModelFiles::open(&named).is_ok_and(|files| fingerprint::of_model(&named.clone().into(), &files) == *found);
+        let same_model = || {
+            ModelFiles::open(&named)
+                .is_ok_and(|files| fingerprint::of_model(&named.clone().into(), &files) == *found)
+        };
         return match source.repository {
             _ if same_place || same_model() => None,
             Some(_) => Likely,
@@ -83,8 +106,14 @@ fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Finger
         return None;
     }
     if let Some(used) = &source.repository {
-        let is_commit = |revision: &str| RepoId::parse(RepoKind::Model, &format!("a/b@{revision}")).is_some_and(|id| id.is_commit());
-        let other_commit = base.revision.as_ref().is_some_and(|revision| is_commit(revision) && *revision != used.revision);
+        let is_commit = |revision: &str| {
+            RepoId::parse(RepoKind::Model, &format!("a/b@{revision}"))
+                .is_some_and(|id| id.is_commit())
+        };
+        let other_commit = base
+            .revision
+            .as_ref()
+            .is_some_and(|revision| is_commit(revision) && *revision != used.revision);
         return match (base.name.eq_ignore_ascii_case(&used.name), other_commit) {
             (true, false) => None,
             (true, true) => Certain,
@@ -92,9 +121,16 @@ fn differ(dir: &Path, base: &Base, given: &str, source: &Located, found: &Finger
         };
     }
     // The named base is not on this machine, so only the names can be compared.
-    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_lowercase();
+    let last =
+        |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_lowercase();
     let cached = format!("models--{}", base.name.replace('/', "--")).to_lowercase();
-    if last(&base.name) == last(given) || source.path.to_string_lossy().to_lowercase().contains(&cached) { None } else { Likely }
+    if last(&base.name) == last(given)
+        || source.path.to_string_lossy().to_lowercase().contains(&cached)
+    {
+        None
+    } else {
+        Likely
+    }
 }
 
 #[cfg(test)]
@@ -105,7 +141,9 @@ mod tests {
     fn a_base_that_does_not_exist_here_is_compared_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let found = fingerprint::of_pairs(&[]);
-        let of = |named: &str, given: &str| differ(dir.path(), &named.into(), given, &PathBuf::from(given).into(), &found);
+        let of = |named: &str, given: &str| {
+            differ(dir.path(), &named.into(), given, &PathBuf::from(given).into(), &found)
+        };
         assert!(Difference::None == of("org/Model-1B", "/models/model-1b"));
         assert!(Difference::None == of("/gone/model", "/here/model/"));
         assert!(Difference::None == of("org/model", "/cache/models--org--model/snapshots/x"));
@@ -120,7 +158,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("base")).unwrap();
         let mut source: Located = PathBuf::from("snapshot").into();
         source.repository = RepoId::parse(RepoKind::Model, "org/base");
-        let differ = differ(dir.path(), &"base".into(), "org/base", &source, &fingerprint::of_pairs(&[]));
+        let differ =
+            differ(dir.path(), &"base".into(), "org/base", &source, &fingerprint::of_pairs(&[]));
         assert_eq!(differ, Difference::Likely);
     }
 
@@ -130,8 +169,15 @@ mod tests {
         assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
         std::fs::write(dir.path().join("config.toml"), "model = \"x\"\n").unwrap();
         assert!(run_of(&dir.path().join("adapter")).unwrap().is_none());
-        assert!(warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[])).is_err());
+        assert!(
+            warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[]))
+                .is_err()
+        );
         std::fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
-        assert!(warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[])).unwrap().is_none());
+        assert!(
+            warning(dir.path(), "x", &PathBuf::from("x").into(), &fingerprint::of_pairs(&[]))
+                .unwrap()
+                .is_none()
+        );
     }
 }

@@ -13,7 +13,11 @@ pub fn keep_quiet() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
-        tracing::debug!("panic: {text} ({})\n{}", place.as_deref().unwrap_or("unknown place"), std::backtrace::Backtrace::force_capture());
+        tracing::debug!(
+            "panic: {text} ({})\n{}",
+            place.as_deref().unwrap_or("unknown place"),
+            std::backtrace::Backtrace::force_capture()
+        );
         PLACE.with_borrow_mut(|last| *last = place);
     }));
 }

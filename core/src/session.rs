@@ -76,13 +76,16 @@ impl LoadedModel {
         ffi::set_tf32(experiment.tf32)?;
         ffi::set_deterministic(experiment.deterministic)?;
         let (kind, remark) = precision(experiment.dtype, device);
-        // Of a model that is still at the hub, it is found out what it is before its weights are fetched.
+        // Of a model that is still at the hub, it is found out what it is before its weights are
+        // fetched.
         let explained = |e| experiment.sources.explain("model", &experiment.model, e);
         let settings = locate(&experiment.model, Extent::Settings).map_err(explained)?;
         if settings.repository.is_some() && settings.path.is_dir() {
-            Model::accepts(&configuration(&settings.path)?).within(|| format!("`{}` is not a model that can be used", experiment.model))?;
+            Model::accepts(&configuration(&settings.path)?)
+                .within(|| format!("`{}` is not a model that can be used", experiment.model))?;
         }
-        let source = locate(&settings.pinned(&experiment.model), Extent::Whole).map_err(explained)?;
+        let source =
+            locate(&settings.pinned(&experiment.model), Extent::Whole).map_err(explained)?;
         let files = ModelFiles::open(&source.path).map_err(explained)?;
         let fingerprint = fingerprint::of_model(&source, &files);
         experiment.sources.check_model(&experiment.model, &fingerprint)?;
@@ -91,10 +94,14 @@ impl LoadedModel {
         model.set_attention_kernel(experiment.attention);
         model.set_deterministic(experiment.deterministic);
         let rows = model.info().vocab;
-        let stops = stops(&tokenizer, &files.ends()?).into_iter().filter(|id| (0..rows).contains(id)).collect();
+        let stops = stops(&tokenizer, &files.ends()?)
+            .into_iter()
+            .filter(|id| (0..rows).contains(id))
+            .collect();
         let tokenizer = tokenizer.for_embedding(rows);
         let context = context(files.config());
-        let mut describes = format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
+        let mut describes =
+            format!("{} as {} on {}", files.describe(), type_name(kind), device_name(device));
         if let Some(remark) = remark {
             describes += &format!("\n{remark}");
         }
@@ -106,15 +113,30 @@ impl Session {
     /// Opens the data set, then the model: what costs least fails first.
     ///
     /// # Errors
-    /// Fails if the device is not there, or if the data set, the model or its tokenizer cannot be read.
+    /// Fails if the device is not there, or if the data set, the model or its tokenizer cannot be
+    /// read.
     pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Self> {
         device(&experiment.device)?;
         let dataset = data::open(experiment, registry)?;
-        for change in experiment.sources.check_data(&experiment.dataset, dataset.as_ref(), registry)? {
+        for change in
+            experiment.sources.check_data(&experiment.dataset, dataset.as_ref(), registry)?
+        {
             tracing::warn!("the data differ from those that the run recorded: {change}");
         }
-        let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } = LoadedModel::open(experiment)?;
-        Ok(Self { model, tokenizer, stops, source, fingerprint, dataset, add_eos: true, special_tokens: true, context, describes })
+        let LoadedModel { model, tokenizer, stops, source, context, fingerprint, describes } =
+            LoadedModel::open(experiment)?;
+        Ok(Self {
+            model,
+            tokenizer,
+            stops,
+            source,
+            fingerprint,
+            dataset,
+            add_eos: true,
+            special_tokens: true,
+            context,
+            describes,
+        })
     }
 
     /// How pairs are tokenised, and how long they may be.
@@ -128,38 +150,61 @@ impl Session {
         }
     }
 
-    /// The first `max_pairs` usable pairs of a split, or of a part of one such as `train[:750]`, as token ids. The pairs that
-    /// are dropped on the way are listed too. It is not an error if all are dropped.
+    /// The first `max_pairs` usable pairs of a split, or of a part of one such as `train[:750]`, as
+    /// token ids. The pairs that are dropped on the way are listed too. It is not an error if all
+    /// are dropped.
     ///
     /// # Errors
-    /// Fails if the split does not exist or cannot be read, or if the tokenizer or its chat template refuses a pair.
-    pub fn tokenise_all(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
+    /// Fails if the split does not exist or cannot be read, or if the tokenizer or its chat
+    /// template refuses a pair.
+    pub fn tokenise_all(
+        &self,
+        split: &str,
+        train: &TrainConfig,
+        max_pairs: Option<usize>,
+    ) -> Result<Tokenised> {
         let rows = data::rows(self.dataset.as_ref(), split)?;
         let within = || format!("the split `{split}` cannot be used");
-        let tokenised = tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
+        let tokenised =
+            tokenise(&self.tokenizer, rows, &self.limits(train), max_pairs).within(within)?;
         if let Some(most) = self.model.most_tokens()
             && let Some(pair) = tokenised.pairs.iter().find(|pair| pair.longest() > most)
         {
-            let text = format!("the pair of row {} has {} tokens, but the model only has positions for {most}", pair.row, pair.longest());
-            return Err(Error::new(text).hint(format!("set `train.max_length={most}`"))).within(within);
+            let text = format!(
+                "the pair of row {} has {} tokens, but the model only has positions for {most}",
+                pair.row,
+                pair.longest()
+            );
+            return Err(Error::new(text).hint(format!("set `train.max_length={most}`")))
+                .within(within);
         }
         Ok(tokenised)
     }
 
-    /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as token ids.
+    /// The first `max_pairs` usable pairs of a split, or of a part of one as `train[:750]`, as
+    /// token ids.
     ///
     /// # Errors
     /// Fails as [`tokenise_all`](Self::tokenise_all) does, and if the split has no usable pair.
-    pub fn tokenise(&self, split: &str, train: &TrainConfig, max_pairs: Option<usize>) -> Result<Tokenised> {
+    pub fn tokenise(
+        &self,
+        split: &str,
+        train: &TrainConfig,
+        max_pairs: Option<usize>,
+    ) -> Result<Tokenised> {
         let tokenised = self.tokenise_all(split, train, max_pairs)?;
         if tokenised.pairs.is_empty() {
-            let reasons: Vec<String> = tokenised.reasons().iter().map(|(why, n)| format!("{n}: {why}")).collect();
+            let reasons: Vec<String> =
+                tokenised.reasons().iter().map(|(why, n)| format!("{n}: {why}")).collect();
             let mut e = Error::new(format!("the split `{split}` has no pair that can be used"));
             if !reasons.is_empty() {
                 e = e.hint(format!("dropped {}", reasons.join(", ")));
             }
             if tokenised.reasons().contains_key(&SkipReason::PromptTooLong) {
-                e = e.hint(format!("raise `train.max_length`, which is {} tokens", train.max_length));
+                e = e.hint(format!(
+                    "raise `train.max_length`, which is {} tokens",
+                    train.max_length
+                ));
             }
             return Err(e);
         }
@@ -167,12 +212,14 @@ impl Session {
     }
 }
 
-/// The context length of a model in tokens, if its configuration states it. With rotary positions of
-/// type `dynamic` it is `factor` times `max_position_embeddings`, which is only the length up to which
-/// the positions are not stretched.
+/// The context length of a model in tokens, if its configuration states it. With rotary positions
+/// of type `dynamic` it is `factor` times `max_position_embeddings`, which is only the length up to
+/// which the positions are not stretched.
 pub fn context(config: &Value) -> Option<usize> {
     let of = |config: &Value| {
-        let tokens = ["max_position_embeddings", "n_positions"].iter().find_map(|field| config.get(field)?.as_u64());
+        let tokens = ["max_position_embeddings", "n_positions"]
+            .iter()
+            .find_map(|field| config.get(field)?.as_u64());
         Some((tokens? as f64 * dynamic_factor(config)) as usize)
     };
     of(config).or_else(|| of(config.get("text_config")?))
@@ -180,17 +227,29 @@ pub fn context(config: &Value) -> Option<usize> {
 
 /// The factor of rotary positions of type `dynamic`; 1 for the other types.
 fn dynamic_factor(config: &Value) -> f64 {
-    let rope = ["rope_scaling", "rope_parameters"].into_iter().filter_map(|field| config.get(field));
+    let rope =
+        ["rope_scaling", "rope_parameters"].into_iter().filter_map(|field| config.get(field));
     let mut sets = rope.flat_map(|rope| [Some(rope), rope.get("full_attention")]).flatten();
-    let is_dynamic = |set: &&Value| ["rope_type", "type"].iter().any(|field| set.get(field).and_then(Value::as_str) == Some("dynamic"));
-    sets.find(is_dynamic).and_then(|set| set.get("factor")?.as_f64()).filter(|factor| *factor > 1.0).unwrap_or(1.0)
+    let is_dynamic = |set: &&Value| {
+        ["rope_type", "type"]
+            .iter()
+            .any(|field| set.get(field).and_then(Value::as_str) == Some("dynamic"))
+    };
+    sets.find(is_dynamic)
+        .and_then(|set| set.get("factor")?.as_f64())
+        .filter(|factor| *factor > 1.0)
+        .unwrap_or(1.0)
 }
 
-/// The context length of the model in the file or folder `path`; `None` if it is not known. Does not
-/// read the weights.
+/// The context length of the model in the file or folder `path`; `None` if it is not known. Does
+/// not read the weights.
 pub fn context_of(path: &Path) -> Option<usize> {
     let config = path.join("config.json");
-    if config.is_file() { context(&read_json(&config).ok()?) } else { context(ModelFiles::open(path).ok()?.config()) }
+    if config.is_file() {
+        context(&read_json(&config).ok()?)
+    } else {
+        context(ModelFiles::open(path).ok()?.config())
+    }
 }
 
 /// The name by which [`device`] finds it.
@@ -201,7 +260,8 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
-/// The device of that name: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library unless the name is `cpu`.
+/// The device of that name: `auto`, `cpu`, `cuda` or `cuda:N`. Loads libtorch's CUDA library unless
+/// the name is `cpu`.
 ///
 /// # Errors
 /// Fails if the name is not valid, or if there is no such card.
@@ -218,16 +278,31 @@ pub fn device(name: &str) -> Result<Device> {
         "cuda" => Some(0),
         other => other.strip_prefix("cuda:").and_then(|n| n.parse::<i64>().ok()),
     };
-    let valid = || ["auto".to_owned(), "cpu".to_owned()].into_iter().chain((0..cards).map(|i| format!("cuda:{i}")));
+    let valid = || {
+        ["auto".to_owned(), "cpu".to_owned()]
+            .into_iter()
+            .chain((0..cards).map(|i| format!("cuda:{i}")))
+    };
     match index {
         Some(i) if (0..cards).contains(&i) => Ok(Device::Cuda(i as usize)),
         Some(_) => {
-            let e = Error::new(format!("the device `{name}` is not there")).hint(format!("valid: {}", valid().collect::<Vec<_>>().join(", ")));
+            let e = Error::new(format!("the device `{name}` is not there"))
+                .hint(format!("valid: {}", valid().collect::<Vec<_>>().join(", ")));
             Err(match library {
                 CudaLibrary::Loaded(_) if cards > 0 => e,
-                CudaLibrary::Loaded(_) => e.hint("CUDA is loaded, but no card can be used; `reprpo doctor` says more"),
-                CudaLibrary::NoDriver => e.hint("`libcuda.so.1` cannot be opened: this machine, or this container, has no NVIDIA driver"),
-                CudaLibrary::NotInLibtorch => e.hint(format!("libtorch was built without CUDA; {}", libtorch_hint(true))),
+                CudaLibrary::Loaded(_) => e.hint(
+                    "CUDA is loaded, but no card can be used; \
+                    `reprpo doctor` says more",
+                ),
+                CudaLibrary::NoDriver => e.hint(
+                    "`libcuda.so.1` cannot be opened: this machine, \
+                    or this container, has no NVIDIA driver",
+                ),
+                CudaLibrary::NotInLibtorch => e.hint(format!(
+                    "libtorch was built without CUDA; \
+                    {}",
+                    libtorch_hint(true)
+                )),
                 CudaLibrary::Failed(_) => e.hint(libtorch_hint(true)),
             })
         }
@@ -245,13 +320,28 @@ mod tests {
     fn a_dynamic_rotation_has_a_longer_context_than_its_position_embeddings() {
         assert_eq!(context(&json!({ "max_position_embeddings": 16 })), Some(16));
         let dynamic = json!({ "rope_type": "dynamic", "factor": 2.0 });
-        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": dynamic })), Some(32));
-        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_scaling": { "type": "dynamic", "factor": 4 } })), Some(64));
-        let nested = json!({ "full_attention": dynamic, "sliding_attention": { "rope_type": "default" } });
-        assert_eq!(context(&json!({ "text_config": { "max_position_embeddings": 16, "rope_parameters": nested } })), Some(32));
+        assert_eq!(
+            context(&json!({ "max_position_embeddings": 16, "rope_parameters": dynamic })),
+            Some(32)
+        );
+        assert_eq!(
+            context(&json!({ "max_position_embeddings": 16, "rope_scaling": { "type": "dynamic",
+                    "factor": 4 } })),
+            Some(64)
+        );
+        let nested =
+            json!({ "full_attention": dynamic, "sliding_attention": { "rope_type": "default" } });
+        assert_eq!(
+            context(&json!({ "text_config": { "max_position_embeddings": 16,
+                    "rope_parameters": nested } })),
+            Some(32)
+        );
         // With the other types, `max_position_embeddings` is the whole context.
         let linear = json!({ "rope_type": "linear", "factor": 2.0 });
-        assert_eq!(context(&json!({ "max_position_embeddings": 16, "rope_parameters": linear })), Some(16));
+        assert_eq!(
+            context(&json!({ "max_position_embeddings": 16, "rope_parameters": linear })),
+            Some(16)
+        );
         assert_eq!(context(&json!({})), None);
     }
 }

@@ -32,8 +32,17 @@ impl Rows {
     pub fn open(path: &Path, delimiter: u8, longest: usize) -> Result<Self> {
         let bytes = input::open(path)?;
         let left = Rc::new(Cell::new(longest));
-        let reader = ReaderBuilder::new().delimiter(delimiter).from_reader(Metered { bytes, left: left.clone() });
-        let mut rows = Self { path: path.to_owned(), reader, left, longest, header: Vec::new(), record: ByteRecord::new() };
+        let reader = ReaderBuilder::new()
+            .delimiter(delimiter)
+            .from_reader(Metered { bytes, left: left.clone() });
+        let mut rows = Self {
+            path: path.to_owned(),
+            reader,
+            left,
+            longest,
+            header: Vec::new(),
+            record: ByteRecord::new(),
+        };
         let header = match rows.reader.byte_headers() {
             Ok(header) => header.clone(),
             Err(e) => return Err(rows.failed(e, Place::Line(1))),
@@ -41,7 +50,8 @@ impl Rows {
         for name in &header {
             let name = text(name).within(|| Place::Line(1).reading(path))?.trim().to_owned();
             if rows.header.contains(&name) {
-                return Err(Error::new(format!("the header names the column `{name}` twice")).within(Place::Line(1).reading(path)));
+                return Err(Error::new(format!("the header names the column `{name}` twice"))
+                    .within(Place::Line(1).reading(path)));
             }
             rows.header.push(name);
         }
@@ -63,7 +73,9 @@ impl Rows {
         }
         let place = self.record.position().map_or(place, |at| Place::Line(at.line() as usize));
         let cells = self.header.iter().zip(&self.record).map(|(name, cell)| {
-            let cell = text(cell).map_err(|e| e.within(format!("`{name}` is not text"))).within(|| place.reading(&self.path))?;
+            let cell = text(cell)
+                .map_err(|e| e.within(format!("`{name}` is not text")))
+                .within(|| place.reading(&self.path))?;
             Ok((name.clone(), cell.into()))
         });
         Ok(Some((place, cells.collect::<Result<Row>>()?)))
@@ -72,10 +84,14 @@ impl Rows {
     fn failed(&self, e: csv::Error, place: Place) -> Error {
         let place = e.position().map_or(place, |at| Place::Line(at.line() as usize));
         let why = match e.kind() {
-            ErrorKind::UnequalLengths { expected_len, len, .. } => Error::new(format!("it has {len} fields, and the header has {expected_len}"))
-                .hint("a field with commas, quotes or line breaks stands in quotes"),
+            ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                Error::new(format!("it has {len} fields, and the header has {expected_len}"))
+                    .hint("a field with commas, quotes or line breaks stands in quotes")
+            }
             // The crate hands the meter's refusal through as it got it.
-            ErrorKind::Io(io) if io.kind() == io::ErrorKind::FileTooLarge => too_long(self.longest).hint("is a quote not closed?"),
+            ErrorKind::Io(io) if io.kind() == io::ErrorKind::FileTooLarge => {
+                too_long(self.longest).hint("is a quote not closed?")
+            }
             _ => Error::new(e.to_string()),
         };
         why.within(place.reading(&self.path))
@@ -94,7 +110,8 @@ impl Iterator for Rows {
     }
 }
 
-/// A file of which one record may take so much and no more: a quote that is never closed would take all of it.
+/// A file of which one record may take so much and no more: a quote that is never closed would take
+/// all of it.
 struct Metered {
     bytes: Bytes,
     left: Rc<Cell<usize>>,

@@ -1,5 +1,5 @@
-//! Values that other tools write and that a row cannot hold: `NaN`, numbers that are too large, half
-//! surrogate pairs.
+//! Values that other tools write and that a row cannot hold: `NaN`, numbers that are too large,
+//! half surrogate pairs.
 //!
 //! Python writes all of them into JSON and reads them back. A row remembers their places, and they
 //! are an error only if a pair needs one of those places.
@@ -55,19 +55,40 @@ pub enum What {
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            What::NotFinite(word) => write!(f, "is {word}, which is neither text nor a JSON number"),
+            What::NotFinite(word) => {
+                write!(f, "is {word}, which is neither text nor a JSON number")
+            }
             What::TooLarge(number) if number.len() > 40 => {
-                write!(f, "is the number {}… of {} characters, which is too large", &number[..20], number.len())
+                write!(
+                    f,
+                    "is the number {}… of {} characters, which is too large",
+                    &number[..20],
+                    number.len()
+                )
             }
             What::TooLarge(number) => write!(f, "is the number {number}, which is too large"),
-            What::Surrogate(half) => write!(f, "holds `{half}`, half of a surrogate pair, which is not a character"),
+            What::Surrogate(half) => {
+                write!(f, "holds `{half}`, half of a surrogate pair, which is not a character")
+            }
             What::Bytes => f.write_str("holds bytes that are not UTF-8"),
         }
     }
 }
 
-/// Fields of a message that chat templates read. Other fields, such as a score, are for other tools.
-const OF_MESSAGES: [&str; 10] = ["role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking"];
+/// Fields of a message that chat templates read. Other fields, such as a score, are for other
+/// tools.
+const OF_MESSAGES: [&str; 10] = [
+    "role",
+    "content",
+    "from",
+    "value",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "reasoning_content",
+    "thinking",
+];
 
 impl Row {
     /// A row with the places of values that it cannot hold.
@@ -90,27 +111,39 @@ impl Row {
     /// # Errors
     /// Fails if a pair needs a value that the row cannot hold, and names its place.
     pub fn check(&self, columns: &Columns) -> Result<()> {
-        let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true)) else { return Ok(()) };
+        let Some(flaw) = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(true))
+        else {
+            return Ok(());
+        };
         let e = Error::new(format!("`{}` {}", place(&flaw.path), flaw.what));
         Err(match flaw.what {
-            What::Surrogate(_) => e.hint("the text was cut within a character, such as an emoji: repair it where it was cut"),
+            What::Surrogate(_) => e.hint(
+                "the text was cut within a character, such as an emoji: repair it where it was cut",
+            ),
             _ => e,
         }
         .hint("`--set dataset.bad_rows=skip` passes such rows over"))
     }
 
-    /// A warning if a message has a further field whose value the row cannot hold: a chat template would read another value.
+    /// A warning if a message has a further field whose value the row cannot hold: a chat template
+    /// would read another value.
     pub fn altered(&self, columns: &Columns) -> Option<String> {
         let flaw = self.flaws.iter().find(|flaw| self.reads(flaw, columns) == Some(false))?;
-        let instead = if matches!(flaw.what, What::Surrogate(_)) { "U+FFFD in its place" } else { "`none`" };
-        Some(format!("`{}` {}: a chat template that reads it gets {instead}", place(&flaw.path), flaw.what))
+        let instead =
+            if matches!(flaw.what, What::Surrogate(_)) { "U+FFFD in its place" } else { "`none`" };
+        Some(format!(
+            "`{}` {}: a chat template that reads it gets {instead}",
+            place(&flaw.path),
+            flaw.what
+        ))
     }
 
     /// True if a pair needs the value, false if only a chat template may read it as a further field
     /// of a message, and `None` if nothing reads it.
     fn reads(&self, flaw: &Flaw, columns: &Columns) -> Option<bool> {
         let [Step::Key(column), rest @ ..] = &flaw.path[..] else { return None };
-        let texts = columns.names().chain(sharegpt::columns(|name| self.cells.contains_key(name), columns));
+        let texts =
+            columns.names().chain(sharegpt::columns(|name| self.cells.contains_key(name), columns));
         if texts.into_iter().any(|name| name == column) {
             let inner = match rest {
                 [Step::Index(_), Step::Key(field), ..] | [Step::Key(field), ..] => Some(field),

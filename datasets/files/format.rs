@@ -55,18 +55,38 @@ impl Format {
     /// A delimiter or a length that cannot be, or one column for two parts of a pair.
     pub fn reading(&self) -> Result<Reading> {
         let delimiter = self.delimiter.map(|d| {
-            let refused = || Error::new(format!("the `delimiter` is `{d}`")).hint("valid: one ASCII character, no quote and no line break");
-            u8::try_from(d).ok().filter(|d| d.is_ascii() && !matches!(d, b'"' | b'\n' | b'\r')).ok_or_else(refused)
+            let refused = || {
+                Error::new(format!("the `delimiter` is `{d}`"))
+                    .hint("valid: one ASCII character, no quote and no line break")
+            };
+            u8::try_from(d)
+                .ok()
+                .filter(|d| d.is_ascii() && !matches!(d, b'"' | b'\n' | b'\r'))
+                .ok_or_else(refused)
         });
         if !(1..=1024).contains(&self.max_row_mib) {
-            return Err(Error::new(format!("`max_row_mib` is {}", self.max_row_mib)).hint("valid: 1 to 1024"));
+            return Err(Error::new(format!("`max_row_mib` is {}", self.max_row_mib))
+                .hint("valid: 1 to 1024"));
         }
-        let (prompt, chosen, rejected) = (self.prompt_column.clone(), self.chosen_column.clone(), self.rejected_column.clone());
-        if chosen == rejected || prompt.as_ref() == Some(&chosen) || prompt.as_ref() == Some(&rejected) {
-            let twice = if chosen == rejected { &rejected } else { prompt.as_ref().unwrap_or(&chosen) };
-            return Err(Error::new(format!("the column `{twice}` is named for two parts of a pair")).hint("prompt, chosen and rejected are three columns"));
+        let (prompt, chosen, rejected) =
+            (self.prompt_column.clone(), self.chosen_column.clone(), self.rejected_column.clone());
+        if chosen == rejected
+            || prompt.as_ref() == Some(&chosen)
+            || prompt.as_ref() == Some(&rejected)
+        {
+            let twice =
+                if chosen == rejected { &rejected } else { prompt.as_ref().unwrap_or(&chosen) };
+            return Err(Error::new(format!(
+                "the column `{twice}` is named for two parts of a pair"
+            ))
+            .hint("prompt, chosen and rejected are three columns"));
         }
         let columns = Columns { prompt, chosen, rejected };
-        Ok(Reading { columns, delimiter: delimiter.transpose()?, longest: self.max_row_mib << 20, skip: self.bad_rows == BadRows::Skip })
+        Ok(Reading {
+            columns,
+            delimiter: delimiter.transpose()?,
+            longest: self.max_row_mib << 20,
+            skip: self.bad_rows == BadRows::Skip,
+        })
     }
 }

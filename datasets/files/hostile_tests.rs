@@ -1,4 +1,5 @@
-//! Files that are cut, hostile or merely odd: each is an error that says where, soon and without much memory.
+//! Files that are cut, hostile or merely odd: each is an error that says where, soon and without
+//! much memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -20,7 +21,9 @@ fn read_with(name: &str, bytes: &[u8], config: Files) -> (usize, String) {
 fn from(path: &Path, config: Files) -> (usize, String) {
     let told = |e: Error| format!("{e:?}").replace(&path.display().to_string(), "FILE");
     // Not through `build`, which ends at the first pair.
-    let source = match Source::open(path, config.format.reading().unwrap(), &[]).and_then(|source| source.pairs()) {
+    let source = match Source::open(path, config.format.reading().unwrap(), &[])
+        .and_then(|source| source.pairs())
+    {
         Ok(pairs) => pairs,
         Err(e) => return (0, told(e)),
     };
@@ -41,35 +44,84 @@ fn read(name: &str, text: &str) -> (usize, String) {
 #[test]
 fn blank_lines_line_ends_and_a_byte_order_mark_do_not_matter() {
     assert_eq!(read("x.jsonl", &format!("\u{feff}{GOOD}\r\n\n  \n{GOOD}")), (2, String::new()));
-    assert_eq!(read("x.json", &format!("\u{feff}\r\n[{GOOD}\r\n,\r\n{GOOD}]\r\n")), (2, String::new()));
-    assert_eq!(read("x.csv", "\u{feff}prompt,chosen,rejected\r\na,b,c\r\n\r\nd,e,f"), (2, String::new()));
+    assert_eq!(
+        read("x.json", &format!("\u{feff}\r\n[{GOOD}\r\n,\r\n{GOOD}]\r\n")),
+        (2, String::new())
+    );
+    assert_eq!(
+        read("x.csv", "\u{feff}prompt,chosen,rejected\r\na,b,c\r\n\r\nd,e,f"),
+        (2, String::new())
+    );
 }
 
 #[test]
 fn an_error_names_file_and_line_and_is_the_last_item() {
-    let (good, error) = read("x.jsonl", &format!("{GOOD}\n\n{{\"prompt\": \"p\", \"chosen\": 1, \"rejected\": \"r\"}}\n{GOOD}"));
+    let (good, error) = read(
+        "x.jsonl",
+        &format!("{GOOD}\n\n{{\"prompt\": \"p\", \"chosen\": 1, \"rejected\": \"r\"}}\n{GOOD}"),
+    );
     assert_eq!(good, 1);
-    assert!(error.starts_with("cannot read line 3 of `FILE`\n  because `chosen` is a number, not text\n"), "{error}");
+    assert!(
+        error.starts_with(
+            "cannot read line 3 of `FILE`\n  because `chosen` is a number, not text\n"
+        ),
+        "{error}"
+    );
     let (good, error) = read("x.json", &format!("[\n{GOOD},\n\n{{\"prompt\": 1}}]"));
-    assert!(good == 1 && error.starts_with("cannot read line 4 of `FILE`\n  because there is no column `chosen`\n"), "{error}");
+    assert!(
+        good == 1
+            && error.starts_with(
+                "cannot read line 4 of `FILE`\n  because there is no column `chosen`\n"
+            ),
+        "{error}"
+    );
     let (good, error) = read("x.csv", "prompt,chosen,rejected\n\"a\nb\",c,r\na,b\n");
-    assert!(good == 1 && error.starts_with("cannot read line 4 of `FILE`\n  because it has 2 fields, and the header has 3\n"), "{error}");
+    assert!(
+        good == 1
+            && error.starts_with(
+                "cannot read line 4 of `FILE`\n  because it has 2 fields, and the header has 3\n"
+            ),
+        "{error}"
+    );
 }
 
 #[test]
 fn what_is_not_json_says_where_it_stops_being_it() {
     let (_, error) = read("x.jsonl", &format!("{GOOD}\n{{\"prompt\": \"p\", }}"));
-    assert_eq!(error, "cannot read line 2 of `FILE`\n  because it is not JSON: trailing comma, at byte 17");
+    assert_eq!(
+        error,
+        "cannot read line 2 of `FILE`\n  because it is not JSON: trailing comma, at byte 17"
+    );
     assert!(read("x.jsonl", "[1, 2]").1.contains("it is a list, not an object"));
     for (text, why) in [
-        (format!("[{GOOD}, {GOOD}"), "line 1 of `FILE`\n  because it is not JSON: the list is not closed: the file was cut short"),
-        (format!("[{GOOD}\n{GOOD}]"), "line 2 of `FILE`\n  because it is not JSON: there is no comma between two rows"),
-        (format!("[{GOOD},]"), "line 1 of `FILE`\n  because it is not JSON: a row is missing behind a comma"),
-        (format!("[{GOOD}] x"), "line 1 of `FILE`\n  because it is not JSON: something stands behind the `]` that closes the list"),
-        (format!("[{GOOD},\n{}", &GOOD[..20]), "line 2 of `FILE`\n  because it is not JSON: EOF while parsing a string, at byte 20"),
+        (
+            format!("[{GOOD}, {GOOD}"),
+            "line 1 of `FILE`\n  because it is not JSON: the list is not closed: the file was cut \
+                short",
+        ),
+        (
+            format!("[{GOOD}\n{GOOD}]"),
+            "line 2 of `FILE`\n  because it is not JSON: there is no comma between two rows",
+        ),
+        (
+            format!("[{GOOD},]"),
+            "line 1 of `FILE`\n  because it is not JSON: a row is missing behind a comma",
+        ),
+        (
+            format!("[{GOOD}] x"),
+            "line 1 of `FILE`\n  because it is not JSON: something stands behind the `]` that \
+                closes the list",
+        ),
+        (
+            format!("[{GOOD},\n{}", &GOOD[..20]),
+            "line 2 of `FILE`\n  because it is not JSON: EOF while parsing a string, at byte 20",
+        ),
         (format!("[{GOOD}, 7]"), "line 1 of `FILE`\n  because it is a number, not an object"),
         ("hello".to_owned(), "line 1 of `FILE`\n  because it begins with neither `[` nor `{`"),
-        (r#"{"chosen": ["a"], "rejected": ["b", "c"]}"#.to_owned(), "`rejected` has 2 values, and the columns before it have 1"),
+        (
+            r#"{"chosen": ["a"], "rejected": ["b", "c"]}"#.to_owned(),
+            "`rejected` has 2 values, and the columns before it have 1",
+        ),
     ] {
         let (_, error) = read("x.json", &text);
         assert!(error.contains(why), "{text}\n{error}");
@@ -79,13 +131,30 @@ fn what_is_not_json_says_where_it_stops_being_it() {
 #[test]
 fn what_is_not_utf8_says_so() {
     let line = b"{\"prompt\": \"\xff\"}";
-    let (good, error) = read_with("x.jsonl", &[GOOD.as_bytes(), b"\n", line].concat(), Files::default());
+    let (good, error) =
+        read_with("x.jsonl", &[GOOD.as_bytes(), b"\n", line].concat(), Files::default());
     assert_eq!(good, 1);
-    assert!(error.starts_with("cannot read line 2 of `FILE`\n  because it is not UTF-8: byte 13 does not belong"), "{error}");
+    assert!(
+        error.starts_with(
+            "cannot read line 2 of `FILE`\n  because it is not UTF-8: byte 13 does not belong"
+        ),
+        "{error}"
+    );
     let (_, error) = read_with("x.json", &[b"[", &line[..], b"]"].concat(), Files::default());
-    assert!(error.starts_with("cannot read line 1 of `FILE`\n  because it is not UTF-8"), "{error}");
-    let (good, error) = read_with("x.csv", b"prompt,chosen,rejected\na,b,c\na,\xff,c\n", Files::default());
-    assert!(good == 1 && error.starts_with("cannot read line 3 of `FILE`\n  because `chosen` is not text\n  because it is not UTF-8"), "{error}");
+    assert!(
+        error.starts_with("cannot read line 1 of `FILE`\n  because it is not UTF-8"),
+        "{error}"
+    );
+    let (good, error) =
+        read_with("x.csv", b"prompt,chosen,rejected\na,b,c\na,\xff,c\n", Files::default());
+    assert!(
+        good == 1
+            && error.starts_with(
+                "cannot read line 3 of `FILE`\n  because `chosen` is \
+        not text\n  because it is not UTF-8"
+            ),
+        "{error}"
+    );
     let utf16: Vec<u8> = "\u{feff}prompt".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for name in ["x.jsonl", "x.json", "x.csv"] {
         assert!(!read_with(name, &utf16, Files::default()).1.is_empty(), "{name}");
@@ -103,13 +172,29 @@ fn an_empty_completion_is_read_unless_it_may_be_a_missing_cell() {
     let (good, error) = read("x.csv", "prompt,chosen,rejected\na,b,c\np,,r\n");
     assert_eq!(
         (good, error.as_str()),
-        (1, "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: `--set dataset.bad_rows=skip` passes such rows over")
+        (
+            1,
+            "cannot read line 3 of `FILE`\n  because `chosen` is empty\n  hint: `--set \
+                dataset.bad_rows=skip` passes such rows over"
+        )
     );
-    let skip = || Files { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
-    assert_eq!(read_with("x.csv", b"prompt,chosen,rejected\na,b,c\np,,r\nd,e,f\n", skip()), (2, String::new()));
-    assert_eq!(read_with("x.jsonl", format!("{GOOD}\n{null}\n{GOOD}").as_bytes(), skip()), (2, String::new()));
+    let skip = || Files {
+        format: Format { bad_rows: BadRows::Skip, ..Format::default() },
+        ..Files::default()
+    };
+    assert_eq!(
+        read_with("x.csv", b"prompt,chosen,rejected\na,b,c\np,,r\nd,e,f\n", skip()),
+        (2, String::new())
+    );
+    assert_eq!(
+        read_with("x.jsonl", format!("{GOOD}\n{null}\n{GOOD}").as_bytes(), skip()),
+        (2, String::new())
+    );
     let (good, error) = read_with("x.jsonl", format!("{GOOD}\n{null}\n{{").as_bytes(), skip());
-    assert!(good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"), "what is no row at all is still an error: {error}");
+    assert!(
+        good == 1 && error.contains("line 3 of `FILE`\n  because it is not JSON"),
+        "what is no row at all is still an error: {error}"
+    );
 }
 
 #[test]
@@ -117,30 +202,81 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.jsonl");
     fs::write(&path, "{}\n{}\n").unwrap();
-    let config = Files { train: path, format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
+    let config = Files {
+        train: path,
+        format: Format { bad_rows: BadRows::Skip, ..Format::default() },
+        ..Files::default()
+    };
     let e = format!("{:?}", config.build().err().unwrap());
-    assert!(e.contains("holds no pairs\n  because cannot read line 1 of") && e.contains("2 rows were passed over"), "{e}");
+    assert!(
+        e.contains("holds no pairs\n  because cannot read line 1 of")
+            && e.contains("2 rows were passed over"),
+        "{e}"
+    );
 }
 
 #[test]
 fn rows_of_different_kinds_do_not_mix() {
     let said = |role: &str, text: &str| format!(r#"[{{"role": "{role}", "content": "{text}"}}]"#);
-    let chat = format!(r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#, said("user", "p"), said("assistant", "c"), said("assistant", "r"));
+    let chat = format!(
+        r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#,
+        said("user", "p"),
+        said("assistant", "c"),
+        said("assistant", "r")
+    );
     let (good, error) = read("x.jsonl", &format!("{GOOD}\n{chat}"));
-    assert!(good == 1 && error.contains("line 2 of `FILE`\n  because it is a list of messages, and the rows before it are plain text"), "{error}");
-    let (_, error) = read("x.jsonl", &format!("{GOOD}\n{}", r#"{"chosen": "a b", "rejected": "a c"}"#));
-    assert!(error.contains("line 2 of `FILE`\n  because it has no column `prompt`, unlike the rows before it"), "{error}");
-    let (_, error) = read("x.jsonl", &format!("{GOOD}\n{}", r#"{"prompt": "p", "choosen": "a", "rejected": "b"}"#));
-    assert!(error.contains("line 2 of `FILE`\n  because there is no column `chosen`\n  hint: is it `choosen`?"), "{error}");
+    assert!(
+        good == 1
+            && error.contains(
+                "line 2 of `FILE`\n  because it is a list of messages, \
+        and the rows before it are plain text"
+            ),
+        "{error}"
+    );
+    let (_, error) =
+        read("x.jsonl", &format!("{GOOD}\n{}", r#"{"chosen": "a b", "rejected": "a c"}"#));
+    assert!(
+        error.contains(
+            "line 2 of `FILE`\n  because it has no column `prompt`, unlike the rows before it"
+        ),
+        "{error}"
+    );
+    let (_, error) = read(
+        "x.jsonl",
+        &format!("{GOOD}\n{}", r#"{"prompt": "p", "choosen": "a", "rejected": "b"}"#),
+    );
+    assert!(
+        error.contains(
+            "line 2 of `FILE`\n  because there is no column `chosen`\n  hint: is it `choosen`?"
+        ),
+        "{error}"
+    );
     // More columns than the first row's are nobody's business.
-    assert_eq!(read("x.jsonl", &format!("{GOOD}\n{}", r#"{"id": 3, "prompt": "p", "chosen": "a", "rejected": "b"}"#)).0, 2);
+    assert_eq!(
+        read(
+            "x.jsonl",
+            &format!("{GOOD}\n{}", r#"{"id": 3, "prompt": "p", "chosen": "a", "rejected": "b"}"#)
+        )
+        .0,
+        2
+    );
 }
 
 #[test]
 fn a_csv_header_that_cannot_be_is_an_error() {
-    assert!(read("x.csv", "prompt,chosen,chosen\n").1.contains("line 1 of `FILE`\n  because the header names the column `chosen` twice"));
-    assert!(read("x.csv", "prompt;chosen;rejected\na;b;c\n").1.contains("does `;` stand between the fields?"));
-    assert!(read("x.csv", "").1.contains("line 1 of `FILE`\n  because there is no column `chosen`"));
+    assert!(
+        read("x.csv", "prompt,chosen,chosen\n")
+            .1
+            .contains("line 1 of `FILE`\n  because the header names the column `chosen` twice")
+    );
+    assert!(
+        read("x.csv", "prompt;chosen;rejected\na;b;c\n")
+            .1
+            .contains("does `;` stand between the fields?")
+    );
+    assert!(
+        read("x.csv", "").1.contains("line 1 of `FILE`\n  because there is no column `chosen`")
+    );
     assert_eq!(read("x.csv", "prompt,chosen,rejected\n"), (0, String::new()));
 }
 
@@ -160,9 +296,15 @@ fn a_row_of_two_gigabytes_is_refused_at_once() {
         file.write_all(begin.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
         let began = Instant::now();
-        let (good, error) = from(&path, Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() });
+        let (good, error) = from(
+            &path,
+            Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() },
+        );
         assert_eq!(good, 0, "{name}");
-        assert!(error.contains("it is longer than 1 MiB\n") && error.contains("dataset.max_row_mib"), "{name}: {error}");
+        assert!(
+            error.contains("it is longer than 1 MiB\n") && error.contains("dataset.max_row_mib"),
+            "{name}: {error}"
+        );
         assert!(began.elapsed() < Duration::from_secs(5), "{name} took {:?}", began.elapsed());
     }
 }
@@ -183,14 +325,31 @@ fn a_page_that_says_it_is_of_gigabytes_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     let long = |name| written::Column::Text(name, vec!["ab".repeat(40_000)]);
-    written::write(&path, &["prompt", "chosen", "rejected"].map(long), ::parquet::basic::Compression::SNAPPY);
+    written::write(
+        &path,
+        &["prompt", "chosen", "rejected"].map(long),
+        ::parquet::basic::Compression::SNAPPY,
+    );
     let mut bytes = fs::read(&path).unwrap();
-    // The first page's header: its sort, and then its size in three bytes, which here become the largest of as many.
-    let size = (5..40).find(|at| bytes[*at] == 0x15 && bytes[at + 1] >= 0x80 && bytes[at + 2] >= 0x80 && bytes[at + 3] < 0x80).unwrap();
+    // The first page's header: its sort, and then its size in three bytes, which here become the
+    // largest of as many.
+    let size = (5..40)
+        .find(|at| {
+            bytes[*at] == 0x15
+                && bytes[at + 1] >= 0x80
+                && bytes[at + 2] >= 0x80
+                && bytes[at + 3] < 0x80
+        })
+        .unwrap();
     bytes.splice(size + 1..size + 4, [0xfe, 0xff, 0xff, 0xff, 0x0f]);
     fs::write(&path, &bytes).unwrap();
     let (_, error) = from(&path, Files::default());
-    assert!(error.contains("a page of it says that it unpacks to 2147483647 bytes, and 134217728 are read"), "{error}");
+    assert!(
+        error.contains(
+            "a page of it says that it unpacks to 2147483647 bytes, and 134217728 are read"
+        ),
+        "{error}"
+    );
 }
 
 /// A few kilobytes that unpack to a row of a quarter of a gigabyte.
@@ -198,9 +357,11 @@ fn a_page_that_says_it_is_of_gigabytes_is_refused() {
 fn a_packed_row_without_end_is_refused_at_once() {
     use std::io::{self, Read};
     let dir = tempfile::tempdir().unwrap();
-    let long = || io::Cursor::new(b"{\"prompt\": \"".to_vec()).chain(io::repeat(b' ').take(256 << 20));
+    let long =
+        || io::Cursor::new(b"{\"prompt\": \"".to_vec()).chain(io::repeat(b' ').take(256 << 20));
     let (gzip, zstd) = (dir.path().join("x.jsonl.gz"), dir.path().join("x.jsonl.zst"));
-    let mut packed = flate2::write::GzEncoder::new(File::create(&gzip).unwrap(), flate2::Compression::fast());
+    let mut packed =
+        flate2::write::GzEncoder::new(File::create(&gzip).unwrap(), flate2::Compression::fast());
     io::copy(&mut long(), &mut packed).unwrap();
     packed.finish().unwrap();
     let mut packed = ::zstd::Encoder::new(File::create(&zstd).unwrap(), 1).unwrap();
@@ -211,14 +372,33 @@ fn a_packed_row_without_end_is_refused_at_once() {
         assert!(size < 4 << 20, "{size} bytes in {}", path.display());
         for name in ["", "x.json", "x.csv"] {
             let ending = path.extension().unwrap().to_str().unwrap();
-            let other = if name.is_empty() { path.clone() } else { dir.path().join(format!("{name}.{ending}")) };
+            let other = if name.is_empty() {
+                path.clone()
+            } else {
+                dir.path().join(format!("{name}.{ending}"))
+            };
             if !name.is_empty() {
                 fs::copy(&path, &other).unwrap();
             }
             let began = Instant::now();
-            let (good, error) = from(&other, Files { format: Format { max_row_mib: 1, ..Format::default() }, ..Files::default() });
-            assert!(good == 0 && error.contains("it is longer than 1 MiB\n"), "{}: {error}", other.display());
-            assert!(began.elapsed() < Duration::from_secs(30), "{} took {:?}", other.display(), began.elapsed());
+            let (good, error) = from(
+                &other,
+                Files {
+                    format: Format { max_row_mib: 1, ..Format::default() },
+                    ..Files::default()
+                },
+            );
+            assert!(
+                good == 0 && error.contains("it is longer than 1 MiB\n"),
+                "{}: {error}",
+                other.display()
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "{} took {:?}",
+                other.display(),
+                began.elapsed()
+            );
         }
     }
 }
@@ -226,12 +406,18 @@ fn a_packed_row_without_end_is_refused_at_once() {
 #[test]
 fn a_packed_file_that_is_cut_or_not_packed_says_so() {
     let text = [GOOD; 3].join("\n");
-    for (name, packed) in [("x.jsonl.gz", input::packed::gzip(text.as_bytes())), ("x.jsonl.zst", input::packed::zstd(text.as_bytes()))] {
+    for (name, packed) in [
+        ("x.jsonl.gz", input::packed::gzip(text.as_bytes())),
+        ("x.jsonl.zst", input::packed::zstd(text.as_bytes())),
+    ] {
         for length in 0..packed.len() {
             let (_, error) = read_with(name, &packed[..length], Files::default());
             // To zstd, an empty file is a packed file without content.
             let says = error.contains("data cannot be unpacked: ") && error.contains("`FILE`");
-            assert!(says || (length == 0 && name.ends_with("zst")), "{name} cut at {length}: {error}");
+            assert!(
+                says || (length == 0 && name.ends_with("zst")),
+                "{name} cut at {length}: {error}"
+            );
         }
         let (good, error) = read_with(name, text.as_bytes(), Files::default());
         assert!(good == 0 && error.contains("data cannot be unpacked: "), "{name}: {error}");
@@ -240,42 +426,81 @@ fn a_packed_file_that_is_cut_or_not_packed_says_so() {
 
 #[test]
 fn a_git_lfs_pointer_is_recognised_in_every_format() {
-    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid \
+        sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
     for name in ["x.parquet", "x.jsonl", "x.json", "x.csv", "x.tsv", "x.jsonl.gz", "x.json.zst"] {
         let (good, error) = read(name, pointer);
-        assert!(good == 0 && error.starts_with("`FILE` is a Git LFS pointer, not the file itself\n  hint: fetch the file itself: `git -C "), "{name}: {error}");
+        assert!(
+            good == 0
+                && error.starts_with(
+                    "`FILE` is a Git LFS pointer, not the file \
+            itself\n  hint: fetch the file itself: `git -C "
+                ),
+            "{name}: {error}"
+        );
         assert!(error.ends_with(" lfs pull`"), "{error}");
     }
 }
 
-const SHAREGPT: &str =
-    r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "g"}}"#;
+const SHAREGPT: &str = r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "g"}}"#;
 const PYTHON: &str = r#"{"prompt": "p", "chosen": "c", "rejected": "r", "score": NaN, "x": [-Infinity, 1e400, 123456789012345678901234567890], "t": "\ud83d"}"#;
 
 #[test]
 fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
-    let skip = || Files { format: Format { bad_rows: BadRows::Skip, ..Format::default() }, ..Files::default() };
-    let rows = |row: &str| [("x.jsonl", format!("{PYTHON}\n{row}\n{GOOD}")), ("x.json", format!("[{PYTHON},\n{row},\n{GOOD}]"))];
+    let skip = || Files {
+        format: Format { bad_rows: BadRows::Skip, ..Format::default() },
+        ..Files::default()
+    };
+    let rows = |row: &str| {
+        [
+            ("x.jsonl", format!("{PYTHON}\n{row}\n{GOOD}")),
+            ("x.json", format!("[{PYTHON},\n{row},\n{GOOD}]")),
+        ]
+    };
     for (row, why) in [
-        (r#"{"prompt": "p", "chosen": NaN, "rejected": "r"}"#, "`chosen` is NaN, which is neither text nor a JSON number"),
-        (r#"{"prompt": "p", "chosen": "c", "rejected": Infinity}"#, "`rejected` is Infinity, which is neither text nor a JSON number"),
+        (
+            r#"{"prompt": "p", "chosen": NaN, "rejected": "r"}"#,
+            "`chosen` is NaN, which is neither text nor a JSON number",
+        ),
+        (
+            r#"{"prompt": "p", "chosen": "c", "rejected": Infinity}"#,
+            "`rejected` is Infinity, which is neither text nor a JSON number",
+        ),
         (
             r#"{"prompt": "Smile", "chosen": " ok \ud83d end", "rejected": " no"}"#,
             "`chosen` holds `\\ud83d`, half of a surrogate pair, which is not a character",
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "\uDE00"}], "chosen": [], "rejected": []}"#,
-            "`prompt[0].content` holds `\\uDE00`, half of a surrogate pair, which is not a character",
+            "`prompt[0].content` holds `\\uDE00`, half of a surrogate pair, which is not a \
+                character",
         ),
-        (r#"{"prompt": "p", "chosen": "c", "rejected": "r", "tools": [{"n": NaN}]}"#, "`tools[0].n` is NaN"),
+        (
+            r#"{"prompt": "p", "chosen": "c", "rejected": "r", "tools": [{"n": NaN}]}"#,
+            "`tools[0].n` is NaN",
+        ),
         (r#"{"prompt": "p", "responses": {"a": 1, "b": NaN}}"#, "`responses.b` is NaN"),
-        (r#"{"conversations": [{"from": "human", "value": "\ud800"}], "chosen": "c", "rejected": "r"}"#, "`conversations[0].value` holds `\\ud800`"),
+        (
+            r#"{"conversations": [{"from": "human", "value": "\ud800"}], "chosen": "c", "rejected": "r"}"#,
+            "`conversations[0].value` holds `\\ud800`",
+        ),
     ] {
         for (name, text) in rows(row) {
             let (good, error) = read(name, &text);
-            assert!(good == 1 && error.starts_with(&format!("cannot read line 2 of `FILE`\n  because {why}")), "{name}: {error}");
-            assert!(error.contains("`--set dataset.bad_rows=skip` passes such rows over"), "{error}");
-            assert_eq!(read_with(name, text.as_bytes(), skip()), (2, String::new()), "{name}: {row}");
+            assert!(
+                good == 1
+                    && error.starts_with(&format!("cannot read line 2 of `FILE`\n  because {why}")),
+                "{name}: {error}"
+            );
+            assert!(
+                error.contains("`--set dataset.bad_rows=skip` passes such rows over"),
+                "{error}"
+            );
+            assert_eq!(
+                read_with(name, text.as_bytes(), skip()),
+                (2, String::new()),
+                "{name}: {row}"
+            );
         }
     }
     // A message field that templates do not read is not needed either.
@@ -287,7 +512,11 @@ fn values_that_only_python_reads_matter_only_in_fields_that_are_used() {
         r#"{"prompt": {"0": "p", "1": "p"}, "chosen": {"0": "c", "1": NaN}, "rejected": {"0": "r", "1": "r"}}"#,
     ] {
         let (good, error) = read("x.json", whole);
-        assert!(good == 1 && error.starts_with("cannot read row 2 of `FILE`\n  because `chosen` is NaN"), "{whole}\n{error}");
+        assert!(
+            good == 1
+                && error.starts_with("cannot read row 2 of `FILE`\n  because `chosen` is NaN"),
+            "{whole}\n{error}"
+        );
         assert_eq!(read_with("x.json", whole.as_bytes(), skip()), (1, String::new()));
     }
 }

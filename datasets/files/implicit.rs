@@ -1,13 +1,15 @@
-//! A prompt that stands in both completions, taken out as TRL takes it (`extract_prompt`): the longest beginning that
-//! the two share.
+//! A prompt that stands in both completions, taken out as TRL takes it (`extract_prompt`): the
+//! longest beginning that the two share.
 
 use reprpo_plugin::prelude::*;
 
-/// The shared beginning, and what follows it in each; none where they share none, or differ in form.
+/// The shared beginning, and what follows it in each; none where they share none, or differ in
+/// form.
 ///
-/// Of texts: the characters before the first that differs, and where a blank stands before that, without the blank.
-/// Of conversations: the messages before the first that differs. Where one is the beginning of the other, its last
-/// character or message stays with the completions, so that neither is empty.
+/// Of texts: the characters before the first that differs, and where a blank stands before that,
+/// without the blank. Of conversations: the messages before the first that differs. Where one is
+/// the beginning of the other, its last character or message stays with the completions, so that
+/// neither is empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
@@ -17,7 +19,8 @@ pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
         (Text::Messages(a), Text::Messages(b)) => {
             let same = a.iter().zip(b).take_while(|(x, y)| x == y).count();
             let at = same.min(a.len().min(b.len()).checked_sub(1)?);
-            (at > 0).then(|| PreferencePair::new(a[..at].to_vec(), a[at..].to_vec(), b[at..].to_vec()))
+            (at > 0)
+                .then(|| PreferencePair::new(a[..at].to_vec(), a[at..].to_vec(), b[at..].to_vec()))
         }
         _ => None,
     }
@@ -29,7 +32,8 @@ fn shared_text(a: &str, b: &str) -> Option<usize> {
     let mut last = None;
     for ((at, x), y) in a.char_indices().zip(b.chars()) {
         if x != y {
-            // TRL looks for the blank before the first character too, which in Python is the text's last.
+            // TRL looks for the blank before the first character too, which in Python is the text's
+            // last.
             return Some(if before == Some(' ') { at - 1 } else { at }).filter(|at| *at > 0);
         }
         (before, last) = (Some(x), Some(at));
@@ -68,24 +72,37 @@ mod tests {
             ("same", "same", ["sam", "e", "e"]),
             ("é x", "é y", ["é", " x", " y"]),
         ] {
-            assert_eq!(texts(chosen, rejected).unwrap(), want.map(str::to_owned), "{chosen:?} {rejected:?}");
+            assert_eq!(
+                texts(chosen, rejected).unwrap(),
+                want.map(str::to_owned),
+                "{chosen:?} {rejected:?}"
+            );
         }
     }
 
     #[test]
     fn texts_without_a_shared_beginning_have_no_prompt() {
-        for (chosen, rejected) in [("blue", "green"), ("blue ", "green"), ("", "green"), ("b", "b"), (" x", " y")] {
+        for (chosen, rejected) in
+            [("blue", "green"), ("blue ", "green"), ("", "green"), ("b", "b"), (" x", " y")]
+        {
             assert_eq!(texts(chosen, rejected), None, "{chosen:?} {rejected:?}");
         }
     }
 
     #[test]
     fn conversations_are_split_at_the_first_message_that_differs() {
-        let (asked, blue, green) = (("user", "What color is the sky?"), ("assistant", "It is blue."), ("assistant", "It is green."));
+        let (asked, blue, green) = (
+            ("user", "What color is the sky?"),
+            ("assistant", "It is blue."),
+            ("assistant", "It is green."),
+        );
         let pair = extract(&said(&[asked, blue]), &said(&[asked, green])).unwrap();
         assert_eq!(pair, PreferencePair::new(said(&[asked]), said(&[blue]), said(&[green])));
         let pair = extract(&said(&[asked, blue, asked, green]), &said(&[asked, blue])).unwrap();
-        assert_eq!(pair, PreferencePair::new(said(&[asked]), said(&[blue, asked, green]), said(&[blue])));
+        assert_eq!(
+            pair,
+            PreferencePair::new(said(&[asked]), said(&[blue, asked, green]), said(&[blue]))
+        );
         assert_eq!(extract(&said(&[blue]), &said(&[green])), None);
         assert_eq!(extract(&said(&[]), &said(&[green])), None);
         assert_eq!(extract(&said(&[blue]), &"text".into()), None);

@@ -1,7 +1,7 @@
 //! Opens files of rows: plain ones, packed ones (`.gz`, `.zst`), and standard input (`-`).
 //!
-//! A packed file is unpacked as it is read, so the limit on the length of a row applies to it too. If
-//! a few bytes unpack to gigabytes, reading stops at that limit.
+//! A packed file is unpacked as it is read, so the limit on the length of a row applies to it too.
+//! If a few bytes unpack to gigabytes, reading stops at that limit.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -30,8 +30,8 @@ pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == OsStr::new(STDIN)
 }
 
-/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name: it is
-/// unpacked if its first bytes are those of a packed file.
+/// Opens a file, and unpacks it if its name ends in `.gz` or `.zst`. Standard input has no name: it
+/// is unpacked if its first bytes are those of a packed file.
 ///
 /// # Errors
 /// Fails if the file cannot be opened, or if it is a Git LFS pointer.
@@ -52,7 +52,9 @@ pub fn open(path: &Path) -> Result<Bytes> {
 /// Fails if the file cannot be read, or if it is a Git LFS pointer.
 pub fn head(file: &mut File, path: &Path) -> Result<Vec<u8>> {
     let mut head = Vec::new();
-    file.take(HEAD).read_to_end(&mut head).within(|| format!("cannot read `{}`", path.display()))?;
+    file.take(HEAD)
+        .read_to_end(&mut head)
+        .within(|| format!("cannot read `{}`", path.display()))?;
     if is_lfs_pointer(&head) { Err(lfs_pointer(path)) } else { Ok(head) }
 }
 
@@ -106,7 +108,9 @@ impl Read for Unpacked {
         self.bytes.read(buffer).map_err(|e| {
             let why = match e.kind() {
                 io::ErrorKind::Interrupted => return e,
-                io::ErrorKind::UnexpectedEof => "they end too early: the file was cut short".to_owned(),
+                io::ErrorKind::UnexpectedEof => {
+                    "they end too early: the file was cut short".to_owned()
+                }
                 _ => e.to_string(),
             };
             io::Error::new(e.kind(), format!("its {} data cannot be unpacked: {why}", self.name))
@@ -124,12 +128,18 @@ pub fn stdin() -> Result<Arc<[u8]>> {
         let mut bytes = Vec::new();
         let read = io::stdin().lock().take(MOST_STDIN + 1).read_to_end(&mut bytes);
         match read {
-            Ok(n) if n as u64 > MOST_STDIN => Err(format!("it holds more than {} GiB", MOST_STDIN >> 30)),
+            Ok(n) if n as u64 > MOST_STDIN => {
+                Err(format!("it holds more than {} GiB", MOST_STDIN >> 30))
+            }
             Ok(_) => Ok(bytes.into()),
             Err(e) => Err(e.to_string()),
         }
     });
-    read.clone().map_err(|why| Error::new("cannot read standard input").because(Error::new(why)).hint("write the pairs to a file and name the file"))
+    read.clone().map_err(|why| {
+        Error::new("cannot read standard input")
+            .because(Error::new(why))
+            .hint("write the pairs to a file and name the file")
+    })
 }
 
 /// True if standard input is a terminal.

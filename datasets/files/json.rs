@@ -1,7 +1,9 @@
-//! JSON that is not in lines: a list of objects, objects one after another, or one object that holds the rows.
+//! JSON that is not in lines: a list of objects, objects one after another, or one object that
+//! holds the rows.
 //!
-//! A list and a sequence are cut into their objects as they are read, so that the file may be larger than memory. An
-//! object that holds all rows has to be read whole, and may be no longer than a row.
+//! A list and a sequence are cut into their objects as they are read, so that the file may be
+//! larger than memory. An object that holds all rows has to be read whole, and may be no longer
+//! than a row.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -26,7 +28,12 @@ const WRAPPERS: [&str; 3] = ["data", "rows", "train"];
 /// # Errors
 /// Where it cannot be opened, or is none of the forms; each row where it is not JSON or no object.
 pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
-    let mut scanner = Scanner { path: path.to_owned(), reader: BufReader::new(input::open(path)?), line: 1, longest };
+    let mut scanner = Scanner {
+        path: path.to_owned(),
+        reader: BufReader::new(input::open(path)?),
+        line: 1,
+        longest,
+    };
     scanner.skip_mark()?;
     match scanner.peek()? {
         None => Ok(Box::new(std::iter::empty())),
@@ -37,7 +44,9 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
         Some(b'{') => {
             let (place, object) = scanner.row()?;
             if scanner.peek()?.is_some() {
-                let rest = std::iter::from_fn(move || scanner.peek().transpose().map(|next| next.and_then(|_| scanner.row())));
+                let rest = std::iter::from_fn(move || {
+                    scanner.peek().transpose().map(|next| next.and_then(|_| scanner.row()))
+                });
                 return Ok(Box::new(std::iter::once(Ok((place, object))).chain(rest)));
             }
             let rows = held(object).within(|| format!("cannot use `{}`", path.display()))?;
@@ -49,14 +58,24 @@ pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
     }
 }
 
-/// The rows in the one object of a file: under a key of their own, a list or a table by column, or itself.
+/// The rows in the one object of a file: under a key of their own, a list or a table by column, or
+/// itself.
 fn held(object: Row) -> Result<Vec<Row>> {
     let (mut object, flaws) = object.into_parts();
-    let wrapper = WRAPPERS.into_iter().find(|key| object.get(*key).is_some_and(|v| matches!(v, Value::Array(items) if items.iter().all(Value::is_object))));
+    let wrapper = WRAPPERS.into_iter().find(|key| {
+        object
+            .get(*key)
+            .is_some_and(|v| matches!(v, Value::Array(items) if items.iter().all(Value::is_object)))
+    });
     if let Some(key) = wrapper
         && let Some(Value::Array(rows)) = object.remove(key)
     {
-        let mut rows: Vec<Row> = rows.into_iter().filter_map(|row| if let Value::Object(row) = row { Some(row.into_iter().collect()) } else { None }).collect();
+        let mut rows: Vec<Row> = rows
+            .into_iter()
+            .filter_map(|row| {
+                if let Value::Object(row) = row { Some(row.into_iter().collect()) } else { None }
+            })
+            .collect();
         for Flaw { path, what } in flaws {
             if let [Step::Key(first), Step::Index(i), rest @ ..] = &path[..]
                 && first == key
@@ -79,15 +98,25 @@ fn held(object: Row) -> Result<Vec<Row>> {
                 named.insert(name.clone(), cells.keys().cloned().collect());
                 cells.into_iter().map(|(_, cell)| cell).collect()
             }
-            other => return Err(Error::new(format!("`{name}` is {}, and the columns beside it are lists", json_kind(&other)))),
+            other => {
+                return Err(Error::new(format!(
+                    "`{name}` is {}, and the columns beside it are lists",
+                    json_kind(&other)
+                )));
+            }
         };
         let rows = rows.get_or_insert_with(|| vec![Map::new(); cells.len()]);
         if rows.len() != cells.len() {
-            return Err(Error::new(format!("`{name}` has {} values, and the columns before it have {}", cells.len(), rows.len())));
+            return Err(Error::new(format!(
+                "`{name}` has {} values, and the columns before it have {}",
+                cells.len(),
+                rows.len()
+            )));
         }
         rows.iter_mut().zip(cells).for_each(|(row, cell)| drop(row.insert(name.clone(), cell)));
     }
-    let mut rows: Vec<Row> = rows.unwrap_or_default().into_iter().map(|cells| Row::new(cells, Vec::new())).collect();
+    let mut rows: Vec<Row> =
+        rows.unwrap_or_default().into_iter().map(|cells| Row::new(cells, Vec::new())).collect();
     for Flaw { path, what } in flaws {
         let [column @ Step::Key(name), cell, rest @ ..] = &path[..] else { continue };
         let index = match cell {
@@ -101,13 +130,15 @@ fn held(object: Row) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Whether a value is a column of texts or conversations: a list of them, or an object of them by index, which is what
-/// pandas writes. A list of messages is one conversation.
+/// Whether a value is a column of texts or conversations: a list of them, or an object of them by
+/// index, which is what pandas writes. A list of messages is one conversation.
 fn is_column(value: &Value) -> bool {
     let cell = |value: &Value| value.is_string() || value.is_array();
     match value {
         Value::Array(cells) => cells.first().is_some_and(cell),
-        Value::Object(cells) => cells.iter().next().is_some_and(|(key, value)| key == "0" && cell(value)),
+        Value::Object(cells) => {
+            cells.iter().next().is_some_and(|(key, value)| key == "0" && cell(value))
+        }
         _ => false,
     }
 }
@@ -144,7 +175,8 @@ impl Scanner {
                 return Ok(None);
             }
             let blank = bytes.iter().take_while(|b| b.is_ascii_whitespace()).count();
-            let (lines, next) = (bytes[..blank].iter().filter(|b| **b == b'\n').count(), bytes.get(blank).copied());
+            let (lines, next) =
+                (bytes[..blank].iter().filter(|b| **b == b'\n').count(), bytes.get(blank).copied());
             self.line += lines;
             self.advance(blank);
             if next.is_some() {
@@ -160,8 +192,8 @@ impl Scanner {
         Ok((place, value::parse_row(&bytes).within(|| place.reading(&self.path))?))
     }
 
-    /// The bytes of the value that begins here: to the bracket that closes it, or for what has none to the next comma,
-    /// bracket or line.
+    /// The bytes of the value that begins here: to the bracket that closes it, or for what has none
+    /// to the next comma, bracket or line.
     fn value(&mut self, place: Place) -> Result<Vec<u8>> {
         let mut value = Vec::new();
         let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
@@ -174,7 +206,11 @@ impl Scanner {
             }
             let (mut taken, mut ended) = (0, false);
             for byte in bytes {
-                if depth == 0 && !quoted && (!value.is_empty() || taken > 0) && matches!(byte, b',' | b']' | b'}' | b'\n') {
+                if depth == 0
+                    && !quoted
+                    && (!value.is_empty() || taken > 0)
+                    && matches!(byte, b',' | b']' | b'}' | b'\n')
+                {
                     ended = true;
                     break;
                 }
@@ -228,7 +264,11 @@ impl Listed {
         }
         if !self.first {
             if next != Some(b',') {
-                return Err(self.wrong(if next.is_none() { "the list is not closed: the file was cut short" } else { "there is no comma between two rows" }));
+                return Err(self.wrong(if next.is_none() {
+                    "the list is not closed: the file was cut short"
+                } else {
+                    "there is no comma between two rows"
+                }));
             }
             self.scanner.advance(1);
         }
@@ -241,7 +281,8 @@ impl Listed {
     }
 
     fn wrong(&self, why: &str) -> Error {
-        Error::new(format!("it is not JSON: {why}")).within(Place::Line(self.scanner.line).reading(&self.scanner.path))
+        Error::new(format!("it is not JSON: {why}"))
+            .within(Place::Line(self.scanner.line).reading(&self.scanner.path))
     }
 }
 

@@ -1,4 +1,5 @@
-//! JSON lines, read one at a time: a file larger than memory is no problem, and a line that is none is found early.
+//! JSON lines, read one at a time: a file larger than memory is no problem, and a line that is none
+//! is found early.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,12 @@ impl Rows {
     /// # Errors
     /// Where it cannot be opened.
     pub fn open(path: &Path, longest: usize) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), reader: BufReader::new(input::open(path)?), line: 0, longest })
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::new(input::open(path)?),
+            line: 0,
+            longest,
+        })
     }
 
     fn step(&mut self) -> Result<Option<(Place, Row)>> {
@@ -33,16 +39,22 @@ impl Rows {
             self.line += 1;
             let place = Place::Line(self.line);
             let longest = self.longest;
-            let read = (&mut self.reader).take(longest as u64 + 1).read_until(b'\n', &mut bytes).within(|| place.reading(&self.path))?;
+            let read = (&mut self.reader)
+                .take(longest as u64 + 1)
+                .read_until(b'\n', &mut bytes)
+                .within(|| place.reading(&self.path))?;
             if read == 0 {
                 return Ok(None);
             }
             if read > longest {
-                return Err(too_long(longest).hint("a file of JSON lines has one object on every line").within(place.reading(&self.path)));
+                return Err(too_long(longest)
+                    .hint("a file of JSON lines has one object on every line")
+                    .within(place.reading(&self.path)));
             }
             let bytes = if self.line == 1 { without_mark(&bytes) } else { &bytes };
             if !bytes.trim_ascii().is_empty() {
-                let row = value::parse_row(bytes.trim_ascii_end()).within(|| place.reading(&self.path))?;
+                let row = value::parse_row(bytes.trim_ascii_end())
+                    .within(|| place.reading(&self.path))?;
                 return Ok(Some((place, row)));
             }
         }
@@ -75,7 +87,8 @@ pub fn is_jsonl(path: &Path, longest: usize) -> Result<bool> {
 
 /// The error for a row of more bytes than are read.
 pub fn too_long(longest: usize) -> Error {
-    Error::new(format!("it is longer than {} MiB", longest >> 20)).hint("`--set dataset.max_row_mib=N` allows longer rows")
+    Error::new(format!("it is longer than {} MiB", longest >> 20))
+        .hint("`--set dataset.max_row_mib=N` allows longer rows")
 }
 
 /// A file's first bytes without the mark that some editors put there.

@@ -30,42 +30,62 @@ pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source, ending};
 /// Pairs in files, one for each split: `--dataset pairs.jsonl`.
 #[dataset(
     name = "file",
-    summary = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or compressed (.gz, .zst)",
-    reference = "TRL, dataset formats: preference, standard and conversational, with explicit and implicit prompt",
+    summary = "preference pairs from .jsonl, .json, .csv, .tsv and .parquet files, plain or \
+        compressed (.gz, .zst)",
+    reference = "TRL, dataset formats: preference, standard and conversational, with explicit and \
+        implicit prompt",
     explain = "\
-A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} for the model's
+A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} \
+for the model's
 chat template. `--columns prompt=question,chosen=best` gives them other names.
 
-A template sees every field of a message (tool_calls, tool_call_id, name, reasoning_content and others), the column
-`tools` (a list of JSON schemas, or the same as JSON text) and the variables in the column `chat_template_kwargs`.
-Other columns are ignored; images, audio and video are an error. If the prompt is a list of messages and the
-completions are plain text, each completion is one assistant turn. The content of a message may also be a list of
+A template sees every field of a message (tool_calls, tool_call_id, name, reasoning_content and \
+others), the column
+`tools` (a list of JSON schemas, or the same as JSON text) and the variables in the column \
+`chat_template_kwargs`.
+Other columns are ignored; images, audio and video are an error. If the prompt is a list of \
+messages and the
+completions are plain text, each completion is one assistant turn. The content of a message may \
+also be a list of
 {type: \"text\", text}.
 
-Without a column `prompt`, the beginning that chosen and rejected share is the prompt, as in TRL: the same
-characters, less a blank before the first that differs, or the same messages. So it is where prompt is text and the
+Without a column `prompt`, the beginning that chosen and rejected share is the prompt, as in TRL: \
+the same
+characters, less a blank before the first that differs, or the same messages. So it is where \
+prompt is text and the
 other two are conversations. `--columns prompt=none` asks for it.
 
-`--dataset pairs.jsonl` trains on that file. The splits that are compared with it are files of their own:
-`--set dataset.test=FILE`, `dataset.oos=FILE` (the shift), `dataset.rnd=FILE` (something unrelated); or parts of one
+`--dataset pairs.jsonl` trains on that file. The splits that are compared with it are files of \
+their own:
+`--set dataset.test=FILE`, `dataset.oos=FILE` (the shift), `dataset.rnd=FILE` (something \
+unrelated); or parts of one
 file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
 
-.jsonl has an object on every line. .json is a list of objects, objects one after another, {\"data\": [rows]}, lists
-by column, or GENIES' own {prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be
-compressed, as in `.jsonl.gz` or `.jsonl.zst`. Parquet may be compressed with snappy, zstd or gzip; in messages, fields
+.jsonl has an object on every line. .json is a list of objects, objects one after another, \
+{\"data\": [rows]}, lists
+by column, or GENIES' own \
+{prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be
+compressed, as in `.jsonl.gz` or `.jsonl.zst`. Parquet may be compressed with snappy,
+    zstd or gzip; in messages, fields
 of types that JSON does not have (times, decimals, intervals) are left out.
 
-`--dataset -` reads JSON lines or JSON, plain or compressed, from standard input. The run records their SHA-256: to
+`--dataset -` reads JSON lines or JSON, plain or compressed,
+    from standard input. The run records their SHA-256: to
 resume or evaluate it later, pipe in the same pairs.
 
-ShareGPT's form is read as well. Its messages are {from, value} with the speakers human, gpt, system, tool, observation
-and function_call (whose value is JSON with name and arguments). Without a column `prompt`, the prompt is the text in
-the column `system`, if there is one, followed by the column `conversations`. As in LLaMA-Factory, chosen and rejected
+ShareGPT's form is read as well. Its messages are {from, value} with the speakers human, gpt,
+    system, tool, observation
+and function_call (whose value is JSON with name and arguments). Without a column `prompt`,
+    the prompt is the text in
+the column `system`, if there is one, followed by the column `conversations`. As in LLaMA-Factory,
+    chosen and rejected
 may be one message each.
 
-A missing column, another type, an empty field of a .csv or .tsv in place of a completion, or conversations among
+A missing column, another type, an empty field of a .csv or .tsv in place of a completion,
+    or conversations among
 plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is not JSON,
-not CSV or not UTF-8 is always an error, and so is a row of more than `max_row_mib`. As Python writes them, NaN,
+not CSV or not UTF-8 is always an error,
+    and so is a row of more than `max_row_mib`. As Python writes them, NaN,
 Infinity, numbers beyond 64 bits and half surrogate pairs (\\ud83d) are allowed wherever a pair does not need them;
 elsewhere they make the row a bad one.",
     example(train = "pairs.jsonl", test = "held_out.jsonl"),
@@ -74,7 +94,8 @@ elsewhere they make the row a bad one.",
     stdin = true,
 )]
 pub struct Files {
-    /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets it.
+    /// File with the pairs to train on, or `-` for standard input. Required; `--dataset FILE` sets
+    /// it.
     #[schemars(extend("format" = "path"))]
     pub train: PathBuf,
     /// File with pairs of the same distribution that are kept from training.
@@ -97,38 +118,58 @@ pub struct Files {
 impl DatasetPlugin for Files {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if self.train.as_os_str().is_empty() {
-            return Err(Error::new("no file to train on was named").hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
+            return Err(Error::new("no file to train on was named")
+                .hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
         let reading = self.format.reading()?;
         let pinned = stdin(&self)?;
-        let named = [("train", Some(self.train)), ("test", self.test), ("oos", self.oos), ("rnd", self.rnd)];
+        let named = [
+            ("train", Some(self.train)),
+            ("test", self.test),
+            ("oos", self.oos),
+            ("rnd", self.rnd),
+        ];
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {
             let source = Source::open(&path, reading.clone(), &[])?;
             // By its first pair a file is judged before a model is loaded for it.
             source.pairs()?.first().map(|_| source)
         };
-        let splits = named.map(|(split, path)| Ok((split, open(path).within(|| format!("the `{split}` pairs cannot be used"))?)));
+        let splits = named.map(|(split, path)| {
+            Ok((split, open(path).within(|| format!("the `{split}` pairs cannot be used"))?))
+        });
         Ok(Box::new(Splits { splits: splits.collect::<Result<_>>()?, pinned }))
     }
 }
 
 /// Returns the configuration with the SHA-256 of standard input, as JSON, if one of the files is
-/// standard input. A later command reads other bytes there unless the same pairs are piped in again,
-/// and that must not go unnoticed.
+/// standard input. A later command reads other bytes there unless the same pairs are piped in
+/// again, and that must not go unnoticed.
 ///
 /// # Errors
-/// Fails if several splits are standard input, if standard input cannot be read, or if its bytes are
-/// not those that were recorded.
+/// Fails if several splits are standard input, if standard input cannot be read, or if its bytes
+/// are not those that were recorded.
 fn stdin(config: &Files) -> Result<Option<String>> {
-    let splits = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
-    let named: Vec<&str> = splits.into_iter().filter(|(_, path)| path.is_some_and(|p| input::is_stdin(p))).map(|(split, _)| split).collect();
+    let splits = [
+        ("train", Some(&config.train)),
+        ("test", config.test.as_ref()),
+        ("oos", config.oos.as_ref()),
+        ("rnd", config.rnd.as_ref()),
+    ];
+    let named: Vec<&str> = splits
+        .into_iter()
+        .filter(|(_, path)| path.is_some_and(|p| input::is_stdin(p)))
+        .map(|(split, _)| split)
+        .collect();
     match named[..] {
         [] => return Ok(None),
         [_] => {}
         _ => {
-            return Err(Error::new(format!("`-`, standard input, is named for several splits: {}", named.join(", ")))
-                .hint("standard input can only be read once: write the other splits to files"));
+            return Err(Error::new(format!(
+                "`-`, standard input, is named for several splits: {}",
+                named.join(", ")
+            ))
+            .hint("standard input can only be read once: write the other splits to files"));
         }
     }
     let other = |why: &str| {
@@ -144,7 +185,9 @@ fn stdin(config: &Files) -> Result<Option<String>> {
     match &config.stdin {
         Some(_) if bytes.is_empty() => return Err(other("which is empty now")),
         Some(recorded) if *recorded != found => {
-            return Err(other(&format!("which holds other pairs now: their SHA-256 is {found}, not {recorded}")));
+            return Err(other(&format!(
+                "which holds other pairs now: their SHA-256 is {found}, not {recorded}"
+            )));
         }
         _ => {}
     }
@@ -174,7 +217,9 @@ impl Dataset for Splits {
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.splits.iter().find(|(name, _)| *name == split);
-        let (_, source) = found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|(name, _)| name)))?;
+        let (_, source) = found.ok_or_else(|| {
+            Error::unknown("split", split, self.splits.iter().map(|(name, _)| name))
+        })?;
         Ok(Box::new(source.pairs()?))
     }
 
@@ -183,7 +228,11 @@ impl Dataset for Splits {
     }
 
     fn files(&self, split: &str) -> Vec<PathBuf> {
-        self.splits.iter().filter(|(name, _)| *name == split).map(|(_, source)| source.path().to_owned()).collect()
+        self.splits
+            .iter()
+            .filter(|(name, _)| *name == split)
+            .map(|(_, source)| source.path().to_owned())
+            .collect()
     }
 }
 

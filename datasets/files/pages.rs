@@ -1,16 +1,18 @@
-//! What the pages of a parquet file say they unpack to, before anything is unpacked: the reader takes them at their
-//! word, and a page of a few bytes may say two gigabytes.
+//! What the pages of a parquet file say they unpack to, before anything is unpacked: the reader
+//! takes them at their word, and a page of a few bytes may say two gigabytes.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-/// More than this no page unpacks to: writers end one after a mebibyte, or behind the row that is longer.
+/// More than this no page unpacks to: writers end one after a mebibyte, or behind the row that is
+/// longer.
 pub const LARGEST: i64 = 128 << 20;
 
 /// Structs within structs, of which a page's header has two.
 const DEEPEST: usize = 16;
 
-/// The size that the first page of more than [`LARGEST`] bytes says it has, among the pages in `start..end` of the file.
-/// What cannot be understood is left to the reader, whose errors say more.
+/// The size that the first page of more than [`LARGEST`] bytes says it has, among the pages in
+/// `start..end` of the file. What cannot be understood is left to the reader, whose errors say
+/// more.
 ///
 /// # Errors
 /// Where the file cannot be read.
@@ -35,7 +37,8 @@ struct Header {
     packed: i64,
 }
 
-/// Reads a header to its end: Thrift's compact protocol, in which the second and third field of a page are its sizes.
+/// Reads a header to its end: Thrift's compact protocol, in which the second and third field of a
+/// page are its sizes.
 fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     let (mut unpacked, mut packed, mut field) = (None, None, 0);
     while let Some((kind, id)) = next_field(bytes, field)? {
@@ -137,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_first_page_that_is_too_large_is_found() {
-        let file = [b"PAR1".to_vec(), page(10), page(1 << 20), page(2_000_000_000), page(1)].concat();
+        let file =
+            [b"PAR1".to_vec(), page(10), page(1 << 20), page(2_000_000_000), page(1)].concat();
         let end = file.len() as u64;
         assert_eq!(too_large(Cursor::new(&file), 4, end).unwrap(), Some(2_000_000_000));
         let before = (4 + page(10).len() + page(1 << 20).len()) as u64;
@@ -147,7 +151,11 @@ mod tests {
     #[test]
     fn what_is_no_header_ends_the_search() {
         for length in 0..page(5).len() {
-            assert_eq!(too_large(Cursor::new(&page(5)[..length]), 0, 1 << 40).unwrap(), None, "{length}");
+            assert_eq!(
+                too_large(Cursor::new(&page(5)[..length]), 0, 1 << 40).unwrap(),
+                None,
+                "{length}"
+            );
         }
         for junk in [vec![0x1c; 100], vec![0xff; 100], vec![0; 10]] {
             assert_eq!(too_large(Cursor::new(junk), 0, 1 << 20).unwrap(), None);

@@ -1,4 +1,5 @@
-//! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth its weight.
+//! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth
+//! its weight.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,32 +35,56 @@ impl Table {
     pub fn open(path: &Path, columns: &Columns, extra: &[&str]) -> Result<Self> {
         let reader = footer(path)?;
         let cannot = || format!("cannot use `{}`", path.display());
-        let prompt = columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
+        let prompt =
+            columns.find(root(&reader).get_fields().iter().map(|f| f.name())).within(cannot)?;
         let there: Vec<&str> = root(&reader).get_fields().iter().map(|f| f.name()).collect();
         let beside = beside(&reader, columns).within(cannot)?;
         let pair = prompt.into_iter().chain([columns.chosen.as_str(), columns.rejected.as_str()]);
-        let wanted = pair.chain(beside).chain(extra.iter().copied()).chain(sharegpt::columns(|name| there.contains(&name), columns));
+        let wanted = pair
+            .chain(beside)
+            .chain(extra.iter().copied())
+            .chain(sharegpt::columns(|name| there.contains(&name), columns));
         let wanted: Vec<String> = wanted.map(str::to_owned).collect();
         let left_out = projection(&reader, &wanted, columns).within(cannot)?.1;
         if !left_out.is_empty() {
-            let fields = left_out.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
-            tracing::warn!("fields of `{}` are left out, because JSON does not have their types: {fields}", path.display());
+            let fields =
+                left_out.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                "fields of `{}` are left out, because JSON does not have their types: {fields}",
+                path.display()
+            );
         }
         let mut rows = 0;
         for group in reader.metadata().row_groups() {
             let counted = usize::try_from(group.num_rows()).ok();
-            // Texts are flat columns: a chunk that holds another number of values than its group has rows was damaged.
-            let agrees = group.columns().iter().all(|c| c.column_descr().max_rep_level() > 0 || Some(c.num_values()) == Some(group.num_rows()));
-            for chunk in group.columns().iter().filter(|c| c.column_path().parts().first().is_some_and(|name| wanted.contains(name))) {
+            // Texts are flat columns: a chunk that holds another number of values than its group
+            // has rows was damaged.
+            let agrees = group.columns().iter().all(|c| {
+                c.column_descr().max_rep_level() > 0
+                    || Some(c.num_values()) == Some(group.num_rows())
+            });
+            for chunk in group.columns().iter().filter(|c| {
+                c.column_path().parts().first().is_some_and(|name| wanted.contains(name))
+            }) {
                 unpacks(chunk.compression()).within(cannot)?;
                 let (start, length) = guarded(path, || Ok(chunk.byte_range()))?;
-                let file = File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
-                let found = pages::too_large(file, start, start.saturating_add(length)).within(|| format!("cannot read `{}`", path.display()))?;
+                let file =
+                    File::open(path).within(|| format!("cannot open `{}`", path.display()))?;
+                let found = pages::too_large(file, start, start.saturating_add(length))
+                    .within(|| format!("cannot read `{}`", path.display()))?;
                 if let Some(size) = found {
-                    return Err(damaged(path, format!("a page of it says that it unpacks to {size} bytes, and {} are read", pages::LARGEST)));
+                    return Err(damaged(
+                        path,
+                        format!(
+                            "a page of it says that it unpacks to {size} bytes, and {} are read",
+                            pages::LARGEST
+                        ),
+                    ));
                 }
             }
-            rows += counted.filter(|_| agrees).ok_or_else(|| damaged(path, "its footer counts rows that its columns do not have"))?;
+            rows += counted.filter(|_| agrees).ok_or_else(|| {
+                damaged(path, "its footer counts rows that its columns do not have")
+            })?;
         }
         Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows })
     }
@@ -75,14 +100,19 @@ impl Table {
     /// Where the file has gone since it was opened; each row where its bytes do not decode.
     pub fn read(&self) -> Result<impl Iterator<Item = Result<(Place, Row)>> + use<>> {
         let reader = footer(&self.path)?;
-        let (projection, _) = projection(&reader, &self.wanted, &self.texts).within(|| format!("cannot use `{}`", self.path.display()))?;
-        let mut rows = guarded(&self.path, || RowIter::from_file_into(Box::new(reader)).project(Some(projection)))?;
+        let (projection, _) = projection(&reader, &self.wanted, &self.texts)
+            .within(|| format!("cannot use `{}`", self.path.display()))?;
+        let mut rows = guarded(&self.path, || {
+            RowIter::from_file_into(Box::new(reader)).project(Some(projection))
+        })?;
         let (path, mut count, mut ended) = (self.path.clone(), 0, false);
         Ok(std::iter::from_fn(move || {
             if ended {
                 return None;
             }
-            let row = guarded(&path, || rows.next().transpose()).transpose()?.and_then(|row| json_row(row).map_err(|e| damaged(&path, e)));
+            let row = guarded(&path, || rows.next().transpose())
+                .transpose()?
+                .and_then(|row| json_row(row).map_err(|e| damaged(&path, e)));
             ended = row.is_err();
             count += 1;
             Some(row.map(|row| (Place::Row(count), row)))
@@ -93,16 +123,25 @@ impl Table {
 /// Names of the columns with tools and template variables that the file has.
 ///
 /// # Errors
-/// Fails if a column holds images, audio or video. Their values are not read, so such a column is an error unless its
-/// statistics show that every value is null.
+/// Fails if a column holds images, audio or video. Their values are not read, so such a column is
+/// an error unless its statistics show that every value is null.
 fn beside(reader: &SerializedFileReader<File>, columns: &Columns) -> Result<Vec<&'static str>> {
     let fields = root(reader).get_fields();
-    let there = |name: &&str| fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name);
+    let there = |name: &&str| {
+        fields.iter().any(|f| f.name() == *name) && !columns.names().any(|column| column == *name)
+    };
     for name in Message::OTHER_MODALITIES.into_iter().filter(there) {
         let chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
-        let mut chunks = chunks.filter(|chunk| chunk.column_path().parts().first().is_some_and(|part| part == name));
-        let null = |nulls: u64, values: i64| i64::try_from(nulls).is_ok_and(|nulls| nulls == values);
-        if !chunks.all(|chunk| chunk.statistics().and_then(|s| s.null_count_opt()).is_some_and(|nulls| null(nulls, chunk.num_values()))) {
+        let mut chunks = chunks
+            .filter(|chunk| chunk.column_path().parts().first().is_some_and(|part| part == name));
+        let null =
+            |nulls: u64, values: i64| i64::try_from(nulls).is_ok_and(|nulls| nulls == values);
+        if !chunks.all(|chunk| {
+            chunk
+                .statistics()
+                .and_then(|s| s.null_count_opt())
+                .is_some_and(|nulls| null(nulls, chunk.num_values()))
+        }) {
             return Err(Message::not_text(name));
         }
     }
@@ -122,7 +161,10 @@ fn footer(path: &Path) -> Result<SerializedFileReader<File>> {
 /// Checks that this compression is supported.
 fn unpacks(compression: Compression) -> Result<()> {
     match compression {
-        Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) | Compression::GZIP(_) => Ok(()),
+        Compression::UNCOMPRESSED
+        | Compression::SNAPPY
+        | Compression::ZSTD(_)
+        | Compression::GZIP(_) => Ok(()),
         other => {
             let name = other.to_string();
             let name = name.split('(').next().unwrap_or_default();
@@ -148,21 +190,38 @@ fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Re
 
 /// The schema reduced to the wanted columns, so that no other is decoded, and to the fields in them
 /// that JSON has types for. Also returns the names of the fields that are left out.
-fn projection(reader: &SerializedFileReader<File>, wanted: &[String], texts: &Columns) -> Result<(Type, Vec<String>)> {
+fn projection(
+    reader: &SerializedFileReader<File>,
+    wanted: &[String],
+    texts: &Columns,
+) -> Result<(Type, Vec<String>)> {
     let root = root(reader);
     let mut left_out = Vec::new();
     let fields = wanted.iter().map(|column| {
         let field = root.get_fields().iter().find(|f| f.name() == column);
         let field = field.ok_or_else(|| Error::new(format!("there is no column `{column}`")))?;
         if texts.names().any(|name| name == column) && !holds_text(field) {
-            let is = if field.is_primitive() { format!("of type {}", type_name(field)) } else { "nested".to_owned() };
-            return Err(Error::new(format!("column `{column}` is {is}, not text")).hint("a text is a string, or a list of {role, content}"));
+            let is = if field.is_primitive() {
+                format!("of type {}", type_name(field))
+            } else {
+                "nested".to_owned()
+            };
+            return Err(Error::new(format!("column `{column}` is {is}, not text"))
+                .hint("a text is a string, or a list of {role, content}"));
         }
-        let none = || Error::new(format!("column `{column}` is of type {}, which is not read", type_name(field)));
+        let none = || {
+            Error::new(format!(
+                "column `{column}` is of type {}, which is not read",
+                type_name(field)
+            ))
+        };
         plain(field, column, &mut left_out).ok_or_else(none)
     });
     let fields: Vec<TypePtr> = fields.collect::<Result<_>>()?;
-    let root = Type::group_type_builder(root.name()).with_fields(fields).build().map_err(|e| Error::internal(e.to_string()))?;
+    let root = Type::group_type_builder(root.name())
+        .with_fields(fields)
+        .build()
+        .map_err(|e| Error::internal(e.to_string()))?;
     Ok((root, left_out))
 }
 
@@ -177,12 +236,17 @@ fn type_name(field: &Type) -> String {
 fn holds_text(field: &TypePtr) -> bool {
     let converted = field.get_basic_info().converted_type();
     if field.is_primitive() {
-        let text = matches!(converted, ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON);
+        let text = matches!(
+            converted,
+            ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
+        );
         return text && field.get_physical_type() == Physical::BYTE_ARRAY;
     }
     // A struct may be a single message, as in ShareGPT's form.
     let has = |name: &str| field.get_fields().iter().any(|f| f.name() == name);
-    converted == ConvertedType::LIST || (has("from") && has("value")) || (has("role") && has("content"))
+    converted == ConvertedType::LIST
+        || (has("from") && has("value"))
+        || (has("role") && has("content"))
 }
 
 /// Removes the fields of a type that JSON has no type for; `None` if no field is left.
@@ -196,13 +260,17 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
         return kept.then(|| field.clone());
     }
     // The inner groups of lists and maps have fixed names, which would tell a reader nothing.
-    let within_a_list = matches!(info.converted_type(), ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE);
+    let within_a_list = matches!(
+        info.converted_type(),
+        ConvertedType::LIST | ConvertedType::MAP | ConvertedType::MAP_KEY_VALUE
+    );
     let inner = field.get_fields();
     let fields: Vec<TypePtr> = inner
         .iter()
         .filter_map(|f| match (within_a_list, f.is_primitive()) {
             (true, false) => {
-                let deeper: Vec<TypePtr> = f.get_fields().iter().filter_map(|f| plain_below(f, place, left_out)).collect();
+                let deeper: Vec<TypePtr> =
+                    f.get_fields().iter().filter_map(|f| plain_below(f, place, left_out)).collect();
                 rebuilt(f, deeper)
             }
             (true, true) => plain(f, place, left_out),
@@ -210,17 +278,26 @@ fn plain(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<Typ
         })
         .collect();
     // A map needs its keys and its values.
-    if within_a_list && info.converted_type() != ConvertedType::LIST && leaves(&fields) != leaves(inner) {
+    if within_a_list
+        && info.converted_type() != ConvertedType::LIST
+        && leaves(&fields) != leaves(inner)
+    {
         left_out.push(place.to_owned());
         return None;
     }
     rebuilt(field, fields)
 }
 
-/// Applies [`plain`] to a field in the inner group of a list or a map: the element, or a field of a struct.
+/// Applies [`plain`] to a field in the inner group of a list or a map: the element, or a field of a
+/// struct.
 fn plain_below(field: &TypePtr, place: &str, left_out: &mut Vec<String>) -> Option<TypePtr> {
-    let named = !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
-    if named { plain(field, &format!("{place}.{}", field.name()), left_out) } else { plain(field, place, left_out) }
+    let named =
+        !matches!(field.name(), "element" | "item" | "array" | "key" | "value" | "array_element");
+    if named {
+        plain(field, &format!("{place}.{}", field.name()), left_out)
+    } else {
+        plain(field, place, left_out)
+    }
 }
 
 /// Number of leaf columns.
@@ -234,21 +311,37 @@ fn rebuilt(group: &TypePtr, fields: Vec<TypePtr>) -> Option<TypePtr> {
         return None;
     }
     let info = group.get_basic_info();
-    let builder = Type::group_type_builder(info.name()).with_converted_type(info.converted_type()).with_logical_type(info.logical_type_ref().cloned());
-    let builder = if info.has_repetition() { builder.with_repetition(info.repetition()) } else { builder };
+    let builder = Type::group_type_builder(info.name())
+        .with_converted_type(info.converted_type())
+        .with_logical_type(info.logical_type_ref().cloned());
+    let builder =
+        if info.has_repetition() { builder.with_repetition(info.repetition()) } else { builder };
     builder.with_fields(fields).build().ok().map(TypePtr::new)
 }
 
 /// True if JSON has a type for the values of this column.
 fn is_plain(field: &Type) -> bool {
     let info = field.get_basic_info();
-    let time = matches!(info.logical_type_ref(), Some(LogicalType::Timestamp(_) | LogicalType::Time(_) | LogicalType::Date | LogicalType::Decimal(_)));
+    let time = matches!(
+        info.logical_type_ref(),
+        Some(
+            LogicalType::Timestamp(_)
+                | LogicalType::Time(_)
+                | LogicalType::Date
+                | LogicalType::Decimal(_)
+        )
+    );
     let half = matches!(info.logical_type_ref(), Some(LogicalType::Float16));
     use ConvertedType as C;
     let converted = info.converted_type();
     match field.get_physical_type() {
         Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => true,
-        Physical::INT32 => matches!(converted, C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32) && !time,
+        Physical::INT32 => {
+            matches!(
+                converted,
+                C::NONE | C::INT_8 | C::INT_16 | C::INT_32 | C::UINT_8 | C::UINT_16 | C::UINT_32
+            ) && !time
+        }
         Physical::INT64 => matches!(converted, C::NONE | C::INT_64 | C::UINT_64) && !time,
         Physical::BYTE_ARRAY => matches!(converted, C::NONE | C::UTF8 | C::ENUM | C::JSON) && !time,
         Physical::FIXED_LEN_BYTE_ARRAY => half,
@@ -270,7 +363,10 @@ fn json_row(row: parquet::record::Row) -> Result<Row, String> {
 
 impl Cells {
     fn fields(&mut self, row: parquet::record::Row) -> Result<Map<String, Value>, String> {
-        row.into_columns().into_iter().map(|(name, field)| Ok((name.clone(), self.within(Step::Key(name), field)?))).collect()
+        row.into_columns()
+            .into_iter()
+            .map(|(name, field)| Ok((name.clone(), self.within(Step::Key(name), field)?)))
+            .collect()
     }
 
     fn within(&mut self, step: Step, field: Field) -> Result<Value, String> {
@@ -293,7 +389,8 @@ impl Cells {
         } else {
             "-Infinity"
         };
-        Number::from_f64(x).map_or_else(|| self.lost(What::NotFinite(word.to_owned())), Value::Number)
+        Number::from_f64(x)
+            .map_or_else(|| self.lost(What::NotFinite(word.to_owned())), Value::Number)
     }
 
     fn value(&mut self, field: Field) -> Result<Value, String> {
@@ -318,7 +415,10 @@ impl Cells {
             },
             Field::ListInternal(list) => {
                 let items = list.elements().iter().cloned().enumerate();
-                items.map(|(i, item)| self.within(Step::Index(i), item)).collect::<Result<Vec<_>, _>>()?.into()
+                items
+                    .map(|(i, item)| self.within(Step::Index(i), item))
+                    .collect::<Result<Vec<_>, _>>()?
+                    .into()
             }
             Field::MapInternal(map) => {
                 let mut entries = Map::new();

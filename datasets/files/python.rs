@@ -18,7 +18,10 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
                 let end = end_of_text(bytes, at);
                 let halves = halves(&text[at..end]);
                 if let Some(first) = halves.first() {
-                    spots.push((count, What::Surrogate(text[at + first..at + first + ESCAPE].to_owned())));
+                    spots.push((
+                        count,
+                        What::Surrogate(text[at + first..at + first + ESCAPE].to_owned()),
+                    ));
                 }
                 for half in halves {
                     written.push_str(&text[copied..at + half]);
@@ -33,7 +36,10 @@ pub fn mended(text: &str) -> (String, Vec<(usize, What)>) {
             byte if byte.is_ascii_whitespace() => at += 1,
             _ => {
                 let ends = |b: &u8| b.is_ascii_whitespace() || b"\"{}[],:".contains(b);
-                at = bytes[begin..].iter().position(ends).map_or(bytes.len(), |length| begin + length);
+                at = bytes[begin..]
+                    .iter()
+                    .position(ends)
+                    .map_or(bytes.len(), |length| begin + length);
                 let token = &text[begin..at];
                 if let Some(what) = odd(token) {
                     spots.push((count, what));
@@ -55,7 +61,10 @@ fn odd(token: &str) -> Option<What> {
     match token {
         "NaN" | "Infinity" | "-Infinity" => Some(What::NotFinite(token.to_owned())),
         _ if !is_number(token) => None,
-        _ if token.contains(['.', 'e', 'E']) => token.parse::<f64>().is_ok_and(f64::is_infinite).then(|| What::TooLarge(token.to_owned())),
+        _ if token.contains(['.', 'e', 'E']) => token
+            .parse::<f64>()
+            .is_ok_and(f64::is_infinite)
+            .then(|| What::TooLarge(token.to_owned())),
         _ if token.parse::<u64>().is_ok() || token.parse::<i64>().is_ok() => None,
         _ => Some(What::TooLarge(token.to_owned())),
     }
@@ -65,7 +74,8 @@ fn odd(token: &str) -> Option<What> {
 fn is_number(token: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let unsigned = token.strip_prefix('-').unwrap_or(token);
-    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
+    let (mantissa, exponent) =
+        unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
     let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
     digits(whole)
         && (whole == "0" || !whole.starts_with('0'))
@@ -94,7 +104,10 @@ fn halves(text: &str) -> Vec<usize> {
     let bytes = text.as_bytes();
     let code = |at: usize| -> Option<u16> {
         let escape = bytes.get(at..at + ESCAPE)?.strip_prefix(br"\u")?;
-        escape.iter().all(u8::is_ascii_hexdigit).then(|| u16::from_str_radix(std::str::from_utf8(escape).ok()?, 16).ok())?
+        escape
+            .iter()
+            .all(u8::is_ascii_hexdigit)
+            .then(|| u16::from_str_radix(std::str::from_utf8(escape).ok()?, 16).ok())?
     };
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {

@@ -1,4 +1,5 @@
-//! One row becomes one pair, whatever file it came from: the rules for columns stand here and nowhere else.
+//! One row becomes one pair, whatever file it came from: the rules for columns stand here and
+//! nowhere else.
 
 use reprpo_plugin::error::{nearest, quoted};
 use reprpo_plugin::prelude::*;
@@ -22,7 +23,11 @@ const PROMPT: &str = "prompt";
 
 impl Default for Columns {
     fn default() -> Self {
-        Self { prompt: Some(PROMPT.to_owned()), chosen: "chosen".to_owned(), rejected: "rejected".to_owned() }
+        Self {
+            prompt: Some(PROMPT.to_owned()),
+            chosen: "chosen".to_owned(),
+            rejected: "rejected".to_owned(),
+        }
     }
 }
 
@@ -32,12 +37,13 @@ impl Columns {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
 
-    /// The name of the prompt's column where it is among those that are there; none where the prompt stands in both
-    /// completions.
+    /// The name of the prompt's column where it is among those that are there; none where the
+    /// prompt stands in both completions.
     ///
     /// # Errors
-    /// Where a column is missing, the prompt's only if a name of its own was given to it, or if another column there
-    /// looks as if it were the prompt: to take a beginning that two answers happen to share would go unnoticed.
+    /// Where a column is missing, the prompt's only if a name of its own was given to it, or if
+    /// another column there looks as if it were the prompt: to take a beginning that two answers
+    /// happen to share would go unnoticed.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -56,7 +62,11 @@ impl Columns {
     }
 
     fn missing(&self, column: &str, there: &[&str]) -> Error {
-        let spare: Vec<String> = there.iter().filter(|name| !self.names().any(|n| n == **name)).map(|n| (*n).to_owned()).collect();
+        let spare: Vec<String> = there
+            .iter()
+            .filter(|name| !self.names().any(|n| n == **name))
+            .map(|n| (*n).to_owned())
+            .collect();
         let role = if column == self.chosen {
             "chosen"
         } else if column == self.rejected {
@@ -64,27 +74,40 @@ impl Columns {
         } else {
             PROMPT
         };
-        let like = spare.iter().find(|n| role == PROMPT && PROMPTS.contains(&n.to_lowercase().as_str()));
+        let like =
+            spare.iter().find(|n| role == PROMPT && PROMPTS.contains(&n.to_lowercase().as_str()));
         let mut e = Error::new(format!("there is no column `{column}`"));
         if let Some(near) = nearest(column, &spare).or(like.map(String::as_str)) {
-            e = e.hint(format!("is it `{near}`? `--columns {}` says so", quoted(format!("{role}={near}"))));
+            e = e.hint(format!(
+                "is it `{near}`? `--columns {}` says so",
+                quoted(format!("{role}={near}"))
+            ));
         }
         if role == PROMPT {
-            e = e.hint(format!("`--columns {PROMPT}=none` takes the beginning that `{}` and `{}` share as the prompt", self.chosen, self.rejected));
+            e = e.hint(format!(
+                "`--columns {PROMPT}=none` takes the beginning that `{}` and `{}` \
+                share as the prompt",
+                self.chosen, self.rejected
+            ));
         }
-        if there.is_empty() { e.hint("there are no columns at all") } else { e.hint(format!("columns there: {}", there.join(", "))) }
+        if there.is_empty() {
+            e.hint("there are no columns at all")
+        } else {
+            e.hint(format!("columns there: {}", there.join(", ")))
+        }
     }
 }
 
 /// What other data sets call the prompt.
-const PROMPTS: [&str; 8] = ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
+const PROMPTS: [&str; 8] =
+    ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
-/// The pairs in a row: one, or of a row in GENIES' own form one for each worse response. Columns besides those of a
-/// pair are ignored.
+/// The pairs in a row: one, or of a row in GENIES' own form one for each worse response. Columns
+/// besides those of a pair are ignored.
 ///
 /// # Errors
-/// A column that is missing, that is neither text nor a list of messages, or that differs in this from the others; no
-/// prompt, neither as a column nor as a shared beginning.
+/// A column that is missing, that is neither text nor a list of messages, or that differs in this
+/// from the others; no prompt, neither as a column nor as a shared beginning.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;
@@ -100,14 +123,25 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let prompt = prompt.map(|column| take(&column)).transpose()?;
     let (chosen, rejected) = (take(&columns.chosen)?, take(&columns.rejected)?);
     if form(&chosen) != form(&rejected) {
-        return Err(Error::new(format!("`{}` is {}, but `{}` is {}", columns.chosen, form(&chosen), columns.rejected, form(&rejected)))
-            .hint("both are plain text, or both are lists of {role, content}"));
+        return Err(Error::new(format!(
+            "`{}` is {}, but `{}` is {}",
+            columns.chosen,
+            form(&chosen),
+            columns.rejected,
+            form(&rejected)
+        ))
+        .hint("both are plain text, or both are lists of {role, content}"));
     }
     let pair = match prompt {
-        Some(prompt) if form(&prompt) == form(&chosen) => PreferencePair::new(prompt, chosen, rejected),
+        Some(prompt) if form(&prompt) == form(&chosen) => {
+            PreferencePair::new(prompt, chosen, rejected)
+        }
         // A conversation whose completions are plain text: each completion is an assistant turn.
-        Some(prompt @ Text::Messages(_)) => PreferencePair::new(prompt, turn(chosen), turn(rejected)),
-        // A prompt in another form than the completions is there for people, and stands in both of them as well.
+        Some(prompt @ Text::Messages(_)) => {
+            PreferencePair::new(prompt, turn(chosen), turn(rejected))
+        }
+        // A prompt in another form than the completions is there for people, and stands in both of
+        // them as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and shares no beginning with `{}`",
@@ -118,20 +152,30 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
                 columns.rejected
             ))
             .hint("all three are plain text, or all three are lists of {role, content}"),
-            None => Error::new(format!("there is no prompt: `{}` and `{}` share no beginning", columns.chosen, columns.rejected))
-                .hint("name the prompt's column with `--columns prompt=NAME`"),
+            None => Error::new(format!(
+                "there is no prompt: `{}` and `{}` share no beginning",
+                columns.chosen, columns.rejected
+            ))
+            .hint("name the prompt's column with `--columns prompt=NAME`"),
         })?,
     };
-    // Only a chat template sees these columns. Plain text has no template, and TRL ignores them there too.
+    // Only a chat template sees these columns. Plain text has no template, and TRL ignores them
+    // there too.
     let [tools, kwargs] = args;
-    let args = if matches!(pair.prompt, Text::Messages(_)) { TemplateArgs::new(tools, kwargs)? } else { TemplateArgs::default() };
+    let args = if matches!(pair.prompt, Text::Messages(_)) {
+        TemplateArgs::new(tools, kwargs)?
+    } else {
+        TemplateArgs::default()
+    };
     Ok(vec![pair.with_template_args(args)])
 }
 
 /// Checks that no column besides those of the pair holds images, audio or video.
 fn refuse_other_modalities(row: &Row, columns: &Columns) -> Result<()> {
-    let beside = row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
-    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value))).within(|| "the row is not a pair of texts".to_owned())
+    let beside =
+        row.iter().filter(|(name, _)| !columns.names().any(|column| column == name.as_str()));
+    Message::check_text_only(beside.map(|(name, value)| (name.as_str(), value)))
+        .within(|| "the row is not a pair of texts".to_owned())
 }
 
 /// Turns plain text into one assistant message. Messages stay as they are.
@@ -148,20 +192,32 @@ pub const RESPONSES: &str = "responses";
 fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     let Some(Value::Object(responses)) = row.remove(RESPONSES) else { return Ok(Vec::new()) };
     let column = columns.prompt.as_deref().unwrap_or(PROMPT);
-    let Some(prompt) = row.remove(column) else { return Err(columns.missing(column, &row.keys().map(String::as_str).collect::<Vec<_>>())) };
+    let Some(prompt) = row.remove(column) else {
+        return Err(columns.missing(column, &row.keys().map(String::as_str).collect::<Vec<_>>()));
+    };
     let prompt = text(column, prompt)?;
     if let Text::Messages(_) = prompt {
-        return Err(Error::new(format!("`{column}` is a list of messages, but `{RESPONSES}` holds plain text"))
-            .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
+        return Err(Error::new(format!(
+            "`{column}` is a list of messages, but `{RESPONSES}` holds plain text"
+        ))
+        .hint("write the row with the columns `prompt`, `chosen` and `rejected`"));
     }
-    let of = |score: f64| responses.iter().filter(move |(_, s)| s.as_f64() == Some(score)).map(|(response, _)| response.as_str());
+    let of = |score: f64| {
+        responses
+            .iter()
+            .filter(move |(_, s)| s.as_f64() == Some(score))
+            .map(|(response, _)| response.as_str())
+    };
     let best: Vec<&str> = of(1.0).collect();
     let &[chosen] = best.as_slice() else {
-        return Err(Error::new(format!("{} of its responses are scored 1", best.len())).hint("one response is scored 1, and those that are worse 0"));
+        return Err(Error::new(format!("{} of its responses are scored 1", best.len()))
+            .hint("one response is scored 1, and those that are worse 0"));
     };
-    let pairs: Vec<PreferencePair> = of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
+    let pairs: Vec<PreferencePair> =
+        of(0.0).map(|rejected| PreferencePair::new(prompt.clone(), chosen, rejected)).collect();
     if pairs.is_empty() {
-        return Err(Error::new("none of its responses is scored 0").hint("one response is scored 1, and those that are worse 0"));
+        return Err(Error::new("none of its responses is scored 0")
+            .hint("one response is scored 1, and those that are worse 0"));
     }
     Ok(pairs)
 }
@@ -177,18 +233,26 @@ pub fn form(text: &Text) -> &'static str {
 fn text(column: &str, value: Value) -> Result<Text> {
     match value {
         Value::String(text) => Ok(Text::Plain(text)),
-        Value::Array(items) if items.is_empty() => Err(Error::new(format!("`{column}` is an empty list of messages"))),
+        Value::Array(items) if items.is_empty() => {
+            Err(Error::new(format!("`{column}` is an empty list of messages")))
+        }
         Value::Array(items) => {
-            let messages = items.into_iter().enumerate().map(|(i, item)| message(item).within(|| format!("message {} of `{column}` is not right", i + 1)));
+            let messages = items.into_iter().enumerate().map(|(i, item)| {
+                message(item).within(|| format!("message {} of `{column}` is not right", i + 1))
+            });
             Ok(Text::Messages(messages.collect::<Result<_>>()?))
         }
-        other => Err(Error::new(format!("`{column}` is {}, not text", json_kind(&other))).hint("a text is a string, or a list of {role, content}")),
+        other => Err(Error::new(format!("`{column}` is {}, not text", json_kind(&other)))
+            .hint("a text is a string, or a list of {role, content}")),
     }
 }
 
 fn message(value: Value) -> Result<Message> {
     let Value::Object(fields) = value else {
-        return Err(Error::new(format!("it is {}, not an object with `role` and `content`", json_kind(&value))));
+        return Err(Error::new(format!(
+            "it is {}, not an object with `role` and `content`",
+            json_kind(&value)
+        )));
     };
     Message::from_fields(fields)
 }
@@ -217,7 +281,10 @@ mod tests {
     }
 
     fn said(turns: &[(&str, &str)]) -> Value {
-        turns.iter().map(|(role, content)| json!({"role": role, "content": content, "name": null})).collect()
+        turns
+            .iter()
+            .map(|(role, content)| json!({"role": role, "content": content, "name": null}))
+            .collect()
     }
 
     fn plain(prompt: &str, chosen: &str, rejected: &str) -> PreferencePair {
@@ -226,34 +293,68 @@ mod tests {
 
     #[test]
     fn other_columns_are_ignored() {
-        assert_eq!(pair(json!({"id": 7, "prompt": "p", "chosen": "c", "rejected": "r"})).unwrap(), plain("p", "c", "r"));
+        assert_eq!(
+            pair(json!({"id": 7, "prompt": "p", "chosen": "c", "rejected": "r"})).unwrap(),
+            plain("p", "c", "r")
+        );
     }
 
     #[test]
     fn messages_stay_messages() {
-        let got = pair(json!({"prompt": said(&[("user", "p")]), "chosen": said(&[("assistant", "c")]), "rejected": said(&[("assistant", "r")])})).unwrap();
+        let got = pair(json!({"prompt": said(&[("user", "p")]), "chosen": said(&[("assistant",
+            "c")]), "rejected": said(&[("assistant", "r")])}))
+        .unwrap();
         assert_eq!(got.chosen, Text::Messages(vec![Message::new("assistant", "c")]));
     }
 
     #[test]
     fn columns_may_have_other_names() {
-        let columns = Columns { prompt: Some("question".into()), chosen: "best".into(), rejected: "worst".into() };
-        let got = pairs(row(json!({"question": "p", "best": "c", "worst": "r", "prompt": "another"})), &columns).unwrap();
+        let columns = Columns {
+            prompt: Some("question".into()),
+            chosen: "best".into(),
+            rejected: "worst".into(),
+        };
+        let got = pairs(
+            row(json!({"question": "p", "best": "c", "worst": "r", "prompt": "another"})),
+            &columns,
+        )
+        .unwrap();
         assert_eq!(got, [plain("p", "c", "r")]);
-        let e = format!("{:?}", pairs(row(json!({"prompt": "p", "best": "c", "worst": "r"})), &columns).unwrap_err());
+        let e = format!(
+            "{:?}",
+            pairs(row(json!({"prompt": "p", "best": "c", "worst": "r"})), &columns).unwrap_err()
+        );
         assert!(e.starts_with("there is no column `question`\n"), "{e}");
     }
 
     #[test]
     fn a_prompt_in_both_completions_is_taken_out_where_it_has_no_column() {
-        assert_eq!(pair(json!({"chosen": "Sky? Blue", "rejected": "Sky? Green", "score": 3})).unwrap(), plain("Sky?", " Blue", " Green"));
+        assert_eq!(
+            pair(json!({"chosen": "Sky? Blue", "rejected": "Sky? Green", "score": 3})).unwrap(),
+            plain("Sky?", " Blue", " Green")
+        );
         let (asked, c, r) = (("user", "Sky?"), ("assistant", "Blue"), ("assistant", "Green"));
-        let want = pair(json!({"prompt": said(&[asked]), "chosen": said(&[c]), "rejected": said(&[r])})).unwrap();
-        assert_eq!(pair(json!({"chosen": said(&[asked, c]), "rejected": said(&[asked, r])})).unwrap(), want);
+        let want =
+            pair(json!({"prompt": said(&[asked]), "chosen": said(&[c]), "rejected": said(&[r])}))
+                .unwrap();
+        assert_eq!(
+            pair(json!({"chosen": said(&[asked, c]), "rejected": said(&[asked, r])})).unwrap(),
+            want
+        );
         // HuggingFaceH4/ultrafeedback_binarized has the prompt as text besides.
-        assert_eq!(pair(json!({"prompt": "Sky?", "chosen": said(&[asked, c]), "rejected": said(&[asked, r])})).unwrap(), want);
+        assert_eq!(
+            pair(json!({"prompt": "Sky?", "chosen": said(&[asked, c]),
+            "rejected": said(&[asked, r])}))
+            .unwrap(),
+            want
+        );
         let none = Columns { prompt: None, ..Columns::default() };
-        let got = pairs(row(json!({"prompt": "x", "question": "x", "chosen": "Sky? Blue", "rejected": "Sky? Green"})), &none).unwrap();
+        let got = pairs(
+            row(json!({"prompt": "x", "question": "x", "chosen": "Sky? Blue",
+            "rejected": "Sky? Green"})),
+            &none,
+        )
+        .unwrap();
         assert_eq!(got, [plain("Sky?", " Blue", " Green")]);
     }
 
@@ -261,42 +362,80 @@ mod tests {
     fn a_column_that_may_be_the_prompt_is_not_passed_over() {
         assert_eq!(
             error(json!({"question": "Sky?", "chosen": "It is blue", "rejected": "It is green"})),
-            "there is no column `prompt`\n  hint: is it `question`? `--columns prompt=question` says so\n  hint: `--columns prompt=none` takes the beginning that `chosen` and `rejected` share as the prompt\n  hint: columns there: question, chosen, rejected"
+            "there is no column `prompt`\n  hint: is it `question`? `--columns prompt=question` \
+                says so\n  hint: `--columns prompt=none` takes the beginning that `chosen` and \
+                `rejected` share as the prompt\n  hint: columns there: question, chosen, rejected"
         );
-        assert!(error(json!({"promt": "Sky?", "chosen": "It is blue", "rejected": "It is green"})).contains("is it `promt`?"));
-        assert!(error(json!({"chosen": "blue", "rejected": "green"})).starts_with("there is no prompt: `chosen` and `rejected` share no beginning\n"));
+        assert!(
+            error(json!({"promt": "Sky?", "chosen": "It is blue", "rejected": "It is green"}))
+                .contains("is it `promt`?")
+        );
+        assert!(
+            error(json!({"chosen": "blue", "rejected": "green"}))
+                .starts_with("there is no prompt: `chosen` and `rejected` share no beginning\n")
+        );
     }
 
     #[test]
     fn a_row_of_genies_gives_a_pair_for_each_worse_response() {
         let columns = Columns::default();
-        let got = pairs(row(json!({"prompt": "p", "responses": {"b": 0, "a": 1, "c": 0.0, "d": 0.5}, "kind": "x"})), &columns).unwrap();
+        let got = pairs(
+            row(json!({"prompt": "p", "responses": {"b": 0, "a": 1, "c": 0.0, "d": 0.5},
+            "kind": "x"})),
+            &columns,
+        )
+        .unwrap();
         assert_eq!(got, [plain("p", "a", "b"), plain("p", "a", "c")]);
-        assert!(error(json!({"prompt": "p", "responses": {"b": 1, "a": 1}})).starts_with("2 of its responses are scored 1\n"));
-        assert!(error(json!({"prompt": "p", "responses": {"a": 1}})).starts_with("none of its responses is scored 0\n"));
-        assert!(error(json!({"responses": {"a": 1, "b": 0}})).starts_with("there is no column `prompt`\n"));
+        assert!(
+            error(json!({"prompt": "p", "responses": {"b": 1, "a": 1}}))
+                .starts_with("2 of its responses are scored 1\n")
+        );
+        assert!(
+            error(json!({"prompt": "p", "responses": {"a": 1}}))
+                .starts_with("none of its responses is scored 0\n")
+        );
+        assert!(
+            error(json!({"responses": {"a": 1, "b": 0}}))
+                .starts_with("there is no column `prompt`\n")
+        );
         let asked = error(json!({"prompt": said(&[("user", "p")]), "responses": {"a": 1, "b": 0}}));
-        assert!(asked.starts_with("`prompt` is a list of messages, but `responses` holds plain text\n"), "{asked}");
+        assert!(
+            asked.starts_with("`prompt` is a list of messages, but `responses` holds plain text\n"),
+            "{asked}"
+        );
     }
 
     #[test]
     fn a_missing_column_brings_the_nearest_and_all_that_are_there() {
         assert_eq!(
             error(json!({"prompt": "p", "choosen": "c", "rejected": "r"})),
-            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` says so\n  hint: columns there: prompt, choosen, rejected"
+            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` \
+                says so\n  hint: columns there: prompt, choosen, rejected"
         );
     }
 
     #[test]
     fn a_column_that_is_present_is_no_guess_for_one_that_is_not() {
-        assert_eq!(error(json!({"prompt": "p", "chosen": "c"})), "there is no column `rejected`\n  hint: columns there: prompt, chosen");
+        assert_eq!(
+            error(json!({"prompt": "p", "chosen": "c"})),
+            "there is no column `rejected`\n  hint: columns there: prompt, chosen"
+        );
     }
 
     #[test]
     fn what_is_not_text_is_named() {
-        assert!(error(json!({"prompt": "p", "chosen": 3, "rejected": "r"})).starts_with("`chosen` is a number, not text"));
-        assert!(error(json!({"prompt": "p", "chosen": null, "rejected": "r"})).starts_with("`chosen` is null, not text"));
-        assert!(error(json!({"prompt": [], "chosen": "c", "rejected": "r"})).starts_with("`prompt` is an empty list"));
+        assert!(
+            error(json!({"prompt": "p", "chosen": 3, "rejected": "r"}))
+                .starts_with("`chosen` is a number, not text")
+        );
+        assert!(
+            error(json!({"prompt": "p", "chosen": null, "rejected": "r"}))
+                .starts_with("`chosen` is null, not text")
+        );
+        assert!(
+            error(json!({"prompt": [], "chosen": "c", "rejected": "r"}))
+                .starts_with("`prompt` is an empty list")
+        );
         assert_eq!(
             error(json!({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"})),
             "message 1 of `prompt` is not right\n  because there is no `content`"
@@ -305,31 +444,60 @@ mod tests {
 
     #[test]
     fn every_field_of_a_message_is_kept() {
-        let call = |city: &str| json!([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}]);
+        let call = |city: &str| {
+            json!([{"role": "assistant", "content": "",
+            "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}])
+        };
         let ask = said(&[("user", "Oslo?")]);
-        let got = pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
+        let got =
+            pair(json!({"prompt": ask, "chosen": call("Oslo"), "rejected": call("Rome")})).unwrap();
         assert_ne!(got.chosen, got.rejected);
         // A prompt that is taken out of both ends where any field differs.
-        let turns = |first: &Value, last: &Value| Value::from([first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat());
-        let taken = pair(json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))})).unwrap();
+        let turns = |first: &Value, last: &Value| {
+            Value::from(
+                [first.as_array().unwrap().clone(), last.as_array().unwrap().clone()].concat(),
+            )
+        };
+        let taken = pair(
+            json!({"chosen": turns(&ask, &call("Oslo")), "rejected": turns(&ask, &call("Rome"))}),
+        )
+        .unwrap();
         assert_eq!(taken, got);
-        let silent = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}]);
-        assert!(pair(json!({"prompt": ask, "chosen": silent, "rejected": call("Rome")})).is_ok(), "a content of null beside a call");
+        let silent = json!([{"role": "assistant", "content": null,
+            "tool_calls": [{"function": {"name": "f"}}]}]);
+        assert!(
+            pair(json!({"prompt": ask, "chosen": silent, "rejected": call("Rome")})).is_ok(),
+            "a content of null beside a call"
+        );
     }
 
     #[test]
     fn tools_and_template_variables_are_read_for_conversations() {
         let tools = json!([{"type": "function", "function": {"name": "f"}}]);
         let row = |tools: Value, kwargs: Value| {
-            let (p, c, r) = (said(&[("user", "p")]), said(&[("assistant", "c")]), said(&[("assistant", "r")]));
-            json!({"prompt": p, "chosen": c, "rejected": r, "tools": tools, "chat_template_kwargs": kwargs})
+            let (p, c, r) =
+                (said(&[("user", "p")]), said(&[("assistant", "c")]), said(&[("assistant", "r")]));
+            json!({"prompt": p, "chosen": c, "rejected": r, "tools": tools,
+                "chat_template_kwargs": kwargs})
         };
         let got = pair(row(tools.clone(), json!({"enable_thinking": false}))).unwrap();
-        assert_eq!(got.template_args, TemplateArgs::new(tools.clone(), json!({"enable_thinking": false})).unwrap());
-        assert_eq!(pair(row(tools.to_string().into(), Value::Null)).unwrap(), pair(row(tools.clone(), Value::Null)).unwrap());
-        assert_ne!(pair(row(tools.clone(), Value::Null)).unwrap(), pair(row(Value::Null, Value::Null)).unwrap());
+        assert_eq!(
+            got.template_args,
+            TemplateArgs::new(tools.clone(), json!({"enable_thinking": false})).unwrap()
+        );
+        assert_eq!(
+            pair(row(tools.to_string().into(), Value::Null)).unwrap(),
+            pair(row(tools.clone(), Value::Null)).unwrap()
+        );
+        assert_ne!(
+            pair(row(tools.clone(), Value::Null)).unwrap(),
+            pair(row(Value::Null, Value::Null)).unwrap()
+        );
         assert_eq!(error(row(json!({"f": 1}), Value::Null)), "`tools` is an object, not a list");
-        assert!(error(row(Value::Null, json!({"add_generation_prompt": true}))).starts_with("`chat_template_kwargs` sets `add_generation_prompt`"));
+        assert!(
+            error(row(Value::Null, json!({"add_generation_prompt": true})))
+                .starts_with("`chat_template_kwargs` sets `add_generation_prompt`")
+        );
         let plain = json!({"prompt": "p", "chosen": "c", "rejected": "r", "tools": tools});
         assert!(pair(plain).unwrap().template_args.is_empty(), "plain text has no template");
     }
@@ -337,39 +505,80 @@ mod tests {
     #[test]
     fn a_conversation_with_texts_for_answers_has_one_turn_of_the_assistant() {
         let asked = said(&[("user", "Deepest?")]);
-        let got = pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
-        let want = json!({"prompt": asked, "chosen": said(&[("assistant", "Baikal")]), "rejected": said(&[("assistant", "Balaton")])});
+        let got =
+            pair(json!({"prompt": asked, "chosen": "Baikal", "rejected": "Balaton"})).unwrap();
+        let want = json!({"prompt": asked, "chosen": said(&[("assistant", "Baikal")]),
+            "rejected": said(&[("assistant", "Balaton")])});
         assert_eq!(got, pair(want).unwrap());
-        assert!(error(json!({"prompt": asked, "chosen": "a", "rejected": said(&[("assistant", "b")])})).starts_with("`chosen` is plain text, but"));
+        assert!(
+            error(json!({"prompt": asked, "chosen": "a", "rejected": said(&[("assistant", "b")])}))
+                .starts_with("`chosen` is plain text, but")
+        );
     }
 
     #[test]
     fn another_modality_is_refused_by_name() {
-        for (column, value) in [("images", json!(["cat.png"])), ("image", json!({"bytes": "x"})), ("audio", json!("a.wav")), ("videos", json!([[1]]))] {
+        for (column, value) in [
+            ("images", json!(["cat.png"])),
+            ("image", json!({"bytes": "x"})),
+            ("audio", json!("a.wav")),
+            ("videos", json!([[1]])),
+        ] {
             let e = error(json!({"prompt": "p", "chosen": "c", "rejected": "r", column: value}));
             assert!(e.contains(&format!("`{column}` holds something other than text")), "{e}");
         }
         for nothing in [json!(null), json!([]), json!("")] {
-            assert!(pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "images": nothing})).is_ok());
+            assert!(
+                pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "images": nothing}))
+                    .is_ok()
+            );
         }
-        let scored = error(json!({"prompt": "p", "responses": {"b": 0, "a": 1}, "images": ["cat.png"]}));
+        let scored =
+            error(json!({"prompt": "p", "responses": {"b": 0, "a": 1}, "images": ["cat.png"]}));
         assert!(scored.contains("`images` holds something other than text"), "{scored}");
-        let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]);
+        let part = json!([{"role": "user", "content": [{"type": "image"}, {"type": "text",
+            "text": "What?"}]}]);
         let e = error(json!({"prompt": part, "chosen": "c", "rejected": "r"}));
-        assert!(e.contains("message 1 of `prompt`") && e.contains("part 1 of `content`") && e.contains("`image` holds"), "{e}");
-        let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "is it?"}]}]);
-        let Text::Messages(read) = pair(json!({"prompt": text, "chosen": "c", "rejected": "r"})).unwrap().prompt else { panic!("plain") };
-        assert_eq!((read[0].text(), read[0].parts().map(<[_]>::len)), ("Who is it?".into(), Some(2)));
+        assert!(
+            e.contains("message 1 of `prompt`")
+                && e.contains("part 1 of `content`")
+                && e.contains("`image` holds"),
+            "{e}"
+        );
+        let text = json!([{"role": "user", "content": [{"type": "text", "text": "Who "},
+            {"type": "text", "text": "is it?"}]}]);
+        let Text::Messages(read) =
+            pair(json!({"prompt": text, "chosen": "c", "rejected": "r"})).unwrap().prompt
+        else {
+            panic!("plain")
+        };
+        assert_eq!(
+            (read[0].text(), read[0].parts().map(<[_]>::len)),
+            ("Who is it?".into(), Some(2))
+        );
         let columns = Columns { prompt: Some("image".into()), ..Columns::default() };
-        assert!(pairs(row(json!({"image": "described", "chosen": "c", "rejected": "r"})), &columns).is_ok(), "a column of a pair is text");
+        assert!(
+            pairs(row(json!({"image": "described", "chosen": "c", "rejected": "r"})), &columns)
+                .is_ok(),
+            "a column of a pair is text"
+        );
     }
 
     #[test]
     fn plain_text_and_messages_do_not_mix_in_a_row() {
         let c = said(&[("assistant", "c")]);
-        assert!(error(json!({"prompt": "p", "chosen": "c", "rejected": c})).starts_with("`chosen` is plain text, but `rejected` is a list of messages\n"));
+        assert!(
+            error(json!({"prompt": "p", "chosen": "c", "rejected": c}))
+                .starts_with("`chosen` is plain text, but `rejected` is a list of messages\n")
+        );
         let r = said(&[("assistant", "r")]);
         let e = error(json!({"prompt": "p", "chosen": c, "rejected": r}));
-        assert!(e.starts_with("`prompt` is plain text, but `chosen` is a list of messages and shares no beginning with `rejected`\n"), "{e}");
+        assert!(
+            e.starts_with(
+                "`prompt` is plain text, but `chosen` is a list of messages and \
+            shares no beginning with `rejected`\n"
+            ),
+            "{e}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Conversations as ShareGPT and LLaMA-Factory write them: `{"from": "human", "value": "…"}` instead
-//! of `{"role": "user", "content": "…"}`, and the prompt in a column `conversations`.
+//! Conversations as ShareGPT and LLaMA-Factory write them: `{"from": "human", "value": "…"}`
+//! instead of `{"role": "user", "content": "…"}`, and the prompt in a column `conversations`.
 //!
 //! They are converted to the columns and messages that TRL reads before the row becomes a pair.
 
@@ -32,8 +32,8 @@ const SPEAKERS: [(&str, &str); 12] = [
 /// Role of the speakers whose messages are function calls. They become messages of the assistant.
 const CALL: &str = "call";
 
-/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column. `has` is true for the
-/// names of columns that exist.
+/// The columns in ShareGPT's form that a pair is made of; none if the prompt has its own column.
+/// `has` is true for the names of columns that exist.
 pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static str> {
     let used = columns.prompt.as_ref().is_some_and(|prompt| !has(prompt)) && has(CONVERSATIONS);
     [CONVERSATIONS, SYSTEM].into_iter().filter(|name| used && has(name)).collect()
@@ -42,14 +42,17 @@ pub fn columns(has: impl Fn(&str) -> bool, columns: &Columns) -> Vec<&'static st
 /// Converts ShareGPT's form to TRL's. Rows in another form stay as they are.
 ///
 /// # Errors
-/// Fails if TRL's form has no counterpart for a speaker, for a message, or for the order of the messages.
+/// Fails if TRL's form has no counterpart for a speaker, for a message, or for the order of the
+/// messages.
 pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
     for column in columns.names() {
         if let Some(value) = row.get_mut(column) {
             messages(value).within(|| format!("`{column}` cannot be read"))?;
         }
     }
-    let Some(prompt) = columns.prompt.as_ref().filter(|p| !row.contains_key(*p)) else { return Ok(()) };
+    let Some(prompt) = columns.prompt.as_ref().filter(|p| !row.contains_key(*p)) else {
+        return Ok(());
+    };
     if !row.get(CONVERSATIONS).is_some_and(Value::is_array) {
         return Ok(());
     }
@@ -57,7 +60,9 @@ pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) if text.is_empty() => None,
         Some(Value::String(text)) => Some(text.clone()),
-        Some(other) => return Err(Error::new(format!("`{SYSTEM}` is {}, not text", json_kind(other)))),
+        Some(other) => {
+            return Err(Error::new(format!("`{SYSTEM}` is {}, not text", json_kind(other))));
+        }
     };
     let mut conversation = row.remove(CONVERSATIONS).unwrap_or_default();
     prompt_of(&mut conversation, system).within(|| format!("`{CONVERSATIONS}` cannot be read"))?;
@@ -70,18 +75,27 @@ pub fn convert(row: &mut Map<String, Value>, columns: &Columns) -> Result<()> {
 fn prompt_of(conversation: &mut Value, system: Option<String>) -> Result<()> {
     messages(conversation)?;
     let Value::Array(said) = conversation else { return Ok(()) };
-    let role = |message: &Value| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let role = |message: &Value| {
+        message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
     let Some(last) = said.last() else { return Err(Error::new("it has no messages")) };
     if role(last) == "assistant" {
-        return Err(Error::new("it ends with an answer, but the answers belong in their own columns")
-            .hint("remove the last message, or name another column for the prompt with `--columns prompt=NAME`"));
+        return Err(Error::new(
+            "it ends with an answer, but the answers belong in their own columns",
+        )
+        .hint(
+            "remove the last message, or name another column for the prompt with `--columns \
+                prompt=NAME`",
+        ));
     }
     if let Some(system) = system {
         let first = said.first().filter(|first| role(first) == "system");
         match first.map(|first| first.get("content").and_then(Value::as_str) == Some(&system)) {
             Some(true) => {}
             Some(false) => {
-                return Err(Error::new(format!("its system message differs from the column `{SYSTEM}`")));
+                return Err(Error::new(format!(
+                    "its system message differs from the column `{SYSTEM}`"
+                )));
             }
             None => said.insert(0, json!({"role": "system", "content": system})),
         }
@@ -118,7 +132,8 @@ fn message(fields: &mut Map<String, Value>) -> Result<Value> {
     };
     let (from, value) = (take("from")?, take("value")?);
     let role = SPEAKERS.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
-    let role = role.ok_or_else(|| Error::unknown("speaker", &from, SPEAKERS.map(|(name, _)| name)))?;
+    let role =
+        role.ok_or_else(|| Error::unknown("speaker", &from, SPEAKERS.map(|(name, _)| name)))?;
     let mut said = Map::new();
     if role == CALL {
         said.insert("role".to_owned(), "assistant".into());
@@ -133,7 +148,8 @@ fn message(fields: &mut Map<String, Value>) -> Result<Value> {
     Ok(Value::Object(said))
 }
 
-/// Reads `{"name": …, "arguments": …}`, or a list of such objects, as the `tool_calls` of a message.
+/// Reads `{"name": …, "arguments": …}`, or a list of such objects, as the `tool_calls` of a
+/// message.
 fn calls(text: &str) -> Result<Value> {
     let wrong = || {
         Error::new("a function call is not JSON with `name` and `arguments`")
@@ -224,7 +240,8 @@ mod tests {
         let want = json!([
             {"role": "user", "content": "Weather?"},
             {"role": "assistant", "content": "", "tool_calls": [
-                {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}},
+                {"type": "function", "function": {"name": "weather",
+                "arguments": {"city": "Oslo"}}},
             ]},
             {"role": "tool", "content": "rain"},
         ]);
@@ -235,7 +252,8 @@ mod tests {
     fn rows_in_another_form_stay_as_they_are() {
         for row in [
             json!({"prompt": "p", "chosen": "c", "rejected": "r", "system": 3}),
-            json!({"prompt": [{"role": "user", "content": "p", "from": "x"}], "chosen": "c", "rejected": "r"}),
+            json!({"prompt": [{"role": "user", "content": "p", "from": "x"}], "chosen": "c",
+                "rejected": "r"}),
             json!({"prompt": "p", "chosen": {"role": "assistant"}, "rejected": {"from": "gpt"}}),
             json!({"conversations": "not a list", "chosen": "ab", "rejected": "ac"}),
         ] {
@@ -245,17 +263,35 @@ mod tests {
 
     #[test]
     fn a_speaker_or_a_message_without_a_counterpart_is_refused_by_name() {
-        let row =
-            |from: &str, value: Value| json!({"conversations": [{"from": from, "value": value}], "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"});
+        let row = |from: &str, value: Value| {
+            json!({"conversations": [{"from": from,
+            "value": value}], "chosen": {"from": "gpt", "value": "c"}, "rejected": "r"})
+        };
         let e = error(row("humn", "x".into()));
-        assert!(e.starts_with("`conversations` cannot be read\n  because message 1 is not right\n  because unknown speaker `humn`"), "{e}");
-        assert!(e.contains("did you mean `human`?") && e.contains("function_call, function_response, gpt"), "{e}");
+        assert!(
+            e.starts_with(
+                "`conversations` cannot be read\n  because message 1 is not \
+            right\n  because unknown speaker `humn`"
+            ),
+            "{e}"
+        );
+        assert!(
+            e.contains("did you mean `human`?")
+                && e.contains("function_call, function_response, gpt"),
+            "{e}"
+        );
         assert!(error(row("human", json!(["x"]))).contains("`value` is a list, not text"));
         assert!(error(row("gpt", "x".into())).contains("it ends with an answer"));
-        assert!(error(row("function_call", "go".into())).contains("is not JSON with `name` and `arguments`"));
+        assert!(
+            error(row("function_call", "go".into()))
+                .contains("is not JSON with `name` and `arguments`")
+        );
         let mut two = row("system", "a".into());
         two["system"] = "b".into();
         assert!(error(two).contains("its system message differs from the column `system`"));
-        assert!(error(json!({"conversations": [], "chosen": "c", "rejected": "r"})).contains("has no messages"));
+        assert!(
+            error(json!({"conversations": [], "chosen": "c", "rejected": "r"}))
+                .contains("has no messages")
+        );
     }
 }

@@ -14,13 +14,28 @@ use super::row::{self, Columns, Row};
 use super::{csv, input, json, jsonl};
 
 /// The endings of files that are read.
-pub const ENDINGS: [&str; 13] =
-    ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "json.zst", "csv.gz", "csv.zst", "tsv.gz", "tsv.zst"];
+pub const ENDINGS: [&str; 13] = [
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "parquet",
+    "jsonl.gz",
+    "jsonl.zst",
+    "json.gz",
+    "json.zst",
+    "csv.gz",
+    "csv.zst",
+    "tsv.gz",
+    "tsv.zst",
+];
 
 /// The ending of a file that can be read, without `.gz` or `.zst`.
 pub fn ending(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
-    let found = ENDINGS.into_iter().find(|ending| name.strip_suffix(ending).is_some_and(|head| head.ends_with('.')))?;
+    let found = ENDINGS
+        .into_iter()
+        .find(|ending| name.strip_suffix(ending).is_some_and(|head| head.ends_with('.')))?;
     found.split('.').next()
 }
 
@@ -63,14 +78,15 @@ enum Format {
 pub type Rows = Box<dyn Iterator<Item = Result<(Place, Row)>>>;
 
 impl Source {
-    /// Finds out what the file is, and where that is cheap whether it has the columns; `extra` are columns that are
-    /// wanted besides a pair's.
+    /// Finds out what the file is, and where that is cheap whether it has the columns; `extra` are
+    /// columns that are wanted besides a pair's.
     ///
     /// # Errors
     /// Where it is missing, of no known ending, or no whole parquet file with these columns.
     pub fn open(path: &Path, reading: Reading, extra: &[&str]) -> Result<Self> {
         if input::is_stdin(path) {
-            let format = if jsonl::is_jsonl(path, reading.longest)? { Format::Jsonl } else { Format::Json };
+            let format =
+                if jsonl::is_jsonl(path, reading.longest)? { Format::Jsonl } else { Format::Json };
             return Ok(Self { path: path.to_owned(), format, reading });
         }
         if path.is_dir() {
@@ -84,7 +100,8 @@ impl Source {
             Some("parquet") => Format::Parquet(Table::open(path, &reading.columns, extra)?),
             _ => {
                 let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-                return Err(Error::unknown("file ending", &ending, ENDINGS).within(format!("`{}` is of no known kind", path.display())));
+                return Err(Error::unknown("file ending", &ending, ENDINGS)
+                    .within(format!("`{}` is of no known kind", path.display())));
             }
         };
         Ok(Self { path: path.to_owned(), format, reading })
@@ -93,14 +110,16 @@ impl Source {
     /// The rows in order.
     ///
     /// # Errors
-    /// Where the file cannot be opened or has no columns of a pair; each row where it cannot be read.
+    /// Where the file cannot be opened or has no columns of a pair; each row where it cannot be
+    /// read.
     pub fn rows(&self) -> Result<Rows> {
         Ok(match &self.format {
             Format::Jsonl => Box::new(jsonl::Rows::open(&self.path, self.reading.longest)?),
             Format::Json => json::rows(&self.path, self.reading.longest)?,
             Format::Csv(delimiter) => {
                 let rows = csv::Rows::open(&self.path, *delimiter, self.reading.longest)?;
-                self.check_header(rows.header(), *delimiter).within(|| Place::Line(1).reading(&self.path))?;
+                self.check_header(rows.header(), *delimiter)
+                    .within(|| Place::Line(1).reading(&self.path))?;
                 Box::new(rows)
             }
             Format::Parquet(table) => Box::new(table.read()?),
@@ -109,15 +128,23 @@ impl Source {
 
     /// The header is wrong in every row, so it is told once and of itself.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
-        let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else { return Ok(()) };
-        // One column whose name holds another delimiter is a header that was cut in the wrong places.
+        let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
+            return Ok(());
+        };
+        // One column whose name holds another delimiter is a header that was cut in the wrong
+        // places.
         let other = match header {
-            [only] => [";", "\t", "|", ","].into_iter().find(|d| d.as_bytes() != [delimiter] && only.contains(d)),
+            [only] => [";", "\t", "|", ","]
+                .into_iter()
+                .find(|d| d.as_bytes() != [delimiter] && only.contains(d)),
             _ => None,
         };
         Err(match other {
             Some("\t") => e.hint("do tabs stand between the fields? Call the file `.tsv`"),
-            Some(other) => e.hint(format!("does `{other}` stand between the fields? `--set {}` says so", quoted(format!("dataset.delimiter={other}")))),
+            Some(other) => e.hint(format!(
+                "does `{other}` stand between the fields? `--set {}` says so",
+                quoted(format!("dataset.delimiter={other}"))
+            )),
             None => e,
         })
     }
@@ -130,8 +157,8 @@ impl Source {
         self.pairs_after(&Rc::default())
     }
 
-    /// The same pairs, with places that continue after the `read` rows of other files. This file's rows are added to
-    /// `read` as they are read.
+    /// The same pairs, with places that continue after the `read` rows of other files. This file's
+    /// rows are added to `read` as they are read.
     ///
     /// # Errors
     /// As [`pairs`](Self::pairs).
@@ -204,18 +231,34 @@ impl Pairs {
             let shape = Shape { prompt, form: row::form(&pair.chosen) };
             match *self.shape.get_or_insert(shape) {
                 before if before.form != shape.form => {
-                    return Err(Error::new(format!("it is {}, and the rows before it are {}", shape.form, before.form))
-                        .hint("a file holds plain texts or conversations; put the others into another file"));
+                    return Err(Error::new(format!(
+                        "it is {}, and the rows before it are \
+                        {}",
+                        shape.form, before.form
+                    ))
+                    .hint(
+                        "a file holds plain texts or conversations; put the others into \
+                            another file",
+                    ));
                 }
                 before if before.prompt != shape.prompt => {
-                    let (name, has) = (self.columns.prompt.as_deref().unwrap_or_default(), if prompt { "has a" } else { "has no" });
-                    return Err(Error::new(format!("it {has} column `{name}`, unlike the rows before it")));
+                    let (name, has) = (
+                        self.columns.prompt.as_deref().unwrap_or_default(),
+                        if prompt { "has a" } else { "has no" },
+                    );
+                    return Err(Error::new(format!(
+                        "it {has} column `{name}`, unlike the rows before it"
+                    )));
                 }
                 _ => {}
             }
-            let completions = [(&self.columns.chosen, &pair.chosen), (&self.columns.rejected, &pair.rejected)];
-            if let Some((name, _)) = completions.iter().find(|(_, text)| self.cells && **text == Text::from("")) {
-                return Err(Error::new(format!("`{name}` is empty")).hint("`--set dataset.bad_rows=skip` passes such rows over"));
+            let completions =
+                [(&self.columns.chosen, &pair.chosen), (&self.columns.rejected, &pair.rejected)];
+            if let Some((name, _)) =
+                completions.iter().find(|(_, text)| self.cells && **text == Text::from(""))
+            {
+                return Err(Error::new(format!("`{name}` is empty"))
+                    .hint("`--set dataset.bad_rows=skip` passes such rows over"));
             }
         }
         Ok(pairs)
@@ -255,7 +298,9 @@ impl Pairs {
         first.ok_or_else(|| {
             let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
             match skipped {
-                Some((count, e)) => none.because(e).hint(format!("{count} rows were passed over, as `dataset.bad_rows=skip` has it")),
+                Some((count, e)) => none.because(e).hint(format!(
+                    "{count} rows were passed over, as `dataset.bad_rows=skip` has it"
+                )),
                 None => none,
             }
         })
@@ -279,8 +324,12 @@ impl Drop for Pairs {
     /// Whoever read the pairs, to the end or not, is told what is missing among them.
     fn drop(&mut self) {
         if let Some((count, e)) = &self.skipped {
-            let why = std::error::Error::source(e).map_or_else(String::new, |why| format!(" because {why}"));
-            tracing::warn!("{count} rows of `{}` are no pairs and were passed over; the first: {e}{why}", self.path.display());
+            let why = std::error::Error::source(e)
+                .map_or_else(String::new, |why| format!(" because {why}"));
+            tracing::warn!(
+                "{count} rows of `{}` are no pairs and were passed over; the first: {e}{why}",
+                self.path.display()
+            );
         }
     }
 }

@@ -5,7 +5,10 @@ use ::parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use reprpo_plugin::serde_json::json;
 
 use super::input::packed;
-use super::written::{Column, numbered, pair_columns, write, write_columns, write_conversation, write_odd, write_sharegpt};
+use super::written::{
+    Column, numbered, pair_columns, write, write_columns, write_conversation, write_odd,
+    write_sharegpt,
+};
 use super::*;
 
 fn open(train: &Path) -> Result<Box<dyn Dataset>> {
@@ -13,7 +16,8 @@ fn open(train: &Path) -> Result<Box<dyn Dataset>> {
 }
 
 fn error(train: &Path) -> String {
-    format!("{:?}", open(train).err().expect("it should not open")).replace(&train.display().to_string(), "FILE")
+    format!("{:?}", open(train).err().expect("it should not open"))
+        .replace(&train.display().to_string(), "FILE")
 }
 
 fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
@@ -21,7 +25,10 @@ fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
 }
 
 fn line(i: usize) -> String {
-    format!("{{\"prompt\": \"prompt {i}\", \"chosen\": \"chosen {i}\", \"rejected\": \"rejected {i}\"}}\n")
+    format!(
+        "{{\"prompt\": \"prompt {i}\", \"chosen\": \"chosen {i}\", \"rejected\": \"rejected \
+            {i}\"}}\n"
+    )
 }
 
 #[test]
@@ -34,15 +41,24 @@ fn every_format_gives_the_same_pairs() {
     assert_eq!(want[3].chosen, "chosen 3".into());
     let row = |i: usize| line(i).trim_end().to_owned();
     let rows: Vec<String> = (0..5).map(row).collect();
-    let cells = |name: &str| (0..5).map(|i| format!("\"{name} {i}\"")).collect::<Vec<_>>().join(",");
-    let by_index = |name: &str| (0..5).map(|i| format!("\"{i}\": \"{name} {i}\"")).collect::<Vec<_>>().join(",");
+    let cells =
+        |name: &str| (0..5).map(|i| format!("\"{name} {i}\"")).collect::<Vec<_>>().join(",");
+    let by_index = |name: &str| {
+        (0..5).map(|i| format!("\"{i}\": \"{name} {i}\"")).collect::<Vec<_>>().join(",")
+    };
     let columns = |open: &str, of: &dyn Fn(&str) -> String, close: &str| {
-        let columns = ["prompt", "chosen", "rejected"].map(|name| format!("\"{name}\": {open}{}{close}", of(name)));
+        let columns = ["prompt", "chosen", "rejected"]
+            .map(|name| format!("\"{name}\": {open}{}{close}", of(name)));
         format!("{{{}}}", columns.join(", "))
     };
     let csv = |between: &str| {
-        let rows = (0..5).map(|i| format!("\"rejected {i}\"{between}prompt {i}{between}{i}{between}chosen {i}\r\n"));
-        format!("\u{feff}rejected{between}prompt{between}score{between}chosen\r\n{}", rows.collect::<String>())
+        let rows = (0..5).map(|i| {
+            format!("\"rejected {i}\"{between}prompt {i}{between}{i}{between}chosen {i}\r\n")
+        });
+        format!(
+            "\u{feff}rejected{between}prompt{between}score{between}chosen\r\n{}",
+            rows.collect::<String>()
+        )
     };
     for (name, text) in [
         ("list.json", format!("\u{feff}[\n  {}\n]\n", rows.join(",\n  "))),
@@ -87,8 +103,12 @@ fn genies_own_json_gives_a_pair_for_each_worse_response() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("train.json");
     fs::write(&path, r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"d": 0, "e": 1}}]"#).unwrap();
-    let pair = |prompt: &str, chosen: &str, rejected: &str| PreferencePair::new(prompt, chosen, rejected);
-    assert_eq!(read(open(&path).unwrap().as_ref(), "train"), [pair("p", "a", "b"), pair("p", "a", "c"), pair("q", "e", "d")]);
+    let pair =
+        |prompt: &str, chosen: &str, rejected: &str| PreferencePair::new(prompt, chosen, rejected);
+    assert_eq!(
+        read(open(&path).unwrap().as_ref(), "train"),
+        [pair("p", "a", "b"), pair("p", "a", "c"), pair("q", "e", "d")]
+    );
 }
 
 #[test]
@@ -107,11 +127,22 @@ fn columns_and_delimiter_may_be_others() {
     let pairs = read(build(format()).unwrap().as_ref(), "train");
     assert_eq!(pairs, [PreferencePair::new("a; b", "c", "r\nr")]);
     let wrong = |format: Format| format!("{:?}", build(format).err().unwrap());
-    assert!(wrong(Format { delimiter: Some('é'), ..format() }).starts_with("the `delimiter` is `é`\n"));
-    assert!(wrong(Format { rejected_column: "best".into(), ..format() }).starts_with("the column `best` is named for two parts of a pair\n"));
-    assert!(wrong(Format { max_row_mib: 0, ..format() }).starts_with("`max_row_mib` is 0\n  hint: valid: 1 to 1024"));
+    assert!(
+        wrong(Format { delimiter: Some('é'), ..format() }).starts_with("the `delimiter` is `é`\n")
+    );
+    assert!(
+        wrong(Format { rejected_column: "best".into(), ..format() })
+            .starts_with("the column `best` is named for two parts of a pair\n")
+    );
+    assert!(
+        wrong(Format { max_row_mib: 0, ..format() })
+            .starts_with("`max_row_mib` is 0\n  hint: valid: 1 to 1024")
+    );
     let e = wrong(Format { delimiter: None, ..format() });
-    assert!(e.contains("does `;` stand between the fields? `--set 'dataset.delimiter=;'` says so"), "{e}");
+    assert!(
+        e.contains("does `;` stand between the fields? `--set 'dataset.delimiter=;'` says so"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -119,7 +150,11 @@ fn parquet_without_a_prompt_has_it_in_both_completions() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
     let text = |name: &'static str, text: &str| Column::Text(name, vec![text.to_owned()]);
-    write(&path, &[text("chosen", "Sky? Blue"), text("rejected", "Sky? Green")], Compression::SNAPPY);
+    write(
+        &path,
+        &[text("chosen", "Sky? Blue"), text("rejected", "Sky? Green")],
+        Compression::SNAPPY,
+    );
     let pairs = read(open(&path).unwrap().as_ref(), "train");
     assert_eq!(pairs, [PreferencePair::new("Sky?", " Blue", " Green")]);
 }
@@ -129,8 +164,14 @@ fn conversations_come_from_both_formats() {
     let dir = tempfile::tempdir().unwrap();
     let (parquet, jsonl) = (dir.path().join("pairs.parquet"), dir.path().join("pairs.jsonl"));
     write_conversation(&parquet, &[]);
-    let said = |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
-    let row = format!(r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#, said("user", "Who?"), said("assistant", "You."), said("assistant", "Me."));
+    let said =
+        |role: &str, content: &str| format!(r#"[{{"role": "{role}", "content": "{content}"}}]"#);
+    let row = format!(
+        r#"{{"prompt": {}, "chosen": {}, "rejected": {}}}"#,
+        said("user", "Who?"),
+        said("assistant", "You."),
+        said("assistant", "Me.")
+    );
     fs::write(&jsonl, row).unwrap();
     let pairs = read(open(&parquet).unwrap().as_ref(), "train");
     assert_eq!(pairs[0].prompt, Text::Messages(vec![Message::new("user", "Who?")]));
@@ -141,10 +182,20 @@ fn conversations_come_from_both_formats() {
 fn a_parquet_conversation_may_have_tools_but_no_images() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
-    write_conversation(&path, &[("chat_template_kwargs", r#"{"enable_thinking": false}"#), ("id", "7"), ("tools", r#"[{"name": "f"}]"#)]);
+    write_conversation(
+        &path,
+        &[
+            ("chat_template_kwargs", r#"{"enable_thinking": false}"#),
+            ("id", "7"),
+            ("tools", r#"[{"name": "f"}]"#),
+        ],
+    );
     let pairs = read(open(&path).unwrap().as_ref(), "train");
     let tools = json!([{"name": "f"}]);
-    assert_eq!(pairs[0].template_args, TemplateArgs::new(tools, json!({"enable_thinking": false})).unwrap());
+    assert_eq!(
+        pairs[0].template_args,
+        TemplateArgs::new(tools, json!({"enable_thinking": false})).unwrap()
+    );
     write_conversation(&path, &[("images", "cat.png")]);
     assert!(error(&path).contains("`images` holds something other than text"), "{}", error(&path));
 }
@@ -157,12 +208,24 @@ fn each_split_is_a_file_and_the_table_keeps_their_order() {
         fs::write(&path, line(0)).unwrap();
         path
     };
-    let config = Files { train: file("a.jsonl"), oos: Some(file("b.jsonl")), rnd: Some(file("c.jsonl")), ..Files::default() };
+    let config = Files {
+        train: file("a.jsonl"),
+        oos: Some(file("b.jsonl")),
+        rnd: Some(file("c.jsonl")),
+        ..Files::default()
+    };
     let data = config.build().unwrap();
     let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.describes)).collect();
-    assert_eq!(splits, [("train", "a.jsonl"), ("oos", "b.jsonl"), ("rnd", "c.jsonl")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+    assert_eq!(
+        splits,
+        [("train", "a.jsonl"), ("oos", "b.jsonl"), ("rnd", "c.jsonl")]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+    );
     let error = format!("{:?}", data.pairs("ooz").err().unwrap());
-    assert_eq!(error, "unknown split `ooz`\n  hint: did you mean `oos`?\n  hint: valid: oos, rnd, train");
+    assert_eq!(
+        error,
+        "unknown split `ooz`\n  hint: did you mean `oos`?\n  hint: valid: oos, rnd, train"
+    );
 }
 
 #[test]
@@ -175,8 +238,14 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
     };
     assert!(error(&dir.path().join("none.jsonl")).contains("cannot open `FILE`"));
     assert!(error(&at("empty.jsonl", "\n\n")).contains("`FILE` holds no pairs"));
-    assert!(error(&at("pairs.jsnl", &line(0))).contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?"));
-    assert!(error(&at("short.jsonl", "{\"prompt\": \"p\"}")).contains("cannot read line 1 of `FILE`\n  because there is no column `chosen`"));
+    assert!(
+        error(&at("pairs.jsnl", &line(0)))
+            .contains("unknown file ending `jsnl`\n  hint: did you mean `jsonl`?")
+    );
+    assert!(
+        error(&at("short.jsonl", "{\"prompt\": \"p\"}"))
+            .contains("cannot read line 1 of `FILE`\n  because there is no column `chosen`")
+    );
     assert!(error(&at("text.parquet", "no parquet")).contains("`FILE` is no whole parquet file"));
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
@@ -194,7 +263,8 @@ fn parquet_with_other_columns_names_them() {
     let got = error(&path);
     assert!(
         got.contains(
-            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` says so\n  hint: columns there: prompt, choosen, rejected"
+            "there is no column `chosen`\n  hint: is it `choosen`? `--columns chosen=choosen` \
+                says so\n  hint: columns there: prompt, choosen, rejected"
         ),
         "{got}"
     );
@@ -217,7 +287,8 @@ fn parquet_cut_anywhere_is_an_error() {
     }
 }
 
-/// Bytes that were changed may still make a file, but never a panic, and never more rows than the footer counts.
+/// Bytes that were changed may still make a file, but never a panic, and never more rows than the
+/// footer counts.
 #[test]
 fn parquet_with_any_byte_changed_ends() {
     let dir = tempfile::tempdir().unwrap();
@@ -239,7 +310,9 @@ fn parquet_with_any_byte_changed_ends() {
 
 #[test]
 fn a_slip_in_the_configuration_is_an_error() {
-    let got = reprpo_plugin::serde_json::from_str::<Files>(r#"{"tests": "a.jsonl"}"#).unwrap_err().to_string();
+    let got = reprpo_plugin::serde_json::from_str::<Files>(r#"{"tests": "a.jsonl"}"#)
+        .unwrap_err()
+        .to_string();
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
@@ -248,13 +321,18 @@ fn a_slip_in_the_configuration_is_an_error() {
 fn a_pair_has_the_place_of_its_row() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.jsonl");
-    fs::write(&path, format!("{}\n{{\"prompt\": 1}}\n{}{{}}\n{}", line(0), line(2), line(4))).unwrap();
+    fs::write(&path, format!("{}\n{{\"prompt\": 1}}\n{}{{}}\n{}", line(0), line(2), line(4)))
+        .unwrap();
     let format = Format { bad_rows: BadRows::Skip, ..Format::default() };
     let data = Files { train: path, format, ..Files::default() }.build().unwrap();
-    let rows: Vec<(usize, PreferencePair)> = data.rows("train").unwrap().collect::<Result<_>>().unwrap();
+    let rows: Vec<(usize, PreferencePair)> =
+        data.rows("train").unwrap().collect::<Result<_>>().unwrap();
     assert_eq!(rows.iter().map(|(row, _)| *row).collect::<Vec<_>>(), [0, 2, 4]);
     assert!(rows.iter().all(|(row, pair)| pair.prompt == Text::from(format!("prompt {row}"))));
-    assert_eq!(rows.into_iter().map(|(_, pair)| pair).collect::<Vec<_>>(), read(data.as_ref(), "train"));
+    assert_eq!(
+        rows.into_iter().map(|(_, pair)| pair).collect::<Vec<_>>(),
+        read(data.as_ref(), "train")
+    );
 }
 
 /// In GENIES' own form, one row makes several pairs.
@@ -273,7 +351,10 @@ fn only_one_split_may_be_standard_input_and_a_file_needs_no_record() {
     // The process's own standard input is read by the tests of the command.
     let two = Files { train: "-".into(), test: Some("-".into()), ..Files::default() };
     let e = format!("{:?}", two.build().err().unwrap());
-    assert!(e.starts_with("`-`, standard input, is named for several splits: train, test\n"), "{e}");
+    assert!(
+        e.starts_with("`-`, standard input, is named for several splits: train, test\n"),
+        "{e}"
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.jsonl");
     fs::write(&path, line(0)).unwrap();
@@ -288,11 +369,22 @@ fn sharegpts_conversations_are_pairs_in_json_and_in_parquet() {
     let row = r#"{"conversations": [{"from": "human", "value": "Sky?"}], "chosen": {"from": "gpt", "value": "blue"}, "rejected": {"from": "gpt", "value": "green"}, "system": "Be brief."}"#;
     fs::write(&jsonl, row).unwrap();
     write_sharegpt(&parquet, ["Sky?", "blue", "green", "Be brief."]);
-    let said = |turns: &[(&str, &str)]| Text::Messages(turns.iter().map(|(role, text)| Message::new(*role, *text)).collect());
+    let said = |turns: &[(&str, &str)]| {
+        Text::Messages(turns.iter().map(|(role, text)| Message::new(*role, *text)).collect())
+    };
     let prompt = said(&[("system", "Be brief."), ("user", "Sky?")]);
-    let want = PreferencePair::new(prompt, said(&[("assistant", "blue")]), said(&[("assistant", "green")]));
+    let want = PreferencePair::new(
+        prompt,
+        said(&[("assistant", "blue")]),
+        said(&[("assistant", "green")]),
+    );
     for path in [jsonl, parquet] {
-        assert_eq!(read(open(&path).unwrap().as_ref(), "train"), std::slice::from_ref(&want), "{}", path.display());
+        assert_eq!(
+            read(open(&path).unwrap().as_ref(), "train"),
+            std::slice::from_ref(&want),
+            "{}",
+            path.display()
+        );
     }
 }
 
@@ -306,7 +398,9 @@ fn parquet_columns_and_fields_that_are_not_needed_may_have_any_type() {
     let roles: Vec<_> = [&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected]
         .into_iter()
         .map(|text| match text {
-            Text::Messages(messages) => messages.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>(),
+            Text::Messages(messages) => {
+                messages.iter().map(|m| format!("{}: {}", m.role(), m.text())).collect::<Vec<_>>()
+            }
             Text::Plain(text) => panic!("{text}"),
         })
         .collect();
@@ -317,10 +411,18 @@ fn parquet_columns_and_fields_that_are_not_needed_may_have_any_type() {
 fn a_column_of_another_type_or_compression_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pairs.parquet");
-    write_columns(&path, "optional binary chosen (DECIMAL(5, 2)); optional binary prompt (STRING); optional binary rejected (STRING);");
+    write_columns(
+        &path,
+        "optional binary chosen (DECIMAL(5, 2)); optional binary prompt (STRING); optional binary \
+            rejected (STRING);",
+    );
     let got = error(&path);
     assert!(got.contains("column `chosen` is of type DECIMAL, not text"), "{got}");
-    write_columns(&path, "optional group chosen { optional binary text (STRING); } optional binary prompt (STRING); optional binary rejected (STRING);");
+    write_columns(
+        &path,
+        "optional group chosen { optional binary text (STRING); } optional binary prompt \
+            (STRING); optional binary rejected (STRING);",
+    );
     let got = error(&path);
     assert!(got.contains("column `chosen` is nested, not text"), "{got}");
 }

@@ -1,5 +1,5 @@
-//! JSON of unknown origin as values: how many there are is counted, because a byte of text can become a hundred of
-//! memory.
+//! JSON of unknown origin as values: how many there are is counted, because a byte of text can
+//! become a hundred of memory.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -37,14 +37,18 @@ fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
             let walk = Walk::of(&spots);
             let outcome = walk.read(&mended);
             if walk.left.get() > 0 {
-                return outcome.map(|value| (value, walk.flaws.into_inner())).map_err(|e| not_json(&e));
+                return outcome
+                    .map(|value| (value, walk.flaws.into_inner()))
+                    .map_err(|e| not_json(&e));
             }
         }
     }
-    Err(Error::new(format!("it holds more than {MOST} values")).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
+    Err(Error::new(format!("it holds more than {MOST} values"))
+        .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#))
 }
 
-/// The error for text that is not JSON. It counts lines within the text; the caller adds where the text is.
+/// The error for text that is not JSON. It counts lines within the text; the caller adds where the
+/// text is.
 fn not_json(e: &serde_json::Error) -> Error {
     let message = e.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(head, _)| head);
@@ -65,12 +69,14 @@ pub fn parse_row(bytes: &[u8]) -> Result<Row> {
 
 /// The error for a value that stands where a row should.
 pub fn not_a_row(value: &Value) -> Error {
-    Error::new(format!("it is {}, not an object", json_kind(value))).hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
+    Error::new(format!("it is {}, not an object", json_kind(value)))
+        .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
 }
 
 /// The error for text in another encoding; `before` bytes of it were right.
 pub fn not_utf8(before: usize) -> Error {
-    Error::new(format!("it is not UTF-8: byte {} does not belong", before + 1)).hint("save the file as UTF-8")
+    Error::new(format!("it is not UTF-8: byte {} does not belong", before + 1))
+        .hint("save the file as UTF-8")
 }
 
 /// Builds a value, counts its parts, and finds the paths of the spots that were mended.
@@ -194,7 +200,9 @@ impl<'de> Visitor<'de> for &Walk<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut all = Vec::new();
-        while let Some(item) = self.within(|| Step::Index(all.len()), || items.next_element_seed(self))? {
+        while let Some(item) =
+            self.within(|| Step::Index(all.len()), || items.next_element_seed(self))?
+        {
             all.push(item);
         }
         Ok(Value::Array(all))
@@ -230,19 +238,30 @@ mod tests {
     #[test]
     fn it_reads_what_serde_json_reads() {
         let text = r#"{"b": [1, -2, 2.5, true, null, "é\n"], "a": {}}"#;
-        assert_eq!(parse(text.as_bytes()).unwrap(), (serde_json::from_str::<Value>(text).unwrap(), Vec::new()));
+        assert_eq!(
+            parse(text.as_bytes()).unwrap(),
+            (serde_json::from_str::<Value>(text).unwrap(), Vec::new())
+        );
         assert!(parse(b"{} {}").unwrap_err().message().contains("trailing characters"));
     }
 
     #[test]
     fn a_row_of_millions_of_values_is_refused_without_keeping_them() {
         let text = format!("[{}0]", "0,".repeat(2 * MOST));
-        assert_eq!(parse(text.as_bytes()).unwrap_err().message(), "it holds more than 500000 values");
+        assert_eq!(
+            parse(text.as_bytes()).unwrap_err().message(),
+            "it holds more than 500000 values"
+        );
     }
 
     #[test]
     fn deep_nesting_is_an_error_and_no_overflow() {
-        assert!(parse("[".repeat(100_000).as_bytes()).unwrap_err().message().contains("recursion limit"));
+        assert!(
+            parse("[".repeat(100_000).as_bytes())
+                .unwrap_err()
+                .message()
+                .contains("recursion limit")
+        );
     }
 
     /// The places of values that are lost, as `path what`.
@@ -257,21 +276,67 @@ mod tests {
         let key = |key: &str| format!("Key({key:?})");
         for (text, path, what) in [
             (r#"{"a": NaN, "b": 1}"#, key("a"), "is NaN, which is neither text nor a JSON number"),
-            (r#"{"a":[1,-Infinity]}"#, format!("{}, Index(1)", key("a")), "is -Infinity, which is neither text nor a JSON number"),
-            (r#"{"NaN": "NaN, \" Infinity", "b":Infinity}"#, key("b"), "is Infinity, which is neither text nor a JSON number"),
-            (r#"{"x": {"n": 1e400}}"#, format!("{}, {}", key("x"), key("n")), "is the number 1e400, which is too large"),
-            (r#"{"n": 18446744073709551616}"#, key("n"), "is the number 18446744073709551616, which is too large"),
-            (r#"{"n": -9223372036854775809}"#, key("n"), "is the number -9223372036854775809, which is too large"),
-            (r#"{"t": "ok \ud83d end"}"#, key("t"), r"holds `\ud83d`, half of a surrogate pair, which is not a character"),
-            (r#"{"t": "\uDE00\ud83d\ude00"}"#, key("t"), r"holds `\uDE00`, half of a surrogate pair, which is not a character"),
-            (r#"{"t": "\ud83d\ud83d\ude00"}"#, key("t"), r"holds `\ud83d`, half of a surrogate pair, which is not a character"),
-            (r#"{"a": NaN, "b": 2, "a": [NaN]}"#, format!("{}, Index(0)", key("a")), "is NaN, which is neither text nor a JSON number"),
-            (r#"{"x\ud800": 1}"#, key("x\u{fffd}"), r"holds `\ud800`, half of a surrogate pair, which is not a character"),
+            (
+                r#"{"a":[1,-Infinity]}"#,
+                format!("{}, Index(1)", key("a")),
+                "is -Infinity, which is neither text nor a JSON number",
+            ),
+            (
+                r#"{"NaN": "NaN, \" Infinity", "b":Infinity}"#,
+                key("b"),
+                "is Infinity, which is neither text nor a JSON number",
+            ),
+            (
+                r#"{"x": {"n": 1e400}}"#,
+                format!("{}, {}", key("x"), key("n")),
+                "is the number 1e400, which is too large",
+            ),
+            (
+                r#"{"n": 18446744073709551616}"#,
+                key("n"),
+                "is the number 18446744073709551616, which is too large",
+            ),
+            (
+                r#"{"n": -9223372036854775809}"#,
+                key("n"),
+                "is the number -9223372036854775809, which is too large",
+            ),
+            (
+                r#"{"t": "ok \ud83d end"}"#,
+                key("t"),
+                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+            ),
+            (
+                r#"{"t": "\uDE00\ud83d\ude00"}"#,
+                key("t"),
+                r"holds `\uDE00`, half of a surrogate pair, which is not a character",
+            ),
+            (
+                r#"{"t": "\ud83d\ud83d\ude00"}"#,
+                key("t"),
+                r"holds `\ud83d`, half of a surrogate pair, which is not a character",
+            ),
+            (
+                r#"{"a": NaN, "b": 2, "a": [NaN]}"#,
+                format!("{}, Index(0)", key("a")),
+                "is NaN, which is neither text nor a JSON number",
+            ),
+            (
+                r#"{"x\ud800": 1}"#,
+                key("x\u{fffd}"),
+                r"holds `\ud800`, half of a surrogate pair, which is not a character",
+            ),
         ] {
             assert_eq!(flaws(text), [format!("[{path}] {what}")], "{text}");
         }
         let long = format!(r#"{{"n": {}}}"#, "7".repeat(400));
-        assert_eq!(flaws(&long), [format!("[{}] is the number 77777777777777777777… of 400 characters, which is too large", key("n"))]);
+        assert_eq!(
+            flaws(&long),
+            [format!(
+                "[{}] is the number 77777777777777777777… of 400 characters, which is too large",
+                key("n")
+            )]
+        );
         for fine in [
             r#"{"t": "\\ud83d \ud83d\ude00 \u0041 NaN"}"#,
             r#"{"n": [18446744073709551615, -9223372036854775808, 1e300, -1E30, 1e-400]}"#,

@@ -13,27 +13,40 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Lists the distributions in `data_dir`, or in its `genies` or `distributions` where it has one.
+    /// Lists the distributions in `data_dir`, or in its `genies` or `distributions` where it has
+    /// one.
     ///
     /// # Errors
     /// Where it cannot be read, or there are none.
     pub fn open(data_dir: &Path) -> Result<Self> {
-        let inner = ["genies", "distributions"].map(|name| data_dir.join(name)).into_iter().find(|path| path.is_dir());
+        let inner = ["genies", "distributions"]
+            .map(|name| data_dir.join(name))
+            .into_iter()
+            .find(|path| path.is_dir());
         let path = inner.unwrap_or_else(|| data_dir.to_owned());
         let mut names = BTreeSet::new();
-        for entry in path.read_dir().within(|| format!("cannot read the data folder `{}`", path.display()))? {
-            let entry = entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
+        for entry in path
+            .read_dir()
+            .within(|| format!("cannot read the data folder `{}`", path.display()))?
+        {
+            let entry =
+                entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
             // A name that is not Unicode cannot be asked for.
             if let Ok(name) = entry.file_name().into_string()
                 && entry.path().is_dir()
-                && ["train", "test"].iter().any(|split| shards(&entry.path(), split).is_ok_and(|found| !found.is_empty()))
+                && ["train", "test"]
+                    .iter()
+                    .any(|split| shards(&entry.path(), split).is_ok_and(|found| !found.is_empty()))
             {
                 names.insert(name);
             }
         }
         if names.is_empty() {
             return Err(Error::new(format!("`{}` holds no GENIES distributions", path.display()))
-                .hint("it should hold <distribution>/train-*.parquet and <distribution>/test-*.parquet, or train.json and test.json"));
+                .hint(
+                    "it should hold <distribution>/train-*.parquet and \
+                    <distribution>/test-*.parquet, or train.json and test.json",
+                ));
         }
         Ok(Self { path, names })
     }
@@ -56,7 +69,8 @@ impl Folder {
         if self.has(name) {
             Ok(())
         } else {
-            Err(Error::unknown("distribution", name, &self.names).within(format!("`{name}` is not in `{}`", self.path.display())))
+            Err(Error::unknown("distribution", name, &self.names)
+                .within(format!("`{name}` is not in `{}`", self.path.display())))
         }
     }
 
@@ -68,13 +82,23 @@ impl Folder {
         let folder = self.path.join(name);
         let found = shards(&folder, split)?;
         let Some(last) = found.last() else {
-            return Err(Error::new(format!("there is no `{}`", folder.join(format!("{split}-*.parquet")).display())).hint("fetch the distribution again"));
+            return Err(Error::new(format!(
+                "there is no `{}`",
+                folder.join(format!("{split}-*.parquet")).display()
+            ))
+            .hint("fetch the distribution again"));
         };
-        let said = last.file_stem().and_then(|stem| stem.to_str()?.rsplit_once("-of-")?.1.parse::<usize>().ok());
+        let said = last
+            .file_stem()
+            .and_then(|stem| stem.to_str()?.rsplit_once("-of-")?.1.parse::<usize>().ok());
         if said.is_some_and(|said| said != found.len()) {
             let said = said.unwrap_or_default();
-            return Err(Error::new(format!("`{}` has {} of the {said} files that hold its `{split}` split", folder.display(), found.len()))
-                .hint("fetch the missing ones"));
+            return Err(Error::new(format!(
+                "`{}` has {} of the {said} files that hold its `{split}` split",
+                folder.display(),
+                found.len()
+            ))
+            .hint("fetch the missing ones"));
         }
         Ok(found)
     }
@@ -86,7 +110,10 @@ fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
     for entry in folder.read_dir().within(doing)? {
         let path = entry.within(doing)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.strip_prefix(split).is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".parquet")) {
+        if name
+            .strip_prefix(split)
+            .is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".parquet"))
+        {
             found.push(path);
         }
     }

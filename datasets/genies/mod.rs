@@ -19,49 +19,62 @@ const UNRELATED: &str = "ranking_logic";
 #[dataset(
     name = "genies",
     summary = "the GENIES benchmark: train on one distribution, test on a shifted one",
-    reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, arXiv:2311.07723",
+    reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, \
+        arXiv:2311.07723",
     explain = "\
-Four splits: train and test of the named distribution, oos = the test pairs of the distribution that the benchmark's
-shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on math; oos is then
+Four splits: train and test of the named distribution, oos = the test pairs of the distribution \
+that the benchmark's
+shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on \
+math; oos is then
 change_my_view.
 
-The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen and rejected, and
-example_id where `one_per_instruction` is on: the layout of the hub's wassname/genies_preferences; or `train.json` and
+The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen \
+and rejected, and
+example_id where `one_per_instruction` is on: the layout of the hub's \
+wassname/genies_preferences; or `train.json` and
 `test.json` there, as in the benchmark's own `distributions`. The shift lists
-GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and
-`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` names one.",
+GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, \
+`<data_dir>/../genies_shifts` and
+`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` \
+names one.",
     example(distribution = "math"),
     argument = "distribution"
 )]
 pub struct Genies {
-    /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME` fills it.
+    /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME`
+    /// fills it.
     pub distribution: String,
     /// Folder that holds the distributions, or a folder `genies` with them. `--data-dir` fills it.
     /// Default: the environment variable `REPRPO_DATA`.
     #[schemars(extend("format" = "path"))]
     pub data_dir: Option<PathBuf>,
-    /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that the benchmark's
-    /// shift lists name for `distribution`.
+    /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that
+    /// the benchmark's shift lists name for `distribution`.
     pub oos: Option<String>,
     /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for none.
     #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
-    /// Whether to take only the first pair of each instruction (one per `example_id`), in every split. An instruction
-    /// with k worse responses has k pairs.
+    /// Whether to take only the first pair of each instruction (one per `example_id`), in every
+    /// split. An instruction with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 
 impl DatasetPlugin for Genies {
     fn build(self) -> Result<Box<dyn Dataset>> {
-        let data_dir = self.data_dir.or_else(|| std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+        let data_dir = self.data_dir.or_else(|| {
+            std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from)
+        });
         let data_dir = data_dir.ok_or_else(|| {
-            Error::new("it is not known where the GENIES data are")
-                .hint("name their folder with `--data-dir DIR`, or in the environment variable `REPRPO_DATA`")
+            Error::new("it is not known where the GENIES data are").hint(
+                "name their folder with `--data-dir DIR`, or in the environment variable \
+                    `REPRPO_DATA`",
+            )
         })?;
         let folder = Folder::open(&data_dir)?;
         let source = self.distribution;
         if source.is_empty() {
-            return Err(Error::new("no distribution to train on was named").hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
+            return Err(Error::new("no distribution to train on was named")
+                .hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
         }
         folder.check(&source)?;
 
@@ -73,7 +86,11 @@ impl DatasetPlugin for Genies {
             }
             None => match shifts::target(&data_dir, &source)? {
                 Some(name) if !folder.has(&name) => {
-                    tracing::warn!("`{source}` shifts to `{name}`, which is not in `{}`: there is no oos split", data_dir.display());
+                    tracing::warn!(
+                        "`{source}` shifts to `{name}`, which is not in `{}`: there is no oos \
+                            split",
+                        data_dir.display()
+                    );
                     None
                 }
                 None => {
@@ -86,8 +103,12 @@ impl DatasetPlugin for Genies {
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
             // A folder with a few distributions of the reader's own owes nobody the default.
-            Some(name) if name == UNRELATED && !folder.has(&name) => tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display()),
-            Some(name) if name == source || Some(&name) == oos.as_ref() => tracing::info!("`{name}` is not unrelated here: there is no rnd split"),
+            Some(name) if name == UNRELATED && !folder.has(&name) => {
+                tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display())
+            }
+            Some(name) if name == source || Some(&name) == oos.as_ref() => {
+                tracing::info!("`{name}` is not unrelated here: there is no rnd split")
+            }
             Some(name) => {
                 folder.check(&name)?;
                 wanted.push(("rnd", name, "test"));
@@ -97,10 +118,17 @@ impl DatasetPlugin for Genies {
 
         let extra: &[&str] = if self.one_per_instruction { &[INSTRUCTION] } else { &[] };
         let opened = wanted.into_iter().map(|(name, distribution, part)| {
-            let sources = folder.files(&distribution, part)?.iter().map(|path| Source::open(path, Reading::default(), extra)).collect::<Result<_>>()?;
+            let sources = folder
+                .files(&distribution, part)?
+                .iter()
+                .map(|path| Source::open(path, Reading::default(), extra))
+                .collect::<Result<_>>()?;
             Ok(Split { name, describes: format!("{distribution} ({part})"), sources })
         });
-        Ok(Box::new(Splits { splits: opened.collect::<Result<_>>()?, one_per_instruction: self.one_per_instruction }))
+        Ok(Box::new(Splits {
+            splits: opened.collect::<Result<_>>()?,
+            one_per_instruction: self.one_per_instruction,
+        }))
     }
 }
 
@@ -123,13 +151,22 @@ impl Dataset for Splits {
         let info = |split: &Split| SplitInfo {
             name: split.name.to_owned(),
             describes: split.describes.clone(),
-            pairs: if self.one_per_instruction { None } else { split.sources.iter().map(Source::count).sum() },
+            pairs: if self.one_per_instruction {
+                None
+            } else {
+                split.sources.iter().map(Source::count).sum()
+            },
         };
         self.splits.iter().map(info).collect()
     }
 
     fn files(&self, split: &str) -> Vec<PathBuf> {
-        self.splits.iter().filter(|s| s.name == split).flat_map(|s| &s.sources).map(|source| source.path().to_owned()).collect()
+        self.splits
+            .iter()
+            .filter(|s| s.name == split)
+            .flat_map(|s| &s.sources)
+            .map(|source| source.path().to_owned())
+            .collect()
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
@@ -138,15 +175,23 @@ impl Dataset for Splits {
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.splits.iter().find(|s| s.name == split);
-        let sources = &found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?.sources;
-        let each = sources.iter().map(|source| Ok(source.rows()?.map(move |row| (source, row)))).collect::<Result<Vec<_>>>()?;
+        let sources = &found
+            .ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?
+            .sources;
+        let each = sources
+            .iter()
+            .map(|source| Ok(source.rows()?.map(move |row| (source, row))))
+            .collect::<Result<Vec<_>>>()?;
         let (firsts, mut seen) = (self.one_per_instruction, HashSet::new());
         let mut of = move |source: &Source, (place, row): (Place, Row)| {
             let within = || place.reading(source.path());
-            // In the benchmark's own files a row is an instruction; elsewhere a column says which rows share one.
+            // In the benchmark's own files a row is an instruction; elsewhere a column says which
+            // rows share one.
             if firsts && !row.contains_key("responses") {
                 let id = row.get(INSTRUCTION).filter(|id| !id.is_null()).map(ToString::to_string);
-                let id = id.ok_or_else(|| Error::new(format!("there is no `{INSTRUCTION}`"))).within(within)?;
+                let id = id
+                    .ok_or_else(|| Error::new(format!("there is no `{INSTRUCTION}`")))
+                    .within(within)?;
                 if !seen.insert(id) {
                     return Ok(Vec::new());
                 }
@@ -155,9 +200,11 @@ impl Dataset for Splits {
             pairs.truncate(if firsts { 1 } else { usize::MAX });
             Ok(pairs)
         };
-        Ok(Box::new(each.into_iter().flatten().enumerate().flat_map(move |(at, (source, row))| match row.and_then(|row| of(source, row)) {
-            Ok(pairs) => pairs.into_iter().map(|pair| Ok((at, pair))).collect(),
-            Err(e) => vec![Err(e)],
+        Ok(Box::new(each.into_iter().flatten().enumerate().flat_map(move |(at, (source, row))| {
+            match row.and_then(|row| of(source, row)) {
+                Ok(pairs) => pairs.into_iter().map(|pair| Ok((at, pair))).collect(),
+                Err(e) => vec![Err(e)],
+            }
         })))
     }
 }

@@ -23,9 +23,13 @@ struct Shift {
 pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     for list in LISTS {
         for path in places(data_dir).map(|folder| folder.join(list)).filter(|path| path.is_file()) {
-            let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
-            let shifts: Vec<Shift> = serde_json::from_str(&text)
-                .map_err(|e| Error::new(format!("`{}` is no list of shifts", path.display())).because(e).hint("a shift is {\"source\": …, \"target\": …}"))?;
+            let text = std::fs::read_to_string(&path)
+                .within(|| format!("cannot read `{}`", path.display()))?;
+            let shifts: Vec<Shift> = serde_json::from_str(&text).map_err(|e| {
+                Error::new(format!("`{}` is no list of shifts", path.display()))
+                    .because(e)
+                    .hint("a shift is {\"source\": …, \"target\": …}")
+            })?;
             if let Some(shift) = shifts.into_iter().find(|shift| shift.source == source) {
                 return Ok(Some(shift.target));
             }
@@ -34,7 +38,10 @@ pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Where the lists may lie: in or beside the data's folder, or where the benchmark's own repository has them.
+/// Where the lists may lie: in or beside the data's folder, or where the benchmark's own repository
+/// has them.
 fn places(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
-    ["genies_shifts", "../genies_shifts", "distribution_shifts"].into_iter().map(|place| data_dir.join(place))
+    ["genies_shifts", "../genies_shifts", "distribution_shifts"]
+        .into_iter()
+        .map(|place| data_dir.join(place))
 }

@@ -7,7 +7,12 @@ use super::*;
 use crate::files::written::{Column, pair_columns, write};
 
 fn open(data_dir: &Path, distribution: &str) -> Result<Box<dyn Dataset>> {
-    Genies { distribution: distribution.to_owned(), data_dir: Some(data_dir.to_owned()), ..Genies::default() }.build()
+    Genies {
+        distribution: distribution.to_owned(),
+        data_dir: Some(data_dir.to_owned()),
+        ..Genies::default()
+    }
+    .build()
 }
 
 fn error(result: Result<Box<dyn Dataset>>) -> String {
@@ -18,7 +23,11 @@ fn table(data: &dyn Dataset) -> Vec<(String, String, Option<usize>)> {
     data.splits().into_iter().map(|s| (s.name, s.describes, s.pairs)).collect()
 }
 
-fn entry(name: &str, describes: &str, pairs: impl Into<Option<usize>>) -> (String, String, Option<usize>) {
+fn entry(
+    name: &str,
+    describes: &str,
+    pairs: impl Into<Option<usize>>,
+) -> (String, String, Option<usize>) {
     (name.to_owned(), describes.to_owned(), pairs.into())
 }
 
@@ -26,7 +35,8 @@ fn read(data: &dyn Dataset, split: &str) -> Vec<PreferencePair> {
     data.pairs(split).unwrap().collect::<Result<_>>().unwrap()
 }
 
-/// A folder with distributions `cats`, `dogs` and `ranking_logic`, and a list that shifts cats to dogs.
+/// A folder with distributions `cats`, `dogs` and `ranking_logic`, and a list that shifts cats to
+/// dogs.
 fn made() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["cats", "dogs", "ranking_logic"] {
@@ -35,13 +45,25 @@ fn made() -> tempfile::TempDir {
         for (split, rows) in [("train", 6), ("test", 4)] {
             let mut columns = pair_columns(rows);
             columns.push(Column::Int("example_id", (0..rows as i32).map(|i| i / 2).collect()));
-            write(&folder.join(format!("{split}-00000-of-00001.parquet")), &columns, Compression::SNAPPY);
+            write(
+                &folder.join(format!("{split}-00000-of-00001.parquet")),
+                &columns,
+                Compression::SNAPPY,
+            );
         }
     }
     let lists = dir.path().join("genies_shifts");
     fs::create_dir_all(&lists).unwrap();
-    fs::write(lists.join("GENIES.json"), r#"[{"source": "cats", "target": "dogs", "label": "extreme"}]"#).unwrap();
-    fs::write(lists.join("all.json"), r#"[{"source": "cats", "target": "birds"}, {"source": "dogs", "target": "cats"}]"#).unwrap();
+    fs::write(
+        lists.join("GENIES.json"),
+        r#"[{"source": "cats", "target": "dogs", "label": "extreme"}]"#,
+    )
+    .unwrap();
+    fs::write(
+        lists.join("all.json"),
+        r#"[{"source": "cats", "target": "birds"}, {"source": "dogs", "target": "cats"}]"#,
+    )
+    .unwrap();
     dir
 }
 
@@ -52,7 +74,11 @@ fn shared() -> Option<PathBuf> {
     if folder.join("genies").is_dir() {
         return Some(folder);
     }
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the shared test data are missing: set REPRPO_SHARED");
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "the shared test data are missing: set REPRPO_SHARED"
+    );
     eprintln!("skipped: the shared test data are missing (REPRPO_SHARED)");
     None
 }
@@ -79,10 +105,17 @@ fn math_shifts_to_change_my_view() {
 fn every_distribution_of_the_benchmark_reads_to_its_end() {
     let Some(shared) = shared() else { return };
     let mut distributions = 0;
-    for entry in shared.join("genies").read_dir().unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_dir()) {
+    for entry in
+        shared.join("genies").read_dir().unwrap().map(|e| e.unwrap()).filter(|e| e.path().is_dir())
+    {
         let data = open(&shared, &entry.file_name().into_string().unwrap()).unwrap();
         for split in data.splits() {
-            assert_eq!(Some(read(data.as_ref(), &split.name).len()), split.pairs, "{}", split.describes);
+            assert_eq!(
+                Some(read(data.as_ref(), &split.name).len()),
+                split.pairs,
+                "{}",
+                split.describes
+            );
         }
         distributions += 1;
     }
@@ -93,11 +126,16 @@ fn every_distribution_of_the_benchmark_reads_to_its_end() {
 fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
     let Some(shared) = shared() else { return };
     let pairs = read(open(&shared, "math").unwrap().as_ref(), "train");
-    let (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) = (&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected) else {
+    let (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) =
+        (&pairs[0].prompt, &pairs[0].chosen, &pairs[0].rejected)
+    else {
         panic!("GENIES is plain text")
     };
     assert!(prompt.ends_with("find $x + y + z.$\n\n### Response:\n"), "{prompt}");
-    assert!(chosen.contains("\\boxed{22}") && !rejected.contains("\\boxed{22}"), "{chosen}\n{rejected}");
+    assert!(
+        chosen.contains("\\boxed{22}") && !rejected.contains("\\boxed{22}"),
+        "{chosen}\n{rejected}"
+    );
     // The second pair is the first one's instruction with another worse response.
     assert_eq!((&pairs[1].prompt, &pairs[1].chosen), (&pairs[0].prompt, &pairs[0].chosen));
     assert_ne!(pairs[1].rejected, pairs[0].rejected);
@@ -106,7 +144,12 @@ fn the_rows_of_math_are_in_the_benchmarks_order_and_form() {
 #[test]
 fn one_pair_per_instruction_leaves_600_of_math() {
     let Some(shared) = shared() else { return };
-    let config = Genies { distribution: "math".into(), data_dir: Some(shared), one_per_instruction: true, ..Genies::default() };
+    let config = Genies {
+        distribution: "math".into(),
+        data_dir: Some(shared),
+        one_per_instruction: true,
+        ..Genies::default()
+    };
     let data = config.build().unwrap();
     assert_eq!(data.splits()[0].pairs, None);
     let pairs = read(data.as_ref(), "train");
@@ -117,15 +160,24 @@ fn one_pair_per_instruction_leaves_600_of_math() {
 #[test]
 fn the_benchmarks_own_list_goes_before_the_longer_one() {
     let dir = made();
-    assert_eq!(table(open(dir.path(), "cats").unwrap().as_ref())[2], entry("oos", "dogs (test)", 4));
-    assert_eq!(table(open(dir.path(), "dogs").unwrap().as_ref())[2], entry("oos", "cats (test)", 4));
+    assert_eq!(
+        table(open(dir.path(), "cats").unwrap().as_ref())[2],
+        entry("oos", "dogs (test)", 4)
+    );
+    assert_eq!(
+        table(open(dir.path(), "dogs").unwrap().as_ref())[2],
+        entry("oos", "cats (test)", 4)
+    );
 }
 
 #[test]
 fn a_split_that_no_list_names_is_absent_and_a_named_one_is_there() {
     let dir = made();
     let data = open(dir.path(), "ranking_logic").unwrap();
-    assert_eq!(table(data.as_ref()), [entry("train", "ranking_logic (train)", 6), entry("test", "ranking_logic (test)", 4)]);
+    assert_eq!(
+        table(data.as_ref()),
+        [entry("train", "ranking_logic (train)", 6), entry("test", "ranking_logic (test)", 4)]
+    );
     let config = Genies {
         distribution: "ranking_logic".into(),
         data_dir: Some(dir.path().to_owned()),
@@ -139,7 +191,12 @@ fn a_split_that_no_list_names_is_absent_and_a_named_one_is_there() {
 #[test]
 fn the_first_pair_of_each_instruction_is_kept() {
     let dir = made();
-    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    let config = Genies {
+        distribution: "cats".into(),
+        data_dir: Some(dir.path().to_owned()),
+        one_per_instruction: true,
+        ..Genies::default()
+    };
     let data = config.build().unwrap();
     let prompts: Vec<_> = read(data.as_ref(), "train").into_iter().map(|p| p.prompt).collect();
     assert_eq!(prompts, ["prompt 0", "prompt 2", "prompt 4"].map(Text::from));
@@ -154,9 +211,17 @@ fn the_benchmarks_own_json_is_read_where_there_is_no_parquet() {
         let rows = r#"[{"prompt": "p", "responses": {"a": 1, "b": 0, "c": 0}}, {"prompt": "q", "responses": {"a": 1, "b": 0}}]"#;
         fs::write(folder.join(format!("{split}.json")), rows).unwrap();
     }
-    assert_eq!(table(open(dir.path(), "cats").unwrap().as_ref()), [entry("train", "cats (train)", None), entry("test", "cats (test)", None)]);
+    assert_eq!(
+        table(open(dir.path(), "cats").unwrap().as_ref()),
+        [entry("train", "cats (train)", None), entry("test", "cats (test)", None)]
+    );
     assert_eq!(read(open(dir.path(), "cats").unwrap().as_ref(), "train").len(), 3);
-    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    let config = Genies {
+        distribution: "cats".into(),
+        data_dir: Some(dir.path().to_owned()),
+        one_per_instruction: true,
+        ..Genies::default()
+    };
     assert_eq!(read(config.build().unwrap().as_ref(), "test").len(), 2);
 }
 
@@ -164,17 +229,32 @@ fn the_benchmarks_own_json_is_read_where_there_is_no_parquet() {
 fn an_unknown_distribution_brings_the_nearest_and_all() {
     let dir = made();
     let got = error(open(dir.path(), "cat"));
-    assert!(got.contains("unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: valid: cats, dogs, ranking_logic"), "{got}");
-    assert!(error(open(dir.path(), "")).contains("no distribution to train on was named\n  hint: `--dataset genies:NAME`; valid: cats, dogs"));
+    assert!(
+        got.contains(
+            "unknown distribution `cat`\n  hint: did you mean `cats`?\n  hint: \
+        valid: cats, dogs, ranking_logic"
+        ),
+        "{got}"
+    );
+    assert!(error(open(dir.path(), "")).contains(
+        "no distribution to train on was named\n  hint: `--dataset genies:NAME`; valid: cats, dogs"
+    ));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
-    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), oos: Some("dog".into()), ..Genies::default() };
+    let config = Genies {
+        distribution: "cats".into(),
+        data_dir: Some(dir.path().to_owned()),
+        oos: Some("dog".into()),
+        ..Genies::default()
+    };
     assert!(error(config.build()).contains("did you mean `dogs`?"));
 }
 
 #[test]
 fn a_folder_without_distributions_says_what_it_should_hold() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(error(open(dir.path(), "math")).contains("holds no GENIES distributions\n  hint: it should hold <distribution>/train-*.parquet"));
+    assert!(error(open(dir.path(), "math")).contains(
+        "holds no GENIES distributions\n  hint: it should hold <distribution>/train-*.parquet"
+    ));
     assert!(error(open(&dir.path().join("none"), "math")).contains("cannot read the data folder"));
 }
 
@@ -184,14 +264,22 @@ fn a_missing_or_damaged_file_is_named() {
     let file = dir.path().join("genies/cats/test-00000-of-00001.parquet");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
-    assert!(error(open(dir.path(), "cats")).contains(&format!("`{}` is no whole parquet file", file.display())));
+    assert!(
+        error(open(dir.path(), "cats"))
+            .contains(&format!("`{}` is no whole parquet file", file.display()))
+    );
     fs::rename(&file, file.with_file_name("test-00000-of-00002.parquet")).unwrap();
-    assert!(error(open(dir.path(), "cats")).contains("has 1 of the 2 files that hold its `test` split"));
+    assert!(
+        error(open(dir.path(), "cats")).contains("has 1 of the 2 files that hold its `test` split")
+    );
     fs::remove_file(file.with_file_name("test-00000-of-00002.parquet")).unwrap();
     assert!(error(open(dir.path(), "cats")).contains("test-*.parquet"));
     let list = dir.path().join("genies_shifts/GENIES.json");
     fs::write(&list, "{}").unwrap();
-    assert!(error(open(dir.path(), "dogs")).contains(&format!("`{}` is no list of shifts", list.display())));
+    assert!(
+        error(open(dir.path(), "dogs"))
+            .contains(&format!("`{}` is no list of shifts", list.display()))
+    );
 }
 
 #[test]
@@ -200,7 +288,18 @@ fn a_column_that_is_missing_is_named_before_anything_is_read() {
     let file = dir.path().join("genies/cats/train-00000-of-00001.parquet");
     write(&file, &pair_columns(3), Compression::SNAPPY);
     assert!(open(dir.path(), "cats").is_ok());
-    let config = Genies { distribution: "cats".into(), data_dir: Some(dir.path().to_owned()), one_per_instruction: true, ..Genies::default() };
+    let config = Genies {
+        distribution: "cats".into(),
+        data_dir: Some(dir.path().to_owned()),
+        one_per_instruction: true,
+        ..Genies::default()
+    };
     let got = error(config.build());
-    assert!(got.contains(&format!("cannot use `{}`\n  because there is no column `example_id`", file.display())), "{got}");
+    assert!(
+        got.contains(&format!(
+            "cannot use `{}`\n  because there is no column `example_id`",
+            file.display()
+        )),
+        "{got}"
+    );
 }

@@ -1,4 +1,5 @@
-//! Which files of a data set's repository hold which split, by the rules of Hugging Face's `datasets`.
+//! Which files of a data set's repository hold which split, by the rules of Hugging Face's
+//! `datasets`.
 //!
 //! Source: the hub's documentation, "Data files configuration" and "File names and splits".
 
@@ -16,8 +17,11 @@ use crate::files::ending;
 pub const CONVERTED: &str = "refs/convert/parquet";
 
 /// Words in a path that stand for a split, in the order in which they are looked for.
-const KEYWORDS: [(&str, &[&str]); 3] =
-    [("train", &["train", "training"]), ("validation", &["validation", "valid", "dev", "val"]), ("test", &["test", "testing", "eval", "evaluation"])];
+const KEYWORDS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "dev", "val"]),
+    ("test", &["test", "testing", "eval", "evaluation"]),
+];
 
 /// The files of each split of a configuration.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +38,8 @@ impl Layout {
     }
 
     fn read(files: &[String], card: &Value, config: Option<&str>) -> Result<Option<Self>> {
-        let configs: Vec<&Value> = card.get("configs").and_then(Value::as_array).into_iter().flatten().collect();
+        let configs: Vec<&Value> =
+            card.get("configs").and_then(Value::as_array).into_iter().flatten().collect();
         // YAML reads a name like `2024` as a number.
         let name = |c: &Value| match c.get("config_name") {
             Some(Value::String(name)) => name.clone(),
@@ -43,11 +48,14 @@ impl Layout {
         };
         if configs.is_empty() {
             // A folder is a configuration to whoever names it.
-            let within = |file: &&String| config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")));
+            let within = |file: &&String| {
+                config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")))
+            };
             let named = Self::by_names(files.iter().filter(within));
             return match config {
                 Some(given) if named.is_none() && Self::by_names(files.iter()).is_some() => {
-                    let mut folders: Vec<&str> = files.iter().filter_map(|f| Some(f.split_once('/')?.0)).collect();
+                    let mut folders: Vec<&str> =
+                        files.iter().filter_map(|f| Some(f.split_once('/')?.0)).collect();
                     folders.dedup();
                     Err(Error::unknown("config_name", given, folders))
                 }
@@ -57,28 +65,50 @@ impl Layout {
         let names: Vec<String> = configs.iter().map(|c| name(c)).collect();
         let is_default = |c: &Value| c.get("default").and_then(Value::as_bool) == Some(true);
         let chosen = match config {
-            Some(given) => names.iter().position(|n| n == given).ok_or_else(|| Error::unknown("config_name", given, &names))?,
+            Some(given) => names
+                .iter()
+                .position(|n| n == given)
+                .ok_or_else(|| Error::unknown("config_name", given, &names))?,
             None if configs.len() == 1 => 0,
-            None => configs.iter().position(|c| is_default(c)).or_else(|| names.iter().position(|n| n == "default")).ok_or_else(|| {
-                Error::new(format!("the data set has {} configurations, and none of them is its default", names.len()))
-                    .hint(format!("choose one with `--set dataset.config_name=NAME`: {}", names.join(", ")))
-            })?,
+            None => configs
+                .iter()
+                .position(|c| is_default(c))
+                .or_else(|| names.iter().position(|n| n == "default"))
+                .ok_or_else(|| {
+                    Error::new(format!(
+                        "the data set has {} configurations, and none of them is its default",
+                        names.len()
+                    ))
+                    .hint(format!(
+                        "choose one with `--set dataset.config_name=NAME`: {}",
+                        names.join(", ")
+                    ))
+                })?,
         };
         let chosen = configs[chosen];
-        let folder = chosen.get("data_dir").and_then(Value::as_str).unwrap_or_default().trim_matches('/');
-        let prefix = if folder.is_empty() || folder == "." { String::new() } else { format!("{folder}/") };
+        let folder =
+            chosen.get("data_dir").and_then(Value::as_str).unwrap_or_default().trim_matches('/');
+        let prefix =
+            if folder.is_empty() || folder == "." { String::new() } else { format!("{folder}/") };
         let Some(stated) = chosen.get("data_files") else {
             return Ok(Self::by_names(files.iter().filter(|f| f.starts_with(&prefix))));
         };
         let (mut splits, mut missing) = (Vec::new(), Vec::new());
         for (split, patterns) in stated_splits(stated) {
-            let patterns: Vec<String> = patterns.iter().map(|p| format!("{prefix}{}", p.trim_start_matches("./"))).collect();
+            let patterns: Vec<String> = patterns
+                .iter()
+                .map(|p| format!("{prefix}{}", p.trim_start_matches("./")))
+                .collect();
             let globs = patterns.iter().map(|p| glob(p)).collect::<Result<Vec<_>>>()?;
-            let held: Vec<String> = files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
+            let held: Vec<String> =
+                files.iter().filter(|f| globs.iter().any(|g| g.is_match(f))).cloned().collect();
             // A pattern may match nothing, but a name without wildcards must.
-            let named = patterns.iter().filter(|p| !p.contains(['*', '?', '[', '{']) && !files.contains(p));
+            let named =
+                patterns.iter().filter(|p| !p.contains(['*', '?', '[', '{']) && !files.contains(p));
             missing.extend(named.map(|file| (split.clone(), file.clone())));
-            for file in lost_parts(&held, files).into_iter().filter(|f| globs.iter().any(|g| g.is_match(f))) {
+            for file in
+                lost_parts(&held, files).into_iter().filter(|f| globs.iter().any(|g| g.is_match(f)))
+            {
                 if !missing.iter().any(|(of, other)| *of == split && *other == file) {
                     missing.push((split.clone(), file));
                 }
@@ -95,17 +125,35 @@ impl Layout {
     /// # Errors
     /// Fails if one is missing, and names it.
     pub fn check(&self, split: &str, data_set: &str) -> Result<()> {
-        let missing: Vec<&str> = self.missing.iter().filter(|(of, _)| of == split).map(|(_, file)| file.as_str()).collect();
+        let missing: Vec<&str> = self
+            .missing
+            .iter()
+            .filter(|(of, _)| of == split)
+            .map(|(_, file)| file.as_str())
+            .collect();
         let Some(first) = missing.first() else { return Ok(()) };
-        let (more, are) = if missing.len() > 1 { (format!(" and {} more", missing.len() - 1), "are") } else { (String::new(), "is") };
-        Err(Error::new(format!("`{first}`{more} of the split `{split}` of `{data_set}` {are} missing"))
-            .hint("fetch the whole data set: a tool that filled the cache may have taken only some of its files"))
+        let (more, are) = if missing.len() > 1 {
+            (format!(" and {} more", missing.len() - 1), "are")
+        } else {
+            (String::new(), "is")
+        };
+        Err(Error::new(format!(
+            "`{first}`{more} of the split `{split}` of `{data_set}` {are} \
+            missing"
+        ))
+        .hint(
+            "fetch the whole data set: a tool that filled the cache may have taken only \
+                some of its files",
+        ))
     }
 
     /// By the words in their names; where there are none, all of them are to be trained on.
     fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
         let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
-        let about = |f: &str| ["dataset_infos.json", "dataset_info.json", "state.json"].contains(&f.rsplit('/').next().unwrap_or(f));
+        let about = |f: &str| {
+            ["dataset_infos.json", "dataset_info.json", "state.json"]
+                .contains(&f.rsplit('/').next().unwrap_or(f))
+        };
         let files: Vec<&String> = files.filter(|f| is_read(f) && !hidden(f) && !about(f)).collect();
         let by = |split_of: &dyn Fn(&str) -> Option<String>| -> Option<Self> {
             let mut splits: Vec<(String, Vec<String>)> = Vec::new();
@@ -124,7 +172,9 @@ impl Layout {
             (!splits.is_empty()).then_some(Self { splits, missing })
         };
         let name = |file: &str| file.rsplit('/').next().unwrap_or(file).to_owned();
-        let folder = |file: &str| file.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
+        let folder = |file: &str| {
+            file.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned())
+        };
         by(&|file| shard_of(&name(file)))
             .or_else(|| by(&|file| keyword(&name(file))))
             .or_else(|| by(&|file| keyword(&folder(file))))
@@ -148,12 +198,21 @@ impl Layout {
         let mut configs: Vec<&str> = parts.iter().map(|(config, ..)| *config).collect();
         configs.dedup();
         let chosen = match (config, configs.as_slice()) {
-            (Some(given), _) => *configs.iter().find(|c| **c == given).ok_or_else(|| Error::unknown("config_name", given, &configs))?,
+            (Some(given), _) => *configs
+                .iter()
+                .find(|c| **c == given)
+                .ok_or_else(|| Error::unknown("config_name", given, &configs))?,
             (None, [only]) => only,
             (None, _) if configs.contains(&"default") => "default",
             (None, _) => {
-                return Err(Error::new(format!("the data set has {} configurations, and none of them is its default", configs.len()))
-                    .hint(format!("choose one with `--set dataset.config_name=NAME`: {}", configs.join(", "))));
+                return Err(Error::new(format!(
+                    "the data set has {} configurations, and none of them is its default",
+                    configs.len()
+                ))
+                .hint(format!(
+                    "choose one with `--set dataset.config_name=NAME`: {}",
+                    configs.join(", ")
+                )));
             }
         };
         let mut splits: Vec<(String, Vec<String>)> = Vec::new();
@@ -168,7 +227,9 @@ impl Layout {
         }
         for (split, held) in &splits {
             // The files are numbered from 0, without their count.
-            let numbered = held.iter().filter_map(|f| f.rsplit('/').next()?.strip_suffix(".parquet")?.parse::<usize>().ok());
+            let numbered = held.iter().filter_map(|f| {
+                f.rsplit('/').next()?.strip_suffix(".parquet")?.parse::<usize>().ok()
+            });
             if let Some((lost, at)) = numbered.enumerate().find(|(i, n)| i != n)
                 && let Some((folder, _)) = held[lost].rsplit_once('/')
                 && lost < at
@@ -189,8 +250,13 @@ impl Layout {
 /// Whether files are laid out as the hub's conversion has them, and there are no others.
 pub fn is_conversion(files: &[String]) -> bool {
     let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
-    let numbered = |name: &str| name.strip_suffix(".parquet").is_some_and(|n| n.len() == 4 && n.bytes().all(|b| b.is_ascii_digit()));
-    shown.peek().is_some() && shown.all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
+    let numbered = |name: &str| {
+        name.strip_suffix(".parquet")
+            .is_some_and(|n| n.len() == 4 && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    shown.peek().is_some()
+        && shown
+            .all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
 }
 
 /// What the card says of `data_files`: one or several patterns, alone, or for each split.
@@ -198,16 +264,21 @@ fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     let patterns = |value: &Value| -> Vec<String> {
         match value {
             Value::String(one) => vec![one.clone()],
-            Value::Array(several) => several.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
+            Value::Array(several) => {
+                several.iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+            }
             _ => Vec::new(),
         }
     };
     match stated {
         Value::Array(list) if list.iter().any(Value::is_object) => {
-            let split = |v: &Value| Some((v.get("split")?.as_str()?.to_owned(), patterns(v.get("path")?)));
+            let split =
+                |v: &Value| Some((v.get("split")?.as_str()?.to_owned(), patterns(v.get("path")?)));
             list.iter().filter_map(split).collect()
         }
-        Value::Object(table) => table.iter().map(|(split, value)| (split.clone(), patterns(value))).collect(),
+        Value::Object(table) => {
+            table.iter().map(|(split, value)| (split.clone(), patterns(value))).collect()
+        }
         other => vec![("train".to_owned(), patterns(other))],
     }
 }
@@ -215,7 +286,10 @@ fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
 /// A pattern of files: `*` stays within a folder, `**` does not.
 fn glob(pattern: &str) -> Result<GlobMatcher> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    glob.map(|g| g.compile_matcher()).map_err(|e| Error::new(format!("the data set's card names the files `{pattern}`, which is no pattern")).because(e))
+    glob.map(|g| g.compile_matcher()).map_err(|e| {
+        Error::new(format!("the data set's card names the files `{pattern}`, which is no pattern"))
+            .because(e)
+    })
 }
 
 fn is_read(file: &str) -> bool {
@@ -229,14 +303,19 @@ fn part_of(file: &str) -> Option<(&str, usize, usize, &str)> {
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
     let (number, count) = (head.get(head.len().checked_sub(5)?..)?, rest.get(..5)?);
     let stem = head.strip_suffix(number)?;
-    let fits = digits(number) && digits(count) && !rest[5..].starts_with(|c: char| c.is_ascii_digit());
+    let fits =
+        digits(number) && digits(count) && !rest[5..].starts_with(|c: char| c.is_ascii_digit());
     fits.then(|| Some((stem, number.parse().ok()?, count.parse().ok()?, &rest[5..])))?
 }
 
 /// The most likely names of the parts that are missing from `files` beside those in `held`.
 fn lost_parts(held: &[String], files: &[String]) -> Vec<String> {
     // Some tools put a hash after the numbers, a different one for each part.
-    let there: HashSet<(&str, usize, usize)> = files.iter().filter_map(|f| part_of(f)).map(|(stem, n, count, _)| (stem, n, count)).collect();
+    let there: HashSet<(&str, usize, usize)> = files
+        .iter()
+        .filter_map(|f| part_of(f))
+        .map(|(stem, n, count, _)| (stem, n, count))
+        .collect();
     let (mut seen, mut lost) = (HashSet::new(), Vec::new());
     for (stem, _, count, tail) in held.iter().filter_map(|f| part_of(f)) {
         if seen.insert((stem, count)) {
@@ -260,7 +339,9 @@ fn shard_of(name: &str) -> Option<String> {
 /// The split whose word stands in a text, by itself.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();
-    let has = |word: &&str| text.split(|c: char| "-._/ ".contains(c) || c.is_ascii_digit()).any(|part| part == *word);
+    let has = |word: &&str| {
+        text.split(|c: char| "-._/ ".contains(c) || c.is_ascii_digit()).any(|part| part == *word)
+    };
     KEYWORDS.iter().find(|(_, words)| words.iter().any(&has)).map(|(split, _)| (*split).to_owned())
 }
 
@@ -279,38 +360,95 @@ mod tests {
 
     #[test]
     fn a_part_that_is_missing_is_named() {
-        let of = |list: &[&str], card: &Value| Layout::read(&files(list), card, None).unwrap().unwrap();
+        let of =
+            |list: &[&str], card: &Value| Layout::read(&files(list), card, None).unwrap().unwrap();
         let none: [&str; 0] = [];
         let whole = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"];
         assert_eq!(missing(&of(&whole, &Value::Null)), none);
-        assert_eq!(missing(&of(&whole[..1], &Value::Null)), ["train: data/train-00001-of-00002.parquet"]);
-        assert_eq!(missing(&of(&whole[1..], &Value::Null)), ["train: data/train-00000-of-00002.parquet"]);
+        assert_eq!(
+            missing(&of(&whole[..1], &Value::Null)),
+            ["train: data/train-00001-of-00002.parquet"]
+        );
+        assert_eq!(
+            missing(&of(&whole[1..], &Value::Null)),
+            ["train: data/train-00000-of-00002.parquet"]
+        );
         // Some tools count from 1, and some put a hash after the numbers.
-        assert_eq!(missing(&of(&["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"], &Value::Null)), none);
-        assert_eq!(missing(&of(&["train-00002-of-00002.jsonl"], &Value::Null)), ["train: train-00001-of-00002.jsonl"]);
-        assert_eq!(missing(&of(&["a-train-00000-of-00002-0a1b.parquet", "a-train-00001-of-00002-2c3d.parquet"], &Value::Null)), none);
+        assert_eq!(
+            missing(&of(
+                &["train-00001-of-00002.jsonl.gz", "train-00002-of-00002.jsonl.gz"],
+                &Value::Null
+            )),
+            none
+        );
+        assert_eq!(
+            missing(&of(&["train-00002-of-00002.jsonl"], &Value::Null)),
+            ["train: train-00001-of-00002.jsonl"]
+        );
+        assert_eq!(
+            missing(&of(
+                &["a-train-00000-of-00002-0a1b.parquet", "a-train-00001-of-00002-2c3d.parquet"],
+                &Value::Null
+            )),
+            none
+        );
         // The training pairs are complete even if the test split lacks parts.
         let two = of(&[whole[0], whole[1], "data/test-00000-of-00003.parquet"], &Value::Null);
-        assert_eq!(missing(&two), ["test: data/test-00001-of-00003.parquet", "test: data/test-00002-of-00003.parquet"]);
+        assert_eq!(
+            missing(&two),
+            ["test: data/test-00001-of-00003.parquet", "test: data/test-00002-of-00003.parquet"]
+        );
         assert!(two.check("train", "org/x").is_ok());
         let e = format!("{:?}", two.check("test", "org/x").unwrap_err());
-        assert!(e.starts_with("`data/test-00001-of-00003.parquet` and 1 more of the split `test` of `org/x` are missing\n"), "{e}");
+        assert!(
+            e.starts_with(
+                "`data/test-00001-of-00003.parquet` and 1 more of the split `test` \
+            of `org/x` are missing\n"
+            ),
+            "{e}"
+        );
         // Data sets of one part, and names that only look like parts.
-        assert_eq!(missing(&of(&["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"], &Value::Null)), none);
+        assert_eq!(
+            missing(&of(
+                &["train-00000-of-00001.parquet", "x-of-y.parquet", "-of-00001.csv"],
+                &Value::Null
+            )),
+            none
+        );
 
-        let card = |files: Value| json!({"configs": [{"config_name": "default", "data_files": files}]});
-        assert_eq!(missing(&of(&whole[..1], &card(json!("data/train-*")))), ["train: data/train-00001-of-00002.parquet"]);
+        let card =
+            |files: Value| json!({"configs": [{"config_name": "default", "data_files": files}]});
+        assert_eq!(
+            missing(&of(&whole[..1], &card(json!("data/train-*")))),
+            ["train: data/train-00001-of-00002.parquet"]
+        );
         // A card may name a single part on purpose.
         assert_eq!(missing(&of(&whole[..1], &card(json!(whole[0])))), none);
         assert_eq!(missing(&of(&whole, &card(json!(whole[0])))), none);
-        assert_eq!(missing(&of(&whole[..1], &card(json!(whole)))), [format!("train: {}", whole[1])]);
-        let split = card(json!([{"split": "train", "path": "data/*"}, {"split": "test", "path": "test.jsonl"}]));
-        assert_eq!(missing(&of(&whole, &split)), ["test: test.jsonl"], "a file that the card names");
+        assert_eq!(
+            missing(&of(&whole[..1], &card(json!(whole)))),
+            [format!("train: {}", whole[1])]
+        );
+        let split = card(
+            json!([{"split": "train", "path": "data/*"}, {"split": "test", "path": "test.jsonl"}]),
+        );
+        assert_eq!(
+            missing(&of(&whole, &split)),
+            ["test: test.jsonl"],
+            "a file that the card names"
+        );
 
-        let converted = |list: &[&str]| missing(&Layout::of_conversion(&files(list), None).unwrap());
+        let converted =
+            |list: &[&str]| missing(&Layout::of_conversion(&files(list), None).unwrap());
         assert_eq!(converted(&["default/train/0000.parquet", "default/train/0001.parquet"]), none);
-        assert_eq!(converted(&["default/train/0000.parquet", "default/train/0002.parquet"]), ["train: default/train/0001.parquet"]);
-        assert_eq!(converted(&["default/train/0001.parquet"]), ["train: default/train/0000.parquet"]);
+        assert_eq!(
+            converted(&["default/train/0000.parquet", "default/train/0002.parquet"]),
+            ["train: default/train/0001.parquet"]
+        );
+        assert_eq!(
+            converted(&["default/train/0001.parquet"]),
+            ["train: default/train/0000.parquet"]
+        );
     }
 
     fn shown(layout: &Layout) -> Vec<String> {
@@ -319,7 +457,9 @@ mod tests {
 
     #[test]
     fn without_a_card_names_decide() {
-        let of = |list: &[&str]| shown(&Layout::read(&files(list), &Value::Null, None).unwrap().unwrap());
+        let of = |list: &[&str]| {
+            shown(&Layout::read(&files(list), &Value::Null, None).unwrap().unwrap())
+        };
         assert_eq!(
             of(&[
                 "README.md",
@@ -329,32 +469,58 @@ mod tests {
             ]),
             [
                 "test_prefs: data/test_prefs-00000-of-00001.parquet",
-                "train_prefs: data/train_prefs-00000-of-00002.parquet data/train_prefs-00001-of-00002-0a1b.parquet"
+                "train_prefs: data/train_prefs-00000-of-00002.parquet \
+                    data/train_prefs-00001-of-00002-0a1b.parquet"
             ]
         );
         assert_eq!(
             of(&["my_dev.jsonl", "dev-1.jsonl", "training.jsonl", "eval.json"]),
             ["validation: my_dev.jsonl dev-1.jsonl", "train: training.jsonl", "test: eval.json"]
         );
-        assert_eq!(of(&["a/test/x.csv", "a/train/x.csv", "a/train/y.csv"]), ["test: a/test/x.csv", "train: a/train/x.csv a/train/y.csv"]);
-        assert_eq!(of(&["pairs.jsonl", "dataset_infos.json", ".hidden.json", "contest.jsonl"]), ["train: pairs.jsonl contest.jsonl"]);
-        assert_eq!(of(&["train.jsonl.gz", "dev.csv.ZST"]), ["train: train.jsonl.gz", "validation: dev.csv.ZST"]);
-        assert_eq!(Layout::read(&files(&["README.md", "train.arrow", "train.txt.gz"]), &Value::Null, None).unwrap(), None);
+        assert_eq!(
+            of(&["a/test/x.csv", "a/train/x.csv", "a/train/y.csv"]),
+            ["test: a/test/x.csv", "train: a/train/x.csv a/train/y.csv"]
+        );
+        assert_eq!(
+            of(&["pairs.jsonl", "dataset_infos.json", ".hidden.json", "contest.jsonl"]),
+            ["train: pairs.jsonl contest.jsonl"]
+        );
+        assert_eq!(
+            of(&["train.jsonl.gz", "dev.csv.ZST"]),
+            ["train: train.jsonl.gz", "validation: dev.csv.ZST"]
+        );
+        assert_eq!(
+            Layout::read(&files(&["README.md", "train.arrow", "train.txt.gz"]), &Value::Null, None)
+                .unwrap(),
+            None
+        );
     }
 
     #[test]
     fn without_a_card_a_folder_is_a_configuration() {
         let list = files(&["harmless/test.jsonl", "harmless/train.jsonl", "helpful/train.jsonl"]);
         let of = |config| Layout::read(&list, &Value::Null, config);
-        assert_eq!(shown(&of(Some("harmless")).unwrap().unwrap()), ["test: harmless/test.jsonl", "train: harmless/train.jsonl"]);
-        assert!(format!("{:?}", of(Some("harmles")).unwrap_err()).contains("did you mean `harmless`"));
+        assert_eq!(
+            shown(&of(Some("harmless")).unwrap().unwrap()),
+            ["test: harmless/test.jsonl", "train: harmless/train.jsonl"]
+        );
+        assert!(
+            format!("{:?}", of(Some("harmles")).unwrap_err()).contains("did you mean `harmless`")
+        );
     }
 
     #[test]
     fn a_card_says_which_files_are_which_split() {
-        let list = files(&["data/test.parquet", "data/train-1.parquet", "data/train-2.parquet", "math/a.jsonl", "math/deep/b.jsonl"]);
+        let list = files(&[
+            "data/test.parquet",
+            "data/train-1.parquet",
+            "data/train-2.parquet",
+            "math/a.jsonl",
+            "math/deep/b.jsonl",
+        ]);
         let card = json!({"configs": [
-            {"config_name": "all", "default": true, "data_files": [{"split": "train", "path": "data/train-*"}, {"split": "test", "path": ["data/test.parquet"]}]},
+            {"config_name": "all", "default": true, "data_files": [{"split": "train",
+            "path": "data/train-*"}, {"split": "test", "path": ["data/test.parquet"]}]},
             {"config_name": "math", "data_files": "math/*"},
             {"config_name": "deep", "data_dir": "math", "data_files": {"train": "**/*.jsonl"}},
             {"config_name": "folder", "data_dir": "data"},
@@ -362,15 +528,22 @@ mod tests {
         ]});
         let of = |config| Layout::read(&list, &card, config);
         let text = |config| shown(&of(config).unwrap().unwrap());
-        assert_eq!(text(None), ["train: data/train-1.parquet data/train-2.parquet", "test: data/test.parquet"]);
+        assert_eq!(
+            text(None),
+            ["train: data/train-1.parquet data/train-2.parquet", "test: data/test.parquet"]
+        );
         assert_eq!(text(Some("math")), ["train: math/a.jsonl"]);
         assert_eq!(text(Some("deep")), ["train: math/a.jsonl math/deep/b.jsonl"]);
-        assert_eq!(text(Some("folder")), ["test: data/test.parquet", "train: data/train-1.parquet data/train-2.parquet"]);
+        assert_eq!(
+            text(Some("folder")),
+            ["test: data/test.parquet", "train: data/train-1.parquet data/train-2.parquet"]
+        );
         assert_eq!(of(Some("none")).unwrap(), None);
         let e = format!("{:?}", of(Some("maths")).unwrap_err());
         assert!(e.contains("did you mean `math`") && e.contains("folder"), "{e}");
 
-        let two = json!({"configs": [{"config_name": "a", "data_files": "x"}, {"config_name": "b", "data_files": "y"}]});
+        let two = json!({"configs": [{"config_name": "a", "data_files": "x"}, {"config_name": "b",
+            "data_files": "y"}]});
         let e = format!("{:?}", Layout::read(&list, &two, None).unwrap_err());
         assert!(e.contains("2 configurations") && e.contains("config_name=NAME`: a, b"), "{e}");
         let bad = json!({"configs": [{"config_name": "a", "data_files": "x["}]});
@@ -379,12 +552,29 @@ mod tests {
 
     #[test]
     fn the_hubs_conversion_has_a_folder_a_configuration_and_one_a_split() {
-        let list = files(&["default/partial-test/0000.parquet", "default/train/0000.parquet", "default/train/0001.parquet", "other/train/0000.parquet"]);
+        let list = files(&[
+            "default/partial-test/0000.parquet",
+            "default/train/0000.parquet",
+            "default/train/0001.parquet",
+            "other/train/0000.parquet",
+        ]);
         let of = |config| Layout::of_conversion(&list, config);
-        assert_eq!(shown(&of(None).unwrap()), ["test: default/partial-test/0000.parquet", "train: default/train/0000.parquet default/train/0001.parquet"]);
+        assert_eq!(
+            shown(&of(None).unwrap()),
+            [
+                "test: default/partial-test/0000.parquet",
+                "train: default/train/0000.parquet default/train/0001.parquet"
+            ]
+        );
         assert_eq!(shown(&of(Some("other")).unwrap()), ["train: other/train/0000.parquet"]);
-        assert!(is_conversion(&list) && is_conversion(&files(&[".gitattributes", "a/b/0000.parquet"])));
-        assert!(!is_conversion(&files(&["data/train/0000.parquet", "README.md"])) && !is_conversion(&files(&["data/train.parquet"])) && !is_conversion(&[]));
+        assert!(
+            is_conversion(&list) && is_conversion(&files(&[".gitattributes", "a/b/0000.parquet"]))
+        );
+        assert!(
+            !is_conversion(&files(&["data/train/0000.parquet", "README.md"]))
+                && !is_conversion(&files(&["data/train.parquet"]))
+                && !is_conversion(&[])
+        );
         assert!(of(Some("another")).is_err() && Layout::of_conversion(&list[..0], None).is_err());
     }
 }

@@ -17,18 +17,25 @@ use crate::files::{Format, Source};
 #[dataset(
     name = "hub",
     summary = "preference pairs from a data set of the Hugging Face hub",
-    reference = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset formats",
+    reference = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset \
+        formats",
     explain = "\
-`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, where there is one. Other
-names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several configurations takes
-`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set dataset.oos=org/other:CONFIG:test`.
+`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, \
+where there is one. Other
+names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several \
+configurations takes
+`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set \
+dataset.oos=org/other:CONFIG:test`.
 
-Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the README, else from the
+Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the \
+README, else from the
 files' names. Of those that are not read here (arrow, scripts) the hub has its own conversion to
 parquet, which is taken instead.
 
-Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share (`HF_HOME`); `HF_TOKEN`
-opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another hub. A run's
+Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share \
+(`HF_HOME`); `HF_TOKEN`
+opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another \
+hub. A run's
 configuration names the commit, so that it finds the same pairs again.
 
 Columns and rows are as in the dataset `file`.",
@@ -37,18 +44,20 @@ Columns and rows are as in the dataset `file`.",
     repositories = true
 )]
 pub struct OfHub {
-    /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit. Required; `--dataset org/name`
-    /// fills it.
+    /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit.
+    /// Required; `--dataset org/name` fills it.
     pub repo: String,
     /// Its configuration, which the hub calls subset; none = the only one, or its default.
     pub config_name: Option<String>,
     /// Split to train on.
     #[default("train")]
     pub train: String,
-    /// Split of the same distribution that is kept from training; `test` is passed over where there is none.
+    /// Split of the same distribution that is kept from training; `test` is passed over where there
+    /// is none.
     #[default(Some(TEST.to_owned()))]
     pub test: Option<String>,
-    /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of another data set.
+    /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of
+    /// another data set.
     pub oos: Option<String>,
     /// Split of an unrelated judgement, written as `oos` is.
     pub rnd: Option<String>,
@@ -71,23 +80,43 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
         return Err(Error::new("no data set of the hub was named").hint("`--dataset org/name`"));
     }
     let home = RepoId::read(RepoKind::Dataset, &config.repo)?;
-    let named = [("train", Some(&config.train)), ("test", config.test.as_ref()), ("oos", config.oos.as_ref()), ("rnd", config.rnd.as_ref())];
+    let named = [
+        ("train", Some(&config.train)),
+        ("test", config.test.as_ref()),
+        ("oos", config.oos.as_ref()),
+        ("rnd", config.rnd.as_ref()),
+    ];
     let parts = named.into_iter().filter_map(|(split, text)| Some((split, text?)));
-    let parts = parts.map(|(split, text)| Ok((split, Part::read(text, &home, config.config_name.as_deref())?))).collect::<Result<Vec<_>>>()?;
+    let parts = parts
+        .map(|(split, text)| Ok((split, Part::read(text, &home, config.config_name.as_deref())?)))
+        .collect::<Result<Vec<_>>>()?;
     let mut opened = Opened { hub, snapshots: Vec::new() };
     let mut splits = Vec::new();
     for (split, part) in &parts {
-        let found = opened.files(part).map_err(|e| e.within(format!("the `{split}` pairs cannot be used")))?;
+        let found = opened
+            .files(part)
+            .map_err(|e| e.within(format!("the `{split}` pairs cannot be used")))?;
         let Some((files, snapshot)) = found else {
             if *split == "test" && part.split == TEST {
                 continue;
             }
-            return Err(opened.no_split(part)?.within(format!("the `{split}` pairs cannot be used")));
+            return Err(opened
+                .no_split(part)?
+                .within(format!("the `{split}` pairs cannot be used")));
         };
-        let source = |file: &String| Source::open(&snapshot.get(file)?, config.format.reading()?, &[]);
-        let sources = files.iter().map(source).collect::<Result<Vec<_>>>().within(|| format!("the `{split}` pairs cannot be used"))?;
+        let source =
+            |file: &String| Source::open(&snapshot.get(file)?, config.format.reading()?, &[]);
+        let sources = files
+            .iter()
+            .map(source)
+            .collect::<Result<Vec<_>>>()
+            .within(|| format!("the `{split}` pairs cannot be used"))?;
         // By its first pair a file is judged before a model is loaded for it.
-        sources.first().map(|s| s.pairs()?.first().map(drop)).transpose().within(|| format!("the `{split}` pairs cannot be used"))?;
+        sources
+            .first()
+            .map(|s| s.pairs()?.first().map(drop))
+            .transpose()
+            .within(|| format!("the `{split}` pairs cannot be used"))?;
         let describes = format!("{}@{} {}", part.repo.name, short(snapshot.commit()), part.split);
         splits.push(Split { name: split, describes, sources });
     }
@@ -117,7 +146,11 @@ impl<'h> Opened<'h> {
     fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
         let (i, layout) = self.layout(part)?;
         layout.check(&part.split, &part.repo.to_string())?;
-        Ok(layout.splits.into_iter().find(|(name, _)| *name == part.split).map(|(_, files)| (files, &self.snapshots[i].1)))
+        Ok(layout
+            .splits
+            .into_iter()
+            .find(|(name, _)| *name == part.split)
+            .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
     /// What a configuration has, and which of the repositories it is in.
@@ -131,10 +164,14 @@ impl<'h> Opened<'h> {
         if let Some(layout) = layout.filter(Layout::is_read) {
             return Ok((own, layout));
         }
-        let none =
-            || Error::new(format!("the data set `{}` has no files that are read", part.repo)).hint(format!("read: {}", crate::files::ENDINGS.join(", ")));
+        let none = || {
+            Error::new(format!("the data set `{}` has no files that are read", part.repo))
+                .hint(format!("read: {}", crate::files::ENDINGS.join(", ")))
+        };
         if !part.repo.is_main() {
-            return Err(none().hint("the hub converts a data set's `main` alone to parquet: leave the revision out"));
+            return Err(none().hint(
+                "the hub converts a data set's `main` alone to parquet: leave the revision out",
+            ));
         }
         let converted = self.at(&part.repo.at(layout::CONVERTED)).map_err(|e| none().because(e))?;
         Ok((converted, Layout::converted(&self.snapshots[converted].1, part.config.as_deref())?))
@@ -142,15 +179,30 @@ impl<'h> Opened<'h> {
 
     fn no_split(&mut self, part: &Part) -> Result<Error> {
         let (_, layout) = self.layout(part)?;
-        Ok(Error::unknown(&format!("split of `{}`", part.repo), &part.split, layout.splits.iter().map(|(name, _)| name)))
+        Ok(Error::unknown(
+            &format!("split of `{}`", part.repo),
+            &part.split,
+            layout.splits.iter().map(|(name, _)| name),
+        ))
     }
 
     /// The configuration with the commits that were found.
     fn pinned(&self, config: &OfHub, home: &RepoId, parts: &[(&str, Part)]) -> OfHub {
-        let opened = |repo: &RepoId| self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned());
+        let opened = |repo: &RepoId| {
+            self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned())
+        };
         // Where there is a conversion, the pairs are from it.
-        let at = |repo: &RepoId| opened(&repo.at(layout::CONVERTED)).or_else(|| opened(repo)).unwrap_or_else(|| repo.clone());
-        let text = |split: &str| parts.iter().find(|(name, _)| *name == split).map(|(_, part)| part.text(home, at(&part.repo)));
+        let at = |repo: &RepoId| {
+            opened(&repo.at(layout::CONVERTED))
+                .or_else(|| opened(repo))
+                .unwrap_or_else(|| repo.clone())
+        };
+        let text = |split: &str| {
+            parts
+                .iter()
+                .find(|(name, _)| *name == split)
+                .map(|(_, part)| part.text(home, at(&part.repo)))
+        };
         OfHub { repo: at(home).to_string(), oos: text("oos"), rnd: text("rnd"), ..config.clone() }
     }
 }
@@ -168,8 +220,11 @@ struct Splits {
 
 impl Dataset for Splits {
     fn splits(&self) -> Vec<SplitInfo> {
-        let info =
-            |split: &Split| SplitInfo { name: split.name.to_owned(), describes: split.describes.clone(), pairs: split.sources.iter().map(Source::count).sum() };
+        let info = |split: &Split| SplitInfo {
+            name: split.name.to_owned(),
+            describes: split.describes.clone(),
+            pairs: split.sources.iter().map(Source::count).sum(),
+        };
         self.splits.iter().map(info).collect()
     }
 
@@ -179,7 +234,8 @@ impl Dataset for Splits {
 
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         let found = self.splits.iter().find(|s| s.name == split);
-        let found = found.ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?;
+        let found = found
+            .ok_or_else(|| Error::unknown("split", split, self.splits.iter().map(|s| s.name)))?;
         let read = Rc::default();
         let pairs = found.sources.iter().flat_map(move |source| -> RowIter<'_> {
             match source.pairs_after(&read) {

@@ -1,4 +1,5 @@
-//! What a field of the configuration calls a split: `SPLIT`, `CONFIG:SPLIT` or `org/name:CONFIG:SPLIT`.
+//! What a field of the configuration calls a split: `SPLIT`, `CONFIG:SPLIT` or
+//! `org/name:CONFIG:SPLIT`.
 
 use reprpo_plugin::hub::{RepoId, RepoKind};
 use reprpo_plugin::prelude::*;
@@ -14,8 +15,12 @@ pub struct Part {
 impl Part {
     /// From its text; what it leaves out is as in the data set itself.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
-        let wrong = || Error::new(format!("`{text}` names no split")).hint("write `SPLIT`, `CONFIG:SPLIT` or `org/name:CONFIG:SPLIT`");
-        let (rest, split) = text.rsplit_once(':').map_or((None, text), |(rest, split)| (Some(rest), split));
+        let wrong = || {
+            Error::new(format!("`{text}` names no split"))
+                .hint("write `SPLIT`, `CONFIG:SPLIT` or `org/name:CONFIG:SPLIT`")
+        };
+        let (rest, split) =
+            text.rsplit_once(':').map_or((None, text), |(rest, split)| (Some(rest), split));
         let (repo, named) = match rest {
             None => (None, None),
             Some(rest) => match rest.split_once(':') {
@@ -27,16 +32,28 @@ impl Part {
         if split.is_empty() || split.contains('/') || named.is_some_and(str::is_empty) {
             return Err(wrong());
         }
-        let other = repo.map(|repo| RepoId::read(RepoKind::Dataset, repo).map_err(|e| e.within(wrong().message()))).transpose()?;
+        let other = repo
+            .map(|repo| {
+                RepoId::read(RepoKind::Dataset, repo).map_err(|e| e.within(wrong().message()))
+            })
+            .transpose()?;
         // A configuration of this data set is none of another.
         let config = named.or(config.filter(|_| other.is_none()));
-        Ok(Self { repo: other.unwrap_or_else(|| home.clone()), config: config.map(str::to_owned), split: split.to_owned() })
+        Ok(Self {
+            repo: other.unwrap_or_else(|| home.clone()),
+            config: config.map(str::to_owned),
+            split: split.to_owned(),
+        })
     }
 
     /// Its text, with the repository at `pinned` where it is another than `home`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
-        [repo.as_deref(), self.config.as_deref(), Some(&self.split)].into_iter().flatten().collect::<Vec<_>>().join(":")
+        [repo.as_deref(), self.config.as_deref(), Some(&self.split)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(":")
     }
 }
 
@@ -48,8 +65,16 @@ mod tests {
     fn a_split_is_named_with_its_configuration_and_data_set_or_without() {
         let home = RepoId::read(RepoKind::Dataset, "org/name").unwrap();
         let of = |text: &str| Part::read(text, &home, Some("own")).unwrap();
-        let part = |text: &str| (of(text).repo.to_string(), of(text).config.unwrap_or_default(), of(text).split);
-        let is = |text: &str, parts: [&str; 3]| assert_eq!(part(text), (parts[0].to_owned(), parts[1].to_owned(), parts[2].to_owned()), "{text}");
+        let part = |text: &str| {
+            (of(text).repo.to_string(), of(text).config.unwrap_or_default(), of(text).split)
+        };
+        let is = |text: &str, parts: [&str; 3]| {
+            assert_eq!(
+                part(text),
+                (parts[0].to_owned(), parts[1].to_owned(), parts[2].to_owned()),
+                "{text}"
+            )
+        };
         is("test", ["org/name", "own", "test"]);
         is("math:test", ["org/name", "math", "test"]);
         is("a/b:test", ["a/b", "", "test"]);

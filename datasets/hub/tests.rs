@@ -7,7 +7,9 @@ use crate::files::written::{pair_columns, write};
 const REPO: &str = "datasets/org/pairs";
 
 fn rows(from: usize, to: usize) -> String {
-    (from..to).map(|i| format!("{{\"prompt\": \"p{i}\", \"chosen\": \"good\", \"rejected\": \"bad\"}}\n")).collect()
+    (from..to)
+        .map(|i| format!("{{\"prompt\": \"p{i}\", \"chosen\": \"good\", \"rejected\": \"bad\"}}\n"))
+        .collect()
 }
 
 struct There {
@@ -21,12 +23,23 @@ impl There {
     }
 
     fn push(&self, repo: &str, branch: &str, files: &[(&str, &str)]) -> String {
-        self.hub.push(repo, branch, &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>())
+        self.hub.push(
+            repo,
+            branch,
+            &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>(),
+        )
     }
 
     fn settings(&self) -> Settings {
         let (cache, listings) = (self.dir.path().join("cache"), self.dir.path().join("listings"));
-        Settings { endpoint: self.hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }
+        Settings {
+            endpoint: self.hub.endpoint(),
+            cache,
+            listings,
+            offline: false,
+            token: None,
+            authorities: None,
+        }
     }
 
     fn open(&self, config: &OfHub) -> Result<Box<dyn Dataset>> {
@@ -43,7 +56,9 @@ fn pairs() -> OfHub {
 }
 
 fn prompts(data: &dyn Dataset, split: &str) -> Vec<String> {
-    let prompt = |pair: PreferencePair| if let Text::Plain(text) = pair.prompt { text } else { panic!("no plain text") };
+    let prompt = |pair: PreferencePair| {
+        if let Text::Plain(text) = pair.prompt { text } else { panic!("no plain text") }
+    };
     data.pairs(split).unwrap().map(|pair| prompt(pair.unwrap())).collect()
 }
 
@@ -61,8 +76,15 @@ fn splits_are_files_of_the_repository_in_order() {
         ],
     );
     let data = there.open(&pairs()).unwrap();
-    let described: Vec<_> = data.splits().into_iter().map(|s| format!("{}: {}", s.name, s.describes)).collect();
-    assert_eq!(described, [format!("train: org/pairs@{} train", &commit[..7]), format!("test: org/pairs@{} test", &commit[..7])]);
+    let described: Vec<_> =
+        data.splits().into_iter().map(|s| format!("{}: {}", s.name, s.describes)).collect();
+    assert_eq!(
+        described,
+        [
+            format!("train: org/pairs@{} train", &commit[..7]),
+            format!("test: org/pairs@{} test", &commit[..7])
+        ]
+    );
     assert_eq!(prompts(data.as_ref(), "train"), ["p0", "p1", "p2", "p3", "p4"]);
     let places: Vec<usize> = data.rows("train").unwrap().map(|row| row.unwrap().0).collect();
     assert_eq!(places, [0, 1, 2, 3, 4], "counted over all files of the split");
@@ -75,15 +97,31 @@ fn parquet_is_read_and_its_pairs_are_counted() {
     let there = There::new();
     let path = there.dir.path().join("x.parquet");
     write(&path, &pair_columns(7), ::parquet::basic::Compression::SNAPPY);
-    there.hub.push(REPO, "main", &[("data/train-00000-of-00001.parquet", &std::fs::read(path).unwrap())]);
+    there.hub.push(
+        REPO,
+        "main",
+        &[("data/train-00000-of-00001.parquet", &std::fs::read(path).unwrap())],
+    );
     let data = there.open(&pairs()).unwrap();
-    assert_eq!((data.splits().len(), data.splits()[0].pairs), (1, Some(7)), "there is no test split, and none was asked for");
+    assert_eq!(
+        (data.splits().len(), data.splits()[0].pairs),
+        (1, Some(7)),
+        "there is no test split, and none was asked for"
+    );
 }
 
 #[test]
 fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
     let there = There::new();
-    there.push(REPO, "main", &[("math/train.jsonl", &rows(0, 2)), ("math/test.jsonl", &rows(2, 3)), ("law/test.jsonl", &rows(4, 5))]);
+    there.push(
+        REPO,
+        "main",
+        &[
+            ("math/train.jsonl", &rows(0, 2)),
+            ("math/test.jsonl", &rows(2, 3)),
+            ("law/test.jsonl", &rows(4, 5)),
+        ],
+    );
     there.hub.describe(
         REPO,
         Traits { card: r#"{"configs": [{"config_name": "math", "data_dir": "math"}, {"config_name": "law", "data_dir": "law"}]}"#.into(), ..Traits::default() },
@@ -91,19 +129,35 @@ fn a_configuration_and_a_shift_from_elsewhere_are_chosen() {
     let other = there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(7, 8))]);
     let e = there.told(&pairs());
     assert!(e.contains("2 configurations") && e.contains("math, law"), "{e}");
-    let config = OfHub { config_name: Some("math".into()), oos: Some("law:test".into()), rnd: Some("org/other@v1:validation".into()), ..pairs() };
+    let config = OfHub {
+        config_name: Some("math".into()),
+        oos: Some("law:test".into()),
+        rnd: Some("org/other@v1:validation".into()),
+        ..pairs()
+    };
     let data = there.open(&config).unwrap();
-    let all: Vec<_> = ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
+    let all: Vec<_> =
+        ["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(data.as_ref(), s)).collect();
     assert_eq!(all, ["p0", "p1", "p2", "p4", "p7"]);
 
     // What a run keeps opens the same pairs after both have moved on.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.rnd, Some(format!("org/other@{other}:validation")));
-    there.push(REPO, "main", &[("math/train.jsonl", &rows(50, 51)), ("law/test.jsonl", &rows(50, 51))]);
+    there.push(
+        REPO,
+        "main",
+        &[("math/train.jsonl", &rows(50, 51)), ("law/test.jsonl", &rows(50, 51))],
+    );
     there.push("datasets/org/other", "v1", &[("validation.jsonl", &rows(50, 51))]);
     assert_eq!(prompts(there.open(&config).unwrap().as_ref(), "train"), ["p50"]);
     let again = there.open(&pinned).unwrap();
-    assert_eq!(["train", "test", "oos", "rnd"].iter().flat_map(|s| prompts(again.as_ref(), s)).collect::<Vec<_>>(), all);
+    assert_eq!(
+        ["train", "test", "oos", "rnd"]
+            .iter()
+            .flat_map(|s| prompts(again.as_ref(), s))
+            .collect::<Vec<_>>(),
+        all
+    );
 }
 
 #[test]
@@ -113,12 +167,27 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
     write(&path, &pair_columns(3), ::parquet::basic::Compression::SNAPPY);
     there.push(REPO, "main", &[("train.arrow", "columns"), ("test.arrow", "columns")]);
     let e = there.told(&pairs());
-    assert!(e.contains("no files that are read") && e.contains("no revision `refs/convert/parquet`") && e.contains("parquet"), "{e}");
+    assert!(
+        e.contains("no files that are read")
+            && e.contains("no revision `refs/convert/parquet`")
+            && e.contains("parquet"),
+        "{e}"
+    );
     let parquet = std::fs::read(path).unwrap();
-    let commit = there.hub.push(REPO, layout::CONVERTED, &[("default/train_prefs/0000.parquet", &parquet), ("default/partial-test/0000.parquet", &parquet)]);
+    let commit = there.hub.push(
+        REPO,
+        layout::CONVERTED,
+        &[
+            ("default/train_prefs/0000.parquet", &parquet),
+            ("default/partial-test/0000.parquet", &parquet),
+        ],
+    );
     let config = OfHub { train: "train_prefs".into(), ..pairs() };
     let data = there.open(&config).unwrap();
-    assert_eq!((prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()), (3, 3));
+    assert_eq!(
+        (prompts(data.as_ref(), "train").len(), prompts(data.as_ref(), "test").len()),
+        (3, 3)
+    );
     // A run that keeps its configuration finds the same pairs, whatever becomes of the branches.
     let pinned: OfHub = serde_json::from_str(&data.pinned().unwrap()).unwrap();
     assert_eq!(pinned.repo, format!("org/pairs@{commit}"));
@@ -131,21 +200,38 @@ fn what_is_not_read_here_is_taken_from_the_hubs_conversion() {
 #[test]
 fn what_cannot_be_is_named() {
     let there = There::new();
-    there.push(REPO, "main", &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")]);
+    there.push(
+        REPO,
+        "main",
+        &[("train.jsonl", &rows(0, 2)), ("test.jsonl", "{\"question\": 1}\n")],
+    );
     assert!(there.told(&OfHub::default()).contains("`--dataset org/name`"));
     assert!(there.told(&OfHub { repo: "pairs".into(), ..pairs() }).contains("`pairs` is no id"));
-    assert!(there.told(&OfHub { repo: "org/none".into(), ..pairs() }).contains("no data set `org/none`"));
+    assert!(
+        there
+            .told(&OfHub { repo: "org/none".into(), ..pairs() })
+            .contains("no data set `org/none`")
+    );
     let e = there.told(&OfHub { train: "trian".into(), ..pairs() });
     assert!(e.contains("the `train` pairs") && e.contains("did you mean `train`"), "{e}");
     let e = there.told(&pairs());
-    assert!(e.contains("the `test` pairs cannot be used") && e.contains("chosen") && e.contains("test.jsonl"), "a test split of another kind: {e}");
+    assert!(
+        e.contains("the `test` pairs cannot be used")
+            && e.contains("chosen")
+            && e.contains("test.jsonl"),
+        "a test split of another kind: {e}"
+    );
     assert!(there.open(&OfHub { test: None, ..pairs() }).is_ok());
 }
 
 #[test]
 fn offline_the_cache_is_enough() {
     let there = There::new();
-    there.push(REPO, "main", &[("math/train.jsonl", &rows(0, 2)), ("law/train.jsonl", &rows(4, 5))]);
+    there.push(
+        REPO,
+        "main",
+        &[("math/train.jsonl", &rows(0, 2)), ("law/train.jsonl", &rows(4, 5))],
+    );
     there.hub.describe(
         REPO,
         Traits {
@@ -156,15 +242,23 @@ fn offline_the_cache_is_enough() {
     let config = OfHub { config_name: Some("m".into()), ..pairs() };
     there.open(&config).unwrap();
     let offline = Hub::new(Settings { offline: true, ..there.settings() }).unwrap();
-    assert_eq!(prompts(open(&config, &offline).unwrap().as_ref(), "train"), ["p0", "p1"], "the card is known as well");
-    let e = format!("{:?}", open(&OfHub { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap());
+    assert_eq!(
+        prompts(open(&config, &offline).unwrap().as_ref(), "train"),
+        ["p0", "p1"],
+        "the card is known as well"
+    );
+    let e = format!(
+        "{:?}",
+        open(&OfHub { config_name: Some("l".into()), ..pairs() }, &offline).err().unwrap()
+    );
     assert!(e.contains("`law/train.jsonl` of `org/pairs` is not in the cache"), "{e}");
 }
 
 /// Fills a cache as another tool leaves it, with files of one commit but without the hub's listing.
 fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
     let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";
-    let folder = there.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
+    let folder =
+        there.dir.path().join("cache").join(format!("datasets--{}", name.replace('/', "--")));
     for (file, text) in files.iter().chain([&("../../refs/main", commit)]) {
         let path = folder.join("snapshots").join(commit).join(file);
         std::fs::create_dir_all(folder.join("snapshots").join(commit)).unwrap();
@@ -177,20 +271,41 @@ fn staged(there: &There, name: &str, files: &[(&str, &str)]) -> Hub {
 #[test]
 fn in_a_cache_that_another_tool_filled_the_readme_assigns_files_to_splits() {
     let there = There::new();
-    let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
-    let hub = staged(&there, "acme/named", &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))]);
+    let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: \
+        train\n    path: prefs_v2.jsonl\n---\n# Pairs\n";
+    let hub = staged(
+        &there,
+        "acme/named",
+        &[("README.md", card), ("prefs_v2.jsonl", &rows(0, 1)), ("raw.jsonl", &rows(5, 7))],
+    );
     let named = OfHub { repo: "acme/named".into(), ..OfHub::default() };
     assert_eq!(prompts(open(&named, &hub).unwrap().as_ref(), "train"), ["p0"]);
     // The card names a file with test pairs, so its absence is an error also for the default split.
-    let two = card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
+    let two =
+        card.replace("---\n# Pairs", "  - split: test\n    path: held_out.jsonl\n---\n# Pairs");
     let hub = staged(&there, "acme/two", &[("README.md", &two), ("prefs_v2.jsonl", &rows(0, 1))]);
     let config = OfHub { repo: "acme/two".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(e.contains("`held_out.jsonl` of the split `test` of `acme/two` is missing"), "{e}");
-    assert_eq!(prompts(open(&OfHub { test: None, ..config }, &hub).unwrap().as_ref(), "train"), ["p0"]);
-    let hub = staged(&there, "acme/broken", &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))]);
-    let e = format!("{:?}", open(&OfHub { repo: "acme/broken".into(), ..OfHub::default() }, &hub).err().unwrap());
-    assert!(e.contains("README.md`\n  because `configs` in the head of `README.md` cannot be read as YAML"), "{e}");
+    assert_eq!(
+        prompts(open(&OfHub { test: None, ..config }, &hub).unwrap().as_ref(), "train"),
+        ["p0"]
+    );
+    let hub = staged(
+        &there,
+        "acme/broken",
+        &[("README.md", "---\nconfigs:\n- a: [\n---\n"), ("x.jsonl", &rows(0, 1))],
+    );
+    let e = format!(
+        "{:?}",
+        open(&OfHub { repo: "acme/broken".into(), ..OfHub::default() }, &hub).err().unwrap()
+    );
+    assert!(
+        e.contains(
+            "README.md`\n  because `configs` in the head of `README.md` cannot be read as YAML"
+        ),
+        "{e}"
+    );
 }
 
 #[test]
@@ -201,7 +316,10 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
     let config = OfHub { repo: "acme/pairs".into(), ..OfHub::default() };
     let e = format!("{:?}", open(&config, &hub).err().unwrap());
     assert!(
-        e.starts_with("the `train` pairs cannot be used\n  because `data/train-00001-of-00002.jsonl` of the split `train` of `acme/pairs` is missing\n"),
+        e.starts_with(
+            "the `train` pairs cannot be used\n  because \
+            `data/train-00001-of-00002.jsonl` of the split `train` of `acme/pairs` is missing\n"
+        ),
         "{e}"
     );
     staged(&there, "acme/pairs", &[(&part(1), &rows(6, 10))]);
@@ -211,7 +329,8 @@ fn in_a_cache_that_another_tool_filled_a_missing_part_is_named() {
 #[test]
 fn packed_files_and_json_from_python_are_read_from_the_hub_too() {
     let there = There::new();
-    let text = rows(0, 2) + "{\"prompt\": \"p2\", \"chosen\": \"good\", \"rejected\": \"bad\", \"score\": NaN}\n";
+    let text = rows(0, 2)
+        + "{\"prompt\": \"p2\", \"chosen\": \"good\", \"rejected\": \"bad\", \"score\": NaN}\n";
     let packed = crate::files::input::packed::gzip(text.as_bytes());
     there.hub.push(REPO, "main", &[("train.jsonl.gz", &packed)]);
     assert_eq!(prompts(there.open(&pairs()).unwrap().as_ref(), "train"), ["p0", "p1", "p2"]);

@@ -29,12 +29,31 @@ fn the_pairs_of_seed_0_do_not_change() {
         let pair = read(&Synthetic::default(), split).swap_remove(0);
         assert_eq!([&pair.prompt, &pair.chosen, &pair.rejected].map(plain), want);
     };
-    is("train", ["The log says the drawer holds two spoons. I would say it holds three.\nAnswer:", " It holds two spoons.", " It holds three spoons."]);
+    is(
+        "train",
+        [
+            "The log says the drawer holds two spoons. I would say it holds three.\nAnswer:",
+            " It holds two spoons.",
+            " It holds three spoons.",
+        ],
+    );
     is(
         "oos",
-        ["The contract states that Tom lives in Cairo. My memory is that the home is in Paris.\nAnswer:", " Tom lives in Cairo.", " Tom lives in Paris."],
+        [
+            "The contract states that Tom lives in Cairo. My memory is that the home is in \
+                Paris.\nAnswer:",
+            " Tom lives in Cairo.",
+            " Tom lives in Paris.",
+        ],
     );
-    is("rnd", ["Mia is taller than Tim. Eva is taller than Mia.\nAnswer:", " Eva is the tallest.", " Tim is the tallest."]);
+    is(
+        "rnd",
+        [
+            "Mia is taller than Tim. Eva is taller than Mia.\nAnswer:",
+            " Eva is the tallest.",
+            " Tim is the tallest.",
+        ],
+    );
 }
 
 #[test]
@@ -42,7 +61,10 @@ fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
     let config = Synthetic { train: 7, test: 0, oos: 3, rnd: 5, ..Synthetic::default() };
     let data = config.clone().build().unwrap();
     let splits: Vec<_> = data.splits().into_iter().map(|s| (s.name, s.pairs)).collect();
-    assert_eq!(splits, [("train", 7), ("oos", 3), ("rnd", 5)].map(|(name, n)| (name.to_owned(), Some(n))));
+    assert_eq!(
+        splits,
+        [("train", 7), ("oos", 3), ("rnd", 5)].map(|(name, n)| (name.to_owned(), Some(n)))
+    );
     for (name, pairs) in splits {
         assert_eq!(Some(read(&config, &name).len()), pairs);
     }
@@ -52,13 +74,25 @@ fn splits_have_the_sizes_asked_for_and_a_split_of_none_is_absent() {
 #[test]
 fn a_size_that_cannot_be_made_is_an_error() {
     let error = |config: Synthetic| format!("{:?}", config.build().err().unwrap());
-    assert_eq!(error(Synthetic { train: 0, ..Synthetic::default() }), "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000");
-    assert_eq!(error(Synthetic { rnd: 10_001, ..Synthetic::default() }), "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000");
+    assert_eq!(
+        error(Synthetic { train: 0, ..Synthetic::default() }),
+        "`train` of `synthetic` is 0\n  hint: valid: 1 to 10000"
+    );
+    assert_eq!(
+        error(Synthetic { rnd: 10_001, ..Synthetic::default() }),
+        "`rnd` of `synthetic` is 10001\n  hint: valid: 0 to 10000"
+    );
 }
 
 #[test]
 fn no_prompt_comes_twice_even_in_the_largest_splits() {
-    let all = Synthetic { train: LARGEST, test: LARGEST, oos: LARGEST, rnd: LARGEST, ..Synthetic::default() };
+    let all = Synthetic {
+        train: LARGEST,
+        test: LARGEST,
+        oos: LARGEST,
+        rnd: LARGEST,
+        ..Synthetic::default()
+    };
     let mut seen = HashSet::new();
     for split in ["train", "test", "oos", "rnd"] {
         let pairs = read(&all, split);
@@ -71,7 +105,10 @@ fn no_prompt_comes_twice_even_in_the_largest_splits() {
 
 #[test]
 fn a_split_does_not_depend_on_the_size_of_any() {
-    let (small, large) = (Synthetic { train: 50, ..Synthetic::default() }, Synthetic { train: 500, oos: 0, ..Synthetic::default() });
+    let (small, large) = (
+        Synthetic { train: 50, ..Synthetic::default() },
+        Synthetic { train: 500, oos: 0, ..Synthetic::default() },
+    );
     assert_eq!(read(&small, "train"), read(&large, "train")[..50]);
     assert_eq!(read(&small, "test"), read(&large, "test"));
 }
@@ -79,33 +116,48 @@ fn a_split_does_not_depend_on_the_size_of_any() {
 #[test]
 fn no_claim_of_test_is_in_train() {
     let config = Synthetic { train: LARGEST, test: LARGEST, ..Synthetic::default() };
-    let claims = |split| -> HashSet<_> { read(&config, split).into_iter().map(|pair| (pair.chosen, pair.rejected)).collect() };
+    let claims = |split| -> HashSet<_> {
+        read(&config, split).into_iter().map(|pair| (pair.chosen, pair.rejected)).collect()
+    };
     assert!(claims("train").is_disjoint(&claims("test")));
 }
 
 /// Otherwise length, wording or place would be learnt in place of the preference.
 #[test]
 fn nothing_but_the_prompt_tells_chosen_from_rejected() {
-    let config = Synthetic { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Synthetic::default() };
+    let config =
+        Synthetic { train: 4000, test: 2000, oos: 4000, rnd: 4000, ..Synthetic::default() };
     for split in ["train", "test", "oos", "rnd"] {
         let pairs = read(&config, split);
         let (mut first, mut uses) = (0, HashMap::<_, i64>::new());
         for pair in &pairs {
-            let (prompt, chosen, rejected) = (plain(&pair.prompt), plain(&pair.chosen), plain(&pair.rejected));
-            let [differs]: [(&str, &str); 1] =
-                chosen.split(' ').zip(rejected.split(' ')).filter(|(a, b)| a != b).collect::<Vec<_>>().try_into().expect("they differ in one word");
+            let (prompt, chosen, rejected) =
+                (plain(&pair.prompt), plain(&pair.chosen), plain(&pair.rejected));
+            let [differs]: [(&str, &str); 1] = chosen
+                .split(' ')
+                .zip(rejected.split(' '))
+                .filter(|(a, b)| a != b)
+                .collect::<Vec<_>>()
+                .try_into()
+                .expect("they differ in one word");
             assert_eq!(chosen.split(' ').count(), rejected.split(' ').count());
-            let at = |word: &str| prompt.find(word.trim_end_matches('.')).expect("both are in the prompt");
+            let at = |word: &str| {
+                prompt.find(word.trim_end_matches('.')).expect("both are in the prompt")
+            };
             first += usize::from(at(differs.0) < at(differs.1));
             *uses.entry(differs.0).or_default() += 1;
             *uses.entry(differs.1).or_default() -= 1;
         }
         let share = first as f64 / pairs.len() as f64;
-        // The middle one of three is named twice, so the rejected name comes first more often there.
+        // The middle one of three is named twice, so the rejected name comes first more often
+        // there.
         let balanced = if split == "rnd" { 0.3..0.7 } else { 0.45..0.55 };
         assert!(balanced.contains(&share), "{split}: the chosen word comes first in {share}");
         let most = uses.values().map(|n| n.unsigned_abs()).max().unwrap_or_default();
-        assert!(most < pairs.len() as u64 / 20, "{split}: a word is chosen {most} times more than rejected");
+        assert!(
+            most < pairs.len() as u64 / 20,
+            "{split}: a word is chosen {most} times more than rejected"
+        );
     }
 }
 

@@ -1,12 +1,21 @@
-//! The words of the synthetic shift. A completion never tells which one is preferred: both are one sentence with a
-//! word from the same list in it.
+//! The words of the synthetic shift. A completion never tells which one is preferred: both are one
+//! sentence with a word from the same list in it.
 
 /// What holds what, in the distribution that is trained on.
-pub const HELD: [(&str, &str); 8] =
-    [("box", "coins"), ("jar", "nuts"), ("bag", "keys"), ("crate", "lamps"), ("drawer", "spoons"), ("basket", "pears"), ("tin", "buttons"), ("case", "books")];
+pub const HELD: [(&str, &str); 8] = [
+    ("box", "coins"),
+    ("jar", "nuts"),
+    ("bag", "keys"),
+    ("crate", "lamps"),
+    ("drawer", "spoons"),
+    ("basket", "pears"),
+    ("tin", "buttons"),
+    ("case", "books"),
+];
 
 /// How many it holds.
-pub const NUMBERS: [&str; 10] = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"];
+pub const NUMBERS: [&str; 10] =
+    ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"];
 
 /// What gives evidence.
 pub const SOURCES: [&str; 10] = [
@@ -23,19 +32,41 @@ pub const SOURCES: [&str; 10] = [
 ];
 
 /// How the user puts an opinion.
-pub const OPINIONS: [&str; 10] = ["I think", "I believe", "I guess", "I feel", "I suppose", "I would say", "I imagine", "I bet", "I reckon", "I assume"];
+pub const OPINIONS: [&str; 10] = [
+    "I think",
+    "I believe",
+    "I guess",
+    "I feel",
+    "I suppose",
+    "I would say",
+    "I imagine",
+    "I bet",
+    "I reckon",
+    "I assume",
+];
 
 /// What gives evidence in the shifted distribution.
-pub const SHIFTED_SOURCES: [&str; 4] = ["The register shows that", "The passport proves that", "The records confirm that", "The contract states that"];
+pub const SHIFTED_SOURCES: [&str; 4] = [
+    "The register shows that",
+    "The passport proves that",
+    "The records confirm that",
+    "The contract states that",
+];
 
 /// How the user puts an opinion in the shifted distribution.
-pub const SHIFTED_OPINIONS: [&str; 4] = ["My hunch is that", "To me it seems that", "My gut tells me that", "My memory is that"];
+pub const SHIFTED_OPINIONS: [&str; 4] =
+    ["My hunch is that", "To me it seems that", "My gut tells me that", "My memory is that"];
 
 /// Where people live, in the shifted distribution.
-pub const TOWNS: [&str; 10] = ["Rome", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Madrid", "Berlin", "Vienna", "Dublin"];
+pub const TOWNS: [&str; 10] =
+    ["Rome", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Madrid", "Berlin", "Vienna", "Dublin"];
 
 /// Who lives there, and who is compared in the unrelated judgement.
-pub const NAMES: [&str; 16] = ["Mia", "Tom", "Ada", "Leo", "Eva", "Sam", "Ida", "Max", "Zoe", "Ben", "Ann", "Tim", "Lea", "Jim", "Kim", "Dan"];
+pub const NAMES: [&str; 16] = [
+    "Mia", "Tom", "Ada", "Leo", "Eva", "Sam", "Ida", "Max", "Zoe", "Ben", "Ann", "Tim", "Lea",
+    "Jim", "Kim", "Dan",
+];
 
 /// In what they are compared.
-pub const COMPARED: [(&str, &str); 4] = [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];
+pub const COMPARED: [(&str, &str); 4] =
+    [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];

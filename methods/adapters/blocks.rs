@@ -1,4 +1,5 @@
-//! Maps of rows that act on consecutive blocks of their entries, never as one matrix of the whole width.
+//! Maps of rows that act on consecutive blocks of their entries, never as one matrix of the whole
+//! width.
 
 use reprpo_plugin::prelude::*;
 
@@ -12,10 +13,12 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Smaller blocks are multiplied several at a time: products of a few numbers cost more in overhead than in arithmetic.
+/// Smaller blocks are multiplied several at a time: products of a few numbers cost more in overhead
+/// than in arithmetic.
 const SMALL: i64 = 32;
 
-/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the kind of x; one R `[1 b b]` serves every block.
+/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the kind of x; one R `[1 b b]`
+/// serves every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
@@ -25,11 +28,13 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// The blocks `[k b b]` as fewer ones `[k/g g·b g·b]`, each of g of them on its diagonal, with g·b up to [`SMALL`].
+/// The blocks `[k b b]` as fewer ones `[k/g g·b g·b]`, each of g of them on its diagonal, with g·b
+/// up to [`SMALL`].
 fn gathered(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
-    // [k/g g b b] to [k/g b b g g], which is 0 off the diagonal of the last two, to rows (g b) and columns (g b).
+    // [k/g g b b] to [k/g b b g g], which is 0 off the diagonal of the last two, to rows (g b) and
+    // columns (g b).
     let apart = r.f_view([k / g, g, b, b])?.f_permute([0, 2, 3, 1])?.f_diag_embed(0, -2, -1)?;
     Ok(apart.f_permute([0, 3, 1, 4, 2])?.f_reshape([k / g, g * b, g * b])?)
 }
@@ -37,19 +42,23 @@ fn gathered(r: &Tensor) -> Result<Tensor> {
 /// (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`: rotations.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The factors commute, and I + Q is never singular: nothing has to be checked, which on a GPU would wait for it.
+    // The factors commute, and I + Q is never singular: nothing has to be checked, which on a GPU
+    // would wait for it.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }
 
-/// `width` over `value`, the number of blocks or the size of one that the field `adapter.<field>` gives.
+/// `width` over `value`, the number of blocks or the size of one that the field `adapter.<field>`
+/// gives.
 pub fn quotient(field: &str, value: u32, width: i64) -> Result<i64> {
     if width % i64::from(value) == 0 {
         return Ok(width / i64::from(value));
     }
     let divisors: Vec<_> = (1..=width).filter(|d| width % d == 0).map(|d| d.to_string()).collect();
-    Err(Error::new(format!("`adapter.{field}` is {value}, which does not divide the module's width {width}"))
-        .hint(format!("valid for this module: {}", divisors.join(", "))))
+    Err(Error::new(format!(
+        "`adapter.{field}` is {value}, which does not divide the module's width {width}"
+    ))
+    .hint(format!("valid for this module: {}", divisors.join(", "))))
 }
 
 #[cfg(test)]

@@ -8,14 +8,21 @@ pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
 /// A module of that name in float64 with a bias.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
-    let info = LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
+    let info =
+        LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
     (info, Frozen::new(random(&[outputs, inputs]), Some(random(&[outputs]))))
 }
 
 /// `adapter` on a module.
-pub fn attach(adapter: &dyn Adapter, (info, frozen): &(LinearInfo, Frozen)) -> Result<Box<dyn AdaptedLinear>> {
+pub fn attach(
+    adapter: &dyn Adapter,
+    (info, frozen): &(LinearInfo, Frozen),
+) -> Result<Box<dyn AdaptedLinear>> {
     let shared = adapter.shared(&[info], &mut Init::new(0, "", Kind::Double, Device::Cpu))?;
-    adapter.attach(&LinearSite { info, frozen, shared: &shared }, &mut Init::new(0, &info.name, Kind::Double, Device::Cpu))
+    adapter.attach(
+        &LinearSite { info, frozen, shared: &shared },
+        &mut Init::new(0, &info.name, Kind::Double, Device::Cpu),
+    )
 }
 
 /// An adapter as it starts, on a `q_proj` of 8 inputs and 4 outputs.
@@ -28,7 +35,11 @@ pub fn attached<P: AdapterPlugin>(config: P) -> (Box<dyn AdaptedLinear>, Frozen)
 pub fn disturb(parameters: &[Parameter]) {
     let _guard = tch::no_grad_guard();
     for p in parameters {
-        let _ = p.tensor.shallow_clone().f_add_(&(random(&p.tensor.size()) * 0.2).to_kind(p.tensor.kind())).unwrap();
+        let _ = p
+            .tensor
+            .shallow_clone()
+            .f_add_(&(random(&p.tensor.size()) * 0.2).to_kind(p.tensor.kind()))
+            .unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
-//! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and files.
+//! The adapters in a whole model against what PEFT computed: logits, gradients, merged weights and
+//! files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +23,8 @@ fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Result<T
 
 fn agrees_with_peft(name: &str) {
     let Some(golden) = folder() else { return };
-    let (dir, files) = (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
+    let (dir, files) =
+        (golden.join("peft").join(name), ModelFiles::open(&golden.join("models/llama")).unwrap());
     let model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
     let io = read_safetensors(&dir.join("io.safetensors")).unwrap();
     let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
@@ -36,11 +38,18 @@ fn agrees_with_peft(name: &str) {
     let start = logits(&model, Some(&adapted), &stream).unwrap();
     assert!(error(&logits(&model, None, &stream).unwrap(), &rows("base_logits")) < 1e-4);
     // Neither an odd number of reflections nor a reflected space can start as the identity.
-    assert_eq!(error(&start, &rows("base_logits")) < 1e-4, !["hra_odd_all", "hra_gs"].contains(&name));
+    assert_eq!(
+        error(&start, &rows("base_logits")) < 1e-4,
+        !["hra_odd_all", "hra_gs"].contains(&name)
+    );
     adapted.restore(&saved.values).unwrap();
 
     let ours = logits(&model, Some(&adapted), &stream).unwrap();
-    assert!(error(&ours, &rows("logits")) < 1e-4, "{name}: logits off by {}", error(&ours, &rows("logits")));
+    assert!(
+        error(&ours, &rows("logits")) < 1e-4,
+        "{name}: logits off by {}",
+        error(&ours, &rows("logits"))
+    );
 
     // Padding is not in the stream, so the sum over real tokens is the masked one.
     let loss = ours.square().sum(Kind::Float) / (real.size()[0] * model.info().vocab) as f64;
@@ -50,7 +59,9 @@ fn agrees_with_peft(name: &str) {
     assert_eq!(parameters.len(), io.keys().filter(|k| k.starts_with("grad.")).count());
     for (key, tensor) in parameters {
         // In memory PEFT's name of some tensors ends in `.weight`, which it leaves out on disk.
-        let reference = ["", ".weight"].iter().find_map(|end| io.get(&format!("grad.base_model.model.{key}{end}")));
+        let reference = ["", ".weight"]
+            .iter()
+            .find_map(|end| io.get(&format!("grad.base_model.model.{key}{end}")));
         let off = error(&tensor.grad(), reference.expect("PEFT's gradient"));
         worst = worst.max(off);
         assert!(off < 1e-3, "{name}: gradient of {key} off by {off}");
@@ -62,21 +73,30 @@ fn agrees_with_peft(name: &str) {
         let (frozen, adapter) = (model.frozen(module).unwrap(), adapted.get(module).unwrap());
         let x = random(&[5, frozen.inputs()]).to_kind(Kind::Float);
         let merged = adapter.merge(&frozen).unwrap();
-        let off = error(&merged.forward(&x).unwrap(), &adapter.forward(&x, &frozen, false).unwrap());
+        let off =
+            error(&merged.forward(&x).unwrap(), &adapter.forward(&x, &frozen, false).unwrap());
         assert!(off < 1e-4, "{name}: merged {module} off by {off}");
         tensors.insert(format!("{module}.weight"), merged.dense().unwrap());
     }
     let merged = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
     let merged = error(&logits(&merged, None, &stream).unwrap(), &rows("merged_logits"));
     assert!(merged < 1e-4, "{name}: merged logits off by {merged}");
-    println!("{name}: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}", error(&ours, &rows("logits")));
+    println!(
+        "{name}: logits {:.1e}, gradients {worst:.1e}, merged {merged:.1e}",
+        error(&ours, &rows("logits"))
+    );
 
     let folder = tempfile::tempdir().unwrap();
     peft::write(folder.path(), saved.entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
     let file = "adapter_model.safetensors";
-    assert!(std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(), "{name}: not the bytes that PEFT wrote");
+    assert!(
+        std::fs::read(folder.path().join(file)).unwrap() == std::fs::read(dir.join(file)).unwrap(),
+        "{name}: not the bytes that PEFT wrote"
+    );
     let fields = |dir: &Path| -> BTreeSet<String> {
-        let config: Map<String, Value> = serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap();
+        let config: Map<String, Value> =
+            serde_json::from_slice(&std::fs::read(dir.join("adapter_config.json")).unwrap())
+                .unwrap();
         config.into_iter().map(|(field, _)| field).collect()
     };
     let stray: Vec<String> = fields(folder.path()).difference(&fields(&dir)).cloned().collect();
@@ -136,7 +156,8 @@ fn oft_with_the_power_series_agrees_with_peft() {
 
 #[test]
 fn boft_agrees_with_peft() {
-    // PEFT made this file without its CUDA extension: it trained one factor, but saved the two that it was asked for.
+    // PEFT made this file without its CUDA extension: it trained one factor, but saved the two that
+    // it was asked for.
     agrees_with_peft("boft");
 }
 
@@ -154,34 +175,61 @@ fn vera_agrees_with_peft() {
 #[test]
 fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused() {
     let Some(golden) = folder() else { return };
-    let model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let model = Model::load(
+        &ModelFiles::open(&golden.join("models/llama")).unwrap(),
+        Kind::Float,
+        Device::Cpu,
+    )
+    .unwrap();
     let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
     let base = logits(&model, None, &stream).unwrap();
     let registry = Registry::builtin().unwrap();
     for entry in registry.all::<AdapterEntry>() {
         let name = entry.about.name;
-        let adapter = entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
+        let adapter =
+            entry.build(&Value::Object(entry.about.defaults().unwrap()).to_string()).unwrap();
         let adapted = Adapted::attach(&*adapter, &model, model.info().layers, 0).unwrap();
         super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
         let changed = logits(&model, Some(&adapted), &stream).unwrap();
         assert!(error(&changed, &base) > 1e-3, "{name} changes nothing");
-        assert!(logits(&model, None, &stream).unwrap().equal(&base), "{name} changed the base model");
+        assert!(
+            logits(&model, None, &stream).unwrap().equal(&base),
+            "{name} changed the base model"
+        );
 
         let folder = tempfile::tempdir().unwrap();
         peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
         let saved = Saved::read(folder.path(), &registry).unwrap();
         assert_eq!(saved.entry.about.name, name);
-        let fresh = Adapted::attach(&*entry.build(&Value::Object(saved.config).to_string()).unwrap(), &model, model.info().layers, 1).unwrap();
+        let fresh = Adapted::attach(
+            &*entry.build(&Value::Object(saved.config).to_string()).unwrap(),
+            &model,
+            model.info().layers,
+            1,
+        )
+        .unwrap();
         let values = || saved.values.iter().map(|(n, t)| (n.clone(), t.shallow_clone()));
         for missing in saved.values.keys() {
             let e = fresh.restore(&values().filter(|(n, _)| n != missing).collect()).unwrap_err();
             assert!(e.to_string().contains(missing), "{name}: {e}");
         }
-        let stray = ("model.layers.9.self_attn.q_proj.stray".to_owned(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
-        assert!(fresh.restore(&values().chain([stray]).collect()).unwrap_err().to_string().contains("fits no module"));
+        let stray = (
+            "model.layers.9.self_attn.q_proj.stray".to_owned(),
+            Tensor::zeros([1], (Kind::Float, Device::Cpu)),
+        );
+        assert!(
+            fresh
+                .restore(&values().chain([stray]).collect())
+                .unwrap_err()
+                .to_string()
+                .contains("fits no module")
+        );
         fresh.restore(&values().collect()).unwrap();
-        assert!(logits(&model, Some(&fresh), &stream).unwrap().equal(&changed), "{name} is not what was saved");
+        assert!(
+            logits(&model, Some(&fresh), &stream).unwrap().equal(&changed),
+            "{name} is not what was saved"
+        );
     }
 }
 
@@ -189,7 +237,12 @@ fn an_adapter_is_restored_from_its_file_and_a_file_that_does_not_fit_is_refused(
 #[test]
 fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
     let Some(golden) = folder() else { return };
-    let mut model = Model::load(&ModelFiles::open(&golden.join("models/llama")).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let mut model = Model::load(
+        &ModelFiles::open(&golden.join("models/llama")).unwrap(),
+        Kind::Float,
+        Device::Cpu,
+    )
+    .unwrap();
     let io = read_safetensors(&golden.join("peft/lora/io.safetensors")).unwrap();
     let stream = Stream::from_padded(&io["input_ids"], &io["attention_mask"], Device::Cpu).unwrap();
     let registry = Registry::builtin().unwrap();
@@ -199,17 +252,32 @@ fn an_adapter_of_blocks_is_saved_and_restored_and_cannot_be_merged() {
     // A run that computes two blocks alone trains, and saves, one of the two.
     for (blocks, written) in [(3, Value::Null), (2, vec![0].into())] {
         let adapted = Adapted::attach(&*adapter, &model, blocks, 0).unwrap();
-        assert!(error(&logits(&model, Some(&adapted), &stream).unwrap(), &base) < 1e-5, "it starts as the identity");
+        assert!(
+            error(&logits(&model, Some(&adapted), &stream).unwrap(), &base) < 1e-5,
+            "it starts as the identity"
+        );
         super::fixture::disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
         let changed = logits(&model, Some(&adapted), &stream).unwrap();
         assert!(error(&changed, &base) > 1e-3);
         let folder = tempfile::tempdir().unwrap();
         peft::write(folder.path(), entry, &*adapter, &adapted, &model, &"llama".into()).unwrap();
-        let config: Value = reprpo_plugin::serde_json::from_str(&std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap()).unwrap();
-        assert_eq!((&config["peft_type"], &config["layers_to_transform"]), (&Value::from("LOREFT"), &written));
+        let config: Value = reprpo_plugin::serde_json::from_str(
+            &std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(
+            (&config["peft_type"], &config["layers_to_transform"]),
+            (&Value::from("LOREFT"), &written)
+        );
         let saved = Saved::read(folder.path(), &registry).unwrap();
         assert!(saved.values.keys().all(|k| k.starts_with("blocks.")));
-        let fresh = Adapted::attach(&*entry.build(&Value::Object(saved.config).to_string()).unwrap(), &model, 3, 1).unwrap();
+        let fresh = Adapted::attach(
+            &*entry.build(&Value::Object(saved.config).to_string()).unwrap(),
+            &model,
+            3,
+            1,
+        )
+        .unwrap();
         fresh.restore(&saved.values).unwrap();
         assert!(error(&logits(&model, Some(&fresh), &stream).unwrap(), &changed) == 0.0);
         assert!(model.merge(&adapted).unwrap_err().to_string().contains("residual stream"));

@@ -43,7 +43,11 @@ fn rank(r: u32) -> Result<i64> {
 
 /// Refuses a probability that dropout cannot have.
 fn check_dropout(field: &str, p: f64) -> Result<()> {
-    if (0.0..1.0).contains(&p) { Ok(()) } else { Err(Error::new(format!("`adapter.{field}` is {p}, but has to be 0 or more and below 1"))) }
+    if (0.0..1.0).contains(&p) {
+        Ok(())
+    } else {
+        Err(Error::new(format!("`adapter.{field}` is {p}, but has to be 0 or more and below 1")))
+    }
 }
 
 /// x with a share p of its entries zeroed and the others scaled up, in training.
@@ -51,8 +55,8 @@ fn dropped(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }
 
-/// Reads `layers_to_transform` of PEFT's configuration, which is a list or one number. In PEFT an empty
-/// list means every layer.
+/// Reads `layers_to_transform` of PEFT's configuration, which is a list or one number. In PEFT an
+/// empty list means every layer.
 fn peft_layers(peft: &PeftConfig) -> Result<Option<Vec<usize>>> {
     match peft.get::<Value>("layers_to_transform")? {
         Some(Value::Number(_)) => Ok(Some(vec![peft.need("layers_to_transform")?])),

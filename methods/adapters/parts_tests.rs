@@ -32,25 +32,38 @@ fn open(name: &str, kind: Kind) -> Option<(ModelFiles, Model, Stream)> {
     Some((files, model, stream))
 }
 
-/// The outputs of a fused module that make each of its parts, written down apart from the model's own table.
+/// The outputs of a fused module that make each of its parts, written down apart from the model's
+/// own table.
 fn parts(module: &str) -> Vec<(&'static str, Vec<i64>)> {
     let range = |from: i64, to: i64| (from..to).collect::<Vec<i64>>();
     // Eight heads of 8, each with its query, key and value.
-    let of_heads = |i: i64| (0..8).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect();
+    let of_heads = |i: i64| {
+        (0..8).flat_map(|head| range(24 * head + 8 * i, 24 * head + 8 * (i + 1))).collect()
+    };
     match module.rsplit('.').next().unwrap() {
         // Eight heads of 8, and two of keys and values.
-        "qkv_proj" => vec![("q_proj", range(0, 64)), ("k_proj", range(64, 80)), ("v_proj", range(80, 96))],
+        "qkv_proj" => {
+            vec![("q_proj", range(0, 64)), ("k_proj", range(64, 80)), ("v_proj", range(80, 96))]
+        }
         "gate_up_proj" => vec![("gate_proj", range(0, 144)), ("up_proj", range(144, 288))],
-        "query_key_value" => vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))],
+        "query_key_value" => {
+            vec![("q_proj", of_heads(0)), ("k_proj", of_heads(1)), ("v_proj", of_heads(2))]
+        }
         // Eight heads of 8, with as many keys and values.
-        "c_attn" => vec![("q_proj", range(0, 64)), ("k_proj", range(64, 128)), ("v_proj", range(128, 192))],
+        "c_attn" => {
+            vec![("q_proj", range(0, 64)), ("k_proj", range(64, 128)), ("v_proj", range(128, 192))]
+        }
         _ => Vec::new(),
     }
 }
 
 /// The built-in adapters that change linear modules.
 fn adapters() -> Vec<&'static AdapterEntry> {
-    Registry::builtin().unwrap().all::<AdapterEntry>().filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
+    Registry::builtin()
+        .unwrap()
+        .all::<AdapterEntry>()
+        .filter(|e| e.about.defaults().unwrap().contains_key("target_modules"))
+        .collect()
 }
 
 fn entry(name: &str) -> &'static AdapterEntry {
@@ -74,7 +87,8 @@ fn attached(adapter: &dyn Adapter, model: &Model) -> Adapted {
 }
 
 fn logits(model: &Model, adapted: Option<&Adapted>, stream: &Stream) -> Tensor {
-    let reached = model.forward(stream, Request { adapted, hidden: true, ..Request::default() }).unwrap();
+    let reached =
+        model.forward(stream, Request { adapted, hidden: true, ..Request::default() }).unwrap();
     model.logits(&reached.hidden.unwrap()).unwrap()
 }
 
@@ -91,28 +105,57 @@ fn an_adapter_of_a_part_sees_the_rows_of_the_part_and_no_other() {
                 let parts = parts(&module.name);
                 let named = |part: &str| format!("{}.{part}", module.name);
                 let at_parts = parts.iter().map(|(part, _)| Site::Output(named(part)));
-                let sites: Vec<Site> = [Site::Input(module.name.clone()), Site::Output(module.name.clone())].into_iter().chain(at_parts).collect();
-                let states = model.forward(&stream, Request { adapted: Some(&adapted), sites: &sites, ..Request::default() }).unwrap().states;
+                let sites: Vec<Site> =
+                    [Site::Input(module.name.clone()), Site::Output(module.name.clone())]
+                        .into_iter()
+                        .chain(at_parts)
+                        .collect();
+                let states = model
+                    .forward(
+                        &stream,
+                        Request { adapted: Some(&adapted), sites: &sites, ..Request::default() },
+                    )
+                    .unwrap()
+                    .states;
                 let (x, y) = (&states[0], &states[1]);
                 for ((part, rows), at_part) in parts.iter().zip(&states[2..]) {
-                    assert_eq!(model.info().width(&Site::Output(named(part))).unwrap(), rows.len() as i64);
+                    assert_eq!(
+                        model.info().width(&Site::Output(named(part))).unwrap(),
+                        rows.len() as i64
+                    );
                     let rows = Tensor::from_slice(rows);
                     // The outputs of a `Conv1D` are the columns of its weight.
-                    let of_outputs = |t: &Tensor| if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() };
-                    let own = |kind: &str| weights.get(&format!("{}.{kind}", module.name)).map(|t| of_outputs(t).index_select(0, &rows));
+                    let of_outputs = |t: &Tensor| {
+                        if name == "gpt2" && t.dim() == 2 { t.tr() } else { t.shallow_clone() }
+                    };
+                    let own = |kind: &str| {
+                        weights
+                            .get(&format!("{}.{kind}", module.name))
+                            .map(|t| of_outputs(t).index_select(0, &rows))
+                    };
                     let frozen = Frozen::new(own("weight").unwrap(), own("bias"));
                     let plain = frozen.forward(x).unwrap();
                     let expected = match adapted.get(&named(part)) {
                         Some(adapter) => {
                             looked_at += 1;
                             let changed = adapter.forward(x, &frozen, false).unwrap();
-                            assert!(off(&changed, &plain) > 1e-4, "{name}: {} changes nothing", entry.about.name);
+                            assert!(
+                                off(&changed, &plain) > 1e-4,
+                                "{name}: {} changes nothing",
+                                entry.about.name
+                            );
                             changed
                         }
                         None => plain,
                     };
-                    let worst = off(&y.index_select(1, &rows), &expected).max(off(at_part, &expected));
-                    assert!(worst < 1e-10, "{name}, {}: {} is off by {worst:e}", entry.about.name, named(part));
+                    let worst =
+                        off(&y.index_select(1, &rows), &expected).max(off(at_part, &expected));
+                    assert!(
+                        worst < 1e-10,
+                        "{name}, {}: {} is off by {worst:e}",
+                        entry.about.name,
+                        named(part)
+                    );
                 }
             }
             assert_eq!(looked_at, targets.len() * model.info().layers);
@@ -130,24 +173,55 @@ fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
     let split = |(name, t): (String, Tensor)| {
         let module = name.trim_end_matches(".weight").to_owned();
         let rows = parts(&module);
-        let own = |(part, rows): &(&str, Vec<i64>)| (unfused(&format!("{module}.{part}.weight")), t.index_select(0, &Tensor::from_slice(rows)));
-        if rows.is_empty() { vec![(name, t.shallow_clone())] } else { rows.iter().map(own).collect() }
+        let own = |(part, rows): &(&str, Vec<i64>)| {
+            (
+                unfused(&format!("{module}.{part}.weight")),
+                t.index_select(0, &Tensor::from_slice(rows)),
+            )
+        };
+        if rows.is_empty() {
+            vec![(name, t.shallow_clone())]
+        } else {
+            rows.iter().map(own).collect()
+        }
     };
-    let tensors = files.load(Kind::Double, Device::Cpu).unwrap().into_iter().flat_map(split).collect();
+    let tensors =
+        files.load(Kind::Double, Device::Cpu).unwrap().into_iter().flat_map(split).collect();
     let llama = Model::from_tensors(&config, tensors, Kind::Double, Device::Cpu).unwrap();
     assert!(off(&logits(&llama, None, &stream), &logits(&model, None, &stream)) < 1e-10);
     for entry in adapters() {
         let name = entry.about.name;
-        let adapted = attached(&*build(entry, json!({ "target_modules": ["qkv_proj.q_proj", "qkv_proj.v_proj", "gate_up_proj.up_proj"] })), &model);
-        let theirs = Adapted::attach(&*build(entry, json!({ "target_modules": ["q_proj", "v_proj", "up_proj"] })), &llama, 3, 0).unwrap();
-        theirs.restore(&adapted.tensors().into_iter().map(|(name, t)| (unfused(&name), t)).collect()).unwrap();
-        let (ours, reference) = (logits(&model, Some(&adapted), &stream), logits(&llama, Some(&theirs), &stream));
-        assert!(off(&ours, &reference) < 1e-10, "{name}: logits off by {:e}", off(&ours, &reference));
+        let adapted = attached(
+            &*build(
+                entry,
+                json!({ "target_modules": ["qkv_proj.q_proj", "qkv_proj.v_proj",
+                    "gate_up_proj.up_proj"] }),
+            ),
+            &model,
+        );
+        let theirs = Adapted::attach(
+            &*build(entry, json!({ "target_modules": ["q_proj", "v_proj", "up_proj"] })),
+            &llama,
+            3,
+            0,
+        )
+        .unwrap();
+        theirs
+            .restore(&adapted.tensors().into_iter().map(|(name, t)| (unfused(&name), t)).collect())
+            .unwrap();
+        let (ours, reference) =
+            (logits(&model, Some(&adapted), &stream), logits(&llama, Some(&theirs), &stream));
+        assert!(
+            off(&ours, &reference) < 1e-10,
+            "{name}: logits off by {:e}",
+            off(&ours, &reference)
+        );
         assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3, "{name} changes nothing");
         for logits in [&ours, &reference] {
             logits.square().mean(Kind::Double).backward();
         }
-        for ((key, ours), (_, theirs)) in adapted.parameters().into_iter().zip(theirs.parameters()) {
+        for ((key, ours), (_, theirs)) in adapted.parameters().into_iter().zip(theirs.parameters())
+        {
             let (ours, theirs) = (ours.grad(), theirs.grad());
             let worst = off(&ours, &theirs) / theirs.abs().max().double_value(&[]);
             assert!(worst < 1e-8, "{name}: gradient of {key} off by {worst:e}");
@@ -158,22 +232,35 @@ fn a_fused_model_adapted_in_part_is_the_unfused_one_adapted_so() {
 /// The change of a whole module is that of all its parts: one A for all, and to each its rows of B.
 #[test]
 fn lora_on_a_whole_module_is_lora_on_all_of_its_parts() {
-    for (name, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")] {
+    for (name, module) in
+        [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value"), ("gpt2", "c_attn")]
+    {
         let Some((_, model, stream)) = open(name, Kind::Double) else { return };
         let _guard = tch::no_grad_guard();
         let whole = attached(&*build(entry("lora"), json!({ "target_modules": [module] })), &model);
         let in_parts = ["q_proj", "k_proj", "v_proj"].map(|part| format!("{module}.{part}"));
-        let in_parts = Adapted::attach(&*build(entry("lora"), json!({ "target_modules": in_parts })), &model, 3, 0).unwrap();
+        let in_parts = Adapted::attach(
+            &*build(entry("lora"), json!({ "target_modules": in_parts })),
+            &model,
+            3,
+            0,
+        )
+        .unwrap();
         let of_part = |(name, t): (String, Tensor)| {
             let (at, key) = name.split_once(".lora_").unwrap();
             let values = parts(at).into_iter().map(|(part, rows)| {
-                let value = if key == "B.weight" { t.index_select(0, &Tensor::from_slice(&rows)) } else { t.shallow_clone() };
+                let value = if key == "B.weight" {
+                    t.index_select(0, &Tensor::from_slice(&rows))
+                } else {
+                    t.shallow_clone()
+                };
                 (format!("{at}.{part}.lora_{key}"), value)
             });
             values.collect::<Vec<_>>()
         };
         in_parts.restore(&whole.tensors().into_iter().flat_map(of_part).collect()).unwrap();
-        let (ours, reference) = (logits(&model, Some(&in_parts), &stream), logits(&model, Some(&whole), &stream));
+        let (ours, reference) =
+            (logits(&model, Some(&in_parts), &stream), logits(&model, Some(&whole), &stream));
         assert!(off(&ours, &reference) < 1e-10, "{name}: off by {:e}", off(&ours, &reference));
         assert!(off(&ours, &logits(&model, None, &stream)) > 1e-3);
     }
@@ -192,21 +279,36 @@ fn merged_parts_compute_the_same_and_leave_the_other_rows_alone() {
                 let before = model.frozen(&module).unwrap();
                 for (part, rows) in parts(&module) {
                     let rows = Tensor::from_slice(&rows);
-                    let same = merged.dense().unwrap().index_select(0, &rows) == before.dense().unwrap().index_select(0, &rows);
-                    assert_eq!(same, adapted.get(&format!("{module}.{part}")).is_none(), "{name}, {}: {module}.{part}", entry.about.name);
+                    let same = merged.dense().unwrap().index_select(0, &rows)
+                        == before.dense().unwrap().index_select(0, &rows);
+                    assert_eq!(
+                        same,
+                        adapted.get(&format!("{module}.{part}")).is_none(),
+                        "{name}, {}: {module}.{part}",
+                        entry.about.name
+                    );
                 }
             }
             let merged = model.merge(&adapted).unwrap();
             let worst = off(&logits(&model, None, &stream), &with);
             assert!(worst < 1e-9, "{name}, {}: merged logits off by {worst:e}", entry.about.name);
             model.unmerge(merged);
-            assert!(logits(&model, None, &stream) == base, "{name}, {}: the unmerged model is not the base", entry.about.name);
+            assert!(
+                logits(&model, None, &stream) == base,
+                "{name}, {}: the unmerged model is not the base",
+                entry.about.name
+            );
         }
     }
 }
 
 /// Written and read again: its configuration, and the error of its logits.
-fn through_a_folder(entry: &AdapterEntry, adapter: &dyn Adapter, model: &Model, stream: &Stream) -> (Value, BTreeSet<String>, f64) {
+fn through_a_folder(
+    entry: &AdapterEntry,
+    adapter: &dyn Adapter,
+    model: &Model,
+    stream: &Stream,
+) -> (Value, BTreeSet<String>, f64) {
     let adapted = attached(adapter, model);
     let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     peft::write(first.path(), entry, adapter, &adapted, model, &"fused".into()).unwrap();
@@ -217,35 +319,61 @@ fn through_a_folder(entry: &AdapterEntry, adapter: &dyn Adapter, model: &Model, 
     peft::write(second.path(), entry, &*again, &fresh, model, &"fused".into()).unwrap();
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
-        assert!(bytes(&first) == bytes(&second), "{}: `{file}` has other bytes when it is written again", entry.about.name);
+        assert!(
+            bytes(&first) == bytes(&second),
+            "{}: `{file}` has other bytes when it is written again",
+            entry.about.name
+        );
     }
     let changed = logits(model, Some(&adapted), stream);
-    assert!(off(&changed, &logits(model, None, stream)) > 1e-3, "{} changes nothing", entry.about.name);
-    let config = serde_json::from_slice(&std::fs::read(first.path().join("adapter_config.json")).unwrap()).unwrap();
-    (config, saved.values.keys().cloned().collect(), off(&logits(model, Some(&fresh), stream), &changed))
+    assert!(
+        off(&changed, &logits(model, None, stream)) > 1e-3,
+        "{} changes nothing",
+        entry.about.name
+    );
+    let config =
+        serde_json::from_slice(&std::fs::read(first.path().join("adapter_config.json")).unwrap())
+            .unwrap();
+    (
+        config,
+        saved.values.keys().cloned().collect(),
+        off(&logits(model, Some(&fresh), stream), &changed),
+    )
 }
 
 #[test]
 fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
-    for (model_name, module, other) in [("phi3", "qkv_proj", "o_proj"), ("gpt_neox", "query_key_value", "dense_4h_to_h"), ("gpt2", "c_attn", "attn.c_proj")] {
+    for (model_name, module, other) in [
+        ("phi3", "qkv_proj", "o_proj"),
+        ("gpt_neox", "query_key_value", "dense_4h_to_h"),
+        ("gpt2", "c_attn", "attn.c_proj"),
+    ] {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
         let mut fused = Vec::new();
         for entry in adapters() {
             let name = entry.about.name;
-            let targets = [format!("{module}.q_proj"), format!("{module}.v_proj"), other.to_owned()];
+            let targets =
+                [format!("{module}.q_proj"), format!("{module}.v_proj"), other.to_owned()];
             let adapter = build(entry, json!({ "target_modules": targets }));
-            let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
+            let unreadable =
+                peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
             let (config, tensors, error) = through_a_folder(entry, &*adapter, &model, &stream);
             let in_part = tensors.iter().any(|t| t.contains(&format!("{module}.q_proj.")));
             match unreadable {
                 None => {
                     fused.push(name);
-                    assert!(error < 1e-4 && !in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert!(
+                        error < 1e-4 && !in_part,
+                        "{model_name}, {name}: off by {error:e}, {tensors:?}"
+                    );
                     assert_eq!(config["target_modules"], json!([module, other]));
                 }
                 Some(why) => {
-                    assert!(error == 0.0 && in_part, "{model_name}, {name}: off by {error:e}, {tensors:?}");
+                    assert!(
+                        error == 0.0 && in_part,
+                        "{model_name}, {name}: off by {error:e}, {tensors:?}"
+                    );
                     assert_eq!(config["target_modules"], json!(targets));
                     assert!(why.contains(&format!("`{name}`")) && why.contains("--merge"), "{why}");
                 }
@@ -257,12 +385,14 @@ fn on_disk_parts_are_whole_modules_where_the_method_can_put_them_so() {
 
 #[test]
 fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
-    for (model_name, at, module) in
-        [("phi3", "model.layers.1.self_attn.qkv_proj", "qkv_proj"), ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "query_key_value")]
-    {
+    for (model_name, at, module) in [
+        ("phi3", "model.layers.1.self_attn.qkv_proj", "qkv_proj"),
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "query_key_value"),
+    ] {
         let Some((_, model, stream)) = open(model_name, Kind::Float) else { return };
         let _guard = tch::no_grad_guard();
-        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "v_proj": 5.0 } });
+        let patterns = json!({ "r": 4, "lora_alpha": 6.0, "rank_pattern": { "v_proj": 2 },
+            "alpha_pattern": { "v_proj": 5.0 } });
         for (fields, rank, alpha) in [
             (json!({ "r": 16, "lora_alpha": 32.0 }), 32, 64.0),
             (json!({ "r": 8, "lora_alpha": 4.0, "use_rslora": true }), 16, 4.0 / 8f64.sqrt() * 4.0),
@@ -273,13 +403,27 @@ fn lora_of_parts_keeps_its_scale_in_a_file_of_whole_modules() {
             let mut fields = fields;
             // A regular expression for names of parts, which PEFT gets as the names of modules.
             fields["target_modules"] = json!(format!(r".*\.{module}\.[qv]_proj"));
-            let (config, tensors, error) = through_a_folder(entry("lora"), &*build(entry("lora"), fields.clone()), &model, &stream);
+            let (config, tensors, error) = through_a_folder(
+                entry("lora"),
+                &*build(entry("lora"), fields.clone()),
+                &model,
+                &stream,
+            );
             assert!(error < 1e-4, "{model_name}, {fields}: off by {error:e}");
-            assert_eq!((&config["rank_pattern"][at], &config["alpha_pattern"][at]), (&json!(rank), &json!(alpha)), "{fields}");
+            assert_eq!(
+                (&config["rank_pattern"][at], &config["alpha_pattern"][at]),
+                (&json!(rank), &json!(alpha)),
+                "{fields}"
+            );
             // PEFT ignores `layers_to_transform` for modules that are listed by their whole names.
             let names = config["target_modules"].as_array().unwrap();
-            let layers = fields["layers_to_transform"].as_array().map_or(model.info().layers, Vec::len);
-            assert_eq!((names.len(), config.get("layers_to_transform")), (layers, None), "{config}");
+            let layers =
+                fields["layers_to_transform"].as_array().map_or(model.info().layers, Vec::len);
+            assert_eq!(
+                (names.len(), config.get("layers_to_transform")),
+                (layers, None),
+                "{config}"
+            );
             assert!(names.contains(&json!(at)), "{config}");
             assert!(tensors.contains(&format!("{at}.lora_B.weight")), "{tensors:?}");
         }
@@ -294,7 +438,8 @@ fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
     for entry in adapters() {
         let name = entry.about.name;
         let adapter = build(entry, json!({ "target_modules": ["q_proj", "o_proj"] }));
-        let unreadable = peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
+        let unreadable =
+            peft::unreadable(entry, &*adapter, &attached(&*adapter, &model), &model).unwrap();
         let (config, _, error) = through_a_folder(entry, &*adapter, &model, &stream);
         assert_eq!(config["target_modules"], json!(["c_attn", "attn.c_proj"]), "{name}");
         assert_eq!(error, 0.0, "{name}");
@@ -304,7 +449,12 @@ fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
                 assert_eq!(config["fan_in_fan_out"], json!(true), "{name}");
             }
             Some(why) => {
-                assert!(why.contains(&format!("no `{name}`")) && why.contains("`transformer.h.0.attn.c_attn`") && why.contains("--merge"), "{why}");
+                assert!(
+                    why.contains(&format!("no `{name}`"))
+                        && why.contains("`transformer.h.0.attn.c_attn`")
+                        && why.contains("--merge"),
+                    "{why}"
+                );
                 assert!(config.get("fan_in_fan_out").is_none_or(|flag| flag == false), "{name}");
             }
         }

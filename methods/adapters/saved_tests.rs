@@ -1,5 +1,5 @@
-//! Checks saved adapters against PEFT's own rules, which this file implements a second time, and reads files of PEFT
-//! whose configuration does not match their tensors.
+//! Checks saved adapters against PEFT's own rules, which this file implements a second time, and
+//! reads files of PEFT whose configuration does not match their tensors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,14 +19,24 @@ use super::fixture::{disturb, off};
 use crate::golden::folder;
 
 fn adapters() -> Vec<&'static AdapterEntry> {
-    Registry::builtin().unwrap().all::<AdapterEntry>().filter(|e| e.about.defaults().unwrap().contains_key("target_modules")).collect()
+    Registry::builtin()
+        .unwrap()
+        .all::<AdapterEntry>()
+        .filter(|e| e.about.defaults().unwrap().contains_key("target_modules"))
+        .collect()
 }
 
 /// Builds the adapter from its defaults and these fields, with sizes that fit the small model.
 fn build(entry: &AdapterEntry, fields: &Value) -> Box<dyn Adapter> {
     let mut config = entry.about.defaults().unwrap();
-    for (field, value) in [("r", json!(2)), ("oft_block_size", json!(8)), ("boft_block_size", json!(8)), ("blocks", json!(2))] {
-        // OFT takes either the size of its blocks or their number; the one that is not used stays 0.
+    for (field, value) in [
+        ("r", json!(2)),
+        ("oft_block_size", json!(8)),
+        ("boft_block_size", json!(8)),
+        ("blocks", json!(2)),
+    ] {
+        // OFT takes either the size of its blocks or their number; the one that is not used stays
+        // 0.
         if config.get(field).is_some_and(|old| *old != json!(0)) {
             config.insert(field.to_owned(), value);
         }
@@ -39,16 +49,27 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Returns the modules that PEFT adapts for an `adapter_config.json`; panics where PEFT refuses the file.
+/// Returns the modules that PEFT adapts for an `adapter_config.json`; panics where PEFT refuses the
+/// file.
 fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
     let kind = config["peft_type"].as_str().unwrap();
-    let layers: Option<Vec<u64>> = serde_json::from_value(config["layers_to_transform"].clone()).unwrap();
-    assert!(kind != "IA3" || config.get("layers_to_transform").is_none(), "PEFT's IA³ does not know `layers_to_transform`");
+    let layers: Option<Vec<u64>> =
+        serde_json::from_value(config["layers_to_transform"].clone()).unwrap();
+    assert!(
+        kind != "IA3" || config.get("layers_to_transform").is_none(),
+        "PEFT's IA³ does not know `layers_to_transform`"
+    );
     let names = model.linears.iter().map(|l| l.name.clone());
     match &config["target_modules"] {
         Value::String(text) => {
-            assert!(layers.is_none(), "`layers_to_transform` cannot be used when `target_modules` is a str");
-            assert!(!text.contains("(?<") && !text.contains("*+"), "Python's `re` reads this differently: {text}");
+            assert!(
+                layers.is_none(),
+                "`layers_to_transform` cannot be used when `target_modules` is a str"
+            );
+            assert!(
+                !text.contains("(?<") && !text.contains("*+"),
+                "Python's `re` reads this differently: {text}"
+            );
             let regex = regex::Regex::new(&format!("^(?:{text})$")).unwrap();
             names.filter(|n| text == "all-linear" || regex.is_match(n)).collect()
         }
@@ -58,7 +79,12 @@ fn found_by_peft(config: &Value, model: &ModelInfo) -> BTreeSet<String> {
                 let k: u64 = n.split('.').nth(2).unwrap().parse().unwrap();
                 layers.as_ref().is_none_or(|some| some.is_empty() || some.contains(&k))
             };
-            names.filter(|n| list.contains(n) || (list.iter().any(|s| n.ends_with(&format!(".{s}"))) && within(n))).collect()
+            names
+                .filter(|n| {
+                    list.contains(n)
+                        || (list.iter().any(|s| n.ends_with(&format!(".{s}"))) && within(n))
+                })
+                .collect()
         }
     }
 }
@@ -73,19 +99,29 @@ fn fed_forward(config: &Value, names: &BTreeSet<String>) -> BTreeSet<String> {
         list => {
             let list: Vec<String> = serde_json::from_value(list.clone()).unwrap();
             if let Some(all) = config["target_modules"].as_array() {
-                assert!(list.iter().all(|f| all.iter().any(|t| t == f)), "`feedforward_modules` should be a subset of `target_modules`");
+                assert!(
+                    list.iter().all(|f| all.iter().any(|t| t == f)),
+                    "`feedforward_modules` should be a subset of `target_modules`"
+                );
             }
             names.iter().filter(|n| list.iter().any(|f| n.ends_with(f))).cloned().collect()
         }
     }
 }
 
-/// Forms of `target_modules`: a list of suffixes, of whole names, or of both; a regular expression; `all-linear`; and
-/// expressions of Rust's that Python refuses or reads differently.
+/// Forms of `target_modules`: a list of suffixes, of whole names, or of both; a regular expression;
+/// `all-linear`; and expressions of Rust's that Python refuses or reads differently.
 fn forms() -> Vec<(&'static str, Value)> {
     vec![
         ("ends", json!(["v_proj", "down_proj"])),
-        ("whole names", json!(["model.layers.0.self_attn.v_proj", "model.layers.2.mlp.down_proj", "model.layers.1.mlp.down_proj"])),
+        (
+            "whole names",
+            json!([
+                "model.layers.0.self_attn.v_proj",
+                "model.layers.2.mlp.down_proj",
+                "model.layers.1.mlp.down_proj"
+            ]),
+        ),
         ("ends and whole names", json!(["model.layers.0.self_attn.v_proj", "mlp.down_proj"])),
         ("expression", json!(r".*\.(v|down)_proj")),
         ("all", json!("all-linear")),
@@ -95,7 +131,8 @@ fn forms() -> Vec<(&'static str, Value)> {
 }
 
 /// Values of `layers_to_transform`, each with the number of blocks that the run computes.
-const RESTRICTIONS: [(Option<&[usize]>, usize); 5] = [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
+const RESTRICTIONS: [(Option<&[usize]>, usize); 5] =
+    [(None, 3), (Some(&[1, 2]), 3), (Some(&[0, 1, 2]), 3), (None, 2), (Some(&[1, 2]), 2)];
 
 #[test]
 fn every_saved_adapter_is_what_peft_reads_of_it() {
@@ -105,13 +142,17 @@ fn every_saved_adapter_is_what_peft_reads_of_it() {
         for (form, targets) in forms() {
             for (layers, blocks) in RESTRICTIONS {
                 let what = format!("{} on {form} in {layers:?} of {blocks}", entry.about.name);
-                let mut fields = json!({ "target_modules": targets, "layers_to_transform": layers });
-                for inner in [json!(["down_proj"]), json!(r".*\.(?<x>down)_proj"), json!("all-linear")] {
+                let mut fields =
+                    json!({ "target_modules": targets, "layers_to_transform": layers });
+                for inner in
+                    [json!(["down_proj"]), json!(r".*\.(?<x>down)_proj"), json!("all-linear")]
+                {
                     if entry.about.defaults().unwrap().contains_key("feedforward_modules") {
-                        fields["feedforward_modules"] = match form.contains("whole") && inner.is_array() {
-                            true => json!([]),
-                            false => inner.clone(),
-                        };
+                        fields["feedforward_modules"] =
+                            match form.contains("whole") && inner.is_array() {
+                                true => json!([]),
+                                false => inner.clone(),
+                            };
                     } else if inner != json!(["down_proj"]) {
                         continue;
                     }
@@ -122,7 +163,14 @@ fn every_saved_adapter_is_what_peft_reads_of_it() {
     }
 }
 
-fn saved_as_peft_reads_it(what: &str, entry: &'static AdapterEntry, fields: &Value, model: &Model, blocks: usize, registry: &Registry) {
+fn saved_as_peft_reads_it(
+    what: &str,
+    entry: &'static AdapterEntry,
+    fields: &Value,
+    model: &Model,
+    blocks: usize,
+    registry: &Registry,
+) {
     let adapter = build(entry, fields);
     let adapted = Adapted::attach_saved(&*adapter, model, blocks, 0).unwrap();
     disturb(&adapted.changed().flat_map(|c| c.parameters).collect::<Vec<_>>());
@@ -135,7 +183,11 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static AdapterEntry, fields: &Val
     assert_eq!(found, names, "{what}: {config}");
     if config.get("feedforward_modules").is_some() {
         for name in &fed_forward(&config, &names) {
-            assert_eq!(tensors[&format!("base_model.model.{name}.ia3_l")].size()[0], 1, "{what}: {config}");
+            assert_eq!(
+                tensors[&format!("base_model.model.{name}.ia3_l")].size()[0],
+                1,
+                "{what}: {config}"
+            );
         }
         let inputs = tensors.values().filter(|t| t.size()[0] == 1).count();
         assert_eq!(inputs, fed_forward(&config, &names).len(), "{what}: {config}");
@@ -143,9 +195,15 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static AdapterEntry, fields: &Val
     // Reading the file gives the same adapter, and writing that again gives the same configuration.
     let saved = Saved::read(folder.path(), registry).unwrap();
     let fresh = entry.build(&Value::Object(saved.config).to_string()).unwrap();
-    let warnings: Vec<String> = unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
+    let warnings: Vec<String> =
+        unmatched(&*fresh, model.info()).unwrap().iter().map(|e| e.to_string()).collect();
     // A list keeps the entries that match nothing in the blocks that the run computes.
-    assert!(warnings.iter().all(|t| fields["target_modules"].is_array() && t.contains("target_modules")), "{what}: {warnings:?}");
+    assert!(
+        warnings
+            .iter()
+            .all(|t| fields["target_modules"].is_array() && t.contains("target_modules")),
+        "{what}: {warnings:?}"
+    );
     let again = Adapted::attach_saved(&*fresh, model, 3, 1).unwrap();
     again.restore(&saved.values).unwrap();
     assert_eq!(again.names().collect::<Vec<_>>(), adapted.names().collect::<Vec<_>>(), "{what}");
@@ -164,21 +222,32 @@ fn saved_as_peft_reads_it(what: &str, entry: &'static AdapterEntry, fields: &Val
 fn ranks_by_pattern_are_those_that_peft_finds() {
     let model = conformance::model(Kind::Float).unwrap();
     let lora = Registry::builtin().unwrap().adapter("lora").unwrap();
-    for patterns in [json!({ r"layers\.1\..*": 3, "q_proj": 5 }), json!({ "(?i)Q_PROJ": 5, r"layers\.1\..*": 3 })] {
+    for patterns in [
+        json!({ r"layers\.1\..*": 3, "q_proj": 5 }),
+        json!({ "(?i)Q_PROJ": 5, r"layers\.1\..*": 3 }),
+    ] {
         for layers in [Value::Null, json!([0, 1])] {
-            let fields =
-                json!({ "target_modules": ".*(q|v)_proj", "rank_pattern": patterns, "alpha_pattern": { "v_proj": 7.0 }, "layers_to_transform": layers });
+            let fields = json!({ "target_modules": ".*(q|v)_proj", "rank_pattern": patterns,
+                "alpha_pattern": { "v_proj": 7.0 }, "layers_to_transform": layers });
             let adapter = build(lora, &fields);
             let adapted = Adapted::attach(&*adapter, &model, 3, 0).unwrap();
             let folder = tempfile::tempdir().unwrap();
-            peft::write(folder.path(), lora, &*adapter, &adapted, &model, &"fixture".into()).unwrap();
+            peft::write(folder.path(), lora, &*adapter, &adapted, &model, &"fixture".into())
+                .unwrap();
             let config = json_file(&folder.path().join("adapter_config.json"));
             let ranks = config["rank_pattern"].as_object().unwrap();
-            for (name, tensor) in adapted.tensors().iter().filter(|(name, _)| name.contains("lora_A")) {
+            for (name, tensor) in
+                adapted.tensors().iter().filter(|(name, _)| name.contains("lora_A"))
+            {
                 let name = name.trim_end_matches(".lora_A.weight");
-                let key = ranks.keys().find(|k| regex::Regex::new(&format!(r"^(?:.*\.)?({k})$")).unwrap().is_match(name));
+                let key = ranks.keys().find(|k| {
+                    regex::Regex::new(&format!(r"^(?:.*\.)?({k})$")).unwrap().is_match(name)
+                });
                 let r = key.map_or(2, |k| ranks[k].as_i64().unwrap());
-                assert!(ranks.keys().all(|k| !k.contains("(?")), "Python's `re` reads this differently: {config}");
+                assert!(
+                    ranks.keys().all(|k| !k.contains("(?")),
+                    "Python's `re` reads this differently: {config}"
+                );
                 assert_eq!(tensor.size()[0], r, "{name}: {config}");
             }
         }
@@ -190,24 +259,70 @@ fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_
     let model = conformance::model(Kind::Float).unwrap();
     let entry = |name: &str| Registry::builtin().unwrap().adapter(name).unwrap();
     let cases = [
-        ("lora", json!({ "rank_pattern": { "q_porj": 4 } }), "`q_porj` in `adapter.rank_pattern`", "did you mean `q_proj`?"),
-        ("lora", json!({ "alpha_pattern": { "k_proj": 4.0 } }), "`k_proj` in `adapter.alpha_pattern`", "the model has it"),
-        ("lora", json!({ "target_modules": ["q_proj", "w_pack"] }), "unknown target module `w_pack`", "valid: "),
-        ("hra", json!({ "layers_to_transform": [1, 3] }), "`adapter.layers_to_transform` has 3, but the model's layers are 0 to 2", ""),
-        ("oft", json!({ "target_modules": ["layers.1.mlp.up_proj"], "layers_to_transform": [1, 0] }), "has 0, but `adapter.target_modules`", "these layers: 1"),
-        ("vera", json!({ "target_modules": ["q_proj", "1.mlp.up_proj"], "layers_to_transform": [0] }), "`1.mlp.up_proj` in `adapter.target_modules`", ""),
-        ("ia3", json!({ "target_modules": ".*[kv]_proj" }), "`down_proj` in `adapter.feedforward_modules`", "take it out of"),
+        (
+            "lora",
+            json!({ "rank_pattern": { "q_porj": 4 } }),
+            "`q_porj` in `adapter.rank_pattern`",
+            "did you mean `q_proj`?",
+        ),
+        (
+            "lora",
+            json!({ "alpha_pattern": { "k_proj": 4.0 } }),
+            "`k_proj` in `adapter.alpha_pattern`",
+            "the model has it",
+        ),
+        (
+            "lora",
+            json!({ "target_modules": ["q_proj", "w_pack"] }),
+            "unknown target module `w_pack`",
+            "valid: ",
+        ),
+        (
+            "hra",
+            json!({ "layers_to_transform": [1, 3] }),
+            "`adapter.layers_to_transform` has 3, but the model's layers are 0 to 2",
+            "",
+        ),
+        (
+            "oft",
+            json!({ "target_modules": ["layers.1.mlp.up_proj"], "layers_to_transform": [1, 0] }),
+            "has 0, but `adapter.target_modules`",
+            "these layers: 1",
+        ),
+        (
+            "vera",
+            json!({ "target_modules": ["q_proj", "1.mlp.up_proj"], "layers_to_transform": [0] }),
+            "`1.mlp.up_proj` in `adapter.target_modules`",
+            "",
+        ),
+        (
+            "ia3",
+            json!({ "target_modules": ".*[kv]_proj" }),
+            "`down_proj` in `adapter.feedforward_modules`",
+            "take it out of",
+        ),
     ];
     for (name, fields, message, hint) in cases {
         let adapter = build(entry(name), &fields);
         let e = Adapted::attach(&*adapter, &model, 3, 0).unwrap_err();
         assert!(e.message().contains(message) && format!("{e:?}").contains(hint), "{e:?}");
-        assert!(Adapted::attach_saved(&*adapter, &model, 3, 0).unwrap().names().count() > 0, "{fields}");
+        assert!(
+            Adapted::attach_saved(&*adapter, &model, 3, 0).unwrap().names().count() > 0,
+            "{fields}"
+        );
     }
     let empty = build(entry("boft"), &json!({ "layers_to_transform": [] }));
-    assert!(Adapted::attach(&*empty, &model, 3, 0).unwrap_err().message().contains("`adapter.layers_to_transform` is empty"));
+    assert!(
+        Adapted::attach(&*empty, &model, 3, 0)
+            .unwrap_err()
+            .message()
+            .contains("`adapter.layers_to_transform` is empty")
+    );
     let none = build(entry("boft"), &json!({ "target_modules": ["q_porj"] }));
-    assert!(format!("{:?}", Adapted::attach_saved(&*none, &model, 3, 0).unwrap_err()).contains("did you mean `q_proj`?"));
+    assert!(
+        format!("{:?}", Adapted::attach_saved(&*none, &model, 3, 0).unwrap_err())
+            .contains("did you mean `q_proj`?")
+    );
 }
 
 /// Writes a folder in PEFT's format with this configuration and one tensor.
@@ -215,7 +330,11 @@ fn saved(config: &Value, key: &str, shape: &[i64]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
     let tensor = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    write_safetensors(&folder.path().join("adapter_model.safetensors"), &[(format!("base_model.model.model.layers.0.self_attn.{key}"), tensor)]).unwrap();
+    write_safetensors(
+        &folder.path().join("adapter_model.safetensors"),
+        &[(format!("base_model.model.model.layers.0.self_attn.{key}"), tensor)],
+    )
+    .unwrap();
     folder
 }
 
@@ -225,14 +344,22 @@ fn read(folder: &Path) -> Saved {
 
 #[test]
 fn one_butterfly_factor_in_the_file_counts_for_more_than_the_configuration() {
-    let config = |factors: u32| json!({ "peft_type": "BOFT", "boft_block_size": 8, "boft_block_num": 0, "boft_n_butterfly_factor": factors, "target_modules": ["q_proj"] });
+    let config = |factors: u32| {
+        json!({ "peft_type": "BOFT", "boft_block_size": 8,
+        "boft_block_num": 0, "boft_n_butterfly_factor": factors, "target_modules": ["q_proj"] })
+    };
     let with = |asked: u32, held: i64| {
         let saved = read(saved(&config(asked), "q_proj.boft_R", &[held, 4, 8, 8]).path());
         (saved.config["boft_n_butterfly_factor"].clone(), saved.warnings)
     };
     let (factors, warnings) = with(2, 1);
     assert_eq!(factors, json!(1));
-    assert!(warnings.len() == 1 && warnings[0].contains("`boft_n_butterfly_factor` is 2, but each `boft_R` holds 1 factor"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1
+            && warnings[0]
+                .contains("`boft_n_butterfly_factor` is 2, but each `boft_R` holds 1 factor"),
+        "{warnings:?}"
+    );
     assert_eq!(with(2, 2), (json!(2), vec![]));
     assert_eq!(with(1, 1), (json!(1), vec![]));
     // PEFT refuses this file too.
@@ -242,15 +369,25 @@ fn one_butterfly_factor_in_the_file_counts_for_more_than_the_configuration() {
 #[test]
 fn an_adapter_with_the_older_series_of_oft_gets_a_warning() {
     let with = |version: Option<&str>, more: Value| {
-        let mut config = json!({ "peft_type": "OFT", "r": 0, "oft_block_size": 8, "use_cayley_neumann": true, "target_modules": ["q_proj"] });
-        config.as_object_mut().unwrap().extend(version.map(|v| ("peft_version".to_owned(), json!(v))));
+        let mut config = json!({ "peft_type": "OFT", "r": 0, "oft_block_size": 8,
+            "use_cayley_neumann": true, "target_modules": ["q_proj"] });
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(version.map(|v| ("peft_version".to_owned(), json!(v))));
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         read(saved(&config, "q_proj.oft_R.weight", &[4, 28]).path()).warnings
     };
-    for old in [Some("0.17.1"), Some("0.9.0"), Some("0.18.0.dev0@abc"), Some("0.18.0rc1"), Some("?"), None] {
+    for old in
+        [Some("0.17.1"), Some("0.9.0"), Some("0.18.0.dev0@abc"), Some("0.18.0rc1"), Some("?"), None]
+    {
         let warnings = with(old, json!({}));
         let [warning] = &warnings[..] else { panic!("{old:?}: {warnings:?}") };
-        assert!(warning.contains("changed in PEFT 0.18") && warning.contains("counts its last power of Q twice"), "{old:?}: {warning}");
+        assert!(
+            warning.contains("changed in PEFT 0.18")
+                && warning.contains("counts its last power of Q twice"),
+            "{old:?}: {warning}"
+        );
     }
     for new in ["0.18.0", "0.18.1", "0.18.0.post1", "0.21.2", "0.22.1.dev0", "1.0"] {
         assert_eq!(with(Some(new), json!({})), [""; 0], "{new}");
@@ -262,25 +399,46 @@ fn an_adapter_with_the_older_series_of_oft_gets_a_warning() {
 
 #[test]
 fn a_pickled_adapter_is_refused_by_name() {
-    let folder = saved(&json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"] }), "q_proj.lora_A.weight", &[4, 32]);
-    std::fs::rename(folder.path().join("adapter_model.safetensors"), folder.path().join("adapter_model.bin")).unwrap();
+    let folder = saved(
+        &json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"] }),
+        "q_proj.lora_A.weight",
+        &[4, 32],
+    );
+    std::fs::rename(
+        folder.path().join("adapter_model.safetensors"),
+        folder.path().join("adapter_model.bin"),
+    )
+    .unwrap();
     let e = format!("{:?}", Saved::read(folder.path(), &Registry::builtin().unwrap()).unwrap_err());
-    assert!(e.contains("has no adapter_model.safetensors") && e.contains("adapter_model.bin is a pickle, which can run code and is never read"), "{e}");
+    assert!(
+        e.contains("has no adapter_model.safetensors")
+            && e.contains("adapter_model.bin is a pickle, which can run code and is never read"),
+        "{e}"
+    );
 }
 
 #[test]
 fn layers_pattern_must_name_the_models_list_of_layers() {
     let with = |pattern: Value| {
-        let config = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [0], "layers_pattern": pattern, "target_modules": ["q_proj"] });
+        let config = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [0],
+            "layers_pattern": pattern, "target_modules": ["q_proj"] });
         Saved::read(saved(&config, "q_proj.hra_u", &[32, 2]).path(), &Registry::builtin().unwrap())
     };
     for good in [json!(null), json!([]), json!(""), json!("layers"), json!(["h", "layers"])] {
         assert_eq!(with(good).unwrap().config["layers_to_transform"], json!([0]));
     }
     let e = format!("{:?}", with(json!(["blocks"])).unwrap_err());
-    assert!(e.contains("`layers_pattern` = `blocks`, which matches no list of layers") && e.contains("`layers`"), "{e}");
-    let everywhere = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [], "target_modules": ["q_proj"] });
-    assert_eq!(read(saved(&everywhere, "q_proj.hra_u", &[32, 2]).path()).config["layers_to_transform"], json!(null));
+    assert!(
+        e.contains("`layers_pattern` = `blocks`, which matches no list of layers")
+            && e.contains("`layers`"),
+        "{e}"
+    );
+    let everywhere = json!({ "peft_type": "HRA", "r": 2, "layers_to_transform": [],
+        "target_modules": ["q_proj"] });
+    assert_eq!(
+        read(saved(&everywhere, "q_proj.hra_u", &[32, 2]).path()).config["layers_to_transform"],
+        json!(null)
+    );
 }
 
 /// The files were written by PEFT itself, some by older versions and some by the current one.
@@ -288,14 +446,26 @@ fn layers_pattern_must_name_the_models_list_of_layers() {
 fn files_of_other_versions_of_peft_get_a_warning() {
     let Some(golden) = folder() else { return };
     let cases = golden.parent().unwrap().join("cases");
-    for (name, warned) in
-        [("oft", false), ("oft_neumann", false), ("oft_nokey", false), ("oft_old", true), ("oft_nover", true), ("hra", false), ("vera", false)]
-    {
+    for (name, warned) in [
+        ("oft", false),
+        ("oft_neumann", false),
+        ("oft_nokey", false),
+        ("oft_old", true),
+        ("oft_nover", true),
+        ("hra", false),
+        ("vera", false),
+    ] {
         let warnings = read(&cases.join("42-oft-versions").join(name)).warnings;
         assert_eq!(!warnings.is_empty(), warned, "{name}: {warnings:?}");
     }
-    assert!(Saved::read(&cases.join("42-oft-versions/oft_pre14"), &Registry::builtin().unwrap()).is_err());
-    let e = format!("{:?}", Saved::read(&cases.join("38-adapter-bin"), &Registry::builtin().unwrap()).unwrap_err());
+    assert!(
+        Saved::read(&cases.join("42-oft-versions/oft_pre14"), &Registry::builtin().unwrap())
+            .is_err()
+    );
+    let e = format!(
+        "{:?}",
+        Saved::read(&cases.join("38-adapter-bin"), &Registry::builtin().unwrap()).unwrap_err()
+    );
     assert!(e.contains("is a pickle"), "{e}");
     let boft = read(&golden.join("peft/boft"));
     assert!(boft.warnings[0].contains("boft_n_butterfly_factor"), "{:?}", boft.warnings);

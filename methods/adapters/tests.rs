@@ -1,4 +1,5 @@
-//! What holds for every adapter, whoever wrote it: each of the registry on one module, or on one block.
+//! What holds for every adapter, whoever wrote it: each of the registry on one module, or on one
+//! block.
 
 use reprpo_plugin::api::PeftFile;
 use reprpo_plugin::registry::{AdapterEntry, Registry};
@@ -14,13 +15,32 @@ const INPUTS: i64 = 64;
 const OUTPUTS: i64 = 32;
 
 fn model() -> ModelInfo {
-    let names = [("self_attn.q_proj", OUTPUTS), ("self_attn.k_proj", OUTPUTS), ("self_attn.v_proj", OUTPUTS), ("mlp.down_proj", OUTPUTS)];
+    let names = [
+        ("self_attn.q_proj", OUTPUTS),
+        ("self_attn.k_proj", OUTPUTS),
+        ("self_attn.v_proj", OUTPUTS),
+        ("mlp.down_proj", OUTPUTS),
+    ];
     let linears = (0..2)
         .flat_map(|k| {
-            names.iter().map(move |&(name, outputs)| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs: INPUTS, outputs })
+            names.iter().map(move |&(name, outputs)| LinearInfo {
+                name: format!("model.layers.{k}.{name}"),
+                layer: Some(k),
+                inputs: INPUTS,
+                outputs,
+            })
         })
         .collect();
-    ModelInfo { architecture: "llama".to_owned(), layers: 2, hidden: INPUTS, heads: 4, head_dim: 16, vocab: 8, linears, parts: Vec::new() }
+    ModelInfo {
+        architecture: "llama".to_owned(),
+        layers: 2,
+        hidden: INPUTS,
+        heads: 4,
+        head_dim: 16,
+        vocab: 8,
+        linears,
+        parts: Vec::new(),
+    }
 }
 
 /// One adapted module or block, whatever it is.
@@ -39,11 +59,15 @@ impl Place {
 
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
-            Place::Linear(adapted, frozen) => adapted.forward(x, &frozen.to_kind(x.kind()), false).unwrap(),
+            Place::Linear(adapted, frozen) => {
+                adapted.forward(x, &frozen.to_kind(x.kind()), false).unwrap()
+            }
             Place::Block(adapted) => {
                 let n = x.size()[0];
                 let from_start = Tensor::arange(n, (Kind::Int64, Device::Cpu));
-                adapted.forward(x, &PromptPlaces { from_end: (n - 1) - &from_start, from_start }).unwrap()
+                adapted
+                    .forward(x, &PromptPlaces { from_end: (n - 1) - &from_start, from_start })
+                    .unwrap()
             }
         }
     }
@@ -59,13 +83,22 @@ fn attached(entry: &AdapterEntry, seed: u64, kind: Kind) -> Place {
     let (adapter, model) = (adapter(entry), model());
     let init = |scope: &str| Init::new(seed, scope, kind, Device::Cpu);
     if let Some(block) = adapter.blocks(&model).unwrap().first() {
-        return Place::Block(adapter.attach_block(*block, &model, &mut init(&Site::Block(*block).to_string())).unwrap());
+        return Place::Block(
+            adapter
+                .attach_block(*block, &model, &mut init(&Site::Block(*block).to_string()))
+                .unwrap(),
+        );
     }
     let targets = adapter.targets().resolve(&model).unwrap();
     let shared = adapter.shared(&targets, &mut init("")).unwrap();
     let info = targets[0];
-    let frozen = Frozen::new(random(&[info.outputs, info.inputs]).to_kind(kind), Some(random(&[info.outputs]).to_kind(kind)));
-    let adapted = adapter.attach(&LinearSite { info, frozen: &frozen, shared: &shared }, &mut init(&info.name)).unwrap();
+    let frozen = Frozen::new(
+        random(&[info.outputs, info.inputs]).to_kind(kind),
+        Some(random(&[info.outputs]).to_kind(kind)),
+    );
+    let adapted = adapter
+        .attach(&LinearSite { info, frozen: &frozen, shared: &shared }, &mut init(&info.name))
+        .unwrap();
     Place::Linear(adapted, frozen)
 }
 
@@ -87,11 +120,18 @@ fn x(kind: Kind) -> Tensor {
 #[test]
 fn every_adapter_explains_itself_and_every_field() {
     for_every_adapter(|entry| {
-        assert!(!entry.about.summary.is_empty() && !entry.about.reference.is_empty() && entry.about.explain.lines().count() > 2);
+        assert!(
+            !entry.about.summary.is_empty()
+                && !entry.about.reference.is_empty()
+                && entry.about.explain.lines().count() > 2
+        );
         let schema = entry.about.schema().unwrap();
         let properties = schema["properties"].as_object().unwrap();
         for field in entry.about.defaults().unwrap().keys() {
-            assert!(properties[field]["description"].as_str().is_some_and(|d| d.len() > 10), "{field}");
+            assert!(
+                properties[field]["description"].as_str().is_some_and(|d| d.len() > 10),
+                "{field}"
+            );
         }
     });
 }
@@ -104,9 +144,17 @@ fn every_parameter_is_a_leaf_that_learns_and_whose_axis_is_as_wide_as_it_says() 
         place.forward(&x(Kind::Double)).square().sum(Kind::Double).backward();
         let mut keys = Vec::new();
         for p in place.parameters() {
-            assert!(p.tensor.is_leaf() && p.tensor.requires_grad() && p.tensor.kind() == Kind::Double, "{}", p.key);
+            assert!(
+                p.tensor.is_leaf() && p.tensor.requires_grad() && p.tensor.kind() == Kind::Double,
+                "{}",
+                p.key
+            );
             let gradient = p.tensor.grad();
-            assert!(gradient.defined() && gradient.abs().max().double_value(&[]) > 1e-9, "{} gets no gradient", p.key);
+            assert!(
+                gradient.defined() && gradient.abs().max().double_value(&[]) > 1e-9,
+                "{} gets no gradient",
+                p.key
+            );
             if let Some(axis) = p.axis {
                 let width = match (axis, &place) {
                     (Axis::Output(_), Place::Linear(..)) => OUTPUTS,
@@ -133,7 +181,10 @@ fn every_merged_module_computes_what_the_adapted_one_does() {
         assert!(frozen.dense().unwrap().equal(&before), "the frozen weights moved");
         let half = frozen.to_kind(Kind::BFloat16);
         let merged = adapted.merge(&half).unwrap();
-        assert_eq!((merged.kind(), merged.bias().unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
+        assert_eq!(
+            (merged.kind(), merged.bias().unwrap().kind()),
+            (Kind::BFloat16, Kind::BFloat16)
+        );
     });
 }
 
@@ -162,7 +213,9 @@ fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
         let x = x(Kind::Double);
         let other = match (&one, other) {
             // The same frozen module under both: only the adapter is carried over.
-            (Place::Linear(_, frozen), Place::Linear(adapted, _)) => Place::Linear(adapted, frozen.to_kind(Kind::Double)),
+            (Place::Linear(_, frozen), Place::Linear(adapted, _)) => {
+                Place::Linear(adapted, frozen.to_kind(Kind::Double))
+            }
             (_, other) => other,
         };
         assert!(off(&one.forward(&x), &other.forward(&x)) == 0.0);
@@ -173,10 +226,15 @@ fn every_adapter_computes_the_same_from_its_parameters_put_into_another() {
 fn every_adapter_reads_the_configuration_that_it_writes() {
     for_every_adapter(|entry| {
         let adapter = adapter(entry);
-        let mut config: serde_json::Map<String, Value> = serde_json::from_str(&adapter.peft_config()).unwrap();
+        let mut config: serde_json::Map<String, Value> =
+            serde_json::from_str(&adapter.peft_config()).unwrap();
         // What the engine adds for every method.
-        config.insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
-        config.insert("layers_to_transform".to_owned(), serde_json::to_value(adapter.layers_to_transform()).unwrap());
+        config
+            .insert("target_modules".to_owned(), serde_json::to_value(adapter.targets()).unwrap());
+        config.insert(
+            "layers_to_transform".to_owned(),
+            serde_json::to_value(adapter.layers_to_transform()).unwrap(),
+        );
         config.insert("peft_version".to_owned(), "0.21.2".into());
         let read = |json: &str| entry.from_peft(PeftFile { json, shapes: &[] });
         let (again, warnings) = read(&Value::Object(config).to_string()).unwrap();

@@ -1,5 +1,5 @@
-//! A pair whose reference states are equal has no preference direction, so it must contribute nothing to a loss and must not
-//! dilute the mean over the other pairs.
+//! A pair whose reference states are equal has no preference direction, so it must contribute
+//! nothing to a loss and must not dilute the mean over the other pairs.
 
 use reprpo_core::conformance::{model, pairs};
 use reprpo_core::model::Adapted;
@@ -7,7 +7,9 @@ use reprpo_core::registry::Registry;
 use reprpo_core::text::TokenPair;
 use reprpo_core::train::{Accumulated, Objective, Reference, Taps, accumulate};
 use reprpo_plugin::prelude::*;
-use reprpo_plugin::testkit::{STEP, logged, logprobs, map, near, random, random_sides, sides, tap, tensor};
+use reprpo_plugin::testkit::{
+    STEP, logged, logprobs, map, near, random, random_sides, sides, tap, tensor,
+};
 
 use super::mse::Mse;
 use super::prefvec::PrefVec;
@@ -28,7 +30,9 @@ fn of_rows(policy: &[Sides], reference: &[Sides], logp: &[Sides; 2], rows: &[i64
     let index = Tensor::from_slice(rows);
     let pick = |x: &Sides| map(x, |x| x.index_select(0, &index));
     let taps = policy.iter().zip(reference).map(|(p, r)| tap(&pick(p), &pick(r))).collect();
-    let of = |x: &Sides| logprobs(&map(x, |x| x.reshape([-1, 2]).index_select(0, &index).reshape([-1])), 2);
+    let of = |x: &Sides| {
+        logprobs(&map(x, |x| x.reshape([-1, 2]).index_select(0, &index).reshape([-1])), 2)
+    };
     Pairs::new(rows.len(), taps, Some(of(&logp[0])), Some(of(&logp[1])))
 }
 
@@ -42,10 +46,15 @@ fn with_equal(reference: &Sides, off: f64) -> Sides {
 #[test]
 fn a_pair_of_equal_states_is_left_out_and_does_not_dilute_the_others() {
     for off in [0.0, 4e-16] {
-        let (policy, logp) = ([random_sides(&[3, 5]), random_sides(&[3, 4])], [random_sides(&[6]), random_sides(&[6])]);
-        let reference = [with_equal(&random_sides(&[3, 5]), off), with_equal(&random_sides(&[3, 4]), off)];
+        let (policy, logp) = (
+            [random_sides(&[3, 5]), random_sides(&[3, 4])],
+            [random_sides(&[6]), random_sides(&[6])],
+        );
+        let reference =
+            [with_equal(&random_sides(&[3, 5]), off), with_equal(&random_sides(&[3, 4]), off)];
         for (name, mut method) in methods() {
-            let leaves = [&policy[0].chosen, &policy[0].rejected, &reference[0].chosen, &logp[0].chosen];
+            let leaves =
+                [&policy[0].chosen, &policy[0].rejected, &reference[0].chosen, &logp[0].chosen];
             for leaf in leaves {
                 let _ = leaf.set_requires_grad(true);
             }
@@ -72,15 +81,23 @@ fn a_pair_of_equal_states_is_left_out_and_does_not_dilute_the_others() {
 
 #[test]
 fn a_pair_counts_only_at_the_taps_where_its_states_differ() {
-    let (policy, reference) = ([random_sides(&[2, 5]), random_sides(&[2, 4])], [random_sides(&[2, 5]), random_sides(&[2, 4])]);
+    let (policy, reference) = (
+        [random_sides(&[2, 5]), random_sides(&[2, 4])],
+        [random_sides(&[2, 5]), random_sides(&[2, 4])],
+    );
     let logp = [random_sides(&[4]), random_sides(&[4])];
     let half = [with_equal(&reference[0], 0.0), map(&reference[1], Tensor::shallow_clone)];
     for (name, mut method) in methods() {
         let value = |method: &mut dyn Intervention, taps: std::ops::Range<usize>, rows: &[i64]| {
-            method.loss(&of_rows(&policy[taps.clone()], &half[taps], &logp, rows), STEP).unwrap().value.double_value(&[])
+            method
+                .loss(&of_rows(&policy[taps.clone()], &half[taps], &logp, rows), STEP)
+                .unwrap()
+                .value
+                .double_value(&[])
         };
         let both = value(method.as_mut(), 0..2, &[0, 1]);
-        let expected = (value(method.as_mut(), 0..2, &[0]) + value(method.as_mut(), 1..2, &[1])) / 2.0;
+        let expected =
+            (value(method.as_mut(), 0..2, &[0]) + value(method.as_mut(), 1..2, &[1])) / 2.0;
         assert!((both - expected).abs() < 1e-9, "{name}: {both} {expected}");
     }
 }
@@ -92,7 +109,17 @@ fn a_batch_of_only_such_pairs_has_loss_zero_and_no_gradient() {
     let logp = [random_sides(&[2]), random_sides(&[2])];
     let _ = policy.chosen.set_requires_grad(true);
     for (name, mut method) in methods() {
-        let loss = method.loss(&of_rows(&[map(&policy, Tensor::shallow_clone)], &[sides(&equal, &equal)], &logp, &[0]), STEP).unwrap();
+        let loss = method
+            .loss(
+                &of_rows(
+                    &[map(&policy, Tensor::shallow_clone)],
+                    &[sides(&equal, &equal)],
+                    &logp,
+                    &[0],
+                ),
+                STEP,
+            )
+            .unwrap();
         assert_eq!(loss.value.double_value(&[]), 0.0, "{name}");
         let gradient = &Tensor::run_backward(&[&loss.value], &[&policy.chosen], false, false)[0];
         assert_eq!(gradient.abs().max().double_value(&[]), 0.0, "{name}");
@@ -104,14 +131,20 @@ fn at_a_temperature_that_leaves_only_rounding_no_pair_counts() {
     let states = map(&random_sides(&[4, 16]), |x| x.to_kind(Kind::Float));
     let counted = |temperature: f64| {
         let mut method = Rank { temperature, ..Rank::default() };
-        let loss = method.loss(&Pairs::new(4, vec![tap(&states, &states)], None, None), STEP).unwrap();
+        let loss =
+            method.loss(&Pairs::new(4, vec![tap(&states, &states)], None, None), STEP).unwrap();
         loss.partial.unwrap().counts.sum(Kind::Float).double_value(&[])
     };
     assert_eq!((counted(1.0), counted(1e6)), (4.0, 0.0));
 }
 
-/// Runs one step of the engine with LoRA on the small model; returns its outcome and the gradient of every parameter.
-fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Accumulated, Vec<Tensor>) {
+/// Runs one step of the engine with LoRA on the small model; returns its outcome and the gradient
+/// of every parameter.
+fn step(
+    method: Box<dyn Intervention>,
+    pairs: &[TokenPair],
+    batch: usize,
+) -> (Accumulated, Vec<Tensor>) {
     let model = model(Kind::Double).unwrap();
     let registry = Registry::builtin().unwrap();
     let lora = registry.adapter("lora").unwrap().build(r#"{"r": 4}"#).unwrap();
@@ -122,13 +155,40 @@ fn step(method: Box<dyn Intervention>, pairs: &[TokenPair], batch: usize) -> (Ac
     }
     let site = Site::Residual(2);
     let matrix = random(&[4, model.info().hidden as i64]);
-    let cx = TransformCx { model: model.info(), site: &site, width: model.info().hidden as i64, embedding: &matrix, unembedding: &matrix };
+    let cx = TransformCx {
+        model: model.info(),
+        site: &site,
+        width: model.info().hidden as i64,
+        embedding: &matrix,
+        unembedding: &matrix,
+    };
     let mut init = Init::new(0, "t", Kind::Double, reprpo_plugin::tch::Device::Cpu);
     let transform = registry.transform("none").unwrap().build("{}", &cx, &mut init).unwrap();
-    let taps = Taps { sites: vec![site.clone()], pooling: Pooling::Completion, transforms: vec![transform], transform_of: vec![0], ..Taps::default() };
+    let taps = Taps {
+        sites: vec![site.clone()],
+        pooling: Pooling::Completion,
+        transforms: vec![transform],
+        transform_of: vec![0],
+        ..Taps::default()
+    };
     let mut objective = Objective::new(method, taps, Reference::default(), &adapted).unwrap();
-    let done = accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), batch, STEP).unwrap();
-    (done, adapted.parameters().iter().map(|(_, t)| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() }).collect())
+    let done = accumulate(
+        &mut objective,
+        &model,
+        &adapted,
+        &pairs.iter().collect::<Vec<_>>(),
+        batch,
+        STEP,
+    )
+    .unwrap();
+    (
+        done,
+        adapted
+            .parameters()
+            .iter()
+            .map(|(_, t)| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() })
+            .collect(),
+    )
 }
 
 #[test]
@@ -139,7 +199,9 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
     mixed.insert(1, twin(7));
     mixed.insert(4, twin(8));
     for i in 0..methods().len() {
-        let of = |pairs: &[TokenPair], batch| step(methods().into_iter().nth(i).unwrap().1, pairs, batch);
+        let of = |pairs: &[TokenPair], batch| {
+            step(methods().into_iter().nth(i).unwrap().1, pairs, batch)
+        };
         let ((without, expected), name) = (of(&plain, 6), methods()[i].0);
         assert_eq!(without.left_out.unwrap().pairs, 0, "{name}");
         // A micro-batch of these sizes holds several pairs that count, one, or none.
@@ -147,10 +209,15 @@ fn every_pair_that_counts_weighs_alike_in_a_step_of_uneven_micro_batches() {
             let (with, gradients) = of(&mixed, batch);
             assert_eq!(with.left_out.unwrap().pairs, 2, "{name}");
             near(with.loss, without.loss);
-            let metric = |done: &Accumulated| done.metrics.iter().find(|(n, _)| n == name).unwrap().1;
+            let metric =
+                |done: &Accumulated| done.metrics.iter().find(|(n, _)| n == name).unwrap().1;
             assert!((metric(&with) - metric(&without)).abs() < 1e-6, "{name}");
             for (a, b) in gradients.iter().zip(&expected) {
-                assert!((a - b).abs().max().double_value(&[]) < 1e-9 * b.abs().max().double_value(&[]).max(1e-3), "{name}, {batch}");
+                assert!(
+                    (a - b).abs().max().double_value(&[])
+                        < 1e-9 * b.abs().max().double_value(&[]).max(1e-3),
+                    "{name}, {batch}"
+                );
             }
         }
         let (nothing, gradients) = of(&[twin(7), twin(8)], 1);
@@ -166,6 +233,9 @@ fn the_originals_count_every_pair() {
 
     let mse = Mse { variant: Variant::Original, ..Mse::default() };
     let states = random_sides(&[2, 5, 4]);
-    let at = reprpo_plugin::testkit::tap_of_tokens(&states, &sides(&states.chosen, &states.chosen), 2);
-    assert!(mse.clone().loss(&Pairs::new(2, vec![at], None, None), STEP).unwrap().partial.is_none());
+    let at =
+        reprpo_plugin::testkit::tap_of_tokens(&states, &sides(&states.chosen, &states.chosen), 2);
+    assert!(
+        mse.clone().loss(&Pairs::new(2, vec![at], None, None), STEP).unwrap().partial.is_none()
+    );
 }

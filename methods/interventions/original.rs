@@ -1,4 +1,5 @@
-//! What the `original` variants share: the choice itself, and states pooled as the original project pools them.
+//! What the `original` variants share: the choice itself, and states pooled as the original project
+//! pools them.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::Kind;
@@ -29,7 +30,8 @@ pub struct OriginalTap<'a> {
 pub struct Padded<'a> {
     /// The tokens.
     pub tokens: &'a TokenStates,
-    /// False for padding `[m]`, bool. It counts in the mean norm, and not in the pooled states. `None` if there is none.
+    /// False for padding `[m]`, bool. It counts in the mean norm, and not in the pooled states.
+    /// `None` if there is none.
     pub attended: Option<&'a Tensor>,
 }
 
@@ -41,14 +43,20 @@ impl<'a> OriginalTap<'a> {
     pub fn all(pairs: &'a Pairs) -> Result<Vec<Self>> {
         let of_tap = |tap: &'a TapStates| {
             let (policy, reference) = tap.tokens()?;
-            Ok(Self { tokens: [policy, reference].map(|sides| sides.as_ref().map(|tokens| Padded { tokens, attended: None })) })
+            Ok(Self {
+                tokens: [policy, reference]
+                    .map(|sides| sides.as_ref().map(|tokens| Padded { tokens, attended: None })),
+            })
         };
         pairs.taps.iter().map(of_tap).collect()
     }
 
-    /// The policy's and the reference's states after `map` (`[m h]` → `[m w]`, token by token), each pooled to `[b w]`.
+    /// The policy's and the reference's states after `map` (`[m h]` → `[m w]`, token by token),
+    /// each pooled to `[b w]`.
     pub fn pooled(&self, map: impl Fn(&Tensor) -> Tensor) -> [Sides; 2] {
-        let pool = |side: Padded<'_>| outliers::pool(side.tokens, &map(&side.tokens.states), side.attended);
+        let pool = |side: Padded<'_>| {
+            outliers::pool(side.tokens, &map(&side.tokens.states), side.attended)
+        };
         self.tokens.map(|sides| sides.map(pool))
     }
 }
@@ -57,7 +65,10 @@ impl<'a> OriginalTap<'a> {
 ///
 /// # Errors
 /// Fails if there is no tap.
-pub fn mean_over(taps: &[OriginalTap<'_>], per_tap: impl Fn(&OriginalTap<'_>) -> Tensor) -> Result<Tensor> {
+pub fn mean_over(
+    taps: &[OriginalTap<'_>],
+    per_tap: impl Fn(&OriginalTap<'_>) -> Tensor,
+) -> Result<Tensor> {
     if taps.is_empty() {
         return Err(Error::internal("the original variants need the states of every token"));
     }

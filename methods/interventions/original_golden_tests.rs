@@ -41,7 +41,9 @@ impl Inputs {
 
     /// False for the padding of each side `[m]`.
     fn attended(&self) -> Sides {
-        Sides::of(|side| self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool))
+        Sides::of(|side| {
+            self.tensors[&format!("{}_mask", side.name())].reshape([-1]).to_kind(Kind::Bool)
+        })
     }
 
     fn pairs(&self) -> Pairs {
@@ -50,13 +52,23 @@ impl Inputs {
             Logprobs::of_sides(self.of(model, "label_logprobs").map(of))
         };
         let ids = self.tensors["chosen_ids"].unsqueeze(-1);
-        let nll = |model: &str| -self.of(model, "logits").chosen.log_softmax(-1, None::<Kind>).gather(-1, &ids, false).reshape([-1]);
+        let nll = |model: &str| {
+            -self
+                .of(model, "logits")
+                .chosen
+                .log_softmax(-1, None::<Kind>)
+                .gather(-1, &ids, false)
+                .reshape([-1])
+        };
         let (b, t) = self.tensors["chosen_mask"].size2().unwrap();
-        Pairs::new(3, Vec::new(), Some(logprobs("pi")), Some(logprobs("ref"))).with_sequence_nll(SequenceNll {
-            policy: nll("pi"),
-            reference: nll("ref"),
-            owner: Tensor::arange(b, (Kind::Int64, Device::Cpu)).repeat_interleave_self_int(t, 0, None),
-        })
+        Pairs::new(3, Vec::new(), Some(logprobs("pi")), Some(logprobs("ref"))).with_sequence_nll(
+            SequenceNll {
+                policy: nll("pi"),
+                reference: nll("ref"),
+                owner: Tensor::arange(b, (Kind::Int64, Device::Cpu))
+                    .repeat_interleave_self_int(t, 0, None),
+            },
+        )
     }
 }
 
@@ -70,8 +82,12 @@ enum Original {
 impl Original {
     fn loss(&self, inputs: &Inputs) -> Tensor {
         let (pairs, tokens, attended) = (inputs.pairs(), inputs.tokens(), inputs.attended());
-        let [pi_1, ref_1, pi_2, ref_2] =
-            tokens.each_ref().map(|sides| sides.as_ref().zip(attended.as_ref()).map(|(tokens, attended)| Padded { tokens, attended: Some(attended) }));
+        let [pi_1, ref_1, pi_2, ref_2] = tokens.each_ref().map(|sides| {
+            sides
+                .as_ref()
+                .zip(attended.as_ref())
+                .map(|(tokens, attended)| Padded { tokens, attended: Some(attended) })
+        });
         let taps = [OriginalTap { tokens: [pi_1, ref_1] }, OriginalTap { tokens: [pi_2, ref_2] }];
         match self {
             Self::Mse(mse) => mse.original(&taps),
@@ -86,7 +102,12 @@ impl Original {
 #[test]
 fn losses_and_gradients_are_the_originals() {
     let Some(folder) = golden::folder() else { return };
-    let inputs = Inputs { tensors: read_safetensors(&folder.join("original.safetensors")).unwrap().into_iter().collect() };
+    let inputs = Inputs {
+        tensors: read_safetensors(&folder.join("original.safetensors"))
+            .unwrap()
+            .into_iter()
+            .collect(),
+    };
     let mse = Mse { variant: Variant::Original, ..Mse::default() };
     let rank = Rank { variant: Variant::Original, ..Rank::default() };
     let prefvec = PrefVec { variant: Variant::Original, ..PrefVec::default() };
@@ -95,19 +116,40 @@ fn losses_and_gradients_are_the_originals() {
         ("rank.default", Original::Rank(rank.clone())),
         ("rank.all", Original::Rank(Rank { original_nll: true, original_retain: true, ..rank })),
         ("prefvec.default", Original::PrefVec(prefvec.clone())),
-        ("prefvec.orth", Original::PrefVec(PrefVec { original_orth: true, original_proj_abs: false, ..prefvec.clone() })),
+        (
+            "prefvec.orth",
+            Original::PrefVec(PrefVec {
+                original_orth: true,
+                original_proj_abs: false,
+                ..prefvec.clone()
+            }),
+        ),
         (
             "prefvec.angle",
-            Original::PrefVec(PrefVec { original_angle: true, original_proj: false, original_proj_abs: false, original_dpo: false, ..prefvec.clone() }),
+            Original::PrefVec(PrefVec {
+                original_angle: true,
+                original_proj: false,
+                original_proj_abs: false,
+                original_dpo: false,
+                ..prefvec.clone()
+            }),
         ),
-        ("prefvec.dpo_only", Original::PrefVec(PrefVec { original_proj: false, original_proj_abs: false, ..prefvec })),
+        (
+            "prefvec.dpo_only",
+            Original::PrefVec(PrefVec {
+                original_proj: false,
+                original_proj_abs: false,
+                ..prefvec
+            }),
+        ),
     ];
     for (_, leaf) in inputs.leaves() {
         let _ = leaf.set_requires_grad(true);
     }
     for (name, method) in cases {
         let loss = method.loss(&inputs);
-        let (ours, reference) = (loss.double_value(&[]), inputs.tensors[&format!("{name}.loss")].double_value(&[0]));
+        let (ours, reference) =
+            (loss.double_value(&[]), inputs.tensors[&format!("{name}.loss")].double_value(&[0]));
         let off = (ours - reference).abs() / reference.abs();
         loss.backward();
         let mut worst: f64 = 0.0;
@@ -115,13 +157,19 @@ fn losses_and_gradients_are_the_originals() {
             let mut grad = tensor.grad();
             match inputs.tensors.get(&format!("{name}.grad.{leaf}")) {
                 Some(reference) => worst = worst.max(golden::error(&grad, reference)),
-                None => assert!(!grad.defined() || grad.abs().max().double_value(&[]) == 0.0, "{name}: {leaf} has a gradient that the original has not"),
+                None => assert!(
+                    !grad.defined() || grad.abs().max().double_value(&[]) == 0.0,
+                    "{name}: {leaf} has a gradient that the original has not"
+                ),
             }
             if grad.defined() {
                 let _ = grad.zero_();
             }
         }
         eprintln!("{name}: loss {ours} off by {off:.1e}, gradients by {worst:.1e}");
-        assert!(off < 1e-5 && worst < 1e-4, "{name}: loss is {ours}, not {reference}; gradients off by {worst}");
+        assert!(
+            off < 1e-5 && worst < 1e-4,
+            "{name}: loss is {ours}, not {reference}; gradients off by {worst}"
+        );
     }
 }

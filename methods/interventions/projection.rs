@@ -5,8 +5,8 @@ use reprpo_plugin::prelude::*;
 use super::ranges::{above_zero, within, zero_or_more};
 use super::vectors::{EPS, norm};
 
-/// Which coefficients c of a gradient along the direction pass. A descent step moves against them: c above 0 takes the
-/// state towards the rejected completion.
+/// Which coefficients c of a gradient along the direction pass. A descent step moves against them:
+/// c above 0 takes the state towards the rejected completion.
 #[choice]
 pub enum Sign {
     /// All: nothing is clipped.

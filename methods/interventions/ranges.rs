@@ -14,5 +14,9 @@ pub fn zero_or_more(field: &str, value: f64) -> Result<()> {
 
 /// Refuses a value of `intervention.FIELD` that is not `fine`, which is to say not `wanted`.
 pub fn within(field: &str, value: f64, fine: bool, wanted: &str) -> Result<()> {
-    if fine { Ok(()) } else { Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {wanted}"))) }
+    if fine {
+        Ok(())
+    } else {
+        Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {wanted}")))
+    }
 }

@@ -41,7 +41,13 @@ impl Transform for Free {
 fn built_in(name: &str, json: &str) -> Box<dyn Transform> {
     let entry = Registry::builtin().unwrap().transform(name).unwrap();
     let (site, matrix) = (Site::Residual(1), random(&[11, WIDTH]));
-    let cx = TransformCx { model: &model(), site: &site, width: WIDTH, embedding: &matrix, unembedding: &matrix };
+    let cx = TransformCx {
+        model: &model(),
+        site: &site,
+        width: WIDTH,
+        embedding: &matrix,
+        unembedding: &matrix,
+    };
     entry.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu)).unwrap()
 }
 
@@ -52,18 +58,36 @@ fn free() -> Box<dyn Transform> {
 /// The singular values of T, largest first.
 fn singular_values(t: &dyn Transform) -> Vec<f64> {
     let _guard = tch::no_grad_guard();
-    let matrix = t.forward(&Tensor::eye(WIDTH, (Kind::Double, Device::Cpu)), &Around::default()).unwrap();
+    let matrix =
+        t.forward(&Tensor::eye(WIDTH, (Kind::Double, Device::Cpu)), &Around::default()).unwrap();
     Vec::try_from(matrix.svd(true, false).1).unwrap()
 }
 
 /// Trains T alone on states that do not change; gives the loss before and after.
-fn train(method: &mut dyn Intervention, t: &dyn Transform, policy: &Sides, reference: &Sides, steps: usize) -> (f64, f64) {
+fn train(
+    method: &mut dyn Intervention,
+    t: &dyn Transform,
+    policy: &Sides,
+    reference: &Sides,
+    steps: usize,
+) -> (f64, f64) {
     let parameters = t.parameters().into_iter().map(|p| (p.key, p.tensor)).collect();
     let mut optimiser = AdamW::new(vec![Group { parameters, scale: 1.0 }], &TrainConfig::default());
     let mut losses = Vec::new();
     for _ in 0..=steps {
         let through = |x: &Sides| map(x, |x| t.forward(x, &Around::default()).unwrap());
-        let loss = method.loss(&Pairs::new(PAIRS as usize, vec![tap(&through(policy), &through(reference))], None, None), STEP).unwrap().value;
+        let loss = method
+            .loss(
+                &Pairs::new(
+                    PAIRS as usize,
+                    vec![tap(&through(policy), &through(reference))],
+                    None,
+                    None,
+                ),
+                STEP,
+            )
+            .unwrap()
+            .value;
         loss.backward();
         optimiser.step(2e-2).unwrap();
         losses.push(loss.double_value(&[]));
@@ -76,8 +100,9 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
     let reference = random_sides(&[PAIRS, WIDTH]);
     // As in the middle of training: the policy has moved, not all in one direction.
     let policy = map(&reference, |r| r + random(&[PAIRS, WIDTH]) * 0.5);
-    // Each with the least share of its loss that has to be left, and whether a free T keeps its rank. In prefvec it may
-    // lose directions: the less T has beside v̂, the less there is to pay for off it, which is a few hundredths in all.
+    // Each with the least share of its loss that has to be left, and whether a free T keeps its
+    // rank. In prefvec it may lose directions: the less T has beside v̂, the less there is to pay
+    // for off it, which is a few hundredths in all.
     let methods: [(&str, Box<dyn Intervention>, f64, bool); 3] = [
         ("mse", Box::new(Mse::default()), 0.99, true),
         ("rank", Box::new(Rank::default()), 0.98, true),
@@ -86,7 +111,11 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
     ];
     for (name, mut method, least, keeps_rank) in methods {
         // What keeps lengths by construction is not worth as many steps.
-        let transforms = [("ortho", built_in("ortho", "{}"), 40), ("hra", built_in("hra", r#"{"r": 4}"#), 40), ("free", free(), 200)];
+        let transforms = [
+            ("ortho", built_in("ortho", "{}"), 40),
+            ("hra", built_in("hra", r#"{"r": 4}"#), 40),
+            ("free", free(), 200),
+        ];
         for (transform, t, steps) in transforms {
             let (first, last) = train(method.as_mut(), t.as_ref(), &policy, &reference, steps);
             let values = singular_values(t.as_ref());
@@ -95,7 +124,10 @@ fn a_transform_alone_does_not_bring_a_loss_down() {
             let (largest, smallest) = (values[0], values[values.len() - 1]);
             let scale = if transform == "free" { 0.5..10.0 } else { 0.999..1.001 };
             assert!(scale.contains(&largest), "{name}, {transform}: {values:?}");
-            assert!(smallest > 0.02 * largest || (transform == "free" && !keeps_rank), "{name}, {transform}: {values:?}");
+            assert!(
+                smallest > 0.02 * largest || (transform == "free" && !keeps_rank),
+                "{name}, {transform}: {values:?}"
+            );
         }
     }
 }
@@ -106,11 +138,19 @@ fn a_transform_that_keeps_lengths_changes_nothing_but_rank() {
     let t = built_in("ortho", "{}");
     let through = |x: &Sides| map(x, |x| t.forward(x, &Around::default()).unwrap());
     let change = |method: &mut dyn Intervention| {
-        let mut value = |p: &Sides, r: &Sides| method.loss(&Pairs::new(PAIRS as usize, vec![tap(p, r)], None, None), STEP).unwrap().value.double_value(&[]);
+        let mut value = |p: &Sides, r: &Sides| {
+            method
+                .loss(&Pairs::new(PAIRS as usize, vec![tap(p, r)], None, None), STEP)
+                .unwrap()
+                .value
+                .double_value(&[])
+        };
         (value(&through(&policy), &through(&reference)) - value(&policy, &reference)).abs()
     };
     assert!(change(&mut Mse::default()) < 1e-9);
     assert!(change(&mut Mse { log: true, ..Mse::default() }) < 1e-9);
-    assert!(change(&mut PrefVec { lambda_nll: 0.0, lambda_angle: 1.0, ..PrefVec::default() }) < 1e-9);
+    assert!(
+        change(&mut PrefVec { lambda_nll: 0.0, lambda_angle: 1.0, ..PrefVec::default() }) < 1e-9
+    );
     assert!(change(&mut Rank::default()) > 1e-3);
 }

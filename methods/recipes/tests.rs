@@ -33,7 +33,14 @@ fn every_recipe_resolves_and_says_where_its_values_come_from() {
         if registry.get(Kind::Intervention, chosen).is_err() {
             // A build without that method: the error says whose wish it was.
             let e = format!("{:?}", resolve(&registry, &recipe.name).unwrap_err());
-            assert!(e.starts_with(&format!("`intervention.name` in recipe {} cannot be used\n  because unknown intervention `{chosen}`", recipe.name)), "{e}");
+            assert!(
+                e.starts_with(&format!(
+                    "`intervention.name` in recipe {} cannot be used\n  \
+                because unknown intervention `{chosen}`",
+                    recipe.name
+                )),
+                "{e}"
+            );
             continue;
         }
         let Resolved { experiment, origins } = resolve(&registry, &recipe.name).unwrap();
@@ -41,7 +48,15 @@ fn every_recipe_resolves_and_says_where_its_values_come_from() {
         assert_eq!(origins.get("train.lr").unwrap().to_string(), format!("recipe {}", recipe.name));
         let t = &experiment.train;
         assert_eq!(
-            (t.lr, t.warmup, t.clip, t.batch * t.accumulate, t.max_pairs, t.max_length, t.max_prompt_length),
+            (
+                t.lr,
+                t.warmup,
+                t.clip,
+                t.batch * t.accumulate,
+                t.max_pairs,
+                t.max_length,
+                t.max_prompt_length
+            ),
             (6e-5, 0.03, 0.3, 16, Some(5400), 196, Some(96))
         );
         assert_eq!(experiment.adapter.config["r"], json!(64));
@@ -60,5 +75,10 @@ fn the_layers_of_the_recipes_are_those_of_the_table_at_its_depth() {
     assert_eq!(layers("reprpo_side", 22), [10, 12, 14, 16, 18]);
     assert_eq!(layers("reprpo_ortho", 23), [10, 20]);
     assert_eq!(layers("reprpo_hra", 23), [10, 20]);
-    assert!(registry.recipes().filter(|r| r.values.contains_key("tap")).all(|r| r.summary.len() < 100 && r.published.contains("one seed")));
+    assert!(
+        registry
+            .recipes()
+            .filter(|r| r.values.contains_key("tap"))
+            .all(|r| r.summary.len() < 100 && r.published.contains("one seed"))
+    );
 }

@@ -16,19 +16,32 @@ fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }
 
-/// The linear modules of the chosen blocks, in the order in which they run: those named in `chosen` by the last part
-/// of their names, or, where nothing is chosen, those that are or hold one of `usual`.
+/// The linear modules of the chosen blocks, in the order in which they run: those named in `chosen`
+/// by the last part of their names, or, where nothing is chosen, those that are or hold one of
+/// `usual`.
 ///
 /// # Errors
-/// Layers outside the model, a chosen module that a block does not have, or a block that has none of the usual ones.
-fn modules<'m>(model: &'m ModelInfo, layers: &Layers, chosen: Option<&[String]>, usual: &[&str], tap: &str) -> Result<Vec<&'m LinearInfo>> {
+/// Layers outside the model, a chosen module that a block does not have, or a block that has none
+/// of the usual ones.
+fn modules<'m>(
+    model: &'m ModelInfo,
+    layers: &Layers,
+    chosen: Option<&[String]>,
+    usual: &[&str],
+    tap: &str,
+) -> Result<Vec<&'m LinearInfo>> {
     let last = |l: &LinearInfo| l.name.rsplit('.').next().unwrap_or(&l.name).to_owned();
     let mut found = Vec::new();
     for k in layers.resolve(model.layers)? {
         let block: Vec<&LinearInfo> = model.linears.iter().filter(|l| l.layer == Some(k)).collect();
-        let wanted = |l: &&&LinearInfo| chosen.map_or_else(|| usual.iter().any(|u| l.is(u)), |c| c.contains(&last(l)));
-        if let Some(missing) = chosen.into_iter().flatten().find(|name| !block.iter().any(|l| last(l) == **name)) {
-            return Err(Error::unknown("module", missing, block.iter().map(|l| last(l))).within(format!("`tap.modules` of `{tap}` does not fit block {k}")));
+        let wanted = |l: &&&LinearInfo| {
+            chosen.map_or_else(|| usual.iter().any(|u| l.is(u)), |c| c.contains(&last(l)))
+        };
+        if let Some(missing) =
+            chosen.into_iter().flatten().find(|name| !block.iter().any(|l| last(l) == **name))
+        {
+            return Err(Error::unknown("module", missing, block.iter().map(|l| last(l)))
+                .within(format!("`tap.modules` of `{tap}` does not fit block {k}")));
         }
         let before = found.len();
         found.extend(block.iter().filter(wanted));
@@ -36,10 +49,15 @@ fn modules<'m>(model: &'m ModelInfo, layers: &Layers, chosen: Option<&[String]>,
             let what = if chosen.is_some() {
                 "`tap.modules` is empty".to_owned()
             } else {
-                format!("block {k} of this {} model has none of {}", model.architecture, usual.join(", "))
+                format!(
+                    "block {k} of this {} model has none of {}",
+                    model.architecture,
+                    usual.join(", ")
+                )
             };
-            return Err(Error::new(format!("{what}, so `{tap}` has nothing to read"))
-                .hint("name modules in `tap.modules`, or take the tap `hs`, which every model has"));
+            return Err(Error::new(format!("{what}, so `{tap}` has nothing to read")).hint(
+                "name modules in `tap.modules`, or take the tap `hs`, which every model has",
+            ));
         }
     }
     Ok(found)

@@ -11,8 +11,9 @@ impl TokenPooling for WithoutOutliers {
     }
 }
 
-/// Pools `x` `[m w]`, one row for each token: the mean of the tokens whose norm is at most one standard deviation (unbiased)
-/// above the mean norm of all, `[b w]`. Tokens that are not `attended` `[m]` count in the norms, and not in the mean.
+/// Pools `x` `[m w]`, one row for each token: the mean of the tokens whose norm is at most one
+/// standard deviation (unbiased) above the mean norm of all, `[b w]`. Tokens that are not
+/// `attended` `[m]` count in the norms, and not in the mean.
 pub fn pool(tokens: &TokenStates, x: &Tensor, attended: Option<&Tensor>) -> Tensor {
     let norms = x.norm_scalaropt_dim(2.0, -1, false);
     let count = tokens.sum_by_sequence(&norms.ones_like());
@@ -22,6 +23,8 @@ pub fn pool(tokens: &TokenStates, x: &Tensor, attended: Option<&Tensor>) -> Tens
     // A single token has no deviation, and is kept.
     let limit = (mean + std.nan_to_num(0.0, 0.0, 0.0)).index_select(0, &tokens.owner);
     let usual = norms.le_tensor(&limit);
-    let keep = attended.map_or_else(|| usual.shallow_clone(), |attended| usual.logical_and(attended)).to_kind(x.kind());
+    let keep = attended
+        .map_or_else(|| usual.shallow_clone(), |attended| usual.logical_and(attended))
+        .to_kind(x.kind());
     tokens.sum_by_sequence(&(x * keep.unsqueeze(-1))) / tokens.sum_by_sequence(&keep).unsqueeze(-1)
 }

@@ -16,8 +16,8 @@ pub enum Pooling {
     Last,
     /// The mean over the positions that both sequences of the pair have, prompt included.
     Common,
-    /// The mean over prompt and completion without the tokens whose transformed state is longer than one standard
-    /// deviation above the sequence's mean, as the original project pools.
+    /// The mean over prompt and completion without the tokens whose transformed state is longer
+    /// than one standard deviation above the sequence's mean, as the original project pools.
     Original,
 }
 

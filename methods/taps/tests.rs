@@ -13,11 +13,24 @@ use super::*;
 
 fn model(writers: bool) -> ModelInfo {
     let names: &[&str] = if writers {
-        &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+        &[
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ]
     } else {
         &["mixer.in_proj"]
     };
-    let linear = |k: usize, name: &&str| LinearInfo { name: format!("model.layers.{k}.{name}"), layer: Some(k), inputs: 8, outputs: 8 };
+    let linear = |k: usize, name: &&str| LinearInfo {
+        name: format!("model.layers.{k}.{name}"),
+        layer: Some(k),
+        inputs: 8,
+        outputs: 8,
+    };
     ModelInfo {
         architecture: "llama".to_owned(),
         layers: 10,
@@ -32,7 +45,12 @@ fn model(writers: bool) -> ModelInfo {
 
 #[test]
 fn hidden_states_count_the_embeddings_and_the_final_norm() {
-    let sites = |layers: &str| Hs { layers: Layers(layers.to_owned()), ..Hs::default() }.build().unwrap().sites(&model(true));
+    let sites = |layers: &str| {
+        Hs { layers: Layers(layers.to_owned()), ..Hs::default() }
+            .build()
+            .unwrap()
+            .sites(&model(true))
+    };
     assert_eq!(sites("0,-1").unwrap(), [Site::Residual(0), Site::Residual(10)]);
     assert_eq!(sites("range(.3,-2)").unwrap(), [3, 4, 5, 6, 7, 8].map(Site::Residual));
     assert!(sites("11").is_err());
@@ -41,21 +59,40 @@ fn hidden_states_count_the_embeddings_and_the_final_norm() {
 
 #[test]
 fn side_in_reads_both_writers_of_each_block() {
-    let tap = SideIn { layers: Layers("1,-1".to_owned()), pooling: super::pooling::Pooling::Last, modules: None }.build().unwrap();
+    let tap = SideIn {
+        layers: Layers("1,-1".to_owned()),
+        pooling: super::pooling::Pooling::Last,
+        modules: None,
+    }
+    .build()
+    .unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(
         names,
-        ["in.model.layers.1.self_attn.o_proj", "in.model.layers.1.mlp.down_proj", "in.model.layers.9.self_attn.o_proj", "in.model.layers.9.mlp.down_proj"]
+        [
+            "in.model.layers.1.self_attn.o_proj",
+            "in.model.layers.1.mlp.down_proj",
+            "in.model.layers.9.self_attn.o_proj",
+            "in.model.layers.9.mlp.down_proj"
+        ]
     );
     assert_eq!(tap.pooling(), Pooling::Last);
-    assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("has none of o_proj, down_proj"));
+    assert!(
+        tap.sites(&model(false)).unwrap_err().to_string().contains("has none of o_proj, down_proj")
+    );
 }
 
 #[test]
 fn side_out_reads_all_five_readers_of_each_block() {
     let tap = SideOut { layers: Layers("4".to_owned()), ..SideOut::default() }.build().unwrap();
     let names: Vec<String> = tap.sites(&model(true)).unwrap().iter().map(Site::to_string).collect();
-    let readers = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"];
+    let readers = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+    ];
     assert_eq!(names, readers.map(|r| format!("out.model.layers.4.{r}")));
     assert!(tap.sites(&model(false)).unwrap_err().to_string().contains("has none of q_proj"));
 }
@@ -64,23 +101,34 @@ fn side_out_reads_all_five_readers_of_each_block() {
 fn modules_choose_what_a_side_tap_reads() {
     let of = |modules: &[&str]| {
         let modules = Some(modules.iter().map(|m| (*m).to_owned()).collect());
-        SideOut { layers: Layers("0,-1".to_owned()), modules, ..SideOut::default() }.build().unwrap().sites(&model(true))
+        SideOut { layers: Layers("0,-1".to_owned()), modules, ..SideOut::default() }
+            .build()
+            .unwrap()
+            .sites(&model(true))
     };
     let names: Vec<String> = of(&["down_proj"]).unwrap().iter().map(Site::to_string).collect();
     assert_eq!(names, ["out.model.layers.0.mlp.down_proj", "out.model.layers.9.mlp.down_proj"]);
     let e = format!("{:?}", of(&["v_porj"]).unwrap_err());
-    assert!(e.contains("`tap.modules` of `side-out` does not fit block 0") && e.contains("did you mean `v_proj`?"), "{e}");
+    assert!(
+        e.contains("`tap.modules` of `side-out` does not fit block 0")
+            && e.contains("did you mean `v_proj`?"),
+        "{e}"
+    );
     assert!(of(&[]).unwrap_err().to_string().contains("`tap.modules` is empty"));
 }
 
-/// The tiny Llama model and what transformers read in it; where they are missing a test skips, except in continuous
-/// integration.
+/// The tiny Llama model and what transformers read in it; where they are missing a test skips,
+/// except in continuous integration.
 fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let shared = std::env::var_os("REPRPO_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     if shared.exists() {
         return Some(shared.join("golden/models/llama"));
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "the reference values (`$REPRPO_SHARED`) must be there in continuous integration");
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "the reference values (`$REPRPO_SHARED`) must be there in continuous integration"
+    );
     eprintln!("skipped: the reference values (`$REPRPO_SHARED`) not found");
     None
 }
@@ -103,11 +151,13 @@ fn every_tap_reads_what_transformers_has_there() {
     for (tap, places) in taps {
         let sites = tap.sites(model.info()).unwrap();
         assert_eq!(sites.len(), places);
-        let reached = model.forward(&stream, Request { sites: &sites, ..Request::default() }).unwrap();
+        let reached =
+            model.forward(&stream, Request { sites: &sites, ..Request::default() }).unwrap();
         for (site, ours) in sites.iter().zip(&reached.states) {
             let reference = io[&site.to_string()].flatten(0, 1).index_select(0, &real);
             assert_eq!(ours.size()[1], model.info().width(site).unwrap());
-            let off = (ours - &reference).abs().max().double_value(&[]) / reference.abs().max().double_value(&[]).max(1.0);
+            let off = (ours - &reference).abs().max().double_value(&[])
+                / reference.abs().max().double_value(&[]).max(1.0);
             assert!(off < 1e-4, "{site}: {off:e}");
         }
     }

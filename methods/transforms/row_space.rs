@@ -2,7 +2,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Rows of W that are turned into float64 at once: a few of them in memory, not all of a large vocabulary.
+/// Rows of W that are turned into float64 at once: a few of them in memory, not all of a large
+/// vocabulary.
 const ROWS: i64 = 8192;
 
 /// The singular values and right-singular directions of a matrix `[vocab h]`, in float64.
@@ -14,11 +15,12 @@ pub struct RowSpace {
 }
 
 impl RowSpace {
-    /// Of `matrices` `[vocab h]` on top of each other, each scaled to the same size (Frobenius norm 1) where there are
-    /// several.
+    /// Of `matrices` `[vocab h]` on top of each other, each scaled to the same size (Frobenius norm
+    /// 1) where there are several.
     ///
-    /// WᵀW = V σ² Vᵀ is h×h where the singular value decomposition of W has vocab·h numbers in U alone. In float64 the
-    /// values are good to 1e-8 of the largest, and weights have no more digits.
+    /// WᵀW = V σ² Vᵀ is h×h where the singular value decomposition of W has vocab·h numbers in U
+    /// alone. In float64 the values are good to 1e-8 of the largest, and weights have no more
+    /// digits.
     ///
     /// # Errors
     /// Where the device runs out of memory, or values that are not finite.
@@ -35,10 +37,14 @@ impl RowSpace {
                 None => gram,
             });
         }
-        let total = total.ok_or_else(|| Error::internal("there is no matrix to take the directions of"))?;
+        let total =
+            total.ok_or_else(|| Error::internal("there is no matrix to take the directions of"))?;
         let (squares, directions) = total.f_linalg_eigh("L")?;
         // libtorch counts upwards; rounding may put the smallest below 0.
-        Ok(Self { values: squares.f_flip([0])?.f_clamp_min(0.0)?.f_sqrt()?, directions: directions.f_flip([1])? })
+        Ok(Self {
+            values: squares.f_flip([0])?.f_clamp_min(0.0)?.f_sqrt()?,
+            directions: directions.f_flip([1])?,
+        })
     }
 }
 
@@ -62,6 +68,10 @@ pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
     if cx.width == hidden {
         return Ok(());
     }
-    Err(Error::new(format!("the transform `{transform}` needs states of the width of the embeddings, {hidden}, but those at `{}` have {}", cx.site, cx.width))
-        .hint("take a tap of the residual stream: `--tap hs`"))
+    Err(Error::new(format!(
+        "the transform `{transform}` needs states of the width of the \
+        embeddings, {hidden}, but those at `{}` have {}",
+        cx.site, cx.width
+    ))
+    .hint("take a tap of the residual stream: `--tap hs`"))
 }

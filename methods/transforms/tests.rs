@@ -21,7 +21,13 @@ struct Claim {
     trained: usize,
 }
 
-const fn claim(name: &'static str, json: &'static str, [linear, orthogonal, identity]: [bool; 3], outputs: i64, trained: usize) -> Claim {
+const fn claim(
+    name: &'static str,
+    json: &'static str,
+    [linear, orthogonal, identity]: [bool; 3],
+    outputs: i64,
+    trained: usize,
+) -> Claim {
     Claim { name, json, linear, orthogonal, identity, outputs, trained }
 }
 
@@ -39,14 +45,32 @@ const ALL: [Claim; 20] = [
     claim("ether", r#"{"form": "oft", "blocks": 3}"#, [true, true, true], WIDTH, 1),
     claim("ether", r#"{"form": "plus_two_sided", "blocks": 2}"#, [true, false, true], WIDTH, 4),
     claim("ether", r#"{"reduce": 3}"#, [true, false, false], WIDTH / 3, 2),
-    claim("ether", r#"{"form": "oft", "reduce": 6, "blocks": 1}"#, [true, false, false], WIDTH / 6, 2),
-    claim("ether", r#"{"form": "plus_two_sided", "reduce": 2, "blocks": 2}"#, [true, false, false], WIDTH / 2, 5),
+    claim(
+        "ether",
+        r#"{"form": "oft", "reduce": 6, "blocks": 1}"#,
+        [true, false, false],
+        WIDTH / 6,
+        2,
+    ),
+    claim(
+        "ether",
+        r#"{"form": "plus_two_sided", "reduce": 2, "blocks": 2}"#,
+        [true, false, false],
+        WIDTH / 2,
+        5,
+    ),
     claim("svd", "{}", [true, false, false], WIDTH, 0),
     claim("svd", r#"{"matrix": "embedding", "top": 3}"#, [true, false, false], WIDTH, 0),
     claim("svd", r#"{"matrix": "both", "top": 0.9}"#, [true, false, false], WIDTH, 0),
     claim("svd", r#"{"soft": 0.5}"#, [true, false, false], WIDTH, 0),
     claim("suppressed", "{}", [false, false, false], WIDTH, 0),
-    claim("suppressed", r#"{"keep": "falling", "threshold": 0.0}"#, [false, false, false], WIDTH, 0),
+    claim(
+        "suppressed",
+        r#"{"keep": "falling", "threshold": 0.0}"#,
+        [false, false, false],
+        WIDTH,
+        0,
+    ),
 ];
 
 /// What the transforms are made for: fixed matrices of a model with a vocabulary of 31.
@@ -60,9 +84,25 @@ impl Model {
         Self { embedding: seeded(1, &[31, WIDTH]), unembedding: seeded(2, &[31, WIDTH]) }
     }
 
-    fn build_at(&self, site: &Site, width: i64, name: &str, json: &str) -> Result<Box<dyn Transform>> {
-        let cx = TransformCx { model: &model(), site, width, embedding: &self.embedding, unembedding: &self.unembedding };
-        Registry::builtin()?.transform(name)?.build(json, &cx, &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu))
+    fn build_at(
+        &self,
+        site: &Site,
+        width: i64,
+        name: &str,
+        json: &str,
+    ) -> Result<Box<dyn Transform>> {
+        let cx = TransformCx {
+            model: &model(),
+            site,
+            width,
+            embedding: &self.embedding,
+            unembedding: &self.unembedding,
+        };
+        Registry::builtin()?.transform(name)?.build(
+            json,
+            &cx,
+            &mut Init::new(0, "hidden_states.1", Kind::Double, Device::Cpu),
+        )
     }
 
     fn build(&self, name: &str, json: &str) -> Result<Box<dyn Transform>> {
@@ -96,7 +136,11 @@ fn apply(t: &dyn Transform, x: &Tensor) -> Tensor {
 #[test]
 fn every_registered_transform_is_in_the_table() {
     let registry = Registry::builtin().unwrap();
-    let missing: Vec<_> = registry.all::<TransformEntry>().map(|e| e.about.name).filter(|n| !ALL.iter().any(|c| c.name == *n)).collect();
+    let missing: Vec<_> = registry
+        .all::<TransformEntry>()
+        .map(|e| e.about.name)
+        .filter(|n| !ALL.iter().any(|c| c.name == *n))
+        .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
@@ -106,7 +150,11 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
     let model = Model::new();
     for c in &ALL {
         let t = model.build(c.name, c.json).unwrap();
-        assert_eq!((t.linear(), t.orthogonal(), t.parameters().len()), (c.linear, c.orthogonal, c.trained), "{c:?}");
+        assert_eq!(
+            (t.linear(), t.orthogonal(), t.parameters().len()),
+            (c.linear, c.orthogonal, c.trained),
+            "{c:?}"
+        );
         // Off the start, where some are the identity.
         for mut p in t.parameters() {
             p.tensor += random(&p.tensor.size()) * 0.3;
@@ -117,7 +165,8 @@ fn each_is_linear_and_orthogonal_just_where_it_says_so() {
         let mixed = off(&apply(t.as_ref(), &(&x * 2.0 - &y)), &(&tx * 2.0 - &ty));
         assert_eq!(mixed < 1e-11, c.linear, "{c:?}: {mixed}");
         let dot = |a: &Tensor, b: &Tensor| (a * b).sum_dim_intlist(-1, false, None::<Kind>);
-        let turned = if c.outputs == WIDTH { off(&dot(&tx, &ty), &dot(&x, &y)) } else { f64::INFINITY };
+        let turned =
+            if c.outputs == WIDTH { off(&dot(&tx, &ty), &dot(&x, &y)) } else { f64::INFINITY };
         assert_eq!(turned < 1e-11, c.orthogonal, "{c:?}: {turned}");
         // One state alone, or a batch of any shape, where nothing around is read.
         if c.linear {
@@ -139,8 +188,12 @@ fn they_start_as_the_identity_where_they_say_so() {
 
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
-    let bytes =
-        |t: &dyn Transform| -> Vec<f64> { t.parameters().iter().flat_map(|p| Vec::<f64>::try_from(p.tensor.detach().flatten(0, -1)).unwrap()).collect() };
+    let bytes = |t: &dyn Transform| -> Vec<f64> {
+        t.parameters()
+            .iter()
+            .flat_map(|p| Vec::<f64>::try_from(p.tensor.detach().flatten(0, -1)).unwrap())
+            .collect()
+    };
     for c in &ALL {
         let x = random(&[5, WIDTH]);
         let (a, b) = (build(c.name, c.json).unwrap(), build(c.name, c.json).unwrap());
@@ -166,8 +219,14 @@ fn gradients_are_those_of_finite_differences() {
             moved -= &direction * (2.0 * step);
             let below = loss().double_value(&[]);
             moved += &direction * step;
-            let (numeric, exact) = ((above - below) / (2.0 * step), (grad * direction).sum(Kind::Double).double_value(&[]));
-            assert!((numeric - exact).abs() < 1e-6 * exact.abs().max(1.0), "{c:?}: {numeric} {exact}");
+            let (numeric, exact) = (
+                (above - below) / (2.0 * step),
+                (grad * direction).sum(Kind::Double).double_value(&[]),
+            );
+            assert!(
+                (numeric - exact).abs() < 1e-6 * exact.abs().max(1.0),
+                "{c:?}: {numeric} {exact}"
+            );
         }
     }
 }
@@ -178,15 +237,29 @@ fn values_out_of_range_are_refused_with_the_valid_ones() {
         ("hra", r#"{"r": 3}"#, "transform.r"),
         ("hra", r#"{"r": 0}"#, "transform.r"),
         ("ortho", r#"{"map": "other"}"#, "map"),
-        ("ether", r#"{"blocks": 5}"#, "`transform.blocks` is 5, which does not divide the width 12 at `hidden_states.1`\n  hint: valid: 1, 2, 3, 4, 6, 12"),
+        (
+            "ether",
+            r#"{"blocks": 5}"#,
+            "`transform.blocks` is 5, which does not divide the width 12 at `hidden_states.1`\n  \
+                hint: valid: 1, 2, 3, 4, 6, 12",
+        ),
         ("ether", r#"{"blocks": 0}"#, "`transform.blocks` is 0"),
-        ("ether", r#"{"reduce": 5}"#, "`transform.reduce` is 5, which does not divide the width 12"),
+        (
+            "ether",
+            r#"{"reduce": 5}"#,
+            "`transform.reduce` is 5, which does not divide the width 12",
+        ),
         ("ether", r#"{"reduce": 0}"#, "`transform.reduce` is 0"),
-        ("ether", r#"{"form": "plus_two_sided", "blocks": 4, "reduce": 6}"#, "does not divide the reduced width 2 at `hidden_states.1`\n  hint: valid: 1, 2"),
+        (
+            "ether",
+            r#"{"form": "plus_two_sided", "blocks": 4, "reduce": 6}"#,
+            "does not divide the reduced width 2 at `hidden_states.1`\n  hint: valid: 1, 2",
+        ),
         (
             "svd",
             r#"{"top": 12}"#,
-            "`transform.top` is 12, which is not a part of the 12 directions\n  hint: valid: a share above 0 and below 1, or a whole number from 1 to 11",
+            "`transform.top` is 12, which is not a part of the 12 directions\n  hint: valid: a \
+                share above 0 and below 1, or a whole number from 1 to 11",
         ),
         ("svd", r#"{"top": 0}"#, "`transform.top` is 0"),
         ("svd", r#"{"top": -1}"#, "`transform.top` is -1"),
@@ -197,17 +270,18 @@ fn values_out_of_range_are_refused_with_the_valid_ones() {
         assert!(message(name, json).contains(says), "{name} {json}: {}", message(name, json));
     }
     let model = Model::new();
-    let at = |site: Site, width, name: &str| format!("{:?}", model.build_at(&site, width, name, "{}").err().expect("an error"));
+    let at = |site: Site, width, name: &str| {
+        format!("{:?}", model.build_at(&site, width, name, "{}").err().expect("an error"))
+    };
     let side = || Site::Input("model.layers.0.mlp.down_proj".to_owned());
-    assert!(
-        at(side(), 30, "svd").starts_with(
-            "the transform `svd` needs states of the width of the embeddings, 12, but those at `in.model.layers.0.mlp.down_proj` have 30\n  hint: "
-        )
-    );
-    assert!(
-        at(side(), WIDTH, "suppressed")
-            .starts_with("the transform `suppressed` reads the residual stream, but the tap reads `in.model.layers.0.mlp.down_proj`")
-    );
+    assert!(at(side(), 30, "svd").starts_with(
+        "the transform `svd` needs states of the width of the embeddings, 12, but those at \
+                `in.model.layers.0.mlp.down_proj` have 30\n  hint: "
+    ));
+    assert!(at(side(), WIDTH, "suppressed").starts_with(
+        "the transform `suppressed` reads the residual stream, but the tap reads \
+                `in.model.layers.0.mlp.down_proj`"
+    ));
     assert!(at(Site::Residual(0), 30, "suppressed").contains("width of the embeddings"));
 }
 
@@ -234,8 +308,12 @@ fn ether_is_the_block_diagonal_matrix_of_its_definition() {
         let tensors: Vec<Tensor> = t.parameters().into_iter().map(|p| p.tensor).collect();
         (apply(t.as_ref(), &x), tensors)
     };
-    let blocks = |n: i64, of: &dyn Fn(i64) -> Tensor| Tensor::block_diag(&(0..n).map(of).collect::<Vec<_>>());
-    let plus = |p: &[Tensor], n: i64| blocks(n, &|i| eye(p[0].size()[1]) - unit(&p[0].get(i)) + unit(&p[1].get(i)));
+    let blocks = |n: i64, of: &dyn Fn(i64) -> Tensor| {
+        Tensor::block_diag(&(0..n).map(of).collect::<Vec<_>>())
+    };
+    let plus = |p: &[Tensor], n: i64| {
+        blocks(n, &|i| eye(p[0].size()[1]) - unit(&p[0].get(i)) + unit(&p[1].get(i)))
+    };
 
     let (y, p) = parameters("{}");
     assert!(off(&y, &x.matmul(&blocks(4, &|i| reflection(&p[0].get(i))))) < 1e-12);
@@ -268,7 +346,10 @@ fn svd_takes_the_main_directions_of_the_matrix_away() {
     };
     assert!(off(&of("{}"), &without(&model.unembedding, 6)) < 1e-9);
     assert!(off(&of(r#"{"matrix": "embedding", "top": 3}"#), &without(&model.embedding, 3)) < 1e-9);
-    let both = Tensor::cat(&[&model.embedding / model.embedding.norm(), &model.unembedding / model.unembedding.norm()], 0);
+    let both = Tensor::cat(
+        &[&model.embedding / model.embedding.norm(), &model.unembedding / model.unembedding.norm()],
+        0,
+    );
     assert!(off(&of(r#"{"matrix": "both", "top": 0.25}"#), &without(&both, 3)) < 1e-9);
     let (s, v) = directions(&model.unembedding);
     let weights = (&s / s.quantile_scalar(0.75, 0, false, "linear")).clamp_max(1.0);
@@ -286,11 +367,16 @@ fn suppressed_masks_by_what_the_head_sees_move_at_the_last_token() {
         model.unembedding = random(&[31, rank]).matmul(&random(&[rank, WIDTH]));
         let (x, before) = (random(&[5, WIDTH]), random(&[5, WIDTH]));
         let w = &model.unembedding;
-        let moved = (x.matmul(&w.tr()) - before.matmul(&w.tr())).matmul(&w.linalg_pinv(1e-9, false).tr());
+        let moved =
+            (x.matmul(&w.tr()) - before.matmul(&w.tr())).matmul(&w.linalg_pinv(1e-9, false).tr());
         for (json, of) in [("{}", moved.gt(0.1)), (r#"{"keep": "falling"}"#, moved.lt(-0.1))] {
-            let mask = of.to_kind(Kind::Double).index_select(0, &Tensor::from_slice(&[1i64, 1, 4, 4, 4]));
+            let mask =
+                of.to_kind(Kind::Double).index_select(0, &Tensor::from_slice(&[1i64, 1, 4, 4, 4]));
             let t = model.build("suppressed", json).unwrap();
-            assert!(t.forward(&x, &around(Some(before.shallow_clone()))).unwrap().equal(&(&x * mask)), "{rank} {json}");
+            assert!(
+                t.forward(&x, &around(Some(before.shallow_clone()))).unwrap().equal(&(&x * mask)),
+                "{rank} {json}"
+            );
             // The first tap of a run has none before it.
             assert!(t.forward(&x, &around(None)).unwrap().equal(&x));
             assert!(t.forward(&x, &Around::default()).is_err());

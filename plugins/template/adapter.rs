@@ -8,13 +8,15 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "a change of each weight at its full rank",
     reference = "where it comes from: paper and section",
-    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. Merged: W + D.",
+    explain = "y = (W + D)x + b    D [out in]\n\nD starts at 0, so the model starts unchanged. \
+        Merged: W + D.",
     peft_type = "MY_METHOD"
 )]
 // Every field is on the command line as `--set adapter.FIELD=…`, and its comment is its help. A
 // field without `#[default(…)]` has the default of its type.
 pub struct MyMethod {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(["q_proj", "v_proj"].into())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -26,10 +28,14 @@ impl AdapterPlugin for MyMethod {
         Ok(Box::new(self))
     }
 
-    // The way back from the `adapter_config.json` of a run; what `peft_config` below adds to it is read here.
+    // The way back from the `adapter_config.json` of a run; what `peft_config` below adds to it is
+    // read here.
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Self { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self {
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft.get("layers_to_transform")?,
+        })
     }
 }
 
@@ -37,7 +43,8 @@ impl Adapter for MyMethod {
     fn peft_config(&self) -> String {
         "{}".to_owned()
     }
-    // Called once a module. Random values come from `init` alone, so that a seed gives the same bytes everywhere.
+    // Called once a module. Random values come from `init` alone, so that a seed gives the same
+    // bytes everywhere.
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Ok(Box::new(MyMethodLinear(init.zeros(&[site.info.outputs, site.info.inputs]))))
     }
@@ -48,7 +55,8 @@ struct MyMethodLinear(Tensor);
 
 impl AdaptedLinear for MyMethodLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _train: bool) -> Result<Tensor> {
-        // Your formula goes here: x is `[n in]`, one row a token, in the model's precision; parameters are float32.
+        // Your formula goes here: x is `[n in]`, one row a token, in the model's precision;
+        // parameters are float32.
         Ok(base.forward(x)? + x.f_matmul(&self.0.to_kind(x.kind()).tr())?)
     }
     fn parameters(&self) -> Vec<Parameter> {
@@ -75,9 +83,15 @@ mod tests {
     #[test]
     fn forward_and_merge_are_the_formula() {
         let square = |values: [f64; 4]| Tensor::from_slice(&values).reshape([2, 2]);
-        let (adapted, base) = (MyMethodLinear(square([1.0, 2.0, 3.0, 4.0])), Frozen::new(square([1.0, 0.0, 0.0, 1.0]), None));
+        let (adapted, base) = (
+            MyMethodLinear(square([1.0, 2.0, 3.0, 4.0])),
+            Frozen::new(square([1.0, 0.0, 0.0, 1.0]), None),
+        );
         let x = Tensor::from_slice(&[1.0, 10.0]).reshape([1, 2]);
-        for y in [adapted.forward(&x, &base, true).unwrap(), adapted.merge(&base).unwrap().forward(&x).unwrap()] {
+        for y in [
+            adapted.forward(&x, &base, true).unwrap(),
+            adapted.merge(&base).unwrap().forward(&x).unwrap(),
+        ] {
             assert_eq!(Vec::<f64>::try_from(y.squeeze()).unwrap(), [1.0 + 21.0, 10.0 + 43.0]);
         }
     }

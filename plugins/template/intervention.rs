@@ -6,9 +6,11 @@ use reprpo_plugin::prelude::*;
 // `reprpo list` and `reprpo explain my-method` show these texts.
 #[intervention(
     name = "my-method",
-    summary = "raise the chosen completion's log-probability over the rejected one's, and hold its states",
+    summary = "raise the chosen completion's log-probability over the rejected one's, and hold \
+        its states",
     reference = "where it comes from: paper and section",
-    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's states at a tap, r⁺ the reference's."
+    explain = "L = −log σ(β[logp(y⁺) − logp(y⁻)]) + λ·mean (p⁺ − r⁺)²\n\np⁺ are the policy's \
+        states at a tap, r⁺ the reference's."
 )]
 // Every field is on the command line as `--set intervention.FIELD=…`, and its comment is its help.
 // A field without `#[default(…)]` has the default of its type.
@@ -24,7 +26,10 @@ pub struct MyMethod {
 impl InterventionPlugin for MyMethod {
     fn build(self, _model: &ModelInfo) -> Result<Box<dyn Intervention>> {
         if !(self.beta > 0.0 && self.lambda >= 0.0) {
-            return Err(Error::new(format!("`beta` is {} and `lambda` {}, but they have to be above 0, and 0 or more", self.beta, self.lambda)));
+            return Err(Error::new(format!(
+                "`beta` is {} and `lambda` {}, but they have to be above 0, and 0 or more",
+                self.beta, self.lambda
+            )));
         }
         Ok(Box::new(self))
     }
@@ -33,14 +38,25 @@ impl InterventionPlugin for MyMethod {
 impl Intervention for MyMethod {
     // The engine computes what is named here, and nothing more.
     fn needs(&self) -> Needs {
-        Needs { logprobs: Completions::Both, states: States::Pooled, reference_states: true, ..Needs::default() }
+        Needs {
+            logprobs: Completions::Both,
+            states: States::Pooled,
+            reference_states: true,
+            ..Needs::default()
+        }
     }
 
     fn loss(&mut self, pairs: &Pairs, _step: StepInfo) -> Result<Loss> {
         // Your formula goes here: log-probabilities are `[b]` for b pairs, states `[b h]`.
         let logprobs = pairs.policy()?;
         let margin = logprobs.chosen()?.sum() - logprobs.rejected()?.sum();
-        let moved = pairs.mean_over_taps(|tap| Ok((&tap.policy()?.chosen - &tap.reference()?.chosen).square().mean_dim(-1, false, None::<Kind>)))?;
+        let moved = pairs.mean_over_taps(|tap| {
+            Ok((&tap.policy()?.chosen - &tap.reference()?.chosen).square().mean_dim(
+                -1,
+                false,
+                None::<Kind>,
+            ))
+        })?;
         let value = (&moved * self.lambda - (&margin * self.beta).log_sigmoid()).mean(None::<Kind>);
         // Each metric is a column of the run's `metrics.jsonl`, its mean over pairs.
         Ok(Loss::new(value).metric("my-method/margin", &margin).metric("my-method/moved", &moved))
@@ -64,9 +80,18 @@ mod tests {
     #[test]
     fn one_pair_worked_out_by_hand() {
         // A margin of −3 − (−5) = 2, and states that are (0 + 2²)/2 = 2 from the reference's.
-        let states = |chosen: [f64; 2]| sides(&tensor(&chosen, &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
-        let logprobs = Logprobs::new(tokens(&tensor(&[-1.0, -2.0], &[2]), &[2]), Some(tokens(&tensor(&[-5.0], &[1]), &[1])));
-        let pairs = Pairs::new(1, vec![tap(&states([1.0, 2.0]), &states([1.0, 0.0]))], Some(logprobs), None);
+        let states =
+            |chosen: [f64; 2]| sides(&tensor(&chosen, &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
+        let logprobs = Logprobs::new(
+            tokens(&tensor(&[-1.0, -2.0], &[2]), &[2]),
+            Some(tokens(&tensor(&[-5.0], &[1]), &[1])),
+        );
+        let pairs = Pairs::new(
+            1,
+            vec![tap(&states([1.0, 2.0]), &states([1.0, 0.0]))],
+            Some(logprobs),
+            None,
+        );
         let loss = MyMethod { beta: 0.5, lambda: 3.0 }.loss(&pairs, STEP).unwrap();
         near(loss.value.double_value(&[]), (-1f64).exp().ln_1p() + 3.0 * 2.0);
     }

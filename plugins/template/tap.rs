@@ -8,7 +8,8 @@ use reprpo_plugin::prelude::*;
     name = "my-method",
     summary = "the residual stream behind chosen blocks",
     reference = "where it comes from: paper and section",
-    explain = "blocks.k, the residual stream behind block k    width: hidden\n\nOne tap a chosen block."
+    explain = "blocks.k, the residual stream behind block k    width: hidden\n\nOne tap a chosen \
+        block."
 )]
 // Every field is on the command line as `--set tap.FIELD=…`, and its comment is its help. A field
 // without `#[default(…)]` has the default of its type.
@@ -28,7 +29,8 @@ impl TapPlugin for MyMethod {
 
 impl Tap for MyMethod {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
-        // Your choice goes here: the outputs of blocks, or `Site::Input` and `Site::Output` of `model.linears` by name.
+        // Your choice goes here: the outputs of blocks, or `Site::Input` and `Site::Output` of
+        // `model.linears` by name.
         Ok(self.layers.resolve(model.layers)?.into_iter().map(Site::Block).collect())
     }
 
@@ -51,9 +53,27 @@ mod tests {
 
     #[test]
     fn layers_count_blocks_from_either_end() {
-        let linears = (0..10).map(|k| LinearInfo { name: format!("model.layers.{k}.mlp.down_proj"), layer: Some(k), inputs: 16, outputs: 8 }).collect();
-        let model = ModelInfo { architecture: "llama".to_owned(), layers: 10, hidden: 8, heads: 2, head_dim: 4, vocab: 16, linears, parts: Vec::new() };
-        let sites = |layers: &str| MyMethod { layers: Layers(layers.to_owned()), ..MyMethod::default() }.sites(&model);
+        let linears = (0..10)
+            .map(|k| LinearInfo {
+                name: format!("model.layers.{k}.mlp.down_proj"),
+                layer: Some(k),
+                inputs: 16,
+                outputs: 8,
+            })
+            .collect();
+        let model = ModelInfo {
+            architecture: "llama".to_owned(),
+            layers: 10,
+            hidden: 8,
+            heads: 2,
+            head_dim: 4,
+            vocab: 16,
+            linears,
+            parts: Vec::new(),
+        };
+        let sites = |layers: &str| {
+            MyMethod { layers: Layers(layers.to_owned()), ..MyMethod::default() }.sites(&model)
+        };
         assert_eq!(sites("0.33,0.66").unwrap(), [Site::Block(3), Site::Block(6)]);
         assert_eq!(sites("-1").unwrap(), [Site::Block(9)]);
         assert!(sites("10").is_err());

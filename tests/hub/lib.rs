@@ -1,6 +1,8 @@
-//! A hub of the tests' own: Hugging Face's routes on this machine, with the faults of a real network.
+//! A hub of the tests' own: Hugging Face's routes on this machine, with the faults of a real
+//! network.
 //!
-//! Small files come from the hub itself, large ones by a redirect from another host, as there. Every request is kept.
+//! Small files come from the hub itself, large ones by a redirect from another host, as there.
+//! Every request is kept.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -102,7 +104,10 @@ impl LocalHub {
 
     /// An empty one that is asked over TLS, with a certificate that nobody knows.
     pub fn start_secure() -> Self {
-        Self::with(Some(rcgen::generate_simple_self_signed(["127.0.0.1", "localhost"].map(str::to_owned)).expect("a certificate")))
+        Self::with(Some(
+            rcgen::generate_simple_self_signed(["127.0.0.1", "localhost"].map(str::to_owned))
+                .expect("a certificate"),
+        ))
     }
 
     fn with(identity: Option<rcgen::CertifiedKey<rcgen::KeyPair>>) -> Self {
@@ -110,10 +115,18 @@ impl LocalHub {
         let port = listener.local_addr().expect("an address").port();
         let scheme = if identity.is_some() { "https" } else { "http" };
         // Large files are on a host of another name.
-        let state = Arc::new(Mutex::new(State { elsewhere: format!("{scheme}://localhost:{port}"), ..State::default() }));
+        let state = Arc::new(Mutex::new(State {
+            elsewhere: format!("{scheme}://localhost:{port}"),
+            ..State::default()
+        }));
         let tls = identity.as_ref().map(|rcgen::CertifiedKey { cert, signing_key }| {
             let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
-            Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("a certificate and its key"))
+            Arc::new(
+                ServerConfig::builder()
+                    .with_no_client_auth()
+                    .with_single_cert(vec![cert.der().clone()], key)
+                    .expect("a certificate and its key"),
+            )
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -122,11 +135,18 @@ impl LocalHub {
                 // A client that has gone is no matter of the hub's.
                 std::thread::spawn(move || match tls {
                     None => serve(connection, &shared),
-                    Some(tls) => serve(StreamOwned::new(ServerConnection::new(tls).ok()?, connection), &shared),
+                    Some(tls) => serve(
+                        StreamOwned::new(ServerConnection::new(tls).ok()?, connection),
+                        &shared,
+                    ),
                 });
             }
         });
-        Self { endpoint: format!("{scheme}://127.0.0.1:{port}"), certificate: identity.map(|i| i.cert.pem()), state }
+        Self {
+            endpoint: format!("{scheme}://127.0.0.1:{port}"),
+            certificate: identity.map(|i| i.cert.pem()),
+            state,
+        }
     }
 
     /// What `HF_ENDPOINT` is set to.
@@ -139,9 +159,11 @@ impl LocalHub {
         self.certificate.as_deref().expect("a hub that was started with `start_secure`")
     }
 
-    /// Puts a commit with just these files onto a branch of `models/org/name` or `datasets/org/name`; gives the commit.
+    /// Puts a commit with just these files onto a branch of `models/org/name` or
+    /// `datasets/org/name`; gives the commit.
     pub fn push(&self, repo: &str, branch: &str, files: &[(&str, &[u8])]) -> String {
-        let files: BTreeMap<String, Vec<u8>> = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let files: BTreeMap<String, Vec<u8>> =
+            files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
         let commit = hash(format!("{repo} {branch} {files:?}").as_bytes())[..40].to_owned();
         let mut state = self.state();
         let repo = state.repos.entry(repo.to_owned()).or_default();
@@ -203,7 +225,11 @@ impl Answer {
     }
 
     fn error(status: u16, code: &str) -> Self {
-        Self::new(status, &[("X-Error-Code", code), ("X-Error-Message", "told by the local hub")], b"no")
+        Self::new(
+            status,
+            &[("X-Error-Code", code), ("X-Error-Message", "told by the local hub")],
+            b"no",
+        )
     }
 }
 
@@ -211,7 +237,13 @@ fn serve(mut connection: impl Read + Write, state: &Mutex<State>) -> Option<()> 
     let mut lines = BufReader::new(&mut connection).lines();
     let first = lines.next()?.ok()?;
     let path = first.split(' ').nth(1)?.to_owned();
-    let mut request = Request { head: first.starts_with("HEAD "), path, host: String::new(), authorization: None, range: None };
+    let mut request = Request {
+        head: first.starts_with("HEAD "),
+        path,
+        host: String::new(),
+        authorization: None,
+        range: None,
+    };
     for line in lines {
         let line = line.ok()?;
         let Some((name, value)) = line.split_once(':') else { break };
@@ -237,7 +269,11 @@ fn serve(mut connection: impl Read + Write, state: &Mutex<State>) -> Option<()> 
     }
     connection.write_all(format!("{head}\r\n").as_bytes()).ok()?;
     if !request.head {
-        connection.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())]).ok()?;
+        connection
+            .write_all(
+                &answer.body[..answer.cut.unwrap_or(answer.body.len()).min(answer.body.len())],
+            )
+            .ok()?;
     }
     connection.flush().ok()
 }
@@ -251,16 +287,24 @@ impl State {
             }
             Some(Fault::Credentials) => {
                 self.faults.remove(0);
-                return Answer::new(401, &[("X-Error-Message", "Invalid credentials in Authorization header")], b"no");
+                return Answer::new(
+                    401,
+                    &[("X-Error-Message", "Invalid credentials in Authorization header")],
+                    b"no",
+                );
             }
             _ => {}
         }
         if let Some(endpoint) = &self.mirrored {
             return Answer::new(308, &[("Location", &format!("{endpoint}{}", request.path))], b"");
         }
-        if let Some(wanted) = [CDN, KEPT].iter().find_map(|place| request.path.strip_prefix(place)) {
-            let all = self.repos.values().flat_map(|r| r.commits.values()).flat_map(BTreeMap::values);
-            let Some(bytes) = all.into_iter().find(|bytes| hash(bytes) == wanted).cloned() else { return Answer::error(404, "EntryNotFound") };
+        if let Some(wanted) = [CDN, KEPT].iter().find_map(|place| request.path.strip_prefix(place))
+        {
+            let all =
+                self.repos.values().flat_map(|r| r.commits.values()).flat_map(BTreeMap::values);
+            let Some(bytes) = all.into_iter().find(|bytes| hash(bytes) == wanted).cloned() else {
+                return Answer::error(404, "EntryNotFound");
+            };
             return self.part(request, &bytes, &[("ETag", &format!("\"{}\"", &wanted[..40]))]);
         }
         let (api, path) = match request.path.strip_prefix("/api/") {
@@ -271,43 +315,71 @@ impl State {
         let path = path.trim_start_matches("datasets/").trim_start_matches("models/");
         let mut parts = path.splitn(5, '/');
         let mut next = || parts.next().unwrap_or_default().to_owned();
-        let (org, name, verb, revision, file) = (next(), next(), next(), next().replace("%2F", "/"), next());
+        let (org, name, verb, revision, file) =
+            (next(), next(), next(), next().replace("%2F", "/"), next());
         let full = format!("{kind}/{org}/{name}");
         if let Some(new) = self.renamed.get(&full) {
-            let new = request.path.replacen(&format!("{org}/{name}"), new.trim_start_matches("models/").trim_start_matches("datasets/"), 1);
+            let new = request.path.replacen(
+                &format!("{org}/{name}"),
+                new.trim_start_matches("models/").trim_start_matches("datasets/"),
+                1,
+            );
             return Answer::new(307, &[("Location", &new)], b"");
         }
         let enters = request.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
         let Some(repo) = self.repos.get(&full).filter(|r| enters || !r.traits.private) else {
             // Who may not see a repository cannot tell whether it is there.
-            return Answer::error(if request.authorization.is_some() { 404 } else { 401 }, "RepoNotFound");
+            return Answer::error(
+                if request.authorization.is_some() { 404 } else { 401 },
+                "RepoNotFound",
+            );
         };
-        let Some((commit, files)) = repo.commits.get_key_value(repo.branches.get(&revision).unwrap_or(&revision)) else {
+        let Some((commit, files)) =
+            repo.commits.get_key_value(repo.branches.get(&revision).unwrap_or(&revision))
+        else {
             return Answer::error(404, "RevisionNotFound");
         };
         if api && verb == "revision" {
-            let siblings: Vec<String> = files.keys().map(|f| format!("{{\"rfilename\": \"{f}\"}}")).collect();
+            let siblings: Vec<String> =
+                files.keys().map(|f| format!("{{\"rfilename\": \"{f}\"}}")).collect();
             let card = if repo.traits.card.is_empty() { "null" } else { &repo.traits.card };
             let gated = if repo.traits.gated { "\"auto\"" } else { "false" };
-            let body = format!("{{\"sha\": \"{commit}\", \"gated\": {gated}, \"cardData\": {card}, \"siblings\": [{}]}}", siblings.join(", "));
+            let body = format!(
+                "{{\"sha\": \"{commit}\", \"gated\": {gated}, \"cardData\": {card}, \"siblings\": \
+                    [{}]}}",
+                siblings.join(", ")
+            );
             return Answer::new(200, &[("Content-Type", "application/json")], body.as_bytes());
         }
         if api || verb != "resolve" {
             return Answer::error(404, "");
         }
         if repo.traits.gated && !enters {
-            return Answer::error(if request.authorization.is_some() { 403 } else { 401 }, "GatedRepo");
+            return Answer::error(
+                if request.authorization.is_some() { 403 } else { 401 },
+                "GatedRepo",
+            );
         }
-        let Some(bytes) = files.get(&file).cloned() else { return Answer::error(404, "EntryNotFound") };
+        let Some(bytes) = files.get(&file).cloned() else {
+            return Answer::error(404, "EntryNotFound");
+        };
         let (commit, tag) = (commit.clone(), hash(&bytes));
         match self.faults.first() {
             Some(Fault::Tag) => {
                 self.faults.remove(0);
-                return Answer::new(200, &[("ETag", "\"../../../outside\""), ("X-Repo-Commit", &commit)], b"x");
+                return Answer::new(
+                    200,
+                    &[("ETag", "\"../../../outside\""), ("X-Repo-Commit", &commit)],
+                    b"x",
+                );
             }
             Some(Fault::Astray) => {
                 self.faults.remove(0);
-                return Answer::new(302, &[("X-Linked-ETag", "\"a\""), ("X-Repo-Commit", &commit), ("Location", "?")], b"");
+                return Answer::new(
+                    302,
+                    &[("X-Linked-ETag", "\"a\""), ("X-Repo-Commit", &commit), ("Location", "?")],
+                    b"",
+                );
             }
             _ => {}
         }
@@ -315,7 +387,12 @@ impl State {
             let location = format!("{}{CDN}{tag}", self.elsewhere);
             return Answer::new(
                 302,
-                &[("X-Linked-ETag", &format!("\"{tag}\"")), ("X-Linked-Size", &bytes.len().to_string()), ("X-Repo-Commit", &commit), ("Location", &location)],
+                &[
+                    ("X-Linked-ETag", &format!("\"{tag}\"")),
+                    ("X-Linked-Size", &bytes.len().to_string()),
+                    ("X-Repo-Commit", &commit),
+                    ("Location", &location),
+                ],
                 b"",
             );
         }
@@ -323,16 +400,30 @@ impl State {
     }
 
     /// The bytes that were asked for, or what a fault makes of them.
-    fn part(&mut self, request: &Request, bytes: &[u8], headers: &[(&'static str, &str)]) -> Answer {
-        let range = request.range.as_deref().and_then(|r| r.strip_prefix("bytes=")?.split_once('-'));
+    fn part(
+        &mut self,
+        request: &Request,
+        bytes: &[u8],
+        headers: &[(&'static str, &str)],
+    ) -> Answer {
+        let range =
+            request.range.as_deref().and_then(|r| r.strip_prefix("bytes=")?.split_once('-'));
         let number = |text: &str| text.parse::<usize>().ok();
-        let fault = if request.head || self.faults.is_empty() { None } else { Some(self.faults.remove(0)) };
+        let fault =
+            if request.head || self.faults.is_empty() { None } else { Some(self.faults.remove(0)) };
         let (start, end) = match (range, &fault) {
             (_, Some(Fault::Whole)) | (None, _) => (0, bytes.len()),
-            (Some((start, end)), _) => (number(start).unwrap_or(0), number(end).map_or(bytes.len(), |e| (e + 1).min(bytes.len()))),
+            (Some((start, end)), _) => (
+                number(start).unwrap_or(0),
+                number(end).map_or(bytes.len(), |e| (e + 1).min(bytes.len())),
+            ),
         };
         if start >= bytes.len() && !bytes.is_empty() {
-            return Answer::new(416, &[("Content-Range", &format!("bytes */{}", bytes.len()))], b"");
+            return Answer::new(
+                416,
+                &[("Content-Range", &format!("bytes */{}", bytes.len()))],
+                b"",
+            );
         }
         let whole = range.is_none() || fault == Some(Fault::Whole);
         let said = format!("bytes {start}-{}/{}", end.saturating_sub(1), bytes.len());

@@ -1,4 +1,5 @@
-//! A library that says that it is a plugin, and of another build. Compiled by itself, without any crate.
+//! A library that says that it is a plugin, and of another build. Compiled by itself, without any
+//! crate.
 
 #[repr(C)]
 pub struct Decl {
@@ -26,7 +27,8 @@ pub static REPRPO_PLUGIN: Decl = Decl {
     api: 2,
     layout: 7,
     text: [
-        first(c"rustc=1.80.0 (051478957371);target=x86_64-unknown-linux-gnu;panic=unwind;core=0.0.1;sources=00;tch=0.22.0;libtorch=2.9.0"),
+        first(c"rustc=1.80.0 \
+            (051478957371);target=x86_64-unknown-linux-gnu;panic=unwind;core=0.0.1;sources=00;tch=0.22.0;libtorch=2.9.0"),
         first(c"oldtwist"),
         first(c"0.0.1"),
     ],

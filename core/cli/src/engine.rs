@@ -1,4 +1,5 @@
-//! Where the command hands over to the engine: what it asks for, fully resolved, and what it gets back.
+//! Where the command hands over to the engine: what it asks for, fully resolved, and what it gets
+//! back.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -38,7 +39,10 @@ impl Longest {
         let mut experiment = experiment.clone();
         let said = match self {
             Longest::Configured(origin) => {
-                format!("a pair may have {} tokens (`train.max_length`, {origin})", experiment.train.max_length)
+                format!(
+                    "a pair may have {} tokens (`train.max_length`, {origin})",
+                    experiment.train.max_length
+                )
             }
             Longest::Whole => {
                 experiment.train.max_length = usize::MAX;
@@ -49,7 +53,8 @@ impl Longest {
     }
 }
 
-/// Judges the experiment's model on its data set. With `adapter`, compares the model with and without it.
+/// Judges the experiment's model on its data set. With `adapter`, compares the model with and
+/// without it.
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
@@ -66,7 +71,15 @@ pub fn evaluate(
     let judged = eval::read(&session, &experiment)?;
     app.printer.note(&limit);
     describe(&judged, app);
-    eval::evaluate(&session, &judged, [None, adapted.as_ref()], &experiment, app.registry, stop, progress)
+    eval::evaluate(
+        &session,
+        &judged,
+        [None, adapted.as_ref()],
+        &experiment,
+        app.registry,
+        stop,
+        progress,
+    )
 }
 
 /// True if some pairs of the split are dropped or cut.
@@ -85,7 +98,11 @@ pub fn describe(judged: &[Judged], app: &App<'_>) {
     }
     findings.lines().iter().for_each(|line| app.printer.note(line));
     if findings.identical > 0 {
-        app.printer.note(&format!("warning: pairs whose completions are the same tokens, once cut, and so have equal scores: {}", findings.identical));
+        app.printer.note(&format!(
+            "warning: pairs whose completions are the same tokens, once \
+            cut, and so have equal scores: {}",
+            findings.identical
+        ));
     }
 }
 
@@ -98,7 +115,8 @@ pub struct PlainText {
     pub special_tokens: bool,
 }
 
-/// Scores every pair of the experiment's data set, or of the splits it names, with its model and `init_adapter`.
+/// Scores every pair of the experiment's data set, or of the splits it names, with its model and
+/// `init_adapter`.
 ///
 /// # Errors
 /// What cannot be loaded or scored; `Error::interrupted` when `stop` turned true.
@@ -115,7 +133,10 @@ pub fn score(
     let (experiment, limit) = longest.apply(experiment);
     let train = &experiment.train;
     let splits = eval::splits(session.dataset.as_ref(), &experiment.eval)?;
-    let judged = splits.into_iter().map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info })).collect::<Result<Vec<_>>>()?;
+    let judged = splits
+        .into_iter()
+        .map(|info| Ok(Judged { data: session.tokenise_all(&info.name, train, None)?, info }))
+        .collect::<Result<Vec<_>>>()?;
     if judged.iter().any(is_reduced) {
         app.printer.note(&limit);
     }
@@ -123,7 +144,14 @@ pub fn score(
     let mut scores = Vec::new();
     for Judged { info, data } in &judged {
         progress.stage(&format!("score {}", info.name), Some(data.pairs.len() as u64));
-        let scored = eval::score_pairs(&session.model, adapted.as_ref(), &data.pairs, experiment.eval.tokens, stop, progress)?;
+        let scored = eval::score_pairs(
+            &session.model,
+            adapted.as_ref(),
+            &data.pairs,
+            experiment.eval.tokens,
+            stop,
+            progress,
+        )?;
         scores.push(SplitScores::new(&info.name, train.max_length, data, scored, None));
         progress.finish();
     }
@@ -131,8 +159,13 @@ pub fn score(
 }
 
 /// The experiment's model and data, with the adapter of that folder attached.
-fn open(experiment: &Experiment, adapter: Option<&Path>, app: &App<'_>) -> Result<(Session, Option<Adapted>)> {
-    let saved = adapter.map(|dir| AdapterChoice::saved(dir, experiment, app.registry)).transpose()?;
+fn open(
+    experiment: &Experiment,
+    adapter: Option<&Path>,
+    app: &App<'_>,
+) -> Result<(Session, Option<Adapted>)> {
+    let saved =
+        adapter.map(|dir| AdapterChoice::saved(dir, experiment, app.registry)).transpose()?;
     let session = Session::open(experiment, app.registry)?;
     let (Some(saved), Some(dir)) = (saved, adapter) else { return Ok((session, None)) };
     warn_of_other_base(dir, experiment, &session.source, &session.fingerprint, app)?;

@@ -1,5 +1,5 @@
-//! Signals that ask the process to end. After the first, the computation stops at a point from which
-//! it can be resumed; another one, more than [`PATIENCE`] later, ends the process at once.
+//! Signals that ask the process to end. After the first, the computation stops at a point from
+//! which it can be resumed; another one, more than [`PATIENCE`] later, ends the process at once.
 //!
 //! A terminal sends SIGHUP when it is closed, and a batch system sends SIGUSR1 or SIGUSR2 before a
 //! job's time is over (`sbatch --signal`). They are handled like SIGINT and SIGTERM.
@@ -13,8 +13,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
 
-/// Signals within this time after the first count as the same request: a batch system and a terminal
-/// may both send one, and some launchers signal every process of a group and then the group itself.
+/// Signals within this time after the first count as the same request: a batch system and a
+/// terminal may both send one, and some launchers signal every process of a group and then the
+/// group itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -36,7 +37,8 @@ pub fn watch() -> Result<Arc<AtomicBool>> {
     // A process that `nohup` started must outlive its terminal.
     let hang_up = Some(SIGHUP).filter(|signal| !ignored(*signal));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").because(e);
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up)).map_err(failed)?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up))
+        .map_err(failed)?;
     let flag = Arc::clone(&asked);
     let listen = move || {
         let mut first = None;
@@ -62,5 +64,8 @@ fn ignored(signal: i32) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action, sigaction changes nothing and only fills `action`, which is valid
     // when it is all zeros.
-    unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0 && action.assume_init().sa_sigaction == libc::SIG_IGN }
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }

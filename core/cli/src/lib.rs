@@ -51,7 +51,8 @@ pub fn main(defaults: &str) -> ExitCode {
         Ok(registry) => registry,
         Err(e) => return fail(&Printer::default(), &e),
     };
-    let checked = |matches| args::check_resume(&matches, || args::command(&registry)).map(|()| matches);
+    let checked =
+        |matches| args::check_resume(&matches, || args::command(&registry)).map(|()| matches);
     let matches = match args::command(&registry).try_get_matches().and_then(checked) {
         Ok(matches) => matches,
         Err(e) => {
@@ -65,7 +66,12 @@ pub fn main(defaults: &str) -> ExitCode {
     };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(e) => return fail(&Printer::default(), &Error::internal("the command line was read and then not understood").because(e)),
+        Err(e) => {
+            return fail(
+                &Printer::default(),
+                &Error::internal("the command line was read and then not understood").because(e),
+            );
+        }
     };
     let printer = Printer::new(&cli.global);
     log(&cli.global, &printer);
@@ -81,7 +87,8 @@ pub fn main(defaults: &str) -> ExitCode {
         for plugin in cli.plugins()? {
             plugin.load(&mut registry)?;
         }
-        let outcome = dispatch(cli.command, &App { registry: &registry, defaults, printer: &printer });
+        let outcome =
+            dispatch(cli.command, &App { registry: &registry, defaults, printer: &printer });
         match (outcome, faults::check()) {
             (Ok(()), fault) => fault,
             (Err(e), Ok(())) => Err(e),
@@ -143,7 +150,9 @@ fn fail(printer: &Printer, error: &Error) -> ExitCode {
 fn broken_pipe(error: &Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(e) = source {
-        if e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+        if e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        {
             return true;
         }
         source = e.source();
@@ -156,8 +165,10 @@ fn guarded(work: impl FnOnce() -> Result<()>) -> Result<()> {
     panics::keep_quiet();
     let outcome = catch_unwind(AssertUnwindSafe(work));
     outcome.unwrap_or_else(|payload| {
-        Err(Error::panicked("reprpo", payload.as_ref())
-            .hint("this is a defect of reprpo: please report it with the command, and with what `REPRPO_LOG=debug` prints"))
+        Err(Error::panicked("reprpo", payload.as_ref()).hint(
+            "this is a defect of reprpo: please report it with the command, and with what \
+                `REPRPO_LOG=debug` prints",
+        ))
     })
 }
 
@@ -192,7 +203,11 @@ mod tests {
     fn a_panic_becomes_an_internal_error() {
         let e = guarded(|| panic!("three\nlines\nof text")).expect_err("an error");
         let text = format!("{e:?}");
-        assert!(text.starts_with("reprpo panicked\n  because three (core/cli/src/lib.rs:") && !text.contains("lines"), "{text}");
+        assert!(
+            text.starts_with("reprpo panicked\n  because three (core/cli/src/lib.rs:")
+                && !text.contains("lines"),
+            "{text}"
+        );
         assert_eq!(e.fault(), Fault::Internal);
     }
 

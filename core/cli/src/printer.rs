@@ -13,7 +13,8 @@ const RED: &str = "\x1b[1;31m";
 const CYAN: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Prints a line to stderr. Errors are ignored, because a terminal that was closed must not end a run.
+/// Prints a line to stderr. Errors are ignored, because a terminal that was closed must not end a
+/// run.
 pub fn line(text: &str) {
     let _ = anstream::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
@@ -44,7 +45,9 @@ impl Printer {
     pub fn data(&self, text: &str) -> Result<()> {
         let end = if text.ends_with('\n') { "" } else { "\n" };
         let mut out = anstream::stdout().lock();
-        write!(out, "{text}{end}").and_then(|()| out.flush()).map_err(|e| Error::internal("cannot write to stdout").because(e))
+        write!(out, "{text}{end}")
+            .and_then(|()| out.flush())
+            .map_err(|e| Error::internal("cannot write to stdout").because(e))
     }
 
     /// A piece of a line, to stdout, at once.
@@ -53,7 +56,9 @@ impl Printer {
     /// Where stdout cannot be written to.
     pub fn piece(&self, text: &str) -> Result<()> {
         let mut out = anstream::stdout().lock();
-        write!(out, "{text}").and_then(|()| out.flush()).map_err(|e| Error::internal("cannot write to stdout").because(e))
+        write!(out, "{text}")
+            .and_then(|()| out.flush())
+            .map_err(|e| Error::internal("cannot write to stdout").because(e))
     }
 
     /// A value as indented JSON, to stdout.
@@ -90,13 +95,16 @@ impl Printer {
         let _ = anstream::stderr().lock().write_all(text.as_bytes());
     }
 
-    /// What shows how far a computation is: a bar on a terminal, lines elsewhere, nothing where that was asked for.
+    /// What shows how far a computation is: a bar on a terminal, lines elsewhere, nothing where
+    /// that was asked for.
     pub fn progress(&self) -> Box<dyn Progress> {
         let silenced = std::env::var_os("REPRPO_NO_PROGRESS").is_some_and(|v| !v.is_empty());
         match () {
             () if self.quiet || silenced => Box::new(Silent),
             // A bar and log lines would write over each other.
-            () if std::io::stderr().is_terminal() && !self.verbose => Box::new(progress::Bar::default()),
+            () if std::io::stderr().is_terminal() && !self.verbose => {
+                Box::new(progress::Bar::default())
+            }
             () => Box::new(progress::Lines::default()),
         }
     }

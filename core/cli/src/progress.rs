@@ -22,7 +22,8 @@ impl Progress for Bar {
             None => "{prefix} {spinner} {pos}  {msg}  {elapsed:.dim}",
         };
         // The templates are right; were one not, the plain bar would do.
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         // Before the first step there is nothing to go by.
         let left = |state: &ProgressState, out: &mut dyn Write| {
             if state.pos() > 0 {
@@ -118,10 +119,16 @@ impl Lines {
         let of = self.total.map_or_else(String::new, |t| format!("/{t}"));
         let here = self.done - self.skipped;
         let left = match self.total.map_or(0, |t| t.saturating_sub(self.done)) {
-            left if left > 0 && here > 0 => format!(", {} left", time(elapsed.mul_f64(left as f64 / here as f64))),
+            left if left > 0 && here > 0 => {
+                format!(", {} left", time(elapsed.mul_f64(left as f64 / here as f64)))
+            }
             _ => String::new(),
         };
-        let parts = [format!("{} {}{of}", self.name, self.done), shown(fields), format!("{} elapsed{left}", time(elapsed))];
+        let parts = [
+            format!("{} {}{of}", self.name, self.done),
+            shown(fields),
+            format!("{} elapsed{left}", time(elapsed)),
+        ];
         parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("  ")
     }
 }
@@ -136,7 +143,13 @@ fn time(duration: Duration) -> String {
 
 /// A name before its value; a rate's name, as `pairs/s`, is its unit and stands behind.
 fn shown(fields: &[(&str, f64)]) -> String {
-    let field = |(name, value): &(&str, f64)| if name.ends_with("/s") { format!("{value:.2} {name}") } else { format!("{name} {}", number(*value)) };
+    let field = |(name, value): &(&str, f64)| {
+        if name.ends_with("/s") {
+            format!("{value:.2} {name}")
+        } else {
+            format!("{name} {}", number(*value))
+        }
+    };
     fields.iter().map(field).collect::<Vec<_>>().join("  ")
 }
 
@@ -156,14 +169,20 @@ mod tests {
 
     #[test]
     fn numbers_keep_to_a_few_figures() {
-        assert_eq!([0.0, 0.71828, 12.3456, 1234.5, 1e-5, -0.25, 1e9].map(number), ["0.0000", "0.7183", "12.35", "1234", "1.00e-5", "-0.2500", "1.00e9"]);
+        assert_eq!(
+            [0.0, 0.71828, 12.3456, 1234.5, 1e-5, -0.25, 1e9].map(number),
+            ["0.0000", "0.7183", "12.35", "1234", "1.00e-5", "-0.2500", "1.00e9"]
+        );
     }
 
     #[test]
     fn a_line_says_stage_place_and_fields() {
         let lines = Lines { name: "train".into(), total: Some(40), done: 4, ..Lines::default() };
         let fields = [("loss", 0.5), ("pairs/s", 2.8125)];
-        assert_eq!(lines.line(&fields, Duration::from_secs(9)), "train 4/40  loss 0.5000  2.81 pairs/s  9 s elapsed, 1 min 21 s left");
+        assert_eq!(
+            lines.line(&fields, Duration::from_secs(9)),
+            "train 4/40  loss 0.5000  2.81 pairs/s  9 s elapsed, 1 min 21 s left"
+        );
         assert_eq!(lines.line(&[], Duration::ZERO), "train 4/40  0 s elapsed, 0 s left");
         let over = Lines { done: 40, ..lines };
         assert_eq!(over.line(&[], Duration::from_secs(3700)), "train 40/40  1 h 01 min elapsed");
@@ -175,6 +194,9 @@ mod tests {
         lines.stage("train", Some(100));
         lines.skip(90);
         lines.advance(5, &[]);
-        assert_eq!(lines.line(&[], Duration::from_secs(10)), "train 95/100  10 s elapsed, 10 s left");
+        assert_eq!(
+            lines.line(&[], Duration::from_secs(10)),
+            "train 95/100  10 s elapsed, 10 s left"
+        );
     }
 }

@@ -29,9 +29,18 @@ impl Speaker {
     /// # Errors
     /// A model or an adapter that cannot be used, or a value out of range.
     pub fn load(args: &SpeakerArgs, app: &App<'_>) -> Result<Self> {
-        let sampling = Sampling { max_new_tokens: args.max_new_tokens, temperature: args.temperature, top_p: args.top_p, seed: args.seed };
+        let sampling = Sampling {
+            max_new_tokens: args.max_new_tokens,
+            temperature: args.temperature,
+            top_p: args.top_p,
+            seed: args.seed,
+        };
         sampling.check()?;
-        let trained = args.target.as_deref().map(|folder| Trained::find(folder, args.model.get("model"))).transpose()?;
+        let trained = args
+            .target
+            .as_deref()
+            .map(|folder| Trained::find(folder, args.model.get("model")))
+            .transpose()?;
         let mut layers = layers::defaults(app)?;
         if let Some(trained) = &trained {
             trained.apply(&mut layers)?;
@@ -39,8 +48,12 @@ impl Speaker {
         layers::environment(&mut layers);
         args.model.apply(&mut layers);
         let experiment = layers.resolve()?.experiment;
-        let saved = trained.as_ref().map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry)).transpose()?;
-        let LoadedModel { model, tokenizer, stops, describes, context, source, fingerprint } = LoadedModel::open(&experiment)?;
+        let saved = trained
+            .as_ref()
+            .map(|trained| AdapterChoice::saved(&trained.adapter, &experiment, app.registry))
+            .transpose()?;
+        let LoadedModel { model, tokenizer, stops, describes, context, source, fingerprint } =
+            LoadedModel::open(&experiment)?;
         app.printer.note(&describes);
         if stops.is_empty() {
             app.printer.note(&endless(sampling.max_new_tokens));
@@ -49,13 +62,24 @@ impl Speaker {
             trained.warn(&experiment, &source, &fingerprint, app)?;
         }
         let adapted = saved.map(|saved| attach_saved(&saved, &model)).transpose()?;
-        Ok(Self { model, tokenizer, stops, adapted, sampling, system: args.system.clone(), context })
+        Ok(Self {
+            model,
+            tokenizer,
+            stops,
+            adapted,
+            sampling,
+            system: args.system.clone(),
+            context,
+        })
     }
 
     /// A warning if the prompt was longer than the model's context.
     pub fn too_long(&self, answer: &Answer) -> Option<String> {
         let context = self.context.filter(|context| answer.prompt > *context)?;
-        Some(format!("warning: the prompt has {} tokens, more than the model's context of {context}", answer.prompt))
+        Some(format!(
+            "warning: the prompt has {} tokens, more than the model's context of {context}",
+            answer.prompt
+        ))
     }
 
     /// True if its tokenizer has a chat template.
@@ -73,8 +97,16 @@ impl Speaker {
     ///
     /// # Errors
     /// Fails if the model has no chat template, or if libtorch fails.
-    pub fn answer(&self, conversation: &[Message], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
-        let text = self.tokenizer.render_chat(conversation, true).map_err(|e| e.hint("`reprpo generate --plain` continues a text as it stands"))?;
+    pub fn answer(
+        &self,
+        conversation: &[Message],
+        trained: bool,
+        out: &mut dyn FnMut(&str),
+    ) -> Result<Answer> {
+        let text = self
+            .tokenizer
+            .render_chat(conversation, true)
+            .map_err(|e| e.hint("`reprpo generate --plain` continues a text as it stands"))?;
         self.speak(&self.tokenizer.encode(&text)?, trained, out)
     }
 
@@ -82,13 +114,19 @@ impl Speaker {
     ///
     /// # Errors
     /// Fails if the text is empty, or if libtorch fails.
-    pub fn continuation(&self, text: &str, trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
+    pub fn continuation(
+        &self,
+        text: &str,
+        trained: bool,
+        out: &mut dyn FnMut(&str),
+    ) -> Result<Answer> {
         self.speak(&self.tokenizer.encode_alone(text)?, trained, out)
     }
 
     fn speak(&self, prompt: &[i64], trained: bool, out: &mut dyn FnMut(&str)) -> Result<Answer> {
         let adapted = self.adapted.as_ref().filter(|_| trained);
-        let voice = Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
+        let voice =
+            Voice { model: &self.model, tokenizer: &self.tokenizer, stops: &self.stops, adapted };
         voice.answer(prompt, self.sampling, &mut |piece| {
             out(piece);
             true
@@ -107,5 +145,6 @@ pub fn voices(args: &SpeakerArgs) -> Vec<(&'static str, bool)> {
 
 /// The error of a model that has no way of writing a conversation.
 pub fn no_chat() -> Error {
-    Error::new("the model's tokenizer has no chat template").hint("`reprpo generate --plain --prompt TEXT` continues a text as it stands")
+    Error::new("the model's tokenizer has no chat template")
+        .hint("`reprpo generate --plain --prompt TEXT` continues a text as it stands")
 }

@@ -42,20 +42,28 @@ impl Trained {
             return Ok(Self { adapter: folder.join("adapter"), base: Base::Config(config) });
         }
         if !peft.is_file() {
-            return Err(Error::new(format!("there is neither a run nor an adapter in `{}`", folder.display()))
-                .hint("a run has a `config.toml`, an adapter an `adapter_config.json`"));
+            return Err(Error::new(format!(
+                "there is neither a run nor an adapter in `{}`",
+                folder.display()
+            ))
+            .hint("a run has a `config.toml`, an adapter an `adapter_config.json`"));
         }
         if let Some((config, _)) = other_base::run_of(folder)? {
             return Ok(Self { adapter: folder.to_owned(), base: Base::ConfigOfAdapter(config) });
         }
         let base = match (peft::Base::of_adapter(folder)?, model) {
             (Some(named), _) => {
-                let beside = other_base::beside(folder, &named.name).map(|path| path.to_string_lossy().into_owned());
+                let beside = other_base::beside(folder, &named.name)
+                    .map(|path| path.to_string_lossy().into_owned());
                 Base::Named { config: peft, model: beside.unwrap_or(named.name) }
             }
             (None, Some(_)) => Base::Unknown,
             (None, None) => {
-                return Err(Error::new(format!("the adapter in `{}` does not say which model it is for", folder.display())).hint("name it with `--model`"));
+                return Err(Error::new(format!(
+                    "the adapter in `{}` does not say which model it is for",
+                    folder.display()
+                ))
+                .hint("name it with `--model`"));
             }
         };
         Ok(Self { adapter: folder.to_owned(), base })
@@ -70,7 +78,9 @@ impl Trained {
             Base::Config(config) => {
                 if Record::read(config)?.is_none() {
                     tracing::warn!(
-                        "`{}` has no section `record`: its relative paths start at the current folder, and reprpo cannot check that they lead to the run's own model and data",
+                        "`{}` has no section `record`: its relative paths start at the current \
+                            folder, and reprpo cannot check that they lead to the run's own model \
+                            and data",
                         config.display()
                     );
                 }
@@ -78,9 +88,14 @@ impl Trained {
             }
             Base::ConfigOfAdapter(config) => layers.model_of(config)?,
             Base::Named { config, model } => {
-                if Path::new(model).is_relative() && Path::new(model).exists() && other_base::beside(&self.adapter, model).is_none() {
+                if Path::new(model).is_relative()
+                    && Path::new(model).exists()
+                    && other_base::beside(&self.adapter, model).is_none()
+                {
                     tracing::warn!(
-                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it starts at the current folder, and reprpo cannot check that it leads to the adapter's own base model",
+                        "`base_model_name_or_path` in `{}` is the relative path `{model}`: it \
+                            starts at the current folder, and reprpo cannot check that it leads \
+                            to the adapter's own base model",
                         config.display()
                     );
                 }
@@ -95,7 +110,13 @@ impl Trained {
     ///
     /// # Errors
     /// Fails if the adapter's configuration cannot be read.
-    pub fn warn(&self, experiment: &Experiment, source: &Located, found: &Fingerprint, app: &App<'_>) -> Result<()> {
+    pub fn warn(
+        &self,
+        experiment: &Experiment,
+        source: &Located,
+        found: &Fingerprint,
+        app: &App<'_>,
+    ) -> Result<()> {
         warn_of_other_base(&self.adapter, experiment, source, found, app)
     }
 }
@@ -105,7 +126,13 @@ impl Trained {
 ///
 /// # Errors
 /// Fails if the adapter's configuration cannot be read.
-pub fn warn_of_other_base(adapter: &Path, experiment: &Experiment, source: &Located, found: &Fingerprint, app: &App<'_>) -> Result<()> {
+pub fn warn_of_other_base(
+    adapter: &Path,
+    experiment: &Experiment,
+    source: &Located,
+    found: &Fingerprint,
+    app: &App<'_>,
+) -> Result<()> {
     if let Some(why) = other_base::warning(adapter, &experiment.model, source, found)? {
         app.printer.note(&format!("warning: {why}"));
     }

@@ -44,11 +44,18 @@ impl Shown {
         if self.file.as_ref().is_none_or(|under| under.name != file) {
             self.progress.stage(&format!("fetch {file}, MB"), Some(size.div_ceil(MEGABYTE)));
             self.progress.skip(done / MEGABYTE);
-            self.file = Some(Under { name: file.to_owned(), megabytes: done / MEGABYTE, before: done, began: Instant::now() });
+            self.file = Some(Under {
+                name: file.to_owned(),
+                megabytes: done / MEGABYTE,
+                before: done,
+                began: Instant::now(),
+            });
         }
         let Some(under) = &mut self.file else { return };
         let megabytes = if done == size { size.div_ceil(MEGABYTE) } else { done / MEGABYTE };
-        let rate = done.saturating_sub(under.before) as f64 / MEGABYTE as f64 / under.began.elapsed().as_secs_f64().max(1e-3);
+        let rate = done.saturating_sub(under.before) as f64
+            / MEGABYTE as f64
+            / under.began.elapsed().as_secs_f64().max(1e-3);
         if megabytes > under.megabytes {
             self.progress.advance(megabytes - under.megabytes, &[("MB/s", rate)]);
             under.megabytes = megabytes;
@@ -97,10 +104,13 @@ impl Report for Download<'_> {
             return;
         }
         // The last megabyte is rarely whole.
-        let whole = |bytes: u64| if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE };
+        let whole = |bytes: u64| {
+            if bytes == self.total { bytes.div_ceil(MEGABYTE) } else { bytes / MEGABYTE }
+        };
         let megabytes = whole(self.done) - whole(before);
         if megabytes > 0 {
-            let rate = self.done as f64 / MEGABYTE as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+            let rate =
+                self.done as f64 / MEGABYTE as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
             self.progress.advance(megabytes, &[("MB/s", rate)]);
         }
     }

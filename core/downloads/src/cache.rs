@@ -22,7 +22,8 @@ pub fn lock(cache: &Path, report: &mut dyn Report) -> Result<Lock> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            report.line(&format!("waiting for another process that writes to `{}`", cache.display()));
+            report
+                .line(&format!("waiting for another process that writes to `{}`", cache.display()));
             file.lock().map_err(|e| Failure::at(&path, "lock", &e))?;
         }
         Err(TryLockError::Error(e)) => return Err(Failure::at(&path, "lock", &e)),

@@ -38,10 +38,13 @@ impl Failure {
 
     /// An error of the file system at `path`, while `doing` was tried, such as `read`.
     pub fn at(path: &Path, doing: &str, error: &io::Error) -> Self {
-        let failure = Self::new(Cause::Disk, format!("cannot {doing} `{}`: {error}", path.display()));
+        let failure =
+            Self::new(Cause::Disk, format!("cannot {doing} `{}`: {error}", path.display()));
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failure.hint(DISK_FULL),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.hint("set `REPRPO_CACHE` to a folder that you can write to"),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                failure.hint("set `REPRPO_CACHE` to a folder that you can write to")
+            }
             _ => failure,
         }
     }
@@ -72,8 +75,8 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// The hint for a full disk.
-pub(crate) const DISK_FULL: &str =
-    "free some space, or set `REPRPO_CACHE` to a folder on another disk, then run this again: files that were downloaded in full are kept";
+pub(crate) const DISK_FULL: &str = "free some space, or set `REPRPO_CACHE` to a folder on another \
+    disk, then run this again: files that were downloaded in full are kept";
 
 #[cfg(test)]
 mod tests {
@@ -81,8 +84,13 @@ mod tests {
 
     #[test]
     fn an_error_of_the_disk_says_what_to_do() {
-        let of = |kind: io::ErrorKind| Failure::at(Path::new("/cache/x"), "write", &io::Error::from(kind)).to_string();
-        assert!(of(io::ErrorKind::StorageFull).contains("cannot write `/cache/x`") && of(io::ErrorKind::StorageFull).contains("hint: free some space"));
+        let of = |kind: io::ErrorKind| {
+            Failure::at(Path::new("/cache/x"), "write", &io::Error::from(kind)).to_string()
+        };
+        assert!(
+            of(io::ErrorKind::StorageFull).contains("cannot write `/cache/x`")
+                && of(io::ErrorKind::StorageFull).contains("hint: free some space")
+        );
         assert!(of(io::ErrorKind::PermissionDenied).contains("hint: set `REPRPO_CACHE`"));
         assert!(!of(io::ErrorKind::NotFound).contains("hint"));
     }

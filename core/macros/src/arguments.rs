@@ -53,7 +53,11 @@ impl Kind {
 
     /// The arguments that cannot be left out.
     fn required(self) -> &'static [&'static str] {
-        if self == Kind::Adapter { &["name", "summary", "reference", "explain", PEFT_TYPE] } else { &["name", "summary", "reference", "explain"] }
+        if self == Kind::Adapter {
+            &["name", "summary", "reference", "explain", PEFT_TYPE]
+        } else {
+            &["name", "summary", "reference", "explain"]
+        }
     }
 }
 
@@ -102,7 +106,11 @@ impl Parse for ExampleField {
         input.parse::<Token![=]>()?;
         let expression: Expr = input.parse()?;
         let value = written(&expression).ok_or_else(|| {
-            Error::new_spanned(&expression, "the value of an example is a string, a number, `true` or `false`: the text that `--set` would take")
+            Error::new_spanned(
+                &expression,
+                "the value of an example is a string, a number, \
+                `true` or `false`: the text that `--set` would take",
+            )
         })?;
         let path = parts.iter().map(|part| part.unraw().to_string()).collect::<Vec<_>>().join(".");
         Ok(Self { field: parts[0].clone(), path, value })
@@ -117,8 +125,16 @@ impl Arguments {
         for argument in Punctuated::<Argument, Token![,]>::parse_terminated(input)? {
             let (Argument::Value(key, _) | Argument::Example(key, _)) = &argument;
             if !COMMON.iter().chain(kind.own_arguments()).any(|known| key == known) {
-                let valid: Vec<&str> = COMMON.into_iter().chain(kind.own_arguments().iter().copied()).collect();
-                return Err(Error::new(key.span(), format!("`#[{}]` has no argument `{key}`; valid: {}", kind.attribute(), valid.join(", "))));
+                let valid: Vec<&str> =
+                    COMMON.into_iter().chain(kind.own_arguments().iter().copied()).collect();
+                return Err(Error::new(
+                    key.span(),
+                    format!(
+                        "`#[{}]` has no argument `{key}`; valid: {}",
+                        kind.attribute(),
+                        valid.join(", ")
+                    ),
+                ));
             }
             if keys.contains(key) {
                 return Err(Error::new(key.span(), format!("`{key}` is given twice")));
@@ -129,9 +145,17 @@ impl Arguments {
                 Argument::Example(_, fields) => this.example = fields,
             }
         }
-        let missing: Vec<String> = kind.required().iter().filter(|name| this.get(name).is_none()).map(|name| format!("`{name} = …`")).collect();
+        let missing: Vec<String> = kind
+            .required()
+            .iter()
+            .filter(|name| this.get(name).is_none())
+            .map(|name| format!("`{name} = …`"))
+            .collect();
         if !missing.is_empty() {
-            return Err(Error::new(Span::call_site(), format!("`#[{}(…)]` needs {}", kind.attribute(), missing.join(", "))));
+            return Err(Error::new(
+                Span::call_site(),
+                format!("`#[{}(…)]` needs {}", kind.attribute(), missing.join(", ")),
+            ));
         }
         this.check_name()?;
         Ok(this)
@@ -144,9 +168,16 @@ impl Arguments {
 
     fn check_name(&self) -> Result<()> {
         let Some(name) = self.get("name") else { return Ok(()) };
-        let text = string(name).ok_or_else(|| Error::new_spanned(name, "the name is a string, e.g. \"my-method\""))?.value();
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
-            return Err(Error::new_spanned(name, format!("`{text}` cannot be a name on the command line; use a-z, 0-9 and -")));
+        let text = string(name)
+            .ok_or_else(|| Error::new_spanned(name, "the name is a string, e.g. \"my-method\""))?
+            .value();
+        if text.is_empty()
+            || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
+            return Err(Error::new_spanned(
+                name,
+                format!("`{text}` cannot be a name on the command line; use a-z, 0-9 and -"),
+            ));
         }
         Ok(())
     }
@@ -171,7 +202,9 @@ fn written(expression: &Expr) -> Option<String> {
             Lit::Bool(truth) => Some(truth.value.to_string()),
             _ => None,
         },
-        Expr::Unary(unary) if matches!(unary.op, UnOp::Neg(_)) => Some(format!("-{}", written(&unary.expr)?)),
+        Expr::Unary(unary) if matches!(unary.op, UnOp::Neg(_)) => {
+            Some(format!("-{}", written(&unary.expr)?))
+        }
         Expr::Group(group) => written(&group.expr),
         _ => None,
     }

@@ -15,22 +15,32 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
     let mut item: ItemStruct = match syn::parse2(item) {
         Ok(item) => item,
         Err(_) => {
-            let message = format!("`#[{}]` stands on the struct whose fields are the method's configuration", kind.attribute());
+            let message = format!(
+                "`#[{}]` stands on the struct whose fields are the method's configuration",
+                kind.attribute()
+            );
             return Error::new(proc_macro2::Span::call_site(), message).to_compile_error();
         }
     };
     let defaults = take_defaults(&mut item);
-    let parsed = (|input: syn::parse::ParseStream<'_>| Arguments::parse(kind, input)).parse2(arguments);
+    let parsed =
+        (|input: syn::parse::ParseStream<'_>| Arguments::parse(kind, input)).parse2(arguments);
     let added = parsed.and_then(|arguments| {
         check_fields(&item, &arguments)?;
-        let parts = [default(&item, defaults?), described(&item, &arguments), target_modules(kind, &item), registered(kind, &item, &arguments)];
+        let parts = [
+            default(&item, defaults?),
+            described(&item, &arguments),
+            target_modules(kind, &item),
+            registered(kind, &item, &arguments),
+        ];
         Ok(parts.into_iter().collect::<TokenStream>())
     });
     match added {
         Ok(added) => quote! {
             #[derive(
                 ::core::clone::Clone, ::core::fmt::Debug, ::core::cmp::PartialEq,
-                ::reprpo_plugin::serde::Serialize, ::reprpo_plugin::serde::Deserialize, ::reprpo_plugin::schemars::JsonSchema,
+                ::reprpo_plugin::serde::Serialize, ::reprpo_plugin::serde::Deserialize,
+                ::reprpo_plugin::schemars::JsonSchema,
             )]
             #[serde(crate = "::reprpo_plugin::serde", deny_unknown_fields, default)]
             #[schemars(crate = "::reprpo_plugin::schemars")]
@@ -39,7 +49,11 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
         },
         Err(e) => {
             // The helper attributes of derives that are not there would be errors as well.
-            item.fields.iter_mut().for_each(|field| field.attrs.retain(|a| !a.path().is_ident("serde") && !a.path().is_ident("schemars")));
+            item.fields.iter_mut().for_each(|field| {
+                field
+                    .attrs
+                    .retain(|a| !a.path().is_ident("serde") && !a.path().is_ident("schemars"))
+            });
             item.attrs.retain(|a| !a.path().is_ident("serde") && !a.path().is_ident("schemars"));
             let e = e.to_compile_error();
             quote! { #item #e }
@@ -51,11 +65,15 @@ pub fn expand(kind: Kind, arguments: TokenStream, item: TokenStream) -> TokenStr
 fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
     let mut found = Vec::new();
     for field in &mut item.fields {
-        let (defaults, others) = std::mem::take(&mut field.attrs).into_iter().partition::<Vec<_>, _>(|a| a.path().is_ident("default"));
+        let (defaults, others) = std::mem::take(&mut field.attrs)
+            .into_iter()
+            .partition::<Vec<_>, _>(|a| a.path().is_ident("default"));
         field.attrs = others;
         found.push(match &defaults[..] {
             [] => Ok(None),
-            [one] => one.parse_args::<Expr>().map(Some).map_err(|_| Error::new_spanned(one, "write the field's default as `#[default(VALUE)]`")),
+            [one] => one.parse_args::<Expr>().map(Some).map_err(|_| {
+                Error::new_spanned(one, "write the field's default as `#[default(VALUE)]`")
+            }),
             [_, second, ..] => Err(Error::new_spanned(second, "a field has one default")),
         });
     }
@@ -66,21 +84,35 @@ fn take_defaults(item: &mut ItemStruct) -> Result<Vec<Option<Expr>>> {
 /// not have.
 fn check_fields(item: &ItemStruct, arguments: &Arguments) -> Result<()> {
     let Fields::Named(fields) = &item.fields else {
-        return Err(Error::new_spanned(&item.ident, format!("a configuration has named fields; one without fields is `struct {} {{}}`", item.ident)));
+        return Err(Error::new_spanned(
+            &item.ident,
+            format!(
+                "a configuration has named fields; one without fields is `struct {} {{}}`",
+                item.ident
+            ),
+        ));
     };
     if !item.generics.params.is_empty() {
-        return Err(Error::new_spanned(&item.generics, "a configuration has no generic parameters"));
+        return Err(Error::new_spanned(
+            &item.generics,
+            "a configuration has no generic parameters",
+        ));
     }
     // The fields of a flattened struct are not seen here, and the type may rename them.
     if fields.named.iter().any(|field| has_serde(field, "flatten")) {
         return Ok(());
     }
-    let names: Vec<String> = fields.named.iter().filter_map(|f| Some(f.ident.as_ref()?.unraw().to_string())).collect();
+    let names: Vec<String> =
+        fields.named.iter().filter_map(|f| Some(f.ident.as_ref()?.unraw().to_string())).collect();
     let check = |name: &str, place: &dyn ToTokens| {
         if names.iter().any(|known| known == name) {
             return Ok(());
         }
-        let valid = if names.is_empty() { "it has none".to_owned() } else { format!("valid: {}", names.join(", ")) };
+        let valid = if names.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("valid: {}", names.join(", "))
+        };
         Err(Error::new_spanned(place, format!("`{}` has no field `{name}`; {valid}", item.ident)))
     };
     for example in &arguments.example {
@@ -120,7 +152,9 @@ fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
         let field = &field.ident;
         match value {
             None => quote! { #field: ::core::default::Default::default() },
-            Some(text) if string(&text).is_some() => quote! { #field: ::core::convert::Into::into(#text) },
+            Some(text) if string(&text).is_some() => {
+                quote! { #field: ::core::convert::Into::into(#text) }
+            }
             Some(value) => quote! { #field: #value },
         }
     });
@@ -137,8 +171,11 @@ fn default(item: &ItemStruct, values: Vec<Option<Expr>>) -> TokenStream {
 fn described(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
     let ident = &item.ident;
     let text = |key: &str| arguments.get(key).map(ToTokens::to_token_stream).unwrap_or_default();
-    let (name, summary, explain, reference) = (text("name"), text("summary"), text("explain"), text("reference"));
-    let aliases = arguments.get("aliases").map(|aliases| quote! { const ALIASES: &'static [&'static str] = #aliases; });
+    let (name, summary, explain, reference) =
+        (text("name"), text("summary"), text("explain"), text("reference"));
+    let aliases = arguments
+        .get("aliases")
+        .map(|aliases| quote! { const ALIASES: &'static [&'static str] = #aliases; });
     let example = (!arguments.example.is_empty()).then(|| {
         let pairs = arguments.example.iter().map(|e| {
             let (path, value) = (&e.path, &e.value);
@@ -160,8 +197,12 @@ fn described(item: &ItemStruct, arguments: &Arguments) -> TokenStream {
 
 /// `TargetModules` of an adapter with the field `target_modules`.
 fn target_modules(kind: Kind, item: &ItemStruct) -> TokenStream {
-    let field = |name: &str| item.fields.iter().find_map(|f| f.ident.as_ref().filter(|ident| *ident == name));
-    let (Kind::Adapter, Some(targets)) = (kind, field("target_modules")) else { return TokenStream::new() };
+    let field = |name: &str| {
+        item.fields.iter().find_map(|f| f.ident.as_ref().filter(|ident| *ident == name))
+    };
+    let (Kind::Adapter, Some(targets)) = (kind, field("target_modules")) else {
+        return TokenStream::new();
+    };
     let name = &item.ident;
     let layers = field("layers_to_transform").map(|layers| {
         quote! {
@@ -223,7 +264,11 @@ mod tests {
     #[test]
     fn a_struct_becomes_a_plugin_and_keeps_its_fields() {
         let item = r#"pub struct Twist { #[doc = "b"] #[default(0.5)] pub beta: f64, #[default("x")] text: String, other: bool }"#;
-        let code = expanded(Kind::Intervention, &format!("{TEXTS}, learning_rate = 2e-3, example(beta = -0.30)"), item);
+        let code = expanded(
+            Kind::Intervention,
+            &format!("{TEXTS}, learning_rate = 2e-3, example(beta = -0.30)"),
+            item,
+        );
         for part in [
             "deny_unknown_fields , default",
             "impl :: reprpo_plugin :: api :: Plugin for Twist",
@@ -243,42 +288,89 @@ mod tests {
         let of = |item: &str| expanded(Kind::Adapter, &arguments, item);
         assert!(!of("struct Twist { r: u32 }").contains("TargetModules"));
         let whole = of("struct Twist { target_modules: Targets }");
-        assert!(whole.contains("TargetModules for Twist") && !whole.contains("layers_to_transform"));
-        assert!(of("struct Twist { target_modules: Targets, layers_to_transform: Option<Vec<usize>> }").contains("layers_to_transform"));
+        assert!(
+            whole.contains("TargetModules for Twist") && !whole.contains("layers_to_transform")
+        );
+        assert!(
+            of("struct Twist { target_modules: Targets, layers_to_transform: Option<Vec<usize>> }")
+                .contains("layers_to_transform")
+        );
     }
 
     #[test]
     fn a_wrong_argument_is_an_error_that_lists_the_valid_ones() {
         assert_eq!(
             intervention(&format!("{TEXTS}, peft_type = \"X\"")),
-            "`#[intervention]` has no argument `peft_type`; valid: name, aliases, summary, reference, explain, example, learning_rate"
+            "`#[intervention]` has no argument `peft_type`; valid: name, aliases, summary, \
+                reference, explain, example, learning_rate"
         );
         assert_eq!(intervention(&format!("{TEXTS}, name = \"b\"")), "`name` is given twice");
-        assert_eq!(intervention("name = \"a\", explain = \"\""), "`#[intervention(…)]` needs `summary = …`, `reference = …`");
-        assert_eq!(intervention(&TEXTS.replace("twist", "My_Twist")), "`My_Twist` cannot be a name on the command line; use a-z, 0-9 and -");
-        assert_eq!(intervention(&TEXTS.replace("\"twist\"", "TWIST")), "the name is a string, e.g. \"my-method\"");
-        assert!(intervention(&format!("{TEXTS}, example(beta = vec![1])")).starts_with("the value of an example is a string, a number"));
+        assert_eq!(
+            intervention("name = \"a\", explain = \"\""),
+            "`#[intervention(…)]` needs `summary = …`, `reference = …`"
+        );
+        assert_eq!(
+            intervention(&TEXTS.replace("twist", "My_Twist")),
+            "`My_Twist` cannot be a name on the command line; use a-z, 0-9 and -"
+        );
+        assert_eq!(
+            intervention(&TEXTS.replace("\"twist\"", "TWIST")),
+            "the name is a string, e.g. \"my-method\""
+        );
+        assert!(
+            intervention(&format!("{TEXTS}, example(beta = vec![1])"))
+                .starts_with("the value of an example is a string, a number")
+        );
     }
 
     #[test]
     fn a_field_that_is_named_but_missing_is_an_error_that_lists_the_fields() {
-        assert_eq!(intervention(&format!("{TEXTS}, example(betta = 1)")), "`Twist` has no field `betta`; valid: beta");
-        let dataset = |arguments: &str, item: &str| error(Kind::Dataset, &format!("{TEXTS}, {arguments}"), item);
-        assert_eq!(dataset("argument = \"file\"", "struct Twist {}"), "`Twist` has no field `file`; it has none");
+        assert_eq!(
+            intervention(&format!("{TEXTS}, example(betta = 1)")),
+            "`Twist` has no field `betta`; valid: beta"
+        );
+        let dataset = |arguments: &str, item: &str| {
+            error(Kind::Dataset, &format!("{TEXTS}, {arguments}"), item)
+        };
+        assert_eq!(
+            dataset("argument = \"file\"", "struct Twist {}"),
+            "`Twist` has no field `file`; it has none"
+        );
         let adapter = format!("{TEXTS}, peft_type = \"X\", adjustable = &[\"dropout\"]");
-        assert_eq!(error(Kind::Adapter, &adapter, "struct Twist { r: u32 }"), "`Twist` has no field `dropout`; valid: r");
+        assert_eq!(
+            error(Kind::Adapter, &adapter, "struct Twist { r: u32 }"),
+            "`Twist` has no field `dropout`; valid: r"
+        );
         // What a flattened struct holds cannot be seen.
         let flattened = "struct Twist { #[serde(flatten)] format: Format }";
-        assert!(!expanded(Kind::Dataset, &format!("{TEXTS}, argument = \"file\""), flattened).contains("compile_error"));
+        assert!(
+            !expanded(Kind::Dataset, &format!("{TEXTS}, argument = \"file\""), flattened)
+                .contains("compile_error")
+        );
     }
 
     #[test]
     fn an_item_that_is_not_a_configuration_is_refused() {
         let refused = |item: &str| error(Kind::Tap, TEXTS, item);
-        assert_eq!(refused("enum Twist { A }"), "`#[tap]` stands on the struct whose fields are the method's configuration");
-        assert_eq!(refused("struct Twist;"), "a configuration has named fields; one without fields is `struct Twist {}`");
-        assert_eq!(refused("struct Twist<T> { t: T }"), "a configuration has no generic parameters");
-        assert_eq!(refused("struct Twist { #[default] a: u32 }"), "write the field's default as `#[default(VALUE)]`");
-        assert_eq!(refused("struct Twist { #[default(1)] #[default(2)] a: u32 }"), "a field has one default");
+        assert_eq!(
+            refused("enum Twist { A }"),
+            "`#[tap]` stands on the struct whose fields are the method's configuration"
+        );
+        assert_eq!(
+            refused("struct Twist;"),
+            "a configuration has named fields; one without fields is `struct Twist {}`"
+        );
+        assert_eq!(
+            refused("struct Twist<T> { t: T }"),
+            "a configuration has no generic parameters"
+        );
+        assert_eq!(
+            refused("struct Twist { #[default] a: u32 }"),
+            "write the field's default as `#[default(VALUE)]`"
+        );
+        assert_eq!(
+            refused("struct Twist { #[default(1)] #[default(2)] a: u32 }"),
+            "a field has one default"
+        );
     }
 }

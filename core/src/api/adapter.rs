@@ -51,7 +51,9 @@ impl AdaptedPart<'_> {
     /// Fails if its adapter has none.
     pub fn tensor(&self, key: &str) -> Result<Tensor> {
         let found = self.parameters.iter().find(|p| p.key == key).map(|p| p.tensor.shallow_clone());
-        found.ok_or_else(|| Error::internal(format!("the adapter of `{}` has no `{key}`", self.info.linear.name)))
+        found.ok_or_else(|| {
+            Error::internal(format!("the adapter of `{}` has no `{key}`", self.info.linear.name))
+        })
     }
 }
 
@@ -100,7 +102,8 @@ pub trait AdaptedResidual: Send {
 /// `layers_to_transform` besides.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say which linear modules it adapts",
-    note = "give the struct a field `target_modules: Targets`, or write `impl TargetModules for {Self} {{}}` if it changes none"
+    note = "give the struct a field `target_modules: Targets`, or write `impl TargetModules for \
+        {Self} {{}}` if it changes none"
 )]
 pub trait TargetModules {
     /// The linear modules it changes.
@@ -150,7 +153,12 @@ pub trait Adapter: TargetModules + Send {
     ///
     /// # Errors
     /// A configuration that does not fit the model.
-    fn attach_block(&self, block: usize, _model: &ModelInfo, _init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
+    fn attach_block(
+        &self,
+        block: usize,
+        _model: &ModelInfo,
+        _init: &mut Init,
+    ) -> Result<Box<dyn AdaptedResidual>> {
         Err(Error::internal(format!("the adapter changes block {block}, but does not say how")))
     }
 
@@ -183,7 +191,10 @@ pub trait Adapter: TargetModules + Send {
 }
 
 /// A configuration that makes an [`Adapter`].
-#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl AdapterPlugin for {Self}`")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how it is built",
+    label = "write `impl AdapterPlugin for {Self}`"
+)]
 pub trait AdapterPlugin: Plugin {
     /// Checks the configuration and makes the adapter.
     ///

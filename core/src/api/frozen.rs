@@ -83,13 +83,20 @@ impl Frozen {
     /// Fails if memory runs out.
     pub fn squared_row_norms(&self, kind: Kind) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        Ok(self.dense()?.f_to_kind(kind)?.f_square()?.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
+        Ok(self.dense()?.f_to_kind(kind)?.f_square()?.f_sum_dim_intlist(
+            [1].as_slice(),
+            false,
+            None::<Kind>,
+        )?)
     }
 
     /// The same module with other weights `[out in]`, which are converted to the kind of these.
     #[must_use]
     pub fn with_weight(&self, weight: Tensor) -> Self {
-        Self { weight: weight.to_kind(self.kind()), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+        Self {
+            weight: weight.to_kind(self.kind()),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
     }
 
     /// The same module with another bias `[out]`, which is converted to the kind of the weights.
@@ -101,7 +108,10 @@ impl Frozen {
     /// The same module in another kind.
     #[must_use]
     pub fn to_kind(&self, kind: Kind) -> Self {
-        Self { weight: self.weight.to_kind(kind), bias: self.bias.as_ref().map(|b| b.to_kind(kind)) }
+        Self {
+            weight: self.weight.to_kind(kind),
+            bias: self.bias.as_ref().map(|b| b.to_kind(kind)),
+        }
     }
 
     /// The module that computes the outputs `rows` of this one.
@@ -109,12 +119,18 @@ impl Frozen {
     /// # Errors
     /// Fails if the module has another number of outputs than `rows` expects.
     pub fn part(&self, rows: Rows) -> Result<Self> {
-        Ok(Self { weight: rows.of(&self.weight, 0)?, bias: self.bias.as_ref().map(|b| rows.of(b, 0)).transpose()? })
+        Ok(Self {
+            weight: rows.of(&self.weight, 0)?,
+            bias: self.bias.as_ref().map(|b| rows.of(b, 0)).transpose()?,
+        })
     }
 
     /// The same module, sharing its memory.
     pub(crate) fn shared(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+        Self {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+        }
     }
 
     /// A copy in its own memory.
@@ -127,7 +143,10 @@ impl Frozen {
             copy.f_copy_(t)?;
             Ok(copy)
         };
-        Ok(Self { weight: copied(&self.weight)?, bias: self.bias.as_ref().map(copied).transpose()? })
+        Ok(Self {
+            weight: copied(&self.weight)?,
+            bias: self.bias.as_ref().map(copied).transpose()?,
+        })
     }
 
     /// Overwrites the outputs `rows` of this module with those of `part`.
@@ -158,9 +177,14 @@ mod tests {
         let [old, new] = [0.0, 1.0].map(|v| Tensor::full([4, 3], v, (Kind::Float, Device::Cpu)));
         let base = Frozen::new(old, None);
         let mut module = base.copied().unwrap();
-        module.put(rows, &Frozen::new(new.narrow(0, 0, 2), Some(new.select(1, 0).narrow(0, 0, 2)))).unwrap();
+        module
+            .put(rows, &Frozen::new(new.narrow(0, 0, 2), Some(new.select(1, 0).narrow(0, 0, 2))))
+            .unwrap();
         let expected = Tensor::from_slice(&[0f32, 1.0, 0.0, 1.0]);
-        assert_eq!((module.dense().unwrap().select(1, 2), module.bias().unwrap()), (expected.shallow_clone(), &expected));
+        assert_eq!(
+            (module.dense().unwrap().select(1, 2), module.bias().unwrap()),
+            (expected.shallow_clone(), &expected)
+        );
         assert_eq!(base.dense().unwrap().sum(Kind::Float).double_value(&[]), 0.0);
     }
 
@@ -169,11 +193,20 @@ mod tests {
         let weight = Tensor::from_slice(&[3.0f32, 4.0, 0.0, 0.0, 0.0, -2.0]).reshape([2, 3]);
         let frozen = Frozen::new(weight.shallow_clone(), Some(Tensor::from_slice(&[1.0f32, 2.0])));
         assert_eq!((frozen.inputs(), frozen.outputs(), frozen.kind()), (3, 2, Kind::Float));
-        assert_eq!(Vec::<f64>::try_from(frozen.row_norms(Kind::Double).unwrap()).unwrap(), [5.0, 2.0]);
+        assert_eq!(
+            Vec::<f64>::try_from(frozen.row_norms(Kind::Double).unwrap()).unwrap(),
+            [5.0, 2.0]
+        );
         let x = Tensor::from_slice(&[1.0f32, 1.0, 1.0]).reshape([1, 3]);
         assert_eq!(frozen.product(&x).unwrap(), x.matmul(&weight.tr()));
-        assert_eq!(frozen.forward(&x).unwrap(), frozen.product(&x).unwrap() + frozen.bias().unwrap());
-        let half = frozen.to_kind(Kind::BFloat16).with_weight(weight).with_bias(&Tensor::from_slice(&[0.5f32, 0.5]));
+        assert_eq!(
+            frozen.forward(&x).unwrap(),
+            frozen.product(&x).unwrap() + frozen.bias().unwrap()
+        );
+        let half = frozen
+            .to_kind(Kind::BFloat16)
+            .with_weight(weight)
+            .with_bias(&Tensor::from_slice(&[0.5f32, 0.5]));
         assert_eq!((half.kind(), half.bias().unwrap().kind()), (Kind::BFloat16, Kind::BFloat16));
     }
 }

@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-/// Random initial values that depend on the seed and on the tensor's own name alone: adding a module, moving to
-/// another device or computing in another precision changes no other tensor.
+/// Random initial values that depend on the seed and on the tensor's own name alone: adding a
+/// module, moving to another device or computing in another precision changes no other tensor.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,
@@ -23,12 +23,21 @@ impl Init {
     }
 
     fn rng(&self, key: &str) -> ChaCha8Rng {
-        let digest = Sha256::new().chain_update(self.seed.to_le_bytes()).chain_update(&self.scope).chain_update([0]).chain_update(key).finalize();
+        let digest = Sha256::new()
+            .chain_update(self.seed.to_le_bytes())
+            .chain_update(&self.scope)
+            .chain_update([0])
+            .chain_update(key)
+            .finalize();
         ChaCha8Rng::from_seed(digest.into())
     }
 
     fn leaf(&self, values: &[f64], shape: &[i64]) -> Tensor {
-        Tensor::from_slice(values).reshape(shape).to_kind(self.kind).to_device(self.device).set_requires_grad(true)
+        Tensor::from_slice(values)
+            .reshape(shape)
+            .to_kind(self.kind)
+            .to_device(self.device)
+            .set_requires_grad(true)
     }
 
     /// A leaf of zeros.

@@ -9,47 +9,64 @@ use crate::error::{Context, Error, Result, nearest};
 
 /// One message of a conversation, with all of its fields in their order.
 ///
-/// The chat template sees every field: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and
-/// whatever else a data set has. A field that is null counts as missing, as in transformers. Two
-/// messages are equal if all their fields are.
+/// The chat template sees every field: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`
+/// and whatever else a data set has. A field that is null counts as missing, as in transformers.
+/// Two messages are equal if all their fields are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message(Map<String, Value>);
 
 impl Message {
     /// Columns of a row and fields of a message that hold something other than text.
-    pub const OTHER_MODALITIES: [&'static str; 6] = ["image", "images", "audio", "audios", "video", "videos"];
+    pub const OTHER_MODALITIES: [&'static str; 6] =
+        ["image", "images", "audio", "audios", "video", "videos"];
 
     /// A message with a role (`system`, `user`, `assistant`, `tool`) and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self([("role", role.into()), ("content", content.into())].map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect())
+        Self(
+            [("role", role.into()), ("content", content.into())]
+                .map(|(name, text)| (name.to_owned(), text.into()))
+                .into_iter()
+                .collect(),
+        )
     }
 
     /// Reads a message from its fields.
     ///
     /// # Errors
-    /// Fails if `role` is missing or is not text, if `content` is neither text nor a list of parts, if a part is an
-    /// image, audio or video, or if the message has no content and nothing that stands in for it.
+    /// Fails if `role` is missing or is not text, if `content` is neither text nor a list of parts,
+    /// if a part is an image, audio or video, or if the message has no content and nothing that
+    /// stands in for it.
     pub fn from_fields(fields: Map<String, Value>) -> Result<Self> {
-        let mut fields: Map<String, Value> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        let mut fields: Map<String, Value> =
+            fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
         match fields.get("role") {
             Some(Value::String(_)) => {}
-            Some(other) => return Err(Error::new(format!("`role` is {}, not text", json_kind(other)))),
+            Some(other) => {
+                return Err(Error::new(format!("`role` is {}, not text", json_kind(other))));
+            }
             None => return Err(Error::new("there is no `role`")),
         }
         match fields.get_mut("content") {
             Some(Value::String(_)) => {}
             Some(Value::Array(parts)) => {
                 for (i, part) in parts.iter_mut().enumerate() {
-                    check_part(part).within(|| format!("part {} of `content` cannot be used", i + 1))?;
+                    check_part(part)
+                        .within(|| format!("part {} of `content` cannot be used", i + 1))?;
                 }
             }
             Some(other) => {
                 return Err(Error::new(format!("`content` is {}, not text", json_kind(other)))
-                    .hint("write the content as a string, or as a list of {type: \"text\", text}"));
+                    .hint(
+                        "write the content as a string, or as a list of {type: \"text\", text}",
+                    ));
             }
             None => {
-                let others: Vec<String> = fields.keys().filter(|name| !matches!(name.as_str(), "role" | "name")).cloned().collect();
+                let others: Vec<String> = fields
+                    .keys()
+                    .filter(|name| !matches!(name.as_str(), "role" | "name"))
+                    .cloned()
+                    .collect();
                 let missing = Error::new("there is no `content`");
                 if let Some(near) = nearest("content", &others) {
                     return Err(missing.hint(format!("rename `{near}` to `content`")));
@@ -66,16 +83,23 @@ impl Message {
     /// Checks that the fields of a message, or the columns of a row, hold no image, audio or video.
     ///
     /// # Errors
-    /// Fails if one of [`OTHER_MODALITIES`](Self::OTHER_MODALITIES) is there and is not blank, and names it.
-    pub fn check_text_only<'a>(fields: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Result<()> {
-        let other = fields.into_iter().find(|(name, value)| Self::OTHER_MODALITIES.contains(name) && !is_blank(value));
+    /// Fails if one of [`OTHER_MODALITIES`](Self::OTHER_MODALITIES) is there and is not blank, and
+    /// names it.
+    pub fn check_text_only<'a>(
+        fields: impl IntoIterator<Item = (&'a str, &'a Value)>,
+    ) -> Result<()> {
+        let other = fields
+            .into_iter()
+            .find(|(name, value)| Self::OTHER_MODALITIES.contains(name) && !is_blank(value));
         other.map_or(Ok(()), |(name, _)| Err(Self::not_text(name)))
     }
 
     /// The error for a column, a field or a part of another modality.
     pub fn not_text(name: &str) -> Error {
-        Error::new(format!("`{name}` holds something other than text"))
-            .hint(format!("reprpo trains language models on text only; remove `{name}` if the pairs make sense without it"))
+        Error::new(format!("`{name}` holds something other than text")).hint(format!(
+            "reprpo trains language models on text only; remove `{name}` if the \
+                pairs make sense without it"
+        ))
     }
 
     /// The message with one more field, or with another value for a field it has.
@@ -97,7 +121,9 @@ impl Message {
     pub fn text(&self) -> Cow<'_, str> {
         match self.0.get("content") {
             Some(Value::String(text)) => Cow::Borrowed(text),
-            Some(Value::Array(parts)) => Cow::Owned(parts.iter().filter_map(|part| part.get("text")?.as_str()).collect()),
+            Some(Value::Array(parts)) => {
+                Cow::Owned(parts.iter().filter_map(|part| part.get("text")?.as_str()).collect())
+            }
             _ => Cow::Borrowed(""),
         }
     }
@@ -114,7 +140,10 @@ impl Message {
 
     /// The fields besides `role` and `content`.
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !matches!(*name, "role" | "content"))
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .filter(|(name, _)| !matches!(*name, "role" | "content"))
     }
 }
 
@@ -143,11 +172,12 @@ fn is_blank(value: &Value) -> bool {
     }
 }
 
-/// Checks a part of a content, and leaves out its fields that are null: a column of parts in a table has all fields
-/// that any part has.
+/// Checks a part of a content, and leaves out its fields that are null: a column of parts in a
+/// table has all fields that any part has.
 fn check_part(part: &mut Value) -> Result<()> {
     let Value::Object(fields) = part else {
-        return Err(Error::new(format!("it is {}, not an object", json_kind(part))).hint("write it as {\"type\": \"text\", \"text\": \"…\"}"));
+        return Err(Error::new(format!("it is {}, not an object", json_kind(part)))
+            .hint("write it as {\"type\": \"text\", \"text\": \"…\"}"));
     };
     fields.retain(|_, value| !value.is_null());
     let of = match fields.get("type") {
@@ -155,14 +185,19 @@ fn check_part(part: &mut Value) -> Result<()> {
         Some(other) => return Err(Error::new(format!("`type` is {}, not text", json_kind(other)))),
         None => String::new(),
     };
-    let other = |name: &&String| ["image", "audio", "video"].iter().any(|m| name.to_lowercase().contains(m));
+    let other = |name: &&String| {
+        ["image", "audio", "video"].iter().any(|m| name.to_lowercase().contains(m))
+    };
     if let Some(name) = Some(&of).filter(other).or_else(|| fields.keys().find(other)) {
         return Err(Message::not_text(name));
     }
     match (of.as_str(), fields.get("text")) {
-        ("", _) => Err(Error::new("there is no `type`").hint("write it as {\"type\": \"text\", \"text\": \"…\"}")),
+        ("", _) => Err(Error::new("there is no `type`")
+            .hint("write it as {\"type\": \"text\", \"text\": \"…\"}")),
         ("text", None) => Err(Error::new("there is no `text`")),
-        ("text", Some(text)) if !text.is_string() => Err(Error::new(format!("`text` is {}, not text", json_kind(text)))),
+        ("text", Some(text)) if !text.is_string() => {
+            Err(Error::new(format!("`text` is {}, not text", json_kind(text))))
+        }
         _ => Ok(()),
     }
 }
@@ -202,9 +237,19 @@ const TOOLS: &str = TemplateArgs::COLUMNS[0];
 const KWARGS: &str = TemplateArgs::COLUMNS[1];
 
 /// Arguments that TRL sets itself, so that a row that sets them is an error there too.
-const TAKEN: [&str; 8] = ["add_generation_prompt", "conversation", "conversations", "messages", "processing_class", "return_dict", "self", "tokenize"];
+const TAKEN: [&str; 8] = [
+    "add_generation_prompt",
+    "conversation",
+    "conversations",
+    "messages",
+    "processing_class",
+    "return_dict",
+    "self",
+    "tokenize",
+];
 
-/// Arguments of `apply_chat_template` that change how the text becomes ids and that the template never sees.
+/// Arguments of `apply_chat_template` that change how the text becomes ids and that the template
+/// never sees.
 const NOT_VARIABLES: [&str; 8] = [
     "continue_final_message",
     "max_length",
@@ -220,24 +265,39 @@ impl TemplateArgs {
     /// The columns of a data set that hold these: the tools, and a row's own variables.
     pub const COLUMNS: [&'static str; 2] = ["tools", "chat_template_kwargs"];
 
-    /// Reads the columns `tools` (a list of JSON schemas, or the same as JSON text) and `chat_template_kwargs` (an object,
-    /// or the same as JSON text). Null is the same as no column.
+    /// Reads the columns `tools` (a list of JSON schemas, or the same as JSON text) and
+    /// `chat_template_kwargs` (an object, or the same as JSON text). Null is the same as no column.
     ///
     /// # Errors
-    /// Fails if a column has another form, and if a variable has a name that `apply_chat_template` uses for itself.
+    /// Fails if a column has another form, and if a variable has a name that `apply_chat_template`
+    /// uses for itself.
     pub fn new(tools: Value, kwargs: Value) -> Result<Self> {
         let mut variables = match from_json_text(KWARGS, kwargs)? {
             Value::Null => Map::new(),
             Value::Object(variables) => variables,
-            other => return Err(Error::new(format!("`{KWARGS}` is {}, not an object", json_kind(&other)))),
+            other => {
+                return Err(Error::new(format!(
+                    "`{KWARGS}` is {}, not an object",
+                    json_kind(&other)
+                )));
+            }
         };
         if let Some(name) = variables.keys().find(|name| TAKEN.contains(&name.as_str())) {
-            return Err(Error::new(format!("`{KWARGS}` sets `{name}`, which is not a variable of the template")).hint(format!("remove `{name}`")));
+            return Err(Error::new(format!(
+                "`{KWARGS}` sets `{name}`, which is not a variable of the template"
+            ))
+            .hint(format!("remove `{name}`")));
         }
         let switched_off = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-        if let Some((name, value)) = variables.iter().find(|(name, value)| NOT_VARIABLES.contains(&name.as_str()) && !switched_off(value)) {
-            return Err(Error::new(format!("`{KWARGS}` sets `{name}` to `{value}`, which changes the token ids and not the template"))
-                .hint(format!("remove `{name}`; lengths are set by `train.max_length`")));
+        if let Some((name, value)) = variables
+            .iter()
+            .find(|(name, value)| NOT_VARIABLES.contains(&name.as_str()) && !switched_off(value))
+        {
+            return Err(Error::new(format!(
+                "`{KWARGS}` sets `{name}` to `{value}`, which changes \
+                the token ids and not the template"
+            ))
+            .hint(format!("remove `{name}`; lengths are set by `train.max_length`")));
         }
         variables.retain(|name, _| !NOT_VARIABLES.contains(&name.as_str()));
         // A variable of this name goes before the column.
@@ -245,20 +305,37 @@ impl TemplateArgs {
         let tools = match from_json_text(TOOLS, tools)? {
             Value::Null => None,
             Value::Array(tools) => Some(tools),
-            other => return Err(Error::new(format!("`{TOOLS}` is {}, not a list", json_kind(&other)))),
+            other => {
+                return Err(Error::new(format!("`{TOOLS}` is {}, not a list", json_kind(&other))));
+            }
         };
-        if let Some((i, tool)) = tools.iter().flatten().enumerate().find(|(_, tool)| !tool.is_object()) {
-            return Err(Error::new(format!("tool {} of `{TOOLS}` is {}, not a JSON schema", i + 1, json_kind(tool)))
-                .hint("write each tool as an object: {\"type\": \"function\", \"function\": {…}}"));
+        if let Some((i, tool)) =
+            tools.iter().flatten().enumerate().find(|(_, tool)| !tool.is_object())
+        {
+            return Err(Error::new(format!(
+                "tool {} of `{TOOLS}` is {}, not a JSON schema",
+                i + 1,
+                json_kind(tool)
+            ))
+            .hint("write each tool as an object: {\"type\": \"function\", \"function\": {…}}"));
         }
         match variables.get("documents") {
             None | Some(Value::Null) => {}
             Some(Value::Array(all)) if all.iter().all(Value::is_object) => {}
-            Some(_) => return Err(Error::new(format!("`documents` in `{KWARGS}` is not a list of objects"))),
+            Some(_) => {
+                return Err(Error::new(format!(
+                    "`documents` in `{KWARGS}` is not a list of objects"
+                )));
+            }
         }
         match variables.get("chat_template") {
             None | Some(Value::Null | Value::String(_)) => {}
-            Some(other) => return Err(Error::new(format!("`chat_template` in `{KWARGS}` is {}, not text", json_kind(other)))),
+            Some(other) => {
+                return Err(Error::new(format!(
+                    "`chat_template` in `{KWARGS}` is {}, not text",
+                    json_kind(other)
+                )));
+            }
         }
         Ok(Self { tools, variables })
     }
@@ -283,7 +360,8 @@ impl TemplateArgs {
 fn from_json_text(column: &str, value: Value) -> Result<Value> {
     match value {
         Value::String(text) if text.trim().is_empty() => Ok(Value::Null),
-        Value::String(text) => serde_json::from_str(&text).map_err(|e| Error::new(format!("`{column}` is text that is not JSON: {e}"))),
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|e| Error::new(format!("`{column}` is text that is not JSON: {e}"))),
         other => Ok(other),
     }
 }
@@ -298,7 +376,8 @@ impl TryFrom<Columns> for TemplateArgs {
 
 impl From<TemplateArgs> for Columns {
     fn from(args: TemplateArgs) -> Self {
-        let chat_template_kwargs = if args.variables.is_empty() { Value::Null } else { Value::Object(args.variables) };
+        let chat_template_kwargs =
+            if args.variables.is_empty() { Value::Null } else { Value::Object(args.variables) };
         Self { tools: args.tools.map_or(Value::Null, Value::Array), chat_template_kwargs }
     }
 }
@@ -318,34 +397,69 @@ mod tests {
 
     #[test]
     fn every_field_is_kept_in_order_and_counts_in_equality() {
-        let call = |city: &str| message(json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}));
+        let call = |city: &str| {
+            message(
+                json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f",
+                    "arguments": {"city": city}}}]}),
+            )
+        };
         assert_ne!(call("Oslo").unwrap(), call("Rome").unwrap());
-        let all = message(json!({"name": "n", "role": "tool", "tool_call_id": "1", "content": "c", "unused": null})).unwrap();
-        assert_eq!(all.fields().keys().collect::<Vec<_>>(), ["name", "role", "tool_call_id", "content"]);
-        assert_eq!(message(json!({"role": "user", "content": "c", "name": null})).unwrap(), Message::new("user", "c"));
+        let all = message(json!({"name": "n", "role": "tool", "tool_call_id": "1", "content": "c",
+            "unused": null}))
+        .unwrap();
+        assert_eq!(
+            all.fields().keys().collect::<Vec<_>>(),
+            ["name", "role", "tool_call_id", "content"]
+        );
+        assert_eq!(
+            message(json!({"role": "user", "content": "c", "name": null})).unwrap(),
+            Message::new("user", "c")
+        );
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(text, r#"{"name":"n","role":"tool","tool_call_id":"1","content":"c"}"#);
         assert_eq!(serde_json::from_str::<Message>(&text).unwrap(), all);
-        assert_eq!(Message::new("user", "c").with("name", "n").unwrap(), message(json!({"role": "user", "content": "c", "name": "n"})).unwrap());
+        assert_eq!(
+            Message::new("user", "c").with("name", "n").unwrap(),
+            message(json!({"role": "user", "content": "c", "name": "n"})).unwrap()
+        );
     }
 
     #[test]
     fn content_may_be_missing_where_something_stands_in_for_it() {
-        let call = message(json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]})).unwrap();
+        let call = message(json!({"role": "assistant", "content": null,
+            "tool_calls": [{"function": {"name": "f"}}]}))
+        .unwrap();
         assert!(call.text().is_empty());
         let e = |value: Value| format!("{:?}", message(value).unwrap_err());
         assert_eq!(e(json!({"role": "user", "content": null})), "there is no `content`");
         assert_eq!(e(json!({"role": "user", "name": "n"})), "there is no `content`");
-        assert_eq!(e(json!({"role": "user", "contents": "n"})), "there is no `content`\n  hint: rename `contents` to `content`");
+        assert_eq!(
+            e(json!({"role": "user", "contents": "n"})),
+            "there is no `content`\n  hint: rename `contents` to `content`"
+        );
         assert_eq!(e(json!({"role": 1, "content": "n"})), "`role` is a number, not text");
-        assert!(e(json!({"role": "user", "content": 7})).starts_with("`content` is a number, not text\n"));
+        assert!(
+            e(json!({"role": "user", "content": 7}))
+                .starts_with("`content` is a number, not text\n")
+        );
     }
 
     #[test]
     fn parts_are_text_and_another_modality_is_named() {
-        let said = message(json!({"role": "user", "content": [{"type": "text", "text": "a", "image": null}, {"type": "text", "text": "b"}]})).unwrap();
-        assert_eq!((said.text(), said.parts().unwrap()[0].clone()), ("ab".into(), json!({"type": "text", "text": "a"})));
-        let e = |part: Value| format!("{:?}", message(json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]})).unwrap_err());
+        let said = message(json!({"role": "user", "content": [{"type": "text", "text": "a",
+            "image": null}, {"type": "text", "text": "b"}]}))
+        .unwrap();
+        assert_eq!(
+            (said.text(), said.parts().unwrap()[0].clone()),
+            ("ab".into(), json!({"type": "text", "text": "a"}))
+        );
+        let e = |part: Value| {
+            format!(
+                "{:?}",
+                message(json!({"role": "user", "content": [{"type": "text", "text": "a"}, part]}))
+                    .unwrap_err()
+            )
+        };
         for (part, name) in [
             (json!({"type": "image"}), "image"),
             (json!({"type": "image_url", "image_url": {"url": "x"}}), "image_url"),
@@ -354,7 +468,11 @@ mod tests {
             (json!({"type": "text", "text": "a", "image": "x.png"}), "image"),
         ] {
             let e = e(part);
-            assert!(e.starts_with("part 2 of `content` cannot be used\n") && e.contains(&format!("`{name}` holds something other than text")), "{e}");
+            assert!(
+                e.starts_with("part 2 of `content` cannot be used\n")
+                    && e.contains(&format!("`{name}` holds something other than text")),
+                "{e}"
+            );
         }
         assert!(e(json!("words")).contains("it is text, not an object"));
         assert!(e(json!({"type": "text"})).contains("there is no `text`"));
@@ -369,11 +487,20 @@ mod tests {
         let args = TemplateArgs::new(tool.clone(), Value::Null).unwrap();
         assert_eq!(args.tools().unwrap(), tool.as_array().unwrap().as_slice());
         assert_eq!(TemplateArgs::new(tool.to_string().into(), Value::Null).unwrap(), args);
-        assert_eq!(TemplateArgs::new(Value::Null, json!({"tools": tool})).unwrap(), args, "a variable goes before the column");
+        assert_eq!(
+            TemplateArgs::new(Value::Null, json!({"tools": tool})).unwrap(),
+            args,
+            "a variable goes before the column"
+        );
         assert!(TemplateArgs::new(Value::Null, Value::Null).unwrap().is_empty());
         assert!(TemplateArgs::new("".into(), "null".into()).unwrap().is_empty());
-        assert_eq!(TemplateArgs::new(json!([]), Value::Null).unwrap().tools(), Some(&[][..]), "an empty list is not none");
-        let e = |tools: Value| TemplateArgs::new(tools, Value::Null).unwrap_err().message().to_owned();
+        assert_eq!(
+            TemplateArgs::new(json!([]), Value::Null).unwrap().tools(),
+            Some(&[][..]),
+            "an empty list is not none"
+        );
+        let e =
+            |tools: Value| TemplateArgs::new(tools, Value::Null).unwrap_err().message().to_owned();
         assert_eq!(e(json!({"name": "f"})), "`tools` is an object, not a list");
         assert_eq!(e(json!(["f"])), "tool 1 of `tools` is text, not a JSON schema");
         assert!(e("[{".into()).starts_with("`tools` is text that is not JSON: "));
@@ -383,12 +510,23 @@ mod tests {
     fn names_that_are_not_variables_of_a_template_are_refused() {
         let args = |kwargs: Value| TemplateArgs::new(Value::Null, kwargs);
         let kept = args(json!({"enable_thinking": false, "x": null, "truncation": false})).unwrap();
-        assert_eq!(Value::Object(kept.variables().clone()), json!({"enable_thinking": false, "x": null}));
-        for (kwargs, name) in
-            [(json!({"add_generation_prompt": true}), "add_generation_prompt"), (json!({"continue_final_message": true}), "continue_final_message")]
-        {
-            assert!(args(kwargs).unwrap_err().message().contains(&format!("sets `{name}`")), "{name}");
+        assert_eq!(
+            Value::Object(kept.variables().clone()),
+            json!({"enable_thinking": false, "x": null})
+        );
+        for (kwargs, name) in [
+            (json!({"add_generation_prompt": true}), "add_generation_prompt"),
+            (json!({"continue_final_message": true}), "continue_final_message"),
+        ] {
+            assert!(
+                args(kwargs).unwrap_err().message().contains(&format!("sets `{name}`")),
+                "{name}"
+            );
         }
-        assert!(args(json!({"documents": ["a"]})).is_err() && args(json!({"chat_template": 1})).is_err() && args(json!([1])).is_err());
+        assert!(
+            args(json!({"documents": ["a"]})).is_err()
+                && args(json!({"chat_template": 1})).is_err()
+                && args(json!([1])).is_err()
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! What a plugin sees: the five kinds, and the values that pass between them and the engine.
 //!
-//! Traits and plain data only. The engine (`train`, `model`, `eval`) uses these; nothing here uses the engine.
+//! Traits and plain data only. The engine (`train`, `model`, `eval`) uses these; nothing here uses
+//! the engine.
 
 mod adapter;
 mod dataset;
@@ -20,15 +21,24 @@ mod tap;
 mod targets;
 mod transform;
 
-pub use adapter::{AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite, LinearSite, PeftFile, PromptPlaces, TargetModules};
+pub use adapter::{
+    AdaptedLinear, AdaptedPart, AdaptedResidual, Adapter, AdapterPlugin, Fused, FusedSite,
+    LinearSite, PeftFile, PromptPlaces, TargetModules,
+};
 pub use dataset::{Dataset, DatasetPlugin, PairIter, PreferencePair, RowIter, SplitInfo, Text};
 pub use frozen::Frozen;
 pub use init::Init;
-pub use intervention::{Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial, RunInfo, States, StepInfo};
+pub use intervention::{
+    Directions, GradMap, Intervention, InterventionPlugin, Loss, Needs, OutputGrad, Partial,
+    RunInfo, States, StepInfo,
+};
 pub use message::{Message, TemplateArgs, json_kind};
 pub use model::{LinearInfo, ModelInfo, PartInfo, Site};
 pub(crate) use pairs::ROUNDING;
-pub use pairs::{Counted, Logprobs, Pairs, PerSide, SequenceNll, TapStates, TokenLogprobs, TokenStates, precision};
+pub use pairs::{
+    Counted, Logprobs, Pairs, PerSide, SequenceNll, TapStates, TokenLogprobs, TokenStates,
+    precision,
+};
 pub use parameter::{Axis, Parameter};
 pub use part::Rows;
 pub use peft_config::PeftConfig;

@@ -37,7 +37,9 @@ impl Site {
     #[must_use]
     pub fn columns(self, range: Range<i64>) -> Self {
         match self {
-            Site::Columns { of, start, .. } => Site::Columns { of, start: start + range.start, end: start + range.end },
+            Site::Columns { of, start, .. } => {
+                Site::Columns { of, start: start + range.start, end: start + range.end }
+            }
             whole => Site::Columns { of: Box::new(whole), start: range.start, end: range.end },
         }
     }
@@ -129,17 +131,18 @@ impl ModelInfo {
     pub fn width(&self, site: &Site) -> Result<i64> {
         match site {
             Site::Residual(k) if *k <= self.layers => Ok(self.hidden),
-            Site::Residual(k) => {
-                Err(Error::new(format!("there is no hidden state {k}")).hint(format!("valid: 0 to {} (the last is after the final norm)", self.layers)))
-            }
+            Site::Residual(k) => Err(Error::new(format!("there is no hidden state {k}"))
+                .hint(format!("valid: 0 to {} (the last is after the final norm)", self.layers))),
             Site::Block(k) if *k < self.layers => Ok(self.hidden),
-            Site::Block(k) => Err(Error::new(format!("there is no block {k}")).hint(format!("valid: 0 to {}", self.layers - 1))),
+            Site::Block(k) => Err(Error::new(format!("there is no block {k}"))
+                .hint(format!("valid: 0 to {}", self.layers - 1))),
             Site::Input(name) => Ok(self.linear(name)?.inputs),
             Site::Output(name) => Ok(self.linear(name)?.outputs),
             Site::Columns { of, start, end } => {
                 let width = self.width(of)?;
                 if *start < 0 || end <= start || *end > width {
-                    return Err(Error::new(format!("`{of}` has no columns {start}..{end}")).hint(format!("valid: a range within 0..{width}")));
+                    return Err(Error::new(format!("`{of}` has no columns {start}..{end}"))
+                        .hint(format!("valid: a range within 0..{width}")));
                 }
                 Ok(end - start)
             }
@@ -157,7 +160,9 @@ impl ModelInfo {
             Site::Residual(k) => Ok(k.checked_sub(1)),
             Site::Block(k) => Ok(Some(*k)),
             Site::Input(name) | Site::Output(name) => Ok(self.linear(name)?.layer),
-            Site::Columns { .. } => Err(Error::internal(format!("`{site}` has columns of columns"))),
+            Site::Columns { .. } => {
+                Err(Error::internal(format!("`{site}` has columns of columns")))
+            }
         }
     }
 
@@ -167,7 +172,8 @@ impl ModelInfo {
     /// Fails if there is none.
     pub fn linear(&self, name: &str) -> Result<&LinearInfo> {
         let mut all = self.linears.iter().chain(self.parts.iter().map(|p| &p.linear));
-        all.find(|l| l.name == name).ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
+        all.find(|l| l.name == name)
+            .ok_or_else(|| Error::unknown("module", name, self.linears.iter().map(|l| &l.name)))
     }
 
     /// The part of that name, where the name is one of a part.
@@ -183,15 +189,32 @@ mod tests {
     use super::*;
 
     fn model() -> ModelInfo {
-        let o_proj = LinearInfo { name: "model.layers.0.self_attn.o_proj".to_owned(), layer: Some(0), inputs: 8, outputs: 6 };
-        ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 6, heads: 2, head_dim: 4, vocab: 8, linears: vec![o_proj], parts: Vec::new() }
+        let o_proj = LinearInfo {
+            name: "model.layers.0.self_attn.o_proj".to_owned(),
+            layer: Some(0),
+            inputs: 8,
+            outputs: 6,
+        };
+        ModelInfo {
+            architecture: "llama".to_owned(),
+            layers: 1,
+            hidden: 6,
+            heads: 2,
+            head_dim: 4,
+            vocab: 8,
+            linears: vec![o_proj],
+            parts: Vec::new(),
+        }
     }
 
     #[test]
     fn columns_are_part_of_a_site() {
         let (model, whole) = (model(), Site::Input("model.layers.0.self_attn.o_proj".to_owned()));
         let head = whole.clone().columns(4..8);
-        assert_eq!((head.to_string(), head.whole()), ("in.model.layers.0.self_attn.o_proj[4..8]".to_owned(), &whole));
+        assert_eq!(
+            (head.to_string(), head.whole()),
+            ("in.model.layers.0.self_attn.o_proj[4..8]".to_owned(), &whole)
+        );
         assert_eq!((model.width(&head).unwrap(), model.block(&head).unwrap()), (4, Some(0)));
         assert_eq!(head.clone().columns(1..3), whole.clone().columns(5..7));
         let state = Tensor::arange(16, (Kind::Float, Device::Cpu)).reshape([2, 8]);

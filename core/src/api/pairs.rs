@@ -1,25 +1,28 @@
-//! What a method is given of a batch: pooled states and log-probabilities per pair, never the model.
+//! What a method is given of a batch: pooled states and log-probabilities per pair, never the
+//! model.
 
 use tch::{Kind, Tensor};
 
 use super::{Side, Sides, Site};
 use crate::error::{Error, Result};
 
-/// Two sides differ if they are further apart than this many times the relative precision of their kind. A mean over some
-/// hundreds of equal states, summed in another order, is off by up to a few dozen times that precision.
+/// Two sides differ if they are further apart than this many times the relative precision of their
+/// kind. A mean over some hundreds of equal states, summed in another order, is off by up to a few
+/// dozen times that precision.
 pub(crate) const ROUNDING: f64 = 64.0;
 
 impl Sides<Tensor> {
     /// True for each pair whose two vectors `[b w]` differ by more than rounding: `[b]`, bool.
     ///
-    /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the precision of their
-    /// kind. Completions of the same tokens share their rows of a batch, so their states are identical to the bit, even
-    /// in a model that computes in bf16.
+    /// ‖chosen − rejected‖ is compared with the larger of both lengths times 64 ε, where ε is the
+    /// precision of their kind. Completions of the same tokens share their rows of a batch, so
+    /// their states are identical to the bit, even in a model that computes in bf16.
     pub fn differ(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
         let length = |x: &Tensor| x.norm_scalaropt_dim(2.0, -1, false);
         let (chosen, rejected) = (self.chosen.detach(), self.rejected.detach());
-        let limit = length(&chosen).maximum(&length(&rejected)) * (ROUNDING * precision(chosen.kind()));
+        let limit =
+            length(&chosen).maximum(&length(&rejected)) * (ROUNDING * precision(chosen.kind()));
         length(&(chosen - rejected)).gt_tensor(&limit)
     }
 }
@@ -44,13 +47,15 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// The mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts, it is 0 and so is its gradient.
+    /// The mean of `per_pair` `[b]` over the pairs that count, a scalar. If no pair counts, it is 0
+    /// and so is its gradient.
     pub fn mean(&self, per_pair: &Tensor) -> Tensor {
         mean_of_counted(per_pair, &self.counts, per_pair.kind())
     }
 }
 
-/// The mean of `values` `[b]` over the pairs that count, a scalar of kind `kind`. It is 0 if no pair counts.
+/// The mean of `values` `[b]` over the pairs that count, a scalar of kind `kind`. It is 0 if no
+/// pair counts.
 pub(super) fn mean_of_counted(values: &Tensor, counts: &Tensor, kind: Kind) -> Tensor {
     (values * counts).sum(kind) / counts.sum(kind).clamp_min(1.0)
 }
@@ -91,7 +96,10 @@ impl<T> PerSide<T> {
     fn both(&self, what: &str) -> Result<&Sides<T>> {
         match self {
             Self::Both(sides) => Ok(sides),
-            Self::One(side, _) => Err(missing(&format!("{what} of both sides"), &format!("only: None` instead of `only: Some(Side::{side:?})"))),
+            Self::One(side, _) => Err(missing(
+                &format!("{what} of both sides"),
+                &format!("only: None` instead of `only: Some(Side::{side:?})"),
+            )),
         }
     }
 
@@ -117,7 +125,8 @@ type OfModels<T> = (PerSide<T>, Option<PerSide<T>>);
 const STATES: &str = "states";
 const REFERENCE: &str = "reference states";
 
-/// The states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, pooled and transformed, each `[b h]`.
+/// The states of one tap: p⁺, p⁻ and r⁺, r⁻ of the method reference, pooled and transformed, each
+/// `[b h]`.
 #[derive(Debug)]
 pub struct TapStates {
     /// Where they were read.
@@ -128,21 +137,28 @@ pub struct TapStates {
 }
 
 impl TapStates {
-    /// States of the policy, and of the reference where the method asked for them. Each is a [`Sides`], or a [`PerSide`].
+    /// States of the policy, and of the reference where the method asked for them. Each is a
+    /// [`Sides`], or a [`PerSide`].
     pub fn new<S: Into<PerSide>>(site: Site, policy: S, reference: Option<S>) -> Self {
         Self { site, pooled: (policy.into(), reference.map(Into::into)), raw: None, tokens: None }
     }
 
-    /// Adds the states pooled before the transform: the policy's, and the reference's where the method asked for it.
+    /// Adds the states pooled before the transform: the policy's, and the reference's where the
+    /// method asked for it.
     #[must_use]
     pub fn with_raw<S: Into<PerSide>>(mut self, policy: S, reference: Option<S>) -> Self {
         self.raw = Some((policy.into(), reference.map(Into::into)));
         self
     }
 
-    /// Adds the states of every token: the policy's, and the reference's where the method asked for it.
+    /// Adds the states of every token: the policy's, and the reference's where the method asked for
+    /// it.
     #[must_use]
-    pub fn with_tokens<S: Into<PerSide<TokenStates>>>(mut self, policy: S, reference: Option<S>) -> Self {
+    pub fn with_tokens<S: Into<PerSide<TokenStates>>>(
+        mut self,
+        policy: S,
+        reference: Option<S>,
+    ) -> Self {
         self.tokens = Some((policy.into(), reference.map(Into::into)));
         self
     }
@@ -163,7 +179,8 @@ impl TapStates {
         self.pooled.0.of(side, STATES)
     }
 
-    /// r⁺ and r⁻, with the adapter off. They carry a gradient only into a transform's own parameters.
+    /// r⁺ and r⁻, with the adapter off. They carry a gradient only into a transform's own
+    /// parameters.
     ///
     /// # Errors
     /// Fails if the method did not ask for them in its `Needs`.
@@ -224,8 +241,8 @@ fn of_reference<T>(reference: &Option<PerSide<T>>) -> Result<&PerSide<T>> {
     reference.as_ref().ok_or_else(|| missing(REFERENCE, "reference_states"))
 }
 
-/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next token, so this is a
-/// likelihood without the usual shift by one position.
+/// −log p of each position's own token, of b chosen sequences end to end. A model predicts the next
+/// token, so this is a likelihood without the usual shift by one position.
 #[derive(Debug)]
 pub struct SequenceNll {
     /// The policy's `[m]`, with a gradient.
@@ -245,15 +262,16 @@ pub struct TokenLogprobs {
     pub owner: Tensor,
     /// Completion tokens of each, `[b]`, as numbers of the same kind as `per_token`.
     pub tokens: Tensor,
-    /// log Σ_v p(v)² where each token stands `[m]`, without a gradient; see [`collision`](Self::collision).
+    /// log Σ_v p(v)² where each token stands `[m]`, without a gradient; see
+    /// [`collision`](Self::collision).
     pub log_collision: Option<Tensor>,
     /// KL(policy ‖ reference) where each token stands `[m]`; see [`kl`](Self::kl).
     pub kl: Option<Tensor>,
 }
 
 impl TokenLogprobs {
-    /// Log-probabilities `[m]` of the tokens of b completions, with the completion `[m]` that each token belongs to and the
-    /// number of tokens of each completion `[b]`.
+    /// Log-probabilities `[m]` of the tokens of b completions, with the completion `[m]` that each
+    /// token belongs to and the number of tokens of each completion `[b]`.
     pub fn new(per_token: Tensor, owner: Tensor, tokens: Tensor) -> Self {
         Self { per_token, owner, tokens, log_collision: None, kl: None }
     }
@@ -263,11 +281,15 @@ impl TokenLogprobs {
         self.sum_of(&self.per_token)
     }
 
-    /// Σ of `values` `[m]` over each completion's tokens, `[b]`, added up in float64: hundreds of nats lose digits when
-    /// they are added one after another in float32.
+    /// Σ of `values` `[m]` over each completion's tokens, `[b]`, added up in float64: hundreds of
+    /// nats lose digits when they are added one after another in float32.
     pub fn sum_of(&self, values: &Tensor) -> Tensor {
         let kind = values.kind();
-        self.tokens.zeros_like().to_kind(Kind::Double).index_add(0, &self.owner, &values.to_kind(Kind::Double)).to_kind(kind)
+        self.tokens
+            .zeros_like()
+            .to_kind(Kind::Double)
+            .index_add(0, &self.owner, &values.to_kind(Kind::Double))
+            .to_kind(kind)
     }
 
     /// The mean over completion tokens, `[b]`.
@@ -283,11 +305,12 @@ impl TokenLogprobs {
         self.log_collision.as_ref().ok_or_else(|| missing("the collision probability", "collision"))
     }
 
-    /// KL(policy ‖ reference) = Σ_v π(v)·log(π(v)/r(v)) over the vocabulary where each token stands, in nats, `[m]`. It has a
-    /// gradient into the policy.
+    /// KL(policy ‖ reference) = Σ_v π(v)·log(π(v)/r(v)) over the vocabulary where each token
+    /// stands, in nats, `[m]`. It has a gradient into the policy.
     ///
     /// # Errors
-    /// Fails if the method did not ask for it in its `Needs`, or if these are the reference's log-probabilities.
+    /// Fails if the method did not ask for it in its `Needs`, or if these are the reference's
+    /// log-probabilities.
     pub fn kl(&self) -> Result<&Tensor> {
         self.kl.as_ref().ok_or_else(|| missing("the divergence from the reference", "reference_kl"))
     }
@@ -298,7 +321,8 @@ impl TokenLogprobs {
 pub struct Logprobs(Sides<Option<TokenLogprobs>>);
 
 impl Logprobs {
-    /// Log-probabilities of the chosen completions, and of the rejected where the method asked for both.
+    /// Log-probabilities of the chosen completions, and of the rejected where the method asked for
+    /// both.
     pub fn new(chosen: TokenLogprobs, rejected: Option<TokenLogprobs>) -> Self {
         Self(Sides { chosen: Some(chosen), rejected })
     }
@@ -334,7 +358,9 @@ impl Logprobs {
 
     fn of(&self, side: Side) -> Result<&TokenLogprobs> {
         let found = self.0.get(side).as_ref();
-        found.ok_or_else(|| missing(&format!("log-probabilities of {} completions", side.name()), "logprobs: Both"))
+        found.ok_or_else(|| {
+            missing(&format!("log-probabilities of {} completions", side.name()), "logprobs: Both")
+        })
     }
 }
 
@@ -352,7 +378,12 @@ pub struct Pairs {
 
 impl Pairs {
     /// Made by the engine, and by the tests of a method.
-    pub fn new(len: usize, taps: Vec<TapStates>, policy: Option<Logprobs>, reference: Option<Logprobs>) -> Self {
+    pub fn new(
+        len: usize,
+        taps: Vec<TapStates>,
+        policy: Option<Logprobs>,
+        reference: Option<Logprobs>,
+    ) -> Self {
         Self { len, taps, policy, reference, sequence_nll: None }
     }
 
@@ -368,7 +399,9 @@ impl Pairs {
     /// # Errors
     /// Where the method's `Needs` did not ask for it.
     pub fn sequence_nll(&self) -> Result<&SequenceNll> {
-        self.sequence_nll.as_ref().ok_or_else(|| missing("the likelihood of the whole chosen sequence", "sequence_nll"))
+        self.sequence_nll
+            .as_ref()
+            .ok_or_else(|| missing("the likelihood of the whole chosen sequence", "sequence_nll"))
     }
 
     /// logp_π, with a gradient.
@@ -384,7 +417,9 @@ impl Pairs {
     /// # Errors
     /// Where the method's `Needs` did not ask for it.
     pub fn reference(&self) -> Result<&Logprobs> {
-        self.reference.as_ref().ok_or_else(|| missing("reference log-probabilities", "reference_logprobs"))
+        self.reference
+            .as_ref()
+            .ok_or_else(|| missing("reference log-probabilities", "reference_logprobs"))
     }
 
     /// Δ⁺ and Δ⁻ = logp_π − logp_r of whole completions, each `[b]`; θ = Δ⁺ − Δ⁻.
@@ -408,26 +443,39 @@ impl Pairs {
         Ok(Tensor::stack(&values, 0).mean_dim(0, false, None::<Kind>))
     }
 
-    /// Averages the values of each pair over the taps at which it counts. A pair counts if it counts at one tap or more.
+    /// Averages the values of each pair over the taps at which it counts. A pair counts if it
+    /// counts at one tap or more.
     ///
-    /// `per_tap` gives values `[… b]` and, for each pair, whether it counts at that tap `[b]`, bool. The values of a
-    /// pair that does not count must be finite, because they are multiplied by 0.
+    /// `per_tap` gives values `[… b]` and, for each pair, whether it counts at that tap `[b]`,
+    /// bool. The values of a pair that does not count must be finite, because they are multiplied
+    /// by 0.
     ///
     /// # Errors
     /// Fails if there is no tap, or if `per_tap` fails at one of them.
-    pub fn mean_over_counting_taps(&self, per_tap: impl Fn(&TapStates) -> Result<(Tensor, Tensor)>) -> Result<Counted> {
-        let (values, counts): (Vec<_>, Vec<_>) = self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    pub fn mean_over_counting_taps(
+        &self,
+        per_tap: impl Fn(&TapStates) -> Result<(Tensor, Tensor)>,
+    ) -> Result<Counted> {
+        let (values, counts): (Vec<_>, Vec<_>) =
+            self.taps.iter().map(per_tap).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         if values.is_empty() {
             return Err(missing("states", "states"));
         }
-        let (values, counts) = (Tensor::stack(&values, 0), Tensor::stack(&counts, 0).to_kind(values[0].kind()));
+        let (values, counts) =
+            (Tensor::stack(&values, 0), Tensor::stack(&counts, 0).to_kind(values[0].kind()));
         let taps = counts.sum_dim_intlist(0, false, None::<Kind>);
-        let shape: Vec<i64> = values.size().iter().enumerate().map(|(i, n)| if i == 0 || i + 1 == values.dim() { *n } else { 1 }).collect();
+        let shape: Vec<i64> = values
+            .size()
+            .iter()
+            .enumerate()
+            .map(|(i, n)| if i == 0 || i + 1 == values.dim() { *n } else { 1 })
+            .collect();
         let sums = (values * counts.reshape(shape)).sum_dim_intlist(0, false, None::<Kind>);
         Ok(Counted { values: sums / taps.clamp_min(1.0), counts: taps.clamp_max(1.0) })
     }
 }
 
 fn missing(what: &str, field: &str) -> Error {
-    Error::internal(format!("the method reads {what} that it did not ask for")).hint(format!("set `{field}` in its `Needs`"))
+    Error::internal(format!("the method reads {what} that it did not ask for"))
+        .hint(format!("set `{field}` in its `Needs`"))
 }

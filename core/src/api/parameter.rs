@@ -2,7 +2,8 @@
 
 use tch::Tensor;
 
-/// An axis of a parameter that runs over its module's input or output space, by the number of the tensor's dimension.
+/// An axis of a parameter that runs over its module's input or output space, by the number of the
+/// tensor's dimension.
 ///
 /// It is all that a method which projects gradients has to know of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,8 @@ impl Axis {
 pub struct Parameter {
     /// PEFT's key below the module's name, as `lora_A.weight`.
     pub key: String,
-    /// A leaf; it is trained where it requires a gradient. Shares its memory with the adapter's own.
+    /// A leaf; it is trained where it requires a gradient. Shares its memory with the adapter's
+    /// own.
     pub tensor: Tensor,
     /// The axis that lies in the module's input or output space, where one does.
     pub axis: Option<Axis>,

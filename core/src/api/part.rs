@@ -32,7 +32,11 @@ impl Rows {
     /// # Errors
     /// A dimension of another size.
     pub fn grouped(&self, all: &Tensor, dim: i64) -> Result<Tensor> {
-        Ok(all.f_unflatten(dim, [self.groups, self.width])?.f_narrow(dim + 1, self.start, self.len)?)
+        Ok(all.f_unflatten(dim, [self.groups, self.width])?.f_narrow(
+            dim + 1,
+            self.start,
+            self.len,
+        )?)
     }
 
     /// The same entries with `dim` as one dimension `[… groups·len …]`; a copy where there is more
@@ -72,13 +76,19 @@ mod tests {
         rows.put(&all, &(&expected * 100)).unwrap();
         assert_eq!(rows.of(&all, 0).unwrap(), expected * 100);
         let others = Rows { start: 3, len: 1, ..rows };
-        assert_eq!(others.of(&all, 0).unwrap(), Tensor::from_slice(&[6i64, 7, 14, 15]).reshape([2, 2]));
+        assert_eq!(
+            others.of(&all, 0).unwrap(),
+            Tensor::from_slice(&[6i64, 7, 14, 15]).reshape([2, 2])
+        );
         assert!(rows.of(&all.narrow(0, 0, 6), 0).is_err());
     }
 
     #[test]
     fn one_group_is_taken_out_without_a_copy() {
-        let (all, rows) = (Tensor::zeros([6, 3], (Kind::Float, tch::Device::Cpu)), Rows { groups: 1, start: 2, len: 3, width: 6 });
+        let (all, rows) = (
+            Tensor::zeros([6, 3], (Kind::Float, tch::Device::Cpu)),
+            Rows { groups: 1, start: 2, len: 3, width: 6 },
+        );
         let _ = rows.of(&all, 0).unwrap().fill_(1.0);
         assert_eq!(all.sum(Kind::Float).double_value(&[]), 9.0);
     }

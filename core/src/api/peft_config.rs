@@ -12,7 +12,9 @@ impl PeftConfig {
     /// # Errors
     /// Text that is no JSON object.
     pub fn parse(json: &str) -> Result<Self> {
-        serde_json::from_str(json).map(Self).map_err(|e| Error::new("the adapter_config.json is no JSON object").because(e))
+        serde_json::from_str(json)
+            .map(Self)
+            .map_err(|e| Error::new("the adapter_config.json is no JSON object").because(e))
     }
 
     /// The field's value; `None` where it is absent or null.
@@ -22,7 +24,9 @@ impl PeftConfig {
     pub fn get<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<Option<T>> {
         match self.0.get(field) {
             None | Some(serde_json::Value::Null) => Ok(None),
-            Some(v) => serde_json::from_value(v.clone()).map(Some).map_err(|e| Error::new(format!("`{field}` of the adapter_config.json is `{v}`")).because(e)),
+            Some(v) => serde_json::from_value(v.clone()).map(Some).map_err(|e| {
+                Error::new(format!("`{field}` of the adapter_config.json is `{v}`")).because(e)
+            }),
         }
     }
 
@@ -31,11 +35,12 @@ impl PeftConfig {
     /// # Errors
     /// Where it is absent, or of another type.
     pub fn need<T: serde::de::DeserializeOwned>(&self, field: &str) -> Result<T> {
-        self.get(field)?.ok_or_else(|| Error::new(format!("the adapter_config.json has no `{field}`")))
+        self.get(field)?
+            .ok_or_else(|| Error::new(format!("the adapter_config.json has no `{field}`")))
     }
 
-    /// Fields that change what the adapter computes in a way that is not supported have to be absent, null, false, 0,
-    /// empty or `none`.
+    /// Fields that change what the adapter computes in a way that is not supported have to be
+    /// absent, null, false, 0, empty or `none`.
     ///
     /// # Errors
     /// Names the first that is not.
@@ -51,7 +56,10 @@ impl PeftConfig {
                 Some(Value::Bool(true)) => false,
             };
             if !off {
-                return Err(Error::new(format!("the adapter_config.json has `{field}` = {}, which is not supported", self.0[*field])));
+                return Err(Error::new(format!(
+                    "the adapter_config.json has `{field}` = {}, which is not supported",
+                    self.0[*field]
+                )));
             }
         }
         Ok(())

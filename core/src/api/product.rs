@@ -30,7 +30,8 @@ mod tests {
         let (x, weight, bias) = (random(&[3, 40]), random(&[8, 40]), random(&[8]));
         for bias in [None, Some(&bias)] {
             let all = linear(&x, &weight, bias).unwrap();
-            let rows: Vec<Tensor> = (0..3).map(|i| linear(&x.narrow(0, i, 1), &weight, bias).unwrap()).collect();
+            let rows: Vec<Tensor> =
+                (0..3).map(|i| linear(&x.narrow(0, i, 1), &weight, bias).unwrap()).collect();
             assert!((Tensor::cat(&rows, 0) - all).abs().max().double_value(&[]) < 1e-4);
         }
     }

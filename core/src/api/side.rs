@@ -151,16 +151,26 @@ mod tests {
     #[test]
     fn values_of_two_pairs_are_joined_side_by_side() {
         let words = Sides::of(Side::name);
-        let joined = words.zip(Sides { chosen: 1, rejected: 2 }).map(|(word, n)| format!("{word} {n}"));
-        assert_eq!(joined, Sides { chosen: "chosen 1".to_owned(), rejected: "rejected 2".to_owned() });
+        let joined =
+            words.zip(Sides { chosen: 1, rejected: 2 }).map(|(word, n)| format!("{word} {n}"));
+        assert_eq!(
+            joined,
+            Sides { chosen: "chosen 1".to_owned(), rejected: "rejected 2".to_owned() }
+        );
         assert_eq!(joined.get(Side::Rejected), "rejected 2");
-        assert_eq!(Sides::try_of(|side| if side == Side::Chosen { Ok(()) } else { Err(side) }), Err(Side::Rejected));
+        assert_eq!(
+            Sides::try_of(|side| if side == Side::Chosen { Ok(()) } else { Err(side) }),
+            Err(Side::Rejected)
+        );
     }
 
     #[test]
     fn a_union_has_the_sides_of_either() {
         use Completions::{Both, Chosen, None, Rejected};
-        assert_eq!([None.or(None), Chosen.or(Rejected), Rejected.or(None), Both.or(Chosen)], [None, Both, Rejected, Both]);
+        assert_eq!(
+            [None.or(None), Chosen.or(Rejected), Rejected.or(None), Both.or(Chosen)],
+            [None, Both, Rejected, Both]
+        );
         assert!(Rejected.has(Side::Rejected) && !Rejected.has(Side::Chosen) && !None.any());
         assert_eq!(Both.sides().collect::<Vec<_>>(), Side::BOTH);
     }

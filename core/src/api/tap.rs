@@ -22,8 +22,8 @@ pub enum Pooling {
     Common,
 }
 
-/// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the depth),
-/// `range(.3,-2)`, `range(.3,.9,2)` (start, end before which to stop, step).
+/// A choice of layers, as text: `10,20`, `-2,-1` (from the end), `0.33,0.66` (fractions of the
+/// depth), `range(.3,-2)`, `range(.3,.9,2)` (start, end before which to stop, step).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Layers(pub String);
@@ -37,8 +37,8 @@ impl From<&str> for Layers {
 impl Layers {
     /// The indices it means where valid ones are `0..places`: ascending, each once.
     ///
-    /// A whole number counts from the start, or from the end when it is negative; a number with a point is a
-    /// fraction f of the depth and means round(f·(places − 1)).
+    /// A whole number counts from the start, or from the end when it is negative; a number with a
+    /// point is a fraction f of the depth and means round(f·(places − 1)).
     ///
     /// # Errors
     /// Text that is none of the forms, an index outside, or a range that holds nothing.
@@ -57,18 +57,26 @@ impl Layers {
                 let end = if end.parse() == Ok(places) { places } else { self.index(end, places)? };
                 (self.index(first, places)?..end).step_by(step).collect::<Vec<_>>()
             }
-            None => spec.split(',').map(|part| self.index(part.trim(), places)).collect::<Result<Vec<_>>>()?,
+            None => spec
+                .split(',')
+                .map(|part| self.index(part.trim(), places))
+                .collect::<Result<Vec<_>>>()?,
         };
         indices.sort_unstable();
         indices.dedup();
         if indices.is_empty() {
-            return Err(Error::new(format!("layers `{spec}` holds no layer")).hint(Self::valid(places)));
+            return Err(
+                Error::new(format!("layers `{spec}` holds no layer")).hint(Self::valid(places))
+            );
         }
         Ok(indices)
     }
 
     fn index(&self, text: &str, places: usize) -> Result<usize> {
-        let outside = || Error::new(format!("layer `{text}` in `{}` is outside the model", self.0)).hint(Self::valid(places));
+        let outside = || {
+            Error::new(format!("layer `{text}` in `{}` is outside the model", self.0))
+                .hint(Self::valid(places))
+        };
         if let Ok(i) = text.parse::<i64>() {
             let i = if i < 0 { i + places as i64 } else { i };
             return usize::try_from(i).ok().filter(|i| *i < places).ok_or_else(outside);
@@ -81,11 +89,15 @@ impl Layers {
     }
 
     fn valid(places: usize) -> String {
-        format!("valid: 0 to {} or -{places} to -1 from the end, or fractions 0.0 to 1.0", places - 1)
+        format!(
+            "valid: 0 to {} or -{places} to -1 from the end, or fractions 0.0 to 1.0",
+            places - 1
+        )
     }
 
     fn malformed(&self) -> Error {
-        Error::new(format!("layers `{}` is not a choice of layers", self.0)).hint("write `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`")
+        Error::new(format!("layers `{}` is not a choice of layers", self.0))
+            .hint("write `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`")
     }
 }
 
@@ -100,8 +112,8 @@ pub trait Tap: Send {
     /// How tokens become one vector.
     fn pooling(&self) -> Pooling;
 
-    /// A pooling that looks at the transformed states themselves; `None` for the mean over the tokens of
-    /// [`pooling`](Self::pooling).
+    /// A pooling that looks at the transformed states themselves; `None` for the mean over the
+    /// tokens of [`pooling`](Self::pooling).
     fn token_pooling(&self) -> Option<Box<dyn TokenPooling>> {
         None
     }
@@ -109,7 +121,8 @@ pub trait Tap: Send {
 
 /// Pools states by what they are, and not only by where their tokens stand.
 pub trait TokenPooling: Send {
-    /// One vector for each of the b sequences, `[b h]`, from the transformed states of all their tokens.
+    /// One vector for each of the b sequences, `[b h]`, from the transformed states of all their
+    /// tokens.
     ///
     /// # Errors
     /// Fails if memory runs out.
@@ -117,7 +130,10 @@ pub trait TokenPooling: Send {
 }
 
 /// A configuration that makes a [`Tap`].
-#[diagnostic::on_unimplemented(message = "`{Self}` does not say how it is built", label = "write `impl TapPlugin for {Self}`")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how it is built",
+    label = "write `impl TapPlugin for {Self}`"
+)]
 pub trait TapPlugin: Plugin {
     /// Makes the tap.
     ///
@@ -149,8 +165,14 @@ mod tests {
     #[test]
     fn an_index_outside_names_the_valid_ones() {
         let e = Layers("31".into()).resolve(31).unwrap_err();
-        assert_eq!(format!("{e:?}"), "layer `31` in `31` is outside the model\n  hint: valid: 0 to 30 or -31 to -1 from the end, or fractions 0.0 to 1.0");
-        for bad in ["", "x", "range(1)", "range(3,2)", "range(0,2,0)", "1.5", "nan", "-4", "range(0,9)"] {
+        assert_eq!(
+            format!("{e:?}"),
+            "layer `31` in `31` is outside the model\n  hint: valid: 0 to 30 or -31 to -1 from \
+                the end, or fractions 0.0 to 1.0"
+        );
+        for bad in
+            ["", "x", "range(1)", "range(3,2)", "range(0,2,0)", "1.5", "nan", "-4", "range(0,9)"]
+        {
             assert!(Layers(bad.into()).resolve(3).is_err(), "{bad}");
         }
     }

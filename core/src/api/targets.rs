@@ -33,7 +33,10 @@ const HOLDERS: [(&str, &[&str]); 7] = [
 /// calls `projection`. `None` if it does not.
 fn holder(name: &str, projection: &str) -> Option<&'static str> {
     let of = |llamas: &str| llamas == projection;
-    HOLDERS.iter().filter(|(llamas, _)| of(llamas)).find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
+    HOLDERS
+        .iter()
+        .filter(|(llamas, _)| of(llamas))
+        .find_map(|(_, holders)| holders.iter().find(|h| ends(name, h)).copied())
 }
 
 /// True if the module `name` is, or holds, the projection that Llama calls `projection`.
@@ -91,7 +94,11 @@ impl Targets {
     /// # Errors
     /// Fails if a pattern is not a regular expression, or if a module is targeted both whole and in
     /// part.
-    pub fn select<'m>(&self, model: &'m ModelInfo, layers: Option<&[usize]>) -> Result<Vec<&'m LinearInfo>> {
+    pub fn select<'m>(
+        &self,
+        model: &'m ModelInfo,
+        layers: Option<&[usize]>,
+    ) -> Result<Vec<&'m LinearInfo>> {
         let fits = self.matcher()?;
         let within = |l: &LinearInfo| match (l.layer, layers) {
             (Some(k), Some(some)) => some.contains(&k) || self.names_whole(&l.name),
@@ -100,11 +107,24 @@ impl Targets {
         let mut hits = Vec::new();
         for module in &model.linears {
             let whole = fits(&module.name);
-            let parts: Vec<_> = model.parts.iter().filter(|p| p.holder == module.name && self.means_part(p, &fits)).map(|p| &p.linear).collect();
+            let parts: Vec<_> = model
+                .parts
+                .iter()
+                .filter(|p| p.holder == module.name && self.means_part(p, &fits))
+                .map(|p| &p.linear)
+                .collect();
             match (self, parts.first()) {
                 (Targets::Suffixes(_), Some(part)) if whole => {
-                    return Err(Error::new(format!("the target modules mean `{}` whole, and its part `{}` as well", module.name, last(&part.name)))
-                        .hint("a part is named with its module, as `qkv_proj.q_proj`; without it, `q_proj` means the whole module that holds it"));
+                    return Err(Error::new(format!(
+                        "the target modules mean `{}` whole, and its \
+                        part `{}` as well",
+                        module.name,
+                        last(&part.name)
+                    ))
+                    .hint(
+                        "a part is named with its module, as `qkv_proj.q_proj`; without it, \
+                            `q_proj` means the whole module that holds it",
+                    ));
                 }
                 _ if whole => hits.push(module),
                 _ => hits.extend(parts),
@@ -126,7 +146,11 @@ impl Targets {
     /// Fails if a pattern is not a regular expression.
     pub fn unmatched(&self, hits: &[&LinearInfo], model: &ModelInfo) -> Result<Vec<Error>> {
         Ok(match self {
-            Targets::Suffixes(list) => list.iter().filter(|suffix| !hits.iter().any(|l| l.is(suffix))).map(|given| unknown_name(given, model)).collect(),
+            Targets::Suffixes(list) => list
+                .iter()
+                .filter(|suffix| !hits.iter().any(|l| l.is(suffix)))
+                .map(|given| unknown_name(given, model))
+                .collect(),
             Targets::Pattern(p) if hits.is_empty() => vec![unmatched_pattern(p, model)],
             Targets::Pattern(_) => Vec::new(),
         })
@@ -139,8 +163,12 @@ impl Targets {
     /// it where there is none.
     fn means_part(&self, part: &PartInfo, fits: &Matcher<'_>) -> bool {
         match self {
-            Targets::Suffixes(list) => list.iter().any(|s| s.contains('.') && ends(&part.linear.name, s)),
-            Targets::Pattern(p) => !is_all(p) && p.contains(last(&part.holder)) && fits(&part.linear.name),
+            Targets::Suffixes(list) => {
+                list.iter().any(|s| s.contains('.') && ends(&part.linear.name, s))
+            }
+            Targets::Pattern(p) => {
+                !is_all(p) && p.contains(last(&part.holder)) && fits(&part.linear.name)
+            }
         }
     }
 
@@ -165,10 +193,15 @@ impl Targets {
         let any = |fits: &dyn Fn(&LinearInfo) -> bool| model.linears.iter().any(fits);
         let own = |suffix: &String| {
             let held = || {
-                let (found, end) = model.linears.iter().find_map(|l| Some((l, holder(&l.name, suffix)?)))?;
+                let (found, end) =
+                    model.linears.iter().find_map(|l| Some((l, holder(&l.name, suffix)?)))?;
                 // GPT-2 has two modules called `c_proj`, of which `attn.c_proj` is one.
                 let short = last(&found.name);
-                Some(if any(&|l| ends(&l.name, short) && !holds(&l.name, suffix)) { end } else { short })
+                Some(if any(&|l| ends(&l.name, short) && !holds(&l.name, suffix)) {
+                    end
+                } else {
+                    short
+                })
             };
             let there = any(&|l| ends(&l.name, suffix));
             if there { suffix.clone() } else { held().unwrap_or(suffix).to_owned() }
@@ -184,8 +217,16 @@ impl Targets {
         let holder = |name: &str| model.part(name).map(|part| part.holder.clone());
         let names: IndexSet<String> = match self {
             Targets::Suffixes(list) => {
-                let in_part = |s: &str| s.contains('.') && model.parts.iter().any(|p| ends(&p.linear.name, s));
-                list.iter().map(|s| s.rsplit_once('.').filter(|_| in_part(s)).map_or_else(|| s.clone(), |(module, _)| module.to_owned())).collect()
+                let in_part = |s: &str| {
+                    s.contains('.') && model.parts.iter().any(|p| ends(&p.linear.name, s))
+                };
+                list.iter()
+                    .map(|s| {
+                        s.rsplit_once('.')
+                            .filter(|_| in_part(s))
+                            .map_or_else(|| s.clone(), |(module, _)| module.to_owned())
+                    })
+                    .collect()
             }
             Targets::Pattern(_) => {
                 let hits = self.select(model, None)?;
@@ -209,7 +250,9 @@ impl Targets {
                 })?;
                 Box::new(move |name| regex.is_match(name))
             }
-            Targets::Suffixes(list) => Box::new(move |name| list.iter().any(|s| ends(name, s) || holds(name, s))),
+            Targets::Suffixes(list) => {
+                Box::new(move |name| list.iter().any(|s| ends(name, s) || holds(name, s)))
+            }
         })
     }
 }
@@ -223,7 +266,8 @@ fn is_all(text: &str) -> bool {
 /// sorted.
 fn valid_names(model: &ModelInfo) -> Vec<String> {
     let parts = model.parts.iter().map(|p| format!("{}.{}", last(&p.holder), last(&p.linear.name)));
-    let mut names: Vec<String> = model.linears.iter().map(|l| last(&l.name).to_owned()).chain(parts).collect();
+    let mut names: Vec<String> =
+        model.linears.iter().map(|l| last(&l.name).to_owned()).chain(parts).collect();
     names.sort();
     names.dedup();
     names
@@ -231,7 +275,8 @@ fn valid_names(model: &ModelInfo) -> Vec<String> {
 
 /// Formats names as a list in a flag or in TOML: `["a", "b"]`.
 fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
-    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{}\"", name.as_ref())).collect();
+    let quoted: Vec<String> =
+        names.into_iter().map(|name| format!("\"{}\"", name.as_ref())).collect();
     format!("[{}]", quoted.join(", "))
 }
 
@@ -239,7 +284,10 @@ fn listed<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> String {
 /// `q_proj v_proj` and `[q_proj, v_proj]`.
 fn names_in(text: &str) -> Vec<&str> {
     let trim = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '"' | '\'');
-    text.split([',', ' ']).map(|name| name.trim_matches(trim)).filter(|name| !name.is_empty()).collect()
+    text.split([',', ' '])
+        .map(|name| name.trim_matches(trim))
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 /// The names in `given`, each replaced by the nearest valid name of `model`. `None` if one of them
@@ -247,7 +295,8 @@ fn names_in(text: &str) -> Vec<&str> {
 fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
     let valid = valid_names(model);
     let likely = |name: &str| {
-        let known = model.linears.iter().any(|l| l.is(name)) || model.parts.iter().any(|p| name.contains('.') && ends(&p.linear.name, name));
+        let known = model.linears.iter().any(|l| l.is(name))
+            || model.parts.iter().any(|p| name.contains('.') && ends(&p.linear.name, name));
         if known { Some(name.to_owned()) } else { nearest(name, &valid).map(str::to_owned) }
     };
     let names: Option<Vec<String>> = names_in(given).into_iter().map(likely).collect();
@@ -258,16 +307,26 @@ fn likely_names(given: &str, model: &ModelInfo) -> Option<Vec<String>> {
 fn unknown_name(given: &str, model: &ModelInfo) -> Error {
     let unknown = Error::new(format!("unknown target module `{given}`"));
     if is_all(given) {
-        return unknown.hint(format!("write `adapter.target_modules={ALL}`, without a list, for every linear module"));
+        return unknown.hint(format!(
+            "write `adapter.target_modules={ALL}`, without a list, for every linear module"
+        ));
     }
-    if Regex::new(&format!("^(?:{given})$")).is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name))) {
-        return unknown.hint(format!("a list holds names; write the regular expression as a string, without a list: `adapter.target_modules={given}`"));
+    if Regex::new(&format!("^(?:{given})$"))
+        .is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name)))
+    {
+        return unknown.hint(format!(
+            "a list holds names; write the regular expression as a \
+            string, without a list: `adapter.target_modules={given}`"
+        ));
     }
     let valid = valid_names(model);
     let has_several = names_in(given).len() > 1;
     match likely_names(given, model).filter(|_| has_several) {
         Some(names) => {
-            let unknown = unknown.hint(format!("write each name as its own entry: `adapter.target_modules={}`", listed(names)));
+            let unknown = unknown.hint(format!(
+                "write each name as its own entry: `adapter.target_modules={}`",
+                listed(names)
+            ));
             unknown.hint(format!("valid: {}", valid.join(", ")))
         }
         None => Error::unknown("target module", given, valid),
@@ -276,19 +335,34 @@ fn unknown_name(given: &str, model: &ModelInfo) -> Error {
 
 /// The error for a regular expression that matches the whole name of no module of `model`.
 fn unmatched_pattern(given: &str, model: &ModelInfo) -> Error {
-    let mut e = Error::new(format!("the regular expression `{given}` in `target_modules` matches no module"))
-        .hint("a string is a regular expression that must match the whole name of a module; put names or ends of names into a list");
+    let mut e = Error::new(format!(
+        "the regular expression `{given}` in `target_modules` matches \
+        no module"
+    ))
+    .hint(
+        "a string is a regular expression that must match the whole name of a module; put \
+            names or ends of names into a list",
+    );
     let valid = valid_names(model);
     let all = [ALL.to_owned()];
     if let Some(word) = nearest(given, &all) {
         return e.hint(format!("did you mean `adapter.target_modules={word}`?"));
     }
     if let Some(names) = likely_names(given, model) {
-        let pattern = if names.len() == 1 { names[0].clone() } else { format!("({})", names.join("|")) };
+        let pattern =
+            if names.len() == 1 { names[0].clone() } else { format!("({})", names.join("|")) };
         let pattern = pattern.replace('.', r"\.");
-        e = e.hint(format!("did you mean `adapter.target_modules={}` or `adapter.target_modules=.*{pattern}`?", listed(&names)));
-    } else if Regex::new(&format!("^(?:.*(?:{given}).*)$")).is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name))) {
-        e = e.hint(format!("it matches only a part of some names; did you mean `adapter.target_modules=.*({given}).*`?"));
+        e = e.hint(format!(
+            "did you mean `adapter.target_modules={}` or `adapter.target_modules=.*{pattern}`?",
+            listed(&names)
+        ));
+    } else if Regex::new(&format!("^(?:.*(?:{given}).*)$"))
+        .is_ok_and(|r| model.linears.iter().any(|l| r.is_match(&l.name)))
+    {
+        e = e.hint(format!(
+            "it matches only a part of some names; did you mean \
+            `adapter.target_modules=.*({given}).*`?"
+        ));
     }
     if let Some(example) = model.linears.first() {
         e = e.hint(format!("a whole name is `{}`", example.name));
@@ -311,7 +385,9 @@ fn ends(name: &str, suffix: &str) -> bool {
 /// counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Patterns<V: JsonSchema>(#[schemars(with = "BTreeMap<String, V>")] pub IndexMap<String, V>);
+pub struct Patterns<V: JsonSchema>(
+    #[schemars(with = "BTreeMap<String, V>")] pub IndexMap<String, V>,
+);
 
 impl<V: JsonSchema> Default for Patterns<V> {
     fn default() -> Self {
@@ -350,8 +426,10 @@ pub(crate) fn pattern_fits(pattern: &str, name: &str) -> Result<bool> {
 /// The regular expression of a pattern for module names. As in PEFT, a match starts at the start of
 /// the name or after a dot, and ends at the end of the name.
 fn pattern_regex(pattern: &str) -> Result<Regex> {
-    Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-        .map_err(|e| Error::new(format!("the pattern `{pattern}` for module names is not a regular expression")).because(e))
+    Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|e| {
+        Error::new(format!("the pattern `{pattern}` for module names is not a regular expression"))
+            .because(e)
+    })
 }
 
 /// A field of an adapter's configuration, besides its targets, that selects some of the adapted
@@ -381,7 +459,10 @@ impl Selection {
 
     /// The selection that a field of type [`Patterns`] makes.
     pub fn patterns<V: JsonSchema>(field: &str, patterns: &Patterns<V>) -> Self {
-        Self { field: field.to_owned(), modules: Selected::Patterns(patterns.0.keys().cloned().collect()) }
+        Self {
+            field: field.to_owned(),
+            modules: Selected::Patterns(patterns.0.keys().cloned().collect()),
+        }
     }
 
     /// One error for each entry that matches none of `hits`, the modules of `model` that the
@@ -420,9 +501,14 @@ impl Selection {
     /// modules of the model.
     fn matches_none(&self, given: &str, hits: &[&LinearInfo], elsewhere: bool) -> Error {
         let field = &self.field;
-        let e = Error::new(format!("`{given}` in `adapter.{field}` matches none of the modules that the adapter changes"));
+        let e = Error::new(format!(
+            "`{given}` in `adapter.{field}` matches none of the modules that the adapter changes"
+        ));
         let e = if elsewhere {
-            e.hint(format!("the model has it, but it is not adapted: take it out of `adapter.{field}`, or widen `adapter.target_modules`"))
+            e.hint(format!(
+                "the model has it, but it is not adapted: take it out of \
+                `adapter.{field}`, or widen `adapter.target_modules`"
+            ))
         } else {
             e
         };
@@ -435,7 +521,10 @@ impl Selection {
         let mut valid: Vec<String> = hits.iter().map(|l| end(&l.name)).collect();
         valid.sort();
         valid.dedup();
-        let plain = given.trim_start_matches(['^', '.', '*', '\\']).trim_end_matches('$').replace(r"\.", ".");
+        let plain = given
+            .trim_start_matches(['^', '.', '*', '\\'])
+            .trim_end_matches('$')
+            .replace(r"\.", ".");
         let e = match nearest(&plain, &valid).filter(|_| !elsewhere) {
             Some(near) => e.hint(format!("did you mean `{near}`?")),
             None => e,
@@ -456,23 +545,46 @@ mod tests {
 
     #[test]
     fn a_suffix_is_made_of_whole_parts_of_a_name() {
-        let fits = |list: &[&str]| Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect()).fits(NAME).unwrap();
+        let fits = |list: &[&str]| {
+            Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect()).fits(NAME).unwrap()
+        };
         assert!(fits(&["q_proj"]) && fits(&["k_proj", "self_attn.q_proj"]) && fits(&[NAME]));
         assert!(!fits(&["proj"]) && !fits(&[]) && !fits(&["self_attn"]));
     }
 
     /// Two blocks of GPT-NeoX.
     fn fused() -> ModelInfo {
-        let linear = |k: usize, name: &str| LinearInfo { name: format!("gpt_neox.layers.{k}.{name}"), layer: Some(k), inputs: 8, outputs: 8 };
-        let modules = ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"];
+        let linear = |k: usize, name: &str| LinearInfo {
+            name: format!("gpt_neox.layers.{k}.{name}"),
+            layer: Some(k),
+            inputs: 8,
+            outputs: 8,
+        };
+        let modules = [
+            "attention.query_key_value",
+            "attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        ];
         let part = |k: usize, start: i64, name: &str| PartInfo {
             linear: linear(k, &format!("attention.query_key_value.{name}")),
             holder: linear(k, modules[0]).name,
             rows: Rows { groups: 1, start, len: 8, width: 24 },
         };
         let linears = (0..2).flat_map(|k| modules.map(|name| linear(k, name))).collect();
-        let parts = (0..2).flat_map(|k| [part(k, 0, "q_proj"), part(k, 8, "k_proj"), part(k, 16, "v_proj")]).collect();
-        ModelInfo { architecture: "gpt_neox".to_owned(), layers: 2, hidden: 8, heads: 1, head_dim: 8, vocab: 8, linears, parts }
+        let parts = (0..2)
+            .flat_map(|k| [part(k, 0, "q_proj"), part(k, 8, "k_proj"), part(k, 16, "v_proj")])
+            .collect();
+        ModelInfo {
+            architecture: "gpt_neox".to_owned(),
+            layers: 2,
+            hidden: 8,
+            heads: 1,
+            head_dim: 8,
+            vocab: 8,
+            linears,
+            parts,
+        }
     }
 
     fn of(list: &[&str]) -> Targets {
@@ -487,36 +599,66 @@ mod tests {
     fn hits(targets: &Targets) -> Vec<String> {
         let model = fused();
         let hits = targets.resolve(&model).unwrap();
-        hits.iter().filter_map(|l| l.name.strip_prefix("gpt_neox.layers.0.")?.split_once('.')).map(|(_, name)| name.to_owned()).collect()
+        hits.iter()
+            .filter_map(|l| l.name.strip_prefix("gpt_neox.layers.0.")?.split_once('.'))
+            .map(|(_, name)| name.to_owned())
+            .collect()
     }
 
     #[test]
     fn a_name_of_llamas_means_the_module_that_holds_it() {
         assert_eq!(hits(&of(&["q_proj", "v_proj"])), ["query_key_value"]);
         assert_eq!(hits(&of(&["o_proj", "down_proj"])), ["dense", "dense_4h_to_h"]);
-        assert_eq!(of(&["q_proj", "v_proj", "down_proj"]).in_names_of(&fused()), of(&["query_key_value", "dense_4h_to_h"]));
-        assert!(of(&["q_pro"]).resolve(&fused()).is_err() && of(&["self_attn.q_proj"]).resolve(&fused()).is_err());
+        assert_eq!(
+            of(&["q_proj", "v_proj", "down_proj"]).in_names_of(&fused()),
+            of(&["query_key_value", "dense_4h_to_h"])
+        );
+        assert!(
+            of(&["q_pro"]).resolve(&fused()).is_err()
+                && of(&["self_attn.q_proj"]).resolve(&fused()).is_err()
+        );
     }
 
     #[test]
     fn a_module_whose_last_word_is_not_its_own_is_named_with_the_word_before() {
-        let linear = |name: &str| LinearInfo { name: format!("transformer.h.0.{name}"), layer: Some(0), inputs: 8, outputs: 8 };
+        let linear = |name: &str| LinearInfo {
+            name: format!("transformer.h.0.{name}"),
+            layer: Some(0),
+            inputs: 8,
+            outputs: 8,
+        };
         let linears = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"].map(linear).to_vec();
-        let gpt2 = ModelInfo { architecture: "gpt2".to_owned(), linears, parts: Vec::new(), ..fused() };
+        let gpt2 =
+            ModelInfo { architecture: "gpt2".to_owned(), linears, parts: Vec::new(), ..fused() };
         let names = of(&["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]).in_names_of(&gpt2);
         assert_eq!(names, of(&["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]));
-        assert_eq!(of(&["down_proj"]).resolve(&gpt2).unwrap()[0].name, "transformer.h.0.mlp.c_proj");
+        assert_eq!(
+            of(&["down_proj"]).resolve(&gpt2).unwrap()[0].name,
+            "transformer.h.0.mlp.c_proj"
+        );
     }
 
     #[test]
     fn a_part_is_meant_where_its_module_is_named_with_it() {
         let part = "query_key_value.q_proj";
         assert_eq!(hits(&of(&[part])), [part]);
-        assert_eq!(hits(&of(&["attention.query_key_value.v_proj", "dense_4h_to_h", part])), [part, "query_key_value.v_proj", "dense_4h_to_h"]);
-        assert_eq!(hits(&of(&["gpt_neox.layers.0.attention.query_key_value.k_proj"])), ["query_key_value.k_proj"]);
-        assert_eq!(hits(&pattern(r".*query_key_value\.[qk]_proj")), [part, "query_key_value.k_proj"]);
+        assert_eq!(
+            hits(&of(&["attention.query_key_value.v_proj", "dense_4h_to_h", part])),
+            [part, "query_key_value.v_proj", "dense_4h_to_h"]
+        );
+        assert_eq!(
+            hits(&of(&["gpt_neox.layers.0.attention.query_key_value.k_proj"])),
+            ["query_key_value.k_proj"]
+        );
+        assert_eq!(
+            hits(&pattern(r".*query_key_value\.[qk]_proj")),
+            [part, "query_key_value.k_proj"]
+        );
         // A word for everything, or for the module, means the module and not its parts once more.
-        assert_eq!(hits(&pattern("all-linear")), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]);
+        assert_eq!(
+            hits(&pattern("all-linear")),
+            ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+        );
         assert_eq!(hits(&pattern(".*attention.*")), ["query_key_value", "dense"]);
         assert_eq!(hits(&pattern(".*query_key_value.*")), ["query_key_value"]);
         assert_eq!(hits(&pattern(r".*\.([qk]_proj|dense)")), ["dense"]);
@@ -526,9 +668,18 @@ mod tests {
 
     #[test]
     fn a_module_that_is_meant_whole_and_in_part_is_an_error() {
-        for list in [["query_key_value", "query_key_value.q_proj"], ["query_key_value.q_proj", "q_proj"], ["v_proj", "query_key_value.q_proj"]] {
+        for list in [
+            ["query_key_value", "query_key_value.q_proj"],
+            ["query_key_value.q_proj", "q_proj"],
+            ["v_proj", "query_key_value.q_proj"],
+        ] {
             let e = of(&list).resolve(&fused()).unwrap_err();
-            assert!(e.message().contains("`gpt_neox.layers.0.attention.query_key_value` whole, and its part `q_proj`"), "{e}");
+            assert!(
+                e.message().contains(
+                    "`gpt_neox.layers.0.attention.query_key_value` whole, and its part `q_proj`"
+                ),
+                "{e}"
+            );
         }
     }
 
@@ -538,7 +689,12 @@ mod tests {
             let e = of(&[unknown]).resolve(&fused()).unwrap_err();
             assert_eq!(e.message(), format!("unknown target module `{unknown}`"));
             let hints = e.hints().join("\n");
-            assert!(hints.contains("query_key_value.k_proj, query_key_value.q_proj, query_key_value.v_proj"), "{hints}");
+            assert!(
+                hints.contains(
+                    "query_key_value.k_proj, query_key_value.q_proj, query_key_value.v_proj"
+                ),
+                "{hints}"
+            );
         }
         let near = of(&["query_key_value.qproj"]).resolve(&fused()).unwrap_err();
         assert!(near.hints().contains(&"did you mean `query_key_value.q_proj`?"), "{near:?}");
@@ -547,9 +703,20 @@ mod tests {
     #[test]
     fn whole_modules_stand_for_their_parts_where_parts_are_not_known() {
         let model = fused();
-        let named = of(&["query_key_value.q_proj", "layers.1.attention.query_key_value.v_proj", "dense", "query_key_value.v_proj"]);
-        assert_eq!(named.whole(&model).unwrap(), of(&["query_key_value", "layers.1.attention.query_key_value", "dense"]));
-        let holders = ["gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.attention.query_key_value"];
+        let named = of(&[
+            "query_key_value.q_proj",
+            "layers.1.attention.query_key_value.v_proj",
+            "dense",
+            "query_key_value.v_proj",
+        ]);
+        assert_eq!(
+            named.whole(&model).unwrap(),
+            of(&["query_key_value", "layers.1.attention.query_key_value", "dense"])
+        );
+        let holders = [
+            "gpt_neox.layers.0.attention.query_key_value",
+            "gpt_neox.layers.1.attention.query_key_value",
+        ];
         assert_eq!(pattern(r".*query_key_value\.[qk]_proj").whole(&model).unwrap(), of(&holders));
         assert_eq!(pattern(".*dense").whole(&model).unwrap(), pattern(".*dense"));
     }
@@ -562,34 +729,66 @@ mod tests {
     #[test]
     fn names_as_text_are_shown_as_a_list_and_as_an_expression() {
         let one = refused(&pattern("query_key_value"));
-        assert!(one.starts_with("the regular expression `query_key_value` in `target_modules` matches no module"), "{one}");
-        assert!(one.contains("must match the whole name") && one.contains("a whole name is `gpt_neox.layers.0.attention.query_key_value`"), "{one}");
+        assert!(
+            one.starts_with(
+                "the regular expression `query_key_value` in `target_modules` matches no module"
+            ),
+            "{one}"
+        );
+        assert!(
+            one.contains("must match the whole name")
+                && one.contains("a whole name is `gpt_neox.layers.0.attention.query_key_value`"),
+            "{one}"
+        );
         assert!(one.contains(r#"did you mean `adapter.target_modules=["query_key_value"]` or `adapter.target_modules=.*query_key_value`?"#), "{one}");
-        for text in ["query_key_value,dense", "query_key_value, dense", "[query_key_value, dense]", "query_key_valu,dense"] {
+        for text in [
+            "query_key_value,dense",
+            "query_key_value, dense",
+            "[query_key_value, dense]",
+            "query_key_valu,dense",
+        ] {
             let e = refused(&pattern(text));
             assert!(e.contains(r#"`adapter.target_modules=["query_key_value", "dense"]` or `adapter.target_modules=.*(query_key_value|dense)`"#), "{e}");
         }
         assert!(refused(&pattern("q_proj")).contains(r#"`adapter.target_modules=["q_proj"]`"#));
-        assert!(refused(&pattern("all_linear")).contains("did you mean `adapter.target_modules=all-linear`?"));
-        assert!(refused(&pattern(r"attention\.query")).contains(r"`adapter.target_modules=.*(attention\.query).*`"));
+        assert!(
+            refused(&pattern("all_linear"))
+                .contains("did you mean `adapter.target_modules=all-linear`?")
+        );
+        assert!(
+            refused(&pattern(r"attention\.query"))
+                .contains(r"`adapter.target_modules=.*(attention\.query).*`")
+        );
         // The suggested forms work.
-        assert_eq!(hits(&pattern(".*(query_key_value|dense)")), hits(&of(&["query_key_value", "dense"])));
+        assert_eq!(
+            hits(&pattern(".*(query_key_value|dense)")),
+            hits(&of(&["query_key_value", "dense"]))
+        );
         assert_eq!(hits(&pattern("All-Linear")).len(), 4);
     }
 
     #[test]
     fn an_expression_and_several_names_in_one_entry_of_a_list_get_different_hints() {
-        assert!(refused(&of(&["query_key_value,dense"])).contains(r#"`adapter.target_modules=["query_key_value", "dense"]`"#));
-        assert!(refused(&of(&[".*dense"])).contains("without a list: `adapter.target_modules=.*dense`"));
-        assert!(refused(&of(&["all-linear"])).contains("write `adapter.target_modules=all-linear`"));
+        assert!(
+            refused(&of(&["query_key_value,dense"]))
+                .contains(r#"`adapter.target_modules=["query_key_value", "dense"]`"#)
+        );
+        assert!(
+            refused(&of(&[".*dense"])).contains("without a list: `adapter.target_modules=.*dense`")
+        );
+        assert!(
+            refused(&of(&["all-linear"])).contains("write `adapter.target_modules=all-linear`")
+        );
     }
 
     #[test]
     fn layers_restrict_all_but_whole_names() {
         let model = fused();
-        let names =
-            |targets: &Targets, layers: &[usize]| -> Vec<String> { targets.select(&model, Some(layers)).unwrap().iter().map(|l| l.name.clone()).collect() };
-        let (first, second) = ("gpt_neox.layers.0.attention.dense", "gpt_neox.layers.1.attention.dense");
+        let names = |targets: &Targets, layers: &[usize]| -> Vec<String> {
+            targets.select(&model, Some(layers)).unwrap().iter().map(|l| l.name.clone()).collect()
+        };
+        let (first, second) =
+            ("gpt_neox.layers.0.attention.dense", "gpt_neox.layers.1.attention.dense");
         assert_eq!(names(&of(&["attention.dense"]), &[1]), [second]);
         assert_eq!(names(&of(&[first]), &[1]), [first]);
         assert_eq!(names(&pattern(".*attention.dense"), &[1]), [second]);
@@ -601,26 +800,67 @@ mod tests {
     fn a_selection_names_what_matches_no_adapted_module() {
         let model = fused();
         let hits = of(&["query_key_value", "dense_h_to_4h"]).select(&model, Some(&[0])).unwrap();
-        let errors = |selection: Selection| -> Vec<String> { selection.unmatched(&hits, &model).unwrap().iter().map(|e| format!("{e:?}")).collect() };
-        let keys = |keys: &[&str]| Selection::patterns("rank_pattern", &Patterns(keys.iter().map(|&k| (k.to_owned(), 1u32)).collect()));
-        for good in ["query_key_value", r"layers\.0\..*", "attention.query_key_value", "^gpt_neox.layers.0.mlp.dense_h_to_4h"] {
+        let errors = |selection: Selection| -> Vec<String> {
+            selection.unmatched(&hits, &model).unwrap().iter().map(|e| format!("{e:?}")).collect()
+        };
+        let keys = |keys: &[&str]| {
+            Selection::patterns(
+                "rank_pattern",
+                &Patterns(keys.iter().map(|&k| (k.to_owned(), 1u32)).collect()),
+            )
+        };
+        for good in [
+            "query_key_value",
+            r"layers\.0\..*",
+            "attention.query_key_value",
+            "^gpt_neox.layers.0.mlp.dense_h_to_4h",
+        ] {
             assert_eq!(errors(keys(&[good])), [""; 0], "{good}");
         }
-        let bad = errors(keys(&["query_key_vlaue", "query_key_value", "mlp.dense_h_to_h4", "dense", "w_pack"]));
+        let bad = errors(keys(&[
+            "query_key_vlaue",
+            "query_key_value",
+            "mlp.dense_h_to_h4",
+            "dense",
+            "w_pack",
+        ]));
         assert_eq!(bad.len(), 4);
-        assert!(bad[0].starts_with("`query_key_vlaue` in `adapter.rank_pattern` matches none of the modules that the adapter changes"), "{}", bad[0]);
+        assert!(
+            bad[0].starts_with(
+                "`query_key_vlaue` in `adapter.rank_pattern` matches none of \
+            the modules that the adapter changes"
+            ),
+            "{}",
+            bad[0]
+        );
         assert!(bad[0].contains("did you mean `query_key_value`?"), "{}", bad[0]);
         assert!(bad[1].contains("did you mean `mlp.dense_h_to_4h`?"), "{}", bad[1]);
-        assert!(bad[2].contains("the model has it, but it is not adapted") && !bad[2].contains("did you mean"), "{}", bad[2]);
+        assert!(
+            bad[2].contains("the model has it, but it is not adapted")
+                && !bad[2].contains("did you mean"),
+            "{}",
+            bad[2]
+        );
         assert!(bad[3].contains("it changes: dense_h_to_4h, query_key_value"), "{}", bad[3]);
-        assert_eq!(errors(Selection::targets("feedforward_modules", &of(&["dense_h_to_4h", "dense_4h_to_h"]))).len(), 1);
+        assert_eq!(
+            errors(Selection::targets(
+                "feedforward_modules",
+                &of(&["dense_h_to_4h", "dense_4h_to_h"])
+            ))
+            .len(),
+            1
+        );
         assert_eq!(errors(Selection::targets("feedforward_modules", &pattern(".*mlp.*"))).len(), 0);
         assert_eq!(errors(Selection::targets("feedforward_modules", &pattern("mlp"))).len(), 1);
     }
 
     #[test]
     fn the_first_pattern_that_fits_the_end_of_a_name_counts() {
-        let of = |list: &[(&str, u32)]| Patterns(list.iter().map(|(p, v)| ((*p).to_owned(), *v)).collect()).get(NAME).map(|v| v.copied());
+        let of = |list: &[(&str, u32)]| {
+            Patterns(list.iter().map(|(p, v)| ((*p).to_owned(), *v)).collect())
+                .get(NAME)
+                .map(|v| v.copied())
+        };
         assert_eq!(of(&[("k_proj", 1), ("q_proj", 2), (r"layers\.0\..*", 3)]).unwrap(), Some(2));
         assert_eq!(of(&[(r"layers\.0\..*", 3), ("q_proj", 2)]).unwrap(), Some(3));
         assert_eq!(of(&[("proj", 1), ("self_attn", 2)]).unwrap(), None);

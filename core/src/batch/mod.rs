@@ -29,7 +29,8 @@ pub struct BatchSpec {
 
 impl BatchSpec {
     /// Both completions of each pair, scored.
-    pub const SCORED: Self = Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
+    pub const SCORED: Self =
+        Self { logprobs: Completions::Both, states: Completions::Both, apart: false };
 
     /// The completions that the batch holds, at least the chosen one.
     fn held(self) -> Completions {
@@ -68,7 +69,11 @@ impl Rows {
     /// Fails if memory runs out.
     pub fn mean(&self, values: &Tensor) -> Result<Tensor> {
         let (b, kind) = (self.counts.size()[0], values.kind());
-        let sums = Tensor::f_zeros([b, values.size()[1]], (kind, values.device()))?.f_index_add(0, &self.owner, values)?;
+        let sums = Tensor::f_zeros([b, values.size()[1]], (kind, values.device()))?.f_index_add(
+            0,
+            &self.owner,
+            values,
+        )?;
         Ok(sums.f_div(&self.counts.f_to_kind(kind)?.f_unsqueeze(1)?)?)
     }
 }
@@ -118,8 +123,8 @@ pub fn passes(pairs: &[TokenPair], tokens: usize) -> impl Iterator<Item = &[Toke
     })
 }
 
-/// The conditions for sharing a prompt: its tokens, the rotation of its sequences, and the number of the pair if pairs
-/// stay apart.
+/// The conditions for sharing a prompt: its tokens, the rotation of its sequences, and the number
+/// of the pair if pairs stay apart.
 type PromptKey<'a> = (&'a [i64], Vec<usize>, Option<usize>);
 
 /// A prompt with the number and the side of each pair that continues it.
@@ -134,12 +139,19 @@ impl PairBatch {
         Self::new(pairs, spec, model.kind(), model.device(), |tokens| model.rotation_of(tokens))
     }
 
-    /// Lays `pairs` out. `kind` is that of the numbers made from it. Sequences only share a prompt if `rotation_of` gives
-    /// the same for their lengths, because the states of the prompt depend on the rotation.
+    /// Lays `pairs` out. `kind` is that of the numbers made from it. Sequences only share a prompt
+    /// if `rotation_of` gives the same for their lengths, because the states of the prompt depend
+    /// on the rotation.
     ///
     /// # Errors
     /// Fails if the device runs out of memory.
-    pub(crate) fn new(pairs: &[&TokenPair], spec: BatchSpec, kind: Kind, device: Device, rotation_of: impl Fn(usize) -> Vec<usize>) -> Result<Self> {
+    pub(crate) fn new(
+        pairs: &[&TokenPair],
+        spec: BatchSpec,
+        kind: Kind,
+        device: Device,
+        rotation_of: impl Fn(usize) -> Vec<usize>,
+    ) -> Result<Self> {
         let mut builder = StreamBuilder::default();
         let (mut sequences, mut rows, mut ids) = (Vec::<Sequence>::new(), Vec::new(), Vec::new());
         // A tree has to stand together, so completions are laid out prompt by prompt.
@@ -150,22 +162,27 @@ impl PairBatch {
             for side in held.sides() {
                 let rotation = rotation_of(pair.prompt.len() + pair.completion(side).len());
                 let next = prompts.len();
-                let at = *known.entry((&pair.prompt, rotation, spec.apart.then_some(i))).or_insert(next);
+                let at =
+                    *known.entry((&pair.prompt, rotation, spec.apart.then_some(i))).or_insert(next);
                 if at == next {
                     prompts.push((&pair.prompt, Vec::new()));
                 }
                 prompts[at].1.push((i, side));
             }
         }
-        let mut of_pairs = Sides::of(|side| if held.has(side) { vec![0; pairs.len()] } else { Vec::new() });
+        let mut of_pairs =
+            Sides::of(|side| if held.has(side) { vec![0; pairs.len()] } else { Vec::new() });
         for (prompt, members) in prompts {
             let root = builder.push_prompt(prompt, None)?;
             let last = builder.tokens() as i64 - 1;
             let mut laid_out: HashMap<(&[i64], bool), usize> = HashMap::new();
             for (i, side) in members {
                 let (tokens, scored) = (pairs[i].completion(side), spec.logprobs.has(side));
-                // A completion that is not scored uses the rows of one that is, so that both have the same states to the bit.
-                let known = laid_out.get(&(tokens, true)).or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
+                // A completion that is not scored uses the rows of one that is, so that both have
+                // the same states to the bit.
+                let known = laid_out
+                    .get(&(tokens, true))
+                    .or_else(|| if scored { None } else { laid_out.get(&(tokens, false)) });
                 if let Some(sequence) = known {
                     of_pairs.get_mut(side)[i] = *sequence;
                     continue;
@@ -174,17 +191,25 @@ impl PairBatch {
                 let segment = builder.push(tokens, Some(root))?;
                 let from = ids.len();
                 if scored {
-                    // The prompt's last token predicts the first one; every later one is predicted by the one before.
+                    // The prompt's last token predicts the first one; every later one is predicted
+                    // by the one before.
                     rows.push(last);
                     rows.extend(start..start + tokens.len() as i64 - 1);
                     ids.extend_from_slice(tokens);
                 }
                 laid_out.insert((tokens, scored), sequences.len());
                 of_pairs.get_mut(side)[i] = sequences.len();
-                sequences.push(Sequence { chain: vec![root, segment], prompt: prompt.len(), scored: from..ids.len() });
+                sequences.push(Sequence {
+                    chain: vec![root, segment],
+                    prompt: prompt.len(),
+                    scored: from..ids.len(),
+                });
             }
         }
-        let predicted = Predicted { rows: Tensor::from_slice(&rows).f_to_device(device)?, ids: Tensor::from_slice(&ids).f_to_device(device)? };
+        let predicted = Predicted {
+            rows: Tensor::from_slice(&rows).f_to_device(device)?,
+            ids: Tensor::from_slice(&ids).f_to_device(device)?,
+        };
         let kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };
         Ok(Self {
             indices: pairs.iter().map(|p| p.index).collect(),
@@ -248,11 +273,15 @@ impl PairBatch {
     /// # Errors
     /// Fails if the batch does not hold that side.
     pub fn scored(&self, i: usize, side: Side) -> Result<Range<usize>> {
-        let sequence = self.side(side)?.nth(i).ok_or_else(|| Error::internal(format!("the batch has no pair {i}")))?;
+        let sequence = self
+            .side(side)?
+            .nth(i)
+            .ok_or_else(|| Error::internal(format!("the batch has no pair {i}")))?;
         Ok(sequence.scored.clone())
     }
 
-    /// The kind of the numbers that are made from the stream: float32, or float64 in a float64 model.
+    /// The kind of the numbers that are made from the stream: float32, or float64 in a float64
+    /// model.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -272,7 +301,8 @@ impl PairBatch {
 
     fn find_rows(&self, pooling: Pooling, side: Side) -> Result<Rows> {
         let device = self.stream.ids.device();
-        let (mut index, mut owner, mut completion, mut last, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut index, mut owner, mut completion, mut last, mut counts) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (pair, sequence) in self.side(side)?.enumerate() {
             let rows = self.rows_of(sequence);
             let (prompt, own) = rows.split_at(sequence.prompt);
@@ -283,7 +313,10 @@ impl PairBatch {
                 Pooling::Last => (&[], &own[own.len() - 1..]),
             };
             let n = prompt.len() + own.len();
-            completion.extend(std::iter::repeat_n(false, prompt.len()).chain(std::iter::repeat_n(true, own.len())));
+            completion.extend(
+                std::iter::repeat_n(false, prompt.len())
+                    .chain(std::iter::repeat_n(true, own.len())),
+            );
             index.extend(prompt.iter().chain(own).map(|r| *r as i64));
             owner.extend(std::iter::repeat_n(pair as i64, n));
             last.extend(std::iter::repeat_n(index.len() as i64 - 1, n));
@@ -299,7 +332,8 @@ impl PairBatch {
         })
     }
 
-    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64 model).
+    /// States `[n w]` pooled for one side of the pairs, `[b w]`, in float32 (float64 in a float64
+    /// model).
     ///
     /// # Errors
     /// Fails if the batch does not hold that side, or if memory runs out.

@@ -3,18 +3,35 @@
 use super::*;
 
 fn pair(index: usize, prompt: &[i64], chosen: &[i64], rejected: &[i64]) -> TokenPair {
-    TokenPair { index, row: index, prompt: prompt.to_vec(), chosen: chosen.to_vec(), rejected: rejected.to_vec() }
+    TokenPair {
+        index,
+        row: index,
+        prompt: prompt.to_vec(),
+        chosen: chosen.to_vec(),
+        rejected: rejected.to_vec(),
+    }
 }
 
-/// Three pairs, of which two share a prompt and one of these its chosen completion with the other's rejected one.
+/// Three pairs, of which two share a prompt and one of these its chosen completion with the other's
+/// rejected one.
 fn pairs() -> Vec<TokenPair> {
-    vec![pair(0, &[1, 2, 3], &[4, 5], &[6, 7, 8, 9]), pair(1, &[10, 11], &[12], &[13, 14]), pair(2, &[1, 2, 3], &[6, 7, 8, 9], &[15])]
+    vec![
+        pair(0, &[1, 2, 3], &[4, 5], &[6, 7, 8, 9]),
+        pair(1, &[10, 11], &[12], &[13, 14]),
+        pair(2, &[1, 2, 3], &[6, 7, 8, 9], &[15]),
+    ]
 }
 
 fn batch(pairs: &[TokenPair], apart: bool) -> PairBatch {
     let refs: Vec<&TokenPair> = pairs.iter().collect();
-    PairBatch::new(&refs, BatchSpec { logprobs: Completions::None, states: Completions::Both, apart }, Kind::Double, Device::Cpu, |_| Vec::new())
-        .expect("a batch")
+    PairBatch::new(
+        &refs,
+        BatchSpec { logprobs: Completions::None, states: Completions::Both, apart },
+        Kind::Double,
+        Device::Cpu,
+        |_| Vec::new(),
+    )
+    .expect("a batch")
 }
 
 /// The states of a stream: two numbers a token, which say which one it is.
@@ -31,7 +48,9 @@ fn looked_at(pair: &TokenPair, pooling: Pooling, side: Side) -> Vec<i64> {
         Pooling::Completion => own.to_vec(),
         Pooling::All => whole,
         Pooling::Last => vec![whole[whole.len() - 1]],
-        Pooling::Common => whole[..pair.prompt.len() + pair.chosen.len().min(pair.rejected.len())].to_vec(),
+        Pooling::Common => {
+            whole[..pair.prompt.len() + pair.chosen.len().min(pair.rejected.len())].to_vec()
+        }
     }
 }
 
@@ -45,17 +64,35 @@ fn rows_are_those_that_a_pooling_looks_at_pair_after_pair() {
         for (pooling, side) in POOLINGS.into_iter().flat_map(|p| Side::BOTH.map(|side| (p, side))) {
             let rows = batch.rows(pooling, side).expect("rows");
             let integers = |t: &Tensor| Vec::<i64>::try_from(t).expect("integers");
-            let (ids, owner, last) = (integers(&rows.gather(&batch.stream.ids).expect("ids")), integers(&rows.owner), integers(&rows.last));
+            let (ids, owner, last) = (
+                integers(&rows.gather(&batch.stream.ids).expect("ids")),
+                integers(&rows.owner),
+                integers(&rows.last),
+            );
             let completion = Vec::<bool>::try_from(&rows.completion).expect("truths");
             let mut at = 0;
             for (i, pair) in pairs.iter().enumerate() {
                 let expected = looked_at(pair, pooling, side);
                 let end = at + expected.len();
-                assert_eq!(ids[at..end], expected, "{pooling:?}, {side:?}, apart {apart}, pair {i}");
+                assert_eq!(
+                    ids[at..end],
+                    expected,
+                    "{pooling:?}, {side:?}, apart {apart}, pair {i}"
+                );
                 assert!(owner[at..end].iter().all(|o| *o == i as i64));
-                assert!(last[at..end].iter().all(|l| *l == end as i64 - 1), "{pooling:?}: {last:?}");
-                let prompt = if matches!(pooling, Pooling::Completion | Pooling::Last) { 0 } else { pair.prompt.len() };
-                assert!(completion[at..end].iter().enumerate().all(|(k, c)| *c == (k >= prompt)), "{pooling:?}: {completion:?}");
+                assert!(
+                    last[at..end].iter().all(|l| *l == end as i64 - 1),
+                    "{pooling:?}: {last:?}"
+                );
+                let prompt = if matches!(pooling, Pooling::Completion | Pooling::Last) {
+                    0
+                } else {
+                    pair.prompt.len()
+                };
+                assert!(
+                    completion[at..end].iter().enumerate().all(|(k, c)| *c == (k >= prompt)),
+                    "{pooling:?}: {completion:?}"
+                );
                 at = end;
             }
             assert_eq!(ids.len(), at);
@@ -73,9 +110,15 @@ fn pooled_states_are_the_means_over_each_sequence() {
             assert_eq!(pooled.kind(), Kind::Double);
             for (i, pair) in pairs.iter().enumerate() {
                 let seen = looked_at(pair, pooling, side);
-                let mean = |of: &dyn Fn(f64) -> f64| seen.iter().map(|id| of(*id as f64)).sum::<f64>() / seen.len() as f64;
-                let (a, b) = (pooled.double_value(&[i as i64, 0]), pooled.double_value(&[i as i64, 1]));
-                assert!((a - mean(&|x| x)).abs() < 1e-12 && (b - mean(&|x| x * x / 7.0)).abs() < 1e-12, "{pooling:?}, {side:?}, pair {i}");
+                let mean = |of: &dyn Fn(f64) -> f64| {
+                    seen.iter().map(|id| of(*id as f64)).sum::<f64>() / seen.len() as f64
+                };
+                let (a, b) =
+                    (pooled.double_value(&[i as i64, 0]), pooled.double_value(&[i as i64, 1]));
+                assert!(
+                    (a - mean(&|x| x)).abs() < 1e-12 && (b - mean(&|x| x * x / 7.0)).abs() < 1e-12,
+                    "{pooling:?}, {side:?}, pair {i}"
+                );
             }
         }
     }
@@ -99,7 +142,10 @@ fn means_keep_the_precision_of_their_values_and_carry_gradients() {
     let moved: f64 = h.grad().sum(Kind::Double).double_value(&[]);
     assert_eq!(moved, 2.0 * pairs.len() as f64);
     let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
-    assert_eq!(rows.mean(&rows.gather(&h.to_kind(Kind::Float)).expect("rows")).expect("a mean").kind(), Kind::Float);
+    assert_eq!(
+        rows.mean(&rows.gather(&h.to_kind(Kind::Float)).expect("rows")).expect("a mean").kind(),
+        Kind::Float
+    );
 }
 
 #[test]
@@ -107,14 +153,22 @@ fn the_same_tokens_share_their_rows_whether_they_are_scored_or_not() {
     let twin = [pair(0, &[1, 2], &[3, 4], &[3, 4])];
     let refs: Vec<&TokenPair> = twin.iter().collect();
     for logprobs in [Completions::None, Completions::Chosen, Completions::Both] {
-        let batch =
-            PairBatch::new(&refs, BatchSpec { logprobs, states: Completions::Both, apart: false }, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
+        let batch = PairBatch::new(
+            &refs,
+            BatchSpec { logprobs, states: Completions::Both, apart: false },
+            Kind::Double,
+            Device::Cpu,
+            |_| Vec::new(),
+        )
+        .expect("a batch");
         assert_eq!(batch.stream.ids.size(), [4], "{logprobs:?}");
     }
     // The pair before has the same tokens as its rejected completion, which is not scored.
     let two = [pair(0, &[1, 2], &[5], &[3, 4]), twin[0].clone()];
     let refs: Vec<&TokenPair> = two.iter().collect();
-    let holds = BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
-    let batch = PairBatch::new(&refs, holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
+    let holds =
+        BatchSpec { logprobs: Completions::Chosen, states: Completions::Both, apart: false };
+    let batch =
+        PairBatch::new(&refs, holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch");
     assert_eq!(batch.of_pairs.chosen[1], batch.of_pairs.rejected[1]);
 }

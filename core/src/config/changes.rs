@@ -12,7 +12,9 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
     let mut fields = BTreeMap::new();
     for (name, value) in experiment.as_object().unwrap_or(&none) {
         match value {
-            Value::Object(section) => fields.extend(section.iter().map(|(field, value)| (format!("{name}.{field}"), value.clone()))),
+            Value::Object(section) => fields.extend(
+                section.iter().map(|(field, value)| (format!("{name}.{field}"), value.clone())),
+            ),
             value => {
                 fields.insert(name.clone(), value.clone());
             }
@@ -23,11 +25,16 @@ pub(crate) fn flat(experiment: &Value, counts: impl Fn(&str) -> bool) -> BTreeMa
 }
 
 /// The fields in which two experiments differ, with both values.
-pub(crate) fn changed_fields(then: &BTreeMap<String, Value>, now: &BTreeMap<String, Value>) -> Vec<(String, Value, Value)> {
+pub(crate) fn changed_fields(
+    then: &BTreeMap<String, Value>,
+    now: &BTreeMap<String, Value>,
+) -> Vec<(String, Value, Value)> {
     let mut paths: Vec<&String> = then.keys().chain(now.keys()).collect();
     paths.sort();
     paths.dedup();
-    let value = |fields: &BTreeMap<String, Value>, path: &String| fields.get(path).cloned().unwrap_or(Value::Null);
+    let value = |fields: &BTreeMap<String, Value>, path: &String| {
+        fields.get(path).cloned().unwrap_or(Value::Null)
+    };
     let pairs = paths.into_iter().map(|path| (path.clone(), value(then, path), value(now, path)));
     pairs.filter(|(_, then, now)| !equal(then, now)).collect()
 }
@@ -48,10 +55,14 @@ mod tests {
     #[test]
     fn numbers_are_equal_however_a_file_writes_them() {
         let of = |text: &str| flat(&serde_json::from_str(text).unwrap(), |path| path != "out");
-        let (a, b) = (of(r#"{"out": "x", "train": {"lr": 1.0, "betas": [0, 1]}}"#), of(r#"{"out": "y", "train": {"lr": 1, "betas": [0.0, 1]}}"#));
+        let (a, b) = (
+            of(r#"{"out": "x", "train": {"lr": 1.0, "betas": [0, 1]}}"#),
+            of(r#"{"out": "y", "train": {"lr": 1, "betas": [0.0, 1]}}"#),
+        );
         assert!(changed_fields(&a, &b).is_empty());
         let c = of(r#"{"train": {"lr": 2, "betas": [0, 1], "new": true}}"#);
-        let changed: Vec<String> = changed_fields(&a, &c).into_iter().map(|(path, ..)| path).collect();
+        let changed: Vec<String> =
+            changed_fields(&a, &c).into_iter().map(|(path, ..)| path).collect();
         assert_eq!(changed, ["train.lr", "train.new"], "a field that only one of them has counts");
     }
 }

@@ -29,11 +29,26 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
     let validates = t.validate_every.is_some();
     let rules = [
         rule("model", format!("`{}`", e.model), !e.model.trim().is_empty(), "name a model"),
-        rule("device", format!("`{}`", e.device), device(&e.device), "be `auto`, `cpu`, `cuda` or `cuda:N`"),
-        rule("train.split", "empty", !t.split.trim().is_empty(), "name a split, as `train` or `train[:750]`"),
+        rule(
+            "device",
+            format!("`{}`", e.device),
+            device(&e.device),
+            "be `auto`, `cpu`, `cuda` or `cuda:N`",
+        ),
+        rule(
+            "train.split",
+            "empty",
+            !t.split.trim().is_empty(),
+            "name a split, as `train` or `train[:750]`",
+        ),
         rule("train.lr", t.lr, positive(t.lr), "be above 0"),
         rule("train.warmup", t.warmup, not_negative(t.warmup), "be 0 or more"),
-        rule("train.decay", t.decay, t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0), "be a share of the steps, above 0 and at most 1"),
+        rule(
+            "train.decay",
+            t.decay,
+            t.schedule != Schedule::Wsd || (t.decay > 0.0 && t.decay <= 1.0),
+            "be a share of the steps, above 0 and at most 1",
+        ),
         rule("train.batch", t.batch, t.batch >= 1, "be 1 or more"),
         rule("train.accumulate", t.accumulate, t.accumulate >= 1, "be 1 or more"),
         rule("train.epochs", t.epochs, positive(t.epochs), "be above 0"),
@@ -43,22 +58,87 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
         rule("train.beta2", t.beta2, share(t.beta2), "be 0 or more and below 1"),
         rule("train.eps", t.eps, positive(t.eps), "be above 0"),
         rule("train.max_length", t.max_length, t.max_length >= 2, "be 2 or more"),
-        rule("train.max_prompt_length", optional(t.max_prompt_length), at_least_one(t.max_prompt_length), "be 1 or more, or `none`"),
-        rule("train.max_pairs", optional(t.max_pairs), at_least_one(t.max_pairs), "be 1 or more, or `none`"),
+        rule(
+            "train.max_prompt_length",
+            optional(t.max_prompt_length),
+            at_least_one(t.max_prompt_length),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "train.max_pairs",
+            optional(t.max_pairs),
+            at_least_one(t.max_pairs),
+            "be 1 or more, or `none`",
+        ),
         // TOML, which a run's configuration is kept in, counts to 2⁶³ − 1.
         rule("train.seed", t.seed, i64::try_from(t.seed).is_ok(), "be at most 9223372036854775807"),
-        rule("train.transform_lr", t.transform_lr.unwrap_or_default(), t.transform_lr.is_none_or(positive), "be above 0, or `none`"),
-        rule("train.checkpoint_every", optional(t.checkpoint_every), at_least_one(t.checkpoint_every), "be 1 or more, or `none`"),
-        rule("train.validate_every", optional(t.validate_every), at_least_one(t.validate_every), "be 1 or more, or `none`"),
-        rule("train.validation_pairs", optional(t.validation_pairs), at_least_one(t.validation_pairs), "be 1 or more, or `none`"),
-        rule("train.patience", optional(t.patience), at_least_one(t.patience), "be 1 or more, or `none`"),
-        rule("train.validation_pairs", optional(t.validation_pairs), validates || t.validation_pairs.is_none(), UNVALIDATED_NONE),
-        rule("train.keep_best", t.keep_best, validates || !t.keep_best, "be false unless `train.validate_every` is set"),
-        rule("train.patience", optional(t.patience), validates || t.patience.is_none(), UNVALIDATED_NONE),
-        rule("eval.max_pairs", optional(e.eval.max_pairs), at_least_one(e.eval.max_pairs), "be 1 or more, or `none`"),
-        rule("eval.splits", "empty", e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()), "name a split, or be `none`"),
+        rule(
+            "train.transform_lr",
+            t.transform_lr.unwrap_or_default(),
+            t.transform_lr.is_none_or(positive),
+            "be above 0, or `none`",
+        ),
+        rule(
+            "train.checkpoint_every",
+            optional(t.checkpoint_every),
+            at_least_one(t.checkpoint_every),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "train.validate_every",
+            optional(t.validate_every),
+            at_least_one(t.validate_every),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "train.validation_pairs",
+            optional(t.validation_pairs),
+            at_least_one(t.validation_pairs),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "train.patience",
+            optional(t.patience),
+            at_least_one(t.patience),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "train.validation_pairs",
+            optional(t.validation_pairs),
+            validates || t.validation_pairs.is_none(),
+            UNVALIDATED_NONE,
+        ),
+        rule(
+            "train.keep_best",
+            t.keep_best,
+            validates || !t.keep_best,
+            "be false unless `train.validate_every` is set",
+        ),
+        rule(
+            "train.patience",
+            optional(t.patience),
+            validates || t.patience.is_none(),
+            UNVALIDATED_NONE,
+        ),
+        rule(
+            "eval.max_pairs",
+            optional(e.eval.max_pairs),
+            at_least_one(e.eval.max_pairs),
+            "be 1 or more, or `none`",
+        ),
+        rule(
+            "eval.splits",
+            "empty",
+            e.eval.splits.as_ref().is_none_or(|s| !s.is_empty()),
+            "name a split, or be `none`",
+        ),
         rule("eval.tokens", e.eval.tokens, e.eval.tokens >= 1, "be 1 or more"),
-        rule("eval.completion_tokens", e.eval.completion_tokens, e.eval.completion_tokens >= 1, "be 1 or more; `eval.completions=0` makes no completions"),
+        rule(
+            "eval.completion_tokens",
+            e.eval.completion_tokens,
+            e.eval.completion_tokens >= 1,
+            "be 1 or more; `eval.completions=0` makes no completions",
+        ),
     ];
     match rules.into_iter().find(|r| !r.holds) {
         None => Ok(()),
@@ -72,7 +152,9 @@ pub(super) fn check(e: &Experiment, origins: &Origins) -> Result<()> {
 fn device(text: &str) -> bool {
     match text.strip_prefix("cuda") {
         Some("") => true,
-        Some(rest) => rest.strip_prefix(':').is_some_and(|n| !n.is_empty() && n.len() <= 3 && n.bytes().all(|b| b.is_ascii_digit())),
+        Some(rest) => rest.strip_prefix(':').is_some_and(|n| {
+            !n.is_empty() && n.len() <= 3 && n.bytes().all(|b| b.is_ascii_digit())
+        }),
         None => matches!(text, "auto" | "cpu"),
     }
 }

@@ -14,7 +14,9 @@ pub fn flags() -> &'static [Flag] {
 
 fn declared() -> Vec<Flag> {
     let defaults = Experiment::default().to_json().as_object().cloned().unwrap_or_default();
-    let of = |field: &Field, section: &str| field.flags.iter().map(|flag| completed(flag.clone(), field, section)).collect::<Vec<_>>();
+    let of = |field: &Field, section: &str| {
+        field.flags.iter().map(|flag| completed(flag.clone(), field, section)).collect::<Vec<_>>()
+    };
     let mut all = Vec::new();
     for field in fields(&schemars::schema_for!(Experiment).to_value(), &defaults) {
         all.extend(of(&field, ""));
@@ -50,9 +52,13 @@ fn described(field: &Field) -> String {
     let words: Vec<String> = field.choices.iter().map(|word| format!("`{}`", word.value)).collect();
     let text = field.description.trim_end_matches('.');
     match (words.split_last(), text.split_once("; none = ")) {
-        (Some((last, rest)), _) if !rest.is_empty() => format!("{text}: {} or {last}.", rest.join(", ")),
+        (Some((last, rest)), _) if !rest.is_empty() => {
+            format!("{text}: {} or {last}.", rest.join(", "))
+        }
         // A flag that is not given leaves the default.
-        (_, Some((text, none))) if field.default.is_null() => format!("{text}; {none} when not given."),
+        (_, Some((text, none))) if field.default.is_null() => {
+            format!("{text}; {none} when not given.")
+        }
         _ => field.description.clone(),
     }
 }
@@ -66,12 +72,23 @@ mod tests {
         let all = flags();
         let of = |name: &str| all.iter().find(|flag| flag.name == name).expect(name);
         let seed = of("seed");
-        assert_eq!((seed.path.as_str(), seed.help.as_str(), seed.number), ("train.seed", "Seed of initial values, order and dropout.", true));
+        assert_eq!(
+            (seed.path.as_str(), seed.help.as_str(), seed.number),
+            ("train.seed", "Seed of initial values, order and dropout.", true)
+        );
         assert_eq!(of("dtype").help, "Precision of the frozen model: `auto`, `f32` or `bf16`.");
-        assert_eq!((of("init-adapter").path.as_str(), of("init-adapter").heading.as_str()), ("init_adapter", "Model"));
+        assert_eq!(
+            (of("init-adapter").path.as_str(), of("init-adapter").heading.as_str()),
+            ("init_adapter", "Model")
+        );
         assert_eq!((of("layers").path.as_str(), of("layers").number), ("tap.layers", false));
-        assert_eq!((of("no-eval").path.as_str(), of("no-eval").switch.as_deref()), ("eval.enabled", Some("false")));
-        assert!(all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list));
+        assert_eq!(
+            (of("no-eval").path.as_str(), of("no-eval").switch.as_deref()),
+            ("eval.enabled", Some("false"))
+        );
+        assert!(
+            all.iter().any(|flag| flag.path == "eval.splits" && flag.name == "split" && flag.list)
+        );
         assert!(all.iter().all(|flag| !flag.help.is_empty() && flag.switch.is_some() == flag.value.is_empty()), "{all:?}");
     }
 }

@@ -27,9 +27,15 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
         && let Ok(entry) = registry.dataset(name)
     {
         return match entry.argument {
-            Some(field) => Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) }),
-            None => Err(Error::new(format!("dataset `{name}` takes nothing after a colon, but was given `{text}`"))
-                .hint(format!("write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"))),
+            Some(field) => {
+                Ok(Meant { name: entry.about.name, argument: Some((field, text.to_owned())) })
+            }
+            None => Err(Error::new(format!(
+                "dataset `{name}` takes nothing after a colon, but was given `{text}`"
+            ))
+            .hint(format!(
+                "write `--dataset {name}`; its fields are set with `--set dataset.FIELD=VALUE`"
+            ))),
         };
     }
     if given == "-" {
@@ -39,30 +45,48 @@ pub(super) fn meant(given: &str, registry: &Registry) -> Result<Meant> {
     if let Some(meant) = repository(given, path, registry)? {
         return Ok(meant);
     }
-    let looks_like_a_file = given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
+    let looks_like_a_file =
+        given.contains(['/', '\\']) || path.extension().is_some() || path.exists();
     if looks_like_a_file { file(given, path, registry) } else { Err(no_such(given, registry)) }
 }
 
 /// The data set that reads standard input.
 fn stdin(registry: &Registry) -> Result<Meant> {
-    let takers: Vec<_> = registry.all::<DatasetEntry>().filter(|entry| entry.stdin).filter_map(|entry| Some((entry, entry.argument?))).collect();
+    let takers: Vec<_> = registry
+        .all::<DatasetEntry>()
+        .filter(|entry| entry.stdin)
+        .filter_map(|entry| Some((entry, entry.argument?)))
+        .collect();
     match takers[..] {
         [] => Err(Error::new("no dataset reads standard input (`-`)").hint(openable(registry))),
-        [(one, field)] => Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) }),
-        _ => Err(several(&takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), "-", "read standard input")),
+        [(one, field)] => {
+            Ok(Meant { name: one.about.name, argument: Some((field, "-".to_owned())) })
+        }
+        _ => Err(several(
+            &takers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
+            "-",
+            "read standard input",
+        )),
     }
 }
 
 /// The data set that takes a text which can only be a repository of the hub.
 fn repository(given: &str, path: &Path, registry: &Registry) -> Result<Option<Meant>> {
-    let is_file = registry.all::<DatasetEntry>().flat_map(|entry| entry.extensions).any(|ending| has_ending(path, ending));
+    let is_file = registry
+        .all::<DatasetEntry>()
+        .flat_map(|entry| entry.extensions)
+        .any(|ending| has_ending(path, ending));
     if path.exists() || is_file || RepoId::parse(RepoKind::Dataset, given).is_none() {
         return Ok(None);
     }
-    let takers: Vec<_> = registry.all::<DatasetEntry>().filter(|entry| entry.repositories).collect();
+    let takers: Vec<_> =
+        registry.all::<DatasetEntry>().filter(|entry| entry.repositories).collect();
     match takers[..] {
         [] => Ok(None),
-        [one] => Ok(one.argument.map(|field| Meant { name: one.about.name, argument: Some((field, given.to_owned())) })),
+        [one] => Ok(one.argument.map(|field| Meant {
+            name: one.about.name,
+            argument: Some((field, given.to_owned())),
+        })),
         _ => Err(several(&takers, given, "take repositories")),
     }
 }
@@ -72,22 +96,37 @@ fn several(takers: &[&DatasetEntry], given: &str, what: &str) -> Error {
     let names: Vec<&str> = takers.iter().map(|entry| entry.about.name).collect();
     let command = |name: &&str| format!("`--dataset {}`", quoted(format!("{name}:{given}")));
     let commands: Vec<String> = names.iter().map(command).collect();
-    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", "))).hint(format!("say which: {}", commands.join(" or ")))
+    Error::new(format!("several datasets {what} like `{given}`: {}", names.join(", ")))
+        .hint(format!("say which: {}", commands.join(" or ")))
 }
 
 fn file(given: &str, path: &Path, registry: &Registry) -> Result<Meant> {
     if path.is_dir() {
-        return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs")).hint(openable(registry)));
+        return Err(Error::new(format!("`{given}` is a folder, not a file of preference pairs"))
+            .hint(openable(registry)));
     }
     let fits = |ending: &&str| has_ending(path, ending);
-    let openers = registry.all::<DatasetEntry>().filter_map(|entry| Some((entry, entry.argument?))).filter(|(entry, _)| entry.extensions.iter().any(fits));
+    let openers = registry
+        .all::<DatasetEntry>()
+        .filter_map(|entry| Some((entry, entry.argument?)))
+        .filter(|(entry, _)| entry.extensions.iter().any(fits));
     let (entry, field) = match openers.collect::<Vec<_>>().as_slice() {
-        [] => return Err(Error::new(format!("no dataset opens files like `{given}`")).hint(openable(registry))),
+        [] => {
+            return Err(Error::new(format!("no dataset opens files like `{given}`"))
+                .hint(openable(registry)));
+        }
         [one] => *one,
-        openers => return Err(several(&openers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(), given, "open files")),
+        openers => {
+            return Err(several(
+                &openers.iter().map(|(entry, _)| *entry).collect::<Vec<_>>(),
+                given,
+                "open files",
+            ));
+        }
     };
     if !path.exists() {
-        return Err(Error::new(format!("there is no file `{given}`")).hint("a relative path starts at the folder that the command runs in"));
+        return Err(Error::new(format!("there is no file `{given}`"))
+            .hint("a relative path starts at the folder that the command runs in"));
     }
     Ok(Meant { name: entry.about.name, argument: Some((field, given.to_owned())) })
 }
@@ -106,8 +145,16 @@ fn no_such(given: &str, registry: &Registry) -> Error {
 }
 
 fn openable(registry: &Registry) -> String {
-    let mut all: Vec<String> = registry.all::<DatasetEntry>().flat_map(|entry| entry.extensions).map(|e| format!(".{e}")).collect();
+    let mut all: Vec<String> = registry
+        .all::<DatasetEntry>()
+        .flat_map(|entry| entry.extensions)
+        .map(|e| format!(".{e}"))
+        .collect();
     all.sort();
     all.dedup();
-    if all.is_empty() { "no dataset of this program opens files".to_owned() } else { format!("files of preference pairs end in {}", all.join(", ")) }
+    if all.is_empty() {
+        "no dataset of this program opens files".to_owned()
+    } else {
+        format!("files of preference pairs end in {}", all.join(", "))
+    }
 }

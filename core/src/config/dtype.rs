@@ -29,7 +29,8 @@ impl<'de> Deserialize<'de> for Dtype {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             half if HALF.contains(&half) => Err(D::Error::custom(format!(
-                "`{half}` has too small a range: gradients underflow to 0 in it, and loss scaling would change the gradients that methods \
+                "`{half}` has too small a range: gradients underflow to 0 in it, and loss scaling \
+                    would change the gradients that methods \
                  read; choose `f32`, or `bf16` on a card of compute capability 8.0 or above"
             ))),
             other => Err(D::Error::unknown_variant(other, &WORDS)),
@@ -48,16 +49,26 @@ mod tests {
             assert_eq!(serde_json::to_string(&dtype).unwrap(), format!("\"{word}\""));
         }
         let schema = schemars::schema_for!(Dtype).to_value().to_string();
-        assert!(WORDS.iter().all(|word| schema.contains(&format!("\"const\":\"{word}\""))), "{schema}");
+        assert!(
+            WORDS.iter().all(|word| schema.contains(&format!("\"const\":\"{word}\""))),
+            "{schema}"
+        );
     }
 
     #[test]
     fn half_precision_is_refused_under_every_name_with_the_reason() {
         for word in HALF {
             let e = serde_json::from_str::<Dtype>(&format!("\"{word}\"")).unwrap_err().to_string();
-            assert!(e.starts_with(&format!("`{word}` has too small a range")) && e.contains("choose `f32`"), "{e}");
+            assert!(
+                e.starts_with(&format!("`{word}` has too small a range"))
+                    && e.contains("choose `f32`"),
+                "{e}"
+            );
         }
         let e = serde_json::from_str::<Dtype>("\"fp8\"").unwrap_err().to_string();
-        assert!(e.starts_with("unknown variant `fp8`, expected one of `auto`, `f32`, `bf16`"), "{e}");
+        assert!(
+            e.starts_with("unknown variant `fp8`, expected one of `auto`, `f32`, `bf16`"),
+            "{e}"
+        );
     }
 }

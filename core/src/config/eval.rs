@@ -32,7 +32,8 @@ pub struct EvalConfig {
     /// Which splits, or parts of them as in `train.split`; none = all that the data set has.
     #[schemars(extend("flags" = [
         Flag::new(Group::Data, "SPLIT").named("split").help(
-            "What of it to score, instead of every split: `train`, `train[:750]`, `train[10%:20%]`, several \
+            "What of it to score, instead of every split: `train`, `train[:750]`, \
+                `train[10%:20%]`, several \
              with `+`.",
         ),
     ]))]
@@ -48,6 +49,14 @@ pub struct EvalConfig {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { enabled: true, max_pairs: Some(100), score: Score::Mean, splits: None, tokens: 2048, completions: 2, completion_tokens: 48 }
+        Self {
+            enabled: true,
+            max_pairs: Some(100),
+            score: Score::Mean,
+            splits: None,
+            tokens: 2048,
+            completions: 2,
+            completion_tokens: 48,
+        }
     }
 }

@@ -23,14 +23,24 @@ impl Example {
     pub fn of(entry: Entry) -> Result<Self> {
         let about = entry.about();
         let fields = plugin_fields(about)?;
-        let mut set: Vec<(String, String)> = about.example.iter().map(|&(field, value)| (field.to_owned(), value.to_owned())).collect();
+        let mut set: Vec<(String, String)> = about
+            .example
+            .iter()
+            .map(|&(field, value)| (field.to_owned(), value.to_owned()))
+            .collect();
         if set.is_empty() {
             let settable = fields.iter().find(|f| f.default.is_number() || f.default.is_boolean());
             set.extend(settable.map(|f| (f.name.clone(), f.default.to_string())));
         }
         let mut choice = about.name.to_owned();
         if let Some(argument) = DatasetEntry::of_entry(entry).and_then(|data| data.argument) {
-            let default = || fields.iter().find(|f| f.name == argument).and_then(|f| f.default.as_str()).filter(|text| !text.is_empty());
+            let default = || {
+                fields
+                    .iter()
+                    .find(|f| f.name == argument)
+                    .and_then(|f| f.default.as_str())
+                    .filter(|text| !text.is_empty())
+            };
             let text = match set.iter().position(|(field, _)| field == argument) {
                 Some(i) => set.remove(i).1,
                 None => default().unwrap_or("TEXT").to_owned(),
@@ -44,7 +54,8 @@ impl Example {
     pub fn command(&self) -> String {
         let mut command = format!("reprpo run --{} {}", self.kind, quoted(&self.choice));
         for (field, value) in &self.set {
-            command.push_str(&format!(" --set {}", quoted(format!("{}.{field}={value}", self.kind))));
+            command
+                .push_str(&format!(" --set {}", quoted(format!("{}.{field}={value}", self.kind))));
         }
         command
     }
@@ -55,7 +66,9 @@ impl Example {
     /// Fails if a field has no name.
     pub fn apply(&self, layering: &mut Layering<'_>) -> Result<()> {
         layering.flag(&format!("--{}", self.kind), self.kind, &self.choice);
-        self.set.iter().try_for_each(|(field, value)| layering.set(&format!("{}.{field}={value}", self.kind)))
+        self.set
+            .iter()
+            .try_for_each(|(field, value)| layering.set(&format!("{}.{field}={value}", self.kind)))
     }
 }
 
@@ -64,12 +77,22 @@ mod tests {
     use super::*;
 
     fn example(choice: &str, set: &[(&str, &str)]) -> Example {
-        Example { kind: "dataset", choice: choice.to_owned(), set: set.iter().map(|&(f, v)| (f.to_owned(), v.to_owned())).collect() }
+        Example {
+            kind: "dataset",
+            choice: choice.to_owned(),
+            set: set.iter().map(|&(f, v)| (f.to_owned(), v.to_owned())).collect(),
+        }
     }
 
     #[test]
     fn a_command_can_be_pasted_into_a_shell() {
-        assert_eq!(example("x:a.jsonl", &[("seed", "3"), ("b", "-1.5")]).command(), "reprpo run --dataset x:a.jsonl --set dataset.seed=3 --set dataset.b=-1.5");
-        assert_eq!(example("x", &[("l", r#"["a", "it's"]"#)]).command(), r#"reprpo run --dataset x --set 'dataset.l=["a", "it'\''s"]'"#);
+        assert_eq!(
+            example("x:a.jsonl", &[("seed", "3"), ("b", "-1.5")]).command(),
+            "reprpo run --dataset x:a.jsonl --set dataset.seed=3 --set dataset.b=-1.5"
+        );
+        assert_eq!(
+            example("x", &[("l", r#"["a", "it's"]"#)]).command(),
+            r#"reprpo run --dataset x --set 'dataset.l=["a", "it'\''s"]'"#
+        );
     }
 }

@@ -30,7 +30,8 @@ pub struct Experiment {
     /// A known model's name, a folder in Hugging Face's layout or a GGUF file.
     #[schemars(extend("flags" = [
         Flag::new(Group::Model, "ID|DIR|FILE").help(
-            "A known model's name, a folder in Hugging Face's layout, a GGUF file, or a repository of the hub: \
+            "A known model's name, a folder in Hugging Face's layout, a GGUF file, or a \
+                repository of the hub: \
              `org/name`, `org/name@revision`, `org/name/FILE.gguf`.",
         ),
     ]))]
@@ -41,7 +42,8 @@ pub struct Experiment {
     /// Precision of the frozen model. f16 is not one of the choices, because its range is too small
     /// for the states and gradients that methods read; a model that is stored in f16 is converted.
     #[schemars(extend("flags" = [
-        Flag::new(Group::Model, "DTYPE").help("Precision of the frozen model: `auto`, `f32` or `bf16`."),
+        Flag::new(Group::Model, "DTYPE").help("Precision of the frozen model: `auto`, `f32` or \
+            `bf16`."),
     ]))]
     pub dtype: Dtype,
     /// What computes attention.
@@ -88,7 +90,8 @@ pub struct Experiment {
     /// The preference pairs.
     #[schemars(extend("flags" = [
         Flag::new(Group::Data, "NAME|FILE|ID").help(
-            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of the \
+            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a \
+                repository of the \
              hub, as `org/name`.",
         ),
         Flag::new(Group::Data, "DIR").of("data_dir").help("Where the data set's files lie."),

@@ -72,7 +72,9 @@ impl Field {
     /// A value from a file, where TOML has no null: `"none"` stands for it.
     pub fn take(&self, value: Value) -> Value {
         match &value {
-            Value::String(s) if self.optional && matches!(s.as_str(), "none" | "null") => Value::Null,
+            Value::String(s) if self.optional && matches!(s.as_str(), "none" | "null") => {
+                Value::Null
+            }
             _ => value,
         }
     }
@@ -87,7 +89,8 @@ impl Field {
     pub fn same(&self, a: &Value, b: &Value) -> bool {
         match (a, b) {
             (Value::Array(a), Value::Array(b)) if self.unordered => {
-                let within = |a: &[Value], b: &[Value]| a.iter().all(|x| b.iter().any(|y| equal(x, y)));
+                let within =
+                    |a: &[Value], b: &[Value]| a.iter().all(|x| b.iter().any(|y| equal(x, y)));
                 within(a, b) && within(b, a)
             }
             _ => equal(a, b),
@@ -134,7 +137,12 @@ pub fn plugin_fields(about: &About) -> Result<Vec<Field>> {
 fn fields_of(root: &Value, table: &Value, defaults: &Map<String, Value>) -> Vec<Field> {
     let none = Map::new();
     let properties = table.get("properties").and_then(Value::as_object).unwrap_or(&none);
-    properties.iter().map(|(name, property)| field(root, name, property, defaults.get(name).cloned().unwrap_or(Value::Null))).collect()
+    properties
+        .iter()
+        .map(|(name, property)| {
+            field(root, name, property, defaults.get(name).cloned().unwrap_or(Value::Null))
+        })
+        .collect()
 }
 
 fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
@@ -151,17 +159,42 @@ fn field(root: &Value, name: &str, property: &Value, default: Value) -> Field {
     if optional {
         kind.push_str(" | none");
     }
-    let description = property.get("description").and_then(Value::as_str).unwrap_or(&shape.description).split_whitespace().collect::<Vec<_>>().join(" ");
+    let description = property
+        .get("description")
+        .and_then(Value::as_str)
+        .unwrap_or(&shape.description)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     let text = shape.types.iter().any(|t| t == "string") || shape.types.is_empty();
-    let table = property.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.strip_prefix('#')?));
+    let table = property
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|r| root.pointer(r.strip_prefix('#')?));
     let fields = match (&default, table) {
         (Value::Object(defaults), Some(table)) => fields_of(root, table, defaults),
         _ => Vec::new(),
     };
     let path = property.get("format").and_then(Value::as_str) == Some("path");
-    let flags = property.get(FLAGS).and_then(|flags| serde_json::from_value(flags.clone()).ok()).unwrap_or_default();
+    let flags = property
+        .get(FLAGS)
+        .and_then(|flags| serde_json::from_value(flags.clone()).ok())
+        .unwrap_or_default();
     let Shape { words: choices, types, unordered, .. } = shape;
-    Field { name: name.to_owned(), path, flags, kind, choices, optional, default, description, fields, text, types, unordered }
+    Field {
+        name: name.to_owned(),
+        path,
+        flags,
+        kind,
+        choices,
+        optional,
+        default,
+        description,
+        fields,
+        text,
+        types,
+        unordered,
+    }
 }
 
 /// What a property comes to once references and alternatives are followed.
@@ -180,7 +213,11 @@ impl Shape {
         if depth > 8 {
             return;
         }
-        if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.trim_start_matches('#'))) {
+        if let Some(target) = schema
+            .get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|r| root.pointer(r.trim_start_matches('#')))
+        {
             self.add(root, target, depth + 1);
         }
         self.unordered |= schema.get("uniqueItems") == Some(&Value::Bool(true));
@@ -195,7 +232,10 @@ impl Shape {
         } else {
             match schema.get("type") {
                 Some(Value::String(t)) => self.name(root, schema, t, depth),
-                Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).for_each(|t| self.name(root, schema, t, depth)),
+                Some(Value::Array(list)) => list
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .for_each(|t| self.name(root, schema, t, depth)),
                 _ => {}
             }
         }
@@ -208,7 +248,10 @@ impl Shape {
 
     fn word(&mut self, value: &str, describes: &str) {
         self.types.push("string".to_owned());
-        self.words.push(Word { value: value.to_owned(), describes: describes.split_whitespace().collect::<Vec<_>>().join(" ") });
+        self.words.push(Word {
+            value: value.to_owned(),
+            describes: describes.split_whitespace().collect::<Vec<_>>().join(" "),
+        });
     }
 
     fn name(&mut self, root: &Value, schema: &Value, kind: &str, depth: usize) {
@@ -222,7 +265,11 @@ impl Shape {
             "array" => {
                 let mut items = Shape::default();
                 items.add(root, schema.get("items").unwrap_or(&Value::Null), depth + 1);
-                if items.names.is_empty() { "list".to_owned() } else { format!("list of {}", items.names.join(" | ")) }
+                if items.names.is_empty() {
+                    "list".to_owned()
+                } else {
+                    format!("list of {}", items.names.join(" | "))
+                }
             }
             _ => "table".to_owned(),
         };
@@ -265,17 +312,36 @@ mod tests {
 
     fn of(name: &str) -> Field {
         let defaults = json!({ "beta": 0.1 });
-        let all = fields(&schemars::schema_for!(Config).to_value(), defaults.as_object().expect("a table"));
+        let all = fields(
+            &schemars::schema_for!(Config).to_value(),
+            defaults.as_object().expect("a table"),
+        );
         all.into_iter().find(|f| f.name == name).expect(name)
     }
 
     #[test]
     fn a_schema_becomes_types_in_words() {
-        let kinds: Vec<String> = ["beta", "rank", "fall", "layers", "targets", "on"].iter().map(|n| of(n).kind).collect();
-        assert_eq!(kinds, ["number", "whole number | none", "linear | cosine", "text", "list of text | none", "true | false"]);
+        let kinds: Vec<String> = ["beta", "rank", "fall", "layers", "targets", "on"]
+            .iter()
+            .map(|n| of(n).kind)
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                "number",
+                "whole number | none",
+                "linear | cosine",
+                "text",
+                "list of text | none",
+                "true | false"
+            ]
+        );
         assert_eq!(of("beta").description, "Strength, in nats.");
         assert_eq!(of("beta").default, json!(0.1));
-        assert_eq!(of("fall").choices[1], Word { value: "cosine".into(), describes: "Round.".into() });
+        assert_eq!(
+            of("fall").choices[1],
+            Word { value: "cosine".into(), describes: "Round.".into() }
+        );
     }
 
     #[test]
@@ -301,7 +367,9 @@ mod tests {
         assert_eq!(of("rank").read("+8"), json!(8));
         assert_eq!(of("grid").read("[.1, 1., -.5]"), json!([0.1, 1.0, -0.5]));
         assert_eq!(of("targets").read("[\".5\", 'a.']"), json!([".5", "a."]));
-        for text in [".", "-", "+", "1e", "e5", "1..2", "1.2.3", "._5", "5_", "1__0", "--1", ".5x", "1.0.0"] {
+        for text in
+            [".", "-", "+", "1e", "e5", "1..2", "1.2.3", "._5", "5_", "1__0", "--1", ".5x", "1.0.0"]
+        {
             assert_eq!(of("beta").read(text), json!(text), "{text} is not a number");
         }
     }
@@ -324,9 +392,17 @@ mod tests {
 
     #[test]
     fn values_are_compared_by_what_they_mean() {
-        assert!(of("beta").same(&json!(32), &json!(32.0)) && !of("beta").same(&json!(32), &json!(31)));
-        assert!(of("blocks").same(&json!([2, 0]), &json!([0, 2])) && !of("blocks").same(&json!([2]), &json!([0, 2])));
+        assert!(
+            of("beta").same(&json!(32), &json!(32.0)) && !of("beta").same(&json!(32), &json!(31))
+        );
+        assert!(
+            of("blocks").same(&json!([2, 0]), &json!([0, 2]))
+                && !of("blocks").same(&json!([2]), &json!([0, 2]))
+        );
         assert!(!of("targets").same(&json!(["a", "b"]), &json!(["b", "a"])));
-        assert!(of("targets").same(&json!(null), &json!(null)) && !of("targets").same(&json!(null), &json!([])));
+        assert!(
+            of("targets").same(&json!(null), &json!(null))
+                && !of("targets").same(&json!(null), &json!([]))
+        );
     }
 }

@@ -16,8 +16,12 @@ pub(super) const STDIN: &str = "-";
 /// `--dataset FILE` fills, and the one that `--data-dir` fills.
 pub(super) fn in_section(kind: Kind, name: &str, registry: &Registry) -> Vec<String> {
     let Ok(entry) = registry.get(kind, name) else { return Vec::new() };
-    let argument = DatasetEntry::of_entry(entry).filter(|data| !data.extensions.is_empty()).and_then(|data| data.argument);
+    let argument = DatasetEntry::of_entry(entry)
+        .filter(|data| !data.extensions.is_empty())
+        .and_then(|data| data.argument);
     let all = plugin_fields(entry.about()).unwrap_or_default();
-    let is_path = |f: &Field| f.path || Some(f.name.as_str()) == argument || (kind == Kind::Dataset && f.name == DATA_DIR);
+    let is_path = |f: &Field| {
+        f.path || Some(f.name.as_str()) == argument || (kind == Kind::Dataset && f.name == DATA_DIR)
+    };
     all.into_iter().filter(is_path).map(|f| f.name).collect()
 }

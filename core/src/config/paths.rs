@@ -51,14 +51,20 @@ fn map_paths(experiment: &mut Experiment, registry: &Registry, change: &dyn Fn(&
 }
 
 /// The text of the `config.toml` that a run in `folder` keeps.
-pub(crate) fn recorded(experiment: &Experiment, folder: &Path, record: &Record, registry: &Registry) -> String {
+pub(crate) fn recorded(
+    experiment: &Experiment,
+    folder: &Path,
+    record: &Record,
+    registry: &Registry,
+) -> String {
     let mut experiment = experiment.clone();
     let (run, here) = (physical(folder), std::env::current_dir().unwrap_or_default());
     map_paths(&mut experiment, registry, &|path| stored(Path::new(path), &run, &here));
     let mut json = experiment.to_json();
     json[SECTION] = serde_json::to_value(record).unwrap_or_default();
     let text = written::toml(&json, &Origins::default());
-    let explains = "# Written by `reprpo run`. Relative paths in this file begin at its folder. The model and the data
+    let explains = "# Written by `reprpo run`. Relative paths in this file begin at its folder. \
+        The model and the data
 # that they lead to are compared with these fingerprints.";
     text.replace(&format!("\n[{SECTION}]\n"), &format!("\n{explains}\n[{SECTION}]\n"))
 }
@@ -66,6 +72,8 @@ pub(crate) fn recorded(experiment: &Experiment, folder: &Path, record: &Record, 
 /// The experiment with every path made absolute, for a comparison.
 pub(crate) fn comparable(experiment: &Experiment, registry: &Registry) -> Experiment {
     let mut experiment = experiment.clone();
-    map_paths(&mut experiment, registry, &|path| physical(Path::new(path)).to_string_lossy().into_owned());
+    map_paths(&mut experiment, registry, &|path| {
+        physical(Path::new(path)).to_string_lossy().into_owned()
+    });
     experiment
 }

@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 /// absolute.
 pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
     let target = at_place(path);
-    let shared = |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
+    let shared =
+        |tree: &Path| tree.parent().is_some() && run.starts_with(tree) && target.starts_with(tree);
     if !(shared(here) || run.parent().is_some_and(shared)) {
         return absolute(path).to_string_lossy().into_owned();
     }
@@ -18,7 +19,8 @@ pub(super) fn stored(path: &Path, run: &Path, here: &Path) -> String {
 /// The relative path from `folder` to `target`, which are both absolute. It begins with `.` or
 /// `..`, so that it cannot be taken for a name.
 fn relative(target: &Path, folder: &Path) -> String {
-    let (target, folder): (Vec<_>, Vec<_>) = (target.components().collect(), folder.components().collect());
+    let (target, folder): (Vec<_>, Vec<_>) =
+        (target.components().collect(), folder.components().collect());
     let same = target.iter().zip(&folder).take_while(|(a, b)| a == b).count();
     let up = folder.len() - same;
     let mut path = PathBuf::from(if up == 0 { "." } else { "" });
@@ -86,7 +88,14 @@ mod tests {
         assert_eq!(of("tree/runs/a/x", Path::new("/")), "./x");
         assert_eq!(of("tree/runs/a", &tree), ".");
         assert_eq!(of("other/y", &tree), root.join("other/y").to_string_lossy());
-        assert_eq!(of("tree/models/x", Path::new("/")), tree.join("models/x").to_string_lossy(), "the root is in every tree");
-        assert_eq!(of("tree/models/x", &root.join("other")), tree.join("models/x").to_string_lossy());
+        assert_eq!(
+            of("tree/models/x", Path::new("/")),
+            tree.join("models/x").to_string_lossy(),
+            "the root is in every tree"
+        );
+        assert_eq!(
+            of("tree/models/x", &root.join("other")),
+            tree.join("models/x").to_string_lossy()
+        );
     }
 }

@@ -37,7 +37,11 @@ impl PluginFile {
 
     /// This very file.
     pub(super) fn of(loaded: &PluginLibrary) -> Self {
-        Self { path: loaded.path.clone(), version: Some(loaded.version.clone()), sha256: Some(loaded.sha256.clone()) }
+        Self {
+            path: loaded.path.clone(),
+            version: Some(loaded.version.clone()),
+            sha256: Some(loaded.sha256.clone()),
+        }
     }
 
     /// Loads it into `registry`.
@@ -48,9 +52,12 @@ impl PluginFile {
     pub fn load(&self, registry: &mut Registry) -> Result<()> {
         let loaded = plugin::load(&self.path)?;
         if let Some(sha256) = self.sha256.as_ref().filter(|digest| **digest != loaded.sha256) {
-            return Err(Error::new(format!("the plugin `{}` is not the one that the configuration names", self.path.display()))
-                .because(Error::new(format!("its sha256 is {}, but has to be {sha256}", loaded.sha256)))
-                .hint("take `sha256` out of the configuration to use what lies there now"));
+            return Err(Error::new(format!(
+                "the plugin `{}` is not the one that the configuration names",
+                self.path.display()
+            ))
+            .because(Error::new(format!("its sha256 is {}, but has to be {sha256}", loaded.sha256)))
+            .hint("take `sha256` out of the configuration to use what lies there now"));
         }
         registry.add_plugin(loaded)
     }
@@ -70,7 +77,12 @@ impl PluginFile {
 
     /// Files with commas between, as an environment variable names them.
     pub fn in_text(text: &str) -> Vec<Self> {
-        text.trim_matches(['[', ']']).split(',').map(|part| part.trim().trim_matches('"')).filter(|part| !part.is_empty()).map(Self::at).collect()
+        text.trim_matches(['[', ']'])
+            .split(',')
+            .map(|part| part.trim().trim_matches('"'))
+            .filter(|part| !part.is_empty())
+            .map(Self::at)
+            .collect()
     }
 
     /// A list in which a file may also be only its path.
@@ -87,7 +99,10 @@ impl PluginFile {
         let files = value.as_array().and_then(|list| list.iter().map(one).collect());
         files.ok_or_else(|| {
             Error::new(format!("`plugins` in {origin} is {value}, not a list of plugin files"))
-                .hint("write `plugins = [\"path/libtwist.so\"]`, or `{ path = \"…\", sha256 = \"…\" }` for each")
+                .hint(
+                    "write `plugins = [\"path/libtwist.so\"]`, or \
+                    `{ path = \"…\", sha256 = \"…\" }` for each",
+                )
         })
     }
 }

@@ -39,15 +39,25 @@ impl Record {
         let wrong = |e| {
             Error::new(format!("`{SECTION}` in `{}` is not what a run writes", file.display()))
                 .because(e)
-                .hint(format!("take the section `{SECTION}` out of the file; relative paths then begin at the folder that the command runs in"))
+                .hint(format!(
+                    "take the section `{SECTION}` out of the file; relative paths then \
+                    begin at the folder that the command runs in"
+                ))
         };
-        value.try_into().map(Some).map_err(|e: toml::de::Error| wrong(Error::new(e.message().to_owned())))
+        value
+            .try_into()
+            .map(Some)
+            .map_err(|e: toml::de::Error| wrong(Error::new(e.message().to_owned())))
     }
 
     /// The table in a configuration file, and the record in it if a run wrote the file.
     pub(super) fn split(path: &Path) -> Result<(toml::Table, Option<Self>)> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read the configuration file `{}`", path.display())).because(e))?;
-        let mut table = toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::new(format!("cannot read the configuration file `{}`", path.display()))
+                .because(e)
+        })?;
+        let mut table =
+            toml::from_str(&text).map_err(|e: toml::de::Error| not_toml(path, &text, &e))?;
         let record = Self::take(&mut table, path)?;
         Ok((table, record))
     }
@@ -74,8 +84,14 @@ impl Record {
             }
         }
         for kind in Kind::ALL {
-            let Some(section) = table.get_mut(kind.name()).and_then(toml::Value::as_table_mut) else { continue };
-            let Some(name) = section.get("name").and_then(toml::Value::as_str).map(str::to_owned) else { continue };
+            let Some(section) = table.get_mut(kind.name()).and_then(toml::Value::as_table_mut)
+            else {
+                continue;
+            };
+            let Some(name) = section.get("name").and_then(toml::Value::as_str).map(str::to_owned)
+            else {
+                continue;
+            };
             for field in in_section(kind, &name, registry) {
                 if let Some(value) = section.get_mut(&field) {
                     self.resolve_value(value, file, false);
@@ -87,7 +103,9 @@ impl Record {
     /// Makes the paths of plugin files absolute. They are needed before the other fields can be
     /// understood.
     pub(super) fn resolve_plugins(&self, table: &mut toml::Table, file: &Path) {
-        for plugin in table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        for plugin in
+            table.get_mut("plugins").and_then(toml::Value::as_array_mut).into_iter().flatten()
+        {
             let path = match plugin {
                 toml::Value::Table(plugin) => plugin.get_mut("path"),
                 path => Some(path),
@@ -101,7 +119,9 @@ impl Record {
     fn resolve_value(&self, value: &mut toml::Value, file: &Path, or_name: bool) {
         match value {
             toml::Value::String(text) => *text = self.found(text, file, or_name),
-            toml::Value::Array(list) => list.iter_mut().for_each(|v| self.resolve_value(v, file, or_name)),
+            toml::Value::Array(list) => {
+                list.iter_mut().for_each(|v| self.resolve_value(v, file, or_name))
+            }
             _ => {}
         }
     }
@@ -110,13 +130,20 @@ impl Record {
     /// folder in which the run was made if only that leads to something.
     fn found(&self, text: &str, file: &Path, or_name: bool) -> String {
         let path = Path::new(text);
-        let begins_here = matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
-        if text.is_empty() || text == "none" || text == STDIN || path.is_absolute() || (or_name && !begins_here) {
+        let begins_here =
+            matches!(path.components().next(), Some(Component::CurDir | Component::ParentDir));
+        if text.is_empty()
+            || text == "none"
+            || text == STDIN
+            || path.is_absolute()
+            || (or_name && !begins_here)
+        {
             return text.to_owned();
         }
         let folder = file.parent().unwrap_or(Path::new(""));
         let here = lexical(&absolute(folder).join(path));
-        let candidates = [here.clone(), lexical(&physical(folder).join(path)), lexical(&self.folder.join(path))];
+        let candidates =
+            [here.clone(), lexical(&physical(folder).join(path)), lexical(&self.folder.join(path))];
         candidates.into_iter().find(|p| p.exists()).unwrap_or(here).to_string_lossy().into_owned()
     }
 }
@@ -140,7 +167,11 @@ mod tests {
         let table = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
         for text in ["record = 3", "[record]\nfolder = \"x\"", "[record]\nmodel = 1"] {
             let e = Record::take(&mut table(text), Path::new("a/config.toml")).unwrap_err();
-            assert!(format!("{e:?}").starts_with("`record` in `a/config.toml` is not what a run writes"), "{e:?}");
+            assert!(
+                format!("{e:?}")
+                    .starts_with("`record` in `a/config.toml` is not what a run writes"),
+                "{e:?}"
+            );
         }
         assert!(Record::take(&mut table("model = \"x\""), Path::new("x")).unwrap().is_none());
     }
@@ -152,7 +183,11 @@ mod tests {
         for folder in ["old/runs/a", "new/runs/a", "old/model"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        let record = Record { folder: root.join("old/runs/a"), model: fingerprint::of_pairs(&[]), data: BTreeMap::new() };
+        let record = Record {
+            folder: root.join("old/runs/a"),
+            model: fingerprint::of_pairs(&[]),
+            data: BTreeMap::new(),
+        };
         let file = root.join("new/runs/a/config.toml");
         let found = |text: &str, or_name: bool| record.found(text, &file, or_name);
         assert_eq!(found("../../model", true), root.join("old/model").to_string_lossy());

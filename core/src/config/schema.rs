@@ -60,7 +60,9 @@ fn rename_references(schema: &mut Value, prefix: &str) {
         Value::Object(map) => {
             for (key, value) in map {
                 match value {
-                    Value::String(target) if key == "$ref" => *target = target.replace("#/$defs/", &format!("#/$defs/{prefix}")),
+                    Value::String(target) if key == "$ref" => {
+                        *target = target.replace("#/$defs/", &format!("#/$defs/{prefix}"))
+                    }
                     other => rename_references(other, prefix),
                 }
             }
@@ -74,7 +76,14 @@ fn rename_references(schema: &mut Value, prefix: &str) {
 fn remove_flags(root: &mut Value) {
     let own = ["TrainConfig", "EvalConfig"].map(|name| format!("/$defs/{name}"));
     for table in std::iter::once("").chain(own.iter().map(String::as_str)) {
-        let properties = root.pointer_mut(table).and_then(|table| table.get_mut("properties")).and_then(Value::as_object_mut);
-        properties.into_iter().flat_map(|map| map.values_mut()).filter_map(Value::as_object_mut).for_each(|field| drop(field.shift_remove(FLAGS)));
+        let properties = root
+            .pointer_mut(table)
+            .and_then(|table| table.get_mut("properties"))
+            .and_then(Value::as_object_mut);
+        properties
+            .into_iter()
+            .flat_map(|map| map.values_mut())
+            .filter_map(Value::as_object_mut)
+            .for_each(|field| drop(field.shift_remove(FLAGS)));
     }
 }

@@ -44,7 +44,9 @@ impl Sources {
     /// The run that the value of `field` came from: its configuration file and its record.
     fn record(&self, field: &str) -> Option<(&Path, &Record)> {
         match self.origins.get(field) {
-            Some(Origin::File(file)) => self.records.get(file).map(|record| (file.as_path(), record)),
+            Some(Origin::File(file)) => {
+                self.records.get(file).map(|record| (file.as_path(), record))
+            }
             _ => None,
         }
     }
@@ -54,7 +56,8 @@ impl Sources {
         match self.origins.get(field) {
             None | Some(Origin::Default) => e,
             Some(origin) => {
-                let e = e.within(format!("`{field}` is `{value}` ({origin}), which cannot be used"));
+                let e =
+                    e.within(format!("`{field}` is `{value}` ({origin}), which cannot be used"));
                 match (origin, self.record(field)) {
                     (Origin::File(_), None) if is_relative(value) => e.hint(from_here()),
                     _ => e,
@@ -70,9 +73,12 @@ impl Sources {
     pub fn check_model(&self, model: &str, found: &Fingerprint) -> Result<()> {
         let Some((file, record)) = self.record("model") else { return Ok(()) };
         let Some(change) = record.model.change(found) else { return Ok(()) };
-        Err(Error::new(format!("the model at `{model}` is not the one that `{}` was made with", file.display()))
-            .because(Error::new(format!("the model: {change}")))
-            .hint("put the run's model back, or name the one to use with `--model`"))
+        Err(Error::new(format!(
+            "the model at `{model}` is not the one that `{}` was made with",
+            file.display()
+        ))
+        .because(Error::new(format!("the model: {change}")))
+        .hint("put the run's model back, or name the one to use with `--model`"))
     }
 
     /// Compares the data that were found with the record of the run that named them. Gives the
@@ -80,16 +86,24 @@ impl Sources {
     ///
     /// # Errors
     /// Fails if the run was made with other data.
-    pub fn check_data(&self, chosen: &Choice, dataset: &dyn Dataset, registry: &Registry) -> Result<Vec<String>> {
+    pub fn check_data(
+        &self,
+        chosen: &Choice,
+        dataset: &dyn Dataset,
+        registry: &Registry,
+    ) -> Result<Vec<String>> {
         let Some((file, record)) = self.record("dataset.name") else { return Ok(Vec::new()) };
         let is_given = |field: &str| {
             let origin = self.origins.get(&format!("dataset.{field}"));
-            !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_))) && origin != Some(&Origin::File(file.to_owned()))
+            !matches!(origin, None | Some(Origin::Default | Origin::Plugin(_)))
+                && origin != Some(&Origin::File(file.to_owned()))
         };
         // A field that only changes how a file's rows are read does not explain why the file
         // changed.
         let mut places = in_section(Kind::Dataset, &chosen.name, registry);
-        places.extend(registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned));
+        places.extend(
+            registry.dataset(&chosen.name).ok().and_then(|data| data.argument).map(str::to_owned),
+        );
         let other_place = places.iter().any(|field| is_given(field));
         let other_field = chosen.config.keys().any(|field| is_given(field));
         let found = fingerprint::of_splits(dataset);
@@ -102,9 +116,12 @@ impl Sources {
             let change = format!("the `{split}` pairs: {change}{}", named(chosen, &self.origins));
             let asked_for = if dataset.files(split).is_empty() { other_field } else { other_place };
             if !asked_for {
-                return Err(Error::new(format!("the data are not those that `{}` was made with", file.display()))
-                    .because(Error::new(change))
-                    .hint("put the run's data back, or name the data to use with `--dataset`"));
+                return Err(Error::new(format!(
+                    "the data are not those that `{}` was made with",
+                    file.display()
+                ))
+                .because(Error::new(change))
+                .hint("put the run's data back, or name the data to use with `--dataset`"));
             }
             changes.push(change);
         }
@@ -122,13 +139,22 @@ impl Sources {
                 Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
                 _ => continue,
             };
-            let Some(missing) = values.into_iter().find(|v| !v.is_empty() && *v != STDIN && !Path::new(v).exists()) else { continue };
+            let Some(missing) =
+                values.into_iter().find(|v| !v.is_empty() && *v != STDIN && !Path::new(v).exists())
+            else {
+                continue;
+            };
             let path = format!("dataset.{field}");
             let origin = self.origins.get(&path);
             let from = origin.map_or_else(String::new, |origin| format!(" ({origin})"));
-            let e = Error::new(format!("`{path}` is `{missing}`{from}, where there is no file or folder"));
+            let e = Error::new(format!(
+                "`{path}` is `{missing}`{from}, where there is no file or folder"
+            ));
             return Err(match self.record(&path) {
-                Some((_, record)) => e.hint(format!("the run was made in `{}`; name the data with `--dataset`, or move them along", record.folder.display())),
+                Some((_, record)) => e.hint(format!(
+                    "the run was made in `{}`; name the data with `--dataset`, or move them along",
+                    record.folder.display()
+                )),
                 None if is_relative(missing) => e.hint(from_here()),
                 None => e,
             });
@@ -139,13 +165,22 @@ impl Sources {
 
 /// The paths of the data set, for a message.
 fn named(chosen: &Choice, origins: &Origins) -> String {
-    let values = chosen.config.iter().filter_map(|(field, value)| Some((field, value.as_str().filter(|v| Path::new(v).exists())?)));
-    let from = |field: &str| origins.get(&format!("dataset.{field}")).map_or_else(String::new, |origin| format!(" ({origin})"));
-    values.map(|(field, value)| format!("; `dataset.{field}` is `{value}`{}", from(field))).collect()
+    let values = chosen.config.iter().filter_map(|(field, value)| {
+        Some((field, value.as_str().filter(|v| Path::new(v).exists())?))
+    });
+    let from = |field: &str| {
+        origins
+            .get(&format!("dataset.{field}"))
+            .map_or_else(String::new, |origin| format!(" ({origin})"))
+    };
+    values
+        .map(|(field, value)| format!("; `dataset.{field}` is `{value}`{}", from(field)))
+        .collect()
 }
 
 fn from_here() -> String {
-    let here = std::env::current_dir().map_or_else(|_| ".".to_owned(), |here| here.display().to_string());
+    let here =
+        std::env::current_dir().map_or_else(|_| ".".to_owned(), |here| here.display().to_string());
     format!("a relative path begins at the folder that the command runs in, which is `{here}`")
 }
 

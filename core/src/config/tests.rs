@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::api::*;
 use crate::error::{Error, Result};
-use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry};
+use crate::registry::{
+    AdapterEntry, DatasetEntry, Entry, InterventionEntry, Kind, Registry, TapEntry, TransformEntry,
+};
 
 /// Registers a plugin of this kind.
 macro_rules! plugin {
@@ -84,15 +86,22 @@ struct Tune {
 
 static PLAIN: InterventionEntry = InterventionEntry::of::<Plain>(ORIGIN, VERSION);
 static STRONG: InterventionEntry = InterventionEntry::of::<Strong>(ORIGIN, VERSION);
-static SWIFT: InterventionEntry = InterventionEntry::of::<Swift>(ORIGIN, VERSION).learning_rate(2e-3);
+static SWIFT: InterventionEntry =
+    InterventionEntry::of::<Swift>(ORIGIN, VERSION).learning_rate(2e-3);
 static PATCH: AdapterEntry = AdapterEntry::of::<Patch>("PATCH", ORIGIN, VERSION);
-static TUNE: AdapterEntry = AdapterEntry::of::<Tune>("TUNE", ORIGIN, VERSION).adjustable(&["dropout"]);
-static STIFF: AdapterEntry = AdapterEntry::of::<Stiff>("STIFF", ORIGIN, VERSION).learning_rate_factor(3.0);
+static TUNE: AdapterEntry =
+    AdapterEntry::of::<Tune>("TUNE", ORIGIN, VERSION).adjustable(&["dropout"]);
+static STIFF: AdapterEntry =
+    AdapterEntry::of::<Stiff>("STIFF", ORIGIN, VERSION).learning_rate_factor(3.0);
 static STRAIGHT: TransformEntry = TransformEntry::of::<Straight>(ORIGIN, VERSION);
 static STREAM: TapEntry = TapEntry::of::<Stream>(ORIGIN, VERSION);
 static FIXED: DatasetEntry = DatasetEntry::of::<Fixed>(ORIGIN, VERSION);
-static LINES: DatasetEntry = DatasetEntry::of::<Lines>(ORIGIN, VERSION).argument("path").extensions(&["jsonl", "rows", "jsonl.gz"]).stdin(true);
-static SHEET: DatasetEntry = DatasetEntry::of::<Sheet>(ORIGIN, VERSION).argument("path").extensions(&["rows"]);
+static LINES: DatasetEntry = DatasetEntry::of::<Lines>(ORIGIN, VERSION)
+    .argument("path")
+    .extensions(&["jsonl", "rows", "jsonl.gz"])
+    .stdin(true);
+static SHEET: DatasetEntry =
+    DatasetEntry::of::<Sheet>(ORIGIN, VERSION).argument("path").extensions(&["rows"]);
 
 const ORIGIN: &str = env!("CARGO_PKG_NAME");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -144,7 +153,13 @@ impl AdapterPlugin for Tune {
     }
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Self { r: peft.need("r")?, alpha: peft.need("alpha")?, pattern: peft.need("pattern")?, layers: peft.get("layers")?, dropout: 0.0 })
+        Ok(Self {
+            r: peft.need("r")?,
+            alpha: peft.need("alpha")?,
+            pattern: peft.need("pattern")?,
+            layers: peft.get("layers")?,
+            dropout: 0.0,
+        })
     }
 }
 
@@ -219,17 +234,34 @@ fn every_layer_wins_over_those_below() {
     let config = file("[train]\nlr = 2.0");
     type Layer<'a> = (&'a dyn Fn(&mut Layering<'_>), f64, String);
     let layers: [Layer<'_>; 4] = [
-        (&|l| l.file(config.path()).expect("a file"), 2.0, format!("file {}", config.path().display())),
-        (&|l| environment(l, "REPRPO_TRAIN__LR", "3.0"), 3.0, "environment REPRPO_TRAIN__LR".into()),
+        (
+            &|l| l.file(config.path()).expect("a file"),
+            2.0,
+            format!("file {}", config.path().display()),
+        ),
+        (
+            &|l| environment(l, "REPRPO_TRAIN__LR", "3.0"),
+            3.0,
+            "environment REPRPO_TRAIN__LR".into(),
+        ),
         (&|l| l.flag("--lr", "train.lr", "4.0"), 4.0, "flag --lr".into()),
         (&|l| l.set("train.lr=5.0").expect("a path"), 5.0, "--set".into()),
     ];
     // Whichever of them are there, the highest decides.
     for chosen in 0u8..16 {
-        let present: Vec<_> = layers.iter().enumerate().filter(|(i, _)| chosen & (1 << i) != 0).map(|(_, l)| l).collect();
+        let present: Vec<_> = layers
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| chosen & (1 << i) != 0)
+            .map(|(_, l)| l)
+            .collect();
         let r = good(|l| present.iter().for_each(|(add, ..)| add(l)));
-        let (value, origin) = present.last().map_or((5e-4, "default"), |(_, v, o)| (*v, o.as_str()));
-        assert_eq!((r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).as_deref()), (value, Some(origin)));
+        let (value, origin) =
+            present.last().map_or((5e-4, "default"), |(_, v, o)| (*v, o.as_str()));
+        assert_eq!(
+            (r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).as_deref()),
+            (value, Some(origin))
+        );
     }
 }
 
@@ -252,7 +284,10 @@ fn the_default_learning_rate_is_the_interventions_times_the_adapters_factor() {
             l.flag("--adapter", "adapter", adapter);
             set.into_iter().for_each(|s| l.set(s).expect("a path"));
         });
-        (r.experiment.train.lr, r.origins.get("train.lr").map(ToString::to_string).unwrap_or_default())
+        (
+            r.experiment.train.lr,
+            r.origins.get("train.lr").map(ToString::to_string).unwrap_or_default(),
+        )
     };
     assert_eq!(of("strong", "patch", None), (5e-4, "default".to_owned()));
     assert_eq!(of("swift", "patch", None), (2e-3, "default of swift".to_owned()));
@@ -287,16 +322,30 @@ fn an_alias_becomes_the_name() {
 #[test]
 fn a_resolved_experiment_written_is_read_back_the_same() {
     let r = good(|l| {
-        for s in ["eval.max_pairs=none", "train.eps=1e-12", "train.seed=9223372036854775807", "model=a\"b\\c\n#'''", "intervention.beta=1e300"] {
+        for s in [
+            "eval.max_pairs=none",
+            "train.eps=1e-12",
+            "train.seed=9223372036854775807",
+            "model=a\"b\\c\n#'''",
+            "intervention.beta=1e300",
+        ] {
             l.set(s).expect("a path");
         }
     });
     let written = file(&r.experiment.to_toml());
     let registry = Registry::builtin().expect("plugins");
-    assert_eq!(Experiment::read(written.path(), &registry).unwrap_or_else(|e| panic!("{e:?}\n{}", r.experiment.to_toml())), r.experiment);
+    assert_eq!(
+        Experiment::read(written.path(), &registry)
+            .unwrap_or_else(|e| panic!("{e:?}\n{}", r.experiment.to_toml())),
+        r.experiment
+    );
     let commented = file(&r.to_toml_with_origins());
     assert_eq!(Experiment::read(commented.path(), &registry).expect("comments"), r.experiment);
-    assert!(r.to_toml_with_origins().contains("[train]\nlr = 0.0005"), "{}", r.to_toml_with_origins());
+    assert!(
+        r.to_toml_with_origins().contains("[train]\nlr = 0.0005"),
+        "{}",
+        r.to_toml_with_origins()
+    );
 }
 
 #[test]
@@ -310,13 +359,19 @@ fn a_number_is_taken_as_python_writes_it_wherever_it_is_typed() {
     let train = &r.experiment.train;
     assert_eq!((train.lr, train.seed, train.warmup), (0.0001, 7, 0.5));
     assert_eq!(r.experiment.intervention.config["beta"], json!(0.1));
-    assert!(set("train.lr=.x").contains("expected a number"), "text that is not a number is still an error");
+    assert!(
+        set("train.lr=.x").contains("expected a number"),
+        "text that is not a number is still an error"
+    );
 }
 
 #[test]
 fn the_three_ways_to_name_a_data_set() {
     let of = |text: &str| good(|l| l.flag("--dataset", "dataset", text)).experiment.dataset;
-    assert_eq!((of("fixed").name.as_str(), of("lines:a b").config["path"].clone()), ("fixed", json!("a b")));
+    assert_eq!(
+        (of("fixed").name.as_str(), of("lines:a b").config["path"].clone()),
+        ("fixed", json!("a b"))
+    );
     let pairs = tempfile::NamedTempFile::with_suffix(".JSONL").expect("a file");
     let path = pairs.path().to_string_lossy().into_owned();
     assert_eq!((of(&path).name.as_str(), of(&path).config["path"].clone()), ("lines", json!(path)));
@@ -342,54 +397,88 @@ fn a_data_set_that_cannot_be_is_explained() {
     };
     assert_eq!(
         of("fixd"),
-        "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines, sheet\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows"
+        "unknown dataset `fixd`\n  hint: did you mean `fixed`?\n  hint: valid: fixed, lines, \
+            sheet\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows"
     );
     assert_eq!(
         of("fixed:x"),
-        "dataset `fixed` takes nothing after a colon, but was given `x`\n  hint: write `--dataset fixed`; its fields are set with `--set dataset.FIELD=VALUE`"
+        "dataset `fixed` takes nothing after a colon, but was given `x`\n  hint: write `--dataset \
+            fixed`; its fields are set with `--set dataset.FIELD=VALUE`"
     );
-    assert_eq!(of("gone.jsonl"), "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the command runs in");
-    assert!(of("a/b.jsonl.gz").starts_with("there is no file `a/b.jsonl.gz`"), "it is not a repository");
-    assert!(of("my pairs.rows").contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"), "a command in a hint can be pasted");
-    assert_eq!(of("pairs.csv"), "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows");
+    assert_eq!(
+        of("gone.jsonl"),
+        "there is no file `gone.jsonl`\n  hint: a relative path starts at the folder that the \
+            command runs in"
+    );
+    assert!(
+        of("a/b.jsonl.gz").starts_with("there is no file `a/b.jsonl.gz`"),
+        "it is not a repository"
+    );
+    assert!(
+        of("my pairs.rows")
+            .contains("`--dataset 'lines:my pairs.rows'` or `--dataset 'sheet:my pairs.rows'`"),
+        "a command in a hint can be pasted"
+    );
+    assert_eq!(
+        of("pairs.csv"),
+        "no dataset opens files like `pairs.csv`\n  hint: files of preference pairs end in \
+            .jsonl, .jsonl.gz, .rows"
+    );
     assert_eq!(
         of("pairs.rows"),
-        "several datasets open files like `pairs.rows`: lines, sheet\n  hint: say which: `--dataset lines:pairs.rows` or `--dataset sheet:pairs.rows`"
+        "several datasets open files like `pairs.rows`: lines, sheet\n  hint: say which: \
+            `--dataset lines:pairs.rows` or `--dataset sheet:pairs.rows`"
     );
     let folder = tempfile::tempdir().expect("a folder");
     assert_eq!(
         of(&folder.path().to_string_lossy()),
-        format!("`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs end in .jsonl, .jsonl.gz, .rows", folder.path().display())
+        format!(
+            "`{}` is a folder, not a file of preference pairs\n  hint: files of preference pairs \
+                end in .jsonl, .jsonl.gz, .rows",
+            folder.path().display()
+        )
     );
     let e = bad(|l| {
         environment(l, "REPRPO_DATASET", "fixd");
         Ok(())
     });
-    assert!(e.starts_with("`dataset` in environment REPRPO_DATASET cannot be used\n  because unknown dataset `fixd`"), "{e}");
+    assert!(
+        e.starts_with(
+            "`dataset` in environment REPRPO_DATASET cannot be used\n  because \
+        unknown dataset `fixd`"
+        ),
+        "{e}"
+    );
 }
 
 #[test]
 fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     assert_eq!(
         set("modle=x"),
-        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: valid: adapter, attention, dataset, deterministic, device, dtype, eval, init_adapter, init_transform, intervention, model, out, plugins, recipe, tap, tf32, train, transform"
+        "unknown configuration field `modle` (--set)\n  hint: did you mean `model`?\n  hint: \
+            valid: adapter, attention, dataset, deterministic, device, dtype, eval, init_adapter, \
+            init_transform, intervention, model, out, plugins, recipe, tap, tf32, train, transform"
     );
     assert_eq!(
         set("eval.token=1"),
-        "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.max_pairs, eval.score, eval.splits, eval.tokens"
+        "unknown configuration field `eval.token` (--set)\n  hint: did you mean `eval.tokens`?\n  \
+            hint: valid: eval.completion_tokens, eval.completions, eval.enabled, eval.max_pairs, \
+            eval.score, eval.splits, eval.tokens"
     );
     assert!(set("lr=1").contains("hint: did you mean `train.lr`?"));
     assert!(set("trian.lr=1").contains("hint: did you mean `train.lr`?"));
     assert_eq!(
         set("intervention.bta=1"),
-        "intervention `strong` has no field `bta` (--set)\n  hint: did you mean `intervention.beta`?\n  hint: valid: intervention.beta, intervention.rank"
+        "intervention `strong` has no field `bta` (--set)\n  hint: did you mean \
+            `intervention.beta`?\n  hint: valid: intervention.beta, intervention.rank"
     );
     assert_eq!(
         bad(|l| {
             l.flag("--data-dir", "dataset.data_dir", "x");
             Ok(())
         }),
-        "dataset `fixed` has no field `data_dir` (flag --data-dir)\n  hint: `lines`, `sheet` have that field, but the dataset is `fixed` by default\n  hint: `fixed` has no fields"
+        "dataset `fixed` has no field `data_dir` (flag --data-dir)\n  hint: `lines`, `sheet` have \
+            that field, but the dataset is `fixed` by default\n  hint: `fixed` has no fields"
     );
     let e = bad(|l| {
         l.set("intervention.beta=1")?;
@@ -398,7 +487,8 @@ fn a_field_that_does_not_exist_is_met_with_the_nearest() {
     });
     assert_eq!(
         e,
-        "intervention `plain` has no field `beta` (--set)\n  hint: `strong` has that field, but the intervention is `plain` by flag --intervention\n  hint: `plain` has no fields"
+        "intervention `plain` has no field `beta` (--set)\n  hint: `strong` has that field, but \
+            the intervention is `plain` by flag --intervention\n  hint: `plain` has no fields"
     );
 }
 
@@ -410,10 +500,15 @@ fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
             Ok(())
         })
     };
-    assert!(of("REPRPO_TRAIN__LRR").starts_with("the environment variable `REPRPO_TRAIN__LRR` stands for no configuration field\n  hint: did you mean `REPRPO_TRAIN__LR`?\n  hint: valid: REPRPO_TRAIN__ACCUMULATE, "));
-    assert!(
-        of("REPRPO_MODLE").starts_with("the environment variable `REPRPO_MODLE` stands for no configuration field\n  hint: did you mean `REPRPO_MODEL`?\n")
-    );
+    assert!(of("REPRPO_TRAIN__LRR").starts_with(
+        "the environment variable `REPRPO_TRAIN__LRR` \
+        stands for no configuration field\n  hint: did you mean `REPRPO_TRAIN__LR`?\n  hint: \
+        valid: REPRPO_TRAIN__ACCUMULATE, "
+    ));
+    assert!(of("REPRPO_MODLE").starts_with(
+        "the environment variable `REPRPO_MODLE` stands for no \
+            configuration field\n  hint: did you mean `REPRPO_MODEL`?\n"
+    ));
     good(|l| environment(l, "REPRPO_CACHE", "/x"));
     good(|l| environment(l, "PATH", "/x"));
 }
@@ -422,69 +517,130 @@ fn a_variable_that_does_not_exist_is_met_with_the_nearest() {
 fn a_value_that_cannot_be_says_where_it_was_given() {
     assert_eq!(
         set("train.lr=abc"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected a number\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not right (--set)\n  because invalid type: string \"abc\", expected a \
+            number\n  hint: `reprpo config schema` describes every field"
     );
     assert_eq!(
         set("intervention.beta=abc"),
-        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid type: string \"abc\", expected a number\n  hint: `reprpo explain strong` describes every field"
+        "`intervention.beta` of intervention `strong` is not right (--set)\n  because invalid \
+            type: string \"abc\", expected a number\n  hint: `reprpo explain strong` describes \
+            every field"
     );
     assert_eq!(set("train.lr=0"), "`train.lr` is 0 (--set), but must be above 0");
     assert_eq!(
         set("train.lr=nan"),
-        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected a number\n  hint: `reprpo config schema` describes every field"
+        "`train.lr` is not right (--set)\n  because invalid type: string \"NaN\", expected a \
+            number\n  hint: `reprpo config schema` describes every field"
     );
-    assert_eq!(set("device=gpu"), "`device` is `gpu` (--set), but must be `auto`, `cpu`, `cuda` or `cuda:N`");
-    assert_eq!(set("train.max_pairs=0"), "`train.max_pairs` is 0 (--set), but must be 1 or more, or `none`");
+    assert_eq!(
+        set("device=gpu"),
+        "`device` is `gpu` (--set), but must be `auto`, `cpu`, `cuda` or `cuda:N`"
+    );
+    assert_eq!(
+        set("train.max_pairs=0"),
+        "`train.max_pairs` is 0 (--set), but must be 1 or more, or `none`"
+    );
     assert_eq!(
         set("dtype=f16"),
-        "`dtype` is not right (--set)\n  because `f16` has too small a range: gradients underflow to 0 in it, and loss scaling would change the gradients that methods read; choose `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: `reprpo config schema` describes every field"
+        "`dtype` is not right (--set)\n  because `f16` has too small a range: gradients underflow \
+            to 0 in it, and loss scaling would change the gradients that methods read; choose \
+            `f32`, or `bf16` on a card of compute capability 8.0 or above\n  hint: `reprpo config \
+            schema` describes every field"
     );
     assert_eq!(
         set("dtype=fp8"),
-        "`dtype` is not right (--set)\n  because unknown variant `fp8`, expected one of `auto`, `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
+        "`dtype` is not right (--set)\n  because unknown variant `fp8`, expected one of `auto`, \
+            `f32`, `bf16`\n  hint: `reprpo config schema` describes every field"
     );
     for (setting, error) in [
-        ("train.keep_best=true", "`train.keep_best` is true (--set), but must be false unless `train.validate_every` is set"),
-        ("train.patience=3", "`train.patience` is 3 (--set), but must be `none` unless `train.validate_every` is set"),
-        ("train.validation_pairs=8", "`train.validation_pairs` is 8 (--set), but must be `none` unless `train.validate_every` is set"),
-        ("train.validate_every=0", "`train.validate_every` is 0 (--set), but must be 1 or more, or `none`"),
+        (
+            "train.keep_best=true",
+            "`train.keep_best` is true (--set), but must be false unless `train.validate_every` \
+                is set",
+        ),
+        (
+            "train.patience=3",
+            "`train.patience` is 3 (--set), but must be `none` unless `train.validate_every` is \
+                set",
+        ),
+        (
+            "train.validation_pairs=8",
+            "`train.validation_pairs` is 8 (--set), but must be `none` unless \
+                `train.validate_every` is set",
+        ),
+        (
+            "train.validate_every=0",
+            "`train.validate_every` is 0 (--set), but must be 1 or more, or `none`",
+        ),
     ] {
         assert_eq!(set(setting), error);
     }
-    assert_eq!(set("train=3"), "`train` in --set is a section, not a value\n  hint: give one of its fields, as `train.lr`");
-    assert_eq!(set("train.lr"), "`--set train.lr` is not an assignment\n  hint: write `--set train.lr=3e-5`");
+    assert_eq!(
+        set("train=3"),
+        "`train` in --set is a section, not a value\n  hint: give one of its fields, as `train.lr`"
+    );
+    assert_eq!(
+        set("train.lr"),
+        "`--set train.lr` is not an assignment\n  hint: write `--set train.lr=3e-5`"
+    );
     assert!(set("train.lr.x=1").starts_with("`train.lr` is not right"), "{}", set("train.lr.x=1"));
-    assert!(set("model.x=1").starts_with("unknown configuration field `model.x` (--set)"), "{}", set("model.x=1"));
-    assert!(set("intervention.name.x=1").starts_with("intervention `strong` has no field `name.x`"), "{}", set("intervention.name.x=1"));
+    assert!(
+        set("model.x=1").starts_with("unknown configuration field `model.x` (--set)"),
+        "{}",
+        set("model.x=1")
+    );
+    assert!(
+        set("intervention.name.x=1").starts_with("intervention `strong` has no field `name.x`"),
+        "{}",
+        set("intervention.name.x=1")
+    );
 }
 
 #[test]
 fn a_file_that_cannot_be_read_says_where() {
     let broken = file("[train]\nlr = = 1\n");
+    assert!(bad(|l| l.file(broken.path())).starts_with(&format!(
+        "the configuration file `{}` is not TOML\n  because line 2, column 6: ",
+        broken.path().display()
+    )));
     assert!(
-        bad(|l| l.file(broken.path())).starts_with(&format!("the configuration file `{}` is not TOML\n  because line 2, column 6: ", broken.path().display()))
+        bad(|l| l.file(std::path::Path::new("gone.toml")))
+            .starts_with("cannot read the configuration file `gone.toml`\n  because No such file")
     );
-    assert!(bad(|l| l.file(std::path::Path::new("gone.toml"))).starts_with("cannot read the configuration file `gone.toml`\n  because No such file"));
     let number = file("intervention = 3");
     assert!(bad(|l| l.file(number.path())).starts_with("`intervention` in file "));
     let table = file("[model]\nx = 1");
-    assert!(bad(|l| l.file(table.path())).starts_with("unknown configuration field `model.x` (file "));
+    assert!(
+        bad(|l| l.file(table.path())).starts_with("unknown configuration field `model.x` (file ")
+    );
 }
 
 #[test]
 fn nothing_is_assumed_where_the_program_chooses_nothing() {
     let registry = Registry::builtin().expect("plugins");
     let e = Layering::new(&registry).resolve().expect_err("an error");
-    assert_eq!(format!("{e:?}"), "no intervention is chosen\n  hint: choose one with `--intervention NAME`; `reprpo list interventions` lists them");
+    assert_eq!(
+        format!("{e:?}"),
+        "no intervention is chosen\n  hint: choose one with `--intervention NAME`; `reprpo list \
+            interventions` lists them"
+    );
 }
 
 #[test]
 fn the_schema_knows_every_plugin() {
     let schema = schema(&Registry::builtin().expect("plugins")).expect("a schema");
     for kind in Kind::ALL {
-        assert!(schema["properties"][kind.name()]["anyOf"].as_array().is_some_and(|a| !a.is_empty()), "{schema:#}");
+        assert!(
+            schema["properties"][kind.name()]["anyOf"].as_array().is_some_and(|a| !a.is_empty()),
+            "{schema:#}"
+        );
     }
-    let strong = schema["properties"]["intervention"]["anyOf"].as_array().expect("choices").iter().find(|s| s["title"] == "strong").expect("strong");
+    let strong = schema["properties"]["intervention"]["anyOf"]
+        .as_array()
+        .expect("choices")
+        .iter()
+        .find(|s| s["title"] == "strong")
+        .expect("strong");
     assert_eq!(strong["properties"]["beta"]["description"], "Strength, in nats.");
 }
 
@@ -495,7 +651,9 @@ proptest::proptest! {
     }
 
     #[test]
-    fn no_field_panics(section in "(train|eval|intervention|tap|dataset)", field in "(lr|seed|splits|beta|layers|name|path|rank)", value in "[\\[\\]{}\"'a-z0-9.=,# -]{0,12}") {
+    fn no_field_panics(section in "(train|eval|intervention|tap|dataset)",
+        field in "(lr|seed|splits|beta|layers|name|path|rank)",
+        value in "[\\[\\]{}\"'a-z0-9.=,# -]{0,12}") {
         let _ = resolve(|l| l.set(&format!("{section}.{field}={value}")));
     }
 }
@@ -524,7 +682,13 @@ fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
         l.file(config.path()).expect("a file");
         l.set("intervention.rank=4").expect("a path");
     });
-    let value = |path: &str| r.experiment.to_json().pointer(&format!("/{}", path.replace('.', "/"))).cloned().expect("a value");
+    let value = |path: &str| {
+        r.experiment
+            .to_json()
+            .pointer(&format!("/{}", path.replace('.', "/")))
+            .cloned()
+            .expect("a value")
+    };
     let origin = |path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
     for (path, expected, from) in [
         ("recipe", json!("mild_mix"), format!("file {}", config.path().display())),
@@ -549,7 +713,10 @@ fn a_recipe_stands_above_the_defaults_and_below_everything_else() {
         l.file(config.path()).expect("a file");
         l.set("recipe=none").expect("a path");
     });
-    assert_eq!((none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch), (None, 5e-4, 8));
+    assert_eq!(
+        (none.experiment.recipe, none.experiment.train.lr, none.experiment.train.batch),
+        (None, 5e-4, 8)
+    );
     assert_eq!(good(|l| environment(l, "REPRPO_RECIPE", "mild_mix")).experiment.train.lr, 1.5);
 }
 
@@ -561,7 +728,11 @@ fn an_experiment_with_a_recipe_is_read_back_the_same() {
         l.set("train.lr=2.5").expect("a path");
     });
     let written = file(&r.experiment.to_toml());
-    assert_eq!(Experiment::read(written.path(), &Registry::builtin().expect("plugins")).expect("an experiment"), r.experiment);
+    assert_eq!(
+        Experiment::read(written.path(), &Registry::builtin().expect("plugins"))
+            .expect("an experiment"),
+        r.experiment
+    );
 }
 
 #[test]
@@ -571,21 +742,37 @@ fn a_recipe_that_does_not_exist_is_met_with_the_nearest() {
             l.flag("--recipe", "recipe", "mild-mix");
             Ok(())
         }),
-        "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  hint: `reprpo list recipes` says what each does\n  hint: no plugin file was searched: `--plugin FILE` names one"
+        "unknown recipe `mild-mix`\n  hint: did you mean `mild_mix`?\n  hint: valid: mild_mix\n  \
+            hint: `reprpo list recipes` says what each does\n  hint: no plugin file was searched: \
+            `--plugin FILE` names one"
     );
-    assert!(set("recipe=gone").starts_with("`recipe` in --set cannot be used\n  because unknown recipe `gone`"), "{}", set("recipe=gone"));
+    assert!(
+        set("recipe=gone")
+            .starts_with("`recipe` in --set cannot be used\n  because unknown recipe `gone`"),
+        "{}",
+        set("recipe=gone")
+    );
     let number = file("recipe = 3");
     assert!(bad(|l| l.file(number.path())).starts_with("`recipe` in file "));
-    assert!(set("recipe.name=x").starts_with("unknown configuration field `recipe.name`"), "{}", set("recipe.name=x"));
+    assert!(
+        set("recipe.name=x").starts_with("unknown configuration field `recipe.name`"),
+        "{}",
+        set("recipe.name=x")
+    );
 }
 
 /// A saved adapter of type `tune` with r = 16.
 fn saved_adapter() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
-    let config = json!({ "peft_type": "TUNE", "r": 16, "alpha": 32.0, "pattern": { "a": 4 }, "layers": [0, 2] });
+    let config = json!({ "peft_type": "TUNE", "r": 16, "alpha": 32.0, "pattern": { "a": 4 },
+        "layers": [0, 2] });
     std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("written");
     let tensor = tch::Tensor::zeros([1], (tch::Kind::Float, tch::Device::Cpu));
-    crate::weights::write_safetensors(&dir.path().join("adapter_model.safetensors"), &[("base_model.x".to_owned(), tensor)]).expect("written");
+    crate::weights::write_safetensors(
+        &dir.path().join("adapter_model.safetensors"),
+        &[("base_model.x".to_owned(), tensor)],
+    )
+    .expect("written");
     dir
 }
 
@@ -599,13 +786,23 @@ fn a_saved_adapter_brings_its_configuration_and_says_so() {
     let dir = saved_adapter();
     let r = good(|l| starts_from(l, &dir));
     assert_eq!(r.experiment.adapter.name, "tune");
-    assert_eq!(r.experiment.adapter.json(), r#"{"r":16,"alpha":32.0,"dropout":0.0,"pattern":{"a":4},"layers":[0,2]}"#);
-    let origin = |r: &Resolved, path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
+    assert_eq!(
+        r.experiment.adapter.json(),
+        r#"{"r":16,"alpha":32.0,"dropout":0.0,"pattern":{"a":4},"layers":[0,2]}"#
+    );
+    let origin =
+        |r: &Resolved, path: &str| r.origins.get(path).map(ToString::to_string).unwrap_or_default();
     for field in ["adapter.name", "adapter.r", "adapter.dropout", "adapter.pattern"] {
         assert_eq!(origin(&r, field), format!("adapter {}", dir.path().display()));
     }
     // A setting that agrees with it is accepted, in any spelling.
-    let again = ["adapter.name=tuner", "adapter.r=16", "adapter.alpha=32", "adapter.pattern={a=4}", "adapter.layers=[2, 0]"];
+    let again = [
+        "adapter.name=tuner",
+        "adapter.r=16",
+        "adapter.alpha=32",
+        "adapter.pattern={a=4}",
+        "adapter.layers=[2, 0]",
+    ];
     let same = good(|l| {
         starts_from(l, &dir);
         again.iter().for_each(|s| l.set(s).expect("a path"));
@@ -617,9 +814,18 @@ fn a_saved_adapter_brings_its_configuration_and_says_so() {
         l.set("adapter.dropout=0.5").expect("a path");
     });
     assert_eq!(changed.experiment.adapter.config["dropout"], json!(0.5));
-    assert_eq!((origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")), ("--set".to_owned(), origin(&r, "adapter.r")));
+    assert_eq!(
+        (origin(&changed, "adapter.dropout"), origin(&changed, "adapter.r")),
+        ("--set".to_owned(), origin(&r, "adapter.r"))
+    );
     // Without the call, as when a run is read again, the adapter's configuration is not looked at.
-    assert_eq!(good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).experiment.adapter.name, "patch");
+    assert_eq!(
+        good(|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
+            .experiment
+            .adapter
+            .name,
+        "patch"
+    );
     assert_eq!(good(|l| l.start_from_adapter()).experiment.adapter.name, "patch");
 }
 
@@ -635,20 +841,44 @@ fn a_setting_that_contradicts_a_saved_adapter_is_refused_with_both_values_and_th
         })
     };
     let e = with(&|l| l.flag("--adapter", "adapter", "patch"));
-    assert!(e.starts_with(&format!("`adapter.name` is `patch` (flag --adapter), but the adapter in `{place}` is of type `tune`")), "{e}");
+    assert!(
+        e.starts_with(&format!(
+            "`adapter.name` is `patch` (flag --adapter), but the adapter \
+        in `{place}` is of type `tune`"
+        )),
+        "{e}"
+    );
     let e = with(&|l| l.set("adapter.r=2").expect("a path"));
-    assert!(e.starts_with(&format!("`adapter.r` is `2` (--set), but the adapter in `{place}` was saved with `16`")), "{e}");
+    assert!(
+        e.starts_with(&format!(
+            "`adapter.r` is `2` (--set), but the adapter in `{place}` was saved with `16`"
+        )),
+        "{e}"
+    );
     assert!(e.contains("only `adapter.dropout` can be changed"), "{e}");
     let e = with(&|l| environment(l, "REPRPO_ADAPTER__ALPHA", "8"));
-    assert!(e.contains("`adapter.alpha` is `8` (environment REPRPO_ADAPTER__ALPHA)") && e.contains("`32.0`"), "{e}");
+    assert!(
+        e.contains("`adapter.alpha` is `8` (environment REPRPO_ADAPTER__ALPHA)")
+            && e.contains("`32.0`"),
+        "{e}"
+    );
     let config = file("[adapter]\nlayers = [0]");
     let e = with(&|l| l.file(config.path()).expect("a file"));
-    assert!(e.contains(&format!("`adapter.layers` is `[0]` (file {})", config.path().display())), "{e}");
+    assert!(
+        e.contains(&format!("`adapter.layers` is `[0]` (file {})", config.path().display())),
+        "{e}"
+    );
     let e = with(&|l| l.set("adapter.pattern.b=2").expect("a path"));
-    assert!(e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#), "{e}");
+    assert!(
+        e.contains(r#"`adapter.pattern` is `{"a":4,"b":2}` (--set)"#) && e.contains(r#"`{"a":4}`"#),
+        "{e}"
+    );
     // An unknown field of the saved adapter keeps its own error.
     assert!(with(&|l| l.set("adapter.rr=2").expect("a path")).contains("has no field `rr`"));
-    assert!(with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder")).contains("/no/such/folder"));
+    assert!(
+        with(&|l| l.flag("--init-adapter", "init_adapter", "/no/such/folder"))
+            .contains("/no/such/folder")
+    );
 }
 
 #[test]
@@ -660,7 +890,10 @@ fn the_saved_adapter_of_a_run_replaces_the_adapter_in_the_runs_file() {
         l.adapter(dir.path())
     };
     let r = resolve(of_run).expect("it resolves");
-    assert_eq!((&r.experiment.adapter.config["r"], &r.experiment.adapter.config["pattern"]), (&json!(16), &json!({ "a": 4 })));
+    assert_eq!(
+        (&r.experiment.adapter.config["r"], &r.experiment.adapter.config["pattern"]),
+        (&json!(16), &json!({ "a": 4 }))
+    );
     assert_eq!(r.experiment.train.lr, 2.0);
     let e = bad(|l| {
         of_run(l)?;

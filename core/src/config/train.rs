@@ -36,12 +36,12 @@ pub enum ReferenceModel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BestMetric {
-    /// The method's own loss, of which the lowest value is the best. If the method weighs its terms by
-    /// the step, they have the weights of the last step, so that all values can be compared.
+    /// The method's own loss, of which the lowest value is the best. If the method weighs its terms
+    /// by the step, they have the weights of the last step, so that all values can be compared.
     #[default]
     Loss,
-    /// The share of pairs whose chosen completion scores higher, as `acc` in the evaluation's table.
-    /// It has few different values, so that many validations are equal.
+    /// The share of pairs whose chosen completion scores higher, as `acc` in the evaluation's
+    /// table. It has few different values, so that many validations are equal.
     Accuracy,
     /// The mean growth of log p(chosen) − log p(rejected) over the start of training, in nats, as
     /// `margin gain` in the evaluation's table.
@@ -118,8 +118,8 @@ pub struct TrainConfig {
     /// Optimiser steps between two validations on pairs of `split` that are held out from training;
     /// another one follows the last step; none = no validation, and all pairs are trained on.
     pub validate_every: Option<usize>,
-    /// Pairs to hold out, drawn by `seed`. Pairs with the same prompt are held out together; none = a
-    /// tenth of the training pairs, at most 64, and fewer if prompts have several pairs.
+    /// Pairs to hold out, drawn by `seed`. Pairs with the same prompt are held out together; none =
+    /// a tenth of the training pairs, at most 64, and fewer if prompts have several pairs.
     pub validation_pairs: Option<usize>,
     /// Write the adapter and the transforms of the best validated step instead of those of the last
     /// step. Needs `validate_every`.

@@ -6,8 +6,12 @@ use serde_json::Value;
 pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
-        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| equal(a, b))),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| equal(a, b)))
+        }
         _ => a == b,
     }
 }
@@ -40,10 +44,13 @@ fn is_of_word(c: char) -> bool {
 fn toml_number(text: &str) -> Option<String> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let sign = if text.starts_with('-') { "-" } else { "" };
-    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
+    let (mantissa, exponent) =
+        unsigned.split_once(['e', 'E']).map_or((unsigned, None), |(m, e)| (m, Some(e)));
     let (whole, part) = mantissa.split_once('.').map_or((mantissa, None), |(w, p)| (w, Some(p)));
     // As in Python, `_` may only stand between two digits.
-    let digits = |text: &str| text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()));
+    let digits = |text: &str| {
+        text.split('_').all(|run| !run.is_empty() && run.bytes().all(|b| b.is_ascii_digit()))
+    };
     let fits = |text: &str| text.is_empty() || digits(text);
     let any = !whole.is_empty() || part.is_some_and(|part| !part.is_empty());
     let exponent_fits = exponent.is_none_or(|e| digits(e.strip_prefix(['+', '-']).unwrap_or(e)));
@@ -53,14 +60,16 @@ fn toml_number(text: &str) -> Option<String> {
     let whole = whole.replace('_', "");
     let trimmed = whole.trim_start_matches('0');
     let whole = if trimmed.is_empty() { "0" } else { trimmed };
-    let part = part.map_or_else(String::new, |part| format!(".{}", if part.is_empty() { "0" } else { part }));
+    let part = part
+        .map_or_else(String::new, |part| format!(".{}", if part.is_empty() { "0" } else { part }));
     let exponent = exponent.map_or_else(String::new, |e| format!("e{e}"));
     Some(format!("{sign}{whole}{part}{exponent}"))
 }
 
 /// The right-hand side of a TOML assignment; `None` where it is none.
 pub(super) fn parse(text: &str) -> Option<Value> {
-    let table: toml::Table = toml::from_str(&format!("value = {text}")).ok().filter(|t: &toml::Table| t.len() == 1)?;
+    let table: toml::Table =
+        toml::from_str(&format!("value = {text}")).ok().filter(|t: &toml::Table| t.len() == 1)?;
     table.into_iter().next().map(|(_, v)| json(v))
 }
 
@@ -69,10 +78,13 @@ pub(super) fn json(value: toml::Value) -> Value {
     match value {
         toml::Value::String(s) => Value::String(s),
         toml::Value::Integer(i) => i.into(),
-        toml::Value::Float(f) => serde_json::Number::from_f64(f).map_or_else(|| Value::String(f.to_string()), Value::Number),
+        toml::Value::Float(f) => serde_json::Number::from_f64(f)
+            .map_or_else(|| Value::String(f.to_string()), Value::Number),
         toml::Value::Boolean(b) => b.into(),
         toml::Value::Datetime(d) => Value::String(d.to_string()),
         toml::Value::Array(list) => list.into_iter().map(json).collect(),
-        toml::Value::Table(table) => Value::Object(table.into_iter().map(|(k, v)| (k, json(v))).collect()),
+        toml::Value::Table(table) => {
+            Value::Object(table.into_iter().map(|(k, v)| (k, json(v))).collect())
+        }
     }
 }

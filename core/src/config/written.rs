@@ -21,7 +21,10 @@ pub(super) fn toml(experiment: &Value, origins: &Origins) -> String {
 }
 
 fn lines(text: &mut String, prefix: &str, values: &[(&String, &Value)], origins: &Origins) {
-    let written: Vec<String> = values.iter().map(|(key, value)| format!("{} = {}", self::key(key), self::value(value))).collect();
+    let written: Vec<String> = values
+        .iter()
+        .map(|(key, value)| format!("{} = {}", self::key(key), self::value(value)))
+        .collect();
     // One very long value should not push every comment out of sight.
     let width = written.iter().map(|w| w.chars().count()).filter(|w| *w <= 48).max().unwrap_or(0);
     for ((key, _), line) in values.iter().zip(written) {
@@ -33,7 +36,8 @@ fn lines(text: &mut String, prefix: &str, values: &[(&String, &Value)], origins:
 }
 
 fn key(key: &str) -> String {
-    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let bare =
+        !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare { key.to_owned() } else { toml::Value::String(key.to_owned()).to_string() }
 }
 
@@ -45,9 +49,16 @@ fn value(value: &Value) -> String {
         // has not.
         Value::Number(n) => n.to_string(),
         Value::String(s) => toml::Value::String(s.clone()).to_string(),
-        Value::Array(list) => format!("[{}]", list.iter().filter(|v| !v.is_null()).map(self::value).collect::<Vec<_>>().join(", ")),
+        Value::Array(list) => format!(
+            "[{}]",
+            list.iter().filter(|v| !v.is_null()).map(self::value).collect::<Vec<_>>().join(", ")
+        ),
         Value::Object(map) => {
-            let inner: Vec<String> = map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| format!("{} = {}", key(k), self::value(v))).collect();
+            let inner: Vec<String> = map
+                .iter()
+                .filter(|(_, v)| !v.is_null())
+                .map(|(k, v)| format!("{} = {}", key(k), self::value(v)))
+                .collect();
             if inner.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", inner.join(", ")) }
         }
     }

@@ -9,7 +9,9 @@ use super::fixture::pairs;
 use super::measure::{difference, largest};
 use super::training::{STEP, refs};
 use super::{Bench, Case, Invariant, Method, Verdict};
-use crate::api::{AdaptedPart, Axis, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows};
+use crate::api::{
+    AdaptedPart, Axis, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, PartInfo, Rows,
+};
 use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Context, Error, Result};
 use crate::model::pass::Request;
@@ -19,12 +21,24 @@ use crate::train::accumulate;
 
 /// What every adapter is held to, whatever it is trained with.
 pub const ADAPTERS: &[Invariant] = &[
-    Invariant { name: "its tensors have names of their own and axes as wide as they say", check: naming },
+    Invariant {
+        name: "its tensors have names of their own and axes as wide as they say",
+        check: naming,
+    },
     Invariant { name: "the adapter starts as the identity where it says so", check: identity },
-    Invariant { name: "with the adapter off the base is what it was, to the bit", check: off_switch },
-    Invariant { name: "merged weights compute the same, and unmerged ones are the old ones", check: merging },
+    Invariant {
+        name: "with the adapter off the base is what it was, to the bit",
+        check: off_switch,
+    },
+    Invariant {
+        name: "merged weights compute the same, and unmerged ones are the old ones",
+        check: merging,
+    },
     Invariant { name: "what is saved loads back to the same bytes", check: saving },
-    Invariant { name: "adapters of parts compute the same where they are put as one of the whole module", check: fusing },
+    Invariant {
+        name: "adapters of parts compute the same where they are put as one of the whole module",
+        check: fusing,
+    },
 ];
 
 /// Logits of the chosen and rejected tokens, with the adapter or without.
@@ -32,23 +46,39 @@ fn logits(bench: &Bench, on: bool) -> Result<Tensor> {
     let _guard = tch::no_grad_guard();
     let pairs = pairs();
     let batch = PairBatch::of(&refs(&pairs), BatchSpec::SCORED, &bench.model)?;
-    let reached = bench.model.forward(&batch.stream, Request { adapted: on.then_some(&bench.adapted), hidden: true, ..Request::default() })?;
-    bench.model.logits(reached.hidden.as_ref().ok_or_else(|| Error::internal("no last hidden state"))?)
+    let reached = bench.model.forward(
+        &batch.stream,
+        Request { adapted: on.then_some(&bench.adapted), hidden: true, ..Request::default() },
+    )?;
+    bench
+        .model
+        .logits(reached.hidden.as_ref().ok_or_else(|| Error::internal("no last hidden state"))?)
 }
 
 fn naming(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     let mut seen = HashSet::new();
-    if let Some((name, _)) = bench.adapted.tensors().into_iter().find(|(name, _)| !seen.insert(name.clone())) {
+    if let Some((name, _)) =
+        bench.adapted.tensors().into_iter().find(|(name, _)| !seen.insert(name.clone()))
+    {
         return Ok(Verdict::Violated(format!("two tensors are called `{name}`")));
     }
     let info = bench.model.info();
     for place in bench.adapted.changed() {
         for p in &place.parameters {
             let Some(axis) = p.axis else { continue };
-            let width = info.width(if matches!(axis, Axis::Input(_)) { &place.input } else { &place.output })?;
+            let width = info.width(if matches!(axis, Axis::Input(_)) {
+                &place.input
+            } else {
+                &place.output
+            })?;
             if p.tensor.size().get(axis.dim()) != Some(&width) {
-                return Ok(Verdict::Violated(format!("`{}` at `{}` is {:?}, which has no {axis:?} of {width}", p.key, place.output, p.tensor.size())));
+                return Ok(Verdict::Violated(format!(
+                    "`{}` at `{}` is {:?}, which has no {axis:?} of {width}",
+                    p.key,
+                    place.output,
+                    p.tensor.size()
+                )));
             }
         }
     }
@@ -61,7 +91,11 @@ fn identity(case: &Case) -> Result<Verdict> {
     if bench.adapter.starts_as_identity() {
         return Ok(Verdict::within("the logits at the start", off, 1e-10));
     }
-    Ok(if off > 1e-10 { Verdict::Holds } else { Verdict::Violated("it says that it changes the model at the start, and does not".to_owned()) })
+    Ok(if off > 1e-10 {
+        Verdict::Holds
+    } else {
+        Verdict::Violated("it says that it changes the model at the start, and does not".to_owned())
+    })
 }
 
 fn off_switch(case: &Case) -> Result<Verdict> {
@@ -74,7 +108,11 @@ fn off_switch(case: &Case) -> Result<Verdict> {
     if !bench.objective.needs().evaluate_only {
         accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs()), 6, STEP)?;
     }
-    Ok(if logits(&bench, false)? == before { Verdict::Holds } else { Verdict::Violated("the base model has changed".to_owned()) })
+    Ok(if logits(&bench, false)? == before {
+        Verdict::Holds
+    } else {
+        Verdict::Violated("the base model has changed".to_owned())
+    })
 }
 
 fn merging(case: &Case) -> Result<Verdict> {
@@ -83,9 +121,17 @@ fn merging(case: &Case) -> Result<Verdict> {
     let (on, base) = (logits(&bench, true)?, logits(&bench, false)?);
     if bench.adapted.changes_blocks() {
         let refused = bench.model.merge(&bench.adapted).is_err() && logits(&bench, false)? == base;
-        return Ok(if refused { Verdict::Holds } else { Verdict::Violated("a change of blocks was merged into weights".to_owned()) });
+        return Ok(if refused {
+            Verdict::Holds
+        } else {
+            Verdict::Violated("a change of blocks was merged into weights".to_owned())
+        });
     }
-    let kept: Vec<(String, Frozen)> = bench.adapted.names().map(|n| Ok((n.to_owned(), bench.model.frozen(n)?.copied()?))).collect::<Result<_>>()?;
+    let kept: Vec<(String, Frozen)> = bench
+        .adapted
+        .names()
+        .map(|n| Ok((n.to_owned(), bench.model.frozen(n)?.copied()?)))
+        .collect::<Result<_>>()?;
     let merged = bench.model.merge(&bench.adapted)?;
     let off = largest(&(logits(&bench, false)? - on));
     bench.model.unmerge(merged);
@@ -108,7 +154,16 @@ fn saving(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     bench.disturb();
     let (dir, again) = (folder()?, folder()?);
-    let write = |dir: &Path, bench: &Bench| peft::write(dir, case.adapter.entry, bench.adapter.as_ref(), &bench.adapted, &bench.model, &"fixture".into());
+    let write = |dir: &Path, bench: &Bench| {
+        peft::write(
+            dir,
+            case.adapter.entry,
+            bench.adapter.as_ref(),
+            &bench.adapted,
+            &bench.model,
+            &"fixture".into(),
+        )
+    };
     write(dir.path(), &bench)?;
     let registry = Registry::holding([case.adapter.entry.into()])?;
     let saved = Saved::read(dir.path(), &registry)?;
@@ -121,7 +176,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     fresh.adapted.restore(&saved.values)?;
     write(again.path(), &fresh)?;
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
-        let bytes = |dir: &Path| std::fs::read(dir.join(file)).within(|| format!("cannot read `{file}`"));
+        let bytes =
+            |dir: &Path| std::fs::read(dir.join(file)).within(|| format!("cannot read `{file}`"));
         if bytes(dir.path())? != bytes(again.path())? {
             return Ok(Verdict::Violated(format!("`{file}` has other bytes")));
         }
@@ -131,7 +187,8 @@ fn saving(case: &Case) -> Result<Verdict> {
     Ok(Verdict::within("the logits of what was loaded", off, 1e-4))
 }
 
-/// On a module whose rows are those of two heads, each with its query, key and value; the keys are not adapted.
+/// On a module whose rows are those of two heads, each with its query, key and value; the keys are
+/// not adapted.
 fn fusing(case: &Case) -> Result<Verdict> {
     let bench = Bench::new(case, 0)?;
     if bench.adapted.names().next().is_none() {
@@ -139,7 +196,12 @@ fn fusing(case: &Case) -> Result<Verdict> {
     }
     let (groups, len, inputs) = (2, 8, 32);
     let init = |scope: &str| Init::new(3, scope, Kind::Double, bench.model.device());
-    let linear = |name: &str, outputs| LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };
+    let linear = |name: &str, outputs| LinearInfo {
+        name: format!("model.layers.0.{name}"),
+        layer: Some(0),
+        inputs,
+        outputs,
+    };
     let info = linear("query_key_value", 3 * groups * len);
     let part = |(i, name): (i64, &str)| PartInfo {
         linear: linear(&format!("query_key_value.{name}"), groups * len),
@@ -150,34 +212,49 @@ fn fusing(case: &Case) -> Result<Verdict> {
     let adapted: Vec<&PartInfo> = parts.iter().step_by(2).collect();
 
     let random = |key: &str, shape: &[i64]| init(&info.name).normal(key, shape, 0.2).detach();
-    let frozen = Frozen::new(random("weight", &[info.outputs, inputs]), Some(random("bias", &[info.outputs])));
+    let frozen = Frozen::new(
+        random("weight", &[info.outputs, inputs]),
+        Some(random("bias", &[info.outputs])),
+    );
     let of = |part: &PartInfo| frozen.part(part.rows);
-    let shared = bench.adapter.shared(&adapted.iter().map(|p| &p.linear).collect::<Vec<_>>(), &mut init(""))?;
+    let shared = bench
+        .adapter
+        .shared(&adapted.iter().map(|p| &p.linear).collect::<Vec<_>>(), &mut init(""))?;
     let mut sites = Vec::new();
     let mut linears = Vec::new();
     for info in adapted {
         let name = &info.linear.name;
-        let linear = bench.adapter.attach(&LinearSite { info: &info.linear, frozen: &of(info)?, shared: &shared }, &mut init(name))?;
+        let linear = bench.adapter.attach(
+            &LinearSite { info: &info.linear, frozen: &of(info)?, shared: &shared },
+            &mut init(name),
+        )?;
         let parameters = linear.parameters();
         for p in &parameters {
             let _guard = tch::no_grad_guard();
-            let _ = p.tensor.shallow_clone().g_add_(&init(name).normal(&p.key, &p.tensor.size(), 0.05));
+            let _ =
+                p.tensor.shallow_clone().g_add_(&init(name).normal(&p.key, &p.tensor.size(), 0.05));
         }
         sites.push(AdaptedPart { info, parameters });
         linears.push((info, linear));
     }
-    let site = FusedSite { module: LinearSite { info: &info, frozen: &frozen, shared: &shared }, parts: sites };
+    let site = FusedSite {
+        module: LinearSite { info: &info, frozen: &frozen, shared: &shared },
+        parts: sites,
+    };
     let Some(Fused { modules, .. }) = bench.adapter.fuse(std::slice::from_ref(&site))? else {
         return Ok(Verdict::DoesNotApply("adapters of parts of a module cannot be put as one"));
     };
-    let [whole] = &modules[..] else { return Ok(Verdict::Violated(format!("it made {} adapters for one module", modules.len()))) };
+    let [whole] = &modules[..] else {
+        return Ok(Verdict::Violated(format!("it made {} adapters for one module", modules.len())));
+    };
 
     let _guard = tch::no_grad_guard();
     let x = init("x").normal("x", &[5, inputs], 1.0);
     let y = whole.forward(&x, &frozen, false)?;
     let mut worst = largest(&(parts[1].rows.of(&y, 1)? - of(&parts[1])?.forward(&x)?));
     for (part, linear) in linears {
-        worst = worst.max(largest(&(part.rows.of(&y, 1)? - linear.forward(&x, &of(part)?, false)?)));
+        worst =
+            worst.max(largest(&(part.rows.of(&y, 1)? - linear.forward(&x, &of(part)?, false)?)));
     }
     Ok(Verdict::within("the output of the whole module", worst, 1e-9))
 }

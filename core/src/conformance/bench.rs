@@ -14,8 +14,8 @@ use crate::run::AdapterChoice;
 use crate::run::assembled::{Assembled, Parts};
 use crate::train::{Objective, Taps};
 
-/// The tap of methods that have none of their own. The last site is after the final norm, and whatever any block does reaches
-/// it.
+/// The tap of methods that have none of their own. The last site is after the final norm, and
+/// whatever any block does reaches it.
 struct FirstAndLast;
 
 impl Tap for FirstAndLast {
@@ -54,7 +54,13 @@ impl Bench {
         let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &train, build)?;
         let adapter = AdapterChoice::of_new(case.adapter.entry, &case.adapter.json)?;
         // Whether a flat start is left is up to the check.
-        let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: false };
+        let parts = Parts {
+            intervention,
+            taps,
+            adapter: &adapter,
+            names: BTreeMap::new(),
+            leaves_flat_start: false,
+        };
         let Assembled { adapted, objective, .. } = Assembled::new(&model, parts, &train)?;
         let adapter = adapter.adapter;
         Ok(Self { model, frozen, adapter, adapted, objective })
@@ -62,7 +68,12 @@ impl Bench {
 
     /// All that is trained, by name: the adapter's tensors and the transforms'.
     pub fn named(&self) -> Vec<(String, Tensor)> {
-        let of_transforms = self.objective.taps().parameters().into_iter().map(|(name, t)| (format!("transform.{name}"), t));
+        let of_transforms = self
+            .objective
+            .taps()
+            .parameters()
+            .into_iter()
+            .map(|(name, t)| (format!("transform.{name}"), t));
         self.adapted.parameters().into_iter().chain(of_transforms).collect()
     }
 

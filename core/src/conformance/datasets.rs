@@ -24,7 +24,10 @@ const COUNTED: usize = 20_000;
 
 /// Holds the data set to `check`: at its defaults if it opens with them, and otherwise as its
 /// example makes it.
-fn of_open(method: &Method<&'static DatasetEntry>, check: impl FnOnce(&dyn Dataset) -> Result<Verdict>) -> Result<Verdict> {
+fn of_open(
+    method: &Method<&'static DatasetEntry>,
+    check: impl FnOnce(&dyn Dataset) -> Result<Verdict>,
+) -> Result<Verdict> {
     let build = |json: &str| method.entry.build(json);
     match build(&method.json).or_else(|_| build(&of_example(method.entry.into())?.json)) {
         Ok(dataset) => check(dataset.as_ref()),
@@ -40,13 +43,18 @@ fn splits(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
         if splits.is_empty() {
             return Ok(Verdict::Violated("it has no split".to_owned()));
         }
-        let odd = splits.into_iter().find(|s| s.name.trim().is_empty() || !seen.insert(s.name.clone()));
+        let odd =
+            splits.into_iter().find(|s| s.name.trim().is_empty() || !seen.insert(s.name.clone()));
         Ok(Verdict::unless(odd.map(|s| format!("`{}` is no name of its own", s.name))))
     })
 }
 
 fn first(dataset: &dyn Dataset, split: &str) -> Result<Vec<PreferencePair>> {
-    dataset.pairs(split)?.take(FIRST).collect::<Result<_>>().within(|| format!("the split `{split}` cannot be read"))
+    dataset
+        .pairs(split)?
+        .take(FIRST)
+        .collect::<Result<_>>()
+        .within(|| format!("the split `{split}` cannot be read"))
 }
 
 fn readable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
@@ -56,7 +64,9 @@ fn readable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
             if pairs.is_empty() {
                 return Ok(Verdict::Violated(format!("the split `{}` holds no pair", split.name)));
             }
-            if let Some((i, wrong)) = pairs.iter().enumerate().find_map(|(i, pair)| Some((i, wrong(pair)?))) {
+            if let Some((i, wrong)) =
+                pairs.iter().enumerate().find_map(|(i, pair)| Some((i, wrong(pair)?)))
+            {
                 return Ok(Verdict::Violated(format!("pair {i} of `{}` {wrong}", split.name)));
             }
         }
@@ -90,7 +100,12 @@ fn repeatable(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
             for i in 0..FIRST {
                 match (one.next().transpose()?, two.next().transpose()?) {
                     (None, None) => break,
-                    (a, b) if a != b => return Ok(Verdict::Violated(format!("pair {i} of `{}` is another one the second time", split.name))),
+                    (a, b) if a != b => {
+                        return Ok(Verdict::Violated(format!(
+                            "pair {i} of `{}` is another one the second time",
+                            split.name
+                        )));
+                    }
                     _ => {}
                 }
             }
@@ -107,16 +122,25 @@ fn counts(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
             said = true;
             let found = dataset.pairs(&split.name)?.take(COUNTED + 1).count();
             if found != pairs {
-                return Ok(Verdict::Violated(format!("`{}` says {pairs} pairs and holds {found}", split.name)));
+                return Ok(Verdict::Violated(format!(
+                    "`{}` says {pairs} pairs and holds {found}",
+                    split.name
+                )));
             }
         }
-        Ok(if said { Verdict::Holds } else { Verdict::DoesNotApply("it does not say how many, or very many") })
+        Ok(if said {
+            Verdict::Holds
+        } else {
+            Verdict::DoesNotApply("it does not say how many, or very many")
+        })
     })
 }
 
 fn unknown(method: &Method<&'static DatasetEntry>) -> Result<Verdict> {
     of_open(method, |dataset| {
         const STRAY: &str = "no-such-split";
-        Ok(Verdict::unless(dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`"))))
+        Ok(Verdict::unless(
+            dataset.pairs(STRAY).is_ok().then(|| format!("it has pairs for the split `{STRAY}`")),
+        ))
     })
 }

@@ -15,7 +15,11 @@ use crate::registry::Entry;
 /// What every method is held to, whatever its kind.
 pub const DESCRIBED: &[Invariant<Method>] = &[
     Invariant { name: "it says what it is, and what every field of it is", check: documented },
-    Invariant { name: "its defaults are the fields of its schema, and stay what they are when written and read", check: round_trip },
+    Invariant {
+        name: "its defaults are the fields of its schema, and stay what they are when written and \
+            read",
+        check: round_trip,
+    },
     Invariant { name: "no field is called `name`, where its own name stands", check: names },
     Invariant { name: "a field that it does not have is refused", check: unknown_field },
     Invariant { name: "a configuration that does not fit is an error", check: misfit },
@@ -29,24 +33,39 @@ fn schema(entry: Entry) -> Result<Value> {
 
 fn documented(method: &Method) -> Result<Verdict> {
     let about = method.entry.about();
-    for (what, text) in [("summary", about.summary), ("explanation", about.explain), ("reference", about.reference)] {
+    for (what, text) in
+        [("summary", about.summary), ("explanation", about.explain), ("reference", about.reference)]
+    {
         if text.trim().is_empty() {
             return Ok(Verdict::Violated(format!("its {what} is empty")));
         }
     }
     if about.summary.contains('\n') || about.summary.trim_end().ends_with('.') {
-        return Ok(Verdict::Violated(format!("its summary is not one line without a full stop: {:?}", about.summary)));
+        return Ok(Verdict::Violated(format!(
+            "its summary is not one line without a full stop: {:?}",
+            about.summary
+        )));
     }
     let schema = schema(method.entry)?;
     let mut bare = Vec::new();
     undescribed(&schema, &schema, "", &mut bare);
-    Ok(Verdict::unless((!bare.is_empty()).then(|| format!("no doc comment says what {} is", bare.join(", ")))))
+    Ok(Verdict::unless(
+        (!bare.is_empty()).then(|| format!("no doc comment says what {} is", bare.join(", "))),
+    ))
 }
 
-/// Adds the fields in `part` of `root` that neither their own description nor that of their type describes.
+/// Adds the fields in `part` of `root` that neither their own description nor that of their type
+/// describes.
 fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
-    let described = |v: &Value| v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty());
-    let target = |v: &Value| v.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.strip_prefix('#')?)).cloned();
+    let described = |v: &Value| {
+        v.get("description").and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty())
+    };
+    let target = |v: &Value| {
+        v.get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|r| root.pointer(r.strip_prefix('#')?))
+            .cloned()
+    };
     for (name, field) in part.get("properties").and_then(Value::as_object).into_iter().flatten() {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         if !described(field) && !target(field).as_ref().is_some_and(described) {
@@ -58,7 +77,11 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
         part.get(key).into_iter().for_each(|inner| undescribed(root, inner, path, bare));
     }
     for key in ["anyOf", "oneOf", "allOf"] {
-        part.get(key).and_then(Value::as_array).into_iter().flatten().for_each(|inner| undescribed(root, inner, path, bare));
+        part.get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .for_each(|inner| undescribed(root, inner, path, bare));
     }
     // Types that are named stand here once, whoever refers to them.
     for (name, inner) in part.get("$defs").and_then(Value::as_object).into_iter().flatten() {
@@ -69,15 +92,24 @@ fn undescribed(root: &Value, part: &Value, path: &str, bare: &mut Vec<String>) {
 fn round_trip(method: &Method) -> Result<Verdict> {
     let (about, defaults) = (method.entry.about(), method.entry.about().defaults()?);
     let schema = schema(method.entry)?;
-    let in_schema: BTreeSet<&String> = schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys).collect();
+    let in_schema: BTreeSet<&String> = schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flat_map(Map::keys)
+        .collect();
     let in_defaults: BTreeSet<&String> = defaults.keys().collect();
     if in_schema != in_defaults {
-        return Ok(Verdict::Violated(format!("the schema has the fields {in_schema:?}, the defaults {in_defaults:?}")));
+        return Ok(Verdict::Violated(format!(
+            "the schema has the fields {in_schema:?}, the defaults {in_defaults:?}"
+        )));
     }
     if let Entry::Adapter(adapter) = method.entry
         && let Some(stray) = adapter.adjustable.iter().find(|field| !defaults.contains_key(**field))
     {
-        return Ok(Verdict::Violated(format!("it lets `{stray}` change in a saved adapter, but has no such field")));
+        return Ok(Verdict::Violated(format!(
+            "it lets `{stray}` change in a saved adapter, but has no such field"
+        )));
     }
     let written = Value::Object(defaults);
     let again = about.rewrite(&written.to_string())?;
@@ -109,7 +141,10 @@ fn unknown_field(method: &Method) -> Result<Verdict> {
         }
         if method.entry.about().check(&config.to_string()).is_ok() {
             let place = if path.is_empty() { "it".to_owned() } else { format!("`{}`", &path[1..]) };
-            return Ok(Verdict::Violated(format!("{place} takes a field that it does not have; derive with `#[serde(deny_unknown_fields)]`")));
+            return Ok(Verdict::Violated(format!(
+                "{place} takes a field that it does not have; derive with \
+                    `#[serde(deny_unknown_fields)]`"
+            )));
         }
     }
     Ok(Verdict::Holds)
@@ -119,19 +154,28 @@ fn misfit(method: &Method) -> Result<Verdict> {
     let about = method.entry.about();
     for text in ["", "{", "7", "\"text\""] {
         match made(method.entry, text) {
-            Ok(()) => return Ok(Verdict::Violated(format!("it was made from the configuration `{text}`"))),
+            Ok(()) => {
+                return Ok(Verdict::Violated(format!(
+                    "it was made from the configuration `{text}`"
+                )));
+            }
             Err(e) if e.is_panic() => return Err(e),
             Err(_) => {}
         }
     }
     let defaults = about.defaults()?;
     for field in plugin_fields(about)? {
-        let odd = [json!(true), json!("~"), json!(0.5), json!({ "~": "~" })].into_iter().find(|value| field.refuses(value));
+        let odd = [json!(true), json!("~"), json!(0.5), json!({ "~": "~" })]
+            .into_iter()
+            .find(|value| field.refuses(value));
         let Some(odd) = odd else { continue };
         let mut config = defaults.clone();
         config.insert(field.name.clone(), odd.clone());
         if about.check(&Value::Object(config).to_string()).is_ok() {
-            return Ok(Verdict::Violated(format!("`{}` takes {odd}, but its schema says {}", field.name, field.kind)));
+            return Ok(Verdict::Violated(format!(
+                "`{}` takes {odd}, but its schema says {}",
+                field.name, field.kind
+            )));
         }
     }
     Ok(Verdict::Holds)
@@ -146,7 +190,13 @@ fn made(entry: Entry, json: &str) -> Result<()> {
         Entry::Transform(entry) => {
             let site = Site::Residual(1);
             let (embedding, unembedding) = model.embeddings();
-            let cx = TransformCx { model: model.info(), site: &site, width: model.info().width(&site)?, embedding, unembedding };
+            let cx = TransformCx {
+                model: model.info(),
+                site: &site,
+                width: model.info().width(&site)?,
+                embedding,
+                unembedding,
+            };
             entry.build(json, &cx, &mut Init::new(0, "", Dtype::Double, model.device())).map(drop)
         }
         Entry::Tap(entry) => entry.build(json).map(drop),

@@ -42,7 +42,9 @@ impl Finding {
         let verdict = match catch_unwind(AssertUnwindSafe(check)) {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(e)) => Verdict::Violated(format!("{e:?}")),
-            Err(payload) => Verdict::Violated(format!("{:?}", Error::panicked("it", payload.as_ref()))),
+            Err(payload) => {
+                Verdict::Violated(format!("{:?}", Error::panicked("it", payload.as_ref())))
+            }
         };
         Self { statement, verdict, elapsed: start.elapsed() }
     }
@@ -54,12 +56,18 @@ impl std::fmt::Display for Finding {
         match &self.verdict {
             Verdict::Holds => write!(f, "holds     {}", self.statement),
             Verdict::DoesNotApply(why) => write!(f, "-         {}: {why}", self.statement),
-            Verdict::Violated(how) => write!(f, "violated  {}\n          {}", self.statement, how.replace('\n', "\n          ")),
+            Verdict::Violated(how) => write!(
+                f,
+                "violated  {}\n          {}",
+                self.statement,
+                how.replace('\n', "\n          ")
+            ),
         }
     }
 }
 
-/// Holds a method to all that concerns its kind, one statement after the other as the findings are asked for.
+/// Holds a method to all that concerns its kind, one statement after the other as the findings are
+/// asked for.
 ///
 /// From here on the process is offline: a method's promises are checked with what is here, and its
 /// documented example may be gigabytes on the hub.
@@ -73,16 +81,26 @@ pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Findin
 }
 
 /// Examines a method, with these statements about what it learns.
-fn examine_with(method: impl Into<Method>, lesson: &'static [Invariant]) -> impl Iterator<Item = Finding> {
+fn examine_with(
+    method: impl Into<Method>,
+    lesson: &'static [Invariant],
+) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
     let json = method.json.clone();
     let of_kind: Box<dyn Iterator<Item = Finding>> = match method.entry {
-        Entry::Intervention(entry) => Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, INTERVENTIONS, lesson])),
-        Entry::Adapter(entry) => Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, ADAPTERS, lesson])),
+        Entry::Intervention(entry) => {
+            Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, INTERVENTIONS, lesson]))
+        }
+        Entry::Adapter(entry) => {
+            Box::new(held(Case::from(Method::new(entry, json)), [TRAINING, ADAPTERS, lesson]))
+        }
         Entry::Transform(entry) => {
             let transform = Method::new(entry, json);
-            Box::new(held(transform.clone(), [TRANSFORMS]).chain(held(Case::from(transform), [TRAINING])))
+            Box::new(
+                held(transform.clone(), [TRANSFORMS])
+                    .chain(held(Case::from(transform), [TRAINING])),
+            )
         }
         Entry::Tap(entry) => Box::new(held(Method::new(entry, json), [TAPS])),
         Entry::Dataset(entry) => Box::new(held(Method::new(entry, json), [DATASETS])),
@@ -91,6 +109,12 @@ fn examine_with(method: impl Into<Method>, lesson: &'static [Invariant]) -> impl
 }
 
 /// Holds one subject to the statements of these tables.
-fn held<S, const N: usize>(subject: S, tables: [&'static [Invariant<S>]; N]) -> impl Iterator<Item = Finding> {
-    tables.into_iter().flatten().map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
+fn held<S, const N: usize>(
+    subject: S,
+    tables: [&'static [Invariant<S>]; N],
+) -> impl Iterator<Item = Finding> {
+    tables
+        .into_iter()
+        .flatten()
+        .map(move |statement| Finding::of(statement.name, || (statement.check)(&subject)))
 }

@@ -9,9 +9,17 @@ use crate::registry::{Entry, Kind, Registry};
 
 /// The method with the fields of its documented example.
 pub(super) fn of_example(entry: Entry) -> Result<Method> {
-    let registry = Registry::holding(stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]))?;
+    let registry = Registry::holding(
+        stand_ins::ALL.into_iter().filter(|e| e.kind() != entry.kind()).chain([entry]),
+    )?;
     let mut layering = Layering::new(&registry);
-    let chosen = stand_ins::ALL.map(|e| format!("{} = {:?}\n", e.kind().name(), if e.kind() == entry.kind() { entry } else { e }.about().name));
+    let chosen = stand_ins::ALL.map(|e| {
+        format!(
+            "{} = {:?}\n",
+            e.kind().name(),
+            if e.kind() == entry.kind() { entry } else { e }.about().name
+        )
+    });
     layering.defaults(&format!("model = \"fixture\"\n{}", chosen.concat()))?;
     Example::of(entry)?.apply(&mut layering)?;
     let experiment = layering.resolve()?.experiment;
@@ -36,7 +44,10 @@ pub(super) fn example(method: &Method) -> Result<Verdict> {
         Entry::Adapter(entry) => train(Method::new(entry, json).into())?,
         Entry::Transform(entry) => train(Method::new(entry, json).into())?,
         Entry::Tap(entry) => {
-            let sites = entry.build(&json).and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?)).within(within)?;
+            let sites = entry
+                .build(&json)
+                .and_then(|tap| tap.sites(&fixture::info(fixture::DEEP)?))
+                .within(within)?;
             if sites.is_empty() {
                 return Ok(Verdict::Violated(format!("`{command}` reads nothing")));
             }

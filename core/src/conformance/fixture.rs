@@ -21,7 +21,8 @@ pub(super) const BLOCKS: usize = 3;
 /// Of the models whose places taps read: as many as those have that people train.
 pub(super) const DEEP: usize = 30;
 
-/// A Llama model of three blocks with random weights on the CPU: hidden size 32, two heads on one key-value head.
+/// A Llama model of three blocks with random weights on the CPU: hidden size 32, two heads on one
+/// key-value head.
 ///
 /// # Errors
 /// What libtorch says.
@@ -38,10 +39,16 @@ pub(super) fn info(blocks: usize) -> Result<ModelInfo> {
 }
 
 /// The model of so many blocks that has these weights.
-pub(super) fn of_weights(blocks: usize, weights: IndexMap<String, Tensor>, kind: Kind) -> Result<Model> {
+pub(super) fn of_weights(
+    blocks: usize,
+    weights: IndexMap<String, Tensor>,
+    kind: Kind,
+) -> Result<Model> {
     let config = json!({
-        "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": blocks,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
+        "model_type": "llama", "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": MLP,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
     });
     Model::from_tensors(&config, weights, kind, Device::Cpu)
 }
@@ -58,15 +65,24 @@ pub(super) fn weights(blocks: usize, kind: Kind) -> IndexMap<String, Tensor> {
     matrix("lm_head".to_owned(), VOCAB, HIDDEN);
     for block in 0..blocks {
         let at = format!("model.layers.{block}");
-        for (name, outputs, inputs) in [("q_proj", HIDDEN, HIDDEN), ("k_proj", KEY_VALUES, HIDDEN), ("v_proj", KEY_VALUES, HIDDEN), ("o_proj", HIDDEN, HIDDEN)]
-        {
+        for (name, outputs, inputs) in [
+            ("q_proj", HIDDEN, HIDDEN),
+            ("k_proj", KEY_VALUES, HIDDEN),
+            ("v_proj", KEY_VALUES, HIDDEN),
+            ("o_proj", HIDDEN, HIDDEN),
+        ] {
             matrix(format!("{at}.self_attn.{name}"), outputs, inputs);
         }
-        for (name, outputs, inputs) in [("gate_proj", MLP, HIDDEN), ("up_proj", MLP, HIDDEN), ("down_proj", HIDDEN, MLP)] {
+        for (name, outputs, inputs) in
+            [("gate_proj", MLP, HIDDEN), ("up_proj", MLP, HIDDEN), ("down_proj", HIDDEN, MLP)]
+        {
             matrix(format!("{at}.mlp.{name}"), outputs, inputs);
         }
     }
-    let norms = (0..blocks).flat_map(|i| ["input_layernorm", "post_attention_layernorm"].map(|n| format!("model.layers.{i}.{n}.weight")));
+    let norms = (0..blocks).flat_map(|i| {
+        ["input_layernorm", "post_attention_layernorm"]
+            .map(|n| format!("model.layers.{i}.{n}.weight"))
+    });
     for name in norms.chain(["model.norm.weight".to_owned()]) {
         tensors.insert(name, Tensor::ones([HIDDEN], (kind, Device::Cpu)));
     }
@@ -80,10 +96,22 @@ pub fn pairs() -> Vec<TokenPair> {
     let mut pairs: Vec<TokenPair> = [(4, 3, 5), (6, 4, 2), (3, 2, 3), (5, 3, 4), (4, 5, 2)]
         .into_iter()
         .enumerate()
-        .map(|(index, (prompt, chosen, rejected))| TokenPair { index, row: index, prompt: tokens(prompt), chosen: tokens(chosen), rejected: tokens(rejected) })
+        .map(|(index, (prompt, chosen, rejected))| TokenPair {
+            index,
+            row: index,
+            prompt: tokens(prompt),
+            chosen: tokens(chosen),
+            rejected: tokens(rejected),
+        })
         .collect();
     let first = &pairs[0];
-    pairs.push(TokenPair { index: 5, row: 5, prompt: first.prompt.clone(), chosen: first.chosen.clone(), rejected: tokens(3) });
+    pairs.push(TokenPair {
+        index: 5,
+        row: 5,
+        prompt: first.prompt.clone(),
+        chosen: first.chosen.clone(),
+        rejected: tokens(3),
+    });
     pairs
 }
 

@@ -8,12 +8,17 @@ use crate::api::{Logprobs, Pairs, Sides, Site, TapStates, TokenLogprobs};
 use crate::error::Result;
 
 /// What every intervention is held to, whatever it trains.
-pub const INTERVENTIONS: &[Invariant] = &[Invariant { name: "a batch without what it asked for is an error", check: bare }];
+pub const INTERVENTIONS: &[Invariant] =
+    &[Invariant { name: "a batch without what it asked for is an error", check: bare }];
 
 fn bare(case: &Case) -> Result<Verdict> {
     let mut bench = Bench::new(case, 0)?;
     match bench.objective.intervention().loss(&Pairs::new(1, Vec::new(), None, None), STEP) {
-        Ok(_) => return Ok(Verdict::Violated("it made a loss of a batch that holds nothing".to_owned())),
+        Ok(_) => {
+            return Ok(Verdict::Violated(
+                "it made a loss of a batch that holds nothing".to_owned(),
+            ));
+        }
         Err(e) if e.is_panic() => return Err(e),
         Err(_) => {}
     }
@@ -24,11 +29,19 @@ fn bare(case: &Case) -> Result<Verdict> {
     }
 }
 
-/// One pair with the least that a method can ask for: the chosen completion's log-probability, and pooled states of the
-/// policy alone.
+/// One pair with the least that a method can ask for: the chosen completion's log-probability, and
+/// pooled states of the policy alone.
 fn partial() -> Pairs {
     let numbers = |shape: &[i64]| Tensor::ones(shape, (Kind::Double, Device::Cpu));
-    let chosen = TokenLogprobs::new(-numbers(&[2]), numbers(&[2]).to_kind(Kind::Int64) - 1, numbers(&[1]) * 2.0);
-    let tap = TapStates::new(Site::Residual(1), Sides { chosen: numbers(&[1, 4]), rejected: -numbers(&[1, 4]) }, None);
+    let chosen = TokenLogprobs::new(
+        -numbers(&[2]),
+        numbers(&[2]).to_kind(Kind::Int64) - 1,
+        numbers(&[1]) * 2.0,
+    );
+    let tap = TapStates::new(
+        Site::Residual(1),
+        Sides { chosen: numbers(&[1, 4]), rejected: -numbers(&[1, 4]) },
+        None,
+    );
     Pairs::new(1, vec![tap], Some(Logprobs::new(chosen, None)), None)
 }

@@ -10,7 +10,10 @@ pub fn largest(t: &Tensor) -> f64 {
 /// The largest entry of all differences; NaN where there is one.
 pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
     // f64::max would lose a NaN.
-    a.iter().zip(b).map(|(a, b)| largest(&(a.detach() - b.detach()))).fold(0.0, |x, y| if y > x || y.is_nan() { y } else { x })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| largest(&(a.detach() - b.detach())))
+        .fold(0.0, |x, y| if y > x || y.is_nan() { y } else { x })
 }
 
 pub fn copies(tensors: &[Tensor]) -> Vec<Tensor> {

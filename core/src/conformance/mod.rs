@@ -1,8 +1,9 @@
 //! What every method promises, as tables of statements that a method joins by being registered.
 //!
-//! [`examine`] holds one method to all that concerns its kind: what it says of itself, then what it does. What takes
-//! part in training is put together with stand-ins for the other kinds, on a small float64 model. Each [`Invariant`] is
-//! a statement that holds, does not apply, or is violated; none of them knows the method.
+//! [`examine`] holds one method to all that concerns its kind: what it says of itself, then what it
+//! does. What takes part in training is put together with stand-ins for the other kinds, on a small
+//! float64 model. Each [`Invariant`] is a statement that holds, does not apply, or is violated;
+//! none of them knows the method.
 
 mod adapters;
 mod bench;
@@ -81,7 +82,11 @@ pub struct Case {
 impl Case {
     /// The stand-ins, without a transform.
     pub(crate) fn of_stand_ins() -> Self {
-        Self { intervention: Method::default_of(&stand_ins::INTERVENTION), adapter: Method::default_of(&stand_ins::ADAPTER), transform: None }
+        Self {
+            intervention: Method::default_of(&stand_ins::INTERVENTION),
+            adapter: Method::default_of(&stand_ins::ADAPTER),
+            transform: None,
+        }
     }
 
     /// True if the objective compares states, so that taps and transforms matter to it.
@@ -133,7 +138,11 @@ impl Verdict {
     /// Holds where `error` is at most `limit`.
     fn within(what: &str, error: f64, limit: f64) -> Self {
         // Written so that NaN is a violation.
-        if error <= limit { Verdict::Holds } else { Verdict::Violated(format!("{what} off by {error:.2e}, more than {limit:.0e}")) }
+        if error <= limit {
+            Verdict::Holds
+        } else {
+            Verdict::Violated(format!("{what} off by {error:.2e}, more than {limit:.0e}"))
+        }
     }
 
     /// Holds where nothing was found.

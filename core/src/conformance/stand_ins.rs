@@ -1,19 +1,23 @@
 //! What stands beside a method that is examined: one plain method of each kind, registered nowhere.
 //!
-//! The objective reads log-probabilities and states, and the adapter can become any change of any linear module, so that
-//! nothing the examined method does escapes them.
+//! The objective reads log-probabilities and states, and the adapter can become any change of any
+//! linear module, so that nothing the examined method does escapes them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::api::{
-    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Init, Intervention, InterventionPlugin, Layers,
-    LinearSite, Loss, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo, States, StepInfo, Tap,
-    TapPlugin, TapStates, TargetModules, Targets, Transform, TransformCx, TransformPlugin,
+    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin,
+    Frozen, Init, Intervention, InterventionPlugin, Layers, LinearSite, Loss, ModelInfo, Needs,
+    PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site,
+    SplitInfo, States, StepInfo, Tap, TapPlugin, TapStates, TargetModules, Targets, Transform,
+    TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
-use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry};
+use crate::registry::{
+    AdapterEntry, DatasetEntry, Entry, InterventionEntry, TapEntry, TransformEntry,
+};
 
 /// The name of each, none of which is registered.
 const NAME: &str = "stand-in";
@@ -22,7 +26,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const REFERENCE: &str = "this project's conformance tests";
 
 /// The objective.
-pub static INTERVENTION: InterventionEntry = InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
+pub static INTERVENTION: InterventionEntry =
+    InterventionEntry::of::<MarginAndStates>(ORIGIN, VERSION);
 /// The adapter.
 pub static ADAPTER: AdapterEntry = AdapterEntry::of::<FullChange>("STAND_IN", ORIGIN, VERSION);
 /// The transform.
@@ -33,8 +38,13 @@ pub static TAP: TapEntry = TapEntry::of::<HiddenStates>(ORIGIN, VERSION);
 pub static DATASET: DatasetEntry = DatasetEntry::of::<ThreePairs>(ORIGIN, VERSION);
 
 /// All of them.
-pub static ALL: [Entry; 5] =
-    [Entry::Intervention(&INTERVENTION), Entry::Adapter(&ADAPTER), Entry::Transform(&TRANSFORM), Entry::Tap(&TAP), Entry::Dataset(&DATASET)];
+pub static ALL: [Entry; 5] = [
+    Entry::Intervention(&INTERVENTION),
+    Entry::Adapter(&ADAPTER),
+    Entry::Transform(&TRANSFORM),
+    Entry::Tap(&TAP),
+    Entry::Dataset(&DATASET),
+];
 
 /// The margin's logistic loss and a distance of states.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -52,8 +62,10 @@ impl Default for MarginAndStates {
 
 impl Plugin for MarginAndStates {
     const NAME: &'static str = NAME;
-    const SUMMARY: &'static str = "a logistic loss of the margin, and a distance of states that sees single coordinates";
-    const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
+    const SUMMARY: &'static str =
+        "a logistic loss of the margin, and a distance of states that sees single coordinates";
+    const EXPLAIN: &'static str = "L = −log σ(βθ) + mean over taps of [D(p⁻ − r⁺) + D(p⁺ − \
+        r⁺)]    D(x) = mean over coordinates of √(1 + x²) − 1";
     const REFERENCE: &'static str = REFERENCE;
     const EXAMPLE: &'static [(&'static str, &'static str)] = &[("beta", "0.3")];
 }
@@ -66,14 +78,23 @@ impl InterventionPlugin for MarginAndStates {
 
 impl Intervention for MarginAndStates {
     fn needs(&self) -> Needs {
-        Needs { logprobs: Completions::Both, reference_logprobs: true, states: States::Pooled, reference_states: true, ..Needs::default() }
+        Needs {
+            logprobs: Completions::Both,
+            reference_logprobs: true,
+            states: States::Pooled,
+            reference_states: true,
+            ..Needs::default()
+        }
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
         let Sides { chosen, rejected } = pairs.log_ratios()?;
         let margin = -((chosen - rejected) * self.beta).log_sigmoid();
-        // A squared length would be the same after a rotation, and say nothing of a transform that is one.
-        let distance = |a: &Tensor, b: &Tensor| ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0;
+        // A squared length would be the same after a rotation, and say nothing of a transform that
+        // is one.
+        let distance = |a: &Tensor, b: &Tensor| {
+            ((a - b).square() + 1.0).sqrt().mean_dim(1, false, None::<Kind>) - 1.0
+        };
         let states = pairs.mean_over_taps(|tap: &TapStates| {
             let (p, r) = (tap.policy()?, tap.reference()?);
             Ok(distance(&p.rejected, &r.chosen) + distance(&p.chosen, &r.chosen))
@@ -86,7 +107,8 @@ impl Intervention for MarginAndStates {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FullChange {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
     layers_to_transform: Option<Vec<usize>>,
@@ -94,7 +116,10 @@ pub struct FullChange {
 
 impl Default for FullChange {
     fn default() -> Self {
-        Self { target_modules: Targets::Pattern("all-linear".to_owned()), layers_to_transform: None }
+        Self {
+            target_modules: Targets::Pattern("all-linear".to_owned()),
+            layers_to_transform: None,
+        }
     }
 }
 
@@ -113,7 +138,10 @@ impl AdapterPlugin for FullChange {
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Self { target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self {
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft.get("layers_to_transform")?,
+        })
     }
 }
 
@@ -244,7 +272,13 @@ impl DatasetPlugin for ThreePairs {
 
 impl Dataset for ThreePairs {
     fn splits(&self) -> Vec<SplitInfo> {
-        [("train", 2), ("test", 1)].map(|(name, pairs)| SplitInfo { name: name.to_owned(), describes: "sums".to_owned(), pairs: Some(pairs) }).into()
+        [("train", 2), ("test", 1)]
+            .map(|(name, pairs)| SplitInfo {
+                name: name.to_owned(),
+                describes: "sums".to_owned(),
+                pairs: Some(pairs),
+            })
+            .into()
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
@@ -253,7 +287,13 @@ impl Dataset for ThreePairs {
             "test" => 3..4,
             other => return Err(Error::unknown("split", other, ["train", "test"])),
         };
-        let pair = |n: i32| PreferencePair::new(format!("What is {n} and {n}?"), (2 * n).to_string(), (2 * n + 1).to_string());
+        let pair = |n: i32| {
+            PreferencePair::new(
+                format!("What is {n} and {n}?"),
+                (2 * n).to_string(),
+                (2 * n + 1).to_string(),
+            )
+        };
         Ok(Box::new(sums.map(move |n| Ok(pair(n)))))
     }
 }

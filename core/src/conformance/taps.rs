@@ -22,14 +22,21 @@ fn sites(method: &Method<&'static TapEntry>, model: &ModelInfo) -> Result<Vec<Si
 fn places(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     let deep = fixture::info(fixture::DEEP)?;
     if sites(method, &deep)?.is_empty() {
-        return Ok(Verdict::Violated(format!("it reads nothing of a model of {} blocks", deep.layers)));
+        return Ok(Verdict::Violated(format!(
+            "it reads nothing of a model of {} blocks",
+            deep.layers
+        )));
     }
     // It need not be of use in these, but must not name what they do not have.
     let without_modules = ModelInfo { linears: Vec::new(), ..deep.clone() };
     for model in [deep, fixture::info(fixture::BLOCKS)?, fixture::info(1)?, without_modules] {
         for site in sites(method, &model).unwrap_or_default() {
             if let Err(e) = model.width(&site) {
-                return Ok(Verdict::Violated(format!("of {} blocks and {} modules it reads `{site}`: {e}", model.layers, model.linears.len())));
+                return Ok(Verdict::Violated(format!(
+                    "of {} blocks and {} modules it reads `{site}`: {e}",
+                    model.layers,
+                    model.linears.len()
+                )));
             }
         }
     }
@@ -51,10 +58,17 @@ fn order(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// When a pass comes by: the number of blocks that it has begun, and what it has done of the last one.
+/// When a pass comes by: the number of blocks that it has begun, and what it has done of the last
+/// one.
 fn reached(model: &ModelInfo, site: &Site) -> Result<(usize, usize)> {
     let begun = model.block(site)?.map_or(0, |k| k + 1);
-    let module = |name: &str| model.linears.iter().position(|l| l.name == name).ok_or_else(|| Error::internal(format!("no module `{name}`")));
+    let module = |name: &str| {
+        model
+            .linears
+            .iter()
+            .position(|l| l.name == name)
+            .ok_or_else(|| Error::internal(format!("no module `{name}`")))
+    };
     let within = match site.whole() {
         Site::Input(name) => 2 * module(name)?,
         Site::Output(name) => 2 * module(name)? + 1,
@@ -70,8 +84,12 @@ fn outside(method: &Method<&'static TapEntry>) -> Result<Verdict> {
     if !plugin_fields(&method.entry.about)?.iter().any(|f| f.name == LAYERS && !f.refuses(&far)) {
         return Ok(Verdict::DoesNotApply("it has no field `layers`"));
     }
-    let mut config: Value = serde_json::from_str(&method.json).map_err(|e| Error::internal(e.to_string()))?;
+    let mut config: Value =
+        serde_json::from_str(&method.json).map_err(|e| Error::internal(e.to_string()))?;
     config[LAYERS] = far;
-    let found = sites(&Method::new(method.entry, config.to_string()), &fixture::info(fixture::DEEP)?);
-    Ok(Verdict::unless(found.ok().map(|sites| format!("of {} blocks, layer 1000 is {sites:?}", fixture::DEEP))))
+    let found =
+        sites(&Method::new(method.entry, config.to_string()), &fixture::info(fixture::DEEP)?);
+    Ok(Verdict::unless(
+        found.ok().map(|sites| format!("of {} blocks, layer 1000 is {sites:?}", fixture::DEEP)),
+    ))
 }

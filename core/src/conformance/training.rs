@@ -14,7 +14,10 @@ use crate::train::{AdamW, Group, accumulate};
 /// What every intervention, adapter and transform is held to.
 pub const TRAINING: &[Invariant] = &[
     Invariant { name: "the loss and its gradients are finite", check: finite },
-    Invariant { name: "a pair whose completions are the same does not outweigh the others", check: twin_weight },
+    Invariant {
+        name: "a pair whose completions are the same does not outweigh the others",
+        check: twin_weight,
+    },
     Invariant { name: "gradients agree with central finite differences", check: gradients },
     Invariant { name: "the gradient reaches all that is trained, and nothing else", check: reach },
     Invariant { name: "a batch of n equals n batches of one accumulated", check: accumulation },
@@ -30,12 +33,19 @@ pub(super) fn refs(pairs: &[TokenPair]) -> Vec<&TokenPair> {
 }
 
 fn gradients_of(tensors: &[Tensor]) -> Vec<Tensor> {
-    tensors.iter().map(|t| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() }).collect()
+    tensors
+        .iter()
+        .map(|t| if t.grad().defined() { t.grad().copy() } else { t.zeros_like() })
+        .collect()
 }
 
 fn loss_at(bench: &mut Bench, pairs: &[TokenPair]) -> Result<Tensor> {
     let batch = bench.objective.batch(&refs(pairs), &bench.model)?;
-    Ok(bench.objective.loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?.loss.value)
+    Ok(bench
+        .objective
+        .loss(&bench.model, &bench.adapted, &batch, STEP, 1.0 / pairs.len() as f64)?
+        .loss
+        .value)
 }
 
 fn finite(case: &Case) -> Result<Verdict> {
@@ -43,17 +53,27 @@ fn finite(case: &Case) -> Result<Verdict> {
     if bench.objective.needs().evaluate_only {
         return Ok(UNTRAINED);
     }
-    // Batches that leave nothing to take a deviation or a difference of; whole ones are in every other statement.
-    let batches = [("one pair alone", &pairs()[0]), ("a pair whose completions are the same", &twins())];
+    // Batches that leave nothing to take a deviation or a difference of; whole ones are in every
+    // other statement.
+    let batches =
+        [("one pair alone", &pairs()[0]), ("a pair whose completions are the same", &twins())];
     for place in ["at the start", "off the start"] {
         for (what, pair) in batches {
-            let said = accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP).within(|| format!("{place}, of {what}"))?;
+            let said =
+                accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)
+                    .within(|| format!("{place}, of {what}"))?;
             if let Some((name, value)) = said.metrics.iter().find(|(_, value)| !value.is_finite()) {
                 return Ok(Verdict::Violated(format!("{place}, `{name}` of {what} is {value}")));
             }
             // Gradients add up: where those before were finite, this batch's is not.
-            if let Some((name, _)) = bench.named().iter().find(|(_, t)| t.grad().defined() && !largest(&t.grad()).is_finite()) {
-                return Ok(Verdict::Violated(format!("{place}, the gradient of {what} in `{name}` is not finite")));
+            if let Some((name, _)) = bench
+                .named()
+                .iter()
+                .find(|(_, t)| t.grad().defined() && !largest(&t.grad()).is_finite())
+            {
+                return Ok(Verdict::Violated(format!(
+                    "{place}, the gradient of {what} in `{name}` is not finite"
+                )));
             }
         }
         bench.disturb();
@@ -61,8 +81,8 @@ fn finite(case: &Case) -> Result<Verdict> {
     Ok(Verdict::Holds)
 }
 
-/// How many times longer the gradient of a pair with equal completions may be than that of any ordinary pair. A loss that
-/// divides by a distance of 0 makes it longer by many millions.
+/// How many times longer the gradient of a pair with equal completions may be than that of any
+/// ordinary pair. A loss that divides by a distance of 0 makes it longer by many millions.
 const LONGEST: f64 = 1e3;
 
 fn twin_weight(case: &Case) -> Result<Verdict> {
@@ -73,13 +93,19 @@ fn twin_weight(case: &Case) -> Result<Verdict> {
         }
         bench.disturb();
         accumulate(&mut bench.objective, &bench.model, &bench.adapted, &[pair], 1, STEP)?;
-        let squares: f64 = gradients_of(&bench.trained()).iter().map(|g| g.square().sum(Kind::Double).double_value(&[])).sum();
+        let squares: f64 = gradients_of(&bench.trained())
+            .iter()
+            .map(|g| g.square().sum(Kind::Double).double_value(&[]))
+            .sum();
         Ok(Some(squares.sqrt()))
     };
     let Some(twin) = length(&twins())? else { return Ok(UNTRAINED) };
-    let lengths = pairs().iter().filter_map(|pair| length(pair).transpose()).collect::<Result<Vec<_>>>()?;
+    let lengths =
+        pairs().iter().filter_map(|pair| length(pair).transpose()).collect::<Result<Vec<_>>>()?;
     let longest = lengths.into_iter().fold(0.0, f64::max);
-    let said = || format!("its gradient has the norm {twin:.2e}, and the largest of the others {longest:.2e}");
+    let said = || {
+        format!("its gradient has the norm {twin:.2e}, and the largest of the others {longest:.2e}")
+    };
     Ok(if twin <= LONGEST * longest { Verdict::Holds } else { Verdict::Violated(said()) })
 }
 
@@ -104,7 +130,9 @@ fn gradients(case: &Case) -> Result<Verdict> {
     // Along each tensor's own random direction, so that a wrong one cannot hide behind the others.
     for (i, (tensor, gradient)) in tensors.iter().zip(&gradients).enumerate() {
         // Not libtorch's generator, which whatever runs beside this shares.
-        let direction = Init::new(11, "direction", Kind::Double, tensor.device()).normal(&i.to_string(), &tensor.size(), 1.0).detach();
+        let direction = Init::new(11, "direction", Kind::Double, tensor.device())
+            .normal(&i.to_string(), &tensor.size(), 1.0)
+            .detach();
         let direction = &direction / direction.norm();
         let mut at = |steps: f64| -> Result<f64> {
             let mut place = tensor.detach();
@@ -127,9 +155,13 @@ fn reach(case: &Case) -> Result<Verdict> {
         return Ok(UNTRAINED);
     }
     bench.disturb();
-    let of_adapter: Vec<_> = bench.adapted.tensors().into_iter().filter(|(_, t)| !t.requires_grad()).collect();
+    let of_adapter: Vec<_> =
+        bench.adapted.tensors().into_iter().filter(|(_, t)| !t.requires_grad()).collect();
     // The base as it was before the adapter saw it.
-    let before: Vec<Tensor> = fixture::weights(fixture::BLOCKS, Kind::Double).into_values().chain(of_adapter.iter().map(|(_, t)| t.copy())).collect();
+    let before: Vec<Tensor> = fixture::weights(fixture::BLOCKS, Kind::Double)
+        .into_values()
+        .chain(of_adapter.iter().map(|(_, t)| t.copy()))
+        .collect();
     let base = bench.frozen.iter().map(|(name, t)| (name.clone(), t.shallow_clone()));
     let frozen: Vec<(String, Tensor)> = base.chain(of_adapter).collect();
     let pairs = pairs();
@@ -166,15 +198,26 @@ fn accumulation(case: &Case) -> Result<Verdict> {
     };
     let (Some(whole), Some(single)) = (gradient(6)?, gradient(1)?) else { return Ok(UNTRAINED) };
     let scale = whole.iter().map(largest).fold(1e-6, f64::max);
-    Ok(Verdict::within("the gradient, relative to its largest entry,", difference(&whole, &single) / scale, 1e-9))
+    Ok(Verdict::within(
+        "the gradient, relative to its largest entry,",
+        difference(&whole, &single) / scale,
+        1e-9,
+    ))
 }
 
 fn optimiser(bench: &Bench) -> AdamW {
     AdamW::new(vec![Group { parameters: bench.named(), scale: 1.0 }], &TrainConfig::default())
 }
 
-/// Some steps of training from the start or from a place beside it; the losses, and what was trained.
-pub(super) fn trained(case: &Case, seed: u64, steps: usize, lr: f64, disturbed: bool) -> Result<Option<(Vec<f64>, Vec<Tensor>)>> {
+/// Some steps of training from the start or from a place beside it; the losses, and what was
+/// trained.
+pub(super) fn trained(
+    case: &Case,
+    seed: u64,
+    steps: usize,
+    lr: f64,
+    disturbed: bool,
+) -> Result<Option<(Vec<f64>, Vec<Tensor>)>> {
     let mut bench = Bench::new(case, seed)?;
     if bench.objective.needs().evaluate_only {
         return Ok(None);
@@ -188,7 +231,10 @@ pub(super) fn trained(case: &Case, seed: u64, steps: usize, lr: f64, disturbed: 
     for _ in 0..steps {
         tch::manual_seed(seed as i64);
         // The same place in the schedule every time, so that the losses are of one function.
-        losses.push(accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?.loss);
+        losses.push(
+            accumulate(&mut bench.objective, &bench.model, &bench.adapted, &refs(&pairs), 6, STEP)?
+                .loss,
+        );
         optimiser.step(lr)?;
     }
     Ok(Some((losses, copies(&bench.trained()))))
@@ -202,7 +248,10 @@ fn determinism(case: &Case) -> Result<Verdict> {
     };
     let (Some((_, one)), Some((_, two))) = (run(101)?, run(102)?) else { return Ok(UNTRAINED) };
     if one.iter().zip(&two).any(|(a, b)| a != b) {
-        return Ok(Verdict::Violated(format!("two runs differ by up to {:.2e}", difference(&one, &two))));
+        return Ok(Verdict::Violated(format!(
+            "two runs differ by up to {:.2e}",
+            difference(&one, &two)
+        )));
     }
     Ok(Verdict::Holds)
 }
@@ -211,5 +260,9 @@ fn learning(case: &Case) -> Result<Verdict> {
     // A loss may be flat where policy and reference are one, as the cosine between their states is.
     let Some((losses, _)) = trained(case, 0, 12, 2e-3, true)? else { return Ok(UNTRAINED) };
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    Ok(if last < first { Verdict::Holds } else { Verdict::Violated(format!("the loss went from {first:.6} to {last:.6}")) })
+    Ok(if last < first {
+        Verdict::Holds
+    } else {
+        Verdict::Violated(format!("the loss went from {first:.6} to {last:.6}"))
+    })
 }

@@ -27,7 +27,14 @@ fn made(method: &Method<&'static TransformEntry>, seed: u64) -> Result<(Box<dyn 
     let width = model.info().width(&site)?;
     let (embedding, unembedding) = model.embeddings();
     let cx = TransformCx { model: model.info(), site: &site, width, embedding, unembedding };
-    Ok((method.entry.build(&method.json, &cx, &mut Init::new(seed, "transform", Kind::Double, model.device()))?, width))
+    Ok((
+        method.entry.build(
+            &method.json,
+            &cx,
+            &mut Init::new(seed, "transform", Kind::Double, model.device()),
+        )?,
+        width,
+    ))
 }
 
 /// The same, away from its start, where some are the identity.
@@ -46,7 +53,10 @@ fn noise(key: &str, shape: &[i64]) -> Tensor {
 
 /// T of the tokens of two sequences, with states at the tap before that do not depend on them.
 fn apply(transform: &dyn Transform, x: &Tensor) -> Result<Tensor> {
-    let around = Around { previous: Some(noise("previous", &x.size())), last: Some(Tensor::from_slice(&[1i64, 1, 5, 5, 5, 5])) };
+    let around = Around {
+        previous: Some(noise("previous", &x.size())),
+        last: Some(Tensor::from_slice(&[1i64, 1, 5, 5, 5, 5])),
+    };
     transform.forward(x, &around)
 }
 
@@ -97,7 +107,11 @@ fn linear(method: &Method<&'static TransformEntry>) -> Result<Verdict> {
     // Pooled states have nothing around them.
     let alone = transform.forward(&x, &Around::default())?;
     Ok(match Verdict::within("T(2x − 3y) is", off, 1e-9) {
-        Verdict::Holds => Verdict::within("T of states with nothing around them is", difference(&[alone], &[tx]), 1e-9),
+        Verdict::Holds => Verdict::within(
+            "T of states with nothing around them is",
+            difference(&[alone], &[tx]),
+            1e-9,
+        ),
         violated => violated,
     })
 }

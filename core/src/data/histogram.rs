@@ -8,16 +8,32 @@ const BAR: usize = 11;
 /// Bars of one character down to an eighth of one.
 const EIGHTHS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
 
-/// A line a bin, from the first that holds something to the last; a column each of `columns`. Three columns of up to
-/// a million fit into 80 characters.
+/// A line a bin, from the first that holds something to the last; a column each of `columns`. Three
+/// columns of up to a million fit into 80 characters.
 pub fn histogram(unit: &str, columns: &[(&str, &Lengths)]) -> String {
-    let bins = columns.iter().map(|(_, l)| l.histogram.as_slice()).max_by_key(|bins| bins.len()).unwrap_or_default();
+    let bins = columns
+        .iter()
+        .map(|(_, l)| l.histogram.as_slice())
+        .max_by_key(|bins| bins.len())
+        .unwrap_or_default();
     let count = |lengths: &Lengths, i: usize| lengths.histogram.get(i).map_or(0, |bin| bin.count);
     let empty = |i: &usize| columns.iter().all(|(_, l)| count(l, *i) == 0);
     let first = (0..bins.len()).find(|i| !empty(i)).unwrap_or_default();
-    let most = columns.iter().flat_map(|(_, l)| &l.histogram).map(|bin| bin.count).max().unwrap_or_default().max(1);
-    let (label, number) = (bins.iter().map(|b| range(b).chars().count()).max().unwrap_or_default().max(unit.len()), most.to_string().len());
-    let heads: String = columns.iter().map(|(name, _)| format!("  {name:<width$}", width = BAR + 1 + number)).collect();
+    let most = columns
+        .iter()
+        .flat_map(|(_, l)| &l.histogram)
+        .map(|bin| bin.count)
+        .max()
+        .unwrap_or_default()
+        .max(1);
+    let (label, number) = (
+        bins.iter().map(|b| range(b).chars().count()).max().unwrap_or_default().max(unit.len()),
+        most.to_string().len(),
+    );
+    let heads: String = columns
+        .iter()
+        .map(|(name, _)| format!("  {name:<width$}", width = BAR + 1 + number))
+        .collect();
     let mut text = format!("{}\n", format!("{unit:>label$}{heads}").trim_end());
     for (i, bin) in bins.iter().enumerate().skip(first) {
         let mut line = format!("{:>label$}", range(bin));
@@ -56,7 +72,8 @@ mod tests {
         let text = histogram("tokens", &[("prompt", &a), ("chosen", &b)]);
         assert_eq!(
             text,
-            "tokens  prompt           chosen\n   2–3                ·  █████▌       50\n   4–7  ███████████ 100                ·\n  8–15  ▏             1                ·\n"
+            "tokens  prompt           chosen\n   2–3                ·  █████▌       50\n   4–7  \
+                ███████████ 100                ·\n  8–15  ▏             1                ·\n"
         );
     }
 

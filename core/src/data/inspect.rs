@@ -1,5 +1,5 @@
-//! What is in a data set: how many pairs, which of them repeat or contradict each other, how long they are, and what a
-//! run would make of them.
+//! What is in a data set: how many pairs, which of them repeat or contradict each other, how long
+//! they are, and what a run would make of them.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashSet};
@@ -14,14 +14,17 @@ use super::Lengths;
 use crate::api::{Dataset, Message, PreferencePair, TemplateArgs, Text};
 use crate::error::Result;
 use crate::report::Progress;
-use crate::text::{Findings, Limits, Outcome, SkipReason, TokenPair, Tokenizer, fit, repeats, whole_pair};
+use crate::text::{
+    Findings, Limits, Outcome, SkipReason, TokenPair, Tokenizer, fit, repeats, whole_pair,
+};
 
 /// What an inspection is asked for.
 #[derive(Debug)]
 pub struct Asked<'a> {
     /// Splits, or parts of them; none = all that the data set has.
     pub splits: Option<Vec<String>>,
-    /// What turns text into tokens; without one, lengths are characters and nothing is known of what a run cuts.
+    /// What turns text into tokens; without one, lengths are characters and nothing is known of
+    /// what a run cuts.
     pub tokenizer: Option<&'a Tokenizer>,
     /// How long things may be in a run.
     pub limits: Limits,
@@ -67,7 +70,8 @@ pub struct SplitReport {
     pub without_prompt: usize,
     /// Pairs with a completion of no text.
     pub without_completion: usize,
-    /// Pairs whose completions both begin with the whole prompt, which the model would then read twice.
+    /// Pairs whose completions both begin with the whole prompt, which the model would then read
+    /// twice.
     pub prompt_repeated: usize,
     /// Pairs whose prompt is in the first of the splits too; none in the first itself.
     pub in_first: Option<usize>,
@@ -128,9 +132,17 @@ pub struct Completion {
 /// Reads a data set and says what is in it.
 ///
 /// # Errors
-/// A split that is not there or cannot be read, and a pair that the tokenizer or its chat template refuses.
-pub fn inspect(dataset: &dyn Dataset, asked: &Asked<'_>, progress: &mut dyn Progress) -> Result<Inspection> {
-    let names = asked.splits.clone().unwrap_or_else(|| dataset.splits().into_iter().map(|s| s.name).collect());
+/// A split that is not there or cannot be read, and a pair that the tokenizer or its chat template
+/// refuses.
+pub fn inspect(
+    dataset: &dyn Dataset,
+    asked: &Asked<'_>,
+    progress: &mut dyn Progress,
+) -> Result<Inspection> {
+    let names = asked
+        .splits
+        .clone()
+        .unwrap_or_else(|| dataset.splits().into_iter().map(|s| s.name).collect());
     let mut first = None;
     let splits = names
         .iter()
@@ -141,7 +153,12 @@ pub fn inspect(dataset: &dyn Dataset, asked: &Asked<'_>, progress: &mut dyn Prog
         })
         .collect::<Result<_>>()?;
     let unit = if asked.tokenizer.is_some() { "tokens" } else { "characters" };
-    Ok(Inspection { unit, max_length: asked.limits.max_length, max_prompt_length: asked.limits.max_prompt_length, splits })
+    Ok(Inspection {
+        unit,
+        max_length: asked.limits.max_length,
+        max_prompt_length: asked.limits.max_prompt_length,
+        splits,
+    })
 }
 
 /// Pairs that are looked at together: enough for every core, few enough to be held at once.
@@ -160,14 +177,20 @@ fn split(
     let info = super::info(dataset, name)?;
     let total = info.pairs.map(|n| n.min(asked.max_pairs.unwrap_or(n)) as u64);
     let (began, mut shown) = (Instant::now(), false);
-    let mut rows = super::rows(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
+    let mut rows =
+        super::rows(dataset, name)?.take(asked.max_pairs.unwrap_or(usize::MAX)).enumerate();
     let mut tally = Tally { used: asked.tokenizer.map(|_| Used::default()), ..Tally::default() };
     loop {
-        let chunk = rows.by_ref().take(CHUNK).map(|(i, row)| row.map(|(row, pair)| (i, row, pair))).collect::<Result<Vec<_>>>()?;
+        let chunk = rows
+            .by_ref()
+            .take(CHUNK)
+            .map(|(i, row)| row.map(|(row, pair)| (i, row, pair)))
+            .collect::<Result<Vec<_>>>()?;
         if chunk.is_empty() {
             break;
         }
-        let measured: Vec<Result<Measured>> = chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, asked)).collect();
+        let measured: Vec<Result<Measured>> =
+            chunk.par_iter().map(|(index, row, pair)| measure(*index, *row, pair, asked)).collect();
         for ((.., pair), measured) in chunk.iter().zip(measured) {
             tally.add(pair, measured?, first, asked);
         }
@@ -193,18 +216,35 @@ struct Measured {
     example: Option<Example>,
 }
 
-fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) -> Result<Measured> {
+fn measure(
+    number: usize,
+    row: usize,
+    pair: &PreferencePair,
+    asked: &Asked<'_>,
+) -> Result<Measured> {
     let (shown, index) = (number < asked.examples, row);
     let Some(tokenizer) = asked.tokenizer else {
         let texts = [&pair.prompt, &pair.chosen, &pair.rejected];
-        let plain = |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
-        let example =
-            shown.then(|| Example { index, dropped: None, prompt: prompt_written(pair), chosen: plain(&pair.chosen), rejected: plain(&pair.rejected) });
+        let plain =
+            |text: &Text| Completion { text: written(text), ids: Vec::new(), mask: Vec::new() };
+        let example = shown.then(|| Example {
+            index,
+            dropped: None,
+            prompt: prompt_written(pair),
+            chosen: plain(&pair.chosen),
+            rejected: plain(&pair.rejected),
+        });
         return Ok(Measured { lengths: texts.map(characters), outcome: None, example });
     };
     let (whole, prompt) = match whole_pair(tokenizer, number, row, pair, &asked.limits)? {
         Ok(whole) => whole,
-        Err(why) => return Ok(Measured { lengths: [0; 3], outcome: Some(Outcome::Dropped(why)), example: None }),
+        Err(why) => {
+            return Ok(Measured {
+                lengths: [0; 3],
+                outcome: Some(Outcome::Dropped(why)),
+                example: None,
+            });
+        }
     };
     let lengths = [&whole.prompt, &whole.chosen, &whole.rejected].map(|ids| ids.len() as u64);
     let example = |pair: &TokenPair, dropped: Option<SkipReason>| -> Result<Example> {
@@ -212,7 +252,13 @@ fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) 
             let mask = [vec![0; pair.prompt.len()], vec![1; ids.len()]].concat();
             Ok(Completion { text: tokenizer.decode(ids)?, ids: [&pair.prompt, ids].concat(), mask })
         };
-        Ok(Example { index, dropped, prompt: tokenizer.decode(&pair.prompt)?, chosen: completion(&pair.chosen)?, rejected: completion(&pair.rejected)? })
+        Ok(Example {
+            index,
+            dropped,
+            prompt: tokenizer.decode(&pair.prompt)?,
+            chosen: completion(&pair.chosen)?,
+            rejected: completion(&pair.rejected)?,
+        })
     };
     let uncut = shown.then(|| whole.clone());
     let outcome = fit(whole, prompt, &asked.limits);
@@ -228,13 +274,18 @@ fn measure(number: usize, row: usize, pair: &PreferencePair, asked: &Asked<'_>) 
 fn written(text: &Text) -> String {
     match text {
         Text::Plain(text) => text.clone(),
-        Text::Messages(messages) => messages.iter().map(message_written).collect::<Vec<_>>().join("\n"),
+        Text::Messages(messages) => {
+            messages.iter().map(message_written).collect::<Vec<_>>().join("\n")
+        }
     }
 }
 
 /// A message with all of its fields.
 fn message_written(message: &Message) -> String {
-    let extras: String = message.extras().map(|(name, value)| format!("\n  {name}: {}", value_written(value))).collect();
+    let extras: String = message
+        .extras()
+        .map(|(name, value)| format!("\n  {name}: {}", value_written(value)))
+        .collect();
     format!("{}: {}{extras}", message.role(), message.text())
 }
 
@@ -246,8 +297,10 @@ fn value_written(value: &Value) -> String {
 fn prompt_written(pair: &PreferencePair) -> String {
     let args = &pair.template_args;
     let [tools_column, variables_column] = TemplateArgs::COLUMNS;
-    let tools = args.tools().map(|tools| format!("{tools_column}: {}\n", Value::from(tools.to_vec())));
-    let variables = (!args.variables().is_empty()).then(|| format!("{variables_column}: {}\n", Value::Object(args.variables().clone())));
+    let tools =
+        args.tools().map(|tools| format!("{tools_column}: {}\n", Value::from(tools.to_vec())));
+    let variables = (!args.variables().is_empty())
+        .then(|| format!("{variables_column}: {}\n", Value::Object(args.variables().clone())));
     tools.into_iter().chain(variables).chain([written(&pair.prompt)]).collect()
 }
 
@@ -255,14 +308,18 @@ fn characters(text: &Text) -> u64 {
     match text {
         Text::Plain(text) => text.chars().count() as u64,
         Text::Messages(messages) => {
-            let extras = |m: &Message| m.extras().map(|(_, value)| value_written(value).chars().count() as u64).sum::<u64>();
+            let extras = |m: &Message| {
+                m.extras()
+                    .map(|(_, value)| value_written(value).chars().count() as u64)
+                    .sum::<u64>()
+            };
             messages.iter().map(|m| m.text().chars().count() as u64 + extras(m)).sum()
         }
     }
 }
 
-/// What has been counted so far. Texts are kept as their hashes: of ten million pairs, two are confused with a chance of
-/// one in 300,000.
+/// What has been counted so far. Texts are kept as their hashes: of ten million pairs, two are
+/// confused with a chance of one in 300,000.
 #[derive(Default)]
 struct Tally {
     pairs: usize,
@@ -282,24 +339,43 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, pair: &PreferencePair, measured: Measured, first: Option<&HashSet<u64>>, asked: &Asked<'_>) {
+    fn add(
+        &mut self,
+        pair: &PreferencePair,
+        measured: Measured,
+        first: Option<&HashSet<u64>>,
+        asked: &Asked<'_>,
+    ) {
         let whole = pair;
         let PreferencePair { prompt, chosen, rejected, template_args: args } = pair;
         self.pairs += 1;
         self.conversations += usize::from(matches!(chosen, Text::Messages(_)));
         self.identical += usize::from(chosen == rejected);
         self.without_prompt += usize::from(characters(prompt) == 0);
-        self.without_completion += usize::from([chosen, rejected].iter().any(|text| matches!(text, Text::Plain(text) if text.is_empty())));
+        self.without_completion += usize::from(
+            [chosen, rejected]
+                .iter()
+                .any(|text| matches!(text, Text::Plain(text) if text.is_empty())),
+        );
         self.prompt_repeated += usize::from(repeats(chosen, prompt) && repeats(rejected, prompt));
-        self.contradicted += usize::from(chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen, args))));
+        self.contradicted += usize::from(
+            chosen != rejected && self.seen.contains(&hash(&(prompt, rejected, chosen, args))),
+        );
         self.repeated += usize::from(!self.seen.insert(hash(&(prompt, chosen, rejected, args))));
         let prompt = hash(&(prompt, args));
         self.in_first += usize::from(first.is_some_and(|first| first.contains(&prompt)));
         self.prompts.insert(prompt);
         let [p, c, r] = measured.lengths;
-        self.lengths.iter_mut().zip([p, c, r, p + c.max(r)]).for_each(|(all, length)| all.push(length));
+        self.lengths
+            .iter_mut()
+            .zip([p, c, r, p + c.max(r)])
+            .for_each(|(all, length)| all.push(length));
         self.examples.extend(measured.example);
-        let (Some(used), Some(tokenizer), Some(outcome)) = (&mut self.used, asked.tokenizer, measured.outcome) else { return };
+        let (Some(used), Some(tokenizer), Some(outcome)) =
+            (&mut self.used, asked.tokenizer, measured.outcome)
+        else {
+            return;
+        };
         match outcome {
             Outcome::Dropped(why) => *used.dropped.entry(why).or_default() += 1,
             Outcome::Kept { pair, cut, prompt } => {

@@ -35,12 +35,22 @@ impl Lengths {
     pub fn of(mut lengths: Vec<u64>) -> Self {
         lengths.sort_unstable();
         // The nearest rank: a length that occurs.
-        let at = |share: f64| lengths.get(((share * lengths.len() as f64).ceil() as usize).saturating_sub(1)).copied().unwrap_or_default();
+        let at = |share: f64| {
+            lengths
+                .get(((share * lengths.len() as f64).ceil() as usize).saturating_sub(1))
+                .copied()
+                .unwrap_or_default()
+        };
         let max = lengths.last().copied().unwrap_or_default();
         let mut histogram: Vec<Bin> = Vec::new();
         for power in 0..=(u64::BITS - max.leading_zeros()) {
-            let (from, to) = if power == 0 { (0, 0) } else { (1 << (power - 1), u64::MAX >> (u64::BITS - power)) };
-            let count = lengths.partition_point(|l| *l <= to) - lengths.partition_point(|l| *l < from);
+            let (from, to) = if power == 0 {
+                (0, 0)
+            } else {
+                (1 << (power - 1), u64::MAX >> (u64::BITS - power))
+            };
+            let count =
+                lengths.partition_point(|l| *l <= to) - lengths.partition_point(|l| *l < from);
             histogram.push(Bin { from, to, count });
         }
         let mean = lengths.iter().map(|l| *l as f64).sum::<f64>() / lengths.len().max(1) as f64;
@@ -60,7 +70,10 @@ mod tests {
         assert_eq!((l.p50, l.p90, l.max, l.mean), (3, 8, 8, 3.5));
         let none = Lengths::of(vec![]);
         assert_eq!((none.p99, none.max, none.mean, none.histogram.len()), (0, 0, 0.0, 1));
-        assert_eq!(Lengths::of(vec![u64::MAX]).histogram.last().map(|b| (b.to, b.count)), Some((u64::MAX, 1)));
+        assert_eq!(
+            Lengths::of(vec![u64::MAX]).histogram.last().map(|b| (b.to, b.count)),
+            Some((u64::MAX, 1))
+        );
     }
 
     #[test]

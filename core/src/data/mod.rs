@@ -1,4 +1,5 @@
-//! Data sets from the outside: the part of one that is asked for, and what is in it before anything is trained.
+//! Data sets from the outside: the part of one that is asked for, and what is in it before anything
+//! is trained.
 
 mod histogram;
 mod inspect;
@@ -18,7 +19,8 @@ use crate::registry::Registry;
 /// Opens the experiment's data set.
 ///
 /// # Errors
-/// What the data set itself refuses: a field that does not fit, a file that is missing or holds no pairs.
+/// What the data set itself refuses: a field that does not fit, a file that is missing or holds no
+/// pairs.
 pub fn open(experiment: &Experiment, registry: &Registry) -> Result<Box<dyn Dataset>> {
     let entry = registry.dataset(&experiment.dataset.name)?;
     experiment.sources.check_data_paths(&experiment.dataset, registry)?;

@@ -33,8 +33,16 @@ impl Judged {
     /// A line with the numbers of pairs that are scored, dropped and cut.
     pub fn describe(&self) -> String {
         let data = &self.data;
-        let reasons: Vec<String> = data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
-        format!("pairs to score in `{}`: {}, {} dropped, {} cut{}", self.info.name, data.pairs.len(), data.dropped(), data.truncated(), reasons.concat())
+        let reasons: Vec<String> =
+            data.reasons().iter().map(|(why, n)| format!("; dropped {n}: {why}")).collect();
+        format!(
+            "pairs to score in `{}`: {}, {} dropped, {} cut{}",
+            self.info.name,
+            data.pairs.len(),
+            data.dropped(),
+            data.truncated(),
+            reasons.concat()
+        )
     }
 }
 
@@ -68,16 +76,35 @@ pub enum ScoreRow<'a> {
 
 impl SplitScores {
     /// Puts the pairs of a split together with their scores.
-    pub fn new(split: &str, max_length: usize, data: &Tokenised, base: Vec<PairScore>, trained: Option<Vec<PairScore>>) -> Self {
+    pub fn new(
+        split: &str,
+        max_length: usize,
+        data: &Tokenised,
+        base: Vec<PairScore>,
+        trained: Option<Vec<PairScore>>,
+    ) -> Self {
         let order = data.pairs.iter().map(|pair| pair.index).collect();
-        Self { split: split.to_owned(), max_length, base, trained, cuts: data.cuts.clone(), order, dropped: data.dropped.clone() }
+        Self {
+            split: split.to_owned(),
+            max_length,
+            base,
+            trained,
+            cuts: data.cuts.clone(),
+            order,
+            dropped: data.dropped.clone(),
+        }
     }
 
     /// All pairs in the data set's order, including those without a score.
     pub fn rows(&self) -> Vec<ScoreRow<'_>> {
         let trained = |i: usize| self.trained.as_ref().map(|scores| &scores[i]);
-        let scored = self.base.iter().enumerate().map(|(i, base)| (self.order[i], ScoreRow::Scored(base, trained(i), self.cuts[i])));
-        let mut rows: Vec<(usize, ScoreRow<'_>)> = scored.chain(self.dropped.iter().map(|d| (d.index, ScoreRow::Dropped(*d)))).collect();
+        let scored = self
+            .base
+            .iter()
+            .enumerate()
+            .map(|(i, base)| (self.order[i], ScoreRow::Scored(base, trained(i), self.cuts[i])));
+        let mut rows: Vec<(usize, ScoreRow<'_>)> =
+            scored.chain(self.dropped.iter().map(|d| (d.index, ScoreRow::Dropped(*d)))).collect();
         rows.sort_by_key(|(order, _)| *order);
         rows.into_iter().map(|(_, row)| row).collect()
     }
@@ -89,8 +116,8 @@ impl SplitScores {
 }
 
 impl ScoreRow<'_> {
-    /// JSON fields that say whether the pair was dropped or cut: `dropped` with the `reason`, or `truncated`, with the
-    /// `reason` if it is true.
+    /// JSON fields that say whether the pair was dropped or cut: `dropped` with the `reason`, or
+    /// `truncated`, with the `reason` if it is true.
     pub fn remarks(&self, split: &SplitScores) -> Map<String, Value> {
         let mut fields = Map::new();
         match self {
@@ -107,12 +134,17 @@ impl ScoreRow<'_> {
         fields
     }
 
-    /// Why the pair has no score, or a score of only a part of its text; `None` if all of it was scored.
+    /// Why the pair has no score, or a score of only a part of its text; `None` if all of it was
+    /// scored.
     pub fn reason(&self, split: &SplitScores) -> Option<String> {
         match self {
-            ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => Some(format!("{why} in {} tokens", split.max_length)),
+            ScoreRow::Dropped(DroppedPair { why: why @ SkipReason::PromptTooLong, .. }) => {
+                Some(format!("{why} in {} tokens", split.max_length))
+            }
             ScoreRow::Dropped(DroppedPair { why, .. }) => Some(why.to_string()),
-            ScoreRow::Scored(_, _, cut) if cut.any() => Some(format!("cut to {} tokens: {cut}", split.max_length)),
+            ScoreRow::Scored(_, _, cut) if cut.any() => {
+                Some(format!("cut to {} tokens: {cut}", split.max_length))
+            }
             ScoreRow::Scored(..) => None,
         }
     }
@@ -132,13 +164,15 @@ pub struct Evaluation {
 impl Evaluation {
     /// For a terminal.
     pub fn plain(&self) -> String {
-        let spoken = self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
+        let spoken =
+            self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.plain()));
         self.table.plain() + &spoken
     }
 
     /// For `eval/table.md`.
     pub fn markdown(&self) -> String {
-        let spoken = self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.markdown()));
+        let spoken =
+            self.completions.as_ref().map_or_else(String::new, |c| format!("\n{}", c.markdown()));
         self.table.markdown() + &spoken
     }
 
@@ -149,16 +183,19 @@ impl Evaluation {
         value
     }
 
-    /// Reads the table and the completions that [`write`](Self::write) left in `dir`, without the scores.
+    /// Reads the table and the completions that [`write`](Self::write) left in `dir`, without the
+    /// scores.
     ///
     /// # Errors
     /// Fails if there is no `summary.json`, or if it holds something else.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("summary.json");
         let within = || format!("cannot read `{}`", path.display());
-        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).within(within)?).map_err(|e| Error::new(within()).because(e))?;
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).within(within)?)
+            .map_err(|e| Error::new(within()).because(e))?;
         let completions = json.get_mut("completions").map(Value::take).unwrap_or_default();
-        let completions = serde_json::from_value(completions).map_err(|e| Error::new(within()).because(e))?;
+        let completions =
+            serde_json::from_value(completions).map_err(|e| Error::new(within()).because(e))?;
         let table = serde_json::from_value(json).map_err(|e| Error::new(within()).because(e))?;
         Ok(Self { table, completions, scores: Vec::new() })
     }
@@ -168,12 +205,16 @@ impl Evaluation {
     /// # Errors
     /// Where a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
+        std::fs::create_dir_all(dir)
+            .within(|| format!("cannot make the folder `{}`", dir.display()))?;
         let mut rows = String::new();
         for split in &self.scores {
             for row in split.rows() {
                 let mut line = match row {
-                    ScoreRow::Scored(base, trained, _) => json!({"split": split.split, "index": base.index, "base": base, "trained": trained}),
+                    ScoreRow::Scored(base, trained, _) => {
+                        json!({"split": split.split, "index": base.index, "base": base,
+                            "trained": trained})
+                    }
                     ScoreRow::Dropped(pair) => json!({"split": split.split, "index": pair.row}),
                 };
                 if let Some(fields) = line.as_object_mut() {
@@ -184,14 +225,19 @@ impl Evaluation {
         }
         crate::files::write_whole(&dir.join("pairs.jsonl"), rows.as_bytes())?;
         crate::files::write_whole(&dir.join("table.md"), self.markdown().as_bytes())?;
-        crate::files::write_whole(&dir.join("summary.json"), format!("{:#}\n", self.json()).as_bytes())
+        crate::files::write_whole(
+            &dir.join("summary.json"),
+            format!("{:#}\n", self.json()).as_bytes(),
+        )
     }
 }
 
-/// The splits that an evaluation scores: those that are named, each of which may be a part as `train[750:]`, or all.
+/// The splits that an evaluation scores: those that are named, each of which may be a part as
+/// `train[750:]`, or all.
 ///
 /// # Errors
-/// A name of a split that the data set does not have, or a part that is empty or cannot be understood.
+/// A name of a split that the data set does not have, or a part that is empty or cannot be
+/// understood.
 pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInfo>> {
     match &config.splits {
         None => Ok(dataset.splits()),
@@ -199,18 +245,29 @@ pub fn splits(dataset: &dyn Dataset, config: &EvalConfig) -> Result<Vec<SplitInf
     }
 }
 
-/// Reads the splits that the experiment scores, so that a bad pair is an error before anything is computed.
+/// Reads the splits that the experiment scores, so that a bad pair is an error before anything is
+/// computed.
 ///
 /// # Errors
-/// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable pair.
+/// Fails if the data set does not have a split, if a split cannot be read, or if it has no usable
+/// pair.
 pub fn read(session: &Session, experiment: &Experiment) -> Result<Vec<Judged>> {
     let config = &experiment.eval;
     let splits = splits(session.dataset.as_ref(), config)?;
-    splits.into_iter().map(|info| Ok(Judged { data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?, info })).collect()
+    splits
+        .into_iter()
+        .map(|info| {
+            Ok(Judged {
+                data: session.tokenise(&info.name, &experiment.train, config.max_pairs)?,
+                info,
+            })
+        })
+        .collect()
 }
 
-/// Scores the splits that were [`read`], with the base model and with `adapted`, and generates sample completions before and
-/// after training. `began` is the adapter that training began with; `None` if it began with the base model.
+/// Scores the splits that were [`read`], with the base model and with `adapted`, and generates
+/// sample completions before and after training. `began` is the adapter that training began with;
+/// `None` if it began with the base model.
 ///
 /// # Errors
 /// Fails if libtorch does; `Error::interrupted` when `stop` turned true.
@@ -245,17 +302,37 @@ pub fn evaluate(
         progress.stage(&format!("eval {}", split.name), Some(passes * pairs.len() as u64));
         let base = score_pairs(&session.model, None, pairs, config.tokens, stop, progress)?;
         let policy = match adapted {
-            Some(a) => Some(score_pairs(&session.model, Some(a), pairs, config.tokens, stop, progress)?),
+            Some(a) => {
+                Some(score_pairs(&session.model, Some(a), pairs, config.tokens, stop, progress)?)
+            }
             None => None,
         };
         progress.finish();
         let summary = match &policy {
-            Some(policy) => SplitSummary::compare(&split.name, &split.describes, &base, policy, config.score, experiment.train.seed)?,
-            None => SplitSummary::of_base(&split.name, &split.describes, &base, config.score, experiment.train.seed),
+            Some(policy) => SplitSummary::compare(
+                &split.name,
+                &split.describes,
+                &base,
+                policy,
+                config.score,
+                experiment.train.seed,
+            )?,
+            None => SplitSummary::of_base(
+                &split.name,
+                &split.describes,
+                &base,
+                config.score,
+                experiment.train.seed,
+            ),
         };
-        summaries.push(SplitSummary { dropped: data.dropped(), truncated: data.truncated(), ..summary });
+        summaries.push(SplitSummary {
+            dropped: data.dropped(),
+            truncated: data.truncated(),
+            ..summary
+        });
         scores.push(SplitScores::new(&split.name, experiment.train.max_length, data, base, policy));
     }
-    let table = Table::new(Table::title_of(experiment, registry), summaries).limited_to(experiment.train.max_length);
+    let table = Table::new(Table::title_of(experiment, registry), summaries)
+        .limited_to(experiment.train.max_length);
     Ok(Evaluation { table, completions, scores })
 }

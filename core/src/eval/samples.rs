@@ -64,17 +64,28 @@ const SHOWN: (usize, usize) = (2, 2);
 impl SampleCompletions {
     /// For a terminal.
     pub fn plain(&self) -> String {
-        let of = format!("greedy completions of prompts of {}, at most {} tokens each", self.split, self.max_new_tokens);
+        let of = format!(
+            "greedy completions of prompts of {}, at most {} tokens each",
+            self.split, self.max_new_tokens
+        );
         let trained = self.prompts.iter().any(|p| p.after.is_some());
         let who = match (trained, self.started_from) {
             (false, _) => String::new(),
-            (true, StartedFrom::Base) => "before: the base model; after: with the adapter\n".to_owned(),
-            (true, StartedFrom::InitAdapter) => "before: with the adapter that training began with; after: with the trained one\n".to_owned(),
+            (true, StartedFrom::Base) => {
+                "before: the base model; after: with the adapter\n".to_owned()
+            }
+            (true, StartedFrom::InitAdapter) => {
+                "before: with the adapter that training began with; after: with the trained one\n"
+                    .to_owned()
+            }
         };
         let mut text = format!("{of}\n{who}");
         for answered in &self.prompts {
             text.push('\n');
-            text += &block("prompt", &lines::shortened(&shown(&last_turn(&answered.prompt)), WIDTH - NAME, SHOWN));
+            text += &block(
+                "prompt",
+                &lines::shortened(&shown(&last_turn(&answered.prompt)), WIDTH - NAME, SHOWN),
+            );
             match &answered.after {
                 None => text += &block("model", &answered.before.lines()),
                 Some(after) => {
@@ -92,7 +103,10 @@ impl SampleCompletions {
             Some((head, blocks)) => (head.replace('\n', "  \n"), blocks.to_owned()),
             None => (self.plain(), String::new()),
         };
-        let code: String = blocks.lines().map(|line| if line.is_empty() { "\n".to_owned() } else { format!("    {line}\n") }).collect();
+        let code: String = blocks
+            .lines()
+            .map(|line| if line.is_empty() { "\n".to_owned() } else { format!("    {line}\n") })
+            .collect();
         format!("{head}\n\n{code}")
     }
 }
@@ -122,7 +136,11 @@ fn shown(text: &str) -> String {
 /// Lines behind a name.
 fn block(name: &str, lines: &[String]) -> String {
     let head = |i: usize| if i == 0 { name } else { "" };
-    lines.iter().enumerate().map(|(i, line)| format!("{:<NAME$}{}\n", head(i), line.trim_end())).collect()
+    lines
+        .iter()
+        .enumerate()
+        .map(|(i, line)| format!("{:<NAME$}{}\n", head(i), line.trim_end()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -134,12 +152,20 @@ mod tests {
     }
 
     fn completions(after: Option<Sample>) -> SampleCompletions {
-        let prompt = Text::Messages(vec![Message::new("system", "Be brief."), Message::new("user", "Is it?\nSay so.")]);
+        let prompt = Text::Messages(vec![
+            Message::new("system", "Be brief."),
+            Message::new("user", "Is it?\nSay so."),
+        ]);
         SampleCompletions {
             split: "test".to_owned(),
             max_new_tokens: 3,
             started_from: StartedFrom::Base,
-            prompts: vec![SampledPrompt { index: 4, prompt, before: said("It is. And\u{1b}[31m", false), after }],
+            prompts: vec![SampledPrompt {
+                index: 4,
+                prompt,
+                before: said("It is. And\u{1b}[31m", false),
+                after,
+            }],
         }
     }
 
@@ -147,11 +173,15 @@ mod tests {
     fn before_and_after_stand_below_each_other() {
         assert_eq!(
             completions(Some(said(" ", true))).plain(),
-            "greedy completions of prompts of test, at most 3 tokens each\nbefore: the base model; after: with the adapter\n\n\
+            "greedy completions of prompts of test, at most 3 tokens each\nbefore: the base \
+                model; after: with the adapter\n\n\
              prompt  Is it?⏎\n        Say so.\nbefore  It is. And\\u{1b}[31m …\nafter   (nothing)\n"
         );
         let alone = completions(None).plain();
-        assert!(alone.ends_with("\nmodel   It is. And\\u{1b}[31m …\n") && !alone.contains("before"), "{alone}");
+        assert!(
+            alone.ends_with("\nmodel   It is. And\\u{1b}[31m …\n") && !alone.contains("before"),
+            "{alone}"
+        );
     }
 
     #[test]
@@ -160,8 +190,15 @@ mod tests {
         completions.prompts.push(completions.prompts[0].clone());
         let text = completions.markdown();
         let (head, blocks) = text.split_once("\n\n").expect("a head");
-        assert_eq!(head, "greedy completions of prompts of test, at most 3 tokens each  \nbefore: the base model; after: with the adapter");
-        assert!(blocks.contains("    after   # head⏎\n            ⏎\n            ```⏎\n"), "{blocks}");
+        assert_eq!(
+            head,
+            "greedy completions of prompts of test, at most 3 tokens each  \nbefore: the base \
+                model; after: with the adapter"
+        );
+        assert!(
+            blocks.contains("    after   # head⏎\n            ⏎\n            ```⏎\n"),
+            "{blocks}"
+        );
         assert!(blocks.lines().all(|l| l.is_empty() || l.starts_with("    ")), "{blocks}");
     }
 
@@ -171,6 +208,9 @@ mod tests {
         completions.prompts[0].prompt = Text::Plain("line\n".repeat(50));
         let text = completions.plain();
         assert!(text.lines().skip(2).all(|l| l.chars().count() <= WIDTH), "{text}");
-        assert!(text.contains("        … 46 lines …\n") && text.matches("word").count() == 100, "{text}");
+        assert!(
+            text.contains("        … 46 lines …\n") && text.matches("word").count() == 100,
+            "{text}"
+        );
     }
 }

@@ -13,8 +13,8 @@ use crate::model::{Adapted, Detail, Model};
 use crate::report::Progress;
 use crate::text::TokenPair;
 
-/// Scores every pair, in the order given, with the adapter where one is given. A pass holds at most `tokens` tokens, or
-/// one pair.
+/// Scores every pair, in the order given, with the adapter where one is given. A pass holds at most
+/// `tokens` tokens, or one pair.
 ///
 /// # Errors
 /// What libtorch says; `Error::interrupted` when `stop` turned true.
@@ -30,13 +30,22 @@ pub fn score_pairs(
     let mut scores = Vec::with_capacity(pairs.len());
     for now in passes(pairs, tokens) {
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::interrupted(format!("interrupted after {} of {} pairs were scored", scores.len(), pairs.len())));
+            return Err(Error::interrupted(format!(
+                "interrupted after {} of {} pairs were scored",
+                scores.len(),
+                pairs.len()
+            )));
         }
         let batch = PairBatch::of(&now.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model)?;
-        let reached = model.forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
+        let reached = model
+            .forward(&batch.stream, Request { adapted, hidden: true, ..Request::default() })?;
         if let Some(hidden) = &reached.hidden {
             let (logps, _) = model.logprobs(hidden, &batch.predicted, Detail::None)?;
-            let sums = |side: Side| -> Result<Vec<f64>> { Ok(Vec::<f64>::try_from(batch.tokens_of(&logps, side)?.sum().to_kind(Kind::Double))?) };
+            let sums = |side: Side| -> Result<Vec<f64>> {
+                Ok(Vec::<f64>::try_from(
+                    batch.tokens_of(&logps, side)?.sum().to_kind(Kind::Double),
+                )?)
+            };
             let Sides { chosen, rejected } = Sides::try_of(sums)?;
             for ((pair, chosen), rejected) in now.iter().zip(chosen).zip(rejected) {
                 scores.push(PairScore {

@@ -1,6 +1,7 @@
 //! From scores of pairs to the figures of a table, each with its interval.
 //!
-//! Numbers in, numbers out: no model and no tensor, so that every figure can be worked out by hand in a test.
+//! Numbers in, numbers out: no model and no tensor, so that every figure can be worked out by hand
+//! in a test.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -47,7 +48,8 @@ pub struct PairScore {
 }
 
 impl PairScore {
-    /// 1 where the chosen completion scores higher, ½ for a tie, 0 otherwise and where a score is no number.
+    /// 1 where the chosen completion scores higher, ½ for a tie, 0 otherwise and where a score is
+    /// no number.
     fn right(&self, score: Score) -> f64 {
         match self.chosen.score(score).partial_cmp(&self.rejected.score(score)) {
             Some(std::cmp::Ordering::Greater) => 1.0,
@@ -92,9 +94,11 @@ pub struct SplitSummary {
     pub data: String,
     /// Pairs.
     pub n: usize,
-    /// Pairs among them with a score that is no finite number: wrong in an accuracy, left out of the other figures.
+    /// Pairs among them with a score that is no finite number: wrong in an accuracy, left out of
+    /// the other figures.
     pub not_finite: usize,
-    /// Pairs that were read but not scored, because the prompt is too long or a completion is empty.
+    /// Pairs that were read but not scored, because the prompt is too long or a completion is
+    /// empty.
     #[serde(default)]
     pub dropped: usize,
     /// Scored pairs that were cut to `train.max_length`.
@@ -118,18 +122,42 @@ impl SplitSummary {
     ///
     /// # Errors
     /// Scores of different pairs.
-    pub fn compare(split: &str, data: &str, base: &[PairScore], policy: &[PairScore], score: Score, seed: u64) -> Result<Self> {
+    pub fn compare(
+        split: &str,
+        data: &str,
+        base: &[PairScore],
+        policy: &[PairScore],
+        score: Score,
+        seed: u64,
+    ) -> Result<Self> {
         if base.len() != policy.len() || base.iter().zip(policy).any(|(b, p)| b.index != p.index) {
-            return Err(Error::internal(format!("the scores of split `{split}` are not of the same pairs for both models")));
+            return Err(Error::internal(format!(
+                "the scores of split `{split}` are not of the same pairs for both models"
+            )));
         }
         let rows: Vec<Row> = base.iter().zip(policy).map(|(b, p)| Row::new(b, p, score)).collect();
         let Figures { base, change } = Figures::of(&rows, seed);
         Ok(Self::with(split, data, &rows, base, Some(change)))
     }
 
-    fn with(split: &str, data: &str, rows: &[Row], base_accuracy: Option<Estimate>, change: Option<Change>) -> Self {
+    fn with(
+        split: &str,
+        data: &str,
+        rows: &[Row],
+        base_accuracy: Option<Estimate>,
+        change: Option<Change>,
+    ) -> Self {
         let not_finite = rows.iter().filter(|r| !r.finite).count();
-        Self { split: split.to_owned(), data: data.to_owned(), n: rows.len(), not_finite, dropped: 0, truncated: 0, base_accuracy, change }
+        Self {
+            split: split.to_owned(),
+            data: data.to_owned(),
+            n: rows.len(),
+            not_finite,
+            dropped: 0,
+            truncated: 0,
+            base_accuracy,
+            change,
+        }
     }
 }
 
@@ -146,12 +174,21 @@ impl Row {
     fn new(base: &PairScore, policy: &PairScore, score: Score) -> Self {
         let margin = |p: &PairScore| p.chosen.logp_sum - p.rejected.logp_sum;
         let theta = margin(policy) - margin(base);
-        // log ppl = −mean logp, so the base's minus the policy's is the policy's mean minus the base's.
+        // log ppl = −mean logp, so the base's minus the policy's is the policy's mean minus the
+        // base's.
         let log_ppl = policy.chosen.mean() - base.chosen.mean();
         let scores = [base.chosen, base.rejected, policy.chosen, policy.rejected];
-        let finite = theta.is_finite() && log_ppl.is_finite() && scores.iter().all(|s| s.score(score).is_finite());
+        let finite = theta.is_finite()
+            && log_ppl.is_finite()
+            && scores.iter().all(|s| s.score(score).is_finite());
         let zero_unless_finite = |v| if finite { v } else { 0.0 };
-        Self { base: base.right(score), policy: policy.right(score), theta: zero_unless_finite(theta), log_ppl: zero_unless_finite(log_ppl), finite }
+        Self {
+            base: base.right(score),
+            policy: policy.right(score),
+            theta: zero_unless_finite(theta),
+            log_ppl: zero_unless_finite(log_ppl),
+            finite,
+        }
     }
 }
 
@@ -210,11 +247,15 @@ impl Figures {
             sums
         };
         let all = sums(&mut (0..rows.len()));
-        // One set of resamples for both models and all figures: differences are between the same pairs.
+        // One set of resamples for both models and all figures: differences are between the same
+        // pairs.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let resamples = if rows.is_empty() { 0 } else { RESAMPLES };
-        let drawn: Vec<Sums> = (0..resamples).map(|_| sums(&mut (0..rows.len()).map(|_| rng.random_range(0..rows.len())))).collect();
-        let estimate = |figure: fn(&Sums) -> f64| estimate(figure(&all), drawn.iter().map(figure).collect());
+        let drawn: Vec<Sums> = (0..resamples)
+            .map(|_| sums(&mut (0..rows.len()).map(|_| rng.random_range(0..rows.len()))))
+            .collect();
+        let estimate =
+            |figure: fn(&Sums) -> f64| estimate(figure(&all), drawn.iter().map(figure).collect());
         Self {
             base: estimate(Sums::base),
             change: Change {
@@ -228,14 +269,19 @@ impl Figures {
     }
 }
 
-/// The value with the 2.5th and 97.5th percentile of `resampled`; none where the value is no number.
+/// The value with the 2.5th and 97.5th percentile of `resampled`; none where the value is no
+/// number.
 fn estimate(value: f64, mut resampled: Vec<f64>) -> Option<Estimate> {
     if !value.is_finite() {
         return None;
     }
     resampled.retain(|v| v.is_finite());
     resampled.sort_by(f64::total_cmp);
-    Some(Estimate { value, low: quantile(&resampled, 0.025).unwrap_or(value), high: quantile(&resampled, 0.975).unwrap_or(value) })
+    Some(Estimate {
+        value,
+        low: quantile(&resampled, 0.025).unwrap_or(value),
+        high: quantile(&resampled, 0.975).unwrap_or(value),
+    })
 }
 
 /// The q-quantile of sorted values, between neighbours in a line.
@@ -261,17 +307,28 @@ mod tests {
 
     /// Means of the base: −2 vs −3 (right), −4 vs −2 (wrong), −1 vs −1 (tie), −3 vs −2 (wrong).
     fn base() -> Vec<PairScore> {
-        vec![pair(0, (-4.0, 2), (-9.0, 3)), pair(1, (-8.0, 2), (-4.0, 2)), pair(2, (-3.0, 3), (-2.0, 2)), pair(3, (-6.0, 2), (-4.0, 2))]
+        vec![
+            pair(0, (-4.0, 2), (-9.0, 3)),
+            pair(1, (-8.0, 2), (-4.0, 2)),
+            pair(2, (-3.0, 3), (-2.0, 2)),
+            pair(3, (-6.0, 2), (-4.0, 2)),
+        ]
     }
 
     /// All four right; log ppl of y⁺ falls by 0.5, 3, 0.5 and 2.
     fn policy() -> Vec<PairScore> {
-        vec![pair(0, (-3.0, 2), (-9.0, 3)), pair(1, (-2.0, 2), (-5.0, 2)), pair(2, (-1.5, 3), (-4.0, 2)), pair(3, (-2.0, 2), (-4.0, 2))]
+        vec![
+            pair(0, (-3.0, 2), (-9.0, 3)),
+            pair(1, (-2.0, 2), (-5.0, 2)),
+            pair(2, (-1.5, 3), (-4.0, 2)),
+            pair(3, (-2.0, 2), (-4.0, 2)),
+        ]
     }
 
     #[test]
     fn the_figures_are_those_worked_out_by_hand() {
-        let s = SplitSummary::compare("test", "math", &base(), &policy(), Score::Mean, 0).expect("same pairs");
+        let s = SplitSummary::compare("test", "math", &base(), &policy(), Score::Mean, 0)
+            .expect("same pairs");
         let c = s.change.expect("two models");
         assert_eq!((s.n, s.not_finite), (4, 0));
         assert_eq!(value(s.base_accuracy), 1.5 / 4.0);
@@ -293,27 +350,41 @@ mod tests {
 
     #[test]
     fn intervals_hold_their_value_and_repeat_with_the_seed() {
-        let of = |seed| SplitSummary::compare("test", "", &base(), &policy(), Score::Mean, seed).expect("same pairs");
+        let of = |seed| {
+            SplitSummary::compare("test", "", &base(), &policy(), Score::Mean, seed)
+                .expect("same pairs")
+        };
         assert_eq!(of(3), of(3));
         let c = of(3).change.expect("two models");
-        for e in [c.accuracy, c.ratio, c.points, c.margin_gain, c.perplexity_ratio].map(|e| e.expect("a figure")) {
+        for e in [c.accuracy, c.ratio, c.points, c.margin_gain, c.perplexity_ratio]
+            .map(|e| e.expect("a figure"))
+        {
             assert!(e.low <= e.value && e.value <= e.high, "{e:?}");
         }
     }
 
     #[test]
     fn the_interval_of_a_share_is_near_the_normal_one() {
-        let scores: Vec<PairScore> = (0..400).map(|i| pair(i, (if i < 240 { -1.0 } else { -3.0 }, 1), (-2.0, 1))).collect();
-        let e = SplitSummary::of_base("test", "", &scores, Score::Mean, 1).base_accuracy.expect("a figure");
+        let scores: Vec<PairScore> =
+            (0..400).map(|i| pair(i, (if i < 240 { -1.0 } else { -3.0 }, 1), (-2.0, 1))).collect();
+        let e = SplitSummary::of_base("test", "", &scores, Score::Mean, 1)
+            .base_accuracy
+            .expect("a figure");
         let half = 1.96 * (0.6_f64 * 0.4 / 400.0).sqrt();
-        assert!((e.low - (0.6 - half)).abs() < 0.008 && (e.high - (0.6 + half)).abs() < 0.008, "{e:?}");
+        assert!(
+            (e.low - (0.6 - half)).abs() < 0.008 && (e.high - (0.6 + half)).abs() < 0.008,
+            "{e:?}"
+        );
     }
 
     #[test]
     fn a_base_that_is_never_right_gives_no_ratio() {
         let wrong: Vec<PairScore> = (0..3).map(|i| pair(i, (-3.0, 1), (-1.0, 1))).collect();
         let right: Vec<PairScore> = (0..3).map(|i| pair(i, (-1.0, 1), (-3.0, 1))).collect();
-        let c = SplitSummary::compare("test", "", &wrong, &right, Score::Mean, 0).expect("same pairs").change.expect("two models");
+        let c = SplitSummary::compare("test", "", &wrong, &right, Score::Mean, 0)
+            .expect("same pairs")
+            .change
+            .expect("two models");
         assert_eq!(c.ratio, None);
         assert_eq!(value(c.points), 100.0);
     }
@@ -324,7 +395,8 @@ mod tests {
         broken[1].chosen.logp_sum = f64::NAN;
         broken[2].rejected.tokens = 0;
         broken[2].rejected.logp_sum = 0.0;
-        let s = SplitSummary::compare("test", "", &base(), &broken, Score::Mean, 0).expect("same pairs");
+        let s = SplitSummary::compare("test", "", &base(), &broken, Score::Mean, 0)
+            .expect("same pairs");
         let c = s.change.expect("two models");
         assert_eq!(s.not_finite, 2);
         assert_eq!(value(c.accuracy), 0.5);
@@ -339,7 +411,11 @@ mod tests {
 
     #[test]
     fn scores_of_other_pairs_are_refused() {
-        let e = SplitSummary::compare("oos", "", &base(), &policy()[1..], Score::Mean, 0).unwrap_err();
-        assert_eq!(e.message(), "the scores of split `oos` are not of the same pairs for both models");
+        let e =
+            SplitSummary::compare("oos", "", &base(), &policy()[1..], Score::Mean, 0).unwrap_err();
+        assert_eq!(
+            e.message(),
+            "the scores of split `oos` are not of the same pairs for both models"
+        );
     }
 }

@@ -16,19 +16,23 @@ pub struct Table {
     pub title: String,
     /// A row each, from what was trained on to what is farthest from it.
     pub splits: Vec<SplitSummary>,
-    /// Most tokens of prompt and completion together; `None` if there was no limit or it is not known.
+    /// Most tokens of prompt and completion together; `None` if there was no limit or it is not
+    /// known.
     pub max_length: Option<usize>,
 }
 
 impl Table {
     /// Orders the splits: train, test, oos, rnd, then the others as they come.
     pub fn new(title: impl Into<String>, mut splits: Vec<SplitSummary>) -> Self {
-        let place = |s: &SplitSummary| ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX);
+        let place = |s: &SplitSummary| {
+            ["train", "test", "oos", "rnd"].iter().position(|n| *n == s.split).unwrap_or(usize::MAX)
+        };
         splits.sort_by_key(place);
         Self { title: title.into(), splits, max_length: None }
     }
 
-    /// The same table, for pairs that were limited to so many tokens; `usize::MAX` means that there was no limit.
+    /// The same table, for pairs that were limited to so many tokens; `usize::MAX` means that there
+    /// was no limit.
     #[must_use]
     pub fn limited_to(mut self, tokens: usize) -> Self {
         self.max_length = Some(tokens).filter(|tokens| *tokens != usize::MAX);
@@ -38,7 +42,11 @@ impl Table {
     /// The title of a run: its methods, data (with the text that chose a part of it) and model.
     pub fn title_of(experiment: &Experiment, registry: &Registry) -> String {
         let method: Vec<&str> =
-            [&experiment.intervention, &experiment.transform, &experiment.adapter].iter().map(|c| c.name.as_str()).filter(|n| *n != "none").collect();
+            [&experiment.intervention, &experiment.transform, &experiment.adapter]
+                .iter()
+                .map(|c| c.name.as_str())
+                .filter(|n| *n != "none")
+                .collect();
         let last = |path: &str| {
             let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
             match name.split_once('@') {
@@ -49,7 +57,9 @@ impl Table {
         let data = &experiment.dataset;
         let field = registry.dataset(&data.name).ok().and_then(|entry| entry.argument);
         let argument = field.and_then(|field| data.config.get(field)?.as_str());
-        let part = argument.filter(|a| !a.is_empty()).map_or_else(String::new, |a| format!(":{}", last(a)));
+        let part = argument
+            .filter(|a| !a.is_empty())
+            .map_or_else(String::new, |a| format!(":{}", last(a)));
         format!("{} on {}{part}, {}", method.join(" × "), data.name, last(&experiment.model))
     }
 
@@ -74,17 +84,32 @@ impl Table {
     }
 
     fn grid(&self) -> Grid {
-        let mut columns = vec![("split", Align::Left), ("data", Align::Left), ("n", Align::Right), ("base acc", Align::Right)];
+        let mut columns = vec![
+            ("split", Align::Left),
+            ("data", Align::Left),
+            ("n", Align::Right),
+            ("base acc", Align::Right),
+        ];
         if self.compares() {
-            columns.extend(["acc", "ratio", "points (95 % CI)", "margin gain", "ppl ratio"].map(|c| (c, Align::Right)));
+            columns.extend(
+                ["acc", "ratio", "points (95 % CI)", "margin gain", "ppl ratio"]
+                    .map(|c| (c, Align::Right)),
+            );
         }
         let mut grid = Grid::new(columns);
         for s in &self.splits {
-            let mut row = vec![s.split.clone(), s.data.clone(), s.n.to_string(), value(s.base_accuracy, |v| format!("{v:.3}"))];
+            let mut row = vec![
+                s.split.clone(),
+                s.data.clone(),
+                s.n.to_string(),
+                value(s.base_accuracy, |v| format!("{v:.3}")),
+            ];
             if let Some(c) = &s.change {
                 row.push(value(c.accuracy, |v| format!("{v:.3}")));
                 row.push(value(c.ratio, |v| format!("{v:.2}")));
-                row.push(c.points.map_or_else(dash, |e| format!("{} [{}, {}]", signed(e.value, 1), signed(e.low, 1), signed(e.high, 1))));
+                row.push(c.points.map_or_else(dash, |e| {
+                    format!("{} [{}, {}]", signed(e.value, 1), signed(e.low, 1), signed(e.high, 1))
+                }));
                 row.push(value(c.margin_gain, |v| signed(v, 2)));
                 row.push(self.perplexity(c.perplexity_ratio));
             }
@@ -93,48 +118,81 @@ impl Table {
         grid
     }
 
-    /// A perplexity ratio, marked where it is low. If some cell is marked, the others end in a blank, so that digits align.
+    /// A perplexity ratio, marked where it is low. If some cell is marked, the others end in a
+    /// blank, so that digits align.
     fn perplexity(&self, ratio: Option<Estimate>) -> String {
         let marked = |ratio: Option<Estimate>| perplexity_mark(ratio).len();
-        let widest = self.splits.iter().map(|s| s.change.as_ref().map_or(0, |c| marked(c.perplexity_ratio))).max().unwrap_or(0);
+        let widest = self
+            .splits
+            .iter()
+            .map(|s| s.change.as_ref().map_or(0, |c| marked(c.perplexity_ratio)))
+            .max()
+            .unwrap_or(0);
         format!("{}{:widest$}", value(ratio, |v| format!("{v:.2}")), perplexity_mark(ratio))
     }
 
     fn legend(&self, line_end: &str) -> String {
-        let mut lines = vec!["acc: share of pairs whose chosen completion scores higher, ties count one half".to_owned()];
+        let mut lines = vec![
+            "acc: share of pairs whose chosen completion scores higher, ties count one half"
+                .to_owned(),
+        ];
         if self.compares() {
-            lines[0].push_str("; ratio: acc / base acc; points: 100·(acc − base acc), no change where the interval holds 0");
+            lines[0].push_str(
+                "; ratio: acc / base acc; points: 100·(acc − base acc), no change \
+                where the interval holds 0",
+            );
             lines.push(
-                "margin gain: mean growth of log p(chosen) − log p(rejected), nats; ppl ratio: below 1 the model got worse at the chosen text".to_owned(),
+                "margin gain: mean growth of log p(chosen) − log p(rejected), nats; ppl ratio: \
+                    below 1 the model got worse at the chosen text"
+                    .to_owned(),
             );
         }
-        if self.splits.iter().filter_map(|s| s.change.as_ref()).any(|c| !perplexity_mark(c.perplexity_ratio).is_empty()) {
+        if self
+            .splits
+            .iter()
+            .filter_map(|s| s.change.as_ref())
+            .any(|c| !perplexity_mark(c.perplexity_ratio).is_empty())
+        {
             lines.push(PERPLEXITY_NOTE.to_owned());
         }
         let broken: usize = self.splits.iter().map(|s| s.not_finite).sum();
         if broken > 0 {
             let pairs = if broken == 1 { "1 pair has" } else { &format!("{broken} pairs have") };
-            lines.push(format!("{pairs} a score that is no finite number: wrong in acc, left out elsewhere"));
+            lines.push(format!(
+                "{pairs} a score that is no finite number: wrong in acc, left out elsewhere"
+            ));
         }
-        lines.extend(self.splits.iter().filter_map(|s| not_whole(&s.split, s.dropped, s.truncated, self.max_length)));
+        lines.extend(
+            self.splits
+                .iter()
+                .filter_map(|s| not_whole(&s.split, s.dropped, s.truncated, self.max_length)),
+        );
         lines.join(line_end) + "\n"
     }
 }
 
 /// A line with the numbers of dropped and cut pairs of a split; `None` if there are none.
-pub fn not_whole(split: &str, dropped: usize, truncated: usize, max_length: Option<usize>) -> Option<String> {
-    let limit = max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
-    (dropped + truncated > 0).then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
+pub fn not_whole(
+    split: &str,
+    dropped: usize,
+    truncated: usize,
+    max_length: Option<usize>,
+) -> Option<String> {
+    let limit =
+        max_length.map_or_else(String::new, |tokens| format!("; a pair may have {tokens} tokens"));
+    (dropped + truncated > 0)
+        .then(|| format!("{split}: pairs dropped: {dropped}, scored but cut: {truncated}{limit}"))
 }
 
 /// A perplexity ratio below this is marked.
 const LOW_PERPLEXITY_RATIO: f64 = 0.5;
 
 /// The footnote for [`perplexity_mark`].
-pub const PERPLEXITY_NOTE: &str =
-    "*: ppl ratio below 0.5 or unknown: the chosen text is at least twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
+pub const PERPLEXITY_NOTE: &str = "*: ppl ratio below 0.5 or unknown: the chosen text is at least \
+    twice as perplexing as before, so the accuracy may be that of a model whose text is broken";
 
-/// The mark behind a perplexity ratio below 0.5, or behind one that could not be computed; empty for any other.
+/// The mark behind a perplexity ratio below 0.5, or behind one that could not be computed; empty
+/// for any other.
 pub fn perplexity_mark(ratio: Option<Estimate>) -> &'static str {
     // Written so that NaN is marked.
     if ratio.is_some_and(|r| r.value >= LOW_PERPLEXITY_RATIO) { "" } else { "*" }
@@ -151,7 +209,11 @@ fn dash() -> String {
 /// With its sign, and without one where it rounds to zero.
 fn signed(v: f64, digits: usize) -> String {
     let text = format!("{v:+.digits$}");
-    if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') { text } else { text.trim_start_matches(['+', '-']).to_owned() }
+    if text.bytes().any(|b| b.is_ascii_digit() && b != b'0') {
+        text
+    } else {
+        text.trim_start_matches(['+', '-']).to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +226,16 @@ mod tests {
     }
 
     fn split(name: &str, data: &str, change: Option<Change>) -> SplitSummary {
-        SplitSummary { split: name.into(), data: data.into(), n: 100, not_finite: 0, dropped: 0, truncated: 0, base_accuracy: estimate(0.5, 0.4, 0.6), change }
+        SplitSummary {
+            split: name.into(),
+            data: data.into(),
+            n: 100,
+            not_finite: 0,
+            dropped: 0,
+            truncated: 0,
+            base_accuracy: estimate(0.5, 0.4, 0.6),
+            change,
+        }
     }
 
     fn change() -> Change {
@@ -181,7 +252,11 @@ mod tests {
     fn rows_go_from_near_to_far_and_numbers_align() {
         let table = Table::new(
             "a × b on c, m",
-            vec![split("other", "x", Some(change())), split("oos", "easy|hard", Some(change())), split("train", "math", Some(change()))],
+            vec![
+                split("other", "x", Some(change())),
+                split("oos", "easy|hard", Some(change())),
+                split("train", "math", Some(change())),
+            ],
         );
         let lines: Vec<String> = table.plain().lines().map(str::to_owned).collect();
         assert_eq!(
@@ -189,10 +264,14 @@ mod tests {
             [
                 "a × b on c, m",
                 "",
-                "split  data         n  base acc    acc  ratio    points (95 % CI)  margin gain  ppl ratio",
-                "train  math       100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
-                "oos    easy|hard  100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
-                "other  x          100     0.500  0.620      –  +12.0 [0.0, +24.0]        -3.46       0.93",
+                "split  data         n  base acc    acc  ratio    points (95 % CI)  margin gain  \
+                    ppl ratio",
+                "train  math       100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
+                    -3.46       0.93",
+                "oos    easy|hard  100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
+                    -3.46       0.93",
+                "other  x          100     0.500  0.620      –  +12.0 [0.0, +24.0]        \
+                    -3.46       0.93",
             ]
         );
         assert!(table.markdown().contains("| oos   | easy\\|hard | 100 |"), "{}", table.markdown());
@@ -200,15 +279,27 @@ mod tests {
 
     #[test]
     fn a_perplexity_ratio_below_a_half_is_marked_and_explained() {
-        let ratio = |r: Option<f64>| Change { perplexity_ratio: r.and_then(|r| estimate(r, r, r)), ..change() };
-        let table = |ratios: &[Option<f64>]| Table::new("t", ratios.iter().map(|r| split("s", "d", Some(ratio(*r)))).collect());
+        let ratio = |r: Option<f64>| Change {
+            perplexity_ratio: r.and_then(|r| estimate(r, r, r)),
+            ..change()
+        };
+        let table = |ratios: &[Option<f64>]| {
+            Table::new("t", ratios.iter().map(|r| split("s", "d", Some(ratio(*r)))).collect())
+        };
         let marked = table(&[Some(0.31), Some(1.05), None]);
         for text in [marked.plain(), marked.markdown()] {
-            assert!(text.contains("0.31*") && text.contains("1.05") && text.contains("–*"), "{text}");
+            assert!(
+                text.contains("0.31*") && text.contains("1.05") && text.contains("–*"),
+                "{text}"
+            );
             assert!(text.contains("*: ppl ratio below 0.5 or unknown"), "{text}");
         }
         // Digits stand below digits.
-        let ends: Vec<usize> = marked.plain().lines().filter_map(|l| Some(l.find("0.31").or(l.find("1.05"))? + 4)).collect();
+        let ends: Vec<usize> = marked
+            .plain()
+            .lines()
+            .filter_map(|l| Some(l.find("0.31").or(l.find("1.05"))? + 4))
+            .collect();
         assert!(ends.len() == 2 && ends[0] == ends[1], "{}", marked.plain());
         let fine = table(&[Some(0.5), Some(1.05)]).plain();
         assert!(!fine.contains('*'), "{fine}");
@@ -219,7 +310,8 @@ mod tests {
         let text = Table::new("m", vec![split("test", "math", None)]).plain();
         assert_eq!(
             text,
-            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs whose chosen completion scores higher, ties count one half\n"
+            "m\n\nsplit  data    n  base acc\ntest   math  100     0.500\n\nacc: share of pairs \
+                whose chosen completion scores higher, ties count one half\n"
         );
     }
 }

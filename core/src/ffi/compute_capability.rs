@@ -1,6 +1,7 @@
 //! The compute capability of a card, which the NVIDIA driver knows.
 //!
-//! The driver's library is opened when it is asked, so that a program without CUDA links nothing of it.
+//! The driver's library is opened when it is asked, so that a program without CUDA links nothing of
+//! it.
 
 use std::ffi::c_int;
 
@@ -14,33 +15,48 @@ const MINOR: c_int = 76;
 /// The first generation of cards that computes in bf16.
 const FIRST_WITH_BF16: (i32, i32) = (8, 0);
 
-/// True if the device computes in bf16, and false if it is a card that only emulates it. A card whose compute capability is
-/// not known counts as one that does.
+/// True if the device computes in bf16, and false if it is a card that only emulates it. A card
+/// whose compute capability is not known counts as one that does.
 pub fn bf16_supported(device: Device) -> bool {
     compute_capability(device).is_none_or(|capability| capability >= FIRST_WITH_BF16)
 }
 
-/// The compute capability of a card, e.g. `(8, 0)`; `None` for other devices and where the driver does not answer.
+/// The compute capability of a card, e.g. `(8, 0)`; `None` for other devices and where the driver
+/// does not answer.
 pub fn compute_capability(device: Device) -> Option<(i32, i32)> {
     let Device::Cuda(index) = device else { return None };
     asked(c_int::try_from(index).ok()?)
 }
 
-/// Asks the driver about the card with this number. The driver counts as libtorch does: only the cards in
-/// `CUDA_VISIBLE_DEVICES`, if that is set.
+/// Asks the driver about the card with this number. The driver counts as libtorch does: only the
+/// cards in `CUDA_VISIBLE_DEVICES`, if that is set.
 fn asked(index: c_int) -> Option<(i32, i32)> {
     type Init = unsafe extern "C" fn(flags: u32) -> c_int;
     type Get = unsafe extern "C" fn(device: *mut c_int, ordinal: c_int) -> c_int;
-    type Attribute = unsafe extern "C" fn(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
+    type Attribute =
+        unsafe extern "C" fn(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
 
-    // SAFETY: the driver's library may be loaded at any time; it is there already if libtorch uses a card.
+    // SAFETY: the driver's library may be loaded at any time; it is there already if libtorch uses
+    // a card.
     let driver = unsafe { Library::new("libcuda.so.1") }.ok()?;
     // SAFETY: these are the types of the functions in `cuda.h`.
-    let (init, get, attribute): (Symbol<'_, Init>, Symbol<'_, Get>, Symbol<'_, Attribute>) =
-        unsafe { (driver.get(b"cuInit\0").ok()?, driver.get(b"cuDeviceGet\0").ok()?, driver.get(b"cuDeviceGetAttribute\0").ok()?) };
+    let (init, get, attribute): (Symbol<'_, Init>, Symbol<'_, Get>, Symbol<'_, Attribute>) = unsafe {
+        (
+            driver.get(b"cuInit\0").ok()?,
+            driver.get(b"cuDeviceGet\0").ok()?,
+            driver.get(b"cuDeviceGetAttribute\0").ok()?,
+        )
+    };
     let (mut device, mut major, mut minor) = (0, 0, 0);
     // SAFETY: each call writes one number. Calling `cuInit` again is allowed.
-    let states = unsafe { [init(0), get(&raw mut device, index), attribute(&raw mut major, MAJOR, device), attribute(&raw mut minor, MINOR, device)] };
+    let states = unsafe {
+        [
+            init(0),
+            get(&raw mut device, index),
+            attribute(&raw mut major, MAJOR, device),
+            attribute(&raw mut minor, MINOR, device),
+        ]
+    };
     // libtorch may be using the library.
     std::mem::forget(driver);
     (states == [0; 4]).then_some((major, minor))
@@ -57,7 +73,9 @@ mod tests {
         // No machine has so many cards, and most that build this have none.
         assert_eq!(compute_capability(Device::Cuda(4000)), None);
         if tch::Cuda::is_available() {
-            assert!(compute_capability(Device::Cuda(0)).is_some_and(|capability| capability >= (3, 5)));
+            assert!(
+                compute_capability(Device::Cuda(0)).is_some_and(|capability| capability >= (3, 5))
+            );
         }
     }
 }

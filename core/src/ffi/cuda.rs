@@ -1,8 +1,9 @@
 //! Loads libtorch's CUDA library when the program runs.
 //!
-//! The program links only libtorch's CPU library, so that one binary serves machines with and without a card. The CUDA library
-//! registers its kernels and hooks when it is opened. libtorch asks for the hooks once and remembers the answer, so the library
-//! has to be opened before anything else asks libtorch for CUDA.
+//! The program links only libtorch's CPU library, so that one binary serves machines with and
+//! without a card. The CUDA library registers its kernels and hooks when it is opened. libtorch
+//! asks for the hooks once and remembers the answer, so the library has to be opened before
+//! anything else asks libtorch for CUDA.
 
 use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
@@ -38,22 +39,28 @@ pub enum CudaLibrary {
 }
 
 impl CudaLibrary {
-    /// A warning for someone who might expect the card to be used; `None` if there is nothing to expect or to warn of.
+    /// A warning for someone who might expect the card to be used; `None` if there is nothing to
+    /// expect or to warn of.
     pub fn warning(&self) -> Option<String> {
         let hint = libtorch_hint(true);
         match self {
             Self::NoDriver | Self::Loaded(_) => None,
             Self::NotInLibtorch => Some(format!(
-                "this machine has an NVIDIA driver, but the libtorch in `{}` was built without CUDA, so everything runs on the CPU; {hint}, or give \
+                "this machine has an NVIDIA driver, but the libtorch in `{}` was built without \
+                    CUDA, so everything runs on the CPU; {hint}, or give \
                  `--device cpu`",
                 libtorch_folder().display()
             )),
-            Self::Failed(why) => Some(format!("libtorch's CUDA library cannot be loaded, so everything runs on the CPU: {why}; {hint}")),
+            Self::Failed(why) => Some(format!(
+                "libtorch's CUDA library cannot be loaded, so everything runs on the CPU: {why}; \
+                    {hint}"
+            )),
         }
     }
 }
 
-/// Loads libtorch's CUDA library if there is an NVIDIA driver. Only the first call loads, which takes about 0.15 s.
+/// Loads libtorch's CUDA library if there is an NVIDIA driver. Only the first call loads, which
+/// takes about 0.15 s.
 ///
 /// Call it before the first operation of libtorch.
 pub fn load_cuda() -> &'static CudaLibrary {
@@ -71,15 +78,22 @@ fn load() -> CudaLibrary {
     if !file.exists() {
         return CudaLibrary::NotInLibtorch;
     }
-    // SAFETY: the initialisers of the library that belongs to the libtorch of this process run. Its symbols have to be global,
-    // because libtorch's other CUDA libraries look for them.
+    // SAFETY: the initialisers of the library that belongs to the libtorch of this process run. Its
+    // symbols have to be global, because libtorch's other CUDA libraries look for them.
     match unsafe { Library::open(Some(&file), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => std::mem::forget(library),
-        Err(e) => return CudaLibrary::Failed(std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string)),
+        Err(e) => {
+            return CudaLibrary::Failed(
+                std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string),
+            );
+        }
     }
     match cuda_version() {
         Ok(version) => CudaLibrary::Loaded(version),
-        Err(e) => CudaLibrary::Failed(format!("it was opened after libtorch had been asked for CUDA ({})", e.in_a_line())),
+        Err(e) => CudaLibrary::Failed(format!(
+            "it was opened after libtorch had been asked for CUDA ({})",
+            e.in_a_line()
+        )),
     }
 }
 
@@ -96,7 +110,8 @@ pub fn libtorch_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let mut file = std::ptr::null();
-        // SAFETY: the shim writes a pointer to the loader's own text, which lasts as long as the process.
+        // SAFETY: the shim writes a pointer to the loader's own text, which lasts as long as the
+        // process.
         if let Err(e) = checked(unsafe { reprpo_libtorch_file(&raw mut file) }) {
             tracing::warn!("the folder of libtorch is not known: {e}");
             return PathBuf::new();
@@ -109,16 +124,23 @@ pub fn libtorch_folder() -> &'static Path {
     })
 }
 
-/// The way to get a suitable libtorch, as a hint. It depends on how this program was installed: cargo is only named to someone
-/// who built it.
+/// The way to get a suitable libtorch, as a hint. It depends on how this program was installed:
+/// cargo is only named to someone who built it.
 pub fn libtorch_hint(cuda: bool) -> String {
-    let built = std::env::current_exe().is_ok_and(|exe| exe.ancestors().any(|folder| folder.join("CACHEDIR.TAG").is_file()));
+    let built = std::env::current_exe()
+        .is_ok_and(|exe| exe.ancestors().any(|folder| folder.join("CACHEDIR.TAG").is_file()));
     let version = super::LIBTORCH_VERSION;
     match (built, cuda) {
         (true, true) => "run `cargo xtask setup --cuda` and build again".to_owned(),
         (true, false) => "run `cargo xtask setup` and build again".to_owned(),
-        (false, true) => format!("install the PyTorch {version} that has CUDA, `pip install torch=={version}`, in the environment of reprpo"),
-        (false, false) => format!("install PyTorch {version} again, `pip install --force-reinstall torch=={version}`, in the environment of reprpo"),
+        (false, true) => format!(
+            "install the PyTorch {version} that has CUDA, `pip install torch=={version}`, in the \
+                environment of reprpo"
+        ),
+        (false, false) => format!(
+            "install PyTorch {version} again, `pip install --force-reinstall torch=={version}`, \
+                in the environment of reprpo"
+        ),
     }
 }
 

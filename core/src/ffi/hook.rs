@@ -19,8 +19,8 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// The first error of the hooks that report here. A hook cannot stop a backward pass: it keeps the gradient as it is
-/// from the first error on, and whoever called `backward` asks here afterwards.
+/// The first error of the hooks that report here. A hook cannot stop a backward pass: it keeps the
+/// gradient as it is from the first error on, and whoever called `backward` asks here afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct HookErrors(Arc<Mutex<Option<Error>>>);
 
@@ -100,15 +100,17 @@ extern "C" fn drop_context(context: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
 }
 
-/// Sends the gradient of `tensor` through `map` in every backward pass. It may run on another thread; an error or a
-/// panic in it goes to `errors`.
+/// Sends the gradient of `tensor` through `map` in every backward pass. It may run on another
+/// thread; an error or a panic in it goes to `errors`.
 ///
 /// # Errors
 /// A tensor that needs no gradient.
 pub fn register_hook(tensor: &Tensor, map: GradMap, errors: &HookErrors) -> Result<()> {
     let context = Box::into_raw(Box::new(Context { map, errors: errors.clone() }));
     // SAFETY: the tensor lives during the call; the context is the shim's from here on.
-    checked(unsafe { reprpo_register_hook(tensor.as_ptr().cast_mut(), context.cast(), call, drop_context) })
+    checked(unsafe {
+        reprpo_register_hook(tensor.as_ptr().cast_mut(), context.cast(), call, drop_context)
+    })
 }
 
 #[cfg(test)]
@@ -165,6 +167,9 @@ mod tests {
     #[test]
     fn a_tensor_without_a_gradient_takes_no_hook() {
         let constant = Tensor::ones([1], (Kind::Float, Device::Cpu));
-        assert!(register_hook(&constant, Box::new(|g| Ok(g.shallow_clone())), &HookErrors::default()).is_err());
+        assert!(
+            register_hook(&constant, Box::new(|g| Ok(g.shallow_clone())), &HookErrors::default())
+                .is_err()
+        );
     }
 }

@@ -13,7 +13,8 @@ pub use cuda::{CudaLibrary, libtorch_folder, libtorch_hint, load_cuda};
 pub use hook::{HookErrors, register_hook};
 pub use row_product::row_product;
 pub use switches::{
-    CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic, set_attention_kernels, set_deterministic, set_tf32,
+    CudaMemory, RngState, cuda_empty_cache, cuda_memory, cuda_reset_peak, is_deterministic,
+    set_attention_kernels, set_deterministic, set_tf32,
 };
 
 use crate::error::{Error, Result};

@@ -1,4 +1,5 @@
-//! The product of a matrix with one vector in float32, which is what a model that speaks token by token does all day.
+//! The product of a matrix with one vector in float32, which is what a model that speaks token by
+//! token does all day.
 
 use std::slice;
 
@@ -7,32 +8,49 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Result;
 
 unsafe extern "C" {
-    fn reprpo_row_product(weight: *const f32, x: *const f32, y: *mut f32, rows: i64, columns: i64) -> bool;
+    fn reprpo_row_product(
+        weight: *const f32,
+        x: *const f32,
+        y: *mut f32,
+        rows: i64,
+        columns: i64,
+    ) -> bool;
 }
 
-/// What a core is given to read at least, in bytes: a third of a millisecond's work. Smaller pieces would be done sooner,
-/// and on a machine that does other things as well each of them waits for the slowest core.
+/// What a core is given to read at least, in bytes: a third of a millisecond's work. Smaller pieces
+/// would be done sooner, and on a machine that does other things as well each of them waits for the
+/// slowest core.
 const PIECE: usize = 8 << 20;
 
-/// xWᵀ `[1 out]` of x `[1 in]` and W `[out in]`; none where this is not the way to compute it: several rows, another kind
-/// than float32, another device than the CPU, a gradient to be kept, or a processor that it is not made for.
+/// xWᵀ `[1 out]` of x `[1 in]` and W `[out in]`; none where this is not the way to compute it:
+/// several rows, another kind than float32, another device than the CPU, a gradient to be kept, or
+/// a processor that it is not made for.
 ///
 /// # Errors
 /// Where memory runs out.
 pub fn row_product(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
-    let plain = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && t.dim() == 2 && !t.requires_grad() && !t.is_sparse() && t.is_contiguous();
+    let plain = |t: &Tensor| {
+        t.device() == Device::Cpu
+            && t.kind() == Kind::Float
+            && t.dim() == 2
+            && !t.requires_grad()
+            && !t.is_sparse()
+            && t.is_contiguous()
+    };
     if !plain(x) || !plain(weight) {
         return Ok(None);
     }
     let ((n, inputs), (rows, columns)) = (x.size2()?, weight.size2()?);
-    let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else { return Ok(None) };
+    let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else {
+        return Ok(None);
+    };
     // What does not fit is libtorch's to refuse, and nothing at all has no address.
     if n != 1 || inputs as usize != columns || rows * columns == 0 {
         return Ok(None);
     }
     let y = Tensor::f_zeros([1, rows as i64], (Kind::Float, Device::Cpu))?;
-    // SAFETY: contiguous float32 tensors of these sizes on the CPU, which live until the end of this function; nobody else
-    // knows `y`, and the frozen weights are written to by nobody.
+    // SAFETY: contiguous float32 tensors of these sizes on the CPU, which live until the end of
+    // this function; nobody else knows `y`, and the frozen weights are written to by nobody.
     let (w, v, out) = unsafe {
         (
             slice::from_raw_parts(weight.data_ptr().cast::<f32>(), rows * columns),
@@ -50,7 +68,15 @@ fn in_pieces(w: &[f32], x: &[f32], y: &mut [f32], pieces: usize) -> bool {
     let (columns, each) = (x.len(), y.len().div_ceil(pieces));
     let product = |w: &[f32], y: &mut [f32]| {
         // SAFETY: W holds `columns` numbers for each of `y`, and x holds `columns`.
-        unsafe { reprpo_row_product(w.as_ptr(), x.as_ptr(), y.as_mut_ptr(), y.len() as i64, columns as i64) }
+        unsafe {
+            reprpo_row_product(
+                w.as_ptr(),
+                x.as_ptr(),
+                y.as_mut_ptr(),
+                y.len() as i64,
+                columns as i64,
+            )
+        }
     };
     let mut shares = w.chunks(each * columns).zip(y.chunks_mut(each));
     let Some((first, first_y)) = shares.next() else { return false };
@@ -71,7 +97,8 @@ mod tests {
 
     /// The largest difference from the product in float64.
     fn error(x: &Tensor, weight: &Tensor, y: &Tensor) -> f64 {
-        let expected = x.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
+        let expected =
+            x.to_kind(Kind::Double).linear(&weight.to_kind(Kind::Double), None::<&Tensor>);
         assert_eq!(y.size(), expected.size());
         (y.to_kind(Kind::Double) - expected).abs().max().double_value(&[])
     }
@@ -82,9 +109,15 @@ mod tests {
         for rows in [1, 3, 4, 7, 64] {
             for columns in [1, 15, 16, 17, 48, 100, 576] {
                 let (x, weight) = (random(&[1, columns]), random(&[rows, columns]));
-                let Some(y) = row_product(&x, &weight).unwrap() else { return eprintln!("skipped: no AVX2") };
+                let Some(y) = row_product(&x, &weight).unwrap() else {
+                    return eprintln!("skipped: no AVX2");
+                };
                 let bound = 1e-6 * columns as f64;
-                assert!(error(&x, &weight, &y) < bound, "{rows} × {columns}: {}", error(&x, &weight, &y));
+                assert!(
+                    error(&x, &weight, &y) < bound,
+                    "{rows} × {columns}: {}",
+                    error(&x, &weight, &y)
+                );
             }
         }
     }

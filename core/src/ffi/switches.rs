@@ -105,7 +105,12 @@ pub fn set_tf32(on: bool) -> Result<()> {
 ///
 /// # Errors
 /// What libtorch says.
-pub fn set_attention_kernels(flash: bool, memory_efficient: bool, cudnn: bool, math: bool) -> Result<()> {
+pub fn set_attention_kernels(
+    flash: bool,
+    memory_efficient: bool,
+    cudnn: bool,
+    math: bool,
+) -> Result<()> {
     // SAFETY: bools are passed.
     checked(unsafe { reprpo_set_sdp(flash, memory_efficient, cudnn, math) })
 }
@@ -150,7 +155,8 @@ mod tests {
     #[test]
     fn a_restored_generator_draws_the_same_numbers() {
         let draw = || Tensor::rand([4], (Kind::Float, Device::Cpu));
-        // The generator is the process's, and tests beside this one may draw in between: once undisturbed is enough.
+        // The generator is the process's, and tests beside this one may draw in between: once
+        // undisturbed is enough.
         let repeats = || {
             let state = RngState::of(Device::Cpu).unwrap();
             let first = draw();

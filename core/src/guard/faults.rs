@@ -1,7 +1,8 @@
-//! Faults of a method where it has no way to return an error: in `Drop`, or in a function that gives a plain value.
+//! Faults of a method where it has no way to return an error: in `Drop`, or in a function that
+//! gives a plain value.
 //!
-//! The engine goes on with a harmless value until it next asks [`check`]; the command asks once more when it is done,
-//! so that none is lost.
+//! The engine goes on with a harmless value until it next asks [`check`]; the command asks once
+//! more when it is done, so that none is lost.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -32,5 +33,9 @@ pub(crate) fn of_plugin(message: &str, cause: &str) {
 /// The first fault since the last time this was asked; the others are in the log.
 pub fn check() -> Result<()> {
     let mut faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if faults.is_empty() { Ok(()) } else { Err(faults.drain(..).next().unwrap_or_else(|| Error::internal("a fault was lost"))) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(faults.drain(..).next().unwrap_or_else(|| Error::internal("a fault was lost")))
+    }
 }

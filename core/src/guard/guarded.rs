@@ -1,8 +1,8 @@
 //! The guard around a method's code: a panic in it is an error of that method, and nothing worse.
 //!
-//! A panic that leaves a plugin's library ends the process, so it has to be caught by the library's own copy of this
-//! code. Entries wrap whatever a method makes where its types are known, which is in its own crate; a method that is
-//! linked in gets the same wrappers.
+//! A panic that leaves a plugin's library ends the process, so it has to be caught by the library's
+//! own copy of this code. Entries wrap whatever a method makes where its types are known, which is
+//! in its own crate; a method that is linked in gets the same wrappers.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,9 +12,10 @@ use tch::Tensor;
 
 use super::{faults, host_link};
 use crate::api::{
-    AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap, Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo,
-    Needs, OutputGrad, PairIter, Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo, StepInfo, Tap, TargetModules, Targets,
-    TokenPooling, TokenStates, Transform,
+    AdaptedLinear, AdaptedResidual, Adapter, Axis, Dataset, Frozen, Fused, FusedSite, GradMap,
+    Init, Intervention, LinearInfo, LinearSite, Loss, ModelInfo, Needs, OutputGrad, PairIter,
+    Pairs, Parameter, Pooling, PromptPlaces, RowIter, RunInfo, Selection, Site, SplitInfo,
+    StepInfo, Tap, TargetModules, Targets, TokenPooling, TokenStates, Transform,
 };
 use crate::error::{Error, Fault, Result};
 
@@ -35,7 +36,8 @@ impl Who {
     }
 }
 
-/// Runs code of a method: a panic becomes an error, and an error of a loaded plugin says whose it is.
+/// Runs code of a method: a panic becomes an error, and an error of a loaded plugin says whose it
+/// is.
 ///
 /// # Errors
 /// What the code says, or what it panicked with.
@@ -45,7 +47,8 @@ pub(crate) fn guard<T>(who: Who, doing: &str, work: impl FnOnce() -> Result<T>) 
         Ok(Err(e)) if host_link::host().is_none() => return Err(e),
         Ok(Err(e)) => e.within(format!("{} failed in `{doing}`", who.describe())),
         Err(payload) => {
-            let error = Error::panicked(&format!("`{doing}` of {}", who.describe()), payload.as_ref());
+            let error =
+                Error::panicked(&format!("`{doing}` of {}", who.describe()), payload.as_ref());
             // What was panicked with may panic again when it is dropped.
             std::mem::forget(payload);
             error
@@ -56,7 +59,12 @@ pub(crate) fn guard<T>(who: Who, doing: &str, work: impl FnOnce() -> Result<T>) 
 }
 
 /// Runs code that has no way to fail; where it panics, that is reported, and `otherwise` stands in.
-fn guard_or<T>(who: Who, doing: &str, otherwise: impl FnOnce() -> T, work: impl FnOnce() -> T) -> T {
+fn guard_or<T>(
+    who: Who,
+    doing: &str,
+    otherwise: impl FnOnce() -> T,
+    work: impl FnOnce() -> T,
+) -> T {
     guard(who, doing, || Ok(work())).unwrap_or_else(|e| {
         faults::report(e);
         otherwise()
@@ -82,7 +90,12 @@ impl<T: ?Sized> Guarded<T> {
         guard(self.who, doing, || work(&mut self.inner))
     }
 
-    fn run_or<U>(&self, doing: &str, otherwise: impl FnOnce() -> U, work: impl FnOnce(&T) -> U) -> U {
+    fn run_or<U>(
+        &self,
+        doing: &str,
+        otherwise: impl FnOnce() -> U,
+        work: impl FnOnce(&T) -> U,
+    ) -> U {
         guard_or(self.who, doing, otherwise, || work(&self.inner))
     }
 }
@@ -114,7 +127,8 @@ impl Intervention for Guarded<dyn Intervention> {
     }
 
     fn output_grad(&self, at: OutputGrad) -> Result<GradMap> {
-        let mut map = Guarded::new(self.who, Box::new(self.run("output_grad", |i| i.output_grad(at))?));
+        let mut map =
+            Guarded::new(self.who, Box::new(self.run("output_grad", |i| i.output_grad(at))?));
         Ok(Box::new(move |grad| map.run_mut("output_grad", |map| map(grad))))
     }
 
@@ -150,8 +164,16 @@ impl Adapter for Guarded<dyn Adapter> {
         self.run("blocks", |a| a.blocks(model))
     }
 
-    fn attach_block(&self, block: usize, model: &ModelInfo, init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
-        Ok(Box::new(Guarded::new(self.who, self.run("attach_block", |a| a.attach_block(block, model, init))?)))
+    fn attach_block(
+        &self,
+        block: usize,
+        model: &ModelInfo,
+        init: &mut Init,
+    ) -> Result<Box<dyn AdaptedResidual>> {
+        Ok(Box::new(Guarded::new(
+            self.who,
+            self.run("attach_block", |a| a.attach_block(block, model, init))?,
+        )))
     }
 
     fn peft_has_conv1d(&self) -> bool {
@@ -163,8 +185,13 @@ impl Adapter for Guarded<dyn Adapter> {
     }
 
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
-        let Some(Fused { adapter, modules }) = self.run("fuse", |a| a.fuse(modules))? else { return Ok(None) };
-        let modules = modules.into_iter().map(|m| Box::new(Guarded::new(self.who, m)) as Box<dyn AdaptedLinear>).collect();
+        let Some(Fused { adapter, modules }) = self.run("fuse", |a| a.fuse(modules))? else {
+            return Ok(None);
+        };
+        let modules = modules
+            .into_iter()
+            .map(|m| Box::new(Guarded::new(self.who, m)) as Box<dyn AdaptedLinear>)
+            .collect();
         Ok(Some(Fused { adapter: Box::new(Guarded::new(self.who, adapter)), modules }))
     }
 
@@ -313,10 +340,18 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_of_that_method_wherever_it_comes_from() {
-        let mut method: Box<dyn Intervention> = Box::new(Guarded::<dyn Intervention>::new(WHO, Box::new(Bad)));
-        let e = method.loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 }).unwrap_err();
+        let mut method: Box<dyn Intervention> =
+            Box::new(Guarded::<dyn Intervention>::new(WHO, Box::new(Bad)));
+        let e = method
+            .loss(&Pairs::new(0, Vec::new(), None, None), StepInfo { step: 0, steps: 1 })
+            .unwrap_err();
         assert_eq!(format!("{e:?}"), "`loss` of intervention `bad` panicked\n  because no loss");
-        let at = OutputGrad { site: Site::Residual(0), direction: Tensor::new(), owner: Tensor::new(), weight: 1.0 };
+        let at = OutputGrad {
+            site: Site::Residual(0),
+            direction: Tensor::new(),
+            owner: Tensor::new(),
+            weight: 1.0,
+        };
         let mut map = method.output_grad(at).unwrap();
         let e = map(&Tensor::new()).unwrap_err();
         assert!(format!("{e:?}").contains("no map"), "{e:?}");
@@ -325,7 +360,10 @@ mod tests {
         assert_eq!(method.needs(), Needs::default());
         assert!(format!("{:?}", faults::check().unwrap_err()).contains("no needs"));
         drop(method);
-        assert!(format!("{:?}", faults::check().unwrap_err()).contains("`drop` of intervention `bad` panicked"));
+        assert!(
+            format!("{:?}", faults::check().unwrap_err())
+                .contains("`drop` of intervention `bad` panicked")
+        );
         assert!(faults::check().is_ok());
     }
 
@@ -343,7 +381,8 @@ mod tests {
 
     #[test]
     fn a_panic_among_pairs_ends_them() {
-        let data = Guarded::<dyn Dataset>::new(Who { kind: "dataset", name: "bad" }, Box::new(Endless));
+        let data =
+            Guarded::<dyn Dataset>::new(Who { kind: "dataset", name: "bad" }, Box::new(Endless));
         let pairs: Vec<_> = data.pairs("train").unwrap().collect();
         assert!(matches!(&pairs[..], [Err(e)] if format!("{e:?}").contains("no pair")));
     }

@@ -33,6 +33,9 @@ pub(crate) fn host() -> Option<&'static HostSide> {
 }
 
 /// Keeps the host, once. Returns false if there was one already.
-pub(crate) fn keep(label: &'static str, fault: extern "C" fn(*const u8, usize, *const u8, usize)) -> bool {
+pub(crate) fn keep(
+    label: &'static str,
+    fault: extern "C" fn(*const u8, usize, *const u8, usize),
+) -> bool {
     HOST.set(HostSide { label, fault }).is_ok()
 }

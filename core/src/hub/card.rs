@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 const CONFIGS: &str = "configs";
 /// Maximum nesting depth of the field's values. Data sets use four levels.
 const DEEPEST: usize = 16;
-/// Maximum number of YAML events in the field. A data set with a thousand configurations has a tenth
-/// as many.
+/// Maximum number of YAML events in the field. A data set with a thousand configurations has a
+/// tenth as many.
 const MOST: usize = 100_000;
 
 /// The card of a README: `{"configs": […]}`, or null if the README's head does not have that field.
@@ -43,7 +43,9 @@ fn head(text: &str) -> Option<Vec<&str>> {
 
 /// The lines of the field. Others are not parsed, so that errors in them do not matter.
 fn field(head: &[&str]) -> Option<String> {
-    let key = |line: &str| line.strip_prefix(CONFIGS).is_some_and(|rest| rest.trim_start().starts_with(':'));
+    let key = |line: &str| {
+        line.strip_prefix(CONFIGS).is_some_and(|rest| rest.trim_start().starts_with(':'))
+    };
     let start = head.iter().position(|line| key(line))?;
     // YAML allows a list in the same column as the key above it.
     let inner = |line: &&&str| line.is_empty() || line.starts_with([' ', '\t', '-', '#', ']', '}']);
@@ -62,7 +64,9 @@ impl Open {
         match self {
             Open::List(items) => items.push(value),
             Open::Table(entries, key) => match key.take() {
-                None => *key = Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
+                None => {
+                    *key = Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+                }
                 Some(key) => drop(entries.insert(key, value)),
             },
         }
@@ -70,7 +74,9 @@ impl Open {
 }
 
 fn parse(text: &str) -> Result<Value> {
-    let wrong = |why: &str| Error::new(format!("`{CONFIGS}` in the head of `README.md` cannot be read as YAML: {why}"));
+    let wrong = |why: &str| {
+        Error::new(format!("`{CONFIGS}` in the head of `README.md` cannot be read as YAML: {why}"))
+    };
     let mut open: Vec<Open> = Vec::new();
     let mut whole = Value::Null;
     for (count, event) in Parser::new_from_str(text).enumerate() {
@@ -79,7 +85,10 @@ fn parse(text: &str) -> Result<Value> {
             return Err(wrong("it is nested too deeply, or too long"));
         }
         let value = match event {
-            Event::Alias(_) => return Err(wrong("it uses an alias").hint("write the value in place of the alias, which begins with `*`")),
+            Event::Alias(_) => {
+                return Err(wrong("it uses an alias")
+                    .hint("write the value in place of the alias, which begins with `*`"));
+            }
             Event::Scalar(text, style, ..) => scalar(text, style),
             Event::SequenceStart(..) => {
                 open.push(Open::List(Vec::new()));
@@ -122,8 +131,10 @@ mod tests {
 
     #[test]
     fn the_field_is_read_as_the_hub_reads_it() {
-        let readme = "---\nlicense: mit\nconfigs:\n- config_name: prefs  # the good ones\n  default: true\n  data_files:\n  - split: train\n    \
-            path: \"prefs_v2.jsonl\"\n  - split: test\n    path:\n    - a-*.parquet\n    - 'it''s.parquet'\n- config_name: 2024\n  data_dir: raw\n\
+        let readme = "---\nlicense: mit\nconfigs:\n- config_name: prefs  # the good ones\n  \
+            default: true\n  data_files:\n  - split: train\n    \
+            path: \"prefs_v2.jsonl\"\n  - split: test\n    path:\n    - a-*.parquet\n    - \
+            'it''s.parquet'\n- config_name: 2024\n  data_dir: raw\n\
             dataset_info:\n  features: *anywhere\ntags: [a, b]\n---\n# Text\n---\nconfigs: none\n";
         let want = json!({"configs": [
             {"config_name": "prefs", "default": true, "data_files": [
@@ -135,21 +146,38 @@ mod tests {
         assert_eq!(of_readme(readme).unwrap(), want);
         assert_eq!(of_readme(&format!("\u{feff}{}", readme.replace('\n', "\r\n"))).unwrap(), want);
         let flow = "---\nconfigs: [{config_name: a, data_files: {train: 'x/*'}}]\n---\n";
-        assert_eq!(of_readme(flow).unwrap(), json!({"configs": [{"config_name": "a", "data_files": {"train": "x/*"}}]}));
+        assert_eq!(
+            of_readme(flow).unwrap(),
+            json!({"configs": [{"config_name": "a", "data_files": {"train": "x/*"}}]})
+        );
     }
 
     #[test]
     fn a_readme_without_the_field_has_no_card() {
-        for text in ["", "# Title\n---\nconfigs:\n- a\n---\n", "---\nlicense: mit\n---\nconfigs: x\n", "---\nconfigs:\n- never ended\n"] {
+        for text in [
+            "",
+            "# Title\n---\nconfigs:\n- a\n---\n",
+            "---\nlicense: mit\n---\nconfigs: x\n",
+            "---\nconfigs:\n- never ended\n",
+        ] {
             assert_eq!(of_readme(text).unwrap(), Value::Null, "{text}");
         }
     }
 
     #[test]
     fn a_field_that_cannot_be_read_as_yaml_is_an_error() {
-        for text in ["configs:\n- a: [1\n", "configs:\n- &a x\n- *a\n", &format!("configs: {}\n", "[".repeat(10_000)), "configs:\n  - a: b: c\n"] {
+        for text in [
+            "configs:\n- a: [1\n",
+            "configs:\n- &a x\n- *a\n",
+            &format!("configs: {}\n", "[".repeat(10_000)),
+            "configs:\n  - a: b: c\n",
+        ] {
             let e = of_readme(&format!("---\n{text}---\n")).unwrap_err();
-            assert!(e.message().starts_with("`configs` in the head of `README.md` cannot be read as YAML: "), "{e:?}");
+            assert!(
+                e.message()
+                    .starts_with("`configs` in the head of `README.md` cannot be read as YAML: "),
+                "{e:?}"
+            );
         }
     }
 }

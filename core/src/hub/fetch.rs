@@ -1,8 +1,8 @@
-//! One file from the hub into the cache, as the hub's Python client does it: the same places, the same names for what
-//! is half there, the same locks, so that either goes on where the other was.
+//! One file from the hub into the cache, as the hub's Python client does it: the same places, the
+//! same names for what is half there, the same locks, so that either goes on where the other was.
 //!
-//! hf-hub's own transfer is not used: it sends the token on to the host of large files, looks at neither length nor
-//! hash of what came, and begins a repeated transfer at the wrong byte.
+//! hf-hub's own transfer is not used: it sends the token on to the host of large files, looks at
+//! neither length nor hash of what came, and begins a repeated transfer at the wrong byte.
 
 use std::fs::{self, File as Opened, TryLockError};
 use std::io::{self, Read, Write};
@@ -82,14 +82,18 @@ impl File<'_> {
                 Ok(()) => return Ok(()),
                 Err(Ended::Failed(e)) => return Err(e),
                 Err(Ended::Damaged) if damaged => {
-                    return Err(Error::new("what came is not what the hub announced, twice").hint("a proxy on the way may change files"));
+                    return Err(Error::new("what came is not what the hub announced, twice")
+                        .hint("a proxy on the way may change files"));
                 }
                 Err(Ended::Damaged) => damaged = true,
                 Err(Ended::Cut(e)) => {
-                    // A line that keeps breaking still brings the file, as long as each time brings some of it.
+                    // A line that keeps breaking still brings the file, as long as each time brings
+                    // some of it.
                     fruitless = if had > before { 0 } else { fruitless + 1 };
                     if fruitless >= REPEATS {
-                        return Err(e.hint("what has come is kept: the same command goes on from there"));
+                        return Err(
+                            e.hint("what has come is kept: the same command goes on from there")
+                        );
                     }
                     tracing::info!("`{}` of `{}`: {e}; taken up again", self.name, self.repo.name);
                     std::thread::sleep(Duration::from_millis(100 << fruitless));
@@ -108,9 +112,12 @@ impl File<'_> {
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             commit = header("x-repo-commit").map(str::to_owned).or(commit);
             let onward = onward(&address, &response)?;
-            // Within the hub, to a new name of the repository or to where it keeps what is small, and from a mirror to the
-            // hub: what the file is, is said there. Who leads to a host of large files says it itself.
-            if let Some(onward) = onward.as_ref().filter(|to| self.is_hubs(to) || header("x-linked-etag").is_none()) {
+            // Within the hub, to a new name of the repository or to where it keeps what is small,
+            // and from a mirror to the hub: what the file is, is said there. Who leads to a host of
+            // large files says it itself.
+            if let Some(onward) =
+                onward.as_ref().filter(|to| self.is_hubs(to) || header("x-linked-etag").is_none())
+            {
                 address.clone_from(onward);
                 continue;
             }
@@ -118,13 +125,24 @@ impl File<'_> {
             if commit != self.repo.revision {
                 return Err(odd("is of another commit"));
             }
-            let etag = header("x-linked-etag").or_else(|| header("etag")).unwrap_or_default().trim_start_matches("W/").trim_matches('"').to_owned();
+            let etag = header("x-linked-etag")
+                .or_else(|| header("etag"))
+                .unwrap_or_default()
+                .trim_start_matches("W/")
+                .trim_matches('"')
+                .to_owned();
             // It becomes a file's name.
-            if etag.is_empty() || etag.len() > 128 || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+            if etag.is_empty()
+                || etag.len() > 128
+                || !etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+            {
                 return Err(odd("has no tag for the file"));
             }
-            let size = header("x-linked-size").or_else(|| header("content-length").filter(|_| onward.is_none()));
-            let size = size.and_then(|s| s.parse().ok()).ok_or_else(|| odd("does not say how long the file is"))?;
+            let size = header("x-linked-size")
+                .or_else(|| header("content-length").filter(|_| onward.is_none()));
+            let size = size
+                .and_then(|s| s.parse().ok())
+                .ok_or_else(|| odd("does not say how long the file is"))?;
             let (cache, folder) = (&self.hub.settings.cache, self.repo.for_hub().folder_name());
             let cached = self.hub.cached(self.repo.for_hub());
             let blob = cached.blob_path(&etag);
@@ -148,12 +166,16 @@ impl File<'_> {
             fs::create_dir_all(folder).map_err(|e| self.unwritable(e))?;
         }
         let _lock = self.lock(&place.lock)?;
-        // While it waited, another process may have brought it; another commit may have brought the same bytes.
+        // While it waited, another process may have brought it; another commit may have brought the
+        // same bytes.
         if !(place.blob.is_file() && length(&place.blob) == place.size) {
             self.transfer(place)?;
             let came = length(&place.part);
             if came < place.size {
-                return Err(Ended::Cut(Error::new(format!("the connection ended after {came} of {} bytes", place.size))));
+                return Err(Ended::Cut(Error::new(format!(
+                    "the connection ended after {came} of {} bytes",
+                    place.size
+                ))));
             }
             // Large files have the hash of their content for a tag.
             if came > place.size || (place.etag.len() == 64 && self.sha256(place)? != place.etag) {
@@ -166,7 +188,11 @@ impl File<'_> {
             // A link to a file that somebody deleted.
             fs::remove_file(&place.pointer).map_err(|e| self.unwritable(e))?;
         }
-        if place.pointer.exists() { Ok(()) } else { self.link(place).map_err(|e| self.unwritable(e).into()) }
+        if place.pointer.exists() {
+            Ok(())
+        } else {
+            self.link(place).map_err(|e| self.unwritable(e).into())
+        }
     }
 
     /// Adds what is missing to the part that is there.
@@ -176,7 +202,11 @@ impl File<'_> {
             fs::remove_file(&place.part).map_err(|e| self.unwritable(e))?;
             start = 0;
         }
-        let mut part = Opened::options().create(true).append(true).open(&place.part).map_err(|e| self.unwritable(e))?;
+        let mut part = Opened::options()
+            .create(true)
+            .append(true)
+            .open(&place.part)
+            .map_err(|e| self.unwritable(e))?;
         if start == place.size {
             return Ok(());
         }
@@ -189,7 +219,9 @@ impl File<'_> {
         let mut body = response.into_body().into_reader();
         let (mut bytes, mut last) = (vec![0; 1 << 18], None);
         loop {
-            let n = body.read(&mut bytes).map_err(|e| Ended::Cut(Error::new("the connection was cut").because(e)))?;
+            let n = body
+                .read(&mut bytes)
+                .map_err(|e| Ended::Cut(Error::new("the connection was cut").because(e)))?;
             part.write_all(&bytes[..n]).map_err(|e| self.unwritable(e))?;
             start += n as u64;
             if n == 0 || last.is_none_or(|at: Instant| at.elapsed() >= PAUSE) {
@@ -221,7 +253,8 @@ impl File<'_> {
     fn ask(&self, head: bool, address: &str, start: u64) -> Result<Response<Body>, Ended> {
         let agent = &self.hub.agent;
         // What is compressed on the way has another length.
-        let mut request = if head { agent.head(address) } else { agent.get(address) }.header("Accept-Encoding", "identity");
+        let mut request = if head { agent.head(address) } else { agent.get(address) }
+            .header("Accept-Encoding", "identity");
         if let Some(token) = self.hub.settings.token.as_ref().filter(|_| self.is_hubs(address)) {
             request = request.header("Authorization", format!("Bearer {}", token.secret));
         }
@@ -232,30 +265,47 @@ impl File<'_> {
         match response.status().as_u16() {
             200..=399 => Ok(response),
             401 | 403 if self.gated => Err(Ended::Failed(self.hub.gated(self.repo))),
-            401 | 403 => Err(Ended::Failed(self.hub.whose(Error::new("the hub does not give it to this user")))),
+            401 | 403 => Err(Ended::Failed(
+                self.hub.whose(Error::new("the hub does not give it to this user")),
+            )),
             404 => Err(Ended::Failed(Error::new("the hub no longer has it"))),
-            status @ (408 | 429 | 500..=599) => Err(Ended::Cut(Error::new(format!("the hub is too busy (status {status})")))),
+            status @ (408 | 429 | 500..=599) => {
+                Err(Ended::Cut(Error::new(format!("the hub is too busy (status {status})"))))
+            }
             // Of what it has for a part, the hub knows nothing.
             416 => Err(Ended::Damaged),
-            status => Err(Ended::Failed(Error::new(format!("the hub answers with status {status}")))),
+            status => {
+                Err(Ended::Failed(Error::new(format!("the hub answers with status {status}"))))
+            }
         }
     }
 
     /// Whether an address is one of the hub itself.
     fn is_hubs(&self, address: &str) -> bool {
-        address.strip_prefix(self.hub.settings.endpoint.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        address
+            .strip_prefix(self.hub.settings.endpoint.as_str())
+            .is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// Waits until no other process fetches the same file.
     fn lock(&self, path: &Path) -> Result<Opened> {
-        let file = Opened::options().create(true).truncate(false).write(true).open(path).map_err(|e| self.unwritable(e))?;
+        let file = Opened::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(|e| self.unwritable(e))?;
         let mut told = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) => {
                     if !told {
-                        tracing::warn!("waiting for another process that fetches `{}` of `{}`", self.name, self.repo.name);
+                        tracing::warn!(
+                            "waiting for another process that fetches `{}` of `{}`",
+                            self.name,
+                            self.repo.name
+                        );
                         told = true;
                     }
                     self.shown(0, 0)?;
@@ -300,7 +350,8 @@ impl File<'_> {
         if show(self.name, done, size) {
             return Ok(());
         }
-        Err(Error::interrupted("fetching was interrupted").hint("what has come is kept: the same command goes on from there"))
+        Err(Error::interrupted("fetching was interrupted")
+            .hint("what has come is kept: the same command goes on from there"))
     }
 
     fn unwritable(&self, e: io::Error) -> Error {
@@ -318,7 +369,12 @@ fn onward(address: &str, response: &Response<Body>) -> Result<Option<String>> {
     if !response.status().is_redirection() {
         return Ok(None);
     }
-    let to = response.headers().get("location").and_then(|to| to.to_str().ok()).filter(|to| to.bytes().all(|b| b.is_ascii_graphic())).unwrap_or_default();
+    let to = response
+        .headers()
+        .get("location")
+        .and_then(|to| to.to_str().ok())
+        .filter(|to| to.bytes().all(|b| b.is_ascii_graphic()))
+        .unwrap_or_default();
     if to.starts_with("https://") || to.starts_with("http://") {
         return Ok(Some(to.to_owned()));
     }

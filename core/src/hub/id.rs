@@ -38,12 +38,18 @@ pub struct RepoId {
 const MAIN: &str = "main";
 
 impl RepoId {
-    /// The repository that a text names; `None` where it is of another form than `org/name` or `org/name@revision`.
+    /// The repository that a text names; `None` where it is of another form than `org/name` or
+    /// `org/name@revision`.
     pub fn parse(kind: RepoKind, text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (org, rest) = name.split_once('/')?;
-        let revised = !revision.is_empty() && revision.split('/').all(|part| plain(part) && !part.starts_with('.'));
-        (plain(org) && plain(rest) && revised).then(|| Self { kind, name: name.to_owned(), revision: revision.to_owned() })
+        let revised = !revision.is_empty()
+            && revision.split('/').all(|part| plain(part) && !part.starts_with('.'));
+        (plain(org) && plain(rest) && revised).then(|| Self {
+            kind,
+            name: name.to_owned(),
+            revision: revision.to_owned(),
+        })
     }
 
     /// As [`parse`](Self::parse), where nothing else can be meant.
@@ -84,7 +90,11 @@ impl RepoId {
 
 impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_main() { f.write_str(&self.name) } else { write!(f, "{}@{}", self.name, self.revision) }
+        if self.is_main() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}@{}", self.name, self.revision)
+        }
     }
 }
 
@@ -95,7 +105,10 @@ pub(super) fn is_commit(text: &str) -> bool {
 
 /// Whether a text may stand in an id: what the hub allows, and no way out of a folder.
 fn plain(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 96 && !text.starts_with(['.', '-']) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    !text.is_empty()
+        && text.len() <= 96
+        && !text.starts_with(['.', '-'])
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 #[cfg(test)]
@@ -106,11 +119,35 @@ mod tests {
     fn an_id_has_an_organisation_and_a_name() {
         let of = |text| RepoId::parse(RepoKind::Model, text);
         let id = of("HuggingFaceTB/SmolLM2-135M").unwrap();
-        assert_eq!((id.name.as_str(), id.revision.as_str(), id.to_string().as_str()), ("HuggingFaceTB/SmolLM2-135M", "main", "HuggingFaceTB/SmolLM2-135M"));
+        assert_eq!(
+            (id.name.as_str(), id.revision.as_str(), id.to_string().as_str()),
+            ("HuggingFaceTB/SmolLM2-135M", "main", "HuggingFaceTB/SmolLM2-135M")
+        );
         let id = of("org/name@refs/pr/1").unwrap();
-        assert_eq!((id.revision.as_str(), id.to_string().as_str()), ("refs/pr/1", "org/name@refs/pr/1"));
-        assert!(id.at("93efa2f097d58c2a74874c7e644dbc9b0cee75a2").is_commit() && !id.is_commit() && !id.at("93efa2f").is_commit());
-        for none in ["", "name", "/name", "org/", "a/b/c", "../name", "org/..", "org/name@", "org/name@../x", "org/name@a b", "~/x", "a/b@c//d", "-o/x"] {
+        assert_eq!(
+            (id.revision.as_str(), id.to_string().as_str()),
+            ("refs/pr/1", "org/name@refs/pr/1")
+        );
+        assert!(
+            id.at("93efa2f097d58c2a74874c7e644dbc9b0cee75a2").is_commit()
+                && !id.is_commit()
+                && !id.at("93efa2f").is_commit()
+        );
+        for none in [
+            "",
+            "name",
+            "/name",
+            "org/",
+            "a/b/c",
+            "../name",
+            "org/..",
+            "org/name@",
+            "org/name@../x",
+            "org/name@a b",
+            "~/x",
+            "a/b@c//d",
+            "-o/x",
+        ] {
             assert_eq!(of(none), None, "{none}");
         }
     }

@@ -1,9 +1,9 @@
-//! Repositories of the Hugging Face hub: looked up, fetched into the cache that all of its libraries share, and found
-//! there when there is no network.
+//! Repositories of the Hugging Face hub: looked up, fetched into the cache that all of its
+//! libraries share, and found there when there is no network.
 //!
-//! hf-hub knows the hub's addresses, asks what a repository holds and lays out the cache. Beside it stands what a run of
-//! hours needs: every length and SHA-256 is checked, a cut transfer goes on where it was, the token goes to the hub alone,
-//! and each refusal is told for what it is.
+//! hf-hub knows the hub's addresses, asks what a repository holds and lays out the cache. Beside it
+//! stands what a run of hours needs: every length and SHA-256 is checked, a cut transfer goes on
+//! where it was, the token goes to the hub alone, and each refusal is told for what it is.
 //!
 //! No format is known here: which files of a repository are wanted, its reader says.
 
@@ -91,7 +91,9 @@ impl Hub {
             // It would draw over the program's own bars.
             .with_progress(false)
             .with_user_agent("reprpo", env!("CARGO_PKG_VERSION"));
-        let api = builder.build().map_err(|e| Error::internal("there can be no connection with the hub").because(e))?;
+        let api = builder
+            .build()
+            .map_err(|e| Error::internal("there can be no connection with the hub").because(e))?;
         let agent = Agent::config_builder()
             // Each address is looked at before it is gone to.
             .max_redirects(0)
@@ -110,15 +112,19 @@ impl Hub {
         &self.settings
     }
 
-    /// Looks a repository up: at the hub, or in the cache where its revision is a commit that was seen before, where
-    /// the process is offline, or where the hub cannot be reached.
+    /// Looks a repository up: at the hub, or in the cache where its revision is a commit that was
+    /// seen before, where the process is offline, or where the hub cannot be reached.
     ///
     /// # Errors
     /// One that is not there, is not for this user, or is not in the cache either.
     pub fn open(&self, repo: &RepoId) -> Result<Snapshot<'_>> {
         if self.settings.offline {
-            return Snapshot::cached(self, repo)
-                .map_err(|e| e.hint("this run is offline: without `--offline` and `HF_HUB_OFFLINE` it is fetched from the hub"));
+            return Snapshot::cached(self, repo).map_err(|e| {
+                e.hint(
+                    "this run is offline: without `--offline` and \
+                    `HF_HUB_OFFLINE` it is fetched from the hub",
+                )
+            });
         }
         if repo.is_commit()
             && let Some(listing) = Listing::kept(self, repo, &repo.revision)
@@ -130,10 +136,17 @@ impl Hub {
             Err(Silence::Refused(e)) => Err(e),
             Err(Silence::Unreached(e)) => match Snapshot::cached(self, repo) {
                 Ok(snapshot) => {
-                    tracing::warn!("{}: `{repo}` is taken from the cache, as of commit {}", e.in_a_line(), short(snapshot.commit()));
+                    tracing::warn!(
+                        "{}: `{repo}` is taken from the cache, as of commit {}",
+                        e.in_a_line(),
+                        short(snapshot.commit())
+                    );
                     Ok(snapshot)
                 }
-                Err(_) => Err(e.hint(format!("nor is `{repo}` in the cache, `{}`", self.settings.cache.display()))),
+                Err(_) => Err(e.hint(format!(
+                    "nor is `{repo}` in the cache, `{}`",
+                    self.settings.cache.display()
+                ))),
             },
         }
     }
@@ -144,19 +157,33 @@ impl Hub {
         let mut busy = 0;
         loop {
             let request = self.api.repo(repo.for_hub()).info_request();
-            let request = request.config().http_status_as_error(false).timeout_global(Some(PATIENCE)).tls_config(self.tls.clone()).build();
+            let request = request
+                .config()
+                .http_status_as_error(false)
+                .timeout_global(Some(PATIENCE))
+                .tls_config(self.tls.clone())
+                .build();
             let response = request.call().map_err(unreached)?;
             let status = response.status().as_u16();
             match status {
                 200 => {
-                    let text = response.into_body().into_with_config().limit(MOST_SAID).read_to_string().map_err(unreached)?;
+                    let text = response
+                        .into_body()
+                        .into_with_config()
+                        .limit(MOST_SAID)
+                        .read_to_string()
+                        .map_err(unreached)?;
                     return Listing::read(self, repo, &text).map_err(Silence::Refused);
                 }
                 429 | 500..=599 if busy < REPEATS => {
                     busy += 1;
                     std::thread::sleep(Duration::from_millis(200 << busy));
                 }
-                429 | 500..=599 => return Err(Silence::Unreached(self.unreached(Error::new(format!("it is too busy (status {status})"))))),
+                429 | 500..=599 => {
+                    return Err(Silence::Unreached(
+                        self.unreached(Error::new(format!("it is too busy (status {status})"))),
+                    ));
+                }
                 _ => return Err(Silence::Refused(self.refusal(repo, status, response.headers()))),
             }
         }
@@ -165,36 +192,60 @@ impl Hub {
     fn unreached(&self, why: impl std::error::Error + Send + Sync + 'static) -> Error {
         let e = Error::new(format!("the hub at `{}` cannot be reached", self.settings.endpoint));
         let e = match (tls::is_distrust(&why), &self.settings.authorities) {
-            (false, _) => e.hint("`--offline` takes what is in the cache; `HTTPS_PROXY` and `HF_ENDPOINT` say another way to it"),
-            (true, None) => e.hint("where a proxy or a hub of your own has a certificate of its own authority, `SSL_CERT_FILE` names that authority's"),
-            (true, Some(own)) => e.hint(format!("trusted are the authorities of `{}`, as {} says", own.path.display(), own.source)),
+            (false, _) => e.hint(
+                "`--offline` takes what is in the cache; `HTTPS_PROXY` and \
+                `HF_ENDPOINT` say another way to it",
+            ),
+            (true, None) => e.hint(
+                "where a proxy or a hub of your own has a certificate of its \
+                own authority, `SSL_CERT_FILE` names that authority's",
+            ),
+            (true, Some(own)) => e.hint(format!(
+                "trusted are the authorities of `{}`, as {} \
+                says",
+                own.path.display(),
+                own.source
+            )),
         };
         e.because(why)
     }
 
     /// What the hub means by turning a question about a repository down.
     fn refusal(&self, repo: &RepoId, status: u16, headers: &HeaderMap) -> Error {
-        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let header =
+            |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let (what, id) = (repo.kind.word(), &repo.name);
         match (status, header("x-error-code")) {
             (_, "GatedRepo") => self.gated(repo),
-            (_, "RevisionNotFound") => Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision))
-                .hint("a revision is a branch, a tag or a whole commit; `main` when none is said"),
+            (_, "RevisionNotFound") => {
+                Error::new(format!("the {what} `{id}` has no revision `{}`", repo.revision)).hint(
+                    "a revision is a branch, a tag or a whole commit; `main` when none is said",
+                )
+            }
             (401, _) if header("x-error-message").contains("Invalid credentials") => {
                 self.whose(Error::new("the hub does not know the token that it was given"))
             }
-            // It does not say of a private one that it is there, and of some that are missing no more than 401.
+            // It does not say of a private one that it is there, and of some that are missing no
+            // more than 401.
             (_, "RepoNotFound") | (401, "") => {
-                let e = Error::new(format!("there is no {what} `{id}` on the hub that may be seen here"));
+                let e = Error::new(format!(
+                    "there is no {what} `{id}` on the hub that may be seen here"
+                ));
                 self.whose(match self.settings.endpoint.as_str() {
                     "https://huggingface.co" => e,
                     other => e.hint(format!("the hub is `{other}`, as `HF_ENDPOINT` says")),
                 })
             }
             _ => {
-                let said: String = header("x-error-message").chars().filter(|c| !c.is_control()).take(200).collect();
+                let said: String = header("x-error-message")
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(200)
+                    .collect();
                 let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-                self.whose(Error::new(format!("the hub does not tell of the {what} `{id}`: status {status}{said}")))
+                self.whose(Error::new(format!(
+                    "the hub does not tell of the {what} `{id}`: status {status}{said}"
+                )))
             }
         }
     }
@@ -206,8 +257,12 @@ impl Hub {
             RepoKind::Dataset => format!("{}/datasets/{}", self.settings.endpoint, repo.name),
         };
         self.whose(
-            Error::new(format!("the {} `{}` is gated: its files are for those who accepted its terms", repo.kind.word(), repo.name))
-                .hint(format!("accept them at {page}")),
+            Error::new(format!(
+                "the {} `{}` is gated: its files are for those who accepted its terms",
+                repo.kind.word(),
+                repo.name
+            ))
+            .hint(format!("accept them at {page}")),
         )
     }
 
@@ -215,7 +270,9 @@ impl Hub {
     fn whose(&self, e: Error) -> Error {
         e.hint(match &self.settings.token {
             Some(token) => format!("the hub was asked with the token of {}", token.source),
-            None => "the hub was asked without a token: set `HF_TOKEN`, or run `hf auth login`, for what is private or gated".to_owned(),
+            None => "the hub was asked without a token: set `HF_TOKEN`, or run `hf auth login`, \
+                for what is private or gated"
+                .to_owned(),
         })
     }
 

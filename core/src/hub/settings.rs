@@ -23,8 +23,8 @@ pub struct Settings {
     pub offline: bool,
     /// Who asks: `HF_TOKEN`, or the file that `hf auth login` writes.
     pub token: Option<Token>,
-    /// Whose certificates are trusted, and where that is said: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. None =
-    /// the public authorities that Mozilla trusts.
+    /// Whose certificates are trusted, and where that is said: `SSL_CERT_FILE`,
+    /// `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. None = the public authorities that Mozilla trusts.
     pub authorities: Option<Authorities>,
 }
 
@@ -62,38 +62,72 @@ impl Settings {
 
     fn from(variable: &dyn Fn(&str) -> Option<PathBuf>) -> Result<Self> {
         let path = |name: &str| variable(name).filter(|v| !v.as_os_str().is_empty());
-        let text = |name: &str| path(name).and_then(|v| v.into_os_string().into_string().ok()).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let on = |name: &str| text(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
+        let text = |name: &str| {
+            path(name)
+                .and_then(|v| v.into_os_string().into_string().ok())
+                .map(|v| v.trim().to_owned())
+                .filter(|v| !v.is_empty())
+        };
+        let on = |name: &str| {
+            text(name)
+                .is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+        };
         let home = path("HF_HOME").unwrap_or_else(|| user_cache().join("huggingface"));
 
-        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()).trim_end_matches('/').to_owned();
-        let host = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://")).unwrap_or_default();
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c)) {
-            return Err(Error::new("`HF_ENDPOINT` is no address of a hub").hint(format!("write it as `{ENDPOINT}`")));
+        let endpoint = text("HF_ENDPOINT")
+            .unwrap_or_else(|| ENDPOINT.to_owned())
+            .trim_end_matches('/')
+            .to_owned();
+        let host = endpoint
+            .strip_prefix("https://")
+            .or_else(|| endpoint.strip_prefix("http://"))
+            .unwrap_or_default();
+        if host.is_empty()
+            || host.contains(|c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c))
+        {
+            return Err(Error::new("`HF_ENDPOINT` is no address of a hub")
+                .hint(format!("write it as `{ENDPOINT}`")));
         }
-        let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| Some((text(name)?, format!("`{name}`")))) {
+        let token = match ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
+            .into_iter()
+            .find_map(|name| Some((text(name)?, format!("`{name}`"))))
+        {
             Some(found) => Some(found),
             None => {
                 let file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
                 match std::fs::read_to_string(&file) {
-                    Ok(text) => Some((text.trim().to_owned(), format!("`{}`", file.display()))).filter(|(secret, _)| !secret.is_empty()),
+                    Ok(text) => Some((text.trim().to_owned(), format!("`{}`", file.display())))
+                        .filter(|(secret, _)| !secret.is_empty()),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-                    Err(e) => return Err(e).within(|| format!("cannot read the hub's token in `{}`", file.display())),
+                    Err(e) => {
+                        return Err(e).within(|| {
+                            format!("cannot read the hub's token in `{}`", file.display())
+                        });
+                    }
                 }
             }
         };
         let token = token.map(|(secret, source)| {
             let written = secret.len() <= 512 && secret.bytes().all(|b| b.is_ascii_graphic());
-            if written { Ok(Token { secret, source }) } else { Err(Error::new(format!("what {source} holds is no token of the hub"))) }
+            if written {
+                Ok(Token { secret, source })
+            } else {
+                Err(Error::new(format!("what {source} holds is no token of the hub")))
+            }
         });
-        let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"].into_iter().find_map(|name| Some((path(name)?, name)));
+        let named = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+            .into_iter()
+            .find_map(|name| Some((path(name)?, name)));
         Ok(Self {
             endpoint,
-            cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub")),
+            cache: path("HF_HUB_CACHE")
+                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+                .unwrap_or_else(|| home.join("hub")),
             listings: cache_dir().join("hub"),
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
             token: token.transpose()?,
-            authorities: named.map(|(path, name)| Authorities { path, source: format!("`{name}`") }),
+            authorities: named
+                .map(|(path, name)| Authorities { path, source: format!("`{name}`") }),
         })
     }
 }
@@ -111,19 +145,42 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().to_str().unwrap();
         let plain = of(&[("HF_HOME", home)]).unwrap();
-        assert_eq!((plain.endpoint.as_str(), plain.offline, plain.token.is_none()), (ENDPOINT, false, true));
+        assert_eq!(
+            (plain.endpoint.as_str(), plain.offline, plain.token.is_none()),
+            (ENDPOINT, false, true)
+        );
         assert_eq!(plain.cache, dir.path().join("hub"));
         std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
         assert_eq!(of(&[("HF_HOME", home)]).unwrap().token.unwrap().secret, "hf_file");
-        let said =
-            of(&[("HF_HOME", home), ("HF_TOKEN", " hf_said "), ("HF_HUB_CACHE", "/c"), ("HF_ENDPOINT", "http://h:1/"), ("HF_HUB_OFFLINE", "yes")]).unwrap();
-        assert_eq!((said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()), ("hf_said", PathBuf::from("/c"), "http://h:1"));
+        let said = of(&[
+            ("HF_HOME", home),
+            ("HF_TOKEN", " hf_said "),
+            ("HF_HUB_CACHE", "/c"),
+            ("HF_ENDPOINT", "http://h:1/"),
+            ("HF_HUB_OFFLINE", "yes"),
+        ])
+        .unwrap();
+        assert_eq!(
+            (said.token.as_ref().unwrap().secret.as_str(), said.cache, said.endpoint.as_str()),
+            ("hf_said", PathBuf::from("/c"), "http://h:1")
+        );
         let older = [("HF_HOME", home), ("HUGGINGFACE_HUB_CACHE", "/older")];
         assert_eq!(of(&older).unwrap().cache, PathBuf::from("/older"));
-        assert_eq!(of(&[&older[..], &[("HF_HUB_CACHE", "/c")]].concat()).unwrap().cache, PathBuf::from("/c"));
-        let bundles = of(&[("HF_HOME", home), ("CURL_CA_BUNDLE", "/b"), ("REQUESTS_CA_BUNDLE", "/a")]).unwrap().authorities;
-        assert_eq!(bundles, Some(Authorities { path: "/a".into(), source: "`REQUESTS_CA_BUNDLE`".into() }));
-        assert!(said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+        assert_eq!(
+            of(&[&older[..], &[("HF_HUB_CACHE", "/c")]].concat()).unwrap().cache,
+            PathBuf::from("/c")
+        );
+        let bundles =
+            of(&[("HF_HOME", home), ("CURL_CA_BUNDLE", "/b"), ("REQUESTS_CA_BUNDLE", "/a")])
+                .unwrap()
+                .authorities;
+        assert_eq!(
+            bundles,
+            Some(Authorities { path: "/a".into(), source: "`REQUESTS_CA_BUNDLE`".into() })
+        );
+        assert!(
+            said.offline && !of(&[("HF_HOME", home), ("HF_HUB_OFFLINE", "0")]).unwrap().offline
+        );
     }
 
     #[test]
@@ -133,14 +190,22 @@ mod tests {
         let settings = of(&[home, ("HF_TOKEN", "hf_secret")]).unwrap();
         assert!(!format!("{settings:?}").contains("secret"), "{settings:?}");
         let e = of(&[home, ("HF_TOKEN", "hf_sec\nret")]).unwrap_err();
-        assert!(format!("{e:?}").contains("`HF_TOKEN`") && !format!("{e:?}").contains("hf_"), "{e:?}");
+        assert!(
+            format!("{e:?}").contains("`HF_TOKEN`") && !format!("{e:?}").contains("hf_"),
+            "{e:?}"
+        );
     }
 
     #[test]
     fn an_endpoint_that_is_no_address_is_refused() {
-        for bad in ["huggingface.co", "ftp://x", "https://", "https://user:secret@host", "https://a b"] {
+        for bad in
+            ["huggingface.co", "ftp://x", "https://", "https://user:secret@host", "https://a b"]
+        {
             let e = of(&[("HF_HOME", "/nowhere"), ("HF_ENDPOINT", bad)]).unwrap_err();
-            assert!(e.message().contains("HF_ENDPOINT") && !format!("{e:?}").contains("secret"), "{e:?}");
+            assert!(
+                e.message().contains("HF_ENDPOINT") && !format!("{e:?}").contains("secret"),
+                "{e:?}"
+            );
         }
     }
 }

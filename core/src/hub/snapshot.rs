@@ -31,11 +31,24 @@ impl Listing {
         if !is_commit(&commit) {
             return Err(wrong("names no commit"));
         }
-        let siblings = said.get("siblings").and_then(Value::as_array).ok_or_else(|| wrong("names no files"))?;
-        let mut files: Vec<String> = siblings.iter().map(|s| text(s, "rfilename")).filter(|f| is_inside(f)).map(str::to_owned).collect();
+        let siblings = said
+            .get("siblings")
+            .and_then(Value::as_array)
+            .ok_or_else(|| wrong("names no files"))?;
+        let mut files: Vec<String> = siblings
+            .iter()
+            .map(|s| text(s, "rfilename"))
+            .filter(|f| is_inside(f))
+            .map(str::to_owned)
+            .collect();
         files.sort();
         let gated = said.get("gated").is_some_and(|g| *g != Value::Bool(false) && !g.is_null());
-        let listing = Self { commit, files, gated, card: said.get("cardData").cloned().unwrap_or(Value::Null) };
+        let listing = Self {
+            commit,
+            files,
+            gated,
+            card: said.get("cardData").cloned().unwrap_or(Value::Null),
+        };
         listing.keep(hub, repo);
         Ok(listing)
     }
@@ -43,7 +56,9 @@ impl Listing {
     /// What was said of a commit before: it holds for ever.
     pub fn kept(hub: &Hub, repo: &RepoId, commit: &str) -> Option<Self> {
         let bytes = read_bounded(&place(hub, repo, commit), super::MOST_SAID).ok()?;
-        serde_json::from_slice::<Self>(&bytes).ok().filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
+        serde_json::from_slice::<Self>(&bytes)
+            .ok()
+            .filter(|l| l.commit == commit && l.files.iter().all(|f| is_inside(f)))
     }
 
     /// Lists the files of a snapshot in the cache, if the cache has no listing from the hub.
@@ -55,10 +70,15 @@ impl Listing {
         if repo.kind == RepoKind::Dataset {
             let readme = folder.join(README);
             if readme.is_file() {
-                let text = String::from_utf8_lossy(&read_bounded(&readme, MOST_README)?).into_owned();
-                listing.card = card::of_readme(&text).within(|| format!("cannot use `{}`", readme.display()))?;
+                let text =
+                    String::from_utf8_lossy(&read_bounded(&readme, MOST_README)?).into_owned();
+                listing.card = card::of_readme(&text)
+                    .within(|| format!("cannot use `{}`", readme.display()))?;
             } else if !repo.revision.starts_with("refs/convert/") {
-                tracing::warn!("the cache has no `{README}` of `{repo}`, so the splits are inferred from the names of its files");
+                tracing::warn!(
+                    "the cache has no `{README}` of `{repo}`, so the splits are inferred from the \
+                        names of its files"
+                );
             }
         }
         Ok(listing)
@@ -68,8 +88,12 @@ impl Listing {
         let place = place(hub, repo, &self.commit);
         let written = || -> Result<()> {
             let folder = place.parent().unwrap_or(Path::new("."));
-            std::fs::create_dir_all(folder).within(|| format!("cannot make `{}`", folder.display()))?;
-            write_whole(&place, &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?)
+            std::fs::create_dir_all(folder)
+                .within(|| format!("cannot make `{}`", folder.display()))?;
+            write_whole(
+                &place,
+                &serde_json::to_vec(self).map_err(|e| Error::internal(e.to_string()))?,
+            )
         };
         // Without it, a later run asks again.
         if let Err(e) = written() {
@@ -85,7 +109,9 @@ fn place(hub: &Hub, repo: &RepoId, commit: &str) -> PathBuf {
 
 /// Whether a path leads to a file within the folder that it is put behind.
 fn is_inside(file: &str) -> bool {
-    !file.is_empty() && !file.contains('\\') && file.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+    !file.is_empty()
+        && !file.contains('\\')
+        && file.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
 /// A repository as of one commit. Files are fetched as they are asked for.
@@ -112,15 +138,24 @@ impl<'h> Snapshot<'h> {
     /// What the cache has of the repository.
     pub(super) fn cached(hub: &'h Hub, repo: &RepoId) -> Result<Self> {
         let folder = hub.settings.cache.join(repo.for_hub().folder_name());
-        let missing = || Error::new(format!("the {} `{repo}` is not in the cache, `{}`", repo.kind.word(), hub.settings.cache.display()));
+        let missing = || {
+            Error::new(format!(
+                "the {} `{repo}` is not in the cache, `{}`",
+                repo.kind.word(),
+                hub.settings.cache.display()
+            ))
+        };
         let snapshots = folder.join("snapshots");
         let named = match std::fs::read_to_string(folder.join("refs").join(&repo.revision)) {
             Ok(commit) => Some(commit.trim().to_owned()),
             Err(_) if repo.is_commit() => Some(repo.revision.clone()),
-            // Files that were put there by hand have no refs; where there is one snapshot, it is meant.
+            // Files that were put there by hand have no refs; where there is one snapshot, it is
+            // meant.
             Err(_) => only(&snapshots).filter(|_| repo.revision == "main"),
         };
-        let commit = named.filter(|c| is_inside(c) && !c.contains('/') && snapshots.join(c).is_dir()).ok_or_else(missing)?;
+        let commit = named
+            .filter(|c| is_inside(c) && !c.contains('/') && snapshots.join(c).is_dir())
+            .ok_or_else(missing)?;
         let (listing, partial) = match Listing::kept(hub, repo, &commit) {
             Some(listing) => (listing, false),
             None => (Listing::of_folder(&snapshots.join(&commit), repo, commit)?, true),
@@ -161,19 +196,29 @@ impl<'h> Snapshot<'h> {
     /// A file on this machine; fetched, where it is not there yet.
     ///
     /// # Errors
-    /// A file that the repository does not have or does not give, one that came damaged, and, offline, one that is not
-    /// in the cache.
+    /// A file that the repository does not have or does not give, one that came damaged, and,
+    /// offline, one that is not in the cache.
     pub fn get(&self, file: &str) -> Result<PathBuf> {
         let path = self.folder().join(file);
         if is_inside(file) && path.is_file() {
             return Ok(path);
         }
         if !self.has(file) && !self.partial {
-            return Err(Error::new(format!("the {} `{}` has no file `{file}`", self.repo.kind.word(), self.repo)));
+            return Err(Error::new(format!(
+                "the {} `{}` has no file `{file}`",
+                self.repo.kind.word(),
+                self.repo
+            )));
         }
         if !self.fetches {
-            let dataset = if self.repo.kind == RepoKind::Dataset { " --repo-type dataset" } else { "" };
-            return Err(Error::new(format!("`{file}` of `{}` is not in the cache, `{}`", self.repo, self.hub.settings.cache.display())).hint(format!(
+            let dataset =
+                if self.repo.kind == RepoKind::Dataset { " --repo-type dataset" } else { "" };
+            return Err(Error::new(format!(
+                "`{file}` of `{}` is not in the cache, `{}`",
+                self.repo,
+                self.hub.settings.cache.display()
+            ))
+            .hint(format!(
                 "where there is a network, `hf download{dataset} {} {}` fetches it",
                 self.repo.name,
                 quoted(file)
@@ -186,7 +231,9 @@ impl<'h> Snapshot<'h> {
         if !self.repo.is_commit() {
             // From here on the cache knows what the branch was.
             let reference = self.hub.cached(self.repo.for_hub()).create_ref(&self.listing.commit);
-            reference.within(|| format!("cannot write into the cache `{}`", self.hub.settings.cache.display()))?;
+            reference.within(|| {
+                format!("cannot write into the cache `{}`", self.hub.settings.cache.display())
+            })?;
         }
         Ok(path)
     }
@@ -203,14 +250,20 @@ impl<'h> Snapshot<'h> {
 
 /// The name of the only folder there.
 fn only(folder: &Path) -> Option<String> {
-    let mut folders = std::fs::read_dir(folder).ok()?.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir());
+    let mut folders =
+        std::fs::read_dir(folder).ok()?.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir());
     let first = folders.next()?;
-    folders.next().is_none().then(|| first.file_name().map(|n| n.to_string_lossy().into_owned())).flatten()
+    folders
+        .next()
+        .is_none()
+        .then(|| first.file_name().map(|n| n.to_string_lossy().into_owned()))
+        .flatten()
 }
 
 /// The files below a folder, as paths within it.
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
-    let entries = std::fs::read_dir(folder).within(|| format!("cannot read `{}`", folder.display()))?;
+    let entries =
+        std::fs::read_dir(folder).within(|| format!("cannot read `{}`", folder.display()))?;
     for entry in entries.filter_map(std::result::Result::ok) {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         let path = entry.path();

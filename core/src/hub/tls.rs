@@ -14,7 +14,12 @@ const MOST: u64 = 1 << 24;
 
 /// Connections to whom these authorities, and no others, vouch for.
 pub fn trusting(authorities: &Authorities) -> Result<TlsConfig> {
-    read(authorities).map_err(|e| e.hint(format!("unset {} where it is not needed; `--offline` asks nobody", authorities.source)))
+    read(authorities).map_err(|e| {
+        e.hint(format!(
+            "unset {} where it is not needed; `--offline` asks nobody",
+            authorities.source
+        ))
+    })
 }
 
 fn read(authorities: &Authorities) -> Result<TlsConfig> {
@@ -23,14 +28,21 @@ fn read(authorities: &Authorities) -> Result<TlsConfig> {
     for file in files(&authorities.path).within(within)? {
         let bytes = read_bounded(&file, MOST).within(within)?;
         for item in parse_pem(&bytes) {
-            let broken = |e| Error::new(format!("`{}` holds something that is no PEM", file.display())).because(e);
+            let broken = |e| {
+                Error::new(format!("`{}` holds something that is no PEM", file.display()))
+                    .because(e)
+            };
             if let PemItem::Certificate(certificate) = item.map_err(broken).within(within)? {
                 certificates.push(certificate);
             }
         }
     }
     if certificates.is_empty() {
-        return Err(Error::new(format!("`{}` holds no certificate in PEM", authorities.path.display()))).within(within);
+        return Err(Error::new(format!(
+            "`{}` holds no certificate in PEM",
+            authorities.path.display()
+        )))
+        .within(within);
     }
     Ok(TlsConfig::builder().root_certs(RootCerts::from(certificates)).build())
 }

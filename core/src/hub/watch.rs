@@ -1,7 +1,8 @@
-//! What the program around the hub settles for the whole process: whether there is a network, and who is shown how far
-//! a file is.
+//! What the program around the hub settles for the whole process: whether there is a network, and
+//! who is shown how far a file is.
 //!
-//! A plugin's library has a copy of this crate, whose process-wide values are its own; its host hands it these.
+//! A plugin's library has a copy of this crate, whose process-wide values are its own; its host
+//! hands it these.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static OFFLINE: AtomicBool = AtomicBool::new(false);
 static WATCHER: OnceLock<Watcher> = OnceLock::new();
 
-/// Is shown a file's name, how many of its bytes are there, and how many it has; says whether to go on.
+/// Is shown a file's name, how many of its bytes are there, and how many it has; says whether to go
+/// on.
 pub type Watcher = Box<dyn Fn(&str, u64, u64) -> bool + Send + Sync>;
 
 /// From here on nothing is fetched in this process.

@@ -69,13 +69,21 @@ mod tests {
         let x = Tensor::from_slice(&[-1.0f64, 0.5, 2.0]);
         for (name, activation) in NAMES {
             let y = activation.forward(&x).unwrap();
-            assert!((y - Tensor::from_slice(&expected(name))).abs().max().double_value(&[]) < 1e-8, "{name}");
+            assert!(
+                (y - Tensor::from_slice(&expected(name))).abs().max().double_value(&[]) < 1e-8,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn a_function_we_do_not_know_is_named_with_those_we_do() {
         let e = format!("{:?}", Activation::named("hidden_act", "silou").unwrap_err());
-        assert!(e.contains("unknown hidden_act `silou`") && e.contains("did you mean `silu`?") && e.contains("gelu_pytorch_tanh"), "{e}");
+        assert!(
+            e.contains("unknown hidden_act `silou`")
+                && e.contains("did you mean `silu`?")
+                && e.contains("gelu_pytorch_tanh"),
+            "{e}"
+        );
     }
 }

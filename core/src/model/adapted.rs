@@ -62,8 +62,17 @@ impl Adapted {
     /// How many modules, parts of modules and blocks of `model` it changes, in words.
     pub fn describe(&self, model: &ModelInfo) -> String {
         let parts = self.parts(model).count();
-        let counts = [(self.modules.len() - parts, "modules"), (parts, "parts of modules"), (self.blocks.len(), "blocks")];
-        counts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(" and ")
+        let counts = [
+            (self.modules.len() - parts, "modules"),
+            (parts, "parts of modules"),
+            (self.blocks.len(), "blocks"),
+        ];
+        counts
+            .into_iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| format!("{n} {what}"))
+            .collect::<Vec<_>>()
+            .join(" and ")
     }
 
     /// The blocks whose output it changes, in the model's order.
@@ -73,18 +82,33 @@ impl Adapted {
 
     /// Everything it changes: the modules, then the blocks.
     pub fn changed(&self) -> impl Iterator<Item = Changed> {
-        let modules =
-            self.modules.iter().map(|(name, m)| Changed { input: Site::Input(name.clone()), output: Site::Output(name.clone()), parameters: m.parameters() });
-        let blocks = self.blocks.iter().map(|(k, b)| Changed { input: Site::Block(*k), output: Site::Block(*k), parameters: b.parameters() });
+        let modules = self.modules.iter().map(|(name, m)| Changed {
+            input: Site::Input(name.clone()),
+            output: Site::Output(name.clone()),
+            parameters: m.parameters(),
+        });
+        let blocks = self.blocks.iter().map(|(k, b)| Changed {
+            input: Site::Block(*k),
+            output: Site::Block(*k),
+            parameters: b.parameters(),
+        });
         modules.chain(blocks)
     }
 
     /// All tensors, as `module.key`, in a fixed order: what the adapter is, on disk.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
-        let named = |place: String, parameters: Vec<Parameter>| parameters.into_iter().map(move |p| (format!("{place}.{}", p.key), p.tensor));
+        let named = |place: String, parameters: Vec<Parameter>| {
+            parameters.into_iter().map(move |p| (format!("{place}.{}", p.key), p.tensor))
+        };
         let modules = self.modules.iter().flat_map(|(name, m)| named(name.clone(), m.parameters()));
-        let blocks = self.blocks.iter().flat_map(|(k, b)| named(Site::Block(*k).to_string(), b.parameters()));
-        modules.chain(blocks).chain(self.shared.iter().map(|p| (p.key.clone(), p.tensor.shallow_clone()))).collect()
+        let blocks = self
+            .blocks
+            .iter()
+            .flat_map(|(k, b)| named(Site::Block(*k).to_string(), b.parameters()));
+        modules
+            .chain(blocks)
+            .chain(self.shared.iter().map(|p| (p.key.clone(), p.tensor.shallow_clone())))
+            .collect()
     }
 
     /// The trainable ones among [`tensors`](Self::tensors).
@@ -108,15 +132,24 @@ impl Adapted {
         for (name, tensor) in self.tensors() {
             left.retain(|key| **key != name);
             let Some(value) = values.get(&name) else {
-                return Err(Error::new(format!("the file has no tensor for `{name}`, which would stay at its initial value")));
+                return Err(Error::new(format!(
+                    "the file has no tensor for `{name}`, which would stay at its initial value"
+                )));
             };
             if value.size() != tensor.size() {
-                return Err(Error::new(format!("`{name}` is {:?} in the file, but the model needs {:?}", value.size(), tensor.size())));
+                return Err(Error::new(format!(
+                    "`{name}` is {:?} in the file, but the model needs {:?}",
+                    value.size(),
+                    tensor.size()
+                )));
             }
             pending.push((tensor, value));
         }
         if let Some(name) = left.first() {
-            return Err(Error::new(format!("the file's `{name}` fits no module that the adapter targets ({} tensors do not)", left.len())));
+            return Err(Error::new(format!(
+                "the file's `{name}` fits no module that the adapter targets ({} tensors do not)",
+                left.len()
+            )));
         }
         let _guard = tch::no_grad_guard();
         for (mut tensor, value) in pending {
@@ -135,6 +168,17 @@ impl Adapted {
     /// # Errors
     /// Fails if memory runs out.
     pub fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
-        self.tensors().into_iter().map(|(name, t)| Ok((name, t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?))).collect()
+        self.tensors()
+            .into_iter()
+            .map(|(name, t)| {
+                Ok((
+                    name,
+                    t.f_detach()?
+                        .f_to_device(Device::Cpu)?
+                        .f_to_kind(Kind::Float)?
+                        .f_contiguous()?,
+                ))
+            })
+            .collect()
     }
 }

@@ -9,7 +9,10 @@ use tch::Kind;
 
 use super::Model;
 use super::adapted::Adapted;
-use crate::api::{AdaptedLinear, AdaptedPart, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite, ModelInfo, Parameter, Site, Targets};
+use crate::api::{
+    AdaptedLinear, AdaptedPart, Adapter, Frozen, Fused, FusedSite, Init, LinearInfo, LinearSite,
+    ModelInfo, Parameter, Site, Targets,
+};
 use crate::error::{Context, Error, Result};
 
 /// One error for each entry in the configuration of `adapter` that matches no module or layer of
@@ -27,19 +30,35 @@ pub fn unmatched(adapter: &dyn Adapter, model: &ModelInfo) -> Result<Vec<Error>>
         for k in layers {
             if *k >= model.layers {
                 let last = model.layers - 1;
-                errors.push(Error::new(format!("`adapter.layers_to_transform` has {k}, but the model's layers are 0 to {last}")));
+                errors.push(Error::new(format!(
+                    "`adapter.layers_to_transform` has {k}, but the model's layers are 0 to {last}"
+                )));
             } else if !with_targets.contains(k) && !everywhere.is_empty() {
-                let listed = with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-                let message = format!("`adapter.layers_to_transform` has {k}, but `adapter.target_modules` matches no module in that layer");
-                errors.push(Error::new(message).hint(format!("it matches modules in these layers: {listed}")));
+                let listed =
+                    with_targets.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+                let message = format!(
+                    "`adapter.layers_to_transform` has {k}, but `adapter.target_modules` matches \
+                        no module in that layer"
+                );
+                errors.push(
+                    Error::new(message)
+                        .hint(format!("it matches modules in these layers: {listed}")),
+                );
             }
         }
         if layers.is_empty() {
-            let message = "`adapter.layers_to_transform` is empty, so that no layer would be adapted";
+            let message =
+                "`adapter.layers_to_transform` is empty, so that no layer would be adapted";
             errors.push(Error::new(message).hint("set it to `none` to adapt every layer"));
         } else if let Targets::Suffixes(list) = &targets {
-            let only_elsewhere = |s: &&String| everywhere.iter().any(|l| l.is(s)) && !hits.iter().any(|l| l.is(s));
-            let message = |s| format!("`{s}` in `adapter.target_modules` matches no module in the layers of `adapter.layers_to_transform`");
+            let only_elsewhere =
+                |s: &&String| everywhere.iter().any(|l| l.is(s)) && !hits.iter().any(|l| l.is(s));
+            let message = |s| {
+                format!(
+                    "`{s}` in `adapter.target_modules` matches no module in the layers of \
+                        `adapter.layers_to_transform`"
+                )
+            };
             errors.extend(list.iter().filter(only_elsewhere).map(|s| Error::new(message(s))));
         }
     }
@@ -71,31 +90,44 @@ impl Adapted {
     ///
     /// # Errors
     /// Fails if no module or block is left to adapt, or if the adapter does not fit a module.
-    pub fn attach_saved(adapter: &dyn Adapter, model: &Model, blocks: usize, seed: u64) -> Result<Self> {
+    pub fn attach_saved(
+        adapter: &dyn Adapter,
+        model: &Model,
+        blocks: usize,
+        seed: u64,
+    ) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let init = |scope: &str| Init::new(seed, scope, kind, model.device());
         let info = model.info();
         let targets = adapter.targets().select(info, adapter.layers_to_transform().as_deref())?;
         let none = targets.is_empty();
-        let targets: Vec<_> = targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
+        let targets: Vec<_> =
+            targets.into_iter().filter(|l| l.layer.is_none_or(|k| k < blocks)).collect();
         let shared = adapter.shared(&targets, &mut init(""))?;
         let mut modules = IndexMap::new();
         for info in targets {
             let site = LinearSite { info, frozen: &model.frozen(&info.name)?, shared: &shared };
-            let adapted = adapter.attach(&site, &mut init(&info.name)).within(|| format!("no adapter for `{}`", info.name))?;
+            let adapted = adapter
+                .attach(&site, &mut init(&info.name))
+                .within(|| format!("no adapter for `{}`", info.name))?;
             modules.insert(info.name.clone(), Rc::from(adapted));
         }
         let mut changed = IndexMap::new();
         for k in adapter.blocks(info)?.into_iter().filter(|k| *k < blocks) {
-            let adapted = adapter.attach_block(k, info, &mut init(&Site::Block(k).to_string())).within(|| format!("no adapter for block {k}"))?;
+            let adapted = adapter
+                .attach_block(k, info, &mut init(&Site::Block(k).to_string()))
+                .within(|| format!("no adapter for block {k}"))?;
             changed.insert(k, Rc::from(adapted));
         }
         if modules.is_empty() && changed.is_empty() {
             if none && let Some(e) = unmatched(adapter, model.info())?.into_iter().next() {
                 return Err(e);
             }
-            return Err(Error::new(format!("the adapter has nothing to change within the first {blocks} blocks that this run computes"))
-                .hint("move the taps to later layers, or widen what the adapter targets"));
+            return Err(Error::new(format!(
+                "the adapter has nothing to change within the first \
+                {blocks} blocks that this run computes"
+            ))
+            .hint("move the taps to later layers, or widen what the adapter targets"));
         }
         Ok(Self { modules, blocks: changed, shared })
     }
@@ -130,27 +162,60 @@ impl Adapted {
     ///
     /// # Errors
     /// Fails if the adapter does.
-    pub fn fused(&self, adapter: &dyn Adapter, model: &Model) -> Result<Option<(Box<dyn Adapter>, Self)>> {
+    pub fn fused(
+        &self,
+        adapter: &dyn Adapter,
+        model: &Model,
+    ) -> Result<Option<(Box<dyn Adapter>, Self)>> {
         let mut by_holder = IndexMap::<&str, Vec<AdaptedPart<'_>>>::new();
         for info in self.parts(model.info()) {
-            let parameters = self.get(&info.linear.name).map(AdaptedLinear::parameters).unwrap_or_default();
+            let parameters =
+                self.get(&info.linear.name).map(AdaptedLinear::parameters).unwrap_or_default();
             by_holder.entry(&info.holder).or_default().push(AdaptedPart { info, parameters });
         }
-        let frozen = by_holder.keys().map(|holder| model.frozen(holder)).collect::<Result<Vec<_>>>()?;
+        let frozen =
+            by_holder.keys().map(|holder| model.frozen(holder)).collect::<Result<Vec<_>>>()?;
         let site = |((holder, parts), frozen)| -> Result<_> {
-            Ok(FusedSite { module: LinearSite { info: model.info().linear(holder)?, frozen, shared: &self.shared }, parts })
+            Ok(FusedSite {
+                module: LinearSite {
+                    info: model.info().linear(holder)?,
+                    frozen,
+                    shared: &self.shared,
+                },
+                parts,
+            })
         };
         let sites = by_holder.into_iter().zip(&frozen).map(site).collect::<Result<Vec<_>>>()?;
         let fused = if sites.is_empty() { None } else { adapter.fuse(&sites)? };
         let Some(Fused { adapter, modules: wholes }) = fused else { return Ok(None) };
         if wholes.len() != sites.len() {
-            return Err(Error::internal(format!("the adapter's `fuse` made {} adapters for {} modules", wholes.len(), sites.len())));
+            return Err(Error::internal(format!(
+                "the adapter's `fuse` made {} adapters for {} modules",
+                wholes.len(),
+                sites.len()
+            )));
         }
-        let mut wholes: HashMap<&str, Rc<dyn AdaptedLinear>> =
-            sites.iter().map(|s| s.module.info.name.as_str()).zip(wholes.into_iter().map(Rc::from)).collect();
-        let of = |l: &LinearInfo| Some((l.name.clone(), wholes.remove(l.name.as_str()).or_else(|| self.modules.get(&l.name).cloned())?));
+        let mut wholes: HashMap<&str, Rc<dyn AdaptedLinear>> = sites
+            .iter()
+            .map(|s| s.module.info.name.as_str())
+            .zip(wholes.into_iter().map(Rc::from))
+            .collect();
+        let of = |l: &LinearInfo| {
+            Some((
+                l.name.clone(),
+                wholes.remove(l.name.as_str()).or_else(|| self.modules.get(&l.name).cloned())?,
+            ))
+        };
         let modules = model.info().linears.iter().filter_map(of).collect();
-        let shared = self.shared.iter().map(|p| Parameter { key: p.key.clone(), tensor: p.tensor.shallow_clone(), axis: p.axis }).collect();
+        let shared = self
+            .shared
+            .iter()
+            .map(|p| Parameter {
+                key: p.key.clone(),
+                tensor: p.tensor.shallow_clone(),
+                axis: p.axis,
+            })
+            .collect();
         Ok(Some((adapter, Self { modules, blocks: self.blocks.clone(), shared })))
     }
 }

@@ -1,8 +1,9 @@
 //! Attention over a stream: one place that knows who may look at whom.
 //!
-//! A token sees itself and everything before it in its own sequence: its segment's earlier tokens and the segments that
-//! its segment continues. Under a window of w tokens it sees the last w of these, itself included. There are three ways
-//! to compute that, equal to rounding; which one is fast depends on the device and the shapes.
+//! A token sees itself and everything before it in its own sequence: its segment's earlier tokens
+//! and the segments that its segment continues. Under a window of w tokens it sees the last w of
+//! these, itself included. There are three ways to compute that, equal to rounding; which one is
+//! fast depends on the device and the shapes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,15 +31,16 @@ impl Strategy {
     }
 }
 
-/// The computation of softmax(scores)v, given which tokens see which; transformers calls it `attn_implementation`.
+/// The computation of softmax(scores)v, given which tokens see which; transformers calls it
+/// `attn_implementation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kernel {
     /// libtorch's scaled dot product attention: one fused kernel.
     #[default]
     Sdpa,
-    /// Step by step in transformers' order, keeping every weight: slower, and the same to the last bits where the
-    /// reference was computed so.
+    /// Step by step in transformers' order, keeping every weight: slower, and the same to the last
+    /// bits where the reference was computed so.
     Eager,
 }
 
@@ -49,7 +51,8 @@ pub struct Scores {
     pub scale: f64,
     /// c of c·tanh(score / c); `None`: not capped.
     pub cap: Option<f64>,
-    /// True if the eager kernel computes scores in float32 whatever the model's kind is. The fused kernel always does.
+    /// True if the eager kernel computes scores in float32 whatever the model's kind is. The fused
+    /// kernel always does.
     pub upcast: bool,
 }
 
@@ -91,8 +94,18 @@ impl CardKernels {
     /// the memory-efficient kernel deterministic, but not the one of cuDNN. The backward pass of
     /// the memory-efficient kernel ignores a sliding window, so this kernel is never used if
     /// attention is both `windowed` and `differentiated`.
-    pub fn allowed(deterministic: bool, windowed: bool, differentiated: bool, device: Device) -> Option<Self> {
-        let kernels = Self { flash: true, memory_efficient: !(windowed && differentiated), cudnn: !deterministic, math: true };
+    pub fn allowed(
+        deterministic: bool,
+        windowed: bool,
+        differentiated: bool,
+        device: Device,
+    ) -> Option<Self> {
+        let kernels = Self {
+            flash: true,
+            memory_efficient: !(windowed && differentiated),
+            cudnn: !deterministic,
+            math: true,
+        };
         device.is_cuda().then_some(kernels)
     }
 }
@@ -110,17 +123,27 @@ pub struct Attention {
 /// One kernel call.
 #[derive(Debug)]
 enum Call {
-    /// All queries of the stream against the keys of a cache and their own; without a mask, one query that sees them all.
+    /// All queries of the stream against the keys of a cache and their own; without a mask, one
+    /// query that sees them all.
     Behind { mask: Option<Tensor> },
-    /// Queries and keys are rows of the stream that stand together; `parents` are ranges of keys that come first.
+    /// Queries and keys are rows of the stream that stand together; `parents` are ranges of keys
+    /// that come first.
     Rows { start: i64, len: i64, ancestors: Vec<(i64, i64)>, mask: Option<Tensor> },
-    /// A rectangle of `segments` × longest: rows of the stream for queries `[s lq]` and keys `[s lk]`, and where the
-    /// real queries stand in the flattened result.
-    Rectangle { queries: Tensor, keys: Tensor, mask: Option<Tensor>, real: Tensor, rows: Tensor, shape: (i64, i64, i64) },
+    /// A rectangle of `segments` × longest: rows of the stream for queries `[s lq]` and keys
+    /// `[s lk]`, and where the real queries stand in the flattened result.
+    Rectangle {
+        queries: Tensor,
+        keys: Tensor,
+        mask: Option<Tensor>,
+        real: Tensor,
+        rows: Tensor,
+        shape: (i64, i64, i64),
+    },
 }
 
 impl Attention {
-    /// Prepares attention over `layout`, in which a token sees `window` tokens, itself included; `None`: all.
+    /// Prepares attention over `layout`, in which a token sees `window` tokens, itself included;
+    /// `None`: all.
     ///
     /// # Errors
     /// Fails if a mask does not fit into memory.
@@ -143,7 +166,9 @@ impl Attention {
         if n == 1 && past < window as i64 {
             return Ok(Call::Behind { mask: None });
         }
-        let sees = Tensor::f_ones([n, past + n], (Kind::Bool, device))?.f_tril(past)?.f_triu(past - window as i64 + 1)?;
+        let sees = Tensor::f_ones([n, past + n], (Kind::Bool, device))?
+            .f_tril(past)?
+            .f_triu(past - window as i64 + 1)?;
         Ok(Call::Behind { mask: Some(sees) })
     }
 
@@ -152,15 +177,20 @@ impl Attention {
             .map(|i| {
                 let segment = layout.segments()[i];
                 let chain = layout.chain(i);
-                let ancestors: Vec<_> = chain[..chain.len() - 1].iter().map(|a| &layout.segments()[*a]).map(|s| (s.start as i64, s.len as i64)).collect();
+                let ancestors: Vec<_> = chain[..chain.len() - 1]
+                    .iter()
+                    .map(|a| &layout.segments()[*a])
+                    .map(|s| (s.start as i64, s.len as i64))
+                    .collect();
                 let before: i64 = ancestors.iter().map(|(_, len)| len).sum();
                 let len = segment.len as i64;
-                // Lower triangle of [len, before + len], moved right by what comes before, less what the window has
-                // passed. A root that fits into the window is plainly causal.
+                // Lower triangle of [len, before + len], moved right by what comes before, less
+                // what the window has passed. A root that fits into the window is plainly causal.
                 let mask = if before == 0 && segment.len <= window {
                     None
                 } else {
-                    let sees = Tensor::f_ones([len, before + len], (Kind::Bool, device))?.f_tril(before)?;
+                    let sees = Tensor::f_ones([len, before + len], (Kind::Bool, device))?
+                        .f_tril(before)?;
                     Some(sees.f_triu(before - window as i64 + 1)?)
                 };
                 Ok(Call::Rows { start: segment.start as i64, len, ancestors, mask })
@@ -181,9 +211,11 @@ impl Attention {
                 for (i, segment) in tree.iter().enumerate() {
                     let before = layout.offset(first + i);
                     for ancestor in layout.chain(first + i) {
-                        let (other, offset) = (layout.segments()[ancestor], layout.offset(ancestor));
+                        let (other, offset) =
+                            (layout.segments()[ancestor], layout.offset(ancestor));
                         for (q, row) in segment.rows().enumerate() {
-                            // The first position that this token still sees, as a row of the ancestor.
+                            // The first position that this token still sees, as a row of the
+                            // ancestor.
                             let passed = (before + q + 1).saturating_sub(window + offset);
                             for key in other.rows().skip(passed).take_while(|key| *key <= row) {
                                 sees[(row - start) * len + (key - start)] = true;
@@ -191,27 +223,51 @@ impl Attention {
                         }
                     }
                 }
-                Some(Tensor::from_slice(&sees).f_reshape([len as i64, len as i64])?.f_to_device(device)?)
+                Some(
+                    Tensor::from_slice(&sees)
+                        .f_reshape([len as i64, len as i64])?
+                        .f_to_device(device)?,
+                )
             };
-            calls.push(Call::Rows { start: start as i64, len: len as i64, ancestors: Vec::new(), mask });
+            calls.push(Call::Rows {
+                start: start as i64,
+                len: len as i64,
+                ancestors: Vec::new(),
+                mask,
+            });
             first += tree.len();
         }
         Ok(calls)
     }
 
     fn padded(layout: &Layout, window: usize, device: Device) -> Result<Vec<Call>> {
-        let (roots, children): (Vec<usize>, Vec<usize>) = (0..layout.segments().len()).partition(|i| layout.segments()[*i].continues.is_none());
-        [roots, children].into_iter().filter(|group| !group.is_empty()).map(|group| Self::rectangle(layout, &group, window, device)).collect()
+        let (roots, children): (Vec<usize>, Vec<usize>) =
+            (0..layout.segments().len()).partition(|i| layout.segments()[*i].continues.is_none());
+        [roots, children]
+            .into_iter()
+            .filter(|group| !group.is_empty())
+            .map(|group| Self::rectangle(layout, &group, window, device))
+            .collect()
     }
 
     fn rectangle(layout: &Layout, group: &[usize], window: usize, device: Device) -> Result<Call> {
-        let keys_of: Vec<Vec<i64>> =
-            group.iter().map(|i| layout.chain(*i).into_iter().flat_map(|a| layout.segments()[a].rows()).map(|r| r as i64).collect()).collect();
+        let keys_of: Vec<Vec<i64>> = group
+            .iter()
+            .map(|i| {
+                layout
+                    .chain(*i)
+                    .into_iter()
+                    .flat_map(|a| layout.segments()[a].rows())
+                    .map(|r| r as i64)
+                    .collect()
+            })
+            .collect();
         let lq = group.iter().map(|i| layout.segments()[*i].len).max().unwrap_or(0);
         let lk = keys_of.iter().map(Vec::len).max().unwrap_or(0);
         let (mut queries, mut keys) = (vec![0i64; group.len() * lq], vec![0i64; group.len() * lk]);
         let (mut real, mut rows) = (Vec::new(), Vec::new());
-        // Right-padded roots that fit into the window need no mask: causal attention never looks right.
+        // Right-padded roots that fit into the window need no mask: causal attention never looks
+        // right.
         let causal = layout.segments()[group[0]].continues.is_none() && lq <= window;
         let mut sees = if causal { Vec::new() } else { vec![false; group.len() * lq * lk] };
         for (s, (i, key_rows)) in group.iter().zip(&keys_of).enumerate() {
@@ -228,7 +284,8 @@ impl Attention {
                 }
             }
             if !causal {
-                // A padded query is thrown away, but a row that sees nothing would make NaN of its gradient.
+                // A padded query is thrown away, but a row that sees nothing would make NaN of its
+                // gradient.
                 for q in segment.len..lq {
                     sees[(s * lq + q) * lk] = true;
                 }
@@ -239,7 +296,15 @@ impl Attention {
         Ok(Call::Rectangle {
             queries: tensor(&queries)?,
             keys: tensor(&keys)?,
-            mask: if causal { None } else { Some(Tensor::from_slice(&sees).f_reshape([shape.0, 1, shape.1, shape.2])?.f_to_device(device)?) },
+            mask: if causal {
+                None
+            } else {
+                Some(
+                    Tensor::from_slice(&sees)
+                        .f_reshape([shape.0, 1, shape.1, shape.2])?
+                        .f_to_device(device)?,
+                )
+            },
             real: tensor(&real)?,
             rows: tensor(&rows)?,
             shape,
@@ -263,21 +328,46 @@ impl Attention {
             ffi::set_attention_kernels(flash, memory_efficient, cudnn, math)?;
         }
         // The fused kernel cannot cap scores.
-        let kernel = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (self.how.kernel, scores.cap) {
-            (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scores.scale, false),
-            _ => eager(q, k, v, mask, causal, scores),
-        };
+        let kernel =
+            |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool| match (
+                self.how.kernel,
+                scores.cap,
+            ) {
+                (Kernel::Sdpa, None) => Tensor::f_scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    mask,
+                    0.0,
+                    causal,
+                    scores.scale,
+                    false,
+                ),
+                _ => eager(q, k, v, mask, causal, scores),
+            };
         // [len heads d] → [1 heads len d]
         let lead = |t: Tensor| t.f_transpose(0, 1).and_then(|t| t.f_unsqueeze(0));
         if let [Call::Behind { mask: None }] = &self.calls[..] {
-            // Heads that share their keys are as many queries of these: no key is repeated, however long the cache.
+            // Heads that share their keys are as many queries of these: no key is repeated, however
+            // long the cache.
             let q = q.f_reshape([1, heads / group, group, d])?;
-            return Ok(kernel(&q, &lead(k.shallow_clone())?, &lead(v.shallow_clone())?, None, false)?.f_reshape([1, heads * d])?);
+            return Ok(kernel(
+                &q,
+                &lead(k.shallow_clone())?,
+                &lead(v.shallow_clone())?,
+                None,
+                false,
+            )?
+            .f_reshape([1, heads * d])?);
         }
         let (k, v) = (repeat_heads(k, group)?, repeat_heads(v, group)?);
         if let [Call::Behind { mask }] = &self.calls[..] {
-            let out = kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, mask.as_ref(), false)?;
-            return Ok(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([self.tokens, heads * d])?);
+            let out =
+                kernel(&lead(q.shallow_clone())?, &lead(k)?, &lead(v)?, mask.as_ref(), false)?;
+            return Ok(out
+                .f_squeeze_dim(0)?
+                .f_transpose(0, 1)?
+                .f_reshape([self.tokens, heads * d])?);
         }
         match self.how.strategy {
             Strategy::Segments | Strategy::Trees => {
@@ -289,24 +379,53 @@ impl Attention {
                     } else {
                         let ranges = || ancestors.iter().copied().chain([(*start, *len)]);
                         let of = |t: &Tensor| -> Result<Tensor> {
-                            Ok(Tensor::f_cat(&ranges().map(|(s, l)| t.f_narrow(0, s, l)).collect::<std::result::Result<Vec<_>, _>>()?, 0)?)
+                            Ok(Tensor::f_cat(
+                                &ranges()
+                                    .map(|(s, l)| t.f_narrow(0, s, l))
+                                    .collect::<std::result::Result<Vec<_>, _>>()?,
+                                0,
+                            )?)
                         };
                         (of(&k)?, of(&v)?)
                     };
-                    let out = kernel(&lead(q.f_narrow(0, *start, *len)?)?, &lead(kk)?, &lead(vv)?, mask.as_ref(), mask.is_none())?;
-                    parts.push(out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([*len, heads * d])?);
+                    let out = kernel(
+                        &lead(q.f_narrow(0, *start, *len)?)?,
+                        &lead(kk)?,
+                        &lead(vv)?,
+                        mask.as_ref(),
+                        mask.is_none(),
+                    )?;
+                    parts.push(
+                        out.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([*len, heads * d])?,
+                    );
                 }
                 Ok(Tensor::f_cat(&parts, 0)?)
             }
             Strategy::Padded => {
                 let (mut parts, mut rows) = (Vec::new(), Vec::new());
                 for call in &self.calls {
-                    let Call::Rectangle { queries, keys, mask, real, rows: at, shape: (s, lq, lk) } = call else { continue };
-                    let pick = |t: &Tensor, index: &Tensor, len: i64| {
-                        t.f_index_select(0, index).and_then(|t| t.f_view([*s, len, heads, d])).and_then(|t| t.f_transpose(1, 2))
+                    let Call::Rectangle { queries, keys, mask, real, rows: at, shape: (s, lq, lk) } =
+                        call
+                    else {
+                        continue;
                     };
-                    let out = kernel(&pick(q, queries, *lq)?, &pick(&k, keys, *lk)?, &pick(&v, keys, *lk)?, mask.as_ref(), mask.is_none())?;
-                    parts.push(out.f_transpose(1, 2)?.f_reshape([s * lq, heads * d])?.f_index_select(0, real)?);
+                    let pick = |t: &Tensor, index: &Tensor, len: i64| {
+                        t.f_index_select(0, index)
+                            .and_then(|t| t.f_view([*s, len, heads, d]))
+                            .and_then(|t| t.f_transpose(1, 2))
+                    };
+                    let out = kernel(
+                        &pick(q, queries, *lq)?,
+                        &pick(&k, keys, *lk)?,
+                        &pick(&v, keys, *lk)?,
+                        mask.as_ref(),
+                        mask.is_none(),
+                    )?;
+                    parts.push(
+                        out.f_transpose(1, 2)?
+                            .f_reshape([s * lq, heads * d])?
+                            .f_index_select(0, real)?,
+                    );
                     rows.push(at.shallow_clone());
                 }
                 let out = Tensor::f_zeros([self.tokens, heads * d], (q.kind(), q.device()))?;
@@ -316,14 +435,27 @@ impl Attention {
     }
 }
 
-/// softmax(scores)v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. Without a mask, a query sees all
-/// keys, or those up to its own position if `causal`.
-fn eager(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool, how: Scores) -> Result<Tensor, tch::TchError> {
+/// softmax(scores)v: q `[s heads lq d]`, k and v `[s heads lk d]` → `[s heads lq d]`. Without a
+/// mask, a query sees all keys, or those up to its own position if `causal`.
+fn eager(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+    how: Scores,
+) -> Result<Tensor, tch::TchError> {
     let wide = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let (q, k) = if how.upcast { (q.f_to_kind(wide)?, k.f_to_kind(wide)?) } else { (q.shallow_clone(), k.shallow_clone()) };
+    let (q, k) = if how.upcast {
+        (q.f_to_kind(wide)?, k.f_to_kind(wide)?)
+    } else {
+        (q.shallow_clone(), k.shallow_clone())
+    };
     let sees = match mask {
         Some(mask) => Some(mask.shallow_clone()),
-        None if causal => Some(Tensor::f_ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device()))?.f_tril(0)?),
+        None if causal => {
+            Some(Tensor::f_ones([q.size()[2], k.size()[2]], (Kind::Bool, q.device()))?.f_tril(0)?)
+        }
         None => None,
     };
     let scores = q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(how.scale)?;
@@ -364,20 +496,37 @@ mod tests {
 
     fn qkv(n: i64) -> [Tensor; 3] {
         tch::manual_seed(0);
-        [4, 2, 2].map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
+        [4, 2, 2]
+            .map(|h| Tensor::randn([n, h, 8], (Kind::Double, Device::Cpu)).set_requires_grad(true))
     }
 
     /// Each sequence on its own, by the definition.
-    fn plainly(layout: &Layout, [q, k, v]: &[Tensor; 3], window: Option<i64>, cap: Option<f64>) -> Tensor {
+    fn plainly(
+        layout: &Layout,
+        [q, k, v]: &[Tensor; 3],
+        window: Option<i64>,
+        cap: Option<f64>,
+    ) -> Tensor {
         let out = Tensor::zeros([q.size()[0], 4 * 8], (Kind::Double, Device::Cpu));
         for i in 0..layout.segments().len() {
-            let keys: Vec<i64> = layout.chain(i).into_iter().flat_map(|a| layout.segments()[a].rows()).map(|r| r as i64).collect();
+            let keys: Vec<i64> = layout
+                .chain(i)
+                .into_iter()
+                .flat_map(|a| layout.segments()[a].rows())
+                .map(|r| r as i64)
+                .collect();
             for row in layout.segments()[i].rows() {
-                let mut keys: Vec<i64> = keys.iter().copied().filter(|k| *k <= row as i64).collect();
-                keys.drain(..keys.len() - window.map_or(keys.len(), |w| keys.len().min(w as usize)));
+                let mut keys: Vec<i64> =
+                    keys.iter().copied().filter(|k| *k <= row as i64).collect();
+                keys.drain(
+                    ..keys.len() - window.map_or(keys.len(), |w| keys.len().min(w as usize)),
+                );
                 let index = Tensor::from_slice(&keys);
                 for head in 0..4 {
-                    let (kk, vv) = (k.index_select(0, &index).select(1, head / 2), v.index_select(0, &index).select(1, head / 2));
+                    let (kk, vv) = (
+                        k.index_select(0, &index).select(1, head / 2),
+                        v.index_select(0, &index).select(1, head / 2),
+                    );
                     let scores = kk.matmul(&q.get(row as i64).get(head)) * 0.3;
                     let scores = if let Some(c) = cap { (scores / c).tanh() * c } else { scores };
                     let weights = scores.softmax(0, Kind::Double);
@@ -391,13 +540,24 @@ mod tests {
     #[test]
     fn no_backward_pass_on_a_card_ignores_a_window_or_differs_between_runs() {
         let choices = [false, true];
-        for (deterministic, windowed, differentiated) in
-            choices.into_iter().flat_map(|d| choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g))))
-        {
-            assert_eq!(CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu), None);
-            let kernels = CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0)).unwrap();
-            assert!(!(kernels.memory_efficient && windowed && differentiated), "the window would be ignored");
-            assert!(!(kernels.cudnn && deterministic), "the backward pass of cuDNN is not deterministic");
+        for (deterministic, windowed, differentiated) in choices.into_iter().flat_map(|d| {
+            choices.into_iter().flat_map(move |w| choices.into_iter().map(move |g| (d, w, g)))
+        }) {
+            assert_eq!(
+                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cpu),
+                None
+            );
+            let kernels =
+                CardKernels::allowed(deterministic, windowed, differentiated, Device::Cuda(0))
+                    .unwrap();
+            assert!(
+                !(kernels.memory_efficient && windowed && differentiated),
+                "the window would be ignored"
+            );
+            assert!(
+                !(kernels.cudnn && deterministic),
+                "the backward pass of cuDNN is not deterministic"
+            );
             // The only kernel that supports every case.
             assert!(kernels.math);
             // No kernel is disabled without a reason.
@@ -412,10 +572,15 @@ mod tests {
         let n = s.layout.tokens() as i64;
         let weight = Tensor::randn([n, 32], (Kind::Double, Device::Cpu));
         let strategies = [Strategy::Segments, Strategy::Trees, Strategy::Padded];
-        let ways: Vec<_> = strategies.into_iter().flat_map(|strategy| [(strategy, Kernel::Sdpa), (strategy, Kernel::Eager)]).collect();
+        let ways: Vec<_> = strategies
+            .into_iter()
+            .flat_map(|strategy| [(strategy, Kernel::Sdpa), (strategy, Kernel::Eager)])
+            .collect();
         // Windows within a segment, across its start, as long as a root, and longer than all.
         let windows = [None, Some(1), Some(3), Some(5), Some(6), Some(100)];
-        for (window, cap) in windows.into_iter().map(|w| (w, None)).chain([(None, Some(0.5)), (Some(4), Some(0.5))]) {
+        for (window, cap) in
+            windows.into_iter().map(|w| (w, None)).chain([(None, Some(0.5)), (Some(4), Some(0.5))])
+        {
             let expected = {
                 let _guard = tch::no_grad_guard();
                 plainly(&s.layout, &qkv(n), window, cap)
@@ -424,7 +589,10 @@ mod tests {
             for (strategy, kernel) in &ways {
                 let [q, k, v] = qkv(n);
                 let how = How { strategy: *strategy, kernel: *kernel, deterministic: true };
-                let out = Attention::new(&s.layout, how, window, Device::Cpu).unwrap().attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) }).unwrap();
+                let out = Attention::new(&s.layout, how, window, Device::Cpu)
+                    .unwrap()
+                    .attend(&q, &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
+                    .unwrap();
                 let worst = (&out - &expected).abs().max().double_value(&[]);
                 assert!(worst < 1e-12, "{how:?}, window {window:?}, cap {cap:?}: {worst}");
                 (out * &weight).sum(Kind::Double).backward();
@@ -432,7 +600,10 @@ mod tests {
             }
             for other in &gradients[1..] {
                 for (a, b) in gradients[0].iter().zip(other) {
-                    assert!((a - b).abs().max().double_value(&[]) < 1e-12, "window {window:?}, cap {cap:?}");
+                    assert!(
+                        (a - b).abs().max().double_value(&[]) < 1e-12,
+                        "window {window:?}, cap {cap:?}"
+                    );
                 }
             }
         }
@@ -447,19 +618,35 @@ mod tests {
         };
         let _guard = tch::no_grad_guard();
         let (n, [q, k, v]) = (9, qkv(9));
-        for (window, cap) in [None, Some(1), Some(3), Some(8), Some(9), Some(100)].into_iter().flat_map(|w| [(w, None), (w, Some(0.5))]) {
-            let expected = plainly(&whole(n).layout, &[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()], window, cap);
+        for (window, cap) in [None, Some(1), Some(3), Some(8), Some(9), Some(100)]
+            .into_iter()
+            .flat_map(|w| [(w, None), (w, Some(0.5))])
+        {
+            let expected = plainly(
+                &whole(n).layout,
+                &[q.shallow_clone(), k.shallow_clone(), v.shallow_clone()],
+                window,
+                cap,
+            );
             // One token at a time, which has a way of its own, and several.
-            for (kernel, new) in [Kernel::Sdpa, Kernel::Eager].into_iter().flat_map(|kernel| [(kernel, 1), (kernel, 4)]) {
+            for (kernel, new) in [Kernel::Sdpa, Kernel::Eager]
+                .into_iter()
+                .flat_map(|kernel| [(kernel, 1), (kernel, 4)])
+            {
                 let mut b = StreamBuilder::behind(n - new);
                 b.push(&vec![0; new], None).unwrap();
                 let layout = b.finish(Device::Cpu).unwrap().layout;
                 let how = How { strategy: Strategy::Segments, kernel, deterministic: true };
                 let last = |t: &Tensor| t.narrow(0, (n - new) as i64, new as i64);
-                let found =
-                    Attention::new(&layout, how, window, Device::Cpu).unwrap().attend(&last(&q), &k, &v, Scores { cap, ..Scores::scaled_by(0.3) }).unwrap();
+                let found = Attention::new(&layout, how, window, Device::Cpu)
+                    .unwrap()
+                    .attend(&last(&q), &k, &v, Scores { cap, ..Scores::scaled_by(0.3) })
+                    .unwrap();
                 let worst = (found - last(&expected)).abs().max().double_value(&[]);
-                assert!(worst < 1e-12, "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}");
+                assert!(
+                    worst < 1e-12,
+                    "{how:?}, {new} new, window {window:?}, cap {cap:?}: {worst}"
+                );
             }
         }
     }

@@ -73,7 +73,10 @@ impl BlockCx<'_> {
         let frozen = linear.frozen();
         let adapts = |place: &Place| self.adapted.is_some_and(|a| a.get(&place.name).is_some());
         let y = if linear.parts.iter().any(|part| adapts(&part.place)) {
-            let parts = linear.parts.iter().map(|part| self.through(&part.place, &frozen.part(part.rows)?, x));
+            let parts = linear
+                .parts
+                .iter()
+                .map(|part| self.through(&part.place, &frozen.part(part.rows)?, x));
             linear.join(&parts.collect::<Result<Vec<_>>>()?)?
         } else {
             self.through(&linear.place, &frozen, x)?
@@ -89,7 +92,9 @@ impl BlockCx<'_> {
 
     /// y of x at a module or a part, through its own adapter.
     fn through(&self, place: &Place, frozen: &Frozen, x: &Tensor) -> Result<Tensor> {
-        let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else { return frozen.forward(x) };
+        let Some(adapter) = self.adapted.and_then(|a| a.get(&place.name)) else {
+            return frozen.forward(x);
+        };
         let y = adapter.forward(x, frozen, self.train)?;
         match self.intercept {
             Some(intercept) => intercept(&place.output, y),

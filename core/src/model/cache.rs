@@ -29,7 +29,10 @@ impl Buffer {
         let (size, n) = (new.size(), new.size()[0]);
         let room = self.rows.size()[0];
         if filled + n > room {
-            let larger = Tensor::f_zeros([(2 * room).max(filled + n).max(64), size[1], size[2]], (new.kind(), new.device()))?;
+            let larger = Tensor::f_zeros(
+                [(2 * room).max(filled + n).max(64), size[1], size[2]],
+                (new.kind(), new.device()),
+            )?;
             larger.f_narrow(0, 0, filled)?.f_copy_(&self.rows.f_narrow(0, 0, filled)?)?;
             self.rows = larger;
         }
@@ -58,7 +61,12 @@ impl Cache {
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
-    pub(super) fn extended(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn extended(
+        &mut self,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         if layer >= self.layers.len() {
             self.layers.resize_with(layer + 1, || None);
         }

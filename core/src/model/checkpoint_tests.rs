@@ -16,7 +16,12 @@ fn logits(model: &Model) -> Tensor {
     let _guard = tch::no_grad_guard();
     let mut builder = stream::StreamBuilder::default();
     builder.push(&[3, 14, 15, 9, 2, 6], None).unwrap();
-    let reached = model.forward(&builder.finish(Device::Cpu).unwrap(), Request { hidden: true, ..Request::default() }).unwrap();
+    let reached = model
+        .forward(
+            &builder.finish(Device::Cpu).unwrap(),
+            Request { hidden: true, ..Request::default() },
+        )
+        .unwrap();
     model.logits(&reached.hidden.unwrap()).unwrap()
 }
 
@@ -36,7 +41,21 @@ fn ends(architecture: &str) -> [&'static str; 2] {
     }
 }
 
-const ALL: [&str; 13] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gpt_neox", "gemma2", "olmo2", "olmo3", "smollm3", "granite", "gpt2"];
+const ALL: [&str; 13] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma3_text",
+    "gpt_neox",
+    "gemma2",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "gpt2",
+];
 
 #[test]
 fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
@@ -47,13 +66,19 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
         tensors.shift_remove("lm_head.weight");
         let shape = tensors[embedding].size();
         let of = |config: &Value, own: Option<Tensor>| {
-            let mut tensors: IndexMap<String, Tensor> = tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
+            let mut tensors: IndexMap<String, Tensor> =
+                tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
             tensors.extend(own.map(|own| (head.to_owned(), own)));
             built(config, tensors)
         };
         let other = || Some(weight("another head", &shape));
         let (model, logged) = warnings(|| of(&tied, other()).unwrap());
-        assert!(logged.len() == 1 && logged[0].contains(head) && logged[0].contains("tie_word_embeddings"), "{architecture}: {logged:?}");
+        assert!(
+            logged.len() == 1
+                && logged[0].contains(head)
+                && logged[0].contains("tie_word_embeddings"),
+            "{architecture}: {logged:?}"
+        );
         assert!(!model.is_tied());
         let untied = with(&fixture, architecture, false).0;
         let (expected, silent) = warnings(|| of(&untied, other()).unwrap());
@@ -64,16 +89,29 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
         assert!(plain.is_tied() && silent.is_empty(), "{architecture}: {silent:?}");
         assert!(!logits(&plain).equal(&logits(&expected)), "{architecture}");
         let (twice, silent) = warnings(|| of(&tied, Some(tensors[embedding].copy())).unwrap());
-        assert!(twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)), "{architecture}");
+        assert!(
+            twice.is_tied() && silent.is_empty() && logits(&twice).equal(&logits(&plain)),
+            "{architecture}"
+        );
         // If the file has only one of the two tensors, it serves as both.
-        let mut only: IndexMap<String, Tensor> = tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
+        let mut only: IndexMap<String, Tensor> =
+            tensors.iter().map(|(name, t)| (name.clone(), t.copy())).collect();
         let matrix = only.shift_remove(embedding).unwrap();
         only.insert(head.to_owned(), matrix);
         assert!(logits(&built(&tied, only).unwrap()).equal(&logits(&plain)), "{architecture}");
 
         let e = of(&untied, None).unwrap_err();
-        assert!(e.message().contains(head) && e.hints().iter().any(|h| h.contains("`tie_word_embeddings` to true")), "{e:?}");
-        assert!(of(&tied, Some(weight("h", &[shape[0] + 1, shape[1]]))).unwrap_err().message().contains(head));
+        assert!(
+            e.message().contains(head)
+                && e.hints().iter().any(|h| h.contains("`tie_word_embeddings` to true")),
+            "{e:?}"
+        );
+        assert!(
+            of(&tied, Some(weight("h", &[shape[0] + 1, shape[1]])))
+                .unwrap_err()
+                .message()
+                .contains(head)
+        );
     }
 }
 
@@ -81,18 +119,26 @@ fn a_head_that_differs_is_kept_although_the_configuration_ties_it() {
 fn a_missing_or_repeated_prefix_changes_nothing() {
     let fixture = Fixture::read().unwrap();
     for architecture in ALL {
-        let (config, tensors) = with(&fixture, architecture, ["qwen3", "gemma3_text", "gemma2", "gpt2"].contains(&architecture));
+        let (config, tensors) = with(
+            &fixture,
+            architecture,
+            ["qwen3", "gemma3_text", "gemma2", "gpt2"].contains(&architecture),
+        );
         let base = match architecture {
             "gpt_neox" => "gpt_neox.",
             "gpt2" => "transformer.",
             _ => "model.",
         };
         let renamed = |rename: &dyn Fn(&str) -> String| {
-            let tensors = tensors.iter().map(|(name, t)| (rename(name), t.shallow_clone())).collect();
+            let tensors =
+                tensors.iter().map(|(name, t)| (rename(name), t.shallow_clone())).collect();
             logits(&built(&config, tensors).unwrap())
         };
         let expected = renamed(&str::to_owned);
-        assert!(renamed(&|name| name.strip_prefix(base).unwrap_or(name).to_owned()).equal(&expected), "{architecture} without");
+        assert!(
+            renamed(&|name| name.strip_prefix(base).unwrap_or(name).to_owned()).equal(&expected),
+            "{architecture} without"
+        );
         assert!(renamed(&|name| format!("{base}{name}")).equal(&expected), "{architecture} twice");
     }
     // If the file has both names, one of them is left over.
@@ -119,7 +165,8 @@ fn names_that_other_programs_leave_are_explained() {
         let text = error(&|name| format!("{prefix}{name}"));
         assert!(text.contains("hint:") && text.contains(cause), "{prefix}: {text}");
     }
-    let inside = |from: &'static str, to: &'static str| error(&move |name| name.replacen(from, to, 1));
+    let inside =
+        |from: &'static str, to: &'static str| error(&move |name| name.replacen(from, to, 1));
     assert!(inside("layers.1.", "layers.1._orig_mod.").contains("torch.compile"));
     assert!(inside("q_proj.weight", "q_proj.base_layer.weight").contains("PEFT"));
     assert!(inside("q_proj.weight", "q_proj.qweight").contains("GPTQ"));
@@ -133,7 +180,8 @@ fn names_that_other_programs_leave_are_explained() {
         ("model.layers.0.mlp.up_proj.SCB", "bitsandbytes"),
         ("model.layers.0.self_attn.q_proj.lora_A.default.weight", "merge_and_unload"),
     ] {
-        let mut more: IndexMap<String, Tensor> = tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        let mut more: IndexMap<String, Tensor> =
+            tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
         more.insert(name.to_owned(), Tensor::from_slice(&[1.0f32]));
         let text = format!("{:?}", built(&config, more).unwrap_err());
         assert!(text.contains(name) && text.contains(cause), "{text}");

@@ -43,7 +43,14 @@ pub struct Decoder {
 
 impl Decoder {
     /// Puts a model of that `model_type` together.
-    pub fn new(model_type: &str, sizes: &Sizes, vocabulary: Vocabulary, kinds: Vec<LayerKind>, layers: Vec<Layer>, norm: Norm) -> Self {
+    pub fn new(
+        model_type: &str,
+        sizes: &Sizes,
+        vocabulary: Vocabulary,
+        kinds: Vec<LayerKind>,
+        layers: Vec<Layer>,
+        norm: Norm,
+    ) -> Self {
         let (mut linears, mut parts) = (Vec::new(), Vec::new());
         for (i, (_, block)) in layers.iter().enumerate() {
             block.visit(&mut |linear| {
@@ -96,7 +103,8 @@ impl Decoder {
     /// True if the cached keys of `past` tokens must be recomputed for a sequence of `tokens`
     /// tokens.
     pub fn outgrows_cache(&self, past: usize, tokens: usize) -> bool {
-        let changes = |rope: &Rope| rope.representative_length(past) != rope.representative_length(tokens);
+        let changes =
+            |rope: &Rope| rope.representative_length(past) != rope.representative_length(tokens);
         past > 0 && self.ropes().any(|rope| rope.recomputes() && changes(rope))
     }
 
@@ -114,12 +122,16 @@ impl Decoder {
             let attention = match made.iter().find(|(w, _)| *w == window) {
                 Some((_, attention)) => Rc::clone(attention),
                 None => {
-                    let attention = Rc::new(Attention::new(&stream.layout, how, window, stream.ids.device())?);
+                    let attention =
+                        Rc::new(Attention::new(&stream.layout, how, window, stream.ids.device())?);
                     made.push((window, Rc::clone(&attention)));
                     attention
                 }
             };
-            Ok(View { attention, tables: layer.rope.as_ref().map(|rope| rope.tables(stream, kind)).transpose()? })
+            Ok(View {
+                attention,
+                tables: layer.rope.as_ref().map(|rope| rope.tables(stream, kind)).transpose()?,
+            })
         };
         self.kinds.iter().map(view).collect()
     }
@@ -173,10 +185,13 @@ mod tests {
     #[test]
     fn a_block_that_runs_twice_computes_the_same_and_leaves_nothing_twice() {
         let fixture = Fixture::read().unwrap();
-        let model = fixture.model(fixture.case("gemma2", "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
+        let model = fixture
+            .model(fixture.case("gemma2", "default").unwrap(), Kind::Float, Device::Cpu)
+            .unwrap();
         let (decoder, _guard) = (&model.decoder, tch::no_grad_guard());
         let linears = decoder.info.linears.iter().map(|l| Site::Output(l.name.clone()));
-        let sites: Vec<Site> = linears.chain([Site::Residual(1), Site::Block(1), Site::Residual(3)]).collect();
+        let sites: Vec<Site> =
+            linears.chain([Site::Residual(1), Site::Block(1), Site::Residual(3)]).collect();
         let run = |times: usize| {
             let cache = RefCell::new(Cache::default());
             let mut states = Vec::new();
@@ -184,13 +199,20 @@ mod tests {
                 let mut builder = StreamBuilder::behind(cache.borrow().tokens());
                 builder.push(ids, None).unwrap();
                 let stream = builder.finish(Device::Cpu).unwrap();
-                let request = Request { sites: &sites, hidden: true, cache: Some(&cache), ..Request::default() };
-                let mut pass = Pass::new(request, &stream, decoder.layers.len(), &decoder.info).unwrap();
+                let request = Request {
+                    sites: &sites,
+                    hidden: true,
+                    cache: Some(&cache),
+                    ..Request::default()
+                };
+                let mut pass =
+                    Pass::new(request, &stream, decoder.layers.len(), &decoder.info).unwrap();
                 let mut h = decoder.vocabulary.embed(&stream).unwrap();
                 let views = decoder.views(&stream, model.attention, Kind::Float).unwrap();
                 for (k, (kind, block)) in decoder.layers.iter().enumerate() {
                     let before = h;
-                    let runs = (0..times).map(|_| pass.block(k, block.as_ref(), &before, &views[*kind]).unwrap());
+                    let runs = (0..times)
+                        .map(|_| pass.block(k, block.as_ref(), &before, &views[*kind]).unwrap());
                     h = runs.last().unwrap();
                 }
                 let reached = pass.finish(&decoder.norm.forward(&h).unwrap()).unwrap();
@@ -200,6 +222,8 @@ mod tests {
             states
         };
         let (once, twice) = (run(1), run(2));
-        assert!(once.len() == 3 * (sites.len() + 1) && once.iter().zip(&twice).all(|(a, b)| a.equal(b)));
+        assert!(
+            once.len() == 3 * (sites.len() + 1) && once.iter().zip(&twice).all(|(a, b)| a.equal(b))
+        );
     }
 }

@@ -27,21 +27,38 @@ impl Export {
     ///
     /// # Errors
     /// An adapter that cannot be expressed in weights, or not enough memory.
-    pub fn merged(files: &ModelFiles, model: &Model, adapted: Option<&Adapted>, kind: Kind) -> Result<Self> {
+    pub fn merged(
+        files: &ModelFiles,
+        model: &Model,
+        adapted: Option<&Adapted>,
+        kind: Kind,
+    ) -> Result<Self> {
         let mut tensors = files.load(Kind::Float, tch::Device::Cpu)?;
-        let changed = adapted.map(|a| if a.changes_blocks() { Err(blocks()) } else { a.merged(model) }).transpose()?;
+        let changed = adapted
+            .map(|a| if a.changes_blocks() { Err(blocks()) } else { a.merged(model) })
+            .transpose()?;
         for (module, frozen) in changed.into_iter().flatten() {
             let weight = frozen.dense()?;
             let weight = if model.is_conv1d(&module) { weight.f_tr()? } else { weight };
-            for (part, tensor) in [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))] {
+            for (part, tensor) in
+                [("weight", Some(weight)), ("bias", frozen.bias().map(Tensor::shallow_clone))]
+            {
                 let Some(tensor) = tensor else { continue };
                 // The file may not have the bias yet, so its name is derived from the weight's
                 // name.
-                let weight = model.stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
-                let stored = weight.and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
+                let weight = model
+                    .stored_name(&format!("{module}.weight"), |name| tensors.contains_key(name));
+                let stored = weight
+                    .and_then(|weight| Some(format!("{}.{part}", weight.strip_suffix(".weight")?)));
                 let stored = stored.ok_or_else(|| {
-                    Error::new(format!("the model's files have `{module}.weight` under another name, so it cannot be replaced in them"))
-                        .hint("save the model again with transformers, whose names of today are used here")
+                    Error::new(format!(
+                        "the model's files have `{module}.weight` under another \
+                        name, so it cannot be replaced in them"
+                    ))
+                    .hint(
+                        "save the model again with transformers, whose names of today are \
+                            used here",
+                    )
                 })?;
                 tensors.insert(stored, tensor.f_detach()?.f_to_device(tch::Device::Cpu)?);
             }
@@ -57,27 +74,39 @@ impl Export {
     ///
     /// # Errors
     /// A folder that exists, or a disk that is full.
-    pub fn write(&self, files: &ModelFiles, tokenizer: &Tokenizer, out: &Path, shard: u64) -> Result<Vec<PathBuf>> {
+    pub fn write(
+        &self,
+        files: &ModelFiles,
+        tokenizer: &Tokenizer,
+        out: &Path,
+        shard: u64,
+    ) -> Result<Vec<PathBuf>> {
         if out.exists() {
-            return Err(Error::new(format!("`{}` exists already", out.display())).hint("give another `--out`, or remove it"));
+            return Err(Error::new(format!("`{}` exists already", out.display()))
+                .hint("give another `--out`, or remove it"));
         }
         let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
+        std::fs::create_dir_all(parent)
+            .within(|| format!("cannot make the folder `{}`", parent.display()))?;
         let made = || format!("cannot make a folder in `{}`", parent.display());
-        let partial = tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(made)?;
+        let partial =
+            tempfile::Builder::new().prefix(".export-").tempdir_in(parent).within(made)?;
         self.weights(partial.path(), shard)?;
         let config = self.config(files.config())?;
-        let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
         write_whole(&partial.path().join("config.json"), text.as_bytes())?;
         tokenizer_files(files.path(), tokenizer, partial.path())?;
         let folder = partial.keep();
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).within(made)?;
+            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))
+                .within(made)?;
         }
         std::fs::rename(&folder, out).within(|| format!("cannot make `{}`", out.display()))?;
-        let mut written: Vec<PathBuf> = std::fs::read_dir(out).within(made)?.flatten().map(|entry| entry.path()).collect();
+        let mut written: Vec<PathBuf> =
+            std::fs::read_dir(out).within(made)?.flatten().map(|entry| entry.path()).collect();
         written.sort();
         Ok(written)
     }
@@ -87,10 +116,14 @@ impl Export {
     /// # Errors
     /// Fails if transformers has no configuration that computes the same.
     fn config(&self, original: &Value) -> Result<Value> {
-        let rope = original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
+        let rope =
+            original.get("rope_parameters").into_iter().flat_map(|p| [p, &p["full_attention"]]);
         if rope.into_iter().any(|p| p.get("dimension_count").is_some_and(|n| !n.is_null())) {
-            return Err(Error::new("the GGUF file rotates only a part of each head, which transformers cannot express for this architecture")
-                .hint("use the adapter with the GGUF file: `reprpo eval RUN`"));
+            return Err(Error::new(
+                "the GGUF file rotates only a part of each head, which \
+                transformers cannot express for this architecture",
+            )
+            .hint("use the adapter with the GGUF file: `reprpo eval RUN`"));
         }
         let mut config = original.clone();
         if let Some(map) = config.as_object_mut() {
@@ -140,7 +173,8 @@ impl Export {
 }
 
 fn blocks() -> Error {
-    Error::new("the adapter changes the output of blocks, which no weight of the model can express").hint("use it as an adapter: `reprpo eval RUN`")
+    Error::new("the adapter changes the output of blocks, which no weight of the model can express")
+        .hint("use it as an adapter: `reprpo eval RUN`")
 }
 
 /// The tokenizer's own files where the model is a folder; else files that say the same.
@@ -159,7 +193,8 @@ fn tokenizer_files(model: &Path, tokenizer: &Tokenizer, out: &Path) -> Result<()
     if model.join("tokenizer.json").is_file() {
         for file in OWN.iter().map(|name| model.join(name)).filter(|file| file.is_file()) {
             let name = file.file_name().unwrap_or_default();
-            std::fs::copy(&file, out.join(name)).within(|| format!("cannot copy `{}`", file.display()))?;
+            std::fs::copy(&file, out.join(name))
+                .within(|| format!("cannot copy `{}`", file.display()))?;
         }
         return Ok(());
     }

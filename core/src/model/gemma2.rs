@@ -26,8 +26,10 @@ struct Config {
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let defaults = json!({
-        "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true, "attention_bias": false,
-        "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+        "head_dim": 256, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": true, "attention_bias": false,
+        "query_pre_attn_scalar": 256, "sliding_window": 4096, "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
     });
     let config = &settings::with_defaults(config, &defaults);
     let sizes = Sizes::read(config)?;
@@ -37,22 +39,43 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let usual = |i: usize| if i.is_multiple_of(2) { LayerType::Sliding } else { LayerType::Full };
     let types = settings::layer_types(config.layer_types, sizes.num_hidden_layers, usual)?;
     let window = settings::window_of(&types, config.sliding_window)?;
-    let kind = |window| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), &rope)?) });
+    let kind = |window| {
+        Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), &rope)?) })
+    };
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
-    let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
+    let scale =
+        1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
     let logit_cap = settings::cap("final_logit_softcapping", config.final_logit_softcapping)?;
-    let scores = Scores { cap: settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?, ..Scores::scaled_by(scale) };
+    let scores = Scores {
+        cap: settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?,
+        ..Scores::scaled_by(scale)
+    };
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps);
-    let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let vocabulary = Vocabulary::new(
+        weights,
+        ["model.embed_tokens", "lm_head"],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?;
     let model = weights.at("model");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
-        let self_attn = SelfAttention { scores, ..SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])? };
+        let self_attn = SelfAttention {
+            scores,
+            ..SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?
+        };
         let mlp = Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?;
         Ok((types[i].index(), Box::new(Gemma2Block::new(&at, self_attn, mlp, hidden, eps)?)))
     })?;
     let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(logit_cap);
-    Ok(Decoder::new("gemma2", &sizes, vocabulary, vec![kind(None)?, kind(window)?], layers, model.one_plus_rms_norm("norm", hidden, eps)?))
+    Ok(Decoder::new(
+        "gemma2",
+        &sizes,
+        vocabulary,
+        vec![kind(None)?, kind(window)?],
+        layers,
+        model.one_plus_rms_norm("norm", hidden, eps)?,
+    ))
 }
 
 /// Gemma's block since Gemma 2.
@@ -71,7 +94,13 @@ impl Gemma2Block {
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
-    pub fn new(weights: &Weights<'_>, self_attn: SelfAttention, mlp: Mlp, hidden: i64, eps: f64) -> Result<Self> {
+    pub fn new(
+        weights: &Weights<'_>,
+        self_attn: SelfAttention,
+        mlp: Mlp,
+        hidden: i64,
+        eps: f64,
+    ) -> Result<Self> {
         let norm = |name| weights.one_plus_rms_norm(name, hidden, eps);
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,

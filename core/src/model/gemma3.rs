@@ -30,9 +30,12 @@ struct Config {
 /// do.
 fn complete(config: &Value) -> Value {
     let defaults = json!({
-        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
-        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true, "attention_bias": false, "query_pre_attn_scalar": 256,
+        "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": true,
+        "attention_bias": false, "query_pre_attn_scalar": 256,
         "sliding_window": 4096, "sliding_window_pattern": 6,
     });
     settings::with_defaults(config, &defaults)
@@ -53,7 +56,9 @@ pub fn of_text(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
 /// Fails as [`of_text`] does.
 pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let text = config.get("text_config").filter(|text| text.is_object());
-    let text = text.ok_or_else(|| Error::new("the model's config.json has no `text_config`, which `model_type` gemma3 needs"))?;
+    let text = text.ok_or_else(|| {
+        Error::new("the model's config.json has no `text_config`, which `model_type` gemma3 needs")
+    })?;
     let mut text = text.clone();
     if let (Some(tied), Some(fields)) = (config.get("tie_word_embeddings"), text.as_object_mut()) {
         fields.insert("tie_word_embeddings".to_owned(), tied.clone());
@@ -66,7 +71,11 @@ pub fn of_both(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         checkpoint.forget_all(part);
         checkpoint.forget_all(&format!("model.{part}"));
     }
-    let at = if weights.has("model.language_model.embed_tokens.weight") { "model.language_model" } else { "model" };
+    let at = if weights.has("model.language_model.embed_tokens.weight") {
+        "model.language_model"
+    } else {
+        "model"
+    };
     build("gemma3", at, &text, weights)
 }
 
@@ -74,27 +83,44 @@ fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> R
     let config = &complete(config);
     let sizes = Sizes::read(config)?;
     let usual = |theta, usual_theta| Spelling { theta, usual_theta, ..Spelling::USUAL };
-    let [full, sliding] = RopeParameters::by_layer_type(config, &usual("rope_theta", 1_000_000.0), &usual("rope_local_base_freq", 10_000.0))?;
+    let [full, sliding] = RopeParameters::by_layer_type(
+        config,
+        &usual("rope_theta", 1_000_000.0),
+        &usual("rope_local_base_freq", 10_000.0),
+    )?;
     let config: Config = settings::read(config)?;
     settings::must_look_back(config.use_bidirectional_attention)?;
     let pattern = config.sliding_window_pattern.max(1);
-    let usual = |i: usize| if (i + 1).is_multiple_of(pattern) { LayerType::Full } else { LayerType::Sliding };
+    let usual = |i: usize| {
+        if (i + 1).is_multiple_of(pattern) { LayerType::Full } else { LayerType::Sliding }
+    };
     let types = settings::layer_types(config.layer_types, sizes.num_hidden_layers, usual)?;
     let window = settings::window_of(&types, config.sliding_window)?;
-    let kind = |window, rope| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) });
+    let kind = |window, rope| {
+        Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) })
+    };
     let kinds = vec![kind(None, &full)?, kind(window, &sliding)?];
 
     let activation = Activation::named("hidden_activation", &config.hidden_activation)?;
     let score_cap = settings::cap("attn_logit_softcapping", config.attn_logit_softcapping)?;
     let logit_cap = settings::cap("final_logit_softcapping", config.final_logit_softcapping)?;
-    let scale = 1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
+    let scale =
+        1.0 / settings::positive("query_pre_attn_scalar", config.query_pre_attn_scalar)?.sqrt();
     let (hidden, eps, d) = (sizes.hidden_size, config.rms_norm_eps, sizes.head_dim());
-    let vocabulary = Vocabulary::new(weights, [&format!("{at}.embed_tokens"), "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let vocabulary = Vocabulary::new(
+        weights,
+        [&format!("{at}.embed_tokens"), "lm_head"],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?;
     let model = weights.at(at);
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let attention = at.at("self_attn");
-        let norms = [attention.one_plus_rms_norm("q_norm", d, eps)?, attention.one_plus_rms_norm("k_norm", d, eps)?];
+        let norms = [
+            attention.one_plus_rms_norm("q_norm", d, eps)?,
+            attention.one_plus_rms_norm("k_norm", d, eps)?,
+        ];
         let self_attn = SelfAttention {
             qk_norm: QkNorm::OfHeads(norms),
             scores: Scores { cap: score_cap, ..Scores::scaled_by(scale) },
@@ -104,5 +130,12 @@ fn build(model_type: &str, at: &str, config: &Value, weights: &Weights<'_>) -> R
         Ok((types[i].index(), Box::new(Gemma2Block::new(&at, self_attn, mlp, hidden, eps)?)))
     })?;
     let vocabulary = vocabulary.scaled_in_kind((hidden as f64).sqrt())?.capped(logit_cap);
-    Ok(Decoder::new(model_type, &sizes, vocabulary, kinds, layers, model.one_plus_rms_norm("norm", hidden, eps)?))
+    Ok(Decoder::new(
+        model_type,
+        &sizes,
+        vocabulary,
+        kinds,
+        layers,
+        model.one_plus_rms_norm("norm", hidden, eps)?,
+    ))
 }

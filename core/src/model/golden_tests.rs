@@ -10,7 +10,8 @@ use super::*;
 use crate::testing::{gemma3, shared, smollm2};
 use crate::weights::read_safetensors;
 
-/// The small models, and how many places the reference values of each know: outputs were kept for the first alone.
+/// The small models, and how many places the reference values of each know: outputs were kept for
+/// the first alone.
 const SMALL: [(&str, usize); 14] = [
     ("gemma2", 10),
     ("gemma3_text", 10),
@@ -43,7 +44,8 @@ fn difference(ours: &Tensor, reference: &Tensor) -> f64 {
     (ours - reference).abs().max().double_value(&[]) / largest
 }
 
-/// Of a right-padded `[b t width]` the rows where the mask is 1: `[n width]` in the order of the stream.
+/// Of a right-padded `[b t width]` the rows where the mask is 1: `[n width]` in the order of the
+/// stream.
 fn real_rows(padded: &Tensor, mask: &Tensor) -> Tensor {
     padded.flatten(0, 1).index_select(0, &mask.flatten(0, -1).nonzero().squeeze_dim(1))
 }
@@ -55,9 +57,12 @@ fn site(name: &str) -> Option<Site> {
         .or_else(|| name.strip_prefix("out.").map(|n| Site::Output(n.to_owned())))
 }
 
-/// The places that the reference values know, in the order of their names, with their values `[n width]`.
+/// The places that the reference values know, in the order of their names, with their values
+/// `[n width]`.
 fn references(io: &IndexMap<String, Tensor>) -> (Vec<Site>, Vec<Tensor>) {
-    io.iter().filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"])))).unzip()
+    io.iter()
+        .filter_map(|(name, t)| Some((site(name)?, real_rows(t, &io["attention_mask"]))))
+        .unzip()
 }
 
 fn batch(io: &IndexMap<String, Tensor>) -> Stream {
@@ -87,21 +92,40 @@ fn every_place_holds_what_it_holds_in_transformers_under_every_strategy() {
                 assert!(error < 1e-4, "{name}, {strategy:?}, {site}: {error:e}");
                 worst = worst.max(error);
             }
-            let logits = difference(&model.logits(&reached.hidden.unwrap()).unwrap(), &real_rows(&io["logits"], &io["attention_mask"]));
+            let logits = difference(
+                &model.logits(&reached.hidden.unwrap()).unwrap(),
+                &real_rows(&io["logits"], &io["attention_mask"]),
+            );
             assert!(logits < 1e-4, "{name}, {strategy:?}, logits: {logits:e}");
-            eprintln!("{name}, {strategy:?}: {} places within {worst:.1e}, logits within {logits:.1e}", sites.len());
+            eprintln!(
+                "{name}, {strategy:?}: {} places within {worst:.1e}, logits within {logits:.1e}",
+                sites.len()
+            );
         }
     }
 }
 
 /// The logits of a model of the folder `name` whose configuration and names of tensors are changed.
-fn logits_of(dir: &Path, change: impl Fn(&mut serde_json::Value), rename: impl Fn(String) -> String) -> (Model, Tensor) {
+fn logits_of(
+    dir: &Path,
+    change: impl Fn(&mut serde_json::Value),
+    rename: impl Fn(String) -> String,
+) -> (Model, Tensor) {
     let files = ModelFiles::open(dir).unwrap();
     let mut config = files.config().clone();
     change(&mut config);
-    let tensors = files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| (rename(name), t)).collect();
+    let tensors = files
+        .load(Kind::Float, Device::Cpu)
+        .unwrap()
+        .into_iter()
+        .map(|(name, t)| (rename(name), t))
+        .collect();
     let model = Model::from_tensors(&config, tensors, Kind::Float, Device::Cpu).unwrap();
-    let hidden = reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true).unwrap().hidden.unwrap();
+    let hidden =
+        reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
+            .unwrap()
+            .hidden
+            .unwrap();
     let logits = model.logits(&hidden).unwrap();
     (model, logits)
 }
@@ -110,9 +134,13 @@ fn logits_of(dir: &Path, change: impl Fn(&mut serde_json::Value), rename: impl F
 fn configurations_of_other_times_mean_the_same_models() {
     let Some(shared) = shared() else { return };
     let _guard = tch::no_grad_guard();
-    let (set, dir) = (|c: &mut serde_json::Value, field: &str, v| c[field] = v, |name: &str| shared.join("golden/models").join(name));
+    let (set, dir) = (
+        |c: &mut serde_json::Value, field: &str, v| c[field] = v,
+        |name: &str| shared.join("golden/models").join(name),
+    );
     let same = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
-        let (as_it_is, changed) = (logits_of(&dir(name), |_| {}, |n| n).1, logits_of(&dir(name), change, |n| n).1);
+        let (as_it_is, changed) =
+            (logits_of(&dir(name), |_| {}, |n| n).1, logits_of(&dir(name), change, |n| n).1);
         assert!(as_it_is.equal(&changed), "{name}");
     };
     same("llama_tied_rope3", &|c| {
@@ -123,7 +151,11 @@ fn configurations_of_other_times_mean_the_same_models() {
         set(c, "rope_scaling", scaling);
     });
     same("gpt2", &|c| {
-        for (usual, own) in [("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head")] {
+        for (usual, own) in [
+            ("hidden_size", "n_embd"),
+            ("num_hidden_layers", "n_layer"),
+            ("num_attention_heads", "n_head"),
+        ] {
             let size = c[own].take();
             set(c, usual, size);
         }
@@ -160,14 +192,25 @@ fn a_gpt2_of_old_is_the_same_model() {
     let dir = shared.join("golden/models/gpt2");
     let (_, expected) = logits_of(&dir, |_| {}, |name| name);
     let files = ModelFiles::open(&dir).unwrap();
-    let mut tensors: IndexMap<String, Tensor> =
-        files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| (name.replacen("transformer.", "", 1), t)).collect();
+    let mut tensors: IndexMap<String, Tensor> = files
+        .load(Kind::Float, Device::Cpu)
+        .unwrap()
+        .into_iter()
+        .map(|(name, t)| (name.replacen("transformer.", "", 1), t))
+        .collect();
     for k in 0..3 {
-        tensors.insert(format!("h.{k}.attn.bias"), Tensor::ones([1, 1, 512, 512], (Kind::Float, Device::Cpu)).tril(0));
+        tensors.insert(
+            format!("h.{k}.attn.bias"),
+            Tensor::ones([1, 1, 512, 512], (Kind::Float, Device::Cpu)).tril(0),
+        );
         tensors.insert(format!("h.{k}.attn.masked_bias"), Tensor::from(-1e4));
     }
     let model = Model::from_tensors(files.config(), tensors, Kind::Float, Device::Cpu).unwrap();
-    let hidden = reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true).unwrap().hidden.unwrap();
+    let hidden =
+        reach(&model, &batch(&read_safetensors(&dir.join("io.safetensors")).unwrap()), &[], true)
+            .unwrap()
+            .hidden
+            .unwrap();
     assert!(model.logits(&hidden).unwrap().equal(&expected));
     assert!(model.is_conv1d("transformer.h.0.mlp.c_proj") && !model.is_conv1d("transformer.h.0"));
 }
@@ -178,7 +221,9 @@ fn the_text_half_of_a_model_of_text_and_images_is_that_model() {
     let _guard = tch::no_grad_guard();
     let dir = shared.join("golden/models/gemma3_text");
     let (_, alone) = logits_of(&dir, |_| {}, |name| name);
-    let both = |c: &mut serde_json::Value| *c = serde_json::json!({ "model_type": "gemma3", "text_config": c.take() });
+    let both = |c: &mut serde_json::Value| {
+        *c = serde_json::json!({ "model_type": "gemma3", "text_config": c.take() })
+    };
     for prefix in ["model.", "language_model.model.", "model.language_model."] {
         let (model, logits) = logits_of(&dir, both, |name| name.replacen("model.", prefix, 1));
         assert!(logits.equal(&alone), "{prefix}");
@@ -233,17 +278,25 @@ fn no_block_runs_that_no_place_needs() {
     assert_eq!(model.depth(&[Site::Residual(layers)], false).unwrap(), layers);
     assert!(model.depth(&[Site::Residual(layers + 1)], false).is_err());
     for blocks in 0..layers {
-        // A matrix product of whole numbers with fractions is an error, so a block that runs cannot go unseen.
-        let poisoned = files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| {
-            let deeper = (blocks..layers).any(|k| name.starts_with(&format!("model.layers.{k}.")));
-            (name, if deeper { t.to_kind(Kind::Int64) } else { t })
-        });
-        let poisoned = Model::from_tensors(files.config(), poisoned.collect(), Kind::Float, Device::Cpu).unwrap();
+        // A matrix product of whole numbers with fractions is an error, so a block that runs cannot
+        // go unseen.
+        let poisoned =
+            files.load(Kind::Float, Device::Cpu).unwrap().into_iter().map(|(name, t)| {
+                let deeper =
+                    (blocks..layers).any(|k| name.starts_with(&format!("model.layers.{k}.")));
+                (name, if deeper { t.to_kind(Kind::Int64) } else { t })
+            });
+        let poisoned =
+            Model::from_tensors(files.config(), poisoned.collect(), Kind::Float, Device::Cpu)
+                .unwrap();
         let mut sites = vec![Site::Residual(0), Site::Residual(blocks)];
         sites.dedup();
         sites.extend((0..blocks).flat_map(|k| [Site::Input(of(k)), Site::Output(of(k))]));
         assert_eq!(poisoned.depth(&sites, false).unwrap(), blocks);
-        let (ours, whole) = (reach(&poisoned, &stream, &sites, false).unwrap(), reach(&model, &stream, &sites, true).unwrap());
+        let (ours, whole) = (
+            reach(&poisoned, &stream, &sites, false).unwrap(),
+            reach(&model, &stream, &sites, true).unwrap(),
+        );
         for (site, (a, b)) in sites.iter().zip(ours.states.iter().zip(&whole.states)) {
             assert!(a.equal(b), "{site}");
         }
@@ -274,9 +327,15 @@ fn smollm2_thinks_and_says_what_it_does_in_transformers() {
             assert!(error < 2e-3, "input {i}, hidden state {k}: {error:e}");
             worst = worst.max(error);
         }
-        let logits = difference(&model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0), &io[&format!("{i}.last_logits")]);
+        let logits = difference(
+            &model.logits(&last(&reached.hidden.unwrap()).unsqueeze(0)).unwrap().squeeze_dim(0),
+            &io[&format!("{i}.last_logits")],
+        );
         assert!(logits < 2e-3, "input {i}, logits: {logits:e}");
-        eprintln!("input {i}: logits within {logits:.1e}, {} hidden states within {worst:.1e}", sites.len());
+        eprintln!(
+            "input {i}: logits within {logits:.1e}, {} hidden states within {worst:.1e}",
+            sites.len()
+        );
     }
     eprintln!("forward: {:.1?}", start.elapsed());
 }
@@ -295,13 +354,25 @@ fn gemma3_thinks_and_says_what_it_does_in_transformers() {
             let ids = of("input_ids").unsqueeze(0);
             let stream = Stream::from_padded(&ids, &ids.ones_like(), Device::Cpu).unwrap();
             let reached = reach(&model, &stream, &sites, true).unwrap();
-            let logits = model.logits(&reached.hidden.unwrap().get(-1).unsqueeze(0)).unwrap().squeeze_dim(0);
-            let worst = (logits.index_select(0, of("top_ids")) - of("top_logits")).abs().max().double_value(&[]);
+            let logits =
+                model.logits(&reached.hidden.unwrap().get(-1).unsqueeze(0)).unwrap().squeeze_dim(0);
+            let worst = (logits.index_select(0, of("top_ids")) - of("top_logits"))
+                .abs()
+                .max()
+                .double_value(&[]);
             assert!(worst < 5e-3, "input {i}, {strategy:?}, logits: {worst:e}");
-            let states = reached.states.iter().enumerate().map(|(k, state)| difference(&state.get(-1), &of("last_hidden").get(k as i64)));
+            let states = reached
+                .states
+                .iter()
+                .enumerate()
+                .map(|(k, state)| difference(&state.get(-1), &of("last_hidden").get(k as i64)));
             let states = states.fold(0f64, f64::max);
             assert!(states < 2e-3, "input {i}, {strategy:?}, hidden states: {states:e}");
-            eprintln!("input {i}, {strategy:?}: top logits within {worst:.1e}, {} hidden states within {states:.1e}", sites.len());
+            eprintln!(
+                "input {i}, {strategy:?}: top logits within {worst:.1e}, {} hidden states within \
+                    {states:.1e}",
+                sites.len()
+            );
         }
     }
 }
@@ -313,7 +384,10 @@ fn smollm2_finds_completions_as_probable_as_transformers_does() {
     let start = Instant::now();
     let (files, model) = load(&path);
     let tokenizer = files.tokenizer().unwrap();
-    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap()).unwrap();
+    let golden: serde_json::Value = serde_json::from_slice(
+        &std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap(),
+    )
+    .unwrap();
     let pairs = golden["pairs"].as_array().unwrap();
     let (mut worst, mut tokens) = (0f64, 0);
     for (i, pair) in pairs.iter().enumerate() {
@@ -334,14 +408,27 @@ fn smollm2_finds_completions_as_probable_as_transformers_does() {
             ids.extend(completion);
         }
         tokens += builder.tokens();
-        let hidden = reach(&model, &builder.finish(Device::Cpu).unwrap(), &[], true).unwrap().hidden.unwrap();
-        let predicted = Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
+        let hidden = reach(&model, &builder.finish(Device::Cpu).unwrap(), &[], true)
+            .unwrap()
+            .hidden
+            .unwrap();
+        let predicted =
+            Predicted { rows: Tensor::from_slice(&rows), ids: Tensor::from_slice(&ids) };
         let (logps, _) = model.logprobs(&hidden, &predicted, Detail::None).unwrap();
-        for (field, logps) in ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0)) {
-            let (ours, reference) = (logps.sum(Kind::Double).double_value(&[]), pair[format!("{field}_logp_sum")].as_f64().unwrap());
+        for (field, logps) in
+            ["chosen", "rejected"].into_iter().zip(logps.split_with_sizes(&lens[..], 0))
+        {
+            let (ours, reference) = (
+                logps.sum(Kind::Double).double_value(&[]),
+                pair[format!("{field}_logp_sum")].as_f64().unwrap(),
+            );
             assert!((ours - reference).abs() < 1e-2, "pair {i}, {field}: {ours}, not {reference}");
             worst = worst.max((ours - reference).abs());
         }
     }
-    eprintln!("{} pairs of {tokens} tokens: sums within {worst:.1e}, {:.1?}", pairs.len(), start.elapsed());
+    eprintln!(
+        "{} pairs of {tokens} tokens: sums within {worst:.1e}, {:.1?}",
+        pairs.len(),
+        start.elapsed()
+    );
 }

@@ -22,18 +22,32 @@ struct Config {
 /// The sizes of a configuration, and the number of positions. transformers reads each size under
 /// its own name and under the one that it has in other architectures, which comes first.
 fn sizes(config: &Value) -> Result<(Sizes, i64)> {
-    let of = |names: [&str; 2], usual: i64| names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into());
+    let of = |names: [&str; 2], usual: i64| {
+        names.iter().find_map(|name| config.get(name)).cloned().unwrap_or_else(|| usual.into())
+    };
     let hidden = of(["hidden_size", "n_embd"], 768);
-    let inner = config.get("n_inner").filter(|n| !n.is_null()).cloned().unwrap_or_else(|| json!(4 * hidden.as_i64().unwrap_or_default()));
+    let inner = config
+        .get("n_inner")
+        .filter(|n| !n.is_null())
+        .cloned()
+        .unwrap_or_else(|| json!(4 * hidden.as_i64().unwrap_or_default()));
     let sizes = Sizes::read(&json!({
-        "vocab_size": of(["vocab_size"; 2], 50257), "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": of(["num_hidden_layers", "n_layer"], 12), "num_attention_heads": of(["num_attention_heads", "n_head"], 12),
+        "vocab_size": of(["vocab_size"; 2], 50257), "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": of(["num_hidden_layers", "n_layer"], 12),
+        "num_attention_heads": of(["num_attention_heads", "n_head"], 12),
     }))?;
     if sizes.q_width() != sizes.hidden_size {
         let (width, heads) = (sizes.hidden_size, sizes.num_attention_heads);
-        return Err(Error::new(format!("the model's config.json gives {heads} heads, which do not divide the hidden size of {width}")));
+        return Err(Error::new(format!(
+            "the model's config.json gives {heads} heads, which do not divide the hidden size of \
+                {width}"
+        )));
     }
-    Ok((sizes, settings::read_at("n_positions", &of(["max_position_embeddings", "n_positions"], 1024))?))
+    Ok((
+        sizes,
+        settings::read_at("n_positions", &of(["max_position_embeddings", "n_positions"], 1024))?,
+    ))
 }
 
 /// The model of a configuration and its weights.
@@ -42,11 +56,18 @@ fn sizes(config: &Value) -> Result<(Sizes, i64)> {
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let (sizes, positions) = sizes(config)?;
-    let defaults = json!({ "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true, "scale_attn_weights": true });
+    let defaults = json!({ "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": true, "scale_attn_weights": true });
     let config: Config = settings::read(&settings::with_defaults(config, &defaults))?;
     let activation = Activation::named("activation_function", &config.activation_function)?;
-    let (hidden, inner, eps) = (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_epsilon);
-    let vocabulary = Vocabulary::new(weights, ["transformer.wte", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let (hidden, inner, eps) =
+        (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_epsilon);
+    let vocabulary = Vocabulary::new(
+        weights,
+        ["transformer.wte", "lm_head"],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?;
     let model = weights.at("transformer");
     let layers = sizes.layers(|i| {
         let at = model.at("h").at(i);
@@ -55,22 +76,38 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         attn.forget("bias");
         attn.forget("masked_bias");
         let scale = if config.scale_attn_weights { sizes.scale() } else { 1.0 };
-        let scale = if config.scale_attn_by_inverse_layer_idx { scale / (i + 1) as f64 } else { scale };
+        let scale =
+            if config.scale_attn_by_inverse_layer_idx { scale / (i + 1) as f64 } else { scale };
         let qkv = Projections::in_turn(attn.conv1d("c_attn", hidden, 3 * hidden)?, &sizes);
         let block = Gpt2Block {
             ln_1: at.layer_norm("ln_1", hidden, eps)?,
             attn: SelfAttention {
-                scores: Scores { upcast: config.reorder_and_upcast_attn, ..Scores::scaled_by(scale) },
+                scores: Scores {
+                    upcast: config.reorder_and_upcast_attn,
+                    ..Scores::scaled_by(scale)
+                },
                 ..SelfAttention::new(qkv, attn.conv1d("c_proj", hidden, hidden)?, &sizes)
             },
             ln_2: at.layer_norm("ln_2", hidden, eps)?,
-            mlp: Mlp { inward: Inward::Plain(mlp.conv1d("c_fc", hidden, inner)?), outward: mlp.conv1d("c_proj", inner, hidden)?, activation },
+            mlp: Mlp {
+                inward: Inward::Plain(mlp.conv1d("c_fc", hidden, inner)?),
+                outward: mlp.conv1d("c_proj", inner, hidden)?,
+                activation,
+            },
         };
         Ok((0, Box::new(block)))
     })?;
-    let vocabulary = vocabulary.with_positions(model.at("wpe").tensor("weight", &[positions, hidden])?);
+    let vocabulary =
+        vocabulary.with_positions(model.at("wpe").tensor("weight", &[positions, hidden])?);
     let kinds = vec![LayerKind { window: None, rope: None }];
-    Ok(Decoder::new("gpt2", &sizes, vocabulary, kinds, layers, model.layer_norm("ln_f", hidden, eps)?))
+    Ok(Decoder::new(
+        "gpt2",
+        &sizes,
+        vocabulary,
+        kinds,
+        layers,
+        model.layer_norm("ln_f", hidden, eps)?,
+    ))
 }
 
 /// GPT-2's block.

@@ -8,7 +8,12 @@
 use super::prelude::*;
 use super::settings;
 
-const SPELLING: Spelling = Spelling { theta: "rotary_emb_base", partial: "rotary_pct", usual_partial: 0.25, ..Spelling::USUAL };
+const SPELLING: Spelling = Spelling {
+    theta: "rotary_emb_base",
+    partial: "rotary_pct",
+    usual_partial: 0.25,
+    ..Spelling::USUAL
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -39,15 +44,31 @@ fn gelu() -> String {
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     if sizes.kv_heads() != sizes.num_attention_heads || sizes.q_width() != sizes.hidden_size {
-        return Err(Error::new("the model's config.json groups or narrows GPT-NeoX's heads, which have a key and a value each and fill the hidden size"));
+        return Err(Error::new(
+            "the model's config.json groups or narrows GPT-NeoX's heads, which have a key and a \
+                value each and fill the hidden size",
+        ));
     }
-    let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &SPELLING)?)?) };
+    let kind = LayerKind {
+        window: None,
+        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::partial(config, &SPELLING)?)?),
+    };
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
-    let (hidden, inner, eps, bias) = (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_eps, config.attention_bias);
+    let (hidden, inner, eps, bias) =
+        (sizes.hidden_size, sizes.intermediate_size, config.layer_norm_eps, config.attention_bias);
     // transformers reads the head from disk under either name.
-    let head = if !weights.has("embed_out.weight") && weights.has("lm_head.weight") { "lm_head" } else { "embed_out" };
-    let vocabulary = Vocabulary::new(weights, ["gpt_neox.embed_in", head], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let head = if !weights.has("embed_out.weight") && weights.has("lm_head.weight") {
+        "lm_head"
+    } else {
+        "embed_out"
+    };
+    let vocabulary = Vocabulary::new(
+        weights,
+        ["gpt_neox.embed_in", head],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?;
     let model = weights.at("gpt_neox");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
@@ -55,10 +76,17 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         // Masks that old checkpoints saved.
         attention.forget("bias");
         attention.forget("masked_bias");
-        let qkv = Projections::by_head(attention.linear("query_key_value", hidden, 3 * hidden, bias)?, &sizes);
+        let qkv = Projections::by_head(
+            attention.linear("query_key_value", hidden, 3 * hidden, bias)?,
+            &sizes,
+        );
         let block = GptNeoxBlock {
             input_layernorm: at.layer_norm("input_layernorm", hidden, eps)?,
-            attention: SelfAttention::new(qkv, attention.linear("dense", hidden, hidden, bias)?, &sizes),
+            attention: SelfAttention::new(
+                qkv,
+                attention.linear("dense", hidden, hidden, bias)?,
+                &sizes,
+            ),
             post_attention_layernorm: at.layer_norm("post_attention_layernorm", hidden, eps)?,
             mlp: Mlp {
                 inward: Inward::Plain(mlp.linear("dense_h_to_4h", hidden, inner, true)?),
@@ -69,7 +97,14 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
         };
         Ok((0, Box::new(block)))
     })?;
-    Ok(Decoder::new("gpt_neox", &sizes, vocabulary, vec![kind], layers, model.layer_norm("final_layer_norm", hidden, eps)?))
+    Ok(Decoder::new(
+        "gpt_neox",
+        &sizes,
+        vocabulary,
+        vec![kind],
+        layers,
+        model.layer_norm("final_layer_norm", hidden, eps)?,
+    ))
 }
 
 /// GPT-NeoX's block. If it is parallel, both halves read the block's input: Wang and Komatsuzaki

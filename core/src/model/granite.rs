@@ -30,32 +30,56 @@ struct Config {
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
-    let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };
+    let kind = LayerKind {
+        window: None,
+        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?),
+    };
     let config: Config = settings::read(config)?;
     let multiplier = |field, value: Option<f64>| settings::positive(field, value.unwrap_or(1.0));
-    let scores = Scores::scaled_by(multiplier("attention_multiplier", config.attention_multiplier)?);
+    let scores =
+        Scores::scaled_by(multiplier("attention_multiplier", config.attention_multiplier)?);
     let residual_multiplier = multiplier("residual_multiplier", config.residual_multiplier)?;
     let embedding_multiplier = multiplier("embedding_multiplier", config.embedding_multiplier)?;
     let logits_scaling = multiplier("logits_scaling", config.logits_scaling)?;
 
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps.unwrap_or(1e-6));
-    let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?
-        .scaled(embedding_multiplier)
-        .divided(logits_scaling);
+    let vocabulary = Vocabulary::new(
+        weights,
+        ["model.embed_tokens", "lm_head"],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?
+    .scaled(embedding_multiplier)
+    .divided(logits_scaling);
     let model = weights.at("model");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
         let block = GraniteBlock {
             input_layernorm: at.rms_norm("input_layernorm", hidden, eps)?,
-            self_attn: SelfAttention { scores, ..SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])? },
+            self_attn: SelfAttention {
+                scores,
+                ..SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?
+            },
             post_attention_layernorm: at.rms_norm("post_attention_layernorm", hidden, eps)?,
-            mlp: Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], config.mlp_bias, activation)?,
+            mlp: Mlp::gated(
+                &at.at("mlp"),
+                [hidden, sizes.intermediate_size],
+                config.mlp_bias,
+                activation,
+            )?,
             residual_multiplier,
         };
         Ok((0, Box::new(block)))
     })?;
-    Ok(Decoder::new("granite", &sizes, vocabulary, vec![kind], layers, model.rms_norm("norm", hidden, eps)?))
+    Ok(Decoder::new(
+        "granite",
+        &sizes,
+        vocabulary,
+        vec![kind],
+        layers,
+        model.rms_norm("norm", hidden, eps)?,
+    ))
 }
 
 /// Granite's block.

@@ -1,4 +1,5 @@
-//! Log-probabilities of chosen tokens: the output head runs on the rows that predict one, and on no other.
+//! Log-probabilities of chosen tokens: the output head runs on the rows that predict one, and on no
+//! other.
 
 use tch::{Kind, Tensor};
 
@@ -42,45 +43,64 @@ pub enum Detail {
 const ROWS: i64 = 512;
 
 impl Model {
-    /// log p of each predicted token `[m]` from the last hidden state `[n hidden]`, in float32 (float64 in a float64
-    /// model), and what else `detail` asks for.
+    /// log p of each predicted token `[m]` from the last hidden state `[n hidden]`, in float32
+    /// (float64 in a float64 model), and what else `detail` asks for.
     ///
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
-    pub fn logprobs(&self, hidden: &Tensor, predicted: &Predicted, detail: Detail) -> Result<(Tensor, Option<TokenStats>)> {
+    pub fn logprobs(
+        &self,
+        hidden: &Tensor,
+        predicted: &Predicted,
+        detail: Detail,
+    ) -> Result<(Tensor, Option<TokenStats>)> {
         let hidden = hidden.f_index_select(0, &predicted.rows)?;
         let m = predicted.ids.size()[0];
         // A chunk that a gradient has to pass is kept whole anyway.
         let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
         let mut logps = Vec::new();
-        let (mut entropy, mut mean_logit, mut correct, mut log_collision) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut entropy, mut mean_logit, mut correct, mut log_collision) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut start = 0;
         while start < m {
             let len = step.min(m - start);
             let ids = predicted.ids.f_narrow(0, start, len)?;
             let logits = self.logits(&hidden.f_narrow(0, start, len)?)?;
-            let logits = if self.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? };
+            let logits =
+                if self.kind() == Kind::Double { logits } else { logits.f_to_kind(Kind::Float)? };
             let normaliser = logits.f_logsumexp(-1, false)?;
-            logps.push(logits.f_gather(1, &ids.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?.f_sub(&normaliser)?);
+            logps.push(
+                logits
+                    .f_gather(1, &ids.f_unsqueeze(1)?, false)?
+                    .f_squeeze_dim(1)?
+                    .f_sub(&normaliser)?,
+            );
             if detail > Detail::None {
                 let _guard = tch::no_grad_guard();
                 let (logits, normaliser) = (logits.f_detach()?, normaliser.f_detach()?);
                 // −Σ p log p = lse − Σ p·logit
-                let expected = logits.f_softmax(-1, None::<Kind>)?.f_mul_(&logits)?.f_sum_dim_intlist(-1, false, None::<Kind>)?;
+                let expected = logits
+                    .f_softmax(-1, None::<Kind>)?
+                    .f_mul_(&logits)?
+                    .f_sum_dim_intlist(-1, false, None::<Kind>)?;
                 entropy.push(normaliser.f_sub(&expected)?);
                 mean_logit.push(logits.f_mean_dim(-1, false, None::<Kind>)?);
                 // log Σ p² = lse(2·logit) − 2·lse(logit)
                 if detail == Detail::MetricsAndCollision {
-                    log_collision.push((&logits * 2.0).f_logsumexp(-1, false)?.f_sub(&(&normaliser * 2.0))?);
+                    log_collision
+                        .push((&logits * 2.0).f_logsumexp(-1, false)?.f_sub(&(&normaliser * 2.0))?);
                 }
-                correct.push(logits.f_argmax(-1, false)?.f_eq_tensor(&ids)?.f_to_kind(Kind::Float)?);
+                correct
+                    .push(logits.f_argmax(-1, false)?.f_eq_tensor(&ids)?.f_to_kind(Kind::Float)?);
             }
             start += len;
         }
         let joined = |parts: &[Tensor]| -> Result<Tensor> { Ok(Tensor::f_cat(parts, 0)?) };
         let stats = if detail > Detail::None {
-            let (entropy, mean_logit, correct) = (joined(&entropy)?, joined(&mean_logit)?, joined(&correct)?);
-            let log_collision = if log_collision.is_empty() { None } else { Some(joined(&log_collision)?) };
+            let (entropy, mean_logit, correct) =
+                (joined(&entropy)?, joined(&mean_logit)?, joined(&correct)?);
+            let log_collision =
+                if log_collision.is_empty() { None } else { Some(joined(&log_collision)?) };
             Some(TokenStats { entropy, mean_logit, correct, log_collision })
         } else {
             None
@@ -88,13 +108,22 @@ impl Model {
         Ok((joined(&logps)?, stats))
     }
 
-    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token `[m]`, from the last hidden states of both
-    /// `[n hidden]`, in float32 (float64 in a float64 model). It has a gradient into `hidden`, and none into `reference`.
+    /// KL(policy ‖ reference) over the vocabulary, in nats, for each predicted token `[m]`, from
+    /// the last hidden states of both `[n hidden]`, in float32 (float64 in a float64 model). It has
+    /// a gradient into `hidden`, and none into `reference`.
     ///
     /// # Errors
     /// Fails if memory runs out.
-    pub fn divergence(&self, hidden: &Tensor, reference: &Tensor, predicted: &Predicted) -> Result<Tensor> {
-        let (hidden, reference) = (hidden.f_index_select(0, &predicted.rows)?, reference.f_detach()?.f_index_select(0, &predicted.rows)?);
+    pub fn divergence(
+        &self,
+        hidden: &Tensor,
+        reference: &Tensor,
+        predicted: &Predicted,
+    ) -> Result<Tensor> {
+        let (hidden, reference) = (
+            hidden.f_index_select(0, &predicted.rows)?,
+            reference.f_detach()?.f_index_select(0, &predicted.rows)?,
+        );
         let m = hidden.size()[0];
         let step = if hidden.requires_grad() { m.max(1) } else { ROWS };
         let log_softmax = |states: &Tensor, start: i64, len: i64| -> Result<Tensor> {
@@ -111,7 +140,11 @@ impl Model {
                 log_softmax(&reference, start, len)?
             };
             let log_p = log_softmax(&hidden, start, len)?;
-            parts.push(log_p.f_exp()?.f_mul(&log_p.f_sub(&log_r)?)?.f_sum_dim_intlist(-1, false, None::<Kind>)?);
+            parts.push(log_p.f_exp()?.f_mul(&log_p.f_sub(&log_r)?)?.f_sum_dim_intlist(
+                -1,
+                false,
+                None::<Kind>,
+            )?);
             start += len;
         }
         Ok(Tensor::f_cat(&parts, 0)?)

@@ -20,11 +20,25 @@ const STRATEGIES: [Strategy; 3] = [Strategy::Segments, Strategy::Trees, Strategy
 fn scores(model: &Model, pairs: &[TokenPair], together: usize) -> Vec<[f64; 2]> {
     let _guard = tch::no_grad_guard();
     let of = |some: &[TokenPair]| {
-        let batch = PairBatch::of(&some.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model).unwrap();
-        let hidden = model.forward(&batch.stream, Request { hidden: true, ..Request::default() }).unwrap().hidden.unwrap();
+        let batch =
+            PairBatch::of(&some.iter().collect::<Vec<_>>(), BatchSpec::SCORED, model).unwrap();
+        let hidden = model
+            .forward(&batch.stream, Request { hidden: true, ..Request::default() })
+            .unwrap()
+            .hidden
+            .unwrap();
         let (logps, _) = model.logprobs(&hidden, &batch.predicted, Detail::None).unwrap();
-        let side = |rejected| Vec::<f64>::try_from(batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double)).unwrap();
-        side(Side::Chosen).into_iter().zip(side(Side::Rejected)).map(|(chosen, rejected)| [chosen, rejected]).collect::<Vec<_>>()
+        let side = |rejected| {
+            Vec::<f64>::try_from(
+                batch.tokens_of(&logps, rejected).unwrap().sum().to_kind(Kind::Double),
+            )
+            .unwrap()
+        };
+        side(Side::Chosen)
+            .into_iter()
+            .zip(side(Side::Rejected))
+            .map(|(chosen, rejected)| [chosen, rejected])
+            .collect::<Vec<_>>()
     };
     pairs.chunks(together).flat_map(of).collect()
 }
@@ -43,11 +57,18 @@ fn every_architecture_and_rope_type_scores_what_transformers_scores() {
         let model = fixture.model(case, Kind::Float, Device::Cpu).unwrap();
         for together in [1, pairs.len()] {
             let off = worst(&scores(&model, &pairs, together), &case.scores);
-            assert!(off < 1e-5, "{}, {}, {together} pairs in a pass: {off:e}", case.architecture, case.rope);
+            assert!(
+                off < 1e-5,
+                "{}, {}, {together} pairs in a pass: {off:e}",
+                case.architecture,
+                case.rope
+            );
         }
     }
-    let covered = |architecture: &str| cases.iter().filter(|c| c.architecture == architecture).count();
-    let architectures = ARCHITECTURES.iter().map(|(name, ..)| *name).filter(|name| *name != "gemma3");
+    let covered =
+        |architecture: &str| cases.iter().filter(|c| c.architecture == architecture).count();
+    let architectures =
+        ARCHITECTURES.iter().map(|(name, ..)| *name).filter(|name| *name != "gemma3");
     let expected = |name: &str| match name {
         "gpt2" => 1,
         "phi3" => 2,
@@ -58,7 +79,8 @@ fn every_architecture_and_rope_type_scores_what_transformers_scores() {
 
 /// Checks that every pair scores the same by itself and in several random orders and batches.
 fn scores_alike_in_every_batch(model: &Model, pairs: &[TokenPair], what: &str) {
-    let alone: Vec<[f64; 2]> = pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
+    let alone: Vec<[f64; 2]> =
+        pairs.iter().flat_map(|pair| scores(model, std::slice::from_ref(pair), 1)).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for round in 0..4 {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
@@ -80,7 +102,11 @@ fn a_pair_scores_the_same_alone_and_in_every_batch() {
             for kernel in [Kernel::Sdpa, Kernel::Eager] {
                 model.set_attention(strategy);
                 model.set_attention_kernel(kernel);
-                scores_alike_in_every_batch(&model, &pairs, &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope));
+                scores_alike_in_every_batch(
+                    &model,
+                    &pairs,
+                    &format!("{}, {}, {strategy:?}, {kernel:?}", case.architecture, case.rope),
+                );
             }
         }
     }
@@ -93,10 +119,20 @@ fn capped_attention_scores_the_same_alone_and_in_every_batch() {
         let case = fixture.case("gemma3_text", rope).unwrap();
         let mut config = case.config.clone();
         config["attn_logit_softcapping"] = json!(2.0);
-        let mut model = Model::from_tensors(&config, fixture.tensors("gemma3_text", Kind::Double).unwrap(), Kind::Double, Device::Cpu).unwrap();
+        let mut model = Model::from_tensors(
+            &config,
+            fixture.tensors("gemma3_text", Kind::Double).unwrap(),
+            Kind::Double,
+            Device::Cpu,
+        )
+        .unwrap();
         for strategy in STRATEGIES {
             model.set_attention(strategy);
-            scores_alike_in_every_batch(&model, &fixture.pairs(), &format!("capped, {rope}, {strategy:?}"));
+            scores_alike_in_every_batch(
+                &model,
+                &fixture.pairs(),
+                &format!("capped, {rope}, {strategy:?}"),
+            );
         }
     }
 }
@@ -121,7 +157,15 @@ fn generation_past_the_original_context_gives_the_tokens_of_transformers() {
     for case in fixture.cases() {
         let Case { architecture, rope, generated: Some(expected), .. } = case else { continue };
         let sampling = Sampling { max_new_tokens: expected.len(), ..Sampling::default() };
-        let found = generate(&fixture.model(case, Kind::Float, Device::Cpu).unwrap(), None, &prompt, &[], sampling, &mut |_| true).unwrap();
+        let found = generate(
+            &fixture.model(case, Kind::Float, Device::Cpu).unwrap(),
+            None,
+            &prompt,
+            &[],
+            sampling,
+            &mut |_| true,
+        )
+        .unwrap();
         assert_eq!(&found, expected, "{architecture}, {rope}");
         count += 1;
     }
@@ -133,37 +177,54 @@ fn sequences_with_different_frequencies_do_not_share_a_prompt() {
     let fixture = Fixture::read().unwrap();
     let pairs = fixture.pairs();
     let tokens = |rope: &str| {
-        let model = fixture.model(fixture.case("llama", rope).unwrap(), Kind::Float, Device::Cpu).unwrap();
-        PairBatch::of(&[&pairs[0], &pairs[2]], BatchSpec::SCORED, &model).unwrap().stream.layout.tokens()
+        let model =
+            fixture.model(fixture.case("llama", rope).unwrap(), Kind::Float, Device::Cpu).unwrap();
+        PairBatch::of(&[&pairs[0], &pairs[2]], BatchSpec::SCORED, &model)
+            .unwrap()
+            .stream
+            .layout
+            .tokens()
     };
     // A prompt of 6 tokens has completions of 4 + 9 and 5 + 6. Three of them fit into the original
     // context of 12 with it, so the fourth needs its own copy of the prompt.
-    assert_eq!((tokens("default"), tokens("longrope"), tokens("dynamic")), (6 + 24, 12 + 24, 12 + 24));
-    let dynamic = fixture.model(fixture.case("llama", "dynamic").unwrap(), Kind::Float, Device::Cpu).unwrap();
+    assert_eq!(
+        (tokens("default"), tokens("longrope"), tokens("dynamic")),
+        (6 + 24, 12 + 24, 12 + 24)
+    );
+    let dynamic =
+        fixture.model(fixture.case("llama", "dynamic").unwrap(), Kind::Float, Device::Cpu).unwrap();
     let mut builder = stream::StreamBuilder::default();
     let root = builder.push(&[1; 6], None).unwrap();
     builder.push(&[2; 4], Some(root)).unwrap();
     builder.push(&[3; 9], Some(root)).unwrap();
-    let shared = dynamic.forward(&builder.finish(Device::Cpu).unwrap(), Request { hidden: true, ..Request::default() });
+    let shared = dynamic.forward(
+        &builder.finish(Device::Cpu).unwrap(),
+        Request { hidden: true, ..Request::default() },
+    );
     assert!(shared.unwrap_err().message().contains("different rotary frequencies"));
 }
 
 #[test]
 fn a_sequence_longer_than_the_learned_positions_is_refused() {
     let fixture = Fixture::read().unwrap();
-    let model = fixture.model(fixture.case("gpt2", "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let model =
+        fixture.model(fixture.case("gpt2", "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
     let forward = |prompt: usize, completion: usize| {
         let mut builder = stream::StreamBuilder::default();
         let root = builder.push(&vec![1; prompt], None).unwrap();
         builder.push(&vec![2; completion], Some(root)).unwrap();
-        model.forward(&builder.finish(Device::Cpu).unwrap(), Request { hidden: true, ..Request::default() })
+        model.forward(
+            &builder.finish(Device::Cpu).unwrap(),
+            Request { hidden: true, ..Request::default() },
+        )
     };
     assert!(forward(40, 8).is_ok());
     let e = forward(40, 9).unwrap_err();
     assert!(e.message().contains("has 49 tokens, but the model has positions for 48"), "{e:?}");
     // A completion ends where the positions do.
     let sampling = Sampling { max_new_tokens: 60, ..Sampling::default() };
-    let completion = |prompt: usize| generate(&model, None, &vec![1; prompt], &[], sampling, &mut |_| true);
+    let completion =
+        |prompt: usize| generate(&model, None, &vec![1; prompt], &[], sampling, &mut |_| true);
     assert_eq!((completion(3).unwrap().len(), completion(48).unwrap().len()), (46, 1));
     assert!(completion(49).unwrap_err().message().contains("positions for 48"));
 }
@@ -172,14 +233,28 @@ fn a_sequence_longer_than_the_learned_positions_is_refused() {
 fn columns_of_a_site_are_those_of_the_whole() {
     let fixture = Fixture::read().unwrap();
     for architecture in ["llama", "phi3", "gpt_neox", "gpt2"] {
-        let model = fixture.model(fixture.case(architecture, "default").unwrap(), Kind::Float, Device::Cpu).unwrap();
+        let model = fixture
+            .model(fixture.case(architecture, "default").unwrap(), Kind::Float, Device::Cpu)
+            .unwrap();
         let d = model.info().head_dim;
-        let inner = model.info().linears.iter().filter(|l| l.layer == Some(1)).flat_map(|l| [Site::Input(l.name.clone()), Site::Output(l.name.clone())]);
+        let inner = model
+            .info()
+            .linears
+            .iter()
+            .filter(|l| l.layer == Some(1))
+            .flat_map(|l| [Site::Input(l.name.clone()), Site::Output(l.name.clone())]);
         let parts = model.info().parts.iter().map(|p| Site::Output(p.linear.name.clone()));
-        let wholes: Vec<Site> = inner.chain(parts).chain([Site::Residual(0), Site::Block(1), Site::Residual(3)]).collect();
+        let wholes: Vec<Site> = inner
+            .chain(parts)
+            .chain([Site::Residual(0), Site::Block(1), Site::Residual(3)])
+            .collect();
         let heads: Vec<Site> = wholes.iter().map(|site| site.clone().columns(d..2 * d)).collect();
-        let batch = PairBatch::of(&fixture.pairs().iter().collect::<Vec<_>>(), BatchSpec::SCORED, &model).unwrap();
-        let read = |sites: &[Site]| model.forward(&batch.stream, Request { sites, ..Request::default() }).unwrap().states;
+        let batch =
+            PairBatch::of(&fixture.pairs().iter().collect::<Vec<_>>(), BatchSpec::SCORED, &model)
+                .unwrap();
+        let read = |sites: &[Site]| {
+            model.forward(&batch.stream, Request { sites, ..Request::default() }).unwrap().states
+        };
         for ((site, head), whole) in heads.iter().zip(read(&heads)).zip(read(&wholes)) {
             assert_eq!(head.size()[1], model.info().width(site).unwrap());
             assert!(head.equal(&whole.narrow(1, d, d)), "{architecture}: {site}");

@@ -81,8 +81,11 @@ impl Linear {
     /// # Errors
     /// Fails if the module has another number of parts.
     pub fn split<const N: usize>(&self, y: &Tensor) -> Result<[Tensor; N]> {
-        let parts = self.parts.iter().map(|part| part.rows.grouped(y, 1)).collect::<Result<Vec<_>>>()?;
-        parts.try_into().map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
+        let parts =
+            self.parts.iter().map(|part| part.rows.grouped(y, 1)).collect::<Result<Vec<_>>>()?;
+        parts
+            .try_into()
+            .map_err(|_| Error::internal(format!("`{}` has other than {N} parts", self.place.name)))
     }
 
     /// Its output `[n out]` from those of all its parts, each `[n groups·len]`.
@@ -90,7 +93,11 @@ impl Linear {
     /// # Errors
     /// Fails if shapes do not fit, or if memory runs out.
     pub fn join(&self, outputs: &[Tensor]) -> Result<Tensor> {
-        let grouped = self.parts.iter().zip(outputs).map(|(part, y)| Ok(y.f_unflatten(1, [part.rows.groups, part.rows.len])?));
+        let grouped = self
+            .parts
+            .iter()
+            .zip(outputs)
+            .map(|(part, y)| Ok(y.f_unflatten(1, [part.rows.groups, part.rows.len])?));
         Ok(Tensor::f_cat(&grouped.collect::<Result<Vec<_>>>()?, 2)?.f_flatten(1, 2)?)
     }
 
@@ -109,14 +116,26 @@ impl Linear {
         if self.place.name == name {
             return Some(Ok(self.frozen().shared()));
         }
-        self.parts.iter().find(|part| part.place.name == name).map(|part| self.frozen().part(part.rows))
+        self.parts
+            .iter()
+            .find(|part| part.place.name == name)
+            .map(|part| self.frozen().part(part.rows))
     }
 
     /// The description of it and its parts for plugins, as a module of block `layer`.
     pub fn info(&self, layer: usize) -> (LinearInfo, Vec<PartInfo>) {
         let (holder, inputs) = (&self.place.name, self.frozen().inputs());
-        let linear = |place: &Place, outputs| LinearInfo { name: place.name.clone(), layer: Some(layer), inputs, outputs };
-        let part = |part: &Part| PartInfo { linear: linear(&part.place, part.rows.count()), holder: holder.clone(), rows: part.rows };
+        let linear = |place: &Place, outputs| LinearInfo {
+            name: place.name.clone(),
+            layer: Some(layer),
+            inputs,
+            outputs,
+        };
+        let part = |part: &Part| PartInfo {
+            linear: linear(&part.place, part.rows.count()),
+            holder: holder.clone(),
+            rows: part.rows,
+        };
         (linear(&self.place, self.frozen().outputs()), self.parts.iter().map(part).collect())
     }
 }
@@ -130,15 +149,25 @@ mod tests {
     #[test]
     fn what_is_split_into_parts_is_joined_again() {
         let y = Tensor::arange(3 * 24, (Kind::Float, Device::Cpu)).reshape([3, 24]);
-        for (groups, parts) in [(1, [("q", 12), ("k", 6), ("v", 6)]), (4, [("q", 2), ("k", 2), ("v", 2)]), (2, [("q", 1), ("k", 3), ("v", 8)])] {
+        for (groups, parts) in [
+            (1, [("q", 12), ("k", 6), ("v", 6)]),
+            (4, [("q", 2), ("k", 2), ("v", 2)]),
+            (2, [("q", 1), ("k", 3), ("v", 8)]),
+        ] {
             let frozen = Frozen::new(y.tr().contiguous(), Some(y.get(0)));
             let linear = Linear::new("m".to_owned(), frozen, Stored::OutIn).fused(groups, &parts);
             let split: [Tensor; 3] = linear.split(&y).unwrap();
             for ((t, part), (name, len)) in split.iter().zip(&linear.parts).zip(parts) {
-                assert_eq!((t.size(), part.place.name.as_str()), (vec![3, groups, len], format!("m.{name}").as_str()));
+                assert_eq!(
+                    (t.size(), part.place.name.as_str()),
+                    (vec![3, groups, len], format!("m.{name}").as_str())
+                );
                 // The weight's rows are y's columns.
                 let frozen = linear.weights(&part.place.name).unwrap().unwrap();
-                assert_eq!((frozen.dense().unwrap().tr(), frozen.bias().unwrap()), (t.flatten(1, 2), &t.flatten(1, 2).get(0)));
+                assert_eq!(
+                    (frozen.dense().unwrap().tr(), frozen.bias().unwrap()),
+                    (t.flatten(1, 2), &t.flatten(1, 2).get(0))
+                );
             }
             assert_eq!(linear.join(&split.map(|t| t.flatten(1, 2))).unwrap(), y);
             assert!(linear.split::<2>(&y).is_err() && linear.weights("m.o").is_none());

@@ -24,13 +24,22 @@ struct Config {
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
-    let kind = LayerKind { window: None, rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?) };
+    let kind = LayerKind {
+        window: None,
+        rope: Some(Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?),
+    };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.fill("llama", weights, &sizes, vec![kind], |at, _| {
-        let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?;
-        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], config.mlp_bias, activation)?;
+        let self_attn =
+            SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?;
+        let mlp = Mlp::gated(
+            &at.at("mlp"),
+            [sizes.hidden_size, sizes.intermediate_size],
+            config.mlp_bias,
+            activation,
+        )?;
         Ok((0, self_attn, mlp))
     })
 }
@@ -94,8 +103,14 @@ impl Frame {
         kinds: Vec<LayerKind>,
         halves: impl Fn(&Weights<'_>, usize) -> Result<(usize, SelfAttention, Mlp)>,
     ) -> Result<Decoder> {
-        let (hidden, eps, tied) = (sizes.hidden_size, self.eps(), self.tie_word_embeddings.unwrap_or(false));
-        let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], tied)?;
+        let (hidden, eps, tied) =
+            (sizes.hidden_size, self.eps(), self.tie_word_embeddings.unwrap_or(false));
+        let vocabulary = Vocabulary::new(
+            weights,
+            ["model.embed_tokens", "lm_head"],
+            [sizes.vocab_size, hidden],
+            tied,
+        )?;
         let model = weights.at("model");
         let layers = sizes.layers(|i| {
             let at = model.at("layers").at(i);
@@ -108,6 +123,13 @@ impl Frame {
             };
             Ok((kind, Box::new(block)))
         })?;
-        Ok(Decoder::new(model_type, sizes, vocabulary, kinds, layers, model.rms_norm("norm", hidden, eps)?))
+        Ok(Decoder::new(
+            model_type,
+            sizes,
+            vocabulary,
+            kinds,
+            layers,
+            model.rms_norm("norm", hidden, eps)?,
+        ))
     }
 }

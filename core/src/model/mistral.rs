@@ -33,12 +33,20 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let window = config.sliding_window.map(settings::window).transpose()?;
     let usual = if window.is_some() { LayerType::Sliding } else { LayerType::Full };
     if config.layer_types.iter().flatten().any(|t| *t != usual) {
-        return Err(Error::new("the model's config.json gives Mistral's layers different `layer_types`, but they are all of one kind"));
+        return Err(Error::new(
+            "the model's config.json gives Mistral's layers different `layer_types`, but they are \
+                all of one kind",
+        ));
     }
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.fill("mistral", weights, &sizes, vec![LayerKind { window, rope }], |at, _| {
         let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [false; 2])?;
-        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
+        let mlp = Mlp::gated(
+            &at.at("mlp"),
+            [sizes.hidden_size, sizes.intermediate_size],
+            false,
+            activation,
+        )?;
         Ok((0, self_attn, mlp))
     })
 }

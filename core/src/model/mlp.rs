@@ -41,8 +41,16 @@ impl Mlp {
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
-    pub fn gated(weights: &Weights<'_>, [hidden, inner]: [i64; 2], bias: bool, activation: Activation) -> Result<Self> {
-        let inward = Inward::Gated { gate: weights.linear("gate_proj", hidden, inner, bias)?, up: weights.linear("up_proj", hidden, inner, bias)? };
+    pub fn gated(
+        weights: &Weights<'_>,
+        [hidden, inner]: [i64; 2],
+        bias: bool,
+        activation: Activation,
+    ) -> Result<Self> {
+        let inward = Inward::Gated {
+            gate: weights.linear("gate_proj", hidden, inner, bias)?,
+            up: weights.linear("up_proj", hidden, inner, bias)?,
+        };
         Ok(Self { inward, outward: weights.linear("down_proj", inner, hidden, bias)?, activation })
     }
 

@@ -90,12 +90,22 @@ const ARCHITECTURES: [(&str, &str, Build); 14] = [
 /// The function that builds the architecture which a configuration names, and its
 /// `base_model_prefix`.
 fn architecture(config: &serde_json::Value) -> Result<(Build, &'static str)> {
-    let name = config.get("model_type").and_then(|v| v.as_str()).ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
-    let known = ARCHITECTURES.iter().find(|(known, ..)| *known == name).map(|(_, base, build)| (*build, *base));
+    let name = config
+        .get("model_type")
+        .and_then(|v| v.as_str())
+        .ok_or_else(|| Error::new("the model's config.json has no `model_type`"))?;
+    let known = ARCHITECTURES
+        .iter()
+        .find(|(known, ..)| *known == name)
+        .map(|(_, base, build)| (*build, *base));
     known.ok_or_else(|| {
-        let class = config.get("architectures").and_then(|list| list.get(0)).and_then(|class| class.as_str());
+        let class = config
+            .get("architectures")
+            .and_then(|list| list.get(0))
+            .and_then(|class| class.as_str());
         let class = class.map_or_else(String::new, |class| format!(", its class is `{class}`"));
-        Error::unknown("architecture", name, ARCHITECTURES.map(|(n, ..)| n)).hint(format!("that is the `model_type` of the model's config.json{class}"))
+        Error::unknown("architecture", name, ARCHITECTURES.map(|(n, ..)| n))
+            .hint(format!("that is the `model_type` of the model's config.json{class}"))
     })
 }
 
@@ -133,12 +143,21 @@ impl Model {
     ///
     /// # Errors
     /// Fails as [`load`](Self::load) does.
-    pub fn from_tensors(config: &serde_json::Value, tensors: indexmap::IndexMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self> {
+    pub fn from_tensors(
+        config: &serde_json::Value,
+        tensors: indexmap::IndexMap<String, Tensor>,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
         let (build, base) = architecture(config)?;
         let checkpoint = weights::Checkpoint::new(tensors, base);
         let decoder = build(config, &checkpoint.weights())?;
         checkpoint.finish()?;
-        let attention = How { strategy: Strategy::for_device(device), kernel: Kernel::default(), deterministic: true };
+        let attention = How {
+            strategy: Strategy::for_device(device),
+            kernel: Kernel::default(),
+            deterministic: true,
+        };
         Ok(Self { decoder, base, attention, kind, device })
     }
 
@@ -178,11 +197,13 @@ impl Model {
     /// Fails if there is none.
     pub fn frozen(&self, name: &str) -> Result<Frozen> {
         let found = self.decoder.linears().into_iter().find_map(|linear| linear.weights(name));
-        found.unwrap_or_else(|| Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name))))
+        found.unwrap_or_else(|| {
+            Err(Error::unknown("module", name, self.info().linears.iter().map(|l| &l.name)))
+        })
     }
 
-    /// The most tokens that a sequence can have, prompt and completion together; `None` if the model
-    /// does not learn positions, so that there is no such limit.
+    /// The most tokens that a sequence can have, prompt and completion together; `None` if the
+    /// model does not learn positions, so that there is no such limit.
     pub fn most_tokens(&self) -> Option<usize> {
         self.decoder.most_tokens()
     }
@@ -212,12 +233,17 @@ impl Model {
     pub fn merge(&mut self, adapted: &Adapted) -> Result<Merged> {
         let _guard = tch::no_grad_guard();
         if adapted.changes_blocks() {
-            return Err(Error::new("the adapter changes the residual stream between blocks, which no frozen weight can stand for")
-                .hint("use it unmerged, from its own folder"));
+            return Err(Error::new(
+                "the adapter changes the residual stream between blocks, which \
+                no frozen weight can stand for",
+            )
+            .hint("use it unmerged, from its own folder"));
         }
         let merged = adapted.merged(self)?;
         let originals = merged.into_iter().map(|(name, frozen)| {
-            let linear = self.linear(&name).ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
+            let linear = self
+                .linear(&name)
+                .ok_or_else(|| Error::internal(format!("no module `{name}` to merge into")))?;
             let original = linear.replace(frozen);
             Ok((name, original))
         });
@@ -274,7 +300,11 @@ impl Model {
     pub fn forward(&self, stream: &Stream, request: Request<'_>) -> Result<Reached> {
         stream.check_ids(self.info().vocab)?;
         let blocks = self.depth(request.sites, request.hidden)?;
-        self.decoder.forward(stream, self.attention, Pass::new(request, stream, blocks, self.info())?)
+        self.decoder.forward(
+            stream,
+            self.attention,
+            Pass::new(request, stream, blocks, self.info())?,
+        )
     }
 
     /// Logits `[m vocab]` of last hidden states `[m hidden]`.

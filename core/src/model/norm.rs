@@ -42,9 +42,15 @@ impl Norm {
     /// Fails if shapes do not fit, or if memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Rms { weight, eps } => scaled_to_one(x, *eps)?.f_to_kind(x.kind())?.f_mul(weight)?,
-            Self::RmsRoundedOnce { gain, eps } => scaled_to_one(x, *eps)?.f_mul(gain)?.f_to_kind(x.kind())?,
-            Self::Layer { weight, bias, eps } => x.f_layer_norm(weight.size(), Some(weight), Some(bias), *eps, true)?,
+            Self::Rms { weight, eps } => {
+                scaled_to_one(x, *eps)?.f_to_kind(x.kind())?.f_mul(weight)?
+            }
+            Self::RmsRoundedOnce { gain, eps } => {
+                scaled_to_one(x, *eps)?.f_mul(gain)?.f_to_kind(x.kind())?
+            }
+            Self::Layer { weight, bias, eps } => {
+                x.f_layer_norm(weight.size(), Some(weight), Some(bias), *eps, true)?
+            }
         })
     }
 }
@@ -52,7 +58,8 @@ impl Norm {
 /// x / √(mean(x²) + ε) in the wider kind.
 fn scaled_to_one(x: &Tensor, eps: f64) -> Result<Tensor> {
     let wide = x.f_to_kind(widened(x.kind()))?;
-    let scale = wide.f_square()?.f_mean_dim(-1, true, None::<Kind>)?.f_add_scalar(eps)?.f_rsqrt()?;
+    let scale =
+        wide.f_square()?.f_mean_dim(-1, true, None::<Kind>)?.f_add_scalar(eps)?.f_rsqrt()?;
     Ok(wide.f_mul(&scale)?)
 }
 
@@ -84,7 +91,10 @@ impl Weights<'_> {
     /// Fails if the tensor is missing or has another shape.
     pub fn one_plus_rms_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let weight = self.at(name).tensor("weight", &[width])?;
-        Ok(Norm::RmsRoundedOnce { gain: weight.f_to_kind(widened(weight.kind()))?.f_add_scalar(1.0)?, eps })
+        Ok(Norm::RmsRoundedOnce {
+            gain: weight.f_to_kind(widened(weight.kind()))?.f_add_scalar(1.0)?,
+            eps,
+        })
     }
 
     /// A norm with `name.weight` and `name.bias`, each `[width]`.
@@ -93,6 +103,10 @@ impl Weights<'_> {
     /// Fails if a tensor is missing or has another shape.
     pub fn layer_norm(&self, name: &str, width: i64, eps: f64) -> Result<Norm> {
         let at = self.at(name);
-        Ok(Norm::Layer { weight: at.tensor("weight", &[width])?, bias: at.tensor("bias", &[width])?, eps })
+        Ok(Norm::Layer {
+            weight: at.tensor("weight", &[width])?,
+            bias: at.tensor("bias", &[width])?,
+            eps,
+        })
     }
 }

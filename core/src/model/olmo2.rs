@@ -24,7 +24,14 @@ struct Config {
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let rope = Rope::new(sizes.head_dim(), &RopeParameters::whole(config)?)?.unrounded();
-    fill("olmo2", config, weights, &sizes, vec![LayerKind { window: None, rope: Some(rope) }], |_| 0)
+    fill(
+        "olmo2",
+        config,
+        weights,
+        &sizes,
+        vec![LayerKind { window: None, rope: Some(rope) }],
+        |_| 0,
+    )
 }
 
 /// A model of that `model_type` whose layer i is of the kind with index `kind_of(i)`.
@@ -42,7 +49,12 @@ pub fn fill(
     let config: Config = settings::read(config)?;
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     let (hidden, eps) = (sizes.hidden_size, config.rms_norm_eps.unwrap_or(1e-5));
-    let vocabulary = Vocabulary::new(weights, ["model.embed_tokens", "lm_head"], [sizes.vocab_size, hidden], config.tie_word_embeddings)?;
+    let vocabulary = Vocabulary::new(
+        weights,
+        ["model.embed_tokens", "lm_head"],
+        [sizes.vocab_size, hidden],
+        config.tie_word_embeddings,
+    )?;
     let model = weights.at("model");
     let layers = sizes.layers(|i| {
         let at = model.at("layers").at(i);
@@ -50,14 +62,32 @@ pub fn fill(
         let q_norm = attention.rms_norm_rounded_once("q_norm", sizes.q_width(), eps)?;
         let k_norm = attention.rms_norm_rounded_once("k_norm", sizes.kv_width(), eps)?;
         let block = Olmo2Block {
-            self_attn: SelfAttention { qk_norm: QkNorm::OfAll([q_norm, k_norm]), ..SelfAttention::separate(&attention, sizes, [config.attention_bias; 2])? },
-            post_attention_layernorm: at.rms_norm_rounded_once("post_attention_layernorm", hidden, eps)?,
+            self_attn: SelfAttention {
+                qk_norm: QkNorm::OfAll([q_norm, k_norm]),
+                ..SelfAttention::separate(&attention, sizes, [config.attention_bias; 2])?
+            },
+            post_attention_layernorm: at.rms_norm_rounded_once(
+                "post_attention_layernorm",
+                hidden,
+                eps,
+            )?,
             mlp: Mlp::gated(&at.at("mlp"), [hidden, sizes.intermediate_size], false, activation)?,
-            post_feedforward_layernorm: at.rms_norm_rounded_once("post_feedforward_layernorm", hidden, eps)?,
+            post_feedforward_layernorm: at.rms_norm_rounded_once(
+                "post_feedforward_layernorm",
+                hidden,
+                eps,
+            )?,
         };
         Ok((kind_of(i), Box::new(block)))
     })?;
-    Ok(Decoder::new(model_type, sizes, vocabulary, kinds, layers, model.rms_norm_rounded_once("norm", hidden, eps)?))
+    Ok(Decoder::new(
+        model_type,
+        sizes,
+        vocabulary,
+        kinds,
+        layers,
+        model.rms_norm_rounded_once("norm", hidden, eps)?,
+    ))
 }
 
 /// OLMo's block since OLMo 2.
@@ -71,7 +101,8 @@ struct Olmo2Block {
 
 impl Block for Olmo2Block {
     fn forward(&self, h: &Tensor, cx: &BlockCx<'_>) -> Result<Tensor> {
-        let h = h.f_add(&self.post_attention_layernorm.forward(&self.self_attn.forward(h, cx)?)?)?;
+        let h =
+            h.f_add(&self.post_attention_layernorm.forward(&self.self_attn.forward(h, cx)?)?)?;
         Ok(h.f_add(&self.post_feedforward_layernorm.forward(&self.mlp.forward(&h, cx)?)?)?)
     }
 

@@ -31,9 +31,22 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let sizes = Sizes::read(config)?;
     let [full, sliding] = RopeParameters::by_layer_type(config, &FULL, &SLIDING)?;
     let Config { sliding_window, layer_types } = settings::read(config)?;
-    let usual = |i: usize| if (i + 1).is_multiple_of(4) { LayerType::Full } else { LayerType::Sliding };
+    let usual =
+        |i: usize| if (i + 1).is_multiple_of(4) { LayerType::Full } else { LayerType::Sliding };
     let types = settings::layer_types(layer_types, sizes.num_hidden_layers, usual)?;
     let window = settings::window_of(&types, sliding_window)?;
-    let kind = |window, rope| Ok::<_, Error>(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?.unrounded()) });
-    olmo2::fill("olmo3", config, weights, &sizes, vec![kind(None, &full)?, kind(window, &sliding)?], |i| types[i].index())
+    let kind = |window, rope| {
+        Ok::<_, Error>(LayerKind {
+            window,
+            rope: Some(Rope::new(sizes.head_dim(), rope)?.unrounded()),
+        })
+    };
+    olmo2::fill(
+        "olmo3",
+        config,
+        weights,
+        &sizes,
+        vec![kind(None, &full)?, kind(window, &sliding)?],
+        |i| types[i].index(),
+    )
 }

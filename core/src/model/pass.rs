@@ -57,7 +57,12 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if memory runs out.
-    pub fn new(request: Request<'a>, stream: &Stream, blocks: usize, info: &ModelInfo) -> Result<Self> {
+    pub fn new(
+        request: Request<'a>,
+        stream: &Stream,
+        blocks: usize,
+        info: &ModelInfo,
+    ) -> Result<Self> {
         let (mut within, mut between) = (vec![Vec::new(); blocks], Vec::new());
         for (index, site) in request.sites.iter().enumerate() {
             let wanted = Wanted { index, site };
@@ -67,8 +72,21 @@ impl<'a> Pass<'a> {
             }
         }
         let found = request.sites.iter().map(|_| None).collect();
-        let places = if request.adapted.is_some_and(Adapted::changes_blocks) { Some(stream.prompt_places()?) } else { None };
-        Ok(Self { request, within, between, found, hidden: None, places, layers: info.layers, tokens: stream.layout.tokens() })
+        let places = if request.adapted.is_some_and(Adapted::changes_blocks) {
+            Some(stream.prompt_places()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            request,
+            within,
+            between,
+            found,
+            hidden: None,
+            places,
+            layers: info.layers,
+            tokens: stream.layout.tokens(),
+        })
     }
 
     /// How many blocks to run.
@@ -80,11 +98,25 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// Fails if an adapter does, or if memory runs out.
-    pub fn block(&mut self, k: usize, block: &dyn Block, h: &Tensor, view: &View) -> Result<Tensor> {
+    pub fn block(
+        &mut self,
+        k: usize,
+        block: &dyn Block,
+        h: &Tensor,
+        view: &View,
+    ) -> Result<Tensor> {
         self.report(&Site::Residual(k), h)?;
         let Request { adapted, train, intercept, cache, .. } = self.request;
         let cache = cache.map(|cache| (cache, k));
-        let cx = BlockCx { view, adapted, train, intercept, cache, wanted: &self.within[k], states: RefCell::default() };
+        let cx = BlockCx {
+            view,
+            adapted,
+            train,
+            intercept,
+            cache,
+            wanted: &self.within[k],
+            states: RefCell::default(),
+        };
         let h = block.forward(h, &cx)?;
         for (index, state) in cx.states.into_inner() {
             self.found[index] = Some(state);
@@ -103,7 +135,8 @@ impl<'a> Pass<'a> {
 
     /// True if the final norm must run: for the head, or because the last hidden state is read.
     pub fn wants_norm(&self) -> bool {
-        self.request.hidden || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))
+        self.request.hidden
+            || self.between.iter().any(|w| *w.site.whole() == Site::Residual(self.layers))
     }
 
     /// Ends the pass after the blocks it was asked for, at the residual stream `h` `[n hidden]`,
@@ -120,7 +153,9 @@ impl<'a> Pass<'a> {
             cache.borrow_mut().advance(self.tokens);
         }
         let reached = self.found.into_iter().zip(self.request.sites);
-        let states = reached.map(|(t, site)| t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`"))));
+        let states = reached.map(|(t, site)| {
+            t.ok_or_else(|| Error::internal(format!("the pass did not reach `{site}`")))
+        });
         Ok(Reached { states: states.collect::<Result<_>>()?, hidden: self.hidden })
     }
 

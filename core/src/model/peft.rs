@@ -56,27 +56,48 @@ impl SavedConfig {
         let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path)
             .within(|| format!("cannot read `{}`", path.display()))
-            .map_err(|e| e.hint(format!("an adapter is a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `adapter` folder")))?;
+            .map_err(|e| {
+                e.hint(format!(
+                    "an adapter is a folder with `{CONFIG}` and `{TENSORS}`; \
+                that of a run is its `adapter` folder"
+                ))
+            })?;
         let within = || format!("cannot use the adapter in `{}`", dir.display());
         let peft = PeftConfig::parse(&text).within(within)?;
-        peft.must_be_off(&["modules_to_save", "bias", "exclude_modules", "trainable_token_indices", "target_parameters"]).within(within)?;
+        peft.must_be_off(&[
+            "modules_to_save",
+            "bias",
+            "exclude_modules",
+            "trainable_token_indices",
+            "target_parameters",
+        ])
+        .within(within)?;
         check_layers_pattern(&peft).within(within)?;
         let kind: String = peft.need("peft_type").within(within)?;
         let known = || registry.all::<AdapterEntry>();
         let Some(entry) = known().find(|entry| entry.peft_type == kind) else {
-            return Err(Error::unknown("peft_type", &kind, known().map(|entry| entry.peft_type))).within(within);
+            return Err(Error::unknown("peft_type", &kind, known().map(|entry| entry.peft_type)))
+                .within(within);
         };
         let tensors = dir.join(TENSORS);
         if !tensors.exists() && dir.join(PICKLE).exists() {
             return Err(Error::new(format!("`{}` has no {TENSORS}", dir.display()))
                 .hint(format!("its {PICKLE} is a pickle, which can run code and is never read"))
-                .hint("load it in PEFT and save it again with `save_pretrained(..., safe_serialization=True)`"));
+                .hint(
+                    "load it in PEFT and save it again with `save_pretrained(..., \
+                    safe_serialization=True)`",
+                ));
         }
         let tensors = SafetensorsFile::open(&tensors)?;
-        let shapes: Vec<(String, Vec<i64>)> = tensors.shapes().map(|(key, shape)| (key.to_owned(), shape.to_vec())).collect();
-        let (config, warnings) = entry.from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
+        let shapes: Vec<(String, Vec<i64>)> =
+            tensors.shapes().map(|(key, shape)| (key.to_owned(), shape.to_vec())).collect();
+        let (config, warnings) =
+            entry.from_peft(PeftFile { json: &text, shapes: &shapes }).within(within)?;
         let config = serde_json::from_str(&config).map_err(|e| Error::internal(e.to_string()))?;
-        let warnings = warnings.into_iter().map(|w| format!("the adapter in `{}`: {w}", dir.display())).collect();
+        let warnings = warnings
+            .into_iter()
+            .map(|w| format!("the adapter in `{}`: {w}", dir.display()))
+            .collect();
         Ok(Self { entry, config, warnings, tensors })
     }
 }
@@ -86,15 +107,22 @@ impl SavedConfig {
 fn check_layers_pattern(peft: &PeftConfig) -> Result<()> {
     let patterns = match peft.get::<Value>("layers_pattern")? {
         Some(Value::String(one)) => vec![one],
-        Some(Value::Array(list)) => list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect(),
+        Some(Value::Array(list)) => {
+            list.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect()
+        }
         _ => Vec::new(),
     };
     let names = ["layers", "h"];
     match patterns.iter().find(|p| !p.is_empty() && !names.contains(&p.as_str())) {
         Some(_) if patterns.iter().any(|p| names.contains(&p.as_str())) => Ok(()),
         Some(other) => {
-            let e = Error::new(format!("the adapter_config.json has `layers_pattern` = `{other}`, which matches no list of layers"));
-            Err(e.hint("supported models have their layers in a list called `layers`, or `h` in GPT-2"))
+            let e = Error::new(format!(
+                "the adapter_config.json has `layers_pattern` = `{other}`, which matches no list \
+                    of layers"
+            ));
+            Err(e.hint(
+                "supported models have their layers in a list called `layers`, or `h` in GPT-2",
+            ))
         }
         None => Ok(()),
     }
@@ -128,7 +156,10 @@ impl Saved {
             .into_iter()
             .map(|key| match key.strip_prefix(PREFIX).or_else(|| key.strip_prefix(SHARED_PREFIX)) {
                 Some(name) => Ok((name.to_owned(), tensors.read(key)?)),
-                None => Err(Error::new(format!("`{key}` in `{}` does not begin with `{SHARED_PREFIX}`", tensors.path().display()))),
+                None => Err(Error::new(format!(
+                    "`{key}` in `{}` does not begin with `{SHARED_PREFIX}`",
+                    tensors.path().display()
+                ))),
             })
             .collect::<Result<_>>()?;
         Ok(Self { entry, config, values, warnings })
@@ -151,7 +182,8 @@ impl Base {
             Some(repo) => Self { name: repo.name.clone(), revision: Some(repo.revision.clone()) },
             // Other programs would resolve a relative path from their own working directory.
             None if Path::new(given).exists() => {
-                let path = std::path::absolute(given).map_or_else(|_| given.to_owned(), |path| path.to_string_lossy().into_owned());
+                let path = std::path::absolute(given)
+                    .map_or_else(|_| given.to_owned(), |path| path.to_string_lossy().into_owned());
                 Self { name: path, revision: None }
             }
             None => given.into(),
@@ -164,7 +196,12 @@ impl Base {
     /// Fails if the adapter's configuration cannot be read.
     pub fn of_adapter(dir: &Path) -> Result<Option<Self>> {
         let json = crate::files::read_json(&dir.join(CONFIG))?;
-        let text = |field: &str| json.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
+        let text = |field: &str| {
+            json.get(field)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+        };
         Ok(text("base_model_name_or_path").map(|name| Self { name, revision: text("revision") }))
     }
 }
@@ -179,17 +216,32 @@ impl From<&str> for Base {
 ///
 /// # Errors
 /// Fails if the adapter does.
-pub fn unreadable(entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model) -> Result<Option<String>> {
+pub fn unreadable(
+    entry: &AdapterEntry,
+    adapter: &dyn Adapter,
+    adapted: &Adapted,
+    model: &Model,
+) -> Result<Option<String>> {
     let name = entry.about.name;
-    let warning = |why: String| Some(format!("PEFT cannot read this adapter: {why}; reprpo reads it, and `reprpo export --merge` puts it into the weights"));
+    let warning = |why: String| {
+        Some(format!(
+            "PEFT cannot read this adapter: {why}; reprpo reads it, and `reprpo export --merge` \
+                puts it into the weights"
+        ))
+    };
     if let Some(part) = adapted.parts(model.info()).next()
         && adapted.fused(adapter, model)?.is_none()
     {
         let part = &part.linear.name;
-        return Ok(warning(format!("it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written as an adapter of the whole")));
+        return Ok(warning(format!(
+            "it adapts whole modules, and `{name}` on a part of one (`{part}`) cannot be written \
+                as an adapter of the whole"
+        )));
     }
     let conv1d = conv1d(adapted, model).filter(|_| !adapter.peft_has_conv1d());
-    Ok(conv1d.and_then(|module| warning(format!("it has no `{name}` for modules of the class `Conv1D`, such as `{module}`"))))
+    Ok(conv1d.and_then(|module| {
+        warning(format!("it has no `{name}` for modules of the class `Conv1D`, such as `{module}`"))
+    }))
 }
 
 /// The first module that is adapted, whole or in part, and is a `Conv1D` in transformers.
@@ -203,25 +255,50 @@ fn conv1d<'a>(adapted: &'a Adapted, model: &'a Model) -> Option<&'a str> {
 ///
 /// # Errors
 /// Fails if a file cannot be written.
-pub fn write(dir: &Path, entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &Adapted, model: &Model, base: &Base) -> Result<()> {
+pub fn write(
+    dir: &Path,
+    entry: &AdapterEntry,
+    adapter: &dyn Adapter,
+    adapted: &Adapted,
+    model: &Model,
+    base: &Base,
+) -> Result<()> {
     let fused = adapted.fused(adapter, model)?;
-    let in_file = |targets: Targets| Ok::<_, Error>(if fused.is_some() { targets.whole(model.info())? } else { targets }.in_names_of(model.info()));
+    let in_file = |targets: Targets| {
+        Ok::<_, Error>(
+            if fused.is_some() { targets.whole(model.info())? } else { targets }
+                .in_names_of(model.info()),
+        )
+    };
     let (given, targets) = (adapter, in_file(adapter.targets())?);
-    let (adapter, adapted) = fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
+    let (adapter, adapted) =
+        fused.as_ref().map_or((adapter, adapted), |(adapter, adapted)| (adapter.as_ref(), adapted));
     let written = Written::of(targets, given, adapted, model.info(), entry.peft_has_layers)?;
-    let mut config: Map<String, Value> = serde_json::from_str(&adapter.peft_config())
-        .map_err(|e| Error::internal(format!("the `peft_config` of `{}` is not a JSON object", entry.about.name)).because(e))?;
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&adapter.peft_config()).map_err(|e| {
+            Error::internal(format!(
+                "the `peft_config` of `{}` is not a JSON object",
+                entry.about.name
+            ))
+            .because(e)
+        })?;
     // Other fields that select modules, such as IA³'s `feedforward_modules`, are written like
     // targets.
-    for (field, value) in config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null()) {
-        let meant: Targets = serde_json::from_value(value.take()).map_err(|e| Error::internal(format!("`{field}` holds no names of modules")).because(e))?;
+    for (field, value) in
+        config.iter_mut().filter(|(field, value)| field.ends_with("_modules") && !value.is_null())
+    {
+        let meant: Targets = serde_json::from_value(value.take()).map_err(|e| {
+            Error::internal(format!("`{field}` holds no names of modules")).because(e)
+        })?;
         *value = json!(written.inner(in_file(meant)?, adapted)?);
     }
     if let Some(flag) = config.get_mut("fan_in_fan_out") {
         *flag = json!(adapter.peft_has_conv1d() && conv1d(adapted, model).is_some());
     }
     for Selection { field, modules } in adapter.selections() {
-        if let (Selected::Patterns(_), Some(Value::Object(patterns))) = (modules, config.get_mut(&field)) {
+        if let (Selected::Patterns(_), Some(Value::Object(patterns))) =
+            (modules, config.get_mut(&field))
+        {
             *patterns = targets::patterns(std::mem::take(patterns), adapted)?;
         }
     }
@@ -242,9 +319,14 @@ pub fn write(dir: &Path, entry: &AdapterEntry, adapter: &dyn Adapter, adapted: &
         config.insert("layers_to_transform".to_owned(), json!(layers));
     }
     config.sort_keys();
-    std::fs::create_dir_all(dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
+    std::fs::create_dir_all(dir)
+        .within(|| format!("cannot make the folder `{}`", dir.display()))?;
     let prefix = |name: &str| if adapted.is_shared(name) { SHARED_PREFIX } else { PREFIX };
-    let tensors: Vec<_> = adapted.snapshot()?.into_iter().map(|(name, t)| (format!("{}{name}", prefix(&name)), t)).collect();
+    let tensors: Vec<_> = adapted
+        .snapshot()?
+        .into_iter()
+        .map(|(name, t)| (format!("{}{name}", prefix(&name)), t))
+        .collect();
     write_safetensors(&dir.join(TENSORS), &tensors)?;
     let text = serde_json::to_string_pretty(&config).map_err(|e| Error::internal(e.to_string()))?;
     crate::files::write_whole(&dir.join(CONFIG), text.as_bytes())

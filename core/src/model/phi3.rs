@@ -21,11 +21,15 @@ struct Config {
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
-    let config = &settings::with_defaults(config, &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }));
+    let config = &settings::with_defaults(
+        config,
+        &json!({ "original_max_position_embeddings": 4096, "max_position_embeddings": 4096 }),
+    );
     let sizes = Sizes::read(config)?;
     let rope = RopeParameters::partial(config, &Spelling::USUAL)?;
     // What became LongRoPE went by other names in the first releases.
-    let rope = if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
+    let rope =
+        if ["su", "yarn"].contains(&rope.kind()) { rope.with_kind("longrope") } else { rope };
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     // `prepare_inputs_for_generation` drops the cache when the sequence outgrows the original
@@ -34,10 +38,28 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let kind = LayerKind { window: config.sliding_window.map(settings::window).transpose()?, rope };
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.or_eps(1e-5).fill("phi3", weights, &sizes, vec![kind], |at, _| {
-        let (attention, mlp, hidden, inner) = (at.at("self_attn"), at.at("mlp"), sizes.hidden_size, sizes.intermediate_size);
-        let qkv = Projections::in_turn(attention.linear("qkv_proj", hidden, sizes.q_width() + 2 * sizes.kv_width(), false)?, &sizes);
-        let gate_up = mlp.linear("gate_up_proj", hidden, 2 * inner, false)?.fused(1, &[("gate_proj", inner), ("up_proj", inner)]);
-        let self_attn = SelfAttention::new(qkv, attention.linear("o_proj", sizes.q_width(), hidden, false)?, &sizes);
-        Ok((0, self_attn, Mlp { inward: Inward::FusedGated(gate_up), outward: mlp.linear("down_proj", inner, hidden, false)?, activation }))
+        let (attention, mlp, hidden, inner) =
+            (at.at("self_attn"), at.at("mlp"), sizes.hidden_size, sizes.intermediate_size);
+        let qkv = Projections::in_turn(
+            attention.linear("qkv_proj", hidden, sizes.q_width() + 2 * sizes.kv_width(), false)?,
+            &sizes,
+        );
+        let gate_up = mlp
+            .linear("gate_up_proj", hidden, 2 * inner, false)?
+            .fused(1, &[("gate_proj", inner), ("up_proj", inner)]);
+        let self_attn = SelfAttention::new(
+            qkv,
+            attention.linear("o_proj", sizes.q_width(), hidden, false)?,
+            &sizes,
+        );
+        Ok((
+            0,
+            self_attn,
+            Mlp {
+                inward: Inward::FusedGated(gate_up),
+                outward: mlp.linear("down_proj", inner, hidden, false)?,
+                activation,
+            },
+        ))
     })
 }

@@ -28,7 +28,12 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.fill("qwen2", weights, &sizes, kinds, |at, i| {
         let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [true, false])?;
-        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
+        let mlp = Mlp::gated(
+            &at.at("mlp"),
+            [sizes.hidden_size, sizes.intermediate_size],
+            false,
+            activation,
+        )?;
         Ok((kind_of[i], self_attn, mlp))
     })
 }
@@ -60,15 +65,35 @@ impl Windows {
     ///
     /// # Errors
     /// Fails if layers are to slide, but no window is used.
-    pub fn kinds(&self, sizes: &Sizes, rope: &RopeParameters) -> Result<(Vec<LayerKind>, Vec<usize>)> {
-        let window = self.sliding_window.filter(|_| self.use_sliding_window).map(settings::window).transpose()?;
-        let usual = |i| if window.is_some() && i >= self.max_window_layers { LayerType::Sliding } else { LayerType::Full };
-        let types = settings::layer_types(self.layer_types.clone(), sizes.num_hidden_layers, usual)?;
+    pub fn kinds(
+        &self,
+        sizes: &Sizes,
+        rope: &RopeParameters,
+    ) -> Result<(Vec<LayerKind>, Vec<usize>)> {
+        let window = self
+            .sliding_window
+            .filter(|_| self.use_sliding_window)
+            .map(settings::window)
+            .transpose()?;
+        let usual = |i| {
+            if window.is_some() && i >= self.max_window_layers {
+                LayerType::Sliding
+            } else {
+                LayerType::Full
+            }
+        };
+        let types =
+            settings::layer_types(self.layer_types.clone(), sizes.num_hidden_layers, usual)?;
         if window.is_none() && types.contains(&LayerType::Sliding) {
-            return Err(Error::new("the model's config.json has `sliding_attention` among its `layer_types`, but no window that is used")
-                .hint("give `sliding_window`, and `use_sliding_window` as true"));
+            return Err(Error::new(
+                "the model's config.json has `sliding_attention` among its \
+                `layer_types`, but no window that is used",
+            )
+            .hint("give `sliding_window`, and `use_sliding_window` as true"));
         }
-        let kind = |window| -> Result<LayerKind> { Ok(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) }) };
+        let kind = |window| -> Result<LayerKind> {
+            Ok(LayerKind { window, rope: Some(Rope::new(sizes.head_dim(), rope)?) })
+        };
         Ok((vec![kind(None)?, kind(window)?], types.into_iter().map(LayerType::index).collect()))
     }
 }

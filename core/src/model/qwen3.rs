@@ -30,9 +30,20 @@ pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.fill("qwen3", weights, &sizes, kinds, |at, i| {
         let (attention, d) = (at.at("self_attn"), sizes.head_dim());
-        let norms = [attention.rms_norm("q_norm", d, frame.eps())?, attention.rms_norm("k_norm", d, frame.eps())?];
-        let self_attn = SelfAttention { qk_norm: QkNorm::OfHeads(norms), ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])? };
-        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], false, activation)?;
+        let norms = [
+            attention.rms_norm("q_norm", d, frame.eps())?,
+            attention.rms_norm("k_norm", d, frame.eps())?,
+        ];
+        let self_attn = SelfAttention {
+            qk_norm: QkNorm::OfHeads(norms),
+            ..SelfAttention::separate(&attention, &sizes, [config.attention_bias; 2])?
+        };
+        let mlp = Mlp::gated(
+            &at.at("mlp"),
+            [sizes.hidden_size, sizes.intermediate_size],
+            false,
+            activation,
+        )?;
         Ok((kind_of[i], self_attn, mlp))
     })
 }

@@ -57,14 +57,24 @@ impl SelfAttention {
     pub fn separate(weights: &Weights<'_>, sizes: &Sizes, bias: [bool; 2]) -> Result<Self> {
         let hidden = sizes.hidden_size;
         let linear = |name, outputs| weights.linear(name, hidden, outputs, bias[0]);
-        let qkv = [linear("q_proj", sizes.q_width())?, linear("k_proj", sizes.kv_width())?, linear("v_proj", sizes.kv_width())?];
+        let qkv = [
+            linear("q_proj", sizes.q_width())?,
+            linear("k_proj", sizes.kv_width())?,
+            linear("v_proj", sizes.kv_width())?,
+        ];
         let qkv = Projections::Separate(Box::new(qkv));
         Ok(Self::new(qkv, weights.linear("o_proj", sizes.q_width(), hidden, bias[1])?, sizes))
     }
 
     /// Attention with these projections, whose scores are scaled by 1/√d.
     pub fn new(qkv: Projections, output: Linear, sizes: &Sizes) -> Self {
-        Self { qkv, qk_norm: QkNorm::Off, output, scores: Scores::scaled_by(sizes.scale()), head_dim: sizes.head_dim() }
+        Self {
+            qkv,
+            qk_norm: QkNorm::Off,
+            output,
+            scores: Scores::scaled_by(sizes.scale()),
+            head_dim: sizes.head_dim(),
+        }
     }
 
     /// y `[n hidden]` of x `[n hidden]`.
@@ -83,14 +93,24 @@ impl SelfAttention {
         let [q, k, v] = match &self.qkv {
             Projections::Separate(qkv) => {
                 let [q, k, v] = qkv.as_ref();
-                [apart(&cx.linear(q, x)?, 1)?, apart(&cx.linear(k, x)?, 1)?, apart(&cx.linear(v, x)?, 1)?]
+                [
+                    apart(&cx.linear(q, x)?, 1)?,
+                    apart(&cx.linear(k, x)?, 1)?,
+                    apart(&cx.linear(v, x)?, 1)?,
+                ]
             }
             Projections::Fused(qkv) => {
                 let [q, k, v] = qkv.split(&cx.linear(qkv, x)?)?;
-                [apart(&q, 2)?.f_flatten(1, 2)?, apart(&k, 2)?.f_flatten(1, 2)?, apart(&v, 2)?.f_flatten(1, 2)?]
+                [
+                    apart(&q, 2)?.f_flatten(1, 2)?,
+                    apart(&k, 2)?.f_flatten(1, 2)?,
+                    apart(&v, 2)?.f_flatten(1, 2)?,
+                ]
             }
         };
-        let of_all = |norm: &Norm, t: Tensor| -> Result<Tensor> { Ok(norm.forward(&t.f_flatten(1, 2)?)?.f_unflatten(1, [-1, d])?) };
+        let of_all = |norm: &Norm, t: Tensor| -> Result<Tensor> {
+            Ok(norm.forward(&t.f_flatten(1, 2)?)?.f_unflatten(1, [-1, d])?)
+        };
         match &self.qk_norm {
             QkNorm::Off => Ok([q, k, v]),
             QkNorm::OfHeads([of_q, of_k]) => Ok([of_q.forward(&q)?, of_k.forward(&k)?, v]),
@@ -111,13 +131,22 @@ impl SelfAttention {
 impl Projections {
     /// Marks `module` as one for all, whose rows are all queries, then all keys, then all values.
     pub fn in_turn(module: Linear, sizes: &Sizes) -> Self {
-        Self::Fused(module.fused(1, &[("q_proj", sizes.q_width()), ("k_proj", sizes.kv_width()), ("v_proj", sizes.kv_width())]))
+        Self::Fused(module.fused(
+            1,
+            &[
+                ("q_proj", sizes.q_width()),
+                ("k_proj", sizes.kv_width()),
+                ("v_proj", sizes.kv_width()),
+            ],
+        ))
     }
 
     /// Marks `module` as one for all, whose rows are the first head's query, key and value, then
     /// the second's, and so on.
     pub fn by_head(module: Linear, sizes: &Sizes) -> Self {
         let d = sizes.head_dim();
-        Self::Fused(module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]))
+        Self::Fused(
+            module.fused(sizes.num_attention_heads, &[("q_proj", d), ("k_proj", d), ("v_proj", d)]),
+        )
     }
 }

@@ -25,10 +25,17 @@ pub fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
 pub fn read_at<T: DeserializeOwned>(place: &str, value: &Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
-        let field = [place, if path == "." { "" } else { &path }].iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(".");
+        let field = [place, if path == "." { "" } else { &path }]
+            .iter()
+            .filter(|p| !p.is_empty())
+            .copied()
+            .collect::<Vec<_>>()
+            .join(".");
         match field.as_str() {
-            "" => Error::new("the model's config.json is not that of this architecture").because(e.into_inner()),
-            field => Error::new(format!("the model's config.json has no valid `{field}`")).because(e.into_inner()),
+            "" => Error::new("the model's config.json is not that of this architecture")
+                .because(e.into_inner()),
+            field => Error::new(format!("the model's config.json has no valid `{field}`"))
+                .because(e.into_inner()),
         }
     })
 }
@@ -79,13 +86,23 @@ impl Sizes {
     /// A size that is missing or not positive, or sizes that do not fit together.
     pub fn read(config: &Value) -> Result<Self> {
         let sizes: Self = read(config)?;
-        let positive = [sizes.vocab_size, sizes.hidden_size, sizes.intermediate_size, sizes.num_attention_heads];
-        if positive.iter().any(|v| *v <= 0) || sizes.kv_heads() <= 0 || sizes.head_dim() <= 0 || sizes.num_hidden_layers == 0 {
+        let positive = [
+            sizes.vocab_size,
+            sizes.hidden_size,
+            sizes.intermediate_size,
+            sizes.num_attention_heads,
+        ];
+        if positive.iter().any(|v| *v <= 0)
+            || sizes.kv_heads() <= 0
+            || sizes.head_dim() <= 0
+            || sizes.num_hidden_layers == 0
+        {
             return Err(Error::new("the model's config.json gives a size that is not positive"));
         }
         if sizes.num_attention_heads % sizes.kv_heads() != 0 {
             return Err(Error::new(format!(
-                "the model's config.json gives {} heads of {} over {} key-value heads, which does not divide",
+                "the model's config.json gives {} heads of {} over {} key-value heads, which does \
+                    not divide",
                 sizes.num_attention_heads,
                 sizes.head_dim(),
                 sizes.kv_heads()
@@ -142,11 +159,18 @@ impl LayerType {
 ///
 /// # Errors
 /// Fails if they are given for another number of layers.
-pub fn layer_types(given: Option<Vec<LayerType>>, layers: usize, usual: impl Fn(usize) -> LayerType) -> Result<Vec<LayerType>> {
+pub fn layer_types(
+    given: Option<Vec<LayerType>>,
+    layers: usize,
+    usual: impl Fn(usize) -> LayerType,
+) -> Result<Vec<LayerType>> {
     match given {
         None => Ok((0..layers).map(usual).collect()),
         Some(types) if types.len() == layers => Ok(types),
-        Some(types) => Err(Error::new(format!("the model's config.json gives {} `layer_types` for {layers} layers", types.len()))),
+        Some(types) => Err(Error::new(format!(
+            "the model's config.json gives {} `layer_types` for {layers} layers",
+            types.len()
+        ))),
     }
 }
 
@@ -156,8 +180,11 @@ pub fn layer_types(given: Option<Vec<LayerType>>, layers: usize, usual: impl Fn(
 /// Fails if `use_bidirectional_attention` is true.
 pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
     if use_bidirectional_attention == Some(true) {
-        return Err(Error::new("the model's config.json sets `use_bidirectional_attention`, but this program's attention never looks ahead")
-            .hint("such a model embeds texts, and is not a language model"));
+        return Err(Error::new(
+            "the model's config.json sets `use_bidirectional_attention`, but \
+            this program's attention never looks ahead",
+        )
+        .hint("such a model embeds texts, and is not a language model"));
     }
     Ok(())
 }
@@ -169,7 +196,9 @@ pub fn must_look_back(use_bidirectional_attention: Option<bool>) -> Result<()> {
 pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Option<i64>> {
     let tokens = sliding_window.map(window).transpose()?;
     if tokens.is_none() && types.contains(&LayerType::Sliding) {
-        return Err(Error::new("the model's config.json has layers of `sliding_attention`, but no `sliding_window`"));
+        return Err(Error::new(
+            "the model's config.json has layers of `sliding_attention`, but no `sliding_window`",
+        ));
     }
     Ok(tokens)
 }
@@ -179,7 +208,11 @@ pub fn window_of(types: &[LayerType], sliding_window: Option<i64>) -> Result<Opt
 /// # Errors
 /// One that is not positive.
 pub fn window(tokens: i64) -> Result<i64> {
-    if tokens > 0 { Ok(tokens) } else { Err(Error::new(format!("the model's config.json gives a `sliding_window` of {tokens}"))) }
+    if tokens > 0 {
+        Ok(tokens)
+    } else {
+        Err(Error::new(format!("the model's config.json gives a `sliding_window` of {tokens}")))
+    }
 }
 
 /// A soft cap, which may be absent.
@@ -195,7 +228,13 @@ pub fn cap(field: &str, cap: Option<f64>) -> Result<Option<f64>> {
 /// # Errors
 /// Fails for any other number.
 pub fn positive(field: &str, x: f64) -> Result<f64> {
-    if x > 0.0 && x.is_finite() { Ok(x) } else { Err(Error::new(format!("the model's config.json gives `{field}` as {x}, which must be greater than 0"))) }
+    if x > 0.0 && x.is_finite() {
+        Ok(x)
+    } else {
+        Err(Error::new(format!(
+            "the model's config.json gives `{field}` as {x}, which must be greater than 0"
+        )))
+    }
 }
 
 /// The activation of most architectures if the configuration names none.
@@ -221,17 +260,29 @@ mod tests {
     /// What is said of a small model of that type with these fields besides, before a tensor is
     /// looked at.
     fn refused(model_type: &str, more: Value) -> String {
-        let mut config =
-            json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });
+        let mut config = json!({ "model_type": model_type, "vocab_size": 16, "hidden_size": 16,
+            "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2 });
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        format!("{:?}", Model::from_tensors(&config, IndexMap::new(), Kind::Float, Device::Cpu).unwrap_err())
+        format!(
+            "{:?}",
+            Model::from_tensors(&config, IndexMap::new(), Kind::Float, Device::Cpu).unwrap_err()
+        )
     }
 
     #[test]
     fn an_architecture_that_is_not_known_is_named_with_those_that_are() {
         let e = refused("mixtral", json!({ "architectures": ["MixtralForCausalLM"] }));
-        assert!(e.contains("unknown architecture `mixtral`") && e.contains("`MixtralForCausalLM`"), "{e}");
-        assert!(e.contains("valid: gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama, mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3"), "{e}");
+        assert!(
+            e.contains("unknown architecture `mixtral`") && e.contains("`MixtralForCausalLM`"),
+            "{e}"
+        );
+        assert!(
+            e.contains(
+                "valid: gemma2, gemma3, gemma3_text, gpt2, gpt_neox, granite, llama, \
+            mistral, olmo2, olmo3, phi3, qwen2, qwen3, smollm3"
+            ),
+            "{e}"
+        );
         assert!(refused("qwen_3", json!({})).contains("did you mean `qwen3`?"));
     }
 
@@ -244,25 +295,70 @@ mod tests {
             ("llama", json!({ "num_key_value_heads": 3 }), "does not divide"),
             ("llama", json!({ "num_hidden_layers": 0 }), "not positive"),
             ("mistral", json!({ "sliding_window": 0 }), "`sliding_window` of 0"),
-            ("mistral", json!({ "layer_types": ["full_attention", "sliding_attention"] }), "all of one kind"),
-            ("qwen2", json!({ "layer_types": ["full_attention", "sliding_attention"] }), "no window that is used"),
+            (
+                "mistral",
+                json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+                "all of one kind",
+            ),
+            (
+                "qwen2",
+                json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+                "no window that is used",
+            ),
             ("qwen2", json!({ "layer_types": ["full_attention"] }), "1 `layer_types` for 2 layers"),
-            ("qwen3", json!({ "layer_types": ["full_attention", "chunked_attention"] }), "no valid `layer_types[1]`"),
+            (
+                "qwen3",
+                json!({ "layer_types": ["full_attention", "chunked_attention"] }),
+                "no valid `layer_types[1]`",
+            ),
             ("phi3", json!({ "rope_scaling": { "type": "su" } }), "`short_factor`"),
-            ("gemma3_text", json!({ "num_attention_heads": 4, "use_bidirectional_attention": true }), "never looks ahead"),
-            ("gemma3_text", json!({ "num_attention_heads": 4, "rope_parameters": { "rope_theta": 1e4 } }), "no valid `rope_parameters.rope_theta`"),
-            ("gemma3_text", json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }), "`final_logit_softcapping` as -1"),
+            (
+                "gemma3_text",
+                json!({ "num_attention_heads": 4, "use_bidirectional_attention": true }),
+                "never looks ahead",
+            ),
+            (
+                "gemma3_text",
+                json!({ "num_attention_heads": 4, "rope_parameters": { "rope_theta": 1e4 } }),
+                "no valid `rope_parameters.rope_theta`",
+            ),
+            (
+                "gemma3_text",
+                json!({ "num_attention_heads": 4, "final_logit_softcapping": -1.0 }),
+                "`final_logit_softcapping` as -1",
+            ),
             ("gemma3", json!({}), "no `text_config`"),
             ("gemma2", json!({ "use_bidirectional_attention": true }), "never looks ahead"),
             ("gemma2", json!({ "attn_logit_softcapping": 0.0 }), "`attn_logit_softcapping` as 0"),
             ("gemma2", json!({ "sliding_window": null }), "no `sliding_window`"),
-            ("olmo3", json!({ "rope_parameters": { "rope_theta": 1e4 } }), "no valid `rope_parameters.rope_theta`"),
-            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }), "1 `no_rope_layers` for 2 layers"),
-            ("smollm3", json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }), "`no_rope_layer_interval` of 0"),
-            ("smollm3", json!({ "num_key_value_heads": 2, "layer_types": ["full_attention", "sliding_attention"] }), "no `sliding_window`"),
+            (
+                "olmo3",
+                json!({ "rope_parameters": { "rope_theta": 1e4 } }),
+                "no valid `rope_parameters.rope_theta`",
+            ),
+            (
+                "smollm3",
+                json!({ "num_key_value_heads": 2, "no_rope_layers": [1] }),
+                "1 `no_rope_layers` for 2 layers",
+            ),
+            (
+                "smollm3",
+                json!({ "num_key_value_heads": 2, "no_rope_layer_interval": 0 }),
+                "`no_rope_layer_interval` of 0",
+            ),
+            (
+                "smollm3",
+                json!({ "num_key_value_heads": 2, "layer_types": ["full_attention",
+                    "sliding_attention"] }),
+                "no `sliding_window`",
+            ),
             ("granite", json!({ "logits_scaling": 0 }), "`logits_scaling` as 0"),
             ("gpt2", json!({ "num_attention_heads": 3 }), "3 heads, which do not divide"),
-            ("gpt2", json!({ "activation_function": "gelu_10" }), "unknown activation_function `gelu_10`"),
+            (
+                "gpt2",
+                json!({ "activation_function": "gelu_10" }),
+                "unknown activation_function `gelu_10`",
+            ),
             ("gpt_neox", json!({ "num_key_value_heads": 1 }), "GPT-NeoX's heads"),
             ("gpt_neox", json!({}), "have no `gpt_neox.embed_in.weight`"),
         ] {

@@ -35,33 +35,58 @@ fn fourth() -> usize {
 /// # Errors
 /// Fails if the configuration is not supported, or if a tensor is missing or has another shape.
 pub fn build(config: &Value, weights: &Weights<'_>) -> Result<Decoder> {
-    let sizes = Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;
-    let rope = RopeParameters::partial(config, &Spelling { usual_theta: 2_000_000.0, ..Spelling::USUAL })?.must_be_whole()?;
+    let sizes =
+        Sizes::read(&settings::with_defaults(config, &json!({ "num_key_value_heads": 4 })))?;
+    let rope =
+        RopeParameters::partial(config, &Spelling { usual_theta: 2_000_000.0, ..Spelling::USUAL })?
+            .must_be_whole()?;
     let frame: Frame = settings::read(config)?;
     let config: Config = settings::read(config)?;
     let (count, interval) = (sizes.num_hidden_layers, config.no_rope_layer_interval);
     if interval == 0 {
-        return Err(Error::new("the model's config.json gives a `no_rope_layer_interval` of 0, which must be greater than 0"));
+        return Err(Error::new(
+            "the model's config.json gives a `no_rope_layer_interval` of 0, which must be greater \
+                than 0",
+        ));
     }
     let rotates: Vec<bool> = match config.no_rope_layers {
         None => (0..count).map(|i| !(i + 1).is_multiple_of(interval)).collect(),
         Some(list) if list.len() == count => list.iter().map(|r| *r != 0).collect(),
-        Some(list) => return Err(Error::new(format!("the model's config.json gives {} `no_rope_layers` for {count} layers", list.len()))),
+        Some(list) => {
+            return Err(Error::new(format!(
+                "the model's config.json gives {} `no_rope_layers` for {count} layers",
+                list.len()
+            )));
+        }
     };
     let slides = config.use_sliding_window && config.sliding_window.is_some();
     let usual = |i: usize| if slides && !rotates[i] { LayerType::Sliding } else { LayerType::Full };
     let types = settings::layer_types(config.layer_types, count, usual)?;
     let window = settings::window_of(&types, config.sliding_window)?;
     let kind = |window, rope: Option<&RopeParameters>| -> Result<LayerKind> {
-        Ok(LayerKind { window, rope: rope.map(|rope| Rope::new(sizes.head_dim(), rope)).transpose()? })
+        Ok(LayerKind {
+            window,
+            rope: rope.map(|rope| Rope::new(sizes.head_dim(), rope)).transpose()?,
+        })
     };
-    let kinds = vec![kind(None, Some(&rope))?, kind(window, Some(&rope))?, kind(None, None)?, kind(window, None)?];
+    let kinds = vec![
+        kind(None, Some(&rope))?,
+        kind(window, Some(&rope))?,
+        kind(None, None)?,
+        kind(window, None)?,
+    ];
     let kind_of = |i: usize| types[i].index() + if rotates[i] { 0 } else { 2 };
 
     let activation = Activation::named("hidden_act", &config.hidden_act)?;
     frame.or_tied().fill("smollm3", weights, &sizes, kinds, |at, i| {
-        let self_attn = SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?;
-        let mlp = Mlp::gated(&at.at("mlp"), [sizes.hidden_size, sizes.intermediate_size], config.mlp_bias, activation)?;
+        let self_attn =
+            SelfAttention::separate(&at.at("self_attn"), &sizes, [config.attention_bias; 2])?;
+        let mlp = Mlp::gated(
+            &at.at("mlp"),
+            [sizes.hidden_size, sizes.intermediate_size],
+            config.mlp_bias,
+            activation,
+        )?;
         Ok((kind_of(i), self_attn, mlp))
     })
 }

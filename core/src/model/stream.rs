@@ -1,7 +1,8 @@
 //! A batch as a flat stream of tokens, and the layout that says who continues whom.
 //!
-//! Embedding, norms, projections and the MLP act on `[n hidden]`, one row a real token. There is no padding: a prompt
-//! stands once, and its completions continue it. Only attention and positions ask the layout.
+//! Embedding, norms, projections and the MLP act on `[n hidden]`, one row a real token. There is no
+//! padding: a prompt stands once, and its completions continue it. Only attention and positions ask
+//! the layout.
 
 use tch::{Device, Kind, Tensor};
 
@@ -42,8 +43,8 @@ pub struct SequenceLengths {
     pub longest: usize,
 }
 
-/// The segments of a stream. A segment stands behind the one it continues, and everything that descends from one root
-/// stands together.
+/// The segments of a stream. A segment stands behind the one it continues, and everything that
+/// descends from one root stands together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     segments: Vec<Segment>,
@@ -74,7 +75,10 @@ impl Layout {
 
     /// The segments of each root's tree, the root first.
     pub fn trees(&self) -> impl Iterator<Item = &[Segment]> {
-        (0..self.roots.len()).map(|i| &self.segments[self.roots[i]..self.roots.get(i + 1).copied().unwrap_or(self.segments.len())])
+        (0..self.roots.len()).map(|i| {
+            &self.segments
+                [self.roots[i]..self.roots.get(i + 1).copied().unwrap_or(self.segments.len())]
+        })
     }
 
     /// The segments that come before segment `i` in its sequence and `i` itself, the root first.
@@ -104,7 +108,10 @@ impl Layout {
             });
             if let Some(parent) = self.segments[i].continues {
                 let all = lengths[parent].get_or_insert(own);
-                *all = SequenceLengths { shortest: all.shortest.min(own.shortest), longest: all.longest.max(own.longest) };
+                *all = SequenceLengths {
+                    shortest: all.shortest.min(own.shortest),
+                    longest: all.longest.max(own.longest),
+                };
             }
         }
         lengths.into_iter().flatten().collect()
@@ -124,8 +131,8 @@ pub struct StreamBuilder {
 }
 
 impl StreamBuilder {
-    /// A stream of one segment that goes on behind `past` tokens of its sequence, of which a cache holds the keys and
-    /// values.
+    /// A stream of one segment that goes on behind `past` tokens of its sequence, of which a cache
+    /// holds the keys and values.
     pub fn behind(past: usize) -> Self {
         Self { layout: Layout { past, ..Layout::default() }, ..Self::default() }
     }
@@ -154,10 +161,21 @@ impl StreamBuilder {
         let index = self.layout.segments.len();
         match continues {
             None => self.layout.roots.push(index),
-            Some(parent) if parent < index && self.layout.roots.last().is_some_and(|root| parent >= *root) => {}
-            Some(parent) => return Err(Error::internal(format!("segment {index} continues segment {parent}, which is not in the last tree"))),
+            Some(parent)
+                if parent < index
+                    && self.layout.roots.last().is_some_and(|root| parent >= *root) => {}
+            Some(parent) => {
+                return Err(Error::internal(format!(
+                    "segment {index} continues segment {parent}, which is not in the last tree"
+                )));
+            }
         }
-        self.layout.segments.push(Segment { start: self.ids.len(), len: ids.len(), continues, prompt: false });
+        self.layout.segments.push(Segment {
+            start: self.ids.len(),
+            len: ids.len(),
+            continues,
+            prompt: false,
+        });
         self.ids.extend_from_slice(ids);
         Ok(index)
     }
@@ -184,7 +202,10 @@ impl StreamBuilder {
         Ok(Stream {
             ids: Tensor::from_slice(&self.ids).f_to_device(device)?,
             positions: Tensor::from_slice(&positions).f_to_device(device)?,
-            bounds: self.ids.iter().fold((i64::MAX, i64::MIN), |(low, high), id| (low.min(*id), high.max(*id))),
+            bounds: self
+                .ids
+                .iter()
+                .fold((i64::MAX, i64::MIN), |(low, high), id| (low.min(*id), high.max(*id))),
             layout: self.layout,
         })
     }
@@ -212,7 +233,9 @@ impl Stream {
     pub fn check_ids(&self, rows: i64) -> Result<()> {
         let (low, high) = self.bounds;
         match [low, high].into_iter().find(|id| !(0..rows).contains(id)) {
-            Some(id) => Err(Error::new(format!("the token id {id} has no row in the model's embedding, which has {rows} rows"))),
+            Some(id) => Err(Error::new(format!(
+                "the token id {id} has no row in the model's embedding, which has {rows} rows"
+            ))),
             None => Ok(()),
         }
     }
@@ -225,11 +248,15 @@ impl Stream {
         let segments = self.layout.segments();
         let mut behind: Vec<Option<usize>> = vec![None; segments.len()];
         // Descendants come after their ancestors.
-        for (i, segment) in segments.iter().enumerate().rev().filter(|(_, segment)| segment.prompt) {
+        for (i, segment) in segments.iter().enumerate().rev().filter(|(_, segment)| segment.prompt)
+        {
             let tokens = *behind[i].get_or_insert(0) + segment.len;
             let Some(parent) = segment.continues else { continue };
             if *behind[parent].get_or_insert(tokens) != tokens {
-                return Err(Error::internal("prompts of different lengths share a segment, so its places from the end are not known"));
+                return Err(Error::internal(
+                    "prompts of different lengths share a segment, so its places from the end are \
+                        not known",
+                ));
             }
         }
         let (mut from_start, mut from_end) = (Vec::new(), Vec::new());
@@ -248,13 +275,18 @@ impl Stream {
         Ok(PromptPlaces { from_start: tensor(&from_start)?, from_end: tensor(&from_end)? })
     }
 
-    /// One segment a sequence, from a right-padded batch: ids and mask `[b t]`. Padding is left out.
+    /// One segment a sequence, from a right-padded batch: ids and mask `[b t]`. Padding is left
+    /// out.
     ///
     /// # Errors
     /// Shapes that differ, a row without a token, or a mask that is not 1…10…0.
     pub fn from_padded(ids: &Tensor, mask: &Tensor, device: Device) -> Result<Self> {
         if ids.dim() != 2 || ids.size() != mask.size() {
-            return Err(Error::new(format!("ids {:?} and mask {:?} are not one [b t] batch", ids.size(), mask.size())));
+            return Err(Error::new(format!(
+                "ids {:?} and mask {:?} are not one [b t] batch",
+                ids.size(),
+                mask.size()
+            )));
         }
         let mut builder = StreamBuilder::default();
         for row in 0..ids.size()[0] {
@@ -286,7 +318,8 @@ mod tests {
         assert_eq!(s.layout.trees().map(<[Segment]>::len).collect::<Vec<_>>(), [3, 1]);
         assert_eq!(s.layout.chain(2), [0, 2]);
         assert_eq!(s.layout.longest(), 5);
-        let lengths: Vec<_> = s.layout.sequence_lengths().iter().map(|l| (l.shortest, l.longest)).collect();
+        let lengths: Vec<_> =
+            s.layout.sequence_lengths().iter().map(|l| (l.shortest, l.longest)).collect();
         assert_eq!(lengths, [(4, 5), (5, 5), (4, 4), (2, 2)]);
     }
 

@@ -33,25 +33,45 @@ impl Vocabulary {
     ///
     /// # Errors
     /// Fails if a tensor is missing or has another shape.
-    pub fn new(weights: &Weights<'_>, [embedding, head]: [&str; 2], shape: [i64; 2], tied: bool) -> Result<Self> {
+    pub fn new(
+        weights: &Weights<'_>,
+        [embedding, head]: [&str; 2],
+        shape: [i64; 2],
+        tied: bool,
+    ) -> Result<Self> {
         let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
         if !tied && !weights.has(&head) && weights.has(&embedding) {
-            return Err(weights
-                .missing(&head)
-                .hint(format!("if `{embedding}` serves as the output head, set `tie_word_embeddings` to true in the model's config.json")));
+            return Err(weights.missing(&head).hint(format!(
+                "if `{embedding}` serves as the output head, set \
+                    `tie_word_embeddings` to true in the model's config.json"
+            )));
         }
         // Either of the two may be missing: transformers ties in both directions.
-        let first = if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
+        let first =
+            if tied && !weights.has(&embedding) && weights.has(&head) { &head } else { &embedding };
         let matrix = weights.tensor(first, &shape)?;
-        let own = if !tied || (first != &head && weights.has(&head)) { Some(weights.tensor(&head, &shape)?) } else { None };
+        let own = if !tied || (first != &head && weights.has(&head)) {
+            Some(weights.tensor(&head, &shape)?)
+        } else {
+            None
+        };
         let own = own.filter(|own| !tied || !own.equal(&matrix));
         if tied && own.is_some() {
             tracing::warn!(
-                "`{head}` differs from `{embedding}`, although the model's config.json sets `tie_word_embeddings`; the file's own head is \
-                 used, as in transformers; set `tie_word_embeddings` to false to silence this warning"
+                "`{head}` differs from `{embedding}`, although the model's config.json sets \
+                    `tie_word_embeddings`; the file's own head is \
+                 used, as in transformers; set `tie_word_embeddings` to false to silence this \
+                 warning"
             );
         }
-        Ok(Self { embedding: matrix, head: own, positions: None, scale: None, divisor: None, cap: None })
+        Ok(Self {
+            embedding: matrix,
+            head: own,
+            positions: None,
+            scale: None,
+            divisor: None,
+            cap: None,
+        })
     }
 
     /// Adds learned embeddings of positions `[positions hidden]` to those of the tokens.
@@ -97,7 +117,8 @@ impl Vocabulary {
     /// # Errors
     /// Fails if a sequence is longer than the learned positions reach, or if memory runs out.
     pub fn embed(&self, stream: &Stream) -> Result<Tensor> {
-        let look_up = |matrix: &Tensor, ids: &Tensor| Tensor::f_embedding(matrix, ids, -1, false, false);
+        let look_up =
+            |matrix: &Tensor, ids: &Tensor| Tensor::f_embedding(matrix, ids, -1, false, false);
         let h = look_up(&self.embedding, &stream.ids)?;
         let h = match self.scale {
             Some(scale) => h.f_mul_scalar(scale)?,
@@ -106,8 +127,12 @@ impl Vocabulary {
         let Some(positions) = &self.positions else { return Ok(h) };
         let (longest, most) = (stream.layout.longest(), positions.size()[0] as usize);
         if longest > most {
-            return Err(Error::new(format!("a sequence has {longest} tokens, but the model has positions for {most}"))
-                .hint(format!("cut the sequences to at most {most} tokens, prompt and completion together")));
+            return Err(Error::new(format!(
+                "a sequence has {longest} tokens, but the model has positions for {most}"
+            ))
+            .hint(format!(
+                "cut the sequences to at most {most} tokens, prompt and completion together"
+            )));
         }
         Ok(h.f_add(&look_up(positions, &stream.positions)?)?)
     }

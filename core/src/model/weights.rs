@@ -32,8 +32,12 @@ pub struct Weights<'a> {
 /// `name` with the prefix `base.` removed or added, as in `rename_source_key` of transformers.
 /// `None` if the checkpoint `has` none of these.
 pub fn stored_name(name: &str, base: &str, has: impl Fn(&str) -> bool) -> Option<String> {
-    let without = name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
-    [Some(name.to_owned()), without, Some(format!("{base}.{name}"))].into_iter().flatten().find(|name| has(name))
+    let without =
+        name.strip_prefix(base).and_then(|rest| rest.strip_prefix('.')).map(str::to_owned);
+    [Some(name.to_owned()), without, Some(format!("{base}.{name}"))]
+        .into_iter()
+        .flatten()
+        .find(|name| has(name))
 }
 
 impl Checkpoint {
@@ -58,7 +62,9 @@ impl Checkpoint {
 
     /// Gives every tensor whose name begins with `from` one that begins with `to` instead.
     pub fn rename(&self, from: &str, to: &str) {
-        let renamed = |name: String| name.strip_prefix(from).map(|rest| format!("{to}{rest}")).unwrap_or(name);
+        let renamed = |name: String| {
+            name.strip_prefix(from).map(|rest| format!("{to}{rest}")).unwrap_or(name)
+        };
         let tensors = self.tensors.take();
         self.tensors.replace(tensors.into_iter().map(|(name, t)| (renamed(name), t)).collect());
     }
@@ -76,11 +82,16 @@ impl Checkpoint {
     pub fn finish(self) -> Result<()> {
         // Buffers that old checkpoints saved.
         let tensors = self.tensors.into_inner();
-        let left: Vec<&String> = tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
+        let left: Vec<&String> =
+            tensors.keys().filter(|n| !n.ends_with("rotary_emb.inv_freq")).collect();
         match left.first() {
             None => Ok(()),
             Some(name) => {
-                let e = Error::new(format!("the model's weights hold `{name}`, which its architecture does not know ({} such tensors)", left.len()));
+                let e = Error::new(format!(
+                    "the model's weights hold `{name}`, which its architecture does not know ({} \
+                        such tensors)",
+                    left.len()
+                ));
                 Err(match renamed_by(left.iter().copied(), self.base) {
                     Some(cause) => e.hint(cause),
                     None => e,
@@ -111,7 +122,10 @@ impl<'a> Weights<'a> {
     pub fn missing(&self, name: &str) -> Error {
         let e = Error::new(format!("the model's weights have no `{}`", self.name(name)));
         let cause = renamed_by(self.checkpoint.tensors.borrow().keys(), self.checkpoint.base);
-        e.hint(cause.unwrap_or("the checkpoint is of another architecture than its config.json says, or a shard is missing"))
+        e.hint(cause.unwrap_or(
+            "the checkpoint is of another architecture than its config.json \
+            says, or a shard is missing",
+        ))
     }
 
     /// Takes the tensor of that name, which must have that shape.
@@ -119,9 +133,15 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// Fails if it is missing or has another shape.
     pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
-        let Some(tensor) = self.checkpoint.remove(&self.name(name)) else { return Err(self.missing(name)) };
+        let Some(tensor) = self.checkpoint.remove(&self.name(name)) else {
+            return Err(self.missing(name));
+        };
         if tensor.size() != shape {
-            return Err(Error::new(format!("the model's `{}` is {:?}, but its config.json asks for {shape:?}", self.name(name), tensor.size())));
+            return Err(Error::new(format!(
+                "the model's `{}` is {:?}, but its config.json asks for {shape:?}",
+                self.name(name),
+                tensor.size()
+            )));
         }
         Ok(tensor)
     }
@@ -146,7 +166,11 @@ impl<'a> Weights<'a> {
     pub fn conv1d(&self, name: &str, inputs: i64, outputs: i64) -> Result<Linear> {
         let at = self.at(name);
         let weight = at.tensor("weight", &[inputs, outputs])?.f_tr()?.f_contiguous()?;
-        Ok(Linear::new(self.name(name), Frozen::new(weight, Some(at.tensor("bias", &[outputs])?)), Stored::InOut))
+        Ok(Linear::new(
+            self.name(name),
+            Frozen::new(weight, Some(at.tensor("bias", &[outputs])?)),
+            Stored::InOut,
+        ))
     }
 
     /// True if there is a tensor of that name that has not been taken.
@@ -164,28 +188,57 @@ impl<'a> Weights<'a> {
 const RENAMED: [(&[&str], &str); 9] = [
     (
         &["_orig_mod."],
-        "the file was saved from a model compiled by torch.compile: save the original module instead (`model._orig_mod.save_pretrained(FOLDER)`)",
+        "the file was saved from a model compiled by torch.compile: save the original module \
+            instead (`model._orig_mod.save_pretrained(FOLDER)`)",
     ),
     (
         &["base_model.model.", ".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save."],
-        "the file was saved from a PEFT model: save it after `merge_and_unload()`, or give the base model here and the adapter's folder with `run --init-adapter` or `score --load-adapter`",
+        "the file was saved from a PEFT model: save it after `merge_and_unload()`, or give the \
+            base model here and the adapter's folder with `run --init-adapter` or `score \
+            --load-adapter`",
     ),
     (
         &["_fsdp_wrapped_module.", "_flat_param"],
-        "the file was saved from inside FSDP: save a full state dict (`fsdp_state_dict_type: FULL_STATE_DICT`), without its wrappers",
+        "the file was saved from inside FSDP: save a full state dict (`fsdp_state_dict_type: \
+            FULL_STATE_DICT`), without its wrappers",
     ),
-    (&["_forward_module."], "the file was saved from inside a wrapper of Lightning or DeepSpeed: save the wrapped model itself with `save_pretrained`"),
     (
-        &[".qweight", ".qzeros", ".g_idx", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".input_scale"],
-        "the weights are quantised (GPTQ, AWQ, FP8 or compressed-tensors), and config.json has lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
+        &["_forward_module."],
+        "the file was saved from inside a wrapper of Lightning or DeepSpeed: save the wrapped \
+            model itself with `save_pretrained`",
+    ),
+    (
+        &[
+            ".qweight",
+            ".qzeros",
+            ".g_idx",
+            ".weight_packed",
+            ".weight_scale",
+            ".weight_scale_inv",
+            ".input_scale",
+        ],
+        "the weights are quantised (GPTQ, AWQ, FP8 or compressed-tensors), and config.json has \
+            lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
     ),
     (
         &[".absmax", ".quant_map", ".nested_absmax", ".quant_state.", ".SCB"],
-        "the weights are quantised by bitsandbytes, and config.json has lost its `quantization_config`: take the unquantised model, or a GGUF file of it",
+        "the weights are quantised by bitsandbytes, and config.json has lost its \
+            `quantization_config`: take the unquantised model, or a GGUF file of it",
     ),
-    (&[".experts.", ".block_sparse_moe."], "the weights are of a mixture of experts, but config.json names a dense architecture"),
-    (&["module."], "the file was saved from inside DistributedDataParallel or DataParallel: save `model.module` instead"),
-    (&["transformer.h.", "blk."], "the names are those of another program or architecture: save the model with transformers (`save_pretrained`)"),
+    (
+        &[".experts.", ".block_sparse_moe."],
+        "the weights are of a mixture of experts, but config.json names a dense architecture",
+    ),
+    (
+        &["module."],
+        "the file was saved from inside DistributedDataParallel or DataParallel: save \
+            `model.module` instead",
+    ),
+    (
+        &["transformer.h.", "blk."],
+        "the names are those of another program or architecture: save the model with transformers \
+            (`save_pretrained`)",
+    ),
 ];
 
 /// The hint for the first entry of [`RENAMED`] that occurs in one of the names.
@@ -194,9 +247,16 @@ const RENAMED: [(&[&str], &str); 9] = [
 fn renamed_by<'a>(names: impl Iterator<Item = &'a String>, base: &str) -> Option<&'static str> {
     let names: Vec<&String> = names.collect();
     // A mark that starts with a dot may be anywhere in a name. Others start a dotted word of it.
-    let marked =
-        |name: &str, mark: &str| if mark.starts_with('.') { name.contains(mark) } else { name.starts_with(mark) || name.contains(&format!(".{mark}")) };
+    let marked = |name: &str, mark: &str| {
+        if mark.starts_with('.') {
+            name.contains(mark)
+        } else {
+            name.starts_with(mark) || name.contains(&format!(".{mark}"))
+        }
+    };
     let foreign = |mark: &&&str| mark.strip_prefix(base).is_none_or(|rest| !rest.starts_with('.'));
-    let occurs = |marks: &[&str]| names.iter().any(|name| marks.iter().filter(foreign).any(|mark| marked(name, mark)));
+    let occurs = |marks: &[&str]| {
+        names.iter().any(|name| marks.iter().filter(foreign).any(|mark| marked(name, mark)))
+    };
     RENAMED.iter().find(|(marks, _)| occurs(marks)).map(|(_, cause)| *cause)
 }

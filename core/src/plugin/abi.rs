@@ -1,4 +1,5 @@
-//! The interface of a plugin's library: one symbol, in C's layout alone, and what it is compared by.
+//! The interface of a plugin's library: one symbol, in C's layout alone, and what it is compared
+//! by.
 //!
 //! Nothing of Rust's own layout is read before both sides have shown that they are of one build.
 
@@ -11,7 +12,9 @@ use super::guest;
 use super::host::Host;
 use crate::api;
 use crate::error::Error;
-use crate::registry::{AdapterEntry, DatasetEntry, Entry, InterventionEntry, RecipeText, TapEntry, TransformEntry};
+use crate::registry::{
+    AdapterEntry, DatasetEntry, Entry, InterventionEntry, RecipeText, TapEntry, TransformEntry,
+};
 
 /// The symbol's name, NUL-terminated.
 pub(super) const SYMBOL: &[u8] = b"REPRPO_PLUGIN\0";
@@ -19,7 +22,8 @@ const MAGIC: [u8; 8] = *b"reprpo\x01\x00";
 /// Counts changes of the two structs below.
 const API: u32 = 2;
 
-/// What a plugin's library exports as `REPRPO_PLUGIN`. Made by [`export_plugin!`](crate::export_plugin).
+/// What a plugin's library exports as `REPRPO_PLUGIN`. Made by
+/// [`export_plugin!`](crate::export_plugin).
 #[repr(C)]
 pub struct PluginDecl {
     magic: [u8; 8],
@@ -43,7 +47,8 @@ impl std::fmt::Debug for PluginDecl {
 }
 
 impl PluginDecl {
-    /// Of the crate `name` `version`; both end in NUL. Called by [`export_plugin!`](crate::export_plugin).
+    /// Of the crate `name` `version`; both end in NUL. Called by
+    /// [`export_plugin!`](crate::export_plugin).
     #[doc(hidden)]
     pub const fn new(name: &'static CStr, version: &'static CStr) -> Self {
         const TEXT: &CStr = match CStr::from_bytes_with_nul(concat_nul!(FINGERPRINT)) {
@@ -62,13 +67,18 @@ impl PluginDecl {
         }
     }
 
-    /// Whether the symbol is one of ours, and of this version of the interface. Only then is anything else of it read.
+    /// Whether the symbol is one of ours, and of this version of the interface. Only then is
+    /// anything else of it read.
     pub(super) fn recognise(&self) -> Result<(), Error> {
         if self.magic != MAGIC {
             return Err(Error::new("its `REPRPO_PLUGIN` is not what `export_plugin!` makes"));
         }
         if self.api != API || self.size != size_of::<Self>() as u32 {
-            return Err(Error::new(format!("it is built for version {} of the plugin interface, and this reprpo has version {API}", self.api)));
+            return Err(Error::new(format!(
+                "it is built for version {} of the plugin interface, and this reprpo has version \
+                    {API}",
+                self.api
+            )));
         }
         Ok(())
     }
@@ -130,7 +140,12 @@ impl Fingerprint {
 
     /// Its parts by name: compiler, target, core, its sources, tch, libtorch, layout.
     pub fn parts(&self) -> Vec<(String, String)> {
-        let mut parts: Vec<_> = self.text.split(';').filter_map(|part| part.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let mut parts: Vec<_> = self
+            .text
+            .split(';')
+            .filter_map(|part| part.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
         parts.push(("layout".to_owned(), format!("{:016x}", self.layout)));
         parts
     }
@@ -138,20 +153,30 @@ impl Fingerprint {
     /// The parts in which `other` differs: name, this one's, the other's.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.parts();
-        let value = |key: &str| theirs.iter().find(|(k, _)| k == key).map_or_else(|| "unknown".to_owned(), |(_, v)| v.clone());
-        self.parts().into_iter().map(|(key, ours)| (key.clone(), ours, value(&key))).filter(|(_, ours, theirs)| ours != theirs).collect()
+        let value = |key: &str| {
+            theirs
+                .iter()
+                .find(|(k, _)| k == key)
+                .map_or_else(|| "unknown".to_owned(), |(_, v)| v.clone())
+        };
+        self.parts()
+            .into_iter()
+            .map(|(key, ours)| (key.clone(), ours, value(&key)))
+            .filter(|(_, ours, theirs)| ours != theirs)
+            .collect()
     }
 }
 
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts: Vec<String> = self.parts().into_iter().map(|(key, value)| format!("{key} {value}")).collect();
+        let parts: Vec<String> =
+            self.parts().into_iter().map(|(key, value)| format!("{key} {value}")).collect();
         f.write_str(&parts.join(", "))
     }
 }
 
-/// Sizes, alignments and places of fields of what crosses the boundary. The compiler's version and the sources settle
-/// them but for flags that change layout, which this one shows.
+/// Sizes, alignments and places of fields of what crosses the boundary. The compiler's version and
+/// the sources settle them but for flags that change layout, which this one shows.
 const LAYOUT: u64 = {
     macro_rules! sizes {
         ($($t:ty),* $(,)?) => { &[$(size_of::<$t>(), align_of::<$t>()),*] };
@@ -240,10 +265,12 @@ const LAYOUT: u64 = {
     hash
 };
 
-/// Exports what this crate and the plugin crates that it names have registered as a library that `reprpo --plugin` loads.
+/// Exports what this crate and the plugin crates that it names have registered as a library that
+/// `reprpo --plugin` loads.
 ///
-/// It stands once in a library, in the crate of type `cdylib`. Where several plugin crates are linked into one program,
-/// none of them may export: keep it behind a feature that such a program leaves off.
+/// It stands once in a library, in the crate of type `cdylib`. Where several plugin crates are
+/// linked into one program, none of them may export: keep it behind a feature that such a program
+/// leaves off.
 #[macro_export]
 macro_rules! export_plugin {
     () => {
@@ -256,7 +283,10 @@ macro_rules! export_plugin {
                     Err(_) => panic!("a name of a crate holds no NUL"),
                 }
             }
-            $crate::plugin::PluginDecl::new(terminated(concat!(env!("CARGO_PKG_NAME"), "\0")), terminated(concat!(env!("CARGO_PKG_VERSION"), "\0")))
+            $crate::plugin::PluginDecl::new(
+                terminated(concat!(env!("CARGO_PKG_NAME"), "\0")),
+                terminated(concat!(env!("CARGO_PKG_VERSION"), "\0")),
+            )
         };
     };
 }
@@ -269,7 +299,10 @@ mod tests {
     fn the_fingerprint_names_what_the_interface_depends_on() {
         let parts = Fingerprint::ours().parts();
         let names: Vec<&str> = parts.iter().map(|(k, _)| k.as_str()).collect();
-        assert_eq!(names, ["rustc", "target", "panic", "core", "sources", "tch", "libtorch", "layout"]);
+        assert_eq!(
+            names,
+            ["rustc", "target", "panic", "core", "sources", "tch", "libtorch", "layout"]
+        );
         assert!(parts.iter().all(|(_, v)| !v.is_empty() && !v.contains("(unknown")), "{parts:?}");
     }
 

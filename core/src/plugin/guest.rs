@@ -1,4 +1,5 @@
-//! What runs in a plugin's copy of this crate: it hands its entries over, and sends its log to its host.
+//! What runs in a plugin's copy of this crate: it hands its entries over, and sends its log to its
+//! host.
 
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -16,7 +17,8 @@ use crate::registry::{Entry, RecipeText};
 
 /// Called by the host, once both sides have shown that they are of one build.
 pub(super) unsafe extern "C" fn register(host: *const Host) {
-    // A panic must not cross the boundary; there is no code of the plugin's author in here that could raise one.
+    // A panic must not cross the boundary; there is no code of the plugin's author in here that
+    // could raise one.
     let _ = catch_unwind(|| {
         // SAFETY: the host's, and alive during this call.
         let host = unsafe { &*host };
@@ -34,7 +36,8 @@ pub(super) unsafe extern "C" fn register(host: *const Host) {
 
 fn settle(host: &Host) {
     // SAFETY: the host says that both live as long as the process.
-    let (label, name) = unsafe { (words(host.label, host.label_len), words(host.name, host.name_len)) };
+    let (label, name) =
+        unsafe { (words(host.label, host.label_len), words(host.name, host.name_len)) };
     let first = host_link::keep(label, host.fault);
     if first {
         panics::keep_quiet();
@@ -50,7 +53,9 @@ fn settle(host: &Host) {
             hub::stay_offline();
         }
         let fetched = host.fetched;
-        hub::watch(Box::new(move |file, done, size| fetched(file.as_ptr(), file.len(), done, size) != 0));
+        hub::watch(Box::new(move |file, done, size| {
+            fetched(file.as_ptr(), file.len(), done, size) != 0
+        }));
         // An author's own subscriber, set before any of this, stays.
         let _ = tracing::subscriber::set_global_default(Forward { level, name, log: host.log });
     }

@@ -21,7 +21,8 @@ pub(super) struct Host {
     pub fault: extern "C" fn(message: *const u8, len: usize, cause: *const u8, cause_len: usize),
     /// Whether nothing is to be fetched from the hub: 0 or 1.
     pub offline: u32,
-    /// Is shown a file that comes from the hub: its name, bytes that are there, bytes in all; 0: go no further.
+    /// Is shown a file that comes from the hub: its name, bytes that are there, bytes in all; 0: go
+    /// no further.
     pub fetched: extern "C" fn(file: *const u8, len: usize, done: u64, size: u64) -> u32,
     /// Where the two below put what they are given.
     pub sink: *mut c_void,

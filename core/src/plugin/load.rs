@@ -23,13 +23,28 @@ static LOADED: Mutex<BTreeMap<PathBuf, PluginLibrary>> = Mutex::new(BTreeMap::ne
 /// Loads the library in `path`. It is never unloaded.
 ///
 /// # Errors
-/// A file that is missing, no library, no plugin, or of another build than this program; names both builds.
+/// A file that is missing, no library, no plugin, or of another build than this program; names both
+/// builds.
 pub fn load(path: &Path) -> Result<PluginLibrary> {
     let refused = || format!("`{}` cannot be used as a plugin", path.display());
     let file = path.canonicalize().map_err(|e| {
         let missing = e.kind() == std::io::ErrorKind::NotFound;
-        let error = Error::new(refused()).because(if missing { Error::new("there is no such file") } else { Error::new("it cannot be read").because(e) });
-        if missing { error.hint("`cargo build --release` in the plugin's folder makes `target/release/lib…`, and says where") } else { error }
+        let error = Error::new(refused()).because(if missing {
+            Error::new(
+                "there is no such \
+            file",
+            )
+        } else {
+            Error::new("it cannot be read").because(e)
+        });
+        if missing {
+            error.hint(
+                "`cargo build --release` in the plugin's folder makes \
+            `target/release/lib…`, and says where",
+            )
+        } else {
+            error
+        }
     })?;
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = loaded.get(&file) {
@@ -46,7 +61,9 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     let sha256 = hex(&Sha256::digest(&bytes));
     drop(bytes);
     let decl = declaration(file)?;
-    decl.recognise().map_err(|e| e.hint("build the plugin again, against the sources that this reprpo was built from"))?;
+    decl.recognise().map_err(|e| {
+        e.hint("build the plugin again, against the sources that this reprpo was built from")
+    })?;
     // SAFETY: it is one of ours.
     let (theirs, (name, version)) = unsafe { (decl.fingerprint(), decl.crate_name()) };
     let ours = Fingerprint::ours();
@@ -75,28 +92,41 @@ fn open(file: &Path) -> Result<PluginLibrary> {
     unsafe { (decl.register)(&raw const host) };
     let guest::Handed { entries, recipes } = handed;
     if entries.is_empty() && recipes.is_empty() {
-        return Err(Error::new("it registers nothing")
-            .hint("write `#[intervention(…)]`, or the attribute of its kind, above the struct of the method, and name the crates that it is in"));
+        return Err(Error::new("it registers nothing").hint(
+            "write `#[intervention(…)]`, or the attribute of its kind, above the struct of \
+                the method, and name the crates that it is in",
+        ));
     }
     Ok(PluginLibrary { path: file.to_owned(), name, version, sha256, entries, recipes })
 }
 
 /// The symbol of the library in `file`, which stays loaded.
 fn declaration(file: &Path) -> Result<&'static PluginDecl> {
-    // SAFETY: runs the library's initialisers: the user named the file, or put it into the plugin folder. A library that
-    // refers to what is not there is refused at once and not when a step first needs it.
+    // SAFETY: runs the library's initialisers: the user named the file, or put it into the plugin
+    // folder. A library that refers to what is not there is refused at once and not when a step
+    // first needs it.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
         // libloading's own words leave the loader's out.
         let said = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         let missing = said.contains("undefined symbol");
         let error = Error::new("the system cannot load it").because(Error::new(said));
-        if missing { error.hint("it needs something that is not here: build it again, against the libtorch that `reprpo doctor` shows") } else { error }
+        if missing {
+            error.hint(
+                "it needs something that is not here: build it again, against the \
+            libtorch that `reprpo doctor` shows",
+            )
+        } else {
+            error
+        }
     })?;
     // SAFETY: what lies there is judged by its first bytes before anything else of it is read.
-    let symbol = unsafe { library.get::<*const PluginDecl>(SYMBOL) }.map(|symbol| *symbol).map_err(|_| {
-        Error::new("it is a library, but no reprpo plugin: it has no `REPRPO_PLUGIN`")
-            .hint("a plugin's crate says `export_plugin!();`, and `crate-type = [\"cdylib\", \"rlib\"]` in its Cargo.toml")
-    });
+    let symbol =
+        unsafe { library.get::<*const PluginDecl>(SYMBOL) }.map(|symbol| *symbol).map_err(|_| {
+            Error::new("it is a library, but no reprpo plugin: it has no `REPRPO_PLUGIN`").hint(
+                "a plugin's crate says `export_plugin!();`, and `crate-type = \
+                [\"cdylib\", \"rlib\"]` in its Cargo.toml",
+            )
+        });
     // Its initialisers have run, and from here on there may be pointers into it.
     std::mem::forget(library);
     let symbol = symbol?;
@@ -109,15 +139,23 @@ fn declaration(file: &Path) -> Result<&'static PluginDecl> {
 
 fn another_build(name: &str, version: &str, ours: &Fingerprint, theirs: &Fingerprint) -> Error {
     let differences = ours.differences(theirs);
-    let what = differences.iter().map(|(part, ours, theirs)| format!("{part} {theirs} there, {ours} here")).collect::<Vec<_>>().join("; ");
+    let what = differences
+        .iter()
+        .map(|(part, ours, theirs)| format!("{part} {theirs} there, {ours} here"))
+        .collect::<Vec<_>>()
+        .join("; ");
     let compiler = differences.iter().any(|(part, ..)| part == "rustc");
     let remedy = if compiler {
         "build the plugin with the compiler that built this reprpo, or build both with one"
     } else {
-        "build the plugin again, against the sources that this reprpo was built from: `cargo build --release` in its folder"
+        "build the plugin again, against the sources that this reprpo was built from: `cargo \
+            build --release` in its folder"
     };
     Error::new(format!("`{name}` {version} is of another build: {what}"))
-        .because(Error::new(format!("the plugin is {theirs}")).because(Error::new(format!("this reprpo is {ours}"))))
+        .because(
+            Error::new(format!("the plugin is {theirs}"))
+                .because(Error::new(format!("this reprpo is {ours}"))),
+        )
         .hint(remedy)
 }
 

@@ -45,8 +45,13 @@ pub struct Misfit {
 impl About {
     pub(super) const fn of<P: Plugin>(origin: &'static str, version: &'static str) -> Self {
         // What a plugin's types do, derived or written by hand, is its code as well.
-        fn text<P: Plugin, V: serde::Serialize>(doing: &str, value: impl FnOnce() -> V) -> Result<String> {
-            guard(Who { kind: "plugin", name: P::NAME }, doing, || serde_json::to_string(&value()).map_err(|e| Error::new("it is not JSON").because(e)))
+        fn text<P: Plugin, V: serde::Serialize>(
+            doing: &str,
+            value: impl FnOnce() -> V,
+        ) -> Result<String> {
+            guard(Who { kind: "plugin", name: P::NAME }, doing, || {
+                serde_json::to_string(&value()).map_err(|e| Error::new("it is not JSON").because(e))
+            })
         }
         About {
             name: P::NAME,
@@ -60,11 +65,18 @@ impl About {
             schema: || text::<P, _>("schema", || schemars::schema_for!(P)),
             defaults: || text::<P, _>("defaults", P::default),
             check: |json| {
-                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || Ok(typed::<P>(json).map(|_| ())));
-                checked.unwrap_or_else(|e| Err(Misfit { path: String::new(), message: format!("{e:?}") }))
+                let checked = guard(Who { kind: "plugin", name: P::NAME }, "deserialize", || {
+                    Ok(typed::<P>(json).map(|_| ()))
+                });
+                checked.unwrap_or_else(|e| {
+                    Err(Misfit { path: String::new(), message: format!("{e:?}") })
+                })
             },
             rewrite: |json| {
-                let text = || serde_json::to_string(&parse::<P>(json)?).map_err(|e| Error::new("it is not JSON").because(e));
+                let text = || {
+                    serde_json::to_string(&parse::<P>(json)?)
+                        .map_err(|e| Error::new("it is not JSON").because(e))
+                };
                 guard(Who { kind: "plugin", name: P::NAME }, "serialize", text)
             },
         }
@@ -79,7 +91,13 @@ impl About {
     }
 
     fn parsed(&self, json: &str) -> Result<Value> {
-        serde_json::from_str(json).map_err(|e| Error::internal(format!("the description of the configuration of `{}` is not JSON", self.name)).because(e))
+        serde_json::from_str(json).map_err(|e| {
+            Error::internal(format!(
+                "the description of the configuration of `{}` is not JSON",
+                self.name
+            ))
+            .because(e)
+        })
     }
 
     /// Checks that a configuration (JSON text) has the fields and types of this plugin. Ranges are
@@ -106,7 +124,10 @@ impl About {
     pub fn defaults(&self) -> Result<serde_json::Map<String, Value>> {
         match self.parsed(&(self.defaults)()?)? {
             Value::Object(map) => Ok(map),
-            other => Err(Error::internal(format!("the configuration of `{}` is {other}, not an object", self.name))),
+            other => Err(Error::internal(format!(
+                "the configuration of `{}` is {other}, not an object",
+                self.name
+            ))),
         }
     }
 }
@@ -115,7 +136,8 @@ impl About {
 pub(super) fn parse<P: Plugin>(json: &str) -> Result<P> {
     typed(json).map_err(|Misfit { path, message }| {
         let name = P::NAME;
-        let place = if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
+        let place =
+            if path.is_empty() { format!("`{name}`") } else { format!("`{path}` of `{name}`") };
         Error::new(format!("the configuration field {place} is not right"))
             .because(Error::new(message))
             .hint(format!("`reprpo explain {name}` describes every field"))
@@ -126,7 +148,10 @@ fn typed<T: DeserializeOwned>(json: &str) -> Result<T, Misfit> {
     let mut de = serde_json::Deserializer::from_str(json);
     serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
-        Misfit { path: if path == "." { String::new() } else { path }, message: strip_position(&e.inner().to_string()).to_owned() }
+        Misfit {
+            path: if path == "." { String::new() } else { path },
+            message: strip_position(&e.inner().to_string()).to_owned(),
+        }
     })
 }
 

@@ -4,8 +4,8 @@
 use super::about::{About, parse};
 use super::kind::Kind;
 use crate::api::{
-    Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin, ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform,
-    TransformCx, TransformPlugin,
+    Adapter, AdapterPlugin, Dataset, DatasetPlugin, Init, Intervention, InterventionPlugin,
+    ModelInfo, PeftFile, Plugin, Tap, TapPlugin, Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 use crate::guard::{Guarded, Who, guard};
@@ -76,7 +76,11 @@ impl InterventionEntry {
         Self {
             about: About::of::<P>(origin, version),
             learning_rate: None,
-            build: |json, model| Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || parse::<P>(json)?.build(model))?)),
+            build: |json, model| {
+                Ok(Box::new(made::<P, dyn Intervention>(Kind::Intervention, || {
+                    parse::<P>(json)?.build(model)
+                })?))
+            },
         }
     }
 
@@ -114,19 +118,29 @@ pub struct AdapterEntry {
 
 impl AdapterEntry {
     /// Of the plugin `P` in the crate `origin`.
-    pub const fn of<P: AdapterPlugin>(peft_type: &'static str, origin: &'static str, version: &'static str) -> Self {
+    pub const fn of<P: AdapterPlugin>(
+        peft_type: &'static str,
+        origin: &'static str,
+        version: &'static str,
+    ) -> Self {
         Self {
             about: About::of::<P>(origin, version),
             peft_type,
             adjustable: &[],
             peft_has_layers: true,
             learning_rate_factor: 1.0,
-            build: |json| Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || parse::<P>(json)?.build())?)),
+            build: |json| {
+                Ok(Box::new(made::<P, dyn Adapter>(Kind::Adapter, || parse::<P>(json)?.build())?))
+            },
             from_peft: |file| {
                 let read = || {
                     let mut config = P::from_peft(file.json)?;
                     let warnings = config.reconcile(&file)?;
-                    Ok((serde_json::to_string(&config).map_err(|e| Error::internal(e.to_string()))?, warnings))
+                    Ok((
+                        serde_json::to_string(&config)
+                            .map_err(|e| Error::internal(e.to_string()))?,
+                        warnings,
+                    ))
                 };
                 guard(Who { kind: Kind::Adapter.name(), name: P::NAME }, "from_peft", read)
             },
@@ -182,7 +196,11 @@ impl TransformEntry {
     pub const fn of<P: TransformPlugin>(origin: &'static str, version: &'static str) -> Self {
         Self {
             about: About::of::<P>(origin, version),
-            build: |json, cx, init| Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || parse::<P>(json)?.build(cx, init))?)),
+            build: |json, cx, init| {
+                Ok(Box::new(made::<P, dyn Transform>(Kind::Transform, || {
+                    parse::<P>(json)?.build(cx, init)
+                })?))
+            },
         }
     }
 
@@ -190,7 +208,12 @@ impl TransformEntry {
     ///
     /// # Errors
     /// Fails if the configuration does not fit, or if the transform refuses it.
-    pub fn build(&self, json: &str, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
+    pub fn build(
+        &self,
+        json: &str,
+        cx: &TransformCx<'_>,
+        init: &mut Init,
+    ) -> Result<Box<dyn Transform>> {
         (self.build)(json, cx, init)
     }
 }
@@ -206,7 +229,12 @@ pub struct TapEntry {
 impl TapEntry {
     /// Of the plugin `P` in the crate `origin`.
     pub const fn of<P: TapPlugin>(origin: &'static str, version: &'static str) -> Self {
-        Self { about: About::of::<P>(origin, version), build: |json| Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || parse::<P>(json)?.build())?)) }
+        Self {
+            about: About::of::<P>(origin, version),
+            build: |json| {
+                Ok(Box::new(made::<P, dyn Tap>(Kind::Tap, || parse::<P>(json)?.build())?))
+            },
+        }
     }
 
     /// The tap, from its configuration (JSON text).
@@ -243,7 +271,9 @@ impl DatasetEntry {
             extensions: &[],
             repositories: false,
             stdin: false,
-            build: |json| Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || parse::<P>(json)?.build())?)),
+            build: |json| {
+                Ok(Box::new(made::<P, dyn Dataset>(Kind::Dataset, || parse::<P>(json)?.build())?))
+            },
         }
     }
 
@@ -303,7 +333,8 @@ macro_rules! typed {
         }
     )*};
 }
-typed!(Intervention: InterventionEntry, Adapter: AdapterEntry, Transform: TransformEntry, Tap: TapEntry, Dataset: DatasetEntry);
+typed!(Intervention: InterventionEntry, Adapter: AdapterEntry, Transform: TransformEntry,
+    Tap: TapEntry, Dataset: DatasetEntry);
 
 impl AsRef<About> for Entry {
     fn as_ref(&self) -> &About {
@@ -313,7 +344,10 @@ impl AsRef<About> for Entry {
 
 /// The object that `P` builds, behind a guard of the crate that this is compiled in, which is the
 /// plugin's.
-fn made<P: Plugin, T: ?Sized>(kind: Kind, build: impl FnOnce() -> Result<Box<T>>) -> Result<Guarded<T>> {
+fn made<P: Plugin, T: ?Sized>(
+    kind: Kind,
+    build: impl FnOnce() -> Result<Box<T>>,
+) -> Result<Guarded<T>> {
     let who = Who { kind: kind.name(), name: P::NAME };
     Ok(Guarded::new(who, guard(who, "build", build)?))
 }

@@ -17,7 +17,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order in which people meet them.
-    pub const ALL: [Kind; 5] = [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap, Kind::Dataset];
+    pub const ALL: [Kind; 5] =
+        [Kind::Intervention, Kind::Adapter, Kind::Transform, Kind::Tap, Kind::Dataset];
 
     /// `intervention`: the word, and the section of the configuration.
     pub const fn name(self) -> &'static str {

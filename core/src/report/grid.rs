@@ -1,4 +1,5 @@
-//! Rows and columns as text: aligned for a terminal, or as Markdown. One code for both, so that they say the same.
+//! Rows and columns as text: aligned for a terminal, or as Markdown. One code for both, so that
+//! they say the same.
 
 /// Which side of its column a cell keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,10 @@ pub struct Grid {
 impl Grid {
     /// A table with these columns and no row yet.
     pub fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
-        Self { columns: columns.into_iter().map(|(name, align)| (name.into(), align)).collect(), rows: Vec::new() }
+        Self {
+            columns: columns.into_iter().map(|(name, align)| (name.into(), align)).collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; what is missing at its end stays empty.
@@ -32,7 +36,8 @@ impl Grid {
         self.rows.push(row);
     }
 
-    /// For a terminal: two spaces between columns, no rules; words in the last column go on below themselves.
+    /// For a terminal: two spaces between columns, no rules; words in the last column go on below
+    /// themselves.
     pub fn plain(&self) -> String {
         let mut text = String::new();
         let widths = self.widths(str::to_owned);
@@ -45,7 +50,11 @@ impl Grid {
             let mut line = self.padded(&row, str::to_owned);
             let pieces = line.pop().map_or_else(Vec::new, |last| wrapped(&last, room));
             for (i, piece) in pieces.into_iter().enumerate() {
-                let head = if i == 0 { line.iter().map(|c| format!("{c}  ")).collect() } else { " ".repeat(before) };
+                let head = if i == 0 {
+                    line.iter().map(|c| format!("{c}  ")).collect()
+                } else {
+                    " ".repeat(before)
+                };
                 text.push_str(format!("{head}{piece}").trim_end());
                 text.push('\n');
             }
@@ -58,10 +67,11 @@ impl Grid {
         let escape = |cell: &str| cell.replace('|', "\\|").replace('\n', " ");
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let mut text = line(self.padded(&self.header(), escape));
-        let rules = self.columns.iter().zip(self.widths(escape)).map(|((_, align), w)| match align {
-            Align::Left => "-".repeat(w),
-            Align::Right => format!("{}:", "-".repeat(w.saturating_sub(1))),
-        });
+        let rules =
+            self.columns.iter().zip(self.widths(escape)).map(|((_, align), w)| match align {
+                Align::Left => "-".repeat(w),
+                Align::Right => format!("{}:", "-".repeat(w.saturating_sub(1))),
+            });
         text.push_str(&line(rules.collect()));
         for row in &self.rows {
             text.push_str(&line(self.padded(row, escape)));
@@ -74,7 +84,15 @@ impl Grid {
     }
 
     fn widths(&self, shown: impl Fn(&str) -> String) -> Vec<usize> {
-        let width = |i: usize| self.rows.iter().map(|r| &r[i]).chain([&self.columns[i].0]).map(|c| shown(c).chars().count()).max().unwrap_or(0);
+        let width = |i: usize| {
+            self.rows
+                .iter()
+                .map(|r| &r[i])
+                .chain([&self.columns[i].0])
+                .map(|c| shown(c).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         // Markdown's rule needs three characters.
         (0..self.columns.len()).map(|i| width(i).max(3)).collect()
     }
@@ -91,7 +109,8 @@ impl Grid {
     }
 }
 
-/// `text` in pieces of at most `room` characters, broken between words; a cell that fits stays as it is.
+/// `text` in pieces of at most `room` characters, broken between words; a cell that fits stays as
+/// it is.
 fn wrapped(text: &str, room: usize) -> Vec<String> {
     if text.trim_end().chars().count() <= room {
         return vec![text.to_owned()];
@@ -119,7 +138,10 @@ mod tests {
         let mut grid = Grid::new([("name", Align::Left), ("what", Align::Left)]);
         grid.row(["a", &"word ".repeat(30)]);
         let lines: Vec<String> = grid.plain().lines().map(str::to_owned).collect();
-        assert_eq!((lines.len(), lines[2].as_str()), (3, format!("      {}", "word ".repeat(7).trim_end()).as_str()));
+        assert_eq!(
+            (lines.len(), lines[2].as_str()),
+            (3, format!("      {}", "word ".repeat(7).trim_end()).as_str())
+        );
         assert!(lines.iter().all(|l| l.chars().count() <= LINE));
     }
 
@@ -129,6 +151,9 @@ mod tests {
         grid.row(["test", "12"]);
         grid.row(["oos"]);
         assert_eq!(grid.plain(), "split    n\ntest    12\noos\n");
-        assert_eq!(grid.markdown(), "| split |   n |\n| ----- | --: |\n| test  |  12 |\n| oos   |     |\n");
+        assert_eq!(
+            grid.markdown(),
+            "| split |   n |\n| ----- | --: |\n| test  |  12 |\n| oos   |     |\n"
+        );
     }
 }

@@ -14,7 +14,8 @@ pub fn visible(text: &str) -> String {
     shown.strip_suffix('\n').map(str::to_owned).unwrap_or(shown)
 }
 
-/// The text's lines, none of more than `room` characters, and of many the first and the last so many.
+/// The text's lines, none of more than `room` characters, and of many the first and the last so
+/// many.
 pub fn shortened(text: &str, room: usize, (first, last): (usize, usize)) -> Vec<String> {
     let mut lines = wrapped(text, room);
     if lines.len() > first + last + 1 {
@@ -29,12 +30,14 @@ pub fn wrapped(text: &str, room: usize) -> Vec<String> {
     text.lines().flat_map(|line| pieces(line, room)).collect()
 }
 
-/// A line in pieces of at most `room` characters, which end behind a blank where there is one in the second half.
+/// A line in pieces of at most `room` characters, which end behind a blank where there is one in
+/// the second half.
 fn pieces(line: &str, room: usize) -> Vec<String> {
     let mut left: Vec<char> = line.chars().collect();
     let mut all = Vec::new();
     while left.len() > room {
-        let blank = left[room / 2..room].iter().rposition(|c| *c == ' ').map(|at| room / 2 + at + 1);
+        let blank =
+            left[room / 2..room].iter().rposition(|c| *c == ' ').map(|at| room / 2 + at + 1);
         let rest = left.split_off(blank.unwrap_or(room));
         all.push(left.into_iter().collect());
         left = rest;
@@ -60,6 +63,9 @@ mod tests {
         assert_eq!((lines.len(), lines[6].as_str(), lines[7].as_str()), (11, "… 20 lines …", "26"));
         assert!(wrapped(&"x".repeat(200), 66).iter().all(|l| l.len() <= 66));
         assert_eq!(pieces("one two three four", 10), ["one two ", "three four"]);
-        assert_eq!(pieces(&"x".repeat(25), 10).iter().map(String::len).collect::<Vec<_>>(), [10, 10, 5]);
+        assert_eq!(
+            pieces(&"x".repeat(25), 10).iter().map(String::len).collect::<Vec<_>>(),
+            [10, 10, 5]
+        );
     }
 }

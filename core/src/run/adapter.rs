@@ -60,7 +60,12 @@ impl AdapterChoice {
     pub fn read(dir: &Path, registry: &Registry) -> Result<Self> {
         let saved = Saved::read(dir, registry)?;
         let adapter = saved.entry.build(&Value::Object(saved.config).to_string())?;
-        Ok(Self { entry: saved.entry, adapter, values: Some(saved.values), warnings: saved.warnings })
+        Ok(Self {
+            entry: saved.entry,
+            adapter,
+            values: Some(saved.values),
+            warnings: saved.warnings,
+        })
     }
 
     /// The saved adapter in the folder `dir`, which must agree with the experiment.
@@ -71,8 +76,8 @@ impl AdapterChoice {
         Self::new(experiment, Some(Saved::read(dir, registry)?), registry)
     }
 
-    /// Warnings about the saved adapter: those of its plugin about the file, and one for each part of its
-    /// configuration that matches nothing in `model`.
+    /// Warnings about the saved adapter: those of its plugin about the file, and one for each part
+    /// of its configuration that matches nothing in `model`.
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
@@ -80,7 +85,9 @@ impl AdapterChoice {
         let mut warnings = self.warnings.clone();
         if self.values.is_some() {
             let unmatched = unmatched(self.adapter.as_ref(), model.info())?;
-            warnings.extend(unmatched.iter().map(|e| format!("{}; the saved adapter is used without it, as in PEFT", e.message())));
+            warnings.extend(unmatched.iter().map(|e| {
+                format!("{}; the saved adapter is used without it, as in PEFT", e.message())
+            }));
         }
         Ok(warnings)
     }
@@ -88,17 +95,20 @@ impl AdapterChoice {
     /// Attaches it to the first `blocks` blocks of `model`, with the saved values if there are any.
     ///
     /// # Errors
-    /// Fails if an entry in the configuration of a new adapter matches no module, if the adapter does
-    /// not fit a module, or if the saved values do not fit the adapter.
+    /// Fails if an entry in the configuration of a new adapter matches no module, if the adapter
+    /// does not fit a module, or if the saved values do not fit the adapter.
     pub fn attach(&self, model: &Model, blocks: usize, seed: u64) -> Result<Adapted> {
-        let Some(values) = &self.values else { return Adapted::attach(self.adapter.as_ref(), model, blocks, seed) };
+        let Some(values) = &self.values else {
+            return Adapted::attach(self.adapter.as_ref(), model, blocks, seed);
+        };
         let adapted = Adapted::attach_saved(self.adapter.as_ref(), model, blocks, seed)?;
         adapted.restore(values)?;
         Ok(adapted)
     }
 }
 
-/// Attaches a saved adapter to all blocks of `model`, for commands that do not train it, and logs the warnings about it.
+/// Attaches a saved adapter to all blocks of `model`, for commands that do not train it, and logs
+/// the warnings about it.
 ///
 /// # Errors
 /// Fails as [`AdapterChoice::attach`] does, or if a pattern is not a regular expression.
@@ -112,15 +122,18 @@ pub fn attach_saved(saved: &AdapterChoice, model: &Model) -> Result<Adapted> {
 /// Checks that the experiment's `choice` of an adapter has the same fields as the saved one.
 fn agrees(choice: &Choice, entry: &AdapterEntry, saved: &Saved) -> Result<()> {
     let contradicts = |what: &str, ours: &dyn std::fmt::Display, theirs: &dyn std::fmt::Display| {
-        Error::new(format!("`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"))
-            .hint("use the saved adapter that the configuration was made for")
+        Error::new(format!(
+            "`{what}` is `{ours}` in the configuration, but the saved adapter has `{theirs}`"
+        ))
+        .hint("use the saved adapter that the configuration was made for")
     };
     if saved.entry.about.name != entry.about.name {
         return Err(contradicts("adapter.name", &entry.about.name, &saved.entry.about.name));
     }
     let fields = plugin_fields(&entry.about)?;
     for field in fields.iter().filter(|f| !entry.adjustable.contains(&f.name.as_str())) {
-        let value = |config: &Map<String, Value>| config.get(&field.name).cloned().unwrap_or(Value::Null);
+        let value =
+            |config: &Map<String, Value>| config.get(&field.name).cloned().unwrap_or(Value::Null);
         let (ours, theirs) = (value(&choice.config), value(&saved.config));
         if !field.same(&ours, &theirs) {
             return Err(contradicts(&format!("adapter.{}", field.name), &ours, &theirs));

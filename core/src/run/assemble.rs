@@ -1,4 +1,5 @@
-//! The second phase of a run: the model with everything that trains it. An assembled run is complete once it exists.
+//! The second phase of a run: the model with everything that trains it. An assembled run is
+//! complete once it exists.
 
 use super::assembled::{Assembled, Parts};
 use super::checkpoint;
@@ -14,11 +15,23 @@ pub fn assemble(plan: &mut Plan<'_>) -> Result<Assembled> {
     let (intervention, taps) = plan.take_method()?;
     let (train, model) = (&plan.experiment.train, &plan.session.model);
     let names = fingerprint::pair_names(plan.pairs.pairs.iter().chain(&plan.held_out));
-    let parts = Parts { intervention, taps, adapter: &plan.adapter, names, leaves_flat_start: plan.checkpoint.is_none() };
+    let parts = Parts {
+        intervention,
+        taps,
+        adapter: &plan.adapter,
+        names,
+        leaves_flat_start: plan.checkpoint.is_none(),
+    };
     let mut run = Assembled::new(model, parts, train)?;
     if let Some(resumed) = &plan.checkpoint {
-        checkpoint::restore(&plan.folder, resumed.step, &mut run, model.device(), &plan.fingerprints)
-            .within(|| format!("cannot resume the run in `{}`", plan.folder.display()))?;
+        checkpoint::restore(
+            &plan.folder,
+            resumed.step,
+            &mut run,
+            model.device(),
+            &plan.fingerprints,
+        )
+        .within(|| format!("cannot resume the run in `{}`", plan.folder.display()))?;
     }
     Ok(run)
 }

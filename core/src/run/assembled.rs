@@ -23,7 +23,8 @@ pub struct Assembled {
     pub objective: Objective,
     /// The optimiser of all trained parameters.
     pub optimiser: AdamW,
-    /// Standard deviation of the noise that moved the adapter off a flat start; `None` if it was not moved.
+    /// Standard deviation of the noise that moved the adapter off a flat start; `None` if it was
+    /// not moved.
     pub noise: Option<f64>,
 }
 
@@ -45,28 +46,45 @@ impl Assembled {
     /// Puts the parts together on `model`.
     ///
     /// # Errors
-    /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or if a plugin failed.
+    /// Fails if the method's needs contradict each other, if the adapter does not fit the model, or
+    /// if a plugin failed.
     pub fn new(model: &Model, parts: Parts<'_>, train: &TrainConfig) -> Result<Self> {
         let Parts { intervention, taps, adapter, names, leaves_flat_start } = parts;
         let needs = intervention.needs();
         let blocks = depth(&needs, &taps.sites, model)?;
         let adapted = adapter.attach(model, blocks, train.seed)?;
-        let initial = if adapter.values.is_some() { Some(Rc::new(adapter.attach(model, blocks, train.seed)?)) } else { None };
+        let initial = if adapter.values.is_some() {
+            Some(Rc::new(adapter.attach(model, blocks, train.seed)?))
+        } else {
+            None
+        };
         let reference = initial.clone().filter(|_| train.reference == ReferenceModel::Start);
         // Whether training starts at the reference itself.
-        let at_reference = if initial.is_some() { reference.is_some() } else { adapter.adapter.starts_as_identity() };
-        let noise = if at_reference && leaves_flat_start { leave_flat_start(&needs, &adapted, train)? } else { None };
+        let at_reference = if initial.is_some() {
+            reference.is_some()
+        } else {
+            adapter.adapter.starts_as_identity()
+        };
+        let noise = if at_reference && leaves_flat_start {
+            leave_flat_start(&needs, &adapted, train)?
+        } else {
+            None
+        };
         let optimiser = optimiser(&adapted, &taps, train);
-        let objective = Objective::new(intervention, taps, Reference::new(reference, names), &adapted)?;
+        let objective =
+            Objective::new(intervention, taps, Reference::new(reference, names), &adapted)?;
         faults::check()?;
         Ok(Self { adapted, initial, objective, optimiser, noise })
     }
 
     /// All trained parameters: those of the adapter, and those of the transforms.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        let scoped = |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
+        let scoped =
+            |scope: &'static str| move |(name, t): (String, Tensor)| (format!("{scope}.{name}"), t);
         let of_adapter = self.adapted.parameters().into_iter().map(scoped("adapter"));
-        of_adapter.chain(self.objective.taps().parameters().into_iter().map(scoped("transform"))).collect()
+        of_adapter
+            .chain(self.objective.taps().parameters().into_iter().map(scoped("transform")))
+            .collect()
     }
 }
 
@@ -81,7 +99,10 @@ fn optimiser(adapted: &Adapted, taps: &Taps, train: &TrainConfig) -> AdamW {
     let mut groups = vec![Group { parameters: adapted.parameters(), scale: 1.0 }];
     let transform = taps.parameters();
     if train.transform {
-        groups.push(Group { parameters: transform, scale: train.transform_lr.map_or(1.0, |lr| lr / train.lr) });
+        groups.push(Group {
+            parameters: transform,
+            scale: train.transform_lr.map_or(1.0, |lr| lr / train.lr),
+        });
     } else {
         for (_, tensor) in transform {
             let _ = tensor.set_requires_grad(false);

@@ -27,15 +27,18 @@ pub struct Validated {
 }
 
 impl Best {
-    /// Takes in the value of the validation after `step` steps; `None` or NaN if it has none. Returns true if it is better
-    /// than all before. The earlier one of two equal values is the better one.
+    /// Takes in the value of the validation after `step` steps; `None` or NaN if it has none.
+    /// Returns true if it is better than all before. The earlier one of two equal values is the
+    /// better one.
     pub fn observe(&mut self, metric: BestMetric, step: usize, value: Option<f64>) -> bool {
         self.validated = step;
         let Some(value) = value.filter(|value| value.is_finite()) else {
             self.without_improvement += 1;
             return false;
         };
-        let better = self.best.is_none_or(|best| if metric == BestMetric::Loss { value < best.value } else { value > best.value });
+        let better = self.best.is_none_or(|best| {
+            if metric == BestMetric::Loss { value < best.value } else { value > best.value }
+        });
         if better {
             (self.best, self.without_improvement) = (Some(Validated { step, value }), 0);
         } else {
@@ -55,14 +58,17 @@ impl Best {
     }
 }
 
-/// Writes a number so that the same number is read again. The JSON reader may round the last bit of a number.
+/// Writes a number so that the same number is read again. The JSON reader may round the last bit of
+/// a number.
 fn exact<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{value:?}"))
 }
 
 fn from_exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|e| serde::de::Error::custom(Error::new(format!("`{text}` is not a number")).because(e)))
+    text.parse().map_err(|e| {
+        serde::de::Error::custom(Error::new(format!("`{text}` is not a number")).because(e))
+    })
 }
 
 #[cfg(test)]
@@ -71,7 +77,11 @@ mod tests {
 
     fn steps(metric: BestMetric, values: &[f64]) -> (Best, Vec<bool>) {
         let mut best = Best::default();
-        let better = values.iter().enumerate().map(|(i, value)| best.observe(metric, 10 * (i + 1), Some(*value))).collect();
+        let better = values
+            .iter()
+            .enumerate()
+            .map(|(i, value)| best.observe(metric, 10 * (i + 1), Some(*value)))
+            .collect();
         (best, better)
     }
 
@@ -79,7 +89,10 @@ mod tests {
     fn the_earliest_of_the_best_values_is_kept() {
         let (best, better) = steps(BestMetric::Accuracy, &[0.5, 0.75, 0.75, 0.5]);
         assert_eq!(better, [true, true, false, false]);
-        assert_eq!((best.best, best.validated, best.without_improvement), (Some(Validated { step: 20, value: 0.75 }), 40, 2));
+        assert_eq!(
+            (best.best, best.validated, best.without_improvement),
+            (Some(Validated { step: 20, value: 0.75 }), 40, 2)
+        );
         assert_eq!(steps(BestMetric::Margin, &[-1.0, -2.0, 3.0]).1, [true, false, true]);
         assert_eq!(steps(BestMetric::Loss, &[0.7, 0.8, 0.6]).1, [true, false, true]);
     }
@@ -99,7 +112,11 @@ mod tests {
     #[test]
     fn a_saved_state_is_the_same_to_the_last_bit() {
         for value in [0.1 + 0.2, 1.0 / 3.0, -1e-300, 5e-324, 123_456_789.123_456_78] {
-            let best = Best { validated: 3, best: Some(Validated { step: 2, value }), without_improvement: 1 };
+            let best = Best {
+                validated: 3,
+                best: Some(Validated { step: 2, value }),
+                without_improvement: 1,
+            };
             let read: Best = serde_json::from_str(&serde_json::to_string(&best).unwrap()).unwrap();
             assert_eq!(read, best);
         }

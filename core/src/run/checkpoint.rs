@@ -1,6 +1,8 @@
-//! A point from which a run can go on: parameters, optimiser state, what is kept of the reference, and the step.
+//! A point from which a run can go on: parameters, optimiser state, what is kept of the reference,
+//! and the step.
 //!
-//! What else a step depends on (order of the pairs, dropout) is a function of the seed and the step.
+//! What else a step depends on (order of the pairs, dropout) is a function of the seed and the
+//! step.
 
 use std::path::{Path, PathBuf};
 
@@ -30,20 +32,33 @@ fn dir_of_best(run: &Path, step: usize) -> PathBuf {
 
 /// Copies of tensors on the CPU.
 fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-    tensors.iter().map(|(n, t)| Ok((n.clone(), t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?))).collect()
+    tensors
+        .iter()
+        .map(|(n, t)| Ok((n.clone(), t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)))
+        .collect()
 }
 
-/// Writes the checkpoint of `step` finished steps into the run's folder, and removes the one before. `best` is the best of the
-/// validations so far, if there are any.
+/// Writes the checkpoint of `step` finished steps into the run's folder, and removes the one
+/// before. `best` is the best of the validations so far, if there are any.
 ///
 /// # Errors
 /// Where a file cannot be written.
-pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fingerprints, best: Option<&Best>) -> Result<()> {
+pub fn save(
+    folder: &Path,
+    step: usize,
+    run: &mut Assembled,
+    fingerprints: &Fingerprints,
+    best: Option<&Best>,
+) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
-    std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
+    std::fs::create_dir_all(&here)
+        .within(|| format!("cannot make the folder `{}`", here.display()))?;
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)?;
     write_safetensors(&here.join("optimiser.safetensors"), &host(&run.optimiser.state())?)?;
-    write_safetensors(&here.join("reference.safetensors"), &host(&run.objective.reference().state())?)?;
+    write_safetensors(
+        &here.join("reference.safetensors"),
+        &host(&run.objective.reference().state())?,
+    )?;
     fingerprints.write(&here.join(FINGERPRINTS))?;
     if let Some(best) = best {
         let text = serde_json::to_string(best).map_err(|e| Error::internal(e.to_string()))?;
@@ -52,7 +67,9 @@ pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fing
     let latest = dir(folder).join("latest");
     let before = std::fs::read_to_string(&latest).ok();
     write_whole(&latest, format!("{step}\n").as_bytes())?;
-    if let Some(old) = before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty()) {
+    if let Some(old) =
+        before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty())
+    {
         // A stale checkpoint costs disk and nothing else.
         let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
@@ -60,7 +77,8 @@ pub fn save(folder: &Path, step: usize, run: &mut Assembled, fingerprints: &Fing
     Ok(())
 }
 
-/// The best of the validations up to the checkpoint of `step`; `None` if the run that wrote it did not validate.
+/// The best of the validations up to the checkpoint of `step`; `None` if the run that wrote it did
+/// not validate.
 ///
 /// # Errors
 /// Fails if the file is damaged.
@@ -69,17 +87,22 @@ pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::new(format!("`{}` is not what a checkpoint holds", path.display())).because(e))
+    let text =
+        std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
+    serde_json::from_str(&text).map(Some).map_err(|e| {
+        Error::new(format!("`{}` is not what a checkpoint holds", path.display())).because(e)
+    })
 }
 
-/// Writes the values of everything that is trained after `step` finished steps, which are the best so far.
+/// Writes the values of everything that is trained after `step` finished steps, which are the best
+/// so far.
 ///
 /// # Errors
 /// Fails if a file cannot be written.
 pub fn save_best(folder: &Path, step: usize, run: &Assembled) -> Result<()> {
     let here = dir_of_best(folder, step);
-    std::fs::create_dir_all(&here).within(|| format!("cannot make the folder `{}`", here.display()))?;
+    std::fs::create_dir_all(&here)
+        .within(|| format!("cannot make the folder `{}`", here.display()))?;
     write_safetensors(&here.join(PARAMETERS), &host(&run.parameters())?)
 }
 
@@ -115,42 +138,71 @@ pub fn exists(run: &Path) -> bool {
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
     if marks::trained(run) {
-        return Err(Error::new(format!("the run in `{}` has ended: there is nothing left to train", run.display())).hint(format!(
-            "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter further",
+        return Err(Error::new(format!(
+            "the run in `{}` has ended: there is nothing left to \
+            train",
+            run.display()
+        ))
+        .hint(format!(
+            "`reprpo eval {}` judges it again, `reprpo run --init-adapter {}` trains its adapter \
+                further",
             quoted(run),
             quoted(run.join("adapter"))
         )));
     }
     let text = std::fs::read_to_string(&path).map_err(|e| {
-        Error::new(format!("the run in `{}` has no checkpoint to go on from", run.display())).because(e).hint("set `train.checkpoint_every`, and start again")
+        Error::new(format!("the run in `{}` has no checkpoint to go on from", run.display()))
+            .because(e)
+            .hint("set `train.checkpoint_every`, and start again")
     })?;
-    text.trim().parse().map_err(|_| Error::new(format!("`{}` does not hold a step", path.display())))
+    text.trim()
+        .parse()
+        .map_err(|_| Error::new(format!("`{}` does not hold a step", path.display())))
 }
 
-/// Compares the fingerprints in the checkpoint of `step` with those that the run has `now`. With `inexact`, gives the names
-/// of the things that differ instead of an error.
+/// Compares the fingerprints in the checkpoint of `step` with those that the run has `now`. With
+/// `inexact`, gives the names of the things that differ instead of an error.
 ///
 /// # Errors
 /// Fails if something differs, or if the checkpoint has no fingerprints.
 pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Result<Vec<String>> {
     let given_up = |e: Error| {
-        e.hint("`--inexact-resume` resumes anyway: the result is then not that of an uninterrupted run, and reference values that no longer fit are computed again")
+        e.hint(
+            "`--inexact-resume` resumes anyway: the result is then not that of an \
+            uninterrupted run, and reference values that no longer fit are computed again",
+        )
     };
-    let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))? else {
+    let Some(then) = Fingerprints::read(&dir(run).join(format!("step-{step}")).join(FINGERPRINTS))?
+    else {
         if inexact {
-            return Ok(vec!["possibly everything, because the checkpoint has no fingerprints".to_owned()]);
+            return Ok(vec![
+                "possibly everything, because the checkpoint has no fingerprints".to_owned(),
+            ]);
         }
         return Err(given_up(
-            Error::new(format!("cannot check whether the run in `{}` goes on as it began: its checkpoint has no fingerprints", run.display()))
-                .because(Error::new("it was written by an earlier version of reprpo")),
+            Error::new(format!(
+                "cannot check whether the run in `{}` goes on as it began: its \
+                checkpoint has no fingerprints",
+                run.display()
+            ))
+            .because(Error::new("it was written by an earlier version of reprpo")),
         ));
     };
     let (names, details): (Vec<String>, Vec<String>) = then.differences(now).into_iter().unzip();
     if names.is_empty() || inexact {
         return Ok(names);
     }
-    let differ = if names.len() == 1 { "is not what its checkpoint was made with" } else { "are not what its checkpoint was made with" };
-    let e = Error::new(format!("cannot resume the run in `{}`: {} {differ}", run.display(), names.join(", "))).because(Error::new(details.join("; ")));
+    let differ = if names.len() == 1 {
+        "is not what its checkpoint was made with"
+    } else {
+        "are not what its checkpoint was made with"
+    };
+    let e = Error::new(format!(
+        "cannot resume the run in `{}`: {} {differ}",
+        run.display(),
+        names.join(", ")
+    ))
+    .because(Error::new(details.join("; ")));
     Err(given_up(e.hint("put back what the checkpoint was made with, or start a new run")))
 }
 
@@ -158,12 +210,22 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
 ///
 /// # Errors
 /// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
-pub fn restore(folder: &Path, step: usize, run: &mut Assembled, device: Device, now: &Fingerprints) -> Result<()> {
+pub fn restore(
+    folder: &Path,
+    step: usize,
+    run: &mut Assembled,
+    device: Device,
+    now: &Fingerprints,
+) -> Result<()> {
     let here = dir(folder).join(format!("step-{step}"));
     run.optimiser.restore(read_safetensors(&here.join("optimiser.safetensors"))?)?;
     // Values of another reference do not fit. They are computed again when they are needed.
-    if Fingerprints::read(&here.join(FINGERPRINTS))?.is_some_and(|then| then.of_reference() == now.of_reference()) {
-        run.objective.reference().restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
+    if Fingerprints::read(&here.join(FINGERPRINTS))?
+        .is_some_and(|then| then.of_reference() == now.of_reference())
+    {
+        run.objective
+            .reference()
+            .restore(read_safetensors(&here.join("reference.safetensors"))?, device)?;
     }
     put_back(read_safetensors(&here.join(PARAMETERS))?, run)
 }
@@ -172,14 +234,22 @@ pub fn restore(folder: &Path, step: usize, run: &mut Assembled, device: Device, 
 fn put_back(mut values: IndexMap<String, Tensor>, run: &Assembled) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (name, tensor) in &run.parameters() {
-        let value = values.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
+        let value = values
+            .swap_remove(name)
+            .ok_or_else(|| Error::new(format!("the checkpoint has no `{name}`")))?;
         if tensor.size() != value.size() {
-            return Err(Error::new(format!("`{name}` is {:?} in the checkpoint, but {:?} in this run", value.size(), tensor.size())));
+            return Err(Error::new(format!(
+                "`{name}` is {:?} in the checkpoint, but {:?} in this run",
+                value.size(),
+                tensor.size()
+            )));
         }
         tensor.shallow_clone().f_copy_(&value)?;
     }
     if let Some(name) = values.keys().next() {
-        return Err(Error::new(format!("the checkpoint has `{name}`, which this run does not train")));
+        return Err(Error::new(format!(
+            "the checkpoint has `{name}`, which this run does not train"
+        )));
     }
     Ok(())
 }
@@ -189,20 +259,26 @@ fn remove(folder: &Path, stale: &dyn Fn(&str) -> bool) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if stale(&entry.file_name().to_string_lossy()) {
             // A file that cannot be removed only costs disk space.
-            let _ = if entry.path().is_dir() { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
+            let _ = if entry.path().is_dir() {
+                std::fs::remove_dir_all(entry.path())
+            } else {
+                std::fs::remove_file(entry.path())
+            };
         }
     }
 }
 
-/// Removes the files that a process wrote after its last checkpoint, of `step` steps, and those that it left behind when it
-/// was killed while it wrote.
+/// Removes the files that a process wrote after its last checkpoint, of `step` steps, and those
+/// that it left behind when it was killed while it wrote.
 ///
 /// # Errors
 /// Fails if the checkpoint is damaged.
 pub fn tidy(run: &Path, step: usize) -> Result<()> {
     keep_only_best(run, best(run, step)?.as_ref());
     let latest = format!("step-{step}");
-    remove(&dir(run), &|name| marks::is_temporary(name) || (name.starts_with("step-") && name != latest));
+    remove(&dir(run), &|name| {
+        marks::is_temporary(name) || (name.starts_with("step-") && name != latest)
+    });
     remove(&dir(run).join(&latest), &marks::is_temporary);
     remove(run, &marks::is_temporary);
     Ok(())
@@ -210,7 +286,8 @@ pub fn tidy(run: &Path, step: usize) -> Result<()> {
 
 /// The run has ended: its checkpoints are of no more use.
 pub fn discard(run: &Path) {
-    // `latest` goes first, so that a process which is killed here leaves no checkpoint rather than half of one.
+    // `latest` goes first, so that a process which is killed here leaves no checkpoint rather than
+    // half of one.
     let _ = std::fs::remove_file(dir(run).join("latest"));
     let _ = std::fs::remove_dir_all(dir(run));
 }

@@ -16,13 +16,19 @@ use crate::error::{Context, Error, Fault, Result, quoted};
 use crate::text::TokenPair;
 use crate::train::{Accumulated, Steps, accumulate, learning_rate};
 
-/// Trains `run` from its first step on, or from that of its checkpoint. Validates when that is due. Writes a checkpoint into
-/// `folder` when one is due, and when `stop` is true.
+/// Trains `run` from its first step on, or from that of its checkpoint. Validates when that is due.
+/// Writes a checkpoint into `folder` when one is due, and when `stop` is true.
 ///
 /// # Errors
-/// Fails if a step or a validation fails, or if a file cannot be written; `Error::interrupted` after a checkpoint if `stop`
-/// turned true.
-pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders: &mut Recorders<'_>, stop: &AtomicBool) -> Result<Course> {
+/// Fails if a step or a validation fails, or if a file cannot be written; `Error::interrupted`
+/// after a checkpoint if `stop` turned true.
+pub fn fit(
+    plan: &Plan<'_>,
+    run: &mut Assembled,
+    folder: &mut Folder,
+    recorders: &mut Recorders<'_>,
+    stop: &AtomicBool,
+) -> Result<Course> {
     let (train, pairs) = (&plan.experiment.train, &plan.pairs.pairs);
     let steps = Steps::new(pairs.len(), train);
     let first = plan.first_step();
@@ -31,11 +37,14 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
     }
     recorders.begin(first, steps.count)?;
     let (begin, mut seen, mut lacking) = (Instant::now(), 0, None);
-    let mut tokens: usize = (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
+    let mut tokens: usize =
+        (0..first).flat_map(|step| steps.pairs_of(step, pairs)).map(TokenPair::tokens).sum();
     let mut validation = Validation::new(plan)?;
     let mut step = first;
     loop {
-        if let Some(validation) = validation.as_mut().filter(|validation| validation.is_due(step, &steps)) {
+        if let Some(validation) =
+            validation.as_mut().filter(|validation| validation.is_due(step, &steps))
+        {
             match validation.validate(run, step, &steps, stop) {
                 Ok(record) => recorders.validation(&record)?,
                 Err(e) if e.fault() == Fault::Interrupted => {
@@ -43,7 +52,12 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
                     save(plan, run, folder, step, Some(validation))?;
                     return Err(interrupted(folder.path(), step, steps.count));
                 }
-                Err(e) => return Err(e.within(format!("the validation after step {step} failed, with {}", plan.experiment.methods()))),
+                Err(e) => {
+                    return Err(e.within(format!(
+                        "the validation after step {step} failed, with {}",
+                        plan.experiment.methods()
+                    )));
+                }
             }
             if validation.is_exhausted() {
                 break;
@@ -63,7 +77,8 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
         tch::manual_seed(steps.seed(step));
         let info = StepInfo { step, steps: steps.count };
         let lr = learning_rate(train, step, steps.count);
-        let (sums, grad_norm) = take_step(plan, run, &now, info, lr).within(|| format!("step {} failed, with {}", step + 1, plan.experiment.methods()))?;
+        let (sums, grad_norm) = take_step(plan, run, &now, info, lr)
+            .within(|| format!("step {} failed, with {}", step + 1, plan.experiment.methods()))?;
         seen += now.len();
         tokens += now.iter().map(|pair| pair.tokens()).sum::<usize>();
         lacking = lacking.or(sums.left_out.map(|left_out| left_out.lacking));
@@ -83,8 +98,14 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
         step += 1;
     }
     let seconds = begin.elapsed().as_secs_f64();
-    recorders.message(&format!("trained on {seen} pairs in {seconds:.1} s, {:.2} pairs/s", seen as f64 / seconds))?;
-    let outcome = validation.map(|validation| validation.finish(run, step, &steps)).transpose()?.unwrap_or_default();
+    recorders.message(&format!(
+        "trained on {seen} pairs in {seconds:.1} s, {:.2} pairs/s",
+        seen as f64 / seconds
+    ))?;
+    let outcome = validation
+        .map(|validation| validation.finish(run, step, &steps))
+        .transpose()?
+        .unwrap_or_default();
     for line in &outcome {
         recorders.message(line)?;
     }
@@ -92,28 +113,61 @@ pub fn fit(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, recorders:
     Course::read(folder.path(), steps.pairs_in(step), lacking, outcome)
 }
 
-/// Takes one optimiser step over `pairs`. Returns the sums over its pairs and the norm of the gradient.
-fn take_step(plan: &Plan<'_>, run: &mut Assembled, pairs: &[&TokenPair], info: StepInfo, lr: f64) -> Result<(Accumulated, f64)> {
+/// Takes one optimiser step over `pairs`. Returns the sums over its pairs and the norm of the
+/// gradient.
+fn take_step(
+    plan: &Plan<'_>,
+    run: &mut Assembled,
+    pairs: &[&TokenPair],
+    info: StepInfo,
+    lr: f64,
+) -> Result<(Accumulated, f64)> {
     let train = &plan.experiment.train;
-    let sums = accumulate(&mut run.objective, &plan.session.model, &run.adapted, pairs, train.batch, info)?;
+    let sums = accumulate(
+        &mut run.objective,
+        &plan.session.model,
+        &run.adapted,
+        pairs,
+        train.batch,
+        info,
+    )?;
     let norm = run.optimiser.clip(train.clip)?;
     if !norm.is_finite() {
-        return Err(Error::new(format!("the norm of the gradient is {norm} at a loss of {:.4}", sums.loss))
-            .hint("lower `train.lr`, or compute in float32 with `--dtype f32`"));
+        return Err(Error::new(format!(
+            "the norm of the gradient is {norm} at a loss of {:.4}",
+            sums.loss
+        ))
+        .hint("lower `train.lr`, or compute in float32 with `--dtype f32`"));
     }
     if info.step == 0 {
         let without = run.optimiser.without_gradient();
         if let Some(name) = without.first() {
-            tracing::warn!("{} trainable parameters get no gradient, `{name}` among them", without.len());
+            tracing::warn!(
+                "{} trainable parameters get no gradient, `{name}` among them",
+                without.len()
+            );
         }
     }
     run.optimiser.step(lr)?;
     Ok((sums, norm))
 }
 
-/// Writes a checkpoint after `step` finished steps, from which the run can be resumed whatever happens later.
-fn save(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, step: usize, validation: Option<&mut Validation<'_>>) -> Result<()> {
-    checkpoint::save(folder.path(), step, run, &plan.fingerprints, validation.as_ref().map(|validation| validation.best()))?;
+/// Writes a checkpoint after `step` finished steps, from which the run can be resumed whatever
+/// happens later.
+fn save(
+    plan: &Plan<'_>,
+    run: &mut Assembled,
+    folder: &mut Folder,
+    step: usize,
+    validation: Option<&mut Validation<'_>>,
+) -> Result<()> {
+    checkpoint::save(
+        folder.path(),
+        step,
+        run,
+        &plan.fingerprints,
+        validation.as_ref().map(|validation| validation.best()),
+    )?;
     if let Some(validation) = validation {
         validation.saved();
     }
@@ -122,5 +176,6 @@ fn save(plan: &Plan<'_>, run: &mut Assembled, folder: &mut Folder, step: usize, 
 }
 
 fn interrupted(folder: &Path, step: usize, steps: usize) -> Error {
-    Error::interrupted(format!("interrupted after step {step} of {steps}")).hint(format!("`reprpo run --resume {}` goes on", quoted(folder)))
+    Error::interrupted(format!("interrupted after step {step} of {steps}"))
+        .hint(format!("`reprpo run --resume {}` goes on", quoted(folder)))
 }

@@ -1,4 +1,5 @@
-//! A run's folder: made once everything that can be refused has been, and gone again when nothing in it is of use.
+//! A run's folder: made once everything that can be refused has been, and gone again when nothing
+//! in it is of use.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,25 +27,32 @@ pub struct Files {
 }
 
 impl Folder {
-    /// Makes the folder with the run's configuration in it, which may depend on where the folder lies. It may be there
-    /// already if it is empty.
+    /// Makes the folder with the run's configuration in it, which may depend on where the folder
+    /// lies. It may be there already if it is empty.
     ///
     /// # Errors
     /// Fails if it exists and is not empty, or if it cannot be made.
     pub fn create(path: &Path, config: impl FnOnce(&Path) -> String) -> Result<(Self, Files)> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
+            std::fs::create_dir_all(parent)
+                .within(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
-        std::fs::create_dir(path).or_else(|e| if is_empty(path) { Ok(()) } else { Err(e) }).map_err(|e| {
-            let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
-            if e.kind() == std::io::ErrorKind::AlreadyExists { e2.because(e).hint("give another `--out`, or remove it") } else { e2.because(e) }
-        })?;
+        std::fs::create_dir(path)
+            .or_else(|e| if is_empty(path) { Ok(()) } else { Err(e) })
+            .map_err(|e| {
+                let e2 = Error::new(format!("cannot make the folder `{}`", path.display()));
+                if e.kind() == std::io::ErrorKind::AlreadyExists {
+                    e2.because(e).hint("give another `--out`, or remove it")
+                } else {
+                    e2.because(e)
+                }
+            })?;
         write_whole(&path.join("config.toml"), config(path).as_bytes())?;
         Self::open(path, locked(path, None)?, false)
     }
 
-    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is locked already. Metrics past `step` were
-    /// not part of the checkpoint, and are removed.
+    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is locked
+    /// already. Metrics past `step` were not part of the checkpoint, and are removed.
     ///
     /// # Errors
     /// Where a file cannot be read or written.
@@ -52,10 +60,15 @@ impl Folder {
         let log = locked(path, lock)?;
         checkpoint::tidy(path, step)?;
         let metrics = path.join("metrics.jsonl");
-        let text = std::fs::read_to_string(&metrics).within(|| format!("cannot read `{}`", metrics.display()))?;
+        let text = std::fs::read_to_string(&metrics)
+            .within(|| format!("cannot read `{}`", metrics.display()))?;
         // A validation may have been made again after the checkpoint of its step.
         let validated = checkpoint::best(path, step)?.map_or(step, |best| best.validated);
-        let kept: String = text.lines().take_while(|line| is_up_to(line, step, validated)).flat_map(|l| [l, "\n"]).collect();
+        let kept: String = text
+            .lines()
+            .take_while(|line| is_up_to(line, step, validated))
+            .flat_map(|l| [l, "\n"])
+            .collect();
         write_whole(&metrics, kept.as_bytes())?;
         Self::open(path, log, true)
     }
@@ -83,10 +96,13 @@ impl Folder {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
             true => format!(
-                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` resumes it; with a changed `config.toml`, add `--inexact-resume`",
+                "`{path}` keeps the last checkpoint: `reprpo run --resume {}` resumes it; with a \
+                    changed `config.toml`, add `--inexact-resume`",
                 quoted(&self.path)
             ),
-            false => "no folder of the run is left: there was no checkpoint yet, which `train.checkpoint_every` makes".to_owned(),
+            false => "no folder of the run is left: there was no checkpoint yet, which \
+                `train.checkpoint_every` makes"
+                .to_owned(),
         }
     }
 
@@ -96,8 +112,8 @@ impl Folder {
     }
 }
 
-/// True for a whole line of `metrics.jsonl` about one of the first `step` steps, or about a validation after one of the first
-/// `validated` steps.
+/// True for a whole line of `metrics.jsonl` about one of the first `step` steps, or about a
+/// validation after one of the first `validated` steps.
 fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
     let last = if line.get("loss").is_some() { step } else { validated };
@@ -122,7 +138,11 @@ fn locked(path: &Path, lock: Option<File>) -> Result<File> {
 /// Opens a file of the folder to append lines to it.
 fn append(folder: &Path, name: &str) -> Result<File> {
     let path = folder.join(name);
-    File::options().create(true).append(true).open(&path).within(|| format!("cannot write `{}`", path.display()))
+    File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .within(|| format!("cannot write `{}`", path.display()))
 }
 
 impl Drop for Folder {

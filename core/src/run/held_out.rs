@@ -1,4 +1,5 @@
-//! The pairs that are held out from training, so that validations see prompts which training does not.
+//! The pairs that are held out from training, so that validations see prompts which training does
+//! not.
 //!
 //! They come from the split that is trained on and from no other.
 
@@ -24,39 +25,61 @@ fn usual(pairs: usize) -> usize {
     (pairs / ONE_IN).clamp(1, MOST)
 }
 
-/// Reads the pairs of `train.split`, and returns those to train on and those that are held out. If `train.max_pairs` is set
-/// and the split has more usable pairs, the pairs that are held out are read in addition.
+/// Reads the pairs of `train.split`, and returns those to train on and those that are held out. If
+/// `train.max_pairs` is set and the split has more usable pairs, the pairs that are held out are
+/// read in addition.
 ///
 /// # Errors
 /// Fails as [`Session::tokenise`] does, and if the number of pairs to hold out is not possible.
 pub fn read(session: &Session, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
-    let most = train.max_pairs.map(|most| most.saturating_add(train.validation_pairs.unwrap_or_else(|| usual(most))));
+    let most = train
+        .max_pairs
+        .map(|most| most.saturating_add(train.validation_pairs.unwrap_or_else(|| usual(most))));
     divide(session.tokenise(&train.split, train, most)?, train)
 }
 
 /// Divides the usable pairs of the split into those to train on and those that are held out.
 fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPair>)> {
     let n = all.pairs.len();
-    let wanted = train.validation_pairs.unwrap_or_else(|| usual(train.max_pairs.map_or(n, |most| most.min(n))));
+    let wanted = train
+        .validation_pairs
+        .unwrap_or_else(|| usual(train.max_pairs.map_or(n, |most| most.min(n))));
     if wanted >= n {
-        let limit = train.max_pairs.map_or_else(String::new, |most| format!(" with `train.max_pairs` = {most}"));
-        let e = Error::new(format!("cannot hold out {wanted} of the {n} usable pairs of `{}`{limit}: none would be left to train on", train.split));
+        let limit = train
+            .max_pairs
+            .map_or_else(String::new, |most| format!(" with `train.max_pairs` = {most}"));
+        let e = Error::new(format!(
+            "cannot hold out {wanted} of the {n} usable pairs of `{}`{limit}: none would be left \
+                to train on",
+            train.split
+        ));
         return Err(e.hint("lower `train.validation_pairs`, or leave `train.validate_every` out"));
     }
     let mut groups = groups(&all);
     // Another stream of random numbers than those of the order of the pairs.
-    groups.shuffle(&mut ChaCha8Rng::seed_from_u64(train.seed.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(1)));
+    groups.shuffle(&mut ChaCha8Rng::seed_from_u64(
+        train.seed.wrapping_mul(0xd1b5_4a32_d192_ed03).wrapping_add(1),
+    ));
     let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
     let chosen = match (choose(&sizes, wanted), train.validation_pairs) {
         _ if groups.len() == 1 => {
-            let e = Error::new(format!("cannot hold out pairs of `{}`: all {n} usable pairs have the same prompt, and stay together", train.split));
+            let e = Error::new(format!(
+                "cannot hold out pairs of `{}`: all {n} usable pairs have the same prompt, and \
+                    stay together",
+                train.split
+            ));
             return Err(e.hint("leave `train.validate_every` out"));
         }
         (Ok(chosen), _) => chosen,
         (Err(possible), Some(wanted)) => {
-            let possible = if possible == 0 { sizes.iter().copied().min().unwrap_or_default() } else { possible };
+            let possible = if possible == 0 {
+                sizes.iter().copied().min().unwrap_or_default()
+            } else {
+                possible
+            };
             let e = Error::new(format!(
-                "cannot hold out exactly {wanted} pairs of `{}`: pairs with the same prompt stay together, and no set of prompts has so many",
+                "cannot hold out exactly {wanted} pairs of `{}`: pairs with the same prompt stay \
+                    together, and no set of prompts has so many",
                 train.split
             ));
             return Err(e.hint(format!("set `train.validation_pairs={possible}`")));
@@ -70,8 +93,11 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
         is_held_out[*pair] = true;
     }
     let Tokenised { pairs, cuts, prompts, dropped, findings } = all;
-    let (mut training, mut held_out) = (Tokenised { dropped, findings, ..Tokenised::default() }, Vec::new());
-    for (((pair, cut), prompt), is_held_out) in pairs.into_iter().zip(cuts).zip(prompts).zip(is_held_out) {
+    let (mut training, mut held_out) =
+        (Tokenised { dropped, findings, ..Tokenised::default() }, Vec::new());
+    for (((pair, cut), prompt), is_held_out) in
+        pairs.into_iter().zip(cuts).zip(prompts).zip(is_held_out)
+    {
         if is_held_out {
             held_out.push(pair);
         } else if train.max_pairs.is_none_or(|most| training.pairs.len() < most) {
@@ -83,8 +109,8 @@ fn divide(all: Tokenised, train: &TrainConfig) -> Result<(Tokenised, Vec<TokenPa
     Ok((training, held_out))
 }
 
-/// The places of the pairs in groups that share no prompt, each in order. Prompts are the same if their texts are, or if what
-/// is left of them after truncation is.
+/// The places of the pairs in groups that share no prompt, each in order. Prompts are the same if
+/// their texts are, or if what is left of them after truncation is.
 fn groups(all: &Tokenised) -> Vec<Vec<usize>> {
     let mut parent: Vec<usize> = (0..all.pairs.len()).collect();
     join(&mut parent, all.prompts.iter());
@@ -121,8 +147,8 @@ fn root(parent: &mut [usize], mut place: usize) -> usize {
     place
 }
 
-/// Chooses groups that have `wanted` members together, the first ones if that is possible. If no groups do, the error is the
-/// largest number below `wanted` that some groups have.
+/// Chooses groups that have `wanted` members together, the first ones if that is possible. If no
+/// groups do, the error is the largest number below `wanted` that some groups have.
 fn choose(sizes: &[usize], wanted: usize) -> Result<Vec<usize>, usize> {
     let (mut left, mut taken) = (wanted, Vec::new());
     for (group, size) in sizes.iter().enumerate() {
@@ -161,7 +187,13 @@ mod tests {
 
     /// Pairs with these prompts.
     fn pairs(prompts: &[i64]) -> Tokenised {
-        let pair = |(index, prompt): (usize, &i64)| TokenPair { index, row: index, prompt: vec![1, *prompt], chosen: vec![2], rejected: vec![3] };
+        let pair = |(index, prompt): (usize, &i64)| TokenPair {
+            index,
+            row: index,
+            prompt: vec![1, *prompt],
+            chosen: vec![2],
+            rejected: vec![3],
+        };
         Tokenised {
             pairs: prompts.iter().enumerate().map(pair).collect(),
             cuts: vec![Cut::default(); prompts.len()],
@@ -172,7 +204,12 @@ mod tests {
     }
 
     fn train(validation_pairs: Option<usize>, max_pairs: Option<usize>) -> TrainConfig {
-        TrainConfig { validation_pairs, max_pairs, validate_every: Some(1), ..TrainConfig::default() }
+        TrainConfig {
+            validation_pairs,
+            max_pairs,
+            validate_every: Some(1),
+            ..TrainConfig::default()
+        }
     }
 
     fn indices(pairs: &[TokenPair]) -> Vec<usize> {
@@ -183,9 +220,15 @@ mod tests {
     fn no_prompt_is_both_trained_on_and_held_out() {
         let prompts: Vec<i64> = (0..60).map(|i| i * 7 % 23).collect();
         for seed in 0..20 {
-            let (training, held_out) = divide(pairs(&prompts), &TrainConfig { seed, ..train(Some(9), None) }).unwrap();
+            let (training, held_out) =
+                divide(pairs(&prompts), &TrainConfig { seed, ..train(Some(9), None) }).unwrap();
             assert_eq!((training.pairs.len(), held_out.len(), training.cuts.len()), (51, 9, 51));
-            assert!(held_out.iter().all(|held| training.pairs.iter().all(|pair| pair.prompt != held.prompt)), "{seed}");
+            assert!(
+                held_out
+                    .iter()
+                    .all(|held| training.pairs.iter().all(|pair| pair.prompt != held.prompt)),
+                "{seed}"
+            );
         }
     }
 
@@ -200,7 +243,8 @@ mod tests {
     #[test]
     fn the_pairs_are_drawn_by_the_seed() {
         let all = || pairs(&(0..100).collect::<Vec<_>>());
-        let of = |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
+        let of =
+            |seed| indices(&divide(all(), &TrainConfig { seed, ..train(None, None) }).unwrap().1);
         assert_eq!((of(0), of(0).len()), (of(0), 10));
         assert_ne!(of(0), of(1));
         assert!(of(0).is_sorted() && of(0)[9] > 20, "they come from the whole split: {:?}", of(0));
@@ -208,8 +252,10 @@ mod tests {
 
     #[test]
     fn a_limit_holds_for_the_pairs_that_are_trained_on() {
-        let sizes =
-            |n: i64, config: &TrainConfig| divide(pairs(&(0..n).collect::<Vec<_>>()), config).map(|(training, held)| (training.pairs.len(), held.len()));
+        let sizes = |n: i64, config: &TrainConfig| {
+            divide(pairs(&(0..n).collect::<Vec<_>>()), config)
+                .map(|(training, held)| (training.pairs.len(), held.len()))
+        };
         // As many pairs were read as both need, or fewer if the split has no more.
         assert_eq!(sizes(44, &train(None, Some(40))).unwrap(), (40, 4));
         assert_eq!(sizes(40, &train(None, Some(40))).unwrap(), (36, 4));
@@ -217,7 +263,11 @@ mod tests {
         assert_eq!(sizes(2000, &train(None, None)).unwrap(), (1936, 64));
         assert_eq!(sizes(2, &train(None, None)).unwrap(), (1, 1));
         let e = sizes(8, &train(Some(8), None)).unwrap_err();
-        assert!(e.message().contains("cannot hold out 8 of the 8 usable pairs of `train`: none would be left"), "{e}");
+        assert!(
+            e.message()
+                .contains("cannot hold out 8 of the 8 usable pairs of `train`: none would be left"),
+            "{e}"
+        );
         assert!(sizes(1, &train(None, None)).is_err());
         // Prompts of two pairs each leave one pair that is neither trained on nor held out.
         let twins: Vec<i64> = (0..32).map(|i| i / 2).collect();
@@ -227,12 +277,18 @@ mod tests {
 
     #[test]
     fn an_explicit_number_is_met_or_refused() {
-        let of = |prompts: &[i64], n| divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len());
+        let of = |prompts: &[i64], n| {
+            divide(pairs(prompts), &train(n, None)).map(|(_, held_out)| held_out.len())
+        };
         // Prompts with 2, 2 and 3 pairs: whatever the order, 4 and 5 can be met.
         let prompts = [0, 0, 1, 1, 2, 2, 2];
         assert_eq!([2, 3, 4, 5].map(|n| of(&prompts, Some(n)).unwrap()), [2, 3, 4, 5]);
         let e = of(&prompts, Some(6)).unwrap_err();
-        assert!(e.message().starts_with("cannot hold out exactly 6 pairs of `train`") && e.hints()[0] == "set `train.validation_pairs=5`", "{e:?}");
+        assert!(
+            e.message().starts_with("cannot hold out exactly 6 pairs of `train`")
+                && e.hints()[0] == "set `train.validation_pairs=5`",
+            "{e:?}"
+        );
         assert!(of(&prompts, Some(1)).unwrap_err().hints()[0] == "set `train.validation_pairs=2`");
         // The usual number gives way to the prompts.
         assert_eq!(of(&prompts, None).unwrap(), 2);

@@ -18,24 +18,47 @@ use crate::session::Session;
 ///
 /// # Errors
 /// Fails if memory runs out; `Error::interrupted` if `stop` turned true.
-pub fn judge(plan: &Plan<'_>, run: &Assembled, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
+pub fn judge(
+    plan: &Plan<'_>,
+    run: &Assembled,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Option<Evaluation>> {
     if !plan.experiment.eval.enabled {
         return Ok(None);
     }
     let models = [run.initial.as_deref(), Some(&run.adapted)];
-    let found = evaluate(&plan.session, &plan.judged, models, &plan.experiment, plan.registry, stop, progress);
+    let found = evaluate(
+        &plan.session,
+        &plan.judged,
+        models,
+        &plan.experiment,
+        plan.registry,
+        stop,
+        progress,
+    );
     found.map(Some).map_err(|e| {
         let outer = if e.fault() == Fault::Interrupted { "was interrupted" } else { "failed" };
-        e.within(format!("the evaluation {outer}; the training is over and its adapter is in `{}/adapter`", plan.folder.display()))
-            .hint(format!("`reprpo eval {}` judges it", quoted(&plan.folder)))
+        e.within(format!(
+            "the evaluation {outer}; the training is over and its adapter is in `{}/adapter`",
+            plan.folder.display()
+        ))
+        .hint(format!("`reprpo eval {}` judges it", quoted(&plan.folder)))
     })
 }
 
 /// Evaluates the run in `folder`, whose training is over, as the run would have done at its end.
 ///
 /// # Errors
-/// Fails if the model, the data or the run's adapter cannot be loaded or scored; `Error::interrupted` if `stop` turned true.
-pub fn judge_trained(experiment: &Experiment, folder: &Path, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Evaluation> {
+/// Fails if the model, the data or the run's adapter cannot be loaded or scored;
+/// `Error::interrupted` if `stop` turned true.
+pub fn judge_trained(
+    experiment: &Experiment,
+    folder: &Path,
+    registry: &Registry,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Evaluation> {
     let _lock = marks::lock(folder)?;
     progress.message(&format!("loading {}", experiment.model));
     let session = Session::open(experiment, registry)?;
@@ -43,7 +66,15 @@ pub fn judge_trained(experiment: &Experiment, folder: &Path, registry: &Registry
     let initial = experiment.init_adapter.as_deref().map(attach).transpose()?;
     let adapted = attach(&folder.join("adapter"))?;
     let judged = eval::read(&session, experiment)?;
-    let evaluation = evaluate(&session, &judged, [initial.as_ref(), Some(&adapted)], experiment, registry, stop, progress)?;
+    let evaluation = evaluate(
+        &session,
+        &judged,
+        [initial.as_ref(), Some(&adapted)],
+        experiment,
+        registry,
+        stop,
+        progress,
+    )?;
     evaluation.write(&folder.join("eval"))?;
     checkpoint::discard(folder);
     Ok(evaluation)

@@ -5,8 +5,8 @@
 //! 3. [`fit`] takes the steps.
 //! 4. [`judge`] evaluates the result.
 //!
-//! The run's folder is made between the second and the third phase. What happens in the folder is written by the recorders in
-//! [`record`].
+//! The run's folder is made between the second and the third phase. What happens in the folder is
+//! written by the recorders in [`record`].
 
 mod adapter;
 mod assemble;
@@ -58,12 +58,19 @@ use crate::report::Progress;
 use crate::session::device;
 use crate::text::{Findings, show_example};
 
-/// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for it.
+/// Trains an adapter, writes the run's folder, and evaluates the result if the experiment asks for
+/// it.
 ///
 /// # Errors
-/// Fails if something cannot be loaded, built, trained or written; `Error::interrupted` after a checkpoint if `stop` turned
-/// true.
-pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Option<Evaluation>> {
+/// Fails if something cannot be loaded, built, trained or written; `Error::interrupted` after a
+/// checkpoint if `stop` turned true.
+pub fn run(
+    experiment: &Experiment,
+    start: &Start,
+    registry: &Registry,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Option<Evaluation>> {
     // Loads CUDA, which has to come before the first operation of libtorch.
     device(&experiment.device)?;
     let _rng = ForeignRng::keep()?;
@@ -80,11 +87,15 @@ pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &A
 
     let mut course = None;
     if run.objective.needs().evaluate_only {
-        let unvalidated = plan.experiment.train.validate_every.map_or("", |_| ", so nothing is validated");
-        recorders.message(&format!("nothing is trained: the method takes no steps{unvalidated}"))?;
+        let unvalidated =
+            plan.experiment.train.validate_every.map_or("", |_| ", so nothing is validated");
+        recorders
+            .message(&format!("nothing is trained: the method takes no steps{unvalidated}"))?;
     } else {
         let trained = fit(&plan, &mut run, &mut folder, &mut recorders, stop);
-        course = Some(trained.map_err(|e| if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) })?);
+        course = Some(trained.map_err(|e| {
+            if e.fault() == Fault::Interrupted { e } else { e.hint(folder.remains()) }
+        })?);
     }
     save(&plan, &run, &mut folder)?;
 
@@ -94,7 +105,8 @@ pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &A
     }
     recorders.message(&costs(&plan)?)?;
     let table = evaluation.as_ref().map(|e| &e.table);
-    for line in course.into_iter().flat_map(|course| course.verdict(&plan.experiment.train, table)) {
+    for line in course.into_iter().flat_map(|course| course.verdict(&plan.experiment.train, table))
+    {
         recorders.message(&line)?;
     }
     recorders.close()?;
@@ -105,7 +117,8 @@ pub fn run(experiment: &Experiment, start: &Start, registry: &Registry, stop: &A
 fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
     let lock = plan.checkpoint.as_mut().and_then(|resumed| resumed.lock.take());
     let config = |folder: &Path| {
-        let record = Record::new(folder, plan.session.fingerprint.clone(), plan.session.dataset.as_ref());
+        let record =
+            Record::new(folder, plan.session.fingerprint.clone(), plan.session.dataset.as_ref());
         paths::recorded(&plan.experiment, folder, &record, plan.registry)
     };
     match &plan.checkpoint {
@@ -124,31 +137,65 @@ fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
 fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> Result<()> {
     let (session, data) = (&plan.session, &plan.pairs);
     let mut lines = Vec::new();
-    if let Some(resumed) = plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty()) {
+    if let Some(resumed) =
+        plan.checkpoint.as_ref().filter(|resumed| !resumed.differences.is_empty())
+    {
         lines.push(format!(
-            "warning: resumed after step {} although it differs from the checkpoint: {}; the result is not that of an uninterrupted run",
+            "warning: resumed after step {} although it differs from the checkpoint: {}; the \
+                result is not that of an uninterrupted run",
             resumed.step,
             resumed.differences.join(", ")
         ));
     }
     lines.extend(plan.base_warning.iter().map(|why| format!("warning: {why}")));
     lines.push(session.describes.clone());
-    lines.push(format!("{} pairs to train on, {} dropped, {} cut", data.pairs.len(), data.dropped(), data.truncated()));
+    lines.push(format!(
+        "{} pairs to train on, {} dropped, {} cut",
+        data.pairs.len(),
+        data.dropped(),
+        data.truncated()
+    ));
     if !plan.held_out.is_empty() {
-        lines.push(format!("{} more pairs of `{}` are held out to validate on, drawn by `train.seed`", plan.held_out.len(), plan.experiment.train.split));
+        lines.push(format!(
+            "{} more pairs of `{}` are held out to validate on, drawn by `train.seed`",
+            plan.held_out.len(),
+            plan.experiment.train.split
+        ));
     }
     lines.extend(data.reasons().iter().map(|(why, n)| format!("dropped {n}: {why}")));
-    lines.extend(plan.judged.iter().filter(|split| split.data.dropped() + split.data.truncated() > 0).map(Judged::describe));
+    lines.extend(
+        plan.judged
+            .iter()
+            .filter(|split| split.data.dropped() + split.data.truncated() > 0)
+            .map(Judged::describe),
+    );
     if data.findings.identical > 0 {
-        lines.push(format!("warning: pairs whose completions are the same tokens, which teach nothing: {}", data.findings.identical));
+        lines.push(format!(
+            "warning: pairs whose completions are the same tokens, which teach nothing: {}",
+            data.findings.identical
+        ));
     }
     lines.extend(findings(plan)?.lines());
-    lines.push(format!("{} adapted, {} trainable parameters", run.adapted.describe(session.model.info()), run.adapted.elements()));
+    lines.push(format!(
+        "{} adapted, {} trainable parameters",
+        run.adapted.describe(session.model.info()),
+        run.adapted.elements()
+    ));
     lines.extend(run.noise.map(|std| {
-        format!("the loss is flat at the reference, so training begins beside it: noise of standard deviation {std} on the adapter, from `train.seed`")
+        format!(
+            "the loss is flat at the reference, so training begins beside it: noise of \
+            standard deviation {std} on the adapter, from `train.seed`"
+        )
     }));
-    let unreadable = peft::unreadable(plan.adapter.entry, plan.adapter.adapter.as_ref(), &run.adapted, &session.model)?;
-    lines.extend(plan.warnings.iter().cloned().chain(unreadable).map(|why| format!("warning: {why}")));
+    let unreadable = peft::unreadable(
+        plan.adapter.entry,
+        plan.adapter.adapter.as_ref(),
+        &run.adapted,
+        &session.model,
+    )?;
+    lines.extend(
+        plan.warnings.iter().cloned().chain(unreadable).map(|why| format!("warning: {why}")),
+    );
     for line in lines {
         recorders.message(&line)?;
     }
@@ -156,14 +203,15 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     recorders.detail(&format!("ready after {:.1} s", plan.begin.elapsed().as_secs_f64()))
 }
 
-/// Findings about the pairs to train on and those that judge the result. If a split is used for both, only its pairs to train
-/// on are counted, so that none counts twice.
+/// Findings about the pairs to train on and those that judge the result. If a split is used for
+/// both, only its pairs to train on are counted, so that none counts twice.
 fn findings(plan: &Plan<'_>) -> Result<Findings> {
     let (dataset, data) = (plan.session.dataset.as_ref(), &plan.pairs);
     let trained = data::named(dataset, &plan.experiment.train.split)?;
     let mut all = data.findings.clone();
     for split in &plan.judged {
-        let both = data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
+        let both =
+            data::named(dataset, &split.info.name)?.iter().any(|name| trained.contains(name));
         if !both || data.findings.lines().is_empty() {
             all.merge(&split.data.findings);
         }
@@ -177,7 +225,14 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     // Written before the adapter, because the adapter's configuration marks the training as over.
     saved_transforms::write(run.objective.taps(), &plan.experiment, folder.path())?;
     let base = Base::new(&plan.experiment.model, &session.source);
-    peft::write(&folder.path().join("adapter"), adapter.entry, adapter.adapter.as_ref(), &run.adapted, &session.model, &base)?;
+    peft::write(
+        &folder.path().join("adapter"),
+        adapter.entry,
+        adapter.adapter.as_ref(),
+        &run.adapted,
+        &session.model,
+        &base,
+    )?;
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
@@ -196,7 +251,11 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
     let device = plan.session.model.device();
     if device.is_cuda() {
         let card = ffi::cuda_memory(device)?;
-        line += &format!(", on the card {:.2} GB in tensors, {:.2} GB held", card.peak_allocated as f64 / 1e9, card.peak_reserved as f64 / 1e9);
+        line += &format!(
+            ", on the card {:.2} GB in tensors, {:.2} GB held",
+            card.peak_allocated as f64 / 1e9,
+            card.peak_reserved as f64 / 1e9
+        );
     }
     Ok(line)
 }
@@ -204,12 +263,19 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
 /// The most memory that this process has held, in GB; `None` if the system does not say.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kb: f64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kb: f64 = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
     Some(kb / 1e6)
 }
 
-/// The caller's state of libtorch's random numbers on the CPU. A run seeds them at every step, and restores this state at its
-/// end.
+/// The caller's state of libtorch's random numbers on the CPU. A run seeds them at every step, and
+/// restores this state at its end.
 struct ForeignRng(RngState);
 
 impl ForeignRng {

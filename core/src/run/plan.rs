@@ -1,5 +1,5 @@
-//! The first phase of a run: reads everything that the run is made of, and rejects what can be rejected. Nothing is written
-//! before a plan exists.
+//! The first phase of a run: reads everything that the run is made of, and rejects what can be
+//! rejected. Nothing is written before a plan exists.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -81,9 +81,14 @@ impl<'a> Plan<'a> {
     /// Reads and checks everything that the run is made of.
     ///
     /// # Errors
-    /// Fails if the folder is in use, if a plugin, the model, the data or a saved file cannot be read or contradicts the
-    /// experiment, or if the checkpoint was made with something else.
-    pub fn new(experiment: &Experiment, start: &Start, registry: &'a Registry, progress: &mut dyn Progress) -> Result<Self> {
+    /// Fails if the folder is in use, if a plugin, the model, the data or a saved file cannot be
+    /// read or contradicts the experiment, or if the checkpoint was made with something else.
+    pub fn new(
+        experiment: &Experiment,
+        start: &Start,
+        registry: &'a Registry,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
         let begin = Instant::now();
         let (folder, resumed) = open(start)?;
         let mut experiment = experiment.clone();
@@ -91,10 +96,16 @@ impl<'a> Plan<'a> {
             // The fingerprints in the checkpoint are compared instead. They cover more.
             experiment.sources.forget_records();
         }
-        let saved = experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();
-        let saved = saved.map_err(|e| explain(&experiment, "init_adapter", experiment.init_adapter.as_deref(), e))?;
-        let transforms = experiment.init_transform.as_deref().map(SavedTransforms::read).transpose();
-        let transforms = transforms.map_err(|e| explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e))?;
+        let saved =
+            experiment.init_adapter.as_deref().map(|dir| Saved::read(dir, registry)).transpose();
+        let saved = saved.map_err(|e| {
+            explain(&experiment, "init_adapter", experiment.init_adapter.as_deref(), e)
+        })?;
+        let transforms =
+            experiment.init_transform.as_deref().map(SavedTransforms::read).transpose();
+        let transforms = transforms.map_err(|e| {
+            explain(&experiment, "init_transform", experiment.init_transform.as_deref(), e)
+        })?;
         let begins = begins(&experiment, saved.as_ref(), transforms.as_ref())?;
         let adapter = AdapterChoice::new(&experiment, saved, registry)?;
 
@@ -105,7 +116,9 @@ impl<'a> Plan<'a> {
             ffi::cuda_reset_peak(session.model.device())?;
         }
         let base_warning = match &experiment.init_adapter {
-            Some(dir) => other_base::warning(dir, &experiment.model, &session.source, &session.fingerprint)?,
+            Some(dir) => {
+                other_base::warning(dir, &experiment.model, &session.source, &session.fingerprint)?
+            }
             None => None,
         };
         let (intervention, taps) = method(&experiment, &session.model, registry)?;
@@ -114,7 +127,8 @@ impl<'a> Plan<'a> {
             saved.restore(&experiment, &taps)?;
         }
         if adapter.values.is_none()
-            && let Some(e) = unmatched(adapter.adapter.as_ref(), session.model.info())?.into_iter().next()
+            && let Some(e) =
+                unmatched(adapter.adapter.as_ref(), session.model.info())?.into_iter().next()
         {
             return Err(e);
         }
@@ -122,21 +136,38 @@ impl<'a> Plan<'a> {
 
         let train = &experiment.train;
         // A method that trains nothing has nothing to validate.
-        let (pairs, held_out) = if train.validate_every.is_some() && !intervention.needs().evaluate_only {
-            held_out::read(&session, train)?
-        } else {
-            (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
-        };
-        // The pairs that judge the result are read now too, so that a bad row is found before hours of training.
-        let judged = if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
-        warnings.extend(validate(intervention.as_ref(), &taps, session.model.info(), &Steps::new(pairs.pairs.len(), train))?);
+        let (pairs, held_out) =
+            if train.validate_every.is_some() && !intervention.needs().evaluate_only {
+                held_out::read(&session, train)?
+            } else {
+                (session.tokenise(&train.split, train, train.max_pairs)?, Vec::new())
+            };
+        // The pairs that judge the result are read now too, so that a bad row is found before hours
+        // of training.
+        let judged =
+            if experiment.eval.enabled { eval::read(&session, &experiment)? } else { Vec::new() };
+        warnings.extend(validate(
+            intervention.as_ref(),
+            &taps,
+            session.model.info(),
+            &Steps::new(pairs.pairs.len(), train),
+        )?);
         let tokenizer = fingerprint::of_tokenizer(&session.tokenizer)?;
         let data = [&pairs.pairs[..], &held_out];
-        let fingerprints = Fingerprints::new(&experiment, session.model.kind(), session.fingerprint.clone(), tokenizer, data, &begins);
+        let fingerprints = Fingerprints::new(
+            &experiment,
+            session.model.kind(),
+            session.fingerprint.clone(),
+            tokenizer,
+            data,
+            &begins,
+        );
         let checkpoint = match (start, resumed) {
-            (Start::Resume { folder, inexact }, Some((step, lock))) => {
-                Some(Resumed { step, lock, differences: checkpoint::check(folder, step, &fingerprints, *inexact)? })
-            }
+            (Start::Resume { folder, inexact }, Some((step, lock))) => Some(Resumed {
+                step,
+                lock,
+                differences: checkpoint::check(folder, step, &fingerprints, *inexact)?,
+            }),
             _ => None,
         };
         Ok(Self {
@@ -183,7 +214,8 @@ impl<'a> Plan<'a> {
 fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     match start {
         Start::New(folder) if folder.exists() && !is_empty(folder) => {
-            Err(Error::new(format!("`{}` exists already", folder.display())).hint("give another `--out`, or remove it"))
+            Err(Error::new(format!("`{}` exists already", folder.display()))
+                .hint("give another `--out`, or remove it"))
         }
         Start::New(folder) => Ok((folder.to_owned(), None)),
         Start::Resume { folder, .. } => {
@@ -198,19 +230,34 @@ fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
 fn pin(experiment: &mut Experiment, session: &Session) -> Result<()> {
     experiment.model = session.source.pinned(&experiment.model);
     if let Some(json) = session.dataset.pinned() {
-        let wrong = || Error::internal(format!("dataset `{}` pins itself to something that is not a JSON object", experiment.dataset.name));
+        let wrong = || {
+            Error::internal(format!(
+                "dataset `{}` pins itself to something that is not a JSON object",
+                experiment.dataset.name
+            ))
+        };
         experiment.dataset.config = serde_json::from_str(&json).map_err(|e| wrong().because(e))?;
     }
     Ok(())
 }
 
 /// A new instance of the training objective.
-fn intervention(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<Box<dyn Intervention>> {
-    registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())
+fn intervention(
+    experiment: &Experiment,
+    model: &Model,
+    registry: &Registry,
+) -> Result<Box<dyn Intervention>> {
+    registry
+        .intervention(&experiment.intervention.name)?
+        .build(&experiment.intervention.json(), model.info())
 }
 
 /// The training objective, and its taps with their transforms.
-fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result<(Box<dyn Intervention>, Taps)> {
+fn method(
+    experiment: &Experiment,
+    model: &Model,
+    registry: &Registry,
+) -> Result<(Box<dyn Intervention>, Taps)> {
     let intervention = intervention(experiment, model, registry)?;
     let tap = match intervention.tap() {
         Some(own) => {
@@ -219,22 +266,35 @@ fn method(experiment: &Experiment, model: &Model, registry: &Registry) -> Result
         }
         None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
     };
-    let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
-    let taps = Taps::build(tap.as_ref(), &intervention.needs(), model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+    let (transform, json) =
+        (registry.transform(&experiment.transform.name)?, experiment.transform.json());
+    let taps =
+        Taps::build(tap.as_ref(), &intervention.needs(), model, &experiment.train, |cx, init| {
+            transform.build(&json, cx, init)
+        })?;
     Ok((intervention, taps))
 }
 
 /// Refuses a tap that the user chose for this command, if the intervention has its own.
 fn refuse_tap(experiment: &Experiment) -> Result<()> {
-    let chosen = |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
+    let chosen =
+        |origin: &&Origin| matches!(origin, Origin::Flag(_) | Origin::Set | Origin::Environment(_));
     let Some(origin) = experiment.sources.origin("tap.name").filter(chosen) else { return Ok(()) };
     let (tap, intervention) = (&experiment.tap.name, &experiment.intervention.name);
-    Err(Error::new(format!("`tap` is `{tap}` ({origin}), but the intervention `{intervention}` reads states at its own places"))
-        .hint("leave `tap` out, or choose another intervention"))
+    Err(Error::new(format!(
+        "`tap` is `{tap}` ({origin}), but the intervention `{intervention}` \
+        reads states at its own places"
+    ))
+    .hint("leave `tap` out, or choose another intervention"))
 }
 
 /// The warnings of the method about the run.
-fn validate(intervention: &dyn Intervention, taps: &Taps, model: &ModelInfo, steps: &Steps<'_>) -> Result<Vec<String>> {
+fn validate(
+    intervention: &dyn Intervention,
+    taps: &Taps,
+    model: &ModelInfo,
+    steps: &Steps<'_>,
+) -> Result<Vec<String>> {
     let all = |holds: fn(&dyn Transform) -> bool| taps.transforms.iter().all(|t| holds(t.as_ref()));
     intervention.validate(&RunInfo {
         model,
@@ -253,10 +313,22 @@ fn explain(experiment: &Experiment, field: &str, path: Option<&Path>, e: Error) 
 }
 
 /// The fingerprints of the saved values that the run begins with.
-fn begins(experiment: &Experiment, saved: Option<&Saved>, transforms: Option<&SavedTransforms>) -> Result<Begins> {
-    let adapter = |saved: &Saved| fingerprint::of_tensors("a saved adapter", &Value::Object(saved.config.clone()), &saved.values);
+fn begins(
+    experiment: &Experiment,
+    saved: Option<&Saved>,
+    transforms: Option<&SavedTransforms>,
+) -> Result<Begins> {
+    let adapter = |saved: &Saved| {
+        fingerprint::of_tensors(
+            "a saved adapter",
+            &Value::Object(saved.config.clone()),
+            &saved.values,
+        )
+    };
     let adapter = saved.map(adapter).transpose()?;
-    let transforms = transforms.map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values())).transpose()?;
+    let transforms = transforms
+        .map(|t| fingerprint::of_tensors("saved transforms", &Value::Null, t.values()))
+        .transpose()?;
     let reference = adapter.clone().filter(|_| experiment.train.reference == ReferenceModel::Start);
     Ok(Begins { start: adapter.into_iter().chain(transforms).collect(), reference })
 }

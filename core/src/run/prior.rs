@@ -1,6 +1,7 @@
 //! The state of a run's folder: empty, stopped somewhere, or finished.
 //!
-//! With it, the same command line starts a run or continues it, no matter where the process before it was killed.
+//! With it, the same command line starts a run or continues it, no matter where the process before
+//! it was killed.
 
 use std::path::Path;
 
@@ -32,11 +33,12 @@ pub enum Prior {
 const FREE: [&str; 4] = ["device", "out", "plugins", "train.checkpoint_every"];
 
 impl Prior {
-    /// Finds out how far the run in `folder` has come, which a run of `asked` would start or continue.
+    /// Finds out how far the run in `folder` has come, which a run of `asked` would start or
+    /// continue.
     ///
     /// # Errors
-    /// Fails if the folder holds something other than a run, if another process is writing into it, or if its run has another
-    /// configuration. The error names the fields that differ.
+    /// Fails if the folder holds something other than a run, if another process is writing into it,
+    /// or if its run has another configuration. The error names the fields that differ.
     pub fn find(folder: &Path, asked: &Experiment, registry: &Registry) -> Result<Self> {
         let names = names(folder)?;
         if names.is_empty() {
@@ -45,19 +47,28 @@ impl Prior {
         let config = folder.join("config.toml");
         if !config.is_file() {
             if let Some(foreign) = names.iter().find(|name| !is_temporary(name)) {
-                return Err(Error::new(format!("`{}` holds no run, but `{foreign}`", folder.display())).hint("give another `--out`"));
+                return Err(Error::new(format!(
+                    "`{}` holds no run, but `{foreign}`",
+                    folder.display()
+                ))
+                .hint("give another `--out`"));
             }
             return Ok(Self::Begun);
         }
         let _lock = lock(folder)?;
         let mut recorded = Experiment::read(&config, registry)?;
         compare(folder, &recorded, asked, registry)?;
-        // The device and how often a checkpoint is written may differ. The command line decides them.
+        // The device and how often a checkpoint is written may differ. The command line decides
+        // them.
         recorded.device.clone_from(&asked.device);
         recorded.train.checkpoint_every = asked.train.checkpoint_every;
         let recorded = Box::new(recorded);
         Ok(if trained(folder) {
-            if !recorded.eval.enabled || folder.join("eval").join("summary.json").is_file() { Self::Finished(recorded) } else { Self::Trained(recorded) }
+            if !recorded.eval.enabled || folder.join("eval").join("summary.json").is_file() {
+                Self::Finished(recorded)
+            } else {
+                Self::Trained(recorded)
+            }
         } else if checkpoint::exists(folder) {
             Self::Checkpoint(recorded)
         } else {
@@ -69,22 +80,40 @@ impl Prior {
 /// Removes the files of a run that was killed before its first checkpoint.
 ///
 /// # Errors
-/// Fails if another process is writing into the folder, if a file cannot be removed, or if there are files which no run
-/// makes.
+/// Fails if another process is writing into the folder, if a file cannot be removed, or if there
+/// are files which no run makes.
 pub fn clear(folder: &Path) -> Result<()> {
     let _lock = lock(folder)?;
     // The configuration goes last: until then the folder can be recognised as a run.
     let mut names = names(folder)?;
     names.sort_by_key(|name| name == "config.toml");
-    let ours =
-        |name: &str| is_temporary(name) || ["config.toml", "metrics.jsonl", "log.txt", "checkpoints", "adapter", "transform", validation::FILE].contains(&name);
+    let ours = |name: &str| {
+        is_temporary(name)
+            || [
+                "config.toml",
+                "metrics.jsonl",
+                "log.txt",
+                "checkpoints",
+                "adapter",
+                "transform",
+                validation::FILE,
+            ]
+            .contains(&name)
+    };
     if let Some(foreign) = names.iter().find(|name| !ours(name)) {
-        return Err(Error::new(format!("`{}` holds a run without a checkpoint, and besides it `{foreign}`, which no run makes", folder.display()))
-            .hint("move that away, or give another `--out`"));
+        return Err(Error::new(format!(
+            "`{}` holds a run without a checkpoint, and besides it `{foreign}`, which no run makes",
+            folder.display()
+        ))
+        .hint("move that away, or give another `--out`"));
     }
     for name in names {
         let path = folder.join(name);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
         removed.within(|| format!("cannot remove `{}`", path.display()))?;
     }
     Ok(())
@@ -96,25 +125,56 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.within(|| format!("cannot read the folder `{}`", folder.display()))?,
     };
-    entries.map(|e| Ok(e.within(|| format!("cannot read the folder `{}`", folder.display()))?.file_name().to_string_lossy().into_owned())).collect()
+    entries
+        .map(|e| {
+            Ok(e.within(|| format!("cannot read the folder `{}`", folder.display()))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned())
+        })
+        .collect()
 }
 
-/// Compares the experiment that a run began with to that of a command line, and fails if they differ.
-fn compare(folder: &Path, recorded: &Experiment, asked: &Experiment, registry: &Registry) -> Result<()> {
-    let fields = |experiment: &Experiment| flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path));
-    let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked)).into_iter().filter(|(path, then, now)| !same_source(path, then, now)).collect();
+/// Compares the experiment that a run began with to that of a command line, and fails if they
+/// differ.
+fn compare(
+    folder: &Path,
+    recorded: &Experiment,
+    asked: &Experiment,
+    registry: &Registry,
+) -> Result<()> {
+    let fields = |experiment: &Experiment| {
+        flat(&paths::comparable(experiment, registry).to_json(), |path| !FREE.contains(&path))
+    };
+    let changed: Vec<_> = changed_fields(&fields(recorded), &fields(asked))
+        .into_iter()
+        .filter(|(path, then, now)| !same_source(path, then, now))
+        .collect();
     if changed.is_empty() {
         return Ok(());
     }
     let names: Vec<String> = changed.iter().map(|(path, ..)| format!("`{path}`")).collect();
-    let details: Vec<String> = changed.iter().map(|(path, then, now)| format!("`{path}` is {} there and {} here", shown(then), shown(now))).collect();
-    Err(Error::new(format!("the run in `{}` has another configuration than this command: {}", folder.display(), names.join(", ")))
-        .because(Error::new(details.join("; ")))
-        .hint(format!("`reprpo run --resume {}` continues it with its own configuration", quoted(folder)))
-        .hint("for a run with this configuration, give another `--out`"))
+    let details: Vec<String> = changed
+        .iter()
+        .map(|(path, then, now)| {
+            format!("`{path}` is {} there and {} here", shown(then), shown(now))
+        })
+        .collect();
+    Err(Error::new(format!(
+        "the run in `{}` has another configuration than this command: {}",
+        folder.display(),
+        names.join(", ")
+    ))
+    .because(Error::new(details.join("; ")))
+    .hint(format!(
+        "`reprpo run --resume {}` continues it with its own configuration",
+        quoted(folder)
+    ))
+    .hint("for a run with this configuration, give another `--out`"))
 }
 
-/// True if two values name the same repository. A run keeps the commit that it found, as `org/name@commit`.
+/// True if two values name the same repository. A run keeps the commit that it found, as
+/// `org/name@commit`.
 fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let (Some(then), Some(now)) = (then.as_str(), now.as_str()) else { return false };
     if path != "model" && !path.starts_with("dataset.") {
@@ -123,7 +183,8 @@ fn same_source(path: &str, then: &Value, now: &Value) -> bool {
     let Some(at) = then.find('@') else { return false };
     let commit: String = then[at + 1..].chars().take_while(char::is_ascii_hexdigit).collect();
     let kept = format!("{}{}", &then[..at], &then[at + 1 + commit.len()..]);
-    // If the command names a branch, a tag or no revision, the run continues with the commit that this was when it began.
+    // If the command names a branch, a tag or no revision, the run continues with the commit that
+    // this was when it began.
     let (name, revision) = match now.split_once('@') {
         None => (now.to_owned(), ""),
         Some((name, rest)) => {
@@ -148,7 +209,11 @@ mod tests {
         assert!(same("model", &format!("org/name@{commit}"), "org/name@main"));
         assert!(same("dataset.oos", &format!("org/name@{commit}:c:test"), "org/name:c:test"));
         assert!(!same("model", &format!("org/name@{commit}"), "org/other"));
-        assert!(!same("model", &format!("org/name@{commit}"), &format!("org/name@{}", commit.replace('9', "8"))));
+        assert!(!same(
+            "model",
+            &format!("org/name@{commit}"),
+            &format!("org/name@{}", commit.replace('9', "8"))
+        ));
         assert!(!same("train.split", &format!("org/name@{commit}"), "org/name"));
         assert!(!same("model", "a@b", "a"));
     }

@@ -1,4 +1,5 @@
-//! Transforms on disk: `transform.safetensors`, and beside it `transform_config.json`, which says what they are.
+//! Transforms on disk: `transform.safetensors`, and beside it `transform_config.json`, which says
+//! what they are.
 
 use std::path::{Path, PathBuf};
 
@@ -22,13 +23,15 @@ const TENSORS: &str = "transform.safetensors";
 struct Description {
     /// The plugin and its configuration.
     transform: Choice,
-    /// Each tap, in the order of a pass, and the number of the transform that its states go through.
+    /// Each tap, in the order of a pass, and the number of the transform that its states go
+    /// through.
     taps: IndexMap<String, usize>,
 }
 
 impl Description {
     fn of(experiment: &Experiment, taps: &Taps) -> Self {
-        let numbers = taps.sites.iter().map(ToString::to_string).zip(taps.transform_of.iter().copied());
+        let numbers =
+            taps.sites.iter().map(ToString::to_string).zip(taps.transform_of.iter().copied());
         Self { transform: experiment.transform.clone(), taps: numbers.collect() }
     }
 }
@@ -48,12 +51,17 @@ impl SavedTransforms {
     /// A missing or damaged file.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
-        let text = std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display())).map_err(|e| {
-            e.hint(format!(
-                "saved transforms are a folder with `{CONFIG}` and `{TENSORS}`; that of a run is its `transform` folder, where its transform is trained"
+        let text = std::fs::read_to_string(&path)
+            .within(|| format!("cannot read `{}`", path.display()))
+            .map_err(|e| {
+                e.hint(format!(
+                "saved transforms are a folder with `{CONFIG}` and `{TENSORS}`; that of a run is \
+                    its `transform` folder, where its transform is trained"
             ))
+            })?;
+        let described = serde_json::from_str(&text).map_err(|e| {
+            Error::new(format!("`{}` does not describe transforms", path.display())).because(e)
         })?;
-        let described = serde_json::from_str(&text).map_err(|e| Error::new(format!("`{}` does not describe transforms", path.display())).because(e))?;
         Ok(Self { dir: dir.to_owned(), described, values: read_safetensors(&dir.join(TENSORS))? })
     }
 
@@ -65,11 +73,16 @@ impl SavedTransforms {
     /// Puts the values into `taps`, whose transforms `experiment` chose.
     ///
     /// # Errors
-    /// Fails if the transform, its configuration, the taps or the shapes differ from those that were saved, and names both.
-    /// Nothing is changed then.
+    /// Fails if the transform, its configuration, the taps or the shapes differ from those that
+    /// were saved, and names both. Nothing is changed then.
     pub fn restore(mut self, experiment: &Experiment, taps: &Taps) -> Result<()> {
         let dir = &self.dir;
-        let mismatch = |saved: &str, here: &str| Error::new(format!("the transforms in `{}` are {saved}, but those of this run are {here}", dir.display()));
+        let mismatch = |saved: &str, here: &str| {
+            Error::new(format!(
+                "the transforms in `{}` are {saved}, but those of this run are {here}",
+                dir.display()
+            ))
+        };
         if taps.sites.is_empty() {
             return Err(Error::new(format!(
                 "`init_transform` is `{}`, but the intervention `{}` reads no states",
@@ -81,7 +94,8 @@ impl SavedTransforms {
         let Description { transform: saved, taps: places } = &self.described;
         let chosen = &experiment.transform;
         if saved != chosen {
-            return Err(mismatch(&in_words(saved), &in_words(chosen)).hint(format!("take the saved one: `{}`", as_flags(saved))));
+            return Err(mismatch(&in_words(saved), &in_words(chosen))
+                .hint(format!("take the saved one: `{}`", as_flags(saved))));
         }
         let here = Description::of(experiment, taps).taps;
         if *places != here {
@@ -93,19 +107,30 @@ impl SavedTransforms {
                     taps.keys().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ")
                 )
             };
-            return Err(mismatch(&words(places), &words(&here)).hint("choose the same model, tap, layers and `train.share_transform`"));
+            return Err(mismatch(&words(places), &words(&here))
+                .hint("choose the same model, tap, layers and `train.share_transform`"));
         }
         let parameters = taps.parameters();
         let mut pairs = Vec::with_capacity(parameters.len());
         for (name, tensor) in parameters {
-            let value = self.values.swap_remove(&name).ok_or_else(|| Error::new(format!("`{}` has no `{name}`", dir.join(TENSORS).display())))?;
+            let value = self.values.swap_remove(&name).ok_or_else(|| {
+                Error::new(format!("`{}` has no `{name}`", dir.join(TENSORS).display()))
+            })?;
             if value.size() != tensor.size() {
-                return Err(Error::new(format!("`{name}` in `{}` is {:?}, but this run's is {:?}", dir.join(TENSORS).display(), value.size(), tensor.size())));
+                return Err(Error::new(format!(
+                    "`{name}` in `{}` is {:?}, but this run's is {:?}",
+                    dir.join(TENSORS).display(),
+                    value.size(),
+                    tensor.size()
+                )));
             }
             pairs.push((tensor, value));
         }
         if let Some(name) = self.values.keys().next() {
-            return Err(Error::new(format!("`{name}` in `{}` belongs to no transform of this run", dir.join(TENSORS).display())));
+            return Err(Error::new(format!(
+                "`{name}` in `{}` belongs to no transform of this run",
+                dir.join(TENSORS).display()
+            )));
         }
         let _guard = tch::no_grad_guard();
         for (mut tensor, value) in pairs {
@@ -115,7 +140,8 @@ impl SavedTransforms {
     }
 }
 
-/// Writes the folder `transform` of the run in `run`; nothing where the transforms have no parameters.
+/// Writes the folder `transform` of the run in `run`; nothing where the transforms have no
+/// parameters.
 ///
 /// # Errors
 /// Where a file cannot be written.
@@ -125,20 +151,33 @@ pub fn write(taps: &Taps, experiment: &Experiment, run: &Path) -> Result<()> {
         return Ok(());
     }
     let dir = run.join("transform");
-    std::fs::create_dir_all(&dir).within(|| format!("cannot make the folder `{}`", dir.display()))?;
-    let host = parameters.into_iter().map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?))).collect::<Result<Vec<_>>>()?;
+    std::fs::create_dir_all(&dir)
+        .within(|| format!("cannot make the folder `{}`", dir.display()))?;
+    let host = parameters
+        .into_iter()
+        .map(|(n, t)| Ok((n, t.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)))
+        .collect::<Result<Vec<_>>>()?;
     write_safetensors(&dir.join(TENSORS), &host)?;
-    let text = serde_json::to_string_pretty(&Description::of(experiment, taps)).map_err(|e| Error::internal(e.to_string()))?;
+    let text = serde_json::to_string_pretty(&Description::of(experiment, taps))
+        .map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&dir.join(CONFIG), text.as_bytes())
 }
 
 fn in_words(choice: &Choice) -> String {
-    let fields: Vec<String> = choice.config.iter().map(|(k, v)| format!("{k} = {}", plain(v))).collect();
-    if fields.is_empty() { format!("`{}`", choice.name) } else { format!("`{}` with {}", choice.name, fields.join(", ")) }
+    let fields: Vec<String> =
+        choice.config.iter().map(|(k, v)| format!("{k} = {}", plain(v))).collect();
+    if fields.is_empty() {
+        format!("`{}`", choice.name)
+    } else {
+        format!("`{}` with {}", choice.name, fields.join(", "))
+    }
 }
 
 fn as_flags(choice: &Choice) -> String {
-    let sets = choice.config.iter().map(|(k, v)| format!(" --set {}", quoted(format!("transform.{k}={}", plain(v)))));
+    let sets = choice
+        .config
+        .iter()
+        .map(|(k, v)| format!(" --set {}", quoted(format!("transform.{k}={}", plain(v)))));
     format!("--transform {}{}", choice.name, sets.collect::<String>())
 }
 

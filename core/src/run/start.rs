@@ -11,7 +11,8 @@ pub enum Start {
     Resume {
         /// The run's folder.
         folder: PathBuf,
-        /// True to resume even if the data, the model or the configuration are not those of the checkpoint.
+        /// True to resume even if the data, the model or the configuration are not those of the
+        /// checkpoint.
         inexact: bool,
     },
 }

@@ -1,6 +1,8 @@
-//! Writes the activations of a model at the sites of a tap to a folder, for use outside of this program.
+//! Writes the activations of a model at the sites of a tap to a folder, for use outside of this
+//! program.
 //!
-//! The folder holds safetensors files and an `index.json` that says which rows of which file belong to which pair.
+//! The folder holds safetensors files and an `index.json` that says which rows of which file belong
+//! to which pair.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,12 +85,12 @@ struct Entry {
     rejected: Option<Span>,
 }
 
-/// Reads the states of all `splits` and writes them to the new folder `out`. `described` is put into the index beside them:
-/// the model, the adapter and the data.
+/// Reads the states of all `splits` and writes them to the new folder `out`. `described` is put
+/// into the index beside them: the model, the adapter and the data.
 ///
 /// # Errors
-/// Fails if the folder exists, if the model does not have a site, or if a file cannot be written; `Error::interrupted` if
-/// `stop` turned true. The folder is then not made.
+/// Fails if the folder exists, if the model does not have a site, or if a file cannot be written;
+/// `Error::interrupted` if `stop` turned true. The folder is then not made.
 pub fn write_states(
     source: &StatesSource<'_>,
     splits: &[Judged],
@@ -99,23 +101,39 @@ pub fn write_states(
     progress: &mut dyn Progress,
 ) -> Result<StatesIndex> {
     if out.exists() {
-        return Err(Error::new(format!("`{}` exists already", out.display())).hint("give another `--out`, or remove it"));
+        return Err(Error::new(format!("`{}` exists already", out.display()))
+            .hint("give another `--out`, or remove it"));
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).within(|| format!("cannot make the folder `{}`", parent.display()))?;
+    std::fs::create_dir_all(parent)
+        .within(|| format!("cannot make the folder `{}`", parent.display()))?;
     // Removed if anything fails, and renamed at the end.
-    let folder = tempfile::Builder::new().prefix(".states").tempdir_in(parent).within(|| format!("cannot make a folder in `{}`", parent.display()))?;
+    let folder = tempfile::Builder::new()
+        .prefix(".states")
+        .tempdir_in(parent)
+        .within(|| format!("cannot make a folder in `{}`", parent.display()))?;
 
     let sites = source.tap.sites(source.model.info())?;
-    let mut writer =
-        Writer { folder: folder.path(), spec, sites: &sites, files: Vec::new(), rows: Sides::default(), ids: Sides::default(), bytes: 0, total: 0 };
+    let mut writer = Writer {
+        folder: folder.path(),
+        spec,
+        sites: &sites,
+        files: Vec::new(),
+        rows: Sides::default(),
+        ids: Sides::default(),
+        bytes: 0,
+        total: 0,
+    };
     let mut entries = Vec::new();
     let _guard = tch::no_grad_guard();
     for split in splits {
         progress.stage(&format!("states {}", split.info.name), Some(split.data.pairs.len() as u64));
         for pairs in passes(&split.data.pairs, spec.tokens) {
             if stop.load(Ordering::Relaxed) {
-                return Err(Error::interrupted(format!("interrupted after the states of {} pairs", entries.len())));
+                return Err(Error::interrupted(format!(
+                    "interrupted after the states of {} pairs",
+                    entries.len()
+                )));
             }
             let read = read(source, &sites, pairs, spec)?;
             entries.extend(writer.add(&split.info.name, pairs, read)?);
@@ -124,10 +142,16 @@ pub fn write_states(
         progress.finish();
     }
     writer.flush()?;
-    let taps = sites.iter().map(|site| Ok(json!({ "name": site.to_string(), "width": source.model.info().width(site)? }))).collect::<Result<Vec<_>>>()?;
+    let taps = sites
+        .iter()
+        .map(|site| {
+            Ok(json!({ "name": site.to_string(), "width": source.model.info().width(site)? }))
+        })
+        .collect::<Result<Vec<_>>>()?;
     let mut index = json!({
         "format": FORMAT, "states": if spec.per_token { "tokens" } else { "pooled" },
-        "pooling": if spec.per_token { None } else { Some(source.tap.pooling()) }, "taps": taps, "pairs": entries,
+        "pooling": if spec.per_token { None } else { Some(source.tap.pooling()) }, "taps": taps,
+        "pairs": entries,
     });
     if let (Some(index), Some(described)) = (index.as_object_mut(), described.as_object()) {
         index.extend(described.clone());
@@ -136,9 +160,16 @@ pub fn write_states(
     let (files, bytes) = (writer.files.clone(), writer.total);
     let made = folder.keep();
     #[cfg(unix)]
-    std::fs::set_permissions(&made, std::os::unix::fs::PermissionsExt::from_mode(0o755)).within(|| format!("cannot make `{}`", out.display()))?;
-    std::fs::rename(&made, out).within(|| format!("cannot rename `{}` to `{}`", made.display(), out.display()))?;
-    Ok(StatesIndex { taps: sites.iter().map(ToString::to_string).collect(), files, pairs: entries.len(), bytes })
+    std::fs::set_permissions(&made, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .within(|| format!("cannot make `{}`", out.display()))?;
+    std::fs::rename(&made, out)
+        .within(|| format!("cannot rename `{}` to `{}`", made.display(), out.display()))?;
+    Ok(StatesIndex {
+        taps: sites.iter().map(ToString::to_string).collect(),
+        files,
+        pairs: entries.len(),
+        bytes,
+    })
 }
 
 /// States of some pairs: for each side, one tensor per site.
@@ -148,15 +179,34 @@ struct Read {
     ids: Sides<Option<Tensor>>,
 }
 
-fn read(source: &StatesSource<'_>, sites: &[Site], pairs: &[TokenPair], spec: StatesSpec) -> Result<Read> {
+fn read(
+    source: &StatesSource<'_>,
+    sites: &[Site],
+    pairs: &[TokenPair],
+    spec: StatesSpec,
+) -> Result<Read> {
     let held = BatchSpec { logprobs: Completions::None, states: Completions::Both, apart: false };
     let batch = PairBatch::of(&pairs.iter().collect::<Vec<_>>(), held, source.model)?;
-    let reached = source.model.forward(&batch.stream, Request { adapted: source.adapted, sites, ..Request::default() })?;
+    let reached = source
+        .model
+        .forward(&batch.stream, Request { adapted: source.adapted, sites, ..Request::default() })?;
     let of_side = |state: &Tensor, side| -> Result<Tensor> {
-        if spec.per_token { Ok(batch.rows(Pooling::All, side)?.gather(state)?.f_to_kind(batch.kind())?) } else { batch.pool(state, source.tap.pooling(), side) }
+        if spec.per_token {
+            Ok(batch.rows(Pooling::All, side)?.gather(state)?.f_to_kind(batch.kind())?)
+        } else {
+            batch.pool(state, source.tap.pooling(), side)
+        }
     };
-    let states = Sides::try_of(|side| reached.states.iter().map(|state| of_side(state, side)).collect::<Result<Vec<_>>>())?;
-    let ids = Sides::try_of(|side| if spec.per_token { batch.rows(Pooling::All, side)?.gather(&batch.stream.ids).map(Some) } else { Ok(None) })?;
+    let states = Sides::try_of(|side| {
+        reached.states.iter().map(|state| of_side(state, side)).collect::<Result<Vec<_>>>()
+    })?;
+    let ids = Sides::try_of(|side| {
+        if spec.per_token {
+            batch.rows(Pooling::All, side)?.gather(&batch.stream.ids).map(Some)
+        } else {
+            Ok(None)
+        }
+    })?;
     Ok(Read { states, ids })
 }
 
@@ -191,7 +241,11 @@ impl Writer<'_> {
         let mut entries = Vec::with_capacity(pairs.len());
         for pair in pairs {
             let spans = Sides::of(|side| {
-                let tokens = if self.spec.per_token { (pair.prompt.len() + pair.completion(side).len()) as i64 } else { 1 };
+                let tokens = if self.spec.per_token {
+                    (pair.prompt.len() + pair.completion(side).len()) as i64
+                } else {
+                    1
+                };
                 let start = starts.get_mut(side);
                 *start += tokens;
                 Span { start: *start - tokens, tokens, prompt: pair.prompt.len() as i64 }
@@ -199,7 +253,14 @@ impl Writer<'_> {
             let place = |span| self.spec.per_token.then_some(span);
             let row = (!self.spec.per_token).then_some(spans.chosen.start);
             let (chosen, rejected) = (place(spans.chosen), place(spans.rejected));
-            entries.push(Entry { split: split.to_owned(), index: pair.row, file: self.file(), row, chosen, rejected });
+            entries.push(Entry {
+                split: split.to_owned(),
+                index: pair.row,
+                file: self.file(),
+                row,
+                chosen,
+                rejected,
+            });
         }
         for (side, (states, ids)) in read.states.zip(read.ids) {
             let rows = self.rows.get_mut(side);
@@ -219,7 +280,8 @@ impl Writer<'_> {
     /// Writes the collected rows, if there are any.
     fn flush(&mut self) -> Result<()> {
         let mut tensors = Vec::new();
-        for (side, (rows, ids)) in std::mem::take(&mut self.rows).zip(std::mem::take(&mut self.ids)) {
+        for (side, (rows, ids)) in std::mem::take(&mut self.rows).zip(std::mem::take(&mut self.ids))
+        {
             for (site, parts) in self.sites.iter().zip(rows) {
                 tensors.push((format!("{site}.{}", side.name()), Tensor::f_cat(&parts, 0)?));
             }

@@ -1,6 +1,8 @@
-//! Every strategy and every kernel of attention, forward and backward, against plain matrix products in float64 on the CPU.
+//! Every strategy and every kernel of attention, forward and backward, against plain matrix
+//! products in float64 on the CPU.
 //!
-//! The reference builds its mask from the layout with code of its own, so that a wrong mask is found as well as a wrong kernel.
+//! The reference builds its mask from the layout with code of its own, so that a wrong mask is
+//! found as well as a wrong kernel.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,10 +31,33 @@ enum Shape {
 /// Pairs that share their prompts, of very different lengths: the padded strategy pads all of them.
 const PAIRS: Shape = Shape::Segments(
     "pairs",
-    &[(9, None), (5, Some(0)), (31, Some(0)), (1, None), (17, Some(3)), (2, Some(3)), (2, Some(3)), (70, None), (64, Some(7)), (1, Some(7))],
+    &[
+        (9, None),
+        (5, Some(0)),
+        (31, Some(0)),
+        (1, None),
+        (17, Some(3)),
+        (2, Some(3)),
+        (2, Some(3)),
+        (70, None),
+        (64, Some(7)),
+        (1, Some(7)),
+    ],
 );
 /// A prefix that two prompts share, and sequences without a prompt.
-const CHAINS: Shape = Shape::Segments("chains", &[(12, None), (20, Some(0)), (7, Some(1)), (8, Some(1)), (3, Some(0)), (40, Some(4)), (25, None), (1, None)]);
+const CHAINS: Shape = Shape::Segments(
+    "chains",
+    &[
+        (12, None),
+        (20, Some(0)),
+        (7, Some(1)),
+        (8, Some(1)),
+        (3, Some(0)),
+        (40, Some(4)),
+        (25, None),
+        (1, None),
+    ],
+);
 
 /// Heads, key-value heads and width of a head.
 #[derive(Clone, Copy, Debug)]
@@ -69,12 +94,18 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The problems of streams: as in SmolLM2, with one key-value head, and with the wide heads of Gemma.
+/// The problems of streams: as in SmolLM2, with one key-value head, and with the wide heads of
+/// Gemma.
 fn problems() -> Vec<Problem> {
     let mut problems = Vec::new();
     for shape in [PAIRS, CHAINS] {
         for window in [None, Some(1), Some(6), Some(33)] {
-            for (heads, cap) in [(Heads(9, 3, 64), None), (Heads(4, 1, 12), None), (Heads(2, 2, 256), None), (Heads(4, 2, 64), Some(3.0))] {
+            for (heads, cap) in [
+                (Heads(9, 3, 64), None),
+                (Heads(4, 1, 12), None),
+                (Heads(2, 2, 256), None),
+                (Heads(4, 2, 64), Some(3.0)),
+            ] {
                 problems.push(Problem { shape, window, heads, cap });
             }
         }
@@ -86,7 +117,12 @@ fn problems() -> Vec<Problem> {
 fn behind() -> Vec<Problem> {
     let shapes = [(40, 1), (1, 1), (40, 7)].map(|(past, tokens)| Shape::Behind { past, tokens });
     let windows = [None, Some(6)];
-    shapes.into_iter().flat_map(|shape| windows.map(|window| Problem { shape, window, heads: Heads(9, 3, 64), cap: None })).collect()
+    shapes
+        .into_iter()
+        .flat_map(|shape| {
+            windows.map(|window| Problem { shape, window, heads: Heads(9, 3, 64), cap: None })
+        })
+        .collect()
 }
 
 /// Compares every way with the reference.
@@ -94,19 +130,32 @@ fn behind() -> Vec<Problem> {
 /// # Errors
 /// `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
-    let strategies = [("segments", Strategy::Segments), ("trees", Strategy::Trees), ("padded", Strategy::Padded)];
+    let strategies = [
+        ("segments", Strategy::Segments),
+        ("trees", Strategy::Trees),
+        ("padded", Strategy::Padded),
+    ];
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
     // On a card, the kernels that may be used depend on this.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
-    test.begin(Section::Attention, 2 * deterministic.len() * kernels.len() * (strategies.len() + 2));
+    test.begin(
+        Section::Attention,
+        2 * deterministic.len() * kernels.len() * (strategies.len() + 2),
+    );
     for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 2e-2)] {
         let mut solved = HashMap::new();
         for &deterministic in deterministic {
             for (by, kernel) in kernels {
                 let how = |strategy| How { strategy, kernel, deterministic };
-                let mut ways: Vec<_> = strategies.iter().map(|(name, strategy)| (*name, how(*strategy), problems(), true)).collect();
+                let mut ways: Vec<_> = strategies
+                    .iter()
+                    .map(|(name, strategy)| (*name, how(*strategy), problems(), true))
+                    .collect();
                 let usual = how(Strategy::for_device(test.device));
-                ways.extend([("behind a cache", usual, behind(), false), ("without gradient", usual, problems(), false)]);
+                ways.extend([
+                    ("behind a cache", usual, behind(), false),
+                    ("without gradient", usual, problems(), false),
+                ]);
                 for (name, how, problems, trained) in ways {
                     let any = if deterministic { "" } else { ", any kernel" };
                     let name = format!("{name} × {by}, {}{any}", kind_name(kind));
@@ -114,9 +163,20 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
                         ffi::set_deterministic(deterministic)?;
                         let mut all = Vec::new();
                         for problem in &problems {
-                            all.extend(compared(problem, how, kind, test.device, trained, tolerance, &mut solved)?);
+                            all.extend(compared(
+                                problem,
+                                how,
+                                kind,
+                                test.device,
+                                trained,
+                                tolerance,
+                                &mut solved,
+                            )?);
                         }
-                        Ok(Difference::worst_of(all).map(|worst| Row::of(Section::Attention, &name, worst)).into_iter().collect())
+                        Ok(Difference::worst_of(all)
+                            .map(|worst| Row::of(Section::Attention, &name, worst))
+                            .into_iter()
+                            .collect())
                     })?;
                 }
             }
@@ -125,8 +185,8 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The differences of the output and, if `trained`, of the gradients. `solved` holds the output and the gradients of the reference
-/// by the problem's name.
+/// The differences of the output and, if `trained`, of the gradients. `solved` holds the output and
+/// the gradients of the reference by the problem's name.
 fn compared(
     problem: &Problem,
     how: How,
@@ -141,29 +201,49 @@ fn compared(
     let (tokens, keys) = (layout.tokens() as i64, (layout.past() + layout.tokens()) as i64);
     tch::manual_seed(heads * 1000 + width);
     // The reference has the numbers as the tested kind rounds them.
-    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double);
-    let inputs = [random(&[tokens, heads, width]), random(&[keys, kv_heads, width]), random(&[keys, kv_heads, width])];
+    let random = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
+    };
+    let inputs = [
+        random(&[tokens, heads, width]),
+        random(&[keys, kv_heads, width]),
+        random(&[keys, kv_heads, width]),
+    ];
     let weights = random(&[tokens, heads * width]);
     let scores = Scores { cap: problem.cap, ..Scores::scaled_by(1.0 / (width as f64).sqrt()) };
 
     let attention = Attention::new(&layout, how, problem.window, device)?;
-    let ours = computed(&inputs, &weights, kind, device, trained, |q, k, v| attention.attend(q, k, v, scores))?;
+    let ours = computed(&inputs, &weights, kind, device, trained, |q, k, v| {
+        attention.attend(q, k, v, scores)
+    })?;
     let exact = match solved.entry(problem.to_string()) {
         Entry::Occupied(entry) => entry.into_mut(),
         Entry::Vacant(entry) => {
             let sees = sees(&layout, problem.window);
-            entry.insert(computed(&inputs, &weights, Kind::Double, Device::Cpu, true, |q, k, v| plain(q, k, v, &sees, scores))?)
+            entry.insert(computed(
+                &inputs,
+                &weights,
+                Kind::Double,
+                Device::Cpu,
+                true,
+                |q, k, v| plain(q, k, v, &sees, scores),
+            )?)
         }
     };
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
-    // A token that sees only itself has no gradient of its scores, so gradients are measured against the largest of them.
-    let largest = |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
+    // A token that sees only itself has no gradient of its scores, so gradients are measured
+    // against the largest of them.
+    let largest =
+        |t: &[Tensor]| t.iter().map(|t| t.abs().max().double_value(&[])).fold(0.0, f64::max);
     let scales = [largest(&exact[..1]), largest(&exact[1..])];
     let off = |i: usize| off(&ours[i], &exact[i]) / scales[i.min(1)];
-    Ok((0..ours.len()).map(|i| Difference::new(format!("{}, {problem}", names[i]), off(i), tolerance)).collect())
+    Ok((0..ours.len())
+        .map(|i| Difference::new(format!("{}, {problem}", names[i]), off(i), tolerance))
+        .collect())
 }
 
-/// The output and, if `trained`, the gradients of q, k and v for the gradient `weights` of the output.
+/// The output and, if `trained`, the gradients of q, k and v for the gradient `weights` of the
+/// output.
 fn computed(
     inputs: &[Tensor; 3],
     weights: &Tensor,
@@ -172,7 +252,8 @@ fn computed(
     trained: bool,
     attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Vec<Tensor>> {
-    let [q, k, v] = inputs.each_ref().map(|t| t.to_kind(kind).to_device(device).set_requires_grad(trained));
+    let [q, k, v] =
+        inputs.each_ref().map(|t| t.to_kind(kind).to_device(device).set_requires_grad(trained));
     let out = attend(&q, &k, &v)?;
     let mut all = vec![out.detach()];
     if trained {
@@ -198,14 +279,23 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// A mask `[tokens keys]` of the keys that each token sees: the last `window` keys of its own sequence up to itself.
+/// A mask `[tokens keys]` of the keys that each token sees: the last `window` keys of its own
+/// sequence up to itself.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);
     let mut sees = vec![false; tokens * keys];
     for i in 0..layout.segments().len() {
         let past = 0..layout.past();
-        let sequence: Vec<usize> = past.chain(layout.chain(i).into_iter().flat_map(|s| layout.segments()[s].rows()).map(|row| row + layout.past())).collect();
+        let sequence: Vec<usize> = past
+            .chain(
+                layout
+                    .chain(i)
+                    .into_iter()
+                    .flat_map(|s| layout.segments()[s].rows())
+                    .map(|row| row + layout.past()),
+            )
+            .collect();
         for (before, row) in layout.segments()[i].rows().enumerate() {
             let end = sequence.len() - layout.segments()[i].len + before + 1;
             for key in &sequence[end.saturating_sub(window)..end] {
@@ -221,7 +311,13 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, sees: &Tensor, scores: Scores) -> R
     let group = q.size()[1] / k.size()[1];
     let of_heads = |t: &Tensor| t.repeat_interleave_self_int(group, 1, None).transpose(0, 1);
     let products = q.transpose(0, 1).f_matmul(&of_heads(k).transpose(1, 2))? * scores.scale;
-    let products = scores.cap.map_or_else(|| products.shallow_clone(), |cap| (&products / cap).tanh() * cap);
-    let weights = products.f_masked_fill(&sees.logical_not(), f64::NEG_INFINITY)?.f_softmax(-1, None::<Kind>)?;
-    Ok(weights.f_matmul(&of_heads(v))?.f_transpose(0, 1)?.f_reshape([q.size()[0], q.size()[1] * q.size()[2]])?)
+    let products =
+        scores.cap.map_or_else(|| products.shallow_clone(), |cap| (&products / cap).tanh() * cap);
+    let weights = products
+        .f_masked_fill(&sees.logical_not(), f64::NEG_INFINITY)?
+        .f_softmax(-1, None::<Kind>)?;
+    Ok(weights
+        .f_matmul(&of_heads(v))?
+        .f_transpose(0, 1)?
+        .f_reshape([q.size()[0], q.size()[1] * q.size()[2]])?)
 }

@@ -8,8 +8,8 @@ use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs: all of them in a full test, otherwise the defaults of the program and one run for each kind of plugin. The defaults
-/// run with all threads, the others with one.
+/// Repeats runs: all of them in a full test, otherwise the defaults of the program and one run for
+/// each kind of plugin. The defaults run with all threads, the others with one.
 ///
 /// # Errors
 /// Fails if a model cannot be written, or if the user stopped the test.
@@ -36,10 +36,13 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
 /// Compares the files of two runs.
 fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str) -> Result<Row> {
     let way = Way::usual(test.device, dtype);
-    let (one, two) = (test.workshop.train(trial, way, test.stop)?, test.workshop.train(trial, way, test.stop)?);
+    let (one, two) =
+        (test.workshop.train(trial, way, test.stop)?, test.workshop.train(trial, way, test.stop)?);
     let differs = |file: &&String| one.files.get(*file) != two.files.get(*file);
     let (outcome, compared) = match one.files.keys().chain(two.files.keys()).find(differs) {
-        Some(file) => (Outcome::Failed, format!("{dtype}: `{file}` has other bytes in the second run")),
+        Some(file) => {
+            (Outcome::Failed, format!("{dtype}: `{file}` has other bytes in the second run"))
+        }
         None if one.losses.is_empty() => (Outcome::Skipped, "it trains nothing".to_owned()),
         None => (Outcome::Ok, format!("{dtype}: {} files, identical bytes", one.files.len())),
     };
@@ -51,7 +54,8 @@ fn dropout(test: &Selftest<'_>) -> Result<Subject> {
     let mut trial = test.workshop.trial(Vec::new());
     let adapter = test.workshop.experiment(&trial, Way::PLAIN)?.adapter.name;
     let fields = plugin_fields(test.workshop.registry().get(Kind::Adapter, &adapter)?.about())?;
-    let dropout = fields.iter().find(|field| field.name.contains("dropout") && field.default.is_number());
+    let dropout =
+        fields.iter().find(|field| field.name.contains("dropout") && field.default.is_number());
     let name = if dropout.is_some() { "defaults with dropout" } else { "defaults" };
     trial.set.extend(dropout.map(|field| format!("adapter.{}=0.2", field.name)));
     Ok(Subject { name: name.to_owned(), trial })

@@ -39,8 +39,12 @@ impl Memory {
         if self.device.is_cuda() {
             return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
         }
-        let peak = status("VmHWM:").ok_or_else(|| Error::new("`/proc/self/status` does not contain the peak of the memory"))?;
-        Ok(self.before.map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
+        let peak = status("VmHWM:").ok_or_else(|| {
+            Error::new("`/proc/self/status` does not contain the peak of the memory")
+        })?;
+        Ok(self
+            .before
+            .map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
     }
 }
 
@@ -49,22 +53,27 @@ fn status(field: &str) -> Option<f64> {
     kilobytes("/proc/self/status", field)
 }
 
-/// The memory in GB that this process can still take: what the machine has, within the limit of the job or the container.
+/// The memory in GB that this process can still take: what the machine has, within the limit of the
+/// job or the container.
 pub fn free() -> Option<f64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:");
-    let own = read_to_string("/proc/self/cgroup").ok().and_then(|text| room(Path::new("/sys/fs/cgroup"), &text));
+    let own = read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| room(Path::new("/sys/fs/cgroup"), &text));
     machine.into_iter().chain(own).min_by(f64::total_cmp).map(|bytes| bytes / 1e9)
 }
 
-/// Bytes below the lowest memory limit of the control groups that `membership`, the text of `/proc/self/cgroup`, names; `None`
-/// if there is no limit. `root` is where they are mounted. In a container, the named folder may not exist, but its parents do.
+/// Bytes below the lowest memory limit of the control groups that `membership`, the text of
+/// `/proc/self/cgroup`, names; `None` if there is no limit. `root` is where they are mounted. In a
+/// container, the named folder may not exist, but its parents do.
 fn room(root: &Path, membership: &str) -> Option<f64> {
     let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
     let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {
         let used = number(folder.join(usage))?;
         // The kernel drops cached files before it refuses memory.
         let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<f64>().ok());
+        let cached =
+            stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<f64>().ok());
         Some(number(folder.join(limit))? - used + cached.unwrap_or(0.0))
     };
     let groups = membership.lines().filter_map(|line| {
@@ -72,14 +81,18 @@ fn room(root: &Path, membership: &str) -> Option<f64> {
         let (controllers, path) = (parts.next()?, parts.next()?);
         match controllers {
             "" => Some((root.to_owned(), path, ["memory.max", "memory.current", "inactive_file "])),
-            v1 if v1.split(',').any(|name| name == "memory") => {
-                Some((root.join("memory"), path, ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "]))
-            }
+            v1 if v1.split(',').any(|name| name == "memory") => Some((
+                root.join("memory"),
+                path,
+                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
+            )),
             _ => None,
         }
     });
     let rooms = groups.flat_map(|(mount, path, files)| {
-        let folders = Path::new(path.trim_start_matches('/')).ancestors().map(move |folder| mount.join(folder));
+        let folders = Path::new(path.trim_start_matches('/'))
+            .ancestors()
+            .map(move |folder| mount.join(folder));
         folders.filter_map(move |folder| left(&folder, files))
     });
     rooms.min_by(f64::total_cmp)
@@ -88,13 +101,22 @@ fn room(root: &Path, membership: &str) -> Option<f64> {
 /// True if an error of libtorch is that memory ran out.
 pub fn ran_out(e: &Error) -> bool {
     let text = e.in_a_line();
-    ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|part| text.contains(part))
+    ["out of memory", "can't allocate memory", "not enough memory"]
+        .iter()
+        .any(|part| text.contains(part))
 }
 
 /// The number of bytes behind `field` in a file that counts in kB.
 fn kilobytes(file: &str, field: &str) -> Option<f64> {
     let text = read_to_string(file).ok()?;
-    let kib: f64 = text.lines().find_map(|l| l.strip_prefix(field))?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kib: f64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix(field))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
     Some(kib * 1024.0)
 }
 
@@ -127,9 +149,15 @@ mod tests {
 
     #[test]
     fn memory_that_ran_out_is_told_from_other_errors() {
-        let e = tch::Tensor::f_zeros([1 << 50], (tch::Kind::Float, Device::Cpu)).map_err(Error::from).unwrap_err();
+        let e = tch::Tensor::f_zeros([1 << 50], (tch::Kind::Float, Device::Cpu))
+            .map_err(Error::from)
+            .unwrap_err();
         assert!(ran_out(&e), "{e:?}");
-        let e = tch::Tensor::f_zeros([2], (tch::Kind::Float, Device::Cpu)).unwrap().f_reshape([3]).map_err(Error::from).unwrap_err();
+        let e = tch::Tensor::f_zeros([2], (tch::Kind::Float, Device::Cpu))
+            .unwrap()
+            .f_reshape([3])
+            .map_err(Error::from)
+            .unwrap_err();
         assert!(!ran_out(&e), "{e:?}");
         assert!(free().is_none_or(|free| free > 0.0));
     }

@@ -1,8 +1,9 @@
 //! A test of the machine that the program runs on.
 //!
-//! It makes its models and data on the spot, so that it needs only the program and libtorch. Every comparison is a [`Row`] of
-//! the [`Report`]: a computation as users run it, on the tested device, against the same computation done in the simplest way,
-//! or against values that transformers computed. No method is named here. The methods come from the registry.
+//! It makes its models and data on the spot, so that it needs only the program and libtorch. Every
+//! comparison is a [`Row`] of the [`Report`]: a computation as users run it, on the tested device,
+//! against the same computation done in the simplest way, or against values that transformers
+//! computed. No method is named here. The methods come from the registry.
 
 mod attention;
 mod determinism;
@@ -78,7 +79,10 @@ impl Section {
 
     /// True if the section only computes with tiny models.
     const fn is_tiny(self) -> bool {
-        matches!(self, Section::Models | Section::Methods | Section::Promises | Section::Determinism)
+        matches!(
+            self,
+            Section::Models | Section::Methods | Section::Promises | Section::Determinism
+        )
     }
 
     /// The name on the command line.
@@ -121,20 +125,35 @@ impl Options {
     }
 }
 
-/// Tests the device. `defaults` is TOML that names the plugins to use where a check needs one and does not vary it.
+/// Tests the device. `defaults` is TOML that names the plugins to use where a check needs one and
+/// does not vary it.
 ///
 /// # Errors
-/// Fails if the device does not exist, or if temporary files cannot be written; `Error::interrupted` if `stop` turned true. A
-/// failed check is a row of the report, not an error.
-pub fn run(options: &Options, defaults: &str, registry: &Registry, stop: &AtomicBool, progress: &mut dyn Progress) -> Result<Report> {
+/// Fails if the device does not exist, or if temporary files cannot be written;
+/// `Error::interrupted` if `stop` turned true. A failed check is a row of the report, not an error.
+pub fn run(
+    options: &Options,
+    defaults: &str,
+    registry: &Registry,
+    stop: &AtomicBool,
+    progress: &mut dyn Progress,
+) -> Result<Report> {
     let begin = Instant::now();
     if options.runs(Section::Doctor) {
-        // Doctor reports on cards even if the CPU is tested, and libtorch must not be used before its CUDA library is loaded.
+        // Doctor reports on cards even if the CPU is tested, and libtorch must not be used before
+        // its CUDA library is loaded.
         ffi::load_cuda();
     }
     let device = session::device(&options.device)?;
-    let mut test =
-        Selftest { options, device, threads: tch::get_num_threads(), workshop: Workshop::new(defaults, registry)?, stop, progress, rows: Vec::new() };
+    let mut test = Selftest {
+        options,
+        device,
+        threads: tch::get_num_threads(),
+        workshop: Workshop::new(defaults, registry)?,
+        stop,
+        progress,
+        rows: Vec::new(),
+    };
     for section in Section::ALL.into_iter().filter(|section| options.runs(*section)) {
         // Runs and attention checks change these.
         ffi::set_tf32(false)?;
@@ -182,17 +201,25 @@ impl Selftest<'_> {
         self.progress.stage(section.name(), Some(checks as u64));
     }
 
-    /// Runs one check of a section, and adds the rows that it returns. If it fails, its row is a failed one.
+    /// Runs one check of a section, and adds the rows that it returns. If it fails, its row is a
+    /// failed one.
     ///
     /// # Errors
-    /// `Error::interrupted` if the user stopped the test. Fails if temporary files can no longer be written.
-    fn check(&mut self, section: Section, name: &str, check: impl FnOnce(&mut Self) -> Result<Vec<Row>>) -> Result<()> {
+    /// `Error::interrupted` if the user stopped the test. Fails if temporary files can no longer be
+    /// written.
+    fn check(
+        &mut self,
+        section: Section,
+        name: &str,
+        check: impl FnOnce(&mut Self) -> Result<Vec<Row>>,
+    ) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(self.interrupted());
         }
         let begin = Instant::now();
         // tch's operators panic where libtorch fails.
-        let outcome = catch_unwind(AssertUnwindSafe(|| check(self))).unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(self)))
+            .unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
         let outcome = outcome.and_then(|rows| faults::check().map(|()| rows));
         let mut rows = match outcome {
             Ok(rows) => rows,
@@ -208,8 +235,15 @@ impl Selftest<'_> {
         for row in &mut rows {
             row.seconds = seconds;
             if row.outcome == Outcome::Failed {
-                let numbers = row.worst.zip(row.tolerance).map_or_else(String::new, |(worst, most)| format!(", off by {worst:.1e}, more than {most:.1e}"));
-                self.progress.message(&format!("FAILED {}: {}{numbers}", row.full_name(), row.compared));
+                let numbers =
+                    row.worst.zip(row.tolerance).map_or_else(String::new, |(worst, most)| {
+                        format!(", off by {worst:.1e}, more than {most:.1e}")
+                    });
+                self.progress.message(&format!(
+                    "FAILED {}: {}{numbers}",
+                    row.full_name(),
+                    row.compared
+                ));
             }
         }
         self.rows.extend(rows);
@@ -231,7 +265,10 @@ impl Selftest<'_> {
                     State::Absent | State::Limited => Outcome::Measured,
                     State::Broken => Outcome::Failed,
                 };
-                let hint = check.hint.filter(|_| check.state != State::Absent).map_or_else(String::new, |hint| format!("; hint: {hint}"));
+                let hint = check
+                    .hint
+                    .filter(|_| check.state != State::Absent)
+                    .map_or_else(String::new, |hint| format!("; hint: {hint}"));
                 Row::new(Section::Doctor, check.name, outcome, format!("{}{hint}", check.found))
             };
             Ok(doctor::checks().into_iter().map(row).collect())
@@ -241,8 +278,9 @@ impl Selftest<'_> {
 
 /// The number of libtorch's threads, which is reset when this is dropped.
 ///
-/// Tiny models are computed with one thread. More of them save nothing there, and on a machine that also does other things,
-/// each operation waits for the slowest thread, so that the self-test takes ten times as long.
+/// Tiny models are computed with one thread. More of them save nothing there, and on a machine that
+/// also does other things, each operation waits for the slowest thread, so that the self-test takes
+/// ten times as long.
 struct Threads {
     before: i32,
 }
@@ -261,8 +299,9 @@ impl Drop for Threads {
     }
 }
 
-/// True if a file could not be written because the disk is full, a quota is used up, or the file system is read-only. No check
-/// can pass then, and none of them says anything about the computations.
+/// True if a file could not be written because the disk is full, a quota is used up, or the file
+/// system is read-only. No check can pass then, and none of them says anything about the
+/// computations.
 fn cannot_write(e: &Error) -> bool {
     // ENOSPC, EDQUOT and EROFS. Some libraries only pass the text of the system's error on.
     const CODES: [i32; 3] = [28, 122, 30];

@@ -1,7 +1,8 @@
 //! The scores and the decoding of tiny models of every architecture.
 //!
-//! Scores are compared with the values that transformers computed, so that this section finds what is wrong on the CPU and on
-//! a card alike. Decoding with a cache is compared with one pass over the whole sequence.
+//! Scores are compared with the values that transformers computed, so that this section finds what
+//! is wrong on the CPU and on a card alike. Decoding with a cache is compared with one pass over
+//! the whole sequence.
 
 use std::cell::RefCell;
 
@@ -31,19 +32,39 @@ const DECODED: (usize, usize) = (7, 25);
 /// `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let all = test.options.full;
-    let cases: Vec<Case> = test.workshop.fixture().cases().iter().filter(|case| all || case.rope == "default").cloned().collect();
+    let cases: Vec<Case> = test
+        .workshop
+        .fixture()
+        .cases()
+        .iter()
+        .filter(|case| all || case.rope == "default")
+        .cloned()
+        .collect();
     test.begin(Section::Models, 2 * cases.len());
     for case in &cases {
-        let rope = if case.rope == "default" { String::new() } else { format!(", {} positions", case.rope) };
+        let rope = if case.rope == "default" {
+            String::new()
+        } else {
+            format!(", {} positions", case.rope)
+        };
         let name = format!("{}{rope}", case.architecture);
         test.check(Section::Models, &name, |test| {
-            Ok(Difference::worst_of(scores(test, case)?).map(|worst| Row::of(Section::Models, &name, worst)).into_iter().collect())
+            Ok(Difference::worst_of(scores(test, case)?)
+                .map(|worst| Row::of(Section::Models, &name, worst))
+                .into_iter()
+                .collect())
         })?;
         let name = format!("{name}, decoding");
         test.check(Section::Models, &name, |test| {
             let kinds = [(Kind::Float, 1e-4), (Kind::BFloat16, 5e-2)];
-            let all = kinds.map(|(kind, tolerance)| decoding(test, case, kind, tolerance)).into_iter().collect::<Result<Vec<_>>>()?;
-            Ok(all.into_iter().map(|difference| Row::of(Section::Models, &name, difference)).collect())
+            let all = kinds
+                .map(|(kind, tolerance)| decoding(test, case, kind, tolerance))
+                .into_iter()
+                .collect::<Result<Vec<_>>>()?;
+            Ok(all
+                .into_iter()
+                .map(|difference| Row::of(Section::Models, &name, difference))
+                .collect())
         })?;
     }
     Ok(())
@@ -58,29 +79,42 @@ fn scores(test: &Selftest<'_>, case: &Case) -> Result<Vec<Difference>> {
         model.set_attention(strategy);
         let scores = score_pairs(&model, None, &pairs, usize::MAX, test.stop, &mut Silent)?;
         if scores.len() != case.scores.len() {
-            return Err(Error::internal(format!("{} pairs were scored, and not {}", scores.len(), case.scores.len())));
+            return Err(Error::internal(format!(
+                "{} pairs were scored, and not {}",
+                scores.len(),
+                case.scores.len()
+            )));
         }
         for (ours, [chosen, rejected]) in scores.iter().zip(&case.scores) {
             for (ours, exact) in [(&ours.chosen, chosen), (&ours.rejected, rejected)] {
                 let off = (ours.logp_sum - exact).abs() / exact.abs().max(1.0);
-                all.push(Difference::new(format!("f32: scores, {}", format!("{strategy:?}").to_lowercase()), off, SCORES));
+                all.push(Difference::new(
+                    format!("f32: scores, {}", format!("{strategy:?}").to_lowercase()),
+                    off,
+                    SCORES,
+                ));
             }
         }
     }
     Ok(all)
 }
 
-/// The difference of the logits of a decoded sequence from those of one plain pass on the CPU in float32.
+/// The difference of the logits of a decoded sequence from those of one plain pass on the CPU in
+/// float32.
 fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Result<Difference> {
     let _guard = tch::no_grad_guard();
     let fixture = test.workshop.fixture();
     let model = |kind: Kind, device: Device| {
-        let tensors = calm(fixture.tensors(&case.architecture, Kind::Float)?).into_iter().map(|(name, t)| Ok((name, t.f_to_kind(kind)?.f_to_device(device)?)));
+        let tensors = calm(fixture.tensors(&case.architecture, Kind::Float)?)
+            .into_iter()
+            .map(|(name, t)| Ok((name, t.f_to_kind(kind)?.f_to_device(device)?)));
         Model::from_tensors(&case.config, tensors.collect::<Result<_>>()?, kind, device)
     };
     let mut plain = model(Kind::Float, Device::Cpu)?;
     plain.set_attention_kernel(Kernel::Eager);
-    let ids: Vec<i64> = (0..(DECODED.0 + DECODED.1) as i64).map(|i| (i * i * 7 + 3 * i) % plain.info().vocab).collect();
+    let ids: Vec<i64> = (0..(DECODED.0 + DECODED.1) as i64)
+        .map(|i| (i * i * 7 + 3 * i) % plain.info().vocab)
+        .collect();
     let exact = logits(&plain, &ids, 0, None)?;
 
     let model = model(kind, test.device)?;
@@ -88,20 +122,31 @@ fn decoding(test: &Selftest<'_>, case: &Case, kind: Kind, tolerance: f64) -> Res
     let mut decoded = Vec::new();
     let mut start = 0;
     for len in std::iter::once(DECODED.0).chain(std::iter::repeat_n(1, DECODED.1)) {
-        // Some rotary positions change with the length of the sequence, and so do the logits of its first tokens.
-        if model.outgrows_cache(start, start + len) || model.rotation_of(start + len) != model.rotation_of(ids.len()) {
+        // Some rotary positions change with the length of the sequence, and so do the logits of its
+        // first tokens.
+        if model.outgrows_cache(start, start + len)
+            || model.rotation_of(start + len) != model.rotation_of(ids.len())
+        {
             let ours = logits(&model, &ids, 0, None)?;
-            return Ok(Difference::new(format!("{}: logits of one pass", kind_name(kind)), distance(&ours, &exact), tolerance));
+            return Ok(Difference::new(
+                format!("{}: logits of one pass", kind_name(kind)),
+                distance(&ours, &exact),
+                tolerance,
+            ));
         }
         decoded.push(logits(&model, &ids[start..start + len], start, Some(&cache))?);
         start += len;
     }
     let ours = Tensor::f_cat(&decoded, 0)?;
-    Ok(Difference::new(format!("{}: logits of {} tokens, one by one", kind_name(kind), DECODED.1), distance(&ours, &exact), tolerance))
+    Ok(Difference::new(
+        format!("{}: logits of {} tokens, one by one", kind_name(kind), DECODED.1),
+        distance(&ours, &exact),
+        tolerance,
+    ))
 }
 
-/// The Euclidean length of the difference of two tensors, relative to that of the second. Single logits of a model in bf16 are
-/// off by much more than most of them are.
+/// The Euclidean length of the difference of two tensors, relative to that of the second. Single
+/// logits of a model in bf16 are off by much more than most of them are.
 fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
     let wide = |t: &Tensor| t.to_device(Device::Cpu).to_kind(Kind::Double);
     let (ours, exact) = (wide(ours), wide(exact));
@@ -109,9 +154,17 @@ fn distance(ours: &Tensor, exact: &Tensor) -> f64 {
 }
 
 /// The logits `[n vocab]` of tokens that follow `past` others.
-fn logits(model: &Model, ids: &[i64], past: usize, cache: Option<&RefCell<Cache>>) -> Result<Tensor> {
+fn logits(
+    model: &Model,
+    ids: &[i64],
+    past: usize,
+    cache: Option<&RefCell<Cache>>,
+) -> Result<Tensor> {
     let mut builder = if past > 0 { StreamBuilder::behind(past) } else { StreamBuilder::default() };
     builder.push(ids, None)?;
-    let reached = model.forward(&builder.finish(model.device())?, Request { hidden: true, cache, ..Request::default() })?;
+    let reached = model.forward(
+        &builder.finish(model.device())?,
+        Request { hidden: true, cache, ..Request::default() },
+    )?;
     model.logits(&reached.hidden.ok_or_else(|| Error::internal("no last hidden state"))?)
 }

@@ -16,10 +16,11 @@ const LETTERS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN";
 const PAIRS: usize = 20;
 
 /// The data set. It is only registered within the self-test.
-pub static DATASET: DatasetEntry = DatasetEntry::of::<LetterPairs>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+pub static DATASET: DatasetEntry =
+    DatasetEntry::of::<LetterPairs>(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
 
-/// Twenty pairs of random letters. Prompts and completions have different lengths, and every fifth pair continues the prompt of
-/// the one before it, so that runs meet shared prompts and padding.
+/// Twenty pairs of random letters. Prompts and completions have different lengths, and every fifth
+/// pair continues the prompt of the one before it, so that runs meet shared prompts and padding.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LetterPairs {}
@@ -39,7 +40,11 @@ impl DatasetPlugin for LetterPairs {
 
 impl Dataset for LetterPairs {
     fn splits(&self) -> Vec<SplitInfo> {
-        vec![SplitInfo { name: "train".to_owned(), describes: "random letters".to_owned(), pairs: Some(PAIRS) }]
+        vec![SplitInfo {
+            name: "train".to_owned(),
+            describes: "random letters".to_owned(),
+            pairs: Some(PAIRS),
+        }]
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
@@ -49,7 +54,9 @@ impl Dataset for LetterPairs {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         let mut text = |least: usize, most: usize| {
             let n = rng.random_range(least..=most);
-            (0..n).map(|_| char::from(LETTERS.as_bytes()[rng.random_range(0..LETTERS.len())])).collect::<String>()
+            (0..n)
+                .map(|_| char::from(LETTERS.as_bytes()[rng.random_range(0..LETTERS.len())]))
+                .collect::<String>()
         };
         let mut pairs: Vec<PreferencePair> = Vec::with_capacity(PAIRS);
         let mut prompt = String::new();
@@ -63,15 +70,18 @@ impl Dataset for LetterPairs {
     }
 }
 
-/// The `tokenizer.json` of a tokenizer that has one token for each letter. Its model is BPE, because some architectures only
-/// take that.
+/// The `tokenizer.json` of a tokenizer that has one token for each letter. Its model is BPE,
+/// because some architectures only take that.
 pub fn tokenizer() -> Value {
-    let vocabulary: Map<String, Value> = LETTERS.chars().enumerate().map(|(i, letter)| (letter.to_string(), json!(i))).collect();
-    json!({ "version": "1.0", "added_tokens": [], "model": { "type": "BPE", "vocab": vocabulary, "merges": [] } })
+    let vocabulary: Map<String, Value> =
+        LETTERS.chars().enumerate().map(|(i, letter)| (letter.to_string(), json!(i))).collect();
+    json!({ "version": "1.0", "added_tokens": [], "model": { "type": "BPE", "vocab": vocabulary,
+        "merges": [] } })
 }
 
-/// The `tokenizer_config.json` beside it. Without it, the architecture decides on the class of the tokenizer and on its special
-/// tokens.
+/// The `tokenizer_config.json` beside it. Without it, the architecture decides on the class of the
+/// tokenizer and on its special tokens.
 pub fn tokenizer_config() -> Value {
-    json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": null, "eos_token": null, "unk_token": null, "pad_token": null })
+    json!({ "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": null, "eos_token": null,
+        "unk_token": null, "pad_token": null })
 }

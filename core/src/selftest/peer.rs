@@ -1,8 +1,8 @@
-//! Our speed compared with that of TRL and PEFT: the same shape, adapter, precision, batch and number of tokens, in alternation
-//! on the same machine.
+//! Our speed compared with that of TRL and PEFT: the same shape, adapter, precision, batch and
+//! number of tokens, in alternation on the same machine.
 //!
-//! The peer is a child process, which waits while our side computes. It reads our adapter in PEFT's format, so that both sides
-//! train the same parameters.
+//! The peer is a child process, which waits while our side computes. It reads our adapter in PEFT's
+//! format, so that both sides train the same parameters.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -57,7 +57,9 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             Ok(row) => Ok(vec![row]),
             // Ctrl-C also ends the peer, which is in the same process group.
             Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
-            Err(Failure::Peer(e)) => Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())]),
+            Err(Failure::Peer(e)) => {
+                Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())])
+            }
             Err(Failure::Ours(e)) => Err(e),
         })?;
     }
@@ -73,22 +75,31 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     ours.write_adapter(&folder.join("adapter"))?;
     let dtype = if ours.model.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
     let spec = json!({
-        "config": shape.config(), "adapter": folder.join("adapter"), "folder": folder.join("out"), "device": device_name(test.device), "dtype": dtype,
-        "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch, "tokens": TOKENS,
+        "config": shape.config(), "adapter": folder.join("adapter"), "folder": folder.join("out"),
+        "device": device_name(test.device), "dtype": dtype,
+        "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch,
+        "tokens": TOKENS,
     });
     let mut peer = Peer::start(&folder, &spec).map_err(Failure::Peer)?;
     let ready = peer.answer(test.stop).map_err(Failure::Peer)?;
     if let Some(missing) = ready["missing"].as_array() {
         let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
-        return Err(Failure::Peer(Error::new(format!("`python3` does not have {}", missing.join(", ")))));
+        return Err(Failure::Peer(Error::new(format!(
+            "`python3` does not have {}",
+            missing.join(", ")
+        ))));
     }
     let number = |answer: &Value, name: &str| {
         let number = answer[name].as_f64();
-        number.ok_or_else(|| Failure::Peer(Error::new(format!("the peer's answer does not contain `{name}`"))))
+        number.ok_or_else(|| {
+            Failure::Peer(Error::new(format!("the peer's answer does not contain `{name}`")))
+        })
     };
     let (mine, theirs) = (ours.trained() as f64, number(&ready, "trained")?);
     if mine != theirs {
-        return Err(Failure::Peer(Error::new(format!("PEFT trains {theirs} parameters and not {mine}, so the speeds cannot be compared"))));
+        return Err(Failure::Peer(Error::new(format!(
+            "PEFT trains {theirs} parameters and not {mine}, so the speeds cannot be compared"
+        ))));
     }
     let pairs = (plan.steps * plan.batch) as f64;
     let (mut rates, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0.0);
@@ -108,7 +119,8 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     let versions = ready["versions"].clone();
     let of = |name: &str| versions[name].as_str().unwrap_or("?").to_owned();
     let compared = format!(
-        "{ratio:.2} times as fast as TRL {} with PEFT {}: {mine:.2} against {theirs:.2} pairs/s, peak {:.2} against {:.2} GB; {}, {kind}, batches of {} × ({TOKENS} + \
+        "{ratio:.2} times as fast as TRL {} with PEFT {}: {mine:.2} against {theirs:.2} pairs/s, \
+            peak {:.2} against {:.2} GB; {}, {kind}, batches of {} × ({TOKENS} + \
          {TOKENS}) tokens, medians of {ROUNDS} runs",
         of("trl"),
         of("peft"),
@@ -119,8 +131,10 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     );
     let mut row = Row::new(Section::Peer, shape.name, Outcome::Measured, compared);
     row.values = json!({
-        "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs, "rounds": rates, "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9,
-        "methods": ours.methods, "trained": ours.trained(), "dtype": kind, "batch": plan.batch, "prompt_tokens": TOKENS, "completion_tokens": TOKENS,
+        "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs, "rounds": rates,
+        "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9,
+        "methods": ours.methods, "trained": ours.trained(), "dtype": kind, "batch": plan.batch,
+        "prompt_tokens": TOKENS, "completion_tokens": TOKENS,
         "steps": plan.steps, "versions": versions,
     });
     Ok(row)
@@ -131,8 +145,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The `LD_LIBRARY_PATH` for the peer if it is not our own. The launcher of reprpo may have put the folder of its libtorch first,
-/// and the peer's torch may have another one.
+/// The `LD_LIBRARY_PATH` for the peer if it is not our own. The launcher of reprpo may have put the
+/// folder of its libtorch first, and the peer's torch may have another one.
 fn library_path() -> Option<OsString> {
     let path = std::env::var_os("LD_LIBRARY_PATH")?;
     let others = std::env::split_paths(&path).filter(|folder| folder != libtorch_folder());
@@ -149,17 +163,21 @@ struct Peer {
 
 impl Peer {
     fn start(folder: &Path, spec: &Value) -> Result<Self> {
-        let (script, file, log) = (folder.join("peer.py"), folder.join("spec.json"), folder.join("log.txt"));
+        let (script, file, log) =
+            (folder.join("peer.py"), folder.join("spec.json"), folder.join("log.txt"));
         write_whole(&script, SCRIPT.as_bytes())?;
         write_whole(&file, spec.to_string().as_bytes())?;
-        let stderr = std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
+        let stderr =
+            std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
         command.arg(&script).arg(&file).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         if let Some(path) = library_path() {
             command.env("LD_LIBRARY_PATH", path);
         }
         let mut child = command.spawn().within(|| "cannot start `python3`".to_owned())?;
-        let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else { return Err(Error::internal("the peer has no pipes")) };
+        let (Some(questions), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::internal("the peer has no pipes"));
+        };
         let (sender, answers) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
@@ -186,9 +204,15 @@ impl Peer {
                 return Err(Error::interrupted("interrupted"));
             }
             match self.answers.recv_timeout(Duration::from_millis(200)) {
-                Ok(line) => return serde_json::from_str(&line).map_err(|e| Error::new("the peer's answer is not JSON").because(e)),
+                Ok(line) => {
+                    return serde_json::from_str(&line)
+                        .map_err(|e| Error::new("the peer's answer is not JSON").because(e));
+                }
                 Err(RecvTimeoutError::Timeout) if begin.elapsed() > LONGEST => {
-                    return Err(Error::new(format!("the peer did not answer within {} minutes", LONGEST.as_secs() / 60)));
+                    return Err(Error::new(format!(
+                        "the peer did not answer within {} minutes",
+                        LONGEST.as_secs() / 60
+                    )));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),

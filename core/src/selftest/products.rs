@@ -1,6 +1,7 @@
 //! Products with frozen weights, against float64 on the CPU.
 //!
-//! One row takes another way than several rows in float32 on the CPU: it is what decoding computes, and training never does.
+//! One row takes another way than several rows in float32 on the CPU: it is what decoding computes,
+//! and training never does.
 
 use tch::{Device, Kind, Tensor};
 
@@ -9,7 +10,8 @@ use super::{Section, Selftest, kind_name};
 use crate::api::Frozen;
 use crate::error::Result;
 
-/// Outputs and inputs of the weights: sizes that fill vector registers, sizes that do not, and one that several cores share.
+/// Outputs and inputs of the weights: sizes that fill vector registers, sizes that do not, and one
+/// that several cores share.
 const SIZES: [(i64, i64); 6] = [(1, 1), (37, 50), (64, 63), (576, 1536), (1536, 576), (4099, 577)];
 
 /// Compares the products.
@@ -20,12 +22,18 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let kinds = [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)];
     test.begin(Section::Products, 2 * kinds.len());
     for (kind, tolerance) in kinds {
-        for (name, rows, trained) in [("one row", 1, false), ("many rows and their gradient", 33, true)] {
+        for (name, rows, trained) in
+            [("one row", 1, false), ("many rows and their gradient", 33, true)]
+        {
             let name = format!("{name}, {}", kind_name(kind));
             test.check(Section::Products, &name, |test| {
-                let of = |size: &(i64, i64)| product(rows, *size, kind, test.device, trained, tolerance);
+                let of =
+                    |size: &(i64, i64)| product(rows, *size, kind, test.device, trained, tolerance);
                 let all = SIZES.iter().map(of).collect::<Result<Vec<_>>>()?;
-                Ok(Difference::worst_of(all.into_iter().flatten()).map(|worst| Row::of(Section::Products, &name, worst)).into_iter().collect())
+                Ok(Difference::worst_of(all.into_iter().flatten())
+                    .map(|worst| Row::of(Section::Products, &name, worst))
+                    .into_iter()
+                    .collect())
             })?;
         }
     }
@@ -33,11 +41,25 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
 }
 
 /// The differences of y = xWᵀ + b and, if x is `trained`, of the gradient of x.
-fn product(rows: i64, (outputs, inputs): (i64, i64), kind: Kind, device: Device, trained: bool, tolerance: f64) -> Result<Vec<Difference>> {
+fn product(
+    rows: i64,
+    (outputs, inputs): (i64, i64),
+    kind: Kind,
+    device: Device,
+    trained: bool,
+    tolerance: f64,
+) -> Result<Vec<Difference>> {
     tch::manual_seed(outputs * 10_000 + inputs);
     // The reference has the numbers as the tested kind rounds them.
-    let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double);
-    let (x, weight, bias, dy) = (random(&[rows, inputs]), random(&[outputs, inputs]), random(&[outputs]), random(&[rows, outputs]));
+    let random = |shape: &[i64]| {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind).to_kind(Kind::Double)
+    };
+    let (x, weight, bias, dy) = (
+        random(&[rows, inputs]),
+        random(&[outputs, inputs]),
+        random(&[outputs]),
+        random(&[rows, outputs]),
+    );
     let computed = |kind: Kind, device: Device| -> Result<Vec<Tensor>> {
         let on = |t: &Tensor| t.to_kind(kind).to_device(device);
         let x = on(&x).set_requires_grad(trained);
@@ -52,10 +74,14 @@ fn product(rows: i64, (outputs, inputs): (i64, i64), kind: Kind, device: Device,
     let size = format!("{outputs} × {inputs}");
     let names = [format!("product with {size}"), format!("gradient of a product with {size}")];
     let pairs = computed(kind, device)?.into_iter().zip(computed(Kind::Double, Device::Cpu)?);
-    Ok(pairs.zip(names).map(|((ours, exact), name)| Difference::new(name, relative(&ours, &exact), tolerance)).collect())
+    Ok(pairs
+        .zip(names)
+        .map(|((ours, exact), name)| Difference::new(name, relative(&ours, &exact), tolerance))
+        .collect())
 }
 
-/// The largest difference of two tensors, relative to the largest absolute entry of the second; NaN where there is one.
+/// The largest difference of two tensors, relative to the largest absolute entry of the second; NaN
+/// where there is one.
 pub fn relative(ours: &Tensor, exact: &Tensor) -> f64 {
     off(ours, exact) / exact.abs().max().double_value(&[]).max(f64::MIN_POSITIVE)
 }

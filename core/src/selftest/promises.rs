@@ -1,5 +1,6 @@
-//! The statements of the conformance kit about every plugin, such as gradients that agree with finite differences. They are
-//! checked in float64 on the CPU. Unlike comparisons of two runs, they find a computation that is wrong on every device.
+//! The statements of the conformance kit about every plugin, such as gradients that agree with
+//! finite differences. They are checked in float64 on the CPU. Unlike comparisons of two runs, they
+//! find a computation that is wrong on every device.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,11 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
         let name = format!("{} {}", entry.kind().name(), entry.about().name);
         test.check(Section::Promises, &name, |test| {
             let (mut held, mut rows) = (0, Vec::new());
-            let findings: Box<dyn Iterator<Item = Finding>> = if test.options.full { Box::new(examine(entry)) } else { Box::new(examine_quickly(entry)) };
+            let findings: Box<dyn Iterator<Item = Finding>> = if test.options.full {
+                Box::new(examine(entry))
+            } else {
+                Box::new(examine_quickly(entry))
+            };
             for finding in findings {
                 if test.stop.load(Ordering::Relaxed) {
                     return Err(Error::interrupted("interrupted"));
@@ -29,7 +34,11 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                     Verdict::Holds => held += 1,
                     Verdict::DoesNotApply(_) => {}
                     Verdict::Violated(how) => {
-                        let how = format!("{}: {}", finding.statement, how.lines().map(str::trim).collect::<Vec<_>>().join(", "));
+                        let how = format!(
+                            "{}: {}",
+                            finding.statement,
+                            how.lines().map(str::trim).collect::<Vec<_>>().join(", ")
+                        );
                         if cannot_write(&Error::new(&how)) {
                             return Err(Error::new(how));
                         }
@@ -38,7 +47,12 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                 }
             }
             if rows.is_empty() {
-                rows.push(Row::new(Section::Promises, &name, Outcome::Ok, format!("{held} statements hold, f64 on the CPU")));
+                rows.push(Row::new(
+                    Section::Promises,
+                    &name,
+                    Outcome::Ok,
+                    format!("{held} statements hold, f64 on the CPU"),
+                ));
             }
             Ok(rows)
         })?;

@@ -64,8 +64,8 @@ pub struct Row {
     pub name: String,
     /// The quantities that were compared, or the measurement.
     pub compared: String,
-    /// The worst difference, relative to the size of what was compared; `None` if nothing was compared. In JSON, a difference that
-    /// is not a finite number is null.
+    /// The worst difference, relative to the size of what was compared; `None` if nothing was
+    /// compared. In JSON, a difference that is not a finite number is null.
     pub worst: Option<f64>,
     /// The largest difference that passes.
     pub tolerance: Option<f64>,
@@ -80,8 +80,22 @@ pub struct Row {
 
 impl Row {
     /// A row that has an outcome and no difference.
-    pub fn new(section: Section, name: impl Into<String>, outcome: Outcome, compared: impl Into<String>) -> Self {
-        Self { section, name: name.into(), compared: compared.into(), worst: None, tolerance: None, outcome, values: Value::Null, seconds: 0.0 }
+    pub fn new(
+        section: Section,
+        name: impl Into<String>,
+        outcome: Outcome,
+        compared: impl Into<String>,
+    ) -> Self {
+        Self {
+            section,
+            name: name.into(),
+            compared: compared.into(),
+            worst: None,
+            tolerance: None,
+            outcome,
+            values: Value::Null,
+            seconds: 0.0,
+        }
     }
 
     /// The row of a comparison.
@@ -148,7 +162,12 @@ impl Report {
             ("compared", Align::Left),
         ];
         let mut grid = Grid::new(columns);
-        let number = |v: Option<f64>| v.map_or_else(String::new, |v| if v == 0.0 { "0".to_owned() } else { format!("{v:.1e}") });
+        let number = |v: Option<f64>| {
+            v.map_or_else(
+                String::new,
+                |v| if v == 0.0 { "0".to_owned() } else { format!("{v:.1e}") },
+            )
+        };
         for row in &self.rows {
             let result = match row.outcome {
                 Outcome::Ok => "ok",
@@ -157,9 +176,17 @@ impl Report {
                 Outcome::Measured => "",
             };
             let seconds = format!("{:.1}", row.seconds);
-            grid.row([row.full_name(), seconds, number(row.worst), number(row.tolerance), result.to_owned(), row.compared.clone()]);
+            grid.row([
+                row.full_name(),
+                seconds,
+                number(row.worst),
+                number(row.tolerance),
+                result.to_owned(),
+                row.compared.clone(),
+            ]);
         }
-        let [ok, failed, skipped] = [Outcome::Ok, Outcome::Failed, Outcome::Skipped].map(|outcome| self.count(outcome));
+        let [ok, failed, skipped] =
+            [Outcome::Ok, Outcome::Failed, Outcome::Skipped].map(|outcome| self.count(outcome));
         format!(
             "{}\n{} on {}: {ok} ok, {failed} failed, {skipped} skipped, in {:.0} s\n",
             grid.plain(),
@@ -175,7 +202,8 @@ impl Report {
     /// Fails if a check failed.
     pub fn verdict(&self) -> Result<(), Error> {
         const NAMED: usize = 8;
-        let mut failed: Vec<String> = self.failed().map(|row| format!("`{}`", row.full_name())).collect();
+        let mut failed: Vec<String> =
+            self.failed().map(|row| format!("`{}`", row.full_name())).collect();
         // A check may have several rows.
         failed.dedup();
         let Some(first) = self.failed().next() else { return Ok(()) };
@@ -190,8 +218,16 @@ impl Report {
         ));
         let full = if self.full { " --full" } else { "" };
         Err(e
-            .hint(format!("`reprpo selftest --device {}{full} --only {}` repeats the section of the first one", self.device, first.section.name()))
-            .hint("do not trust results that this program computes on this machine; please report the table"))
+            .hint(format!(
+                "`reprpo selftest --device {}{full} --only {}` repeats the section of \
+                the first one",
+                self.device,
+                first.section.name()
+            ))
+            .hint(
+                "do not trust results that this program computes on this machine; please report \
+                the table",
+            ))
     }
 }
 
@@ -200,7 +236,14 @@ mod tests {
     use super::*;
 
     fn report(rows: Vec<Row>) -> Report {
-        Report { device: "cpu".to_owned(), libtorch: "2", version: "0", full: false, rows, seconds: 1.0 }
+        Report {
+            device: "cpu".to_owned(),
+            libtorch: "2",
+            version: "0",
+            full: false,
+            rows,
+            seconds: 1.0,
+        }
     }
 
     #[test]
@@ -215,7 +258,12 @@ mod tests {
 
     #[test]
     fn only_a_failed_check_is_an_error_and_it_is_named() {
-        let rows = |outcome| vec![Row::new(Section::Speed, "a", outcome, ""), Row::new(Section::Speed, "b", Outcome::Measured, "")];
+        let rows = |outcome| {
+            vec![
+                Row::new(Section::Speed, "a", outcome, ""),
+                Row::new(Section::Speed, "b", Outcome::Measured, ""),
+            ]
+        };
         assert!(report(rows(Outcome::Skipped)).verdict().is_ok());
         let failed = report(rows(Outcome::Failed));
         let e = failed.verdict().unwrap_err();

@@ -1,4 +1,5 @@
-//! Speed and memory of training with the program's default methods, on models of real shapes with random weights.
+//! Speed and memory of training with the program's default methods, on models of real shapes with
+//! random weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,7 +54,8 @@ impl Plan {
     }
 }
 
-/// The `dtype` to measure: bf16, except on a card that only emulates it and on a CPU whose float32 products are faster.
+/// The `dtype` to measure: bf16, except on a card that only emulates it and on a CPU whose float32
+/// products are faster.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -73,7 +75,14 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     for shape in if large { &[SMALL, LARGE][..] } else { &[SMALL] } {
         test.check(Section::Speed, shape.name, |test| {
             let plan = Plan::of(test.device, test.options.full);
-            let plan = Plan { steps: if test.device.is_cuda() || shape.name == SMALL.name { plan.steps } else { 1 }, ..plan };
+            let plan = Plan {
+                steps: if test.device.is_cuda() || shape.name == SMALL.name {
+                    plan.steps
+                } else {
+                    1
+                },
+                ..plan
+            };
             if let Some(why) = too_much(shape, test.device, &plan, rate) {
                 return Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, why)]);
             }
@@ -85,8 +94,8 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The reason why a model is too much for this CPU: its memory, or its time, which follows from the small model's `rate` in pairs
-/// per second. `None` if it is not.
+/// The reason why a model is too much for this CPU: its memory, or its time, which follows from the
+/// small model's `rate` in pairs per second. `None` if it is not.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;
@@ -96,7 +105,10 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     if let Some(free) = memory::free().filter(|free| *free < needed) {
         return Some(format!("it needs about {needed:.1} GB of memory, and {free:.1} GB are free"));
     }
-    let seconds = rate.map(|rate| ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64 / SMALL.parameters() as f64)?;
+    let seconds = rate.map(|rate| {
+        ((1 + plan.steps) * plan.batch) as f64 / rate * shape.parameters() as f64
+            / SMALL.parameters() as f64
+    })?;
     (seconds > PATIENCE).then(|| format!("it would take about {seconds:.0} s on this CPU"))
 }
 
@@ -110,11 +122,18 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
     let (bytes, of) = memory.peak()?;
     let methods = trainer.methods.clone();
     let kind = kind_name(trainer.model.kind());
-    let compared = format!("{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, batches of {} × ({TOKENS} + {TOKENS}) tokens", bytes / 1e9, plan.batch);
+    let compared = format!(
+        "{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, batches of {} × ({TOKENS} + \
+            {TOKENS}) tokens",
+        bytes / 1e9,
+        plan.batch
+    );
     let mut row = Row::new(Section::Speed, shape.name, Outcome::Measured, compared);
     row.values = json!({
-        "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods, "dtype": kind, "batch": plan.batch,
-        "prompt_tokens": TOKENS, "completion_tokens": TOKENS, "steps": plan.steps, "parameters": shape.parameters(),
+        "pairs_per_second": rate, "peak_gb": bytes / 1e9, "memory_of": of, "methods": methods,
+        "dtype": kind, "batch": plan.batch,
+        "prompt_tokens": TOKENS, "completion_tokens": TOKENS, "steps": plan.steps,
+        "parameters": shape.parameters(),
     });
     Ok((row, rate))
 }
@@ -134,27 +153,54 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A model of that shape in the fastest precision of the device, with the program's default methods.
+    /// A model of that shape in the fastest precision of the device, with the program's default
+    /// methods.
     ///
     /// # Errors
     /// Fails if memory runs out.
     pub fn new(workshop: &Workshop, shape: &Shape, device: Device) -> Result<Self> {
-        let experiment = workshop.experiment(&workshop.trial(Vec::new()), Way::usual(device, fastest(device)))?;
+        let experiment = workshop
+            .experiment(&workshop.trial(Vec::new()), Way::usual(device, fastest(device)))?;
         let registry = workshop.registry();
         let (kind, _) = session::precision(experiment.dtype, device);
-        let model = Model::from_tensors(&shape.config(), shape.weights(kind, device)?, kind, device)?;
-        let intervention = registry.intervention(&experiment.intervention.name)?.build(&experiment.intervention.json(), model.info())?;
+        let model =
+            Model::from_tensors(&shape.config(), shape.weights(kind, device)?, kind, device)?;
+        let intervention = registry
+            .intervention(&experiment.intervention.name)?
+            .build(&experiment.intervention.json(), model.info())?;
         let tap = match intervention.tap() {
             Some(own) => own,
             None => registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?,
         };
-        let (transform, json) = (registry.transform(&experiment.transform.name)?, experiment.transform.json());
-        let taps = Taps::build(tap.as_ref(), &intervention.needs(), &model, &experiment.train, |cx, init| transform.build(&json, cx, init))?;
+        let (transform, json) =
+            (registry.transform(&experiment.transform.name)?, experiment.transform.json());
+        let taps = Taps::build(
+            tap.as_ref(),
+            &intervention.needs(),
+            &model,
+            &experiment.train,
+            |cx, init| transform.build(&json, cx, init),
+        )?;
         let adapter = AdapterChoice::new(&experiment, None, registry)?;
-        let parts = Parts { intervention, taps, adapter: &adapter, names: BTreeMap::new(), leaves_flat_start: true };
+        let parts = Parts {
+            intervention,
+            taps,
+            adapter: &adapter,
+            names: BTreeMap::new(),
+            leaves_flat_start: true,
+        };
         let run = Assembled::new(&model, parts, &experiment.train)?;
         let methods = format!("{} × {}", experiment.intervention.name, experiment.adapter.name);
-        Ok(Self { model, methods, experiment, adapter, run, rng: ChaCha8Rng::seed_from_u64(0), vocab: shape.vocab, next: 0 })
+        Ok(Self {
+            model,
+            methods,
+            experiment,
+            adapter,
+            run,
+            rng: ChaCha8Rng::seed_from_u64(0),
+            vocab: shape.vocab,
+            next: 0,
+        })
     }
 
     /// Takes steps on new pairs, and returns their duration in seconds.
@@ -170,7 +216,14 @@ impl Trainer {
             let pairs: Vec<TokenPair> = (0..batch).map(|_| self.pair()).collect();
             let info = StepInfo { step: self.next / batch, steps: 1000 };
             let train = &self.experiment.train;
-            accumulate(&mut self.run.objective, &self.model, &self.run.adapted, &pairs.iter().collect::<Vec<_>>(), batch, info)?;
+            accumulate(
+                &mut self.run.objective,
+                &self.model,
+                &self.run.adapted,
+                &pairs.iter().collect::<Vec<_>>(),
+                batch,
+                info,
+            )?;
             self.run.optimiser.clip(train.clip)?;
             self.run.optimiser.step(train.lr)?;
         }
@@ -197,6 +250,13 @@ impl Trainer {
     /// # Errors
     /// Fails if a file cannot be written.
     pub fn write_adapter(&self, dir: &Path) -> Result<()> {
-        peft::write(dir, self.adapter.entry, self.adapter.adapter.as_ref(), &self.run.adapted, &self.model, &"selftest".into())
+        peft::write(
+            dir,
+            self.adapter.entry,
+            self.adapter.adapter.as_ref(),
+            &self.run.adapted,
+            &self.model,
+            &"selftest".into(),
+        )
     }
 }

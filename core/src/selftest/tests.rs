@@ -8,7 +8,8 @@ use tch::Tensor;
 
 use super::*;
 use crate::api::{
-    AdaptedLinear, Adapter, AdapterPlugin, Around, Frozen, LinearSite, ModelInfo, Parameter, Pooling, Site, Tap, TapPlugin, TargetModules, Targets,
+    AdaptedLinear, Adapter, AdapterPlugin, Around, Frozen, LinearSite, ModelInfo, Parameter,
+    Pooling, Site, Tap, TapPlugin, TargetModules, Targets,
 };
 use crate::api::{Completions, Intervention, InterventionPlugin, Loss, Needs, Pairs, StepInfo};
 use crate::api::{Init, Plugin, Transform, TransformCx, TransformPlugin};
@@ -114,11 +115,14 @@ impl TargetModules for Worn {
     }
 }
 
-/// Like [`Scale`], but every module computes a little more wrongly than the one before. It stands for kernels that give other
-/// numbers on the tested device than on the CPU.
+/// Like [`Scale`], but every module computes a little more wrongly than the one before. It stands
+/// for kernels that give other numbers on the tested device than on the CPU.
 impl Adapter for Worn {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
-        Ok(Box::new(Scaled(init.ones(&[site.info.outputs]), 1e-4 * ATTACHED.fetch_add(1, Ordering::Relaxed) as f64)))
+        Ok(Box::new(Scaled(
+            init.ones(&[site.info.outputs]),
+            1e-4 * ATTACHED.fetch_add(1, Ordering::Relaxed) as f64,
+        )))
     }
 
     fn peft_config(&self) -> String {
@@ -170,17 +174,29 @@ static LAST: TapEntry = TapEntry::of::<Last>("tests", "0");
 
 fn report(adapters: &[&'static AdapterEntry], only: &[Section]) -> Report {
     let others = [(&LIKELIHOOD).into(), (&SAME).into(), (&LAST).into()];
-    let registry = Registry::holding(adapters.iter().map(|entry| (*entry).into()).chain(others)).unwrap();
-    let defaults = "intervention = \"likelihood\"\nadapter = \"scale\"\ntransform = \"same\"\ntap = \"last\"\n";
-    let options = Options { device: "cpu".to_owned(), full: false, peer: false, only: only.to_vec() };
+    let registry =
+        Registry::holding(adapters.iter().map(|entry| (*entry).into()).chain(others)).unwrap();
+    let defaults = "intervention = \"likelihood\"\nadapter = \"scale\"\ntransform = \"same\"\ntap \
+        = \"last\"\n";
+    let options =
+        Options { device: "cpu".to_owned(), full: false, peer: false, only: only.to_vec() };
     run(&options, defaults, &registry, &AtomicBool::new(false), &mut Silent).unwrap()
 }
 
 #[test]
 fn every_plugin_and_every_architecture_has_a_row() {
     let report = report(&[&SCALE], &[Section::Methods]);
-    let ok = |name: &str| report.rows.iter().filter(|row| row.name == name && row.outcome == Outcome::Ok).count();
-    for name in ["intervention likelihood", "adapter scale", "transform same", "tap last", "architecture llama", "architecture gemma3"] {
+    let ok = |name: &str| {
+        report.rows.iter().filter(|row| row.name == name && row.outcome == Outcome::Ok).count()
+    };
+    for name in [
+        "intervention likelihood",
+        "adapter scale",
+        "transform same",
+        "tap last",
+        "architecture llama",
+        "architecture gemma3",
+    ] {
         assert_eq!(ok(name), 2, "{name}: {}", report.plain());
     }
     report.verdict().unwrap();
@@ -200,7 +216,12 @@ fn a_method_that_computes_something_else_the_second_time_fails() {
 fn a_stopped_test_is_interrupted_and_a_device_that_does_not_exist_is_refused() {
     let registry = Registry::holding([]).unwrap();
     let run = |device: &str, stop: bool| {
-        let options = Options { device: device.to_owned(), full: false, peer: false, only: vec![Section::Products] };
+        let options = Options {
+            device: device.to_owned(),
+            full: false,
+            peer: false,
+            only: vec![Section::Products],
+        };
         run(&options, "", &registry, &AtomicBool::new(stop), &mut Silent).unwrap_err()
     };
     assert_eq!(run("cpu", true).fault(), Fault::Interrupted);

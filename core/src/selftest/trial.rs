@@ -31,7 +31,8 @@ pub const STEPS: usize = 10;
 const PLAIN_ARCHITECTURE: &str = "llama";
 
 /// A hint for someone whose temporary folder cannot be used.
-const TMPDIR: &str = "free some space, or set `TMPDIR` to a folder that can be written, with about 100 MB of free space";
+const TMPDIR: &str = "free some space, or set `TMPDIR` to a folder that can be written, with \
+    about 100 MB of free space";
 
 /// How a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,8 @@ pub struct Trained {
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// The temporary folder, the plugins and the tiny models that the runs use. The folder is removed in the end.
+/// The temporary folder, the plugins and the tiny models that the runs use. The folder is removed
+/// in the end.
 pub struct Workshop {
     folder: tempfile::TempDir,
     defaults: String,
@@ -91,18 +93,32 @@ impl Workshop {
     pub fn new(defaults: &str, registry: &Registry) -> Result<Self> {
         let parent = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("reprpo-selftest-").tempdir_in(&parent);
-        let folder = made.within(|| format!("cannot make a temporary folder in `{}`", parent.display())).map_err(|e| e.hint(TMPDIR))?;
+        let folder = made
+            .within(|| format!("cannot make a temporary folder in `{}`", parent.display()))
+            .map_err(|e| e.hint(TMPDIR))?;
         let entries = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind));
         let registry = Registry::holding(entries.chain([Entry::Dataset(&DATASET)]))?;
         let fixture = Fixture::read()?;
         let (config, tensors) = fixture.architecture(PLAIN_ARCHITECTURE)?;
-        let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors))).map_err(|e| e.hint(TMPDIR))?;
-        Ok(Self { folder, defaults: defaults.to_owned(), registry, fixture, model, runs: Cell::new(0) })
+        let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors)))
+            .map_err(|e| e.hint(TMPDIR))?;
+        Ok(Self {
+            folder,
+            defaults: defaults.to_owned(),
+            registry,
+            fixture,
+            model,
+            runs: Cell::new(0),
+        })
     }
 
     /// The error of a test whose temporary files can no longer be written because of `e`.
     pub fn explain(&self, e: Error) -> Error {
-        e.within(format!("the self-test cannot write to its temporary folder `{}`", self.folder.path().display())).hint(TMPDIR)
+        e.within(format!(
+            "the self-test cannot write to its temporary folder `{}`",
+            self.folder.path().display()
+        ))
+        .hint(TMPDIR)
     }
 
     /// The plugins.
@@ -131,7 +147,11 @@ impl Workshop {
     pub fn architecture(&self, name: &str) -> Result<PathBuf> {
         let (config, tensors) = self.fixture.architecture(name)?;
         let folder = self.folder.path().join(format!("model-{name}"));
-        if folder.is_dir() { Ok(folder) } else { write_model(&folder, &config, calm(tensors)).map_err(|e| e.hint(TMPDIR)) }
+        if folder.is_dir() {
+            Ok(folder)
+        } else {
+            write_model(&folder, &config, calm(tensors)).map_err(|e| e.hint(TMPDIR))
+        }
     }
 
     /// A new folder for temporary files.
@@ -140,7 +160,8 @@ impl Workshop {
     /// Fails if it cannot be made.
     pub fn scratch(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.path().join(name);
-        std::fs::create_dir_all(&folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+        std::fs::create_dir_all(&folder)
+            .within(|| format!("cannot make the folder `{}`", folder.display()))?;
         Ok(folder)
     }
 
@@ -156,14 +177,24 @@ impl Workshop {
     pub fn experiment(&self, trial: &Trial, way: Way) -> Result<Experiment> {
         let mut layers = Layering::new(&self.registry);
         layers.defaults(&self.defaults)?;
-        let flags = [("model", trial.model.display().to_string()), ("device", device_name(way.device)), ("dataset", DATASET.about.name.to_owned())];
+        let flags = [
+            ("model", trial.model.display().to_string()),
+            ("device", device_name(way.device)),
+            ("dataset", DATASET.about.name.to_owned()),
+        ];
         let chosen = trial.choices.iter().map(|(kind, name)| (kind.name(), (*name).to_owned()));
         for (field, value) in flags.into_iter().chain(chosen) {
             layers.flag(&format!("--{field}"), field, &value);
         }
         let epochs = STEPS as f64 * 4.0 / 20.0;
-        let fixed = [format!("dtype={}", way.dtype), format!("attention={}", way.attention), format!("train.epochs={epochs}")];
-        let fixed = fixed.into_iter().chain(["train.batch=2", "train.accumulate=2", "eval.enabled=false"].map(str::to_owned));
+        let fixed = [
+            format!("dtype={}", way.dtype),
+            format!("attention={}", way.attention),
+            format!("train.epochs={epochs}"),
+        ];
+        let fixed = fixed.into_iter().chain(
+            ["train.batch=2", "train.accumulate=2", "eval.enabled=false"].map(str::to_owned),
+        );
         for assignment in fixed.chain(trial.set.iter().cloned()) {
             layers.set(&assignment)?;
         }
@@ -179,15 +210,18 @@ impl Workshop {
         self.runs.set(self.runs.get() + 1);
         let out = self.folder.path().join(format!("run-{}", self.runs.get()));
         // The warnings of a run are about its data and its method, which are fixed here.
-        tracing::subscriber::with_default(NoSubscriber::default(), || run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent))?;
+        tracing::subscriber::with_default(NoSubscriber::default(), || {
+            run::run(&experiment, &Start::New(out.clone()), &self.registry, stop, &mut Silent)
+        })?;
         let trained = Trained::read(&out);
         let _ = std::fs::remove_dir_all(&out);
         trained
     }
 }
 
-/// The weights, with matrices multiplied by 1/2 and the norms of queries and keys by 1/4. The fixture's own weights give attention
-/// scores and logits so large that bf16 rounds them by several percent, which does not happen in trained models.
+/// The weights, with matrices multiplied by 1/2 and the norms of queries and keys by 1/4. The
+/// fixture's own weights give attention scores and logits so large that bf16 rounds them by several
+/// percent, which does not happen in trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let factor = |name: &str, t: &Tensor| match t.dim() {
         1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,
@@ -197,18 +231,31 @@ pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     tensors.into_iter().map(|(name, t)| (name.clone(), &t * factor(&name, &t))).collect()
 }
 
-/// The weights of a Llama model whose residual stream is 64 times as large, and whose outputs are the same, because every block
-/// normalises the stream first. The coordinates of a trained model's stream are far above 1, and some methods rely on it: a
-/// softmax over the coordinates of a small stream is almost uniform, and a divergence between two of these is a rounding error.
+/// The weights of a Llama model whose residual stream is 64 times as large, and whose outputs are
+/// the same, because every block normalises the stream first. The coordinates of a trained model's
+/// stream are far above 1, and some methods rely on it: a softmax over the coordinates of a small
+/// stream is almost uniform, and a divergence between two of these is a rounding error.
 fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
-    let writes = |name: &str| ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end));
-    tensors.into_iter().map(|(name, t)| if writes(&name) { (name, t * 64.0) } else { (name, t) }).collect()
+    let writes = |name: &str| {
+        ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    };
+    tensors
+        .into_iter()
+        .map(|(name, t)| if writes(&name) { (name, t * 64.0) } else { (name, t) })
+        .collect()
 }
 
 /// Writes a model as a Hugging Face folder, and returns the folder.
-fn write_model(folder: &Path, config: &Value, tensors: IndexMap<String, Tensor>) -> Result<PathBuf> {
+fn write_model(
+    folder: &Path,
+    config: &Value,
+    tensors: IndexMap<String, Tensor>,
+) -> Result<PathBuf> {
     Model::accepts(config)?;
-    std::fs::create_dir_all(folder).within(|| format!("cannot make the folder `{}`", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .within(|| format!("cannot make the folder `{}`", folder.display()))?;
     let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
     write_safetensors(&folder.join("model.safetensors"), &tensors)?;
     write_whole(&folder.join("config.json"), config.to_string().as_bytes())?;
@@ -225,15 +272,21 @@ impl Trained {
             let folder = run.join(part);
             for file in std::fs::read_dir(&folder).into_iter().flatten() {
                 let path = file.within(|| format!("cannot list `{}`", folder.display()))?.path();
-                let name = format!("{part}/{}", path.file_name().unwrap_or_default().to_string_lossy());
-                files.insert(name, std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?);
+                let name =
+                    format!("{part}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+                files.insert(
+                    name,
+                    std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?,
+                );
             }
         }
         let path = run.join("metrics.jsonl");
-        let metrics = std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
+        let metrics =
+            std::fs::read(&path).within(|| format!("cannot read `{}`", path.display()))?;
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for line in serde_json::Deserializer::from_slice(&metrics).into_iter::<Value>() {
-            let line = line.map_err(|e| Error::internal("`metrics.jsonl` is not JSON").because(e))?;
+            let line =
+                line.map_err(|e| Error::internal("`metrics.jsonl` is not JSON").because(e))?;
             losses.push(line["loss"].as_f64().unwrap_or(f64::NAN));
             norms.push(line["grad_norm"].as_f64().unwrap_or(f64::NAN));
         }
@@ -241,20 +294,51 @@ impl Trained {
         Ok(Self { losses, norms, files })
     }
 
-    /// The largest difference of the losses, and that of the gradient norms, from those of a reference run. `of` names the run.
-    pub fn differences(&self, reference: &Self, of: &str, tolerances: Tolerances) -> Vec<Difference> {
+    /// The largest difference of the losses, and that of the gradient norms, from those of a
+    /// reference run. `of` names the run.
+    pub fn differences(
+        &self,
+        reference: &Self,
+        of: &str,
+        tolerances: Tolerances,
+    ) -> Vec<Difference> {
         if self.losses.len() != reference.losses.len() {
-            return vec![Difference::new(format!("{of}: {} steps instead of {}", self.losses.len(), reference.losses.len()), f64::INFINITY, 0.0)];
+            return vec![Difference::new(
+                format!("{of}: {} steps instead of {}", self.losses.len(), reference.losses.len()),
+                f64::INFINITY,
+                0.0,
+            )];
         }
-        let compare = |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
-            // f64::max ignores NaN, which must not be smaller than the floor.
-            let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE);
-            let all = ours.iter().zip(theirs).map(off).enumerate();
-            Difference::worst_of(all.map(|(step, off)| Difference::new(format!("{of}: {what} of step {}", step + 1), off, tolerance[usize::from(step > 0)])))
-        };
-        let losses = compare("loss", &self.losses, &reference.losses, [tolerances.loss; 2], tolerances.floor);
-        let norms = compare("gradient norm", &self.norms, &reference.norms, tolerances.norm, tolerances.floor);
+        let compare =
+            |what: &str, ours: &[f64], theirs: &[f64], tolerance: [f64; 2], floor: f64| {
+                // f64::max ignores NaN, which must not be smaller than the floor.
+                let largest = theirs.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+                let off = |(a, b): (&f64, &f64)| {
+                    (a - b).abs() / b.abs().max(floor * largest).max(f64::MIN_POSITIVE)
+                };
+                let all = ours.iter().zip(theirs).map(off).enumerate();
+                Difference::worst_of(all.map(|(step, off)| {
+                    Difference::new(
+                        format!("{of}: {what} of step {}", step + 1),
+                        off,
+                        tolerance[usize::from(step > 0)],
+                    )
+                }))
+            };
+        let losses = compare(
+            "loss",
+            &self.losses,
+            &reference.losses,
+            [tolerances.loss; 2],
+            tolerances.floor,
+        );
+        let norms = compare(
+            "gradient norm",
+            &self.norms,
+            &reference.norms,
+            tolerances.norm,
+            tolerances.floor,
+        );
         losses.into_iter().chain(norms).collect()
     }
 }
@@ -266,6 +350,7 @@ pub struct Tolerances {
     pub loss: f64,
     /// Of the norm of a gradient: of the first step, and of later ones.
     pub norm: [f64; 2],
-    /// The difference of a small value is relative to this share of the run's largest value instead of the value itself.
+    /// The difference of a small value is relative to this share of the run's largest value instead
+    /// of the value itself.
     pub floor: f64,
 }

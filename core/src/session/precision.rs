@@ -5,20 +5,38 @@ use tch::{Device, Kind};
 use crate::config::Dtype;
 use crate::ffi;
 
-/// The precision that `dtype` stands for on a device, and a remark for the user if the device is the reason for another one
-/// than usual, or computes slowly in it.
+/// The precision that `dtype` stands for on a device, and a remark for the user if the device is
+/// the reason for another one than usual, or computes slowly in it.
 pub fn precision(dtype: Dtype, device: Device) -> (Kind, Option<String>) {
     choose(dtype, device, ffi::bf16_supported(device), ffi::compute_capability(device))
 }
 
-fn choose(dtype: Dtype, device: Device, computes_in_bf16: bool, capability: Option<(i32, i32)>) -> (Kind, Option<String>) {
-    let card = || capability.map_or_else(|| "the card".to_owned(), |(major, minor)| format!("the card, of compute capability {major}.{minor},"));
+fn choose(
+    dtype: Dtype,
+    device: Device,
+    computes_in_bf16: bool,
+    capability: Option<(i32, i32)>,
+) -> (Kind, Option<String>) {
+    let card = || {
+        capability.map_or_else(
+            || "the card".to_owned(),
+            |(major, minor)| format!("the card, of compute capability {major}.{minor},"),
+        )
+    };
     match dtype {
         Dtype::F32 => (Kind::Float, None),
         Dtype::Bf16 if computes_in_bf16 => (Kind::BFloat16, None),
-        Dtype::Bf16 => (Kind::BFloat16, Some(format!("warning: {} emulates bf16, which is slow; `--dtype f32` is faster", card()))),
+        Dtype::Bf16 => (
+            Kind::BFloat16,
+            Some(format!(
+                "warning: {} emulates bf16, which is slow; `--dtype f32` is faster",
+                card()
+            )),
+        ),
         Dtype::Auto if device.is_cuda() && computes_in_bf16 => (Kind::BFloat16, None),
-        Dtype::Auto if device.is_cuda() => (Kind::Float, Some(format!("{} does not compute in bf16, so float32 is used", card()))),
+        Dtype::Auto if device.is_cuda() => {
+            (Kind::Float, Some(format!("{} does not compute in bf16, so float32 is used", card())))
+        }
         Dtype::Auto => (Kind::Float, None),
     }
 }
@@ -29,7 +47,9 @@ mod tests {
 
     #[test]
     fn bf16_is_chosen_on_the_cards_that_compute_in_it() {
-        let of = |dtype, device, capability: Option<(i32, i32)>| choose(dtype, device, capability.is_none_or(|c| c >= (8, 0)), capability);
+        let of = |dtype, device, capability: Option<(i32, i32)>| {
+            choose(dtype, device, capability.is_none_or(|c| c >= (8, 0)), capability)
+        };
         let card = Device::Cuda(0);
         assert_eq!(of(Dtype::Auto, Device::Cpu, None), (Kind::Float, None));
         assert_eq!(of(Dtype::Bf16, Device::Cpu, None), (Kind::BFloat16, None));
@@ -39,10 +59,21 @@ mod tests {
         }
         let (kind, remark) = of(Dtype::Auto, card, Some((7, 5)));
         let remark = remark.unwrap();
-        assert!(kind == Kind::Float && remark == "the card, of compute capability 7.5, does not compute in bf16, so float32 is used", "{remark}");
+        assert!(
+            kind == Kind::Float
+                && remark
+                    == "the card, of compute capability 7.5, does not compute in bf16, so float32 \
+                        is used",
+            "{remark}"
+        );
         let (kind, remark) = of(Dtype::Bf16, card, Some((7, 0)));
         let remark = remark.unwrap();
-        assert!(kind == Kind::BFloat16 && remark.starts_with("warning: the card, of compute capability 7.0, emulates bf16"), "{remark}");
+        assert!(
+            kind == Kind::BFloat16
+                && remark
+                    .starts_with("warning: the card, of compute capability 7.0, emulates bf16"),
+            "{remark}"
+        );
         assert_eq!(of(Dtype::F32, card, Some((7, 0))), (Kind::Float, None));
     }
 }

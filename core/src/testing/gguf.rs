@@ -25,9 +25,21 @@ impl Writer {
     /// The same of another architecture.
     pub fn of(architecture: &'static str) -> Self {
         let w = Self { version: 3, architecture, entries: Vec::new(), tensors: Vec::new() };
-        let w = w.entry("general.architecture", 8, &text(architecture)).count("embedding_length", 32).count("feed_forward_length", 64);
-        let w = w.count("block_count", 1).count("attention.head_count", 2).count("attention.head_count_kv", 1).count("context_length", 128);
-        w.float("attention.layer_norm_rms_epsilon", 1e-6).tensor("token_embd.weight", &[32, 2], 0, &[0; 256])
+        let w = w
+            .entry("general.architecture", 8, &text(architecture))
+            .count("embedding_length", 32)
+            .count("feed_forward_length", 64);
+        let w = w
+            .count("block_count", 1)
+            .count("attention.head_count", 2)
+            .count("attention.head_count_kv", 1)
+            .count("context_length", 128);
+        w.float("attention.layer_norm_rms_epsilon", 1e-6).tensor(
+            "token_embd.weight",
+            &[32, 2],
+            0,
+            &[0; 256],
+        )
     }
 
     /// A key, the number of its type, and its value's bytes.
@@ -50,7 +62,12 @@ impl Writer {
 
     /// A tensor of float32.
     pub fn floats(self, name: &str, axes: &[u64], values: impl IntoIterator<Item = f32>) -> Self {
-        self.tensor(name, axes, 0, &values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>())
+        self.tensor(
+            name,
+            axes,
+            0,
+            &values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<_>>(),
+        )
     }
 
     pub fn tensor(mut self, name: &str, axes: &[u64], kind: u32, data: &[u8]) -> Self {
@@ -92,7 +109,8 @@ pub fn texts<S: AsRef<str>>(all: &[S]) -> Vec<u8> {
     [&8u32.to_le_bytes()[..], &(all.len() as u64).to_le_bytes(), &items].concat()
 }
 
-/// An array of numbers of four bytes as the format has it, with the number of their type: 5 for i32, 6 for f32.
+/// An array of numbers of four bytes as the format has it, with the number of their type: 5 for
+/// i32, 6 for f32.
 pub fn numbers(kind: u32, all: impl ExactSizeIterator<Item = [u8; 4]>) -> Vec<u8> {
     let len = all.len() as u64;
     [&kind.to_le_bytes()[..], &len.to_le_bytes(), &all.flatten().collect::<Vec<u8>>()].concat()

@@ -45,6 +45,7 @@ impl Subscriber for Warnings {
 pub fn warnings<T>(work: impl FnOnce() -> T) -> (T, Vec<String>) {
     let subscriber = Warnings::default();
     let result = tracing::subscriber::with_default(subscriber.clone(), work);
-    let warnings = std::mem::take(&mut *subscriber.0.lock().unwrap_or_else(PoisonError::into_inner));
+    let warnings =
+        std::mem::take(&mut *subscriber.0.lock().unwrap_or_else(PoisonError::into_inner));
     (result, warnings)
 }

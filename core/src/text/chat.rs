@@ -1,7 +1,8 @@
 //! Chat templates: Jinja as transformers runs it, over the same names.
 //!
-//! A template comes with the weights, from anywhere. It can compute, it reaches nothing, and fuel ends one that would
-//! not end. What transformers makes of such templates stands in `chat/templates`, written by Python.
+//! A template comes with the weights, from anywhere. It can compute, it reaches nothing, and fuel
+//! ends one that would not end. What transformers makes of such templates stands in
+//! `chat/templates`, written by Python.
 
 mod filters;
 mod methods;
@@ -21,7 +22,8 @@ use serde_json::{Map, Value, json};
 use crate::api::{Message, TemplateArgs};
 use crate::error::{Context, Error, Result};
 
-/// Steps that a template may take for one conversation: thousands of messages through the longest templates there are.
+/// Steps that a template may take for one conversation: thousands of messages through the longest
+/// templates there are.
 const FUEL: u64 = 500_000;
 /// Bytes of what a template makes that cost as much as a step; minijinja counts so.
 const BYTES_A_STEP: u64 = 64;
@@ -33,7 +35,8 @@ const LONGEST: usize = 1 << 20;
 /// A special token as templates know it: `bos_token` and its text.
 pub type Named = (&'static str, String);
 
-/// A compiled chat template with the special tokens in its scope, and the others that the model has under a name.
+/// A compiled chat template with the special tokens in its scope, and the others that the model has
+/// under a name.
 #[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
@@ -58,10 +61,21 @@ impl ChatTemplate {
     /// Fails if it is not valid.
     pub fn new(source: String, tokens: Vec<Named>) -> Result<Self> {
         if source.len() > LONGEST {
-            return Err(Error::new(format!("the model's chat template has {} bytes", source.len())).hint(format!("valid: up to {LONGEST}")));
+            return Err(Error::new(format!(
+                "the model's chat template has {} bytes",
+                source.len()
+            ))
+            .hint(format!("valid: up to {LONGEST}")));
         }
         let environment = environment(&source)?;
-        Ok(Self { source, environment, tokens, others: Vec::new(), of_rows: Mutex::default(), takes_parts: Mutex::default() })
+        Ok(Self {
+            source,
+            environment,
+            tokens,
+            others: Vec::new(),
+            of_rows: Mutex::default(),
+            takes_parts: Mutex::default(),
+        })
     }
 
     /// Adds the templates that the model has under other names.
@@ -70,7 +84,8 @@ impl ChatTemplate {
     /// Fails if one of them is not valid.
     pub fn with_others(mut self, others: Vec<(String, String)>) -> Result<Self> {
         for (name, source) in others {
-            let other = Self::new(source, self.tokens.clone()).within(|| format!("the model's chat template `{name}` cannot be used"))?;
+            let other = Self::new(source, self.tokens.clone())
+                .within(|| format!("the model's chat template `{name}` cannot be used"))?;
             self.others.push((name, other));
         }
         Ok(self)
@@ -95,15 +110,24 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// Fails if the template fails, or if it refuses the conversation.
-    pub fn render(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        args: &TemplateArgs,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         // As `get_chat_template` chooses.
-        let other = |wanted: &str| self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other);
+        let other = |wanted: &str| {
+            self.others.iter().find(|(name, _)| name == wanted).map(|(_, other)| other)
+        };
         match (args.variables().get("chat_template").and_then(Value::as_str), args.tools()) {
             (Some(wanted), _) => match other(wanted) {
                 Some(other) => other.fill(messages, args, add_generation_prompt),
                 None => self.of_row(wanted)?.fill(messages, args, add_generation_prompt),
             },
-            (None, Some(_)) => other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt),
+            (None, Some(_)) => {
+                other(WITH_TOOLS).unwrap_or(self).fill(messages, args, add_generation_prompt)
+            }
             (None, None) => self.fill(messages, args, add_generation_prompt),
         }
     }
@@ -114,7 +138,8 @@ impl ChatTemplate {
         if let Some(template) = kept.get(source) {
             return Ok(template.clone());
         }
-        let template = Self::new(source.to_owned(), self.tokens.clone()).within(|| "the `chat_template` of the row cannot be used".to_owned())?;
+        let template = Self::new(source.to_owned(), self.tokens.clone())
+            .within(|| "the `chat_template` of the row cannot be used".to_owned())?;
         let template = Arc::new(template);
         if kept.len() < MOST_OF_ROWS {
             kept.insert(source.to_owned(), template.clone());
@@ -122,70 +147,126 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    fn fill(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
-        let messages = messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
+    fn fill(
+        &self,
+        messages: &[Message],
+        args: &TemplateArgs,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let messages =
+            messages.iter().map(|message| self.fitting(message)).collect::<Result<Vec<_>>>()?;
         self.run(&messages, args, add_generation_prompt)
     }
 
-    fn run(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+    fn run(
+        &self,
+        messages: &[Cow<'_, Map<String, Value>>],
+        args: &TemplateArgs,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let scope = self.scope(messages, args, add_generation_prompt);
-        let template = self.environment.get_template("chat").map_err(|e| failed("the model's chat template is lost", &e))?;
-        let role = |m: &Map<String, Value>| m.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let template = self
+            .environment
+            .get_template("chat")
+            .map_err(|e| failed("the model's chat template is lost", &e))?;
+        let role = |m: &Map<String, Value>| {
+            m.get("role").and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
         template.render(scope).map_err(|e| match (e.kind(), e.detail()) {
-            (ErrorKind::OutOfFuel, _) => {
-                Error::new(format!("the model's chat template does not end: stopped after {FUEL} steps, or {} MB of text", FUEL * BYTES_A_STEP / 1_000_000))
-            }
+            (ErrorKind::OutOfFuel, _) => Error::new(format!(
+                "the model's chat template does not end: stopped after {FUEL} \
+                    steps, or {} MB of text",
+                FUEL * BYTES_A_STEP / 1_000_000
+            )),
             (ErrorKind::InvalidOperation, Some(reason)) if reason.starts_with(REFUSED) => {
-                Error::new(format!("the model's chat template refuses the conversation: {}", &reason[REFUSED.len()..]))
-                    .hint(format!("the roles in turn: {}", messages.iter().map(|m| role(m)).collect::<Vec<_>>().join(", ")))
+                Error::new(format!(
+                    "the model's chat template refuses the conversation: \
+                    {}",
+                    &reason[REFUSED.len()..]
+                ))
+                .hint(format!(
+                    "the roles in turn: \
+                        {}",
+                    messages.iter().map(|m| role(m)).collect::<Vec<_>>().join(", ")
+                ))
             }
             _ => failed("the model's chat template failed", &e),
         })
     }
 
-    /// The names that the template sees. A row's own variables go before the special tokens, as in transformers.
-    fn scope(&self, messages: &[Cow<'_, Map<String, Value>>], args: &TemplateArgs, add_generation_prompt: bool) -> Jinja {
-        let messages: Vec<Jinja> = messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m)))).collect();
-        // A token that the model does not have is not there at all: as `none` it would be written into the text.
+    /// The names that the template sees. A row's own variables go before the special tokens, as in
+    /// transformers.
+    fn scope(
+        &self,
+        messages: &[Cow<'_, Map<String, Value>>],
+        args: &TemplateArgs,
+        add_generation_prompt: bool,
+    ) -> Jinja {
+        let messages: Vec<Jinja> =
+            messages.iter().map(|m| Jinja::from(Serde(with_reasoning(m)))).collect();
+        // A token that the model does not have is not there at all: as `none` it would be written
+        // into the text.
         let tokens = self.tokens.iter().map(|(name, token)| (*name, Jinja::from(token.as_str())));
         let variables = args.variables().iter().filter(|(name, _)| *name != "chat_template");
         let variables = variables.map(|(name, value)| (name.as_str(), Jinja::from(Serde(value))));
         let own = [
             ("messages", Jinja::from(messages)),
             ("tools", args.tools().map_or(Jinja::from(()), |x| Jinja::from(Serde(x)))),
-            ("documents", args.variables().get("documents").map_or(Jinja::from(()), |x| Jinja::from(Serde(x)))),
+            (
+                "documents",
+                args.variables()
+                    .get("documents")
+                    .map_or(Jinja::from(()), |x| Jinja::from(Serde(x))),
+            ),
             ("add_generation_prompt", add_generation_prompt.into()),
         ];
         Jinja::from_pairs(tokens.chain(variables).chain(own))
     }
 
-    /// The fields of a message, with its content as the template takes it: a list of parts as it is, or the parts joined.
+    /// The fields of a message, with its content as the template takes it: a list of parts as it
+    /// is, or the parts joined.
     fn fitting<'m>(&self, message: &'m Message) -> Result<Cow<'m, Map<String, Value>>> {
-        let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else { return Ok(Cow::Borrowed(message.fields())) };
-        let kind = |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(parts) = message.parts().filter(|_| !self.takes_parts(message.role())) else {
+            return Ok(Cow::Borrowed(message.fields()));
+        };
+        let kind =
+            |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
         if let Some(other) = parts.iter().map(kind).find(|kind| kind != "text") {
-            return Err(Error::new(format!("a message has a content part of type `{other}`, and the model's chat template takes only text"))
-                .hint("write the content as text"));
+            return Err(Error::new(format!(
+                "a message has a content part of type `{other}`, and \
+                the model's chat template takes only text"
+            ))
+            .hint("write the content as text"));
         }
         let mut fields = message.fields().clone();
         fields.insert("content".to_owned(), message.text().into_owned().into());
         Ok(Cow::Owned(fields))
     }
 
-    /// True if the template takes a list of parts for the content of a role. A template that does not either fails,
-    /// leaves the text out, or writes the list itself into the text, as Python does in TRL.
+    /// True if the template takes a list of parts for the content of a role. A template that does
+    /// not either fails, leaves the text out, or writes the list itself into the text, as Python
+    /// does in TRL.
     fn takes_parts(&self, role: &str) -> bool {
-        if let Some(known) = self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role) {
+        if let Some(known) =
+            self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).get(role)
+        {
             return *known;
         }
         const SAID: &str = "parts-or-text";
-        let turn = |role: &str, content: Value| Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)]);
-        let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}]);
+        let turn = |role: &str, content: Value| {
+            Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)])
+        };
+        let call = json!([{"id": "abcdefghi", "type": "function", "function": {"name": "f",
+            "arguments": {}}}]);
         let said = |content: Value| -> Vec<Vec<Map<String, Value>>> {
             let it = turn(role, content);
-            let (user, mut caller, mut answer) = (turn("user", "a".into()), turn("assistant", "".into()), it.clone());
+            let (user, mut caller, mut answer) =
+                (turn("user", "a".into()), turn("assistant", "".into()), it.clone());
             caller.insert("tool_calls".to_owned(), call.clone());
-            answer.extend([("tool_call_id".to_owned(), "abcdefghi".into()), ("name".to_owned(), "f".into())]);
+            answer.extend([
+                ("tool_call_id".to_owned(), "abcdefghi".into()),
+                ("name".to_owned(), "f".into()),
+            ]);
             match role {
                 "user" => vec![vec![it]],
                 "assistant" => vec![vec![user, it]],
@@ -197,15 +278,25 @@ impl ChatTemplate {
             let messages: Vec<_> = messages.iter().map(Cow::Borrowed).collect();
             self.run(&messages, &TemplateArgs::default(), false).ok()
         };
-        let names_of_fields = |text: &str| text.matches("'text'").count() + text.matches("\"text\"").count();
+        let names_of_fields =
+            |text: &str| text.matches("'text'").count() + text.matches("\"text\"").count();
         let both = said(SAID.into()).into_iter().zip(said(json!([{"type": "text", "text": SAID}])));
         let takes = both
-            .filter_map(|(text, parts)| Some((render(&text).filter(|text| text.contains(SAID))?, render(&parts))))
-            .map(|(text, parts)| parts.is_some_and(|parts| parts.contains(SAID) && names_of_fields(&parts) == names_of_fields(&text)))
+            .filter_map(|(text, parts)| {
+                Some((render(&text).filter(|text| text.contains(SAID))?, render(&parts)))
+            })
+            .map(|(text, parts)| {
+                parts.is_some_and(|parts| {
+                    parts.contains(SAID) && names_of_fields(&parts) == names_of_fields(&text)
+                })
+            })
             .next()
             // It does not take a text either, so the list is all that is left.
             .unwrap_or(true);
-        self.takes_parts.lock().unwrap_or_else(PoisonError::into_inner).insert(role.to_owned(), takes);
+        self.takes_parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(role.to_owned(), takes);
         takes
     }
 }
@@ -217,7 +308,13 @@ fn environment(source: &str) -> Result<Environment<'static>> {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, x| match x.as_str() {
         // Written out it will be paid for; there has to be as much.
-        Some(text) if state.fuel_levels().is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) => Err(ErrorKind::OutOfFuel.into()),
+        Some(text)
+            if state
+                .fuel_levels()
+                .is_some_and(|(_, left)| text.len() as u64 / BYTES_A_STEP > left) =>
+        {
+            Err(ErrorKind::OutOfFuel.into())
+        }
         Some(_) => escape_formatter(out, state, x),
         None => Ok(out.write_str(&python::written(state, x)?)?),
     });
@@ -229,36 +326,52 @@ fn environment(source: &str) -> Result<Environment<'static>> {
         pay(state, 4 * format.len())?;
         strftime(format, now())
     });
-    environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| tojson(state, x, &args.into_values()));
+    environment.add_filter("tojson", |state: &State, x: &Jinja, args: Rest<ValueOrKwargs>| {
+        tojson(state, x, &args.into_values())
+    });
     let invalid = |e: minijinja::Error| failed("the model's chat template is not valid", &e);
     let foreign = |e: minijinja::Error| Error::internal(e.to_string());
-    let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build().map_err(foreign)?;
+    let syntax = environment
+        .syntax()
+        .to_builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(foreign)?;
     // Jinja2 reads every end of a line as the same one.
     let lines = source.replace("\r\n", "\n").replace('\r', "\n");
-    let rewritten = rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
+    let rewritten =
+        rewrite::rewritten(&without_training_marks(&lines)?, syntax).map_err(invalid)?;
     // The tags have taken their blanks away already.
-    environment.set_syntax(environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?);
+    environment.set_syntax(
+        environment.syntax().to_builder().keep_trailing_newline(true).build().map_err(foreign)?,
+    );
     environment.add_template_owned("chat", rewritten).map_err(invalid)?;
     Ok(environment)
 }
 
-/// The names under which a message's reasoning is passed. The first is the one that most templates read.
+/// The names under which a message's reasoning is passed. The first is the one that most templates
+/// read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The fields as transformers hands them over: reasoning under an older name is also under `reasoning_content`, and
-/// under `thinking`.
+/// The fields as transformers hands them over: reasoning under an older name is also under
+/// `reasoning_content`, and under `thinking`.
 fn with_reasoning(fields: &Map<String, Value>) -> Cow<'_, Map<String, Value>> {
-    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)) else { return Cow::Borrowed(fields) };
+    let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)) else {
+        return Cow::Borrowed(fields);
+    };
     let mut all = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
     all.extend(fields.clone());
     all.insert("reasoning_content".to_owned(), reasoning.clone());
     Cow::Owned(all)
 }
 
-/// Templates made for training mark what the assistant says with `{% generation %}`, which leaves the text as it is. In
-/// their place stands a block that does no more than keep its variables to itself, as theirs does.
+/// Templates made for training mark what the assistant says with `{% generation %}`, which leaves
+/// the text as it is. In their place stands a block that does no more than keep its variables to
+/// itself, as theirs does.
 fn without_training_marks(source: &str) -> Result<String> {
-    let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").map_err(|e| Error::internal(e.to_string()))?;
+    let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+        .map_err(|e| Error::internal(e.to_string()))?;
     Ok(marks.replace_all(source, "{%$1 ${2}with $3%}").into_owned())
 }
 
@@ -278,17 +391,26 @@ fn pay(state: &State, bytes: usize) -> Result<(), minijinja::Error> {
     state.consume_fuel(bytes as u64 / BYTES_A_STEP)
 }
 
-/// Pays for all that a value holds before it is written out: minijinja asks for the price of a text when it is there, and
-/// a list of the same list twice, of which there is a list twice and so on, takes few steps to make.
+/// Pays for all that a value holds before it is written out: minijinja asks for the price of a text
+/// when it is there, and a list of the same list twice, of which there is a list twice and so on,
+/// takes few steps to make.
 ///
-/// Fails for what Python writes as the name of an object, and for something undefined within a list.
+/// Fails for what Python writes as the name of an object, and for something undefined within a
+/// list.
 fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error> {
     match x.kind() {
         ValueKind::Map | ValueKind::Seq => {}
         ValueKind::Iterable | ValueKind::Plain => {
-            return Err(methods::failed(format!("a value that is a {} cannot be written into the text", python::type_name(x))));
+            return Err(methods::failed(format!(
+                "a value that is a {} cannot be written into the text",
+                python::type_name(x)
+            )));
         }
-        ValueKind::Undefined if depth > 0 => return Err(methods::failed("a list or dict with something undefined in it cannot be written into the text")),
+        ValueKind::Undefined if depth > 0 => {
+            return Err(methods::failed(
+                "a list or dict with something undefined in it cannot be written into the text",
+            ));
+        }
         _ => {
             state.consume_fuel(1)?;
             // In JSON a letter may take six, and there is a copy on the way.
@@ -309,18 +431,24 @@ fn weigh(state: &State, x: &Jinja, depth: usize) -> Result<(), minijinja::Error>
     Ok(())
 }
 
-/// Python's `json.dumps(x, ensure_ascii=False)`, which transformers puts in place of Jinja's own filter.
+/// Python's `json.dumps(x, ensure_ascii=False)`, which transformers puts in place of Jinja's own
+/// filter.
 fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja::Error> {
     if x.is_undefined() {
         return Err(methods::failed("something undefined cannot be written as JSON"));
     }
     weigh(state, x, 0)?;
-    let [ascii, indent, separators, sorted] = methods::bind(args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
+    let [ascii, indent, separators, sorted] =
+        methods::bind(args, ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let given = |flag: Option<Jinja>| flag.is_some_and(|flag| flag.is_true());
     let indent = match indent {
         Some(indent) if indent.as_str().is_some() => indent.as_str().map(str::to_owned),
         Some(indent) if !indent.is_none() => {
-            let width = if indent.kind() == ValueKind::Bool { i64::from(indent.is_true()) } else { i64::try_from(indent)? };
+            let width = if indent.kind() == ValueKind::Bool {
+                i64::from(indent.is_true())
+            } else {
+                i64::try_from(indent)?
+            };
             let width = usize::try_from(width).unwrap_or(0);
             pay(state, width)?;
             Some(" ".repeat(width))
@@ -331,14 +459,19 @@ fn tojson(state: &State, x: &Jinja, args: &[Jinja]) -> Result<String, minijinja:
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
         Some(separators) => {
             let two: Vec<Jinja> = separators.try_iter()?.collect();
-            match (two.len(), two.first().and_then(Jinja::as_str), two.get(1).and_then(Jinja::as_str)) {
+            match (
+                two.len(),
+                two.first().and_then(Jinja::as_str),
+                two.get(1).and_then(Jinja::as_str),
+            ) {
                 (2, Some(between), Some(behind_key)) => (between.to_owned(), behind_key.to_owned()),
                 _ => return Err(methods::failed("`separators` of tojson are two texts")),
             }
         }
     };
     let mut out = String::new();
-    Dump { state, indent, sorted: given(sorted), ascii: given(ascii), between, behind_key }.write(&mut out, x, 0)?;
+    Dump { state, indent, sorted: given(sorted), ascii: given(ascii), between, behind_key }
+        .write(&mut out, x, 0)?;
     Ok(out)
 }
 
@@ -358,7 +491,9 @@ impl Dump<'_, '_, '_> {
         match x.kind() {
             ValueKind::Seq => {
                 let items: Vec<Jinja> = x.try_iter()?.collect();
-                self.list(out, '[', ']', depth, items.len(), |out, i| self.write(out, &items[i], depth + 1))
+                self.list(out, '[', ']', depth, items.len(), |out, i| {
+                    self.write(out, &items[i], depth + 1)
+                })
             }
             ValueKind::Map => {
                 let mut keys: Vec<Jinja> = x.try_iter()?.collect();
@@ -386,7 +521,15 @@ impl Dump<'_, '_, '_> {
         }
     }
 
-    fn list(&self, out: &mut String, open: char, close: char, depth: usize, len: usize, item: impl Fn(&mut String, usize) -> Written) -> Written {
+    fn list(
+        &self,
+        out: &mut String,
+        open: char,
+        close: char,
+        depth: usize,
+        len: usize,
+        item: impl Fn(&mut String, usize) -> Written,
+    ) -> Written {
         let line = |out: &mut String, depth: usize| -> Written {
             if let Some(indent) = &self.indent {
                 pay(self.state, indent.len() * depth)?;
@@ -438,7 +581,10 @@ fn scalar(x: &Jinja) -> Result<String, minijinja::Error> {
             "nan" => "NaN".to_owned(),
             _ => number,
         }),
-        _ => Err(methods::failed(format!("a value that is a {} cannot be written as JSON", python::type_name(x)))),
+        _ => Err(methods::failed(format!(
+            "a value that is a {} cannot be written as JSON",
+            python::type_name(x)
+        ))),
     }
 }
 
@@ -446,10 +592,25 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-const MONTHS: [&str; 12] = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const DAYS: [&str; 7] =
+    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// Python's strftime for the fields that chat templates use, in UTC: the zone of the machine is no part of a model.
+/// Python's strftime for the fields that chat templates use, in UTC: the zone of the machine is no
+/// part of a model.
 fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
     let (days, second) = (seconds / 86400, seconds % 86400);
     let (year, month, day) = civil(days);
@@ -478,7 +639,10 @@ fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
             Some('%') => out.push('%'),
             other => {
                 let field = other.map_or_else(|| "%".to_owned(), |c| format!("%{c}"));
-                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know `{field}`")));
+                return Err(minijinja::Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime_now does not know `{field}`"),
+                ));
             }
         }
     }
@@ -487,7 +651,9 @@ fn strftime(format: &str, seconds: u64) -> Result<String, minijinja::Error> {
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar.
 fn civil(days: u64) -> (u64, usize, u64) {
-    let leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    let leap = |year: u64| {
+        (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)
+    };
     let (mut year, mut day) = (1970, days);
     while day >= 365 + u64::from(leap(year)) {
         day -= 365 + u64::from(leap(year));
@@ -514,22 +680,29 @@ mod tests {
     }
 
     fn render(template: &str, turns: &[(&str, &str)]) -> Result<String> {
-        ChatTemplate::new(template.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(
-            &messages(turns),
-            &TemplateArgs::default(),
-            true,
-        )
+        ChatTemplate::new(
+            template.to_owned(),
+            vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())],
+        )?
+        .render(&messages(turns), &TemplateArgs::default(), true)
     }
 
     #[test]
     fn blocks_take_their_line_with_them_as_in_transformers() {
-        let template = "{{ bos_token }}\n{% for m in messages %}\n    {% if m.role == 'user' %}\n{{ m['content'].strip() }}\n    {% endif %}\n{% endfor %}\n{{ eos_token }}\n";
+        let template = "{{ bos_token }}\n{% for m in messages %}\n    \
+            {% if m.role == 'user' %}\n{{ m['content'].strip() }}\n    \
+            {% endif %}\n{% endfor %}\n{{ eos_token }}\n";
         assert_eq!(render(template, &[("user", " hi "), ("x", "y")]).unwrap(), "<s>\nhi\n</s>");
     }
 
     #[test]
     fn a_template_that_loops_for_ever_or_grows_for_ever_is_an_error() {
-        let grown = |rest: &str| format!("{{% set ns = namespace(a=[1]) %}}{{% for i in range(60) %}}{{% set ns.a = [ns.a, ns.a] %}}{{% endfor %}}{rest}");
+        let grown = |rest: &str| {
+            format!(
+                "{{% set ns = namespace(a=[1]) %}}{{% for i in range(60) %}}{{% set ns.a = [ns.a, \
+                    ns.a] %}}{{% endfor %}}{rest}"
+            )
+        };
         for template in [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
@@ -555,20 +728,37 @@ mod tests {
             "{% set ns = namespace(a=[]) %}{% for i in range(9999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
         ] {
             let e = render(template, &[]).unwrap_err();
-            assert!(e.message().contains("recursion limit") || e.message().contains("levels deep"), "{template}: {e:?}");
+            assert!(
+                e.message().contains("recursion limit") || e.message().contains("levels deep"),
+                "{template}: {e:?}"
+            );
         }
     }
 
     #[test]
     fn a_refusal_is_told_in_the_templates_words_with_the_roles() {
-        let e = render("{{ raise_exception('roles must alternate') }}", &[("user", "a"), ("user", "b")]).unwrap_err();
-        assert_eq!(e.message(), "the model's chat template refuses the conversation: roles must alternate");
+        let e = render(
+            "{{ raise_exception('roles must alternate') }}",
+            &[("user", "a"), ("user", "b")],
+        )
+        .unwrap_err();
+        assert_eq!(
+            e.message(),
+            "the model's chat template refuses the conversation: roles must alternate"
+        );
         assert_eq!(e.hints(), ["the roles in turn: user, user"]);
     }
 
     #[test]
     fn an_invalid_template_is_an_error() {
-        for template in ["{% for %}", "{{ x", "{% if a %}", "{{ nothing.here.there }}", "{{ no_such_function() }}", "{{ 'a' | no_such_filter }}"] {
+        for template in [
+            "{% for %}",
+            "{{ x",
+            "{% if a %}",
+            "{{ nothing.here.there }}",
+            "{{ no_such_function() }}",
+            "{{ 'a' | no_such_filter }}",
+        ] {
             assert!(render(template, &[]).is_err(), "{template}");
         }
     }
@@ -576,9 +766,13 @@ mod tests {
     #[test]
     fn json_is_written_as_python_writes_it() {
         let turns = [("user", "é \"<q>\" & 'a'\n")];
-        assert_eq!(render("{{ messages | tojson }}", &turns).unwrap(), r#"[{"role": "user", "content": "é \"<q>\" & 'a'\n"}]"#);
         assert_eq!(
-            render("{{ messages[0] | tojson(sort_keys=true, ensure_ascii=true) }}", &turns).unwrap(),
+            render("{{ messages | tojson }}", &turns).unwrap(),
+            r#"[{"role": "user", "content": "é \"<q>\" & 'a'\n"}]"#
+        );
+        assert_eq!(
+            render("{{ messages[0] | tojson(sort_keys=true, ensure_ascii=true) }}", &turns)
+                .unwrap(),
             r#"{"content": "\u00e9 \"<q>\" & 'a'\n", "role": "user"}"#
         );
         assert_eq!(
@@ -589,12 +783,18 @@ mod tests {
 
     #[test]
     fn text_is_not_escaped_and_python_methods_are_there() {
-        assert_eq!(render("{{ messages[0].content }}", &[("u", "<a> & 'b'")]).unwrap(), "<a> & 'b'");
-        let template = "{% set m = messages[0] %}{{ m.content.split('|')[1].upper() }}{{ m.get('name', '-') }}{% for k, v in m.items() %}{{ k }}{% endfor %}{{ m.content.startswith('a') }}";
+        assert_eq!(
+            render("{{ messages[0].content }}", &[("u", "<a> & 'b'")]).unwrap(),
+            "<a> & 'b'"
+        );
+        let template = "{% set m = messages[0] %}{{ m.content.split('|')[1].upper() }}{{ \
+            m.get('name', '-') }}{% for k, v in m.items() %}{{ k }}{% endfor %}{{ \
+            m.content.startswith('a') }}";
         assert_eq!(render(template, &[("u", "a|b")]).unwrap(), "B-rolecontentTrue");
         assert_eq!(
             render(
-                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% endfor %}{{ tools is none }}",
+                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content \
+                    }}{% endfor %}{{ tools is none }}",
                 &[("u", "a"), ("u", "b")]
             )
             .unwrap(),
@@ -605,8 +805,14 @@ mod tests {
     #[test]
     fn dates_are_those_of_the_calendar() {
         // 2024-02-29 was a Thursday; 1709210096 is 12:34:56 of it.
-        assert_eq!(strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S%%", 1_709_210_096).unwrap(), "Thursday Thu 29 February Feb 2024 24-02 12:34:56%");
-        assert_eq!([0, 43_199, 43_200].map(|s| strftime("%I %p", s).unwrap()), ["12 AM", "11 AM", "12 PM"]);
+        assert_eq!(
+            strftime("%A %a %d %B %b %Y %y-%m %H:%M:%S%%", 1_709_210_096).unwrap(),
+            "Thursday Thu 29 February Feb 2024 24-02 12:34:56%"
+        );
+        assert_eq!(
+            [0, 43_199, 43_200].map(|s| strftime("%I %p", s).unwrap()),
+            ["12 AM", "11 AM", "12 PM"]
+        );
         assert_eq!(strftime("%Y-%m-%d", 0).unwrap(), "1970-01-01");
         assert!(strftime("%Q", 0).is_err());
     }

@@ -1,4 +1,5 @@
-//! Facts about tokenised pairs that a user should hear: they change what is learnt or scored, and nothing fails.
+//! Facts about tokenised pairs that a user should hear: they change what is learnt or scored, and
+//! nothing fails.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +15,15 @@ pub struct Findings {
     pub prefix_mismatches: usize,
     /// The end that the first of these prompts loses, as text.
     pub left_out: Option<String>,
-    /// Pairs whose two completions are the same tokens, once they are cut: there is nothing to prefer.
+    /// Pairs whose two completions are the same tokens, once they are cut: there is nothing to
+    /// prefer.
     pub identical: usize,
     /// Pairs whose completions both begin with the whole prompt, which the model then reads twice.
     pub prompt_repeated: usize,
     /// Pairs with a completion of no text.
     pub empty_completions: usize,
-    /// Pairs with a completion that begins with a message of another role than `assistant`, by that role.
+    /// Pairs with a completion that begins with a message of another role than `assistant`, by that
+    /// role.
     pub roles: BTreeMap<String, usize>,
     /// How many tokens the model is made for, where that is known.
     pub context: Option<usize>,
@@ -31,21 +34,38 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Counts a pair: as the data set has it, as it is used, and its prompt on its own. `context` is how many tokens the
-    /// model is made for, where that is known.
-    pub fn add(&mut self, tokenizer: &Tokenizer, pair: &PreferencePair, kept: &TokenPair, prompt: &Prompt, context: Option<usize>) {
+    /// Counts a pair: as the data set has it, as it is used, and its prompt on its own. `context`
+    /// is how many tokens the model is made for, where that is known.
+    pub fn add(
+        &mut self,
+        tokenizer: &Tokenizer,
+        pair: &PreferencePair,
+        kept: &TokenPair,
+        prompt: &Prompt,
+        context: Option<usize>,
+    ) {
         let left_out = prompt.left_out();
         if !left_out.is_empty() {
             self.prefix_mismatches += 1;
-            self.left_out.get_or_insert_with(|| tokenizer.decode(left_out).unwrap_or_else(|e| format!("({e})")));
+            self.left_out.get_or_insert_with(|| {
+                tokenizer.decode(left_out).unwrap_or_else(|e| format!("({e})"))
+            });
         }
         self.identical += usize::from(kept.chosen == kept.rejected);
         let completions = [&pair.chosen, &pair.rejected];
-        self.empty_completions += usize::from(completions.iter().any(|completion| matches!(completion, Text::Plain(text) if text.is_empty())));
+        self.empty_completions += usize::from(
+            completions
+                .iter()
+                .any(|completion| matches!(completion, Text::Plain(text) if text.is_empty())),
+        );
         if completions.iter().all(|completion| repeats(completion, &pair.prompt)) {
             self.prompt_repeated += 1;
         } else {
-            let mut roles: Vec<&str> = completions.iter().filter_map(|completion| role(completion)).filter(|role| *role != "assistant").collect();
+            let mut roles: Vec<&str> = completions
+                .iter()
+                .filter_map(|completion| role(completion))
+                .filter(|role| *role != "assistant")
+                .collect();
             roles.dedup();
             roles.into_iter().for_each(|role| *self.roles.entry(role.to_owned()).or_default() += 1);
         }
@@ -72,10 +92,18 @@ impl Findings {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = self.of_tokens();
         let of_data = [
-            ("pairs whose completions begin with the prompt, which is then read twice", self.prompt_repeated),
+            (
+                "pairs whose completions begin with the prompt, which is then read twice",
+                self.prompt_repeated,
+            ),
             ("pairs with an empty completion", self.empty_completions),
         ];
-        lines.extend(of_data.into_iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("warning: {what}: {n}")));
+        lines.extend(
+            of_data
+                .into_iter()
+                .filter(|(_, n)| *n > 0)
+                .map(|(what, n)| format!("warning: {what}: {n}")),
+        );
         lines
     }
 
@@ -84,19 +112,31 @@ impl Findings {
         let mut lines = Vec::new();
         if let Some(left_out) = &self.left_out {
             lines.push(format!(
-                "warning: pairs whose prompt ends in other tokens on its own than before a completion: {}. Their completions begin where the \
+                "warning: pairs whose prompt ends in other tokens on its own than before a \
+                    completion: {}. Their completions begin where the \
                  tokens differ, as in TRL, and this end of {} prompt is left out: {left_out:?}",
                 self.prefix_mismatches,
                 if self.prefix_mismatches > 1 { "the first such" } else { "the" },
             ));
         }
         for (role, n) in &self.roles {
-            lines.push(format!("warning: pairs with a completion that begins with a message of the role `{role}`, not `assistant`: {n}"));
+            lines.push(format!(
+                "warning: pairs with a completion that begins with a message of \
+                the role `{role}`, not `assistant`: {n}"
+            ));
         }
         if let Some(context) = self.context {
-            let over = [("prompts", self.prompts_over_context), ("pairs", self.over_context - self.prompts_over_context)];
+            let over = [
+                ("prompts", self.prompts_over_context),
+                ("pairs", self.over_context - self.prompts_over_context),
+            ];
             let over = over.into_iter().filter(|(_, n)| *n > 0);
-            lines.extend(over.map(|(what, n)| format!("warning: {what} that are longer than the model's context of {context} tokens: {n}")));
+            lines.extend(over.map(|(what, n)| {
+                format!(
+                    "warning: {what} that are longer than the \
+                model's context of {context} tokens: {n}"
+                )
+            }));
         }
         lines
     }
@@ -112,8 +152,12 @@ fn role(completion: &Text) -> Option<&str> {
 /// Whether a completion begins with the whole prompt.
 pub fn repeats(completion: &Text, prompt: &Text) -> bool {
     match (completion, prompt) {
-        (Text::Plain(completion), Text::Plain(prompt)) => !prompt.is_empty() && completion.starts_with(prompt.as_str()),
-        (Text::Messages(completion), Text::Messages(prompt)) => !prompt.is_empty() && completion.starts_with(prompt),
+        (Text::Plain(completion), Text::Plain(prompt)) => {
+            !prompt.is_empty() && completion.starts_with(prompt.as_str())
+        }
+        (Text::Messages(completion), Text::Messages(prompt)) => {
+            !prompt.is_empty() && completion.starts_with(prompt)
+        }
         _ => false,
     }
 }

@@ -24,19 +24,30 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     if !path.is_file() {
         let e = Error::new(format!("`{}` is missing", path.display()));
         return Err(if dir.join("tokenizer.model").exists() {
-            e.hint("the folder has a SentencePiece tokenizer.model alone; in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes tokenizer.json")
+            e.hint(
+                "the folder has a SentencePiece tokenizer.model alone; in Python, \
+                AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes \
+                tokenizer.json",
+            )
         } else {
             e.hint("take the tokenizer from the folder that the model was fetched from")
         });
     }
     let bytes = read_bounded(&path, MOST_BYTES)?;
-    let file = guarded(|| Ids::from_bytes(&bytes)).within(|| format!("`{}` is no valid tokenizer", path.display()))?;
+    let file = guarded(|| Ids::from_bytes(&bytes))
+        .within(|| format!("`{}` is no valid tokenizer", path.display()))?;
 
     let config = object(dir, "tokenizer_config.json")?;
     let model = object(dir, "config.json")?;
     refuse(&config, &model, &file)?;
-    let text = |of: &'_ Map<String, Value>, key: &str| of.get(key).and_then(Value::as_str).map(str::to_owned);
-    let (model_type, tokenizer, of_model) = (text(&model, "model_type"), text(&config, "tokenizer_class"), text(&model, "tokenizer_class"));
+    let text = |of: &'_ Map<String, Value>, key: &str| {
+        of.get(key).and_then(Value::as_str).map(str::to_owned)
+    };
+    let (model_type, tokenizer, of_model) = (
+        text(&model, "model_type"),
+        text(&config, "tokenizer_class"),
+        text(&model, "tokenizer_class"),
+    );
     let class = class::choose(&Named {
         model_type: model_type.as_deref(),
         tokenizer: tokenizer.as_deref(),
@@ -56,7 +67,10 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
     }
     // A tokenizer that pads names the token for it.
     if let Some(padding) = file.get_padding() {
-        tokens.named.entry("pad_token".to_owned()).or_insert_with(|| Some(Written::Text(padding.pad_token.clone())));
+        tokens
+            .named
+            .entry("pad_token".to_owned())
+            .or_insert_with(|| Some(Written::Text(padding.pad_token.clone())));
     }
     let add_prefix_space = config.get("add_prefix_space").and_then(Value::as_bool);
     let ids = match class {
@@ -66,7 +80,8 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
             ids
         }
         Some(class) => {
-            let options = Options { add_prefix_space, legacy: config.get("legacy").is_some_and(full) };
+            let options =
+                Options { add_prefix_space, legacy: config.get("legacy").is_some_and(full) };
             let unknown = tokens.named.get("unk_token").and_then(Option::as_ref).map(Written::text);
             let mut ids = class.build(&file, unknown, &options)?;
             guarded(|| tokens.add_to(&mut ids, class.resets_flags))?;
@@ -75,11 +90,18 @@ pub(super) fn read(dir: &Path) -> Result<(Ids, Extras)> {
         }
     };
     let of_templates = ["unk_token", "sep_token", "cls_token", "mask_token"];
-    let others = of_templates.into_iter().filter_map(|key| Some((key, tokens.text(key)?.to_owned()))).collect();
+    let others = of_templates
+        .into_iter()
+        .filter_map(|key| Some((key, tokens.text(key)?.to_owned())))
+        .collect();
     let (chat_template, named_templates) = chat_templates(dir, &config)?;
     let splits = config.get("split_special_tokens").is_some_and(full);
     let mut also = Map::new();
-    for (key, token) in tokens.named.iter().filter(|(key, _)| !matches!(key.as_str(), "bos_token" | "eos_token" | "pad_token")) {
+    for (key, token) in tokens
+        .named
+        .iter()
+        .filter(|(key, _)| !matches!(key.as_str(), "bos_token" | "eos_token" | "pad_token"))
+    {
         also.insert(key.clone(), token.as_ref().map_or(Value::Null, |token| token.text().into()));
     }
     also.extend(tokens.own.iter().map(|(key, token)| (key.clone(), token.text().into())));
@@ -119,27 +141,63 @@ fn own_code(config: &Map<String, Value>) -> bool {
 
 /// Refuses the fields of tokenizer_config.json that change ids and are not read.
 fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -> Result<()> {
-    let refused = |field: &str, why: &str| Err(Error::new(format!("`{field}` in tokenizer_config.json is not supported: {why}")));
+    let refused = |field: &str, why: &str| {
+        Err(Error::new(format!("`{field}` in tokenizer_config.json is not supported: {why}")))
+    };
     let versions = config.get("fast_tokenizer_files").and_then(Value::as_array);
-    if let Some(other) = versions.into_iter().flatten().filter_map(Value::as_str).find(|f| f.starts_with("tokenizer.") && *f != "tokenizer.json") {
-        return refused("fast_tokenizer_files", &format!("transformers reads `{other}` in place of tokenizer.json"))
-            .map_err(|e| e.hint(format!("copy `{other}` over tokenizer.json, and remove the field")));
+    if let Some(other) = versions
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .find(|f| f.starts_with("tokenizer.") && *f != "tokenizer.json")
+    {
+        return refused(
+            "fast_tokenizer_files",
+            &format!("transformers reads `{other}` in place of tokenizer.json"),
+        )
+        .map_err(|e| e.hint(format!("copy `{other}` over tokenizer.json, and remove the field")));
     }
     if config.get("init_inputs").is_some_and(full) {
-        return refused("init_inputs", "its values have no names, so that their meaning is unknown")
-            .map_err(|e| e.hint("remove it, or write its values under their names"));
+        return refused(
+            "init_inputs",
+            "its values have no names, so that their meaning is unknown",
+        )
+        .map_err(|e| e.hint("remove it, or write its values under their names"));
     }
     for field in ["split_special_tokens", "add_prefix_space", "legacy"] {
-        if let Some(value) = config.get(field).filter(|value| !value.is_boolean() && !value.is_null()) {
-            return Err(Error::new(format!("`{field}` in tokenizer_config.json must be true or false, got `{value}`")));
+        if let Some(value) =
+            config.get(field).filter(|value| !value.is_boolean() && !value.is_null())
+        {
+            return Err(Error::new(format!(
+                "`{field}` in tokenizer_config.json must be true or false, got `{value}`"
+            )));
         }
     }
     // The correction of a pattern that Mistral's files had for a while, as transformers bounds it.
-    let mistral = model.get("model_type").is_none_or(|m| m.as_str().is_some_and(|m| ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)));
-    let major = model.get("transformers_version").and_then(Value::as_str).and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-    if config.get("fix_mistral_regex").is_some_and(full) && mistral && major.is_none_or(|major| major < 5) && file.get_vocab_size(true) > 100_000 {
-        return refused("fix_mistral_regex", "it replaces the pattern in tokenizer.json that cuts text into words").map_err(|e| {
-            e.hint("in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes the corrected tokenizer.json; then remove the field")
+    let mistral = model.get("model_type").is_none_or(|m| {
+        m.as_str().is_some_and(|m| {
+            ["mistral", "mistral3", "voxtral", "ministral", "pixtral"].contains(&m)
+        })
+    });
+    let major = model
+        .get("transformers_version")
+        .and_then(Value::as_str)
+        .and_then(|v| v.split('.').next()?.parse::<u32>().ok());
+    if config.get("fix_mistral_regex").is_some_and(full)
+        && mistral
+        && major.is_none_or(|major| major < 5)
+        && file.get_vocab_size(true) > 100_000
+    {
+        return refused(
+            "fix_mistral_regex",
+            "it replaces the pattern in tokenizer.json that cuts \
+            text into words",
+        )
+        .map_err(|e| {
+            e.hint(
+                "in Python, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) \
+                writes the corrected tokenizer.json; then remove the field",
+            )
         });
     }
     Ok(())
@@ -148,12 +206,14 @@ fn refuse(config: &Map<String, Value>, model: &Map<String, Value>, file: &Ids) -
 /// Warns if the class gives other ids than tokenizer.json as it stands.
 fn warn_where_ids_change(class: &str, file: &Ids, built: &Ids) {
     const SAMPLE: &str = "Hello, world! 1234 it's\n\n\tsome  more é 漢字 naïve\u{301} text.  ";
-    let ids = |of: &Ids| guarded(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
+    let ids =
+        |of: &Ids| guarded(|| of.encode_fast(SAMPLE, true)).ok().map(|e| e.get_ids().to_vec());
     if let (Some(before), Some(now)) = (ids(file), ids(built))
         && before != now
     {
         tracing::warn!(
-            "tokenizer_config.json makes the tokenizer a `{class}`, for which transformers 5 replaces parts of tokenizer.json; \
+            "tokenizer_config.json makes the tokenizer a `{class}`, for which transformers 5 \
+                replaces parts of tokenizer.json; \
              this changes token ids, and they follow transformers"
         );
     }
@@ -177,22 +237,28 @@ const OTHER_TEMPLATES: &str = "additional_chat_templates";
 /// A chat template, and those under other names with their names.
 type Templates = (Option<String>, Vec<(String, String)>);
 
-/// The chat template and those under other names. Files go before what tokenizer_config.json says, as in transformers;
-/// of several templates the one named `default` is taken.
+/// The chat template and those under other names. Files go before what tokenizer_config.json says,
+/// as in transformers; of several templates the one named `default` is taken.
 fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<Templates> {
     let read = |path: &Path| {
         let bytes = read_bounded(path, MOST_BYTES)?;
-        String::from_utf8(bytes).map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
+        String::from_utf8(bytes)
+            .map_err(|e| Error::new(format!("`{}` is not UTF-8", path.display())).because(e))
     };
     let path = dir.join("chat_template.jinja");
     if path.is_file() {
         let mut others = Vec::new();
         let folder = dir.join(OTHER_TEMPLATES);
         if folder.is_dir() {
-            for entry in std::fs::read_dir(&folder).within(|| format!("cannot read `{}`", folder.display()))? {
+            for entry in std::fs::read_dir(&folder)
+                .within(|| format!("cannot read `{}`", folder.display()))?
+            {
                 let path = entry.within(|| format!("cannot read `{}`", folder.display()))?.path();
                 if path.extension().is_some_and(|ending| ending == "jinja") {
-                    others.push((path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), read(&path)?));
+                    others.push((
+                        path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                        read(&path)?,
+                    ));
                 }
             }
         }
@@ -202,8 +268,12 @@ fn chat_templates(dir: &Path, config: &Map<String, Value>) -> Result<Templates> 
     Ok(match config.get("chat_template") {
         Some(Value::String(template)) => (Some(template.clone()), Vec::new()),
         Some(Value::Array(named)) => {
-            let text = |template: &Value, key: &str| template.get(key).and_then(Value::as_str).map(str::to_owned);
-            let all = named.iter().filter_map(|template| Some((text(template, "name")?, text(template, "template")?)));
+            let text = |template: &Value, key: &str| {
+                template.get(key).and_then(Value::as_str).map(str::to_owned)
+            };
+            let all = named.iter().filter_map(|template| {
+                Some((text(template, "name")?, text(template, "template")?))
+            });
             let (default, others): (Vec<_>, Vec<_>) = all.partition(|(name, _)| name == "default");
             (default.into_iter().next().map(|(_, template)| template), others)
         }

@@ -1,6 +1,7 @@
 //! Text and token ids: the tokenizer, the chat template, and preference pairs as ids.
 //!
-//! The ids are those of Hugging Face's transformers to the last one: a model that is fed others is another model.
+//! The ids are those of Hugging Face's transformers to the last one: a model that is fed others is
+//! another model.
 
 mod chat;
 mod findings;
@@ -18,7 +19,10 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Ids};
 
 pub use findings::{Findings, repeats};
-pub use pairs::{Cut, DroppedPair, Limits, Outcome, SkipReason, Tokenised, each, fit, show_example, tokenise, tokenise_pair, whole_pair};
+pub use pairs::{
+    Cut, DroppedPair, Limits, Outcome, SkipReason, Tokenised, each, fit, show_example, tokenise,
+    tokenise_pair, whole_pair,
+};
 pub use token_pair::{Prompt, TokenPair};
 
 use crate::api::{Message, TemplateArgs};
@@ -44,7 +48,8 @@ pub struct Tokenizer {
     bos: Option<Special>,
     eos: Option<Special>,
     pad: Option<Special>,
-    /// Put before and behind a text that stands alone, where the vocabulary's own file does not do it.
+    /// Put before and behind a text that stands alone, where the vocabulary's own file does not do
+    /// it.
     around: (Option<i64>, Option<i64>),
     chat: Option<ChatTemplate>,
     /// Further fields of tokenizer_config.json that change ids.
@@ -62,7 +67,8 @@ struct Extras {
     chat_template: Option<String>,
     /// Chat templates under other names.
     named_templates: Vec<(String, String)>,
-    /// Whether a text that stands alone begins and ends with these tokens, beyond what the vocabulary's file says.
+    /// Whether a text that stands alone begins and ends with these tokens, beyond what the
+    /// vocabulary's file says.
     begin: bool,
     end: bool,
     /// Whether special tokens in a text are cut up like any other text.
@@ -72,23 +78,25 @@ struct Extras {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a Hugging Face folder as AutoTokenizer does: `tokenizer.json`, the special and added tokens
-    /// of `tokenizer_config.json` (or of `special_tokens_map.json` and `added_tokens.json`), and the chat template of
-    /// `chat_template.jinja` or `tokenizer_config.json`.
+    /// Reads the tokenizer of a Hugging Face folder as AutoTokenizer does: `tokenizer.json`, the
+    /// special and added tokens of `tokenizer_config.json` (or of `special_tokens_map.json` and
+    /// `added_tokens.json`), and the chat template of `chat_template.jinja` or
+    /// `tokenizer_config.json`.
     ///
     /// # Errors
-    /// Fails if tokenizer.json is missing, a file is not what it should be, a field changes token ids and is not
-    /// supported, or the chat template is not valid.
+    /// Fails if tokenizer.json is missing, a file is not what it should be, a field changes token
+    /// ids and is not supported, or the chat template is not valid.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let (ids, extras) = folder::read(dir)?;
         Self::new(ids, extras)
     }
 
-    /// Makes the tokenizer that a GGUF file carries: byte-level BPE, named `gpt2` there, or SentencePiece's BPE, named
-    /// `llama`.
+    /// Makes the tokenizer that a GGUF file carries: byte-level BPE, named `gpt2` there, or
+    /// SentencePiece's BPE, named `llama`.
     ///
     /// # Errors
-    /// Another model of tokenizer, an unknown way to cut text into words, or a vocabulary that is not consistent.
+    /// Another model of tokenizer, an unknown way to cut text into words, or a vocabulary that is
+    /// not consistent.
     pub fn from_gguf(meta: &Metadata) -> Result<Self> {
         let (ids, extras) = gguf::read(meta)?;
         Self::new(ids, extras)
@@ -106,7 +114,9 @@ impl Tokenizer {
             None => Ok(None),
             Some(text) => match ids.token_to_id(&text) {
                 Some(id) => Ok(Some(Special { text, id: id.into() })),
-                None => Err(Error::new(format!("the tokenizer's {what} token `{text}` is not in its vocabulary"))),
+                None => Err(Error::new(format!(
+                    "the tokenizer's {what} token `{text}` is not in its vocabulary"
+                ))),
             },
         };
         let bos = special("beginning-of-sequence", extras.bos)?;
@@ -114,14 +124,22 @@ impl Tokenizer {
         // Nothing is ever padded here, so a padding token that does not exist does no harm.
         let pad = special("padding", extras.pad).unwrap_or_default();
         let named = [("bos_token", &bos), ("eos_token", &eos), ("pad_token", &pad)];
-        let tokens: Vec<_> = named.into_iter().filter_map(|(name, s)| Some((name, s.as_ref()?.text.clone()))).chain(extras.others).collect();
-        let chat = extras.chat_template.map(|source| ChatTemplate::new(source, tokens)?.with_others(extras.named_templates)).transpose()?;
+        let tokens: Vec<_> = named
+            .into_iter()
+            .filter_map(|(name, s)| Some((name, s.as_ref()?.text.clone())))
+            .chain(extras.others)
+            .collect();
+        let chat = extras
+            .chat_template
+            .map(|source| ChatTemplate::new(source, tokens)?.with_others(extras.named_templates))
+            .transpose()?;
         let id = |s: &Option<Special>, wanted: bool| s.as_ref().filter(|_| wanted).map(|s| s.id);
         let around = (id(&bos, extras.begin), id(&eos, extras.end));
         Ok(Self { ids, rows: None, bos, eos, pad, around, chat, also: extras.also })
     }
 
-    /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are recognised.
+    /// The ids of a text `[n]`. No special tokens are added; those that are written in the text are
+    /// recognised.
     ///
     /// # Errors
     /// Where the tokenizer itself fails.
@@ -130,8 +148,9 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| id.into()).collect())
     }
 
-    /// The ids of a text that stands alone `[n]`: with the special tokens around it that the tokenizer is made to put
-    /// there (Llama's and Gemma's put one before it), as transformers' `tokenizer(text)` has them.
+    /// The ids of a text that stands alone `[n]`: with the special tokens around it that the
+    /// tokenizer is made to put there (Llama's and Gemma's put one before it), as transformers'
+    /// `tokenizer(text)` has them.
     ///
     /// # Errors
     /// Where the tokenizer itself fails.
@@ -141,13 +160,16 @@ impl Tokenizer {
         Ok(self.around.0.into_iter().chain(ids).chain(self.around.1).collect())
     }
 
-    /// The text of ids `[n]`, special tokens as they are written. An id without a token, as padded embeddings have
-    /// them, gives nothing.
+    /// The text of ids `[n]`, special tokens as they are written. An id without a token, as padded
+    /// embeddings have them, gives nothing.
     ///
     /// # Errors
     /// An id that is no id.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
-        let ids = ids.iter().map(|&id| u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is no token id")))).collect::<Result<Vec<u32>>>()?;
+        let ids = ids
+            .iter()
+            .map(|&id| u32::try_from(id).map_err(|_| Error::new(format!("`{id}` is no token id"))))
+            .collect::<Result<Vec<u32>>>()?;
         guarded(|| self.ids.decode(&ids, false))
     }
 
@@ -157,8 +179,11 @@ impl Tokenizer {
     /// Where the tokenizer cannot be written.
     pub fn files(&self) -> Result<Vec<(&'static str, String)>> {
         let mut ids = self.ids.clone();
-        // A token that was special once is still treated as one, which its own flag then does not say.
-        let were = ids.get_added_tokens_decoder().into_values().filter(|token| !token.special && ids.get_added_vocabulary().is_special_token(&token.content));
+        // A token that was special once is still treated as one, which its own flag then does not
+        // say.
+        let were = ids.get_added_tokens_decoder().into_values().filter(|token| {
+            !token.special && ids.get_added_vocabulary().is_special_token(&token.content)
+        });
         let were: Vec<AddedToken> = were.map(|token| token.special(true)).collect();
         ids.add_tokens(were).map_err(foreign)?;
         if let Some(template) = self.surrounded()? {
@@ -167,7 +192,8 @@ impl Tokenizer {
         let text = |s: &Option<Special>| s.as_ref().map(|s| s.text.clone());
         let mut config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
-            "bos_token": text(&self.bos), "eos_token": text(&self.eos), "pad_token": text(&self.pad),
+            "bos_token": text(&self.bos), "eos_token": text(&self.eos),
+            "pad_token": text(&self.pad),
         });
         if let Some(fields) = config.as_object_mut() {
             fields.extend(self.also.clone());
@@ -177,31 +203,63 @@ impl Tokenizer {
         }
         let mut files = vec![("tokenizer.json", ids.to_string(true).map_err(foreign)?)];
         if let Some(chat) = &self.chat {
-            config.as_object_mut().into_iter().for_each(|config| config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into()))));
-            let named = |(name, template): (&str, &str)| serde_json::json!({"name": name, "template": template});
+            config.as_object_mut().into_iter().for_each(|config| {
+                config.extend(chat.tokens().map(|(name, text)| (name.to_owned(), text.into())))
+            });
+            let named = |(name, template): (&str, &str)| {
+                serde_json::json!({"name": name,
+                "template": template})
+            };
             match chat.others().count() {
                 0 => files.push(("chat_template.jinja", chat.source().to_owned())),
-                _ => config["chat_template"] = [("default", chat.source())].into_iter().chain(chat.others()).map(named).collect(),
+                _ => {
+                    config["chat_template"] = [("default", chat.source())]
+                        .into_iter()
+                        .chain(chat.others())
+                        .map(named)
+                        .collect()
+                }
             }
         }
         files.insert(1, ("tokenizer_config.json", format!("{config:#}\n")));
         Ok(files)
     }
 
-    /// What puts special tokens around a text that stands alone, where the vocabulary's own file does not do it.
+    /// What puts special tokens around a text that stands alone, where the vocabulary's own file
+    /// does not do it.
     fn surrounded(&self) -> Result<Option<TemplateProcessing>> {
-        let (begin, end) = (self.bos.as_ref().filter(|_| self.around.0.is_some()), self.eos.as_ref().filter(|_| self.around.1.is_some()));
-        let special: Vec<(String, u32)> = begin.into_iter().chain(end).filter_map(|s| Some((s.text.clone(), u32::try_from(s.id).ok()?))).collect();
+        let (begin, end) = (
+            self.bos.as_ref().filter(|_| self.around.0.is_some()),
+            self.eos.as_ref().filter(|_| self.around.1.is_some()),
+        );
+        let special: Vec<(String, u32)> = begin
+            .into_iter()
+            .chain(end)
+            .filter_map(|s| Some((s.text.clone(), u32::try_from(s.id).ok()?)))
+            .collect();
         if special.is_empty() {
             return Ok(None);
         }
-        // The two halves of a pair each as if they stood alone, the first one's end and the second one's beginning left out.
-        let piece = |text: &str| begin.map(|s| s.text.clone()).into_iter().chain([text.to_owned()]).chain(end.map(|s| s.text.clone())).collect::<Vec<_>>();
+        // The two halves of a pair each as if they stood alone, the first one's end and the second
+        // one's beginning left out.
+        let piece = |text: &str| {
+            begin
+                .map(|s| s.text.clone())
+                .into_iter()
+                .chain([text.to_owned()])
+                .chain(end.map(|s| s.text.clone()))
+                .collect::<Vec<_>>()
+        };
         let single = piece("$A");
         let mut pair = piece("$A");
         pair.insert(pair.len() - usize::from(end.is_some()), "$B".to_owned());
-        let template =
-            TemplateProcessing::builder().try_single(single).map_err(Error::internal)?.try_pair(pair).map_err(Error::internal)?.special_tokens(special).build();
+        let template = TemplateProcessing::builder()
+            .try_single(single)
+            .map_err(Error::internal)?
+            .try_pair(pair)
+            .map_err(Error::internal)?
+            .special_tokens(special)
+            .build();
         template.map(Some).map_err(|e| Error::internal(e.to_string()))
     }
 
@@ -242,18 +300,28 @@ impl Tokenizer {
         self
     }
 
-    /// Checks that every one of `ids` has a row in the model's embedding. A tokenizer may have tokens that the model does
-    /// not have, as Gemma 3's `<image_soft_token>`; they are only an error where they are used.
+    /// Checks that every one of `ids` has a row in the model's embedding. A tokenizer may have
+    /// tokens that the model does not have, as Gemma 3's `<image_soft_token>`; they are only an
+    /// error where they are used.
     ///
     /// # Errors
     /// Fails if an id has no row, and names the token.
     pub fn check(&self, ids: &[i64]) -> Result<()> {
         let Some(rows) = self.rows else { return Ok(()) };
         let Some(id) = ids.iter().find(|id| !(0..rows).contains(*id)) else { return Ok(()) };
-        let token = self.token(*id).map_or_else(|| "a token without a text".to_owned(), |token| format!("the token `{token}`"));
-        Err(Error::new(format!("{token} has the id {id}, and the model's embedding has {rows} rows"))
-            .hint("take the token out of the text, or add its row to the model's embedding")
-            .hint("if many texts fail, the tokenizer is not the model's: take it from the folder that the weights come from"))
+        let token = self.token(*id).map_or_else(
+            || "a token without a text".to_owned(),
+            |token| format!("the token `{token}`"),
+        );
+        Err(Error::new(format!(
+            "{token} has the id {id}, and the model's embedding has {rows} \
+            rows"
+        ))
+        .hint("take the token out of the text, or add its row to the model's embedding")
+        .hint(
+            "if many texts fail, the tokenizer is not the model's: take it from the folder \
+                that the weights come from",
+        ))
     }
 
     /// Whether conversations can be turned into text.
@@ -261,8 +329,8 @@ impl Tokenizer {
         self.chat.is_some()
     }
 
-    /// A conversation as the model's chat template writes it, with the beginning of the answer where
-    /// `add_generation_prompt`.
+    /// A conversation as the model's chat template writes it, with the beginning of the answer
+    /// where `add_generation_prompt`.
     ///
     /// # Errors
     /// Where the model has no chat template, or its template fails or refuses the conversation.
@@ -274,7 +342,12 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Fails as [`render_chat`](Self::render_chat) does.
-    pub fn render_chat_with(&self, messages: &[Message], args: &TemplateArgs, add_generation_prompt: bool) -> Result<String> {
+    pub fn render_chat_with(
+        &self,
+        messages: &[Message],
+        args: &TemplateArgs,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let chat = self.chat.as_ref().ok_or_else(|| {
             Error::new("the model has no chat template, so messages cannot be turned into text")
                 .hint("take a chat model (`…-instruct`), or a data set of plain text")
@@ -287,12 +360,14 @@ fn foreign(e: tokenizers::Error) -> Error {
     Error::new(format!("the tokenizer failed: {e}"))
 }
 
-/// The crate trusts what it reads, and panics at some of it: merges that are longer than any token, a pattern that gives up
-/// on a text.
+/// The crate trusts what it reads, and panics at some of it: merges that are longer than any token,
+/// a pattern that gives up on a text.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(foreign),
-        Err(payload) => Err(Error::panicked("the model's tokenizer", payload.as_ref()).blamed_on(Fault::Input)),
+        Err(payload) => {
+            Err(Error::panicked("the model's tokenizer", payload.as_ref()).blamed_on(Fault::Input))
+        }
     }
 }
 
@@ -311,7 +386,8 @@ mod tests {
         for line in lines.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
             let text = line["text"].as_str().unwrap();
-            let ids: Vec<i64> = line["ids"].as_array().unwrap().iter().map(|i| i.as_i64().unwrap()).collect();
+            let ids: Vec<i64> =
+                line["ids"].as_array().unwrap().iter().map(|i| i.as_i64().unwrap()).collect();
             assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
             count += 1;
@@ -326,13 +402,19 @@ mod tests {
     fn smollm2_renders_the_chats_that_transformers_renders() {
         let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
         let tokenizer = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
-        let chats: Vec<Value> = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/chats.json")).unwrap()).unwrap();
+        let chats: Vec<Value> = serde_json::from_slice(
+            &std::fs::read(shared.join("golden/smollm2/chats.json")).unwrap(),
+        )
+        .unwrap();
         for chat in chats {
             let messages: Vec<Message> = serde_json::from_value(chat["messages"].clone()).unwrap();
             assert_eq!(tokenizer.render_chat(&messages, false).unwrap(), chat["text"]);
             assert_eq!(tokenizer.render_chat(&messages, true).unwrap(), chat["text_generation"]);
             let ids: Vec<i64> = serde_json::from_value(chat["greedy_ids"].clone()).unwrap();
-            assert_eq!(tokenizer.decode(&ids).unwrap().replace("<|im_end|>", ""), chat["greedy_text"]);
+            assert_eq!(
+                tokenizer.decode(&ids).unwrap().replace("<|im_end|>", ""),
+                chat["greedy_text"]
+            );
         }
     }
 

@@ -1,7 +1,8 @@
 //! Preference pairs as token ids, the way TRL makes them.
 //!
-//! A pair is looked at once, before training: one whose prompt leaves no room, or whose completion has nothing in it,
-//! is dropped with its reason and counted, for a completion without tokens turns the loss into NaN later.
+//! A pair is looked at once, before training: one whose prompt leaves no room, or whose completion
+//! has nothing in it, is dropped with its reason and counted, for a completion without tokens turns
+//! the loss into NaN later.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,18 +23,26 @@ pub struct Limits {
     pub max_length: usize,
     /// The prompt; what is over is cut off its beginning.
     pub max_prompt_length: Option<usize>,
-    /// Whether plain completions end with the end-of-sequence token. Those of messages end as the chat template has it.
+    /// Whether plain completions end with the end-of-sequence token. Those of messages end as the
+    /// chat template has it.
     pub add_eos: bool,
-    /// Whether plain text gets the special tokens that the tokenizer puts around a text, such as a BOS. Text of a chat
-    /// template never does.
+    /// Whether plain text gets the special tokens that the tokenizer puts around a text, such as a
+    /// BOS. Text of a chat template never does.
     pub special_tokens: bool,
-    /// How many tokens the model is made for, where that is known. Longer pairs are counted, not cut.
+    /// How many tokens the model is made for, where that is known. Longer pairs are counted, not
+    /// cut.
     pub context: Option<usize>,
 }
 
 impl Limits {
     /// Plain text as `transformers` tokenises it, of any length.
-    pub const NONE: Self = Self { max_length: usize::MAX, max_prompt_length: None, add_eos: true, special_tokens: true, context: None };
+    pub const NONE: Self = Self {
+        max_length: usize::MAX,
+        max_prompt_length: None,
+        add_eos: true,
+        special_tokens: true,
+        context: None,
+    };
 }
 
 /// Why a pair is not used.
@@ -81,8 +90,15 @@ impl Cut {
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [("prompt", self.prompt), ("chosen completion", self.chosen), ("rejected completion", self.rejected)];
-        let cut = parts.into_iter().filter(|(_, n)| *n > 0).map(|(part, n)| format!("the {part} lost {n} token{}", if n == 1 { "" } else { "s" }));
+        let parts = [
+            ("prompt", self.prompt),
+            ("chosen completion", self.chosen),
+            ("rejected completion", self.rejected),
+        ];
+        let cut = parts
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(part, n)| format!("the {part} lost {n} token{}", if n == 1 { "" } else { "s" }));
         f.write_str(&cut.collect::<Vec<_>>().join(", "))
     }
 }
@@ -148,47 +164,72 @@ impl Tokenised {
     }
 }
 
-/// Turns one pair into ids and holds it to the limits. `row` is the place of its row, which errors name.
+/// Turns one pair into ids and holds it to the limits. `row` is the place of its row, which errors
+/// name.
 ///
 /// # Errors
 /// As [`whole_pair`], and fails if the pair has a token that the model's embedding does not have.
-pub fn tokenise_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Outcome> {
+pub fn tokenise_pair(
+    tokenizer: &Tokenizer,
+    index: usize,
+    row: usize,
+    pair: &PreferencePair,
+    limits: &Limits,
+) -> Result<Outcome> {
     let outcome = match whole_pair(tokenizer, index, row, pair, limits)? {
         Ok((whole, prompt)) => fit(whole, prompt, limits),
         Err(why) => Outcome::Dropped(why),
     };
     if let Outcome::Kept { pair, .. } = &outcome {
-        for (part, ids) in [("prompt", &pair.prompt), ("chosen completion", &pair.chosen), ("rejected completion", &pair.rejected)] {
-            tokenizer.check(ids).map_err(|e| e.within(format!("cannot use the {part} of pair {row}")))?;
+        for (part, ids) in [
+            ("prompt", &pair.prompt),
+            ("chosen completion", &pair.chosen),
+            ("rejected completion", &pair.rejected),
+        ] {
+            tokenizer
+                .check(ids)
+                .map_err(|e| e.within(format!("cannot use the {part} of pair {row}")))?;
         }
     }
     Ok(outcome)
 }
 
-/// Turns one pair into ids, as long as they are; a completion may have none. As in TRL, the pair's prompt is what the
-/// ids of the prompt, of prompt and chosen, and of prompt and rejected begin with alike; a completion is what follows it.
-/// So a token that merges across the boundary, or a generation prompt that a finished turn does not have, belongs to the
-/// completion.
+/// Turns one pair into ids, as long as they are; a completion may have none. As in TRL, the pair's
+/// prompt is what the ids of the prompt, of prompt and chosen, and of prompt and rejected begin
+/// with alike; a completion is what follows it. So a token that merges across the boundary, or a
+/// generation prompt that a finished turn does not have, belongs to the completion.
 ///
 /// # Errors
-/// A pair of which one part is messages and another plain text, messages without a chat template, or a chat template
-/// that refuses them.
-pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &PreferencePair, limits: &Limits) -> Result<Result<(TokenPair, Prompt), SkipReason>> {
+/// A pair of which one part is messages and another plain text, messages without a chat template,
+/// or a chat template that refuses them.
+pub fn whole_pair(
+    tokenizer: &Tokenizer,
+    index: usize,
+    row: usize,
+    pair: &PreferencePair,
+    limits: &Limits,
+) -> Result<Result<(TokenPair, Prompt), SkipReason>> {
     let texts = match (&pair.prompt, &pair.chosen, &pair.rejected) {
-        (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) => plain(tokenizer, prompt, [chosen, rejected], limits),
+        (Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected)) => {
+            plain(tokenizer, prompt, [chosen, rejected], limits)
+        }
         (Text::Messages(prompt), Text::Messages(chosen), Text::Messages(rejected)) => {
             if prompt.is_empty() {
                 return Ok(Err(SkipReason::EmptyPrompt));
             }
-            messages(tokenizer, prompt, [chosen, rejected], &pair.template_args).map_err(|e| e.within(format!("cannot use pair {row}")))?
+            messages(tokenizer, prompt, [chosen, rejected], &pair.template_args)
+                .map_err(|e| e.within(format!("cannot use pair {row}")))?
         }
         _ => {
-            return Err(Error::new(format!("pair {row} mixes plain text and messages"))
-                .hint("prompt, chosen and rejected have to be all plain text, or all lists of messages"));
+            return Err(Error::new(format!("pair {row} mixes plain text and messages")).hint(
+                "prompt, chosen and rejected have to be all plain text, or all lists of messages",
+            ));
         }
     };
     let Texts { prompt, joint, special_tokens } = texts;
-    let encode = |text: &str| if special_tokens { tokenizer.encode_alone(text) } else { tokenizer.encode(text) };
+    let encode = |text: &str| {
+        if special_tokens { tokenizer.encode_alone(text) } else { tokenizer.encode(text) }
+    };
     let ids = encode(&prompt)?;
     let [mut chosen, mut rejected] = [encode(&joint[0])?, encode(&joint[1])?];
     let shared = common_prefix(&ids, &chosen).min(common_prefix(&ids, &rejected));
@@ -197,7 +238,9 @@ pub fn whole_pair(tokenizer: &Tokenizer, index: usize, row: usize, pair: &Prefer
     let mut prompt = ids[..shared].to_vec();
     if prompt.is_empty() {
         // The first token of a completion is judged by what stands before it, so something has to.
-        let Some(first) = tokenizer.bos().or(tokenizer.eos()) else { return Ok(Err(SkipReason::EmptyPrompt)) };
+        let Some(first) = tokenizer.bos().or(tokenizer.eos()) else {
+            return Ok(Err(SkipReason::EmptyPrompt));
+        };
         prompt.push(first.id);
     }
     Ok(Ok((TokenPair { index, row, prompt, chosen, rejected }, Prompt { ids, shared })))
@@ -222,7 +265,11 @@ pub fn fit(whole: TokenPair, of: Prompt, limits: &Limits) -> Outcome {
     if rejected.is_empty() {
         return Outcome::Dropped(SkipReason::EmptyRejected);
     }
-    let cut = Cut { prompt: over, chosen: chosen.len().saturating_sub(room), rejected: rejected.len().saturating_sub(room) };
+    let cut = Cut {
+        prompt: over,
+        chosen: chosen.len().saturating_sub(room),
+        rejected: rejected.len().saturating_sub(room),
+    };
     chosen.truncate(room);
     rejected.truncate(room);
     Outcome::Kept { pair: TokenPair { index, row, prompt, chosen, rejected }, cut, prompt: of }
@@ -246,17 +293,28 @@ fn plain(tokenizer: &Tokenizer, prompt: &str, completions: [&String; 2], limits:
 }
 
 /// The prompt always gets the generation prompt, even behind an assistant's turn, as in TRL.
-fn messages(tokenizer: &Tokenizer, prompt: &[Message], completions: [&Vec<Message>; 2], args: &TemplateArgs) -> Result<Texts> {
-    let join = |completion: &[Message]| tokenizer.render_chat_with(&[prompt, completion].concat(), args, false);
+fn messages(
+    tokenizer: &Tokenizer,
+    prompt: &[Message],
+    completions: [&Vec<Message>; 2],
+    args: &TemplateArgs,
+) -> Result<Texts> {
+    let join = |completion: &[Message]| {
+        tokenizer.render_chat_with(&[prompt, completion].concat(), args, false)
+    };
     let joint = [join(completions[0])?, join(completions[1])?];
-    Ok(Texts { prompt: tokenizer.render_chat_with(prompt, args, true)?, joint, special_tokens: false })
+    Ok(Texts {
+        prompt: tokenizer.render_chat_with(prompt, args, true)?,
+        joint,
+        special_tokens: false,
+    })
 }
 
 /// A pair with its number and the place of its row.
 type Numbered = (usize, usize, PreferencePair);
 
-/// Turns pairs with the places of their rows into ids until `max_pairs` are kept, and counts what is dropped on the way.
-/// No more is read than that takes.
+/// Turns pairs with the places of their rows into ids until `max_pairs` are kept, and counts what
+/// is dropped on the way. No more is read than that takes.
 ///
 /// # Errors
 /// The iterator's own, and those of [`tokenise_pair`].
@@ -289,8 +347,8 @@ fn hash(ids: &[i64]) -> u64 {
     hasher.finish()
 }
 
-/// Turns pairs with the places of their rows into ids, several at once, and hands on what becomes of each, in order, until
-/// `max_pairs` are kept. No more is read than that takes.
+/// Turns pairs with the places of their rows into ids, several at once, and hands on what becomes
+/// of each, in order, until `max_pairs` are kept. No more is read than that takes.
 ///
 /// # Errors
 /// The iterator's own, those of [`tokenise_pair`], and those of `take`.
@@ -312,7 +370,10 @@ pub fn each(
         if chunk.is_empty() {
             return Ok(());
         }
-        let outcomes = chunk.par_iter().map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits)).collect::<Vec<_>>();
+        let outcomes = chunk
+            .par_iter()
+            .map(|(index, row, pair)| tokenise_pair(tokenizer, *index, *row, pair, limits))
+            .collect::<Vec<_>>();
         // In order, so that of several errors it is always the first that is told.
         for (numbered, outcome) in chunk.into_iter().zip(outcomes) {
             let outcome = outcome?;
@@ -327,7 +388,8 @@ pub fn show_example(tokenizer: &Tokenizer, pair: &TokenPair) -> String {
     let text = |ids: &[i64]| tokenizer.decode(ids).unwrap_or_else(|e| format!("({e})"));
     let indented = |text: String| text.replace('\n', "\n  ");
     format!(
-        "example: pair {}\nprompt ({} tokens, context only):\n  {}\nchosen ({} tokens, trained):\n  ⟨{}⟩\nrejected ({} tokens, trained):\n  ⟨{}⟩",
+        "example: pair {}\nprompt ({} tokens, context only):\n  {}\nchosen ({} tokens, \
+            trained):\n  ⟨{}⟩\nrejected ({} tokens, trained):\n  ⟨{}⟩",
         pair.row,
         pair.prompt.len(),
         indented(text(&pair.prompt)),

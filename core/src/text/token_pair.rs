@@ -2,7 +2,8 @@
 
 use crate::api::Side;
 
-/// A preference pair as ids: the prompt `[p]`, and the two completions that continue it `[c]`, `[r]`, none of them empty.
+/// A preference pair as ids: the prompt `[p]`, and the two completions that continue it `[c]`,
+/// `[r]`, none of them empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPair {
     /// Its number among the pairs that were read, from 0. No two pairs share one.

@@ -1,8 +1,11 @@
-//! Preference directions at the places that an adapter changes, and what a method does to gradients with them.
+//! Preference directions at the places that an adapter changes, and what a method does to gradients
+//! with them.
 
 use tch::{Kind, Tensor};
 
-use crate::api::{Axis, Directions, Intervention, Needs, Pooling, ROUNDING, Sides, Site, precision};
+use crate::api::{
+    Axis, Directions, Intervention, Needs, Pooling, ROUNDING, Sides, Site, precision,
+};
 use crate::batch::PairBatch;
 use crate::error::{Error, Result};
 use crate::model::Adapted;
@@ -40,11 +43,17 @@ impl Sum {
         })
     }
 
-    /// The mean direction `[w]` over those of the `pairs` pairs that have one. It is 0 if none has one, or if they cancel up
-    /// to rounding.
+    /// The mean direction `[w]` over those of the `pairs` pairs that have one. It is 0 if none has
+    /// one, or if they cancel up to rounding.
     fn mean(&self, pairs: usize) -> Result<Tensor> {
-        let mean = self.directions.f_mul(&(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64).f_to_kind(self.directions.kind())?)?;
-        let left = self.directions.f_norm()?.f_gt_tensor(&(&self.lengths * (ROUNDING * precision(self.directions.kind()))))?;
+        let mean = self.directions.f_mul(
+            &(self.directed.f_clamp_min(1.0)?.f_reciprocal()? * pairs as f64)
+                .f_to_kind(self.directions.kind())?,
+        )?;
+        let left = self
+            .directions
+            .f_norm()?
+            .f_gt_tensor(&(&self.lengths * (ROUNDING * precision(self.directions.kind()))))?;
         Ok(mean.f_where_self(&left, &mean.f_zeros_like()?)?)
     }
 }
@@ -54,11 +63,16 @@ impl ModuleDirections {
     pub fn new(needs: &Needs, adapted: &Adapted) -> Self {
         let mut sites: Vec<Site> = Vec::new();
         for changed in adapted.changed() {
-            let has = |wanted: fn(&Axis) -> bool| needs.parameter_grads && changed.parameters.iter().any(|p| p.axis.as_ref().is_some_and(wanted));
+            let has = |wanted: fn(&Axis) -> bool| {
+                needs.parameter_grads
+                    && changed.parameters.iter().any(|p| p.axis.as_ref().is_some_and(wanted))
+            };
             if has(|a| matches!(a, Axis::Input(_))) {
                 sites.push(changed.input.clone());
             }
-            if (needs.output_grads || has(|a| matches!(a, Axis::Output(_)))) && !sites.contains(&changed.output) {
+            if (needs.output_grads || has(|a| matches!(a, Axis::Output(_))))
+                && !sites.contains(&changed.output)
+            {
                 sites.push(changed.output);
             }
         }
@@ -70,11 +84,18 @@ impl ModuleDirections {
         if whose == self.whose { &self.sites } else { &[] }
     }
 
-    /// Takes in what was read at [`sites`](Self::sites), `[n w]` each. `weight` is what a pair counts in the step.
+    /// Takes in what was read at [`sites`](Self::sites), `[n w]` each. `weight` is what a pair
+    /// counts in the step.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn read(&mut self, whose: Directions, states: &[Tensor], batch: &PairBatch, weight: f64) -> Result<()> {
+    pub fn read(
+        &mut self,
+        whose: Directions,
+        states: &[Tensor],
+        batch: &PairBatch,
+        weight: f64,
+    ) -> Result<()> {
         if whose != self.whose || self.sites.is_empty() {
             return Ok(());
         }
@@ -83,7 +104,8 @@ impl ModuleDirections {
         let (mut batch_directions, mut sums) = (Vec::new(), Vec::new());
         for s in states {
             let sides = Sides::try_of(|side| batch.pool(s, Pooling::Completion, side))?;
-            // A pair whose states are equal has no direction there. The difference that rounding leaves means nothing.
+            // A pair whose states are equal has no direction there. The difference that rounding
+            // leaves means nothing.
             let (d, differ) = (sides.chosen.f_sub(&sides.rejected)?, sides.differ());
             let d = d.f_where_self(&differ.f_unsqueeze(1)?, &d.f_zeros_like()?)?;
             let sum = Sum {
@@ -104,7 +126,10 @@ impl ModuleDirections {
 
     fn at<'v, T>(&self, site: &Site, values: &'v [T]) -> Result<&'v T> {
         let found = self.sites.iter().position(|s| s == site).and_then(|i| values.get(i));
-        found.ok_or_else(|| Error::internal(format!("there is no direction at `{site}`")).hint("set `directions: Reference` in the method's `Needs`"))
+        found.ok_or_else(|| {
+            Error::internal(format!("there is no direction at `{site}`"))
+                .hint("set `directions: Reference` in the method's `Needs`")
+        })
     }
 
     /// d of each pair of the latest batch at `site`, `[b w]`.
@@ -115,7 +140,8 @@ impl ModuleDirections {
         Ok(self.at(site, &self.batch)?.shallow_clone())
     }
 
-    /// Hands every gradient whose parameter has an axis to the method, with the direction in that axis' space.
+    /// Hands every gradient whose parameter has an axis to the method, with the direction in that
+    /// axis' space.
     ///
     /// # Errors
     /// What the method says.
@@ -123,12 +149,16 @@ impl ModuleDirections {
         let _guard = tch::no_grad_guard();
         for changed in adapted.changed() {
             for parameter in &changed.parameters {
-                let (Some(axis), mut grad) = (parameter.axis, parameter.tensor.grad()) else { continue };
+                let (Some(axis), mut grad) = (parameter.axis, parameter.tensor.grad()) else {
+                    continue;
+                };
                 if !grad.defined() {
                     continue;
                 }
-                let site = if matches!(axis, Axis::Input(_)) { &changed.input } else { &changed.output };
-                let direction = self.at(site, &self.step)?.mean(self.pairs)?.f_to_kind(grad.kind())?;
+                let site =
+                    if matches!(axis, Axis::Input(_)) { &changed.input } else { &changed.output };
+                let direction =
+                    self.at(site, &self.step)?.mean(self.pairs)?.f_to_kind(grad.kind())?;
                 let mapped = method.parameter_grad(&grad, axis, &direction)?;
                 if mapped.size() != grad.size() {
                     return Err(Error::internal(format!(

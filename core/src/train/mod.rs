@@ -1,4 +1,5 @@
-//! The parts of training: the objective over a batch, the gradient of a step, the optimiser and the schedule.
+//! The parts of training: the objective over a batch, the gradient of a step, the optimiser and the
+//! schedule.
 
 mod directions;
 mod objective;

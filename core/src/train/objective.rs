@@ -9,8 +9,8 @@ use super::directions::ModuleDirections;
 use super::reference::{Observed, Reference};
 use super::taps::Taps;
 use crate::api::{
-    Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide, Pooling, SequenceNll, Side, Sides, Site, States, StepInfo,
-    TapStates,
+    Completions, Directions, Intervention, Logprobs, Loss, Needs, OutputGrad, Pairs, PerSide,
+    Pooling, SequenceNll, Side, Sides, Site, States, StepInfo, TapStates,
 };
 use crate::batch::{BatchSpec, PairBatch};
 use crate::error::{Error, Result};
@@ -39,16 +39,28 @@ pub struct Evaluated {
 }
 
 impl Objective {
-    /// The objective of a method that reads its states, if it needs any, at `taps`, compares the policy with `reference`, and
-    /// trains `adapted`.
+    /// The objective of a method that reads its states, if it needs any, at `taps`, compares the
+    /// policy with `reference`, and trains `adapted`.
     ///
     /// # Errors
     /// Fails if the method's `Needs` contradict each other.
-    pub fn new(intervention: Box<dyn Intervention>, taps: Taps, reference: Reference, adapted: &Adapted) -> Result<Self> {
+    pub fn new(
+        intervention: Box<dyn Intervention>,
+        taps: Taps,
+        reference: Reference,
+        adapted: &Adapted,
+    ) -> Result<Self> {
         let needs = intervention.needs();
         needs.check()?;
         let directions = ModuleDirections::new(&needs, adapted);
-        Ok(Self { intervention, needs, taps, reference, directions, hook_errors: HookErrors::default() })
+        Ok(Self {
+            intervention,
+            needs,
+            taps,
+            reference,
+            directions,
+            hook_errors: HookErrors::default(),
+        })
     }
 
     /// What the method needs.
@@ -83,49 +95,88 @@ impl Objective {
         } else if needs.sequence_nll {
             states = states.or(Completions::Chosen);
         }
-        PairBatch::of(pairs, BatchSpec { logprobs: needs.logprobs, states, apart: needs.output_grads }, model)
+        PairBatch::of(
+            pairs,
+            BatchSpec { logprobs: needs.logprobs, states, apart: needs.output_grads },
+            model,
+        )
     }
 
-    /// Runs `work` with another instance of the method in place of the objective's own, which does not notice it. The instance
-    /// must have the same configuration.
+    /// Runs `work` with another instance of the method in place of the objective's own, which does
+    /// not notice it. The instance must have the same configuration.
     ///
     /// # Errors
     /// Fails if `work` does.
-    pub fn with_method<T>(&mut self, method: Box<dyn Intervention>, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub fn with_method<T>(
+        &mut self,
+        method: Box<dyn Intervention>,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let own = std::mem::replace(&mut self.intervention, method);
         let result = work(self);
         self.intervention = own;
         result
     }
 
-    /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the optimiser step.
+    /// The loss of a batch, with its graph. `weight` is what one of its pairs counts in the
+    /// optimiser step.
     ///
     /// # Errors
     /// What the method or libtorch says.
-    pub fn loss(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo, weight: f64) -> Result<Evaluated> {
+    pub fn loss(
+        &mut self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        step: StepInfo,
+        weight: f64,
+    ) -> Result<Evaluated> {
         let evaluated = self.evaluate(model, adapted, batch, step, Some(weight))?;
         if !evaluated.loss.value.requires_grad() {
-            return Err(Error::new("the method's loss has no gradient").hint("it has to depend on the policy's log-probabilities or states"));
+            return Err(Error::new("the method's loss has no gradient")
+                .hint("it has to depend on the policy's log-probabilities or states"));
         }
         Ok(evaluated)
     }
 
-    /// The loss of a batch without a graph and without dropout. Nothing is read or prepared for the method's stages over
-    /// gradients.
+    /// The loss of a batch without a graph and without dropout. Nothing is read or prepared for the
+    /// method's stages over gradients.
     ///
     /// # Errors
     /// Fails if the method or libtorch does.
-    pub fn loss_without_gradient(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo) -> Result<Evaluated> {
+    pub fn loss_without_gradient(
+        &mut self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        step: StepInfo,
+    ) -> Result<Evaluated> {
         let _guard = tch::no_grad_guard();
         self.evaluate(model, adapted, batch, step, None)
     }
 
-    /// The loss of a batch. `weight` is what one of its pairs counts in the optimiser step; `None` if there is none.
-    fn evaluate(&mut self, model: &Model, adapted: &Adapted, batch: &PairBatch, step: StepInfo, weight: Option<f64>) -> Result<Evaluated> {
-        let directions_of = |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
-        let observed = self.reference.observe(model, batch, &self.needs, &self.taps, directions_of(Directions::Reference))?;
+    /// The loss of a batch. `weight` is what one of its pairs counts in the optimiser step; `None`
+    /// if there is none.
+    fn evaluate(
+        &mut self,
+        model: &Model,
+        adapted: &Adapted,
+        batch: &PairBatch,
+        step: StepInfo,
+        weight: Option<f64>,
+    ) -> Result<Evaluated> {
+        let directions_of =
+            |whose| if weight.is_some() { self.directions.sites(whose) } else { &[] };
+        let observed = self.reference.observe(
+            model,
+            batch,
+            &self.needs,
+            &self.taps,
+            directions_of(Directions::Reference),
+        )?;
         let hidden = self.needs.logprobs.any() || self.needs.sequence_nll;
-        let sites: Vec<Site> = self.taps.sites.iter().chain(directions_of(Directions::Policy)).cloned().collect();
+        let sites: Vec<Site> =
+            self.taps.sites.iter().chain(directions_of(Directions::Policy)).cloned().collect();
         if let Some(weight) = weight {
             self.directions.read(Directions::Reference, &observed.at_modules, batch, weight)?;
         }
@@ -136,8 +187,17 @@ impl Objective {
             Ok(y)
         };
         let train = weight.is_some();
-        let mut reached =
-            model.forward(&batch.stream, Request { adapted: Some(adapted), train, sites: &sites, hidden, intercept: Some(&hook), ..Request::default() })?;
+        let mut reached = model.forward(
+            &batch.stream,
+            Request {
+                adapted: Some(adapted),
+                train,
+                sites: &sites,
+                hidden,
+                intercept: Some(&hook),
+                ..Request::default()
+            },
+        )?;
         let at_modules = reached.states.split_off(self.taps.sites.len());
         if let Some(weight) = weight {
             self.directions.read(Directions::Policy, &at_modules, batch, weight)?;
@@ -146,27 +206,55 @@ impl Objective {
         let mut metrics = Vec::new();
         let policy = match &reached.hidden {
             Some(hidden) if self.needs.logprobs.any() => {
-                let detail = if self.needs.collision { Detail::MetricsAndCollision } else { Detail::Metrics };
+                let detail = if self.needs.collision {
+                    Detail::MetricsAndCollision
+                } else {
+                    Detail::Metrics
+                };
                 let (logps, stats) = model.logprobs(hidden, &batch.predicted, detail)?;
                 if let Some(stats) = &stats {
                     metrics = self.metrics(batch, &logps, stats)?;
                 }
-                let kl = observed.hidden.as_ref().map(|reference| model.divergence(hidden, reference, &batch.predicted)).transpose()?;
-                Some(self.logprobs(batch, &logps, stats.and_then(|s| s.log_collision).as_ref(), kl.as_ref())?)
+                let kl = observed
+                    .hidden
+                    .as_ref()
+                    .map(|reference| model.divergence(hidden, reference, &batch.predicted))
+                    .transpose()?;
+                Some(self.logprobs(
+                    batch,
+                    &logps,
+                    stats.and_then(|s| s.log_collision).as_ref(),
+                    kl.as_ref(),
+                )?)
             }
             _ => None,
         };
-        let reference = if self.needs.reference_logprobs { Some(self.logprobs(batch, &self.reference.logprobs(batch, model)?, None, None)?) } else { None };
-        let taps = (0..self.taps.sites.len()).map(|tap| self.tap_states(tap, &reached.states, &observed, batch)).collect::<Result<_>>()?;
+        let reference = if self.needs.reference_logprobs {
+            Some(self.logprobs(batch, &self.reference.logprobs(batch, model)?, None, None)?)
+        } else {
+            None
+        };
+        let taps = (0..self.taps.sites.len())
+            .map(|tap| self.tap_states(tap, &reached.states, &observed, batch))
+            .collect::<Result<_>>()?;
         let mut pairs = Pairs::new(batch.len(), taps, policy, reference);
-        if let (true, Some(hidden), Some(reference)) = (self.needs.sequence_nll, &reached.hidden, observed.own_logprobs) {
+        if let (true, Some(hidden), Some(reference)) =
+            (self.needs.sequence_nll, &reached.hidden, observed.own_logprobs)
+        {
             let rows = batch.rows(Pooling::All, Side::Chosen)?;
             let own = model.logprobs(hidden, &batch.own_tokens(&rows)?, Detail::None)?.0;
-            pairs = pairs.with_sequence_nll(SequenceNll { policy: -own, reference: -reference, owner: rows.owner.shallow_clone() });
+            pairs = pairs.with_sequence_nll(SequenceNll {
+                policy: -own,
+                reference: -reference,
+                owner: rows.owner.shallow_clone(),
+            });
         }
         let loss = self.intervention.loss(&pairs, step)?;
         if loss.value.numel() != 1 {
-            return Err(Error::new(format!("the method's loss has the shape {:?}, but has to be one number", loss.value.size())));
+            return Err(Error::new(format!(
+                "the method's loss has the shape {:?}, but has to be one number",
+                loss.value.size()
+            )));
         }
         // A method that computes one of the engine's numbers in its own way means its own.
         metrics.retain(|(name, _)| loss.metrics.iter().all(|(own, _)| own != name));
@@ -196,7 +284,8 @@ impl Objective {
         Ok(())
     }
 
-    /// Once an optimiser step, after its last backward pass: the method's own stage over the parameters' gradients.
+    /// Once an optimiser step, after its last backward pass: the method's own stage over the
+    /// parameters' gradients.
     ///
     /// # Errors
     /// What the method says.
@@ -211,20 +300,37 @@ impl Objective {
     /// Places the method's map of the gradient at an adapted output.
     fn hook(&self, site: &Site, y: &Tensor, batch: &PairBatch, weight: f64) -> Result<()> {
         let direction = self.directions.of_batch(site)?;
-        let map = self.intervention.output_grad(OutputGrad { site: site.clone(), direction, owner: batch.row_owner()?, weight })?;
+        let map = self.intervention.output_grad(OutputGrad {
+            site: site.clone(),
+            direction,
+            owner: batch.row_owner()?,
+            weight,
+        })?;
         register_hook(y, map, &self.hook_errors)
     }
 
     /// The states of a tap for the sides that the method reads.
-    fn tap_states(&self, tap: usize, policy: &[Tensor], observed: &Observed, batch: &PairBatch) -> Result<TapStates> {
+    fn tap_states(
+        &self,
+        tap: usize,
+        policy: &[Tensor],
+        observed: &Observed,
+        batch: &PairBatch,
+    ) -> Result<TapStates> {
         let (taps, needs) = (&self.taps, &self.needs);
-        let pooled = |states: &[Tensor]| per_side(needs, |side| taps.pooled(tap, states, batch, side));
-        let raw = |states: &[Tensor]| per_side(needs, |side| batch.pool(&states[tap], taps.pooling, side));
-        let tokens = |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
+        let pooled =
+            |states: &[Tensor]| per_side(needs, |side| taps.pooled(tap, states, batch, side));
+        let raw = |states: &[Tensor]| {
+            per_side(needs, |side| batch.pool(&states[tap], taps.pooling, side))
+        };
+        let tokens =
+            |states: &[Tensor]| per_side(needs, |side| taps.tokens(tap, states, batch, side));
         // If the reference was not run at this step, its states are those that were kept.
         let live = (!observed.states.is_empty()).then_some(&observed.states[..]);
         let kept = |side| self.reference.pooled(tap, batch, side);
-        let of_reference = |of: &dyn Fn() -> Result<PerSide>| if needs.reference_states { of().map(Some) } else { Ok(None) };
+        let of_reference = |of: &dyn Fn() -> Result<PerSide>| {
+            if needs.reference_states { of().map(Some) } else { Ok(None) }
+        };
 
         let reference = of_reference(&|| match live {
             Some(states) => pooled(states),
@@ -239,40 +345,64 @@ impl Objective {
             states = states.with_raw(raw(policy)?, reference);
         }
         if needs.states == States::PerToken {
-            let reference = if needs.reference_states { Some(tokens(&observed.states)?) } else { None };
+            let reference =
+                if needs.reference_states { Some(tokens(&observed.states)?) } else { None };
             states = states.with_tokens(tokens(policy)?, reference);
         }
         Ok(states)
     }
 
-    fn logprobs(&self, batch: &PairBatch, logps: &Tensor, collision: Option<&Tensor>, kl: Option<&Tensor>) -> Result<Logprobs> {
+    fn logprobs(
+        &self,
+        batch: &PairBatch,
+        logps: &Tensor,
+        collision: Option<&Tensor>,
+        kl: Option<&Tensor>,
+    ) -> Result<Logprobs> {
         let of = |side| -> Result<_> {
             if !self.needs.logprobs.has(side) {
                 return Ok(None);
             }
             let mut tokens = batch.tokens_of(logps, side)?;
-            let rest = |values: Option<&Tensor>| -> Result<_> { Ok(values.map(|v| batch.tokens_of(v, side)).transpose()?.map(|t| t.per_token)) };
+            let rest = |values: Option<&Tensor>| -> Result<_> {
+                Ok(values.map(|v| batch.tokens_of(v, side)).transpose()?.map(|t| t.per_token))
+            };
             (tokens.log_collision, tokens.kl) = (rest(collision)?, rest(kl)?);
             Ok(Some(tokens))
         };
         Ok(Logprobs::of_sides(Sides::try_of(of)?))
     }
 
-    /// TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, pairs that share a completion counting each.
-    fn metrics(&self, batch: &PairBatch, logps: &Tensor, stats: &TokenStats) -> Result<Vec<(String, Tensor)>> {
+    /// TRL's `logps/*`, `logits/*`, `entropy` and `mean_token_accuracy`, pairs that share a
+    /// completion counting each.
+    fn metrics(
+        &self,
+        batch: &PairBatch,
+        logps: &Tensor,
+        stats: &TokenStats,
+    ) -> Result<Vec<(String, Tensor)>> {
         let _guard = tch::no_grad_guard();
         let logps = logps.f_detach()?;
         let mut metrics = Vec::new();
         let mut entropies = Vec::new();
         for side in self.needs.logprobs.sides() {
             let name = side.name();
-            metrics.push((format!("logps/{name}"), batch.tokens_of(&logps, side)?.sum().f_mean(Kind::Float)?));
-            metrics.push((format!("logits/{name}"), batch.tokens_of(&stats.mean_logit, side)?.per_token.f_mean(Kind::Float)?));
+            metrics.push((
+                format!("logps/{name}"),
+                batch.tokens_of(&logps, side)?.sum().f_mean(Kind::Float)?,
+            ));
+            metrics.push((
+                format!("logits/{name}"),
+                batch.tokens_of(&stats.mean_logit, side)?.per_token.f_mean(Kind::Float)?,
+            ));
             entropies.push(batch.tokens_of(&stats.entropy, side)?.per_token);
         }
         metrics.push(("entropy".to_owned(), Tensor::f_cat(&entropies, 0)?.f_mean(Kind::Float)?));
         if self.needs.logprobs.has(Side::Chosen) {
-            metrics.push(("mean_token_accuracy".to_owned(), batch.tokens_of(&stats.correct, Side::Chosen)?.per_token.f_mean(Kind::Float)?));
+            metrics.push((
+                "mean_token_accuracy".to_owned(),
+                batch.tokens_of(&stats.correct, Side::Chosen)?.per_token.f_mean(Kind::Float)?,
+            ));
         }
         Ok(metrics)
     }

@@ -1,7 +1,7 @@
 //! AdamW with float32 state that can be saved and restored, and clipping by the global norm.
 //!
-//! Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2; the operations are in the
-//! order of torch.optim.AdamW.
+//! Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2; the
+//! operations are in the order of torch.optim.AdamW.
 
 use indexmap::IndexMap;
 use tch::Tensor;
@@ -32,21 +32,38 @@ pub struct AdamW {
 impl AdamW {
     /// An optimiser that has not taken a step.
     pub fn new(groups: Vec<Group>, config: &TrainConfig) -> Self {
-        let moments = groups.iter().flat_map(|g| &g.parameters).map(|(_, p)| [p.zeros_like(), p.zeros_like()]).collect();
-        Self { groups, moments, steps: 0, betas: (config.beta1, config.beta2), eps: config.eps, weight_decay: config.weight_decay }
+        let moments = groups
+            .iter()
+            .flat_map(|g| &g.parameters)
+            .map(|(_, p)| [p.zeros_like(), p.zeros_like()])
+            .collect();
+        Self {
+            groups,
+            moments,
+            steps: 0,
+            betas: (config.beta1, config.beta2),
+            eps: config.eps,
+            weight_decay: config.weight_decay,
+        }
     }
 
     fn parameters(&self) -> impl Iterator<Item = &(String, Tensor)> {
         self.groups.iter().flat_map(|g| &g.parameters)
     }
 
-    /// The norm of all gradients together, which are scaled down to `clip` where it is larger (0: never).
+    /// The norm of all gradients together, which are scaled down to `clip` where it is larger (0:
+    /// never).
     ///
     /// # Errors
     /// What libtorch says.
     pub fn clip(&self, clip: f64) -> Result<f64> {
         let _guard = tch::no_grad_guard();
-        let norms: Vec<Tensor> = self.parameters().map(|(_, p)| p.grad()).filter(Tensor::defined).map(|g| g.norm()).collect();
+        let norms: Vec<Tensor> = self
+            .parameters()
+            .map(|(_, p)| p.grad())
+            .filter(Tensor::defined)
+            .map(|g| g.norm())
+            .collect();
         if norms.is_empty() {
             return Err(Error::internal("no trainable parameter has a gradient"));
         }
@@ -77,7 +94,8 @@ impl AdamW {
         self.steps += 1;
         let (b1, b2) = self.betas;
         let (c1, c2) = (1.0 - b1.powi(self.steps as i32), 1.0 - b2.powi(self.steps as i32));
-        let scaled = self.groups.iter().flat_map(|g| g.parameters.iter().map(|(_, p)| (lr * g.scale, p)));
+        let scaled =
+            self.groups.iter().flat_map(|g| g.parameters.iter().map(|(_, p)| (lr * g.scale, p)));
         for ((lr, parameter), [m, v]) in scaled.zip(&mut self.moments) {
             let grad = parameter.grad();
             if !grad.defined() {
@@ -101,7 +119,9 @@ impl AdamW {
         let mut state: Vec<_> = self
             .parameters()
             .zip(&self.moments)
-            .flat_map(|((name, _), [m, v])| [(format!("m.{name}"), m.shallow_clone()), (format!("v.{name}"), v.shallow_clone())])
+            .flat_map(|((name, _), [m, v])| {
+                [(format!("m.{name}"), m.shallow_clone()), (format!("v.{name}"), v.shallow_clone())]
+            })
             .collect();
         state.push(("steps".to_owned(), Tensor::from_slice(&[self.steps as i64])));
         state
@@ -112,7 +132,11 @@ impl AdamW {
     /// # Errors
     /// A state of other parameters.
     pub fn restore(&mut self, mut state: IndexMap<String, Tensor>) -> Result<()> {
-        let mut take = |name: &str| state.swap_remove(name).ok_or_else(|| Error::new(format!("the checkpoint's optimiser state has no `{name}`")));
+        let mut take = |name: &str| {
+            state.swap_remove(name).ok_or_else(|| {
+                Error::new(format!("the checkpoint's optimiser state has no `{name}`"))
+            })
+        };
         let _guard = tch::no_grad_guard();
         self.steps = take("steps")?.f_int64_value(&[0])? as usize;
         let names: Vec<String> = self.parameters().map(|(n, _)| n.clone()).collect();
@@ -120,7 +144,11 @@ impl AdamW {
             for (prefix, moment) in ["m", "v"].iter().zip(moments) {
                 let saved = take(&format!("{prefix}.{name}"))?;
                 if saved.size() != moment.size() {
-                    return Err(Error::new(format!("`{prefix}.{name}` is {:?} in the checkpoint, but {:?} in this run", saved.size(), moment.size())));
+                    return Err(Error::new(format!(
+                        "`{prefix}.{name}` is {:?} in the checkpoint, but {:?} in this run",
+                        saved.size(),
+                        moment.size()
+                    )));
                 }
                 moment.f_copy_(&saved)?;
             }
@@ -149,7 +177,10 @@ mod tests {
         let mut reference = tch::COptimizer::adamw(1e-2, 0.9, 0.999, 0.1, 1e-8, false).unwrap();
         let q = leaf();
         reference.add_parameters(&q, 0).unwrap();
-        let mut ours = AdamW::new(vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }], &config());
+        let mut ours = AdamW::new(
+            vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }],
+            &config(),
+        );
         for _ in 0..5 {
             (p.square() * 3.0).sum(Kind::Float).backward();
             ours.step(1e-2).unwrap();
@@ -164,7 +195,8 @@ mod tests {
     fn a_restored_optimiser_goes_on_as_the_one_that_was_saved() {
         let run = |steps: usize, interrupt: bool| {
             let p = leaf();
-            let group = || vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }];
+            let group =
+                || vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }];
             let mut optimiser = AdamW::new(group(), &config());
             for i in 0..steps {
                 if interrupt && i == 2 {
@@ -183,7 +215,10 @@ mod tests {
     #[test]
     fn gradients_are_scaled_to_the_clipping_norm() {
         let p = Tensor::zeros([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let optimiser = AdamW::new(vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }], &config());
+        let optimiser = AdamW::new(
+            vec![Group { parameters: vec![("p".into(), p.shallow_clone())], scale: 1.0 }],
+            &config(),
+        );
         (&p * Tensor::from_slice(&[3.0f32, 4.0])).sum(Kind::Float).backward();
         assert!((optimiser.clip(1.0).unwrap() - 5.0).abs() < 1e-6);
         assert!((p.grad().norm().double_value(&[]) - 1.0).abs() < 1e-5);

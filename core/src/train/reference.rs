@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::model::pass::Request;
 use crate::model::{Adapted, Detail, Model};
 
-/// The kept values of one pair, a few kilobytes. A value that the method does not need is an empty tensor.
+/// The kept values of one pair, a few kilobytes. A value that the method does not need is an empty
+/// tensor.
 #[derive(Debug)]
 struct KeptPair {
     /// Log-probabilities of the completions' tokens `[m]`.
@@ -25,7 +26,9 @@ struct KeptPair {
 impl KeptPair {
     /// The values in the order in which a checkpoint numbers them.
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.logprobs).chain(&self.taps).flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
+        std::iter::once(&self.logprobs)
+            .chain(&self.taps)
+            .flat_map(|sides| sides.as_ref().into_iter().map(|(_, value)| value))
     }
 
     /// Puts the values of a checkpoint back. `None` if their number is odd or 0.
@@ -40,7 +43,8 @@ impl KeptPair {
     }
 }
 
-/// The model that the policy is compared with, and the values that are kept, by the index of their pair.
+/// The model that the policy is compared with, and the values that are kept, by the index of their
+/// pair.
 #[derive(Debug, Default)]
 pub struct Reference {
     adapted: Option<Rc<Adapted>>,
@@ -49,7 +53,8 @@ pub struct Reference {
     names: BTreeMap<usize, String>,
 }
 
-/// Values of the reference at one step, over the stream of its batch; empty if they were not needed.
+/// Values of the reference at one step, over the stream of its batch; empty if they were not
+/// needed.
 #[derive(Debug, Default)]
 pub struct Observed {
     /// States at the taps `[n w]`, if they cannot be kept.
@@ -63,8 +68,8 @@ pub struct Observed {
 }
 
 impl Reference {
-    /// A reference that is the base model with `adapted`, or the base model alone if that is `None`. `names` are the names of
-    /// the pairs in a checkpoint, by index.
+    /// A reference that is the base model with `adapted`, or the base model alone if that is
+    /// `None`. `names` are the names of the pairs in a checkpoint, by index.
     pub fn new(adapted: Option<Rc<Adapted>>, names: BTreeMap<usize, String>) -> Self {
         Self { adapted, kept: BTreeMap::new(), names }
     }
@@ -73,8 +78,16 @@ impl Reference {
     ///
     /// # Errors
     /// Fails if memory runs out.
-    pub fn observe(&mut self, model: &Model, batch: &PairBatch, needs: &Needs, taps: &Taps, modules: &[Site]) -> Result<Observed> {
-        let live = needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
+    pub fn observe(
+        &mut self,
+        model: &Model,
+        batch: &PairBatch,
+        needs: &Needs,
+        taps: &Taps,
+        modules: &[Site],
+    ) -> Result<Observed> {
+        let live =
+            needs.reference_states && (needs.states == States::PerToken || !taps.pool_first());
         let keeps = needs.reference_logprobs || (needs.reference_states && !live);
         let new = keeps && !batch.indices.iter().all(|i| self.kept.contains_key(i));
         if !(new || live || !modules.is_empty() || needs.sequence_nll || needs.reference_kl) {
@@ -84,10 +97,25 @@ impl Reference {
         let tap_sites: &[Site] = if needs.reference_states { &taps.sites } else { &[] };
         let sites: Vec<Site> = tap_sites.iter().chain(modules).cloned().collect();
         let hidden = (new && needs.reference_logprobs) || needs.sequence_nll || needs.reference_kl;
-        let mut reached = model.forward(&batch.stream, Request { adapted: self.adapted.as_deref(), sites: &sites, hidden, ..Request::default() })?;
+        let mut reached = model.forward(
+            &batch.stream,
+            Request {
+                adapted: self.adapted.as_deref(),
+                sites: &sites,
+                hidden,
+                ..Request::default()
+            },
+        )?;
         let at_modules = reached.states.split_off(tap_sites.len());
         if new {
-            self.keep(model, batch, needs, if live { &[] } else { &reached.states }, reached.hidden.as_ref(), taps.pooling)?;
+            self.keep(
+                model,
+                batch,
+                needs,
+                if live { &[] } else { &reached.states },
+                reached.hidden.as_ref(),
+                taps.pooling,
+            )?;
         }
         let own_logprobs = match (&reached.hidden, needs.sequence_nll) {
             (Some(hidden), true) => {
@@ -97,33 +125,69 @@ impl Reference {
             _ => None,
         };
         let states = if live { reached.states } else { Vec::new() };
-        Ok(Observed { states, at_modules, own_logprobs, hidden: reached.hidden.filter(|_| needs.reference_kl) })
+        Ok(Observed {
+            states,
+            at_modules,
+            own_logprobs,
+            hidden: reached.hidden.filter(|_| needs.reference_kl),
+        })
     }
 
-    fn keep(&mut self, model: &Model, batch: &PairBatch, needs: &Needs, states: &[Tensor], hidden: Option<&Tensor>, pooling: Pooling) -> Result<()> {
+    fn keep(
+        &mut self,
+        model: &Model,
+        batch: &PairBatch,
+        needs: &Needs,
+        states: &[Tensor],
+        hidden: Option<&Tensor>,
+        pooling: Pooling,
+    ) -> Result<()> {
         let logps = match hidden {
-            Some(hidden) if needs.reference_logprobs => Some(model.logprobs(hidden, &batch.predicted, Detail::None)?.0),
+            Some(hidden) if needs.reference_logprobs => {
+                Some(model.logprobs(hidden, &batch.predicted, Detail::None)?.0)
+            }
             _ => None,
         };
-        let of_side = |state: &Tensor, side| if needs.states_of().has(side) { batch.pool(state, pooling, side).map(Some) } else { Ok(None) };
-        let pooled = states.iter().map(|state| Sides::try_of(|side| of_side(state, side))).collect::<Result<Vec<_>>>()?;
+        let of_side = |state: &Tensor, side| {
+            if needs.states_of().has(side) {
+                batch.pool(state, pooling, side).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
+        let pooled = states
+            .iter()
+            .map(|state| Sides::try_of(|side| of_side(state, side)))
+            .collect::<Result<Vec<_>>>()?;
         let nothing = || Tensor::from_slice::<f32>(&[]).to_device(model.device());
         for (i, index) in batch.indices.iter().enumerate() {
             // A copy, so that a row does not keep its batch's tensor alive.
-            let row = |pooled: Option<&Tensor>| -> Result<Tensor> { Ok(pooled.map(|t| t.f_get(i as i64)).transpose()?.map_or_else(nothing, |t| t.copy())) };
+            let row = |pooled: Option<&Tensor>| -> Result<Tensor> {
+                Ok(pooled
+                    .map(|t| t.f_get(i as i64))
+                    .transpose()?
+                    .map_or_else(nothing, |t| t.copy()))
+            };
             let logprobs = Sides::try_of(|side| -> Result<Tensor> {
-                let Some(all) = logps.as_ref().filter(|_| needs.logprobs.has(side)) else { return Ok(nothing()) };
+                let Some(all) = logps.as_ref().filter(|_| needs.logprobs.has(side)) else {
+                    return Ok(nothing());
+                };
                 let scored = batch.scored(i, side)?;
                 Ok(all.f_narrow(0, scored.start as i64, scored.len() as i64)?.copy())
             })?;
-            let taps = pooled.iter().map(|sides| sides.as_ref().try_map(|t| row(t.as_ref()))).collect::<Result<_>>()?;
+            let taps = pooled
+                .iter()
+                .map(|sides| sides.as_ref().try_map(|t| row(t.as_ref())))
+                .collect::<Result<_>>()?;
             self.kept.insert(*index, KeptPair { logprobs, taps });
         }
         Ok(())
     }
 
     fn of(&self, index: usize) -> Result<&KeptPair> {
-        self.kept.get(&index).ok_or_else(|| Error::internal(format!("the reference has not seen pair {index}")))
+        self.kept
+            .get(&index)
+            .ok_or_else(|| Error::internal(format!("the reference has not seen pair {index}")))
     }
 
     /// The kept states of one side at a tap `[b w]`, before the transform.
@@ -132,21 +196,28 @@ impl Reference {
     /// Fails if a pair was not observed.
     pub fn pooled(&self, tap: usize, batch: &PairBatch, side: Side) -> Result<Tensor> {
         let row = |index: &usize| {
-            let states = self.of(*index)?.taps.get(tap).ok_or_else(|| Error::internal(format!("nothing is kept for tap {tap}")))?;
+            let states = self
+                .of(*index)?
+                .taps
+                .get(tap)
+                .ok_or_else(|| Error::internal(format!("nothing is kept for tap {tap}")))?;
             Ok(states.get(side))
         };
         let rows = batch.indices.iter().map(row).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_stack(&rows, 0)?)
     }
 
-    /// The kept log-probabilities laid out as the scored tokens of the batch `[m]`, like those of the policy.
+    /// The kept log-probabilities laid out as the scored tokens of the batch `[m]`, like those of
+    /// the policy.
     ///
     /// # Errors
     /// Fails if a pair was not observed.
     pub fn logprobs(&self, batch: &PairBatch, model: &Model) -> Result<Tensor> {
         let all = Tensor::f_zeros([batch.predicted.ids.size()[0]], (batch.kind(), model.device()))?;
         for (i, index) in batch.indices.iter().enumerate() {
-            for (side, values) in self.of(*index)?.logprobs.as_ref().into_iter().filter(|(_, v)| v.numel() > 0) {
+            for (side, values) in
+                self.of(*index)?.logprobs.as_ref().into_iter().filter(|(_, v)| v.numel() > 0)
+            {
                 let scored = batch.scored(i, side)?;
                 all.f_narrow(0, scored.start as i64, scored.len() as i64)?.f_copy_(values)?;
             }
@@ -154,30 +225,52 @@ impl Reference {
         Ok(all)
     }
 
-    /// All kept values, for a checkpoint, as `pair.number` with the pair's name. If they were computed again they could
-    /// differ in the last bit, because that depends on the other pairs of the batch.
+    /// All kept values, for a checkpoint, as `pair.number` with the pair's name. If they were
+    /// computed again they could differ in the last bit, because that depends on the other pairs of
+    /// the batch.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let of = |(name, kept): (&String, &KeptPair)| kept.tensors().enumerate().map(|(k, t)| (format!("{name}.{k}"), t.shallow_clone())).collect::<Vec<_>>();
-        self.kept.iter().filter_map(|(i, kept)| Some((self.names.get(i)?, kept))).flat_map(of).collect()
+        let of = |(name, kept): (&String, &KeptPair)| {
+            kept.tensors()
+                .enumerate()
+                .map(|(k, t)| (format!("{name}.{k}"), t.shallow_clone()))
+                .collect::<Vec<_>>()
+        };
+        self.kept
+            .iter()
+            .filter_map(|(i, kept)| Some((self.names.get(i)?, kept)))
+            .flat_map(of)
+            .collect()
     }
 
-    /// Puts back the values that [`state`](Self::state) returned. Values of pairs that this run does not have are left out.
+    /// Puts back the values that [`state`](Self::state) returned. Values of pairs that this run
+    /// does not have are left out.
     ///
     /// # Errors
     /// Fails if a name does not have that form, if a value is missing, or if memory runs out.
     pub fn restore(&mut self, state: IndexMap<String, Tensor>, device: Device) -> Result<()> {
-        let rows: BTreeMap<&str, usize> = self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
+        let rows: BTreeMap<&str, usize> =
+            self.names.iter().map(|(index, name)| (name.as_str(), *index)).collect();
         let mut sorted = BTreeMap::<usize, BTreeMap<usize, Tensor>>::new();
         for (name, tensor) in state {
-            let place = name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
-            let (pair, k) = place.ok_or_else(|| Error::new(format!("the checkpoint's reference holds `{name}`, which is not of a pair")))?;
+            let place =
+                name.split_once('.').and_then(|(pair, k)| Some((pair, k.parse::<usize>().ok()?)));
+            let (pair, k) = place.ok_or_else(|| {
+                Error::new(format!(
+                    "the checkpoint's reference holds `{name}`, which is not of a pair"
+                ))
+            })?;
             if let Some(index) = rows.get(pair) {
                 sorted.entry(*index).or_default().insert(k, tensor.f_to_device(device)?);
             }
         }
         let kept = |(index, tensors): (usize, BTreeMap<usize, Tensor>)| {
             let kept = KeptPair::of_tensors(tensors.into_values().collect());
-            Ok((index, kept.ok_or_else(|| Error::new(format!("the checkpoint's reference lacks a value of pair {index}")))?))
+            Ok((
+                index,
+                kept.ok_or_else(|| {
+                    Error::new(format!("the checkpoint's reference lacks a value of pair {index}"))
+                })?,
+            ))
         };
         self.kept = sorted.into_iter().map(kept).collect::<Result<_>>()?;
         Ok(())

@@ -50,16 +50,26 @@ impl Sums {
     }
 }
 
-/// Adds the gradient of `pairs` to the trained tensors, `batch` pairs at a time, and hands the sum to the method. Each
-/// micro-batch weighs as much as the share of the pairs in it that count, so its size does not matter.
+/// Adds the gradient of `pairs` to the trained tensors, `batch` pairs at a time, and hands the sum
+/// to the method. Each micro-batch weighs as much as the share of the pairs in it that count, so
+/// its size does not matter.
 ///
 /// # Errors
 /// Fails if the method or libtorch does, or if the loss is not finite.
-pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, pairs: &[&TokenPair], batch: usize, info: StepInfo) -> Result<Accumulated> {
+pub fn accumulate(
+    objective: &mut Objective,
+    model: &Model,
+    adapted: &Adapted,
+    pairs: &[&TokenPair],
+    batch: usize,
+    info: StepInfo,
+) -> Result<Accumulated> {
     let (sums, factor) = sum(objective, model, adapted, pairs, batch, info, Mode::Train)?;
     if !sums.loss.is_finite() {
         let e = Error::new(format!("the loss is {}", sums.loss));
-        return Err(e.hint("lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`"));
+        return Err(e.hint(
+            "lower `train.lr`, raise `train.warmup`, or compute in float32 with `--dtype f32`",
+        ));
     }
     if let Some(factor) = factor {
         objective.scale_gradients(adapted, factor)?;
@@ -68,18 +78,26 @@ pub fn accumulate(objective: &mut Objective, model: &Model, adapted: &Adapted, p
     Ok(sums)
 }
 
-/// The loss and the metrics of `pairs` as [`accumulate`] computes them, but without gradients and without dropout. The loss
-/// may be infinite or NaN.
+/// The loss and the metrics of `pairs` as [`accumulate`] computes them, but without gradients and
+/// without dropout. The loss may be infinite or NaN.
 ///
 /// # Errors
 /// Fails if the method or libtorch does.
-pub fn validate(objective: &mut Objective, model: &Model, adapted: &Adapted, pairs: &[&TokenPair], batch: usize, info: StepInfo) -> Result<Accumulated> {
+pub fn validate(
+    objective: &mut Objective,
+    model: &Model,
+    adapted: &Adapted,
+    pairs: &[&TokenPair],
+    batch: usize,
+    info: StepInfo,
+) -> Result<Accumulated> {
     let _guard = tch::no_grad_guard();
     Ok(sum(objective, model, adapted, pairs, batch, info, Mode::Validate)?.0)
 }
 
-/// The loss and the metrics of `pairs`, and in training their gradients. If only some pairs count, also returns the factor by
-/// which the gradients must be multiplied, because each pair was weighed as if all of them counted.
+/// The loss and the metrics of `pairs`, and in training their gradients. If only some pairs count,
+/// also returns the factor by which the gradients must be multiplied, because each pair was weighed
+/// as if all of them counted.
 fn sum(
     objective: &mut Objective,
     model: &Model,
@@ -115,7 +133,9 @@ fn sum(
                 Some(share) => t.f_mul(&share.f_to_kind(t.kind())?)?,
             })
         };
-        let logged = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?) };
+        let logged = |t: &Tensor| -> Result<Tensor> {
+            Ok(t.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([1])?)
+        };
         if mode == Mode::Train {
             weighed(&loss.value)?.f_backward()?;
             objective.after_backward()?;
@@ -149,6 +169,10 @@ fn sum(
     }
     // One copy from the device for all of them.
     let (names, values): (Vec<_>, Vec<_>) = of_method.0.into_iter().chain(of_engine.0).unzip();
-    let values = if values.is_empty() { Vec::new() } else { Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)? };
+    let values = if values.is_empty() {
+        Vec::new()
+    } else {
+        Vec::<f64>::try_from(Tensor::f_cat(&values, 0)?.f_to_device(Device::Cpu)?)?
+    };
     Ok((Accumulated { loss, metrics: names.into_iter().zip(values).collect(), left_out }, factor))
 }

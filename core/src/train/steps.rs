@@ -34,22 +34,27 @@ impl<'a> Steps<'a> {
     pub fn pairs_of<'p>(&self, step: usize, pairs: &'p [TokenPair]) -> Vec<&'p TokenPair> {
         let order = order(self.pairs, self.train, step / self.per_epoch);
         let within = (step % self.per_epoch) * self.step_pairs;
-        order[within..(within + self.step_pairs).min(self.pairs)].iter().map(|i| &pairs[*i]).collect()
+        order[within..(within + self.step_pairs).min(self.pairs)]
+            .iter()
+            .map(|i| &pairs[*i])
+            .collect()
     }
 
     /// The number of pairs in the first `steps` steps together.
     pub fn pairs_in(&self, steps: usize) -> usize {
-        (0..steps).map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs)).sum()
+        (0..steps)
+            .map(|step| self.step_pairs.min(self.pairs - (step % self.per_epoch) * self.step_pairs))
+            .sum()
     }
 
-    /// The seed of everything that is drawn in a step, such as dropout. It depends on nothing else, so that a resumed run draws
-    /// what an uninterrupted one does.
+    /// The seed of everything that is drawn in a step, such as dropout. It depends on nothing else,
+    /// so that a resumed run draws what an uninterrupted one does.
     pub fn seed(&self, step: usize) -> i64 {
         (self.train.seed as i64).wrapping_mul(1_000_003).wrapping_add(step as i64)
     }
 
-    /// How many times the data was seen after `step`, counted in batches as transformers' Trainer does: the last step of an
-    /// epoch may hold fewer batches than the others.
+    /// How many times the data was seen after `step`, counted in batches as transformers' Trainer
+    /// does: the last step of an epoch may hold fewer batches than the others.
     pub fn epoch(&self, step: usize) -> f64 {
         let batches = self.pairs.div_ceil(self.train.batch);
         let seen = ((step % self.per_epoch + 1) * self.train.accumulate).min(batches);
@@ -58,10 +63,12 @@ impl<'a> Steps<'a> {
 
     /// The warning for a learning rate that is 0 at every step.
     pub fn warning(&self) -> Option<String> {
-        let nothing = (0..self.count).all(|step| learning_rate(self.train, step, self.count) == 0.0);
+        let nothing =
+            (0..self.count).all(|step| learning_rate(self.train, step, self.count) == 0.0);
         nothing.then(|| {
             format!(
-                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes all of the run (steps: {}, pairs in a step: {}); set `train.warmup=0`",
+                "warning: nothing is learnt: the warm-up begins at a learning rate of 0 and takes \
+                    all of the run (steps: {}, pairs in a step: {}); set `train.warmup=0`",
                 self.count, self.step_pairs
             )
         })
@@ -72,7 +79,9 @@ impl<'a> Steps<'a> {
 fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..pairs).collect();
     if train.shuffle {
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(train.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(epoch as u64)));
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(
+            train.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(epoch as u64),
+        ));
     }
     order
 }
@@ -81,8 +90,9 @@ fn order(pairs: usize, train: &TrainConfig, epoch: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// The values are those that transformers 5.23's Trainer logs for `per_device_train_batch_size`,
-    /// `gradient_accumulation_steps` and `num_train_epochs` of the same size.
+    /// The values are those that transformers 5.23's Trainer logs for
+    /// `per_device_train_batch_size`, `gradient_accumulation_steps` and `num_train_epochs` of the
+    /// same size.
     #[test]
     fn the_epoch_is_the_share_of_batches_seen() {
         let logged = |pairs: usize, batch: usize, accumulate: usize, steps: usize| -> Vec<f64> {
@@ -101,7 +111,13 @@ mod tests {
     #[test]
     fn every_epoch_has_every_pair_once() {
         let train = TrainConfig { batch: 2, accumulate: 2, epochs: 2.5, ..TrainConfig::default() };
-        let pair = |index| TokenPair { index, row: index, prompt: vec![1], chosen: vec![2], rejected: vec![3] };
+        let pair = |index| TokenPair {
+            index,
+            row: index,
+            prompt: vec![1],
+            chosen: vec![2],
+            rejected: vec![3],
+        };
         let pairs: Vec<TokenPair> = (0..10).map(pair).collect();
         let steps = Steps::new(pairs.len(), &train);
         assert_eq!((steps.count, steps.pairs_in(steps.count), steps.pairs_in(2)), (8, 28, 8));

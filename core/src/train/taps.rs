@@ -7,7 +7,10 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 
-use crate::api::{Around, Init, Needs, Pooling, Side, Site, States, Tap, TokenPooling, TokenStates, Transform, TransformCx};
+use crate::api::{
+    Around, Init, Needs, Pooling, Side, Site, States, Tap, TokenPooling, TokenStates, Transform,
+    TransformCx,
+};
 use crate::batch::PairBatch;
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -29,8 +32,8 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Builds the taps at the sites of `tap`, each with a transform that `build` makes, or with one for all sites of the same width. There are none if
-    /// the method does not need states.
+    /// Builds the taps at the sites of `tap`, each with a transform that `build` makes, or with one
+    /// for all sites of the same width. There are none if the method does not need states.
     ///
     /// # Errors
     /// Fails if the model does not have a site, or if `build` fails.
@@ -43,8 +46,10 @@ impl Taps {
     ) -> Result<Self> {
         let kind = if model.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let (embedding, unembedding) = model.embeddings();
-        let (mut transforms, mut transform_of, mut by_width) = (Vec::new(), Vec::new(), HashMap::new());
-        let sites = if needs.states == States::None { Vec::new() } else { tap.sites(model.info())? };
+        let (mut transforms, mut transform_of, mut by_width) =
+            (Vec::new(), Vec::new(), HashMap::new());
+        let sites =
+            if needs.states == States::None { Vec::new() } else { tap.sites(model.info())? };
         for site in &sites {
             let width = model.info().width(site)?;
             if let Some(shared) = by_width.get(&width).filter(|_| train.share_transform) {
@@ -53,12 +58,19 @@ impl Taps {
             }
             let number = transforms.len();
             let cx = TransformCx { model: model.info(), site, width, embedding, unembedding };
-            let mut init = Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
+            let mut init =
+                Init::new(train.seed, &format!("transform.{number}"), kind, model.device());
             transforms.push(build(&cx, &mut init)?);
             transform_of.push(number);
             by_width.insert(width, number);
         }
-        Ok(Self { sites, pooling: tap.pooling(), token_pooling: tap.token_pooling(), transforms, transform_of })
+        Ok(Self {
+            sites,
+            pooling: tap.pooling(),
+            token_pooling: tap.token_pooling(),
+            transforms,
+            transform_of,
+        })
     }
 
     /// Whether T may come after pooling, which is cheaper, and lets the reference be kept pooled.
@@ -75,8 +87,15 @@ impl Taps {
         self.transform(tap).forward(pooled, &Around::default())
     }
 
-    /// Pooled, transformed states of one side, from those of all taps `[n w]` over the batch's stream.
-    pub fn pooled(&self, tap: usize, states: &[Tensor], batch: &PairBatch, side: Side) -> Result<Tensor> {
+    /// Pooled, transformed states of one side, from those of all taps `[n w]` over the batch's
+    /// stream.
+    pub fn pooled(
+        &self,
+        tap: usize,
+        states: &[Tensor],
+        batch: &PairBatch,
+        side: Side,
+    ) -> Result<Tensor> {
         if self.pool_first() {
             return self.of_pooled(tap, &batch.pool(&states[tap], self.pooling, side)?);
         }
@@ -88,22 +107,48 @@ impl Taps {
     }
 
     /// Transformed states of every token of one side's sequences.
-    pub fn tokens(&self, tap: usize, states: &[Tensor], batch: &PairBatch, side: Side) -> Result<TokenStates> {
+    pub fn tokens(
+        &self,
+        tap: usize,
+        states: &[Tensor],
+        batch: &PairBatch,
+        side: Side,
+    ) -> Result<TokenStates> {
         let rows = batch.rows(Pooling::All, side)?;
         let transformed = self.transformed(tap, states, batch, |t| rows.gather(t), &rows.last)?;
-        Ok(TokenStates { owner: rows.owner.shallow_clone(), completion: rows.completion.shallow_clone(), states: transformed, sequences: batch.len() as i64 })
+        Ok(TokenStates {
+            owner: rows.owner.shallow_clone(),
+            completion: rows.completion.shallow_clone(),
+            states: transformed,
+            sequences: batch.len() as i64,
+        })
     }
 
-    fn transformed(&self, tap: usize, states: &[Tensor], batch: &PairBatch, gather: impl Fn(&Tensor) -> Result<Tensor>, last: &Tensor) -> Result<Tensor> {
-        let picked = |i: usize| -> Result<Tensor> { Ok(gather(&states[i])?.f_to_kind(batch.kind())?) };
+    fn transformed(
+        &self,
+        tap: usize,
+        states: &[Tensor],
+        batch: &PairBatch,
+        gather: impl Fn(&Tensor) -> Result<Tensor>,
+        last: &Tensor,
+    ) -> Result<Tensor> {
+        let picked =
+            |i: usize| -> Result<Tensor> { Ok(gather(&states[i])?.f_to_kind(batch.kind())?) };
         let h = picked(tap)?;
         let before = tap.checked_sub(1).filter(|i| states[*i].size()[1] == h.size()[1]);
-        let around = Around { previous: before.map(picked).transpose()?, last: Some(last.shallow_clone()) };
+        let around =
+            Around { previous: before.map(picked).transpose()?, last: Some(last.shallow_clone()) };
         self.transform(tap).forward(&h, &around)
     }
 
     /// The transforms' trainable tensors, as `number.key`.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
-        self.transforms.iter().enumerate().flat_map(|(i, t)| t.parameters().into_iter().map(move |p| (format!("{i}.{}", p.key), p.tensor))).collect()
+        self.transforms
+            .iter()
+            .enumerate()
+            .flat_map(|(i, t)| {
+                t.parameters().into_iter().map(move |p| (format!("{i}.{}", p.key), p.tensor))
+            })
+            .collect()
     }
 }

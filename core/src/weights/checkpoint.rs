@@ -32,8 +32,14 @@ impl Checkpoint {
             return Err(no_weights(folder));
         }
         if !folder.join("config.json").exists() {
-            return Err(Error::new(format!("`{}` is missing", folder.join("config.json").display()))
-                .hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json"));
+            return Err(Error::new(format!(
+                "`{}` is missing",
+                folder.join("config.json").display()
+            ))
+            .hint(
+                "a model folder holds config.json, model.safetensors (or its shards) and \
+                    tokenizer.json",
+            ));
         }
         let config = configuration(folder)?;
         let (files, tensors) = if folder.join(SINGLE).exists() {
@@ -58,13 +64,15 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file has it.
+    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file
+    /// has it.
     ///
     /// # Errors
     /// Where there is no tensor of that name, or not enough memory.
     pub fn read(&self, name: &str, kind: Kind, device: Device) -> Result<Tensor> {
         let file = self.tensors.get(name).and_then(|&i| self.files.get(i));
-        file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?.read_as(name, kind, device)
+        file.ok_or_else(|| Error::internal(format!("no tensor `{name}` in the checkpoint")))?
+            .read_as(name, kind, device)
     }
 
     /// The weight files, in the order of their shards.
@@ -100,12 +108,19 @@ impl Checkpoint {
 pub fn configuration(folder: &Path) -> Result<Value> {
     let config = read_json(&folder.join("config.json"))?;
     if !config.is_object() {
-        return Err(Error::new(format!("`{}` is no JSON object", folder.join("config.json").display())));
+        return Err(Error::new(format!(
+            "`{}` is no JSON object",
+            folder.join("config.json").display()
+        )));
     }
     if let Some(quantised) = config.get("quantization_config").filter(|q| !q.is_null()) {
-        let method = quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-        return Err(Error::new(format!("the model in `{}` is quantised with {method}, which is not read", folder.display()))
-            .hint("take the unquantised model, or a GGUF file of it"));
+        let method =
+            quantised.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+        return Err(Error::new(format!(
+            "the model in `{}` is quantised with {method}, which is not read",
+            folder.display()
+        ))
+        .hint("take the unquantised model, or a GGUF file of it"));
     }
     Ok(config)
 }
@@ -114,13 +129,19 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
     let path = folder.join(INDEX);
     let index = read_json(&path)?;
     let wrong = |what: String| Error::new(format!("`{}` {what}", path.display()));
-    let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong("has no `weight_map`".into()))?;
+    let map = index
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| wrong("has no `weight_map`".into()))?;
     let mut shards: IndexMap<&str, Vec<&str>> = IndexMap::new();
     for (name, shard) in map {
-        let shard = shard.as_str().ok_or_else(|| wrong(format!("names no file for tensor `{name}`")))?;
+        let shard =
+            shard.as_str().ok_or_else(|| wrong(format!("names no file for tensor `{name}`")))?;
         // A model is a folder: its index may not lead out of it.
         if Path::new(shard).file_name().is_none_or(|f| f != shard) {
-            return Err(wrong(format!("names `{shard}` for tensor `{name}`, which is no file of the folder")));
+            return Err(wrong(format!(
+                "names `{shard}` for tensor `{name}`, which is no file of the folder"
+            )));
         }
         shards.entry(shard).or_default().push(name);
     }
@@ -129,16 +150,25 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
     for (shard, expected) in shards {
         let at = folder.join(shard);
         if !at.exists() {
-            return Err(Error::new(format!("the shard `{}` is missing, in which the index puts {} tensors", at.display(), expected.len()))
-                .hint("fetch it again: the download may have been cut off"));
+            return Err(Error::new(format!(
+                "the shard `{}` is missing, in which the index puts {} tensors",
+                at.display(),
+                expected.len()
+            ))
+            .hint("fetch it again: the download may have been cut off"));
         }
         let file = SafetensorsFile::open(&at)?;
         let there: IndexMap<&str, ()> = file.names().map(|n| (n, ())).collect();
         if let Some(lost) = expected.iter().find(|n| !there.contains_key(*n)) {
-            return Err(Error::new(format!("the shard `{}` has no tensor `{lost}`, which the index puts there", at.display())));
+            return Err(Error::new(format!(
+                "the shard `{}` has no tensor `{lost}`, which the index puts there",
+                at.display()
+            )));
         }
         let known: IndexMap<&str, ()> = expected.iter().map(|n| (*n, ())).collect();
-        tensors.extend(file.names().filter(|n| known.contains_key(n)).map(|n| (n.to_owned(), files.len())));
+        tensors.extend(
+            file.names().filter(|n| known.contains_key(n)).map(|n| (n.to_owned(), files.len())),
+        );
         files.push(file);
     }
     Ok((files, tensors))
@@ -146,12 +176,22 @@ fn open_shards(folder: &Path) -> Result<(Vec<SafetensorsFile>, IndexMap<String, 
 
 fn no_weights(folder: &Path) -> Error {
     let e = Error::new(format!("`{}` has no {SINGLE} and no {INDEX}", folder.display()));
-    if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists()) {
-        e.hint("its pytorch_model.bin is a pickle, which can run code and is never read")
-            .hint("to convert it, in Python: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, safe_serialization=True)")
+    if ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|f| folder.join(f).exists())
+    {
+        e.hint("its pytorch_model.bin is a pickle, which can run code and is never read").hint(
+            "to convert it, in Python: \
+                AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, \
+                safe_serialization=True)",
+        )
     } else if folder.join("adapter_config.json").exists() {
-        e.hint("it is an adapter, not a model: name the model here, and the folder with --init-adapter")
+        e.hint(
+            "it is an adapter, not a model: name the model here, and the folder with \
+            --init-adapter",
+        )
     } else {
-        e.hint("a model folder holds config.json, model.safetensors (or its shards) and tokenizer.json")
+        e.hint(
+            "a model folder holds config.json, model.safetensors (or its shards) and \
+            tokenizer.json",
+        )
     }
 }

@@ -1,8 +1,9 @@
 //! The header of a safetensors file: JSON that says of each tensor its type, shape and place.
 //!
-//! It is read entry by entry and never as a whole, so that a hostile one costs neither time nor memory, and what is
-//! wrong is told with the tensor's name. The rules are those of the `safetensors` crate: tensors fill the file from the
-//! header to the end, without gaps and without sharing a byte.
+//! It is read entry by entry and never as a whole, so that a hostile one costs neither time nor
+//! memory, and what is wrong is told with the tensor's name. The rules are those of the
+//! `safetensors` crate: tensors fill the file from the header to the end, without gaps and without
+//! sharing a byte.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -72,14 +73,20 @@ pub(super) fn read(map: &Mapped) -> Result<IndexMap<String, Stored>> {
 /// Where the JSON is, and where the data behind it.
 fn parts(map: &Mapped) -> Result<(Range<usize>, Range<usize>)> {
     let Some(len) = map.first_chunk::<8>() else {
-        return Err(wrong(map, &format!("it has {} bytes, and the length of its header alone takes 8", map.len())).hint(why_not(map)));
+        return Err(wrong(
+            map,
+            &format!("it has {} bytes, and the length of its header alone takes 8", map.len()),
+        )
+        .hint(why_not(map)));
     };
     let (len, left) = (u64::from_le_bytes(*len), map.len() as u64 - 8);
     if len > left {
-        return Err(wrong(map, &format!("it claims a header of {len} bytes and has {left}")).hint(why_not(map)));
+        return Err(wrong(map, &format!("it claims a header of {len} bytes and has {left}"))
+            .hint(why_not(map)));
     }
     if len > LONGEST {
-        return Err(wrong(map, &format!("it claims a header of {len} bytes")).hint(format!("valid: up to {LONGEST} bytes")));
+        return Err(wrong(map, &format!("it claims a header of {len} bytes"))
+            .hint(format!("valid: up to {LONGEST} bytes")));
     }
     let start = 8 + len as usize;
     Ok((8..start, start..map.len()))
@@ -100,7 +107,10 @@ fn wrong(map: &Mapped, what: &str) -> Error {
 /// What a file that is not safetensors most likely is.
 fn why_not(bytes: &[u8]) -> &'static str {
     match bytes {
-        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => "it is a pickled PyTorch checkpoint, which is never read: convert it with `safetensors.torch.save_file`",
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => {
+            "it is a pickled PyTorch checkpoint, which is never read: convert it with \
+                `safetensors.torch.save_file`"
+        }
         [b'G', b'G', b'U', b'F', ..] => "it is a GGUF file: name it so, with the ending `.gguf`",
         _ => "fetch it again: the download may have been cut off",
     }
@@ -111,10 +121,24 @@ fn fills(map: &Mapped, tensors: &[(String, Stored)], data: &Range<usize>) -> Res
     let (mut end, mut last) = (data.start, None);
     for (name, stored) in tensors {
         if stored.at.start < end {
-            return Err(wrong(map, &format!("tensors `{}` and `{}` are in the same place", shown(last.unwrap_or_default()), shown(name))));
+            return Err(wrong(
+                map,
+                &format!(
+                    "tensors `{}` and `{}` are in the same place",
+                    shown(last.unwrap_or_default()),
+                    shown(name)
+                ),
+            ));
         }
         if stored.at.start > end {
-            return Err(wrong(map, &format!("{} bytes before tensor `{}` belong to no tensor", stored.at.start - end, shown(name))));
+            return Err(wrong(
+                map,
+                &format!(
+                    "{} bytes before tensor `{}` belong to no tensor",
+                    stored.at.start - end,
+                    shown(name)
+                ),
+            ));
         }
         (end, last) = (stored.at.end, Some(name.as_str()));
     }
@@ -136,22 +160,48 @@ struct Entry<'a> {
 impl Entry<'_> {
     fn check(self, map: &Mapped, name: &str, data: &Range<usize>) -> Result<Stored> {
         let (name, dtype) = (shown(name), shown(&self.dtype));
-        let kind = KINDS.iter().find(|(known, ..)| *known == self.dtype).map(|(_, _, kind)| *kind).ok_or_else(|| {
-            let read = KINDS.map(|(known, ..)| known).join(", ");
-            Error::new(format!("tensor `{name}` in `{}` has the type {dtype}, which is not read", map.path().display())).hint(format!("read: {read}"))
-        })?;
+        let kind = KINDS
+            .iter()
+            .find(|(known, ..)| *known == self.dtype)
+            .map(|(_, _, kind)| *kind)
+            .ok_or_else(|| {
+                let read = KINDS.map(|(known, ..)| known).join(", ");
+                Error::new(format!(
+                    "tensor `{name}` in `{}` has the type {dtype}, which is not read",
+                    map.path().display()
+                ))
+                .hint(format!("read: {read}"))
+            })?;
         let axes = &self.shape.0;
         let shape = axes.iter().map(|&len| i64::try_from(len).ok()).collect::<Option<Vec<i64>>>();
-        let bytes = axes.iter().try_fold(kind.elt_size_in_bytes() as u64, |bytes, &len| bytes.checked_mul(len));
+        let bytes = axes
+            .iter()
+            .try_fold(kind.elt_size_in_bytes() as u64, |bytes, &len| bytes.checked_mul(len));
         let (Some(shape), Some(bytes)) = (shape, bytes) else {
-            return Err(wrong(map, &format!("tensor `{name}` has the shape {axes:?}, which nothing can hold")));
+            return Err(wrong(
+                map,
+                &format!("tensor `{name}` has the shape {axes:?}, which nothing can hold"),
+            ));
         };
         let (from, to) = self.data_offsets;
         if to > data.len() as u64 {
-            return Err(wrong(map, &format!("it ends before tensor `{name}` does, at {to} of {} bytes of data", data.len())).hint(why_not(map)));
+            return Err(wrong(
+                map,
+                &format!(
+                    "it ends before tensor `{name}` does, at {to} of {} bytes of data",
+                    data.len()
+                ),
+            )
+            .hint(why_not(map)));
         }
         if to.checked_sub(from) != Some(bytes) {
-            return Err(wrong(map, &format!("tensor `{name}` of shape {axes:?} and type {dtype} takes {bytes} bytes, and its place is {from} to {to}")));
+            return Err(wrong(
+                map,
+                &format!(
+                    "tensor `{name}` of shape {axes:?} and type {dtype} takes {bytes} bytes, and \
+                        its place is {from} to {to}"
+                ),
+            ));
         }
         // Both are within the data, which is in the address space.
         Ok(Stored { kind, shape, at: data.start + from as usize..data.start + to as usize })
@@ -175,7 +225,9 @@ impl<'de> Deserialize<'de> for Axes {
                 let mut axes = Vec::new();
                 while let Some(len) = seq.next_element()? {
                     if axes.len() == MOST_AXES {
-                        return Err(A::Error::custom(format!("a shape of more than {MOST_AXES} axes")));
+                        return Err(A::Error::custom(format!(
+                            "a shape of more than {MOST_AXES} axes"
+                        )));
                     }
                     axes.push(len);
                 }
@@ -215,7 +267,10 @@ impl<'de> Visitor<'de> for &mut Entries<'de> {
                 continue;
             }
             if self.tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("it has the tensor `{}` twice", shown(&name))));
+                return Err(A::Error::custom(format!(
+                    "it has the tensor `{}` twice",
+                    shown(&name)
+                )));
             }
             if self.tensors.len() == MOST_TENSORS {
                 return Err(A::Error::custom(format!("it has more than {MOST_TENSORS} tensors")));

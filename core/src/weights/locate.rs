@@ -54,8 +54,14 @@ pub struct KnownModel {
 /// The built-in list.
 pub fn known_models() -> Vec<KnownModel> {
     let places = Places::of_environment();
-    let described =
-        |k: &Known| KnownModel { name: k.name, summary: k.summary, format: k.format, megabytes: k.megabytes, path: places.fetched(k), fetch: k.fetch };
+    let described = |k: &Known| KnownModel {
+        name: k.name,
+        summary: k.summary,
+        format: k.format,
+        megabytes: k.megabytes,
+        path: places.fetched(k),
+        fetch: k.fetch,
+    };
     KNOWN.iter().map(described).collect()
 }
 
@@ -87,8 +93,9 @@ impl From<PathBuf> for Located {
     }
 }
 
-/// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or a repository of the hub,
-/// `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is fetched where the cache does not have it.
+/// Finds a model: a folder or a `.gguf` file; a name of the [built-in list](known_models); or a
+/// repository of the hub, `org/name`, `org/name@revision` or `org/name/FILE.gguf`, which is fetched
+/// where the cache does not have it.
 ///
 /// # Errors
 /// Where it is none of these: says where was looked, and the names there are.
@@ -99,36 +106,46 @@ pub fn locate(model: &str, extent: Extent) -> Result<Located> {
 /// Finds an adapter in PEFT's format: a folder, or a repository of the hub.
 ///
 /// # Errors
-/// A repository that is not there or holds no adapter. What is no folder is left to whoever reads it.
+/// A repository that is not there or holds no adapter. What is no folder is left to whoever reads
+/// it.
 pub fn locate_adapter(adapter: &Path) -> Result<PathBuf> {
-    let id = adapter.to_str().filter(|text| !is_path(text) && !adapter.exists()).and_then(|text| RepoId::parse(RepoKind::Model, text));
+    let id = adapter
+        .to_str()
+        .filter(|text| !is_path(text) && !adapter.exists())
+        .and_then(|text| RepoId::parse(RepoKind::Model, text));
     match id {
         Some(id) => repository::adapter(&Hub::of_environment()?.open(&id)?),
         None => Ok(adapter.to_owned()),
     }
 }
 
-/// Fetches what a run needs of a model on the hub: configuration, tokenizer, chat template and weights. `model` is
-/// `org/name`, `org/name@revision` or `org/name/FILE.gguf`; `None` if it has another form.
+/// Fetches what a run needs of a model on the hub: configuration, tokenizer, chat template and
+/// weights. `model` is `org/name`, `org/name@revision` or `org/name/FILE.gguf`; `None` if it has
+/// another form.
 ///
 /// Unlike [`locate`], it does not look for a folder or a file of that name on this machine.
 ///
 /// # Errors
-/// Fails if the hub does not have the model, does not give it to this user, or cannot be reached, and if the repository
-/// contains no model that can be read.
+/// Fails if the hub does not have the model, does not give it to this user, or cannot be reached,
+/// and if the repository contains no model that can be read.
 pub fn fetch_repository(model: &str) -> Result<Option<Located>> {
     in_repository(model).map(|(id, file)| of_hub(&id, file, Extent::Whole)).transpose()
 }
 
-/// Fetches an adapter in PEFT's format from the hub. `adapter` is `org/name` or `org/name@revision`.
+/// Fetches an adapter in PEFT's format from the hub. `adapter` is `org/name` or
+/// `org/name@revision`.
 ///
 /// # Errors
-/// Fails if `adapter` has another form, if the hub does not have it, does not give it to this user, or cannot be reached,
-/// and if the repository contains no adapter.
+/// Fails if `adapter` has another form, if the hub does not have it, does not give it to this user,
+/// or cannot be reached, and if the repository contains no adapter.
 pub fn fetch_adapter(adapter: &str) -> Result<Located> {
     let hub = Hub::of_environment()?;
     let snapshot = hub.open(&RepoId::read(RepoKind::Model, adapter)?)?;
-    Ok(Located { path: repository::adapter(&snapshot)?, repository: Some(snapshot.pinned()), file: None })
+    Ok(Located {
+        path: repository::adapter(&snapshot)?,
+        repository: Some(snapshot.pinned()),
+        file: None,
+    })
 }
 
 /// A model of the hub, fetched if the cache does not have it.
@@ -155,8 +172,12 @@ impl Places {
         }
         if let Some(known) = KNOWN.iter().find(|k| k.name == model) {
             let found = self.fetched(known).ok_or_else(|| {
-                Error::new(format!("the model `{model}` is not on this machine yet: there is no .gguf file in `{}`", self.folder_of(known).display()))
-                    .hint(known.fetch)
+                Error::new(format!(
+                    "the model `{model}` is not on this machine yet: there is no \
+                    .gguf file in `{}`",
+                    self.folder_of(known).display()
+                ))
+                .hint(known.fetch)
             });
             return found.map(Located::from);
         }
@@ -165,10 +186,16 @@ impl Places {
             return of_hub(&id, file, extent);
         }
         if is_path(model) {
-            return Err(Error::new(format!("there is no model at `{model}`"))
-                .hint(format!("give a folder with config.json, a .gguf file, a repository of the hub as `org/name`, or one of: {}", names.join(", "))));
+            return Err(Error::new(format!("there is no model at `{model}`")).hint(format!(
+                "give a folder with config.json, a .gguf file, a repository of the \
+                    hub as `org/name`, or one of: {}",
+                names.join(", ")
+            )));
         }
-        Err(Error::unknown("model", model, names).hint("or give a folder with config.json, a .gguf file, or a repository of the hub as `org/name`"))
+        Err(Error::unknown("model", model, names).hint(
+            "or give a folder with config.json, a \
+            .gguf file, or a repository of the hub as `org/name`",
+        ))
     }
 
     fn folder_of(&self, known: &Known) -> PathBuf {
@@ -185,16 +212,21 @@ fn in_repository(model: &str) -> Option<(RepoId, Option<String>)> {
     if model.starts_with(['/', '.', '~']) {
         return None;
     }
-    let (path, revision) = model.split_once('@').map_or((model, None), |(path, revision)| (path, Some(revision)));
+    let (path, revision) =
+        model.split_once('@').map_or((model, None), |(path, revision)| (path, Some(revision)));
     let mut parts = path.splitn(3, '/');
     let name = format!("{}/{}", parts.next()?, parts.next()?);
     let file = parts.next().map(str::to_owned);
-    // A file alone, as `models/x.gguf`, is one that is missing here; a whole id has no ending of a file.
+    // A file alone, as `models/x.gguf`, is one that is missing here; a whole id has no ending of a
+    // file.
     let fits = match &file {
         Some(file) => file.ends_with(".gguf"),
         None => !is_path(path),
     };
-    let id = RepoId::parse(RepoKind::Model, &revision.map_or(name.clone(), |revision| format!("{name}@{revision}")))?;
+    let id = RepoId::parse(
+        RepoKind::Model,
+        &revision.map_or(name.clone(), |revision| format!("{name}@{revision}")),
+    )?;
     fits.then_some((id, file))
 }
 
@@ -224,7 +256,10 @@ mod tests {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, "").unwrap();
         let found = places.locate("smollm2-135m-instruct", Extent::Whole).unwrap();
-        assert_eq!((found.pinned("smollm2-135m-instruct").as_str(), found.path), ("smollm2-135m-instruct", file));
+        assert_eq!(
+            (found.pinned("smollm2-135m-instruct").as_str(), found.path),
+            ("smollm2-135m-instruct", file)
+        );
     }
 
     #[test]
@@ -237,7 +272,16 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_is_spoken_of_as_a_path() {
         let (_dir, places) = places();
-        for model in ["./nothing", "x/y.gguf", "/no/such/folder", "a/b/c", "../x", "", "~/models/x", "org/name/config.json"] {
+        for model in [
+            "./nothing",
+            "x/y.gguf",
+            "/no/such/folder",
+            "a/b/c",
+            "../x",
+            "",
+            "~/models/x",
+            "org/name/config.json",
+        ] {
             let e = places.locate(model, Extent::Whole).unwrap_err();
             assert!(format!("{e:?}").contains("config.json"), "{e:?}");
         }
@@ -245,13 +289,27 @@ mod tests {
 
     #[test]
     fn a_repository_is_named_with_a_revision_and_a_file_or_without() {
-        let of = |model: &str| in_repository(model).map(|(id, file)| (id.to_string(), file.unwrap_or_default()));
-        let is = |model: &str, id: &str, file: &str| assert_eq!(of(model), Some((id.to_owned(), file.to_owned())), "{model}");
+        let of = |model: &str| {
+            in_repository(model).map(|(id, file)| (id.to_string(), file.unwrap_or_default()))
+        };
+        let is = |model: &str, id: &str, file: &str| {
+            assert_eq!(of(model), Some((id.to_owned(), file.to_owned())), "{model}")
+        };
         is("org/name", "org/name", "");
         is("org/name@v1.0", "org/name@v1.0", "");
         is("org/name-GGUF/x.Q4_K_M.gguf", "org/name-GGUF", "x.Q4_K_M.gguf");
         is("org/name/sub/x.gguf@v2", "org/name@v2", "sub/x.gguf");
-        for none in ["name", "x/y.gguf", "./org/name", "/org/name", "org/name/", "a/b/c", "org/name/x.bin", "~/name", "org/na me"] {
+        for none in [
+            "name",
+            "x/y.gguf",
+            "./org/name",
+            "/org/name",
+            "org/name/",
+            "a/b/c",
+            "org/name/x.bin",
+            "~/name",
+            "org/na me",
+        ] {
             assert_eq!(of(none), None, "{none}");
         }
         let commit = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2";

@@ -1,7 +1,8 @@
 //! Model files: where they are, and their tensors under PyTorch's names.
 //!
-//! safetensors (one file or shards) and GGUF are read, both mapped into memory with every length checked; a pickle is
-//! never read. No architecture is known here: what a tensor is for, the model files say.
+//! safetensors (one file or shards) and GGUF are read, both mapped into memory with every length
+//! checked; a pickle is never read. No architecture is known here: what a tensor is for, the model
+//! files say.
 
 pub(crate) mod checkpoint;
 mod gguf;
@@ -18,7 +19,9 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 pub use gguf::{Gguf, Metadata};
-pub use locate::{KnownModel, Located, fetch_adapter, fetch_repository, known_models, locate, locate_adapter};
+pub use locate::{
+    KnownModel, Located, fetch_adapter, fetch_repository, known_models, locate, locate_adapter,
+};
 pub use repository::Extent;
 pub use safetensors::{SafetensorsFile, read_safetensors, write_safetensors};
 
@@ -26,7 +29,8 @@ use crate::error::{Error, Result};
 use crate::files::read_json;
 use checkpoint::Checkpoint;
 
-/// A model on disk: a Hugging Face folder or a GGUF file, with its headers checked and its weights still unread.
+/// A model on disk: a Hugging Face folder or a GGUF file, with its headers checked and its weights
+/// still unread.
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
@@ -40,25 +44,32 @@ enum Source {
 }
 
 impl ModelFiles {
-    /// Opens what [`locate`] found: a folder with `config.json` and safetensors, a `.gguf` file, or a folder with just
-    /// one of those (a split one counts as one).
+    /// Opens what [`locate`] found: a folder with `config.json` and safetensors, a `.gguf` file, or
+    /// a folder with just one of those (a split one counts as one).
     ///
     /// # Errors
-    /// Files that are missing, cut off or foreign, and checkpoints that are pickled or quantised in a way that is not
-    /// read.
+    /// Files that are missing, cut off or foreign, and checkpoints that are pickled or quantised in
+    /// a way that is not read.
     pub fn open(path: &Path) -> Result<Self> {
         let source = if path.is_dir() && !path.join("config.json").exists() {
             match gguf_files(path).as_slice() {
                 [] => Source::Folder(Checkpoint::open(path)?),
                 [only] => Source::Gguf(Gguf::open(only)?),
                 many => {
-                    let names: Vec<String> = many.iter().map(|p| format!("`{}`", p.display())).collect();
-                    return Err(Error::new(format!("`{}` holds {} GGUF files", path.display(), many.len())).hint(format!("name one: {}", names.join(", "))));
+                    let names: Vec<String> =
+                        many.iter().map(|p| format!("`{}`", p.display())).collect();
+                    return Err(Error::new(format!(
+                        "`{}` holds {} GGUF files",
+                        path.display(),
+                        many.len()
+                    ))
+                    .hint(format!("name one: {}", names.join(", "))));
                 }
             }
         } else if path.is_dir() {
             Source::Folder(Checkpoint::open(path)?)
-        } else if path.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "json") {
+        } else if path.extension().is_some_and(|e| e == "safetensors" || e == "bin" || e == "json")
+        {
             return Err(Error::new(format!("`{}` is one file of a model", path.display()))
                 .hint("name the folder: config.json and the tokenizer are read from there too"));
         } else {
@@ -88,8 +99,8 @@ impl ModelFiles {
         }
     }
 
-    /// Reads all tensors in the files' order. Those of floating point become `kind`; others, which some checkpoints
-    /// carry as constants, stay what they are. None requires gradients.
+    /// Reads all tensors in the files' order. Those of floating point become `kind`; others, which
+    /// some checkpoints carry as constants, stay what they are. None requires gradients.
     ///
     /// # Errors
     /// A `kind` that is not of floating point, or not enough memory.
@@ -114,7 +125,10 @@ impl ModelFiles {
         const KEY: &str = "eos_token_id";
         let config = self.config();
         let mut ends = token_ids(config.get(KEY), "config.json")?;
-        ends.extend(token_ids(config.get("text_config").and_then(|text| text.get(KEY)), "config.json")?);
+        ends.extend(token_ids(
+            config.get("text_config").and_then(|text| text.get(KEY)),
+            "config.json",
+        )?);
         match &self.source {
             Source::Folder(_) => {
                 let path = self.path.join("generation_config.json");
@@ -142,8 +156,15 @@ impl ModelFiles {
     /// For each weight file, its path, its bytes, and the length of its header in bytes.
     pub(crate) fn parts(&self) -> Vec<(&Path, &[u8], usize)> {
         match &self.source {
-            Source::Folder(c) => c.files().iter().map(SafetensorsFile::bytes).map(|(map, header)| (map.path(), &map[..], header)).collect(),
-            Source::Gguf(g) => g.bytes().map(|(map, header)| (map.path(), &map[..], header)).collect(),
+            Source::Folder(c) => c
+                .files()
+                .iter()
+                .map(SafetensorsFile::bytes)
+                .map(|(map, header)| (map.path(), &map[..], header))
+                .collect(),
+            Source::Gguf(g) => {
+                g.bytes().map(|(map, header)| (map.path(), &map[..], header)).collect()
+            }
         }
     }
 
@@ -161,7 +182,8 @@ impl ModelFiles {
 /// The ids in the value of an `eos_token_id`, which may be one id, a list, null or missing.
 fn token_ids(value: Option<&Value>, file: &str) -> Result<Vec<i64>> {
     let wrong = |value: &Value| {
-        Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id")).hint("write a whole number, or a list of whole numbers")
+        Error::new(format!("`eos_token_id` in {file} is `{value}`, which is not a token id"))
+            .hint("write a whole number, or a list of whole numbers")
     };
     let id = |value: &Value| value.as_i64().ok_or_else(|| wrong(value));
     match value {
@@ -184,8 +206,13 @@ pub fn type_name(kind: Kind) -> String {
 
 /// The GGUF files in a folder, sorted; of a split model the first part alone.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
-    let mut files: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "gguf") && p.is_file() && !gguf::is_later_part(p)).collect();
+    let entries =
+        std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+    let mut files: Vec<PathBuf> = entries
+        .filter(|p| {
+            p.extension().is_some_and(|e| e == "gguf") && p.is_file() && !gguf::is_later_part(p)
+        })
+        .collect();
     files.sort();
     files
 }

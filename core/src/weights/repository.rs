@@ -14,8 +14,15 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
-/// What goes with a tokenizer, where it is there. Of `tokenizer.model` only its presence is of use, to an error.
-const BESIDE: [&str; 5] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tokenizer.model"];
+/// What goes with a tokenizer, where it is there. Of `tokenizer.model` only its presence is of use,
+/// to an error.
+const BESIDE: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+];
 /// An optional file that lists the tokens which end a completion.
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -25,14 +32,15 @@ const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 pub enum Extent {
     /// All of it.
     Whole,
-    /// What says what it is: its configuration and its tokenizer. A GGUF file has them within it and comes whole.
+    /// What says what it is: its configuration and its tokenizer. A GGUF file has them within it
+    /// and comes whole.
     Settings,
     /// Its tokenizer.
     Tokenizer,
 }
 
-/// A model's files on this machine: the folder of a checkpoint, or a GGUF file. `file` is the path of one within the
-/// repository, where the user named one.
+/// A model's files on this machine: the folder of a checkpoint, or a GGUF file. `file` is the path
+/// of one within the repository, where the user named one.
 pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Result<PathBuf> {
     if let Some(file) = file {
         return parts(snapshot, file);
@@ -40,23 +48,28 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     let beside = || BESIDE.into_iter().filter(|f| snapshot.has(f));
     if extent == Extent::Tokenizer && snapshot.has(TOKENIZER) {
         // The class of the tokenizer can depend on the `model_type` in config.json.
-        return snapshot.get_all(beside().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
+        return snapshot
+            .get_all(beside().chain([TOKENIZER]).chain(Some(CONFIG).filter(|f| snapshot.has(f))));
     }
-    let ggufs: Vec<&str> = snapshot.files().iter().map(String::as_str).filter(|f| is_model(f)).collect();
-    match (snapshot.has(CONFIG) && (snapshot.has(SINGLE) || snapshot.has(INDEX)), ggufs.as_slice()) {
+    let ggufs: Vec<&str> =
+        snapshot.files().iter().map(String::as_str).filter(|f| is_model(f)).collect();
+    match (snapshot.has(CONFIG) && (snapshot.has(SINGLE) || snapshot.has(INDEX)), ggufs.as_slice())
+    {
         (true, _) => {}
         (false, [only]) => return parts(snapshot, only),
         (false, []) => return Err(none(snapshot)),
         (false, several) => {
             let id = snapshot.pinned().name;
-            return Err(Error::new(format!("`{id}` holds {} GGUF files", several.len())).hint(format!(
-                "name one, as `{id}/{}`; there are: {}",
-                several[0],
-                several.join(", ")
-            )));
+            return Err(Error::new(format!("`{id}` holds {} GGUF files", several.len())).hint(
+                format!("name one, as `{id}/{}`; there are: {}", several[0], several.join(", ")),
+            ));
         }
     }
-    let folder = snapshot.get_all(beside().chain([CONFIG]).chain([TOKENIZER, GENERATION].into_iter().filter(|f| snapshot.has(f))))?;
+    let folder = snapshot.get_all(
+        beside()
+            .chain([CONFIG])
+            .chain([TOKENIZER, GENERATION].into_iter().filter(|f| snapshot.has(f))),
+    )?;
     // Before gigabytes are fetched that are not read.
     configuration(&folder)?;
     if extent == Extent::Settings {
@@ -67,7 +80,8 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
     } else {
         let index = read_json(&snapshot.get(INDEX)?)?;
         let map = index.get("weight_map").and_then(Value::as_object);
-        let mut shards: Vec<&str> = map.into_iter().flatten().filter_map(|(_, shard)| shard.as_str()).collect();
+        let mut shards: Vec<&str> =
+            map.into_iter().flatten().filter_map(|(_, shard)| shard.as_str()).collect();
         shards.sort_unstable();
         shards.dedup();
         snapshot.get_all(shards)?;
@@ -78,8 +92,15 @@ pub fn model(snapshot: &Snapshot<'_>, file: Option<&str>, extent: Extent) -> Res
 /// An adapter's folder on this machine.
 pub fn adapter(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     if let Some(missing) = ADAPTER.iter().find(|f| !snapshot.has(f)) {
-        let e = Error::new(format!("`{}` is no adapter in PEFT's format: it has no {missing}", snapshot.pinned().name));
-        return Err(if snapshot.has("adapter_model.bin") { e.hint("its adapter_model.bin is a pickle, which can run code and is never read") } else { e });
+        let e = Error::new(format!(
+            "`{}` is no adapter in PEFT's format: it has no {missing}",
+            snapshot.pinned().name
+        ));
+        return Err(if snapshot.has("adapter_model.bin") {
+            e.hint("its adapter_model.bin is a pickle, which can run code and is never read")
+        } else {
+            e
+        });
     }
     snapshot.get_all(ADAPTER)
 }
@@ -99,11 +120,20 @@ fn is_model(file: &str) -> bool {
 
 fn none(snapshot: &Snapshot<'_>) -> Error {
     let id = snapshot.pinned().name;
-    let e = Error::new(format!("`{id}` holds no model that is read: neither {CONFIG} with safetensors, nor GGUF"));
-    if snapshot.files().iter().any(|f| f.ends_with(".bin") || f.ends_with(".pth") || f.ends_with(".pt")) {
+    let e = Error::new(format!(
+        "`{id}` holds no model that is read: neither {CONFIG} with safetensors, nor GGUF"
+    ));
+    if snapshot
+        .files()
+        .iter()
+        .any(|f| f.ends_with(".bin") || f.ends_with(".pth") || f.ends_with(".pt"))
+    {
         e.hint("its weights are a pickle, which can run code and is never read")
     } else if snapshot.has(ADAPTER[0]) {
-        e.hint(format!("it is an adapter: `reprpo run --init-adapter {id}` starts from it, `reprpo generate {id}` lets it speak"))
+        e.hint(format!(
+            "it is an adapter: `reprpo run --init-adapter {id}` starts from it, \
+            `reprpo generate {id}` lets it speak"
+        ))
     } else {
         e
     }
@@ -118,14 +148,34 @@ mod tests {
     use crate::hub::{Hub, RepoId, RepoKind, Settings};
 
     /// What is fetched of a repository with these files, or why not.
-    fn fetched(files: &[(&str, &str)], take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>) -> Result<(PathBuf, Vec<String>)> {
+    fn fetched(
+        files: &[(&str, &str)],
+        take: impl Fn(&Snapshot<'_>) -> Result<PathBuf>,
+    ) -> Result<(PathBuf, Vec<String>)> {
         let (dir, hub) = (tempfile::tempdir().unwrap(), LocalHub::start());
-        hub.push("models/org/name", "main", &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>());
+        hub.push(
+            "models/org/name",
+            "main",
+            &files.iter().map(|(name, text)| (*name, text.as_bytes())).collect::<Vec<_>>(),
+        );
         let (cache, listings) = (dir.path().join("cache"), dir.path().join("listings"));
-        let client = Hub::new(Settings { endpoint: hub.endpoint(), cache, listings, offline: false, token: None, authorities: None }).unwrap();
+        let client = Hub::new(Settings {
+            endpoint: hub.endpoint(),
+            cache,
+            listings,
+            offline: false,
+            token: None,
+            authorities: None,
+        })
+        .unwrap();
         let snapshot = client.open(&RepoId::read(RepoKind::Model, "org/name").unwrap()).unwrap();
         let path = take(&snapshot)?;
-        let mut there: Vec<String> = snapshot.files().iter().filter(|f| snapshot.folder().join(f).is_file()).cloned().collect();
+        let mut there: Vec<String> = snapshot
+            .files()
+            .iter()
+            .filter(|f| snapshot.folder().join(f).is_file())
+            .cloned()
+            .collect();
         there.sort();
         Ok((path.strip_prefix(snapshot.folder()).unwrap().to_owned(), there))
     }
@@ -152,21 +202,48 @@ mod tests {
             (path, there),
             (
                 PathBuf::new(),
-                ["added_tokens.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-                    .map(str::to_owned)
-                    .to_vec()
+                [
+                    "added_tokens.json",
+                    "config.json",
+                    "generation_config.json",
+                    "model.safetensors",
+                    "tokenizer.json",
+                    "tokenizer_config.json"
+                ]
+                .map(str::to_owned)
+                .to_vec()
             )
         );
         let (_, there) = fetched(&files, |s| model(s, None, Extent::Settings)).unwrap();
-        assert_eq!(there, ["added_tokens.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(
+            there,
+            [
+                "added_tokens.json",
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json"
+            ]
+        );
         let (_, there) = fetched(&files, |s| model(s, None, Extent::Tokenizer)).unwrap();
-        assert_eq!(there, ["added_tokens.json", "config.json", "tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(
+            there,
+            ["added_tokens.json", "config.json", "tokenizer.json", "tokenizer_config.json"]
+        );
     }
 
     #[test]
     fn of_a_checkpoint_in_shards_the_index_says_which() {
-        let index = json!({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}).to_string();
-        let files = [("config.json", "{}"), (INDEX, &index), ("model-1.safetensors", "1"), ("model-2.safetensors", "2"), ("other.safetensors", "3")];
+        let index = json!({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors",
+            "c": "model-1.safetensors"}})
+        .to_string();
+        let files = [
+            ("config.json", "{}"),
+            (INDEX, &index),
+            ("model-1.safetensors", "1"),
+            ("model-2.safetensors", "2"),
+            ("other.safetensors", "3"),
+        ];
         let (_, there) = whole(&files).unwrap();
         assert_eq!(there, ["config.json", "model-1.safetensors", "model-2.safetensors", INDEX]);
         let away = json!({"weight_map": {"a": "../../x.safetensors"}}).to_string();
@@ -176,14 +253,21 @@ mod tests {
 
     #[test]
     fn a_gguf_is_found_alone_and_brings_its_other_parts() {
-        let (path, there) = whole(&[("README.md", ""), ("x.gguf", "g"), ("mmproj-x.gguf", "m")]).unwrap();
+        let (path, there) =
+            whole(&[("README.md", ""), ("x.gguf", "g"), ("mmproj-x.gguf", "m")]).unwrap();
         assert_eq!((path, there), (PathBuf::from("x.gguf"), vec!["x.gguf".to_owned()]));
         let parts = [("q/x-00001-of-00002.gguf", "1"), ("q/x-00002-of-00002.gguf", "2")];
         let (path, there) = whole(&parts).unwrap();
         assert_eq!((path, there.len()), (PathBuf::from("q/x-00001-of-00002.gguf"), 2));
         let e = whole(&[("a.gguf", "a"), ("b.gguf", "b")]).unwrap_err();
-        assert!(e.message().contains("2 GGUF files") && e.hints()[0].contains("`org/name/a.gguf`"), "{e:?}");
-        let (_, there) = fetched(&[("a.gguf", "a"), ("b.gguf", "b")], |s| model(s, Some("b.gguf"), Extent::Whole)).unwrap();
+        assert!(
+            e.message().contains("2 GGUF files") && e.hints()[0].contains("`org/name/a.gguf`"),
+            "{e:?}"
+        );
+        let (_, there) = fetched(&[("a.gguf", "a"), ("b.gguf", "b")], |s| {
+            model(s, Some("b.gguf"), Extent::Whole)
+        })
+        .unwrap();
         assert_eq!(there, ["b.gguf"]);
         assert!(fetched(&parts, |s| model(s, Some("q/y.gguf"), Extent::Whole)).is_err());
     }
@@ -191,14 +275,35 @@ mod tests {
     #[test]
     fn what_is_no_model_or_no_adapter_says_what_it_is() {
         let told = |outcome: Result<(PathBuf, Vec<String>)>| format!("{:?}", outcome.unwrap_err());
-        assert!(told(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle"));
-        assert!(told(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")])).contains("--init-adapter org/name"));
+        assert!(
+            told(whole(&[("config.json", "{}"), ("pytorch_model.bin", "")])).contains("pickle")
+        );
+        assert!(
+            told(whole(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "")]))
+                .contains("--init-adapter org/name")
+        );
         assert!(told(whole(&[("README.md", "")])).contains("holds no model"));
-        let quantised = [("config.json", r#"{"quantization_config": {"quant_method": "awq"}}"#), ("model.safetensors", "w")];
+        let quantised = [
+            ("config.json", r#"{"quantization_config": {"quant_method": "awq"}}"#),
+            ("model.safetensors", "w"),
+        ];
         assert!(told(whole(&quantised)).contains("quantised with awq"));
-        assert!(told(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter)).contains("pickle"));
-        assert!(told(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json"));
-        let (_, there) = fetched(&[("adapter_config.json", "{}"), ("adapter_model.safetensors", "w"), ("optimizer.pt", "")], adapter).unwrap();
+        assert!(
+            told(fetched(&[("adapter_config.json", "{}"), ("adapter_model.bin", "")], adapter))
+                .contains("pickle")
+        );
+        assert!(
+            told(fetched(&[("config.json", "{}")], adapter)).contains("no adapter_config.json")
+        );
+        let (_, there) = fetched(
+            &[
+                ("adapter_config.json", "{}"),
+                ("adapter_model.safetensors", "w"),
+                ("optimizer.pt", ""),
+            ],
+            adapter,
+        )
+        .unwrap();
         assert_eq!(there, ADAPTER);
     }
 }

@@ -1,6 +1,7 @@
 //! safetensors files: the one format that is written, and the usual one to read.
 //!
-//! The header is checked (lengths, overlaps, the file's end) before a byte of data is touched. Values move as bytes and never through `tch::kind::Element`, whose `bf16` claims to be `f16`.
+//! The header is checked (lengths, overlaps, the file's end) before a byte of data is touched.
+//! Values move as bytes and never through `tch::kind::Element`, whose `bf16` claims to be `f16`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -28,7 +29,8 @@ impl SafetensorsFile {
     /// Maps a file and checks its header.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off, is no safetensors file, or holds a number type that is not read here.
+    /// A file that cannot be read, is cut off, is no safetensors file, or holds a number type that
+    /// is not read here.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
         let tensors = header::read(&map)?;
@@ -76,8 +78,8 @@ impl SafetensorsFile {
         copied(&self.map, stored.at.clone(), &stored.shape, stored.kind)
     }
 
-    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file has it. On the CPU,
-    /// little of the file stays in memory beside it.
+    /// One tensor on the device: as `kind` where it is of floating point, and otherwise as the file
+    /// has it. On the CPU, little of the file stays in memory beside it.
     ///
     /// # Errors
     /// Where there is no tensor of that name, or not enough memory.
@@ -86,21 +88,30 @@ impl SafetensorsFile {
         let (shape, at) = (&stored.shape, stored.at.clone());
         let converted = match (gguf::plain(stored.kind), kind) {
             _ if kind == stored.kind || device != Device::Cpu => None,
-            (Some(plain), Kind::Float) => Some(filled::<f32>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
-            (Some(plain), Kind::BFloat16) => Some(filled::<bf16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
-            (Some(plain), Kind::Half) => Some(filled::<f16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0))),
+            (Some(plain), Kind::Float) => {
+                Some(filled::<f32>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0)))
+            }
+            (Some(plain), Kind::BFloat16) => {
+                Some(filled::<bf16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0)))
+            }
+            (Some(plain), Kind::Half) => {
+                Some(filled::<f16>(shape, |out| gguf::in_order(plain, &self.map, at, out, 0.0)))
+            }
             _ => None,
         };
         if let Some(converted) = converted {
             return converted;
         }
-        // To the device first: what travels is what the file has, which is rarely the larger of the two.
+        // To the device first: what travels is what the file has, which is rarely the larger of the
+        // two.
         let tensor = self.read(name)?.f_to_device(device)?;
         Ok(if tensor.f_is_floating_point()? { tensor.f_to_kind(kind)? } else { tensor })
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
-        self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}` in `{}`", self.map.path().display())))
+        self.tensors.get(name).ok_or_else(|| {
+            Error::new(format!("no tensor `{name}` in `{}`", self.map.path().display()))
+        })
     }
 }
 
@@ -115,9 +126,11 @@ pub fn read_safetensors(path: &Path) -> Result<IndexMap<String, Tensor>> {
     names.into_iter().map(|name| Ok((name.to_owned(), file.read(name)?))).collect()
 }
 
-/// Writes tensors as a safetensors file that PyTorch's libraries read, under a temporary name beside it first.
+/// Writes tensors as a safetensors file that PyTorch's libraries read, under a temporary name
+/// beside it first.
 ///
-/// The same tensors make the same bytes. Any device and any strides; f64, f32, f16, bf16, i64, i32, u8, bool.
+/// The same tensors make the same bytes. Any device and any strides; f64, f32, f16, bf16, i64, i32,
+/// u8, bool.
 ///
 /// # Errors
 /// A kind that is not written, a name that comes twice, or a file that cannot be written.
@@ -128,7 +141,11 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
     }
     parts.sort_by_key(|(name, _)| *name);
     if let Some(pair) = parts.windows(2).find(|w| w[0].0 == w[1].0) {
-        return Err(Error::internal(format!("tensor `{}` is to be written twice to `{}`", pair[0].0, path.display())));
+        return Err(Error::internal(format!(
+            "tensor `{}` is to be written twice to `{}`",
+            pair[0].0,
+            path.display()
+        )));
     }
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_beside(path, |temporary| safetensors::serialize_to_file(parts, Some(format), temporary))
@@ -144,7 +161,9 @@ impl Part {
     fn of(name: &str, tensor: &Tensor) -> Result<Self> {
         let kind = tensor.f_kind()?;
         let dtype = KINDS.iter().find(|(_, _, k)| *k == kind).map(|(_, dtype, _)| *dtype);
-        let dtype = dtype.ok_or_else(|| Error::internal(format!("tensor `{name}` has the kind {kind:?}, which is not written")))?;
+        let dtype = dtype.ok_or_else(|| {
+            Error::internal(format!("tensor `{name}` has the kind {kind:?}, which is not written"))
+        })?;
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
         tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
@@ -213,7 +232,12 @@ mod tests {
         write_safetensors(&weights, &some()).unwrap();
         crate::files::write_whole(&config, b"{}").unwrap();
         for file in [weights, config] {
-            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o644, "{}", file.display());
+            assert_eq!(
+                file.metadata().unwrap().permissions().mode() & 0o777,
+                0o644,
+                "{}",
+                file.display()
+            );
         }
     }
 
@@ -249,7 +273,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         std::fs::write(&path, b"PK\x03\x04 some zip archive with a pickle in it").unwrap();
-        assert!(format!("{:?}", read_safetensors(&path).unwrap_err()).contains("pickled PyTorch checkpoint"));
+        assert!(
+            format!("{:?}", read_safetensors(&path).unwrap_err())
+                .contains("pickled PyTorch checkpoint")
+        );
     }
 
     #[test]

@@ -18,7 +18,10 @@ fn a_golden_folder_is_read_in_either_kind() {
     let Some(shared) = testing::shared() else { return };
     let files = ModelFiles::open(&shared.join("golden/models/llama")).unwrap();
     assert_eq!(files.config()["model_type"], "llama");
-    let (full, half) = (files.load(Kind::Float, Device::Cpu).unwrap(), files.load(Kind::BFloat16, Device::Cpu).unwrap());
+    let (full, half) = (
+        files.load(Kind::Float, Device::Cpu).unwrap(),
+        files.load(Kind::BFloat16, Device::Cpu).unwrap(),
+    );
     assert!(full.keys().eq(&files.names()));
     for (name, tensor) in &full {
         assert_eq!((tensor.kind(), half[name].kind()), (Kind::Float, Kind::BFloat16));
@@ -35,8 +38,18 @@ fn shards_are_one_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = small(dir.path(), "{}");
     write_safetensors(&path.join("m-2.safetensors"), &[("c".into(), tensor(3.0))]).unwrap();
-    write_safetensors(&path.join("m-1.safetensors"), &[("a".into(), tensor(1.0)), ("b".into(), tensor(2.0).to_kind(Kind::BFloat16))]).unwrap();
-    let index = |map: &str| std::fs::write(path.join("model.safetensors.index.json"), format!(r#"{{"weight_map": {map}}}"#)).unwrap();
+    write_safetensors(
+        &path.join("m-1.safetensors"),
+        &[("a".into(), tensor(1.0)), ("b".into(), tensor(2.0).to_kind(Kind::BFloat16))],
+    )
+    .unwrap();
+    let index = |map: &str| {
+        std::fs::write(
+            path.join("model.safetensors.index.json"),
+            format!(r#"{{"weight_map": {map}}}"#),
+        )
+        .unwrap()
+    };
     index(r#"{"c": "m-2.safetensors", "a": "m-1.safetensors", "b": "m-1.safetensors"}"#);
     let files = ModelFiles::open(&path).unwrap();
     let mut names = files.names();
@@ -70,7 +83,12 @@ fn what_is_no_model_folder_is_told_apart() {
     assert!(open().contains("pickle") && open().contains("save_pretrained"));
     small(dir.path(), r#"{"quantization_config": {"quant_method": "gptq"}}"#);
     assert!(open().contains("gptq"));
-    assert!(ModelFiles::open(&dir.path().join("pytorch_model.bin")).unwrap_err().message().contains("one file of a model"));
+    assert!(
+        ModelFiles::open(&dir.path().join("pytorch_model.bin"))
+            .unwrap_err()
+            .message()
+            .contains("one file of a model")
+    );
     assert!(ModelFiles::open(&dir.path().join("nothing")).is_err());
 }
 
@@ -78,8 +96,14 @@ fn what_is_no_model_folder_is_told_apart() {
 fn constants_of_a_checkpoint_keep_their_kind() {
     let dir = tempfile::tempdir().unwrap();
     let path = small(dir.path(), "{}");
-    write_safetensors(&path.join("model.safetensors"), &[("ids".into(), Tensor::from_slice(&[1i64])), ("w".into(), tensor(1.0).to_kind(Kind::Double))])
-        .unwrap();
+    write_safetensors(
+        &path.join("model.safetensors"),
+        &[
+            ("ids".into(), Tensor::from_slice(&[1i64])),
+            ("w".into(), tensor(1.0).to_kind(Kind::Double)),
+        ],
+    )
+    .unwrap();
     let all = ModelFiles::open(&path).unwrap().load(Kind::BFloat16, Device::Cpu).unwrap();
     assert_eq!((all["ids"].kind(), all["w"].kind()), (Kind::Int64, Kind::BFloat16));
 }
@@ -89,10 +113,14 @@ fn smollm2_is_read_with_hugging_faces_names_and_settings() {
     let Some(model) = testing::smollm2() else { return };
     let files = ModelFiles::open(&model).unwrap();
     let expected = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "rope_parameters": { "rope_theta": 100_000.0, "rope_type": "default" }, "max_position_embeddings": 8192, "vocab_size": 49152,
-        "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": { "rope_theta": 100_000.0, "rope_type": "default" },
+        "max_position_embeddings": 8192, "vocab_size": 49152,
+        "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "bos_token_id": 1,
+        "eos_token_id": 2, "pad_token_id": 2,
     });
     assert_eq!(files.config(), &expected);
     for kind in [Kind::Float, Kind::BFloat16] {
@@ -111,12 +139,13 @@ fn smollm2_is_read_with_hugging_faces_names_and_settings() {
 #[cfg(target_os = "linux")]
 fn memory(line: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let kilobytes = status.lines().find_map(|l| l.strip_prefix(line)).unwrap().trim().trim_end_matches(" kB");
+    let kilobytes =
+        status.lines().find_map(|l| l.strip_prefix(line)).unwrap().trim().trim_end_matches(" kB");
     kilobytes.parse::<f64>().unwrap() * 1024.0
 }
 
-/// Loads the model that the variable names, in a process that has done nothing else, and prints seconds and how many
-/// times the weights' memory that took at its peak.
+/// Loads the model that the variable names, in a process that has done nothing else, and prints
+/// seconds and how many times the weights' memory that took at its peak.
 #[cfg(target_os = "linux")]
 fn measure(path: &Path, kind: Kind) {
     drop(tensor(1.0));
@@ -143,7 +172,12 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
     let folder = |name: &str| {
         let folder = dir.path().join(name);
         std::fs::create_dir(&folder).unwrap();
-        let all: Vec<(String, Tensor)> = ModelFiles::open(&model).unwrap().load(kind(name), Device::Cpu).unwrap().into_iter().collect();
+        let all: Vec<(String, Tensor)> = ModelFiles::open(&model)
+            .unwrap()
+            .load(kind(name), Device::Cpu)
+            .unwrap()
+            .into_iter()
+            .collect();
         write_safetensors(&folder.join("model.safetensors"), &all).unwrap();
         small(&folder, "{}")
     };
@@ -158,17 +192,29 @@ fn loading_takes_two_seconds_and_little_more_memory_than_the_weights() {
     ] {
         let once = || {
             let mut own = std::process::Command::new(std::env::current_exe().unwrap());
-            own.args(["--ignored", "--exact", "--nocapture", "weights::tests::loading_takes_two_seconds_and_little_more_memory_than_the_weights"]);
+            own.args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "weights::tests::loading_takes_two_seconds_and_little_more_memory_than_the_weights",
+            ]);
             let out = own.env(MEASURED, format!("{name}:{}", path.display())).output().unwrap();
             let text = String::from_utf8_lossy(&out.stderr).into_owned();
-            let line = text.lines().find_map(|l| l.strip_prefix("measured ")).unwrap_or_else(|| panic!("{text}"));
+            let line = text
+                .lines()
+                .find_map(|l| l.strip_prefix("measured "))
+                .unwrap_or_else(|| panic!("{text}"));
             let numbers: Vec<f64> = line.split(' ').map(|x| x.parse().unwrap()).collect();
             (numbers[0], numbers[1])
         };
         // The best of a few, because the machine may be busy with something else.
-        let (seconds, times) = (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
+        let (seconds, times) =
+            (0..3).map(|_| once()).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap();
         eprintln!("{what}: {seconds:.2} s, {times:.3} times the weights' memory");
-        assert!(times <= 1.3 && seconds < 2.0, "{what}: {seconds} s, {times} times the weights' memory");
+        assert!(
+            times <= 1.3 && seconds < 2.0,
+            "{what}: {seconds} s, {times} times the weights' memory"
+        );
     }
 }
 
@@ -179,12 +225,16 @@ fn a_git_lfs_pointer_is_an_error_that_names_the_file_and_the_command() {
     let folder = dir.path().join("my model");
     std::fs::create_dir(&folder).unwrap();
     let oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393";
-    let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n");
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n");
     let check = |file: &str, e: Error| {
         let path = folder.join(file);
         let e = format!("{e:?}");
         let what = format!("`{}` is a Git LFS pointer, not the file itself", path.display());
-        assert!(e.contains(&what) && e.contains(&format!("`git -C '{}' lfs pull`", folder.display())), "{file}: {e}");
+        assert!(
+            e.contains(&what) && e.contains(&format!("`git -C '{}' lfs pull`", folder.display())),
+            "{file}: {e}"
+        );
     };
     let write = |file: &str, text: &str| std::fs::write(folder.join(file), text).unwrap();
     write("config.json", "{}");

@@ -1,7 +1,9 @@
-//! How cargo learns where libtorch lies: `.cargo/libtorch.toml`, which the checkout's `.cargo/config.toml` includes.
+//! How cargo learns where libtorch lies: `.cargo/libtorch.toml`, which the checkout's
+//! `.cargo/config.toml` includes.
 //!
-//! Cargo hands `[env]` to the build scripts, and reruns them when the path changes; with that, plain `cargo build` needs
-//! no exported variable. It hands the same to `cargo xtask`, so a `LIBTORCH` that we see need not be the user's own.
+//! Cargo hands `[env]` to the build scripts, and reruns them when the path changes; with that,
+//! plain `cargo build` needs no exported variable. It hands the same to `cargo xtask`, so a
+//! `LIBTORCH` that we see need not be the user's own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +40,9 @@ impl Config {
         if self.read().as_deref() == Some(root) {
             return Ok(());
         }
-        let path = root.to_str().ok_or_else(|| anyhow!("cargo cannot be told of `{}`, which is not UTF-8", root.display()))?;
+        let path = root.to_str().ok_or_else(|| {
+            anyhow!("cargo cannot be told of `{}`, which is not UTF-8", root.display())
+        })?;
         let value = path.replace('\\', "\\\\").replace('"', "\\\"");
         let text = format!("# Written by `cargo xtask setup`.\n[env]\n{BEFORE}{value}{AFTER}\n");
         let partial = self.file.with_extension("partial");

@@ -16,7 +16,8 @@ use crate::{Options, compiler, paths, pins, platform, progress};
 /// Written last into a folder of the cache; a folder that has it is whole.
 const STAMP: &str = ".complete";
 
-/// Makes `cargo build` find a libtorch of the right version. Returns its folder, the `LIBTORCH` of every build.
+/// Makes `cargo build` find a libtorch of the right version. Returns its folder, the `LIBTORCH` of
+/// every build.
 pub fn set_up(options: &Options) -> Result<PathBuf> {
     let compiler = compiler::find()?;
     let config = Config::of(&paths::checkout());
@@ -28,13 +29,20 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
             std::path::absolute(root)?
         }
         (Some(root), Some(_)) => {
-            let what = format!("`LIBTORCH` is exported as `{}`, so there is no variant to choose", root.display());
+            let what = format!(
+                "`LIBTORCH` is exported as `{}`, so there is no variant to choose",
+                root.display()
+            );
             return Err(failure(what, "`unset LIBTORCH`, or leave `--cpu` and `--cuda` out"));
         }
-        // What was settled on once stays, also where another variant would be the first choice today.
+        // What was settled on once stays, also where another variant would be the first choice
+        // today.
         (None, None) => match config.read().filter(|root| is_usable(root)) {
             Some(root) => {
-                progress::line(&format!("libtorch {LIBTORCH_VERSION}: ready in `{}`", root.display()));
+                progress::line(&format!(
+                    "libtorch {LIBTORCH_VERSION}: ready in `{}`",
+                    root.display()
+                ));
                 root
             }
             None => install(options, &compiler)?,
@@ -47,17 +55,29 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
 
 /// Whether a build can link what lies in `root`.
 fn is_usable(root: &Path) -> bool {
-    let has = |name: &str| ["so", "dylib"].iter().any(|end| root.join(format!("lib/lib{name}.{end}")).exists());
-    libtorch_version(root).as_deref() == Some(LIBTORCH_VERSION) && ["torch", "torch_cpu", "c10"].into_iter().all(has)
+    let has = |name: &str| {
+        ["so", "dylib"].iter().any(|end| root.join(format!("lib/lib{name}.{end}")).exists())
+    };
+    libtorch_version(root).as_deref() == Some(LIBTORCH_VERSION)
+        && ["torch", "torch_cpu", "c10"].into_iter().all(has)
 }
 
 fn check_exported(root: &Path) -> Result<()> {
     let place = format!("`LIBTORCH` is exported as `{}`", root.display());
-    let hint = format!("`unset LIBTORCH` to let this fetch libtorch {LIBTORCH_VERSION}, or export the folder of one, which holds `lib` and `include`");
+    let hint = format!(
+        "`unset LIBTORCH` to let this fetch libtorch {LIBTORCH_VERSION}, or export the folder of \
+            one, which holds `lib` and `include`"
+    );
     match libtorch_version(root) {
-        Some(version) if version != LIBTORCH_VERSION => Err(failure(format!("{place}, where libtorch {version} lies, but {LIBTORCH_VERSION} is needed"), hint)),
+        Some(version) if version != LIBTORCH_VERSION => Err(failure(
+            format!("{place}, where libtorch {version} lies, but {LIBTORCH_VERSION} is needed"),
+            hint,
+        )),
         Some(_) if is_usable(root) => Ok(()),
-        Some(_) => Err(failure(format!("{place}, where the libraries of libtorch are missing from `lib`"), hint)),
+        Some(_) => Err(failure(
+            format!("{place}, where the libraries of libtorch are missing from `lib`"),
+            hint,
+        )),
         None => Err(failure(format!("{place}, where no libtorch lies"), hint)),
     }
 }
@@ -78,8 +98,8 @@ impl Layout {
         format!("libtorch-{LIBTORCH_VERSION}-{end}")
     }
 
-    /// Where `lib` and `include` are. The libraries of CUDA find each other by the way from `torch/lib` to `nvidia`, so
-    /// these two stay beside each other.
+    /// Where `lib` and `include` are. The libraries of CUDA find each other by the way from
+    /// `torch/lib` to `nvidia`, so these two stay beside each other.
     fn root(&self, folder: &Path) -> PathBuf {
         match self.variant {
             Variant::Cpu => folder.to_owned(),
@@ -90,19 +110,34 @@ impl Layout {
     /// Where a file of a wheel goes in the folder, if it is wanted.
     fn place(&self, name: &str) -> Option<PathBuf> {
         if self.variant == Variant::Cuda {
-            let wanted = ["torch/lib/", "torch/include/", "nvidia/"].iter().any(|start| name.starts_with(start)) || name == "torch/version.py";
+            let wanted = ["torch/lib/", "torch/include/", "nvidia/"]
+                .iter()
+                .any(|start| name.starts_with(start))
+                || name == "torch/version.py";
             return wanted.then(|| Path::new("site").join(name));
         }
         if let Some(library) = name.strip_prefix("torch/lib/") {
             // What stays is CUDA's or Python's, and the `libtorch.so` that needs CUDA.
-            const STAYS: [&str; 8] =
-                ["libtorch.so", "libtorch_cuda", "libc10_cuda", "libcaffe2_nvrtc", "libtorch_nvshmem", "libtorch_python", "libshm", "libtorch_global_deps"];
-            let is_library = !library.contains('/') && (library.contains(".so") || library.ends_with(".dylib"));
-            return (is_library && !STAYS.iter().any(|start| library.starts_with(start))).then(|| Path::new("lib").join(library));
+            const STAYS: [&str; 8] = [
+                "libtorch.so",
+                "libtorch_cuda",
+                "libc10_cuda",
+                "libcaffe2_nvrtc",
+                "libtorch_nvshmem",
+                "libtorch_python",
+                "libshm",
+                "libtorch_global_deps",
+            ];
+            let is_library =
+                !library.contains('/') && (library.contains(".so") || library.ends_with(".dylib"));
+            return (is_library && !STAYS.iter().any(|start| library.starts_with(start)))
+                .then(|| Path::new("lib").join(library));
         }
         if name.starts_with("nvidia/") {
             let library = name.rsplit('/').next()?;
-            return ["libcudart.so.13", "libcupti.so.13"].contains(&library).then(|| Path::new("lib").join(library));
+            return ["libcudart.so.13", "libcupti.so.13"]
+                .contains(&library)
+                .then(|| Path::new("lib").join(library));
         }
         let inner = name.strip_prefix("torch/")?;
         (inner.starts_with("include/") || inner == "version.py").then(|| inner.into())
@@ -111,15 +146,30 @@ impl Layout {
     /// Files without which the folder is not whole.
     fn needed(&self) -> Vec<PathBuf> {
         let root = self.root(Path::new(""));
-        let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"].iter().map(|name| root.join("lib").join(self.platform.library(name))).collect();
+        let mut files: Vec<PathBuf> = ["c10", "torch_cpu", "torch"]
+            .iter()
+            .map(|name| root.join("lib").join(self.platform.library(name)))
+            .collect();
         files.push(root.join("include/torch/csrc/api/include/torch/torch.h"));
         files.push(root.join("version.py"));
         match self.variant {
             Variant::Cpu if self.platform == Platform::MacArm => {}
-            Variant::Cpu => files.extend(["lib/libgomp.so.1", "lib/libcudart.so.13", "lib/libcupti.so.13"].map(PathBuf::from)),
+            Variant::Cpu => files.extend(
+                ["lib/libgomp.so.1", "lib/libcudart.so.13", "lib/libcupti.so.13"]
+                    .map(PathBuf::from),
+            ),
             Variant::Cuda => {
-                files.extend(["libtorch_cuda.so", "libc10_cuda.so"].map(|name| root.join("lib").join(name)));
-                files.extend(["cu13/lib/libcudart.so.13", "cudnn/lib/libcudnn.so.9", "nccl/lib/libnccl.so.2"].map(|name| Path::new("site/nvidia").join(name)));
+                files.extend(
+                    ["libtorch_cuda.so", "libc10_cuda.so"].map(|name| root.join("lib").join(name)),
+                );
+                files.extend(
+                    [
+                        "cu13/lib/libcudart.so.13",
+                        "cudnn/lib/libcudnn.so.9",
+                        "nccl/lib/libnccl.so.2",
+                    ]
+                    .map(|name| Path::new("site/nvidia").join(name)),
+                );
             }
         }
         files
@@ -129,12 +179,16 @@ impl Layout {
         format!("libtorch {LIBTORCH_VERSION} {}\n", self.variant)
     }
 
-    /// Whether `folder` holds all of this libtorch. The files are looked at with a stamp too, since a stamp outlives
-    /// what someone deletes.
+    /// Whether `folder` holds all of this libtorch. The files are looked at with a stamp too, since
+    /// a stamp outlives what someone deletes.
     fn is_whole(&self, folder: &Path) -> bool {
-        let filled = |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
-        let stamped_otherwise = fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp != self.stamp());
-        !stamped_otherwise && self.needed().iter().all(filled) && libtorch_version(&self.root(folder)).as_deref() == Some(LIBTORCH_VERSION)
+        let filled =
+            |file: &PathBuf| fs::metadata(folder.join(file)).is_ok_and(|data| data.len() > 0);
+        let stamped_otherwise =
+            fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp != self.stamp());
+        !stamped_otherwise
+            && self.needed().iter().all(filled)
+            && libtorch_version(&self.root(folder)).as_deref() == Some(LIBTORCH_VERSION)
     }
 }
 
@@ -153,11 +207,17 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     let _lock = lock(&cache, &mut report)?;
     if layout.is_whole(&folder) {
         stamp(&layout, &folder)?;
-        progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): ready in `{}`", folder.display()));
+        progress::line(&format!(
+            "libtorch {LIBTORCH_VERSION} ({variant}): ready in `{}`",
+            folder.display()
+        ));
         return Ok(layout.root(&folder));
     }
 
-    progress::line(&format!("libtorch {LIBTORCH_VERSION} ({variant}): setting up in `{}`", folder.display()));
+    progress::line(&format!(
+        "libtorch {LIBTORCH_VERSION} ({variant}): setting up in `{}`",
+        folder.display()
+    ));
     let wheels = fetch(&pins::libtorch(platform, variant), &cache.join("downloads"), &mut report)?;
     let partial = cache.join(format!("{}.partial", layout.folder()));
     clear(&partial)?;
@@ -171,7 +231,10 @@ fn install(options: &Options, compiler: &std::ffi::OsString) -> Result<PathBuf> 
     }
     if !layout.is_whole(&partial) {
         let missing = layout.needed().into_iter().find(|file| !partial.join(file).exists());
-        return Err(anyhow!("the wheels did not make a whole libtorch: `{}` is missing", missing.unwrap_or_else(|| "the version".into()).display()));
+        return Err(anyhow!(
+            "the wheels did not make a whole libtorch: `{}` is missing",
+            missing.unwrap_or_else(|| "the version".into()).display()
+        ));
     }
     stamp(&layout, &partial)?;
     clear(&folder)?;
@@ -197,7 +260,8 @@ mod tests {
 
     const CPU: Layout = Layout { platform: Platform::LinuxX86, variant: Variant::Cpu };
     const CUDA: Layout = Layout { platform: Platform::LinuxX86, variant: Variant::Cuda };
-    const HEADER: &str = "#pragma once\n#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n\n#define TORCH_VERSION_PATCH 0\n";
+    const HEADER: &str = "#pragma once\n#define TORCH_VERSION_MAJOR 2\n#define \
+        TORCH_VERSION_MINOR 11\n\n#define TORCH_VERSION_PATCH 0\n";
 
     /// A folder that passes for a libtorch.
     fn made(layout: &Layout) -> tempfile::TempDir {
@@ -251,7 +315,11 @@ mod tests {
     #[test]
     fn another_version_is_not_whole_and_the_error_names_both() {
         let folder = made(&CPU);
-        fs::write(folder.path().join("include/torch/headeronly/version.h"), HEADER.replace("MINOR 11", "MINOR 9")).unwrap();
+        fs::write(
+            folder.path().join("include/torch/headeronly/version.h"),
+            HEADER.replace("MINOR 11", "MINOR 9"),
+        )
+        .unwrap();
         assert!(!CPU.is_whole(folder.path()));
         let error = check_exported(folder.path()).unwrap_err().to_string();
         assert!(error.contains("2.9.0") && error.contains("2.11.0"), "{error}");
@@ -266,14 +334,29 @@ mod tests {
 
     #[test]
     fn the_cpu_set_leaves_cuda_and_python_behind() {
-        for name in ["libc10.so", "libtorch_cpu.so", "libgomp.so.1", "libarm_compute.so", "libtorch.dylib"] {
+        for name in
+            ["libc10.so", "libtorch_cpu.so", "libgomp.so.1", "libarm_compute.so", "libtorch.dylib"]
+        {
             assert_eq!(placed(&CPU, &format!("torch/lib/{name}")), Some(format!("lib/{name}")));
         }
-        for name in ["libtorch.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libc10_cuda.so", "libtorch_python.so", "libshm.so"] {
+        for name in [
+            "libtorch.so",
+            "libtorch_cuda.so",
+            "libtorch_cuda_linalg.so",
+            "libc10_cuda.so",
+            "libtorch_python.so",
+            "libshm.so",
+        ] {
             assert_eq!(placed(&CPU, &format!("torch/lib/{name}")), None);
         }
-        assert_eq!(placed(&CPU, "torch/include/ATen/ATen.h").as_deref(), Some("include/ATen/ATen.h"));
-        assert_eq!(placed(&CPU, "nvidia/cu13/lib/libcupti.so.13").as_deref(), Some("lib/libcupti.so.13"));
+        assert_eq!(
+            placed(&CPU, "torch/include/ATen/ATen.h").as_deref(),
+            Some("include/ATen/ATen.h")
+        );
+        assert_eq!(
+            placed(&CPU, "nvidia/cu13/lib/libcupti.so.13").as_deref(),
+            Some("lib/libcupti.so.13")
+        );
         assert_eq!(placed(&CPU, "nvidia/cu13/lib/libnvperf_host.so"), None);
         assert_eq!(placed(&CPU, "torch/nn/__init__.py"), None);
         assert_eq!(placed(&CPU, "torch-2.11.0.dist-info/METADATA"), None);
@@ -281,8 +364,14 @@ mod tests {
 
     #[test]
     fn the_cuda_set_keeps_torch_beside_nvidia() {
-        assert_eq!(placed(&CUDA, "torch/lib/libtorch_cuda.so").as_deref(), Some("site/torch/lib/libtorch_cuda.so"));
-        assert_eq!(placed(&CUDA, "nvidia/cudnn/lib/libcudnn.so.9").as_deref(), Some("site/nvidia/cudnn/lib/libcudnn.so.9"));
+        assert_eq!(
+            placed(&CUDA, "torch/lib/libtorch_cuda.so").as_deref(),
+            Some("site/torch/lib/libtorch_cuda.so")
+        );
+        assert_eq!(
+            placed(&CUDA, "nvidia/cudnn/lib/libcudnn.so.9").as_deref(),
+            Some("site/nvidia/cudnn/lib/libcudnn.so.9")
+        );
         assert_eq!(placed(&CUDA, "torch/nn/__init__.py"), None);
     }
 }

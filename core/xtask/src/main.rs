@@ -1,6 +1,7 @@
 //! `cargo xtask`: makes a fresh machine ready, then runs what the README promises.
 //!
-//! It runs before libtorch is there, so it may not depend on tch nor on any crate of this workspace that does.
+//! It runs before libtorch is there, so it may not depend on tch nor on any crate of this workspace
+//! that does.
 
 mod compiler;
 mod config;
@@ -27,7 +28,11 @@ use crate::package::link::{self, Link};
 use crate::platform::Variant;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Sets a machine up, runs the demo or the tests, and builds packages")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Sets a machine up, runs the demo or the tests, and builds packages"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,7 +44,8 @@ enum Command {
     Setup(Options),
     /// Fetch a model
     Model(OfModel),
-    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` go to `reprpo run`
+    /// Set up, then train and evaluate on the synthetic shift; arguments after `--` go to
+    /// `reprpo run`
     Demo(WithArgs),
     /// Set up, then run every test of the workspace; arguments after `--` go to `cargo test`
     Test(WithArgs),

@@ -21,7 +21,8 @@ pub const ZIG: Wheel = Wheel {
     sha256: "ea6cc5d87b033cf0aedfbc8f9549a908cae6c50ac31f1698188fa48a74524b54",
 };
 
-/// `libtorch_cpu.so` of these wheels needs libcudart and libcupti, which CUDA's own wheels hold, even without a GPU.
+/// `libtorch_cpu.so` of these wheels needs libcudart and libcupti, which CUDA's own wheels hold,
+/// even without a GPU.
 const LINUX_X86: [Wheel; 3] = [
     Wheel {
         file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
@@ -143,7 +144,10 @@ mod tests {
     #[test]
     fn every_set_starts_with_the_torch_that_this_is_written_for() {
         for platform in [Platform::LinuxX86, Platform::LinuxArm, Platform::MacArm] {
-            assert_eq!(libtorch(platform, Variant::Cpu)[0].requirement(), format!("torch=={LIBTORCH_VERSION}"));
+            assert_eq!(
+                libtorch(platform, Variant::Cpu)[0].requirement(),
+                format!("torch=={LIBTORCH_VERSION}")
+            );
         }
     }
 

@@ -21,8 +21,16 @@ impl Platform {
     pub fn here() -> Result<Self> {
         Self::named(std::env::consts::OS, std::env::consts::ARCH).ok_or_else(|| {
             failure(
-                format!("there is no libtorch wheel for `{} {}`", std::env::consts::OS, std::env::consts::ARCH),
-                format!("install libtorch {LIBTORCH_VERSION} and export `LIBTORCH` with its folder, the one that holds `lib` and `include`"),
+                format!(
+                    "there is no libtorch wheel for `{} \
+                    {}`",
+                    std::env::consts::OS,
+                    std::env::consts::ARCH
+                ),
+                format!(
+                    "install libtorch {LIBTORCH_VERSION} and export `LIBTORCH` with its \
+                    folder, the one that holds `lib` and `include`"
+                ),
             )
         })
     }
@@ -62,20 +70,33 @@ impl fmt::Display for Variant {
 const OLDEST_DRIVER: u32 = 580;
 
 /// The variant for a machine whose NVIDIA driver is `driver`, and a remark where that may surprise.
-pub fn choose(platform: Platform, asked: Option<Variant>, driver: Option<&str>) -> Result<(Variant, Option<String>)> {
+pub fn choose(
+    platform: Platform,
+    asked: Option<Variant>,
+    driver: Option<&str>,
+) -> Result<(Variant, Option<String>)> {
     let major = driver.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     match (asked, driver) {
         (Some(Variant::Cuda), _) if platform != Platform::LinuxX86 => Err(failure(
             "this set-up has libtorch with CUDA for Linux on x86-64 alone",
-            format!("`python3 -m pip install torch=={LIBTORCH_VERSION}` and export `LIBTORCH` with the folder `torch` in its `site-packages`"),
+            format!(
+                "`python3 -m pip install torch=={LIBTORCH_VERSION}` and export `LIBTORCH` with \
+                    the folder `torch` in its `site-packages`"
+            ),
         )),
         (Some(variant), _) => Ok((variant, None)),
         (None, None) => Ok((Variant::Cpu, None)),
-        (None, Some(_)) if platform != Platform::LinuxX86 => Ok((Variant::Cpu, Some("the GPU is not used on this platform".to_owned()))),
+        (None, Some(_)) if platform != Platform::LinuxX86 => {
+            Ok((Variant::Cpu, Some("the GPU is not used on this platform".to_owned())))
+        }
         (None, Some(version)) => match major {
-            Some(major) if major < OLDEST_DRIVER => {
-                Ok((Variant::Cpu, Some(format!("the NVIDIA driver {version} is too old for CUDA 13.0, which needs {OLDEST_DRIVER}: the GPU is not used"))))
-            }
+            Some(major) if major < OLDEST_DRIVER => Ok((
+                Variant::Cpu,
+                Some(format!(
+                    "the NVIDIA driver {version} is too old for CUDA 13.0, which needs \
+                        {OLDEST_DRIVER}: the GPU is not used"
+                )),
+            )),
             _ => Ok((Variant::Cuda, None)),
         },
     }
@@ -83,18 +104,28 @@ pub fn choose(platform: Platform, asked: Option<Variant>, driver: Option<&str>) 
 
 /// The version of the NVIDIA driver, if one is there.
 pub fn nvidia_driver() -> Option<String> {
-    let from_kernel = std::fs::read_to_string("/proc/driver/nvidia/version").ok().and_then(|text| driver_version(&text));
+    let from_kernel = std::fs::read_to_string("/proc/driver/nvidia/version")
+        .ok()
+        .and_then(|text| driver_version(&text));
     // In containers and under WSL the driver may be there without its entry in /proc.
     from_kernel.or_else(|| {
-        let output = Command::new("nvidia-smi").args(["--query-gpu=driver_version", "--format=csv,noheader"]).output().ok()?;
+        let output = Command::new("nvidia-smi")
+            .args(["--query-gpu=driver_version", "--format=csv,noheader"])
+            .output()
+            .ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.lines().next().map(|line| line.trim().to_owned())).flatten()
+        output
+            .status
+            .success()
+            .then(|| text.lines().next().map(|line| line.trim().to_owned()))
+            .flatten()
     })
 }
 
 /// The version in the kernel module's own words: the first of them that looks like `580.82.07`.
 fn driver_version(text: &str) -> Option<String> {
-    let looks_so = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    let looks_so =
+        |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.lines().next()?.split_whitespace().find(looks_so).map(str::to_owned)
 }
 
@@ -129,8 +160,10 @@ mod tests {
 
     #[test]
     fn the_driver_version_is_found_in_what_the_kernel_says() {
-        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 12.2.0";
-        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build  (dvs-builder@U22)";
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 \
+            01:15:15 UTC 2023\nGCC version:  gcc 12.2.0";
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release \
+            Build  (dvs-builder@U22)";
         assert_eq!(driver_version(closed).as_deref(), Some("535.104.05"));
         assert_eq!(driver_version(open).as_deref(), Some("580.82.07"));
         assert_eq!(driver_version(""), None);

@@ -31,7 +31,10 @@ impl Report for Terminal {
         if step != Step::Check {
             line(&format!("  {doing} {file}"));
         }
-        let style = ProgressStyle::with_template("  {msg:10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}").expect("the template is constant");
+        let style = ProgressStyle::with_template(
+            "  {msg:10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}",
+        )
+        .expect("the template is constant");
         self.bar = Some(ProgressBar::new(total).with_style(style).with_message(doing));
     }
 

@@ -10,7 +10,8 @@ use crate::{Options, libtorch, model, paths, progress};
 
 /// What the demo runs. `--out` follows, then the user's own arguments, which win.
 ///
-/// With its DPO term: on so few pairs the hidden-state terms alone move states, and not yet what the model prefers.
+/// With its DPO term: on so few pairs the hidden-state terms alone move states, and not yet what
+/// the model prefers.
 const DEMO_ARGS: [&str; 15] = [
     "run",
     "--intervention",
@@ -40,7 +41,9 @@ pub fn demo(options: &Options, args: &[String]) -> Result<ExitCode> {
     let mut reprpo = Command::new(paths::target().join("release/reprpo"));
     reprpo.current_dir(&checkout).args(DEMO_ARGS);
     if !names_out(args) {
-        reprpo.arg("--out").arg(free_folder(Path::new("runs"), |folder| checkout.join(folder).exists()));
+        reprpo
+            .arg("--out")
+            .arg(free_folder(Path::new("runs"), |folder| checkout.join(folder).exists()));
     }
     Ok(finish(reprpo.args(args))?.unwrap_or(ExitCode::SUCCESS))
 }
@@ -51,38 +54,56 @@ pub fn test(options: &Options, args: &[String]) -> Result<ExitCode> {
     look_for_shared()?;
     let libtorch = libtorch::set_up(options)?;
     model::set_up(model::default(), options)?;
-    // The examples are a workspace of their own, as whoever writes a plugin has one. The program among them links what
-    // would otherwise be libraries, so it is built by a command of its own.
-    let runs: [(&str, &[&str]); 3] = [(".", &["test", "--workspace"]), ("plugins/examples", &["test"]), ("plugins/examples", &["test", "-p", "one-binary"])];
+    // The examples are a workspace of their own, as whoever writes a plugin has one. The program
+    // among them links what would otherwise be libraries, so it is built by a command of its own.
+    let runs: [(&str, &[&str]); 3] = [
+        (".", &["test", "--workspace"]),
+        ("plugins/examples", &["test"]),
+        ("plugins/examples", &["test", "-p", "one-binary"]),
+    ];
     for (folder, command) in runs {
         let mut cargo = cargo(&libtorch);
-        if let Some(failed) = finish(cargo.current_dir(paths::checkout().join(folder)).args(command).args(args))? {
+        if let Some(failed) =
+            finish(cargo.current_dir(paths::checkout().join(folder)).args(command).args(args))?
+        {
             return Ok(failed);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The golden values lie beside the checkout. Without them their tests skip, which must not pass for a green run.
+/// The golden values lie beside the checkout. Without them their tests skip, which must not pass
+/// for a green run.
 fn look_for_shared() -> Result<()> {
-    let shared = std::env::var_os("REPRPO_SHARED").map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
+    let shared = std::env::var_os("REPRPO_SHARED")
+        .map_or_else(|| paths::checkout().with_file_name("shared"), PathBuf::from);
     if shared.join("golden").is_dir() {
         return Ok(());
     }
-    let what = format!("the golden values are missing: there is no `{}`", shared.join("golden").display());
+    let what =
+        format!("the golden values are missing: there is no `{}`", shared.join("golden").display());
     if std::env::var("CI").is_ok_and(|value| ["1", "true"].contains(&value.as_str())) {
-        return Err(failure(what, "put them there or export `REPRPO_SHARED` with their folder; with `CI` set no test may skip"));
+        return Err(failure(
+            what,
+            "put them there or export `REPRPO_SHARED` with their folder; with `CI` set no test \
+                may skip",
+        ));
     }
-    progress::line(&format!("note: {what}\nThe tests against reference values will be SKIPPED; export `REPRPO_SHARED` with their folder to run them"));
+    progress::line(&format!(
+        "note: {what}\nThe tests against reference values will be SKIPPED; export `REPRPO_SHARED` \
+            with their folder to run them"
+    ));
     Ok(())
 }
 
 /// Cargo in this checkout, with the libtorch that was settled on.
 pub fn cargo(libtorch: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo has set for us it would take for the user's own, and prefer it to the file that was just written.
+    // What cargo has set for us it would take for the user's own, and prefer it to the file that
+    // was just written.
     cargo.current_dir(paths::checkout()).env("LIBTORCH", libtorch);
-    // Some crates are built again when these differ from those of the last build, which a plain `cargo build` has not.
+    // Some crates are built again when these differ from those of the last build, which a plain
+    // `cargo build` has not.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(describes_this_package) {
             cargo.env_remove(name);
@@ -98,24 +119,40 @@ fn describes_this_package(variable: &str) -> bool {
 
 /// Runs a command to its end; the code to leave with if it failed.
 pub fn finish(command: &mut Command) -> Result<Option<ExitCode>> {
-    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<_> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
     progress::line(&format!("$ {}", words.join(" ")));
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("cannot run `{}`", words[0]))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run `{}`", words[0]))?;
     if status.success() {
         return Ok(None);
     }
     progress::line(&format!("error: `{}` failed: {status}", words[0]));
-    Ok(Some(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)))
+    Ok(Some(
+        status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .map_or(ExitCode::FAILURE, ExitCode::from),
+    ))
 }
 
 fn names_out(args: &[String]) -> bool {
     args.iter().any(|arg| arg == "--out" || arg.starts_with("--out="))
 }
 
-/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that is not taken: no run overwrites another.
+/// The first of `demo`, `demo-2`, `demo-3` … in `runs` that is not taken: no run overwrites
+/// another.
 fn free_folder(runs: &Path, taken: impl Fn(&Path) -> bool) -> PathBuf {
     let names = std::iter::once("demo".to_owned()).chain((2..).map(|n| format!("demo-{n}")));
-    names.map(|name| runs.join(name)).find(|folder| !taken(folder)).expect("there is always a next number")
+    names
+        .map(|name| runs.join(name))
+        .find(|folder| !taken(folder))
+        .expect("there is always a next number")
 }
 
 #[cfg(test)]
@@ -126,13 +163,23 @@ mod tests {
     fn a_demo_takes_the_next_free_folder() {
         assert_eq!(free_folder(Path::new("runs"), |_| false), Path::new("runs/demo"));
         let taken = [Path::new("runs/demo"), Path::new("runs/demo-2")];
-        assert_eq!(free_folder(Path::new("runs"), |folder| taken.contains(&folder)), Path::new("runs/demo-3"));
+        assert_eq!(
+            free_folder(Path::new("runs"), |folder| taken.contains(&folder)),
+            Path::new("runs/demo-3")
+        );
     }
 
     #[test]
     fn only_variables_about_this_package_are_kept_from_cargo() {
-        assert!(describes_this_package("CARGO_MANIFEST_DIR") && describes_this_package("CARGO_PKG_VERSION_MAJOR"));
-        assert!(!describes_this_package("CARGO_TARGET_DIR") && !describes_this_package("CARGO_HOME") && !describes_this_package("LIBTORCH"));
+        assert!(
+            describes_this_package("CARGO_MANIFEST_DIR")
+                && describes_this_package("CARGO_PKG_VERSION_MAJOR")
+        );
+        assert!(
+            !describes_this_package("CARGO_TARGET_DIR")
+                && !describes_this_package("CARGO_HOME")
+                && !describes_this_package("LIBTORCH")
+        );
     }
 
     #[test]

@@ -15,32 +15,42 @@ const KEY: &str = "boft_R";
 /// Orthogonal finetuning through butterfly factors.
 #[adapter(
     name = "boft",
-    summary = "orthogonal finetuning through butterfly factors, and a trainable scale of each output",
-    reference = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, §4; files as PEFT 0.21 has them",
+    summary = "orthogonal finetuning through butterfly factors, and a trainable scale of each \
+        output",
+    reference = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly \
+        Factorization, §4; files as PEFT 0.21 has them",
     explain = "\
 y = s ⊙ (W·(B_{m−1}⋯B₀)ᵀx) + b    each row x of the input becomes x·B_{m−1}⋯B₀
 B_i = P_i·diag(R_{i,0}, …, R_{i,k−1})·P_iᵀ    R = (I − Q)(I + Q)⁻¹, Q = ½(A − Aᵀ)
 
-P_i puts the even half blocks of every 2^i neighbouring blocks before the odd ones, so that factor i mixes entries that lie
-2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and s [out 1] (boft_s) at 1,
-so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
+P_i puts the even half blocks of every 2^i neighbouring blocks before the odd ones, so that \
+factor i mixes entries that lie
+2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and \
+s [out 1] (boft_s) at 1,
+so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. \
+Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
 
-If PEFT cannot build its CUDA extension, it trains one factor whatever its configuration asks for. Such a file, whose
+If PEFT cannot build its CUDA extension, it trains one factor whatever its configuration asks \
+for. Such a file, whose
 boft_R has 1 as its first size, is read with one factor and a warning.",
     example(boft_block_size = 8),
     peft_type = "BOFT",
     learning_rate_factor = 4.0
 )]
 pub struct Boft {
-    /// b: entries of the input in one block, which has to divide the input's width; 0: `boft_block_num` says.
+    /// b: entries of the input in one block, which has to divide the input's width; 0:
+    /// `boft_block_num` says.
     #[default(4)]
     pub boft_block_size: u32,
-    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says. Exactly one of the two is not 0.
+    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says.
+    /// Exactly one of the two is not 0.
     pub boft_block_num: u32,
-    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by 2^(m − 1) and by 2.
+    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by
+    /// 2^(m − 1) and by 2.
     #[default(1)]
     pub boft_n_butterfly_factor: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
@@ -52,13 +62,17 @@ impl AdapterPlugin for Boft {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             return Err(Error::new(format!(
-                "`adapter.boft_block_size` is {} and `adapter.boft_block_num` is {}, but exactly one of them has to be 0",
+                "`adapter.boft_block_size` is {} and `adapter.boft_block_num` is {}, but exactly \
+                    one of them has to be 0",
                 self.boft_block_size, self.boft_block_num
             ))
             .hint("they say the same: size · number = the width of a module's input"));
         }
         if !(1..=32).contains(&self.boft_n_butterfly_factor) {
-            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32", self.boft_n_butterfly_factor)));
+            return Err(Error::new(format!(
+                "`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32",
+                self.boft_n_butterfly_factor
+            )));
         }
         Ok(Box::new(self))
     }
@@ -77,14 +91,20 @@ impl AdapterPlugin for Boft {
 
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let asked = self.boft_n_butterfly_factor;
-        let mut factors = file.shapes.iter().filter(|(key, _)| key.ends_with(&format!(".{KEY}"))).map(|(_, shape)| shape.first().copied());
+        let mut factors = file
+            .shapes
+            .iter()
+            .filter(|(key, _)| key.ends_with(&format!(".{KEY}")))
+            .map(|(_, shape)| shape.first().copied());
         let one = factors.next() == Some(Some(1)) && factors.all(|n| n == Some(1));
         if asked == 1 || !one {
             return Ok(Vec::new());
         }
         self.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
-            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trains only 1 where it cannot build its CUDA extension; the adapter is read with 1 factor, as in PEFT"
+            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trains \
+                only 1 where it cannot build its CUDA extension; the adapter is read with 1 \
+                factor, as in PEFT"
         )])
     }
 }
@@ -93,15 +113,31 @@ impl Adapter for Boft {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (inputs, factors) = (site.info.inputs, i64::from(self.boft_n_butterfly_factor));
         let (blocks, block) = if self.boft_block_num == 0 {
-            (quotient("boft_block_size", self.boft_block_size, inputs)?, i64::from(self.boft_block_size))
+            (
+                quotient("boft_block_size", self.boft_block_size, inputs)?,
+                i64::from(self.boft_block_size),
+            )
         } else {
-            (i64::from(self.boft_block_num), quotient("boft_block_num", self.boft_block_num, inputs)?)
+            (
+                i64::from(self.boft_block_num),
+                quotient("boft_block_num", self.boft_block_num, inputs)?,
+            )
         };
-        if factors > 1 && (block % 2 != 0 || blocks % 2 != 0 || blocks % (1 << (factors - 1)) != 0) {
-            return Err(Error::new(format!("`adapter.boft_n_butterfly_factor` is {factors}, which {blocks} blocks of {block} inputs cannot have"))
-                .hint("the size of a block has to be even, and the number of blocks divisible by 2 and by 2^(boft_n_butterfly_factor − 1)"));
+        if factors > 1 && (block % 2 != 0 || blocks % 2 != 0 || blocks % (1 << (factors - 1)) != 0)
+        {
+            return Err(Error::new(format!(
+                "`adapter.boft_n_butterfly_factor` is {factors}, which \
+                {blocks} blocks of {block} inputs cannot have"
+            ))
+            .hint(
+                "the size of a block has to be even, and the number of blocks divisible by \
+                    2 and by 2^(boft_n_butterfly_factor − 1)",
+            ));
         }
-        Ok(Box::new(BoftLinear { r: init.zeros(&[factors, blocks, block, block]), scale: init.ones(&[site.info.outputs, 1]) }))
+        Ok(Box::new(BoftLinear {
+            r: init.zeros(&[factors, blocks, block, block]),
+            scale: init.ones(&[site.info.outputs, 1]),
+        }))
     }
 
     fn peft_config(&self) -> String {
@@ -165,13 +201,17 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new(KEY, &self.r), Parameter::new("boft_s", &self.scale).along(Axis::Output(0))]
+        vec![
+            Parameter::new(KEY, &self.r),
+            Parameter::new("boft_s", &self.scale).along(Axis::Output(0)),
+        ]
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor of the Rᵀ.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
-        let weight = (0..r.size()[0]).try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;
+        let weight = (0..r.size()[0])
+            .try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;
         Ok(base.with_weight(weight * &self.scale))
     }
 }

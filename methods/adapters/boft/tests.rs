@@ -30,7 +30,8 @@ fn product(r: &Tensor) -> Tensor {
     (0..m).fold(Tensor::eye(k * b, DOUBLE), |product, i| {
         let skew = (r.get(i) - r.get(i).transpose(1, 2)) * 0.5;
         let eye = Tensor::eye(b, DOUBLE);
-        let blocks: Vec<_> = (0..k).map(|j| (&eye - skew.get(j)).matmul(&(&eye + skew.get(j)).inverse())).collect();
+        let blocks: Vec<_> =
+            (0..k).map(|j| (&eye - skew.get(j)).matmul(&(&eye + skew.get(j)).inverse())).collect();
         let p = permutation(k * b, b, i as u32);
         p.matmul(&Tensor::block_diag(&blocks)).matmul(&p.tr()).matmul(&product)
     })
@@ -40,12 +41,16 @@ fn product(r: &Tensor) -> Tensor {
 fn it_starts_as_the_identity() {
     let (adapted, frozen) = attached::<Boft>(config(2, 2));
     let x = rows(3, 8);
-    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+    assert!(
+        off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
+    );
 }
 
 #[test]
 fn its_factors_are_the_products_of_permuted_blocks() {
-    for (inputs, block, factors) in [(8, 4, 1), (6, 3, 1), (8, 2, 2), (8, 2, 3), (24, 4, 2), (32, 4, 4)] {
+    for (inputs, block, factors) in
+        [(8, 4, 1), (6, 3, 1), (8, 2, 2), (8, 2, 3), (24, 4, 2), (32, 4, 4)]
+    {
         let module = module("self_attn.q_proj", inputs, 4);
         let adapted = attach(&*config(block, factors).build().unwrap(), &module).unwrap();
         disturb(&adapted.parameters());
@@ -62,12 +67,21 @@ fn its_factors_are_the_products_of_permuted_blocks() {
 fn what_it_cannot_honour_is_refused() {
     assert!(refused::<Boft>(Boft { boft_block_num: 2, ..config(4, 1) }).contains("boft_block_num"));
     assert!(refused::<Boft>(config(4, 0)).contains("boft_n_butterfly_factor"));
-    let on_module = |c: Boft| format!("{:?}", attach(&*c.build().unwrap(), &module("mlp.up_proj", 12, 4)).err().unwrap());
+    let on_module = |c: Boft| {
+        format!("{:?}", attach(&*c.build().unwrap(), &module("mlp.up_proj", 12, 4)).err().unwrap())
+    };
     assert!(on_module(config(5, 1)).contains("`adapter.boft_block_size` is 5"));
     assert!(on_module(config(3, 2)).contains("boft_n_butterfly_factor"));
     assert!(on_module(config(2, 3)).contains("boft_n_butterfly_factor"));
-    assert!(on_module(Boft { boft_block_num: 7, ..config(0, 1) }).contains("`adapter.boft_block_num` is 7"));
-    let with = |field: &str| Boft::from_peft(&format!(r#"{{"boft_block_size": 8, "boft_block_num": 0, "target_modules": ["q_proj"]{field}}}"#));
+    assert!(
+        on_module(Boft { boft_block_num: 7, ..config(0, 1) })
+            .contains("`adapter.boft_block_num` is 7")
+    );
+    let with = |field: &str| {
+        Boft::from_peft(&format!(
+            r#"{{"boft_block_size": 8, "boft_block_num": 0, "target_modules": ["q_proj"]{field}}}"#
+        ))
+    };
     assert_eq!(with(r#", "boft_dropout": 0.0"#).unwrap().boft_n_butterfly_factor, 1);
     assert!(with(r#", "boft_dropout": 0.1"#).unwrap_err().to_string().contains("boft_dropout"));
 }

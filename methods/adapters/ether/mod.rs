@@ -13,31 +13,39 @@ mod tests;
 #[adapter(
     name = "ether",
     summary = "hyperplane reflections of blocks of a module's input and output (ETHER, ETHER+)",
-    reference = "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT",
+    reference = "Bini et al. 2024, ETHER: Efficient Finetuning of Large-Scale Models with \
+        Hyperplane Reflections, §3.2 (ETHER), §3.3 (ETHER+); not in PEFT",
     explain = "\
 y = W·H·x + b               H = diag(H₀, …, H_{k−1}), H_i = I − 2ûᵢûᵢᵀ
 plus:                       H_i = I − ûᵢûᵢᵀ + ŵᵢŵᵢᵀ
 two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
 
-ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output of ether_out_u and
-ether_out_w [out]. However far training goes, H stays within a fixed distance of I (2 a block; √2 with plus), which makes
-large learning rates safe. With plus the two start equal, so the model starts unchanged. Without it the model starts
-reflected, as the method is: choose it to compare. in numbers a module, times 2 with plus, and out likewise if two_sided.
+ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output \
+of ether_out_u and
+ether_out_w [out]. However far training goes, H stays within a fixed distance of I (2 a block; √2 \
+with plus), which makes
+large learning rates safe. With plus the two start equal, so the model starts unchanged. Without \
+it the model starts
+reflected, as the method is: choose it to compare. in numbers a module, times 2 with plus, and \
+out likewise if two_sided.
 Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEFT cannot read them.",
     peft_type = "ETHER",
     learning_rate_factor = 2.0
 )]
 pub struct Ether {
-    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of its output if `two_sided`.
+    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of
+    /// its output if `two_sided`.
     #[default(4)]
     pub blocks: u32,
-    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as a reflection.
+    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as
+    /// a reflection.
     #[default(true)]
     pub plus: bool,
     /// Acts on a module's output as well as on its input.
     #[default(true)]
     pub two_sided: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
@@ -74,7 +82,8 @@ impl Adapter for Ether {
             Ok(Planes { u, w, blocks: i64::from(self.blocks) })
         };
         let input = planes("ether_", site.info.inputs)?;
-        let output = if self.two_sided { Some(planes("ether_out_", site.info.outputs)?) } else { None };
+        let output =
+            if self.two_sided { Some(planes("ether_out_", site.info.outputs)?) } else { None };
         Ok(Box::new(EtherLinear { input, output }))
     }
 

@@ -29,11 +29,14 @@ fn every_form_is_the_product_with_its_matrices() {
     for (plus, two_sided) in [(false, false), (false, true), (true, false), (true, true)] {
         let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
         disturb(&adapted.parameters());
-        let of = |key: &str| adapted.parameters().into_iter().find(|p| p.key == key).map(|p| p.tensor);
+        let of =
+            |key: &str| adapted.parameters().into_iter().find(|p| p.key == key).map(|p| p.tensor);
         let h = matrix(&of("ether_u").unwrap(), of("ether_w").as_ref(), 2);
-        let out = of("ether_out_u").map_or_else(|| Tensor::eye(4, DOUBLE), |u| matrix(&u, of("ether_out_w").as_ref(), 2));
+        let out = of("ether_out_u")
+            .map_or_else(|| Tensor::eye(4, DOUBLE), |u| matrix(&u, of("ether_out_w").as_ref(), 2));
         let x = rows(3, 8);
-        let expected = x.matmul(&out.matmul(&frozen.dense().unwrap()).matmul(&h).tr()) + frozen.bias().unwrap();
+        let expected = x.matmul(&out.matmul(&frozen.dense().unwrap()).matmul(&h).tr())
+            + frozen.bias().unwrap();
         assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
         assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
     }
@@ -44,7 +47,8 @@ fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
     let x = rows(3, 8);
     for (plus, two_sided) in [(true, false), (true, true), (false, false), (false, true)] {
         let (adapted, frozen) = attached::<Ether>(config(plus, two_sided));
-        let change = off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
+        let change =
+            off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
         assert_eq!(change < 1e-12, plus, "{change}");
         let parameters = adapted.parameters();
         assert_eq!(parameters.len(), (1 + usize::from(plus)) * (1 + usize::from(two_sided)));
@@ -57,7 +61,8 @@ fn the_relaxed_form_starts_as_the_identity_and_the_reflection_cannot() {
 #[test]
 fn what_it_cannot_honour_is_refused() {
     assert!(refused::<Ether>(Ether { blocks: 0, ..Ether::default() }).contains("adapter.blocks"));
-    let ether = |two_sided: bool| Ether { blocks: 4, two_sided, ..Ether::default() }.build().unwrap();
+    let ether =
+        |two_sided: bool| Ether { blocks: 4, two_sided, ..Ether::default() }.build().unwrap();
     let module = module("mlp.up_proj", 8, 6);
     assert!(attach(&*ether(false), &module).is_ok());
     let e = format!("{:?}", attach(&*ether(true), &module).err().unwrap());

@@ -16,29 +16,38 @@ const KEY: &str = "hra_u";
 #[adapter(
     name = "hra",
     summary = "Householder reflection adaptation: r trainable reflections of each module's input",
-    reference = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation (HRA), eq. 4; files as PEFT 0.21 has them",
+    reference = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation \
+        (HRA), eq. 4; files as PEFT 0.21 has them",
     explain = "\
 y = W·H₀H₁⋯H_{r−1}·x + b    H_i = I − 2ûᵢûᵢᵀ
 computed as W(x − U·S·Uᵀx) + b, S⁻¹ = ½I + striu(UᵀU)
 
-ûᵢ are the columns of hra_u [in r] at unit length. The change is a rotation or reflection: it keeps the lengths of W's rows.
-Even r: columns start as equal pairs, whose reflections cancel, so the model starts unchanged. Odd r: one reflection is
-left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is that of LoRA.
+ûᵢ are the columns of hra_u [in r] at unit length. The change is a rotation or reflection: it \
+keeps the lengths of W's rows.
+Even r: columns start as equal pairs, whose reflections cancel, so the model starts unchanged. \
+Odd r: one reflection is
+left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is \
+that of LoRA.
 
-apply_gs: y = W·(I − 2ÛÛᵀ)x + b, Û [in r] the orthonormal columns that Gram–Schmidt makes of hra_u. It turns r directions
-round, so the model never starts unchanged, whatever r is; the columns start independent, because of equal ones nothing
+apply_gs: y = W·(I − 2ÛÛᵀ)x + b, Û [in r] the orthonormal columns that Gram–Schmidt makes of \
+hra_u. It turns r directions
+round, so the model never starts unchanged, whatever r is; the columns start independent, because \
+of equal ones nothing
 would be left (PEFT starts from the rounding error there).",
     example(r = 16),
     peft_type = "HRA",
     learning_rate_factor = 2.0
 )]
 pub struct Hra {
-    /// r: number of reflections of each module's input, 1 or more; with an odd number the model does not start unchanged.
+    /// r: number of reflections of each module's input, 1 or more; with an odd number the model
+    /// does not start unchanged.
     #[default(8)]
     pub r: u32,
-    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does not start unchanged.
+    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does
+    /// not start unchanged.
     pub apply_gs: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -67,9 +76,16 @@ impl Adapter for Hra {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (r, inputs) = (rank(self.r)?, site.info.inputs);
         if self.apply_gs && r > inputs {
-            return Err(Error::new(format!("`adapter.r` is {r}, but with `adapter.apply_gs` it can be {inputs}, the module's width, at most")));
+            return Err(Error::new(format!(
+                "`adapter.r` is {r}, but with `adapter.apply_gs` it can be {inputs}, the module's \
+                    width, at most"
+            )));
         }
-        let u = if r % 2 == 0 && !self.apply_gs { equal_pairs(init, KEY, inputs, r) } else { init.kaiming_uniform(KEY, &[inputs, r], r) };
+        let u = if r % 2 == 0 && !self.apply_gs {
+            equal_pairs(init, KEY, inputs, r)
+        } else {
+            init.kaiming_uniform(KEY, &[inputs, r], r)
+        };
         Ok(Box::new(HraLinear { u, apply_gs: self.apply_gs }))
     }
 
@@ -92,7 +108,8 @@ struct HraLinear {
 impl HraLinear {
     /// x·(I − 2ÛÛᵀ) of rows x `[n in]`, which is its own transpose.
     fn turned_round(&self, x: &Tensor) -> Result<Tensor> {
-        // Which orthonormal columns they are makes no difference to ÛÛᵀ: the factorisation may choose their signs.
+        // Which orthonormal columns they are makes no difference to ÛÛᵀ: the factorisation may
+        // choose their signs.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }
@@ -100,7 +117,11 @@ impl HraLinear {
 
 impl AdaptedLinear for HraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        base.forward(&if self.apply_gs { self.turned_round(x)? } else { Reflections::along(&self.u).transposed(x) })
+        base.forward(&if self.apply_gs {
+            self.turned_round(x)?
+        } else {
+            Reflections::along(&self.u).transposed(x)
+        })
     }
 
     fn parameters(&self) -> Vec<Parameter> {
@@ -109,6 +130,10 @@ impl AdaptedLinear for HraLinear {
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let weight = base.dense()?.to_kind(self.u.kind());
-        Ok(base.with_weight(if self.apply_gs { self.turned_round(&weight)? } else { Reflections::along(&self.u).forward(&weight) }))
+        Ok(base.with_weight(if self.apply_gs {
+            self.turned_round(&weight)?
+        } else {
+            Reflections::along(&self.u).forward(&weight)
+        }))
     }
 }

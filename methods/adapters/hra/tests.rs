@@ -10,7 +10,8 @@ fn an_even_rank_starts_as_the_identity_and_an_odd_one_does_not() {
     let x = rows(3, 8);
     for (r, identity) in [(2, true), (8, true), (1, false), (5, false)] {
         let (adapted, frozen) = attached(r);
-        let change = off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
+        let change =
+            off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap());
         assert_eq!(change < 1e-12, identity, "r = {r}: {change}");
         let u = &adapted.parameters()[0].tensor;
         assert!(u.is_leaf() && u.requires_grad() && u.size() == [8, i64::from(r)]);
@@ -24,7 +25,9 @@ fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
     let merged = adapted.merge(&frozen).unwrap();
     let lengths = |w: &Tensor| w.norm_scalaropt_dim(2.0, 1, false);
     assert!(off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap())) < 1e-12);
-    assert!(off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12);
+    assert!(
+        off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12
+    );
     let half = Frozen::new(frozen.dense().unwrap().to_kind(Kind::BFloat16), None);
     assert_eq!(adapted.merge(&half).unwrap().kind(), Kind::BFloat16);
 }
@@ -33,9 +36,22 @@ fn merged_weights_compute_the_same_and_keep_their_rows_lengths() {
 fn what_it_cannot_honour_is_refused() {
     assert!(Hra { r: 0, ..Hra::default() }.build().is_err());
     let wide = Hra { r: 9, apply_gs: true, ..Hra::default() }.build().unwrap();
-    assert!(attach(&*wide, &module("mlp.up_proj", 8, 4)).err().unwrap().to_string().contains("`adapter.r` is 9"));
-    assert!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#).unwrap().apply_gs);
-    assert_eq!(Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": false}"#).unwrap().r, 4);
+    assert!(
+        attach(&*wide, &module("mlp.up_proj", 8, 4))
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("`adapter.r` is 9")
+    );
+    assert!(
+        Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": true}"#)
+            .unwrap()
+            .apply_gs
+    );
+    assert_eq!(
+        Hra::from_peft(r#"{"r": 4, "target_modules": ["q_proj"], "apply_GS": false}"#).unwrap().r,
+        4
+    );
 }
 
 /// Gram–Schmidt, one column after another.
@@ -52,17 +68,25 @@ fn schmidt(u: &Tensor) -> Tensor {
 fn gram_schmidt_turns_the_spanned_space_round() {
     for r in [1, 2, 5] {
         let module = module("self_attn.q_proj", 8, 4);
-        let adapted = attach(&*Hra { r, apply_gs: true, ..Hra::default() }.build().unwrap(), &module).unwrap();
+        let adapted =
+            attach(&*Hra { r, apply_gs: true, ..Hra::default() }.build().unwrap(), &module)
+                .unwrap();
         let (x, frozen) = (rows(3, 8), &module.1);
-        assert!(off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) > 1e-2, "it never starts unchanged");
+        assert!(
+            off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) > 1e-2,
+            "it never starts unchanged"
+        );
         disturb(&adapted.parameters());
         let u = &adapted.parameters()[0].tensor;
         let q = schmidt(u);
-        let expected = frozen.forward(&x.matmul(&(Tensor::eye(8, DOUBLE) - q.matmul(&q.tr()) * 2.0))).unwrap();
+        let expected =
+            frozen.forward(&x.matmul(&(Tensor::eye(8, DOUBLE) - q.matmul(&q.tr()) * 2.0))).unwrap();
         let ours = adapted.forward(&x, frozen, true).unwrap();
         assert!(off(&ours, &expected) < 1e-12);
         assert!(off(&adapted.merge(frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
-        let gradient = |y: &Tensor| Tensor::run_backward(&[y.square().sum(Kind::Double)], &[u], false, false).remove(0);
+        let gradient = |y: &Tensor| {
+            Tensor::run_backward(&[y.square().sum(Kind::Double)], &[u], false, false).remove(0)
+        };
         assert!(off(&gradient(&ours), &gradient(&expected)) < 1e-9);
     }
 }

@@ -15,40 +15,49 @@ const KEY: &str = "ia3_l";
 #[adapter(
     name = "ia3",
     summary = "IA³: a trainable scale of each output, or of each input, of a module",
-    reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, §3.3; files as PEFT 0.21 has them",
+    reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper \
+        than In-Context Learning, §3.3; files as PEFT 0.21 has them",
     explain = "\
 y = l ⊙ (Wx + b)        l [out 1]
 y = W(l ⊙ x) + b        l [1 in], in feedforward_modules
 
-l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of all adapters here, which
+l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of \
+all adapters here, which
 wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.
 
-On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at the outputs of other parts.",
+On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at \
+the outputs of other parts.",
     example(layers_to_transform = "[1, 2]"),
     peft_type = "IA3",
     learning_rate_factor = 10.0,
     peft_has_layers = false
 )]
 pub struct Ia3 {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     // These two are PEFT's for models of Llama's family.
     #[default(["k_proj", "v_proj", "down_proj"].into())]
     pub target_modules: Targets,
     /// Those among them whose input is scaled instead of their output.
     #[default(["down_proj"].into())]
     pub feedforward_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have this field, so a saved adapter lists its modules by name.
+    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have
+    /// this field, so a saved adapter lists its modules by name.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
 
 impl AdapterPlugin for Ia3 {
     fn build(self) -> Result<Box<dyn Adapter>> {
-        if let (Targets::Suffixes(all), Targets::Suffixes(forward)) = (&self.target_modules, &self.feedforward_modules)
+        if let (Targets::Suffixes(all), Targets::Suffixes(forward)) =
+            (&self.target_modules, &self.feedforward_modules)
             && let Some(stray) = forward.iter().find(|f| !all.contains(f))
         {
-            return Err(Error::new(format!("`adapter.feedforward_modules` holds `{stray}`, which is not among `adapter.target_modules`"))
-                .hint(format!("valid: {}", all.join(", "))));
+            return Err(Error::new(format!(
+                "`adapter.feedforward_modules` holds `{stray}`, which \
+                is not among `adapter.target_modules`"
+            ))
+            .hint(format!("valid: {}", all.join(", "))));
         }
         Ok(Box::new(self))
     }
@@ -57,7 +66,9 @@ impl AdapterPlugin for Ia3 {
         let peft = PeftConfig::parse(json)?;
         Ok(Self {
             target_modules: peft.need("target_modules")?,
-            feedforward_modules: peft.get("feedforward_modules")?.unwrap_or(Targets::Suffixes(Vec::new())),
+            feedforward_modules: peft
+                .get("feedforward_modules")?
+                .unwrap_or(Targets::Suffixes(Vec::new())),
             layers_to_transform: peft_layers(&peft)?,
         })
     }
@@ -70,15 +81,24 @@ impl Adapter for Ia3 {
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let forward = self.feedforward_modules.fits(&site.info.name)?;
-        Ok(Box::new(if forward { Ia3Linear::Input(init.ones(&[1, site.info.inputs])) } else { Ia3Linear::Output(init.ones(&[site.info.outputs, 1])) }))
+        Ok(Box::new(if forward {
+            Ia3Linear::Input(init.ones(&[1, site.info.inputs]))
+        } else {
+            Ia3Linear::Output(init.ones(&[site.info.outputs, 1]))
+        }))
     }
 
-    // The outputs of other parts keep their scale of 1. A scale of inputs is that of all parts or of none.
+    // The outputs of other parts keep their scale of 1. A scale of inputs is that of all parts or
+    // of none.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
         for FusedSite { module, parts } in modules {
             let names = parts.iter().map(|part| &part.info.linear.name).chain([&module.info.name]);
-            if names.map(|name| self.feedforward_modules.fits(name)).collect::<Result<Vec<_>>>()?.contains(&true) {
+            if names
+                .map(|name| self.feedforward_modules.fits(name))
+                .collect::<Result<Vec<_>>>()?
+                .contains(&true)
+            {
                 return Ok(None);
             }
             let scales = parts.iter().map(|part| part.tensor(KEY)).collect::<Result<Vec<_>>>()?;
@@ -97,7 +117,9 @@ impl Adapter for Ia3 {
     }
 
     fn peft_config(&self) -> String {
-        json!({ "feedforward_modules": self.feedforward_modules, "fan_in_fan_out": false, "init_ia3_weights": true }).to_string()
+        json!({ "feedforward_modules": self.feedforward_modules, "fan_in_fan_out": false,
+            "init_ia3_weights": true })
+        .to_string()
     }
 }
 
@@ -111,7 +133,8 @@ enum Ia3Linear {
 
 impl AdaptedLinear for Ia3Linear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        // Products are taken in the kind of l: near 1, half precision would round its training away.
+        // Products are taken in the kind of l: near 1, half precision would round its training
+        // away.
         match self {
             Self::Input(l) => base.forward(&(x * l).f_to_kind(x.kind())?),
             Self::Output(l) => Ok((base.forward(x)? * l.f_squeeze_dim(1)?).f_to_kind(x.kind())?),

@@ -7,12 +7,18 @@ fn it_scales_outputs_with_their_bias_and_the_inputs_of_feed_forward_modules() {
         let module = module(name, 8, 4);
         let adapted = attach(&*Ia3::default().build().unwrap(), &module).unwrap();
         let (x, frozen) = (rows(3, 8), &module.1);
-        assert!(off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) == 0.0);
+        assert!(
+            off(&adapted.forward(&x, frozen, true).unwrap(), &frozen.forward(&x).unwrap()) == 0.0
+        );
         let l = &adapted.parameters()[0].tensor;
         assert_eq!(l.size(), key_size);
         disturb(&adapted.parameters());
         let scale = l.reshape([-1]);
-        let expected = if name.ends_with("down_proj") { frozen.forward(&(&x * &scale)).unwrap() } else { frozen.forward(&x).unwrap() * &scale };
+        let expected = if name.ends_with("down_proj") {
+            frozen.forward(&(&x * &scale)).unwrap()
+        } else {
+            frozen.forward(&x).unwrap() * &scale
+        };
         assert!(off(&adapted.forward(&x, frozen, false).unwrap(), &expected) < 1e-12);
         assert!(off(&adapted.merge(frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
     }
@@ -25,7 +31,10 @@ fn a_scale_near_one_survives_half_precision() {
     let adapted = Ia3::default()
         .build()
         .unwrap()
-        .attach(&LinearSite { info: &info, frozen: &half, shared: &[] }, &mut Init::new(0, "", Kind::Float, half.device()))
+        .attach(
+            &LinearSite { info: &info, frozen: &half, shared: &[] },
+            &mut Init::new(0, "", Kind::Float, half.device()),
+        )
         .unwrap();
     // 1.003 is 1 in bf16, so among many products some have to move.
     let _ = adapted.parameters()[0].tensor.detach().fill_(1.003);
@@ -37,9 +46,14 @@ fn a_scale_near_one_survives_half_precision() {
 
 #[test]
 fn a_feed_forward_module_has_to_be_a_target() {
-    let bad = Ia3 { feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]), ..Ia3::default() };
+    let bad = Ia3 {
+        feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]),
+        ..Ia3::default()
+    };
     assert!(refused::<Ia3>(bad).contains("`adapter.feedforward_modules` holds `up_proj`"));
-    let read = Ia3::from_peft(r#"{"target_modules": ["k_proj"], "feedforward_modules": ".*_proj"}"#).unwrap();
+    let read =
+        Ia3::from_peft(r#"{"target_modules": ["k_proj"], "feedforward_modules": ".*_proj"}"#)
+            .unwrap();
     assert_eq!(read.feedforward_modules, Targets::Pattern(".*_proj".to_owned()));
     assert!(Ia3::from_peft(r#"{"target_modules": ["k_proj"], "fan_in_fan_out": true}"#).is_ok());
 }

@@ -18,19 +18,26 @@ const M: &str = "lora_magnitude_vector";
 #[adapter(
     name = "lora",
     summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one",
-    reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, DoRA, §4 for use_dora; files as PEFT 0.21 has them",
+    reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, \
+        DoRA, §4 for use_dora; files as PEFT 0.21 has them",
     explain = "\
 y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
-A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) parameters a module.
+A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) \
+parameters a module.
 Merged: W + s·BA.
 
-On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole modules, so on disk the
-parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at the rows of other parts.
+On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole \
+modules, so on disk the
+parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at \
+the rows of other parts.
 
-use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants when gradients are
-computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + s·BA is never formed.
-With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W + s·BA)/‖W + s·BA‖.",
+use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants \
+when gradients are
+computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + \
+s·BA is never formed.
+With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W \
++ s·BA)/‖W + s·BA‖.",
     example(r = 16, target_modules = "all-linear"),
     peft_type = "LORA",
     adjustable = &["lora_dropout"],
@@ -46,13 +53,17 @@ pub struct Lora {
     pub lora_dropout: f64,
     /// Scales by α/√r instead, which keeps the size of the change as r grows.
     pub use_rslora: bool,
-    /// Weight-decomposed (DoRA): the length of each row of W + s·BA is trained apart from its direction.
+    /// Weight-decomposed (DoRA): the length of each row of W + s·BA is trained apart from its
+    /// direction.
     pub use_dora: bool,
-    /// r of some modules, 1 or more: regular expressions for the ends of their names, the first that fits counts.
+    /// r of some modules, 1 or more: regular expressions for the ends of their names, the first
+    /// that fits counts.
     pub rank_pattern: Patterns<u32>,
-    /// α of some modules, above 0: regular expressions for the ends of their names, the first that fits counts.
+    /// α of some modules, above 0: regular expressions for the ends of their names, the first that
+    /// fits counts.
     pub alpha_pattern: Patterns<f64>,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -64,10 +75,16 @@ impl AdapterPlugin for Lora {
     fn build(self) -> Result<Box<dyn Adapter>> {
         rank(self.r)?;
         if self.rank_pattern.values().any(|r| *r == 0) {
-            return Err(Error::new("`adapter.rank_pattern` holds 0, but every rank has to be 1 or more"));
+            return Err(Error::new(
+                "`adapter.rank_pattern` holds 0, but every rank has to be 1 or more",
+            ));
         }
         let alpha = |field: &str, a: f64| {
-            if a > 0.0 && a.is_finite() { Ok(()) } else { Err(Error::new(format!("`adapter.{field}` is {a}, but has to be above 0"))) }
+            if a > 0.0 && a.is_finite() {
+                Ok(())
+            } else {
+                Err(Error::new(format!("`adapter.{field}` is {a}, but has to be above 0")))
+            }
         };
         alpha("lora_alpha", self.lora_alpha)?;
         self.alpha_pattern.values().try_for_each(|a| alpha("alpha_pattern", *a))?;
@@ -88,12 +105,18 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // The other ways to start (pissa, olora, corda, …) take something away from the frozen weights, so that the
-        // tensors on disk mean a change of another base model than the one that is loaded here.
+        // The other ways to start (pissa, olora, corda, …) take something away from the frozen
+        // weights, so that the tensors on disk mean a change of another base model than the one
+        // that is loaded here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
-        if let Some(start) = start.filter(|s| !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))) {
-            return Err(Error::new(format!("the adapter_config.json has `init_lora_weights` = {start}, which changes the base model and is not supported"))
-                .hint("convert it with PEFT's `path_initial_model_for_weight_conversion`"));
+        if let Some(start) = start.filter(|s| {
+            !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
+        }) {
+            return Err(Error::new(format!(
+                "the adapter_config.json has `init_lora_weights` = \
+                {start}, which changes the base model and is not supported"
+            ))
+            .hint("convert it with PEFT's `path_initial_model_for_weight_conversion`"));
         }
         Ok(Self {
             r: peft.need("r")?,
@@ -111,18 +134,29 @@ impl AdapterPlugin for Lora {
 
 impl Adapter for Lora {
     fn selections(&self) -> Vec<Selection> {
-        vec![Selection::patterns("rank_pattern", &self.rank_pattern), Selection::patterns("alpha_pattern", &self.alpha_pattern)]
+        vec![
+            Selection::patterns("rank_pattern", &self.rank_pattern),
+            Selection::patterns("alpha_pattern", &self.alpha_pattern),
+        ]
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let (inputs, outputs) = (site.info.inputs, site.info.outputs);
         let (r, scale) = self.rank_and_scale(&site.info.name)?;
         let a = init.kaiming_uniform(A, &[r, inputs], inputs);
-        let magnitude = if self.use_dora { Some(Magnitude::of(site.frozen, a.kind())?) } else { None };
-        Ok(Box::new(LoraLinear { a, b: init.zeros(&[outputs, r]), scale, dropout: self.lora_dropout, magnitude }))
+        let magnitude =
+            if self.use_dora { Some(Magnitude::of(site.frozen, a.kind())?) } else { None };
+        Ok(Box::new(LoraLinear {
+            a,
+            b: init.zeros(&[outputs, r]),
+            scale,
+            dropout: self.lora_dropout,
+            magnitude,
+        }))
     }
 
-    // As PEFT puts together what was trained before its modules were fused: all of A, and B in blocks.
+    // As PEFT puts together what was trained before its modules were fused: all of A, and B in
+    // blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -171,14 +205,21 @@ impl Lora {
         Ok((r, alpha / self.divisor(r)))
     }
 
-    /// The changes of a module's parts as one: A `[Σr in]` theirs one below the other, B `[out Σr]` theirs beside each other,
-    /// each at the rows of its part and 0 at all others.
+    /// The changes of a module's parts as one: A `[Σr in]` theirs one below the other, B `[out Σr]`
+    /// theirs beside each other, each at the rows of its part and 0 at all others.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
-        let scales = parts.iter().map(|part| Ok(self.rank_and_scale(&part.info.linear.name)?.1)).collect::<Result<Vec<f64>>>()?;
+        let scales = parts
+            .iter()
+            .map(|part| Ok(self.rank_and_scale(&part.info.linear.name)?.1))
+            .collect::<Result<Vec<f64>>>()?;
         let scale = scales.first().copied().unwrap_or(1.0);
-        let a = Tensor::f_cat(&parts.iter().map(|part| part.tensor(A)).collect::<Result<Vec<_>>>()?, 0)?;
+        let a = Tensor::f_cat(
+            &parts.iter().map(|part| part.tensor(A)).collect::<Result<Vec<_>>>()?,
+            0,
+        )?;
         let b = a.f_new_zeros([module.info.outputs, a.size()[0]], (a.kind(), a.device()))?;
-        let mut magnitude = if self.use_dora { Some(Magnitude::of(module.frozen, a.kind())?) } else { None };
+        let mut magnitude =
+            if self.use_dora { Some(Magnitude::of(module.frozen, a.kind())?) } else { None };
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
@@ -189,7 +230,13 @@ impl Lora {
                 part.info.rows.put(m, &part.tensor(M)?)?;
             }
         }
-        Ok(LoraLinear { a: a.set_requires_grad(true), b: b.set_requires_grad(true), scale, dropout: self.lora_dropout, magnitude })
+        Ok(LoraLinear {
+            a: a.set_requires_grad(true),
+            b: b.set_requires_grad(true),
+            scale,
+            dropout: self.lora_dropout,
+            magnitude,
+        })
     }
 }
 
@@ -217,7 +264,10 @@ struct Magnitude {
 impl Magnitude {
     /// The initial magnitude of a module, in `kind`.
     fn of(frozen: &Frozen, kind: Kind) -> Result<Self> {
-        Ok(Self { m: frozen.row_norms(kind)?.set_requires_grad(true), squares: frozen.squared_row_norms(kind)? })
+        Ok(Self {
+            m: frozen.row_norms(kind)?.set_requires_grad(true),
+            squares: frozen.squared_row_norms(kind)?,
+        })
     }
 }
 
@@ -230,7 +280,9 @@ impl LoraLinear {
         let cross = weight.f_matmul(&a.tr().f_to_kind(weight.kind())?)?.f_to_kind(a.kind())?;
         let change = (cross * (2.0 * s) + b.f_matmul(&a.f_matmul(&a.tr())?)? * (s * s)) * b;
         // A row that is all zeros has no direction; the bound makes it stay 0 instead of 0/0.
-        Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?).f_clamp_min(1e-30)?.f_sqrt()?)
+        Ok((squares + change.f_sum_dim_intlist([1].as_slice(), false, None::<Kind>)?)
+            .f_clamp_min(1e-30)?
+            .f_sqrt()?)
     }
 }
 
@@ -249,12 +301,16 @@ impl AdaptedLinear for LoraLinear {
             None => y.shallow_clone(),
         };
         let ratio = m / self.lengths(squares, base)?;
-        // What is added is cast, not the ratio near 1, whose training half precision would round away.
+        // What is added is cast, not the ratio near 1, whose training half precision would round
+        // away.
         Ok(y + plain * (&ratio - 1.0).f_to_kind(kind)? + change * ratio.f_to_kind(kind)?)
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let mut list = vec![Parameter::new(A, &self.a).along(Axis::Input(1)), Parameter::new(B, &self.b).along(Axis::Output(0))];
+        let mut list = vec![
+            Parameter::new(A, &self.a).along(Axis::Input(1)),
+            Parameter::new(B, &self.b).along(Axis::Output(0)),
+        ];
         list.extend(self.magnitude.iter().map(|d| Parameter::new(M, &d.m).along(Axis::Output(0))));
         list
     }

@@ -10,7 +10,8 @@ fn attached(config: Lora) -> (Box<dyn AdaptedLinear>, Frozen) {
 #[test]
 fn it_starts_as_the_identity_and_scales_by_alpha_over_r() {
     for (use_rslora, scale) in [(false, 3.0), (true, 6.0)] {
-        let (adapted, frozen) = attached(Lora { r: 4, lora_alpha: 12.0, use_rslora, ..Lora::default() });
+        let (adapted, frozen) =
+            attached(Lora { r: 4, lora_alpha: 12.0, use_rslora, ..Lora::default() });
         let x = rows(3, 8);
         let base = frozen.forward(&x).unwrap();
         assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &base) == 0.0);
@@ -49,18 +50,36 @@ fn patterns<V: JsonSchema>(pattern: &str, value: V) -> Patterns<V> {
 
 #[test]
 fn patterns_give_some_modules_their_own_rank_and_alpha() {
-    let config = Lora { r: 4, lora_alpha: 4.0, rank_pattern: patterns("mlp.*", 2), alpha_pattern: patterns("down_proj", 10.0), ..Lora::default() };
-    for (name, r, scale) in [("self_attn.q_proj", 4, 1.0), ("mlp.up_proj", 2, 2.0), ("mlp.down_proj", 2, 5.0)] {
+    let config = Lora {
+        r: 4,
+        lora_alpha: 4.0,
+        rank_pattern: patterns("mlp.*", 2),
+        alpha_pattern: patterns("down_proj", 10.0),
+        ..Lora::default()
+    };
+    for (name, r, scale) in
+        [("self_attn.q_proj", 4, 1.0), ("mlp.up_proj", 2, 2.0), ("mlp.down_proj", 2, 5.0)]
+    {
         let module = module(name, 8, 4);
         let adapted = attach(&*config.clone().build().unwrap(), &module).unwrap();
         disturb(&adapted.parameters());
         let [a, b] = &adapted.parameters()[..] else { panic!("two tensors") };
         assert_eq!(a.tensor.size(), [r, 8], "{name}");
         let expected = &module.1.dense().unwrap() + b.tensor.matmul(&a.tensor) * scale;
-        assert!(off(&adapted.merge(&module.1).unwrap().dense().unwrap(), &expected) < 1e-12, "{name}");
+        assert!(
+            off(&adapted.merge(&module.1).unwrap().dense().unwrap(), &expected) < 1e-12,
+            "{name}"
+        );
     }
-    let again = Lora::from_peft(&format!(r#"{{"target_modules": "all-linear", {}"#, &config.peft_config()[1..])).unwrap();
-    assert_eq!((again.rank_pattern, again.alpha_pattern), (config.rank_pattern, config.alpha_pattern));
+    let again = Lora::from_peft(&format!(
+        r#"{{"target_modules": "all-linear", {}"#,
+        &config.peft_config()[1..]
+    ))
+    .unwrap();
+    assert_eq!(
+        (again.rank_pattern, again.alpha_pattern),
+        (config.rank_pattern, config.alpha_pattern)
+    );
 }
 
 fn dora(lora_dropout: f64) -> Lora {
@@ -79,7 +98,9 @@ fn recomposed(adapted: &dyn AdaptedLinear, frozen: &Frozen) -> Tensor {
 fn dora_trains_lengths_apart_from_directions() {
     let (adapted, frozen) = attached(dora(0.0));
     let x = rows(3, 8);
-    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+    assert!(
+        off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
+    );
     disturb(&adapted.parameters());
     let expected = x.matmul(&recomposed(&*adapted, &frozen).tr()) + frozen.bias().unwrap();
     let ours = adapted.forward(&x, &frozen, true).unwrap();
@@ -100,7 +121,9 @@ fn dora_drops_inputs_of_the_change_alone() {
     let (adapted, frozen) = attached(dora(0.5));
     let x = rows(64, 8);
     // At the start the change is nothing, whatever is dropped: m/‖W‖ is 1.
-    assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+    assert!(
+        off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
+    );
     disturb(&adapted.parameters());
     let quiet = adapted.forward(&x, &frozen, false).unwrap();
     assert!(off(&quiet, &adapted.forward(&x, &frozen, true).unwrap()) > 1e-3);
@@ -118,19 +141,30 @@ fn a_row_of_zeros_stays_finite_with_dora() {
 
 #[test]
 fn values_out_of_range_are_named() {
-    let rejects = |c: Lora, field: &str| assert!(c.build().err().unwrap().to_string().contains(field));
+    let rejects =
+        |c: Lora, field: &str| assert!(c.build().err().unwrap().to_string().contains(field));
     rejects(Lora { r: 0, ..Lora::default() }, "adapter.r");
     rejects(Lora { lora_alpha: 0.0, ..Lora::default() }, "adapter.lora_alpha");
     rejects(Lora { lora_alpha: f64::NAN, ..Lora::default() }, "adapter.lora_alpha");
     rejects(Lora { lora_dropout: 1.0, ..Lora::default() }, "adapter.lora_dropout");
     rejects(Lora { lora_dropout: -0.1, ..Lora::default() }, "adapter.lora_dropout");
-    rejects(Lora { rank_pattern: patterns("q_proj", 0), ..Lora::default() }, "adapter.rank_pattern");
-    rejects(Lora { alpha_pattern: patterns("q_proj", -1.0), ..Lora::default() }, "adapter.alpha_pattern");
+    rejects(
+        Lora { rank_pattern: patterns("q_proj", 0), ..Lora::default() },
+        "adapter.rank_pattern",
+    );
+    rejects(
+        Lora { alpha_pattern: patterns("q_proj", -1.0), ..Lora::default() },
+        "adapter.alpha_pattern",
+    );
 }
 
 #[test]
 fn what_it_cannot_honour_on_disk_is_refused() {
-    let with = |field: &str| Lora::from_peft(&format!(r#"{{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"{field}}}"#));
+    let with = |field: &str| {
+        Lora::from_peft(&format!(
+            r#"{{"r": 4, "lora_alpha": 8, "target_modules": "all-linear"{field}}}"#
+        ))
+    };
     assert_eq!(with("").unwrap().target_modules, Targets::Pattern("all-linear".to_owned()));
     assert!(with(r#", "init_lora_weights": "gaussian", "rank_pattern": {}"#).is_ok());
     // The flag says how the base model stores its weights, not what the adapter computes.

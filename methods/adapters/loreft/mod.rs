@@ -11,30 +11,41 @@ mod tests;
 /// Low-rank linear subspace representation finetuning.
 #[adapter(
     name = "loreft",
-    summary = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at chosen blocks and tokens",
-    reference = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. 2; positions as pyreft writes them",
+    summary = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at \
+        chosen blocks and tokens",
+    reference = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. \
+        2; positions as pyreft writes them",
     explain = "\
-h ← h + (Wh + b − hRᵀ)R    for the output h of each chosen block, at the chosen tokens; R [r hidden] has orthonormal rows
+h ← h + (Wh + b − hRᵀ)R    for the output h of each chosen block, at the chosen tokens; R [r \
+hidden] has orthonormal rows
 
-In the subspace that R's rows span, Wh + b takes the place of h; what is orthogonal to it stays. R is what Gram–Schmidt
-makes of the rows of a free matrix (loreft_R [r hidden]), so that its rows stay orthonormal in training. loreft_W starts
-equal to R and loreft_b at 0, so the model starts unchanged (pyreft starts W at random, which does not). r(2·hidden + 1)
-numbers a block. No frozen weight can do this: the adapter cannot be merged. The keys on disk, under blocks.<block>, and
+In the subspace that R's rows span, Wh + b takes the place of h; what is orthogonal to it stays. \
+R is what Gram–Schmidt
+makes of the rows of a free matrix (loreft_R [r hidden]), so that its rows stay orthonormal in \
+training. loreft_W starts
+equal to R and loreft_b at 0, so the model starts unchanged (pyreft starts W at random, which \
+does not). r(2·hidden + 1)
+numbers a block. No frozen weight can do this: the adapter cannot be merged. The keys on disk, \
+under blocks.<block>, and
 peft_type LOREFT are this project's own: PEFT cannot read them.
 
-Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no token twice.",
+Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no \
+token twice.",
     example(layers = "-2,-1", positions = "all"),
     peft_type = "LOREFT",
     learning_rate_factor = 4.0
 )]
 pub struct LoReft {
-    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual stream.
+    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual
+    /// stream.
     #[default(4)]
     pub r: u32,
-    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is the first block.
+    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// `range(.3,.9,2)`; 0 is the first block.
     #[default("0.33,0.66")]
     pub layers: Layers,
-    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both, or `all`, completions included.
+    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both,
+    /// or `all`, completions included.
     #[default("f4+l4")]
     pub positions: String,
 }
@@ -50,7 +61,9 @@ impl AdapterPlugin for LoReft {
         let peft = PeftConfig::parse(json)?;
         let changed: Option<Vec<usize>> = peft.get("layers_to_transform")?;
         let layers = match changed {
-            Some(blocks) => Layers(blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
+            Some(blocks) => {
+                Layers(blocks.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
+            }
             None => peft.need("layers")?,
         };
         Ok(Self { r: peft.need("r")?, layers, positions: peft.need("positions")? })
@@ -62,17 +75,27 @@ impl TargetModules for LoReft {}
 
 impl Adapter for LoReft {
     fn attach(&self, site: &LinearSite<'_>, _: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
-        Err(Error::internal(format!("`loreft` changes blocks, but was to be attached to `{}`", site.info.name)))
+        Err(Error::internal(format!(
+            "`loreft` changes blocks, but was to be attached to `{}`",
+            site.info.name
+        )))
     }
 
     fn blocks(&self, model: &ModelInfo) -> Result<Vec<usize>> {
         self.layers.resolve(model.layers)
     }
 
-    fn attach_block(&self, _: usize, model: &ModelInfo, init: &mut Init) -> Result<Box<dyn AdaptedResidual>> {
+    fn attach_block(
+        &self,
+        _: usize,
+        model: &ModelInfo,
+        init: &mut Init,
+    ) -> Result<Box<dyn AdaptedResidual>> {
         let (r, hidden) = (rank(self.r)?, model.hidden);
         if r > hidden {
-            return Err(Error::new(format!("`adapter.r` is {r}, but can be {hidden}, the width of the residual stream, at most")));
+            return Err(Error::new(format!(
+                "`adapter.r` is {r}, but can be {hidden}, the width of the residual stream, at most"
+            )));
         }
         // Orthonormal from the start, the free matrix is as far from a singular one as it can be.
         let r = orthonormal(&init.normal("loreft_R", &[r, hidden], 1.0))?.detach();
@@ -102,7 +125,10 @@ impl Positions {
     fn parse(text: &str) -> Result<Self> {
         let malformed = || {
             Error::new(format!("`adapter.positions` is `{text}`, which is no choice of tokens"))
-                .hint("write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the last 4, `f4+l4` for both")
+                .hint(
+                    "write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the \
+                    last 4, `f4+l4` for both",
+                )
         };
         if text.trim() == "all" {
             return Ok(Self::All);
@@ -125,7 +151,9 @@ impl Positions {
     /// Which of the rows they are `[n]`, bool; `None`: all.
     fn of(self, places: &PromptPlaces) -> Result<Option<Tensor>> {
         let Self::Ends { first, last } = self else { return Ok(None) };
-        let among = |distance: &Tensor, count: i64| -> Result<Tensor> { Ok(distance.f_ge(0)?.f_logical_and(&distance.f_lt(count)?)?) };
+        let among = |distance: &Tensor, count: i64| -> Result<Tensor> {
+            Ok(distance.f_ge(0)?.f_logical_and(&distance.f_lt(count)?)?)
+        };
         Ok(Some(among(&places.from_start, first)?.f_logical_or(&among(&places.from_end, last)?)?))
     }
 }
@@ -133,7 +161,8 @@ impl Positions {
 /// R `[r h]` whose rows are what Gram–Schmidt makes of the rows of `v` `[r h]`.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
-    // The factorisation chooses signs that jump as v moves; with those of Gram–Schmidt, R is smooth in v.
+    // The factorisation chooses signs that jump as v moves; with those of Gram–Schmidt, R is smooth
+    // in v.
     let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
     Ok((q * signs).tr())
 }
@@ -153,7 +182,8 @@ impl AdaptedResidual for Edit {
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor> {
         let kind = h.kind();
         let r = orthonormal(&self.r)?;
-        // Wh + b − hRᵀ = h(W − R)ᵀ + b, whose difference is taken before a lower precision rounds its terms.
+        // Wh + b − hRᵀ = h(W − R)ᵀ + b, whose difference is taken before a lower precision rounds
+        // its terms.
         let change = h.f_linear(&(&self.w - &r).f_to_kind(kind)?, Some(&self.b.to_kind(kind)))?;
         let change = match self.positions.of(places)? {
             Some(chosen) => change * chosen.f_unsqueeze(1)?.f_to_kind(kind)?,

@@ -17,35 +17,45 @@ const KEY: &str = "oft_R.weight";
     name = "oft",
     aliases = &["ortho"],
     summary = "orthogonal finetuning: a trainable rotation of each block of a module's input",
-    reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has them",
+    reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, \
+        §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has \
+        them",
     explain = "\
 y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
 exact:                  R = (I − Q)(I + Q)⁻¹
-use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, which turns the other way
+use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, \
+which turns the other way
 
-Q [b b] is skew-symmetric; the entries above its diagonal are trained, k·b(b − 1)/2 numbers a module (oft_R.weight), and
-start at 0, so the model starts unchanged. Angles between W's rows stay as they are: exactly, or nearly with the series
-while Q is small. Works on the blocks of the input, never with an in×in matrix. Merged: W·diag(R)ᵀ. PEFT's constrained
+Q [b b] is skew-symmetric; the entries above its diagonal are trained, k·b(b − 1)/2 numbers a \
+module (oft_R.weight), and
+start at 0, so the model starts unchanged. Angles between W's rows stay as they are: exactly, or \
+nearly with the series
+while Q is small. Works on the blocks of the input, never with an in×in matrix. Merged: \
+W·diag(R)ᵀ. PEFT's constrained
 form (coft) is not there.",
     example(use_cayley_neumann = true),
     peft_type = "OFT",
     learning_rate_factor = 0.25,
 )]
 pub struct Oft {
-    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size` says.
+    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size`
+    /// says.
     pub r: u32,
-    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says. Exactly one of the two is not 0.
+    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says.
+    /// Exactly one of the two is not 0.
     #[default(32)]
     pub oft_block_size: u32,
     /// One rotation serves every block of a module.
     pub block_share: bool,
-    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and only nearly orthogonal.
+    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and
+    /// only nearly orthogonal.
     #[default(true)]
     pub use_cayley_neumann: bool,
     /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
     #[default(5)]
     pub num_cayley_neumann_terms: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks of the model that are adapted, from 0; all where it is not given.
@@ -57,14 +67,18 @@ impl AdapterPlugin for Oft {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if (self.r == 0) == (self.oft_block_size == 0) {
             return Err(Error::new(format!(
-                "`adapter.r` is {} and `adapter.oft_block_size` is {}, but exactly one of them has to be 0",
+                "`adapter.r` is {} and `adapter.oft_block_size` is {}, but exactly one of them \
+                    has to be 0",
                 self.r, self.oft_block_size
             ))
             .hint("they say the same: r · oft_block_size = the width of a module's input"));
         }
         if self.use_cayley_neumann && self.num_cayley_neumann_terms < 2 {
-            return Err(Error::new(format!("`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more", self.num_cayley_neumann_terms))
-                .hint("with fewer, nothing would be rotated"));
+            return Err(Error::new(format!(
+                "`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more",
+                self.num_cayley_neumann_terms
+            ))
+            .hint("with fewer, nothing would be rotated"));
         }
         Ok(Box::new(self))
     }
@@ -87,19 +101,33 @@ impl AdapterPlugin for Oft {
     fn reconcile(&mut self, file: &PeftFile<'_>) -> Result<Vec<String>> {
         let version: Option<String> = PeftConfig::parse(file.json)?.get("peft_version")?;
         // With 2 terms, the fewest that `build` accepts, both series are I + 2Q.
-        if !self.use_cayley_neumann || self.num_cayley_neumann_terms <= 2 || version.as_deref().is_some_and(has_todays_series) {
+        if !self.use_cayley_neumann
+            || self.num_cayley_neumann_terms <= 2
+            || version.as_deref().is_some_and(has_todays_series)
+        {
             return Ok(Vec::new());
         }
-        let by = version.map_or_else(|| "it has no `peft_version`, which PEFT has written since 0.18".to_owned(), |v| format!("it was saved by PEFT {v}"));
+        let by = version.map_or_else(
+            || "it has no `peft_version`, which PEFT has written since 0.18".to_owned(),
+            |v| format!("it was saved by PEFT {v}"),
+        );
         let t = self.num_cayley_neumann_terms;
-        let differs = if t == 3 { "ends with 2Q² instead of Q³" } else { "counts its last power of Q twice" };
+        let differs = if t == 3 {
+            "ends with 2Q² instead of Q³"
+        } else {
+            "counts its last power of Q twice"
+        };
         Ok(vec![format!(
-            "{by}, and the Cayley-Neumann series of OFT changed in PEFT 0.18: the older series of {t} terms {differs}, so the outputs can differ from those in training; the adapter is read with the new series, as in PEFT; to be sure, train it again or use PEFT 0.17"
+            "{by}, and the Cayley-Neumann series of OFT changed in PEFT 0.18: the older series of \
+                {t} terms {differs}, so the outputs can differ from those in training; the \
+                adapter is read with the new series, as in PEFT; to be sure, train it again or \
+                use PEFT 0.17"
         )])
     }
 }
 
-/// True for PEFT 0.18, which changed the series, and every later release; false for a version that cannot be parsed.
+/// True for PEFT 0.18, which changed the series, and every later release; false for a version that
+/// cannot be parsed.
 fn has_todays_series(version: &str) -> bool {
     let release = version.split(['@', '+']).next().unwrap_or(version);
     let mut numbers = release.split('.');
@@ -109,7 +137,9 @@ fn has_todays_series(version: &str) -> bool {
         return (major, minor) > (0, 18);
     }
     // The pre-releases `0.18.0.dev0` and `0.18.0rc1` come before 0.18.0.
-    let early = patch.is_none_or(|p| p == 0) && release.bytes().any(|b| b.is_ascii_alphabetic()) && !release.contains("post");
+    let early = patch.is_none_or(|p| p == 0)
+        && release.bytes().any(|b| b.is_ascii_alphabetic())
+        && !release.contains("post");
     !early
 }
 
@@ -117,11 +147,15 @@ impl Adapter for Oft {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let inputs = site.info.inputs;
         let (blocks, block) = if self.r == 0 {
-            (quotient("oft_block_size", self.oft_block_size, inputs)?, i64::from(self.oft_block_size))
+            (
+                quotient("oft_block_size", self.oft_block_size, inputs)?,
+                i64::from(self.oft_block_size),
+            )
         } else {
             (i64::from(self.r), quotient("r", self.r, inputs)?)
         };
-        let weight = init.zeros(&[if self.block_share { 1 } else { blocks }, block * (block - 1) / 2]);
+        let weight =
+            init.zeros(&[if self.block_share { 1 } else { blocks }, block * (block - 1) / 2]);
         let above = Tensor::ones([block, block], (Kind::Float, weight.device())).triu(1);
         Ok(Box::new(OftLinear {
             above: above.reshape([-1]).nonzero().squeeze_dim(1),
@@ -150,7 +184,8 @@ impl Adapter for Oft {
 
 /// One module's rotations.
 struct OftLinear {
-    /// The entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 where the blocks share them.
+    /// The entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 where the blocks
+    /// share them.
     weight: Tensor,
     /// b.
     block: i64,
@@ -165,7 +200,9 @@ impl OftLinear {
     fn rotation(&self) -> Result<Tensor> {
         let (k, b) = (self.weight.size()[0], self.block);
         let options = (self.weight.kind(), self.weight.device());
-        let upper = Tensor::f_zeros([k, b * b], options)?.f_index_copy(1, &self.above, &self.weight)?.f_view([k, b, b])?;
+        let upper = Tensor::f_zeros([k, b * b], options)?
+            .f_index_copy(1, &self.above, &self.weight)?
+            .f_view([k, b, b])?;
         let q = &upper - upper.f_transpose(1, 2)?;
         match self.terms {
             None => cayley(&q),
@@ -174,7 +211,8 @@ impl OftLinear {
     }
 }
 
-/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with PEFT's count of the terms t: 2 stands for I + 2Q, and 3 for 4.
+/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with PEFT's count of the terms t: 2 stands for I + 2Q,
+/// and 3 for 4.
 fn series(q: &Tensor, terms: u32) -> Result<Tensor> {
     let mut sum = Tensor::f_eye(q.size()[1], (q.kind(), q.device()))? + q * 2.0;
     if terms > 2 {
@@ -199,6 +237,9 @@ impl AdaptedLinear for OftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        Ok(base.with_weight(rotate(&base.dense()?.to_kind(self.weight.kind()), &self.rotation()?.f_transpose(1, 2)?)?))
+        Ok(base.with_weight(rotate(
+            &base.dense()?.to_kind(self.weight.kind()),
+            &self.rotation()?.f_transpose(1, 2)?,
+        )?))
     }
 }

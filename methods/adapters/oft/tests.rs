@@ -14,13 +14,21 @@ fn it_starts_as_the_identity_and_stays_a_rotation() {
     for use_cayley_neumann in [false, true] {
         let (adapted, frozen) = attached::<Oft>(Oft { use_cayley_neumann, ..config(4) });
         let x = rows(3, 8);
-        assert!(off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14);
+        assert!(
+            off(&adapted.forward(&x, &frozen, true).unwrap(), &frozen.forward(&x).unwrap()) < 1e-14
+        );
         disturb(&adapted.parameters());
         let merged = adapted.merge(&frozen).unwrap();
-        assert!(off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap()) < 1e-12);
+        assert!(
+            off(&merged.forward(&x).unwrap(), &adapted.forward(&x, &frozen, false).unwrap())
+                < 1e-12
+        );
         assert!(off(&merged.dense().unwrap(), &frozen.dense().unwrap()) > 1e-2);
         // The series is a rotation up to its last power alone.
-        assert!(off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap())) < if use_cayley_neumann { 0.3 } else { 1e-12 });
+        assert!(
+            off(&lengths(&merged.dense().unwrap()), &lengths(&frozen.dense().unwrap()))
+                < if use_cayley_neumann { 0.3 } else { 1e-12 }
+        );
     }
 }
 
@@ -37,10 +45,23 @@ fn shared_blocks_turn_alike() {
     let (adapted, frozen) = attached::<Oft>(Oft { block_share: true, ..config(4) });
     disturb(&adapted.parameters());
     let (apart, _) = attached::<Oft>(config(4));
-    apart.parameters()[0].tensor.detach().copy_(&adapted.parameters()[0].tensor.expand([2, 6], false));
+    apart.parameters()[0]
+        .tensor
+        .detach()
+        .copy_(&adapted.parameters()[0].tensor.expand([2, 6], false));
     let x = rows(3, 8);
-    assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &apart.forward(&x, &frozen, false).unwrap()) < 1e-14);
-    assert!(off(&adapted.merge(&frozen).unwrap().dense().unwrap(), &apart.merge(&frozen).unwrap().dense().unwrap()) < 1e-14);
+    assert!(
+        off(
+            &adapted.forward(&x, &frozen, false).unwrap(),
+            &apart.forward(&x, &frozen, false).unwrap()
+        ) < 1e-14
+    );
+    assert!(
+        off(
+            &adapted.merge(&frozen).unwrap().dense().unwrap(),
+            &apart.merge(&frozen).unwrap().dense().unwrap()
+        ) < 1e-14
+    );
 }
 
 #[test]
@@ -52,7 +73,10 @@ fn the_series_counts_its_terms_as_peft_does() {
     let cubic = &i + q * 2.0 + power(2) * 2.0 + power(3);
     assert!(off(&series(q, 3).unwrap(), &cubic) < 1e-15);
     assert!(off(&series(q, 4).unwrap(), &cubic) < 1e-15);
-    assert!(off(&series(q, 6).unwrap(), &(i + (q + power(2) + power(3) + power(4)) * 2.0 + power(5))) < 1e-15);
+    assert!(
+        off(&series(q, 6).unwrap(), &(i + (q + power(2) + power(3) + power(4)) * 2.0 + power(5)))
+            < 1e-15
+    );
     // More terms come nearer to (I + Q)(I − Q)⁻¹, the exact map of −Q.
     assert!(off(&series(q, 20).unwrap(), &cayley(&-q).unwrap()) < 1e-12);
 }
@@ -61,11 +85,27 @@ fn the_series_counts_its_terms_as_peft_does() {
 fn what_it_cannot_honour_is_refused() {
     assert!(refused::<Oft>(Oft { r: 2, ..config(4) }).contains("adapter.oft_block_size"));
     assert!(refused::<Oft>(config(0)).contains("adapter.r"));
-    assert!(refused::<Oft>(Oft { num_cayley_neumann_terms: 1, ..Oft::default() }).contains("num_cayley_neumann_terms"));
+    assert!(
+        refused::<Oft>(Oft { num_cayley_neumann_terms: 1, ..Oft::default() })
+            .contains("num_cayley_neumann_terms")
+    );
     let module = super::super::fixture::module("mlp.up_proj", 6, 4);
     let e = super::super::fixture::attach(&*config(4).build().unwrap(), &module).err().unwrap();
-    assert!(format!("{e:?}").contains("`adapter.oft_block_size` is 4") && format!("{e:?}").contains("1, 2, 3, 6"), "{e:?}");
-    let with = |field: &str| Oft::from_peft(&format!(r#"{{"r": 0, "oft_block_size": 8, "target_modules": ["q_proj"]{field}}}"#));
-    assert!(with(r#", "coft": false, "eps": 6e-5, "layers_to_transform": 1"#).unwrap().layers_to_transform == Some(vec![1]));
+    assert!(
+        format!("{e:?}").contains("`adapter.oft_block_size` is 4")
+            && format!("{e:?}").contains("1, 2, 3, 6"),
+        "{e:?}"
+    );
+    let with = |field: &str| {
+        Oft::from_peft(&format!(
+            r#"{{"r": 0, "oft_block_size": 8, "target_modules": ["q_proj"]{field}}}"#
+        ))
+    };
+    assert!(
+        with(r#", "coft": false, "eps": 6e-5, "layers_to_transform": 1"#)
+            .unwrap()
+            .layers_to_transform
+            == Some(vec![1])
+    );
     assert!(with(r#", "coft": true"#).unwrap_err().to_string().contains("coft"));
 }

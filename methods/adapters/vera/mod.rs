@@ -11,22 +11,28 @@ mod tests;
 /// Vector-based random matrix adaptation.
 #[adapter(
     name = "vera",
-    summary = "vector-based random matrix adaptation: trainable scales of a random low-rank change that all modules share",
+    summary = "vector-based random matrix adaptation: trainable scales of a random low-rank \
+        change that all modules share",
     reference = "Kopiczko et al. 2024, VeRA, §3.1; files as PEFT 0.21 has them",
     explain = "\
 y = Wx + b + λ_b ⊙ B(λ_d ⊙ A·drop(x))
 
-A [r in] and B [out r] are random, frozen and shared by all modules, at the largest widths among them; a module takes the
-first of A's columns and of B's rows. They start uniform in ±√6/√fan_in. λ_d [r] starts at d_initial and λ_b [out] at 0, so
-the model starts unchanged. r + out trained numbers a module. A and B are saved with them (base_model.vera_A, vera_B): a
-file without them (save_projection = false) needs PyTorch's random numbers and is refused. Merged: W + (λ_b ⊙ B)(λ_d ⊙ A).",
+A [r in] and B [out r] are random, frozen and shared by all modules, at the largest widths among \
+them; a module takes the
+first of A's columns and of B's rows. They start uniform in ±√6/√fan_in. λ_d [r] starts at \
+d_initial and λ_b [out] at 0, so
+the model starts unchanged. r + out trained numbers a module. A and B are saved with them \
+(base_model.vera_A, vera_B): a
+file without them (save_projection = false) needs PyTorch's random numbers and is refused. \
+Merged: W + (λ_b ⊙ B)(λ_d ⊙ A).",
     example(r = 64),
     peft_type = "VERA",
     learning_rate_factor = 40.0,
     adjustable = &["vera_dropout"],
 )]
 pub struct Vera {
-    /// r: rank of the change of each module, 1 or more; it costs few parameters, so it is larger than LoRA's.
+    /// r: rank of the change of each module, 1 or more; it costs few parameters, so it is larger
+    /// than LoRA's.
     #[default(256)]
     pub r: u32,
     /// What λ_d starts at, a finite number other than 0.
@@ -34,7 +40,8 @@ pub struct Vera {
     pub d_initial: f64,
     /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
     pub vera_dropout: f64,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -47,8 +54,11 @@ impl AdapterPlugin for Vera {
         rank(self.r)?;
         check_dropout("vera_dropout", self.vera_dropout)?;
         if self.d_initial == 0.0 || !self.d_initial.is_finite() {
-            return Err(Error::new(format!("`adapter.d_initial` is {}, but has to be a finite number other than 0", self.d_initial))
-                .hint("at 0, neither λ would ever get a gradient"));
+            return Err(Error::new(format!(
+                "`adapter.d_initial` is {}, but has to be a finite number other than 0",
+                self.d_initial
+            ))
+            .hint("at 0, neither λ would ever get a gradient"));
         }
         Ok(Box::new(self))
     }
@@ -56,8 +66,15 @@ impl AdapterPlugin for Vera {
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
         if peft.get("save_projection")? == Some(false) {
-            return Err(Error::new("the adapter_config.json has `save_projection` = false: the shared matrices are not in the file, and PyTorch's random numbers would be needed to make them again")
-                .hint("load the adapter in PEFT, set `save_projection` to true, and save it again"));
+            return Err(Error::new(
+                "the adapter_config.json has `save_projection` = false: the \
+                shared matrices are not in the file, and PyTorch's random numbers would be needed \
+                to make them again",
+            )
+            .hint(
+                "load the adapter in PEFT, set `save_projection` to true, and save it \
+                    again",
+            ));
         }
         Ok(Self {
             r: peft.need("r")?,
@@ -72,17 +89,25 @@ impl AdapterPlugin for Vera {
 impl Adapter for Vera {
     fn shared(&self, targets: &[&LinearInfo], init: &mut Init) -> Result<Vec<Parameter>> {
         let r = rank(self.r)?;
-        let widest = |width: fn(&LinearInfo) -> i64| targets.iter().map(|l| width(l)).max().unwrap_or(0);
+        let widest =
+            |width: fn(&LinearInfo) -> i64| targets.iter().map(|l| width(l)).max().unwrap_or(0);
         let (inputs, outputs) = (widest(|l| l.inputs), widest(|l| l.outputs));
-        let frozen = |key: &str, matrix: Tensor| Parameter::new(key, &matrix.set_requires_grad(false));
+        let frozen =
+            |key: &str, matrix: Tensor| Parameter::new(key, &matrix.set_requires_grad(false));
         let bound = |fan_in: i64| (6.0 / fan_in as f64).sqrt();
-        let (a, b) = (init.uniform("vera_A", &[r, inputs], bound(inputs)), init.uniform("vera_B", &[outputs, r], bound(r)));
+        let (a, b) = (
+            init.uniform("vera_A", &[r, inputs], bound(inputs)),
+            init.uniform("vera_B", &[outputs, r], bound(r)),
+        );
         Ok(vec![frozen("vera_A", a), frozen("vera_B", b)])
     }
 
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let [a, b] = site.shared else {
-            return Err(Error::internal(format!("`vera` got {} shared tensors instead of its two", site.shared.len())));
+            return Err(Error::internal(format!(
+                "`vera` got {} shared tensors instead of its two",
+                site.shared.len()
+            )));
         };
         let d = init.ones(&[rank(self.r)?]);
         let _ = d.detach().fill_(self.d_initial);
@@ -127,7 +152,8 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`: scaled here, nothing as long as the tokens has to be kept for a gradient.
+    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`: scaled here, nothing as long as the tokens has to be
+    /// kept for a gradient.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }
@@ -136,12 +162,16 @@ impl VeraLinear {
 impl AdaptedLinear for VeraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, train: bool) -> Result<Tensor> {
         let (a, b) = self.factors()?;
-        let low = dropped(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
+        let low =
+            dropped(x, self.dropout, train)?.f_linear(&a.to_kind(x.kind()), None::<&Tensor>)?;
         Ok(base.forward(x)? + low.f_linear(&b.to_kind(x.kind()), None::<&Tensor>)?)
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new("vera_lambda_b", &self.scale).along(Axis::Output(0)), Parameter::new("vera_lambda_d", &self.d)]
+        vec![
+            Parameter::new("vera_lambda_b", &self.scale).along(Axis::Output(0)),
+            Parameter::new("vera_lambda_d", &self.d),
+        ]
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {

@@ -8,9 +8,16 @@ fn config() -> Vera {
 }
 
 fn shared(widths: &[(i64, i64)]) -> (Vec<LinearInfo>, Vec<Parameter>) {
-    let info = |(i, &(inputs, outputs)): (usize, &(i64, i64))| LinearInfo { name: format!("m.{i}.q_proj"), layer: Some(i), inputs, outputs };
+    let info = |(i, &(inputs, outputs)): (usize, &(i64, i64))| LinearInfo {
+        name: format!("m.{i}.q_proj"),
+        layer: Some(i),
+        inputs,
+        outputs,
+    };
     let infos: Vec<_> = widths.iter().enumerate().map(info).collect();
-    let made = config().shared(&infos.iter().collect::<Vec<_>>(), &mut Init::new(0, "", Kind::Double, Device::Cpu)).unwrap();
+    let made = config()
+        .shared(&infos.iter().collect::<Vec<_>>(), &mut Init::new(0, "", Kind::Double, Device::Cpu))
+        .unwrap();
     (infos, made)
 }
 
@@ -24,7 +31,9 @@ fn it_starts_as_the_identity_and_scales_both_sides_of_the_random_matrices() {
     let [b, d] = &adapted.parameters()[..] else { panic!("two tensors") };
     // The fixture's shared matrices are of the module's own widths, and from the same seed.
     let (_, made) = shared(&[(8, 4)]);
-    let expected = base + x.matmul(&made[0].tensor.tr()).multiply(&d.tensor).matmul(&made[1].tensor.tr()) * &b.tensor;
+    let expected = base
+        + x.matmul(&made[0].tensor.tr()).multiply(&d.tensor).matmul(&made[1].tensor.tr())
+            * &b.tensor;
     assert!(off(&adapted.forward(&x, &frozen, false).unwrap(), &expected) < 1e-12);
     assert!(off(&adapted.merge(&frozen).unwrap().forward(&x).unwrap(), &expected) < 1e-12);
 }
@@ -37,7 +46,9 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
     for info in &infos {
         let frozen = Frozen::new(Tensor::zeros([info.outputs, info.inputs], DOUBLE), None);
         let mut init = Init::new(0, &info.name, Kind::Double, Device::Cpu);
-        let adapted = config().attach(&LinearSite { info, frozen: &frozen, shared: &made }, &mut init).unwrap();
+        let adapted = config()
+            .attach(&LinearSite { info, frozen: &frozen, shared: &made }, &mut init)
+            .unwrap();
         disturb(&adapted.parameters());
         let x = rows(2, info.inputs);
         let before = adapted.forward(&x, &frozen, false).unwrap();
@@ -51,8 +62,12 @@ fn modules_of_all_widths_share_two_frozen_matrices() {
 fn what_it_cannot_honour_is_refused() {
     assert!(refused::<Vera>(Vera { r: 0, ..config() }).contains("adapter.r"));
     assert!(refused::<Vera>(Vera { d_initial: 0.0, ..config() }).contains("adapter.d_initial"));
-    assert!(refused::<Vera>(Vera { vera_dropout: 1.0, ..config() }).contains("adapter.vera_dropout"));
-    let with = |field: &str| Vera::from_peft(&format!(r#"{{"r": 4, "target_modules": ["q_proj"]{field}}}"#));
+    assert!(
+        refused::<Vera>(Vera { vera_dropout: 1.0, ..config() }).contains("adapter.vera_dropout")
+    );
+    let with = |field: &str| {
+        Vera::from_peft(&format!(r#"{{"r": 4, "target_modules": ["q_proj"]{field}}}"#))
+    };
     assert!(with(r#", "save_projection": true"#).is_ok());
     let e = format!("{:?}", with(r#", "save_projection": false"#).unwrap_err());
     assert!(e.contains("save_projection") && e.contains("hint: load the adapter in PEFT"), "{e}");

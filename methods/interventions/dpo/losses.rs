@@ -1,6 +1,8 @@
-//! The functions of a pair's log-probabilities, a line each: TRL's fifteen, and the control without a bound.
+//! The functions of a pair's log-probabilities, a line each: TRL's fifteen, and the control without
+//! a bound.
 //!
-//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻, or the difference of the scores that an f-divergence makes of Δ⁺ and Δ⁻.
+//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻, or the difference of the scores that an f-divergence
+//! makes of Δ⁺ and Δ⁻.
 
 use std::f64::consts::LN_2;
 
@@ -28,7 +30,8 @@ pub fn ipo(per_token: &Tensor, beta: f64) -> Tensor {
 
 /// σ(βθ)[log σ(βθ) − log(1 − e)] + σ(−βθ)[log σ(−βθ) − log e].
 pub fn exo_pair(theta: &Tensor, beta: f64, e: f64) -> Tensor {
-    (theta * beta).sigmoid() * (ls(theta * beta) - (-e).ln_1p()) + (theta * -beta).sigmoid() * (ls(theta * -beta) - e.ln())
+    (theta * beta).sigmoid() * (ls(theta * beta) - (-e).ln_1p())
+        + (theta * -beta).sigmoid() * (ls(theta * -beta) - e.ln())
 }
 
 /// −log σ(βΔ⁺) − ½log σ(−βΔ⁺) − ½log σ(−βΔ⁻).
@@ -91,8 +94,13 @@ pub fn js_divergence(delta: &Tensor) -> Tensor {
     delta.log_sigmoid() + LN_2
 }
 
-/// (e^{(α−1)Δ} − 1)/(α − 1), the exponent held below 80, where float32 ends; Δ itself at α = 1, its limit.
+/// (e^{(α−1)Δ} − 1)/(α − 1), the exponent held below 80, where float32 ends; Δ itself at α = 1, its
+/// limit.
 pub fn alpha_divergence(delta: &Tensor, alpha: f64) -> Tensor {
     let c = alpha - 1.0;
-    if c.abs() < 1e-6 { delta.shallow_clone() } else { ((delta * c).clamp_max(80.0).exp() - 1.0) / c }
+    if c.abs() < 1e-6 {
+        delta.shallow_clone()
+    } else {
+        ((delta * c).clamp_max(80.0).exp() - 1.0) / c
+    }
 }

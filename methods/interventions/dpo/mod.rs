@@ -1,4 +1,5 @@
-//! Direct preference optimisation and its relatives: functions of both models' log-probabilities alone.
+//! Direct preference optimisation and its relatives: functions of both models' log-probabilities
+//! alone.
 
 pub mod losses;
 
@@ -13,20 +14,28 @@ mod tests;
 /// Fields of `intervention` with `name = "dpo"`, under TRL's names.
 #[intervention(
     name = "dpo",
-    summary = "direct preference optimisation: raise the chosen completion's log-probability over the rejected one's",
-    reference = "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; the other types by name below; computed and logged as TRL 1.16 does",
+    summary = "direct preference optimisation: raise the chosen completion's log-probability over \
+        the rejected one's",
+    reference = "Rafailov et al. 2023, Direct Preference Optimization, eq. 7; the other types by \
+        name below; computed and logged as TRL 1.16 does",
     explain = "\
 L = −log σ(β θ)    or another function of θ, Δ⁺ and Δ⁻: `loss_type`
 θ = Δ⁺ − Δ⁻    Δ⁺ = logp_π(y⁺|x) − logp_r(y⁺|x)    Δ⁻ = logp_π(y⁻|x) − logp_r(y⁻|x)
 
-logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter on, r the same model with
-the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline that the other methods are
+logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter \
+on, r the same model with
+the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline \
+that the other methods are
 measured against.
 
-A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, bco_pair, sft] with
-[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ over the first
-min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by w(y⁺)·w(y⁻) without a gradient,
-w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` look at a micro-batch as a
+A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, \
+bco_pair, sft] with
+[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ \
+over the first
+min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by \
+w(y⁺)·w(y⁻) without a gradient,
+w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` \
+look at a micro-batch as a
 whole, so that `train.batch` changes them. `rewards/*` are β·Δ, whatever the type.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
@@ -41,7 +50,8 @@ pub struct Dpo {
     pub loss_type: LossTypes,
     /// What each type of the list counts in the sum, above 0; 1 each where it is not given.
     pub loss_weights: Option<Vec<f64>>,
-    /// e: the share of pairs whose preference is taken to be the wrong way round, 0 to below 1; read by `exo_pair` (above 0), `robust` (below ½), `aot` and `aot_unpaired`.
+    /// e: the share of pairs whose preference is taken to be the wrong way round, 0 to below 1;
+    /// read by `exo_pair` (above 0), `robust` (below ½), `aot` and `aot_unpaired`.
     pub label_smoothing: f64,
     /// The divergence from the reference that is held small.
     #[default(FDivergence::ReverseKl)]
@@ -49,11 +59,13 @@ pub struct Dpo {
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
-    /// α: what tokens past the shorter completion's length count, 0 to 1 (LD-DPO); all count alike where it is not given.
+    /// α: what tokens past the shorter completion's length count, 0 to 1 (LD-DPO); all count alike
+    /// where it is not given.
     pub ld_alpha: Option<f64>,
     /// Weighs each pair by how likely the policy itself is to write it (WPO, eq. 2).
     pub use_weighting: bool,
-    /// τ of `discopop`: how sharply it changes from logistic to exponential, in units of βθ, above 0.
+    /// τ of `discopop`: how sharply it changes from logistic to exponential, in units of βθ, above
+    /// 0.
     #[default(0.05)]
     pub discopop_tau: f64,
 }
@@ -77,7 +89,8 @@ pub enum LossType {
     BcoPair,
     /// (Δ⁺ − ½/β)² + (Δ⁻ + ½/β)² (SPPO: Wu et al. 2024)
     SppoHard,
-    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the micro-batch (Melnyk et al. 2024)
+    /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the
+    /// micro-batch (Melnyk et al. 2024)
     Aot,
     /// the same with δ = sort(Δ⁺) − sort(Δ⁻)
     AotUnpaired,
@@ -91,12 +104,14 @@ pub enum LossType {
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
-    /// log σ(−θ): no β and no lower bound; a control, and what the original prefvec adds to its term on states
+    /// log σ(−θ): no β and no lower bound; a control, and what the original prefvec adds to its
+    /// term on states
     Unbounded,
 }
 
 impl LossType {
-    /// Whether it is a function of θ alone, in which the term of the reparametrisation that an f-divergence leaves cancels.
+    /// Whether it is a function of θ alone, in which the term of the reparametrisation that an
+    /// f-divergence leaves cancels.
     fn takes_divergence(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
@@ -113,14 +128,20 @@ impl LossType {
 
     /// As it is written.
     fn name(self) -> String {
-        reprpo_plugin::serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        reprpo_plugin::serde_json::to_value(self)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default()
     }
 
     /// ℓ of each pair `[b]`; `sft` gives the micro-batch's mean.
     fn of(self, terms: &Terms, config: &Dpo) -> Tensor {
         let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
         let theta = &terms.scores.chosen - &terms.scores.rejected;
-        let per_token = || &terms.scores.chosen / &terms.tokens.chosen - &terms.scores.rejected / &terms.tokens.rejected;
+        let per_token = || {
+            &terms.scores.chosen / &terms.tokens.chosen
+                - &terms.scores.rejected / &terms.tokens.rejected
+        };
         match self {
             LossType::Sigmoid => losses::sigmoid(&theta, beta),
             LossType::Hinge => losses::hinge(&theta, beta),
@@ -147,7 +168,9 @@ impl LossType {
 #[serde(
     crate = "reprpo_plugin::serde",
     untagged,
-    expecting = "this is no loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `unbounded`, or a list of them"
+    expecting = "this is no loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, \
+        `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, \
+        `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `unbounded`, or a list of them"
 )]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub enum LossTypes {
@@ -214,7 +237,8 @@ impl Dpo {
     /// Refuses what makes no loss.
     ///
     /// # Errors
-    /// A number out of range, types and weights that do not match, and options that a type does not read or cannot stand.
+    /// A number out of range, types and weights that do not match, and options that a type does not
+    /// read or cannot stand.
     pub fn check(&self) -> Result<()> {
         let (types, e) = (self.loss_type.list(), self.label_smoothing);
         above_zero("beta", self.beta)?;
@@ -226,72 +250,116 @@ impl Dpo {
             within("ld_alpha", alpha, (0.0..=1.0).contains(&alpha), "0 to 1")?;
         }
         if types.is_empty() {
-            return Err(Error::new("`intervention.loss_type` is an empty list").hint("name at least one type"));
+            return Err(Error::new("`intervention.loss_type` is an empty list")
+                .hint("name at least one type"));
         }
         if let Some(weights) = &self.loss_weights {
             if weights.len() != types.len() {
-                return Err(Error::new(format!("`intervention.loss_weights` has {} numbers for {} loss types", weights.len(), types.len()))
-                    .hint("give one for each name in `intervention.loss_type`"));
+                return Err(Error::new(format!(
+                    "`intervention.loss_weights` has {} numbers for {} loss types",
+                    weights.len(),
+                    types.len()
+                ))
+                .hint("give one for each name in `intervention.loss_type`"));
             }
             weights.iter().try_for_each(|w| above_zero("loss_weights", *w))?;
         }
         if e > 0.0 && !types.iter().any(|t| t.takes_smoothing()) {
-            return Err(Error::new(format!("`intervention.label_smoothing` is {e}, but no loss type that is chosen reads it"))
-                .hint("`exo_pair`, `robust`, `aot` and `aot_unpaired` do"));
+            return Err(Error::new(format!(
+                "`intervention.label_smoothing` is {e}, but no loss type that is chosen reads it"
+            ))
+            .hint("`exo_pair`, `robust`, `aot` and `aot_unpaired` do"));
         }
         for t in types {
             if *t == LossType::ExoPair && e == 0.0 {
-                return Err(Error::new("`exo_pair` needs `intervention.label_smoothing` above 0").hint("its paper takes 1e-3"));
+                return Err(Error::new("`exo_pair` needs `intervention.label_smoothing` above 0")
+                    .hint("its paper takes 1e-3"));
             }
             if *t == LossType::Robust && e >= 0.5 {
-                return Err(Error::new(format!("`robust` needs `intervention.label_smoothing` below 0.5, but it is {e}")));
+                return Err(Error::new(format!(
+                    "`robust` needs `intervention.label_smoothing` below 0.5, but it is {e}"
+                )));
             }
             if self.f_divergence_type != FDivergence::ReverseKl && !t.takes_divergence() {
-                return Err(Error::new(format!("`{}` is defined for `intervention.f_divergence_type` = `reverse_kl` alone", t.name()))
-                    .hint("the others are for sigmoid, sigmoid_norm, hinge, ipo, exo_pair, robust, discopop and sft"));
+                return Err(Error::new(format!(
+                    "`{}` is defined for \
+                    `intervention.f_divergence_type` = `reverse_kl` alone",
+                    t.name()
+                ))
+                .hint(
+                    "the others are for sigmoid, sigmoid_norm, hinge, ipo, exo_pair, \
+                        robust, discopop and sft",
+                ));
             }
             if self.use_weighting && t.sorts() {
-                return Err(Error::new(format!("`{}` sorts the pairs' values, so `intervention.use_weighting` has no pairs to weigh", t.name())));
+                return Err(Error::new(format!(
+                    "`{}` sorts the pairs' values, so `intervention.use_weighting` has no pairs \
+                        to weigh",
+                    t.name()
+                )));
             }
         }
         Ok(())
     }
 
-    /// What [`loss`](Self::loss) reads: both completions of both models, whatever the type, for the rewards that are logged.
+    /// What [`loss`](Self::loss) reads: both completions of both models, whatever the type, for the
+    /// rewards that are logged.
     pub fn needs(&self) -> Needs {
-        Needs { logprobs: Completions::Both, reference_logprobs: true, collision: self.use_weighting, ..Needs::default() }
+        Needs {
+            logprobs: Completions::Both,
+            reference_logprobs: true,
+            collision: self.use_weighting,
+            ..Needs::default()
+        }
     }
 
-    /// The mean over the pairs, with TRL's `rewards/*` to log (and `logps/*` where `ld_alpha` makes them others than the engine's).
+    /// The mean over the pairs, with TRL's `rewards/*` to log (and `logps/*` where `ld_alpha` makes
+    /// them others than the engine's).
     ///
     /// # Errors
     /// Where the pairs do not hold what [`needs`](Self::needs) asks for.
     pub fn loss(&self, pairs: &Pairs) -> Result<Loss> {
         let (policy, reference) = (self.logps(pairs.policy()?)?, self.logps(pairs.reference()?)?);
         let terms = self.terms(pairs, &policy, &reference)?;
-        let weight = if self.use_weighting { Some(alignment(pairs.policy()?.chosen()?)? * alignment(pairs.policy()?.rejected()?)?) } else { None };
+        let weight = if self.use_weighting {
+            Some(alignment(pairs.policy()?.chosen()?)? * alignment(pairs.policy()?.rejected()?)?)
+        } else {
+            None
+        };
         let types = self.loss_type.list();
         let counts = self.loss_weights.clone().unwrap_or_else(|| vec![1.0; types.len()]);
         let losses = types.iter().zip(counts).map(|(t, count)| {
             let each = t.of(&terms, self);
-            weight.as_ref().map_or_else(|| each.shallow_clone(), |w| &each * w).mean(None::<Kind>) * count
+            weight.as_ref().map_or_else(|| each.shallow_clone(), |w| &each * w).mean(None::<Kind>)
+                * count
         });
         let value = Tensor::stack(&losses.collect::<Vec<_>>(), 0).sum(None::<Kind>);
         let mut loss = log_rewards(Loss::new(value), &terms.delta, self.beta);
         if self.ld_alpha.is_some() {
-            loss = loss.metric("logps/chosen", &policy.chosen).metric("logps/rejected", &policy.rejected);
+            loss = loss
+                .metric("logps/chosen", &policy.chosen)
+                .metric("logps/rejected", &policy.rejected);
         }
         Ok(loss)
     }
 
     fn terms(&self, pairs: &Pairs, policy: &Sides, reference: &Sides) -> Result<Terms> {
-        let delta = Sides { chosen: &policy.chosen - &reference.chosen, rejected: &policy.rejected - &reference.rejected };
+        let delta = Sides {
+            chosen: &policy.chosen - &reference.chosen,
+            rejected: &policy.rejected - &reference.rejected,
+        };
         let (chosen, rejected) = (&pairs.policy()?.chosen()?, pairs.policy()?.rejected()?);
         Ok(Terms {
             log_ratios: [policy, reference].map(|logps| &logps.chosen - &logps.rejected),
-            scores: Sides { chosen: self.score(&delta.chosen), rejected: self.score(&delta.rejected) },
+            scores: Sides {
+                chosen: self.score(&delta.chosen),
+                rejected: self.score(&delta.rejected),
+            },
             delta,
-            tokens: Sides { chosen: chosen.tokens.shallow_clone(), rejected: rejected.tokens.shallow_clone() },
+            tokens: Sides {
+                chosen: chosen.tokens.shallow_clone(),
+                rejected: rejected.tokens.shallow_clone(),
+            },
             nll: -chosen.per_token.mean(None::<Kind>),
         })
     }
@@ -301,16 +369,23 @@ impl Dpo {
             FDivergence::ReverseKl => delta.shallow_clone(),
             FDivergence::ForwardKl => losses::forward_kl(delta),
             FDivergence::JsDivergence => losses::js_divergence(delta),
-            FDivergence::AlphaDivergence => losses::alpha_divergence(delta, self.f_alpha_divergence_coef),
+            FDivergence::AlphaDivergence => {
+                losses::alpha_divergence(delta, self.f_alpha_divergence_coef)
+            }
         }
     }
 
     /// logp(y⁺) and logp(y⁻) of one model, each `[b]`.
     fn logps(&self, of: &Logprobs) -> Result<Sides> {
         let (chosen, rejected) = (of.chosen()?, of.rejected()?);
-        let Some(alpha) = self.ld_alpha else { return Ok(Sides { chosen: chosen.sum(), rejected: rejected.sum() }) };
+        let Some(alpha) = self.ld_alpha else {
+            return Ok(Sides { chosen: chosen.sum(), rejected: rejected.sum() });
+        };
         let shared = chosen.tokens.minimum(&rejected.tokens);
-        Ok(Sides { chosen: shortened(chosen, &shared, alpha), rejected: shortened(rejected, &shared, alpha) })
+        Ok(Sides {
+            chosen: shortened(chosen, &shared, alpha),
+            rejected: shortened(rejected, &shared, alpha),
+        })
     }
 }
 
@@ -320,7 +395,8 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     // On CUDA the running sum of floats can differ from run to run; that of integers cannot.
     let tokens = of.tokens.to_kind(Kind::Int64);
     let first = (tokens.cumsum(0, Kind::Int64) - tokens).to_kind(of.tokens.kind());
-    let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device())) - first.index_select(0, &of.owner);
+    let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device()))
+        - first.index_select(0, &of.owner);
     let past = place.ge_tensor(&shared.index_select(0, &of.owner)).to_kind(of.per_token.kind());
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }

@@ -10,7 +10,10 @@ use reprpo_plugin::tch::Device;
 
 use super::*;
 use crate::golden;
-use reprpo_plugin::testkit::{STEP, gradients_are_those_of_finite_differences, logged, logprobs, model, near, random, random_sides, tensor, tokens};
+use reprpo_plugin::testkit::{
+    STEP, gradients_are_those_of_finite_differences, logged, logprobs, model, near, random,
+    random_sides, tensor, tokens,
+};
 
 const TYPES: [LossType; 16] = [
     LossType::Sigmoid,
@@ -38,7 +41,12 @@ fn of(loss_type: LossType) -> Dpo {
 
 /// Completions of one token each, of these log-probabilities.
 fn pairs(policy: [&[f64]; 2], reference: [&[f64]; 2]) -> Pairs {
-    let of = |[chosen, rejected]: [&[f64]; 2]| logprobs(&Sides { chosen: Tensor::from_slice(chosen), rejected: Tensor::from_slice(rejected) }, 1);
+    let of = |[chosen, rejected]: [&[f64]; 2]| {
+        logprobs(
+            &Sides { chosen: Tensor::from_slice(chosen), rejected: Tensor::from_slice(rejected) },
+            1,
+        )
+    };
     Pairs::new(policy[0].len(), Vec::new(), Some(of(policy)), Some(of(reference)))
 }
 
@@ -59,7 +67,10 @@ fn torchtunes_vectors() {
         near(value(&Dpo::default(), &pairs(at(policy), at(reference))), neg_log_sigmoid(expected));
     }
     let all = Dpo::default().loss(&pairs(policy, reference)).unwrap();
-    near(all.value.double_value(&[]), (neg_log_sigmoid(0.0) + neg_log_sigmoid(1.0) + neg_log_sigmoid(2.0)) / 3.0);
+    near(
+        all.value.double_value(&[]),
+        (neg_log_sigmoid(0.0) + neg_log_sigmoid(1.0) + neg_log_sigmoid(2.0)) / 3.0,
+    );
     assert!((logged(&all, "rewards/margins") - 1.0).abs() < 1e-6);
     // A tie is no success, as TRL counts.
     assert!((logged(&all, "rewards/accuracies") - 2.0 / 3.0).abs() < 1e-6);
@@ -76,19 +87,27 @@ fn it_starts_at_log_two() {
 
 #[test]
 fn sorted_losses_do_not_know_which_pair_is_which() {
-    let (policy, reference): ([&[f64]; 2], [&[f64]; 2]) = ([&[-3.0, -7.5], &[-2.0, -9.0]], [&[-3.5, -7.0], &[-2.5, -8.0]]);
+    let (policy, reference): ([&[f64]; 2], [&[f64]; 2]) =
+        ([&[-3.0, -7.5], &[-2.0, -9.0]], [&[-3.5, -7.0], &[-2.5, -8.0]]);
     // The log-ratios of π are −1 and 1.5, of r −1 and 1.
     near(value(&of(LossType::Aot), &pairs(policy, reference)), {
-        let each = |delta: f64| 0.9 * neg_log_sigmoid(0.1 * delta) + 0.1 * neg_log_sigmoid(-0.1 * delta);
+        let each =
+            |delta: f64| 0.9 * neg_log_sigmoid(0.1 * delta) + 0.1 * neg_log_sigmoid(-0.1 * delta);
         f64::midpoint(each(0.0), each(0.5))
     });
     let swapped: [&[f64]; 2] = [&[-7.0, -3.5], &[-8.0, -2.5]];
-    near(value(&of(LossType::Aot), &pairs(policy, swapped)), value(&of(LossType::Aot), &pairs(policy, reference)));
+    near(
+        value(&of(LossType::Aot), &pairs(policy, swapped)),
+        value(&of(LossType::Aot), &pairs(policy, reference)),
+    );
 }
 
 #[test]
 fn tokens_past_the_shorter_completion_count_ld_alpha() {
-    let policy = Logprobs::new(tokens(&tensor(&[-1.0, -2.0, -4.0, -8.0], &[4]), &[3, 1]), Some(tokens(&tensor(&[-0.5, -0.25, -3.0, -5.0], &[4]), &[2, 2])));
+    let policy = Logprobs::new(
+        tokens(&tensor(&[-1.0, -2.0, -4.0, -8.0], &[4]), &[3, 1]),
+        Some(tokens(&tensor(&[-0.5, -0.25, -3.0, -5.0], &[4]), &[2, 2])),
+    );
     let sides = Dpo { ld_alpha: Some(0.5), ..Dpo::default() }.logps(&policy).unwrap();
     assert_eq!(Vec::<f64>::try_from(&sides.chosen).unwrap(), [-1.0 - 2.0 - 0.5 * 4.0, -8.0]);
     assert_eq!(Vec::<f64>::try_from(&sides.rejected).unwrap(), [-0.75, -3.0 - 0.5 * 5.0]);
@@ -100,16 +119,24 @@ fn gradients_are_those_of_finite_differences_for_every_type() {
         Dpo { f_divergence_type: FDivergence::ForwardKl, ..Dpo::default() },
         Dpo { f_divergence_type: FDivergence::JsDivergence, ..Dpo::default() },
         Dpo { f_divergence_type: FDivergence::AlphaDivergence, ..Dpo::default() },
-        Dpo { loss_type: LossTypes::Several(vec![LossType::Sft, LossType::Ipo]), loss_weights: Some(vec![2.0, 0.1]), ..Dpo::default() },
+        Dpo {
+            loss_type: LossTypes::Several(vec![LossType::Sft, LossType::Ipo]),
+            loss_weights: Some(vec![2.0, 0.1]),
+            ..Dpo::default()
+        },
         Dpo { ld_alpha: Some(0.3), ..Dpo::default() },
     ]);
     for config in configs {
         config.check().unwrap();
         let (pi, r) = (random_sides(&[6]), random_sides(&[6]));
-        let at = |of: &Sides| Logprobs::new(tokens(&of.chosen, &[1, 3, 2]), Some(tokens(&of.rejected, &[2, 2, 2])));
-        let loss = || config.loss(&Pairs::new(3, Vec::new(), Some(at(&pi)), Some(at(&r)))).unwrap().value;
+        let at = |of: &Sides| {
+            Logprobs::new(tokens(&of.chosen, &[1, 3, 2]), Some(tokens(&of.rejected, &[2, 2, 2])))
+        };
+        let loss =
+            || config.loss(&Pairs::new(3, Vec::new(), Some(at(&pi)), Some(at(&r)))).unwrap().value;
         // `sft` alone looks at no rejected completion.
-        let leaves: &[&Tensor] = if config == of(LossType::Sft) { &[&pi.chosen] } else { &[&pi.chosen, &pi.rejected] };
+        let leaves: &[&Tensor] =
+            if config == of(LossType::Sft) { &[&pi.chosen] } else { &[&pi.chosen, &pi.rejected] };
         gradients_are_those_of_finite_differences(leaves, loss);
     }
 }
@@ -143,7 +170,10 @@ fn what_makes_no_loss_is_refused() {
         assert!(Dpo { beta, ..Dpo::default() }.build(&model()).is_err());
     }
     refused(json!({ "loss_type": [] }), "empty list");
-    refused(json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }), "1 numbers for 2 loss types");
+    refused(
+        json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }),
+        "1 numbers for 2 loss types",
+    );
     refused(json!({ "loss_type": "sigmoid", "loss_weights": [0.0] }), "above 0");
     refused(json!({ "loss_type": "exo_pair" }), "above 0");
     refused(json!({ "loss_type": "robust", "label_smoothing": 0.5 }), "below 0.5");
@@ -153,18 +183,21 @@ fn what_makes_no_loss_is_refused() {
     refused(json!({ "loss_type": "aot", "use_weighting": true }), "`aot` sorts");
     refused(json!({ "ld_alpha": 1.5 }), "0 to 1");
     refused(json!({ "discopop_tau": 0.0 }), "`intervention.discopop_tau`");
-    let unknown = serde_json::from_value::<Dpo>(json!({ "loss_type": "simpo" })).unwrap_err().to_string();
+    let unknown =
+        serde_json::from_value::<Dpo>(json!({ "loss_type": "simpo" })).unwrap_err().to_string();
     assert!(TYPES.iter().all(|t| unknown.contains(&format!("`{}`", t.name()))), "{unknown}");
 }
 
-/// Every case of TRL's table, through the engine as a training step goes: loss, gradient and all that is logged.
+/// Every case of TRL's table, through the engine as a training step goes: loss, gradient and all
+/// that is logged.
 #[test]
 fn losses_gradients_and_metrics_are_trls() {
     let Some(golden) = golden::folder() else { return };
     let trl = golden.join("trl");
     let files = ModelFiles::open(&golden.join("models/llama")).unwrap();
     let mut model = Model::load(&files, Kind::Float, Device::Cpu).unwrap();
-    // As the reference was computed: e^{−Δ} of forward_kl multiplies the rounding of sums of hundreds of nats.
+    // As the reference was computed: e^{−Δ} of forward_kl multiplies the rounding of sums of
+    // hundreds of nats.
     model.set_attention_kernel(AttentionKernel::Eager);
     let saved = Saved::read(&trl.join("adapter"), &Registry::builtin().unwrap()).unwrap();
     let adapter = saved.entry.build(&Value::Object(saved.config).to_string()).unwrap();
@@ -172,27 +205,44 @@ fn losses_gradients_and_metrics_are_trls() {
     adapted.restore(&saved.values).unwrap();
 
     let text = std::fs::read_to_string(trl.join("pairs.jsonl")).unwrap();
-    let rows = text.lines().map(|l| serde_json::from_str::<PreferencePair>(l).unwrap()).enumerate().map(Ok);
+    let rows = text
+        .lines()
+        .map(|l| serde_json::from_str::<PreferencePair>(l).unwrap())
+        .enumerate()
+        .map(Ok);
     let limits = Limits { max_length: 512, ..Limits::NONE };
     let tokenised = tokenise(&files.tokenizer().unwrap(), rows, &limits, Some(4)).unwrap();
     let pairs: Vec<&TokenPair> = tokenised.pairs.iter().collect();
     let collated = read_safetensors(&trl.join("batch.safetensors")).unwrap();
     for (i, pair) in pairs.iter().enumerate() {
-        let ids = collated["input_ids"].get(i as i64).masked_select(&collated["attention_mask"].get(i as i64).to_kind(Kind::Bool));
+        let ids = collated["input_ids"]
+            .get(i as i64)
+            .masked_select(&collated["attention_mask"].get(i as i64).to_kind(Kind::Bool));
         assert_eq!(Vec::<i64>::try_from(ids).unwrap(), [&pair.prompt[..], &pair.chosen].concat());
     }
 
-    let table: Value = serde_json::from_str(&std::fs::read_to_string(trl.join("losses.json")).unwrap()).unwrap();
+    let table: Value =
+        serde_json::from_str(&std::fs::read_to_string(trl.join("losses.json")).unwrap()).unwrap();
     let cases = table["values"].as_object().unwrap();
     assert_eq!(cases.len(), 21);
     for (name, case) in cases {
         let config: Dpo = serde_json::from_value(case["args"].clone()).unwrap();
         let taps = Taps::default();
-        let mut objective = Objective::new(config.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+        let mut objective = Objective::new(
+            config.build(model.info()).unwrap(),
+            taps,
+            Reference::default(),
+            &adapted,
+        )
+        .unwrap();
         let batch = objective.batch(&pairs, &model).unwrap();
         let evaluated = objective.loss(&model, &adapted, &batch, STEP, 0.25).unwrap();
         evaluated.loss.value.backward();
-        let norms: Vec<Tensor> = adapted.parameters().iter().map(|(_, p)| p.grad().to_kind(Kind::Double).norm()).collect();
+        let norms: Vec<Tensor> = adapted
+            .parameters()
+            .iter()
+            .map(|(_, p)| p.grad().to_kind(Kind::Double).norm())
+            .collect();
         for (_, mut p) in adapted.parameters() {
             p.zero_grad();
         }
@@ -209,12 +259,21 @@ fn losses_gradients_and_metrics_are_trls() {
             let reference = reference.as_f64().unwrap();
             let found: Vec<f64> = match metric.as_str() {
                 "num_tokens" => vec![pairs.iter().map(|p| p.tokens()).sum::<usize>() as f64],
-                _ => ours.iter().filter(|(n, _)| n == metric).map(|(_, t)| t.double_value(&[])).collect(),
+                _ => ours
+                    .iter()
+                    .filter(|(n, _)| n == metric)
+                    .map(|(_, t)| t.double_value(&[]))
+                    .collect(),
             };
             assert_eq!(found.len(), 1, "{name}: {metric} is logged {} times", found.len());
             worst = worst.max((found[0] - reference).abs() / reference.abs().max(1.0));
         }
-        eprintln!("{name}: loss off by {off:.1e}, gradient norm by {off_grad:.1e}, metrics by {worst:.1e}");
-        assert!(off < 1e-5 && off_grad < 1e-3 && worst < 1e-4, "{name}: loss off by {off}, gradient norm by {off_grad}, metrics by {worst}");
+        eprintln!(
+            "{name}: loss off by {off:.1e}, gradient norm by {off_grad:.1e}, metrics by {worst:.1e}"
+        );
+        assert!(
+            off < 1e-5 && off_grad < 1e-3 && worst < 1e-4,
+            "{name}: loss off by {off}, gradient norm by {off_grad}, metrics by {worst}"
+        );
     }
 }

@@ -1,5 +1,8 @@
 use super::*;
-use reprpo_plugin::testkit::{STEP, gradients_are_those_of_finite_differences, logged, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
+use reprpo_plugin::testkit::{
+    STEP, gradients_are_those_of_finite_differences, logged, map, model, near, random_sides, sides,
+    tap, tap_of_tokens, tensor,
+};
 
 fn value(config: &Mse, taps: Vec<TapStates>, pairs: usize) -> Tensor {
     config.clone().loss(&Pairs::new(pairs, taps, None, None), STEP).unwrap().value
@@ -13,7 +16,9 @@ fn row(chosen: [f64; 2], rejected: [f64; 2]) -> Sides {
 fn a_case_worked_out_by_hand() {
     // s² = 4.
     let reference = row([2.0, 0.0], [0.0, 0.0]);
-    let at = |config: &Mse, policy: &Sides| value(config, vec![tap(policy, &reference)], 1).double_value(&[]);
+    let at = |config: &Mse, policy: &Sides| {
+        value(config, vec![tap(policy, &reference)], 1).double_value(&[])
+    };
     near(at(&Mse::default(), &reference), 1.0);
     // ‖p⁻ − r⁺‖² = 1, ‖p⁺ − r⁺‖² = 9.
     let policy = row([2.0, 3.0], [1.0, 0.0]);
@@ -54,7 +59,9 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
     }
     let config = Mse { variant: Variant::Original, ..Mse::default() };
     let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
-    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || value(&config, vec![tap_of_tokens(&p, &r, 3)], 2) * 0.01);
+    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected], || {
+        value(&config, vec![tap_of_tokens(&p, &r, 3)], 2) * 0.01
+    });
 }
 
 #[test]

@@ -13,7 +13,8 @@ mod tests;
     explain = "\
 no loss, no steps
 
-What an untrained adapter gives, or with `init_adapter` one that was trained elsewhere: the evaluation is the usual one,
+What an untrained adapter gives, or with `init_adapter` one that was trained elsewhere: the \
+evaluation is the usual one,
 `metrics.jsonl` is empty."
 )]
 pub struct Untrained {}

@@ -14,29 +14,41 @@ mod tests;
 /// Preference vectors in a trust region.
 #[intervention(
     name = "prefvec",
-    summary = "move chosen and rejected states along the reference's preference direction, inside a trust region",
-    reference = "wassname, repr-preference-optimization (PrefVec), with the projection taken as a signed length",
+    summary = "move chosen and rejected states along the reference's preference direction, inside \
+        a trust region",
+    reference = "wassname, repr-preference-optimization (PrefVec), with the projection taken as a \
+        signed length",
     explain = "\
 L = ½[relu(τ − a⁺) + relu(τ − a⁻)]/τ + β_orth·½[‖m⁺ − a⁺v̂‖ + ‖m⁻ − a⁻v̂‖]
     + λ_angle[1 − cos(p⁺ − p⁻, d)] + λ_nll·relu(nll_π(y⁺) − nll_r(y⁺)) + λ_dpo·(−log σ(β θ))
 d = r⁺ − r⁻    s = ‖d‖ + ε    v̂ = d/s    m± = (p± − r±)/s    a± = ⟨m±, v̂⟩
-original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(orth)| − β·1e5·|cos(a, d)|, each by a switch of its own
+original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(orth)| − β·1e5·|cos(a, d)|, each \
+by a switch of its own
           a = p⁺ − p⁻    proj = ⟨a, v̂⟩v̂    orth = a − proj    means over h, then over taps
 
-p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs and taps. Everything is
-in units of the preference vector's own length s: τ = 1 asks both completions to move by one such vector. β_orth is the
-trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion tokens). r±, s and v̂ carry no
-gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair does not count at a tap where it
-has no preference direction: d is 0 there but for rounding, for example because both completions are equal. A T that keeps
+p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs \
+and taps. Everything is
+in units of the preference vector's own length s: τ = 1 asks both completions to move by one such \
+vector. β_orth is the
+trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion \
+tokens). r±, s and v̂ carry no
+gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair does not \
+count at a tap where it
+has no preference direction: d is 0 there but for rounding, for example because both completions \
+are equal. A T that keeps
 lengths and angles (ortho, hra) leaves this loss what it is without one.
-original differs in this: it pools prompt and completion without tokens of unusual length; mean(proj) is ⟨a, v̂⟩ times the
-mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made small; log σ(−θ) has no
-lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is left out.",
+original differs in this: it pools prompt and completion without tokens of unusual length; \
+mean(proj) is ⟨a, v̂⟩ times the
+mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made \
+small; log σ(−θ) has no
+lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is \
+left out.",
     example(lambda_dpo = 1.0),
     learning_rate = 2e-3
 )]
 pub struct PrefVec {
-    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the logged rewards.
+    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the
+    /// logged rewards.
     pub variant: Variant,
     /// τ: how far to move along v̂, in lengths of the preference vector, above 0.
     #[default(1.0)]
@@ -46,7 +58,8 @@ pub struct PrefVec {
     pub beta_orth: f64,
     /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
     pub lambda_angle: f64,
-    /// λ_nll: weight of the chosen completion becoming less likely than under the reference, per nat a token.
+    /// λ_nll: weight of the chosen completion becoming less likely than under the reference, per
+    /// nat a token.
     #[default(1.0)]
     pub lambda_nll: f64,
     /// λ_dpo: weight of −log σ(βθ).
@@ -92,9 +105,9 @@ impl InterventionPlugin for PrefVec {
             zero_or_more(field, value)?;
         }
         if c.variant == Variant::Original && !(c.moves_states() || c.original_dpo) {
-            return Err(
-                Error::new("the original objective has no term left").hint("turn on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`")
-            );
+            return Err(Error::new("the original objective has no term left").hint(
+                "turn on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`",
+            ));
         }
         Ok(Box::new(self))
     }
@@ -112,7 +125,13 @@ impl Intervention for PrefVec {
             (false, true) => Completions::Chosen,
             (false, false) => Completions::None,
         };
-        Needs { logprobs, reference_logprobs: logprobs.any(), states: States::Pooled, reference_states: true, ..Needs::default() }
+        Needs {
+            logprobs,
+            reference_logprobs: logprobs.any(),
+            states: States::Pooled,
+            reference_states: true,
+            ..Needs::default()
+        }
     }
 
     fn loss(&mut self, pairs: &Pairs, _: StepInfo) -> Result<Loss> {
@@ -134,25 +153,36 @@ impl PrefVec {
             let v = &d / &s;
             let (m_cho, m_rej) = ((&p.chosen - &r.chosen) / &s, (&p.rejected - &r.rejected) / &s);
             let (a_cho, a_rej) = (dot(&m_cho, &v), dot(&m_rej, &v));
-            let along = ((self.tau - &a_cho).relu() + (self.tau - &a_rej).relu()) * (0.5 / self.tau);
-            let orth = (norm(&(&m_cho - a_cho.unsqueeze(-1) * &v)) + norm(&(&m_rej - a_rej.unsqueeze(-1) * &v))) * 0.5;
+            let along =
+                ((self.tau - &a_cho).relu() + (self.tau - &a_rej).relu()) * (0.5 / self.tau);
+            let orth = (norm(&(&m_cho - a_cho.unsqueeze(-1) * &v))
+                + norm(&(&m_rej - a_rej.unsqueeze(-1) * &v)))
+                * 0.5;
             let angle = 1.0 - cos(&(&p.chosen - &p.rejected), &d);
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
         // A pair that counts at no tap is left out of every term, `nll` and `dpo` included.
-        let mut value = directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
-        let mut metrics =
-            vec![("prefvec/along", along), ("prefvec/orth", orth), ("prefvec/angle", angle), ("prefvec/chosen", a_cho), ("prefvec/rejected", a_rej)];
+        let mut value =
+            directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
+        let mut metrics = vec![
+            ("prefvec/along", along),
+            ("prefvec/orth", orth),
+            ("prefvec/angle", angle),
+            ("prefvec/chosen", a_cho),
+            ("prefvec/rejected", a_rej),
+        ];
         if self.lambda_nll > 0.0 {
-            let worse = (pairs.reference()?.chosen()?.mean() - pairs.policy()?.chosen()?.mean()).relu();
+            let worse =
+                (pairs.reference()?.chosen()?.mean() - pairs.policy()?.chosen()?.mean()).relu();
             value += directed.mean(&worse) * self.lambda_nll;
             metrics.push(("prefvec/nll", worse));
         }
         let mut ratios = None;
         if self.lambda_dpo > 0.0 {
             let sides = pairs.log_ratios()?;
-            value += directed.mean(&losses::sigmoid(&(&sides.chosen - &sides.rejected), self.beta)) * self.lambda_dpo;
+            value += directed.mean(&losses::sigmoid(&(&sides.chosen - &sides.rejected), self.beta))
+                * self.lambda_dpo;
             ratios = Some(sides);
         }
         let loss = Loss::over(value, &directed, NO_DIRECTION);
@@ -195,7 +225,10 @@ impl PrefVec {
             if self.original_angle {
                 i -= &angle * (self.original_beta * 1e5);
             }
-            loss = Loss::new(i.mean(None::<Kind>)).metric("prefvec/proj", &proj).metric("prefvec/orth", &orth).metric("prefvec/angle", &angle);
+            loss = Loss::new(i.mean(None::<Kind>))
+                .metric("prefvec/proj", &proj)
+                .metric("prefvec/orth", &orth)
+                .metric("prefvec/angle", &angle);
         }
         if self.original_dpo {
             let delta = pairs.log_ratios()?;

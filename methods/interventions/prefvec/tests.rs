@@ -1,11 +1,22 @@
 use super::*;
-use reprpo_plugin::testkit::{self, STEP, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
+use reprpo_plugin::testkit::{
+    self, STEP, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor,
+};
 
 /// Completions have two tokens each.
-fn value(config: &PrefVec, policy: &[Sides], reference: &[Sides], logp: Option<(&Sides, &Sides)>) -> Tensor {
+fn value(
+    config: &PrefVec,
+    policy: &[Sides],
+    reference: &[Sides],
+    logp: Option<(&Sides, &Sides)>,
+) -> Tensor {
     let taps = policy.iter().zip(reference).map(|(p, r)| tap(p, r)).collect();
     let (pi, re) = logp.map(|(p, r)| (logprobs(p, 2), logprobs(r, 2))).unzip();
-    config.clone().loss(&Pairs::new(policy[0].chosen.size()[0] as usize, taps, pi, re), STEP).unwrap().value
+    config
+        .clone()
+        .loss(&Pairs::new(policy[0].chosen.size()[0] as usize, taps, pi, re), STEP)
+        .unwrap()
+        .value
 }
 
 #[test]
@@ -14,7 +25,13 @@ fn a_case_worked_out_by_hand() {
     // d = (2, 0), so s = 2 and v̂ = (1, 0).
     let reference = || sides(&tensor(&[2.0, 0.0], &[1, 2]), &tensor(&[0.0, 0.0], &[1, 2]));
     let at = |c: &PrefVec, chosen: [f64; 2], rejected: [f64; 2]| {
-        value(c, &[sides(&tensor(&chosen, &[1, 2]), &tensor(&rejected, &[1, 2]))], &[reference()], None).double_value(&[])
+        value(
+            c,
+            &[sides(&tensor(&chosen, &[1, 2]), &tensor(&rejected, &[1, 2]))],
+            &[reference()],
+            None,
+        )
+        .double_value(&[])
     };
     near(at(&config, [2.0, 0.0], [0.0, 0.0]), 1.0);
     // m⁺ = (½, 1), m⁻ = (−1, 0): ½(½ + 2) along, 0.1·½·1 off.
@@ -22,30 +39,64 @@ fn a_case_worked_out_by_hand() {
     // Past τ nothing is left to gain.
     near(at(&config, [9.0, 0.0], [4.0, 0.0]), 0.0);
     // τ = 2: ½(2 + 2)/2; p⁺ − p⁻ = (0, 2) is at a right angle to d, and m⁺ = (−1, 1), m⁻ = (0, 0).
-    near(at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]), 0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5);
+    near(
+        at(&PrefVec { tau: 2.0, lambda_angle: 0.5, ..config.clone() }, [0.0, 2.0], [0.0, 0.0]),
+        0.5 * (3.0 + 2.0) / 2.0 + 0.05 + 0.5,
+    );
 }
 
 #[test]
 fn it_starts_at_one_with_nothing_from_the_likelihood() {
     let r = [random_sides(&[3, 5])];
     let logp = random_sides(&[6]);
-    assert!((value(&PrefVec::default(), &r, &r, Some((&logp, &logp))).double_value(&[]) - 1.0).abs() < 1e-10);
+    assert!(
+        (value(&PrefVec::default(), &r, &r, Some((&logp, &logp))).double_value(&[]) - 1.0).abs()
+            < 1e-10
+    );
     // Half a nat a token less likely than under the reference; more likely costs nothing.
     let worse = sides(&(&logp.chosen - 0.5), &logp.rejected);
-    assert!((value(&PrefVec::default(), &r, &r, Some((&worse, &logp))).double_value(&[]) - 1.5).abs() < 1e-10);
-    assert!((value(&PrefVec::default(), &r, &r, Some((&logp, &worse))).double_value(&[]) - 1.0).abs() < 1e-10);
+    assert!(
+        (value(&PrefVec::default(), &r, &r, Some((&worse, &logp))).double_value(&[]) - 1.5).abs()
+            < 1e-10
+    );
+    assert!(
+        (value(&PrefVec::default(), &r, &r, Some((&logp, &worse))).double_value(&[]) - 1.0).abs()
+            < 1e-10
+    );
 }
 
 #[test]
 fn gradients_are_those_of_finite_differences_for_every_variant() {
-    let config = PrefVec { beta_orth: 0.3, lambda_angle: 0.7, lambda_nll: 0.9, lambda_dpo: 1.1, beta: 0.2, ..PrefVec::default() };
-    let (policy, reference) = ([random_sides(&[3, 5]), random_sides(&[3, 4])], [random_sides(&[3, 5]), random_sides(&[3, 4])]);
+    let config = PrefVec {
+        beta_orth: 0.3,
+        lambda_angle: 0.7,
+        lambda_nll: 0.9,
+        lambda_dpo: 1.1,
+        beta: 0.2,
+        ..PrefVec::default()
+    };
+    let (policy, reference) = (
+        [random_sides(&[3, 5]), random_sides(&[3, 4])],
+        [random_sides(&[3, 5]), random_sides(&[3, 4])],
+    );
     let (logp, logr) = (random_sides(&[6]), random_sides(&[6]));
     // The reference's states too: they carry a gradient into the transform.
-    let leaves: Vec<&Tensor> = policy.iter().chain(&reference).chain([&logp]).flat_map(|s| [&s.chosen, &s.rejected]).collect();
-    testkit::gradients_are_those_of_finite_differences(&leaves, || value(&config, &policy, &reference, Some((&logp, &logr))));
+    let leaves: Vec<&Tensor> = policy
+        .iter()
+        .chain(&reference)
+        .chain([&logp])
+        .flat_map(|s| [&s.chosen, &s.rejected])
+        .collect();
+    testkit::gradients_are_those_of_finite_differences(&leaves, || {
+        value(&config, &policy, &reference, Some((&logp, &logr)))
+    });
 
-    let config = PrefVec { variant: Variant::Original, original_orth: true, original_angle: true, ..PrefVec::default() };
+    let config = PrefVec {
+        variant: Variant::Original,
+        original_orth: true,
+        original_angle: true,
+        ..PrefVec::default()
+    };
     let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
     let loss = || {
         let pairs = Pairs::new(
@@ -71,7 +122,8 @@ fn an_original_without_terms_is_refused() {
 
 #[test]
 fn it_asks_for_what_its_weights_need() {
-    let needs = |lambda_nll, lambda_dpo| PrefVec { lambda_nll, lambda_dpo, ..PrefVec::default() }.needs();
+    let needs =
+        |lambda_nll, lambda_dpo| PrefVec { lambda_nll, lambda_dpo, ..PrefVec::default() }.needs();
     assert_eq!(needs(0.0, 0.0).logprobs, Completions::None);
     assert!(!needs(0.0, 0.0).reference_logprobs && needs(0.0, 0.0).reference_states);
     assert_eq!(needs(1.0, 0.0).logprobs, Completions::Chosen);

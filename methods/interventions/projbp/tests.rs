@@ -1,5 +1,5 @@
-//! The hooks against a backward pass in segments: every adapted output is cut from its graph, and the gradient is carried
-//! over the cuts by hand, latest first.
+//! The hooks against a backward pass in segments: every adapted output is cut from its graph, and
+//! the gradient is carried over the cuts by hand, latest first.
 
 use std::cell::RefCell;
 
@@ -23,7 +23,8 @@ fn adapter(targets: &str) -> Box<dyn Adapter> {
 
 /// An adapter away from its start, where half of it has no gradient.
 fn attached(model: &Model, targets: &str) -> Adapted {
-    let adapted = Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
+    let adapted =
+        Adapted::attach(adapter(targets).as_ref(), model, model.info().layers, 0).unwrap();
     // Not libtorch's generator, which all tests share.
     let mut noise = Init::new(3, "noise", Kind::Double, Device::Cpu);
     for (name, tensor) in adapted.parameters() {
@@ -39,9 +40,16 @@ fn gradients(adapted: &Adapted) -> Vec<Tensor> {
 fn hooked(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let adapted = attached(model, targets);
     let taps = Taps::default();
-    let mut objective = Objective::new(config.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+    let mut objective = Objective::new(
+        config.clone().build(model.info()).unwrap(),
+        taps,
+        Reference::default(),
+        &adapted,
+    )
+    .unwrap();
     let pairs = pairs();
-    accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP).unwrap();
+    accumulate(&mut objective, model, &adapted, &pairs.iter().collect::<Vec<_>>(), 6, STEP)
+        .unwrap();
     gradients(&adapted)
 }
 
@@ -54,13 +62,18 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     let mut method = Projected { config: config.clone(), loss: Box::new(config.dpo.clone()) };
     let logprobs = |hidden: &Tensor| {
         let logps = model.logprobs(hidden, &batch.predicted, Detail::None).unwrap().0;
-        Logprobs::new(batch.tokens_of(&logps, Side::Chosen).unwrap(), Some(batch.tokens_of(&logps, Side::Rejected).unwrap()))
+        Logprobs::new(
+            batch.tokens_of(&logps, Side::Chosen).unwrap(),
+            Some(batch.tokens_of(&logps, Side::Rejected).unwrap()),
+        )
     };
 
     let outputs: Vec<Site> = adapted.changed().map(|c| c.output).collect();
     let reference = {
         let _guard = tch::no_grad_guard();
-        model.forward(&batch.stream, Request { sites: &outputs, hidden: true, ..Request::default() }).unwrap()
+        model
+            .forward(&batch.stream, Request { sites: &outputs, hidden: true, ..Request::default() })
+            .unwrap()
     };
     let direction = |i: usize| {
         let pool = |side| batch.pool(&reference.states[i], Pooling::Completion, side).unwrap();
@@ -73,17 +86,42 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
         cuts.borrow_mut().push((site.clone(), y, leaf.shallow_clone()));
         Ok(leaf)
     };
-    let reached =
-        model.forward(&batch.stream, Request { adapted: Some(&adapted), train: true, hidden: true, intercept: Some(&cut), ..Request::default() }).unwrap();
-    let loss =
-        method.loss(&Pairs::new(batch.len(), Vec::new(), Some(logprobs(&reached.hidden.unwrap())), Some(logprobs(&reference.hidden.unwrap()))), STEP).unwrap();
+    let reached = model
+        .forward(
+            &batch.stream,
+            Request {
+                adapted: Some(&adapted),
+                train: true,
+                hidden: true,
+                intercept: Some(&cut),
+                ..Request::default()
+            },
+        )
+        .unwrap();
+    let loss = method
+        .loss(
+            &Pairs::new(
+                batch.len(),
+                Vec::new(),
+                Some(logprobs(&reached.hidden.unwrap())),
+                Some(logprobs(&reference.hidden.unwrap())),
+            ),
+            STEP,
+        )
+        .unwrap();
 
-    // The residual stream passes every cut by, so the graph is gone through more than once, and gradients are summed here.
+    // The residual stream passes every cut by, so the graph is gone through more than once, and
+    // gradients are summed here.
     let cuts = cuts.into_inner();
-    let leaves: Vec<Tensor> = cuts.iter().map(|(_, _, leaf)| leaf.shallow_clone()).chain(adapted.parameters().into_iter().map(|(_, t)| t)).collect();
+    let leaves: Vec<Tensor> = cuts
+        .iter()
+        .map(|(_, _, leaf)| leaf.shallow_clone())
+        .chain(adapted.parameters().into_iter().map(|(_, t)| t))
+        .collect();
     let mut sums: Vec<Tensor> = leaves.iter().map(Tensor::zeros_like).collect();
     let carry = |sums: &mut Vec<Tensor>, from: &Tensor| {
-        for (sum, part) in sums.iter_mut().zip(Tensor::run_backward(&[from], &leaves, true, false)) {
+        for (sum, part) in sums.iter_mut().zip(Tensor::run_backward(&[from], &leaves, true, false))
+        {
             if part.defined() {
                 *sum += part;
             }
@@ -92,7 +130,12 @@ fn segmented(config: &ProjBp, model: &Model, targets: &str) -> Vec<Tensor> {
     carry(&mut sums, &loss.value);
     for (i, (site, y, _)) in cuts.iter().enumerate().rev() {
         let place = outputs.iter().position(|o| o == site).unwrap();
-        let at = OutputGrad { site: site.clone(), direction: direction(place), owner: batch.row_owner().unwrap(), weight: 1.0 / batch.len() as f64 };
+        let at = OutputGrad {
+            site: site.clone(),
+            direction: direction(place),
+            owner: batch.row_owner().unwrap(),
+            weight: 1.0 / batch.len() as f64,
+        };
         let mapped = method.output_grad(at).unwrap()(&sums[i]).unwrap();
         carry(&mut sums, &(y * mapped).sum(Kind::Double));
     }
@@ -104,11 +147,19 @@ fn hooks_are_segments(model: &Model, targets: &[&str]) {
         ProjBp::default(),
         ProjBp { variant: Variant::Original, ..ProjBp::default() },
         ProjBp { keep_norm: false, mag_clip: Some(1e-3), ..ProjBp::default() },
-        ProjBp { sign: Sign::Both, beta: 0.0, keep_norm: false, mag_clip: None, ..ProjBp::default() },
+        ProjBp {
+            sign: Sign::Both,
+            beta: 0.0,
+            keep_norm: false,
+            mag_clip: None,
+            ..ProjBp::default()
+        },
     ];
     for config in &configs {
         for targets in targets {
-            for (hooked, segmented) in hooked(config, model, targets).iter().zip(segmented(config, model, targets)) {
+            for (hooked, segmented) in
+                hooked(config, model, targets).iter().zip(segmented(config, model, targets))
+            {
                 let scale = segmented.abs().max().double_value(&[]);
                 let off = (hooked - &segmented).abs().max().double_value(&[]);
                 assert!(scale > 0.0 && off <= 1e-9 * scale, "{targets}: off by {off} of {scale}");
@@ -119,31 +170,52 @@ fn hooks_are_segments(model: &Model, targets: &[&str]) {
 
 #[test]
 fn the_hooks_are_a_backward_pass_in_segments() {
-    let targets = [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#];
+    let targets =
+        [r#"["q_proj", "v_proj"]"#, r#"["o_proj"]"#, r#"["down_proj"]"#, r#""all-linear""#];
     hooks_are_segments(&model(Kind::Double).unwrap(), &targets);
 }
 
 #[test]
 fn they_are_at_parts_of_modules_too() {
-    for (name, targets) in [("phi3", r#"["qkv_proj.k_proj", "gate_up_proj.up_proj"]"#), ("gpt_neox", r#"["query_key_value.q_proj", "query_key_value.v_proj"]"#)]
-    {
+    for (name, targets) in [
+        ("phi3", r#"["qkv_proj.k_proj", "gate_up_proj.up_proj"]"#),
+        ("gpt_neox", r#"["query_key_value.q_proj", "query_key_value.v_proj"]"#),
+    ] {
         let Some(golden) = crate::golden::folder() else { return };
-        let files = reprpo_core::weights::ModelFiles::open(&golden.join("models").join(name)).unwrap();
+        let files =
+            reprpo_core::weights::ModelFiles::open(&golden.join("models").join(name)).unwrap();
         hooks_are_segments(&Model::load(&files, Kind::Double, Device::Cpu).unwrap(), &[targets]);
     }
 }
 
 #[test]
 fn a_map_that_keeps_everything_is_dpo() {
-    let keep = ProjBp { beta: 1.0, sign: Sign::Both, mag_clip: None, keep_norm: true, ..ProjBp::default() };
+    let keep = ProjBp {
+        beta: 1.0,
+        sign: Sign::Both,
+        mag_clip: None,
+        keep_norm: true,
+        ..ProjBp::default()
+    };
     let model = model(Kind::Double).unwrap();
     let adapted = attached(&model, r#""all-linear""#);
     let taps = Taps::default();
-    let mut objective = Objective::new(keep.dpo.clone().build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+    let mut objective = Objective::new(
+        keep.dpo.clone().build(model.info()).unwrap(),
+        taps,
+        Reference::default(),
+        &adapted,
+    )
+    .unwrap();
     let pairs = pairs();
-    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP).unwrap();
-    for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#)) {
-        assert!((plain - &hooked).abs().max().double_value(&[]) < 1e-9 * plain.abs().max().double_value(&[]).max(1e-3));
+    accumulate(&mut objective, &model, &adapted, &pairs.iter().collect::<Vec<_>>(), 2, STEP)
+        .unwrap();
+    for (plain, hooked) in gradients(&adapted).iter().zip(hooked(&keep, &model, r#""all-linear""#))
+    {
+        assert!(
+            (plain - &hooked).abs().max().double_value(&[])
+                < 1e-9 * plain.abs().max().double_value(&[]).max(1e-3)
+        );
     }
 }
 
@@ -154,6 +226,9 @@ fn nothing_is_clipped_unless_the_original_is_asked_for() {
     assert_eq!(passed(ProjBp::default()), [-2.0, 3.0]);
     // The original ignores `sign`.
     for sign in [Sign::Both, Sign::Pos, Sign::Neg] {
-        assert_eq!(passed(ProjBp { variant: Variant::Original, sign, ..ProjBp::default() }), [-1.0, 3.0]);
+        assert_eq!(
+            passed(ProjBp { variant: Variant::Original, sign, ..ProjBp::default() }),
+            [-1.0, 3.0]
+        );
     }
 }

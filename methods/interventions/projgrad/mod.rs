@@ -11,29 +11,38 @@ mod tests;
 /// DPO with projected parameter gradients.
 #[intervention(
     name = "projgrad",
-    summary = "DPO, and after each backward pass every parameter's gradient is drawn towards the preference direction",
-    reference = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the coefficient and directions of whole steps",
+    summary = "DPO, and after each backward pass every parameter's gradient is drawn towards the \
+        preference direction",
+    reference = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the \
+        coefficient and directions of whole steps",
     explain = "\
-L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an axis in its module's
+L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an \
+axis in its module's
 input or output space:
-u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's input or output there
+u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's \
+input or output there
 c = ⟨G, u⟩ along that axis    parallel = c⊗u    rest = G − parallel
 G ← lrelu(c)⊗u + β·rest
 
-lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing is clipped. u is summed up
-with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, the inner vector of vera)
-keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u alone.",
+lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing \
+is clipped. u is summed up
+with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, \
+the inner vector of vera)
+keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u \
+alone.",
     example(source = "policy", mag_clip = 0.5)
 )]
 pub struct ProjGrad {
-    /// β: share of the gradient across the direction that stays, 0 or more; 1 with `sign = "both"` is DPO itself.
+    /// β: share of the gradient across the direction that stays, 0 or more; 1 with `sign = "both"`
+    /// is DPO itself.
     #[default(0.8)]
     pub beta: f64,
     /// Which coefficients along the direction pass.
     pub sign: Sign,
     /// What the others are scaled by, 0 to 1.
     pub neg_slope: f64,
-    /// κ: first scales a parameter's gradient down to at most κ lengths of the preference direction; none = not at all.
+    /// κ: first scales a parameter's gradient down to at most κ lengths of the preference
+    /// direction; none = not at all.
     pub mag_clip: Option<f64>,
     /// Scales the part across the direction to the length of the part along it, before β.
     pub scale_orth: bool,

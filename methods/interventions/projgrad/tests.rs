@@ -14,9 +14,13 @@ fn off(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn with_beta_one_and_no_clipping_nothing_changes() {
     let method = projected(ProjGrad { beta: 1.0, ..ProjGrad::default() });
-    for (shape, axis) in
-        [(&[5, 7][..], Axis::Input(1)), (&[7, 5], Axis::Output(0)), (&[7], Axis::Output(0)), (&[1, 7], Axis::Input(1)), (&[2, 7, 3], Axis::Input(1))]
-    {
+    for (shape, axis) in [
+        (&[5, 7][..], Axis::Input(1)),
+        (&[7, 5], Axis::Output(0)),
+        (&[7], Axis::Output(0)),
+        (&[1, 7], Axis::Input(1)),
+        (&[2, 7, 3], Axis::Input(1)),
+    ] {
         let (g, d) = (random(shape), random(&[7]));
         assert!(off(&method.parameter_grad(&g, axis, &d).unwrap(), &g) < 1e-10, "{shape:?}");
     }
@@ -35,9 +39,19 @@ fn with_beta_zero_a_gradient_is_parallel_to_the_direction() {
 fn a_sign_clips_the_coefficient_and_not_the_vector() {
     let d = Tensor::from_slice(&[3.0f64, 0.0]);
     let g = Tensor::from_slice(&[2.0f64, 1.0, -4.0, 1.0]).reshape([2, 2]);
-    let with = |sign| projected(ProjGrad { beta: 0.5, sign, neg_slope: 0.25, ..ProjGrad::default() }).parameter_grad(&g, Axis::Input(1), &d).unwrap();
-    assert!(off(&with(Sign::Pos), &Tensor::from_slice(&[2.0f64, 0.5, -1.0, 0.5]).reshape([2, 2])) < 1e-10);
-    assert!(off(&with(Sign::Neg), &Tensor::from_slice(&[0.5f64, 0.5, -4.0, 0.5]).reshape([2, 2])) < 1e-10);
+    let with = |sign| {
+        projected(ProjGrad { beta: 0.5, sign, neg_slope: 0.25, ..ProjGrad::default() })
+            .parameter_grad(&g, Axis::Input(1), &d)
+            .unwrap()
+    };
+    assert!(
+        off(&with(Sign::Pos), &Tensor::from_slice(&[2.0f64, 0.5, -1.0, 0.5]).reshape([2, 2]))
+            < 1e-10
+    );
+    assert!(
+        off(&with(Sign::Neg), &Tensor::from_slice(&[0.5f64, 0.5, -4.0, 0.5]).reshape([2, 2]))
+            < 1e-10
+    );
 }
 
 #[test]
@@ -73,7 +87,14 @@ fn a_value_out_of_range_is_named() {
 /// In the engine, over micro-batches, against a direction that is worked out apart from it.
 #[test]
 fn with_beta_zero_every_output_axis_gradient_lies_along_the_step_s_direction() {
-    assert_eq!(gradients_along_the_direction(&reprpo_core::conformance::model(Kind::Double).unwrap(), "q_proj", "v_proj"), 12);
+    assert_eq!(
+        gradients_along_the_direction(
+            &reprpo_core::conformance::model(Kind::Double).unwrap(),
+            "q_proj",
+            "v_proj"
+        ),
+        12
+    );
 }
 
 #[test]
@@ -82,13 +103,29 @@ fn at_a_part_of_a_module_the_direction_is_that_of_its_own_outputs() {
 
     for (model, module) in [("phi3", "qkv_proj"), ("gpt_neox", "query_key_value")] {
         let Some(golden) = crate::golden::folder() else { return };
-        let model = Model::load(&ModelFiles::open(&golden.join("models").join(model)).unwrap(), Kind::Double, Device::Cpu).unwrap();
-        assert_eq!(gradients_along_the_direction(&model, &format!("{module}.q_proj"), &format!("{module}.v_proj")), 12);
+        let model = Model::load(
+            &ModelFiles::open(&golden.join("models").join(model)).unwrap(),
+            Kind::Double,
+            Device::Cpu,
+        )
+        .unwrap();
+        assert_eq!(
+            gradients_along_the_direction(
+                &model,
+                &format!("{module}.q_proj"),
+                &format!("{module}.v_proj")
+            ),
+            12
+        );
     }
 }
 
 /// How many gradients there are, all of which lie along the direction.
-fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, other: &str) -> usize {
+fn gradients_along_the_direction(
+    model: &reprpo_core::model::Model,
+    one: &str,
+    other: &str,
+) -> usize {
     use reprpo_core::batch::{BatchSpec, PairBatch};
     use reprpo_core::model::Adapted;
     use reprpo_core::model::pass::Request;
@@ -104,8 +141,13 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
         let _ = tensor.detach().g_add_(&(random(&tensor.size()) * 0.1));
     }
     let taps = Taps::default();
-    let mut objective =
-        Objective::new(ProjGrad { beta: 0.0, ..ProjGrad::default() }.build(model.info()).unwrap(), taps, Reference::default(), &adapted).unwrap();
+    let mut objective = Objective::new(
+        ProjGrad { beta: 0.0, ..ProjGrad::default() }.build(model.info()).unwrap(),
+        taps,
+        Reference::default(),
+        &adapted,
+    )
+    .unwrap();
     accumulate(&mut objective, model, &adapted, &pairs, 2, StepInfo { step: 0, steps: 1 }).unwrap();
 
     let holds = BatchSpec::SCORED;
@@ -113,7 +155,10 @@ fn gradients_along_the_direction(model: &reprpo_core::model::Model, one: &str, o
     let mut looked_at = 0;
     for changed in adapted.changed() {
         let sites = [changed.input, changed.output];
-        let states = model.forward(&batch.stream, Request { sites: &sites, ..Request::default() }).unwrap().states;
+        let states = model
+            .forward(&batch.stream, Request { sites: &sites, ..Request::default() })
+            .unwrap()
+            .states;
         for parameter in &changed.parameters {
             let axis = parameter.axis.expect("both of lora's have one");
             let at = &states[usize::from(matches!(axis, Axis::Output(_)))];

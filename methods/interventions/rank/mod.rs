@@ -10,30 +10,44 @@ use super::vectors::{EPS, dot, mean, safe};
 #[cfg(test)]
 mod tests;
 
-/// A divergence is more than rounding if it exceeds the entropy times the float's precision times this factor.
+/// A divergence is more than rounding if it exceeds the entropy times the float's precision times
+/// this factor.
 const ROUNDING: f64 = 8.0;
 
 /// The reason for leaving a pair out of the loss; completes "each has …" in the run's log.
-const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of both completions are equal";
+const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the reference's states of \
+    both completions are equal";
 
 /// States as distributions over their coordinates.
 #[intervention(
     name = "rank",
-    summary = "make the softmax of the rejected completion's states that of the reference's chosen ones, and hold the chosen ones there",
-    reference = "wassname, repr-preference-optimization (Rank), with divergences in units of the preference vector's",
+    summary = "make the softmax of the rejected completion's states that of the reference's \
+        chosen ones, and hold the chosen ones there",
+    reference = "wassname, repr-preference-optimization (Rank), with divergences in units of the \
+        preference vector's",
     explain = "\
-L = [KL(P_r⁺‖P_π⁻) + α·KL(P_r⁺‖P_π⁺)]/(KL(P_r⁺‖P_r⁻) + ε)    P = softmax(pool(T h)/temperature) over h
-original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softmax(T h))    ψ = (q_π⁺ − q_r⁺) − (q_π⁻ − q_r⁻)
-          retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each by a switch of its own
+L = [KL(P_r⁺‖P_π⁻) + α·KL(P_r⁺‖P_π⁺)]/(KL(P_r⁺‖P_r⁻) + ε)    P = softmax(pool(T h)/temperature) \
+over h
+original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softmax(T h))    ψ = (q_π⁺ − \
+q_r⁺) − (q_π⁻ − q_r⁻)
+          retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each by \
+          a switch of its own
 
-P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; means over pairs and taps.
-The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below the fraction too, so that
-T gains nothing by shrinking. A pair does not count at a tap where KL(P_r⁺‖P_r⁻) is 0 but for rounding, for example because
-both completions are equal or because the temperature is too high for the states. The softmax depends on the basis, so a
+P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; \
+means over pairs and taps.
+The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below \
+the fraction too, so that
+T gains nothing by shrinking. A pair does not count at a tap where KL(P_r⁺‖P_r⁻) is 0 but for \
+rounding, for example because
+both completions are equal or because the temperature is too high for the states. The softmax \
+depends on the basis, so a
 rotation T changes what is compared.
-original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion without tokens of unusual
-length; it looks at both completions' changes, and as it stands rewards moving the rejected ones up and the chosen ones
-down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that token), as it had it.",
+original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion \
+without tokens of unusual
+length; it looks at both completions' changes, and as it stands rewards moving the rejected ones \
+up and the chosen ones
+down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that \
+token), as it had it.",
     example(temperature = 5),
     learning_rate = 5e-3
 )]
@@ -43,8 +57,9 @@ pub struct Rank {
     /// α: weight of the retain term, without a unit, 0 or more.
     #[default(0.25)]
     pub alpha: f64,
-    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A residual stream has
-    /// coordinates in the hundreds, and at 1 the softmax sees nothing but the largest.
+    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A
+    /// residual stream has coordinates in the hundreds, and at 1 the softmax sees nothing but the
+    /// largest.
     #[default(100.0)]
     pub temperature: f64,
     /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
@@ -53,7 +68,8 @@ pub struct Rank {
     /// Adds relu(−θ) to the original's retain term.
     #[default(true)]
     pub original_dpo: bool,
-    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of 0.01 nats a token.
+    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of
+    /// 0.01 nats a token.
     pub original_nll: bool,
     /// Adds the chosen states' own change to the original's retain term.
     pub original_retain: bool,
@@ -71,10 +87,18 @@ impl InterventionPlugin for Rank {
 impl Intervention for Rank {
     fn needs(&self) -> Needs {
         match self.variant {
-            Variant::Default => Needs { states: States::Pooled, reference_states: true, ..Needs::default() },
+            Variant::Default => {
+                Needs { states: States::Pooled, reference_states: true, ..Needs::default() }
+            }
             Variant::Original => {
-                let logprobs = if self.original_dpo { Completions::Both } else { Completions::None };
-                Needs { logprobs, reference_logprobs: self.original_dpo, sequence_nll: self.original_nll, ..original::NEEDS }
+                let logprobs =
+                    if self.original_dpo { Completions::Both } else { Completions::None };
+                Needs {
+                    logprobs,
+                    reference_logprobs: self.original_dpo,
+                    sequence_nll: self.original_nll,
+                    ..original::NEEDS
+                }
             }
         }
     }
@@ -84,7 +108,11 @@ impl Intervention for Rank {
             Variant::Default => {
                 let pairs = self.divergences(pairs)?;
                 let (reroute, retain) = (pairs.values.get(0), pairs.values.get(1));
-                let loss = Loss::over(pairs.mean(&(&reroute + &retain * self.alpha)), &pairs, NO_DIVERGENCE);
+                let loss = Loss::over(
+                    pairs.mean(&(&reroute + &retain * self.alpha)),
+                    &pairs,
+                    NO_DIVERGENCE,
+                );
                 Ok(logged(loss, &reroute, &retain))
             }
             Variant::Original => self.original(&OriginalTap::all(pairs)?, pairs, None),
@@ -98,7 +126,8 @@ fn logged(loss: Loss, reroute: &Tensor, retain: &Tensor) -> Loss {
 }
 
 impl Rank {
-    /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's reference states differ.
+    /// Returns both terms `[2 b]`, the mean over the taps at which the softmaxes of a pair's
+    /// reference states differ.
     fn divergences(&self, pairs: &Pairs) -> Result<Counted> {
         pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
@@ -106,22 +135,39 @@ impl Rank {
             let r_cho = log_p(&r.chosen);
             let kl_from_r_cho = |other: &Tensor| dot(&r_cho.exp(), &(&r_cho - log_p(other)));
             let scale = kl_from_r_cho(&r.rejected) + EPS;
-            // The divergence is a sum of terms p·log p, so its rounding error grows with the entropy.
-            let rounding = dot(&r_cho.exp(), &r_cho).detach() * (-ROUNDING * precision(r_cho.kind()));
+            // The divergence is a sum of terms p·log p, so its rounding error grows with the
+            // entropy.
+            let rounding =
+                dot(&r_cho.exp(), &r_cho).detach() * (-ROUNDING * precision(r_cho.kind()));
             let counts = r.differ().logical_and(&scale.detach().gt_tensor(&rounding));
             let scale = safe(&scale, &counts);
-            Ok((Tensor::stack(&[kl_from_r_cho(&p.rejected) / &scale, kl_from_r_cho(&p.chosen) / &scale], 0), counts))
+            Ok((
+                Tensor::stack(
+                    &[kl_from_r_cho(&p.rejected) / &scale, kl_from_r_cho(&p.chosen) / &scale],
+                    0,
+                ),
+                counts,
+            ))
         })
     }
 
-    /// The original's loss. Tokens of the chosen sequences that are not `attended` `[m]` are padding.
-    pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs, attended: Option<&Tensor>) -> Result<Loss> {
+    /// The original's loss. Tokens of the chosen sequences that are not `attended` `[m]` are
+    /// padding.
+    pub(super) fn original(
+        &self,
+        taps: &[OriginalTap<'_>],
+        pairs: &Pairs,
+        attended: Option<&Tensor>,
+    ) -> Result<Loss> {
         let beta = self.original_beta;
         let terms = original::mean_over(taps, |tap| {
             let [q_pi, q_r] = tap.pooled(|h| h.log_softmax(-1, None::<Kind>));
             let (chosen, rejected) = (q_pi.chosen - q_r.chosen, q_pi.rejected - q_r.rejected);
             let psi = &chosen - &rejected;
-            Tensor::stack(&[mean(&losses::sigmoid(&psi, -beta)), mean(&(chosen * beta).square())], 0)
+            Tensor::stack(
+                &[mean(&losses::sigmoid(&psi, -beta)), mean(&(chosen * beta).square())],
+                0,
+            )
         })?;
         let reroute = terms.get(0);
         let mut retain = reroute.zeros_like();
@@ -143,7 +189,10 @@ impl Rank {
 /// mean_t(nll_π − nll_r) with padding as 0 among all positions: `[m]` → `[b]`.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
-    let off = attended.map_or_else(|| off.shallow_clone(), |attended| &off * attended.to_kind(off.kind()));
-    let per_pair = |x: &Tensor| Tensor::zeros([pairs as i64], (x.kind(), x.device())).index_add(0, &nll.owner, x);
+    let off = attended
+        .map_or_else(|| off.shallow_clone(), |attended| &off * attended.to_kind(off.kind()));
+    let per_pair = |x: &Tensor| {
+        Tensor::zeros([pairs as i64], (x.kind(), x.device())).index_add(0, &nll.owner, x)
+    };
     per_pair(&off) / per_pair(&off.ones_like())
 }

@@ -1,5 +1,8 @@
 use super::*;
-use reprpo_plugin::testkit::{STEP, gradients_are_those_of_finite_differences, logprobs, map, model, near, random_sides, sides, tap, tap_of_tokens, tensor};
+use reprpo_plugin::testkit::{
+    STEP, gradients_are_those_of_finite_differences, logprobs, map, model, near, random_sides,
+    sides, tap, tap_of_tokens, tensor,
+};
 
 fn value(config: &Rank, pairs: &Pairs) -> Tensor {
     config.clone().loss(pairs, STEP).unwrap().value
@@ -19,18 +22,32 @@ fn a_case_worked_out_by_hand() {
     near(value(&one, &pooled(&reference, &reference)).double_value(&[]), 1.0);
     // What was rejected is where the chosen was, and the chosen moved to (¼, ¾).
     let policy = sides(&-&three, &three);
-    near(value(&one, &pooled(&policy, &reference)).double_value(&[]), 0.25 * kl(0.75, 0.25) / kl(0.75, 0.5));
+    near(
+        value(&one, &pooled(&policy, &reference)).double_value(&[]),
+        0.25 * kl(0.75, 0.25) / kl(0.75, 0.5),
+    );
     let hot = Rank { temperature: 2.0, alpha: 1.0, ..Rank::default() };
     let root = 3f64.sqrt() / (1.0 + 3f64.sqrt());
-    near(value(&hot, &pooled(&policy, &reference)).double_value(&[]), kl(root, 1.0 - root) / kl(root, 0.5));
+    near(
+        value(&hot, &pooled(&policy, &reference)).double_value(&[]),
+        kl(root, 1.0 - root) / kl(root, 0.5),
+    );
 }
 
 #[test]
 fn the_original_starts_at_log_two() {
     let states = random_sides(&[2, 5, 4]);
     let logp = random_sides(&[4]);
-    let pairs = Pairs::new(2, vec![tap_of_tokens(&states, &states, 2)], Some(logprobs(&logp, 2)), Some(logprobs(&logp, 2)));
-    near(value(&Rank { variant: Variant::Original, ..Rank::default() }, &pairs).double_value(&[]), std::f64::consts::LN_2);
+    let pairs = Pairs::new(
+        2,
+        vec![tap_of_tokens(&states, &states, 2)],
+        Some(logprobs(&logp, 2)),
+        Some(logprobs(&logp, 2)),
+    );
+    near(
+        value(&Rank { variant: Variant::Original, ..Rank::default() }, &pairs).double_value(&[]),
+        std::f64::consts::LN_2,
+    );
 }
 
 #[test]
@@ -38,13 +55,21 @@ fn gradients_are_those_of_finite_differences_for_every_variant() {
     let config = Rank { temperature: 1.5, alpha: 0.7, ..Rank::default() };
     // The reference's too: they carry a gradient into the transform.
     let (p, r) = (random_sides(&[3, 5]), random_sides(&[3, 5]));
-    gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &r.chosen, &r.rejected], || value(&config, &pooled(&p, &r)));
+    gradients_are_those_of_finite_differences(
+        &[&p.chosen, &p.rejected, &r.chosen, &r.rejected],
+        || value(&config, &pooled(&p, &r)),
+    );
 
     let config = Rank { variant: Variant::Original, original_retain: true, ..Rank::default() };
     let (p, r) = (random_sides(&[2, 7, 4]), random_sides(&[2, 7, 4]));
     let (logp, logr) = (random_sides(&[4]), random_sides(&[4]));
     gradients_are_those_of_finite_differences(&[&p.chosen, &p.rejected, &logp.chosen], || {
-        let pairs = Pairs::new(2, vec![tap_of_tokens(&p, &r, 3)], Some(logprobs(&logp, 2)), Some(logprobs(&map(&logr, |x| x + 5.0), 2)));
+        let pairs = Pairs::new(
+            2,
+            vec![tap_of_tokens(&p, &r, 3)],
+            Some(logprobs(&logp, 2)),
+            Some(logprobs(&map(&logr, |x| x + 5.0), 2)),
+        );
         value(&config, &pairs)
     });
 }
@@ -59,8 +84,13 @@ fn numbers_out_of_range_are_refused() {
 
 #[test]
 fn the_original_asks_for_what_its_switches_need() {
-    let needs = |original_dpo, original_nll| Rank { variant: Variant::Original, original_dpo, original_nll, ..Rank::default() }.needs();
-    assert_eq!((needs(false, false).logprobs, needs(true, false).logprobs), (Completions::None, Completions::Both));
+    let needs = |original_dpo, original_nll| {
+        Rank { variant: Variant::Original, original_dpo, original_nll, ..Rank::default() }.needs()
+    };
+    assert_eq!(
+        (needs(false, false).logprobs, needs(true, false).logprobs),
+        (Completions::None, Completions::Both)
+    );
     assert!(needs(false, true).sequence_nll && !needs(true, false).sequence_nll);
     assert_eq!(Rank::default().needs().logprobs, Completions::None);
 }

@@ -1,4 +1,5 @@
-//! Representation rerouting, the loss of circuit breakers: rejected states turn away from what they were.
+//! Representation rerouting, the loss of circuit breakers: rejected states turn away from what they
+//! were.
 
 use reprpo_plugin::prelude::*;
 
@@ -12,26 +13,35 @@ mod tests;
 /// Representation rerouting.
 #[intervention(
     name = "rr",
-    summary = "representation rerouting (circuit breakers): turn the rejected completion's states away, hold the chosen one's",
-    reference = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, algorithm 1",
+    summary = "representation rerouting (circuit breakers): turn the rejected completion's states \
+        away, hold the chosen one's",
+    reference = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, \
+        algorithm 1",
     explain = "\
 L = α_max[p·‖h_π⁺ − h_r⁺‖/‖h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
 original: α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]
 
-h± are the transformed states of each completion token at a tap, of the policy and of the reference; the mean over a
-completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = r the cosine is 1
-and its gradient is 0, so training begins a little beside the reference, with L near α_max. The tap's pooling is not used.
-original differs in this: its retain term is the plain distance. In a residual stream, whose states have norms in the
-hundreds, that term outweighs the cosine from the first steps on, because the cosine's gradient shrinks as the norm grows,
+h± are the transformed states of each completion token at a tap, of the policy and of the \
+reference; the mean over a
+completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = \
+r the cosine is 1
+and its gradient is 0, so training begins a little beside the reference, with L near α_max. The \
+tap's pooling is not used.
+original differs in this: its retain term is the plain distance. In a residual stream, whose \
+states have norms in the
+hundreds, that term outweighs the cosine from the first steps on, because the cosine's gradient \
+shrinks as the norm grows,
 and it pulls the adapter back to its start.
 Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.",
     example(alpha_max = 5),
     learning_rate = 2e-3
 )]
 pub struct Rr {
-    /// Which retain term is used: the distance divided by the length of the reference's state, or the plain distance as in the paper.
+    /// Which retain term is used: the distance divided by the length of the reference's state, or
+    /// the plain distance as in the paper.
     pub variant: Variant,
-    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for Llama 3 8B and 5 for Mistral 7B.
+    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for
+    /// Llama 3 8B and 5 for Mistral 7B.
     #[default(10.0)]
     pub alpha_max: f64,
 }
@@ -45,15 +55,24 @@ impl InterventionPlugin for Rr {
 
 impl Intervention for Rr {
     fn needs(&self) -> Needs {
-        Needs { states: States::PerToken, reference_states: true, flat_start: true, ..Needs::default() }
+        Needs {
+            states: States::PerToken,
+            reference_states: true,
+            flat_start: true,
+            ..Needs::default()
+        }
     }
 
     fn loss(&mut self, pairs: &Pairs, step: StepInfo) -> Result<Loss> {
         let p = step.step as f64 / (2 * step.steps) as f64;
         let terms = pairs.mean_over_taps(|tap| {
             let (pi, r) = tap.tokens()?;
-            let retain = mean_over_completion(&pi.chosen, &self.moved(&pi.chosen.states, &r.chosen.states));
-            let reroute = mean_over_completion(&pi.rejected, &cos(&pi.rejected.states, &r.rejected.states).relu());
+            let retain =
+                mean_over_completion(&pi.chosen, &self.moved(&pi.chosen.states, &r.chosen.states));
+            let reroute = mean_over_completion(
+                &pi.rejected,
+                &cos(&pi.rejected.states, &r.rejected.states).relu(),
+            );
             Ok(Tensor::stack(&[retain, reroute], 0))
         })?;
         let (retain, reroute) = (terms.get(0), terms.get(1));
@@ -63,8 +82,8 @@ impl Intervention for Rr {
 }
 
 impl Rr {
-    /// Distance of each token's state from the reference's, `[m h]` → `[m]`. Except in `original` it is divided by the length of
-    /// the reference's state, and is 0 where that length is 0.
+    /// Distance of each token's state from the reference's, `[m h]` → `[m]`. Except in `original`
+    /// it is divided by the length of the reference's state, and is 0 where that length is 0.
     fn moved(&self, state: &Tensor, reference: &Tensor) -> Tensor {
         let distance = norm(&(state - reference));
         if self.variant == Variant::Original {

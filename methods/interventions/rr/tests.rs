@@ -1,34 +1,58 @@
 use super::*;
-use reprpo_plugin::testkit::{gradients_are_those_of_finite_differences, logged, model, near, random_sides, sides, tap_of_tokens, tensor};
+use reprpo_plugin::testkit::{
+    gradients_are_those_of_finite_differences, logged, model, near, random_sides, sides,
+    tap_of_tokens, tensor,
+};
 
 fn loss(policy: &Sides, reference: &Sides, step: usize) -> Loss {
-    let pairs = Pairs::new(policy.chosen.size()[0] as usize, vec![tap_of_tokens(policy, reference, 1)], None, None);
+    let pairs = Pairs::new(
+        policy.chosen.size()[0] as usize,
+        vec![tap_of_tokens(policy, reference, 1)],
+        None,
+        None,
+    );
     Rr::default().loss(&pairs, StepInfo { step, steps: 10 }).unwrap()
 }
 
 #[test]
 fn the_retain_term_is_relative_to_the_reference_state_except_in_the_original() {
-    let states = |chosen: [f64; 6]| sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
-    // The distances are 5 and 2, from states of length 2 and 0. The relative distance of the second is taken as 0.
-    let (reference, policy) = (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
+    let states = |chosen: [f64; 6]| {
+        sides(&tensor(&chosen, &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]))
+    };
+    // The distances are 5 and 2, from states of length 2 and 0. The relative distance of the second
+    // is taken as 0.
+    let (reference, policy) =
+        (states([9.0, 9.0, 2.0, 0.0, 0.0, 0.0]), states([9.0, 9.0, 5.0, 4.0, 2.0, 0.0]));
     let retain = |variant| {
         let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &reference, 1)], None, None);
         let config = Rr { variant, ..Rr::default() };
         logged(&config.clone().loss(&pairs, StepInfo { step: 4, steps: 10 }).unwrap(), "rr/retain")
     };
-    assert!((retain(Variant::Default) - 1.25).abs() < 1e-6 && (retain(Variant::Original) - 3.5).abs() < 1e-6);
+    assert!(
+        (retain(Variant::Default) - 1.25).abs() < 1e-6
+            && (retain(Variant::Original) - 3.5).abs() < 1e-6
+    );
 }
 
 #[test]
 fn a_case_worked_out_by_hand() {
     // The first token is the prompt's, which nothing looks at.
-    let reference = sides(&tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]), &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]));
-    let policy = sides(&tensor(&[0.0, 1.0, 4.0, 4.0, 0.0, 1.0], &[1, 3, 2]), &tensor(&[0.0, 0.0, 1.0, 1.0, 0.0, -1.0], &[1, 3, 2]));
+    let reference = sides(
+        &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]),
+        &tensor(&[9.0, 9.0, 1.0, 0.0, 0.0, 1.0], &[1, 3, 2]),
+    );
+    let policy = sides(
+        &tensor(&[0.0, 1.0, 4.0, 4.0, 0.0, 1.0], &[1, 3, 2]),
+        &tensor(&[0.0, 0.0, 1.0, 1.0, 0.0, -1.0], &[1, 3, 2]),
+    );
     // Distances 5 and 0; cosines 1/√2 and −1, which counts 0.
     let (retain, reroute) = (2.5, 0.5f64.sqrt() / 2.0);
     let at = loss(&policy, &reference, 4);
     near(at.value.double_value(&[]), 10.0 * (0.2 * retain + 0.8 * reroute));
-    assert!((logged(&at, "rr/retain") - retain).abs() < 1e-6 && (logged(&at, "rr/reroute") - reroute).abs() < 1e-6);
+    assert!(
+        (logged(&at, "rr/retain") - retain).abs() < 1e-6
+            && (logged(&at, "rr/reroute") - reroute).abs() < 1e-6
+    );
 }
 
 #[test]

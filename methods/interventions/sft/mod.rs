@@ -8,13 +8,16 @@ mod tests;
 /// Supervised fine-tuning.
 #[intervention(
     name = "sft",
-    summary = "supervised fine-tuning on the chosen completions; the rejected ones are not looked at",
+    summary = "supervised fine-tuning on the chosen completions; the rejected ones are not looked \
+        at",
     reference = "the usual cross-entropy",
     explain = "\
 L = −logp_π(y⁺|x)/n⁺
 
-The mean over the chosen completion's n⁺ tokens in nats, then over pairs: a pair counts the same however long it is, and
-however pairs are put into micro-batches. There is no reference. Prompts are context, and not learnt."
+The mean over the chosen completion's n⁺ tokens in nats, then over pairs: a pair counts the same \
+however long it is, and
+however pairs are put into micro-batches. There is no reference. Prompts are context, and not \
+learnt."
 )]
 pub struct Sft {}
 

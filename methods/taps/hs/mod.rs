@@ -17,7 +17,8 @@ Each chosen k is one tap of every pair.",
     example(layers = "0.33,0.66", pooling = "last")
 )]
 pub struct Hs {
-    /// Which hidden states: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is the embeddings, the last is after the final norm.
+    /// Which hidden states: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is
+    /// the embeddings, the last is after the final norm.
     #[default(default_layers())]
     pub layers: Layers,
     /// How the tokens of a completion become one vector.

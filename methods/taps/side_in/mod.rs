@@ -26,7 +26,8 @@ pub struct SideIn {
     pub layers: Layers,
     /// How the tokens of a completion become one vector.
     pub pooling: Pooling,
-    /// The modules whose inputs are read, by the last part of their names; none = o_proj and down_proj.
+    /// The modules whose inputs are read, by the last part of their names; none = o_proj and
+    /// down_proj.
     pub modules: Option<Vec<String>>,
 }
 

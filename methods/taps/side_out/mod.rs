@@ -11,10 +11,12 @@ const READERS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"
 /// The outputs of the modules that read the residual stream.
 #[tap(
     name = "side-out",
-    summary = "the outputs of q, k, v, gate and up projections, what a block has read from the residual stream",
+    summary = "the outputs of q, k, v, gate and up projections, what a block has read from the \
+        residual stream",
     reference = "wassname, repr-preference-optimization (side channels)",
     explain = "\
-out.q_proj (width heads·head_dim), out.k_proj and out.v_proj (key-value heads·head_dim), out.gate_proj and out.up_proj
+out.q_proj (width heads·head_dim), out.k_proj and out.v_proj (key-value heads·head_dim), \
+out.gate_proj and out.up_proj
 (intermediate) of each chosen block, before any rotation or activation function
 
 Five taps a block, or one for each of `modules`.",
@@ -26,7 +28,8 @@ pub struct SideOut {
     pub layers: Layers,
     /// How the tokens of a completion become one vector.
     pub pooling: Pooling,
-    /// The modules whose outputs are read, by the last part of their names; none = q_proj, k_proj, v_proj, gate_proj and up_proj.
+    /// The modules whose outputs are read, by the last part of their names; none = q_proj, k_proj,
+    /// v_proj, gate_proj and up_proj.
     pub modules: Option<Vec<String>>,
 }
 

@@ -5,8 +5,10 @@ use reprpo_plugin::prelude::*;
 /// A block-diagonal map of reflections, of relaxed ones or of rotations.
 #[transform(
     name = "ether",
-    summary = "trainable reflections or rotations of the activations in diagonal blocks, also to fewer dimensions",
-    reference = "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT (oft); on activations as in wassname, repr-preference-optimization",
+    summary = "trainable reflections or rotations of the activations in diagonal blocks, also to \
+        fewer dimensions",
+    reference = "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT \
+        (oft); on activations as in wassname, repr-preference-optimization",
     explain = "\
 T(x) = x·blockdiag(B₁, …, B_n)·L    L: h → h/k with reduce = k, else absent
 
@@ -15,18 +17,23 @@ plus:           B = I − ûûᵀ + ŵŵᵀ        starts as the identity, w = u
 oft:            B = (I + A)(I − A)⁻¹, A = stril(V) − stril(V)ᵀ    starts as the identity, V = 0
 plus_two_sided: x·blockdiag(plus)·L·blockdiag(another plus)
 
-û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, which keeps lengths in the mean.
-ether and oft keep lengths and angles, and a loss of these alone does not see them. plus and L need not, so with them take a
-loss that is measured in the reference's own transformed length, or freeze T with `--set train.transform=false`.",
+û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, \
+which keeps lengths in the mean.
+ether and oft keep lengths and angles, and a loss of these alone does not see them. plus and L \
+need not, so with them take a
+loss that is measured in the reference's own transformed length, or freeze T with `--set \
+train.transform=false`.",
     example(form = "plus", reduce = 2)
 )]
 pub struct Ether {
     /// What each block is.
     pub form: Form,
-    /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and `reduce`, of the reduced width.
+    /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and
+    /// `reduce`, of the reduced width.
     #[default(4)]
     pub blocks: u32,
-    /// k: a trained linear map to h/k numbers follows, k a divisor of the width; none = no such map.
+    /// k: a trained linear map to h/k numbers follows, k a divisor of the width; none = no such
+    /// map.
     pub reduce: Option<u32>,
 }
 
@@ -49,16 +56,22 @@ impl TransformPlugin for Ether {
         let h = cx.width;
         let (n, k) = (i64::from(self.blocks), self.reduce.map(i64::from));
         if let Some(k) = k.filter(|k| *k < 1 || h % k != 0) {
-            return Err(
-                Error::new(format!("`transform.reduce` is {k}, which does not divide the width {h} at `{}`", cx.site)).hint(format!("valid: {}", divisors(h)))
-            );
+            return Err(Error::new(format!(
+                "`transform.reduce` is {k}, which does not divide the width {h} at `{}`",
+                cx.site
+            ))
+            .hint(format!("valid: {}", divisors(h))));
         }
         let reduced = h / k.unwrap_or(1);
         let two_sided = self.form == Form::PlusTwoSided;
         if n < 1 || h % n != 0 || (two_sided && reduced % n != 0) {
-            let (what, width) = if n >= 1 && h % n == 0 { ("reduced width", reduced) } else { ("width", h) };
-            return Err(Error::new(format!("`transform.blocks` is {n}, which does not divide the {what} {width} at `{}`", cx.site))
-                .hint(format!("valid: {}", divisors(if two_sided { reduced } else { h }))));
+            let (what, width) =
+                if n >= 1 && h % n == 0 { ("reduced width", reduced) } else { ("width", h) };
+            return Err(Error::new(format!(
+                "`transform.blocks` is {n}, which does not divide the {what} {width} at `{}`",
+                cx.site
+            ))
+            .hint(format!("valid: {}", divisors(if two_sided { reduced } else { h }))));
         }
         let before = match self.form {
             Form::Ether => Blocks::Reflection { u: init.normal("u", &[n, h / n], 1.0) },
@@ -114,7 +127,8 @@ impl Blocks {
                 let (n, b) = (v.size()[0], v.size()[1]);
                 let lower = v.tril(-1);
                 let skew = &lower - lower.transpose(-2, -1);
-                // One product a block: [n m b]. The factors commute, so y(I − A) = x(I + A), and no inverse is formed.
+                // One product a block: [n m b]. The factors commute, so y(I − A) = x(I + A), and no
+                // inverse is formed.
                 let x = blocks(n)?.transpose(0, 1);
                 let system = Tensor::eye(b, (v.kind(), v.device())) - &skew;
                 Tensor::f_linalg_solve(&system, &(&x + x.f_matmul(&skew)?), false)?.transpose(0, 1)
@@ -126,7 +140,9 @@ impl Blocks {
     fn parameters(&self) -> Vec<Parameter> {
         match self {
             Blocks::Reflection { u } => vec![Parameter::new("u", u)],
-            Blocks::Plus { u, w, keys } => vec![Parameter::new(keys[0], u), Parameter::new(keys[1], w)],
+            Blocks::Plus { u, w, keys } => {
+                vec![Parameter::new(keys[0], u), Parameter::new(keys[1], w)]
+            }
             Blocks::Rotation { v } => vec![Parameter::new("v", v)],
         }
     }
@@ -160,7 +176,12 @@ impl Transform for EtherTransform {
 
     fn parameters(&self) -> Vec<Parameter> {
         let linear = self.linear.iter().map(|l| Parameter::new("linear", l));
-        self.before.parameters().into_iter().chain(linear).chain(self.after.iter().flat_map(Blocks::parameters)).collect()
+        self.before
+            .parameters()
+            .into_iter()
+            .chain(linear)
+            .chain(self.after.iter().flat_map(Blocks::parameters))
+            .collect()
     }
 
     fn linear(&self) -> bool {

@@ -8,14 +8,17 @@ use crate::reflections::Reflections;
 #[transform(
     name = "ortho",
     summary = "a trainable orthogonal matrix, random at the start",
-    reference = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 (householder); wassname, repr-preference-optimization (the use)",
+    reference = "Lezcano-Casado and Martínez-Rubio 2019 (exp, cayley); Mhammedi et al. 2017 \
+        (householder); wassname, repr-preference-optimization (the use)",
     explain = "\
 T(x) = xQ
 householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
 cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
 
-V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h otherwise. Q keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and angles alone see T: it
+V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h \
+otherwise. Q keeps lengths and
+angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and \
+angles alone see T: it
 matters where coordinates are compared one by one. h² numbers a tap; hra has r·h.",
     example(map = "cayley")
 )]
@@ -69,7 +72,8 @@ impl Transform for OrthoTransform {
                 let rows = x.f_reshape([-1, a.size()[0]])?;
                 // The factors commute: xQ solves y(I − A) = x(I + A), and no inverse is formed.
                 let system = Tensor::eye(a.size()[0], (a.kind(), a.device())) - &a;
-                Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?.f_reshape(x.size())?
+                Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?
+                    .f_reshape(x.size())?
             }
             Map::MatrixExp => x.f_matmul(&self.skew().f_linalg_matrix_exp()?)?,
         })

@@ -7,26 +7,33 @@ use super::row_space::{RowSpace, needs_hidden_width};
 /// The part of the states outside the main directions of the embedding matrices.
 #[transform(
     name = "svd",
-    summary = "states without their projection on the main directions of the embedding matrices; frozen",
-    reference = "wassname, repr-preference-optimization (svd transform); there soft weighs by σ itself, here by a share of 1 at most",
+    summary = "states without their projection on the main directions of the embedding matrices; \
+        frozen",
+    reference = "wassname, repr-preference-optimization (svd transform); there soft weighs by σ \
+        itself, here by a share of 1 at most",
     explain = "\
 T(x) = x − x·V diag(w) Vᵀ    W = U diag(σ) Vᵀ, the chosen matrix [vocab hidden], σ₁ ≥ σ₂ ≥ …
 
 hard:     w = 1 for the first k directions (top = k, or a share of all), 0 for the others
 soft = q: w = min(1, σ/τ), τ the q-quantile of σ
 
-What stays is what the head reads, or the embeddings write, least. V comes from the eigenvectors of WᵀW in float64. Nothing is
-trained. T is the same at every tap: `--set train.share_transform=true` works it out once. States have to be as wide as the
-embeddings, which those of the residual stream are. The original found little left to train on once much is taken away.",
+What stays is what the head reads, or the embeddings write, least. V comes from the eigenvectors \
+of WᵀW in float64. Nothing is
+trained. T is the same at every tap: `--set train.share_transform=true` works it out once. States \
+have to be as wide as the
+embeddings, which those of the residual stream are. The original found little left to train on \
+once much is taken away.",
     example(top = 0.25)
 )]
 pub struct Svd {
     /// Whose directions are taken away.
     pub matrix: Matrix,
-    /// How many directions are taken away, those of the largest singular values: a share of all where below 1, else their number.
+    /// How many directions are taken away, those of the largest singular values: a share of all
+    /// where below 1, else their number.
     #[default(0.5)]
     pub top: f64,
-    /// Weighs all directions instead: those of singular values from this quantile (0 to 1) on are taken away whole, weaker ones in proportion; none = the hard cut at `top`.
+    /// Weighs all directions instead: those of singular values from this quantile (0 to 1) on are
+    /// taken away whole, weaker ones in proportion; none = the hard cut at `top`.
     pub soft: Option<f64>,
 }
 
@@ -47,12 +54,24 @@ impl TransformPlugin for Svd {
         needs_hidden_width(Svd::NAME, cx)?;
         let h = cx.width;
         let k = if self.top < 1.0 { (self.top * h as f64).round() } else { self.top };
-        if !(self.top > 0.0 && k >= 1.0 && k < h as f64 && (self.top < 1.0 || self.top.fract() == 0.0)) {
-            return Err(Error::new(format!("`transform.top` is {}, which is not a part of the {h} directions", self.top))
-                .hint(format!("valid: a share above 0 and below 1, or a whole number from 1 to {}", h - 1)));
+        if !(self.top > 0.0
+            && k >= 1.0
+            && k < h as f64
+            && (self.top < 1.0 || self.top.fract() == 0.0))
+        {
+            return Err(Error::new(format!(
+                "`transform.top` is {}, which is not a part of the {h} directions",
+                self.top
+            ))
+            .hint(format!(
+                "valid: a share above 0 and below 1, or a whole number from 1 to {}",
+                h - 1
+            )));
         }
         if let Some(q) = self.soft.filter(|q| !(0.0..=1.0).contains(q)) {
-            return Err(Error::new(format!("`transform.soft` is {q}, but has to be a quantile from 0 to 1, or `none`")));
+            return Err(Error::new(format!(
+                "`transform.soft` is {q}, but has to be a quantile from 0 to 1, or `none`"
+            )));
         }
         let matrices: &[&Tensor] = match self.matrix {
             Matrix::Embedding => &[cx.embedding],
@@ -62,10 +81,13 @@ impl TransformPlugin for Svd {
         let RowSpace { values, directions } = RowSpace::of(matrices)?;
         let weights = match self.soft {
             // Where a direction carries nothing at all, 0/0 has to mean: leave it.
-            Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?).nan_to_num(0.0, 1.0, 0.0).clamp_max(1.0),
+            Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?)
+                .nan_to_num(0.0, 1.0, 0.0)
+                .clamp_max(1.0),
             None => Tensor::arange(h, (Kind::Double, values.device())).lt(k).to_kind(Kind::Double),
         };
-        let outside = Tensor::eye(h, (Kind::Double, values.device())) - (&directions * weights).f_matmul(&directions.tr())?;
+        let outside = Tensor::eye(h, (Kind::Double, values.device()))
+            - (&directions * weights).f_matmul(&directions.tr())?;
         let kind = if cx.embedding.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         Ok(Box::new(SvdTransform { outside: outside.f_to_kind(kind)? }))
     }

@@ -1,4 +1,5 @@
-//! What an author of a plugin depends on: the traits, the derives and tch, at the versions that fit the engine.
+//! What an author of a plugin depends on: the traits, the derives and tch, at the versions that fit
+//! the engine.
 #![doc = ""]
 #![doc = include_str!("../../README.md")]
 

@@ -74,17 +74,22 @@ fn every_plugin_here_keeps_its_promises() {
 }
 
 #[test]
-#[should_panic(expected = "violated  it keeps lengths and angles where it says so\n            an inner product is off by ")]
+#[should_panic(
+    expected = "violated  it keeps lengths and angles where it says so\n            an inner \
+        product is off by "
+)]
 fn a_broken_promise_is_a_panic_that_says_which() {
     testkit::examine(registry::Kind::Transform, "scaled", r#"{"factor": 2.0}"#);
 }
 
 #[test]
 fn a_case_worked_out_by_hand() {
-    // One pair of two tokens a completion: the policy gives the chosen one 1 nat more than the reference, the rejected ½ less.
+    // One pair of two tokens a completion: the policy gives the chosen one 1 nat more than the
+    // reference, the rejected ½ less.
     let reference = sides(&tensor(&[-2.0, -2.0], &[2]), &tensor(&[-3.0, -0.5], &[2]));
     let policy = sides(&tensor(&[-1.0, -2.0], &[2]), &tensor(&[-3.5, -0.5], &[2]));
-    let pairs = Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
+    let pairs =
+        Pairs::new(1, Vec::new(), Some(logprobs(&policy, 2)), Some(logprobs(&reference, 2)));
     let loss = Squared::default().build(&model()).unwrap().loss(&pairs, STEP).unwrap();
     near(loss.value.double_value(&[]), 0.25);
 }

@@ -25,10 +25,12 @@ pub enum DataCommand {
 #[command(after_long_help = "\
 Examples:
   reprpo data inspect pairs.jsonl
-  reprpo data inspect pairs.csv --columns prompt=question,chosen=best,rejected=worst --split 'train[:1000]'
+  reprpo data inspect pairs.csv --columns prompt=question,chosen=best,rejected=worst --split \
+  'train[:1000]'
   reprpo data inspect genies:math --data-dir DATA --model ./my-model --max-length 256 --json
 
-Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths are characters.")]
+Of the model, only the tokenizer is read. Where the default model is not on this machine, lengths \
+are characters.")]
 pub struct InspectArgs {
     #[command(flatten)]
     pub pairs: PairsArgs<Inspected>,
@@ -49,7 +51,8 @@ Examples:
   reprpo data tokens pairs.jsonl --model ./my-model --json > tokens.jsonl
   reprpo data tokens genies:math --data-dir DATA --split 'test[:5]' --max-length 512
 
-Without --json, each line shows a pair: its index, its prompt, and the two completions between ⟨ and ⟩. Of the model,
+Without --json, each line shows a pair: its index, its prompt, and the two completions between ⟨ \
+and ⟩. Of the model,
 only the tokenizer is read.")]
 pub struct TokensArgs {
     #[command(flatten)]

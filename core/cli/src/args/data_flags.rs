@@ -69,17 +69,24 @@ pub struct Tokenised;
 pub struct Fetched;
 
 impl PairReader for Trained {
-    const HOW: Reading = Reading { source: Source::Dataset(None), split: Some(Split::Train), max_length: None, set: None };
+    const HOW: Reading = Reading {
+        source: Source::Dataset(None),
+        split: Some(Split::Train),
+        max_length: None,
+        set: None,
+    };
 }
 
 impl PairReader for Judged {
     const HOW: Reading = Reading {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as `org/name`; a run's own when not given.",
+            "The preference pairs: a name, `NAME:PART`, a file, or a repository of the hub, as \
+                `org/name`; a run's own when not given.",
         )),
         split: Some(Split::Score),
         max_length: Some(
-            "; a run's own `train.max_length` when not given, or no limit without a run. Longer completions are cut at their end, and counted under the table.",
+            "; a run's own `train.max_length` when not given, or no limit without a run. Longer \
+                completions are cut at their end, and counted under the table.",
         ),
         set: Some("eval.max_pairs=none"),
     };
@@ -90,7 +97,9 @@ impl PairReader for Scored {
         source: Source::Data,
         split: Some(Split::Score),
         max_length: Some(
-            "; no limit when not given. Longer completions are cut at their end. The output shows which pairs are cut or dropped, and a warning counts pairs longer than the model's context.",
+            "; no limit when not given. Longer completions are cut at their end. The output shows \
+                which pairs are cut or dropped, and a warning counts pairs longer than the \
+                model's context.",
         ),
         set: Some("dataset.bad_rows=skip"),
     };
@@ -99,17 +108,24 @@ impl PairReader for Scored {
 impl PairReader for Probed {
     const HOW: Reading = Reading {
         source: Source::Dataset(Some(
-            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a repository of the hub, as `org/name`; a run's own when not given.",
+            "The preference pairs: a name, `NAME:PART`, a file, `-` for standard input, or a \
+                repository of the hub, as `org/name`; a run's own when not given.",
         )),
         split: Some(Split::Read),
-        max_length: Some("; a run's own `train.max_length` when not given, or no limit without a run."),
+        max_length: Some(
+            "; a run's own `train.max_length` when not given, or no limit without a run.",
+        ),
         set: Some("tap.pooling=last"),
     };
 }
 
 impl PairReader for Inspected {
-    const HOW: Reading =
-        Reading { source: Source::First, split: Some(Split::Read), max_length: Some(" in a run; {default} when not given."), set: Some("dataset.test=FILE") };
+    const HOW: Reading = Reading {
+        source: Source::First,
+        split: Some(Split::Read),
+        max_length: Some(" in a run; {default} when not given."),
+        set: Some("dataset.test=FILE"),
+    };
 }
 
 impl PairReader for Tokenised {
@@ -122,7 +138,12 @@ impl PairReader for Tokenised {
 }
 
 impl PairReader for Fetched {
-    const HOW: Reading = Reading { source: Source::First, split: None, max_length: None, set: Some("dataset.oos=org/other:test") };
+    const HOW: Reading = Reading {
+        source: Source::First,
+        split: None,
+        max_length: None,
+        set: Some("dataset.oos=org/other:test"),
+    };
 }
 
 impl Reading {
@@ -139,9 +160,16 @@ impl Reading {
     fn source_argument(&self, flag: &Flag) -> Arg {
         let arg = argument(flag);
         match self.source {
-            Source::Dataset(help) => arg.help(help.unwrap_or(&flag.help).trim_end_matches('.').to_owned()),
-            Source::Data => arg.long("data").alias("dataset").value_name("FILE|NAME|ID").required(true),
-            Source::First => Arg::new(flag.path.clone()).value_name("DATA").help(flag.help.trim_end_matches('.').to_owned()).required(true),
+            Source::Dataset(help) => {
+                arg.help(help.unwrap_or(&flag.help).trim_end_matches('.').to_owned())
+            }
+            Source::Data => {
+                arg.long("data").alias("dataset").value_name("FILE|NAME|ID").required(true)
+            }
+            Source::First => Arg::new(flag.path.clone())
+                .value_name("DATA")
+                .help(flag.help.trim_end_matches('.').to_owned())
+                .required(true),
         }
     }
 
@@ -158,7 +186,8 @@ impl Reading {
     }
 
     fn max_length(&self) -> Option<Flag> {
-        let rest = self.max_length?.replace("{default}", &TrainConfig::default().max_length.to_string());
+        let rest =
+            self.max_length?.replace("{default}", &TrainConfig::default().max_length.to_string());
         let flag = of_field("train.max_length");
         let help = format!("{}{rest}", flag.help.trim_end_matches('.'));
         Some(flag.help(&help))
@@ -205,7 +234,9 @@ impl<C: PairReader> DataFlags<C> {
         if let Some(source) = &self.source {
             layers.flag(C::HOW.source(), "dataset", source);
         }
-        self.given.iter().for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
+        self.given
+            .iter()
+            .for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
         columns(layers, self.columns.as_deref())?;
         self.set.iter().try_for_each(|assignment| layers.set(assignment))
     }
@@ -214,16 +245,25 @@ impl<C: PairReader> DataFlags<C> {
 impl<C: PairReader> Args for DataFlags<C> {
     fn augment_args(command: Command) -> Command {
         let how = C::HOW;
-        let columns = Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
+        let columns =
+            Arg::new(COLUMNS).long("columns").value_name("PART=COLUMN").help_heading("Data");
         let set = |example: &str| {
-            let set = Arg::new(SET).long("set").value_name("FIELD=VALUE").action(ArgAction::Append).help_heading("Data");
+            let set = Arg::new(SET)
+                .long("set")
+                .value_name("FIELD=VALUE")
+                .action(ArgAction::Append)
+                .help_heading("Data");
             set.help(format!("Any field of the experiment, as `{example}`; may be given again"))
         };
         command
             .arg(how.source_argument(&of_field("dataset")))
             .arg(argument(&of_field(DATA_DIR)))
             .args(how.split().iter().map(argument))
-            .arg(columns.help("Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`"))
+            .arg(
+                columns.help(
+                    "Names of a file's columns, as `prompt=question,chosen=best,rejected=worst`",
+                ),
+            )
             .args(how.max_length().iter().map(argument))
             .args(how.set.map(set))
     }
@@ -235,10 +275,15 @@ impl<C: PairReader> Args for DataFlags<C> {
 
 impl<C: PairReader> FromArgMatches for DataFlags<C> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let set = C::HOW.set.and_then(|_| matches.get_many(SET)).into_iter().flatten().cloned().collect();
+        let set =
+            C::HOW.set.and_then(|_| matches.get_many(SET)).into_iter().flatten().cloned().collect();
         Ok(Self {
             source: given(matches, &of_field("dataset")),
-            given: C::HOW.flags().into_iter().filter_map(|flag| given(matches, &flag).map(|text| (flag, text))).collect(),
+            given: C::HOW
+                .flags()
+                .into_iter()
+                .filter_map(|flag| given(matches, &flag).map(|text| (flag, text)))
+                .collect(),
             columns: matches.get_one(COLUMNS).cloned(),
             set,
             command: PhantomData,
@@ -257,8 +302,14 @@ impl<C: PairReader> FromArgMatches for DataFlags<C> {
 /// Fails if the text is not a list of `PART=COLUMN`, or if a pair does not have such a part.
 fn columns(layers: &mut Layering<'_>, text: Option<&str>) -> Result<()> {
     for named in text.into_iter().flat_map(|text| text.split(',')) {
-        let wrong = || Error::new(format!("`--columns {named}` names no column")).hint("write `--columns prompt=question,chosen=best,rejected=worst`");
-        let (part, column) = named.split_once('=').map(|(part, column)| (part.trim(), column.trim())).ok_or_else(wrong)?;
+        let wrong = || {
+            Error::new(format!("`--columns {named}` names no column"))
+                .hint("write `--columns prompt=question,chosen=best,rejected=worst`")
+        };
+        let (part, column) = named
+            .split_once('=')
+            .map(|(part, column)| (part.trim(), column.trim()))
+            .ok_or_else(wrong)?;
         if column.is_empty() {
             return Err(wrong());
         }

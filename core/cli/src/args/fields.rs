@@ -20,7 +20,11 @@ fn of_group(group: Group) -> Vec<Flag> {
 
 /// The flag of the field at `path`.
 pub fn of_field(path: &str) -> Flag {
-    flags().iter().find(|flag| flag.path == path).cloned().unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
+    flags()
+        .iter()
+        .find(|flag| flag.path == path)
+        .cloned()
+        .unwrap_or_else(|| panic!("the field `{path}` declares no flag"))
 }
 
 macro_rules! group {
@@ -51,11 +55,14 @@ group! {
     /// What a run writes.
     OutputFlags = of_group(Group::Output);
     /// The base model of a trained one.
-    BaseModel = vec![of_field("model").help("The base model; a run and an adapter know their own.")];
+    BaseModel = vec![of_field("model").help("The base model; a run and an adapter know their \
+        own.")];
     /// The model whose tokenizer is used.
-    TokenizerModel = vec![of_field("model").help("The model whose tokenizer and chat template are used: a known name, a folder, a GGUF file, or a repository of the hub.")];
+    TokenizerModel = vec![of_field("model").help("The model whose tokenizer and chat template are \
+        used: a known name, a folder, a GGUF file, or a repository of the hub.")];
     /// The adapter that scores.
-    LoadedAdapter = vec![of_field("init_adapter").named("load-adapter").help("A saved adapter in PEFT's format: a folder, or a repository of the hub.")];
+    LoadedAdapter = vec![of_field("init_adapter").named("load-adapter").help("A saved adapter in \
+        PEFT's format: a folder, or a repository of the hub.")];
 }
 
 /// The flags of `S` that were given, with their values.
@@ -78,7 +85,9 @@ impl<S> FieldFlags<S> {
 
     /// Adds what was given.
     pub fn apply(&self, layers: &mut Layering<'_>) {
-        self.given.iter().for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
+        self.given
+            .iter()
+            .for_each(|(flag, text)| apply(layers, &format!("--{}", flag.name), flag, text));
     }
 }
 
@@ -95,12 +104,16 @@ pub fn apply(layers: &mut Layering<'_>, shown: &str, flag: &Flag, text: &str) {
 pub fn argument(flag: &Flag) -> Arg {
     // As clap does with the documentation of a field.
     let help = flag.help.strip_suffix('.').unwrap_or(&flag.help).to_owned();
-    let arg = Arg::new(flag.path.clone()).long(flag.name.clone()).help(help).help_heading(flag.heading.clone());
+    let arg = Arg::new(flag.path.clone())
+        .long(flag.name.clone())
+        .help(help)
+        .help_heading(flag.heading.clone());
     match flag.switch {
         Some(_) => arg.action(ArgAction::SetTrue),
         None => {
             let arg = arg.value_name(flag.value.clone());
-            arg.allow_negative_numbers(flag.hyphens && flag.number).allow_hyphen_values(flag.hyphens && !flag.number)
+            arg.allow_negative_numbers(flag.hyphens && flag.number)
+                .allow_hyphen_values(flag.hyphens && !flag.number)
         }
     }
 }
@@ -125,7 +138,9 @@ impl<S: FlagSet> Args for FieldFlags<S> {
 
 impl<S: FlagSet> FromArgMatches for FieldFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = S::flags().into_iter().filter_map(|flag| given(matches, &flag).map(|text| (flag, text)));
+        let given = S::flags()
+            .into_iter()
+            .filter_map(|flag| given(matches, &flag).map(|text| (flag, text)));
         Ok(Self { given: given.collect(), set: PhantomData })
     }
 

@@ -18,5 +18,9 @@ pub fn defaults<'r>(app: &App<'r>) -> Result<Layering<'r>> {
 /// Adds the process's environment.
 pub fn environment(layers: &mut Layering<'_>) {
     // A variable that is not text is not a setting.
-    layers.environment(std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))));
+    layers.environment(
+        std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }),
+    );
 }

@@ -129,30 +129,57 @@ impl Cli {
         if let Ok(text) = std::env::var("REPRPO_PLUGINS") {
             files.extend(PluginFile::in_text(&text));
         }
-        let of_run = |folder: &Path| Some(folder.join("config.toml")).filter(|config| config.is_file());
+        let of_run =
+            |folder: &Path| Some(folder.join("config.toml")).filter(|config| config.is_file());
         let (configs, sets): (Vec<PathBuf>, &[String]) = match &self.command {
             Command::Run(args) => (
-                args.resume.as_deref().filter(|_| !args.resumes_automatically()).and_then(of_run).into_iter().chain(args.experiment.config.clone()).collect(),
+                args.resume
+                    .as_deref()
+                    .filter(|_| !args.resumes_automatically())
+                    .and_then(of_run)
+                    .into_iter()
+                    .chain(args.experiment.config.clone())
+                    .collect(),
                 &args.experiment.set,
             ),
             Command::Sweep(args) => (args.experiment.config.clone(), &args.experiment.set),
-            Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => (args.experiment.config.clone(), &args.experiment.set),
-            Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => (Vec::new(), &args.pairs.data.set),
-            Command::Data(DataArgs { command: DataCommand::Tokens(args) }) => (Vec::new(), &args.pairs.data.set),
-            Command::Data(DataArgs { command: DataCommand::Fetch(args) }) => (Vec::new(), &args.data.set),
+            Command::Config(ConfigArgs { command: ConfigCommand::Show(args) }) => {
+                (args.experiment.config.clone(), &args.experiment.set)
+            }
+            Command::Data(DataArgs { command: DataCommand::Inspect(args) }) => {
+                (Vec::new(), &args.pairs.data.set)
+            }
+            Command::Data(DataArgs { command: DataCommand::Tokens(args) }) => {
+                (Vec::new(), &args.pairs.data.set)
+            }
+            Command::Data(DataArgs { command: DataCommand::Fetch(args) }) => {
+                (Vec::new(), &args.data.set)
+            }
             Command::Score(args) => (Vec::new(), &args.data.set),
-            Command::States(args) => (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set),
-            Command::Generate(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
-            Command::Chat(args) => (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[]),
+            Command::States(args) => {
+                (args.target.as_deref().and_then(of_run).into_iter().collect(), &args.data.set)
+            }
+            Command::Generate(args) => {
+                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+            }
+            Command::Chat(args) => {
+                (args.speaker.target.as_deref().and_then(of_run).into_iter().collect(), &[])
+            }
             Command::Export(args) => (of_run(&args.target).into_iter().collect(), &[]),
-            Command::Eval(args) => (args.targets.iter().filter_map(|target| of_run(target)).collect(), &args.data.set),
+            Command::Eval(args) => {
+                (args.targets.iter().filter_map(|target| of_run(target)).collect(), &args.data.set)
+            }
             _ => (Vec::new(), &[]),
         };
         for config in configs {
             files.extend(PluginFile::in_file(&config)?);
         }
-        files
-            .extend(sets.iter().filter_map(|set| set.split_once('=')).filter(|(field, _)| field.trim() == "plugins").flat_map(|(_, v)| PluginFile::in_text(v)));
+        files.extend(
+            sets.iter()
+                .filter_map(|set| set.split_once('='))
+                .filter(|(field, _)| field.trim() == "plugins")
+                .flat_map(|(_, v)| PluginFile::in_text(v)),
+        );
         Ok(files)
     }
 }
@@ -160,13 +187,19 @@ impl Cli {
 /// The command, with the names of the registered plugins in its help.
 pub fn command(registry: &Registry) -> clap::Command {
     let describe = |command: clap::Command, kinds: &[Kind]| {
-        kinds.iter().fold(command, |command, kind| command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind))))
+        kinds.iter().fold(command, |command, kind| {
+            command.mut_arg(kind.name(), |arg| arg.value_parser(Names::of(registry, *kind)))
+        })
     };
-    let recipes = |command: clap::Command| command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)));
+    let recipes = |command: clap::Command| {
+        command.mut_arg("recipe", |arg| arg.value_parser(Names::of_recipes(registry)))
+    };
     Cli::command()
         .mut_subcommand("run", |c| recipes(describe(c, &Kind::ALL)))
         .mut_subcommand("sweep", |c| recipes(describe(c, &Kind::ALL)))
-        .mut_subcommand("config", |c| c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL))))
+        .mut_subcommand("config", |c| {
+            c.mut_subcommand("show", |c| recipes(describe(c, &Kind::ALL)))
+        })
         .mut_subcommand("eval", |c| describe(c, &[Kind::Dataset]))
         .mut_subcommand("states", |c| describe(c, &[Kind::Tap, Kind::Dataset]))
 }
@@ -184,9 +217,14 @@ mod tests {
     fn every_flag_that_a_field_declares_belongs_to_a_command() {
         let registry = Registry::builtin().expect("plugins");
         let command = command(&registry);
-        let taken: Vec<String> = command.get_subcommands().flat_map(clap::Command::get_arguments).map(|arg| arg.get_id().to_string()).collect();
+        let taken: Vec<String> = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments)
+            .map(|arg| arg.get_id().to_string())
+            .collect();
         let flags = reprpo_core::config::flags();
-        let missing: Vec<&String> = flags.iter().map(|flag| &flag.path).filter(|path| !taken.contains(path)).collect();
+        let missing: Vec<&String> =
+            flags.iter().map(|flag| &flag.path).filter(|path| !taken.contains(path)).collect();
         assert!(missing.is_empty(), "no command takes the flags of {missing:?}");
     }
 }

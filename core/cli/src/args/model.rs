@@ -35,8 +35,8 @@ pub struct FetchArgs {
     /// Download an adapter in PEFT's format instead of a model.
     #[arg(long)]
     pub adapter: bool,
-    /// Print `name`, `source` (`index` or `hub`), `path`, and `pinned`, which names the same version
-    /// for `--model`, as JSON. For an adapter, also `base_model`.
+    /// Print `name`, `source` (`index` or `hub`), `path`, and `pinned`, which names the same
+    /// version for `--model`, as JSON. For an adapter, also `base_model`.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

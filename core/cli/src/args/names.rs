@@ -13,7 +13,12 @@ pub struct Names(Vec<(String, String)>);
 impl Names {
     /// The names of a kind of plugin.
     pub fn of(registry: &Registry, kind: Kind) -> Self {
-        Self(registry.of(kind).map(|e| (e.about().name.to_owned(), e.about().summary.to_owned())).collect())
+        Self(
+            registry
+                .of(kind)
+                .map(|e| (e.about().name.to_owned(), e.about().summary.to_owned()))
+                .collect(),
+        )
     }
 
     /// The names of the recipes.
@@ -25,11 +30,20 @@ impl Names {
 impl TypedValueParser for Names {
     type Value = String;
 
-    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
         StringValueParser::new().parse_ref(command, arg, value)
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.0.iter().map(|(name, summary)| PossibleValue::new(name.clone()).help(summary.clone()))))
+        Some(Box::new(
+            self.0
+                .iter()
+                .map(|(name, summary)| PossibleValue::new(name.clone()).help(summary.clone())),
+        ))
     }
 }

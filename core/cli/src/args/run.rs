@@ -21,7 +21,8 @@ Examples:
   reprpo run --resume runs/dpo-lora-synthetic-1
   reprpo run --resume auto --out runs/mine --dataset pairs.jsonl --set train.checkpoint_every=50
 
-`reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows the result.")]
+`reprpo explain NAME` lists the fields that a name brings to `--set`; `reprpo config show` shows \
+the result.")]
 pub struct RunArgs {
     #[command(flatten)]
     pub experiment: ExperimentArgs,
@@ -54,20 +55,31 @@ const AUTO: &str = "auto";
 ///
 /// # Errors
 /// Fails if `--resume DIR` and such a flag are both given.
-pub fn check_resume(matches: &ArgMatches, command: impl FnOnce() -> Command) -> Result<(), clap::Error> {
+pub fn check_resume(
+    matches: &ArgMatches,
+    command: impl FnOnce() -> Command,
+) -> Result<(), clap::Error> {
     let Some(run) = matches.subcommand_matches("run") else { return Ok(()) };
     if run.get_one::<PathBuf>("resume").is_none_or(|folder| folder == Path::new(AUTO)) {
         return Ok(());
     }
     // clap's own group of these flags leaves out the ones that are flattened into it.
     let experiment = ExperimentArgs::augment_args(Command::new("experiment"));
-    let given = |arg: &&clap::Arg| run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-    let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else { return Ok(()) };
+    let given = |arg: &&clap::Arg| {
+        run.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+    };
+    let Some(flag) = experiment.get_arguments().find(given).and_then(clap::Arg::get_long) else {
+        return Ok(());
+    };
     let text = format!(
-        "the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has its own configuration, and only '--resume auto' takes both"
+        "the argument '--resume <DIR>' cannot be used with '--{flag}': the run in the folder has \
+            its own configuration, and only '--resume auto' takes both"
     );
     let mut command = command();
     // The error shows the usage of `run`, as clap's own errors do.
     command.build();
-    Err(command.find_subcommand_mut("run").map_or_else(|| clap::Error::new(ErrorKind::ArgumentConflict), |run| run.error(ErrorKind::ArgumentConflict, text)))
+    Err(command.find_subcommand_mut("run").map_or_else(
+        || clap::Error::new(ErrorKind::ArgumentConflict),
+        |run| run.error(ErrorKind::ArgumentConflict, text),
+    ))
 }

@@ -10,7 +10,8 @@ use super::fields::{FieldFlags, LoadedAdapter, ModelFlags};
 #[command(after_long_help = "\
 Examples:
   reprpo score --model smollm2-135m-instruct --data pairs.jsonl
-  reprpo score --model ./my-model --load-adapter runs/a/adapter --data pairs.jsonl --json > scores.jsonl")]
+  reprpo score --model ./my-model --load-adapter runs/a/adapter --data pairs.jsonl --json > \
+  scores.jsonl")]
 pub struct ScoreArgs {
     #[command(flatten)]
     pub model: FieldFlags<ModelFlags>,

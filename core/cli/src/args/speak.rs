@@ -25,10 +25,22 @@ pub struct SpeakerArgs {
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Text")]
     pub max_new_tokens: usize,
     /// What logits are divided by before a token is drawn; 0 = the likeliest one, always.
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, help_heading = "Text")]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Text"
+    )]
     pub temperature: f64,
     /// Draw among the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Text")]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true,
+        help_heading = "Text"
+    )]
     pub top_p: f64,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Text")]
@@ -40,8 +52,10 @@ pub struct SpeakerArgs {
 #[command(after_long_help = "\
 Examples:
   reprpo generate --model smollm2-135m-instruct --prompt 'Name three rivers.'
-  reprpo generate runs/dpo-lora-synthetic-1 --compare --prompt 'Is the earth flat?' --prompt 'What is 2 + 2?'
-  reprpo generate --model ./my-model --plain --prompt 'Once upon a time' --temperature 0.8 --top-p 0.9 --seed 1")]
+  reprpo generate runs/dpo-lora-synthetic-1 --compare --prompt 'Is the earth flat?' --prompt \
+  'What is 2 + 2?'
+  reprpo generate --model ./my-model --plain --prompt 'Once upon a time' --temperature 0.8 \
+  --top-p 0.9 --seed 1")]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub speaker: SpeakerArgs,

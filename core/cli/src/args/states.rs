@@ -20,7 +20,8 @@ The folder has an `index.json` and safetensors files. In Python:
   index = json.load(open(\"states/index.json\"))
   states = safetensors.torch.load_file(\"states/\" + index[\"pairs\"][0][\"file\"])
   chosen = states[index[\"taps\"][0][\"name\"] + \".chosen\"]     # one row for each pair
-With --per-token a row is a token, `ids.chosen` has the token ids, and the index says which rows belong to a pair.")]
+With --per-token a row is a token, `ids.chosen` has the token ids, and the index says which rows \
+belong to a pair.")]
 pub struct StatesArgs {
     /// A run, or an adapter in PEFT's format; none = the model of `--model`.
     #[arg(value_name = "RUN_OR_ADAPTER", required_unless_present = "model")]

@@ -14,8 +14,10 @@ Examples:
   reprpo sweep --over intervention=dpo,prefvec --over adapter=lora,hra --over train.seed=0,1,2
   reprpo sweep grid.toml --config experiment.toml --out runs/night
 
-A grid file has a line a field: `adapter = [\"lora\", \"hra\"]`, `\"train.lr\" = [1e-4, 1e-3]`, `intervention = \"all\"`.
-Given the `--out` of a sweep that was interrupted, the same command goes on with it. Runs of a sweep make no
+A grid file has a line a field: `adapter = [\"lora\", \"hra\"]`, `\"train.lr\" = [1e-4, 1e-3]`, \
+`intervention = \"all\"`.
+Given the `--out` of a sweep that was interrupted, the same command goes on with it. Runs of a \
+sweep make no
 completions, unless `--set eval.completions=2` asks for them.")]
 pub struct SweepArgs {
     /// A TOML file with a field and its values a line.

@@ -29,7 +29,9 @@ fn with_origins(resolved: &config::Resolved) -> Value {
     let mut leaves = Map::new();
     for (key, value) in resolved.experiment.to_json().as_object().into_iter().flatten() {
         match value.as_object() {
-            Some(section) => section.iter().for_each(|(field, value)| leaf(&mut leaves, format!("{key}.{field}"), value, resolved)),
+            Some(section) => section.iter().for_each(|(field, value)| {
+                leaf(&mut leaves, format!("{key}.{field}"), value, resolved)
+            }),
             None => leaf(&mut leaves, key.clone(), value, resolved),
         }
     }

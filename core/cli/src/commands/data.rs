@@ -13,7 +13,9 @@ use reprpo_core::weights::{Extent, ModelFiles, locate};
 use reprpo_core::{Error, Result};
 use serde_json::json;
 
-use crate::args::{DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairReader, PairsArgs, TokensArgs, layers};
+use crate::args::{
+    DataArgs, DataCommand, FetchDataArgs, InspectArgs, PairReader, PairsArgs, TokensArgs, layers,
+};
 use crate::{App, engine};
 
 pub fn run(args: &DataArgs, app: &App<'_>) -> Result<()> {
@@ -33,14 +35,23 @@ fn fetch(args: &FetchDataArgs, app: &App<'_>) -> Result<()> {
     let dataset = data::open(&experiment, app.registry)?;
     let source = args.data.source();
     let Some(pinned) = dataset.pinned() else {
-        return Err(Error::new(format!("`{source}` is not a data set of the hub, so there is nothing to fetch"))
-            .hint("give a repository as `org/name`; `reprpo data inspect` shows a data set that is on this machine"));
+        return Err(Error::new(format!(
+            "`{source}` is not a data set of the hub, so there is \
+            nothing to fetch"
+        ))
+        .hint(
+            "give a repository as `org/name`; `reprpo data inspect` shows a data set that \
+                is on this machine",
+        ));
     };
-    let pinned: serde_json::Value = serde_json::from_str(&pinned).map_err(|e| Error::internal("the data set's own configuration is not JSON").because(e))?;
+    let pinned: serde_json::Value = serde_json::from_str(&pinned)
+        .map_err(|e| Error::internal("the data set's own configuration is not JSON").because(e))?;
     let cache = Hub::of_environment()?.settings().cache.clone();
     let splits = dataset.splits();
     if args.json {
-        return app.printer.json(&json!({ "data": source, "splits": splits, "cache": cache, "pinned": pinned }));
+        return app
+            .printer
+            .json(&json!({ "data": source, "splits": splits, "cache": cache, "pinned": pinned }));
     }
     let mut grid = Grid::new(["split", "data"].map(|column| (column, Align::Left)));
     for split in &splits {
@@ -55,7 +66,9 @@ fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, app)?;
     let (experiment, _) = engine::Longest::of(&resolved).apply(&resolved.experiment);
     let dataset = data::open(&experiment, app.registry)?;
-    let path = locate(&experiment.model, Extent::Tokenizer).map_err(|e| experiment.sources.explain("model", &experiment.model, e))?.path;
+    let path = locate(&experiment.model, Extent::Tokenizer)
+        .map_err(|e| experiment.sources.explain("model", &experiment.model, e))?
+        .path;
     let tokenizer = ModelFiles::tokenizer_of(&path)?;
     let limits = limits(&args.pairs, &experiment.train, Some(&path));
     let splits = match args.pairs.data.split() {
@@ -64,12 +77,17 @@ fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
     };
     let (mut findings, several) = (Findings::default(), splits.len() > 1);
     for split in &splits {
-        let rows = data::rows(dataset.as_ref(), split)?.take(args.pairs.max_pairs.unwrap_or(usize::MAX));
+        let rows =
+            data::rows(dataset.as_ref(), split)?.take(args.pairs.max_pairs.unwrap_or(usize::MAX));
         each(&tokenizer, rows, &limits, None, |(_, row, pair), outcome| {
             if let Outcome::Kept { pair: kept, prompt, .. } = &outcome {
                 findings.add(&tokenizer, &pair, kept, prompt, limits.context);
             }
-            let line = if args.json { ids_line(split, row, &outcome) } else { text_line(several.then_some(split), row, &outcome, &tokenizer)? };
+            let line = if args.json {
+                ids_line(split, row, &outcome)
+            } else {
+                text_line(several.then_some(split), row, &outcome, &tokenizer)?
+            };
             app.printer.data(&line)
         })?;
     }
@@ -80,9 +98,12 @@ fn tokens(args: &TokensArgs, app: &App<'_>) -> Result<()> {
 /// The token ids of a pair as a line of JSON.
 fn ids_line(split: &str, row: usize, outcome: &Outcome) -> String {
     let line = match outcome {
-        Outcome::Dropped(why) => json!({ "split": split, "index": row, "dropped": why, "reason": why.to_string() }),
+        Outcome::Dropped(why) => {
+            json!({ "split": split, "index": row, "dropped": why, "reason": why.to_string() })
+        }
         Outcome::Kept { pair, cut, .. } => {
-            let mut ids = json!({ "split": split, "index": row, "prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected });
+            let mut ids = json!({ "split": split, "index": row, "prompt_ids": pair.prompt,
+                "chosen_ids": pair.chosen, "rejected_ids": pair.rejected });
             if cut.any() {
                 ids["truncated"] = json!(cut.to_string());
             }
@@ -93,15 +114,29 @@ fn ids_line(split: &str, row: usize, outcome: &Outcome) -> String {
 }
 
 /// A pair's tokens as text on one line, the completions between ⟨ and ⟩.
-fn text_line(split: Option<&String>, row: usize, outcome: &Outcome, tokenizer: &Tokenizer) -> Result<String> {
+fn text_line(
+    split: Option<&String>,
+    row: usize,
+    outcome: &Outcome,
+    tokenizer: &Tokenizer,
+) -> Result<String> {
     let split = split.map_or_else(String::new, |split| format!("{split} "));
-    let text = |ids: &[i64]| -> Result<String> { Ok(lines::visible(&tokenizer.decode(ids)?).replace("⏎\n", "⏎")) };
+    let text = |ids: &[i64]| -> Result<String> {
+        Ok(lines::visible(&tokenizer.decode(ids)?).replace("⏎\n", "⏎"))
+    };
     Ok(match outcome {
-        Outcome::Dropped(why) => format!("{BOLD}{split}{row}{PLAIN}  {YELLOW}dropped{PLAIN}: {why}\n"),
+        Outcome::Dropped(why) => {
+            format!("{BOLD}{split}{row}{PLAIN}  {YELLOW}dropped{PLAIN}: {why}\n")
+        }
         Outcome::Kept { pair, cut, .. } => {
-            let (prompt, chosen, rejected) = (text(&pair.prompt)?, text(&pair.chosen)?, text(&pair.rejected)?);
-            let cut = if cut.any() { format!("  {YELLOW}cut{PLAIN}: {cut}") } else { String::new() };
-            format!("{BOLD}{split}{row}{PLAIN}  {DIM}{prompt}{PLAIN}  chosen {GREEN}⟨{chosen}⟩{PLAIN}  rejected {RED}⟨{rejected}⟩{PLAIN}{cut}\n")
+            let (prompt, chosen, rejected) =
+                (text(&pair.prompt)?, text(&pair.chosen)?, text(&pair.rejected)?);
+            let cut =
+                if cut.any() { format!("  {YELLOW}cut{PLAIN}: {cut}") } else { String::new() };
+            format!(
+                "{BOLD}{split}{row}{PLAIN}  {DIM}{prompt}{PLAIN}  chosen \
+                    {GREEN}⟨{chosen}⟩{PLAIN}  rejected {RED}⟨{rejected}⟩{PLAIN}{cut}\n"
+            )
         }
     })
 }
@@ -109,7 +144,8 @@ fn text_line(split: Option<&String>, row: usize, outcome: &Outcome, tokenizer: &
 fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     let resolved = resolve(&args.pairs, app)?;
     let (experiment, train) = (&resolved.experiment, &resolved.experiment.train);
-    // The data first: they are what was asked about, and what is wrong with them is told before a model is looked for.
+    // The data first: they are what was asked about, and what is wrong with them is told before a
+    // model is looked for.
     let dataset = data::open(experiment, app.registry)?;
     let found = tokenizer(&resolved, app)?;
     let (path, tokenizer) = found.unzip();
@@ -131,7 +167,8 @@ fn inspect(args: &InspectArgs, app: &App<'_>) -> Result<()> {
     app.printer.data(&as_text(args.pairs.data.source(), model, &found))
 }
 
-/// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on this machine.
+/// Settings for turning pairs into tokens. `model` is the path of the model's files, if they are on
+/// this machine.
 fn limits<C: PairReader>(args: &PairsArgs<C>, train: &TrainConfig, model: Option<&Path>) -> Limits {
     Limits {
         max_length: train.max_length,
@@ -150,14 +187,19 @@ fn resolve<C: PairReader>(args: &PairsArgs<C>, app: &App<'_>) -> Result<Resolved
     layers.resolve()
 }
 
-/// The model's tokenizer and the path of its files; `None` if no model was named and the default one has not been fetched.
+/// The model's tokenizer and the path of its files; `None` if no model was named and the default
+/// one has not been fetched.
 fn tokenizer(resolved: &Resolved, app: &App<'_>) -> Result<Option<(PathBuf, Tokenizer)>> {
     let model = &resolved.experiment.model;
     match locate(model, Extent::Tokenizer) {
-        Ok(found) => ModelFiles::tokenizer_of(&found.path).map(|tokenizer| Some((found.path, tokenizer))),
+        Ok(found) => {
+            ModelFiles::tokenizer_of(&found.path).map(|tokenizer| Some((found.path, tokenizer)))
+        }
         Err(e) if matches!(resolved.origins.get("model"), None | Some(Origin::Default)) => {
             let how = e.hints().first().map_or_else(String::new, |hint| format!("; {hint}"));
-            app.printer.note(&format!("lengths are characters: the model `{model}` is not on this machine{how}"));
+            app.printer.note(&format!(
+                "lengths are characters: the model `{model}` is not on this machine{how}"
+            ));
             Ok(None)
         }
         Err(e) => Err(resolved.experiment.sources.explain("model", model, e)),
@@ -184,7 +226,11 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
         _ => "plain text and conversations",
     };
     let mut text = format!("{BOLD}{}{PLAIN}: {}\n", split.name, split.describes);
-    let mut lines = vec![format!("{}, {form}, {}", count(split.pairs, "pair"), count(split.prompts, "different prompt"))];
+    let mut lines = vec![format!(
+        "{}, {form}, {}",
+        count(split.pairs, "pair"),
+        count(split.prompts, "different prompt")
+    )];
     if let Some(used) = &split.used {
         lines.extend(used_lines(used, found));
     }
@@ -193,10 +239,25 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
     let lines: String = lines.iter().map(|line| indented(line, "  ")).collect();
     text += &lines.replace("  warning: ", &format!("  {YELLOW}warning{PLAIN}: "));
 
-    let named = [("prompt", &split.prompt), ("chosen", &split.chosen), ("rejected", &split.rejected), ("prompt + longer", &split.whole)];
-    let mut grid = Grid::new(std::iter::once((found.unit, Align::Left)).chain(["p50", "p90", "p99", "max", "mean"].map(|c| (c, Align::Right))));
+    let named = [
+        ("prompt", &split.prompt),
+        ("chosen", &split.chosen),
+        ("rejected", &split.rejected),
+        ("prompt + longer", &split.whole),
+    ];
+    let mut grid = Grid::new(
+        std::iter::once((found.unit, Align::Left))
+            .chain(["p50", "p90", "p99", "max", "mean"].map(|c| (c, Align::Right))),
+    );
     for (name, l) in named {
-        grid.row([name.to_owned(), l.p50.to_string(), l.p90.to_string(), l.p99.to_string(), l.max.to_string(), format!("{:.1}", l.mean)]);
+        grid.row([
+            name.to_owned(),
+            l.p50.to_string(),
+            l.p90.to_string(),
+            l.p99.to_string(),
+            l.max.to_string(),
+            format!("{:.1}", l.mean),
+        ]);
     }
     text += &format!("\n{}", block(&grid.plain()));
     text += &format!("\n{}", block(&histogram(found.unit, &named[..3])));
@@ -208,9 +269,15 @@ fn split_text(split: &SplitReport, found: &Inspection, first: &str) -> String {
 
 /// What a run makes of the pairs, as far as it is not to use them as they are.
 fn used_lines(used: &Used, found: &Inspection) -> Vec<String> {
-    let mut lines = vec![format!("{} used, {} of them cut to {} tokens", used.kept, used.truncated, found.max_length)];
+    let mut lines = vec![format!(
+        "{} used, {} of them cut to {} tokens",
+        used.kept, used.truncated, found.max_length
+    )];
     lines.extend(used.dropped.iter().map(|(why, n)| format!("{n} dropped: {why}")));
-    lines.extend(warning("pairs whose completions are the same tokens, once cut", used.findings.identical));
+    lines.extend(warning(
+        "pairs whose completions are the same tokens, once cut",
+        used.findings.identical,
+    ));
     lines.extend(used.findings.of_tokens());
     lines
 }
@@ -223,7 +290,10 @@ fn remarks(split: &SplitReport, first: &str) -> Vec<String> {
         ("pairs whose completions are the same text", split.identical),
         ("pairs without a prompt", split.without_prompt),
         ("pairs with an empty completion", split.without_completion),
-        ("pairs whose completions begin with the prompt, which is then read twice", split.prompt_repeated),
+        (
+            "pairs whose completions begin with the prompt, which is then read twice",
+            split.prompt_repeated,
+        ),
         (&format!("pairs whose prompt is in `{first}` too"), split.in_first.unwrap_or_default()),
     ];
     found.into_iter().filter_map(|(what, n)| warning(what, n)).collect()
@@ -252,11 +322,18 @@ const WIDTH: usize = 80;
 const SHOWN: (usize, usize) = (6, 4);
 
 fn example_text(example: &Example) -> String {
-    let (prompt, of) = (example.chosen.mask.iter().filter(|m| **m == 0).count(), |mask: &[u8]| mask.iter().filter(|m| **m == 1).count());
+    let (prompt, of) =
+        (example.chosen.mask.iter().filter(|m| **m == 0).count(), |mask: &[u8]| {
+            mask.iter().filter(|m| **m == 1).count()
+        });
     let lengths = match (example.dropped, example.chosen.mask.is_empty()) {
         (Some(why), _) => format!("dropped, {why}"),
         (None, true) => "not in tokens".to_owned(),
-        (None, false) => format!("{prompt} tokens read, ⟨{} or {}⟩ trained on", of(&example.chosen.mask), of(&example.rejected.mask)),
+        (None, false) => format!(
+            "{prompt} tokens read, ⟨{} or {}⟩ trained on",
+            of(&example.chosen.mask),
+            of(&example.rejected.mask)
+        ),
     };
     let mut text = format!("  pair {}: {lengths}\n", example.index);
     for (name, written, colour) in [

@@ -29,7 +29,9 @@ pub fn run(args: &DoctorArgs, app: &App<'_>) -> Result<()> {
         app.printer.data(&text)?;
     }
     match checks.iter().find(|c| c.state == State::Broken) {
-        Some(broken) => Err(Error::internal(format!("{} does not work on this machine", broken.name))),
+        Some(broken) => {
+            Err(Error::internal(format!("{} does not work on this machine", broken.name)))
+        }
         None => Ok(()),
     }
 }

@@ -23,12 +23,23 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
             let adapter = experiment.init_adapter.clone();
             vec![(experiment, longest, adapter)]
         }
-        _ => args.targets.iter().map(|folder| target(folder, args, app)).collect::<Result<Vec<_>>>()?,
+        _ => args
+            .targets
+            .iter()
+            .map(|folder| target(folder, args, app))
+            .collect::<Result<Vec<_>>>()?,
     };
     let stop = interrupt::watch()?;
     let mut found = Vec::with_capacity(targets.len());
     for (experiment, longest, adapter) in &targets {
-        let evaluation = engine::evaluate(experiment, longest, adapter.as_deref(), &stop, app.printer.progress().as_mut(), app)?;
+        let evaluation = engine::evaluate(
+            experiment,
+            longest,
+            adapter.as_deref(),
+            &stop,
+            app.printer.progress().as_mut(),
+            app,
+        )?;
         if !args.json {
             app.printer.data(&evaluation.plain())?;
         }
@@ -38,13 +49,21 @@ pub fn run(args: &EvalArgs, app: &App<'_>) -> Result<()> {
 }
 
 /// What stands in `folder`: a run with its configuration, or an adapter that names its model.
-fn target(folder: &Path, args: &EvalArgs, app: &App<'_>) -> Result<(Experiment, Longest, Option<PathBuf>)> {
+fn target(
+    folder: &Path,
+    args: &EvalArgs,
+    app: &App<'_>,
+) -> Result<(Experiment, Longest, Option<PathBuf>)> {
     let trained = Trained::find(folder, args.model.get("model"))?;
     let (experiment, longest) = resolve(args, app, |layers| trained.apply(layers))?;
     Ok((experiment, longest, Some(trained.adapter)))
 }
 
-fn resolve(args: &EvalArgs, app: &App<'_>, target: impl FnOnce(&mut Layering<'_>) -> Result<()>) -> Result<(Experiment, Longest)> {
+fn resolve(
+    args: &EvalArgs,
+    app: &App<'_>,
+    target: impl FnOnce(&mut Layering<'_>) -> Result<()>,
+) -> Result<(Experiment, Longest)> {
     let mut layers = layers::defaults(app)?;
     target(&mut layers)?;
     layers::environment(&mut layers);

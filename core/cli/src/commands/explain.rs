@@ -4,7 +4,9 @@ use reprpo_core::Result;
 use reprpo_core::api::{LinearInfo, ModelInfo};
 use reprpo_core::config::{Example, Field, TrainConfig, plugin_fields};
 use reprpo_core::guard::faults;
-use reprpo_core::registry::{Entry, InterventionEntry, PluginLibrary, Recipe, Registry, TypedEntry};
+use reprpo_core::registry::{
+    Entry, InterventionEntry, PluginLibrary, Recipe, Registry, TypedEntry,
+};
 use reprpo_core::report::{Align, Grid};
 use serde_json::{Value, json};
 
@@ -15,11 +17,17 @@ use crate::commands::list;
 pub fn run(args: &ExplainArgs, app: &App<'_>) -> Result<()> {
     let (entries, recipe) = app.registry.find(&args.name)?;
     if args.json {
-        let mut all = entries.into_iter().map(|entry| as_json(entry, app.registry)).collect::<Result<Vec<_>>>()?;
+        let mut all = entries
+            .into_iter()
+            .map(|entry| as_json(entry, app.registry))
+            .collect::<Result<Vec<_>>>()?;
         all.extend(recipe.map(|recipe| recipe_as_json(recipe, app.registry)));
         return app.printer.json(&Value::Array(all));
     }
-    let mut all = entries.into_iter().map(|entry| as_text(entry, app.registry)).collect::<Result<Vec<_>>>()?;
+    let mut all = entries
+        .into_iter()
+        .map(|entry| as_text(entry, app.registry))
+        .collect::<Result<Vec<_>>>()?;
     all.extend(recipe.map(|recipe| recipe_as_text(recipe, app.registry)));
     app.printer.data(&all.join("\n"))
 }
@@ -27,11 +35,16 @@ pub fn run(args: &ExplainArgs, app: &App<'_>) -> Result<()> {
 fn recipe_as_text(recipe: &Recipe, registry: &Registry) -> String {
     let Recipe { name, summary, reference, published, origin, version, .. } = recipe;
     let from = place(origin, version, registry.file_of_recipe(name));
-    let mut text = format!("{name} (recipe): {summary}\n\nIt sets, below files, environment, flags and `--set`:\n\n{}", recipe.to_toml());
+    let mut text = format!(
+        "{name} (recipe): {summary}\n\nIt sets, below files, environment, flags and `--set`:\n\n{}",
+        recipe.to_toml()
+    );
     if !published.is_empty() {
         text.push_str(&format!("\nPublished: {published}\n"));
     }
-    text.push_str(&format!("\nReference: {reference}\nFrom:      {from}\nExample:   reprpo run --recipe {name}\n"));
+    text.push_str(&format!(
+        "\nReference: {reference}\nFrom:      {from}\nExample:   reprpo run --recipe {name}\n"
+    ));
     text
 }
 
@@ -58,13 +71,21 @@ fn as_text(entry: Entry, registry: &Registry) -> Result<String> {
     if fields.is_empty() {
         text.push_str("\nIt has no fields.\n");
     } else {
-        text.push_str(&format!("\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` in a configuration file:\n\n"));
-        let mut grid = Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
+        text.push_str(&format!(
+            "\nFields, set with `--set {kind}.FIELD=VALUE` or under `[{kind}]` \
+            in a configuration file:\n\n"
+        ));
+        let mut grid =
+            Grid::new(["field", "type", "default", "what it is"].map(|c| (c, Align::Left)));
         rows(&mut grid, "", &fields);
         text.push_str(&grid.plain());
     }
     let from = place(about.origin, about.version, registry.file_of(entry));
-    text.push_str(&format!("\nReference: {}\nFrom:      {from}\nExample:   {}\n", about.reference, Example::of(entry)?.command()));
+    text.push_str(&format!(
+        "\nReference: {}\nFrom:      {from}\nExample:   {}\n",
+        about.reference,
+        Example::of(entry)?.command()
+    ));
     Ok(text)
 }
 
@@ -75,7 +96,12 @@ fn rows(grid: &mut Grid, before: &str, fields: &[Field]) {
         let default = if field.fields.is_empty() { shown(&field.default) } else { String::new() };
         grid.row([name.clone(), kind_of(field), default, field.description.clone()]);
         for word in field.choices.iter().filter(|w| !w.describes.is_empty()) {
-            grid.row([String::new(), format!("  {}", word.value), String::new(), word.describes.clone()]);
+            grid.row([
+                String::new(),
+                format!("  {}", word.value),
+                String::new(),
+                word.describes.clone(),
+            ]);
         }
         rows(grid, &format!("{name}."), &field.fields);
     }
@@ -86,7 +112,9 @@ fn as_json(entry: Entry, registry: &Registry) -> Result<Value> {
     described["explain"] = json!(entry.about().explain);
     described["example"] = json!(Example::of(entry)?.command());
     described["learning_rate"] = match entry {
-        Entry::Intervention(intervention) => intervention.learning_rate.map_or(Value::Null, |rate| json!({ "rate": rate })),
+        Entry::Intervention(intervention) => {
+            intervention.learning_rate.map_or(Value::Null, |rate| json!({ "rate": rate }))
+        }
         Entry::Adapter(adapter) => json!({ "factor": adapter.learning_rate_factor }),
         _ => Value::Null,
     };
@@ -101,7 +129,10 @@ fn learning_rate(entry: Entry) -> Option<String> {
             let rate = intervention.learning_rate.unwrap_or_else(|| TrainConfig::default().lr);
             Some(format!("`train.lr` is {rate} by default, times the factor of the adapter"))
         }
-        Entry::Adapter(adapter) => Some(format!("the intervention's default of `train.lr`, times {}", adapter.learning_rate_factor)),
+        Entry::Adapter(adapter) => Some(format!(
+            "the intervention's default of `train.lr`, times {}",
+            adapter.learning_rate_factor
+        )),
         _ => None,
     }
 }
@@ -114,9 +145,11 @@ fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
     }
 }
 
-/// Its type. Many words that stand below with what they mean are not listed here as well: they would take the table's width.
+/// Its type. Many words that stand below with what they mean are not listed here as well: they
+/// would take the table's width.
 fn kind_of(field: &Field) -> String {
-    let all_below = field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
+    let all_below =
+        field.choices.iter().all(|w| !w.describes.is_empty()) && field.choices.len() > 3;
     if all_below { "one of these".to_owned() } else { field.kind.clone() }
 }
 
@@ -129,19 +162,44 @@ fn shown(default: &Value) -> String {
     }
 }
 
-/// What an intervention asks of the engine with its defaults; none where they do not fit the made-up model.
+/// What an intervention asks of the engine with its defaults; none where they do not fit the
+/// made-up model.
 pub fn needs(entry: Entry) -> Option<String> {
     let intervention = InterventionEntry::of_entry(entry)?;
     let config = Value::Object(intervention.about.defaults().ok()?).to_string();
-    let needs = intervention.build(&config, &small_model()).ok().map(|method| method.needs().describe());
+    let needs =
+        intervention.build(&config, &small_model()).ok().map(|method| method.needs().describe());
     // A method that fails here is still one to be shown; a run says how it fails.
     if faults::check().is_ok() { needs } else { None }
 }
 
 fn small_model() -> ModelInfo {
     let (layers, hidden) = (4, 64);
-    let linear = |layer: usize, name: &str| LinearInfo { name: format!("model.layers.{layer}.{name}"), layer: Some(layer), inputs: hidden, outputs: hidden };
-    let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
-    let linears = (0..layers).flat_map(|layer| names.iter().map(move |name| linear(layer, name))).collect();
-    ModelInfo { architecture: "llama".to_owned(), layers, hidden, heads: 4, head_dim: 16, vocab: 256, linears, parts: Vec::new() }
+    let linear = |layer: usize, name: &str| LinearInfo {
+        name: format!("model.layers.{layer}.{name}"),
+        layer: Some(layer),
+        inputs: hidden,
+        outputs: hidden,
+    };
+    let names = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let linears =
+        (0..layers).flat_map(|layer| names.iter().map(move |name| linear(layer, name))).collect();
+    ModelInfo {
+        architecture: "llama".to_owned(),
+        layers,
+        hidden,
+        heads: 4,
+        head_dim: 16,
+        vocab: 256,
+        linears,
+        parts: Vec::new(),
+    }
 }

@@ -14,10 +14,12 @@ use crate::trained::Trained;
 
 pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
-        return Err(Error::new(format!("`--shard {}` is no size of a file", args.shard)).hint("give gigabytes above 0, as `--shard 5`"));
+        return Err(Error::new(format!("`--shard {}` is no size of a file", args.shard))
+            .hint("give gigabytes above 0, as `--shard 5`"));
     }
     if args.out.exists() {
-        return Err(Error::new(format!("`{}` exists already", args.out.display())).hint("give another `--out`, or remove it"));
+        return Err(Error::new(format!("`{}` exists already", args.out.display()))
+            .hint("give another `--out`, or remove it"));
     }
     let trained = Trained::find(&args.target, args.model.get("model"))?;
     let mut layers = layers::defaults(app)?;
@@ -43,7 +45,12 @@ pub fn run(args: &ExportArgs, app: &App<'_>) -> Result<()> {
         Written::F32 => Kind::Float,
         Written::Bf16 => Kind::BFloat16,
     };
-    let written = Export::merged(&files, &model, Some(&adapted), kind)?.write(&files, &tokenizer, &args.out, (args.shard * 1e9) as u64)?;
+    let written = Export::merged(&files, &model, Some(&adapted), kind)?.write(
+        &files,
+        &tokenizer,
+        &args.out,
+        (args.shard * 1e9) as u64,
+    )?;
     let listed: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
     app.printer.data(&listed.join("\n"))
 }

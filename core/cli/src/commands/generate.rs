@@ -20,7 +20,11 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
     progress.stage("generate", Some((args.prompt.len() * voices.len()) as u64));
     let mut listed = Vec::new();
     for prompt in &args.prompt {
-        let mut text = if args.prompt.len() > 1 || voices.len() > 1 { format!("> {prompt}\n") } else { String::new() };
+        let mut text = if args.prompt.len() > 1 || voices.len() > 1 {
+            format!("> {prompt}\n")
+        } else {
+            String::new()
+        };
         for (voice, trained) in &voices {
             let mut silent = |_: &str| {};
             let answer = if chats {
@@ -33,9 +37,16 @@ pub fn run(args: &GenerateArgs, app: &App<'_>) -> Result<()> {
             speaker.too_long(&answer).iter().for_each(|warning| app.printer.note(warning));
             let (read, made) = (answer.read_per_second(), answer.made_per_second());
             let rates = [("prompt tokens/s", Some(read)), ("tokens/s", made)];
-            progress.advance(1, &rates.iter().filter_map(|(name, rate)| Some((*name, (*rate)?))).collect::<Vec<_>>());
+            progress.advance(
+                1,
+                &rates
+                    .iter()
+                    .filter_map(|(name, rate)| Some((*name, (*rate)?)))
+                    .collect::<Vec<_>>(),
+            );
             listed.push(json!({
-                "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens, "tokens_per_second": made,
+                "prompt": prompt, "by": voice, "text": answer.text, "tokens": answer.tokens,
+                "tokens_per_second": made,
                 "prompt_tokens": answer.prompt, "prompt_tokens_per_second": read,
             }));
             let name = if voices.len() > 1 { format!("{voice}: ") } else { String::new() };

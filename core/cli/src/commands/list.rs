@@ -14,16 +14,29 @@ use crate::args::{ListArgs, Listed};
 use crate::commands::explain;
 
 pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
-    let kinds = args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
-    let models = if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
-    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(Listed::Recipes)) { app.registry.recipes().collect() } else { Vec::new() };
+    let kinds =
+        args.kind.map_or_else(|| Kind::ALL.to_vec(), |listed| listed.kind().into_iter().collect());
+    let models =
+        if matches!(args.kind, None | Some(Listed::Models)) { known_models() } else { Vec::new() };
+    let recipes: Vec<&Recipe> = if matches!(args.kind, None | Some(Listed::Recipes)) {
+        app.registry.recipes().collect()
+    } else {
+        Vec::new()
+    };
     if args.json {
-        let plugins = kinds.iter().flat_map(|k| app.registry.of(*k)).map(|entry| described(entry, app.registry));
-        let all: Vec<Value> = plugins.chain(recipes.iter().map(|r| recipe(r, app.registry))).chain(models.iter().map(model)).collect();
+        let plugins = kinds
+            .iter()
+            .flat_map(|k| app.registry.of(*k))
+            .map(|entry| described(entry, app.registry));
+        let all: Vec<Value> = plugins
+            .chain(recipes.iter().map(|r| recipe(r, app.registry)))
+            .chain(models.iter().map(model))
+            .collect();
         return app.printer.json(&Value::Array(all));
     }
     let sections = kinds.iter().map(|kind| {
-        let mut grid = Grid::new([kind.plural().as_str(), "from", "what it does"].map(|c| (c, Align::Left)));
+        let mut grid =
+            Grid::new([kind.plural().as_str(), "from", "what it does"].map(|c| (c, Align::Left)));
         for entry in app.registry.of(*kind) {
             let about = entry.about();
             grid.row([names(entry), from(entry, app.registry), about.summary.to_owned()]);
@@ -53,7 +66,11 @@ pub fn run(args: &ListArgs, app: &App<'_>) -> Result<()> {
 fn files_text(loaded: &[PluginLibrary]) -> String {
     let mut grid = Grid::new(["plugin files", "crate", "sha256"].map(|c| (c, Align::Left)));
     for file in loaded {
-        grid.row([file.path.display().to_string(), format!("{} {}", file.name, file.version), file.sha256.chars().take(12).collect()]);
+        grid.row([
+            file.path.display().to_string(),
+            format!("{} {}", file.name, file.version),
+            file.sha256.chars().take(12).collect(),
+        ]);
     }
     grid.plain()
 }
@@ -64,7 +81,9 @@ fn from(entry: Entry, registry: &Registry) -> String {
 }
 
 fn place(origin: &str, version: &str, file: Option<&PluginLibrary>) -> String {
-    let name = file.and_then(|f| f.path.file_name()).map_or_else(|| "built in".to_owned(), |name| name.to_string_lossy().into_owned());
+    let name = file
+        .and_then(|f| f.path.file_name())
+        .map_or_else(|| "built in".to_owned(), |name| name.to_string_lossy().into_owned());
     format!("{origin} {version}, {name}")
 }
 
@@ -75,13 +94,18 @@ fn recipes_text(recipes: &[&Recipe], registry: &Registry) -> String {
         grid.row([recipe.name.clone(), from, recipe.summary.clone()]);
         grid.row(["", "", &format!("({})", recipe.reference)]);
     }
-    format!("{}\n`--recipe NAME` sets its values below everything else that is said; `reprpo explain NAME` shows them\n", grid.plain())
+    format!(
+        "{}\n`--recipe NAME` sets its values below everything else that is said; `reprpo explain \
+            NAME` shows them\n",
+        grid.plain()
+    )
 }
 
 /// As `reprpo list` has it in JSON.
 pub fn recipe(recipe: &Recipe, registry: &Registry) -> Value {
     json!({
-        "kind": "recipe", "name": recipe.name, "aliases": [], "summary": recipe.summary, "reference": recipe.reference,
+        "kind": "recipe", "name": recipe.name, "aliases": [], "summary": recipe.summary,
+        "reference": recipe.reference,
         "published": recipe.published, "origin": recipe.origin, "version": recipe.version,
         "file": registry.file_of_recipe(&recipe.name).map(|f| &f.path),
     })
@@ -90,32 +114,50 @@ pub fn recipe(recipe: &Recipe, registry: &Registry) -> Value {
 fn models_text(models: &[KnownModel]) -> String {
     let mut grid = Grid::new(["models", "format", "size", "what it is"].map(|c| (c, Align::Left)));
     for model in models {
-        grid.row([model.name.to_owned(), model.format.to_owned(), format!("{} MB", model.megabytes), model.summary.to_owned()]);
+        grid.row([
+            model.name.to_owned(),
+            model.format.to_owned(),
+            format!("{} MB", model.megabytes),
+            model.summary.to_owned(),
+        ]);
         let folder = model.path.as_deref().and_then(Path::parent);
-        let place = folder.map_or_else(|| format!("not here yet: {}", model.fetch), |folder| format!("here, in `{}`", folder.display()));
+        let place = folder.map_or_else(
+            || format!("not here yet: {}", model.fetch),
+            |folder| format!("here, in `{}`", folder.display()),
+        );
         grid.row(["", "", "", &place]);
     }
-    format!("{}\n`--model` also takes a folder with config.json and safetensors, a .gguf file, or an id `org/name` from the Hugging Face cache\n", grid.plain())
+    format!(
+        "{}\n`--model` also takes a folder with config.json and safetensors, a .gguf file, or an \
+            id `org/name` from the Hugging Face cache\n",
+        grid.plain()
+    )
 }
 
 fn model(model: &KnownModel) -> Value {
     json!({
-        "kind": "model", "name": model.name, "summary": model.summary, "format": model.format, "megabytes": model.megabytes,
+        "kind": "model", "name": model.name, "summary": model.summary, "format": model.format,
+        "megabytes": model.megabytes,
         "fetched": model.path.is_some(), "path": model.path, "fetch": model.fetch,
     })
 }
 
 /// The name, and what else it answers to.
 fn names(entry: Entry) -> String {
-    std::iter::once(entry.about().name).chain(entry.about().aliases.iter().copied()).collect::<Vec<_>>().join(", ")
+    std::iter::once(entry.about().name)
+        .chain(entry.about().aliases.iter().copied())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// As `reprpo list` has it in JSON; `file` is null where it is built in.
 pub fn described(entry: Entry, registry: &Registry) -> Value {
     let about = entry.about();
     json!({
-        "kind": entry.kind().name(), "name": about.name, "aliases": about.aliases, "summary": about.summary,
-        "reference": about.reference, "needs": explain::needs(entry), "origin": about.origin, "version": about.version,
+        "kind": entry.kind().name(), "name": about.name, "aliases": about.aliases,
+        "summary": about.summary,
+        "reference": about.reference, "needs": explain::needs(entry), "origin": about.origin,
+        "version": about.version,
         "file": registry.file_of(entry).map(|f| &f.path),
     })
 }

@@ -27,10 +27,14 @@ fn fetch(args: &FetchArgs, app: &App<'_>) -> Result<()> {
             (Some(model), _) => of_index(model, app)?,
             (None, Some(located)) => of_hub(name, &located),
             (None, None) if Path::new(name).exists() => {
-                return Err(Error::new(format!("`{name}` is a path on this machine, so there is nothing to fetch")).hint(format!("use it as `--model {name}`")));
+                return Err(Error::new(format!(
+                    "`{name}` is a path on this machine, so there is nothing to fetch"
+                ))
+                .hint(format!("use it as `--model {name}`")));
             }
             (None, None) => {
-                return Err(Error::unknown("model", name, MODELS.iter().map(|model| model.name)).hint("or give a repository of the hub as `org/name`"));
+                return Err(Error::unknown("model", name, MODELS.iter().map(|model| model.name))
+                    .hint("or give a repository of the hub as `org/name`"));
             }
         },
     };
@@ -44,7 +48,11 @@ fn fetch(args: &FetchArgs, app: &App<'_>) -> Result<()> {
 fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     let cache = cache_dir();
     let mut report = Download::new(app.printer);
-    let found = if is_offline() { model.find(&cache, &mut report) } else { model.fetch(&cache, false, &mut report).map(Some) };
+    let found = if is_offline() {
+        model.find(&cache, &mut report)
+    } else {
+        model.fetch(&cache, false, &mut report).map(Some)
+    };
     let path = found.map_err(|e| failed(model, &e))?.ok_or_else(|| {
         Error::new(format!("the model `{}` is not in the cache, `{}`", model.name, cache.display()))
             .hint("run this without `--offline` on a machine with a network, then copy the cache")
@@ -52,8 +60,8 @@ fn of_index(model: &Model, app: &App<'_>) -> Result<Value> {
     Ok(json!({ "name": model.name, "source": "index", "path": path, "pinned": model.name }))
 }
 
-/// The error of a download from the package index. If the index is the problem, the hub is the other
-/// source of the model.
+/// The error of a download from the package index. If the index is the problem, the hub is the
+/// other source of the model.
 fn failed(model: &Model, failure: &Failure) -> Error {
     let mut message = failure.message().splitn(2, '\n');
     let mut error = Error::new(message.next().unwrap_or_default());
@@ -63,7 +71,11 @@ fn failed(model: &Model, failure: &Failure) -> Error {
     let error = failure.advice().map(str::to_owned).into_iter().fold(error, Error::hint);
     match failure.cause() {
         Cause::Disk => error,
-        Cause::Index => error.hint(format!("or use the original from the Hugging Face hub: `reprpo model fetch {hub}`, then `--model {hub}`", hub = model.hub)),
+        Cause::Index => error.hint(format!(
+            "or use the original from the Hugging Face hub: \
+            `reprpo model fetch {hub}`, then `--model {hub}`",
+            hub = model.hub
+        )),
     }
 }
 
@@ -90,8 +102,10 @@ mod tests {
 
     #[test]
     fn the_list_of_models_is_the_one_that_can_be_fetched() {
-        let listed: Vec<_> = known_models().iter().map(|model| (model.name, u64::from(model.megabytes))).collect();
-        let fetched: Vec<_> = MODELS.iter().map(|model| (model.name, model.size / 1_000_000)).collect();
+        let listed: Vec<_> =
+            known_models().iter().map(|model| (model.name, u64::from(model.megabytes))).collect();
+        let fetched: Vec<_> =
+            MODELS.iter().map(|model| (model.name, model.size / 1_000_000)).collect();
         assert_eq!(listed, fetched);
         for model in known_models() {
             assert_eq!(model.fetch, format!("`reprpo model fetch {}` fetches it", model.name));
@@ -100,8 +114,15 @@ mod tests {
 
     #[test]
     fn only_a_failure_of_the_index_points_to_the_hub() {
-        let of = |cause| format!("{:?}", failed(&MODELS[0], &Failure::new(cause, "cannot\nERROR: x").hint("do this")));
+        let of = |cause| {
+            format!(
+                "{:?}",
+                failed(&MODELS[0], &Failure::new(cause, "cannot\nERROR: x").hint("do this"))
+            )
+        };
         assert_eq!(of(Cause::Disk), "cannot\n  because ERROR: x\n  hint: do this");
-        assert!(of(Cause::Index).contains("`reprpo model fetch HuggingFaceTB/SmolLM2-135M-Instruct`"));
+        assert!(
+            of(Cause::Index).contains("`reprpo model fetch HuggingFaceTB/SmolLM2-135M-Instruct`")
+        );
     }
 }

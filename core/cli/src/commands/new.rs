@@ -26,7 +26,8 @@ pub fn run(args: &NewArgs, app: &App<'_>) -> Result<()> {
     write(&folder, &files)?;
     let (name, place, folder) = (&args.name, quoted(&folder), folder.display());
     app.printer.data(&format!(
-        "the {} `{name}` is in `{folder}`; its formula goes into `{folder}/src/lib.rs`. Then:\n\n    cd {place}\n    cargo test\n    cargo build --release\n    {}\n",
+        "the {} `{name}` is in `{folder}`; its formula goes into `{folder}/src/lib.rs`. \
+            Then:\n\n    cd {place}\n    cargo test\n    cargo build --release\n    {}\n",
         kind.name(),
         run_line(kind, name)
     ))
@@ -47,16 +48,24 @@ impl Place {
     fn of_this_build() -> Self {
         let lib = ffi::libtorch_folder();
         let libtorch = lib.parent().unwrap_or(lib).to_owned();
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).filter(|root| root.join("plugins/sdk/Cargo.toml").is_file());
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .ancestors()
+            .nth(2)
+            .filter(|root| root.join("plugins/sdk/Cargo.toml").is_file());
         match checkout {
             Some(root) => {
                 let sdk = format!("{{ path = {:?} }}", root.join("plugins/sdk"));
                 // The build script's own folder is `BUILD/PROFILE/build/CRATE/out`.
-                let built = Path::new(env!("OUT_DIR")).ancestors().nth(4).filter(|folder| folder.is_dir());
+                let built =
+                    Path::new(env!("OUT_DIR")).ancestors().nth(4).filter(|folder| folder.is_dir());
                 Self { sdk, libtorch, built: built.map(Path::to_owned) }
             }
             None => {
-                let sdk = format!("{{ git = {:?}, tag = \"v{}\" }}", env!("CARGO_PKG_REPOSITORY"), env!("CARGO_PKG_VERSION"));
+                let sdk = format!(
+                    "{{ git = {:?}, tag = \"v{}\" }}",
+                    env!("CARGO_PKG_REPOSITORY"),
+                    env!("CARGO_PKG_VERSION")
+                );
                 Self { sdk, libtorch, built: None }
             }
         }
@@ -64,10 +73,15 @@ impl Place {
 
     /// `.cargo/config.toml`, which is this machine's own.
     fn cargo_config(&self) -> String {
-        let mut text = format!("# Of this machine alone, and not for git. Where libtorch lies:\n[env]\nLIBTORCH = {:?}\n", self.libtorch);
+        let mut text = format!(
+            "# Of this machine alone, and not for git. Where libtorch lies:\n[env]\nLIBTORCH = \
+                {:?}\n",
+            self.libtorch
+        );
         if let Some(built) = &self.built {
             text += &format!(
-                "\n# What the checkout of reprpo has built is taken from there; the plugin itself stays in `target`.\n[build]\nbuild-dir = {built:?}\n"
+                "\n# What the checkout of reprpo has built is taken from there; the plugin itself \
+                    stays in `target`.\n[build]\nbuild-dir = {built:?}\n"
             );
         }
         text
@@ -76,32 +90,58 @@ impl Place {
 
 /// A name for a crate, a library and a command line, which nothing has yet.
 fn check_name(name: &str, kind: Kind, registry: &Registry) -> Result<()> {
-    let letters = name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let letters = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !letters || name.ends_with('-') || name.contains("--") {
-        return Err(Error::new(format!("`{name}` is no name for a plugin")).hint("use a-z, 0-9 and single -, and begin with a letter"));
+        return Err(Error::new(format!("`{name}` is no name for a plugin"))
+            .hint("use a-z, 0-9 and single -, and begin with a letter"));
     }
-    if let Some(entry) = registry.of(kind).find(|e| e.about().name == name || e.about().aliases.contains(&name)) {
+    if let Some(entry) =
+        registry.of(kind).find(|e| e.about().name == name || e.about().aliases.contains(&name))
+    {
         let about = entry.about();
-        return Err(Error::new(format!("the {} `{name}` exists already, in {} {}", kind.name(), about.origin, about.version)).hint("choose another name"));
+        return Err(Error::new(format!(
+            "the {} `{name}` exists already, in {} {}",
+            kind.name(),
+            about.origin,
+            about.version
+        ))
+        .hint("choose another name"));
     }
     // Cargo's own rules: a crate's name is a word of Rust's, and no other crate here has it.
-    const TAKEN: [&str; 9] = ["test", "core", "std", "alloc", "proc-macro", "build", "deps", "examples", "incremental"];
+    const TAKEN: [&str; 9] =
+        ["test", "core", "std", "alloc", "proc-macro", "build", "deps", "examples", "incremental"];
     const KEYWORDS: [&str; 35] = [
-        "as", "async", "await", "break", "const", "continue", "crate", "dyn", "else", "enum", "extern", "false", "fn", "for", "gen", "if", "impl", "in", "let",
-        "loop", "match", "mod", "move", "mut", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true", "use", "while",
+        "as", "async", "await", "break", "const", "continue", "crate", "dyn", "else", "enum",
+        "extern", "false", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "match", "mod",
+        "move", "mut", "pub", "ref", "return", "self", "static", "struct", "super", "trait",
+        "true", "use", "while",
     ];
     if TAKEN.contains(&name) || KEYWORDS.contains(&name) {
-        return Err(Error::new(format!("`{name}` is a word of Rust's own, and no name for a crate")).hint(format!("`my-{name}` would do")));
+        return Err(Error::new(format!(
+            "`{name}` is a word of Rust's own, and no name for a crate"
+        ))
+        .hint(format!("`my-{name}` would do")));
     }
-    if LOCK.lines().any(|line| line.strip_prefix("name = ").is_some_and(|other| other.trim_matches('"') == name)) {
-        return Err(Error::new(format!("`{name}` is the name of a crate that a plugin depends on")).hint(format!("`my-{name}` would do")));
+    if LOCK.lines().any(|line| {
+        line.strip_prefix("name = ").is_some_and(|other| other.trim_matches('"') == name)
+    }) {
+        return Err(Error::new(format!(
+            "`{name}` is the name of a crate that a plugin depends on"
+        ))
+        .hint(format!("`my-{name}` would do")));
     }
     Ok(())
 }
 
 /// A command that uses the method once it is built.
 fn run_line(kind: Kind, name: &str) -> String {
-    let library = format!("{}{}{}", std::env::consts::DLL_PREFIX, name.replace('-', "_"), std::env::consts::DLL_SUFFIX);
+    let library = format!(
+        "{}{}{}",
+        std::env::consts::DLL_PREFIX,
+        name.replace('-', "_"),
+        std::env::consts::DLL_SUFFIX
+    );
     let with = match kind {
         Kind::Intervention => " --adapter hra",
         Kind::Transform | Kind::Tap => " --intervention prefvec",
@@ -122,9 +162,14 @@ fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
     let camel: String = name.split('-').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     let run = run_line(kind, name);
     let fill = |text: &str| {
-        let text = text.replace("my-method", name).replace("my_method", &name.replace('-', "_")).replace("MyMethod", &camel);
+        let text = text
+            .replace("my-method", name)
+            .replace("my_method", &name.replace('-', "_"))
+            .replace("MyMethod", &camel);
         let text = text.replace("MY_METHOD", &name.replace('-', "_").to_uppercase());
-        text.replace("{{dependency}}", &place.sdk).replace("{{kind}}", kind.name()).replace("{{run}}", &run)
+        text.replace("{{dependency}}", &place.sdk)
+            .replace("{{kind}}", kind.name())
+            .replace("{{run}}", &run)
     };
     vec![
         ("Cargo.toml", fill(template!("Cargo.toml"))),
@@ -141,7 +186,8 @@ fn files(kind: Kind, name: &str, place: &Place) -> Vec<(&'static str, String)> {
 fn write(folder: &Path, files: &[(&str, String)]) -> Result<()> {
     let within = |path: &Path| format!("cannot make `{}`", path.display());
     if folder.exists() {
-        return Err(Error::new(format!("`{}` exists already", folder.display())).hint("choose another name, or another place with `--path DIR`"));
+        return Err(Error::new(format!("`{}` exists already", folder.display()))
+            .hint("choose another name, or another place with `--path DIR`"));
     }
     let all = || -> Result<()> {
         for (file, text) in files {
@@ -167,7 +213,8 @@ mod tests {
         let registry = Registry::builtin().expect("plugins");
         let check = |name: &str| check_name(name, Kind::Adapter, &registry);
         assert!(check("twist").is_ok() && check("my-twist-2").is_ok());
-        for bad in ["", "Twist", "2twist", "my_twist", "twist-", "a--b", "über", "../x", "type x"] {
+        for bad in ["", "Twist", "2twist", "my_twist", "twist-", "a--b", "über", "../x", "type x"]
+        {
             assert!(check(bad).unwrap_err().message().contains("is no name for a plugin"), "{bad}");
         }
         assert!(check("test").unwrap_err().message().contains("word of Rust's own"));
@@ -176,7 +223,11 @@ mod tests {
 
     #[test]
     fn every_word_of_a_template_is_filled_in() {
-        let place = Place { sdk: "{ path = \"/sdk\" }".to_owned(), libtorch: "/libtorch".into(), built: None };
+        let place = Place {
+            sdk: "{ path = \"/sdk\" }".to_owned(),
+            libtorch: "/libtorch".into(),
+            built: None,
+        };
         for kind in Kind::ALL {
             for (file, text) in files(kind, "two-words", &place) {
                 for left in ["{{", "my-method", "my_method", "MyMethod", "MY_METHOD"] {
@@ -191,7 +242,10 @@ mod tests {
     #[test]
     fn a_crate_without_a_checkout_does_not_speak_of_one() {
         let mut place = Place { sdk: String::new(), libtorch: "/libtorch".into(), built: None };
-        assert!(place.cargo_config().contains("LIBTORCH = \"/libtorch\"") && !place.cargo_config().contains("build-dir"));
+        assert!(
+            place.cargo_config().contains("LIBTORCH = \"/libtorch\"")
+                && !place.cargo_config().contains("build-dir")
+        );
         place.built = Some("/checkout/target".into());
         assert!(place.cargo_config().contains("build-dir = \"/checkout/target\""));
     }

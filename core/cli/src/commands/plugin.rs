@@ -26,7 +26,9 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
     let loaded = match fitting(&args.file) {
         Ok(loaded) => loaded,
         Err(e) if args.json => {
-            app.printer.json(&json!({ "file": args.file, "fits": false, "error": format!("{e:?}"), "ours": build(&Fingerprint::ours()) }))?;
+            app.printer
+                .json(&json!({ "file": args.file, "fits": false, "error": format!("{e:?}"),
+                "ours": build(&Fingerprint::ours()) }))?;
             return Err(e);
         }
         Err(e) => return Err(e),
@@ -60,7 +62,8 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
     }
     if args.json {
         app.printer.json(&json!({
-            "file": loaded.path, "fits": true, "crate": loaded.name, "version": loaded.version, "sha256": loaded.sha256,
+            "file": loaded.path, "fits": true, "crate": loaded.name, "version": loaded.version,
+            "sha256": loaded.sha256,
             "ours": build(&Fingerprint::ours()), "registers": described,
             "recipes": loaded.recipes.len(), "violations": violated.len(),
         }))?;
@@ -69,9 +72,12 @@ fn check(args: &CheckArgs, app: &App<'_>) -> Result<()> {
     }
     match &violated[..] {
         [] => Ok(()),
-        [first, ..] => Err(Error::new(format!("{} of what every method promises does not hold", counted(violated.len())))
-            .because(Error::new(first.lines().next().unwrap_or_default()))
-            .hint("`reprpo_plugin::testkit` makes the same checks in the crate's own tests")),
+        [first, ..] => Err(Error::new(format!(
+            "{} of what every method promises does not hold",
+            counted(violated.len())
+        ))
+        .because(Error::new(first.lines().next().unwrap_or_default()))
+        .hint("`reprpo_plugin::testkit` makes the same checks in the crate's own tests")),
     }
 }
 
@@ -95,7 +101,13 @@ fn counted(n: usize) -> String {
 }
 
 fn summary(loaded: &PluginLibrary) -> String {
-    let mut text = format!("{} {} in `{}`\nsha256 {}\n", loaded.name, loaded.version, loaded.path.display(), loaded.sha256);
+    let mut text = format!(
+        "{} {} in `{}`\nsha256 {}\n",
+        loaded.name,
+        loaded.version,
+        loaded.path.display(),
+        loaded.sha256
+    );
     text.push_str(&format!("fits: {}\n", Fingerprint::ours()));
     if !loaded.recipes.is_empty() {
         text.push_str(&format!("brings {} recipes\n", loaded.recipes.len()));
@@ -108,7 +120,9 @@ fn line(finding: &Finding) -> String {
     match &finding.verdict {
         Verdict::Holds => format!("  \x1b[32m✔\x1b[0m {statement}\n"),
         Verdict::DoesNotApply(why) => format!("  – {statement}: {why}\n"),
-        Verdict::Violated(how) => format!("  \x1b[31m✖\x1b[0m {statement}\n      {}\n", how.replace('\n', "\n      ")),
+        Verdict::Violated(how) => {
+            format!("  \x1b[31m✖\x1b[0m {statement}\n      {}\n", how.replace('\n', "\n      "))
+        }
     }
 }
 
@@ -121,13 +135,17 @@ fn as_json(entry: Entry, findings: &[Finding]) -> Value {
                 Verdict::DoesNotApply(why) => ("does not apply", Some((*why).to_owned())),
                 Verdict::Violated(how) => ("violated", Some(how.clone())),
             };
-            json!({ "statement": finding.statement, "outcome": outcome, "why": why, "seconds": finding.elapsed.as_secs_f64() })
+            json!({ "statement": finding.statement, "outcome": outcome, "why": why,
+                "seconds": finding.elapsed.as_secs_f64() })
         })
         .collect();
-    json!({ "kind": entry.kind().name(), "name": entry.about().name, "summary": entry.about().summary, "findings": findings })
+    json!({ "kind": entry.kind().name(), "name": entry.about().name,
+        "summary": entry.about().summary, "findings": findings })
 }
 
 /// The parts of a fingerprint by name.
 fn build(fingerprint: &Fingerprint) -> Value {
-    Value::Object(fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect())
+    Value::Object(
+        fingerprint.parts().into_iter().map(|(key, value)| (key, Value::String(value))).collect(),
+    )
 }

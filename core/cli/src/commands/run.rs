@@ -28,12 +28,18 @@ pub fn run(args: &RunArgs, app: &App<'_>) -> Result<()> {
         }
     };
     let stop = interrupt::watch()?;
-    let evaluation = run::run(&experiment, &start, app.registry, &stop, app.printer.progress().as_mut())?;
+    let evaluation =
+        run::run(&experiment, &start, app.registry, &stop, app.printer.progress().as_mut())?;
     result(start.folder(), evaluation, args, app)
 }
 
 /// Prints the result of the run in `folder`.
-fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &App<'_>) -> Result<()> {
+fn result(
+    folder: &Path,
+    evaluation: Option<Evaluation>,
+    args: &RunArgs,
+    app: &App<'_>,
+) -> Result<()> {
     app.printer.note(&format!("the run is in `{}`", folder.display()));
     match (evaluation, args.json) {
         (Some(evaluation), true) => {
@@ -47,12 +53,16 @@ fn result(folder: &Path, evaluation: Option<Evaluation>, args: &RunArgs, app: &A
     }
 }
 
-/// Finds out how far the run of `--resume auto` has come, and returns where it starts now. If nothing is left to train,
-/// this evaluates the run if needed, prints its result and returns `None`.
+/// Finds out how far the run of `--resume auto` has come, and returns where it starts now. If
+/// nothing is left to train, this evaluates the run if needed, prints its result and returns
+/// `None`.
 fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Start)>> {
     let experiment = args.experiment.resolve(app)?.experiment;
     let Some(folder) = experiment.out.clone() else {
-        return Err(Error::new("`--resume auto` needs the folder of the run, so that the same command finds it again").hint("give `--out DIR`"));
+        return Err(Error::new(
+            "`--resume auto` needs the folder of the run, so that the same command finds it again",
+        )
+        .hint("give `--out DIR`"));
     };
     let note = |text: &str| app.printer.note(&format!("{text}: `{}`", folder.display()));
     Ok(match Prior::find(&folder, &experiment, app.registry)? {
@@ -69,13 +79,23 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
         Prior::Trained(recorded) => {
             note("already trained, evaluating it");
             let stop = interrupt::watch()?;
-            let evaluation = run::judge_trained(&recorded, &folder, app.registry, &stop, app.printer.progress().as_mut())?;
+            let evaluation = run::judge_trained(
+                &recorded,
+                &folder,
+                app.registry,
+                &stop,
+                app.printer.progress().as_mut(),
+            )?;
             result(&folder, Some(evaluation), args, app)?;
             None
         }
         Prior::Finished(recorded) => {
             note("already finished");
-            let evaluation = if recorded.eval.enabled { Some(Evaluation::read(&folder.join("eval"))?) } else { None };
+            let evaluation = if recorded.eval.enabled {
+                Some(Evaluation::read(&folder.join("eval"))?)
+            } else {
+                None
+            };
             result(&folder, evaluation, args, app)?;
             None
         }
@@ -86,8 +106,11 @@ fn resume_auto(args: &RunArgs, app: &App<'_>) -> Result<Option<(Experiment, Star
 fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
     let config = folder.join("config.toml");
     if !config.is_file() {
-        return Err(Error::new(format!("there is no run in `{}`: it holds no `config.toml`", folder.display()))
-            .hint("give the folder that `reprpo run` made, as `--resume runs/NAME`"));
+        return Err(Error::new(format!(
+            "there is no run in `{}`: it holds no `config.toml`",
+            folder.display()
+        ))
+        .hint("give the folder that `reprpo run` made, as `--resume runs/NAME`"));
     }
     Experiment::read(&config, app.registry)
 }
@@ -96,12 +119,21 @@ fn recorded(folder: &Path, app: &App<'_>) -> Result<Experiment> {
 fn folder(experiment: &Experiment) -> Result<PathBuf> {
     match &experiment.out {
         Some(out) if out.exists() => Err(Error::new(format!("`{}` exists already", out.display()))
-            .hint(format!("give another `--out`, remove it, or go on with the run in it by `--resume {}`", quoted(out)))),
+            .hint(format!(
+                "give another `--out`, remove it, or go on with the run in it by `--resume {}`",
+                quoted(out)
+            ))),
         Some(out) => Ok(out.clone()),
         None => {
-            let stem = format!("{}-{}-{}", experiment.intervention.name, experiment.adapter.name, experiment.dataset.name);
+            let stem = format!(
+                "{}-{}-{}",
+                experiment.intervention.name, experiment.adapter.name, experiment.dataset.name
+            );
             let names = (1u32..).map(|n| Path::new("runs").join(format!("{stem}-{n}")));
-            names.into_iter().find(|p| !p.exists()).ok_or_else(|| Error::internal("every name below `runs` is taken"))
+            names
+                .into_iter()
+                .find(|p| !p.exists())
+                .ok_or_else(|| Error::internal("every name below `runs` is taken"))
         }
     }
 }

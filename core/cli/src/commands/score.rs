@@ -20,7 +20,14 @@ pub fn run(args: &ScoreArgs, app: &App<'_>) -> Result<()> {
     let resolved = layers.resolve()?;
     let stop = interrupt::watch()?;
     let text = PlainText { eos: !args.no_eos, special_tokens: !args.no_special_tokens };
-    let scores = engine::score(&resolved.experiment, &Longest::of(&resolved), text, &stop, app.printer.progress().as_mut(), app)?;
+    let scores = engine::score(
+        &resolved.experiment,
+        &Longest::of(&resolved),
+        text,
+        &stop,
+        app.printer.progress().as_mut(),
+        app,
+    )?;
     if args.json {
         return app.printer.data(&scores.iter().map(json_lines).collect::<String>());
     }
@@ -43,12 +50,15 @@ fn json_lines(split: &SplitScores) -> String {
     split.rows().into_iter().map(line).collect()
 }
 
-/// A table with a row for each pair. A line below it for each split counts the pairs that were dropped or cut.
+/// A table with a row for each pair. A line below it for each split counts the pairs that were
+/// dropped or cut.
 fn table(scores: &[SplitScores]) -> String {
     let several = scores.len() > 1;
     let remarks = scores.iter().any(|split| split.truncated() + split.dropped.len() > 0);
-    let numbers = ["pair", "logp chosen", "tokens", "logp rejected", "tokens", "margin"].map(|c| (c, Align::Right));
-    let (before, behind) = (several.then_some(("split", Align::Left)), remarks.then_some(("remark", Align::Left)));
+    let numbers = ["pair", "logp chosen", "tokens", "logp rejected", "tokens", "margin"]
+        .map(|c| (c, Align::Right));
+    let (before, behind) =
+        (several.then_some(("split", Align::Left)), remarks.then_some(("remark", Align::Left)));
     let mut grid = Grid::new(before.into_iter().chain(numbers).chain(behind));
     for split in scores {
         for row in split.rows() {
@@ -58,9 +68,18 @@ fn table(scores: &[SplitScores]) -> String {
                     let logp = |v: f64| format!("{v:.3}");
                     let margin = format!("{:+.3}", chosen.logp_sum - rejected.logp_sum);
                     let (n, m) = (chosen.tokens.to_string(), rejected.tokens.to_string());
-                    vec![score.index.to_string(), logp(chosen.logp_sum), n, logp(rejected.logp_sum), m, margin]
+                    vec![
+                        score.index.to_string(),
+                        logp(chosen.logp_sum),
+                        n,
+                        logp(rejected.logp_sum),
+                        m,
+                        margin,
+                    ]
                 }
-                ScoreRow::Dropped(pair) => [&[pair.row.to_string()][..], &vec!["–".to_owned(); 5]].concat(),
+                ScoreRow::Dropped(pair) => {
+                    [&[pair.row.to_string()][..], &vec!["–".to_owned(); 5]].concat()
+                }
             };
             if several {
                 cells.insert(0, split.split.clone());
@@ -71,7 +90,9 @@ fn table(scores: &[SplitScores]) -> String {
         }
     }
     let limit = |split: &SplitScores| Some(split.max_length).filter(|tokens| *tokens != usize::MAX);
-    let counts = scores.iter().filter_map(|split| not_whole(&split.split, split.dropped.len(), split.truncated(), limit(split)));
+    let counts = scores.iter().filter_map(|split| {
+        not_whole(&split.split, split.dropped.len(), split.truncated(), limit(split))
+    });
     let counts: String = counts.map(|line| format!("{line}\n")).collect();
     if counts.is_empty() { grid.plain() } else { format!("{}\n{counts}", grid.plain()) }
 }

@@ -9,7 +9,13 @@ use crate::interrupt;
 
 pub fn run(args: &SelftestArgs, app: &App<'_>) -> Result<()> {
     let stop = interrupt::watch()?;
-    let report = selftest::run(&args.options(), app.defaults, app.registry, &stop, app.printer.progress().as_mut())?;
+    let report = selftest::run(
+        &args.options(),
+        app.defaults,
+        app.registry,
+        &stop,
+        app.printer.progress().as_mut(),
+    )?;
     if args.json {
         app.printer.json(&report.json())?;
     } else {

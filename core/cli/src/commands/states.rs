@@ -14,9 +14,14 @@ use crate::trained::Trained;
 
 pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     if !(args.shard > 0.0 && args.shard.is_finite()) {
-        return Err(Error::new(format!("`--shard {}` is not the size of a file", args.shard)).hint("give gigabytes above 0, as `--shard 2`"));
+        return Err(Error::new(format!("`--shard {}` is not the size of a file", args.shard))
+            .hint("give gigabytes above 0, as `--shard 2`"));
     }
-    let trained = args.target.as_deref().map(|folder| Trained::find(folder, args.model.get("model"))).transpose()?;
+    let trained = args
+        .target
+        .as_deref()
+        .map(|folder| Trained::find(folder, args.model.get("model")))
+        .transpose()?;
     let mut layers = layers::defaults(app)?;
     if let Some(trained) = &trained {
         trained.apply(&mut layers)?;
@@ -30,7 +35,8 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     experiment.eval.max_pairs = args.max_pairs;
 
     let adapter = trained.as_ref().filter(|_| !args.base).map(|trained| &trained.adapter);
-    let saved = adapter.map(|dir| AdapterChoice::saved(dir, &experiment, app.registry)).transpose()?;
+    let saved =
+        adapter.map(|dir| AdapterChoice::saved(dir, &experiment, app.registry)).transpose()?;
     let tap = app.registry.tap(&experiment.tap.name)?.build(&experiment.tap.json())?;
     let stop = interrupt::watch()?;
     let session = Session::open(&experiment, app.registry)?;
@@ -43,10 +49,24 @@ pub fn run(args: &StatesArgs, app: &App<'_>) -> Result<()> {
     app.printer.note(&limit);
     engine::describe(&splits, app);
 
-    let source = StatesSource { model: &session.model, adapted: adapted.as_ref(), tap: tap.as_ref() };
-    let spec = StatesSpec { per_token: args.per_token, tokens: experiment.eval.tokens, shard: (args.shard * 1e9) as usize };
-    let described = json!({ "model": session.source.pinned(&experiment.model), "adapter": adapter, "dataset": experiment.dataset, "tap": experiment.tap });
-    let written = write_states(&source, &splits, spec, &described, &args.out, &stop, app.printer.progress().as_mut())?;
+    let source =
+        StatesSource { model: &session.model, adapted: adapted.as_ref(), tap: tap.as_ref() };
+    let spec = StatesSpec {
+        per_token: args.per_token,
+        tokens: experiment.eval.tokens,
+        shard: (args.shard * 1e9) as usize,
+    };
+    let described = json!({ "model": session.source.pinned(&experiment.model), "adapter": adapter,
+        "dataset": experiment.dataset, "tap": experiment.tap });
+    let written = write_states(
+        &source,
+        &splits,
+        spec,
+        &described,
+        &args.out,
+        &stop,
+        app.printer.progress().as_mut(),
+    )?;
     if args.json {
         return app.printer.json(&to_value(&written).map_err(|e| Error::internal(e.to_string()))?);
     }

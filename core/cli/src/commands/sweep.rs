@@ -29,7 +29,10 @@ struct Axis {
 impl Axis {
     /// `FIELD=V1,V2`, or `FIELD=all` for the names of a kind of plugin.
     fn parse(text: &str, app: &App<'_>) -> Result<Self> {
-        let malformed = || Error::new(format!("`--over {text}` is no field with values")).hint("write `--over adapter=lora,hra`, or `--over adapter=all`");
+        let malformed = || {
+            Error::new(format!("`--over {text}` is no field with values"))
+                .hint("write `--over adapter=lora,hra`, or `--over adapter=all`")
+        };
         let (field, values) = text.split_once('=').ok_or_else(malformed)?;
         let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
         if field.trim().is_empty() || values.iter().any(String::is_empty) {
@@ -45,7 +48,10 @@ impl Axis {
             toml::Value::Array(values) => values.iter().map(text).collect(),
             toml::Value::Table(_) => {
                 return Err(Error::new(format!("`{field}` in the grid is a table, not values"))
-                    .hint(format!("write a line a field, as `\"{field}.lr\" = [1e-4, 1e-3]`; what all runs share goes into `--config FILE`")));
+                    .hint(format!(
+                        "write a line a field, as `\"{field}.lr\" = [1e-4, 1e-3]`; what \
+                        all runs share goes into `--config FILE`"
+                    )));
             }
             one => vec![text(one)],
         };
@@ -56,7 +62,10 @@ impl Axis {
         if self.values == ["all"] {
             let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == self.field) else {
                 return Err(Error::new(format!("`{}` has no list of all its values", self.field))
-                    .hint(format!("`all` stands for the names of: {}", Kind::ALL.map(Kind::name).join(", "))));
+                    .hint(format!(
+                        "`all` stands for the names of: {}",
+                        Kind::ALL.map(Kind::name).join(", ")
+                    )));
             };
             self.values = app.registry.of(kind).map(|e| e.about().name.to_owned()).collect();
         }
@@ -69,15 +78,25 @@ impl Axis {
 
 /// The axes of a grid file: a field a line, with its values.
 fn grid(file: &Path, app: &App<'_>) -> Result<Vec<Axis>> {
-    let text = std::fs::read_to_string(file).within(|| format!("cannot read the grid `{}`", file.display()))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|e| Error::new(format!("`{}` is not TOML", file.display())).because(e))?;
-    table.iter().map(|(field, value)| Axis::read(field, value, app)).collect::<Result<_>>().within(|| format!("in `{}`", file.display()))
+    let text = std::fs::read_to_string(file)
+        .within(|| format!("cannot read the grid `{}`", file.display()))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|e| Error::new(format!("`{}` is not TOML", file.display())).because(e))?;
+    table
+        .iter()
+        .map(|(field, value)| Axis::read(field, value, app))
+        .collect::<Result<_>>()
+        .within(|| format!("in `{}`", file.display()))
 }
 
 /// Every combination, the last axis running fastest: the values in the axes' order.
 fn combinations(axes: &[Axis]) -> Vec<Vec<&str>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
-        all.into_iter().flat_map(|head: Vec<&str>| axis.values.iter().map(move |v| [&head[..], &[v.as_str()]].concat())).collect()
+        all.into_iter()
+            .flat_map(|head: Vec<&str>| {
+                axis.values.iter().map(move |v| [&head[..], &[v.as_str()]].concat())
+            })
+            .collect()
     })
 }
 
@@ -95,16 +114,24 @@ struct Row {
 impl Row {
     /// Of a run that has ended, as its folder tells it.
     fn read(values: Vec<(String, String)>, run: &Path) -> Result<Self> {
-        let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).within(|| format!("cannot read `{}`", run.join("metrics.jsonl").display()))?;
-        let losses: Vec<f64> = metrics.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["loss"].as_f64()).collect();
+        let metrics = std::fs::read_to_string(run.join("metrics.jsonl"))
+            .within(|| format!("cannot read `{}`", run.join("metrics.jsonl").display()))?;
+        let losses: Vec<f64> = metrics
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok()?["loss"].as_f64())
+            .collect();
         let quarter = losses.len().div_ceil(4);
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        let loss = (!losses.is_empty()).then(|| [mean(&losses[..quarter]), mean(&losses[losses.len() - quarter..])]);
+        let loss = (!losses.is_empty())
+            .then(|| [mean(&losses[..quarter]), mean(&losses[losses.len() - quarter..])]);
         let summary = run.join("eval/summary.json");
         let splits = match std::fs::read_to_string(&summary) {
             Ok(text) => serde_json::from_str::<Value>(&text)
                 .and_then(|v| serde_json::from_value(v["splits"].clone()))
-                .map_err(|e| Error::new(format!("`{}` is no summary of an evaluation", summary.display())).because(e))?,
+                .map_err(|e| {
+                    Error::new(format!("`{}` is no summary of an evaluation", summary.display()))
+                        .because(e)
+                })?,
             Err(_) => Vec::new(),
         };
         Ok(Self { values, run: run.to_owned(), loss, splits, error: None })
@@ -112,24 +139,31 @@ impl Row {
 }
 
 pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
-    let mut axes = args.grid.as_deref().map(|file| grid(file, app)).transpose()?.unwrap_or_default();
+    let mut axes =
+        args.grid.as_deref().map(|file| grid(file, app)).transpose()?.unwrap_or_default();
     for over in &args.over {
         axes.push(Axis::parse(over, app)?);
     }
     if axes.is_empty() {
-        return Err(Error::new("nothing to go over").hint("give `--over adapter=lora,hra`, or a grid file with such lines"));
+        return Err(Error::new("nothing to go over")
+            .hint("give `--over adapter=lora,hra`, or a grid file with such lines"));
     }
     let combinations = combinations(&axes);
-    // All of them are resolved before the first one runs: a slip in the last should not cost the night.
+    // All of them are resolved before the first one runs: a slip in the last should not cost the
+    // night.
     let plans = combinations
         .iter()
         .map(|values| {
-            let named: Vec<(String, String)> = axes.iter().zip(values).map(|(a, v)| (a.field.clone(), (*v).to_owned())).collect();
+            let named: Vec<(String, String)> =
+                axes.iter().zip(values).map(|(a, v)| (a.field.clone(), (*v).to_owned())).collect();
             let mut experiment = args.experiment.clone();
             experiment.output.remove("out");
             experiment.set.extend(named.iter().map(|(field, value)| format!("{field}={value}")));
-            let resolved = experiment.resolve(app).within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
-            let asked = !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
+            let resolved = experiment
+                .resolve(app)
+                .within(|| format!("the run `{}` cannot be", values.join(" × ")))?;
+            let asked =
+                !matches!(resolved.origins.get("eval.completions"), None | Some(Origin::Default));
             let mut experiment = resolved.experiment;
             if !asked {
                 // What many runs say, nobody reads, and a run may take no longer than they do.
@@ -142,48 +176,77 @@ pub fn run(args: &SweepArgs, app: &App<'_>) -> Result<()> {
     let stop = interrupt::watch()?;
     let mut rows = Vec::new();
     for (i, (named, experiment)) in plans.into_iter().enumerate() {
-        let name: Vec<String> =
-            named.iter().map(|(_, v)| v.chars().map(|c| if c.is_alphanumeric() || "._+-".contains(c) { c } else { '_' }).collect()).collect();
+        let name: Vec<String> = named
+            .iter()
+            .map(|(_, v)| {
+                v.chars()
+                    .map(|c| if c.is_alphanumeric() || "._+-".contains(c) { c } else { '_' })
+                    .collect()
+            })
+            .collect();
         let run = out.join(name.join("-"));
         let said = named.iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>().join(" × ");
         app.printer.note(&format!("\n[{} of {}] {said}", i + 1, combinations.len()));
         match advance(&experiment, &run, &stop, app) {
             Ok(()) => rows.push(Row::read(named, &run)?),
             Err(e) if e.fault() == Fault::Interrupted => {
-                return Err(e.hint(format!("the same command with `--out {}` goes on with the sweep", quoted(&out))));
+                return Err(e.hint(format!(
+                    "the same command with `--out {}` goes on with the sweep",
+                    quoted(&out)
+                )));
             }
             Err(e) => {
                 app.printer.error(&e);
-                rows.push(Row { values: named, run, loss: None, splits: Vec::new(), error: Some(e.message().to_owned()) });
+                rows.push(Row {
+                    values: named,
+                    run,
+                    loss: None,
+                    splits: Vec::new(),
+                    error: Some(e.message().to_owned()),
+                });
             }
         }
     }
     let table = grid_of(&axes, &rows);
-    std::fs::create_dir_all(&out).within(|| format!("cannot make the folder `{}`", out.display()))?;
+    std::fs::create_dir_all(&out)
+        .within(|| format!("cannot make the folder `{}`", out.display()))?;
     let json = serde_json::to_value(&rows).map_err(|e| Error::internal(e.to_string()))?;
     write_whole(&out.join("summary.json"), format!("{json:#}\n").as_bytes())?;
-    write_whole(&out.join("summary.md"), format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), not_whole(&rows)).as_bytes())?;
+    write_whole(
+        &out.join("summary.md"),
+        format!("{}\n{}\n{}", table.markdown(), legend(&rows, "  \n"), not_whole(&rows)).as_bytes(),
+    )?;
     app.printer.note(&format!("\nthe sweep is in `{}`", out.display()));
     if args.json {
         app.printer.json(&json)?
     } else {
-        app.printer.data(&format!("{}\n{}{}", table.plain(), legend(&rows, "\n"), not_whole(&rows)))?
+        app.printer.data(&format!(
+            "{}\n{}{}",
+            table.plain(),
+            legend(&rows, "\n"),
+            not_whole(&rows)
+        ))?
     }
     match rows.iter().filter(|r| r.error.is_some()).count() {
         0 => Ok(()),
-        failed => {
-            Err(Error::new(format!("{failed} of {} runs failed", rows.len())).hint("the table says which; the same command goes on with what is missing"))
-        }
+        failed => Err(Error::new(format!("{failed} of {} runs failed", rows.len()))
+            .hint("the table says which; the same command goes on with what is missing")),
     }
 }
 
 /// Explains the columns of the table, and its marks if it has any.
 fn legend(rows: &[Row], line_end: &str) -> String {
     let mut lines = vec![
-        "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − base acc), with its 95 % interval",
+        "loss: mean over the first and over the last quarter of the steps; points: 100·(acc − \
+            base acc), with its 95 % interval",
         "ppl ratio: for the split on its left; below 1 the model got worse at the chosen text",
     ];
-    if rows.iter().flat_map(|r| &r.splits).filter_map(|s| s.change.as_ref()).any(|c| !perplexity_mark(c.perplexity_ratio).is_empty()) {
+    if rows
+        .iter()
+        .flat_map(|r| &r.splits)
+        .filter_map(|s| s.change.as_ref())
+        .any(|c| !perplexity_mark(c.perplexity_ratio).is_empty())
+    {
         lines.push(PERPLEXITY_NOTE);
     }
     lines.join(line_end)
@@ -194,16 +257,27 @@ fn not_whole(rows: &[Row]) -> String {
     let mut most: Vec<&SplitSummary> = Vec::new();
     for split in rows.iter().flat_map(|row| &row.splits) {
         match most.iter_mut().find(|known| known.split == split.split) {
-            Some(known) if known.dropped + known.truncated < split.dropped + split.truncated => *known = split,
+            Some(known) if known.dropped + known.truncated < split.dropped + split.truncated => {
+                *known = split
+            }
             Some(_) => {}
             None => most.push(split),
         }
     }
-    most.iter().filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None)).map(|line| format!("\n{line}")).collect()
+    most.iter()
+        .filter_map(|split| table::not_whole(&split.split, split.dropped, split.truncated, None))
+        .map(|line| format!("\n{line}"))
+        .collect()
 }
 
-/// Does what is left of a run: all of it, the steps after its last checkpoint, its evaluation, or nothing.
-fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &App<'_>) -> Result<()> {
+/// Does what is left of a run: all of it, the steps after its last checkpoint, its evaluation, or
+/// nothing.
+fn advance(
+    experiment: &Experiment,
+    run: &Path,
+    stop: &Arc<AtomicBool>,
+    app: &App<'_>,
+) -> Result<()> {
     let mut progress = app.printer.progress();
     let (experiment, begin) = match Prior::find(run, experiment, app.registry)? {
         Prior::None => (experiment.clone(), Start::New(run.to_owned())),
@@ -211,8 +285,13 @@ fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &Ap
             run::clear(run)?;
             (experiment.clone(), Start::New(run.to_owned()))
         }
-        Prior::Checkpoint(recorded) => (*recorded, Start::Resume { folder: run.to_owned(), inexact: false }),
-        Prior::Trained(recorded) => return run::judge_trained(&recorded, run, app.registry, stop, progress.as_mut()).map(drop),
+        Prior::Checkpoint(recorded) => {
+            (*recorded, Start::Resume { folder: run.to_owned(), inexact: false })
+        }
+        Prior::Trained(recorded) => {
+            return run::judge_trained(&recorded, run, app.registry, stop, progress.as_mut())
+                .map(drop);
+        }
         Prior::Finished(_) => {
             app.printer.note(&format!("it has ended already, in `{}`", run.display()));
             return Ok(());
@@ -221,13 +300,16 @@ fn advance(experiment: &Experiment, run: &Path, stop: &Arc<AtomicBool>, app: &Ap
     run::run(&experiment, &begin, app.registry, stop, progress.as_mut()).map(drop)
 }
 
-/// Where the sweep goes: what the user said, which may hold a part of it already, or the first free name.
+/// Where the sweep goes: what the user said, which may hold a part of it already, or the first free
+/// name.
 fn folder(args: &SweepArgs) -> Result<PathBuf> {
     match args.experiment.output.get("out") {
         Some(out) => Ok(PathBuf::from(out)),
         None => {
             let mut names = (1u32..).map(|n| Path::new("runs").join(format!("sweep-{n}")));
-            names.find(|p| !p.exists()).ok_or_else(|| Error::internal("every name below `runs` is taken"))
+            names
+                .find(|p| !p.exists())
+                .ok_or_else(|| Error::internal("every name below `runs` is taken"))
         }
     }
 }
@@ -239,8 +321,12 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
             splits.push(&split.split);
         }
     }
-    let columns = axes.iter().map(|a| (a.field.clone(), Align::Left)).chain([("loss".to_owned(), Align::Right)]);
-    let of_split = |s: &&str| [(format!("{s}, points"), Align::Right), ("ppl ratio".to_owned(), Align::Right)];
+    let columns = axes
+        .iter()
+        .map(|a| (a.field.clone(), Align::Left))
+        .chain([("loss".to_owned(), Align::Right)]);
+    let of_split =
+        |s: &&str| [(format!("{s}, points"), Align::Right), ("ppl ratio".to_owned(), Align::Right)];
     let mut grid = Grid::new(columns.chain(splits.iter().flat_map(of_split)));
     for row in rows {
         let mut cells: Vec<String> = row.values.iter().map(|(_, v)| v.clone()).collect();
@@ -251,8 +337,13 @@ fn grid_of(axes: &[Axis], rows: &[Row]) -> Grid {
         });
         for split in &splits {
             let dash = || "–".to_owned();
-            let change = row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref());
-            cells.push(change.and_then(|c| c.points).map_or_else(dash, |p| format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)));
+            let change =
+                row.splits.iter().find(|s| s.split == *split).and_then(|s| s.change.as_ref());
+            cells.push(
+                change.and_then(|c| c.points).map_or_else(dash, |p| {
+                    format!("{:+.1} [{:+.1}, {:+.1}]", p.value, p.low, p.high)
+                }),
+            );
             // Accuracy means little if the model no longer writes coherent text.
             cells.push(change.map_or_else(dash, |c| {
                 let ratio = c.perplexity_ratio;
@@ -284,7 +375,13 @@ mod tests {
 
         let row = |ratio: f64| {
             let at = |value| Some(Estimate { value, low: value, high: value });
-            let change = Change { accuracy: at(0.9), ratio: at(1.8), points: at(40.0), margin_gain: at(3.0), perplexity_ratio: at(ratio) };
+            let change = Change {
+                accuracy: at(0.9),
+                ratio: at(1.8),
+                points: at(40.0),
+                margin_gain: at(3.0),
+                perplexity_ratio: at(ratio),
+            };
             let split = SplitSummary {
                 split: "oos".into(),
                 data: String::new(),
@@ -295,11 +392,23 @@ mod tests {
                 base_accuracy: at(0.5),
                 change: Some(change),
             };
-            Row { values: vec![("a".into(), "1".into())], run: PathBuf::new(), loss: None, splits: vec![split], error: None }
+            Row {
+                values: vec![("a".into(), "1".into())],
+                run: PathBuf::new(),
+                loss: None,
+                splits: vec![split],
+                error: None,
+            }
         };
         let rows = [row(0.31), row(1.05)];
         let text = grid_of(&[axis("a", &["1"])], &rows).plain();
-        assert!(text.contains("oos, points") && text.contains("0.31*") && text.contains("1.05"), "{text}");
-        assert!(legend(&rows, "\n").contains("*: ppl ratio below 0.5") && !legend(&rows[1..], "\n").contains('*'));
+        assert!(
+            text.contains("oos, points") && text.contains("0.31*") && text.contains("1.05"),
+            "{text}"
+        );
+        assert!(
+            legend(&rows, "\n").contains("*: ppl ratio below 0.5")
+                && !legend(&rows[1..], "\n").contains('*')
+        );
     }
 }

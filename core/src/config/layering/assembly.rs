@@ -29,9 +29,20 @@ impl<'r> Assembly<'r> {
     pub fn new(registry: &'r Registry, settings: &[Setting]) -> Result<Self> {
         let schema = schemars::schema_for!(Experiment).to_value();
         let defaults = Experiment::default().to_json().as_object().cloned().unwrap_or_default();
-        let mut this = Self { registry, values: Map::new(), origins: Origins::default(), top: fields(&schema, &defaults), sections: BTreeMap::new() };
+        let mut this = Self {
+            registry,
+            values: Map::new(),
+            origins: Origins::default(),
+            top: fields(&schema, &defaults),
+            sections: BTreeMap::new(),
+        };
         for (name, default) in defaults {
-            let fields = this.top.iter().find(|f| f.name == name).map(|f| f.fields.clone()).unwrap_or_default();
+            let fields = this
+                .top
+                .iter()
+                .find(|f| f.name == name)
+                .map(|f| f.fields.clone())
+                .unwrap_or_default();
             match (Kind::ALL.into_iter().find(|k| k.name() == name), default) {
                 (Some(kind), _) => this.plugin(kind, chosen(kind, settings, registry)?)?,
                 (None, Value::Object(defaults)) => {
@@ -54,7 +65,11 @@ impl<'r> Assembly<'r> {
         let chosen = |kind: Kind| self.sections.get(kind.name()).and_then(|section| section.plugin);
         let intervention = chosen(Kind::Intervention).and_then(InterventionEntry::of_entry);
         let adapter = chosen(Kind::Adapter).and_then(AdapterEntry::of_entry);
-        let (Some(engine), Some(intervention), Some(adapter)) = (self.values["train"]["lr"].as_f64(), intervention, adapter) else { return };
+        let (Some(engine), Some(intervention), Some(adapter)) =
+            (self.values["train"]["lr"].as_f64(), intervention, adapter)
+        else {
+            return;
+        };
         let (rate, of) = default_learning_rate(engine, intervention, adapter);
         if !of.is_empty() {
             self.values["train"]["lr"] = rate.into();
@@ -68,12 +83,14 @@ impl<'r> Assembly<'r> {
         let fields = fields(&about.schema()?, &defaults);
         if fields.iter().any(|f| f.name == "name") {
             return Err(Error::internal(format!(
-                "the configuration of {} `{}` has a field `name`, which is where its own name stands",
+                "the configuration of {} `{}` has a field `name`, which is where its own name \
+                    stands",
                 kind.name(),
                 about.name
             )));
         }
-        let mut section = Map::from_iter([("name".to_owned(), Value::String(about.name.to_owned()))]);
+        let mut section =
+            Map::from_iter([("name".to_owned(), Value::String(about.name.to_owned()))]);
         section.extend(defaults);
         self.insert_defaults(kind.name(), section, &Origin::Plugin(about.name.to_owned()));
         self.sections.insert(kind.name().to_owned(), Section { fields, plugin: Some(entry) });
@@ -96,10 +113,18 @@ impl<'r> Assembly<'r> {
         let (value, target) = match path[..] {
             [name] => match self.top.iter().find(|f| f.name == name) {
                 Some(_) if self.sections.contains_key(name) => {
-                    return Err(Error::new(format!("`{name}` in {} is a section, not a value", setting.origin))
-                        .hint(format!("give one of its fields, as `{name}.{}`", self.sections[name].fields.first().map_or("name", |f| &f.name))));
+                    return Err(Error::new(format!(
+                        "`{name}` in {} is a section, not a value",
+                        setting.origin
+                    ))
+                    .hint(format!(
+                        "give one of its fields, as `{name}.{}`",
+                        self.sections[name].fields.first().map_or("name", |f| &f.name)
+                    )));
                 }
-                Some(field) => (setting.given.for_field(field), self.values.entry(name).or_insert(Value::Null)),
+                Some(field) => {
+                    (setting.given.for_field(field), self.values.entry(name).or_insert(Value::Null))
+                }
                 None => return Err(self.unknown(setting)),
             },
             [section, "name"] if self.sections.get(section).is_some_and(|s| s.plugin.is_some()) => {
@@ -107,13 +132,17 @@ impl<'r> Assembly<'r> {
                 (value.clone(), &mut self.values[section]["name"])
             }
             [section, name, ref inner @ ..] => {
-                let Some(known) = self.sections.get(section) else { return Err(self.unknown(setting)) };
+                let Some(known) = self.sections.get(section) else {
+                    return Err(self.unknown(setting));
+                };
                 if let (Some(only), Some(plugin)) = (setting.only_for, known.plugin)
                     && only != plugin.about().name
                 {
                     return Ok(());
                 }
-                let Some(field) = known.fields.iter().find(|f| f.name == name) else { return Err(self.unknown(setting)) };
+                let Some(field) = known.fields.iter().find(|f| f.name == name) else {
+                    return Err(self.unknown(setting));
+                };
                 let value = setting.given.for_field(field);
                 if let Some(Origin::Adapter(dir)) = self.origins.get(&format!("{section}.{name}"))
                     && !known.plugin.is_some_and(|p| is_adjustable(p, name))
@@ -121,7 +150,11 @@ impl<'r> Assembly<'r> {
                     let saved = &self.values[section][name];
                     let mut wanted = saved.clone();
                     put(at(&mut wanted, inner), value);
-                    return if field.same(saved, &wanted) { Ok(()) } else { Err(contradicts(setting, saved, &wanted, dir, known.plugin, &known.fields)) };
+                    return if field.same(saved, &wanted) {
+                        Ok(())
+                    } else {
+                        Err(contradicts(setting, saved, &wanted, dir, known.plugin, &known.fields))
+                    };
                 }
                 (value, at(&mut self.values[section][name], inner))
             }
@@ -145,7 +178,10 @@ impl<'r> Assembly<'r> {
     pub fn finish(self) -> Result<Resolved> {
         let Self { registry, mut values, mut origins, sections, .. } = self;
         let chosen = sections.values().filter_map(|section| registry.file_of(section.plugin?));
-        let recipe = values.get("recipe").and_then(Value::as_str).and_then(|name| registry.file_of_recipe(name));
+        let recipe = values
+            .get("recipe")
+            .and_then(Value::as_str)
+            .and_then(|name| registry.file_of_recipe(name));
         let mut used: Vec<PluginFile> = Vec::new();
         for file in chosen.chain(recipe).map(PluginFile::of) {
             if !used.contains(&file) {
@@ -156,42 +192,62 @@ impl<'r> Assembly<'r> {
             origins.insert("plugins".to_owned(), Origin::Chosen);
         }
         values.insert("plugins".to_owned(), serde_json::to_value(used).unwrap_or_default());
-        if values.get("model").is_some_and(|model| model == "") && origins.get("model") == Some(&Origin::Default) {
+        if values.get("model").is_some_and(|model| model == "")
+            && origins.get("model") == Some(&Origin::Default)
+        {
             return Err(Error::new("no model is chosen").hint("choose one with `--model NAME`"));
         }
         let from = |path: &str| origins.get(path).map_or_else(String::new, |o| format!(" ({o})"));
         for (name, section) in &sections {
             let Some(entry) = section.plugin else { continue };
-            let mut config = values.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
+            let mut config =
+                values.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
             config.shift_remove("name");
             entry.about().check(&Value::Object(config).to_string()).map_err(|misfit| {
-                let path = if misfit.path.is_empty() { name.clone() } else { format!("{name}.{}", misfit.path) };
-                Error::new(format!("`{path}` of {name} `{}` is not right{}", entry.about().name, from(&path)))
-                    .because(Error::new(plain(&misfit.message)))
-                    .hint(format!("`reprpo explain {}` describes every field", entry.about().name))
+                let path = if misfit.path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{name}.{}", misfit.path)
+                };
+                Error::new(format!(
+                    "`{path}` of {name} `{}` is not right{}",
+                    entry.about().name,
+                    from(&path)
+                ))
+                .because(Error::new(plain(&misfit.message)))
+                .hint(format!("`reprpo explain {}` describes every field", entry.about().name))
             })?;
         }
-        let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values)).map_err(|e| {
-            let path = e.path().to_string();
-            Error::new(format!("`{path}` is not right{}", from(&path)))
-                .because(Error::new(plain(&e.inner().to_string())))
-                .hint("`reprpo config schema` describes every field")
-        })?;
+        let experiment: Experiment = serde_path_to_error::deserialize(Value::Object(values))
+            .map_err(|e| {
+                let path = e.path().to_string();
+                Error::new(format!("`{path}` is not right{}", from(&path)))
+                    .because(Error::new(plain(&e.inner().to_string())))
+                    .hint("`reprpo config schema` describes every field")
+            })?;
         check::check(&experiment, &origins)?;
         Ok(Resolved { experiment, origins })
     }
 
     fn unknown(&self, setting: &Setting) -> Error {
-        KnownFields { registry: self.registry, origins: &self.origins, top: &self.top, sections: &self.sections }.unknown(setting)
+        KnownFields {
+            registry: self.registry,
+            origins: &self.origins,
+            top: &self.top,
+            sections: &self.sections,
+        }
+        .unknown(setting)
     }
 }
 
 /// The plugin of a kind that `settings` choose in the end.
 fn chosen(kind: Kind, settings: &[Setting], registry: &Registry) -> Result<Entry> {
-    let name = settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());
+    let name =
+        settings.iter().rev().find(|s| s.is_name_of(kind.name())).and_then(|s| s.given.text().ok());
     let none = || {
         let (kind, plural) = (kind.name(), kind.plural());
-        Error::new(format!("no {kind} is chosen")).hint(format!("choose one with `--{kind} NAME`; `reprpo list {plural}` lists them"))
+        Error::new(format!("no {kind} is chosen"))
+            .hint(format!("choose one with `--{kind} NAME`; `reprpo list {plural}` lists them"))
     };
     registry.get(kind, &name.ok_or_else(none)?)
 }
@@ -217,7 +273,9 @@ fn put(target: &mut Value, value: Value) {
 
 /// serde's message about a type, in words that do not need Rust to be understood.
 fn plain(message: &str) -> String {
-    let Some((found, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let Some((found, expected)) = message.rsplit_once("expected ") else {
+        return message.to_owned();
+    };
     let expected = match expected {
         "f64" | "f32" => "a number",
         "u64" | "u32" | "usize" | "u16" | "u8" => "a whole number, 0 or more",

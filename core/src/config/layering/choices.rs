@@ -15,21 +15,28 @@ use crate::registry::{Kind, Registry};
 pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
     let mut expanded = Vec::with_capacity(settings.len());
     for setting in std::mem::take(settings) {
-        let kind = Kind::ALL.into_iter().find(|k| setting.path.first().is_some_and(|p| p == k.name()));
-        let names = setting.path.len() == 1 || (setting.path.len() == 2 && setting.path[1] == "name");
+        let kind =
+            Kind::ALL.into_iter().find(|k| setting.path.first().is_some_and(|p| p == k.name()));
+        let names =
+            setting.path.len() == 1 || (setting.path.len() == 2 && setting.path[1] == "name");
         let Some(kind) = kind.filter(|_| names) else {
             expanded.push(setting);
             continue;
         };
         let shown = setting.path.join(".");
         let text = setting.given.text().map_err(|other| {
-            Error::new(format!("`{shown}` in {} is {other}, not the name of a plugin", setting.origin))
-                .hint(format!("`reprpo list {}` lists the names", kind.plural()))
+            Error::new(format!(
+                "`{shown}` in {} is {other}, not the name of a plugin",
+                setting.origin
+            ))
+            .hint(format!("`reprpo list {}` lists the names", kind.plural()))
         })?;
         let explained = |e: Error| match setting.origin {
             // The command line is before the user's eyes.
             Origin::Flag(_) => e,
-            Origin::Default => e.within(format!("the built-in default of `{shown}` cannot be used")),
+            Origin::Default => {
+                e.within(format!("the built-in default of `{shown}` cannot be used"))
+            }
             _ => e.within(format!("`{shown}` in {} cannot be used", setting.origin)),
         };
         let path = |field: &str| vec![kind.name().to_owned(), field.to_owned()];
@@ -38,11 +45,18 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
             let meant = dataset::meant(&text, registry).map_err(explained)?;
             expanded.push(Setting::new(path("name"), name(meant.name), setting.origin.clone()));
             if let Some((field, text)) = meant.argument {
-                expanded.push(Setting { only_for: Some(meant.name), ..Setting::new(path(field), Given::Text(text), setting.origin) });
+                expanded.push(Setting {
+                    only_for: Some(meant.name),
+                    ..Setting::new(path(field), Given::Text(text), setting.origin)
+                });
             }
         } else {
             let entry = registry.get(kind, &text).map_err(explained)?;
-            expanded.push(Setting { path: path("name"), given: name(entry.about().name), ..setting });
+            expanded.push(Setting {
+                path: path("name"),
+                given: name(entry.about().name),
+                ..setting
+            });
         }
     }
     *settings = expanded;

@@ -4,7 +4,11 @@ use crate::registry::{AdapterEntry, InterventionEntry};
 
 /// The default of `train.lr`, which is the intervention's rate or else the `engine`'s, times the
 /// adapter's factor. Also gives the names of the plugins that it comes from.
-pub(crate) fn default_learning_rate(engine: f64, intervention: &InterventionEntry, adapter: &AdapterEntry) -> (f64, Vec<&'static str>) {
+pub(crate) fn default_learning_rate(
+    engine: f64,
+    intervention: &InterventionEntry,
+    adapter: &AdapterEntry,
+) -> (f64, Vec<&'static str>) {
     let (mut rate, mut of) = (engine, Vec::new());
     if let Some(own) = intervention.learning_rate {
         rate = own;

@@ -39,7 +39,12 @@ pub struct Layering<'r> {
 impl<'r> Layering<'r> {
     /// No layer yet.
     pub fn new(registry: &'r Registry) -> Self {
-        Self { registry, settings: Vec::new(), starts_from_adapter: false, records: BTreeMap::new() }
+        Self {
+            registry,
+            settings: Vec::new(),
+            starts_from_adapter: false,
+            records: BTreeMap::new(),
+        }
     }
 
     /// The program's own choices, as TOML.
@@ -47,7 +52,8 @@ impl<'r> Layering<'r> {
     /// # Errors
     /// Fails if the text is not TOML.
     pub fn defaults(&mut self, toml: &str) -> Result<()> {
-        let table = toml::from_str(toml).map_err(|e| Error::internal("the built-in defaults are not TOML").because(e))?;
+        let table = toml::from_str(toml)
+            .map_err(|e| Error::internal("the built-in defaults are not TOML").because(e))?;
         self.table(table, &Origin::Default);
         Ok(())
     }
@@ -103,7 +109,11 @@ impl<'r> Layering<'r> {
 
     /// Adds the base model that an adapter names in the file `config`.
     pub fn base(&mut self, config: &Path, model: &str) {
-        self.push(vec!["model".to_owned()], Given::Text(model.to_owned()), Origin::Base(config.to_owned()));
+        self.push(
+            vec!["model".to_owned()],
+            Given::Text(model.to_owned()),
+            Origin::Base(config.to_owned()),
+        );
     }
 
     /// The `REPRPO_*` among environment variables: `REPRPO_TRAIN__LR` is `train.lr`.
@@ -113,7 +123,11 @@ impl<'r> Layering<'r> {
 
     /// The value of a flag, for `path` (`train.seed`).
     pub fn flag(&mut self, flag: &str, path: &str, text: &str) {
-        self.push(path.split('.').map(str::to_owned).collect(), Given::Text(text.to_owned()), Origin::Flag(flag.to_owned()));
+        self.push(
+            path.split('.').map(str::to_owned).collect(),
+            Given::Text(text.to_owned()),
+            Origin::Flag(flag.to_owned()),
+        );
     }
 
     /// `a.b=value`, as `--set` takes it.
@@ -121,7 +135,10 @@ impl<'r> Layering<'r> {
     /// # Errors
     /// Text without `=` or without a path before it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
-        let malformed = || Error::new(format!("`--set {assignment}` is not an assignment")).hint("write `--set train.lr=3e-5`");
+        let malformed = || {
+            Error::new(format!("`--set {assignment}` is not an assignment"))
+                .hint("write `--set train.lr=3e-5`")
+        };
         let (path, text) = assignment.split_once('=').ok_or_else(malformed)?;
         let path: Vec<String> = path.trim().split('.').map(|p| p.trim().to_owned()).collect();
         if path.iter().any(String::is_empty) {
@@ -155,7 +172,8 @@ impl<'r> Layering<'r> {
         let mut assembly = Assembly::new(self.registry, &self.settings)?;
         // The plugins' names first: the error of a field names what chose the plugin that does not
         // have it.
-        let (names, fields): (Vec<_>, Vec<_>) = self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
+        let (names, fields): (Vec<_>, Vec<_>) =
+            self.settings.iter().partition(|s| s.path.len() == 2 && s.path[1] == "name");
         for setting in names.into_iter().chain(fields) {
             assembly.apply(setting)?;
         }
@@ -167,15 +185,22 @@ impl<'r> Layering<'r> {
     /// Takes the names of plugin files out: their work was done when they were loaded, and what
     /// stays of them is which of them the experiment uses.
     fn plugins_are_there(&mut self) -> Result<()> {
-        for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"]) {
+        for Setting { given, origin, .. } in self.settings.extract_if(.., |s| s.path == ["plugins"])
+        {
             let files = match &given {
                 Given::Value(value) => PluginFile::from_value(value, &origin)?,
                 Given::Text(text) => PluginFile::in_text(text),
             };
             for PluginFile { path, .. } in files {
-                let there = path.canonicalize().is_ok_and(|file| self.registry.loaded().iter().any(|l| l.path == file));
+                let there = path
+                    .canonicalize()
+                    .is_ok_and(|file| self.registry.loaded().iter().any(|l| l.path == file));
                 if !there {
-                    return Err(Error::new(format!("the plugin `{}` ({origin}) is not loaded", path.display())).hint("load it with `--plugin FILE`"));
+                    return Err(Error::new(format!(
+                        "the plugin `{}` ({origin}) is not loaded",
+                        path.display()
+                    ))
+                    .hint("load it with `--plugin FILE`"));
                 }
             }
         }

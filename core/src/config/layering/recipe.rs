@@ -13,7 +13,8 @@ use crate::registry::{Kind, Registry};
 pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result<()> {
     let Some(choice) = settings.iter().rfind(|s| s.path == ["recipe"]) else { return Ok(()) };
     let name = choice.given.text().map_err(|other| {
-        Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin)).hint("`reprpo list recipes` lists the names")
+        Error::new(format!("`recipe` in {} is {other}, not the name of a recipe", choice.origin))
+            .hint("`reprpo list recipes` lists the names")
     })?;
     if matches!(name.as_str(), "none" | "null") {
         return Ok(());
@@ -26,7 +27,10 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
     for setting in &mut layer {
         // If another plugin is chosen instead, the recipe's settings of this one must not apply to
         // it.
-        let chosen = setting.path.first().and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
+        let chosen = setting
+            .path
+            .first()
+            .and_then(|section| recipe.values.get(section)?.get("name")?.as_str());
         let kind = Kind::ALL.into_iter().find(|k| setting.path[0] == k.name());
         if let (Some(kind), Some(chosen), [_, field]) = (kind, chosen, &setting.path[..])
             && field != "name"

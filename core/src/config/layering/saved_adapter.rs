@@ -29,7 +29,13 @@ pub(super) fn replace(settings: &mut Vec<Setting>, dir: &Path, registry: &Regist
 fn layer(dir: &Path, registry: &Registry) -> Result<Vec<Setting>> {
     let SavedConfig { entry, config, .. } = SavedConfig::read(dir, registry)?;
     let name = ("name".to_owned(), Value::String(entry.about.name.to_owned()));
-    let setting = |(field, value)| Setting::new(vec![ADAPTER.to_owned(), field], Given::Value(value), Origin::Adapter(dir.to_owned()));
+    let setting = |(field, value)| {
+        Setting::new(
+            vec![ADAPTER.to_owned(), field],
+            Given::Value(value),
+            Origin::Adapter(dir.to_owned()),
+        )
+    };
     Ok(std::iter::once(name).chain(config).map(setting).collect())
 }
 
@@ -48,7 +54,8 @@ pub(super) fn expand(settings: &mut Vec<Setting>, registry: &Registry) -> Result
         Origin::Flag(_) => e,
         _ => e.within(format!("`init_adapter` in {} cannot be used", choice.origin)),
     })?;
-    let above = settings.iter().position(|s| !matches!(s.origin, Origin::Default | Origin::Recipe(_)));
+    let above =
+        settings.iter().position(|s| !matches!(s.origin, Origin::Default | Origin::Recipe(_)));
     let rest = settings.split_off(above.unwrap_or(settings.len()));
     settings.retain(|s| s.path.first().is_none_or(|p| p != ADAPTER));
     settings.extend(layer);
@@ -67,8 +74,15 @@ pub(super) fn check_name(settings: &[Setting]) -> Result<()> {
         match (&setting.origin, saved) {
             (Origin::Adapter(dir), _) => saved = Some((dir, name)),
             (origin, Some((dir, kind))) if name != kind => {
-                return Err(Error::new(format!("`adapter.name` is `{name}` ({origin}), but the adapter in `{}` is of type `{kind}`", dir.display()))
-                    .hint("leave the adapter's name out, because a saved adapter brings its own; or start without a saved adapter"));
+                return Err(Error::new(format!(
+                    "`adapter.name` is `{name}` ({origin}), but the \
+                    adapter in `{}` is of type `{kind}`",
+                    dir.display()
+                ))
+                .hint(
+                    "leave the adapter's name out, because a saved adapter brings its own; \
+                        or start without a saved adapter",
+                ));
             }
             _ => {}
         }
@@ -82,7 +96,14 @@ pub(super) fn is_adjustable(entry: Entry, field: &str) -> bool {
 }
 
 /// The error of a setting that contradicts the saved adapter in `dir`.
-pub(super) fn contradicts(setting: &Setting, saved: &Value, wanted: &Value, dir: &Path, plugin: Option<Entry>, fields: &[Field]) -> Error {
+pub(super) fn contradicts(
+    setting: &Setting,
+    saved: &Value,
+    wanted: &Value,
+    dir: &Path,
+    plugin: Option<Entry>,
+    fields: &[Field],
+) -> Error {
     let path = setting.path[..setting.path.len().min(2)].join(".");
     let text = |value: &Value| match value {
         Value::Null => "none".to_owned(),
@@ -90,12 +111,26 @@ pub(super) fn contradicts(setting: &Setting, saved: &Value, wanted: &Value, dir:
         other => other.to_string(),
     };
     let name = plugin.map_or("", |p| p.about().name);
-    let adjustable: Vec<String> =
-        fields.iter().map(|f| f.name.as_str()).filter(|f| plugin.is_some_and(|p| is_adjustable(p, f))).map(|f| format!("`adapter.{f}`")).collect();
+    let adjustable: Vec<String> = fields
+        .iter()
+        .map(|f| f.name.as_str())
+        .filter(|f| plugin.is_some_and(|p| is_adjustable(p, f)))
+        .map(|f| format!("`adapter.{f}`"))
+        .collect();
     let may_change = match adjustable.is_empty() {
         true => format!("no setting of a saved `{name}` adapter can be changed"),
-        false => format!("of a saved `{name}` adapter, only {} can be changed", adjustable.join(", ")),
+        false => {
+            format!("of a saved `{name}` adapter, only {} can be changed", adjustable.join(", "))
+        }
     };
-    Error::new(format!("`{path}` is `{}` ({}), but the adapter in `{}` was saved with `{}`", text(wanted), setting.origin, dir.display(), text(saved)))
-        .hint(format!("leave `{path}` out, because a saved adapter brings its own settings; {may_change}"))
+    Error::new(format!(
+        "`{path}` is `{}` ({}), but the adapter in `{}` was saved with `{}`",
+        text(wanted),
+        setting.origin,
+        dir.display(),
+        text(saved)
+    ))
+    .hint(format!(
+        "leave `{path}` out, because a saved adapter brings its own settings; {may_change}"
+    ))
 }

@@ -36,10 +36,16 @@ impl Setting {
             match value {
                 toml::Value::Table(section) => {
                     for (field, value) in section {
-                        settings.push(Self::new(vec![key.clone(), field], Given::Value(json(value)), origin.clone()));
+                        settings.push(Self::new(
+                            vec![key.clone(), field],
+                            Given::Value(json(value)),
+                            origin.clone(),
+                        ));
                     }
                 }
-                value => settings.push(Self::new(vec![key], Given::Value(json(value)), origin.clone())),
+                value => {
+                    settings.push(Self::new(vec![key], Given::Value(json(value)), origin.clone()))
+                }
             }
         }
         settings

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::api::{
-    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin, Frozen, Fused, FusedSite, Init, Intervention, InterventionPlugin,
-    Layers, LinearSite, Loss, Message, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling, PreferencePair, Sides, Site, SplitInfo,
-    StepInfo, Tap, TapPlugin, TargetModules, Targets, Text, Transform, TransformCx, TransformPlugin,
+    AdaptedLinear, Adapter, AdapterPlugin, Around, Axis, Completions, Dataset, DatasetPlugin,
+    Frozen, Fused, FusedSite, Init, Intervention, InterventionPlugin, Layers, LinearSite, Loss,
+    Message, ModelInfo, Needs, PairIter, Pairs, Parameter, PeftConfig, Plugin, Pooling,
+    PreferencePair, Sides, Site, SplitInfo, StepInfo, Tap, TapPlugin, TargetModules, Targets, Text,
+    Transform, TransformCx, TransformPlugin,
 };
 use crate::error::{Error, Result};
 
@@ -87,7 +89,9 @@ impl Intervention for FaultyIntervention {
             Flaw::Sums => losses.sum(None::<Kind>),
             Flaw::DividesByTheDeviation => mean / losses.std(true),
             Flaw::Remembers => mean * (1.0 + ASKED.fetch_add(1, Ordering::Relaxed) as f64),
-            Flaw::DividesByTheSpread => (-(chosen * 0.5).log_sigmoid() / spread.unwrap_or_else(|| Tensor::from(1.0))).mean(None::<Kind>),
+            Flaw::DividesByTheSpread => (-(chosen * 0.5).log_sigmoid()
+                / spread.unwrap_or_else(|| Tensor::from(1.0)))
+            .mean(None::<Kind>),
             Flaw::StartsFlat => -(&margin * margin.abs()).mean(None::<Kind>),
             Flaw::Climbs => mean.detach() * 2.0 - mean,
             Flaw::SeesNothing => mean * 0.0,
@@ -152,7 +156,9 @@ impl Adapter for FaultyAdapter {
         }
         let delta = match self.flaw {
             OfAdapter::StartsElsewhere => init.normal("delta", &size, 0.1),
-            OfAdapter::IgnoresTheSeed => init.normal(&ASKED.fetch_add(1, Ordering::Relaxed).to_string(), &size, 0.1),
+            OfAdapter::IgnoresTheSeed => {
+                init.normal(&ASKED.fetch_add(1, Ordering::Relaxed).to_string(), &size, 0.1)
+            }
             _ => init.zeros(&size),
         };
         Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, delta, idle: init.zeros(&[1]) }))
@@ -167,12 +173,22 @@ impl Adapter for FaultyAdapter {
             return Ok(None);
         }
         let whole = |site: &FusedSite<'_>| -> Result<Box<dyn AdaptedLinear>> {
-            let delta = Tensor::zeros([site.module.info.outputs, site.module.info.inputs], (Kind::Double, tch::Device::Cpu));
+            let delta = Tensor::zeros(
+                [site.module.info.outputs, site.module.info.inputs],
+                (Kind::Double, tch::Device::Cpu),
+            );
             for part in &site.parts {
                 // Where they are in a group is taken for where they are in the module.
-                delta.narrow(0, part.info.rows.start, part.info.rows.count()).copy_(&part.tensor("delta")?);
+                delta
+                    .narrow(0, part.info.rows.start, part.info.rows.count())
+                    .copy_(&part.tensor("delta")?);
             }
-            Ok(Box::new(Change { flaw: self.flaw, scale: self.scale, idle: delta.shallow_clone(), delta }))
+            Ok(Box::new(Change {
+                flaw: self.flaw,
+                scale: self.scale,
+                idle: delta.shallow_clone(),
+                delta,
+            }))
         };
         let modules = modules.iter().map(whole).collect::<Result<_>>()?;
         Ok(Some(Fused { adapter: Box::new(Self { flaw: self.flaw, scale: self.scale }), modules }))
@@ -200,7 +216,8 @@ impl AdaptedLinear for Change {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let axis = if self.flaw == OfAdapter::MistakesItsAxis { Axis::Input(0) } else { Axis::Input(1) };
+        let axis =
+            if self.flaw == OfAdapter::MistakesItsAxis { Axis::Input(0) } else { Axis::Input(1) };
         let mut all = vec![Parameter::new("delta", &self.delta).along(axis)];
         match self.flaw {
             OfAdapter::Idles => all.push(Parameter::new("idle", &self.idle)),
@@ -257,7 +274,10 @@ impl Transform for Scaled {
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
         Ok(match self.flaw {
             OfTransform::Bends => (h * &self.scale).tanh(),
-            OfTransform::LooksAround => h * &self.scale + around.previous.as_ref().map_or_else(|| h.zeros_like(), |p| p * 0.1),
+            OfTransform::LooksAround => {
+                h * &self.scale
+                    + around.previous.as_ref().map_or_else(|| h.zeros_like(), |p| p * 0.1)
+            }
             OfTransform::Detaches => h * self.scale.detach(),
             _ => h * &self.scale,
         })
@@ -265,7 +285,11 @@ impl Transform for Scaled {
 
     fn parameters(&self) -> Vec<Parameter> {
         let parameter = || Parameter::new("scale", &self.scale);
-        if self.flaw == OfTransform::NamesTwice { vec![parameter(), parameter()] } else { vec![parameter()] }
+        if self.flaw == OfTransform::NamesTwice {
+            vec![parameter(), parameter()]
+        } else {
+            vec![parameter()]
+        }
     }
 
     fn linear(&self) -> bool {
@@ -314,7 +338,9 @@ impl TapPlugin for FaultyTap {
 impl Tap for FaultyTap {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
         let layers = match self.flaw {
-            OfTap::Clamps => self.layers.resolve(model.layers + 1).unwrap_or_else(|_| vec![model.layers]),
+            OfTap::Clamps => {
+                self.layers.resolve(model.layers + 1).unwrap_or_else(|_| vec![model.layers])
+            }
             _ => self.layers.resolve(model.layers + 1)?,
         };
         let mut sites: Vec<Site> = layers.into_iter().map(Site::Residual).collect();
@@ -375,7 +401,8 @@ impl Dataset for FaultyDataset {
         let count = if self.flaw == OfDataset::HoldsNothing { 0 } else { 2 };
         let flaw = self.flaw;
         let pair = move |i: usize| {
-            let asked = if flaw == OfDataset::Shuffles { ASKED.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            let asked =
+                if flaw == OfDataset::Shuffles { ASKED.fetch_add(1, Ordering::Relaxed) } else { 0 };
             let rejected = match flaw {
                 OfDataset::PrefersItself => Text::from("a"),
                 OfDataset::Mixes => Text::Messages(vec![Message::new("assistant", "b")]),

@@ -9,11 +9,22 @@ struct Fixed(Vec<(&'static str, Vec<PreferencePair>)>);
 
 impl Dataset for Fixed {
     fn splits(&self) -> Vec<SplitInfo> {
-        self.0.iter().map(|(name, pairs)| SplitInfo { name: (*name).into(), describes: format!("{name} pairs"), pairs: Some(pairs.len()) }).collect()
+        self.0
+            .iter()
+            .map(|(name, pairs)| SplitInfo {
+                name: (*name).into(),
+                describes: format!("{name} pairs"),
+                pairs: Some(pairs.len()),
+            })
+            .collect()
     }
 
     fn pairs(&self, split: &str) -> Result<PairIter<'_>> {
-        let found = self.0.iter().find(|(name, _)| *name == split).ok_or_else(|| Error::new("no such split"))?;
+        let found = self
+            .0
+            .iter()
+            .find(|(name, _)| *name == split)
+            .ok_or_else(|| Error::new("no such split"))?;
         Ok(Box::new(found.1.iter().cloned().map(Ok)))
     }
 }
@@ -58,19 +69,34 @@ fn what_repeats_contradicts_or_says_nothing_is_counted() {
     assert_eq!((found.unit, found.splits.len()), ("characters", 2));
     let t = &found.splits[0];
     assert_eq!((t.pairs, t.conversations, t.prompts), (7, 1, 5));
-    assert_eq!((t.repeated, t.contradicted, t.identical, t.without_prompt, t.prompt_repeated), (1, 1, 1, 1, 1));
+    assert_eq!(
+        (t.repeated, t.contradicted, t.identical, t.without_prompt, t.prompt_repeated),
+        (1, 1, 1, 1, 1)
+    );
     assert_eq!((t.in_first, found.splits[1].in_first), (None, Some(1)));
     assert_eq!((t.prompt.max, t.chosen.max, t.whole.max), (1, 5, 6));
     assert!(t.used.is_none());
-    assert_eq!((t.examples[0].prompt.as_str(), t.examples[0].chosen.text.as_str(), t.examples[0].chosen.mask.len()), ("a", " yes", 0));
+    assert_eq!(
+        (
+            t.examples[0].prompt.as_str(),
+            t.examples[0].chosen.text.as_str(),
+            t.examples[0].chosen.mask.len()
+        ),
+        ("a", " yes", 0)
+    );
 }
 
 /// Tools, template variables and every field of a message make two pairs different.
 #[test]
 fn fields_of_messages_and_arguments_of_templates_count() {
-    let tool = |name: &str| TemplateArgs::new(json!([{"function": {"name": name}}]), Value::Null).unwrap();
-    let call = |city: &str| vec![Message::new("assistant", "").with("tool_calls", json!([{"city": city}])).unwrap()];
-    let pair = |chosen: &str, rejected: &str| PreferencePair::new(vec![Message::new("user", "a")], call(chosen), call(rejected));
+    let tool =
+        |name: &str| TemplateArgs::new(json!([{"function": {"name": name}}]), Value::Null).unwrap();
+    let call = |city: &str| {
+        vec![Message::new("assistant", "").with("tool_calls", json!([{"city": city}])).unwrap()]
+    };
+    let pair = |chosen: &str, rejected: &str| {
+        PreferencePair::new(vec![Message::new("user", "a")], call(chosen), call(rejected))
+    };
     let switched = TemplateArgs::new(Value::Null, json!({"enable_thinking": false})).unwrap();
     let train = vec![
         pair("Oslo", "Rome"),
@@ -88,7 +114,10 @@ fn fields_of_messages_and_arguments_of_templates_count() {
     assert_eq!(t.examples[0].chosen.text, "assistant: \n  tool_calls: [{\"city\":\"Oslo\"}]");
     let shown = Fixed(vec![("train", vec![pair("Oslo", "Rome").with_template_args(tool("f"))])]);
     let found = inspect(&shown, &asked(None), &mut Quiet).unwrap();
-    assert_eq!(found.splits[0].examples[0].prompt, "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a");
+    assert_eq!(
+        found.splits[0].examples[0].prompt,
+        "tools: [{\"function\":{\"name\":\"f\"}}]\nuser: a"
+    );
 }
 
 #[test]
@@ -96,25 +125,48 @@ fn with_a_tokenizer_it_says_what_a_run_would_make_of_the_pairs() {
     let Some(shared) = testing::shared() else { return };
     let tokenizer = Tokenizer::from_folder(&shared.join("golden/tokenizer")).unwrap();
     let long = "word ".repeat(20);
-    let data = Fixed(vec![("train", vec![pair("a", " yes", " no"), pair(&long, "x", "y"), pair("a", &long, " no"), pair("a", " no", " no")])]);
+    let data = Fixed(vec![(
+        "train",
+        vec![
+            pair("a", " yes", " no"),
+            pair(&long, "x", "y"),
+            pair("a", &long, " no"),
+            pair("a", " no", " no"),
+        ],
+    )]);
     let found = inspect(&data, &asked(Some(&tokenizer)), &mut Quiet).unwrap();
     let t = &found.splits[0];
     let used = t.used.as_ref().unwrap();
     assert_eq!((used.kept, used.truncated, used.findings.identical), (3, 1, 1));
     assert_eq!(used.dropped, BTreeMap::from([(SkipReason::PromptTooLong, 1)]));
-    assert!(t.prompt.max > 8 && t.chosen.max > 8, "lengths are those before anything is cut: {t:?}");
+    assert!(
+        t.prompt.max > 8 && t.chosen.max > 8,
+        "lengths are those before anything is cut: {t:?}"
+    );
     let example = &t.examples[0];
     assert_eq!((example.prompt.as_str(), example.chosen.text.as_str()), ("a", " yes<|im_end|>"));
     assert_eq!(example.chosen.mask.len(), example.chosen.ids.len());
     assert_eq!(tokenizer.decode(&example.chosen.ids).unwrap(), "a yes<|im_end|>");
     assert_eq!(example.chosen.mask.iter().filter(|m| **m == 0).count(), 1);
-    let same = crate::text::tokenise(&tokenizer, data.rows("train").unwrap(), &LIMITS, None).unwrap();
-    assert_eq!((used.kept, used.truncated, &used.findings, &used.dropped), (same.pairs.len(), same.truncated(), &same.findings, &same.reasons()));
+    let same =
+        crate::text::tokenise(&tokenizer, data.rows("train").unwrap(), &LIMITS, None).unwrap();
+    assert_eq!(
+        (used.kept, used.truncated, &used.findings, &used.dropped),
+        (same.pairs.len(), same.truncated(), &same.findings, &same.reasons())
+    );
 }
 
 #[test]
 fn a_part_and_a_few_pairs_are_enough() {
-    let some = Asked { splits: Some(vec!["train[3:5]".to_owned()]), max_pairs: Some(1), examples: 5, ..asked(None) };
+    let some = Asked {
+        splits: Some(vec!["train[3:5]".to_owned()]),
+        max_pairs: Some(1),
+        examples: 5,
+        ..asked(None)
+    };
     let found = inspect(&odd(), &some, &mut Quiet).unwrap();
-    assert_eq!((found.splits[0].pairs, found.splits[0].identical, found.splits[0].examples.len()), (1, 1, 1));
+    assert_eq!(
+        (found.splits[0].pairs, found.splits[0].identical, found.splits[0].examples.len()),
+        (1, 1, 1)
+    );
 }

@@ -24,7 +24,13 @@ impl Written {
     ///
     /// # Errors
     /// Fails if a pattern is not a regular expression.
-    pub fn of(targets: Targets, adapter: &dyn Adapter, adapted: &Adapted, model: &ModelInfo, has_layers: bool) -> Result<Self> {
+    pub fn of(
+        targets: Targets,
+        adapter: &dyn Adapter,
+        adapted: &Adapted,
+        model: &ModelInfo,
+        has_layers: bool,
+    ) -> Result<Self> {
         let names: HashSet<&str> = adapted.names().collect();
         let in_layers = adapted.names().filter_map(|n| model.linear(n).ok()?.layer);
         let mut changed: Vec<usize> = in_layers.chain(adapted.blocks()).collect();
@@ -40,7 +46,10 @@ impl Written {
                 Some(layers) => has_layers && list && (!fewer_blocks || *layers == changed),
                 None => !fewer_blocks,
             };
-            if fits && candidate.is_read_as(&names, model)? && (in_parts || candidate.is_found_by_peft(&names, model)?) {
+            if fits
+                && candidate.is_read_as(&names, model)?
+                && (in_parts || candidate.is_found_by_peft(&names, model)?)
+            {
                 return Ok(candidate);
             }
         }
@@ -50,7 +59,12 @@ impl Written {
 
     /// True if this program finds exactly the modules `names` with these fields.
     fn is_read_as(&self, names: &HashSet<&str>, model: &ModelInfo) -> Result<bool> {
-        let found: HashSet<&str> = self.targets.select(model, self.layers.as_deref())?.iter().map(|l| l.name.as_str()).collect();
+        let found: HashSet<&str> = self
+            .targets
+            .select(model, self.layers.as_deref())?
+            .iter()
+            .map(|l| l.name.as_str())
+            .collect();
         Ok(found == *names)
     }
 
@@ -95,7 +109,9 @@ impl Written {
             Targets::Pattern(_) => true,
         };
         let readable = match &meant {
-            Targets::Suffixes(list) => same && among(&list.iter().map(String::as_str).collect::<Vec<_>>()),
+            Targets::Suffixes(list) => {
+                same && among(&list.iter().map(String::as_str).collect::<Vec<_>>())
+            }
             Targets::Pattern(p) => !meant.is_all() && portable(p),
         };
         Ok(if readable {
@@ -103,7 +119,9 @@ impl Written {
         } else if among(&names) {
             Targets::Suffixes(names.into_iter().map(str::to_owned).collect())
         } else {
-            Targets::Pattern(names.iter().map(|name| name.replace('.', r"\.")).collect::<Vec<_>>().join("|"))
+            Targets::Pattern(
+                names.iter().map(|name| name.replace('.', r"\.")).collect::<Vec<_>>().join("|"),
+            )
         })
     }
 }
@@ -113,7 +131,10 @@ impl Written {
 ///
 /// # Errors
 /// Fails if a pattern is not a regular expression.
-pub(super) fn patterns(patterns: Map<String, Value>, adapted: &Adapted) -> Result<Map<String, Value>> {
+pub(super) fn patterns(
+    patterns: Map<String, Value>,
+    adapted: &Adapted,
+) -> Result<Map<String, Value>> {
     let mut used = HashSet::new();
     let mut by_name = Map::new();
     for name in adapted.names() {
@@ -137,7 +158,8 @@ fn peft_finds(targets: &Targets, layers: Option<&[usize]>, name: &str) -> Result
     if list.iter().any(|s| s == name) {
         return Ok(true);
     }
-    let ends = list.iter().any(|s| name.strip_suffix(s.as_str()).is_some_and(|head| head.ends_with('.')));
+    let ends =
+        list.iter().any(|s| name.strip_suffix(s.as_str()).is_some_and(|head| head.ends_with('.')));
     let within = match layers {
         None | Some([]) => true,
         Some(some) => peft_layer(name).is_some_and(|k| some.contains(&k)),
@@ -162,7 +184,8 @@ fn portable(pattern: &str) -> bool {
     // syntax.
     let stacked = Regex::new(r"[*+?}][*+{]").is_ok_and(|r| r.is_match(pattern));
     let groups = pattern.replace("(?:", "").contains("(?");
-    let classes = ["[[", "[]", "[^]", "&&", "--", "~~", "[:", "{,"].iter().any(|form| pattern.contains(form));
+    let classes =
+        ["[[", "[]", "[^]", "&&", "--", "~~", "[:", "{,"].iter().any(|form| pattern.contains(form));
     pattern.chars().all(plain) && !escapes && !stacked && !groups && !classes
 }
 
@@ -172,10 +195,29 @@ mod tests {
 
     #[test]
     fn python_reads_plain_expressions_the_same() {
-        for same in ["q_proj", r".*\.(q|v)_proj", r"model\.layers\.[01]\..*proj", ".*?q_proj", r"(?:a|b)\d+", "a{2,3}"] {
+        for same in [
+            "q_proj",
+            r".*\.(q|v)_proj",
+            r"model\.layers\.[01]\..*proj",
+            ".*?q_proj",
+            r"(?:a|b)\d+",
+            "a{2,3}",
+        ] {
             assert!(portable(same), "{same}");
         }
-        for other in ["(?i)q_proj", "(?P<a>q)", r"\p{L}+", "a++", "a*+", "a**", "[[:alpha:]]", "[a-z&&b]", r"q\z", "q é", "a{,3}"] {
+        for other in [
+            "(?i)q_proj",
+            "(?P<a>q)",
+            r"\p{L}+",
+            "a++",
+            "a*+",
+            "a**",
+            "[[:alpha:]]",
+            "[a-z&&b]",
+            r"q\z",
+            "q é",
+            "a{,3}",
+        ] {
             assert!(!portable(other), "{other}");
         }
     }
@@ -184,8 +226,13 @@ mod tests {
     fn pefts_rule_takes_whole_names_in_any_layer() {
         let of = |list: &[&str]| Targets::Suffixes(list.iter().map(|&s| s.to_owned()).collect());
         let name = "model.layers.1.self_attn.q_proj";
-        let finds = |list: &[&str], layers: Option<&[usize]>| peft_finds(&of(list), layers, name).unwrap();
-        assert!(finds(&["q_proj"], None) && finds(&["q_proj"], Some(&[1])) && finds(&["q_proj"], Some(&[])));
+        let finds =
+            |list: &[&str], layers: Option<&[usize]>| peft_finds(&of(list), layers, name).unwrap();
+        assert!(
+            finds(&["q_proj"], None)
+                && finds(&["q_proj"], Some(&[1]))
+                && finds(&["q_proj"], Some(&[]))
+        );
         assert!(!finds(&["q_proj"], Some(&[0])) && !finds(&["proj"], None));
         assert!(finds(&[name], Some(&[0])));
         assert_eq!(peft_layer("gpt_neox.layers.12.attention.dense"), Some(12));

@@ -45,7 +45,9 @@ impl Frequencies {
                 let r = *turned as f64;
                 Cow::Owned(plain(theta * growth.powf(r / (r - 2.0)), *turned))
             }
-            Self::ByLength { limit, short, long } => Cow::Borrowed(if tokens > *limit { long } else { short }),
+            Self::ByLength { limit, short, long } => {
+                Cow::Borrowed(if tokens > *limit { long } else { short })
+            }
         }
     }
 }
@@ -62,10 +64,14 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
     }
     let turned = p.dimension_count.unwrap_or((head_dim as f64 * p.part()) as i64);
     if !(1..=head_dim).contains(&turned) {
-        return Err(wrong(format!("rotates {turned} dimensions of each head, which must be from 1 to {head_dim}")));
+        return Err(wrong(format!(
+            "rotates {turned} dimensions of each head, which must be from 1 to {head_dim}"
+        )));
     }
     if turned == head_dim && turned % 2 != 0 {
-        return Err(wrong(format!("rotates all {turned} dimensions of each head, which must be an even number")));
+        return Err(wrong(format!(
+            "rotates all {turned} dimensions of each head, which must be an even number"
+        )));
     }
     let need = |value: Option<f64>, field: &str| match value {
         Some(x) if x > 0.0 && x.is_finite() => Ok(x),
@@ -83,19 +89,29 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
         "default" => (Frequencies::Fixed(plain(theta, turned)), 1.0),
         "linear" => {
             let factor = factor()? as f32;
-            (Frequencies::Fixed(plain(theta, turned).into_iter().map(|f| f / factor).collect()), 1.0)
+            (
+                Frequencies::Fixed(plain(theta, turned).into_iter().map(|f| f / factor).collect()),
+                1.0,
+            )
         }
         "dynamic" => {
             if turned < 4 {
-                return Err(wrong(format!("turns {turned} numbers of each head, too few for rope type `dynamic`")));
+                return Err(wrong(format!(
+                    "turns {turned} numbers of each head, too few for rope type `dynamic`"
+                )));
             }
             let made_for = need(p.max_position_embeddings, "max_position_embeddings")?;
             (Frequencies::Dynamic { theta, turned, factor: factor()?, made_for }, 1.0)
         }
-        "llama3" => (Frequencies::Fixed(llama3(theta, turned, p, [factor()?, original()?], need)?), 1.0),
+        "llama3" => {
+            (Frequencies::Fixed(llama3(theta, turned, p, [factor()?, original()?], need)?), 1.0)
+        }
         "yarn" => {
             let (factor, original) = (stretch()?, original()?);
-            (Frequencies::Fixed(yarn(theta, turned, p, factor, original)), p.attention_factor.unwrap_or_else(|| yarn_attention(p, factor)))
+            (
+                Frequencies::Fixed(yarn(theta, turned, p, factor, original)),
+                p.attention_factor.unwrap_or_else(|| yarn_attention(p, factor)),
+            )
         }
         "longrope" => {
             let limit = original()?;
@@ -103,18 +119,31 @@ pub fn of(head_dim: i64, p: &RopeParameters) -> Result<(Frequencies, f64)> {
             // Ding et al. 2024 (LongRoPE) §3: √(1 + ln s / ln L).
             let usual = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / limit.ln()).sqrt() };
             let scaled = |factors: &Option<Vec<f64>>, field: &str| -> Result<Vec<f32>> {
-                let factors = factors.as_ref().ok_or_else(|| wrong(format!("does not give `{field}`, which rope type `{kind}` needs")))?;
+                let factors = factors.as_ref().ok_or_else(|| {
+                    wrong(format!("does not give `{field}`, which rope type `{kind}` needs"))
+                })?;
                 let pairs = plain(theta, turned).len();
                 if factors.len() != pairs {
-                    return Err(wrong(format!("gives {} numbers in `{field}` for {pairs} pairs of each head", factors.len())));
+                    return Err(wrong(format!(
+                        "gives {} numbers in `{field}` for {pairs} pairs of each head",
+                        factors.len()
+                    )));
                 }
                 if let Some(bad) = factors.iter().find(|f| !(**f > 0.0 && f.is_finite())) {
                     return Err(wrong(format!("has {bad} in `{field}`, which has to be above 0")));
                 }
-                Ok(powers(theta, turned).zip(factors).map(|(power, f)| 1.0 / (*f as f32 * power)).collect())
+                Ok(powers(theta, turned)
+                    .zip(factors)
+                    .map(|(power, f)| 1.0 / (*f as f32 * power))
+                    .collect())
             };
-            let (short, long) = (scaled(&p.short_factor, "short_factor")?, scaled(&p.long_factor, "long_factor")?);
-            let frequencies = if short == long { Frequencies::Fixed(short) } else { Frequencies::ByLength { limit, short, long } };
+            let (short, long) =
+                (scaled(&p.short_factor, "short_factor")?, scaled(&p.long_factor, "long_factor")?);
+            let frequencies = if short == long {
+                Frequencies::Fixed(short)
+            } else {
+                Frequencies::ByLength { limit, short, long }
+            };
             (frequencies, p.attention_factor.unwrap_or(usual))
         }
         other => return Err(Error::unknown("rope type", other, TYPES)),
@@ -133,8 +162,17 @@ fn plain(theta: f64, turned: i64) -> Vec<f32> {
 
 /// That of Llama 3.1: slow pairs are slowed down by the factor, fast ones are left alone, those
 /// between are blended.
-fn llama3(theta: f64, turned: i64, p: &RopeParameters, [factor, context]: [f64; 2], need: impl Fn(Option<f64>, &str) -> Result<f64>) -> Result<Vec<f32>> {
-    let (low, high) = (need(p.low_freq_factor, "low_freq_factor")? as f32, need(p.high_freq_factor, "high_freq_factor")? as f32);
+fn llama3(
+    theta: f64,
+    turned: i64,
+    p: &RopeParameters,
+    [factor, context]: [f64; 2],
+    need: impl Fn(Option<f64>, &str) -> Result<f64>,
+) -> Result<Vec<f32>> {
+    let (low, high) = (
+        need(p.low_freq_factor, "low_freq_factor")? as f32,
+        need(p.high_freq_factor, "high_freq_factor")? as f32,
+    );
     let (factor, context) = (factor as f32, context as f32);
     let scaled = |f: f32| {
         let wavelength = TAU / f;
@@ -203,13 +241,18 @@ mod tests {
     /// frequencies by their place.
     #[test]
     fn every_type_has_the_frequencies_that_transformers_computes() {
-        let yarn = json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024 });
-        let deep = json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 16,
+        let yarn =
+            json!({ "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024 });
+        let deep = json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 40.0,
+            "original_max_position_embeddings": 4096, "beta_fast": 16,
             "beta_slow": 2, "mscale": 0.707, "mscale_all_dim": 1.0, "truncate": false });
-        let by_ratio = json!({ "rope_type": "yarn", "factor": null, "original_max_position_embeddings": 1024, "attention_factor": 1.25 });
-        let llama3 = json!({ "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        let by_ratio = json!({ "rope_type": "yarn", "factor": null,
+            "original_max_position_embeddings": 1024, "attention_factor": 1.25 });
+        let llama3 = json!({ "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 256 });
-        let long = json!({ "type": "longrope", "short_factor": [1.0, 1.25, 1.5, 1.75], "long_factor": [2.0, 4.0, 8.0, 16.0],
+        let long = json!({ "type": "longrope", "short_factor": [1.0, 1.25, 1.5, 1.75],
+            "long_factor": [2.0, 4.0, 8.0, 16.0],
             "original_max_position_embeddings": 1024 });
         let mut told = long.clone();
         told["factor"] = json!(32.0);
@@ -221,45 +264,124 @@ mod tests {
             (&Value::Null, 16, 1, 1.0, &[(0, 1.0), (1, 0.316_227_764), (7, 0.000_316_227_786)]),
             (&linear, 16, 1, 1.0, &[(0, 0.25), (1, 0.079_056_941), (7, 7.905_694_66e-5)]),
             (&dynamic, 16, 4096, 1.0, &[(1, 0.316_227_764), (7, 0.000_316_227_786)]),
-            (&dynamic, 16, 8192, 1.0, &[(1, 0.270_296_127), (4, 0.005_337_762_65), (7, 0.000_105_409_257)]),
-            (&yarn, 16, 1, 1.138_629_436_111_989, &[(1, 0.316_227_764), (2, 0.081_250_004_5), (4, 0.004_375_000_02), (5, 0.000_790_569_466)]),
-            (&deep, 32, 1, 0.921_042_355_316_340, &[(4, 0.031_622_778_6), (5, 0.009_520_862_25), (6, 0.001_738_219_06), (15, 5.928_434_28e-8)]),
+            (
+                &dynamic,
+                16,
+                8192,
+                1.0,
+                &[(1, 0.270_296_127), (4, 0.005_337_762_65), (7, 0.000_105_409_257)],
+            ),
+            (
+                &yarn,
+                16,
+                1,
+                1.138_629_436_111_989,
+                &[
+                    (1, 0.316_227_764),
+                    (2, 0.081_250_004_5),
+                    (4, 0.004_375_000_02),
+                    (5, 0.000_790_569_466),
+                ],
+            ),
+            (
+                &deep,
+                32,
+                1,
+                0.921_042_355_316_340,
+                &[
+                    (4, 0.031_622_778_6),
+                    (5, 0.009_520_862_25),
+                    (6, 0.001_738_219_06),
+                    (15, 5.928_434_28e-8),
+                ],
+            ),
             (&by_ratio, 16, 1, 1.25, &[(2, 0.081_250_004_5), (3, 0.019_764_237_1)]),
-            (&llama3, 16, 1, 1.0, &[(1, 0.193_922_758), (2, 0.010_538_231_6), (3, 0.000_911_583_134), (7, 1.289_173_16e-6)]),
-            (&long, 8, 1024, 1.095_445_115_010_332, &[(0, 1.0), (1, 0.079_999_998_2), (3, 0.000_571_428_565)]),
-            (&long, 8, 1025, 1.095_445_115_010_332, &[(0, 0.5), (1, 0.025_000_000_4), (3, 6.250_000_3e-5)]),
+            (
+                &llama3,
+                16,
+                1,
+                1.0,
+                &[
+                    (1, 0.193_922_758),
+                    (2, 0.010_538_231_6),
+                    (3, 0.000_911_583_134),
+                    (7, 1.289_173_16e-6),
+                ],
+            ),
+            (
+                &long,
+                8,
+                1024,
+                1.095_445_115_010_332,
+                &[(0, 1.0), (1, 0.079_999_998_2), (3, 0.000_571_428_565)],
+            ),
+            (
+                &long,
+                8,
+                1025,
+                1.095_445_115_010_332,
+                &[(0, 0.5), (1, 0.025_000_000_4), (3, 6.250_000_3e-5)],
+            ),
             (&told, 8, 1, 1.19, &[(2, 0.006_666_666_83)]),
         ];
         for (scaling, head_dim, tokens, attention, expected) in cases {
-            let (frequencies, factor) = made(head_dim, json!({ "rope_scaling": scaling, "max_position_embeddings": 4096 })).unwrap();
+            let (frequencies, factor) =
+                made(head_dim, json!({ "rope_scaling": scaling, "max_position_embeddings": 4096 }))
+                    .unwrap();
             let frequencies = frequencies.for_length(tokens);
             assert_eq!(frequencies.len() as i64, head_dim / 2, "{scaling}");
             assert!((factor - attention).abs() < 1e-12, "{scaling}: {factor}");
             for (i, f) in expected {
                 let ours = f64::from(frequencies[*i]);
-                assert!((ours - f).abs() < 1e-6 * f, "{scaling} at {tokens} tokens: {ours}, not {f}, at {i}");
+                assert!(
+                    (ours - f).abs() < 1e-6 * f,
+                    "{scaling} at {tokens} tokens: {ours}, not {f}, at {i}"
+                );
             }
         }
-        let half = made(16, json!({ "partial_rotary_factor": 0.5, "rope_scaling": linear })).unwrap().0;
+        let half =
+            made(16, json!({ "partial_rotary_factor": 0.5, "rope_scaling": linear })).unwrap().0;
         let expected = [0.25, 0.025_000_000_4, 0.002_499_999_94, 0.000_250_000_012];
-        assert!(half.for_length(1).iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6 * b));
+        assert!(
+            half.for_length(1)
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (f64::from(*a) - b).abs() < 1e-6 * b)
+        );
     }
 
     #[test]
     fn what_is_missing_or_out_of_range_is_named() {
-        let refused = |scaling: Value| format!("{:?}", made(8, json!({ "rope_scaling": scaling })).unwrap_err());
+        let refused = |scaling: Value| {
+            format!("{:?}", made(8, json!({ "rope_scaling": scaling })).unwrap_err())
+        };
         assert_eq!(
             refused(json!({ "rope_type": "lama3" })),
-            "unknown rope type `lama3`\n  hint: did you mean `llama3`?\n  hint: valid: default, dynamic, linear, llama3, longrope, yarn"
+            "unknown rope type `lama3`\n  hint: did you mean `llama3`?\n  hint: valid: default, \
+                dynamic, linear, llama3, longrope, yarn"
         );
         assert!(refused(json!({ "type": "linear" })).contains("does not give `factor`"));
         assert!(refused(json!({ "type": "linear", "factor": 0.0 })).contains("`factor` as 0"));
-        assert!(refused(json!({ "type": "dynamic", "factor": 2.0 })).contains("`max_position_embeddings`"));
-        assert!(refused(json!({ "type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64 })).contains("`low_freq_factor`"));
-        let long = |short: Value| json!({ "type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64, "short_factor": short });
+        assert!(
+            refused(json!({ "type": "dynamic", "factor": 2.0 }))
+                .contains("`max_position_embeddings`")
+        );
+        assert!(
+            refused(
+                json!({ "type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64 })
+            )
+            .contains("`low_freq_factor`")
+        );
+        let long = |short: Value| {
+            json!({ "type": "longrope", "factor": 2.0,
+            "original_max_position_embeddings": 64, "short_factor": short })
+        };
         assert!(refused(long(json!([1.0]))).contains("1 numbers in `short_factor` for 4 pairs"));
         assert!(refused(long(json!([1, 1, 1, 1]))).contains("does not give `long_factor`"));
         assert!(refused(json!({ "rope_theta": -1.0 })).contains("`rope_theta` as -1"));
-        assert!(refused(json!({ "partial_rotary_factor": 1.5 })).contains("rotates 12 dimensions of each head, which must be from 1 to 8"));
+        assert!(
+            refused(json!({ "partial_rotary_factor": 1.5 }))
+                .contains("rotates 12 dimensions of each head, which must be from 1 to 8")
+        );
     }
 }

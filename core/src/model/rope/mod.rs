@@ -72,11 +72,14 @@ impl Rope {
         let device = stream.positions.device();
         let mut lengths: Vec<usize> = Vec::new();
         let mut of_row: Vec<i64> = Vec::new();
-        for (segment, sequences) in stream.layout.segments().iter().zip(stream.layout.sequence_lengths()) {
+        for (segment, sequences) in
+            stream.layout.segments().iter().zip(stream.layout.sequence_lengths())
+        {
             let length = self.representative_length(sequences.longest);
             if self.representative_length(sequences.shortest) != length {
                 return Err(Error::internal(format!(
-                    "sequences of {} and {} tokens share a prefix, but have different rotary frequencies",
+                    "sequences of {} and {} tokens share a prefix, but have different rotary \
+                        frequencies",
                     sequences.shortest, sequences.longest
                 )));
             }
@@ -86,19 +89,29 @@ impl Rope {
             });
             of_row.extend(std::iter::repeat_n(at as i64, segment.len));
         }
-        let frequencies = |tokens: usize| Tensor::from_slice(&self.frequencies.for_length(tokens)).f_to_kind(wide)?.f_to_device(device);
+        let frequencies = |tokens: usize| {
+            Tensor::from_slice(&self.frequencies.for_length(tokens))
+                .f_to_kind(wide)?
+                .f_to_device(device)
+        };
         let positions = stream.positions.f_to_kind(wide)?;
         let angles = if let [length] = lengths[..] {
             positions.f_outer(&frequencies(length)?)?
         } else {
             let sets = lengths.iter().map(|l| frequencies(*l)).collect::<Result<Vec<_>, _>>()?;
-            let of_row = Tensor::f_stack(&sets, 0)?.f_index_select(0, &Tensor::from_slice(&of_row).f_to_device(device)?)?;
+            let of_row = Tensor::f_stack(&sets, 0)?
+                .f_index_select(0, &Tensor::from_slice(&of_row).f_to_device(device)?)?;
             positions.f_unsqueeze(1)?.f_mul(&of_row)?
         };
         let angles = Tensor::f_cat(&[&angles, &angles], -1)?.f_unsqueeze(1)?;
-        let scaled = |t: Tensor| if self.attention_factor == 1.0 { Ok(t) } else { t.f_mul_scalar(self.attention_factor) };
+        let scaled = |t: Tensor| {
+            if self.attention_factor == 1.0 { Ok(t) } else { t.f_mul_scalar(self.attention_factor) }
+        };
         let kind = if self.unrounded { wide } else { kind };
-        Ok(Tables { cos: scaled(angles.f_cos()?)?.f_to_kind(kind)?, sin: scaled(angles.f_sin()?)?.f_to_kind(kind)? })
+        Ok(Tables {
+            cos: scaled(angles.f_cos()?)?.f_to_kind(kind)?,
+            sin: scaled(angles.f_sin()?)?.f_to_kind(kind)?,
+        })
     }
 }
 
@@ -127,7 +140,8 @@ impl Tables {
 
     fn turn(&self, x: &Tensor) -> Result<Tensor> {
         let half = x.size()[2] / 2;
-        let turned = Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
+        let turned =
+            Tensor::f_cat(&[x.f_narrow(2, half, half)?.f_neg()?, x.f_narrow(2, 0, half)?], -1)?;
         Ok(x.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)?.f_to_kind(x.kind())?)
     }
 }
@@ -161,7 +175,8 @@ mod tests {
     #[test]
     fn turning_keeps_lengths_and_depends_on_the_distance_alone() {
         let (rope, [a, b]) = (rope(&json!({})), two());
-        let product = |p, q| (at(&rope, p, &a) * at(&rope, q, &b)).sum(Kind::Double).double_value(&[]);
+        let product =
+            |p, q| (at(&rope, p, &a) * at(&rope, q, &b)).sum(Kind::Double).double_value(&[]);
         assert!((product(3, 7) - product(103, 107)).abs() < 1e-9);
         assert!((at(&rope, 9, &a).norm() - a.norm()).abs().double_value(&[]) < 1e-12);
     }
@@ -176,7 +191,8 @@ mod tests {
 
     #[test]
     fn an_attention_factor_scales_what_is_turned() {
-        let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5 });
+        let yarn = json!({ "rope_type": "yarn", "factor": 4.0,
+            "original_max_position_embeddings": 64, "attention_factor": 1.5 });
         let (rope, [a, _]) = (rope(&json!({ "rope_scaling": yarn })), two());
         assert!((at(&rope, 9, &a).norm() - a.norm() * 1.5).abs().double_value(&[]) < 1e-12);
     }

@@ -55,7 +55,12 @@ pub struct Spelling {
 
 impl Spelling {
     /// That of most models.
-    pub const USUAL: Self = Self { theta: "rope_theta", usual_theta: 10_000.0, partial: "partial_rotary_factor", usual_partial: 1.0 };
+    pub const USUAL: Self = Self {
+        theta: "rope_theta",
+        usual_theta: 10_000.0,
+        partial: "partial_rotary_factor",
+        usual_partial: 1.0,
+    };
 }
 
 impl RopeParameters {
@@ -72,7 +77,10 @@ impl RopeParameters {
     /// # Errors
     /// A field that is not known or of another type.
     pub fn partial(config: &Value, spelling: &Spelling) -> Result<Self> {
-        let field = ["rope_scaling", "rope_parameters"].into_iter().find(|field| config.get(*field).is_some_and(is_said)).unwrap_or("rope_parameters");
+        let field = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .find(|field| config.get(*field).is_some_and(is_said))
+            .unwrap_or("rope_parameters");
         Self::at(config.get(field), field, config, spelling)
     }
 
@@ -80,16 +88,27 @@ impl RopeParameters {
     ///
     /// # Errors
     /// A field that is not known or of another type.
-    pub fn at(written: Option<&Value>, place: &str, config: &Value, spelling: &Spelling) -> Result<Self> {
+    pub fn at(
+        written: Option<&Value>,
+        place: &str,
+        config: &Value,
+        spelling: &Spelling,
+    ) -> Result<Self> {
         let nothing = Value::Object(Map::new());
-        let mut p: Self = settings::read_at(place, written.filter(|w| is_said(w)).unwrap_or(&nothing))?;
+        let mut p: Self =
+            settings::read_at(place, written.filter(|w| is_said(w)).unwrap_or(&nothing))?;
         let beside = |field: &str| settings::number(config, field);
         p.rope_type = p.rope_type.or(p.old_type.take());
-        p.rope_theta = Some(p.rope_theta.or(beside(spelling.theta)?).unwrap_or(spelling.usual_theta));
-        p.partial_rotary_factor = Some(p.partial_rotary_factor.or(beside(spelling.partial)?).unwrap_or(spelling.usual_partial));
+        p.rope_theta =
+            Some(p.rope_theta.or(beside(spelling.theta)?).unwrap_or(spelling.usual_theta));
+        p.partial_rotary_factor = Some(
+            p.partial_rotary_factor.or(beside(spelling.partial)?).unwrap_or(spelling.usual_partial),
+        );
         p.max_position_embeddings = beside("max_position_embeddings")?;
         // In the configurations that have it beside the others, Phi-3's, that one counts.
-        p.original_max_position_embeddings = beside("original_max_position_embeddings")?.or(p.original_max_position_embeddings).or(p.max_position_embeddings);
+        p.original_max_position_embeddings = beside("original_max_position_embeddings")?
+            .or(p.original_max_position_embeddings)
+            .or(p.max_position_embeddings);
         Ok(p)
     }
 
@@ -101,9 +120,18 @@ impl RopeParameters {
     pub fn by_layer_type(config: &Value, full: &Spelling, sliding: &Spelling) -> Result<[Self; 2]> {
         const TYPES: [&str; 2] = ["full_attention", "sliding_attention"];
         let nested = config.get("rope_parameters").filter(|p| !p.is_null());
-        if let Some(stray) = nested.and_then(Value::as_object).and_then(|p| p.keys().find(|k| !TYPES.contains(&k.as_str()))) {
-            return Err(Error::new(format!("the model's config.json has no valid `rope_parameters.{stray}`"))
-                .hint("this architecture has one set for `full_attention` and one for `sliding_attention`"));
+        if let Some(stray) = nested
+            .and_then(Value::as_object)
+            .and_then(|p| p.keys().find(|k| !TYPES.contains(&k.as_str())))
+        {
+            return Err(Error::new(format!(
+                "the model's config.json has no valid \
+                `rope_parameters.{stray}`"
+            ))
+            .hint(
+                "this architecture has one set for `full_attention` and one for \
+                    `sliding_attention`",
+            ));
         }
         let of = |kind: &str| nested.and_then(|p| p.get(kind));
         let (scaling, place) = match config.get("rope_scaling").filter(|s| !s.is_null()) {
@@ -112,7 +140,8 @@ impl RopeParameters {
         };
         Ok([
             Self::at(scaling, place, config, full)?.must_be_whole()?,
-            Self::at(of(TYPES[1]), "rope_parameters.sliding_attention", config, sliding)?.must_be_whole()?,
+            Self::at(of(TYPES[1]), "rope_parameters.sliding_attention", config, sliding)?
+                .must_be_whole()?,
         ])
     }
 
@@ -122,9 +151,10 @@ impl RopeParameters {
     /// If so.
     pub fn must_be_whole(self) -> Result<Self> {
         match self.partial_rotary_factor {
-            Some(part) if part != 1.0 => {
-                Err(Error::new(format!("the model's config.json turns {part} of each head (`partial_rotary_factor`), but its architecture turns whole heads")))
-            }
+            Some(part) if part != 1.0 => Err(Error::new(format!(
+                "the model's config.json turns {part} of each head (`partial_rotary_factor`), but \
+                    its architecture turns whole heads"
+            ))),
             _ => Ok(self),
         }
     }
@@ -169,8 +199,13 @@ mod tests {
 
     #[test]
     fn both_spellings_say_the_same() {
-        let old = of(json!({ "rope_theta": 5e5, "rope_scaling": { "type": "linear", "factor": 2.0 }, "partial_rotary_factor": 0.5 }));
-        let new = of(json!({ "rope_parameters": { "rope_theta": 5e5, "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5 } }));
+        let old =
+            of(json!({ "rope_theta": 5e5, "rope_scaling": { "type": "linear", "factor": 2.0 },
+                "partial_rotary_factor": 0.5 }));
+        let new = of(
+            json!({ "rope_parameters": { "rope_theta": 5e5, "rope_type": "linear", "factor": 2.0,
+                "partial_rotary_factor": 0.5 } }),
+        );
         for p in [old, new] {
             assert_eq!((p.kind(), p.theta(), p.factor, p.part()), ("linear", 5e5, Some(2.0), 0.5));
         }
@@ -183,18 +218,34 @@ mod tests {
     #[test]
     fn the_context_of_pretraining_is_looked_for_where_models_have_it() {
         let original = |config| of(config).original_max_position_embeddings;
-        assert_eq!(original(json!({ "max_position_embeddings": 64, "rope_scaling": { "type": "yarn" } })), Some(64.0));
+        assert_eq!(
+            original(json!({ "max_position_embeddings": 64, "rope_scaling": { "type": "yarn" } })),
+            Some(64.0)
+        );
         let inside = json!({ "original_max_position_embeddings": 16, "type": "yarn" });
-        assert_eq!(original(json!({ "max_position_embeddings": 64, "rope_scaling": inside.clone() })), Some(16.0));
-        assert_eq!(original(json!({ "original_max_position_embeddings": 32, "max_position_embeddings": 64, "rope_scaling": inside })), Some(32.0));
+        assert_eq!(
+            original(json!({ "max_position_embeddings": 64, "rope_scaling": inside.clone() })),
+            Some(16.0)
+        );
+        assert_eq!(
+            original(
+                json!({ "original_max_position_embeddings": 32, "max_position_embeddings": 64,
+                    "rope_scaling": inside })
+            ),
+            Some(32.0)
+        );
     }
 
     #[test]
     fn what_cannot_be_honoured_is_an_error() {
         let refused = |config: Value| format!("{:?}", RopeParameters::whole(&config).unwrap_err());
-        let e = refused(json!({ "rope_scaling": { "rope_type": "default", "mrope_section": [1, 2] } }));
+        let e =
+            refused(json!({ "rope_scaling": { "rope_type": "default", "mrope_section": [1, 2] } }));
         assert!(e.contains("`rope_scaling.mrope_section`") && e.contains("unknown field"), "{e}");
-        assert!(refused(json!({ "rope_parameters": { "factor": "2" } })).contains("`rope_parameters.factor`"));
+        assert!(
+            refused(json!({ "rope_parameters": { "factor": "2" } }))
+                .contains("`rope_parameters.factor`")
+        );
         assert!(refused(json!({ "rope_theta": "many" })).contains("`rope_theta`"));
         assert!(refused(json!({ "partial_rotary_factor": 0.5 })).contains("turns whole heads"));
     }

@@ -56,14 +56,21 @@ impl Fixture {
     /// Fails if it does not have the fields of this struct.
     pub fn read() -> Result<Self> {
         let text = include_str!("../fixtures/architectures.json");
-        serde_json::from_str(text).map_err(|e| Error::internal("`architectures.json` is not a fixture").because(e))
+        serde_json::from_str(text)
+            .map_err(|e| Error::internal("`architectures.json` is not a fixture").because(e))
     }
 
     /// Pairs that the scores of the cases belong to.
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pair = |(index, pair): (usize, &Pair)| {
             let Pair { prompt, chosen, rejected } = pair;
-            TokenPair { index, row: index, prompt: prompt.clone(), chosen: chosen.clone(), rejected: rejected.clone() }
+            TokenPair {
+                index,
+                row: index,
+                prompt: prompt.clone(),
+                chosen: chosen.clone(),
+                rejected: rejected.clone(),
+            }
         };
         self.pairs.iter().enumerate().map(pair).collect()
     }
@@ -79,7 +86,11 @@ impl Fixture {
     /// Fails if there is none.
     pub fn case(&self, architecture: &str, rope: &str) -> Result<&Case> {
         let found = self.cases.iter().find(|c| c.architecture == architecture && c.rope == rope);
-        found.ok_or_else(|| Error::internal(format!("there is no tiny model of `{architecture}` with `{rope}` positions")))
+        found.ok_or_else(|| {
+            Error::internal(format!(
+                "there is no tiny model of `{architecture}` with `{rope}` positions"
+            ))
+        })
     }
 
     /// The configuration and the weights in float32 of each architecture that the program knows, by
@@ -107,8 +118,13 @@ impl Fixture {
     /// # Errors
     /// Fails if there is no tiny model of it.
     pub fn tensors(&self, architecture: &str, kind: Kind) -> Result<IndexMap<String, Tensor>> {
-        let shapes = self.tensors.get(architecture).ok_or_else(|| Error::internal(format!("there is no tiny model of `{architecture}`")))?;
-        Ok(shapes.iter().map(|(name, shape)| (name.clone(), weight(name, shape).to_kind(kind))).collect())
+        let shapes = self.tensors.get(architecture).ok_or_else(|| {
+            Error::internal(format!("there is no tiny model of `{architecture}`"))
+        })?;
+        Ok(shapes
+            .iter()
+            .map(|(name, shape)| (name.clone(), weight(name, shape).to_kind(kind)))
+            .collect())
     }
 
     /// The model of a case on `device`.
@@ -116,7 +132,10 @@ impl Fixture {
     /// # Errors
     /// Fails if the model refuses the configuration or the weights.
     pub fn model(&self, case: &Case, kind: Kind, device: Device) -> Result<Model> {
-        let tensors = self.tensors(&case.architecture, kind)?.into_iter().map(|(name, t)| Ok((name, t.f_to_device(device)?)));
+        let tensors = self
+            .tensors(&case.architecture, kind)?
+            .into_iter()
+            .map(|(name, t)| Ok((name, t.f_to_device(device)?)));
         Model::from_tensors(&case.config, tensors.collect::<Result<_>>()?, kind, device)
     }
 }

@@ -4,7 +4,9 @@
 /// The values of the tensor `name`: uniform numbers around 0 from splitmix64, seeded with the
 /// FNV-1a hash of the name. The weights of norms are around 1.
 pub fn numbers(name: &str, shape: &[i64]) -> Vec<f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let one = if shape.len() == 1 && name.ends_with("norm.weight") { 1.0 } else { 0.0 };
     let number = |i: u64| {
         let z = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));

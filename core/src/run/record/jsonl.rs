@@ -1,4 +1,5 @@
-//! Records for programs: a JSON line for each step and each validation, and the tables and scores of the evaluation.
+//! Records for programs: a JSON line for each step and each validation, and the tables and scores
+//! of the evaluation.
 
 use std::fs::File;
 use std::io::Write;
@@ -26,11 +27,13 @@ impl JsonLines {
 
 impl Recorder for JsonLines {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        writeln!(self.metrics, "{}", record.to_json()).within(|| "cannot write `metrics.jsonl`".to_owned())
+        writeln!(self.metrics, "{}", record.to_json())
+            .within(|| "cannot write `metrics.jsonl`".to_owned())
     }
 
     fn validation(&mut self, record: &ValidationRecord) -> Result<()> {
-        writeln!(self.metrics, "{}", record.to_json()).within(|| "cannot write `metrics.jsonl`".to_owned())
+        writeln!(self.metrics, "{}", record.to_json())
+            .within(|| "cannot write `metrics.jsonl`".to_owned())
     }
 
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {

@@ -1,4 +1,5 @@
-//! The record of a training step, and those who record it: one file for each place where records go.
+//! The record of a training step, and those who record it: one file for each place where records
+//! go.
 
 mod jsonl;
 mod log_file;

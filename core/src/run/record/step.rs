@@ -38,8 +38,8 @@ impl StepRecord {
         self.metrics.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// The line of `metrics.jsonl`. It leaves out how fast the step was, so that a run repeated on the same machine writes the
-    /// same bytes.
+    /// The line of `metrics.jsonl`. It leaves out how fast the step was, so that a run repeated on
+    /// the same machine writes the same bytes.
     pub fn to_json(&self) -> Value {
         let mut line = Map::new();
         let mut put = |name: &str, value: Value| line.insert(name.to_owned(), value);

@@ -31,10 +31,15 @@ impl Recorder for Terminal<'_, '_> {
     }
 
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        // One line has no room for both, and the held-out pairs say more than the few pairs of a step.
+        // One line has no room for both, and the held-out pairs say more than the few pairs of a
+        // step.
         let margin = || record.metric("rewards/margins").map(|margin| ("margin", margin));
         let preference = self.accuracy.map(|accuracy| ("val acc", accuracy)).or_else(margin);
-        let fields: Vec<_> = [Some(("loss", record.loss)), preference, Some(("pairs/s", record.pairs_per_second))].into_iter().flatten().collect();
+        let fields: Vec<_> =
+            [Some(("loss", record.loss)), preference, Some(("pairs/s", record.pairs_per_second))]
+                .into_iter()
+                .flatten()
+                .collect();
         let mut progress = self.progress.borrow_mut();
         progress.advance(1, &fields);
         if record.step == record.steps {

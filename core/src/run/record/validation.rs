@@ -5,20 +5,21 @@ use serde_json::{Map, Value, json};
 use super::step::LEFT_OUT;
 use crate::train::LeftOut;
 
-/// The numbers of one validation on the held-out pairs. Names are those of TRL, with its prefix `eval_`.
+/// The numbers of one validation on the held-out pairs. Names are those of TRL, with its prefix
+/// `eval_`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidationRecord {
     /// Number of finished steps.
     pub step: usize,
     /// How many times the training pairs were seen.
     pub epoch: f64,
-    /// The method's loss without dropout, a mean over the pairs that count; `None` if no pair counts. Terms that the method
-    /// weighs by the step have the weights of the last step.
+    /// The method's loss without dropout, a mean over the pairs that count; `None` if no pair
+    /// counts. Terms that the method weighs by the step have the weights of the last step.
     pub loss: Option<f64>,
     /// Share of pairs whose chosen completion scores higher. Ties count one half.
     pub accuracy: f64,
-    /// Mean growth of log p(chosen) − log p(rejected) over the start of training, in nats; `None` if no pair has finite
-    /// scores.
+    /// Mean growth of log p(chosen) − log p(rejected) over the start of training, in nats; `None`
+    /// if no pair has finite scores.
     pub margin: Option<f64>,
     /// Means over the pairs, by name: those of the method, then those of the engine.
     pub metrics: Vec<(String, f64)>,
@@ -36,7 +37,9 @@ impl ValidationRecord {
         let mut line = Map::new();
         line.insert("step".to_owned(), json!(self.step));
         line.insert("epoch".to_owned(), json!(self.epoch));
-        for (name, value) in [("loss", self.loss), ("accuracy", Some(self.accuracy)), ("margin", self.margin)] {
+        for (name, value) in
+            [("loss", self.loss), ("accuracy", Some(self.accuracy)), ("margin", self.margin)]
+        {
             line.insert(format!("eval_{name}"), json!(value));
         }
         for (name, value) in &self.metrics {
@@ -52,9 +55,15 @@ impl ValidationRecord {
     /// The line of the log.
     pub fn to_text(&self) -> String {
         let loss = self.loss.map_or_else(|| "no loss".to_owned(), |loss| format!("loss {loss:.4}"));
-        let margin = self.margin.map_or_else(|| "no margin gain".to_owned(), |margin| format!("margin gain {margin:+.3} nats"));
+        let margin = self.margin.map_or_else(
+            || "no margin gain".to_owned(),
+            |margin| format!("margin gain {margin:+.3} nats"),
+        );
         let best = if self.best { ", the best so far" } else { "" };
-        format!("validation after step {}: {loss}, accuracy {:.3}, {margin}{best}", self.step, self.accuracy)
+        format!(
+            "validation after step {}: {loss}, accuracy {:.3}, {margin}{best}",
+            self.step, self.accuracy
+        )
     }
 }
 
@@ -70,15 +79,26 @@ mod tests {
             loss: Some(0.625),
             accuracy: 0.75,
             margin: Some(-1.5),
-            metrics: vec![("rewards/margins".to_owned(), 0.25), ("accuracy".to_owned(), 9.0), ("logps/chosen".to_owned(), f64::NAN)],
+            metrics: vec![
+                ("rewards/margins".to_owned(), 0.25),
+                ("accuracy".to_owned(), 9.0),
+                ("logps/chosen".to_owned(), f64::NAN),
+            ],
             left_out: Some(LeftOut { pairs: 2, lacking: "no preference direction" }),
             best: true,
             last: false,
         };
         let line = r#"{"step":20,"epoch":0.5,"eval_loss":0.625,"eval_accuracy":0.75,"eval_margin":-1.5,"eval_rewards/margins":0.25,"eval_logps/chosen":null,"eval_pairs_left_out":2}"#;
         assert_eq!(record.to_json().to_string(), line);
-        assert_eq!(record.to_text(), "validation after step 20: loss 0.6250, accuracy 0.750, margin gain -1.500 nats, the best so far");
+        assert_eq!(
+            record.to_text(),
+            "validation after step 20: loss 0.6250, accuracy 0.750, margin gain -1.500 nats, the \
+                best so far"
+        );
         let without = ValidationRecord { loss: None, margin: None, best: false, ..record };
-        assert_eq!(without.to_text(), "validation after step 20: no loss, accuracy 0.750, no margin gain");
+        assert_eq!(
+            without.to_text(),
+            "validation after step 20: no loss, accuracy 0.750, no margin gain"
+        );
     }
 }

@@ -8,10 +8,13 @@ use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 
 use super::methods::{bind, centred, failed, lines};
-use super::python::{Generator, check_iterable, check_ordered, check_searched, is_number, type_name, written};
+use super::python::{
+    Generator, check_iterable, check_ordered, check_searched, is_number, type_name, written,
+};
 use super::rewrite;
 
-/// Filters of minijinja that Jinja2 does not have, or that do something else there. They are unknown then.
+/// Filters of minijinja that Jinja2 does not have, or that do something else there. They are
+/// unknown then.
 const FOREIGN_FILTERS: [&str; 7] = ["attr", "bool", "chain", "lines", "pprint", "split", "zip"];
 /// Tests of minijinja that Jinja2 does not have.
 const FOREIGN_TESTS: [&str; 4] = ["endingwith", "int", "safe", "startingwith"];
@@ -33,24 +36,45 @@ pub fn add(environment: &mut Environment) {
 
 fn add_operators(environment: &mut Environment) {
     environment.add_filter(rewrite::REMAINDER, remainder);
-    environment
-        .add_filter(rewrite::CONCATENATE, |state: &State, a: &Value, b: &Value| -> Result<String, Error> { Ok(written(state, a)? + &written(state, b)?) });
+    environment.add_filter(
+        rewrite::CONCATENATE,
+        |state: &State, a: &Value, b: &Value| -> Result<String, Error> {
+            Ok(written(state, a)? + &written(state, b)?)
+        },
+    );
     environment.add_filter(rewrite::CONTAINED, contained);
-    environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a < b) });
-    environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a <= b) });
-    environment.add_filter(rewrite::GREATER, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a > b) });
-    environment.add_filter(rewrite::GREATER_OR_EQUAL, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a >= b) });
+    environment.add_filter(rewrite::LESS, |a: &Value, b: &Value| -> Tested {
+        check_ordered(a, b).map(|()| a < b)
+    });
+    environment.add_filter(rewrite::LESS_OR_EQUAL, |a: &Value, b: &Value| -> Tested {
+        check_ordered(a, b).map(|()| a <= b)
+    });
+    environment.add_filter(rewrite::GREATER, |a: &Value, b: &Value| -> Tested {
+        check_ordered(a, b).map(|()| a > b)
+    });
+    environment.add_filter(rewrite::GREATER_OR_EQUAL, |a: &Value, b: &Value| -> Tested {
+        check_ordered(a, b).map(|()| a >= b)
+    });
     environment.add_filter(rewrite::ITERABLE, |state: &State, x: Value| -> Made {
         check_iterable(&x)?;
         // A loop over it knows how many there are, as Jinja2's does.
-        if x.downcast_object_ref::<Generator>().is_some() { list(state, &x).map(Value::from) } else { Ok(x) }
+        if x.downcast_object_ref::<Generator>().is_some() {
+            list(state, &x).map(Value::from)
+        } else {
+            Ok(x)
+        }
     });
     environment.add_filter(rewrite::DEFINED, |x: Value| -> Made {
-        if x.is_undefined() || x.is_none() { Err(failed(format!("a part is taken of a value that is {}", type_name(&x)))) } else { Ok(x) }
+        if x.is_undefined() || x.is_none() {
+            Err(failed(format!("a part is taken of a value that is {}", type_name(&x))))
+        } else {
+            Ok(x)
+        }
     });
     // What minijinja makes of parts and sums of lists is no list yet.
     environment.add_filter(rewrite::LIST, |state: &State, x: Value| -> Made {
-        let lazy = x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
+        let lazy =
+            x.kind() == ValueKind::Iterable && x.downcast_object_ref::<Generator>().is_none();
         if lazy { list(state, &x).map(Value::from) } else { Ok(x) }
     });
     environment.add_filter(rewrite::INDEX, |x: Value| -> Made {
@@ -61,7 +85,8 @@ fn add_operators(environment: &mut Environment) {
     });
 }
 
-/// The items of a value. A few at a time are paid for before there are more, by the bytes that they take.
+/// The items of a value. A few at a time are paid for before there are more, by the bytes that they
+/// take.
 fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
     const AT_A_TIME: usize = 8;
     let mut items = Vec::new();
@@ -78,7 +103,11 @@ fn list(state: &State, x: &Value) -> Result<Vec<Value>, Error> {
 fn remainder(state: &mut State, a: &Value, b: &Value) -> Made {
     let Some(text) = a.as_str() else {
         if !is_number(a) || !is_number(b) {
-            return Err(failed(format!("`%` is not defined for `{}` and `{}`", type_name(a), type_name(b))));
+            return Err(failed(format!(
+                "`%` is not defined for `{}` and `{}`",
+                type_name(a),
+                type_name(b)
+            )));
         }
         return number_remainder(a, b);
     };
@@ -88,9 +117,16 @@ fn remainder(state: &mut State, a: &Value, b: &Value) -> Made {
 
 fn number_remainder(a: &Value, b: &Value) -> Made {
     let zero = || failed("division by zero");
-    let whole = |x: &Value| if x.kind() == ValueKind::Bool { Some(i128::from(x.is_true())) } else { i128::try_from(x.clone()).ok() };
+    let whole = |x: &Value| {
+        if x.kind() == ValueKind::Bool {
+            Some(i128::from(x.is_true()))
+        } else {
+            i128::try_from(x.clone()).ok()
+        }
+    };
     if !is_float(a) && !is_float(b) {
-        let (a, b) = whole(a).zip(whole(b)).ok_or_else(|| failed("the numbers of `%` are too large"))?;
+        let (a, b) =
+            whole(a).zip(whole(b)).ok_or_else(|| failed("the numbers of `%` are too large"))?;
         let rest = a.checked_rem(b).ok_or_else(zero)?;
         return Ok(Value::from(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }));
     }
@@ -107,7 +143,11 @@ fn is_float(x: &Value) -> bool {
 }
 
 fn float(x: &Value) -> Result<f64, Error> {
-    if x.kind() == ValueKind::Bool { Ok(f64::from(u8::from(x.is_true()))) } else { f64::try_from(x.clone()) }
+    if x.kind() == ValueKind::Bool {
+        Ok(f64::from(u8::from(x.is_true())))
+    } else {
+        f64::try_from(x.clone())
+    }
 }
 
 /// Python's `text % values`; `whole` is what stood behind the operator.
@@ -119,14 +159,21 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
         let mut behind = behind;
         if let Some(name) = behind.strip_prefix('(') {
             named = true;
-            behind = name.split_once(')').map(|(_, behind)| behind).ok_or_else(|| failed("incomplete format key"))?;
+            behind = name
+                .split_once(')')
+                .map(|(_, behind)| behind)
+                .ok_or_else(|| failed("incomplete format key"))?;
         }
         let flags = behind.trim_start_matches(['#', '0', '-', ' ', '+']);
         let spec = flags.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '*');
         let given = &flags[..flags.len() - spec.len()];
         kinds.extend(given.matches('*').map(|_| '*'));
         let digits = |text: &str| text.parse::<usize>().unwrap_or(usize::MAX);
-        width = given.split(['.', '*']).filter(|n| !n.is_empty()).map(digits).fold(width, usize::saturating_add);
+        width = given
+            .split(['.', '*'])
+            .filter(|n| !n.is_empty())
+            .map(digits)
+            .fold(width, usize::saturating_add);
         let spec = spec.trim_start_matches(['h', 'l', 'L']);
         let kind = spec.chars().next().ok_or_else(|| failed("incomplete format"))?;
         if kind != '%' {
@@ -136,7 +183,10 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
     }
     super::pay(state, width)?;
     // A dict, and by an accident of Python a list too, may hold more than is asked for.
-    if !named && kinds.len() < values.len() && (whole.is_tuple() || !matches!(whole.kind(), ValueKind::Map | ValueKind::Seq)) {
+    if !named
+        && kinds.len() < values.len()
+        && (whole.is_tuple() || !matches!(whole.kind(), ValueKind::Map | ValueKind::Seq))
+    {
         return Err(failed("not all arguments converted during string formatting"));
     }
     let mut texts = Vec::with_capacity(values.len());
@@ -155,13 +205,17 @@ fn formatted(state: &mut State, text: &str, values: &[Value], whole: &Value) -> 
 fn contained(item: &Value, container: &Value) -> Tested {
     check_searched(item, container)?;
     match container.kind() {
-        ValueKind::String => Ok(container.as_str().is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
+        ValueKind::String => Ok(container
+            .as_str()
+            .is_some_and(|text| text.contains(item.as_str().unwrap_or_default()))),
         ValueKind::Map => {
             let found = container.get_item(item)?;
             // What is under the key may itself be undefined; then the keys say it.
             Ok(!found.is_undefined() || container.try_iter()?.any(|key| key == *item))
         }
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => Ok(container.try_iter()?.any(|other| other == *item)),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Undefined => {
+            Ok(container.try_iter()?.any(|other| other == *item))
+        }
         _ => Err(failed(format!("`{}` does not contain anything", type_name(container)))),
     }
 }
@@ -170,28 +224,66 @@ fn contained(item: &Value, container: &Value) -> Tested {
 fn add_generators(environment: &mut Environment) {
     type Name<'a> = Option<Cow<'a, str>>;
     environment.add_filter("map", |state: &mut State, x: Value, args: Arguments| -> Made {
-        if !x.is_true() { Ok(Generator::of(Vec::new())) } else { filters::map(state, x, args).map(Generator::of) }
+        if !x.is_true() {
+            Ok(Generator::of(Vec::new()))
+        } else {
+            filters::map(state, x, args).map(Generator::of)
+        }
     });
-    environment.add_filter("select", |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
-        if !x.is_true() { Ok(Generator::of(Vec::new())) } else { filters::select(state, x, test, args).map(Generator::of) }
-    });
-    environment.add_filter("reject", |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
-        if !x.is_true() { Ok(Generator::of(Vec::new())) } else { filters::reject(state, x, test, args).map(Generator::of) }
-    });
-    environment.add_filter("selectattr", |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
-        if !x.is_true() { Ok(Generator::of(Vec::new())) } else { filters::selectattr(state, x, attr, test, args).map(Generator::of) }
-    });
-    environment.add_filter("rejectattr", |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
-        if !x.is_true() { Ok(Generator::of(Vec::new())) } else { filters::rejectattr(state, x, attr, test, args).map(Generator::of) }
-    });
-    environment.add_filter("batch", |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
-        check_iterable(&x)?;
-        list(state, &filters::batch(state, x, count, fill)?).map(Generator::of)
-    });
-    environment.add_filter("slice", |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
-        check_iterable(&x)?;
-        list(state, &filters::slice(state, x, count, fill)?).map(Generator::of)
-    });
+    environment.add_filter(
+        "select",
+        |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
+            if !x.is_true() {
+                Ok(Generator::of(Vec::new()))
+            } else {
+                filters::select(state, x, test, args).map(Generator::of)
+            }
+        },
+    );
+    environment.add_filter(
+        "reject",
+        |state: &mut State, x: Value, test: Name, args: Arguments| -> Made {
+            if !x.is_true() {
+                Ok(Generator::of(Vec::new()))
+            } else {
+                filters::reject(state, x, test, args).map(Generator::of)
+            }
+        },
+    );
+    environment.add_filter(
+        "selectattr",
+        |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
+            if !x.is_true() {
+                Ok(Generator::of(Vec::new()))
+            } else {
+                filters::selectattr(state, x, attr, test, args).map(Generator::of)
+            }
+        },
+    );
+    environment.add_filter(
+        "rejectattr",
+        |state: &mut State, x: Value, attr: Cow<'_, str>, test: Name, args: Arguments| -> Made {
+            if !x.is_true() {
+                Ok(Generator::of(Vec::new()))
+            } else {
+                filters::rejectattr(state, x, attr, test, args).map(Generator::of)
+            }
+        },
+    );
+    environment.add_filter(
+        "batch",
+        |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
+            check_iterable(&x)?;
+            list(state, &filters::batch(state, x, count, fill)?).map(Generator::of)
+        },
+    );
+    environment.add_filter(
+        "slice",
+        |state: &State, x: Value, count: usize, fill: Option<Value>| -> Made {
+            check_iterable(&x)?;
+            list(state, &filters::slice(state, x, count, fill)?).map(Generator::of)
+        },
+    );
     environment.add_filter("unique", |state: &State, x: Value, kwargs: Kwargs| -> Made {
         check_iterable(&x)?;
         list(state, &filters::unique(state, x, kwargs)?).map(Generator::of)
@@ -218,12 +310,19 @@ fn add_generators(environment: &mut Environment) {
 fn add_filters(environment: &mut Environment) {
     environment.add_filter("default", default);
     environment.add_filter("d", default);
-    environment.add_filter("int", |x: &Value, args: Arguments| -> Made { int(x, &args.into_values()) });
+    environment
+        .add_filter("int", |x: &Value, args: Arguments| -> Made { int(x, &args.into_values()) });
     environment.add_filter("float", |x: &Value, args: Arguments| -> Made {
         let [default] = bind(&args.into_values(), ["default"])?;
         Ok(to_float(x)?.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
     });
-    environment.add_filter("abs", |x: Value| -> Made { filters::abs(if x.kind() == ValueKind::Bool { Value::from(i64::from(x.is_true())) } else { x }) });
+    environment.add_filter("abs", |x: Value| -> Made {
+        filters::abs(if x.kind() == ValueKind::Bool {
+            Value::from(i64::from(x.is_true()))
+        } else {
+            x
+        })
+    });
     environment.add_filter("round", |x: Value, args: Arguments| -> Made {
         let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
         let precision = precision.map_or(Ok(0), i32::try_from)?;
@@ -233,10 +332,17 @@ fn add_filters(environment: &mut Environment) {
         }
         let scale = 10f64.powi(precision);
         match method {
-            "common" => filters::round(x, Some(precision), None, Kwargs::from_iter([("", Value::UNDEFINED); 0])),
+            "common" => filters::round(
+                x,
+                Some(precision),
+                None,
+                Kwargs::from_iter([("", Value::UNDEFINED); 0]),
+            ),
             "ceil" => Ok(Value::from((float(&x)? * scale).ceil() / scale)),
             "floor" => Ok(Value::from((float(&x)? * scale).floor() / scale)),
-            other => Err(failed(format!("`round` knows `common`, `ceil` and `floor`, not `{other}`"))),
+            other => {
+                Err(failed(format!("`round` knows `common`, `ceil` and `floor`, not `{other}`")))
+            }
         }
     });
     environment.add_filter("sort", |state: &State, x: Value, kwargs: Kwargs| -> Made {
@@ -247,19 +353,27 @@ fn add_filters(environment: &mut Environment) {
         }
         filters::sort(state, Value::from(items), kwargs)
     });
-    environment.add_filter("min", |state: &State, x: Value, kwargs: Kwargs| extreme(state, &x, kwargs, filters::min));
-    environment.add_filter("max", |state: &State, x: Value, kwargs: Kwargs| extreme(state, &x, kwargs, filters::max));
+    environment.add_filter("min", |state: &State, x: Value, kwargs: Kwargs| {
+        extreme(state, &x, kwargs, filters::min)
+    });
+    environment.add_filter("max", |state: &State, x: Value, kwargs: Kwargs| {
+        extreme(state, &x, kwargs, filters::max)
+    });
     environment.add_filter("last", |x: Value| -> Made {
         check_iterable(&x)?;
         if x.downcast_object_ref::<Generator>().is_some() {
-            return Err(failed("`last` does not work on what a filter yields; put `list` before it"));
+            return Err(failed(
+                "`last` does not work on what a filter yields; put `list` before it",
+            ));
         }
         filters::last(x)
     });
     environment.add_filter("string", |state: &State, x: &Value| -> Made {
         if x.as_str().is_some() { Ok(x.clone()) } else { written(state, x).map(Value::from) }
     });
-    environment.add_filter("indent", |state: &State, x: &Value, args: Arguments| indent(state, x, &args.into_values()));
+    environment.add_filter("indent", |state: &State, x: &Value, args: Arguments| {
+        indent(state, x, &args.into_values())
+    });
     environment.add_filter("center", |state: &State, x: &Value, args: Arguments| -> Made {
         let [width] = bind(&args.into_values(), ["width"])?;
         let text = written(state, x)?;
@@ -271,7 +385,11 @@ fn add_filters(environment: &mut Environment) {
     });
     environment.add_filter("wordcount", |state: &State, x: &Value| -> Made {
         let text = written(state, x)?;
-        Ok(text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count().into())
+        Ok(text
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .filter(|word| !word.is_empty())
+            .count()
+            .into())
     });
     for name in ["e", "escape", "forceescape"] {
         environment.add_filter(name, move |state: &State, x: &Value| -> Made {
@@ -281,8 +399,12 @@ fn add_filters(environment: &mut Environment) {
     environment.add_filter("format", |state: &mut State, text: &str, args: Arguments| -> Made {
         let args = args.into_values();
         match args.split_last() {
-            Some((named, [])) if named.is_kwargs() => formatted(state, text, std::slice::from_ref(named), named),
-            Some((named, _)) if named.is_kwargs() => Err(failed("`format` takes values or names, not both")),
+            Some((named, [])) if named.is_kwargs() => {
+                formatted(state, text, std::slice::from_ref(named), named)
+            }
+            Some((named, _)) if named.is_kwargs() => {
+                Err(failed("`format` takes values or names, not both"))
+            }
             _ => formatted(state, text, &args, &Value::from(Tuple::from(args.clone()))),
         }
     });
@@ -294,7 +416,12 @@ fn default(x: &Value, args: Arguments) -> Made {
     Ok(if missing { value.unwrap_or_else(|| Value::from("")) } else { x.clone() })
 }
 
-fn extreme(state: &State, x: &Value, kwargs: Kwargs, of: fn(&State, Value, Kwargs) -> Made) -> Made {
+fn extreme(
+    state: &State,
+    x: &Value,
+    kwargs: Kwargs,
+    of: fn(&State, Value, Kwargs) -> Made,
+) -> Made {
     check_iterable(x)?;
     let items = list(state, x)?;
     if !kwargs.has("attribute") {
@@ -315,7 +442,9 @@ fn to_float(x: &Value) -> Result<Option<f64>, Error> {
     let digits = |c: char| c.is_ascii_digit();
     // An underscore stands between two digits.
     let joined = text.split('_').collect::<Vec<_>>();
-    if joined.len() > 1 && !joined.windows(2).all(|two| two[0].ends_with(digits) && two[1].starts_with(digits)) {
+    if joined.len() > 1
+        && !joined.windows(2).all(|two| two[0].ends_with(digits) && two[1].starts_with(digits))
+    {
         return Ok(None);
     }
     Ok(joined.concat().parse().ok())
@@ -330,7 +459,9 @@ fn int(x: &Value, args: &[Value]) -> Made {
     let number = match x.as_str().map(|text| text.trim().to_lowercase()) {
         None => None,
         Some(text) => {
-            let (minus, digits) = text.strip_prefix('-').map_or((false, text.strip_prefix('+').unwrap_or(&text)), |digits| (true, digits));
+            let (minus, digits) = text
+                .strip_prefix('-')
+                .map_or((false, text.strip_prefix('+').unwrap_or(&text)), |digits| (true, digits));
             let marked = match base {
                 16 => digits.strip_prefix("0x"),
                 8 => digits.strip_prefix("0o"),
@@ -338,10 +469,17 @@ fn int(x: &Value, args: &[Value]) -> Made {
                 _ => None,
             };
             let digits = marked.unwrap_or(digits);
-            if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") || digits.starts_with(['+', '-']) || !(2..=36).contains(&base) {
+            if digits.starts_with('_')
+                || digits.ends_with('_')
+                || digits.contains("__")
+                || digits.starts_with(['+', '-'])
+                || !(2..=36).contains(&base)
+            {
                 None
             } else {
-                i128::from_str_radix(&digits.replace('_', ""), base).ok().map(|n| if minus { -n } else { n })
+                i128::from_str_radix(&digits.replace('_', ""), base)
+                    .ok()
+                    .map(|n| if minus { -n } else { n })
             }
         }
     };
@@ -349,13 +487,20 @@ fn int(x: &Value, args: &[Value]) -> Made {
         return Ok(Value::from(number));
     }
     #[expect(clippy::cast_possible_truncation, reason = "that is what int() does")]
-    let whole = to_float(x)?.filter(|x| x.is_finite() && x.abs() < 1e38).map(|x| Value::from(x.trunc() as i128));
+    let whole = to_float(x)?
+        .filter(|x| x.is_finite() && x.abs() < 1e38)
+        .map(|x| Value::from(x.trunc() as i128));
     Ok(whole.or(default).unwrap_or_else(|| Value::from(0)))
 }
 
 fn indent(state: &State, x: &Value, args: &[Value]) -> Made {
     let [width, first, blank] = bind(args, ["width", "first", "blank"])?;
-    let Some(text) = x.as_str() else { return Err(failed(format!("only a string can be indented, and `{}` is not", type_name(x)))) };
+    let Some(text) = x.as_str() else {
+        return Err(failed(format!(
+            "only a string can be indented, and `{}` is not",
+            type_name(x)
+        )));
+    };
     let by = match &width {
         None => " ".repeat(4),
         Some(width) => match width.as_str() {
@@ -404,27 +549,54 @@ fn escaped(state: &State, x: &Value) -> Made {
 
 fn add_tests(environment: &mut Environment) {
     // Jinja2 asks for iter(x).
-    environment.add_test("iterable", |x: &Value| !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x))));
+    environment.add_test("iterable", |x: &Value| {
+        !x.is_none() && (x.is_undefined() || (x.try_iter().is_ok() && !is_number(x)))
+    });
     // Of what has a length and items by number or name.
-    environment.add_test("sequence", |x: &Value| matches!(x.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined));
-    environment.add_test("callable", |x: &Value| matches!(x.kind(), ValueKind::Plain | ValueKind::Undefined));
-    environment.add_test("lower", |state: &State, x: &Value| -> Tested { Ok(is_cased(&written(state, x)?, char::is_lowercase, char::is_uppercase)) });
-    environment.add_test("upper", |state: &State, x: &Value| -> Tested { Ok(is_cased(&written(state, x)?, char::is_uppercase, char::is_lowercase)) });
-    environment.add_test("odd", |x: &Value| -> Tested { Ok(whole_remainder(x, &Value::from(2))? == Value::from(1)) });
-    environment.add_test("even", |x: &Value| -> Tested { Ok(whole_remainder(x, &Value::from(2))? == Value::from(0)) });
-    environment.add_test("divisibleby", |x: &Value, by: &Value| -> Tested { Ok(whole_remainder(x, by)? == Value::from(0)) });
+    environment.add_test("sequence", |x: &Value| {
+        matches!(
+            x.kind(),
+            ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined
+        )
+    });
+    environment.add_test("callable", |x: &Value| {
+        matches!(x.kind(), ValueKind::Plain | ValueKind::Undefined)
+    });
+    environment.add_test("lower", |state: &State, x: &Value| -> Tested {
+        Ok(is_cased(&written(state, x)?, char::is_lowercase, char::is_uppercase))
+    });
+    environment.add_test("upper", |state: &State, x: &Value| -> Tested {
+        Ok(is_cased(&written(state, x)?, char::is_uppercase, char::is_lowercase))
+    });
+    environment.add_test("odd", |x: &Value| -> Tested {
+        Ok(whole_remainder(x, &Value::from(2))? == Value::from(1))
+    });
+    environment.add_test("even", |x: &Value| -> Tested {
+        Ok(whole_remainder(x, &Value::from(2))? == Value::from(0))
+    });
+    environment.add_test("divisibleby", |x: &Value, by: &Value| -> Tested {
+        Ok(whole_remainder(x, by)? == Value::from(0))
+    });
     environment.add_test("in", contained);
     for name in ["lt", "lessthan", "<"] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a < b) });
+        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+            check_ordered(a, b).map(|()| a < b)
+        });
     }
     for name in ["le", "<="] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a <= b) });
+        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+            check_ordered(a, b).map(|()| a <= b)
+        });
     }
     for name in ["gt", "greaterthan", ">"] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a > b) });
+        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+            check_ordered(a, b).map(|()| a > b)
+        });
     }
     for name in ["ge", ">="] {
-        environment.add_test(name, |a: &Value, b: &Value| -> Tested { check_ordered(a, b).map(|()| a >= b) });
+        environment.add_test(name, |a: &Value, b: &Value| -> Tested {
+            check_ordered(a, b).map(|()| a >= b)
+        });
     }
 }
 

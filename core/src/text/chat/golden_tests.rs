@@ -1,5 +1,5 @@
-//! Templates with the constructs of those in circulation, against what Python makes of them. `templates/render.py` is set
-//! up as transformers is, and writes what is expected here.
+//! Templates with the constructs of those in circulation, against what Python makes of them.
+//! `templates/render.py` is set up as transformers is, and writes what is expected here.
 
 use serde_json::Value;
 
@@ -27,8 +27,13 @@ fn read(json: &str) -> Value {
 fn render(source: &str, conversation: &str, begin_answer: bool) -> Result<String> {
     let conversation = read(include_str!("templates/conversations.json"))[conversation].take();
     let messages: Vec<Message> = serde_json::from_value(conversation["messages"].clone()).unwrap();
-    let args = TemplateArgs::new(conversation["tools"].clone(), conversation["kwargs"].clone()).unwrap();
-    ChatTemplate::new(source.to_owned(), vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())])?.render(&messages, &args, begin_answer)
+    let args =
+        TemplateArgs::new(conversation["tools"].clone(), conversation["kwargs"].clone()).unwrap();
+    ChatTemplate::new(
+        source.to_owned(),
+        vec![("bos_token", "<s>".into()), ("eos_token", "</s>".into())],
+    )?
+    .render(&messages, &args, begin_answer)
 }
 
 /// The text, or for what Python refuses the refusal's reason.
@@ -47,7 +52,11 @@ fn templates_are_rendered_as_python_renders_them() {
     for (name, source) in TEMPLATES {
         for (conversation, both) in expected["templates"][name].as_object().unwrap() {
             for (i, begin_answer) in [false, true].into_iter().enumerate() {
-                agrees(render(source, conversation, begin_answer), &both[i], &format!("{name}, {conversation}, {begin_answer}"));
+                agrees(
+                    render(source, conversation, begin_answer),
+                    &both[i],
+                    &format!("{name}, {conversation}, {begin_answer}"),
+                );
                 count += 1;
             }
         }
@@ -56,7 +65,10 @@ fn templates_are_rendered_as_python_renders_them() {
     let e = render(TEMPLATES[2].1, "astray", false).unwrap_err();
     assert_eq!(
         e.message(),
-        format!("the model's chat template refuses the conversation: {}", expected["templates"]["mistral"]["astray"][0]["error"].as_str().unwrap())
+        format!(
+            "the model's chat template refuses the conversation: {}",
+            expected["templates"]["mistral"]["astray"][0]["error"].as_str().unwrap()
+        )
     );
 }
 
@@ -83,7 +95,11 @@ fn what_is_missing_is_an_error_that_names_it() {
         ("{{ messages | selectattr('role', 'bogus') | list }}", "unknown test"),
     ] {
         let e = render(template, "one", false).unwrap_err();
-        assert!(e.message().starts_with("the model's chat template failed: ") && e.message().contains(name), "{template}: {e:?}");
+        assert!(
+            e.message().starts_with("the model's chat template failed: ")
+                && e.message().contains(name),
+            "{template}: {e:?}"
+        );
     }
     for (template, name) in [
         ("{% do raise_exception('a') %}", "{% do %}"),
@@ -92,15 +108,20 @@ fn what_is_missing_is_an_error_that_names_it() {
         ("{% macro m(a, b=a) %}{% endmacro %}", "macro `m`"),
     ] {
         let e = render(template, "one", false).unwrap_err();
-        assert!(e.message().starts_with("the model's chat template is not valid: ") && e.message().contains(name), "{template}: {e:?}");
+        assert!(
+            e.message().starts_with("the model's chat template is not valid: ")
+                && e.message().contains(name),
+            "{template}: {e:?}"
+        );
     }
 }
 
 /// An error names the line where the template, as the model has it, fails.
 #[test]
 fn errors_name_the_line_of_the_template() {
-    let template =
-        "a\n{% for m in messages %}\n  {% if m.role == 'user' and\n  true %}\n\n{# a\nb #}{{ m.content\n | trim }}\n{{ 'x' | bogus }}\n{% endif %}{% endfor %}";
+    let template = "a\n{% for m in messages %}\n  \
+        {% if m.role == 'user' and\n  true %}\n\n{# a\nb #}{{ m.content\n | trim }}\n{{ 'x' | \
+        bogus }}\n{% endif %}{% endfor %}";
     let e = render(template, "one", false).unwrap_err();
     assert!(e.message().ends_with("(in chat:9)"), "{e:?}");
 }
@@ -108,18 +129,31 @@ fn errors_name_the_line_of_the_template() {
 /// A template that takes only text gets the parts joined, and one that takes lists gets the list.
 #[test]
 fn parts_are_joined_where_the_template_takes_text() {
-    let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}|{% endfor %}";
-    assert_eq!(render(parts, "parts", false).unwrap(), "system:[Be ][brief.]|user:[Hi\n][there]|assistant:Hello.|");
+    let parts = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content \
+        }}{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}|{% endfor %}";
+    assert_eq!(
+        render(parts, "parts", false).unwrap(),
+        "system:[Be ][brief.]|user:[Hi\n][there]|assistant:Hello.|"
+    );
     for text in [
         "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}",
         "{% for m in messages %}{{ m.role + ':' + m.content + '|' }}{% endfor %}",
-        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else '' }}|{% endfor %}",
-        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else m.content | tojson }}|{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else '' \
+            }}|{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{{ m.content if m.content is string else m.content | \
+            tojson }}|{% endfor %}",
     ] {
-        assert_eq!(render(text, "parts", false).unwrap(), "system:Be brief.|user:Hi\nthere|assistant:Hello.|", "{text}");
+        assert_eq!(
+            render(text, "parts", false).unwrap(),
+            "system:Be brief.|user:Hi\nthere|assistant:Hello.|",
+            "{text}"
+        );
     }
-    let thought = Message::new("user", "").with("content", json!([{"type": "thinking", "thinking": "a"}])).unwrap();
-    let template = ChatTemplate::new("{{ messages[0].content | trim }}".to_owned(), Vec::new()).unwrap();
+    let thought = Message::new("user", "")
+        .with("content", json!([{"type": "thinking", "thinking": "a"}]))
+        .unwrap();
+    let template =
+        ChatTemplate::new("{{ messages[0].content | trim }}".to_owned(), Vec::new()).unwrap();
     let e = template.render(&[thought], &TemplateArgs::default(), false).unwrap_err();
     assert!(e.message().contains("type `thinking`"), "{e:?}");
 }

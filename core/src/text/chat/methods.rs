@@ -4,8 +4,14 @@ use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-/// The method of a value with Python's meaning. A method that is not here is an error that names it.
-pub fn of_python(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+/// The method of a value with Python's meaning. A method that is not here is an error that names
+/// it.
+pub fn of_python(
+    state: &mut State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     match (value.as_str(), value.kind()) {
         (Some(text), _) => of_text(state, value, text, method, args),
         (None, ValueKind::Map | ValueKind::Seq) if method == "copy" => {
@@ -16,7 +22,9 @@ pub fn of_python(state: &mut State, value: &Value, method: &str, args: &[Value])
             let [wanted] = bind(args, [""])?;
             let wanted = required(wanted, "value")?;
             let found = value.try_iter()?.position(|item| item == wanted);
-            found.map(Value::from).ok_or_else(|| failed("the list does not hold the value that `index` looks for"))
+            found
+                .map(Value::from)
+                .ok_or_else(|| failed("the list does not hold the value that `index` looks for"))
         }
         _ => pycompat::unknown_method_callback(state, value, method, args),
     }
@@ -60,7 +68,10 @@ fn required(value: Option<Value>, name: &str) -> Result<Value, Error> {
 /// A text, which has to be there.
 fn text_of(value: Option<Value>, name: &str) -> Result<String, Error> {
     let value = required(value, name)?;
-    value.as_str().map(str::to_owned).ok_or_else(|| failed(format!("`{name}` must be a string, not {}", value.kind())))
+    value
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| failed(format!("`{name}` must be a string, not {}", value.kind())))
 }
 
 /// A text, or none where none or nothing is given.
@@ -72,7 +83,11 @@ fn text_or_none(value: Option<Value>, name: &str) -> Result<Option<String>, Erro
 }
 
 fn number_or(value: Option<Value>, name: &str, default: i64) -> Result<i64, Error> {
-    value.map_or(Ok(default), |value| value.as_i64().ok_or_else(|| failed(format!("`{name}` must be a whole number, not {}", value.kind()))))
+    value.map_or(Ok(default), |value| {
+        value
+            .as_i64()
+            .ok_or_else(|| failed(format!("`{name}` must be a whole number, not {}", value.kind())))
+    })
 }
 
 /// What Python's strings take for blank.
@@ -82,21 +97,36 @@ pub fn is_space(c: char) -> bool {
 
 /// Lines as Python cuts them, each with its end.
 pub fn lines(text: &str) -> Vec<(&str, &str)> {
-    let is_end = |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_end = |c: char| {
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
+                ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
+    };
     let mut all = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
         let line = rest.find(is_end).unwrap_or(rest.len());
         let behind = &rest[line..];
-        let end = if behind.starts_with("\r\n") { 2 } else { behind.chars().next().map_or(0, char::len_utf8) };
+        let end = if behind.starts_with("\r\n") {
+            2
+        } else {
+            behind.chars().next().map_or(0, char::len_utf8)
+        };
         all.push((&rest[..line], &behind[..end]));
         rest = &behind[end..];
     }
     all
 }
 
-/// `text[start:end]` by characters, and where it begins in bytes and characters; none if it begins behind the text.
-fn part<'a>(text: &'a str, start: Option<&Value>, end: Option<&Value>) -> Result<Option<(&'a str, usize)>, Error> {
+/// `text[start:end]` by characters, and where it begins in bytes and characters; none if it begins
+/// behind the text.
+fn part<'a>(
+    text: &'a str,
+    start: Option<&Value>,
+    end: Option<&Value>,
+) -> Result<Option<(&'a str, usize)>, Error> {
     let given = |value: Option<&Value>, name: &str| match value {
         Some(value) if !value.is_none() => number_or(Some(value.clone()), name, 0).map(Some),
         _ => Ok(None),
@@ -111,7 +141,11 @@ fn part<'a>(text: &'a str, start: Option<&Value>, end: Option<&Value>) -> Result
     if start > len || start > end {
         return Ok(None);
     }
-    let byte = |at: i64| text.char_indices().nth(usize::try_from(at).unwrap_or(usize::MAX)).map_or(text.len(), |(byte, _)| byte);
+    let byte = |at: i64| {
+        text.char_indices()
+            .nth(usize::try_from(at).unwrap_or(usize::MAX))
+            .map_or(text.len(), |(byte, _)| byte)
+    };
     Ok(Some((&text[byte(start)..byte(end)], usize::try_from(start).unwrap_or_default())))
 }
 
@@ -129,12 +163,17 @@ fn edge(text: &str, args: &[Value], fits: fn(&str, &str) -> bool) -> Result<Valu
     let [wanted, start, end] = bind(args, [""; 3])?;
     let wanted = required(wanted, "prefix")?;
     let within = part(text, start.as_ref(), end.as_ref())?;
-    let fits = |wanted: &Value| -> Result<bool, Error> { Ok(within.is_some_and(|(within, _)| fits(within, wanted.as_str().unwrap_or_default()))) };
+    let fits = |wanted: &Value| -> Result<bool, Error> {
+        Ok(within.is_some_and(|(within, _)| fits(within, wanted.as_str().unwrap_or_default())))
+    };
     if wanted.as_str().is_some() {
         return fits(&wanted).map(Value::from);
     }
     if !wanted.is_tuple() {
-        return Err(failed(format!("the argument must be a string or a tuple of strings, not {}", wanted.kind())));
+        return Err(failed(format!(
+            "the argument must be a string or a tuple of strings, not {}",
+            wanted.kind()
+        )));
     }
     let mut any = false;
     for wanted in wanted.try_iter()? {
@@ -160,7 +199,8 @@ fn words_from_back(text: &str, most: usize) -> Vec<&str> {
     let mut all = Vec::new();
     let mut rest = text.trim_end_matches(is_space);
     while !rest.is_empty() {
-        let blank = rest.char_indices().rev().find(|(_, c)| is_space(*c)).filter(|_| all.len() < most);
+        let blank =
+            rest.char_indices().rev().find(|(_, c)| is_space(*c)).filter(|_| all.len() < most);
         let start = blank.map_or(0, |(at, c)| at + c.len_utf8());
         all.push(&rest[start..]);
         rest = blank.map_or("", |(at, _)| rest[..at].trim_end_matches(is_space));
@@ -177,14 +217,16 @@ fn split(state: &State, text: &str, args: &[Value], from_back: bool) -> Result<V
         (Some(between), _) if between.is_empty() => return Err(failed("empty separator")),
         (Some(between), false) => text.splitn(most.saturating_add(1), between.as_str()).collect(),
         (Some(between), true) => {
-            let mut pieces: Vec<&str> = text.rsplitn(most.saturating_add(1), between.as_str()).collect();
+            let mut pieces: Vec<&str> =
+                text.rsplitn(most.saturating_add(1), between.as_str()).collect();
             pieces.reverse();
             pieces
         }
         (None, false) => words(text, most),
         (None, true) => words_from_back(text, most),
     };
-    // The price of the parts is asked for when they are there, and a text may have as many as it has letters.
+    // The price of the parts is asked for when they are there, and a text may have as many as it
+    // has letters.
     state.consume_fuel(2 * pieces.len() as u64)?;
     Ok(pieces.into_iter().map(Value::from).collect())
 }
@@ -205,10 +247,17 @@ fn partition(text: &str, args: &[Value], from_back: bool) -> Result<Value, Error
     Ok(Value::from(Tuple::from(three.map(Value::from))))
 }
 
-/// Blanks, or another character, that bring a text to a width: how many before it and how many behind it.
-fn pad(state: &State, text: &str, args: &[Value], sides: fn(missing: usize, width: usize) -> (usize, usize)) -> Result<Value, Error> {
+/// Blanks, or another character, that bring a text to a width: how many before it and how many
+/// behind it.
+fn pad(
+    state: &State,
+    text: &str,
+    args: &[Value],
+    sides: fn(missing: usize, width: usize) -> (usize, usize),
+) -> Result<Value, Error> {
     let [width, fill] = bind(args, [""; 2])?;
-    let width = usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?).unwrap_or(0);
+    let width =
+        usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?).unwrap_or(0);
     let fill = text_or_none(fill, "fillchar")?.unwrap_or_else(|| " ".to_owned());
     if fill.chars().count() != 1 {
         return Err(failed("the fill character must be exactly one character long"));
@@ -249,7 +298,13 @@ fn title(text: &str) -> String {
     out
 }
 
-fn of_text(state: &mut State, value: &Value, text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+fn of_text(
+    state: &mut State,
+    value: &Value,
+    text: &str,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     super::pay(state, text.len())?;
     match method {
         "split" => split(state, text, args, false),
@@ -263,11 +318,15 @@ fn of_text(state: &mut State, value: &Value, text: &str, method: &str, args: &[V
         "endswith" => edge(text, args, |text, wanted| text.ends_with(wanted)),
         "find" => Ok(find(text, args, false)?.map_or(Value::from(-1), Value::from)),
         "rfind" => Ok(find(text, args, true)?.map_or(Value::from(-1), Value::from)),
-        "index" | "rindex" => find(text, args, method == "rindex")?.map(Value::from).ok_or_else(|| failed("substring not found")),
+        "index" | "rindex" => find(text, args, method == "rindex")?
+            .map(Value::from)
+            .ok_or_else(|| failed("substring not found")),
         "count" => {
             let [wanted, start, end] = bind(args, [""; 3])?;
             let wanted = text_of(wanted, "sub")?;
-            Ok(part(text, start.as_ref(), end.as_ref())?.map_or(0, |(within, _)| within.matches(wanted.as_str()).count()).into())
+            Ok(part(text, start.as_ref(), end.as_ref())?
+                .map_or(0, |(within, _)| within.matches(wanted.as_str()).count())
+                .into())
         }
         "removeprefix" => {
             let [prefix] = bind(args, [""])?;
@@ -282,13 +341,20 @@ fn of_text(state: &mut State, value: &Value, text: &str, method: &str, args: &[V
             let keep = keep.is_some_and(|keep| keep.is_true());
             let lines = lines(text);
             state.consume_fuel(2 * lines.len() as u64)?;
-            Ok(lines.into_iter().map(|(line, end)| Value::from(if keep { [line, end].concat() } else { line.to_owned() })).collect())
+            Ok(lines
+                .into_iter()
+                .map(|(line, end)| {
+                    Value::from(if keep { [line, end].concat() } else { line.to_owned() })
+                })
+                .collect())
         }
         "join" => {
             let [parts] = bind(args, [""])?;
             let mut out = String::new();
             for (i, item) in required(parts, "iterable")?.try_iter()?.enumerate() {
-                let item = item.as_str().map(str::to_owned).ok_or_else(|| failed(format!("item {i} of `join` must be a string, not {}", item.kind())))?;
+                let item = item.as_str().map(str::to_owned).ok_or_else(|| {
+                    failed(format!("item {i} of `join` must be a string, not {}", item.kind()))
+                })?;
                 super::pay(state, text.len() + item.len())?;
                 out.push_str(if i == 0 { "" } else { text });
                 out.push_str(&item);
@@ -300,7 +366,8 @@ fn of_text(state: &mut State, value: &Value, text: &str, method: &str, args: &[V
         "rjust" => pad(state, text, args, |missing, _| (missing, 0)),
         "zfill" => {
             let [width] = bind(args, [""])?;
-            let width = usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?).unwrap_or(0);
+            let width = usize::try_from(number_or(Some(required(width, "width")?), "width", 0)?)
+                .unwrap_or(0);
             let missing = width.saturating_sub(text.chars().count());
             super::pay(state, missing)?;
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
@@ -309,16 +376,24 @@ fn of_text(state: &mut State, value: &Value, text: &str, method: &str, args: &[V
         "title" => bind(args, []).map(|[]| title(text).into()),
         "casefold" if text.is_ascii() => bind(args, []).map(|[]| text.to_ascii_lowercase().into()),
         "swapcase" if text.is_ascii() => {
-            let swapped = text.chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() });
+            let swapped = text.chars().map(|c| {
+                if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
+            });
             bind(args, []).map(|[]| swapped.collect::<String>().into())
         }
-        "isspace" => bind(args, []).map(|[]| (!text.is_empty() && text.chars().all(is_space)).into()),
-        "isdecimal" if text.is_ascii() => bind(args, []).map(|[]| (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).into()),
+        "isspace" => {
+            bind(args, []).map(|[]| (!text.is_empty() && text.chars().all(is_space)).into())
+        }
+        "isdecimal" if text.is_ascii() => bind(args, [])
+            .map(|[]| (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).into()),
         "isidentifier" if text.is_ascii() => bind(args, []).map(|[]| {
             let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
             (begins && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')).into()
         }),
-        "istitle" => bind(args, []).map(|[]| (text.chars().any(|c| c.is_lowercase() || c.is_uppercase()) && title(text) == text).into()),
+        "istitle" => bind(args, []).map(|[]| {
+            (text.chars().any(|c| c.is_lowercase() || c.is_uppercase()) && title(text) == text)
+                .into()
+        }),
         _ => pycompat::unknown_method_callback(state, value, method, args),
     }
 }

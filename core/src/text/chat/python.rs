@@ -1,4 +1,5 @@
-//! What Python and minijinja understand differently: which values can be compared, iterated over and written out.
+//! What Python and minijinja understand differently: which values can be compared, iterated over
+//! and written out.
 
 use std::sync::{Arc, Mutex};
 
@@ -49,7 +50,9 @@ pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
     if let Some(undefined) = [a, b].into_iter().find(|x| x.is_undefined()) {
         return Err(failed(format!("a value that is {} cannot be ordered", type_name(undefined))));
     }
-    let ordered = (is_number(a) && is_number(b)) || (type_name(a) == type_name(b) && matches!(a.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq));
+    let ordered = (is_number(a) && is_number(b))
+        || (type_name(a) == type_name(b)
+            && matches!(a.kind(), ValueKind::String | ValueKind::Bytes | ValueKind::Seq));
     if !ordered {
         return Err(failed(format!("`{}` and `{}` cannot be ordered", type_name(a), type_name(b))));
     }
@@ -69,7 +72,10 @@ pub fn check_ordered(a: &Value, b: &Value) -> Result<(), Error> {
 /// Fails if it cannot, where minijinja says that it is not there.
 pub fn check_searched(item: &Value, container: &Value) -> Result<(), Error> {
     if container.kind() == ValueKind::String && item.kind() != ValueKind::String {
-        return Err(failed(format!("only a string can be in a string, and `{}` is not", type_name(item))));
+        return Err(failed(format!(
+            "only a string can be in a string, and `{}` is not",
+            type_name(item)
+        )));
     }
     Ok(())
 }
@@ -82,8 +88,8 @@ pub fn check_iterable(x: &Value) -> Result<(), Error> {
     if x.is_none() { Err(failed("`None` is not iterable")) } else { Ok(()) }
 }
 
-/// Items that are there once, like those of Python's generators: true even if there are none, without a length, and
-/// gone once they were taken.
+/// Items that are there once, like those of Python's generators: true even if there are none,
+/// without a length, and gone once they were taken.
 #[derive(Debug)]
 pub struct Generator(Mutex<std::vec::IntoIter<Value>>);
 
@@ -113,10 +119,12 @@ impl Object for Generator {
     }
 }
 
-/// Python's `str(x)`. What Python writes as the name of an object is refused: no template means that.
+/// Python's `str(x)`. What Python writes as the name of an object is refused: no template means
+/// that.
 ///
 /// # Errors
-/// Fails for functions and iterators, and for lists and dicts that hold them or something undefined.
+/// Fails for functions and iterators, and for lists and dicts that hold them or something
+/// undefined.
 pub fn written(state: &State, x: &Value) -> Result<String, Error> {
     if let Some(text) = x.as_str() {
         super::pay(state, text.len())?;
@@ -165,13 +173,18 @@ fn write_repr(out: &mut String, x: &Value) -> Result<(), Error> {
             }
             out.push('}');
         }
-        _ => return Err(failed(format!("a value that is a {} cannot be written into the text", type_name(x)))),
+        _ => {
+            return Err(failed(format!(
+                "a value that is a {} cannot be written into the text",
+                type_name(x)
+            )));
+        }
     }
     Ok(())
 }
 
-/// A number as Python writes it: of a float the fewest digits that mean it, with an exponent if that is below -4 or
-/// above 15.
+/// A number as Python writes it: of a float the fewest digits that mean it, with an exponent if
+/// that is below -4 or above 15.
 pub fn number(x: &Value) -> Result<String, Error> {
     if x.is_integer() {
         return Ok(x.to_string());
@@ -224,7 +237,8 @@ fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
-    // Behind another letter a combining mark is written as it is, and only what cannot be seen is not.
+    // Behind another letter a combining mark is written as it is, and only what cannot be seen is
+    // not.
     let mut pair = String::from("a");
     pair.push(c);
     pair.escape_debug().nth(1) == Some(c)

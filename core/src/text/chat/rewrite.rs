@@ -1,12 +1,15 @@
 //! Rewrites a template so that its operators mean what they mean in Python.
 //!
-//! minijinja's operators cannot be replaced, but its filters can. So a template is parsed, and written again with calls
-//! of filters in place of those operators: `'%s' % x`, which minijinja does not have, `a < b`, which it answers for any
-//! two values, `a in b`, and loops over none. Statements stay in their lines, so that errors name the right ones.
+//! minijinja's operators cannot be replaced, but its filters can. So a template is parsed, and
+//! written again with calls of filters in place of those operators: `'%s' % x`, which minijinja
+//! does not have, `a < b`, which it answers for any two values, `a in b`, and loops over none.
+//! Statements stay in their lines, so that errors name the right ones.
 
 use std::fmt::Write;
 
-use minijinja::machinery::ast::{BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Spanned, Stmt, UnaryOpKind};
+use minijinja::machinery::ast::{
+    BinOpKind, Call, CallArg, CompareOpKind, Expr, Macro, Spanned, Stmt, UnaryOpKind,
+};
 use minijinja::machinery::{Span, parse};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
@@ -29,7 +32,10 @@ pub const TEXT: &str = "__text";
 pub const LIST: &str = "__list";
 
 /// Filters that iterate over their value, and for which none is an empty list in minijinja only.
-const ITERATING: [&str; 12] = ["batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"];
+const ITERATING: [&str; 12] = [
+    "batch", "first", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum",
+    "unique",
+];
 
 /// Filters that take their value as a text.
 const TEXTUAL: [&str; 7] = ["capitalize", "lower", "replace", "safe", "title", "trim", "upper"];
@@ -87,7 +93,9 @@ impl Writer<'_> {
             string(&mut self.out, text);
             self.out.push_str(" }}");
         } else {
-            self.line = self.line.saturating_add(u16::try_from(text.matches('\n').count()).unwrap_or(u16::MAX));
+            self.line = self
+                .line
+                .saturating_add(u16::try_from(text.matches('\n').count()).unwrap_or(u16::MAX));
             self.out.push_str(text);
         }
     }
@@ -237,9 +245,16 @@ impl Writer<'_> {
                 self.out.push('=');
                 let before = self.out.len();
                 self.expr(default)?;
-                let mut words = self.out[before..].split(|c: char| !c.is_alphanumeric() && c != '_');
-                if words.any(|word| x.args.iter().any(|p| matches!(p, Expr::Var(p) if p.id == word))) {
-                    let what = format!("a default of macro `{}` is taken from another parameter, which is not supported", x.name);
+                let mut words =
+                    self.out[before..].split(|c: char| !c.is_alphanumeric() && c != '_');
+                if words
+                    .any(|word| x.args.iter().any(|p| matches!(p, Expr::Var(p) if p.id == word)))
+                {
+                    let what = format!(
+                        "a default of macro `{}` is taken from another parameter, which is not \
+                            supported",
+                        x.name
+                    );
                     return Err(Error::new(ErrorKind::SyntaxError, what));
                 }
             }
@@ -259,7 +274,12 @@ impl Writer<'_> {
             }
             Expr::List(x) => self.targets(&x.items)?,
             Expr::Tuple(x) => self.targets(&x.items)?,
-            _ => return Err(Error::new(ErrorKind::SyntaxError, "a value is given to something that is not a name")),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::SyntaxError,
+                    "a value is given to something that is not a name",
+                ));
+            }
         }
         Ok(())
     }
@@ -280,7 +300,9 @@ impl Writer<'_> {
 
     /// Filters without a value before them.
     fn chain(&mut self, x: &Expr) -> Done {
-        let Expr::Filter(x) = x else { return Err(Error::new(ErrorKind::SyntaxError, "a filter is not a filter")) };
+        let Expr::Filter(x) = x else {
+            return Err(Error::new(ErrorKind::SyntaxError, "a filter is not a filter"));
+        };
         if let Some(before) = &x.expr {
             self.chain(before)?;
             self.out.push_str(" | ");
@@ -444,14 +466,18 @@ impl Writer<'_> {
                 match &x.subscript_expr {
                     // What is calculated may be a float.
                     place @ (Expr::BinOp(_) | Expr::Filter(_)) => self.filtered(place, INDEX)?,
-                    Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => self.filtered(&x.subscript_expr, INDEX)?,
+                    Expr::Const(place) if place.value.is_number() && !place.value.is_integer() => {
+                        self.filtered(&x.subscript_expr, INDEX)?
+                    }
                     place => self.expr(place)?,
                 }
                 self.out.push(']');
             }
             Expr::Call(x) => self.call(x)?,
             Expr::List(x) => self.list("[", &x.items, "]")?,
-            Expr::Tuple(x) => self.list("(", &x.items, if x.items.len() == 1 { ",)" } else { ")" })?,
+            Expr::Tuple(x) => {
+                self.list("(", &x.items, if x.items.len() == 1 { ",)" } else { ")" })?
+            }
             Expr::Map(x) => {
                 self.out.push('{');
                 for (i, (key, value)) in x.keys.iter().zip(&x.values).enumerate() {
@@ -475,7 +501,13 @@ impl Writer<'_> {
             if c == '\\'
                 && let Some(escape @ ('/' | 'a' | 'v' | 'N' | 'U' | '\n')) = chars.next()
             {
-                return Err(Error::new(ErrorKind::SyntaxError, format!("the escape `\\{}` in a string is not supported", escape.escape_default())));
+                return Err(Error::new(
+                    ErrorKind::SyntaxError,
+                    format!(
+                        "the escape `\\{}` in a string is not supported",
+                        escape.escape_default()
+                    ),
+                ));
             }
         }
         Ok(())
@@ -527,9 +559,15 @@ fn constant(out: &mut String, x: &Value) -> Done {
         ValueKind::Number if x.is_integer() => out.push_str(&x.to_string()),
         ValueKind::Number => {
             let number = f64::try_from(x.clone())?;
-            let _ = if number.is_finite() { write!(out, "{number:?}") } else { write!(out, "1e999") };
+            let _ =
+                if number.is_finite() { write!(out, "{number:?}") } else { write!(out, "1e999") };
         }
-        _ => return Err(Error::new(ErrorKind::SyntaxError, format!("a constant is a {}", x.kind()))),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::SyntaxError,
+                format!("a constant is a {}", x.kind()),
+            ));
+        }
     }
     Ok(())
 }

@@ -47,7 +47,11 @@ const END: Option<&str> = Some("<|endoftext|>");
 static REBUILT: [Class; 6] = [
     Class {
         name: "LlamaTokenizer",
-        defaults: &[("unk_token", Some("<unk>")), ("bos_token", Some("<s>")), ("eos_token", Some("</s>"))],
+        defaults: &[
+            ("unk_token", Some("<unk>")),
+            ("bos_token", Some("<s>")),
+            ("eos_token", Some("</s>")),
+        ],
         parts: llama,
         fuse_unknown: true,
         bytes: true,
@@ -73,7 +77,12 @@ static REBUILT: [Class; 6] = [
     },
     Class {
         name: "Qwen2Tokenizer",
-        defaults: &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)],
+        defaults: &[
+            ("unk_token", END),
+            ("bos_token", None),
+            ("eos_token", END),
+            ("pad_token", END),
+        ],
         parts: |options| qwen(QWEN2, options),
         fuse_unknown: false,
         bytes: false,
@@ -83,7 +92,12 @@ static REBUILT: [Class; 6] = [
     },
     Class {
         name: "Qwen3_5Tokenizer",
-        defaults: &[("unk_token", END), ("bos_token", None), ("eos_token", END), ("pad_token", END)],
+        defaults: &[
+            ("unk_token", END),
+            ("bos_token", None),
+            ("eos_token", END),
+            ("pad_token", END),
+        ],
         parts: |options| qwen(QWEN3_5, options),
         fuse_unknown: false,
         bytes: false,
@@ -93,7 +107,12 @@ static REBUILT: [Class; 6] = [
     },
     Class {
         name: "GPT2Tokenizer",
-        defaults: &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", None)],
+        defaults: &[
+            ("unk_token", END),
+            ("bos_token", END),
+            ("eos_token", END),
+            ("pad_token", None),
+        ],
         parts: |options| [Value::Null, byte_level(options, true), decoder()],
         fuse_unknown: false,
         bytes: false,
@@ -103,7 +122,12 @@ static REBUILT: [Class; 6] = [
     },
     Class {
         name: "GPTNeoXTokenizer",
-        defaults: &[("unk_token", END), ("bos_token", END), ("eos_token", END), ("pad_token", Some("<|padding|>"))],
+        defaults: &[
+            ("unk_token", END),
+            ("bos_token", END),
+            ("eos_token", END),
+            ("pad_token", Some("<|padding|>")),
+        ],
         parts: |options| [json!({ "type": "NFC" }), byte_level(options, true), decoder()],
         fuse_unknown: false,
         bytes: false,
@@ -187,7 +211,10 @@ pub struct Named<'a> {
 /// Fails if the class is one that transformers builds anew and that is not built here.
 pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
     let base = |name: &str| name.strip_suffix("Fast").unwrap_or(name).to_owned();
-    let registered = named.model_type.and_then(|m| REGISTERED.iter().find(|(known, _)| *known == m)).map(|(_, class)| *class);
+    let registered = named
+        .model_type
+        .and_then(|m| REGISTERED.iter().find(|(known, _)| *known == m))
+        .map(|(_, class)| *class);
     let first = named.model_type.is_some_and(|m| REGISTERED_FIRST.contains(&m));
     if let Some(folder) = named.tokenizer.or(named.model).map(base).filter(|_| !named.own_code) {
         if folder == "LlamaTokenizer" && !first && named.byte_level {
@@ -195,7 +222,9 @@ pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
         }
         match registered {
             Some(FROM_FILE) if folder != FROM_FILE => return Ok(None),
-            Some(registered) if folder != registered => return by_name(if first { registered } else { &folder }),
+            Some(registered) if folder != registered => {
+                return by_name(if first { registered } else { &folder });
+            }
             _ => {}
         }
     }
@@ -204,9 +233,19 @@ pub fn choose(named: &Named) -> Result<Option<&'static Class>> {
 
 fn by_name(name: &str) -> Result<Option<&'static Class>> {
     if NOT_BUILT.contains(&name) {
-        return Err(Error::new(format!("the tokenizer is of transformers' class `{name}`, which is not read"))
-            .hint(format!("valid: {}, and classes that use tokenizer.json as it stands", REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")))
-            .hint("if tokenizer.json is right as it stands, set `tokenizer_class` to `PreTrainedTokenizerFast` in tokenizer_config.json"));
+        return Err(Error::new(format!(
+            "the tokenizer is of transformers' class `{name}`, which is \
+            not read"
+        ))
+        .hint(format!(
+            "valid: {}, and classes that use tokenizer.json as it \
+                stands",
+            REBUILT.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
+        ))
+        .hint(
+            "if tokenizer.json is right as it stands, set `tokenizer_class` to \
+                `PreTrainedTokenizerFast` in tokenizer_config.json",
+        ));
     }
     Ok(REBUILT.iter().find(|class| class.name == name))
 }
@@ -218,13 +257,24 @@ impl Class {
     /// Fails if the model in tokenizer.json is not BPE, as the class's is.
     pub fn build(&self, file: &Ids, unknown: Option<&str>, options: &Options) -> Result<Ids> {
         let refused = |why: &str| {
-            Error::new(format!("tokenizer.json does not fit transformers' class `{}`: {why}", self.name))
-                .hint("if tokenizer.json is right as it stands, set `tokenizer_class` to `PreTrainedTokenizerFast` in tokenizer_config.json")
+            Error::new(format!(
+                "tokenizer.json does not fit transformers' class `{}`: \
+                {why}",
+                self.name
+            ))
+            .hint(
+                "if tokenizer.json is right as it stands, set `tokenizer_class` to \
+                    `PreTrainedTokenizerFast` in tokenizer_config.json",
+            )
         };
-        let ModelWrapper::BPE(model) = file.get_model() else { return Err(refused("the class is BPE, and the model in the file is not")) };
+        let ModelWrapper::BPE(model) = file.get_model() else {
+            return Err(refused("the class is BPE, and the model in the file is not"));
+        };
         let mut model = model.clone();
         if model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
-            return Err(refused("its tokens have a `continuing_subword_prefix`, which the class does not have"));
+            return Err(refused(
+                "its tokens have a `continuing_subword_prefix`, which the class does not have",
+            ));
         }
         (model.dropout, model.ignore_merges, model.end_of_word_suffix) = (None, false, None);
         (model.fuse_unk, model.byte_fallback) = (self.fuse_unknown, self.bytes);
@@ -232,10 +282,22 @@ impl Class {
         let mut ids = Ids::new(ModelWrapper::BPE(model));
         let [normalizer, pre_tokenizer, decoder] = (self.parts)(options);
         // The parts are written here, so that they are valid.
-        let wrong = |e: serde_json::Error| Error::internal(format!("`{}` is made of parts that are not valid", self.name)).because(e);
-        ids.with_normalizer(serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer).map_err(wrong)?).map_err(foreign)?;
-        ids.with_pre_tokenizer(serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(pre_tokenizer).map_err(wrong)?);
-        ids.with_decoder(serde_json::from_value::<Option<tokenizers::DecoderWrapper>>(decoder).map_err(wrong)?);
+        let wrong = |e: serde_json::Error| {
+            Error::internal(format!("`{}` is made of parts that are not valid", self.name))
+                .because(e)
+        };
+        ids.with_normalizer(
+            serde_json::from_value::<Option<tokenizers::NormalizerWrapper>>(normalizer)
+                .map_err(wrong)?,
+        )
+        .map_err(foreign)?;
+        ids.with_pre_tokenizer(
+            serde_json::from_value::<Option<tokenizers::PreTokenizerWrapper>>(pre_tokenizer)
+                .map_err(wrong)?,
+        );
+        ids.with_decoder(
+            serde_json::from_value::<Option<tokenizers::DecoderWrapper>>(decoder).map_err(wrong)?,
+        );
         if !self.drops_post_processor {
             ids.with_post_processor(file.get_post_processor().cloned());
         }
@@ -250,7 +312,8 @@ fn llama(options: &Options) -> [Value; 3] {
         (true, true) => "always",
         (true, false) => "first",
     };
-    let pre_tokenizer = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
+    let pre_tokenizer = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme,
+        "split": false });
     let mut decoders = blanks_and_bytes();
     if prefix {
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
@@ -261,28 +324,37 @@ fn llama(options: &Options) -> [Value; 3] {
 fn gemma(_: &Options) -> [Value; 3] {
     [
         json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }),
-        json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false }),
+        json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious",
+            "invert": false }),
         json!({ "type": "Sequence", "decoders": blanks_and_bytes() }),
     ]
 }
 
 fn blanks_and_bytes() -> Vec<Value> {
-    vec![json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })]
+    vec![
+        json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
+        json!({ "type": "ByteFallback" }),
+        json!({ "type": "Fuse" }),
+    ]
 }
 
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN3_5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 fn qwen(words: &str, options: &Options) -> [Value; 3] {
-    let split = json!({ "type": "Split", "pattern": { "Regex": words }, "behavior": "Isolated", "invert": false });
-    let pre_tokenizer = json!({ "type": "Sequence", "pretokenizers": [split, byte_level(options, false)] });
+    let split = json!({ "type": "Split", "pattern": { "Regex": words }, "behavior": "Isolated",
+        "invert": false });
+    let pre_tokenizer =
+        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(options, false)] });
     [json!({ "type": "NFC" }), pre_tokenizer, decoder()]
 }
 
 fn byte_level(options: &Options, splits: bool) -> Value {
-    json!({ "type": "ByteLevel", "add_prefix_space": options.add_prefix_space.unwrap_or(false), "trim_offsets": true, "use_regex": splits })
+    json!({ "type": "ByteLevel", "add_prefix_space": options.add_prefix_space.unwrap_or(false),
+        "trim_offsets": true, "use_regex": splits })
 }
 
 fn decoder() -> Value {
-    json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true })
+    json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+        "use_regex": true })
 }

@@ -13,7 +13,8 @@ use super::class::Class;
 use crate::error::{Error, Result};
 
 /// The special tokens that every tokenizer can have, in the order in which they are added.
-pub const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+pub const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A token as a file writes it: its text, or an object that has flags as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +38,9 @@ impl Written {
         match value {
             Value::String(text) => Ok(Self::Text(text.clone())),
             Value::Object(_) => token(value, special, file, key).map(Self::Token),
-            _ => Err(Error::new(format!("`{key}` in {file} is `{value}`, and must be a text or an object with a `content`"))),
+            _ => Err(Error::new(format!(
+                "`{key}` in {file} is `{value}`, and must be a text or an object with a `content`"
+            ))),
         }
     }
 }
@@ -45,11 +48,16 @@ impl Written {
 /// An object with a token's text and its flags. `special` goes before the object's own.
 fn token(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<AddedToken> {
     let content = value.get("content").and_then(Value::as_str);
-    let content = content.ok_or_else(|| Error::new(format!("a token in `{key}` of {file} has no text: `{value}`")).hint("write it as `\"content\"`"))?;
+    let content = content.ok_or_else(|| {
+        Error::new(format!("a token in `{key}` of {file} has no text: `{value}`"))
+            .hint("write it as `\"content\"`")
+    })?;
     let flag = |name: &str| match value.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(on)) => Ok(Some(*on)),
-        Some(other) => Err(Error::new(format!("`{name}` of the token `{content}` in {file} is `{other}`, and must be true or false"))),
+        Some(other) => Err(Error::new(format!(
+            "`{name}` of the token `{content}` in {file} is `{other}`, and must be true or false"
+        ))),
     };
     let special = match special {
         Some(special) => special,
@@ -99,7 +107,8 @@ impl Tokens {
     /// # Errors
     /// Fails if a file has a value of another type than transformers takes.
     pub fn read(files: &Files) -> Result<Self> {
-        let mut fields: IndexMap<&str, (&Value, &'static str)> = files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
+        let mut fields: IndexMap<&str, (&Value, &'static str)> =
+            files.config.iter().map(|(key, value)| (key.as_str(), (value, CONFIG))).collect();
         // The older name counts where the newer one is missing or empty.
         if !fields.get("extra_special_tokens").is_some_and(|(value, _)| full(value))
             && let Some(older) = fields.shift_remove("additional_special_tokens")
@@ -114,7 +123,10 @@ impl Tokens {
         }
         // Both lists may be there; the older one counts where the newer one is not a list.
         let mut extra: Option<Vec<Written>> = None;
-        let mut older = fields.get("additional_special_tokens").map(|(value, file)| list(value, None, file, "additional_special_tokens")).transpose()?;
+        let mut older = fields
+            .get("additional_special_tokens")
+            .map(|(value, file)| list(value, None, file, "additional_special_tokens"))
+            .transpose()?;
         match fields.get("extra_special_tokens") {
             Some((Value::Object(tokens), file)) => {
                 for (key, value) in tokens {
@@ -127,7 +139,11 @@ impl Tokens {
 
         let mut added = BTreeMap::new();
         if let Some(value) = files.config.get("added_tokens_decoder") {
-            let tokens = value.as_object().ok_or_else(|| Error::new(format!("`added_tokens_decoder` in {CONFIG} must be an object, got `{value}`")))?;
+            let tokens = value.as_object().ok_or_else(|| {
+                Error::new(format!(
+                    "`added_tokens_decoder` in {CONFIG} must be an object, got `{value}`"
+                ))
+            })?;
             for (id, value) in tokens {
                 let number =
                     id.trim().parse::<i64>().map_err(|_| Error::new(format!("`added_tokens_decoder` in {CONFIG} has the id `{id}`, which is not a number")))?;
@@ -150,7 +166,9 @@ impl Tokens {
                             own.insert(key.clone(), Written::read(value, None, MAP, key)?);
                         }
                     }
-                    ("additional_special_tokens", value) => older = Some(list(value, Some(true), MAP, key)?),
+                    ("additional_special_tokens", value) => {
+                        older = Some(list(value, Some(true), MAP, key)?)
+                    }
                     _ => {
                         fields.insert(key, (value, MAP));
                     }
@@ -163,14 +181,26 @@ impl Tokens {
         for key in NAMED {
             let Some((value, file)) = fields.get(key) else { continue };
             let special = (*file == MAP).then_some(true);
-            named.insert(key.to_owned(), if value.is_null() { None } else { Some(Written::read(value, special, file, key)?) });
+            named.insert(
+                key.to_owned(),
+                if value.is_null() {
+                    None
+                } else {
+                    Some(Written::read(value, special, file, key)?)
+                },
+            );
         }
         // Those with flags, and those of the map, go before what tokenizer_config.json has as
         // texts.
         let mut first = 0;
         for (key, (value, file)) in fields.iter().filter(|(key, _)| has_own_name(key)) {
-            if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key) {
-                own.shift_insert(first, (*key).to_owned(), Written::read(value, (*file == MAP).then_some(true), file, key)?);
+            if (value.is_object() || (value.is_string() && *file == MAP)) && !own.contains_key(*key)
+            {
+                own.shift_insert(
+                    first,
+                    (*key).to_owned(),
+                    Written::read(value, (*file == MAP).then_some(true), file, key)?,
+                );
                 first += 1;
             }
         }
@@ -178,14 +208,23 @@ impl Tokens {
         if !files.config.contains_key("added_tokens_decoder") {
             // An object of tokenizer_config.json does not make its token special here.
             let of_map = |key: &str| fields.get(key).is_some_and(|(_, file)| *file == MAP);
-            let named = named.iter().filter_map(|(key, token)| token.as_ref().filter(|t| matches!(t, Written::Text(_)) || of_map(key)));
-            let listed = extra.iter().filter(|token| matches!(token, Written::Text(_)) || files.map.contains_key("extra_special_tokens"));
+            let named = named.iter().filter_map(|(key, token)| {
+                token.as_ref().filter(|t| matches!(t, Written::Text(_)) || of_map(key))
+            });
+            let listed = extra.iter().filter(|token| {
+                matches!(token, Written::Text(_)) || files.map.contains_key("extra_special_tokens")
+            });
             let special: HashSet<&str> = named.chain(listed).map(Written::text).collect();
             for (text, id) in &files.added {
-                let id = id.as_i64().ok_or_else(|| Error::new(format!("the id of `{text}` in {ADDED} is `{id}`, and must be a whole number")))?;
+                let id = id.as_i64().ok_or_else(|| {
+                    Error::new(format!(
+                        "the id of `{text}` in {ADDED} is `{id}`, and must be a whole number"
+                    ))
+                })?;
                 added.insert(id, AddedToken::from(text.as_str(), special.contains(text.as_str())));
             }
-            added.extend(files.vocabulary.iter().map(|(id, token)| (i64::from(*id), token.clone())));
+            added
+                .extend(files.vocabulary.iter().map(|(id, token)| (i64::from(*id), token.clone())));
         }
         // A special token has the flags that it has among the added ones.
         for token in named.values_mut().flatten() {
@@ -199,7 +238,9 @@ impl Tokens {
     /// Takes what `class` has where no file names it.
     pub fn default_to(&mut self, class: &Class) {
         for (key, text) in class.defaults {
-            self.named.entry((*key).to_owned()).or_insert_with(|| text.map(|text| Written::Text(text.to_owned())));
+            self.named
+                .entry((*key).to_owned())
+                .or_insert_with(|| text.map(|text| Written::Text(text.to_owned())));
         }
     }
 
@@ -220,8 +261,18 @@ impl Tokens {
     /// Fails if the tokenizer refuses a token.
     pub fn add_to(&self, ids: &mut Ids, resets_flags: bool) -> tokenizers::Result<()> {
         let there: HashSet<AddedToken> = ids.get_added_tokens_decoder().into_values().collect();
-        let mut adding: Vec<Written> = self.added.values().filter(|token| !there.contains(*token)).cloned().map(Written::Token).collect();
-        let known: HashSet<String> = there.iter().map(|t| t.content.clone()).chain(adding.iter().map(|t| t.text().to_owned())).collect();
+        let mut adding: Vec<Written> = self
+            .added
+            .values()
+            .filter(|token| !there.contains(*token))
+            .cloned()
+            .map(Written::Token)
+            .collect();
+        let known: HashSet<String> = there
+            .iter()
+            .map(|t| t.content.clone())
+            .chain(adding.iter().map(|t| t.text().to_owned()))
+            .collect();
         for token in self.special().chain(&self.extra) {
             if !known.contains(token.text()) && !adding.contains(token) {
                 adding.push(token.clone());
@@ -237,8 +288,11 @@ impl Tokens {
         });
         ids.add_tokens(adding.collect::<Vec<_>>())?;
         if resets_flags {
-            let all: IndexMap<&str, ()> = self.special().chain(&self.extra).map(|t| (t.text(), ())).collect();
-            ids.add_tokens(all.into_keys().map(|text| AddedToken::from(text, true)).collect::<Vec<_>>())?;
+            let all: IndexMap<&str, ()> =
+                self.special().chain(&self.extra).map(|t| (t.text(), ())).collect();
+            ids.add_tokens(
+                all.into_keys().map(|text| AddedToken::from(text, true)).collect::<Vec<_>>(),
+            )?;
         }
         Ok(())
     }
@@ -253,8 +307,12 @@ fn has_own_name(key: &str) -> bool {
 fn list(value: &Value, special: Option<bool>, file: &str, key: &str) -> Result<Vec<Written>> {
     match value {
         Value::Null => Ok(Vec::new()),
-        Value::Array(tokens) => tokens.iter().map(|token| Written::read(token, special, file, key)).collect(),
-        other => Err(Error::new(format!("`{key}` in {file} must be a list of tokens, got `{other}`"))),
+        Value::Array(tokens) => {
+            tokens.iter().map(|token| Written::read(token, special, file, key)).collect()
+        }
+        other => {
+            Err(Error::new(format!("`{key}` in {file} must be a list of tokens, got `{other}`")))
+        }
     }
 }
 

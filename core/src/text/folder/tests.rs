@@ -42,7 +42,12 @@ fn with(config: Value) -> crate::error::Result<Tokenizer> {
 
 /// The ids of `texts`, each with what stands around a text, and without.
 fn ids(tokenizer: &Tokenizer, texts: &Value) -> Value {
-    let both = |text: &Value| json!([tokenizer.encode_alone(text.as_str().unwrap()).unwrap(), tokenizer.encode(text.as_str().unwrap()).unwrap()]);
+    let both = |text: &Value| {
+        json!([
+            tokenizer.encode_alone(text.as_str().unwrap()).unwrap(),
+            tokenizer.encode(text.as_str().unwrap()).unwrap()
+        ])
+    };
     texts.as_array().unwrap().iter().map(both).collect()
 }
 
@@ -76,10 +81,15 @@ fn folders_give_the_ids_that_transformers_gives() {
         let texts = &fixtures["texts"][case["base"].as_str().unwrap()];
         let (found, expected) = (ids(&tokenizer, texts), &case["ids"]);
         let id = |token: Option<&Special>| token.map_or(Value::Null, |t| t.id.into());
-        let names = [("bos", id(tokenizer.bos())), ("eos", id(tokenizer.eos())), ("pad", id(tokenizer.pad()))];
+        let names = [
+            ("bos", id(tokenizer.bos())),
+            ("eos", id(tokenizer.eos())),
+            ("pad", id(tokenizer.pad())),
+        ];
         if found != *expected {
             wrong.push(format!("{case}\nfound {found}"));
-        } else if let Some((name, found)) = names.iter().find(|(name, found)| case[*name] != *found) {
+        } else if let Some((name, found)) = names.iter().find(|(name, found)| case[*name] != *found)
+        {
             wrong.push(format!("{case}\nfound {name} {found}"));
         } else if ids(&written_again(&tokenizer, &case["config"]), texts) != *expected {
             wrong.push(format!("{case}\nwritten, it has other ids"));
@@ -92,17 +102,40 @@ fn folders_give_the_ids_that_transformers_gives() {
 fn fields_that_change_ids_and_are_not_read_are_refused_by_name() {
     let refused = |config: Value| format!("{:?}", with(config).unwrap_err());
     let class = refused(json!({ "tokenizer_class": "CodeLlamaTokenizerFast" }));
-    assert!(class.contains("class `CodeLlamaTokenizer`, which is not read") && class.contains("`PreTrainedTokenizerFast`"), "{class}");
-    let versions = refused(json!({ "fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"] }));
-    assert!(versions.contains("`fast_tokenizer_files`") && versions.contains("`tokenizer.4.0.0.json`"), "{versions}");
+    assert!(
+        class.contains("class `CodeLlamaTokenizer`, which is not read")
+            && class.contains("`PreTrainedTokenizerFast`"),
+        "{class}"
+    );
+    let versions =
+        refused(json!({ "fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"] }));
+    assert!(
+        versions.contains("`fast_tokenizer_files`") && versions.contains("`tokenizer.4.0.0.json`"),
+        "{versions}"
+    );
     assert!(refused(json!({ "init_inputs": [true] })).contains("`init_inputs`"));
-    assert!(refused(json!({ "split_special_tokens": "yes" })).contains("`split_special_tokens` in tokenizer_config.json must be true or false, got `\"yes\"`"));
-    assert!(refused(json!({ "added_tokens_decoder": { "x": { "content": "a" } } })).contains("the id `x`"));
-    assert!(refused(json!({ "added_tokens_decoder": { "1": { "lstrip": true } } })).contains("has no text"));
-    assert!(refused(json!({ "added_tokens_decoder": { "1": { "content": "a", "lstrip": 1 } } })).contains("`lstrip` of the token `a`"));
+    assert!(refused(json!({ "split_special_tokens": "yes" })).contains(
+        "`split_special_tokens` in tokenizer_config.json must be true or false, got `\"yes\"`"
+    ));
+    assert!(
+        refused(json!({ "added_tokens_decoder": { "x": { "content": "a" } } }))
+            .contains("the id `x`")
+    );
+    assert!(
+        refused(json!({ "added_tokens_decoder": { "1": { "lstrip": true } } }))
+            .contains("has no text")
+    );
+    assert!(
+        refused(json!({ "added_tokens_decoder": { "1": { "content": "a", "lstrip": 1 } } }))
+            .contains("`lstrip` of the token `a`")
+    );
     assert!(refused(json!({ "bos_token": 7 })).contains("`bos_token`"));
     assert!(refused(json!({ "extra_special_tokens": "<a>" })).contains("must be a list of tokens"));
-    assert!(with(json!({ "fast_tokenizer_files": ["tokenizer.json"], "init_inputs": [], "fix_mistral_regex": true })).is_ok());
+    assert!(
+        with(json!({ "fast_tokenizer_files": ["tokenizer.json"], "init_inputs": [],
+        "fix_mistral_regex": true }))
+        .is_ok()
+    );
 }
 
 #[test]
@@ -113,7 +146,8 @@ fn a_correction_of_the_pattern_is_refused_where_transformers_makes_it() {
         vocabulary.insert(format!("token{i}"), i.into());
     }
     let read = |config: Value| {
-        let case = json!({ "base": "bytes", "tokenizer_config": { "fix_mistral_regex": true }, "config": config });
+        let case = json!({ "base": "bytes", "tokenizer_config": { "fix_mistral_regex": true },
+            "config": config });
         Tokenizer::from_folder(folder_of(&fixtures, &case).path())
     };
     let e = read(json!({ "model_type": "mistral", "transformers_version": "4.57.1" })).unwrap_err();
@@ -125,11 +159,20 @@ fn a_correction_of_the_pattern_is_refused_where_transformers_makes_it() {
 #[test]
 fn a_class_of_pieces_refuses_a_vocabulary_of_another_kind() {
     let mut fixtures = fixtures();
-    fixtures["bases"]["bytes"]["model"] = json!({ "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": false });
-    let case = |class: &str| json!({ "base": "bytes", "edit": { "post_processor": null, "pre_tokenizer": null, "decoder": null, "added_tokens": [] }, "tokenizer_config": { "tokenizer_class": class } });
-    let e = Tokenizer::from_folder(folder_of(&fixtures, &case("LlamaTokenizer")).path()).unwrap_err();
+    fixtures["bases"]["bytes"]["model"] = json!({ "type": "Unigram", "unk_id": 0,
+        "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": false });
+    let case = |class: &str| {
+        json!({ "base": "bytes", "edit": { "post_processor": null,
+        "pre_tokenizer": null, "decoder": null, "added_tokens": [] },
+        "tokenizer_config": { "tokenizer_class": class } })
+    };
+    let e =
+        Tokenizer::from_folder(folder_of(&fixtures, &case("LlamaTokenizer")).path()).unwrap_err();
     assert!(e.message().contains("`LlamaTokenizer`") && e.message().contains("BPE"), "{e:?}");
-    assert!(Tokenizer::from_folder(folder_of(&fixtures, &case("PreTrainedTokenizerFast")).path()).is_ok());
+    assert!(
+        Tokenizer::from_folder(folder_of(&fixtures, &case("PreTrainedTokenizerFast")).path())
+            .is_ok()
+    );
 }
 
 #[test]
@@ -154,16 +197,28 @@ fn a_token_without_a_row_in_the_embedding_is_an_error_where_it_is_used() {
     let tokenizer = tokenizer.for_embedding(rows);
     tokenizer.check(&tokenizer.encode("any other text <|im_end|>").unwrap()).unwrap();
     let e = tokenizer.check(&tokenizer.encode("a [PAD]").unwrap()).unwrap_err();
-    assert_eq!(e.message(), format!("the token `[PAD]` has the id {rows}, and the model's embedding has {rows} rows"));
+    assert_eq!(
+        e.message(),
+        format!("the token `[PAD]` has the id {rows}, and the model's embedding has {rows} rows")
+    );
     assert!(tokenizer.check(&[-1]).is_err());
 }
 
 #[test]
 fn the_template_named_default_is_taken_and_a_file_goes_before_it() {
-    let dir = folder_with(r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#, json!({}));
-    assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "plain");
+    let dir = folder_with(
+        r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}"#,
+        json!({}),
+    );
+    assert_eq!(
+        Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(),
+        "plain"
+    );
     std::fs::write(dir.path().join("chat_template.jinja"), "file").unwrap();
-    assert_eq!(Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(), "file");
+    assert_eq!(
+        Tokenizer::from_folder(dir.path()).unwrap().render_chat(&[], false).unwrap(),
+        "file"
+    );
 }
 
 #[test]
@@ -176,7 +231,8 @@ fn the_template_named_tool_use_is_taken_where_there_are_tools() {
     let dir = folder_with(&config.to_string(), json!({}));
     let tools = TemplateArgs::new(json!([{"function": {"name": "f"}}]), Value::Null).unwrap();
     let named = TemplateArgs::new(Value::Null, json!({"chat_template": "tool_use"})).unwrap();
-    let own = TemplateArgs::new(Value::Null, json!({"chat_template": "own {{ x }}", "x": 1})).unwrap();
+    let own =
+        TemplateArgs::new(Value::Null, json!({"chat_template": "own {{ x }}", "x": 1})).unwrap();
     let check = |tokenizer: &Tokenizer| {
         assert_eq!(tokenizer.render_chat(&[], false).unwrap(), "plain");
         assert_eq!(tokenizer.render_chat_with(&[], &tools, false).unwrap(), "tools<unk>");
@@ -192,7 +248,11 @@ fn the_template_named_tool_use_is_taken_where_there_are_tools() {
     check(&Tokenizer::from_folder(copy.path()).unwrap());
     std::fs::write(dir.path().join("chat_template.jinja"), "plain").unwrap();
     std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
-    std::fs::write(dir.path().join("additional_chat_templates/tool_use.jinja"), "tools{{ unk_token }}").unwrap();
+    std::fs::write(
+        dir.path().join("additional_chat_templates/tool_use.jinja"),
+        "tools{{ unk_token }}",
+    )
+    .unwrap();
     check(&Tokenizer::from_folder(dir.path()).unwrap());
 }
 
@@ -201,7 +261,8 @@ fn a_broken_tokenizer_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     assert!(Tokenizer::from_folder(dir.path()).unwrap_err().message().contains("is missing"));
     let long_merge = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":["a b"]}}"#;
-    let empty = r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{},"merges":[]}}"#;
+    let empty =
+        r#"{"version":"1.0","added_tokens":[],"model":{"type":"BPE","vocab":{},"merges":[]}}"#;
     for text in ["", "{}", "[1", long_merge, empty] {
         std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
         assert!(Tokenizer::from_folder(dir.path()).is_err(), "{text}");
@@ -218,7 +279,10 @@ fn a_pattern_that_gives_up_is_an_error() {
     let tokenizer = Tokenizer::from_folder(dir.path()).unwrap();
     assert_eq!(tokenizer.encode("xx").unwrap(), [0, 0]);
     let e = tokenizer.encode(&"x".repeat(4000)).unwrap_err();
-    assert!(e.message().contains("the model's tokenizer panicked") && e.fault() == Fault::Input, "{e:?}");
+    assert!(
+        e.message().contains("the model's tokenizer panicked") && e.fault() == Fault::Input,
+        "{e:?}"
+    );
 }
 
 proptest! {
@@ -226,7 +290,8 @@ proptest! {
 
     #[test]
     fn a_tokenizer_file_with_bytes_changed_makes_a_tokenizer_or_an_error(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"\"{}[]:,0-9e\\ntaru\xff".to_vec())), 1..4),
+        changes in prop::collection::vec((any::<prop::sample::Index>(),
+            prop::sample::select(b"\"{}[]:,0-9e\\ntaru\xff".to_vec())), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let dir = folder_with("{}", json!({}));

@@ -1,8 +1,9 @@
-//! SentencePiece's BPE, `llama` in GGUF: the whole text is merged, by the scores of what comes out, and a character that
-//! no token has becomes its bytes.
+//! SentencePiece's BPE, `llama` in GGUF: the whole text is merged, by the scores of what comes out,
+//! and a character that no token has becomes its bytes.
 //!
-//! The file has scores and no merges; the merges that mean the same are made of them as transformers does it, whose ids
-//! are the reference. So is what the architectures differ in, which the file does not say.
+//! The file has scores and no merges; the merges that mean the same are made of them as
+//! transformers does it, whose ids are the reference. So is what the architectures differ in, which
+//! the file does not say.
 
 use std::cmp::Ordering;
 
@@ -21,7 +22,8 @@ use crate::weights::Metadata;
 
 /// What stands for a blank.
 const BLANK: &str = "▁";
-/// Of the squares of the tokens' lengths, which is how long the merges take. The largest vocabularies have a thirtieth.
+/// Of the squares of the tokens' lengths, which is how long the merges take. The largest
+/// vocabularies have a thirtieth.
 const MOST_WORK: usize = 1 << 30;
 
 /// What a model's tokenizer does before the merges.
@@ -29,10 +31,11 @@ const MOST_WORK: usize = 1 << 30;
 enum Family {
     /// A blank before the text, where it has none there.
     Llama,
-    /// No blank before the text. Runs of blanks are tokens, and the order of the tokens counts instead of their scores.
+    /// No blank before the text. Runs of blanks are tokens, and the order of the tokens counts
+    /// instead of their scores.
     Gemma,
-    /// A blank before every piece between special tokens, whatever stands there; special tokens take the blanks behind
-    /// them along.
+    /// A blank before every piece between special tokens, whatever stands there; special tokens
+    /// take the blanks behind them along.
     Phi,
 }
 
@@ -46,9 +49,11 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     match family {
         Family::Llama => {}
         Family::Gemma => respell_blanks(tokens),
-        // llama.cpp's rule. In the models' own tokenizer.json these tokens are marked so, one by one.
+        // llama.cpp's rule. In the models' own tokenizer.json these tokens are marked so, one by
+        // one.
         Family::Phi => tokens.iter_mut().for_each(|t| {
-            t.takes_blanks = t.text == "</s>" || t.sort == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
+            t.takes_blanks = t.text == "</s>"
+                || t.sort == CONTROL && !["<s>", "<|endoftext|>"].contains(&t.text.as_ref());
         }),
     }
     let vocab = vocabulary(tokens)?;
@@ -66,7 +71,8 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     })?;
     let mut ids = Ids::new(model);
 
-    let prefixed = family != Family::Gemma && meta.truth("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let prefixed =
+        family != Family::Gemma && meta.truth("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let blanks = || Replace::new(" ", BLANK).map_err(foreign);
     if family == Family::Llama {
         let scheme = if prefixed { PrependScheme::First } else { PrependScheme::Never };
@@ -77,7 +83,11 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     } else {
         ids.with_normalizer(Some(blanks()?)).map_err(foreign)?;
     }
-    let mut steps: Vec<DecoderWrapper> = vec![Replace::new(BLANK, " ").map_err(foreign)?.into(), ByteFallback::new().into(), Fuse::new().into()];
+    let mut steps: Vec<DecoderWrapper> = vec![
+        Replace::new(BLANK, " ").map_err(foreign)?.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ];
     if prefixed {
         steps.push(Strip::new(' ', 1, 0).into());
     }
@@ -85,9 +95,12 @@ pub(super) fn build(meta: &Metadata, tokens: &mut [Token]) -> Result<Built> {
     Ok(Built { ids, bos: true })
 }
 
-/// Gemma's files have the tokens of several blanks with blanks in them, and as added ones; they are ordinary tokens.
+/// Gemma's files have the tokens of several blanks with blanks in them, and as added ones; they are
+/// ordinary tokens.
 fn respell_blanks(tokens: &mut [Token]) {
-    for token in tokens.iter_mut().filter(|t| !t.text.is_empty() && t.text.bytes().all(|b| b == b' ')) {
+    for token in
+        tokens.iter_mut().filter(|t| !t.text.is_empty() && t.text.bytes().all(|b| b == b' '))
+    {
         token.text = BLANK.repeat(token.text.len()).into();
         token.sort = NORMAL;
     }
@@ -99,19 +112,30 @@ fn scores(meta: &Metadata, family: Family, count: usize) -> Result<Vec<f32>> {
         // Exact: a vocabulary has fewer tokens than f32 has integers.
         return Ok((0..count).map(|i| -(i as f32)).collect());
     }
-    let scores = meta.floats("tokenizer.ggml.scores")?.ok_or_else(|| meta.missing("tokenizer.ggml.scores"))?;
+    let scores = meta
+        .floats("tokenizer.ggml.scores")?
+        .ok_or_else(|| meta.missing("tokenizer.ggml.scores"))?;
     match scores.len() == count {
         true => Ok(scores),
-        false => Err(Error::new(format!("the tokenizer has {count} tokens and {} scores", scores.len()))),
+        false => {
+            Err(Error::new(format!("the tokenizer has {count} tokens and {} scores", scores.len())))
+        }
     }
 }
 
-/// Every way to put a token together from two others, best token first, and of one token the longest beginning first.
+/// Every way to put a token together from two others, best token first, and of one token the
+/// longest beginning first.
 fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> {
-    let work = tokens.iter().map(|t| t.text.len().saturating_mul(t.text.len())).fold(0, usize::saturating_add);
+    let work = tokens
+        .iter()
+        .map(|t| t.text.len().saturating_mul(t.text.len()))
+        .fold(0, usize::saturating_add);
     if work > MOST_WORK {
         let longest = tokens.iter().map(|t| t.text.len()).max().unwrap_or(0);
-        return Err(Error::new(format!("the tokenizer's tokens are too long, up to {longest} bytes")).hint("the file is broken or made to be slow"));
+        return Err(Error::new(format!(
+            "the tokenizer's tokens are too long, up to {longest} bytes"
+        ))
+        .hint("the file is broken or made to be slow"));
     }
     struct Merge<'a> {
         score: f32,
@@ -130,6 +154,8 @@ fn merges_of(tokens: &[Token], scores: &[f32], vocab: &Vocab) -> Result<Merges> 
         }
     }
     // Stable: where all is equal, the order of the tokens decides.
-    merges.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths)));
+    merges.sort_by(|a, b| {
+        b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal).then(b.lengths.cmp(&a.lengths))
+    });
     Ok(merges.into_iter().map(|m| (m.pair.0.to_owned(), m.pair.1.to_owned())).collect())
 }

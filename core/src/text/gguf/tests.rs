@@ -29,21 +29,37 @@ fn read(bytes: &[u8]) -> Result<Tokenizer> {
 
 /// What a file says that has this vocabulary, as `fixtures/make.py` writes it.
 fn entries(vocabulary: &Value, keys: &Value) -> Vec<Vec<u8>> {
-    let strings = |v: &Value| v.as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let strings = |v: &Value| {
+        v.as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
     let mut all = vec![entry("tokenizer.ggml.tokens", 9, &texts(&strings(&vocabulary["tokens"])))];
-    let sorts: Vec<[u8; 4]> = vocabulary["token_type"].as_array().unwrap().iter().map(|s| (s.as_i64().unwrap() as i32).to_le_bytes()).collect();
+    let sorts: Vec<[u8; 4]> = vocabulary["token_type"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| (s.as_i64().unwrap() as i32).to_le_bytes())
+        .collect();
     all.push(entry("tokenizer.ggml.token_type", 9, &numbers(5, sorts.into_iter())));
     if vocabulary["merges"].is_array() {
         all.push(entry("tokenizer.ggml.merges", 9, &texts(&strings(&vocabulary["merges"]))));
     }
     if let Some(scores) = vocabulary["scores"].as_array() {
-        let scores: Vec<[u8; 4]> = scores.iter().map(|s| (s.as_f64().unwrap() as f32).to_le_bytes()).collect();
+        let scores: Vec<[u8; 4]> =
+            scores.iter().map(|s| (s.as_f64().unwrap() as f32).to_le_bytes()).collect();
         all.push(entry("tokenizer.ggml.scores", 9, &numbers(6, scores.into_iter())));
     }
-    for (key, name) in [("model", "tokenizer.ggml.model"), ("pre", "tokenizer.ggml.pre"), ("architecture", "general.architecture")] {
+    for (key, name) in [
+        ("model", "tokenizer.ggml.model"),
+        ("pre", "tokenizer.ggml.pre"),
+        ("architecture", "general.architecture"),
+    ] {
         all.extend(keys[key].as_str().map(|value| entry(name, 8, &text(value))));
     }
-    all.extend(keys["add_space_prefix"].as_bool().map(|value| entry("tokenizer.ggml.add_space_prefix", 7, &[value.into()])));
+    all.extend(
+        keys["add_space_prefix"]
+            .as_bool()
+            .map(|value| entry("tokenizer.ggml.add_space_prefix", 7, &[value.into()])),
+    );
     all
 }
 
@@ -54,7 +70,8 @@ fn fixture() -> Value {
     let mut spelled = vocabularies["pieces"].clone();
     for at in vocabularies["pieces with blanks"]["blanks"].as_array().unwrap() {
         let at = at.as_u64().unwrap() as usize;
-        spelled["tokens"][at] = Value::from(spelled["tokens"][at].as_str().unwrap().replace('▁', " "));
+        spelled["tokens"][at] =
+            Value::from(spelled["tokens"][at].as_str().unwrap().replace('▁', " "));
         spelled["token_type"][at] = Value::from(4);
     }
     // What the tokens are merged by is their order.
@@ -78,9 +95,16 @@ fn every_sort_of_tokenizer_makes_the_ids_that_transformers_makes() {
     for case in fixture["cases"].as_array().unwrap() {
         let vocabulary = &fixture["vocabularies"][case["vocabulary"].as_str().unwrap()];
         let tokenizer = written(entries(vocabulary, &case["keys"])).unwrap();
-        for (text, expected) in fixture["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap()) {
+        for (text, expected) in
+            fixture["texts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap())
+        {
             let text = text.as_str().unwrap();
-            assert_eq!(tokenizer.encode(text).unwrap(), ids(expected), "{}: {text:?}", case["name"]);
+            assert_eq!(
+                tokenizer.encode(text).unwrap(),
+                ids(expected),
+                "{}: {text:?}",
+                case["name"]
+            );
         }
     }
 }
@@ -89,7 +113,10 @@ fn every_sort_of_tokenizer_makes_the_ids_that_transformers_makes() {
 fn gemma3_makes_the_ids_that_transformers_makes() {
     let (Some(shared), Some(model)) = (testing::shared(), testing::gemma3()) else { return };
     let tokenizer = Tokenizer::from_gguf(&Metadata::open(&model).unwrap()).unwrap();
-    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(shared.join("golden/gemma3_270m/tokens.json")).unwrap()).unwrap();
+    let golden: Vec<Value> = serde_json::from_slice(
+        &std::fs::read(shared.join("golden/gemma3_270m/tokens.json")).unwrap(),
+    )
+    .unwrap();
     assert!(golden.len() >= 6);
     for line in &golden {
         let (text, expected) = (line["text"].as_str().unwrap(), ids(&line["ids"]));
@@ -127,17 +154,24 @@ fn a_text_that_stands_alone_has_the_special_tokens_that_the_file_says() {
         let at = ids.windows(plain.len()).position(|w| w == plain).unwrap();
         (ids[..at].to_vec(), ids[at + plain.len()..].to_vec())
     };
-    let id = |what: &str, id: u32| entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
-    let flag = |what: &str, on: bool| entry(&format!("tokenizer.ggml.add_{what}_token"), 7, &[on.into()]);
+    let id = |what: &str, id: u32| {
+        entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes())
+    };
+    let flag =
+        |what: &str, on: bool| entry(&format!("tokenizer.ggml.add_{what}_token"), 7, &[on.into()]);
     let both = || vec![id("bos", 1), id("eos", 2)];
     assert_eq!(alone("llama", both()), (vec![1], vec![]));
     assert_eq!(alone("llama-bpe", both()), (vec![1], vec![]));
     assert_eq!(alone("qwen2", both()), (vec![], vec![]));
-    assert_eq!(alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()), (vec![], vec![2]));
+    assert_eq!(
+        alone("llama", [both(), vec![flag("bos", false), flag("eos", true)]].concat()),
+        (vec![], vec![2])
+    );
     assert_eq!(alone("llama", vec![]), (vec![], vec![]), "a file without such a token adds none");
 }
 
-/// As with a folder's tokenizer: a pair of plain text begins with the BOS where the file asks for one.
+/// As with a folder's tokenizer: a pair of plain text begins with the BOS where the file asks for
+/// one.
 #[test]
 fn pairs_of_plain_text_begin_as_the_file_says() {
     use crate::api::PreferencePair;
@@ -147,10 +181,19 @@ fn pairs_of_plain_text_begin_as_the_file_says() {
     let (vocabulary, keys) = case(&fixture, "llama-bpe");
     let pair = PreferencePair::new("Hello", " world", " you");
     let prompt = |add_bos: bool, special_tokens: bool| {
-        let id = |what: &str, id: u32| entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes());
-        let more = vec![id("bos", 1), id("eos", 2), entry("tokenizer.ggml.add_bos_token", 7, &[add_bos.into()])];
+        let id = |what: &str, id: u32| {
+            entry(&format!("tokenizer.ggml.{what}_token_id"), 4, &id.to_le_bytes())
+        };
+        let more = vec![
+            id("bos", 1),
+            id("eos", 2),
+            entry("tokenizer.ggml.add_bos_token", 7, &[add_bos.into()]),
+        ];
         let tokenizer = written([entries(vocabulary, keys), more].concat()).unwrap();
-        let (pair, _) = whole_pair(&tokenizer, 0, 0, &pair, &Limits { special_tokens, ..Limits::NONE }).unwrap().unwrap();
+        let (pair, _) =
+            whole_pair(&tokenizer, 0, 0, &pair, &Limits { special_tokens, ..Limits::NONE })
+                .unwrap()
+                .unwrap();
         assert_eq!((pair.chosen.last(), pair.rejected.last()), (Some(&2), Some(&2)));
         (pair.prompt, tokenizer.encode("Hello").unwrap())
     };
@@ -168,15 +211,21 @@ fn a_file_that_does_not_say_how_text_is_cut_warns_of_what_is_assumed() {
     let (vocabulary, keys) = case(&fixture, "gpt-2");
     let mut silent = keys.clone();
     silent.as_object_mut().unwrap().remove("pre");
-    let (assumed, told) = testing::warnings::warnings(|| written(entries(vocabulary, &silent)).unwrap());
-    assert!(told.len() == 1 && told[0].contains("`tokenizer.ggml.pre`") && told[0].contains("GPT-2"), "{told:?}");
+    let (assumed, told) =
+        testing::warnings::warnings(|| written(entries(vocabulary, &silent)).unwrap());
+    assert!(
+        told.len() == 1 && told[0].contains("`tokenizer.ggml.pre`") && told[0].contains("GPT-2"),
+        "{told:?}"
+    );
     let (said, told) = testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap());
     assert!(told.is_empty(), "{told:?}");
     let text = "What's 1234?\n\n  é";
     assert_eq!(assumed.encode(text).unwrap(), said.encode(text).unwrap());
     // A vocabulary of pieces is not cut.
     let (vocabulary, keys) = case(&fixture, "llama");
-    assert!(testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap()).1.is_empty());
+    assert!(
+        testing::warnings::warnings(|| written(entries(vocabulary, keys)).unwrap()).1.is_empty()
+    );
 }
 
 #[test]
@@ -190,15 +239,37 @@ fn a_vocabulary_that_contradicts_itself_is_refused() {
     };
     let twice = refused("llama", &|v, _| v["tokens"][300] = v["tokens"][299].clone());
     assert!(twice.contains("twice, as 299 and as 300"), "{twice}");
-    assert!(refused("llama", &|v, _| v["scores"] = Value::from(vec![1.0])).contains("tokens and 1 scores"));
-    assert!(refused("llama", &|v, _| v["scores"] = Value::Null).contains("`tokenizer.ggml.scores`"));
-    assert!(refused("llama", &|v, _| v["token_type"] = Value::from(vec![1])).contains("tokens and 1 token types"));
-    assert!(refused("llama", &|v, _| v["tokens"][300] = Value::from("x".repeat(40_000))).contains("too long, up to 40000 bytes"));
-    assert!(refused("gpt-2", &|v, _| v["merges"][0] = Value::from("ab")).contains("no pair of tokens"));
-    assert!(refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>")).contains("no token"));
-    assert!(refused("gpt-2", &|v, _| v["merges"] = Value::Null).contains("`tokenizer.ggml.merges`"));
+    assert!(
+        refused("llama", &|v, _| v["scores"] = Value::from(vec![1.0]))
+            .contains("tokens and 1 scores")
+    );
+    assert!(
+        refused("llama", &|v, _| v["scores"] = Value::Null).contains("`tokenizer.ggml.scores`")
+    );
+    assert!(
+        refused("llama", &|v, _| v["token_type"] = Value::from(vec![1]))
+            .contains("tokens and 1 token types")
+    );
+    assert!(
+        refused("llama", &|v, _| v["tokens"][300] = Value::from("x".repeat(40_000)))
+            .contains("too long, up to 40000 bytes")
+    );
+    assert!(
+        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("ab")).contains("no pair of tokens")
+    );
+    assert!(
+        refused("gpt-2", &|v, _| v["merges"][0] = Value::from("a <|end|>")).contains("no token")
+    );
+    assert!(
+        refused("gpt-2", &|v, _| v["merges"] = Value::Null).contains("`tokenizer.ggml.merges`")
+    );
     let pre = refused("gpt-2", &|_, k| k["pre"] = "llama-pbe".into());
-    assert!(pre.contains("did you mean `llama-bpe`?") && pre.contains("tekken") && pre.contains("qwen2"), "{pre}");
+    assert!(
+        pre.contains("did you mean `llama-bpe`?")
+            && pre.contains("tekken")
+            && pre.contains("qwen2"),
+        "{pre}"
+    );
     let model = refused("gpt-2", &|_, k| k["model"] = "t5".into());
     assert!(model.contains("`t5`") && model.contains("gpt2, llama"), "{model}");
 }
@@ -208,7 +279,10 @@ fn phi3s_special_tokens_take_the_blanks_behind_them_along() {
     let fixture = fixture();
     let (vocabulary, keys) = case(&fixture, "phi3");
     let tokenizer = written(entries(vocabulary, keys)).unwrap();
-    assert_eq!(tokenizer.encode("<|user|> \n Hi").unwrap(), tokenizer.encode("<|user|>Hi").unwrap());
+    assert_eq!(
+        tokenizer.encode("<|user|> \n Hi").unwrap(),
+        tokenizer.encode("<|user|>Hi").unwrap()
+    );
     assert_ne!(tokenizer.encode("<s> Hi").unwrap(), tokenizer.encode("<s>Hi").unwrap());
 }
 
@@ -223,7 +297,8 @@ proptest! {
         let fixture = fixture();
         let (vocabulary, keys) = case(&fixture, if pieces { "llama" } else { "llama-bpe" });
         let id = entry("tokenizer.ggml.bos_token_id", 4, &1u32.to_le_bytes());
-        let template = entry("tokenizer.chat_template", 8, &text("{% for m in messages %}{{ m.content }}{% endfor %}"));
+        let template = entry("tokenizer.chat_template", 8, &text("{% for m in messages %}{{ \
+            m.content }}{% endfor %}"));
         let mut bytes = Writer::saying([entries(vocabulary, keys), vec![id, template]].concat());
         for (at, value) in changes {
             let at = at.index(bytes.len());

@@ -49,26 +49,45 @@ fn a_plain_completion_ends_with_one_end_of_sequence() {
 #[test]
 fn messages_end_as_the_template_has_it() {
     let Some(t) = tokenizer() else { return };
-    let p = PreferencePair::new(said(&[("user", "hi")]), said(&[("assistant", "hello")]), said(&[("assistant", "go away")]));
+    let p = PreferencePair::new(
+        said(&[("user", "hi")]),
+        said(&[("assistant", "hello")]),
+        said(&[("assistant", "go away")]),
+    );
     let got = kept(&t, &p, &LIMITS);
-    assert_eq!(t.decode(&got.prompt).unwrap(), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(
+        t.decode(&got.prompt).unwrap(),
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    );
     assert_eq!(t.decode(&got.chosen).unwrap(), "hello<|im_end|>\n");
     assert_eq!(t.decode(&got.rejected).unwrap(), "go away<|im_end|>\n");
 }
 
 /// Pairs with their places.
-fn rows(pairs: impl IntoIterator<Item = PreferencePair>) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
+fn rows(
+    pairs: impl IntoIterator<Item = PreferencePair>,
+) -> impl Iterator<Item = Result<(usize, PreferencePair)>> {
     pairs.into_iter().enumerate().map(Ok)
 }
 
-/// A small byte-level vocabulary with a BOS before a text and an EOS behind it, and merges into ` the` and ` B`.
+/// A small byte-level vocabulary with a BOS before a text and an EOS behind it, and merges into
+/// ` the` and ` B`.
 fn surrounding() -> Tokenizer {
-    let mut vocabulary: BTreeMap<String, usize> = [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
-    for token in ('a'..='z').chain('A'..='Z').map(String::from).chain(["Ġ", ":", ".", "Ċ", "Ġt", "he", "Ġthe", "ĠB"].map(String::from)) {
+    let mut vocabulary: BTreeMap<String, usize> =
+        [("<s>", 0), ("</s>", 1)].map(|(token, id)| (token.to_owned(), id)).into();
+    for token in ('a'..='z')
+        .chain('A'..='Z')
+        .map(String::from)
+        .chain(["Ġ", ":", ".", "Ċ", "Ġt", "he", "Ġthe", "ĠB"].map(String::from))
+    {
         let id = vocabulary.len();
         vocabulary.insert(token, id);
     }
-    let special = |id: usize, content: &str| serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let special = |id: usize, content: &str| {
+        serde_json::json!({"id": id, "content": content,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true})
+    };
     let around = |parts: &[&str]| {
         let part = |part: &&str| match *part {
             "$A" => serde_json::json!({"Sequence": {"id": "A", "type_id": 0}}),
@@ -77,19 +96,25 @@ fn surrounding() -> Tokenizer {
         };
         parts.iter().map(part).collect::<Vec<_>>()
     };
-    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true, "use_regex": true});
     let json = serde_json::json!({
-        "version": "1.0", "added_tokens": [special(0, "<s>"), special(1, "</s>")], "pre_tokenizer": bytes, "decoder": bytes,
+        "version": "1.0", "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+        "pre_tokenizer": bytes, "decoder": bytes,
         "post_processor": {
-            "type": "TemplateProcessing", "single": around(&["<s>", "$A", "</s>"]), "pair": around(&["<s>", "$A", "$B", "</s>"]),
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}, "</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+            "type": "TemplateProcessing", "single": around(&["<s>", "$A", "</s>"]),
+            "pair": around(&["<s>", "$A", "$B", "</s>"]),
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+            "</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
         },
         "model": {"type": "BPE", "vocab": vocabulary, "merges": ["Ġ t", "h e", "Ġt he", "Ġ B"]},
     });
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
-    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]think:{% endif %}";
-    let config = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template.replace(['[', ']'], ":")});
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content \
+        }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]think:{% endif %}";
+    let config = serde_json::json!({"bos_token": "<s>", "eos_token": "</s>",
+        "chat_template": template.replace(['[', ']'], ":")});
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     Tokenizer::from_folder(dir.path()).unwrap()
 }
@@ -118,39 +143,64 @@ fn plain_text_gets_the_special_tokens_of_the_tokenizer_and_rendered_text_none() 
     let t = surrounding();
     // The tokenizer puts its EOS behind the completion's own, as in TRL.
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &LIMITS), ["<s>Say:", "a</s></s>", "b</s></s>"]);
-    assert_eq!(parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }), ["<s>Say:", "a</s>", "b</s>"]);
-    assert_eq!(parts(&t, &pair("", "a", "b"), &Limits { add_eos: false, ..LIMITS }), ["<s>", "a</s>", "b</s>"]);
+    assert_eq!(
+        parts(&t, &pair("Say:", "a", "b"), &Limits { add_eos: false, ..LIMITS }),
+        ["<s>Say:", "a</s>", "b</s>"]
+    );
+    assert_eq!(
+        parts(&t, &pair("", "a", "b"), &Limits { add_eos: false, ..LIMITS }),
+        ["<s>", "a</s>", "b</s>"]
+    );
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
     assert_eq!(parts(&t, &pair("Say:", "a", "b"), &bare), ["Say:", "a", "b"]);
-    let chat = PreferencePair::new(said(&[("user", "hi")]), said(&[("assistant", "a")]), said(&[("assistant", "tea")]));
-    // The template opens a thought that a finished turn does not have: the common beginning decides, the shared `t` included.
+    let chat = PreferencePair::new(
+        said(&[("user", "hi")]),
+        said(&[("assistant", "a")]),
+        said(&[("assistant", "tea")]),
+    );
+    // The template opens a thought that a finished turn does not have: the common beginning
+    // decides, the shared `t` included.
     assert_eq!(parts(&t, &chat, &LIMITS), [":user:hi</s>:assistant:", "a</s>", "tea</s>"]);
 }
 
 #[test]
 fn an_assistants_turn_in_the_prompt_is_followed_by_another() {
     let t = surrounding();
-    let p = PreferencePair::new(said(&[("user", "hi"), ("assistant", "yes")]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
-    assert_eq!(parts(&t, &p, &LIMITS), [":user:hi</s>:assistant:yes</s>:assistant:", "a</s>", "b</s>"]);
+    let p = PreferencePair::new(
+        said(&[("user", "hi"), ("assistant", "yes")]),
+        said(&[("assistant", "a")]),
+        said(&[("assistant", "b")]),
+    );
+    assert_eq!(
+        parts(&t, &p, &LIMITS),
+        [":user:hi</s>:assistant:yes</s>:assistant:", "a</s>", "b</s>"]
+    );
 }
 
 #[test]
 fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
     let t = surrounding();
     let turn = |role: &str, text: &str| said(&[(role, text)]);
-    let chat = |chosen: Text, rejected: Text| PreferencePair::new(turn("user", "hi"), chosen, rejected);
+    let chat =
+        |chosen: Text, rejected: Text| PreferencePair::new(turn("user", "hi"), chosen, rejected);
     let pairs = [
         pair("Answer: ", "B", "the"),
         pair("Say. ", "B", "A"),
         pair("Name.", "Name. A", "Name. B"),
         pair("Say:", "", "a"),
         chat(turn("assistant", "a"), turn("user", "b")),
-        chat(said(&[("user", "hi"), ("assistant", "a")]), said(&[("user", "hi"), ("assistant", "b")])),
+        chat(
+            said(&[("user", "hi"), ("assistant", "a")]),
+            said(&[("user", "hi"), ("assistant", "b")]),
+        ),
     ];
     let limits = Limits { special_tokens: false, context: Some(9), ..LIMITS };
     let found = tokenise(&t, rows(pairs), &limits, None).unwrap().findings;
     assert_eq!((found.prefix_mismatches, found.left_out.as_deref()), (4, Some(" ")));
-    assert_eq!((found.prompt_repeated, found.empty_completions, &found.roles), (2, 1, &BTreeMap::from([("user".to_owned(), 1)])));
+    assert_eq!(
+        (found.prompt_repeated, found.empty_completions, &found.roles),
+        (2, 1, &BTreeMap::from([("user".to_owned(), 1)]))
+    );
     assert!(found.prompts_over_context > 0 && found.over_context >= found.prompts_over_context);
     let said = found.lines().join("\n");
     for part in [
@@ -163,7 +213,18 @@ fn what_a_user_should_hear_is_counted_and_said_with_an_example() {
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
-    assert_eq!(tokenise(&t, rows([pair("Say:", " a", " b")]), &Limits { special_tokens: false, ..LIMITS }, None).unwrap().findings.lines(), [""; 0]);
+    assert_eq!(
+        tokenise(
+            &t,
+            rows([pair("Say:", " a", " b")]),
+            &Limits { special_tokens: false, ..LIMITS },
+            None
+        )
+        .unwrap()
+        .findings
+        .lines(),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -173,16 +234,35 @@ fn a_completion_is_cut_at_its_end_and_a_prompt_at_its_beginning() {
     let whole = kept(&t, &p, &LIMITS);
     let n = whole.prompt.len();
     let cut = kept(&t, &p, &Limits { max_length: n + 2, ..LIMITS });
-    assert_eq!((cut.prompt.as_slice(), cut.chosen.as_slice()), (&whole.prompt[..], &whole.chosen[..2]));
+    assert_eq!(
+        (cut.prompt.as_slice(), cut.chosen.as_slice()),
+        (&whole.prompt[..], &whole.chosen[..2])
+    );
     let cut = kept(&t, &p, &Limits { max_prompt_length: Some(3), ..LIMITS });
     assert_eq!((cut.prompt.as_slice(), &cut.chosen), (&whole.prompt[n - 3..], &whole.chosen));
-    let all = tokenise(&t, rows([p.clone(), pair("a", "b", "c")]), &Limits { max_length: n + 2, ..LIMITS }, None).unwrap();
+    let all = tokenise(
+        &t,
+        rows([p.clone(), pair("a", "b", "c")]),
+        &Limits { max_length: n + 2, ..LIMITS },
+        None,
+    )
+    .unwrap();
     assert_eq!(all.truncated(), 1);
-    let cut = Cut { prompt: 0, chosen: whole.chosen.len() - 2, rejected: whole.rejected.len().saturating_sub(2) };
+    let cut = Cut {
+        prompt: 0,
+        chosen: whole.chosen.len() - 2,
+        rejected: whole.rejected.len().saturating_sub(2),
+    };
     assert_eq!(all.cuts, [cut, Cut::default()]);
-    assert!(cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)), "{cut}");
+    assert!(
+        cut.to_string().starts_with(&format!("the chosen completion lost {} tokens", cut.chosen)),
+        "{cut}"
+    );
     assert_eq!(dropped(&t, &p, &Limits { max_length: n, ..LIMITS }), SkipReason::PromptTooLong);
-    assert_eq!(dropped(&t, &p, &Limits { max_length: 0, max_prompt_length: Some(0), ..LIMITS }), SkipReason::PromptTooLong);
+    assert_eq!(
+        dropped(&t, &p, &Limits { max_length: 0, max_prompt_length: Some(0), ..LIMITS }),
+        SkipReason::PromptTooLong
+    );
 }
 
 #[test]
@@ -191,8 +271,13 @@ fn an_empty_completion_is_dropped_with_its_reason() {
     let bare = Limits { add_eos: false, ..LIMITS };
     assert_eq!(dropped(&t, &pair("a", "", "b"), &bare), SkipReason::EmptyChosen);
     assert_eq!(dropped(&t, &pair("a", "b", ""), &bare), SkipReason::EmptyRejected);
-    assert_eq!(kept(&t, &pair("a", "", "b"), &LIMITS).chosen, [EOS], "to say nothing is an answer once it ends");
-    let silent = PreferencePair::new(said(&[("user", "hi")]), said(&[]), said(&[("assistant", "a")]));
+    assert_eq!(
+        kept(&t, &pair("a", "", "b"), &LIMITS).chosen,
+        [EOS],
+        "to say nothing is an answer once it ends"
+    );
+    let silent =
+        PreferencePair::new(said(&[("user", "hi")]), said(&[]), said(&[("assistant", "a")]));
     assert_eq!(dropped(&t, &silent, &LIMITS), SkipReason::EmptyChosen);
 }
 
@@ -200,7 +285,8 @@ fn an_empty_completion_is_dropped_with_its_reason() {
 fn an_empty_prompt_becomes_the_beginning_of_sequence() {
     let Some(t) = tokenizer() else { return };
     assert_eq!(kept(&t, &pair("", "a", "b"), &LIMITS).prompt, [1]);
-    let nobody = PreferencePair::new(said(&[]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
+    let nobody =
+        PreferencePair::new(said(&[]), said(&[("assistant", "a")]), said(&[("assistant", "b")]));
     assert_eq!(dropped(&t, &nobody, &LIMITS), SkipReason::EmptyPrompt);
 }
 
@@ -221,7 +307,10 @@ fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
         Ok((10 * i, pair("a\n", if i % 2 == 0 { "" } else { "b" }, "c")))
     });
     let all = tokenise(&t, rows, &Limits { add_eos: false, ..LIMITS }, Some(3)).unwrap();
-    assert_eq!(all.pairs.iter().map(|p| (p.index, p.row)).collect::<Vec<_>>(), [(1, 10), (3, 30), (5, 50)]);
+    assert_eq!(
+        all.pairs.iter().map(|p| (p.index, p.row)).collect::<Vec<_>>(),
+        [(1, 10), (3, 30), (5, 50)]
+    );
     assert_eq!(all.dropped[1], DroppedPair { index: 2, row: 20, why: SkipReason::EmptyChosen });
     assert_eq!((all.reasons(), read), (BTreeMap::from([(SkipReason::EmptyChosen, 3)]), 6));
     let broken = [Ok((0, pair("a", "b", "c"))), Err(Error::new("row 2 is broken"))];
@@ -231,9 +320,18 @@ fn no_more_is_read_than_it_takes_and_rows_keep_their_numbers() {
 #[test]
 fn completions_that_are_the_same_once_they_are_cut_are_counted() {
     let Some(t) = tokenizer() else { return };
-    let pairs = [pair("a\n", "b", "b"), pair("a\n", "one two three", "one two four"), pair("a\n", "b", "c")];
+    let pairs = [
+        pair("a\n", "b", "b"),
+        pair("a\n", "one two three", "one two four"),
+        pair("a\n", "b", "c"),
+    ];
     let n = t.encode("a\n").unwrap().len();
-    let count = |max_length| tokenise(&t, rows(pairs.clone()), &Limits { max_length, ..LIMITS }, None).unwrap().findings.identical;
+    let count = |max_length| {
+        tokenise(&t, rows(pairs.clone()), &Limits { max_length, ..LIMITS }, None)
+            .unwrap()
+            .findings
+            .identical
+    };
     assert_eq!((count(1024), count(n + 1)), (1, 2));
 }
 
@@ -249,16 +347,26 @@ fn an_example_shows_what_is_trained() {
 fn real_pairs_have_the_ids_of_the_reference_values() {
     let (Some(shared), Some(model)) = (testing::shared(), testing::smollm2()) else { return };
     let t = ModelFiles::open(&model).unwrap().tokenizer().unwrap();
-    let golden: Value = serde_json::from_slice(&std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap()).unwrap();
+    let golden: Value = serde_json::from_slice(
+        &std::fs::read(shared.join("golden/smollm2/pair_logps.json")).unwrap(),
+    )
+    .unwrap();
     let bare = Limits { add_eos: false, special_tokens: false, ..LIMITS };
-    // Prompt and completions stand there tokenised apart; where that differs from together, the log-probabilities do too.
+    // Prompt and completions stand there tokenised apart; where that differs from together, the
+    // log-probabilities do too.
     let mut apart = Vec::new();
     for (i, p) in golden["pairs"].as_array().unwrap().iter().enumerate() {
         let field = |key: &str| p[key].as_str().unwrap();
-        let got = kept(&t, &pair(field("prompt"), field("chosen"), field("rejected")), &Limits { max_length: 1 << 20, ..bare });
+        let got = kept(
+            &t,
+            &pair(field("prompt"), field("chosen"), field("rejected")),
+            &Limits { max_length: 1 << 20, ..bare },
+        );
         assert_eq!(got.prompt.len() as u64, p["prompt_tokens"]);
         for (key, ids) in [("chosen", &got.chosen), ("rejected", &got.rejected)] {
-            if *ids != t.encode(field(key)).unwrap() || ids.len() as u64 != p[format!("{key}_tokens")] {
+            if *ids != t.encode(field(key)).unwrap()
+                || ids.len() as u64 != p[format!("{key}_tokens")]
+            {
                 apart.push((i, key));
             }
         }

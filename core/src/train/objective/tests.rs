@@ -33,17 +33,27 @@ impl Fixture {
     }
 
     fn batch(&self, spec: BatchSpec) -> PairBatch {
-        PairBatch::of(&self.pairs.iter().collect::<Vec<_>>(), spec, &self.bench.model).expect("a batch")
+        PairBatch::of(&self.pairs.iter().collect::<Vec<_>>(), spec, &self.bench.model)
+            .expect("a batch")
     }
 
     /// The loss of a probe over all pairs, which must have a gradient.
-    fn loss(&self, needs: Needs, taps: Taps, of: impl FnMut(&Pairs) -> Result<Tensor> + Send + 'static) -> Result<f64> {
+    fn loss(
+        &self,
+        needs: Needs,
+        taps: Taps,
+        of: impl FnMut(&Pairs) -> Result<Tensor> + Send + 'static,
+    ) -> Result<f64> {
         let Bench { model, adapted, .. } = &self.bench;
-        let mut objective = Objective::new(Box::new(Probe(needs, of)), taps, Reference::default(), adapted)?;
+        let mut objective =
+            Objective::new(Box::new(Probe(needs, of)), taps, Reference::default(), adapted)?;
         let batch = objective.batch(&self.pairs.iter().collect::<Vec<_>>(), model)?;
-        let value = objective.loss(model, adapted, &batch, StepInfo { step: 0, steps: 1 }, 1.0)?.loss.value;
+        let value =
+            objective.loss(model, adapted, &batch, StepInfo { step: 0, steps: 1 }, 1.0)?.loss.value;
         value.backward();
-        let has_gradient = |(_, p): &(String, Tensor)| p.grad().defined() && p.grad().abs().max().double_value(&[]) > 0.0;
+        let has_gradient = |(_, p): &(String, Tensor)| {
+            p.grad().defined() && p.grad().abs().max().double_value(&[]) > 0.0
+        };
         assert!(adapted.parameters().iter().any(has_gradient), "no gradient");
         Ok(value.double_value(&[]))
     }
@@ -51,9 +61,24 @@ impl Fixture {
     /// log p over the vocabulary at the scored tokens of a batch, with the adapter or without.
     fn log_softmax(&self, batch: &PairBatch, on: bool) -> Tensor {
         let _guard = tch::no_grad_guard();
-        let request = Request { adapted: on.then_some(&self.bench.adapted), hidden: true, ..Request::default() };
-        let hidden = self.bench.model.forward(&batch.stream, request).expect("a pass").hidden.expect("a hidden state");
-        self.bench.model.logits(&hidden).expect("logits").index_select(0, &batch.predicted.rows).log_softmax(-1, None::<Kind>)
+        let request = Request {
+            adapted: on.then_some(&self.bench.adapted),
+            hidden: true,
+            ..Request::default()
+        };
+        let hidden = self
+            .bench
+            .model
+            .forward(&batch.stream, request)
+            .expect("a pass")
+            .hidden
+            .expect("a hidden state");
+        self.bench
+            .model
+            .logits(&hidden)
+            .expect("logits")
+            .index_select(0, &batch.predicted.rows)
+            .log_softmax(-1, None::<Kind>)
     }
 }
 
@@ -61,7 +86,10 @@ impl Fixture {
 fn untransformed(fixture: &Fixture, sites: &[Site]) -> Taps {
     let tap = Places(sites.to_vec());
     let needs = Needs { states: States::Pooled, ..Needs::NONE };
-    Taps::build(&tap, &needs, &fixture.bench.model, &TrainConfig::default(), |_, _| Ok(Box::new(Identity))).expect("taps")
+    Taps::build(&tap, &needs, &fixture.bench.model, &TrainConfig::default(), |_, _| {
+        Ok(Box::new(Identity))
+    })
+    .expect("taps")
 }
 
 struct Places(Vec<Site>);
@@ -97,20 +125,41 @@ fn the_divergence_from_the_reference_is_the_sum_over_the_vocabulary() {
     let fixture = Fixture::new();
     let needs = Needs { logprobs: Completions::Both, reference_kl: true, ..Needs::NONE };
     let sum = |pairs: &Pairs| {
-        let Sides { chosen, rejected } = pairs.policy()?.both()?.try_map(|side| Ok::<_, Error>(side.kl()?.sum(Kind::Double)))?;
+        let Sides { chosen, rejected } =
+            pairs.policy()?.both()?.try_map(|side| Ok::<_, Error>(side.kl()?.sum(Kind::Double)))?;
         Ok(chosen + rejected)
     };
     let ours = fixture.loss(needs, Taps::default(), sum).expect("a loss");
     let batch = fixture.batch(BatchSpec::SCORED);
     let (p, r) = (fixture.log_softmax(&batch, true), fixture.log_softmax(&batch, false));
     let per_token = (p.exp() * (&p - r)).sum_dim_intlist(-1, false, None::<Kind>);
-    let side = |side| batch.tokens_of(&per_token, side).expect("tokens").per_token.sum(Kind::Double).double_value(&[]);
+    let side = |side| {
+        batch
+            .tokens_of(&per_token, side)
+            .expect("tokens")
+            .per_token
+            .sum(Kind::Double)
+            .double_value(&[])
+    };
     let expected = side(Side::Chosen) + side(Side::Rejected);
     assert!(expected > 1e-3 && (ours - expected).abs() < 1e-9 * expected, "{ours}, not {expected}");
     // The reference's log-probabilities have none, and a method must ask for it.
-    let refused = |needs| fixture.loss(needs, Taps::default(), |pairs| Ok(pairs.policy()?.chosen()?.kl()?.sum(Kind::Double))).unwrap_err().to_string();
-    assert!(refused(Needs { logprobs: Completions::Chosen, ..Needs::NONE }).contains("the divergence from the reference"));
-    assert!(refused(Needs { reference_kl: true, ..Needs::NONE }).contains("`reference_kl`, but not `logprobs`"));
+    let refused = |needs| {
+        fixture
+            .loss(needs, Taps::default(), |pairs| {
+                Ok(pairs.policy()?.chosen()?.kl()?.sum(Kind::Double))
+            })
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(
+        refused(Needs { logprobs: Completions::Chosen, ..Needs::NONE })
+            .contains("the divergence from the reference")
+    );
+    assert!(
+        refused(Needs { reference_kl: true, ..Needs::NONE })
+            .contains("`reference_kl`, but not `logprobs`")
+    );
 }
 
 #[test]
@@ -118,21 +167,43 @@ fn a_method_that_reads_one_side_gets_that_side_and_its_batch_holds_no_other() {
     let fixture = Fixture::new();
     let site = Site::Residual(1);
     for side in Side::BOTH {
-        let needs = Needs { states: States::Pooled, only: Some(side), reference_states: true, ..Needs::NONE };
+        let needs = Needs {
+            states: States::Pooled,
+            only: Some(side),
+            reference_states: true,
+            ..Needs::NONE
+        };
         let of = move |pairs: &Pairs| {
             let tap = &pairs.taps[0];
             assert!(tap.policy().is_err() && tap.reference().is_err());
             assert!(Side::BOTH.into_iter().all(|s| tap.policy_of(s).is_ok() == (s == side)));
             Ok((tap.policy_of(side)? - tap.reference_of(side)?).square().sum(Kind::Double))
         };
-        let one = fixture.loss(needs, untransformed(&fixture, std::slice::from_ref(&site)), of).expect("a loss");
+        let one = fixture
+            .loss(needs, untransformed(&fixture, std::slice::from_ref(&site)), of)
+            .expect("a loss");
         let both = Needs { only: None, ..needs };
-        let of = move |pairs: &Pairs| Ok((pairs.taps[0].policy()?.get(side) - pairs.taps[0].reference()?.get(side)).square().sum(Kind::Double));
-        let whole = fixture.loss(both, untransformed(&fixture, std::slice::from_ref(&site)), of).expect("a loss");
+        let of = move |pairs: &Pairs| {
+            Ok((pairs.taps[0].policy()?.get(side) - pairs.taps[0].reference()?.get(side))
+                .square()
+                .sum(Kind::Double))
+        };
+        let whole = fixture
+            .loss(both, untransformed(&fixture, std::slice::from_ref(&site)), of)
+            .expect("a loss");
         assert!((one - whole).abs() < 1e-12 * whole, "{side:?}: {one} and {whole}");
     }
-    let tokens = |states| fixture.batch(BatchSpec { logprobs: Completions::None, states, apart: false }).stream.ids.size()[0];
-    assert!(tokens(Completions::Rejected) < tokens(Completions::Both) && tokens(Completions::Chosen) < tokens(Completions::Both));
+    let tokens = |states| {
+        fixture
+            .batch(BatchSpec { logprobs: Completions::None, states, apart: false })
+            .stream
+            .ids
+            .size()[0]
+    };
+    assert!(
+        tokens(Completions::Rejected) < tokens(Completions::Both)
+            && tokens(Completions::Chosen) < tokens(Completions::Both)
+    );
 }
 
 #[test]
@@ -145,14 +216,21 @@ fn the_policys_tokens_need_no_states_of_the_reference() {
         assert_eq!(tokens.states.size()[0], tokens.owner.size()[0]);
         Ok(tokens.states.square().sum(Kind::Double))
     };
-    assert!(fixture.loss(needs, untransformed(&fixture, &[Site::Residual(1)]), of).expect("a loss") > 0.0);
+    assert!(
+        fixture.loss(needs, untransformed(&fixture, &[Site::Residual(1)]), of).expect("a loss")
+            > 0.0
+    );
 }
 
 #[test]
 fn log_probabilities_of_the_rejected_completion_alone_are_those_of_both() {
     let fixture = Fixture::new();
     let of = |pairs: &Pairs| Ok(pairs.policy()?.rejected()?.sum().sum(Kind::Double));
-    let loss = |logprobs| fixture.loss(Needs { logprobs, reference_logprobs: true, ..Needs::NONE }, Taps::default(), of).expect("a loss");
+    let loss = |logprobs| {
+        fixture
+            .loss(Needs { logprobs, reference_logprobs: true, ..Needs::NONE }, Taps::default(), of)
+            .expect("a loss")
+    };
     let (one, both) = (loss(Completions::Rejected), loss(Completions::Both));
     assert!((one - both).abs() < 1e-12 * both.abs(), "{one} and {both}");
 }
@@ -179,23 +257,37 @@ fn a_validation_leaves_the_method_and_the_gradients_as_they_are() {
     let gradients = |validates: bool| {
         let fixture = Fixture::new();
         let Bench { model, adapted, .. } = &fixture.bench;
-        let mut objective = Objective::new(Box::new(Running(1.0)), Taps::default(), Reference::default(), adapted).expect("an objective");
-        let (seen, held_out): (Vec<&TokenPair>, Vec<&TokenPair>) = fixture.pairs.iter().partition(|pair| pair.index % 2 == 0);
+        let mut objective =
+            Objective::new(Box::new(Running(1.0)), Taps::default(), Reference::default(), adapted)
+                .expect("an objective");
+        let (seen, held_out): (Vec<&TokenPair>, Vec<&TokenPair>) =
+            fixture.pairs.iter().partition(|pair| pair.index % 2 == 0);
         accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
         if validates {
-            let validated = objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &held_out, 2, info));
+            let validated = objective.with_method(Box::new(Running(1.0)), |objective| {
+                validate(objective, model, adapted, &held_out, 2, info)
+            });
             assert!(validated.expect("a validation").loss.is_finite());
         }
         accumulate(&mut objective, model, adapted, &seen, 2, info).expect("a step");
         adapted.parameters().into_iter().map(|(_, p)| p.grad().copy()).collect::<Vec<_>>()
     };
     assert_eq!(gradients(true), gradients(false));
-    // The method that is validated is another one, so the values do not depend on what was trained before.
+    // The method that is validated is another one, so the values do not depend on what was trained
+    // before.
     let fixture = Fixture::new();
     let Bench { model, adapted, .. } = &fixture.bench;
-    let mut objective = Objective::new(Box::new(Running(9.0)), Taps::default(), Reference::default(), adapted).expect("an objective");
+    let mut objective =
+        Objective::new(Box::new(Running(9.0)), Taps::default(), Reference::default(), adapted)
+            .expect("an objective");
     let all: Vec<&TokenPair> = fixture.pairs.iter().collect();
-    let mut validated = || objective.with_method(Box::new(Running(1.0)), |objective| validate(objective, model, adapted, &all, 2, info)).expect("a validation");
+    let mut validated = || {
+        objective
+            .with_method(Box::new(Running(1.0)), |objective| {
+                validate(objective, model, adapted, &all, 2, info)
+            })
+            .expect("a validation")
+    };
     assert_eq!(validated().loss.to_bits(), validated().loss.to_bits());
     assert!(adapted.parameters().iter().all(|(_, p)| !p.grad().defined()));
 }

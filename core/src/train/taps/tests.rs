@@ -14,7 +14,8 @@ struct Curious;
 impl Transform for Curious {
     fn forward(&self, h: &Tensor, around: &Around) -> Result<Tensor> {
         let last = around.last.as_ref().ok_or_else(|| Error::internal("pooled before"))?;
-        let previous = around.previous.as_ref().map_or_else(|| h.zeros_like(), Tensor::shallow_clone);
+        let previous =
+            around.previous.as_ref().map_or_else(|| h.zeros_like(), Tensor::shallow_clone);
         Ok(h.square() + previous * 3.0 + h.index_select(0, last) * 5.0)
     }
 
@@ -45,7 +46,13 @@ impl Transform for Double {
 }
 
 /// Each pooling of the engine, and one of a tap's own.
-const POOLINGS: [Option<Pooling>; 5] = [Some(Pooling::Completion), Some(Pooling::All), Some(Pooling::Last), Some(Pooling::Common), None];
+const POOLINGS: [Option<Pooling>; 5] = [
+    Some(Pooling::Completion),
+    Some(Pooling::All),
+    Some(Pooling::Last),
+    Some(Pooling::Common),
+    None,
+];
 
 /// The sum of each sequence's states times their norms.
 struct Weighted;
@@ -57,10 +64,20 @@ impl TokenPooling for Weighted {
     }
 }
 
-fn taps(transforms: Vec<Box<dyn Transform>>, transform_of: &[usize], pooling: Option<Pooling>) -> Taps {
+fn taps(
+    transforms: Vec<Box<dyn Transform>>,
+    transform_of: &[usize],
+    pooling: Option<Pooling>,
+) -> Taps {
     let sites = (0..transform_of.len()).map(Site::Residual).collect();
     let token_pooling = pooling.is_none().then(|| Box::new(Weighted) as _);
-    Taps { sites, pooling: pooling.unwrap_or(Pooling::All), token_pooling, transforms, transform_of: transform_of.to_vec() }
+    Taps {
+        sites,
+        pooling: pooling.unwrap_or(Pooling::All),
+        token_pooling,
+        transforms,
+        transform_of: transform_of.to_vec(),
+    }
 }
 
 fn batch() -> PairBatch {
@@ -71,14 +88,24 @@ fn batch() -> PairBatch {
         chosen: chosen.to_vec(),
         rejected: rejected.to_vec(),
     };
-    let pairs = [pair(0, &[1, 2], &[3, 4, 5], &[6]), pair(1, &[1, 2], &[7], &[8, 9]), pair(2, &[10], &[11, 12], &[13, 14, 15])];
+    let pairs = [
+        pair(0, &[1, 2], &[3, 4, 5], &[6]),
+        pair(1, &[1, 2], &[7], &[8, 9]),
+        pair(2, &[10], &[11, 12], &[13, 14, 15]),
+    ];
     let holds = BatchSpec { logprobs: Completions::None, states: Completions::Both, apart: false };
-    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu, |_| Vec::new()).expect("a batch")
+    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), holds, Kind::Double, Device::Cpu, |_| {
+        Vec::new()
+    })
+    .expect("a batch")
 }
 
 fn states(batch: &PairBatch, widths: &[i64]) -> Vec<Tensor> {
     tch::manual_seed(0);
-    widths.iter().map(|w| Tensor::randn([batch.stream.ids.size()[0], *w], (Kind::Double, Device::Cpu))).collect()
+    widths
+        .iter()
+        .map(|w| Tensor::randn([batch.stream.ids.size()[0], *w], (Kind::Double, Device::Cpu)))
+        .collect()
 }
 
 /// Each pair's rows in `rows`, sequence by sequence.
@@ -109,7 +136,8 @@ fn a_map_that_is_not_linear_sees_its_sequence_and_the_tap_before_and_is_pooled_a
             let here = sequences(&rows, &h[tap], 3);
             let before: Option<Vec<Tensor>> = previous.map(|p: usize| sequences(&rows, &h[p], 3));
             for (i, x) in here.iter().enumerate() {
-                let around = before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
+                let around =
+                    before.as_ref().map_or_else(|| x.zeros_like(), |b| b[i].shallow_clone());
                 let expected = pooled(&(x.square() + around * 3.0 + x.get(-1) * 5.0), pooling);
                 let off = (ours.get(i as i64) - expected).abs().max().double_value(&[]);
                 assert!(off < 1e-12, "{pooling:?}, {side:?}, tap {tap}, pair {i}: {off}");
@@ -127,7 +155,13 @@ fn each_tap_goes_through_its_own_map() {
     assert!(!taps.pool_first());
     let rows = batch.rows(Pooling::Completion, Side::Chosen).expect("rows");
     let plain = rows.mean(&rows.gather(&h[0]).expect("rows")).expect("a mean");
-    assert!((taps.pooled(0, &h, &batch, Side::Chosen).expect("states") - plain * 2.0).abs().max().double_value(&[]) < 1e-12);
+    assert!(
+        (taps.pooled(0, &h, &batch, Side::Chosen).expect("states") - plain * 2.0)
+            .abs()
+            .max()
+            .double_value(&[])
+            < 1e-12
+    );
 }
 
 #[test]
@@ -138,8 +172,13 @@ fn pooling_and_a_linear_map_change_places_without_a_trace() {
         let linear = taps(vec![Box::new(Double)], &[0], pooling);
         assert_eq!(linear.pool_first(), pooling.is_some(), "{pooling:?}");
         let rows = batch.rows(pooling.unwrap_or(Pooling::All), Side::Rejected).expect("rows");
-        let expected: Vec<Tensor> = sequences(&rows, &h[0], 3).iter().map(|x| pooled(&(x * 2.0), pooling)).collect();
-        let off = (linear.pooled(0, &h, &batch, Side::Rejected).expect("states") - Tensor::stack(&expected, 0)).abs().max().double_value(&[]);
+        let expected: Vec<Tensor> =
+            sequences(&rows, &h[0], 3).iter().map(|x| pooled(&(x * 2.0), pooling)).collect();
+        let off = (linear.pooled(0, &h, &batch, Side::Rejected).expect("states")
+            - Tensor::stack(&expected, 0))
+        .abs()
+        .max()
+        .double_value(&[]);
         assert!(off < 1e-12, "{pooling:?}: {off}");
     }
 }
@@ -152,6 +191,12 @@ fn token_states_are_those_of_prompt_and_completion() {
     let tokens = taps.tokens(1, &h, &batch, Side::Chosen).expect("tokens");
     assert_eq!(tokens.states.size(), [5 + 3 + 3, 4]);
     let rows = batch.rows(Pooling::All, Side::Chosen).expect("rows");
-    assert!((&tokens.states - rows.gather(&h[1]).expect("rows") * 2.0).abs().max().double_value(&[]) == 0.0);
-    assert_eq!(Vec::<bool>::try_from(&tokens.completion).expect("truths"), [false, false, true, true, true, false, false, true, false, true, true]);
+    assert!(
+        (&tokens.states - rows.gather(&h[1]).expect("rows") * 2.0).abs().max().double_value(&[])
+            == 0.0
+    );
+    assert_eq!(
+        Vec::<bool>::try_from(&tokens.completion).expect("truths"),
+        [false, false, true, true, true, false, false, true, false, true, true]
+    );
 }

@@ -1,10 +1,14 @@
-//! How a block of each number type becomes numbers, as ggml lays them out. The order of the operations is that of the
-//! `gguf` package, so that the last bit is the same too.
+//! How a block of each number type becomes numbers, as ggml lays them out. The order of the
+//! operations is that of the `gguf` package, so that the last bit is the same too.
 
 use half::f16;
 
 /// Reads block after block of `B` bytes into `N` numbers each.
-pub(super) fn each<const B: usize, const N: usize>(src: &[u8], dst: &mut [f32], one: impl Fn(&[u8; B], &mut [f32; N])) {
+pub(super) fn each<const B: usize, const N: usize>(
+    src: &[u8],
+    dst: &mut [f32],
+    one: impl Fn(&[u8; B], &mut [f32; N]),
+) {
     for (b, y) in src.as_chunks::<B>().0.iter().zip(dst.as_chunks_mut::<N>().0) {
         one(b, y);
     }
@@ -71,8 +75,8 @@ pub(super) fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     }
 }
 
-/// d, dmin, 16 bytes of a 4-bit scale below a 4-bit minimum, 64 bytes of four 2-bit numbers; the halves come last.
-/// y = (d·scale)·q − dmin·min
+/// d, dmin, 16 bytes of a 4-bit scale below a 4-bit minimum, 64 bytes of four 2-bit numbers; the
+/// halves come last. y = (d·scale)·q − dmin·min
 pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
     for group in 0..16 {
@@ -84,8 +88,8 @@ pub(super) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     }
 }
 
-/// 32 bytes of third bits, 64 bytes of four 2-bit numbers, sixteen 6-bit scales in 12 bytes, d. A third bit that is not
-/// set takes 4 away. y = (d·(scale − 32))·(q − 4·unset)
+/// 32 bytes of third bits, 64 bytes of four 2-bit numbers, sixteen 6-bit scales in 12 bytes, d. A
+/// third bit that is not set takes 4 away. y = (d·(scale − 32))·(q − 4·unset)
 pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     let d = f16_at(b, 108);
     for group in 0..16 {
@@ -101,14 +105,19 @@ pub(super) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     }
 }
 
-/// The 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block, from their 12 bytes.
+/// The 6-bit scale and minimum of one of the eight groups of a Q4_K or Q5_K block, from their 12
+/// bytes.
 fn scale_and_min(s: &[u8], group: usize) -> (f32, f32) {
-    let (scale, min) =
-        if group < 4 { (s[group] & 63, s[group + 4] & 63) } else { (s[group + 4] & 15 | (s[group - 4] >> 6) << 4, s[group + 4] >> 4 | (s[group] >> 6) << 4) };
+    let (scale, min) = if group < 4 {
+        (s[group] & 63, s[group + 4] & 63)
+    } else {
+        (s[group + 4] & 15 | (s[group - 4] >> 6) << 4, s[group + 4] >> 4 | (s[group] >> 6) << 4)
+    };
     (scale.into(), min.into())
 }
 
-/// d, dmin, eight 6-bit scales and minima in 12 bytes, 128 bytes of two 4-bit numbers. y = (d·scale)·q − dmin·min
+/// d, dmin, eight 6-bit scales and minima in 12 bytes, 128 bytes of two 4-bit numbers. y =
+/// (d·scale)·q − dmin·min
 pub(super) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     for group in 0..8 {
@@ -146,7 +155,8 @@ pub(super) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
                 let low = if quarter < 2 { low & 15 } else { low >> 4 };
                 let high = b[128 + half * 32 + j] >> (2 * quarter) & 3;
                 let scale = b[192 + half * 8 + quarter * 2 + j / 16] as i8;
-                y[half * 128 + quarter * 32 + j] = d * f32::from(scale) * (i32::from(low | high << 4) - 32) as f32;
+                y[half * 128 + quarter * 32 + j] =
+                    d * f32::from(scale) * (i32::from(low | high << 4) - 32) as f32;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! GGUF's key-value header and the cursor that reads it.
 //!
-//! A hostile file must cost neither time nor memory: every length is checked against what is left of the file before
-//! anything is done with it, and strings and arrays stay in the file until somebody asks for them.
+//! A hostile file must cost neither time nor memory: every length is checked against what is left
+//! of the file before anything is done with it, and strings and arrays stay in the file until
+//! somebody asks for them.
 
 use std::ops::Range;
 use std::path::Path;
@@ -52,7 +53,9 @@ impl Value {
 impl Metadata {
     pub(super) fn read(cursor: &mut Cursor, file: &Arc<Mapped>, count: u64) -> Result<Self> {
         if count > MOST_ENTRIES {
-            return Err(cursor.wrong(format!("claims {count} metadata entries")).hint(format!("valid: up to {MOST_ENTRIES}")));
+            return Err(cursor
+                .wrong(format!("claims {count} metadata entries"))
+                .hint(format!("valid: up to {MOST_ENTRIES}")));
         }
         let mut entries = IndexMap::new();
         for _ in 0..count {
@@ -88,7 +91,10 @@ impl Metadata {
     }
 
     fn mistyped(&self, key: &str, found: &str, expected: &str) -> Error {
-        Error::new(format!("`{key}` in `{}` is {found}, expected {expected}", self.file.path().display()))
+        Error::new(format!(
+            "`{key}` in `{}` is {found}, expected {expected}",
+            self.file.path().display()
+        ))
     }
 
     /// An integer that is not negative.
@@ -99,7 +105,9 @@ impl Metadata {
         match self.entries.get(key) {
             None => Ok(None),
             Some(Value::Unsigned(x)) => Ok(Some(*x)),
-            Some(Value::Signed(x)) => u64::try_from(*x).map(Some).map_err(|_| self.mistyped(key, "negative", "a count")),
+            Some(Value::Signed(x)) => {
+                u64::try_from(*x).map(Some).map_err(|_| self.mistyped(key, "negative", "a count"))
+            }
             Some(other) => Err(self.mistyped(key, other.kind(), "an integer")),
         }
     }
@@ -138,7 +146,9 @@ impl Metadata {
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.entries.get(key) {
             None => Ok(None),
-            Some(Value::Text(at)) => std::str::from_utf8(&self.file[at.clone()]).map(Some).map_err(|e| self.mistyped(key, "no UTF-8", "text").because(e)),
+            Some(Value::Text(at)) => std::str::from_utf8(&self.file[at.clone()])
+                .map(Some)
+                .map_err(|e| self.mistyped(key, "no UTF-8", "text").because(e)),
             Some(other) => Err(self.mistyped(key, other.kind(), "a string")),
         }
     }
@@ -157,7 +167,9 @@ impl Metadata {
         let mut texts = Vec::with_capacity(len);
         for i in 0..len {
             let at = cursor.text_range("a string")?;
-            texts.push(std::str::from_utf8(&self.file[at]).map_err(|e| self.mistyped(&format!("{key}[{i}]"), "no UTF-8", "text").because(e))?);
+            texts.push(std::str::from_utf8(&self.file[at]).map_err(|e| {
+                self.mistyped(&format!("{key}[{i}]"), "no UTF-8", "text").because(e)
+            })?);
         }
         Ok(Some(texts))
     }
@@ -181,7 +193,9 @@ impl Metadata {
         let mut all = Vec::with_capacity(len);
         for _ in 0..len {
             all.push(match cursor.value(of)? {
-                Value::Unsigned(x) => i64::try_from(x).map_err(|e| self.mistyped(key, "too large", "an array of integers").because(e))?,
+                Value::Unsigned(x) => i64::try_from(x).map_err(|e| {
+                    self.mistyped(key, "too large", "an array of integers").because(e)
+                })?,
                 Value::Signed(x) => x,
                 Value::Bool(x) => x.into(),
                 other => return Err(self.mistyped(key, other.kind(), "an array of integers")),
@@ -230,16 +244,23 @@ impl Metadata {
         match self.entries.get(key) {
             None => "nothing".to_owned(),
             Some(Value::Bool(x)) => x.to_string(),
-            Some(Value::Text(_)) => self.text(key).ok().flatten().map_or_else(|| "a string".to_owned(), |text| format!("`{text}`")),
+            Some(Value::Text(_)) => self
+                .text(key)
+                .ok()
+                .flatten()
+                .map_or_else(|| "a string".to_owned(), |text| format!("`{text}`")),
             Some(Value::Array { len, .. }) => format!("an array of {len}"),
-            Some(Value::Unsigned(_) | Value::Signed(_) | Value::Float(_)) => self.number(key).unwrap_or_default().to_string(),
+            Some(Value::Unsigned(_) | Value::Signed(_) | Value::Float(_)) => {
+                self.number(key).unwrap_or_default().to_string()
+            }
         }
     }
 
     /// The error for a key that has to be there.
     pub fn missing(&self, key: &str) -> Error {
-        Error::new(format!("`{}` does not say `{key}`", self.file.path().display()))
-            .hint("the file is incomplete: convert the model again, or take its Hugging Face folder")
+        Error::new(format!("`{}` does not say `{key}`", self.file.path().display())).hint(
+            "the file is incomplete: convert the model again, or take its Hugging Face folder",
+        )
     }
 }
 
@@ -263,13 +284,19 @@ impl<'a> Cursor<'a> {
     }
 
     pub(super) fn wrong(&self, what: String) -> Error {
-        Error::new(format!("`{}` is no valid GGUF file: it {what} (at byte {})", self.file.path().display(), self.at))
+        Error::new(format!(
+            "`{}` is no valid GGUF file: it {what} (at byte {})",
+            self.file.path().display(),
+            self.at
+        ))
     }
 
     fn take(&mut self, len: u64, what: &str) -> Result<Range<usize>> {
         let left = self.file.len() - self.at;
         if len <= left as u64 && self.at as u64 + len > LONGEST_HEADER {
-            return Err(self.wrong(format!("goes on with its header after {LONGEST_HEADER} bytes, at {what} of {len} bytes")));
+            return Err(self.wrong(format!(
+                "goes on with its header after {LONGEST_HEADER} bytes, at {what} of {len} bytes"
+            )));
         }
         match usize::try_from(len) {
             Ok(len) if len <= left => {
@@ -277,7 +304,9 @@ impl<'a> Cursor<'a> {
                 self.at += len;
                 Ok(range)
             }
-            _ => Err(self.wrong(format!("ends inside {what} of {len} bytes")).hint("fetch it again: the download may have been cut off")),
+            _ => Err(self
+                .wrong(format!("ends inside {what} of {len} bytes"))
+                .hint("fetch it again: the download may have been cut off")),
         }
     }
 
@@ -334,7 +363,11 @@ impl<'a> Cursor<'a> {
             10 => Value::Unsigned(self.u64()?),
             11 => Value::Signed(i64::from_le_bytes(self.bytes()?)),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
-            other => return Err(self.wrong(format!("has a value of type {other}, which does not exist"))),
+            other => {
+                return Err(
+                    self.wrong(format!("has a value of type {other}, which does not exist"))
+                );
+            }
         })
     }
 
@@ -358,13 +391,18 @@ impl<'a> Cursor<'a> {
                 return Ok(());
             }
             9 => return Err(self.wrong(format!("has arrays nested deeper than {DEEPEST}"))),
-            other => return Err(self.wrong(format!("has an array of type {other}, which does not exist"))),
+            other => {
+                return Err(
+                    self.wrong(format!("has an array of type {other}, which does not exist"))
+                );
+            }
         };
         self.take(len.saturating_mul(size), "an array").map(|_| ())
     }
 }
 
-/// The f64 that is written as the f32 is: 1e-5 and not 9.999999747378752e-6, as it stood in the model's config.json.
+/// The f64 that is written as the f32 is: 1e-5 and not 9.999999747378752e-6, as it stood in the
+/// model's config.json.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

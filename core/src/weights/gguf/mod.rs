@@ -1,7 +1,8 @@
 //! GGUF files, versions 2 and 3: llama.cpp's format, in which small models travel as one file.
 //!
-//! What comes out has Hugging Face's names, order of rows and configuration, so that no model file knows where its
-//! weights came from. Numbers are taken from their blocks straight into the memory of the tensor.
+//! What comes out has Hugging Face's names, order of rows and configuration, so that no model file
+//! knows where its weights came from. Numbers are taken from their blocks straight into the memory
+//! of the tensor.
 
 mod blocks;
 mod decode;
@@ -57,8 +58,8 @@ impl Gguf {
     /// Maps a file and checks its header; of a split model any part brings the others along.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off or no GGUF; a part that is missing; an architecture or a number type that
-    /// is not read.
+    /// A file that cannot be read, is cut off or no GGUF; a part that is missing; an architecture
+    /// or a number type that is not read.
     pub fn open(path: &Path) -> Result<Self> {
         let parts = split::open(path)?;
         let (mut files, mut metadata, mut placed) = (Vec::new(), None, Vec::new());
@@ -66,9 +67,12 @@ impl Gguf {
             files.push(part.file);
             // The first part speaks for all.
             metadata.get_or_insert(part.metadata);
-            placed.extend(part.tensors.into_iter().map(|(name, placed)| (name, Stored { file: i, placed, order: Order::Same, offset: 0.0 })));
+            placed.extend(part.tensors.into_iter().map(|(name, placed)| {
+                (name, Stored { file: i, placed, order: Order::Same, offset: 0.0 })
+            }));
         }
-        let metadata = metadata.ok_or_else(|| Error::internal(format!("`{}` has no part", path.display())))?;
+        let metadata =
+            metadata.ok_or_else(|| Error::internal(format!("`{}` has no part", path.display())))?;
 
         let architecture = names::architecture(&metadata)?;
         let shape = architecture.shape(&metadata)?;
@@ -78,33 +82,63 @@ impl Gguf {
             let at = files[stored.file].path().display();
             if let Some(factors) = rope.of(&theirs) {
                 let few = stored.few(&files[stored.file]);
-                *factors = Some(few.ok_or_else(|| Error::new(format!("`{at}` has a tensor `{theirs}` of {:?}, more than any head has", stored.placed.shape)))?);
+                *factors = Some(few.ok_or_else(|| {
+                    Error::new(format!(
+                        "`{at}` has a tensor `{theirs}` of {:?}, more than any head has",
+                        stored.placed.shape
+                    ))
+                })?);
                 continue;
             }
-            let name =
-                architecture.rename(&theirs).ok_or_else(|| Error::new(format!("`{at}` has a tensor `{theirs}` that its architecture is not known to have")))?;
-            (stored.order, stored.offset) = (architecture.order(&name, &shape), architecture.offset(&name));
-            if let Some(heads) = stored.placed.shape.first().and_then(|&rows| stored.order.misfit(rows)) {
+            let name = architecture.rename(&theirs).ok_or_else(|| {
+                Error::new(format!(
+                    "`{at}` has a tensor `{theirs}` that its architecture is not known to have"
+                ))
+            })?;
+            (stored.order, stored.offset) =
+                (architecture.order(&name, &shape), architecture.offset(&name));
+            if let Some(heads) =
+                stored.placed.shape.first().and_then(|&rows| stored.order.misfit(rows))
+            {
                 let shape = &stored.placed.shape;
-                return Err(Error::new(format!("tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows {heads} heads cannot share")));
+                return Err(Error::new(format!(
+                    "tensor `{theirs}` in `{at}` has the shape {shape:?}, whose rows {heads} \
+                        heads cannot share"
+                )));
             }
             if stored.order == Order::Transposed && stored.placed.shape.len() != 2 {
-                return Err(Error::new(format!("tensor `{theirs}` in `{at}` has the shape {:?}, and is not a matrix", stored.placed.shape)));
+                return Err(Error::new(format!(
+                    "tensor `{theirs}` in `{at}` has the shape {:?}, and is not a matrix",
+                    stored.placed.shape
+                )));
             }
             // Its numbers change places one by one, and those of a block cannot.
-            if stored.order != Order::Same && stored.placed.shape.len() == 1 && stored.placed.format.block > 1 {
-                return Err(Error::new(format!("tensor `{theirs}` in `{at}` is a bias of the type {}, which is not read", stored.placed.format.name))
-                    .hint("read: F32, F16, BF16"));
+            if stored.order != Order::Same
+                && stored.placed.shape.len() == 1
+                && stored.placed.format.block > 1
+            {
+                return Err(Error::new(format!(
+                    "tensor `{theirs}` in `{at}` is a bias of the type {}, which is not read",
+                    stored.placed.format.name
+                ))
+                .hint("read: F32, F16, BF16"));
             }
             if let Some(first) = tensors.insert(name, stored) {
-                return Err(Error::new(format!("`{at}` is no valid GGUF file: it has a second tensor `{theirs}`"))
-                    .hint(format!("the first one is in `{}`", files[first.file].path().display())));
+                return Err(Error::new(format!(
+                    "`{at}` is no valid GGUF file: it has a second tensor `{theirs}`"
+                ))
+                .hint(format!("the first one is in `{}`", files[first.file].path().display())));
             }
         }
-        let vocab = tensors.get(&architecture.embedding()).and_then(|t| t.placed.shape.first()).copied();
-        let vocab = vocab.ok_or_else(|| Error::new(format!("`{}` has no tensor `token_embd.weight`", path.display())))?;
+        let vocab =
+            tensors.get(&architecture.embedding()).and_then(|t| t.placed.shape.first()).copied();
+        let vocab = vocab.ok_or_else(|| {
+            Error::new(format!("`{}` has no tensor `token_embd.weight`", path.display()))
+        })?;
         let config = architecture
-            .config(&metadata, vocab, &rope, &|name| tensors.get(name).and_then(|t| t.placed.shape.first()).copied())
+            .config(&metadata, vocab, &rope, &|name| {
+                tensors.get(name).and_then(|t| t.placed.shape.first()).copied()
+            })
             .map_err(|e| e.within(format!("cannot read `{}`", path.display())))?;
         Ok(Self { files, metadata, config, tensors })
     }
@@ -138,7 +172,8 @@ impl Gguf {
     /// For each file, its bytes and the length of its header in bytes.
     pub(super) fn bytes(&self) -> impl Iterator<Item = (&Mapped, usize)> {
         self.files.iter().enumerate().map(|(i, file)| {
-            let header = self.tensors.values().filter(|t| t.file == i).map(|t| t.placed.at.start).min();
+            let header =
+                self.tensors.values().filter(|t| t.file == i).map(|t| t.placed.at.start).min();
             (file.as_ref(), header.unwrap_or(file.len()))
         })
     }
@@ -148,12 +183,15 @@ impl Gguf {
         self.files.len()
     }
 
-    /// One tensor as plain numbers of the kind, on the CPU. Beside it, little of the file stays in memory.
+    /// One tensor as plain numbers of the kind, on the CPU. Beside it, little of the file stays in
+    /// memory.
     ///
     /// # Errors
     /// Where there is no tensor of that name, or not enough memory.
     pub fn read(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let stored = self.tensors.get(name).ok_or_else(|| Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display())))?;
+        let stored = self.tensors.get(name).ok_or_else(|| {
+            Error::new(format!("no tensor `{name}` in `{}`", self.files[0].path().display()))
+        })?;
         let (file, mut shape) = (&self.files[stored.file], stored.placed.shape.clone());
         if stored.order == Order::Transposed {
             shape.reverse();
@@ -171,8 +209,14 @@ impl Stored {
     /// The numbers of a short list.
     fn few(&self, file: &Mapped) -> Option<Vec<f64>> {
         let numel: i64 = self.placed.shape.iter().product();
-        let mut numbers = vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MOST_ROPE_FACTORS)?];
-        decode::blocks(self.placed.format, &file[self.placed.at.clone()], &mut numbers, self.offset);
+        let mut numbers =
+            vec![0f32; usize::try_from(numel).ok().filter(|_| numel <= MOST_ROPE_FACTORS)?];
+        decode::blocks(
+            self.placed.format,
+            &file[self.placed.at.clone()],
+            &mut numbers,
+            self.offset,
+        );
         Some(numbers.into_iter().map(f64::from).collect())
     }
 
@@ -180,8 +224,17 @@ impl Stored {
         let Placed { format, shape, at } = &self.placed;
         match self.order {
             Order::Same => decode::in_order(format, file, at.clone(), out, self.offset),
-            Order::Transposed => decode::transposed(format, file, at.clone(), out, self.offset, shape[0] as usize),
-            order => decode::by_rows(format, file, at.clone(), out, self.offset, (shape[0] as usize, order)),
+            Order::Transposed => {
+                decode::transposed(format, file, at.clone(), out, self.offset, shape[0] as usize)
+            }
+            order => decode::by_rows(
+                format,
+                file,
+                at.clone(),
+                out,
+                self.offset,
+                (shape[0] as usize, order),
+            ),
         }
     }
 }

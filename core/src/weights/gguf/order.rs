@@ -1,5 +1,5 @@
-//! Where llama.cpp's tensors differ from Hugging Face's in more than their name: rows in another order, and norms with
-//! another origin.
+//! Where llama.cpp's tensors differ from Hugging Face's in more than their name: rows in another
+//! order, and norms with another origin.
 
 /// In which order a tensor stands in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,8 @@ pub enum Order {
         /// Number of rows of each head that rotate.
         turned: usize,
     },
-    /// All queries, then all keys, then all values, where Hugging Face has each of so many heads' three together.
+    /// All queries, then all keys, then all values, where Hugging Face has each of so many heads'
+    /// three together.
     Thirds(usize),
     /// Rows and columns change places.
     Transposed,
@@ -33,7 +34,10 @@ impl Order {
     /// The heads that cannot share so many rows evenly, where they cannot.
     pub fn misfit(self, rows: i64) -> Option<usize> {
         let (heads, parts) = self.groups()?;
-        let groups = heads.checked_mul(parts).and_then(|groups| i64::try_from(groups).ok()).filter(|groups| *groups > 0);
+        let groups = heads
+            .checked_mul(parts)
+            .and_then(|groups| i64::try_from(groups).ok())
+            .filter(|groups| *groups > 0);
         if groups.is_some_and(|groups| rows % groups == 0) { None } else { Some(heads) }
     }
 
@@ -46,8 +50,8 @@ impl Order {
         }
     }
 
-    /// The row of the file that is row `r` of Hugging Face's `rows`. Both may be counted from the start of rows that change
-    /// places among themselves.
+    /// The row of the file that is row `r` of Hugging Face's `rows`. Both may be counted from the
+    /// start of rows that change places among themselves.
     pub fn row_of(self, r: usize, rows: usize) -> usize {
         match self {
             Self::Same | Self::Transposed => r,
@@ -56,7 +60,11 @@ impl Order {
                 let (start, within) = (r / head * head, r % head);
                 // If the head is smaller than `turned`, all of its rows rotate.
                 let turned = if (2..=head).contains(&turned) { turned } else { head };
-                if within >= turned { r } else { start + within % (turned / 2) * 2 + within / (turned / 2) }
+                if within >= turned {
+                    r
+                } else {
+                    start + within % (turned / 2) * 2 + within / (turned / 2)
+                }
             }
             Self::Thirds(heads) => {
                 let d = rows / heads / 3;

@@ -38,7 +38,8 @@ fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
         .collect();
     for (i, block) in bytes.chunks_mut(size).enumerate() {
         for &at in scales {
-            block[at..at + 2].copy_from_slice(&f16::from_f32(0.25 * (i + at + 1) as f32).to_le_bytes());
+            block[at..at + 2]
+                .copy_from_slice(&f16::from_f32(0.25 * (i + at + 1) as f32).to_le_bytes());
         }
     }
     bytes
@@ -47,7 +48,8 @@ fn blocks(count: usize, size: usize, scales: &[usize]) -> Vec<u8> {
 /// What `fixtures/make.py` has the `gguf` package make of blocks, bit for bit.
 #[test]
 fn every_type_is_what_the_gguf_package_makes_of_it() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/weights/gguf/fixtures/blocks.safetensors");
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src/weights/gguf/fixtures/blocks.safetensors");
     let fixture = crate::weights::read_safetensors(&fixture).unwrap();
     for format in &types::FORMATS {
         let bytes = Vec::<u8>::try_from(&fixture[&format!("{}.bytes", format.name)]).unwrap();
@@ -63,17 +65,32 @@ fn every_type_is_what_the_gguf_package_makes_of_it() {
 
 #[test]
 fn a_tensor_is_its_blocks_one_after_the_other_in_every_kind() {
-    for (id, scales) in [(0, &[2usize][..]), (1, &[0]), (30, &[0]), (3, &[0, 2]), (8, &[0]), (11, &[108]), (13, &[0, 2])] {
+    for (id, scales) in [
+        (0, &[2usize][..]),
+        (1, &[0]),
+        (30, &[0]),
+        (3, &[0, 2]),
+        (8, &[0]),
+        (11, &[108]),
+        (13, &[0, 2]),
+    ] {
         let format = types::format(id).unwrap();
         // Long enough for several runs of the decoder, and a last one that is not full.
         let (rows, inner) = (37, 1024 + format.block);
         let data = blocks(rows * inner / format.block, format.bytes, scales);
-        let gguf = Writer::llama().tensor("output.weight", &[inner as u64, rows as u64], id, &data).open().unwrap();
+        let gguf = Writer::llama()
+            .tensor("output.weight", &[inner as u64, rows as u64], id, &data)
+            .open()
+            .unwrap();
         let mut expected = vec![0f32; rows * inner];
         (format.decode)(&data, &mut expected);
         let expected = Tensor::from_slice(&expected).reshape([rows as i64, inner as i64]);
         for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
-            assert!(gguf.read("lm_head.weight", kind).unwrap().equal(&expected.to_kind(kind)), "{} as {kind:?}", format.name);
+            assert!(
+                gguf.read("lm_head.weight", kind).unwrap().equal(&expected.to_kind(kind)),
+                "{} as {kind:?}",
+                format.name
+            );
         }
     }
 }
@@ -84,10 +101,22 @@ fn rows_of_queries_and_keys_are_put_back_into_hugging_faces_order() {
     let values = Tensor::arange(16 * 32, (Kind::Float, tch::Device::Cpu)).reshape([16, 32]);
     let data: Vec<u8> = (0..16 * 32).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let ones: Vec<u8> = (0..16).flat_map(|i| (i as f32).to_le_bytes()).collect();
-    let w = Writer::llama().tensor("blk.0.attn_q.weight", &[32, 16], 0, &data).tensor("blk.0.attn_k.weight", &[32, 16], 0, &data);
-    let gguf = w.tensor("blk.0.attn_v.weight", &[32, 16], 0, &data).tensor("blk.0.attn_q.bias", &[16], 0, &ones).open().unwrap();
-    let turned = |heads: i64| values.reshape([heads, 16 / heads / 2, 2, 32]).transpose(1, 2).reshape([16, 32]);
-    let read = |name: &str| gguf.read(&format!("model.layers.0.self_attn.{name}"), Kind::Float).unwrap();
+    let w = Writer::llama().tensor("blk.0.attn_q.weight", &[32, 16], 0, &data).tensor(
+        "blk.0.attn_k.weight",
+        &[32, 16],
+        0,
+        &data,
+    );
+    let gguf = w
+        .tensor("blk.0.attn_v.weight", &[32, 16], 0, &data)
+        .tensor("blk.0.attn_q.bias", &[16], 0, &ones)
+        .open()
+        .unwrap();
+    let turned = |heads: i64| {
+        values.reshape([heads, 16 / heads / 2, 2, 32]).transpose(1, 2).reshape([16, 32])
+    };
+    let read =
+        |name: &str| gguf.read(&format!("model.layers.0.self_attn.{name}"), Kind::Float).unwrap();
     assert!(read("q_proj.weight").equal(&turned(2)));
     assert!(read("k_proj.weight").equal(&turned(1)));
     assert!(read("v_proj.weight").equal(&values));
@@ -97,7 +126,9 @@ fn rows_of_queries_and_keys_are_put_back_into_hugging_faces_order() {
 
 #[test]
 fn a_truncated_file_is_an_error_wherever_it_ends() {
-    let whole = Writer::llama().entry("x.list", 9, &[&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat()).bytes();
+    let whole = Writer::llama()
+        .entry("x.list", 9, &[&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat())
+        .bytes();
     assert!(open(&whole).is_ok());
     for keep in 0..whole.len() {
         refused(&whole[..keep]);
@@ -130,7 +161,8 @@ proptest! {
         cut: bool,
     ) {
         let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &text("a")].concat();
-        let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight", &[32, 4], 3, &[1; 80]).bytes();
+        let mut bytes = Writer::llama().entry("x.list", 9, &list).tensor("blk.0.attn_q.weight",
+            &[32, 4], 3, &[1; 80]).bytes();
         // The data may be anything; what is read of it is not looked at.
         let header = bytes.len() - 256;
         for (at, value) in changes {
@@ -150,21 +182,34 @@ proptest! {
 #[test]
 fn a_hostile_header_costs_neither_time_nor_memory() {
     let most = u64::MAX.to_le_bytes();
-    let head = |tensors: [u8; 8], entries: [u8; 8], rest: &[u8]| [b"GGUF", &3u32.to_le_bytes()[..], &tensors, &entries, rest].concat();
+    let head = |tensors: [u8; 8], entries: [u8; 8], rest: &[u8]| {
+        [b"GGUF", &3u32.to_le_bytes()[..], &tensors, &entries, rest].concat()
+    };
     let one = 1u64.to_le_bytes();
     assert!(refused(&head(most, one, &[])).contains("ends"));
     assert!(refused(&head([0; 8], most, &[])).contains("metadata entries"));
     assert!(refused(&head([0; 8], one, &most)).contains("ends inside a key"));
-    let array = |of: u32| [&text("k"), &9u32.to_le_bytes()[..], &of.to_le_bytes(), &most, &[0; 64]].concat();
+    let array = |of: u32| {
+        [&text("k"), &9u32.to_le_bytes()[..], &of.to_le_bytes(), &most, &[0; 64]].concat()
+    };
     for of in [0, 4, 7, 8, 9, 12] {
         refused(&head([0; 8], one, &array(of)));
     }
-    let nested: Vec<u8> = (0..100_000).flat_map(|_| [&9u32.to_le_bytes()[..], &one].concat()).collect();
-    assert!(refused(&head([0; 8], one, &[&text("k"), &9u32.to_le_bytes()[..], &nested].concat())).contains("nested deeper"));
+    let nested: Vec<u8> =
+        (0..100_000).flat_map(|_| [&9u32.to_le_bytes()[..], &one].concat()).collect();
+    assert!(
+        refused(&head([0; 8], one, &[&text("k"), &9u32.to_le_bytes()[..], &nested].concat()))
+            .contains("nested deeper")
+    );
     assert!(refused(&head(most, [0; 8], &[0; 64])).contains("tensors"));
     let sixty = (1u64 << 60).to_le_bytes();
     for of in [0u32, 4, 8, 9, 12, 13, u32::MAX] {
-        refused(&head([0; 8], one, &[&text("k"), &9u32.to_le_bytes()[..], &of.to_le_bytes(), &sixty, &[0; 1 << 16]].concat()));
+        refused(&head(
+            [0; 8],
+            one,
+            &[&text("k"), &9u32.to_le_bytes()[..], &of.to_le_bytes(), &sixty, &[0; 1 << 16]]
+                .concat(),
+        ));
     }
 }
 
@@ -173,7 +218,16 @@ fn a_header_without_end_is_refused() {
     // A file of zeros that takes no room on the disk: empty strings as far as one looks.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");
-    let head = [b"GGUF", &3u32.to_le_bytes()[..], &[0; 8], &1u64.to_le_bytes(), &text("k"), &9u32.to_le_bytes(), &8u32.to_le_bytes()].concat();
+    let head = [
+        b"GGUF",
+        &3u32.to_le_bytes()[..],
+        &[0; 8],
+        &1u64.to_le_bytes(),
+        &text("k"),
+        &9u32.to_le_bytes(),
+        &8u32.to_le_bytes(),
+    ]
+    .concat();
     std::fs::write(&path, [&head[..], &(1u64 << 40).to_le_bytes()].concat()).unwrap();
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
     let (opened, seconds) = testing::seconds_of(|| Gguf::open(&path));
@@ -195,7 +249,9 @@ fn a_named_pipe_is_not_waited_for() {
 
 #[test]
 fn a_tensor_that_does_not_fit_is_refused() {
-    let with = |axes: &[u64], kind, bytes: usize| refused(&Writer::llama().tensor("output.weight", axes, kind, &vec![0; bytes]).bytes());
+    let with = |axes: &[u64], kind, bytes: usize| {
+        refused(&Writer::llama().tensor("output.weight", axes, kind, &vec![0; bytes]).bytes())
+    };
     assert!(with(&[1 << 40, 1 << 40], 0, 32).contains("axis"));
     assert!(with(&[0, 4], 0, 32).contains("axis"));
     assert!(with(&[1 << 30], 0, 32).contains("ends before tensor `output.weight`"));
@@ -204,7 +260,12 @@ fn a_tensor_that_does_not_fit_is_refused() {
     assert!(with(&[1; 9], 0, 32).contains("9 axes"));
     let unknown = with(&[32], 99, 32);
     assert!(unknown.contains("number 99") && unknown.contains("Q4_1"), "{unknown}");
-    let twice = refused(&Writer::llama().tensor("output.weight", &[1], 0, &[0; 4]).tensor("output.weight", &[1], 0, &[0; 4]).bytes());
+    let twice = refused(
+        &Writer::llama()
+            .tensor("output.weight", &[1], 0, &[0; 4])
+            .tensor("output.weight", &[1], 0, &[0; 4])
+            .bytes(),
+    );
     assert!(twice.contains("second tensor `output.weight`"), "{twice}");
     let mut w = Writer::llama().tensor("output.weight", &[1], 0, &[0; 4]);
     w.tensors[1].0 = "blk.0.\u{fffd}".into();
@@ -213,12 +274,17 @@ fn a_tensor_that_does_not_fit_is_refused() {
     bytes[at] = 0xff;
     assert!(refused(&bytes).contains("no UTF-8"));
     let unread = with(&[256], 16, 96);
-    assert!(unread.contains("IQ2_XXS") && unread.contains("`output.weight`") && unread.contains("Q4_1"), "{unread}");
-    let heads = refused(&Writer::llama().tensor("blk.0.attn_q.weight", &[32, 6], 0, &[0; 768]).bytes());
+    assert!(
+        unread.contains("IQ2_XXS") && unread.contains("`output.weight`") && unread.contains("Q4_1"),
+        "{unread}"
+    );
+    let heads =
+        refused(&Writer::llama().tensor("blk.0.attn_q.weight", &[32, 6], 0, &[0; 768]).bytes());
     assert!(heads.contains("2 heads"), "{heads}");
     let bias = refused(&Writer::llama().tensor("blk.0.attn_q.bias", &[32], 8, &[0; 34]).bytes());
     assert!(bias.contains("`blk.0.attn_q.bias`") && bias.contains("Q8_0"), "{bias}");
-    let stranger = refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
+    let stranger =
+        refused(&Writer::llama().tensor("blk.0.ffn_gate_exps.weight", &[32], 0, &[0; 128]).bytes());
     assert!(stranger.contains("`blk.0.ffn_gate_exps.weight`"), "{stranger}");
 }
 
@@ -230,13 +296,24 @@ fn settings_that_are_wrong_are_named() {
         refused(&w.entry(key, kind, value).bytes())
     };
     assert!(swap("general.architecture", 8, &text("lama")).contains("did you mean `llama`?"));
-    assert!(swap("llama.attention.head_count", 4, &[0; 4]).contains("`llama.attention.head_count` is 0"));
-    assert!(swap("llama.block_count", 8, &text("one")).contains("is a string, expected an integer"));
+    assert!(
+        swap("llama.attention.head_count", 4, &[0; 4])
+            .contains("`llama.attention.head_count` is 0")
+    );
+    assert!(
+        swap("llama.block_count", 8, &text("one")).contains("is a string, expected an integer")
+    );
     assert!(swap("llama.rope.scaling.type", 8, &text("dynamic")).contains("`dynamic`"));
-    assert!(swap("llama.attention.layer_norm_rms_epsilon", 6, &f32::NAN.to_le_bytes()).contains("not finite"));
+    assert!(
+        swap("llama.attention.layer_norm_rms_epsilon", 6, &f32::NAN.to_le_bytes())
+            .contains("not finite")
+    );
     for alignment in [0u32, 3, 33, 1 << 30] {
         let refused = swap("general.alignment", 4, &alignment.to_le_bytes());
-        assert!(refused.contains(&format!("alignment {alignment}")) && refused.contains("power of two"), "{refused}");
+        assert!(
+            refused.contains(&format!("alignment {alignment}")) && refused.contains("power of two"),
+            "{refused}"
+        );
     }
     let mut w = Writer::llama();
     w.entries.remove(1);
@@ -261,13 +338,21 @@ fn tensors_in_the_same_place_are_refused() {
 /// A llama in three files, the last of which has two of its four tensors.
 fn parts(dir: &Path) -> Vec<PathBuf> {
     let values: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
-    let empty = || Writer { version: 3, architecture: "llama", entries: Vec::new(), tensors: Vec::new() };
-    let part = |w: Writer, n: u16| w.entry("split.no", 2, &n.to_le_bytes()).entry("split.count", 2, &3u16.to_le_bytes());
+    let empty =
+        || Writer { version: 3, architecture: "llama", entries: Vec::new(), tensors: Vec::new() };
+    let part = |w: Writer, n: u16| {
+        w.entry("split.no", 2, &n.to_le_bytes()).entry("split.count", 2, &3u16.to_le_bytes())
+    };
     let whole = |w: Writer| w.entry("split.tensors.count", 5, &4i32.to_le_bytes());
     let files = [
         part(whole(Writer::llama()), 0),
         part(empty(), 1).tensor("output.weight", &[32, 2], 0, &values),
-        part(empty(), 2).tensor("output_norm.weight", &[32], 0, &values[..128]).tensor("blk.0.attn_q.weight", &[16, 4], 0, &values),
+        part(empty(), 2).tensor("output_norm.weight", &[32], 0, &values[..128]).tensor(
+            "blk.0.attn_q.weight",
+            &[16, 4],
+            0,
+            &values,
+        ),
     ];
     let path = |n: usize| dir.join(format!("m-{n:05}-of-00003.gguf"));
     files.iter().enumerate().for_each(|(i, w)| std::fs::write(path(i + 1), w.bytes()).unwrap());
@@ -282,13 +367,26 @@ fn a_split_model_is_opened_by_any_of_its_parts() {
         let gguf = Gguf::open(part).unwrap();
         assert_eq!(
             gguf.names().collect::<Vec<_>>(),
-            ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"]
+            [
+                "model.embed_tokens.weight",
+                "lm_head.weight",
+                "model.norm.weight",
+                "model.layers.0.self_attn.q_proj.weight"
+            ]
         );
         assert_eq!(gguf.config()["tie_word_embeddings"], false);
-        assert!(gguf.read("model.norm.weight", Kind::Float).unwrap().equal(&Tensor::arange(32, (Kind::Float, tch::Device::Cpu))));
+        assert!(
+            gguf.read("model.norm.weight", Kind::Float)
+                .unwrap()
+                .equal(&Tensor::arange(32, (Kind::Float, tch::Device::Cpu)))
+        );
     }
     let files = crate::weights::ModelFiles::open(dir.path()).unwrap();
-    assert!(files.describe().contains("GGUF in 3 parts, 4 tensors"), "a folder with one split model is that model: {}", files.describe());
+    assert!(
+        files.describe().contains("GGUF in 3 parts, 4 tensors"),
+        "a folder with one split model is that model: {}",
+        files.describe()
+    );
 }
 
 #[test]
@@ -298,14 +396,31 @@ fn parts_that_are_missing_or_foreign_are_named() {
     let e = |path: &Path| format!("{:?}", Gguf::open(path).unwrap_err());
     std::fs::rename(&parts[1], dir.path().join("2")).unwrap();
     let missing = e(&parts[2]);
-    assert!(missing.contains("part 3 of 3") && missing.contains("one is missing") && missing.contains("m-00002-of-00003.gguf`"), "{missing}");
+    assert!(
+        missing.contains("part 3 of 3")
+            && missing.contains("one is missing")
+            && missing.contains("m-00002-of-00003.gguf`"),
+        "{missing}"
+    );
     let renamed = e(&dir.path().join("2"));
-    assert!(renamed.contains("its name does not say so") && renamed.contains("NAME-00002-of-00003.gguf"), "{renamed}");
+    assert!(
+        renamed.contains("its name does not say so")
+            && renamed.contains("NAME-00002-of-00003.gguf"),
+        "{renamed}"
+    );
     std::fs::copy(&parts[2], &parts[1]).unwrap();
     let twice = e(&parts[0]);
-    assert!(twice.contains("m-00002") && twice.contains("part 3 of 3, and its name says part 2 of 3"), "{twice}");
-    let empty = Writer { version: 3, architecture: "llama", entries: Vec::new(), tensors: Vec::new() };
-    std::fs::write(&parts[1], empty.entry("split.no", 2, &[1, 0]).entry("split.count", 2, &[3, 0]).bytes()).unwrap();
+    assert!(
+        twice.contains("m-00002") && twice.contains("part 3 of 3, and its name says part 2 of 3"),
+        "{twice}"
+    );
+    let empty =
+        Writer { version: 3, architecture: "llama", entries: Vec::new(), tensors: Vec::new() };
+    std::fs::write(
+        &parts[1],
+        empty.entry("split.no", 2, &[1, 0]).entry("split.count", 2, &[3, 0]).bytes(),
+    )
+    .unwrap();
     assert!(e(&parts[0]).contains("3 tensors together instead of 4"));
     std::fs::write(&parts[1], "GGUF").unwrap();
     assert!(e(&parts[0]).contains("m-00002"));
@@ -313,16 +428,34 @@ fn parts_that_are_missing_or_foreign_are_named() {
 
 #[test]
 fn gemmas_norms_are_less_by_the_one_that_llama_cpp_adds() {
-    let w = Writer::of("gemma3").count("attention.key_length", 16).count("attention.value_length", 16).count("attention.sliding_window", 8);
-    let w = w.float("rope.freq_base", 1e6).floats("blk.0.attn_q_norm.weight", &[4], [1.5, 1.0, 0.0, 2.0]).floats("output_norm.weight", &[1], [1.25]);
-    let gguf = w.floats("blk.0.ffn_norm.weight", &[1], [3.0]).floats("blk.0.attn_v.weight", &[2, 1], [1.0, 2.0]).open().unwrap();
-    let read = |name: &str| Vec::<f64>::try_from(gguf.read(name, Kind::BFloat16).unwrap().to_kind(Kind::Double).flatten(0, -1)).unwrap();
+    let w = Writer::of("gemma3")
+        .count("attention.key_length", 16)
+        .count("attention.value_length", 16)
+        .count("attention.sliding_window", 8);
+    let w = w
+        .float("rope.freq_base", 1e6)
+        .floats("blk.0.attn_q_norm.weight", &[4], [1.5, 1.0, 0.0, 2.0])
+        .floats("output_norm.weight", &[1], [1.25]);
+    let gguf = w
+        .floats("blk.0.ffn_norm.weight", &[1], [3.0])
+        .floats("blk.0.attn_v.weight", &[2, 1], [1.0, 2.0])
+        .open()
+        .unwrap();
+    let read = |name: &str| {
+        Vec::<f64>::try_from(
+            gguf.read(name, Kind::BFloat16).unwrap().to_kind(Kind::Double).flatten(0, -1),
+        )
+        .unwrap()
+    };
     assert_eq!(read("model.layers.0.self_attn.q_norm.weight"), [0.5, 0.0, -1.0, 1.0]);
     assert_eq!(read("model.layers.0.pre_feedforward_layernorm.weight"), [2.0]);
     assert_eq!(read("model.norm.weight"), [0.25]);
     assert_eq!(read("model.layers.0.self_attn.v_proj.weight"), [1.0, 2.0]);
     let config = gguf.config();
-    assert_eq!((&config["model_type"], &config["head_dim"], &config["sliding_window"]), (&"gemma3_text".into(), &16.into(), &8.into()));
+    assert_eq!(
+        (&config["model_type"], &config["head_dim"], &config["sliding_window"]),
+        (&"gemma3_text".into(), &16.into(), &8.into())
+    );
     assert_eq!(config["query_pre_attn_scalar"], 16);
     assert_eq!(config["rope_parameters"]["full_attention"]["rope_theta"], 1e6);
     assert_eq!(config["rope_parameters"]["sliding_attention"]["rope_theta"], 1e4);
@@ -332,33 +465,79 @@ fn gemmas_norms_are_less_by_the_one_that_llama_cpp_adds() {
 fn queries_keys_and_values_of_each_head_are_put_together_for_gpt_neox() {
     // transformers to llama.cpp: reshape(heads, 3, d, inner).transpose(0, 1)
     let ours = Tensor::arange(12 * 2, (Kind::Float, tch::Device::Cpu)).reshape([12, 2]);
-    let theirs = Vec::<f32>::try_from(ours.reshape([2, 3, 2, 2]).transpose(0, 1).contiguous().flatten(0, -1)).unwrap();
-    let w = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5).count("rope.dimension_count", 4);
-    let w = w.entry("gptneox.use_parallel_residual", 7, &[0]).floats("output.weight", &[1], [7.0]).floats("output_norm.bias", &[1], [1.0]);
-    let gguf = w.floats("blk.0.attn_qkv.weight", &[2, 12], theirs).floats("blk.0.ffn_up.bias", &[1], [1.0]).open().unwrap();
-    assert!(gguf.read("gpt_neox.layers.0.attention.query_key_value.weight", Kind::Float).unwrap().equal(&ours));
-    for name in ["embed_out.weight", "gpt_neox.final_layer_norm.bias", "gpt_neox.layers.0.mlp.dense_h_to_4h.bias"] {
+    let theirs = Vec::<f32>::try_from(
+        ours.reshape([2, 3, 2, 2]).transpose(0, 1).contiguous().flatten(0, -1),
+    )
+    .unwrap();
+    let w = Writer::of("gptneox")
+        .float("attention.layer_norm_epsilon", 1e-5)
+        .count("rope.dimension_count", 4);
+    let w = w
+        .entry("gptneox.use_parallel_residual", 7, &[0])
+        .floats("output.weight", &[1], [7.0])
+        .floats("output_norm.bias", &[1], [1.0]);
+    let gguf = w
+        .floats("blk.0.attn_qkv.weight", &[2, 12], theirs)
+        .floats("blk.0.ffn_up.bias", &[1], [1.0])
+        .open()
+        .unwrap();
+    assert!(
+        gguf.read("gpt_neox.layers.0.attention.query_key_value.weight", Kind::Float)
+            .unwrap()
+            .equal(&ours)
+    );
+    for name in [
+        "embed_out.weight",
+        "gpt_neox.final_layer_norm.bias",
+        "gpt_neox.layers.0.mlp.dense_h_to_4h.bias",
+    ] {
         assert!(gguf.names().any(|n| n == name), "{name}");
     }
     let config = gguf.config();
-    assert_eq!((&config["use_parallel_residual"], &config["hidden_act"]), (&false.into(), &"gelu".into()));
+    assert_eq!(
+        (&config["use_parallel_residual"], &config["hidden_act"]),
+        (&false.into(), &"gelu".into())
+    );
     assert_eq!(config["rope_parameters"]["partial_rotary_factor"], 0.25);
 }
 
 #[test]
 fn factors_of_frequencies_become_settings() {
-    let w = Writer::of("phi3").count("attention.sliding_window", 0).count("rope.scaling.original_context_length", 64).float("rope.scaling.attn_factor", 1.25);
-    let w = w.floats("rope_factors_long.weight", &[2], [4.0, 8.0]).floats("rope_factors_short.weight", &[2], [1.0, 2.0]);
-    let gguf = w.floats("blk.0.attn_qkv.weight", &[1], [1.0]).floats("blk.0.ffn_up.weight", &[1], [1.0]).open().unwrap();
-    let expected = serde_json::json!({ "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0],
-        "attention_factor": 1.25, "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0 });
+    let w = Writer::of("phi3")
+        .count("attention.sliding_window", 0)
+        .count("rope.scaling.original_context_length", 64)
+        .float("rope.scaling.attn_factor", 1.25);
+    let w = w.floats("rope_factors_long.weight", &[2], [4.0, 8.0]).floats(
+        "rope_factors_short.weight",
+        &[2],
+        [1.0, 2.0],
+    );
+    let gguf = w
+        .floats("blk.0.attn_qkv.weight", &[1], [1.0])
+        .floats("blk.0.ffn_up.weight", &[1], [1.0])
+        .open()
+        .unwrap();
+    let expected = serde_json::json!({ "rope_type": "longrope", "rope_theta": 1e4,
+        "short_factor": [1.0, 2.0], "long_factor": [4.0, 8.0],
+        "attention_factor": 1.25, "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 1.0 });
     assert_eq!(gguf.config()["rope_parameters"], expected);
-    assert_eq!((&gguf.config()["original_max_position_embeddings"], &gguf.config()["sliding_window"]), (&64.into(), &Value::Null));
-    assert!(gguf.names().eq(["model.embed_tokens.weight", "model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.mlp.gate_up_proj.weight"]));
+    assert_eq!(
+        (&gguf.config()["original_max_position_embeddings"], &gguf.config()["sliding_window"]),
+        (&64.into(), &Value::Null)
+    );
+    assert!(gguf.names().eq([
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.qkv_proj.weight",
+        "model.layers.0.mlp.gate_up_proj.weight"
+    ]));
 
     let llama = Writer::llama().floats("rope_freqs.weight", &[2], [1.0, 8.0]).open().unwrap();
     let rope = &llama.config()["rope_parameters"];
-    assert_eq!((&rope["short_factor"], &rope["long_factor"], &rope["attention_factor"]), (&vec![1.0, 8.0].into(), &vec![1.0, 8.0].into(), &1.0.into()));
+    assert_eq!(
+        (&rope["short_factor"], &rope["long_factor"], &rope["attention_factor"]),
+        (&vec![1.0, 8.0].into(), &vec![1.0, 8.0].into(), &1.0.into())
+    );
     let one = refused(&Writer::of("phi3").floats("rope_factors_long.weight", &[1], [1.0]).bytes());
     assert!(one.contains("factors of its own"), "{one}");
     let scaled = refused(&Writer::llama().float("attention.scale", 0.5).bytes());
@@ -381,36 +560,62 @@ fn a_factor_without_a_type_is_linear_under_its_newer_and_its_older_key() {
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "linear")), linear);
     assert_eq!(rope(of_type(llama().float("rope.scale_linear", 4.0), "linear")), linear);
     // The newer key takes precedence.
-    assert_eq!(rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)), linear);
+    assert_eq!(
+        rope(llama().float("rope.scale_linear", 2.0).float("rope.scaling.factor", 4.0)),
+        linear
+    );
     assert_eq!(rope(of_type(llama().float("rope.scaling.factor", 4.0), "none")), default);
     assert_eq!(rope(llama().float("rope.scaling.factor", 1.0)), default);
     assert_eq!(rope(llama().float("rope.scale_linear", 0.0)), default);
     assert_eq!(rope(llama().float("rope.scaling.attn_factor", 1.0)), default);
-    for wrong in [llama().float("rope.scaling.factor", -1.0), llama().float("rope.scaling.attn_factor", 1.5)] {
+    for wrong in
+        [llama().float("rope.scaling.factor", -1.0), llama().float("rope.scaling.attn_factor", 1.5)]
+    {
         refused(&wrong.bytes());
     }
-    let factors = llama().float("rope.scaling.factor", 4.0).floats("rope_freqs.weight", &[2], [1.0, 8.0]);
+    let factors =
+        llama().float("rope.scaling.factor", 4.0).floats("rope_freqs.weight", &[2], [1.0, 8.0]);
     assert!(refused(&factors.bytes()).contains("factors of its own"));
 }
 
 #[test]
 fn yarn_has_hugging_faces_factors_whichever_converter_wrote_them() {
-    let w = || Writer::of("qwen3").entry("qwen3.rope.scaling.type", 8, &text("yarn")).float("rope.scaling.factor", 4.0);
-    let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4 });
+    let w = || {
+        Writer::of("qwen3")
+            .entry("qwen3.rope.scaling.type", 8, &text("yarn"))
+            .float("rope.scaling.factor", 4.0)
+    };
+    let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0,
+        "original_max_position_embeddings": 128, "rope_theta": 1e4 });
     assert_eq!(rope(w()), yarn);
-    let fast = w().float("rope.scaling.yarn_beta_fast", 32.0).float("rope.scaling.yarn_beta_slow", 1.0).float("rope.scaling.yarn_ext_factor", 1.0);
+    let fast = w()
+        .float("rope.scaling.yarn_beta_fast", 32.0)
+        .float("rope.scaling.yarn_beta_slow", 1.0)
+        .float("rope.scaling.yarn_ext_factor", 1.0);
     let mut expected = yarn.clone();
-    (expected["beta_fast"], expected["beta_slow"]) = (serde_json::json!(32.0), serde_json::json!(1.0));
+    (expected["beta_fast"], expected["beta_slow"]) =
+        (serde_json::json!(32.0), serde_json::json!(1.0));
     assert_eq!(rope(fast), expected);
     // The usual factor is 1 + ln(4) / 10.
     assert_eq!(rope(w().float("rope.scaling.attn_factor", 1.138_629_4)), yarn);
-    for (name, value) in [("attn_factor", 1.0), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)] {
+    for (name, value) in
+        [("attn_factor", 1.0), ("yarn_ext_factor", 0.0), ("yarn_log_multiplier", 0.1)]
+    {
         let e = refused(&w().float(&format!("rope.scaling.{name}"), value).bytes());
         assert!(e.contains(&format!("`qwen3.rope.scaling.{name}` ({value})")), "{e}");
     }
     // Without YaRN these change nothing or are refused.
-    assert!(Writer::of("qwen3").float("rope.scaling.yarn_log_multiplier", 0.1).float("rope.scaling.yarn_beta_fast", 8.0).open().is_ok());
-    assert!(refused(&Writer::of("qwen3").float("rope.scaling.yarn_attn_factor", 1.2).bytes()).contains("`qwen3.rope.scaling.yarn_attn_factor` (1.2)"));
+    assert!(
+        Writer::of("qwen3")
+            .float("rope.scaling.yarn_log_multiplier", 0.1)
+            .float("rope.scaling.yarn_beta_fast", 8.0)
+            .open()
+            .is_ok()
+    );
+    assert!(
+        refused(&Writer::of("qwen3").float("rope.scaling.yarn_attn_factor", 1.2).bytes())
+            .contains("`qwen3.rope.scaling.yarn_attn_factor` (1.2)")
+    );
     let factors = refused(&w().floats("rope_freqs.weight", &[2], [1.0, 8.0]).bytes());
     assert!(factors.contains("`yarn` with factors of its own"), "{factors}");
 }
@@ -420,12 +625,27 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
     let (heads, width) = (2, 16);
     let of = |architecture: &'static str| {
         let w = Writer::of(architecture).count("rope.dimension_count", 4);
-        let w = if architecture == "gptneox" { w.float("attention.layer_norm_epsilon", 1e-5) } else { w };
-        if architecture.starts_with("gemma") { w.count("attention.sliding_window", 8).count("attention.key_length", 16) } else { w }
+        let w = if architecture == "gptneox" {
+            w.float("attention.layer_norm_epsilon", 1e-5)
+        } else {
+            w
+        };
+        if architecture.starts_with("gemma") {
+            w.count("attention.sliding_window", 8).count("attention.key_length", 16)
+        } else {
+            w
+        }
     };
-    for architecture in ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3", "granite", "phi3", "gptneox"] {
+    for architecture in [
+        "llama", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3", "granite", "phi3",
+        "gptneox",
+    ] {
         let rope = rope(of(architecture));
-        let sets = if architecture == "gemma3" { vec![rope["full_attention"].clone(), rope["sliding_attention"].clone()] } else { vec![rope] };
+        let sets = if architecture == "gemma3" {
+            vec![rope["full_attention"].clone(), rope["sliding_attention"].clone()]
+        } else {
+            vec![rope]
+        };
         for rope in sets {
             let turned = match rope["dimension_count"].as_i64() {
                 Some(turned) => turned as f64,
@@ -437,26 +657,38 @@ fn a_part_of_each_head_can_be_rotated_in_every_architecture() {
         assert!(refused(&whole.bytes()).contains("attention.head_count_kv2"));
     }
     // 30 / 88 * 88 is less than 30 in float64.
-    let odd = rope(Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30));
+    let odd = rope(
+        Writer::of("phi3").count("attention.key_length", 88).count("rope.dimension_count", 30),
+    );
     assert_eq!((odd["partial_rotary_factor"].as_f64().unwrap() * 88.0) as i64, 30);
     // The file may give the width of a head.
-    let wide = rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
+    let wide =
+        rope(Writer::of("phi3").count("attention.key_length", 32).count("rope.dimension_count", 8));
     assert_eq!(wide["partial_rotary_factor"], 0.25);
     // Without the key the whole head rotates, as in llama.cpp. Hugging Face's default for GPT-NeoX
     // is a quarter.
     let neox = Writer::of("gptneox").float("attention.layer_norm_epsilon", 1e-5);
     assert_eq!(rope(neox)["partial_rotary_factor"], 1.0);
-    assert_eq!(rope(Writer::llama().count("rope.dimension_count", 16)), serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 }));
+    assert_eq!(
+        rope(Writer::llama().count("rope.dimension_count", 16)),
+        serde_json::json!({ "rope_type": "default", "rope_theta": 1e4 })
+    );
     for wrong in [3, 18, 0] {
         let e = refused(&Writer::llama().count("rope.dimension_count", wrong).bytes());
         assert!(e.contains("`llama.rope.dimension_count`"), "{e}");
     }
     // llama.cpp rotates neighbouring rows of the file, here the first four of each head.
-    let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu)).reshape([i64::from(heads * width), 1]);
+    let ours = Tensor::arange(i64::from(heads * width), (Kind::Float, tch::Device::Cpu))
+        .reshape([i64::from(heads * width), 1]);
     let values = Vec::<f32>::try_from(ours.flatten(0, -1)).unwrap();
     let gguf = of("llama").floats("blk.0.attn_q.weight", &[1, 32], values).open().unwrap();
-    let read = Vec::<f64>::try_from(gguf.read("model.layers.0.self_attn.q_proj.weight", Kind::Double).unwrap().flatten(0, -1)).unwrap();
-    let head = |at: f64| [0.0, 2.0, 1.0, 3.0].into_iter().chain((4..16).map(f64::from)).map(move |r| at + r);
+    let read = Vec::<f64>::try_from(
+        gguf.read("model.layers.0.self_attn.q_proj.weight", Kind::Double).unwrap().flatten(0, -1),
+    )
+    .unwrap();
+    let head = |at: f64| {
+        [0.0, 2.0, 1.0, 3.0].into_iter().chain((4..16).map(f64::from)).map(move |r| at + r)
+    };
     assert_eq!(read, head(0.0).chain(head(16.0)).collect::<Vec<_>>());
 }
 
@@ -481,7 +713,10 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
         ("a_setting_of_next_year", 1.0),
     ] {
         let e = refused(&Writer::llama().float(key, value).bytes());
-        assert!(e.contains(&format!("`llama.{key}` ({value})")) && e.contains("Hugging Face folder"), "{e}");
+        assert!(
+            e.contains(&format!("`llama.{key}` ({value})")) && e.contains("Hugging Face folder"),
+            "{e}"
+        );
     }
     // These settings do not change the model's output.
     for (key, value) in [
@@ -494,7 +729,11 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
         ("rope.scaling.original_context_length", 64.0),
         ("vocab_size", 2.0),
     ] {
-        let w = if key.contains("count") || key.contains("length") { Writer::llama().count(key, value as u32) } else { Writer::llama().float(key, value) };
+        let w = if key.contains("count") || key.contains("length") {
+            Writer::llama().count(key, value as u32)
+        } else {
+            Writer::llama().float(key, value)
+        };
         assert!(w.open().is_ok(), "{key}: {:?}", w.open());
     }
     // Keys of another architecture are ignored.
@@ -504,7 +743,9 @@ fn a_setting_that_may_change_the_numbers_and_is_not_read_is_refused_by_name() {
 #[test]
 fn the_tokens_for_the_end_of_a_text_a_turn_and_a_message_all_end_a_completion() {
     let ids = [("eos", 1u32), ("eot", 3), ("eom", 5)];
-    let add = |w: Writer, (name, id): &(&str, u32)| w.entry(&format!("tokenizer.ggml.{name}_token_id"), 4, &id.to_le_bytes());
+    let add = |w: Writer, (name, id): &(&str, u32)| {
+        w.entry(&format!("tokenizer.ggml.{name}_token_id"), 4, &id.to_le_bytes())
+    };
     let bytes = ids.iter().fold(Writer::llama(), add).bytes();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.gguf");

@@ -22,9 +22,31 @@ pub struct Format {
 
 /// The types that are read.
 pub static FORMATS: [Format; 13] = [
-    Format { name: "F32", id: 0, block: 1, bytes: 4, decode: |s, d| each(s, d, |b: &[u8; 4], y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)) },
-    Format { name: "F16", id: 1, block: 1, bytes: 2, decode: |s, d| each(s, d, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = f16::from_le_bytes(*b).to_f32()) },
-    Format { name: "BF16", id: 30, block: 1, bytes: 2, decode: |s, d| each(s, d, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = bf16::from_le_bytes(*b).to_f32()) },
+    Format {
+        name: "F32",
+        id: 0,
+        block: 1,
+        bytes: 4,
+        decode: |s, d| each(s, d, |b: &[u8; 4], y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)),
+    },
+    Format {
+        name: "F16",
+        id: 1,
+        block: 1,
+        bytes: 2,
+        decode: |s, d| {
+            each(s, d, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = f16::from_le_bytes(*b).to_f32())
+        },
+    },
+    Format {
+        name: "BF16",
+        id: 30,
+        block: 1,
+        bytes: 2,
+        decode: |s, d| {
+            each(s, d, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = bf16::from_le_bytes(*b).to_f32())
+        },
+    },
     Format { name: "Q4_0", id: 2, block: 32, bytes: 18, decode: |s, d| each(s, d, q4_0) },
     Format { name: "Q4_1", id: 3, block: 32, bytes: 20, decode: |s, d| each(s, d, q4_1) },
     Format { name: "Q5_0", id: 6, block: 32, bytes: 22, decode: |s, d| each(s, d, q5_0) },

@@ -20,7 +20,8 @@ fn open(bytes: &[u8]) -> Result<SafetensorsFile> {
 }
 
 fn refused(bytes: &[u8]) -> String {
-    let (e, seconds) = testing::seconds_of(|| open(bytes).expect_err("a file that is wrong has to be refused"));
+    let (e, seconds) =
+        testing::seconds_of(|| open(bytes).expect_err("a file that is wrong has to be refused"));
     assert!(seconds < 1.0, "{seconds} s");
     let text = format!("{e:?}");
     assert!(text.contains("x.safetensors"), "{text}");
@@ -37,8 +38,16 @@ fn of(entries: &[String]) -> String {
 
 #[test]
 fn odd_files_that_are_valid_are_read() {
-    let two = of(&[r#""__metadata__":{"format":"pt","note":"é"}"#.into(), entry("b", "F32", "[2,2]", 8, 24), entry("a", "I64", "[]", 0, 8)]);
-    assert_eq!(open(&file(&format!("{two}   "), 24)).unwrap().names().collect::<Vec<_>>(), ["a", "b"], "in the order of their data");
+    let two = of(&[
+        r#""__metadata__":{"format":"pt","note":"é"}"#.into(),
+        entry("b", "F32", "[2,2]", 8, 24),
+        entry("a", "I64", "[]", 0, 8),
+    ]);
+    assert_eq!(
+        open(&file(&format!("{two}   "), 24)).unwrap().names().collect::<Vec<_>>(),
+        ["a", "b"],
+        "in the order of their data"
+    );
     assert_eq!(open(&file("{}", 0)).unwrap().names().count(), 0);
     let zero = of(&[entry("none", "F32", "[0,7]", 4, 4), entry("all", "U8", "[4]", 0, 4)]);
     assert_eq!(open(&file(&zero, 4)).unwrap().read("none").unwrap().size(), [0, 7]);
@@ -46,12 +55,27 @@ fn odd_files_that_are_valid_are_read() {
 
 #[test]
 fn a_header_that_does_not_fit_is_refused() {
-    for (len, says) in [(9u64, "claims a header of 9 bytes and has 4"), (u64::MAX, "claims a header of 18446744073709551615"), (1 << 62, "claims a header")] {
+    for (len, says) in [
+        (9u64, "claims a header of 9 bytes and has 4"),
+        (u64::MAX, "claims a header of 18446744073709551615"),
+        (1 << 62, "claims a header"),
+    ] {
         let text = refused(&[&len.to_le_bytes()[..], b"{}  "].concat());
         assert!(text.contains(says), "{text}");
     }
     assert!(refused(b"{}").contains("it has 2 bytes"));
-    for header in ["", "x", "[]", "7", "{", r#"{"a":7}"#, r#"{"a":{}}"#, r#"{"a":{"dtype":"F32"}}"#, "{}{}", "\u{0}"] {
+    for header in [
+        "",
+        "x",
+        "[]",
+        "7",
+        "{",
+        r#"{"a":7}"#,
+        r#"{"a":{}}"#,
+        r#"{"a":{"dtype":"F32"}}"#,
+        "{}{}",
+        "\u{0}",
+    ] {
         assert!(refused(&file(header, 0)).contains("its header is"), "{header}");
     }
     let mut bytes = file(&of(&[entry("aa", "F32", "[1]", 0, 4)]), 4);
@@ -61,7 +85,12 @@ fn a_header_that_does_not_fit_is_refused() {
 
 #[test]
 fn a_tensor_that_is_wrong_is_named() {
-    let one = |dtype: &str, shape: &str, from, to| refused(&file(&of(&[entry("good", "F32", "[2]", 0, 8), entry("bad", dtype, shape, from, to)]), 16));
+    let one = |dtype: &str, shape: &str, from, to| {
+        refused(&file(
+            &of(&[entry("good", "F32", "[2]", 0, 8), entry("bad", dtype, shape, from, to)]),
+            16,
+        ))
+    };
     for (text, says) in [
         (one("F32", "[2]", 8, 1 << 40), "ends before tensor `bad`"),
         (one("F32", "[2]", u64::MAX - 7, u64::MAX), "ends before tensor `bad`"),
@@ -80,7 +109,8 @@ fn a_tensor_that_is_wrong_is_named() {
     ] {
         assert!(text.contains(says), "{says}: {text}");
     }
-    let twice = refused(&file(&of(&[entry("a", "F32", "[1]", 0, 4), entry("a", "F32", "[1]", 0, 4)]), 4));
+    let twice =
+        refused(&file(&of(&[entry("a", "F32", "[1]", 0, 4), entry("a", "F32", "[1]", 0, 4)]), 4));
     assert!(twice.contains("tensor `a` twice"), "{twice}");
 }
 
@@ -88,12 +118,21 @@ fn a_tensor_that_is_wrong_is_named() {
 fn a_hostile_header_costs_neither_time_nor_memory() {
     let deep = format!("{}{}", r#"{"a":"#, "[".repeat(1 << 20));
     assert!(refused(&file(&deep, 0)).contains("tensor `a`"));
-    let wide = format!(r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#, "1,".repeat(1 << 20));
+    let wide = format!(
+        r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#,
+        "1,".repeat(1 << 20)
+    );
     assert!(refused(&file(&wide, 4)).contains("more than 8 axes"));
     let long = format!(r#"{{"{}":7}}"#, "a".repeat(1 << 20));
     assert!(refused(&file(&long, 4)).len() < 1000, "a name is told as far as it can be read");
     let mut many = String::from("{");
-    (0..140_000).for_each(|i| many.push_str(&format!("{}{}", if i == 0 { "" } else { "," }, entry(&i.to_string(), "U8", "[0]", 0, 0))));
+    (0..140_000).for_each(|i| {
+        many.push_str(&format!(
+            "{}{}",
+            if i == 0 { "" } else { "," },
+            entry(&i.to_string(), "U8", "[0]", 0, 0)
+        ))
+    });
     assert!(refused(&file(&(many + "}"), 0)).contains("more than 131072 tensors"));
 }
 
@@ -102,13 +141,17 @@ fn a_tensor_of_several_slabs_is_read_whole_in_every_kind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let x = Tensor::arange(5_000_001, (Kind::Float, Device::Cpu)) / 77.0 - 1000.0;
-    let all: Vec<(String, Tensor)> = [Kind::Float, Kind::BFloat16, Kind::Half].map(|k| (format!("{k:?}"), x.to_kind(k))).into();
+    let all: Vec<(String, Tensor)> =
+        [Kind::Float, Kind::BFloat16, Kind::Half].map(|k| (format!("{k:?}"), x.to_kind(k))).into();
     write_safetensors(&path, &all).unwrap();
     let file = SafetensorsFile::open(&path).unwrap();
     for (name, tensor) in &all {
         assert!(file.read(name).unwrap().equal(tensor), "{name}");
         for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
-            assert!(file.read_as(name, kind, Device::Cpu).unwrap().equal(&tensor.to_kind(kind)), "{name} as {kind:?}");
+            assert!(
+                file.read_as(name, kind, Device::Cpu).unwrap().equal(&tensor.to_kind(kind)),
+                "{name} as {kind:?}"
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What the dynamic loader reads in a binary: the libraries that it needs, the versions of their symbols, and where it
-//! looks for them.
+//! What the dynamic loader reads in a binary: the libraries that it needs, the versions of their
+//! symbols, and where it looks for them.
 
 use anyhow::{Context, Result, bail};
 use object::Endianness;
@@ -35,15 +35,22 @@ impl Dynamic {
     /// # Errors
     /// Fails if `data` is not such a file, or if it is linked statically.
     pub fn read(data: &[u8]) -> Result<Self> {
-        let header = FileHeader64::<Endianness>::parse(data).context("it is not a 64-bit ELF file")?;
+        let header =
+            FileHeader64::<Endianness>::parse(data).context("it is not a 64-bit ELF file")?;
         let endian = header.endian()?;
         let sections = header.sections(endian, data)?;
-        let Some((entries, strings)) = sections.dynamic(endian, data)? else { bail!("it has no dynamic section") };
+        let Some((entries, strings)) = sections.dynamic(endian, data)? else {
+            bail!("it has no dynamic section")
+        };
         let strings = sections.strings(endian, data, strings)?;
 
         let mut dynamic = Self::default();
         for entry in entries {
-            let text = || Ok::<_, object::Error>(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned());
+            let text = || {
+                Ok::<_, object::Error>(
+                    String::from_utf8_lossy(entry.string(endian, strings)?).into_owned(),
+                )
+            };
             match entry.tag(endian) {
                 elf::DT_NEEDED => dynamic.needed.push(text()?),
                 elf::DT_RUNPATH => dynamic.runpath = Some(text()?),
@@ -54,7 +61,9 @@ impl Dynamic {
 
         let symbols = sections.symbols(endian, data, elf::SHT_DYNSYM)?;
         let Some(versions) = sections.versions(endian, data)? else { return Ok(dynamic) };
-        let Some((mut libraries, strings)) = sections.gnu_verneed(endian, data)? else { return Ok(dynamic) };
+        let Some((mut libraries, strings)) = sections.gnu_verneed(endian, data)? else {
+            return Ok(dynamic);
+        };
         let strings: StringTable = sections.strings(endian, data, strings)?;
         while let Some((library, mut needs)) = libraries.next()? {
             let library = String::from_utf8_lossy(library.file(endian, strings)?).into_owned();
@@ -63,11 +72,18 @@ impl Dynamic {
                 let mut users = Vec::new();
                 for (at, symbol) in symbols.iter().enumerate() {
                     if versions.version_index(endian, SymbolIndex(at)).index() == index {
-                        users.push(String::from_utf8_lossy(symbol.name(endian, symbols.strings())?).into_owned());
+                        users.push(
+                            String::from_utf8_lossy(symbol.name(endian, symbols.strings())?)
+                                .into_owned(),
+                        );
                     }
                 }
                 let version = String::from_utf8_lossy(need.name(endian, strings)?).into_owned();
-                dynamic.required.push(Required { library: library.clone(), version, symbols: users });
+                dynamic.required.push(Required {
+                    library: library.clone(),
+                    version,
+                    symbols: users,
+                });
             }
         }
         Ok(dynamic)
@@ -86,8 +102,15 @@ mod tests {
         }
         let dynamic = Dynamic::read(&this).unwrap();
         assert!(dynamic.needed.iter().any(|name| name == "libc.so.6"), "{:?}", dynamic.needed);
-        let of_libc = |required: &&Required| required.library == "libc.so.6" && required.version.starts_with("GLIBC_2.");
-        let symbols: Vec<&String> = dynamic.required.iter().filter(of_libc).flat_map(|required| &required.symbols).collect();
+        let of_libc = |required: &&Required| {
+            required.library == "libc.so.6" && required.version.starts_with("GLIBC_2.")
+        };
+        let symbols: Vec<&String> = dynamic
+            .required
+            .iter()
+            .filter(of_libc)
+            .flat_map(|required| &required.symbols)
+            .collect();
         assert!(symbols.iter().any(|name| *name == "malloc"), "{symbols:?}");
     }
 

@@ -15,7 +15,8 @@ use crate::{paths, pins};
 /// Files of this project's own licence.
 const OWN: [&str; 3] = ["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// How deep below a crate's folder its licences are looked for: C libraries lie in folders of their own.
+/// How deep below a crate's folder its licences are looked for: C libraries lie in folders of their
+/// own.
 const DEPTH: usize = 3;
 
 /// All licence files of a package, by their names. `zig` is the program that linked the binary.
@@ -26,12 +27,18 @@ pub fn gather(metadata: &Metadata, zig: Option<&Path>) -> Result<Vec<(String, Ve
         let file = checkout.join(name);
         files.push((name.to_owned(), fs::read(&file).map_err(|e| at(&file, "read", e))?));
     }
-    let sources = metadata.linked.iter().map(|linked| Ok(Source { texts: texts(&linked.folder, DEPTH)?, linked: linked.clone() }));
+    let sources = metadata
+        .linked
+        .iter()
+        .map(|linked| Ok(Source { texts: texts(&linked.folder, DEPTH)?, linked: linked.clone() }));
     let mut sources = sources.collect::<Result<Vec<_>>>()?;
     if let Some(zig) = zig {
         sources.push(of_zig(zig)?);
     }
-    files.push(("THIRD-PARTY.txt".to_owned(), third_party(&metadata.version, &sources).into_bytes()));
+    files.push((
+        "THIRD-PARTY.txt".to_owned(),
+        third_party(&metadata.version, &sources).into_bytes(),
+    ));
     if let Some(notices) = rust_library()? {
         files.push(("RUST-LIBRARY.html".to_owned(), notices));
     }
@@ -49,14 +56,25 @@ fn of_zig(program: &Path) -> Result<Source> {
     let folder = program.parent().unwrap_or(Path::new(""));
     let requirement = pins::ZIG.requirement();
     let (_, version) = requirement.split_once("==").unwrap_or_default();
-    let linked = Linked { name: "zig".into(), version: version.into(), licence: Some("MIT".into()), authors: Vec::new(), folder: folder.to_owned() };
+    let linked = Linked {
+        name: "zig".into(),
+        version: version.into(),
+        licence: Some("MIT".into()),
+        authors: Vec::new(),
+        folder: folder.to_owned(),
+    };
     Ok(Source { texts: texts(folder, 0)?, linked })
 }
 
-/// The notices of Rust's standard library, which the toolchain brings along; `None` if this toolchain does not.
+/// The notices of Rust's standard library, which the toolchain brings along; `None` if this
+/// toolchain does not.
 fn rust_library() -> Result<Option<Vec<u8>>> {
-    let output = Command::new("rustc").args(["--print", "sysroot"]).output().context("cannot run `rustc`")?;
-    let file = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("share/doc/rust/COPYRIGHT-library.html");
+    let output = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .context("cannot run `rustc`")?;
+    let file = Path::new(String::from_utf8_lossy(&output.stdout).trim())
+        .join("share/doc/rust/COPYRIGHT-library.html");
     Ok(fs::read(file).ok())
 }
 
@@ -68,7 +86,12 @@ fn texts(folder: &Path, depth: usize) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-fn search(folder: &Path, below: &str, depth: usize, found: &mut Vec<(String, String)>) -> Result<()> {
+fn search(
+    folder: &Path,
+    below: &str,
+    depth: usize,
+    found: &mut Vec<(String, String)>,
+) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| at(folder, "read", e))? {
         let entry = entry.map_err(|e| at(folder, "read", e))?;
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
@@ -78,38 +101,56 @@ fn search(folder: &Path, below: &str, depth: usize, found: &mut Vec<(String, Str
             }
         } else if is_licence(below, &name) {
             let text = fs::read(&path).map_err(|e| at(&path, "read", e))?;
-            found.push((format!("{below}{name}"), String::from_utf8_lossy(&text).replace("\r\n", "\n").trim_end().to_owned()));
+            found.push((
+                format!("{below}{name}"),
+                String::from_utf8_lossy(&text).replace("\r\n", "\n").trim_end().to_owned(),
+            ));
         }
     }
     Ok(())
 }
 
-/// True for `LICENSE-MIT`, `COPYING`, `notice.md`, and for every text in a folder `LICENSES`; false for `license.rs`.
+/// True for `LICENSE-MIT`, `COPYING`, `notice.md`, and for every text in a folder `LICENSES`; false
+/// for `license.rs`.
 fn is_licence(below: &str, name: &str) -> bool {
     const NAMES: [&str; 6] = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE", "UNLICENSE"];
-    const SOURCES: [&str; 12] = ["rs", "c", "cc", "cpp", "h", "py", "sh", "html", "json", "toml", "yml", "hbs"];
+    const SOURCES: [&str; 12] =
+        ["rs", "c", "cc", "cpp", "h", "py", "sh", "html", "json", "toml", "yml", "hbs"];
     let upper = name.to_uppercase();
     let folder = below.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_uppercase();
     let is_source = name.rsplit_once('.').is_some_and(|(_, end)| SOURCES.contains(&end));
     !is_source && (NAMES.iter().any(|start| upper.starts_with(start)) || folder == "LICENSES")
 }
 
-/// The text of `THIRD-PARTY.txt`. Each licence text stands in it once, with the packages that it belongs to.
+/// The text of `THIRD-PARTY.txt`. Each licence text stands in it once, with the packages that it
+/// belongs to.
 fn third_party(version: &str, sources: &[Source]) -> String {
     let mut out = format!(
         "Third-party software in reprpo {version}\n\n\
-        The binary contains code of the packages below. The texts of their licences follow the list.\n\n\
-        It also contains code of Rust's standard library (MIT OR Apache-2.0; notices in RUST-LIBRARY.html), code from the\n\
-        headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and parts of GCC's libraries, which their\n\
-        exceptions for linked programs cover (LGPL-2.1-or-later with its linking exception; GPL-3.0-or-later WITH\n\
+        The binary contains code of the packages below. The texts of their licences follow the \
+        list.\n\n\
+        It also contains code of Rust's standard library (MIT OR Apache-2.0; notices in \
+        RUST-LIBRARY.html), code from the\n\
+        headers of PyTorch (BSD-3-Clause), start-up code of the GNU C library, and parts of GCC's \
+        libraries, which their\n\
+        exceptions for linked programs cover (LGPL-2.1-or-later with its linking exception; \
+        GPL-3.0-or-later WITH\n\
         GCC-exception-3.1).\n\n"
     );
     let mut users: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for Source { linked, texts } in sources {
         let Linked { name, version, licence, authors, .. } = linked;
-        let _ = write!(out, "{name} {version}: {}", licence.as_deref().unwrap_or("see its licence file"));
+        let _ = write!(
+            out,
+            "{name} {version}: {}",
+            licence.as_deref().unwrap_or("see its licence file")
+        );
         if texts.is_empty() {
-            let authors = if authors.is_empty() { String::new() } else { format!(", by {}", authors.join(", ")) };
+            let authors = if authors.is_empty() {
+                String::new()
+            } else {
+                format!(", by {}", authors.join(", "))
+            };
             let _ = write!(out, " (its package has no licence file{authors})");
         }
         out.push('\n');
@@ -128,13 +169,29 @@ mod tests {
     use super::*;
 
     fn source(name: &str, texts: &[(&str, &str)]) -> Source {
-        let linked = Linked { name: name.into(), version: "1.0.0".into(), licence: Some("MIT".into()), authors: vec!["Ada".into()], folder: "x".into() };
-        Source { linked, texts: texts.iter().map(|(file, text)| ((*file).into(), (*text).into())).collect() }
+        let linked = Linked {
+            name: name.into(),
+            version: "1.0.0".into(),
+            licence: Some("MIT".into()),
+            authors: vec!["Ada".into()],
+            folder: "x".into(),
+        };
+        Source {
+            linked,
+            texts: texts.iter().map(|(file, text)| ((*file).into(), (*text).into())).collect(),
+        }
     }
 
     #[test]
     fn a_text_stands_once_for_all_its_packages() {
-        let text = third_party("0.1.0", &[source("a", &[("LICENSE", "the text")]), source("b", &[("LICENSE-MIT", "the text")]), source("c", &[])]);
+        let text = third_party(
+            "0.1.0",
+            &[
+                source("a", &[("LICENSE", "the text")]),
+                source("b", &[("LICENSE-MIT", "the text")]),
+                source("c", &[]),
+            ],
+        );
         assert_eq!(text.matches("the text").count(), 1);
         assert!(text.contains("a 1.0.0 (LICENSE)\nb 1.0.0 (LICENSE-MIT)\n\nthe text"), "{text}");
         assert!(text.contains("c 1.0.0: MIT (its package has no licence file, by Ada)"), "{text}");
@@ -142,10 +199,19 @@ mod tests {
 
     #[test]
     fn licence_files_are_told_from_sources() {
-        for (below, name) in [("", "LICENSE"), ("", "license-mit"), ("", "COPYING.txt"), ("zstd/", "LICENSE"), ("LICENSES/", "MIT.txt"), ("", "NOTICE.md")] {
+        for (below, name) in [
+            ("", "LICENSE"),
+            ("", "license-mit"),
+            ("", "COPYING.txt"),
+            ("zstd/", "LICENSE"),
+            ("LICENSES/", "MIT.txt"),
+            ("", "NOTICE.md"),
+        ] {
             assert!(is_licence(below, name), "{below}{name}");
         }
-        for (below, name) in [("src/", "license.rs"), ("", "README.md"), ("src/", "lib.rs"), ("", "licenses.html")] {
+        for (below, name) in
+            [("src/", "license.rs"), ("", "README.md"), ("src/", "lib.rs"), ("", "licenses.html")]
+        {
             assert!(!is_licence(below, name), "{below}{name}");
         }
     }
@@ -158,7 +224,10 @@ mod tests {
         fs::write(folder.path().join("oniguruma/COPYING"), "theirs").unwrap();
         assert_eq!(
             texts(folder.path(), 1).unwrap(),
-            [("LICENSE".to_owned(), "ours\nand more".to_owned()), ("oniguruma/COPYING".to_owned(), "theirs".to_owned())]
+            [
+                ("LICENSE".to_owned(), "ours\nand more".to_owned()),
+                ("oniguruma/COPYING".to_owned(), "theirs".to_owned())
+            ]
         );
     }
 }

@@ -1,8 +1,9 @@
 //! The linker of a packed build: `cargo xtask link`, which rustc calls in place of `cc`.
 //!
-//! It links twice. The first binary is the ordinary one, where cargo expects it; it finds libtorch where this machine has
-//! it, so `target/release/reprpo` stays usable. The second one is the binary to pack, whose RUNPATH is set here.
-//! Setting it at link time is more robust than to rewrite it afterwards: no tool has to change the layout of the file.
+//! It links twice. The first binary is the ordinary one, where cargo expects it; it finds libtorch
+//! where this machine has it, so `target/release/reprpo` stays usable. The second one is the binary
+//! to pack, whose RUNPATH is set here. Setting it at link time is more robust than to rewrite it
+//! afterwards: no tool has to change the layout of the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -51,14 +52,29 @@ impl Plan<'_> {
     /// Writes the script that rustc calls as its linker.
     pub fn write_script(&self, script: &Path) -> Result<()> {
         let this = std::env::current_exe().context("cannot find the program that runs")?;
-        let mut words: Vec<OsString> = vec![this.into(), "link".into(), "--packed".into(), self.packed.into(), "--compiler".into(), self.compiler.into()];
+        let mut words: Vec<OsString> = vec![
+            this.into(),
+            "link".into(),
+            "--packed".into(),
+            self.packed.into(),
+            "--compiler".into(),
+            self.compiler.into(),
+        ];
         if let Some((zig, object)) = self.portable {
             words.extend(["--zig".into(), zig.into(), "--portable-object".into(), object.into()]);
         }
-        let words: Vec<String> =
-            words.iter().map(|word| Ok(quote(word.to_str().with_context(|| format!("`{}` is not UTF-8", word.display()))?))).collect::<Result<_>>()?;
-        fs::write(script, format!("#!/bin/sh\nexec {} -- \"$@\"\n", words.join(" "))).map_err(|e| at(script, "write", e))?;
-        fs::set_permissions(script, fs::Permissions::from_mode(0o755)).map_err(|e| at(script, "write", e))
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| {
+                Ok(quote(
+                    word.to_str().with_context(|| format!("`{}` is not UTF-8", word.display()))?,
+                ))
+            })
+            .collect::<Result<_>>()?;
+        fs::write(script, format!("#!/bin/sh\nexec {} -- \"$@\"\n", words.join(" ")))
+            .map_err(|e| at(script, "write", e))?;
+        fs::set_permissions(script, fs::Permissions::from_mode(0o755))
+            .map_err(|e| at(script, "write", e))
     }
 }
 
@@ -70,7 +86,9 @@ fn quote(word: &str) -> String {
 /// Links the ordinary binary and the one to pack.
 pub fn run(link: &Link) -> Result<ExitCode> {
     if link.args.iter().any(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
-        bail!("rustc passed the linker's arguments in a file, which `cargo xtask link` does not read");
+        bail!(
+            "rustc passed the linker's arguments in a file, which `cargo xtask link` does not read"
+        );
     }
     if !Command::new("cc").args(&link.args).status().context("cannot run `cc`")?.success() {
         return Ok(ExitCode::FAILURE);
@@ -78,26 +96,36 @@ pub fn run(link: &Link) -> Result<ExitCode> {
     let (mut command, libraries) = match (&link.zig, &link.portable_object) {
         (Some(zig), Some(object)) => {
             let mut command = Command::new(zig);
-            command.args(["cc", "-target", zig::TARGET]).arg(object).args(zig::FLAGS).envs(zig::environment(zig));
+            command
+                .args(["cc", "-target", zig::TARGET])
+                .arg(object)
+                .args(zig::FLAGS)
+                .envs(zig::environment(zig));
             (command, Some(Libraries::of(&link.compiler)?))
         }
         _ => (Command::new("cc"), None),
     };
     command.args(packed_arguments(&link.args, &link.packed, libraries.as_ref()));
-    let status = command.status().with_context(|| format!("cannot run `{}`", command.get_program().display()))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run `{}`", command.get_program().display()))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The libraries that belong to the C++ compiler, by the flag that stands for them.
 ///
-/// zig takes `-lstdc++` for its own libc++ and `-lgcc_s` for its own unwinder, with which exceptions could not pass between
-/// libtorch and this binary. So they are named by their paths, and so is libgomp, which zig does not know.
+/// zig takes `-lstdc++` for its own libc++ and `-lgcc_s` for its own unwinder, with which
+/// exceptions could not pass between libtorch and this binary. So they are named by their paths,
+/// and so is libgomp, which zig does not know.
 struct Libraries(Vec<(&'static str, Vec<PathBuf>)>);
 
 impl Libraries {
     /// The static libgcc holds what `__builtin_cpu_supports` needs.
-    const FILES: [(&'static str, &'static [&'static str]); 3] =
-        [("-lstdc++", &["libstdc++.so"]), ("-lgcc_s", &["libgcc_s.so.1", "libgcc.a"]), ("-lgomp", &["libgomp.so"])];
+    const FILES: [(&'static str, &'static [&'static str]); 3] = [
+        ("-lstdc++", &["libstdc++.so"]),
+        ("-lgcc_s", &["libgcc_s.so.1", "libgcc.a"]),
+        ("-lgomp", &["libgomp.so"]),
+    ];
 
     fn of(compiler: &OsStr) -> Result<Self> {
         let find = |name: &&str| {
@@ -105,11 +133,16 @@ impl Libraries {
             let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
             // A name that the compiler does not know comes back as it is.
             if !path.is_absolute() {
-                bail!("`{}` does not have `{name}`, which the portable link needs", compiler.display());
+                bail!(
+                    "`{}` does not have `{name}`, which the portable link needs",
+                    compiler.display()
+                );
             }
             Ok(path)
         };
-        let paths = Self::FILES.iter().map(|(flag, names)| Ok((*flag, names.iter().map(find).collect::<Result<_>>()?)));
+        let paths = Self::FILES
+            .iter()
+            .map(|(flag, names)| Ok((*flag, names.iter().map(find).collect::<Result<_>>()?)));
         paths.collect::<Result<_>>().map(Self)
     }
 
@@ -118,9 +151,13 @@ impl Libraries {
     }
 }
 
-/// The arguments for the binary to pack, from those that rustc gives for the ordinary one. With `libraries`, they are
-/// for zig.
-fn packed_arguments(args: &[OsString], packed: &Path, libraries: Option<&Libraries>) -> Vec<OsString> {
+/// The arguments for the binary to pack, from those that rustc gives for the ordinary one. With
+/// `libraries`, they are for zig.
+fn packed_arguments(
+    args: &[OsString],
+    packed: &Path,
+    libraries: Option<&Libraries>,
+) -> Vec<OsString> {
     let mut out: Vec<OsString> = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -132,7 +169,8 @@ fn packed_arguments(args: &[OsString], packed: &Path, libraries: Option<&Librari
             // A folder of this machine; the packed binary has its own.
         } else if let Some(libraries) = libraries {
             // zig has a linker of its own.
-            let chooses_linker = text == "-m64" || text.starts_with("-fuse-ld=") || text.starts_with("-B/");
+            let chooses_linker =
+                text == "-m64" || text.starts_with("-fuse-ld=") || text.starts_with("-B/");
             match libraries.paths(text) {
                 Some(paths) => out.extend(paths.iter().map(Into::into)),
                 None if chooses_linker => {}
@@ -168,21 +206,56 @@ mod tests {
 
     fn arguments(libraries: Option<&Libraries>) -> Vec<String> {
         let args = FROM_RUSTC.map(OsString::from);
-        packed_arguments(&args, Path::new("packed/reprpo"), libraries).into_iter().map(|arg| arg.into_string().unwrap()).collect()
+        packed_arguments(&args, Path::new("packed/reprpo"), libraries)
+            .into_iter()
+            .map(|arg| arg.into_string().unwrap())
+            .collect()
     }
 
     #[test]
     fn a_plain_link_changes_the_place_of_the_file_and_of_libtorch() {
-        let kept = ["-m64", "main.o", "liba.rlib", "-Wl,-Bdynamic", "-lstdc++", "-ltorch_cpu", "-lgcc_s", "-fuse-ld=lld", "-Wl,-z,relro,-z,now"];
-        let added = ["-o", "packed/reprpo", "-Wl,--enable-new-dtags,-rpath,$ORIGIN/../../torch/lib", "-Wl,--strip-all"];
+        let kept = [
+            "-m64",
+            "main.o",
+            "liba.rlib",
+            "-Wl,-Bdynamic",
+            "-lstdc++",
+            "-ltorch_cpu",
+            "-lgcc_s",
+            "-fuse-ld=lld",
+            "-Wl,-z,relro,-z,now",
+        ];
+        let added = [
+            "-o",
+            "packed/reprpo",
+            "-Wl,--enable-new-dtags,-rpath,$ORIGIN/../../torch/lib",
+            "-Wl,--strip-all",
+        ];
         assert_eq!(arguments(None), [&kept[..], &added].concat());
     }
 
     #[test]
     fn a_portable_link_names_the_compilers_libraries_by_their_paths() {
-        let libraries = Libraries(vec![("-lstdc++", vec!["/gcc/libstdc++.so".into()]), ("-lgcc_s", vec!["/gcc/libgcc_s.so.1".into(), "/gcc/libgcc.a".into()])]);
-        let kept = ["main.o", "liba.rlib", "-Wl,-Bdynamic", "/gcc/libstdc++.so", "-ltorch_cpu", "/gcc/libgcc_s.so.1", "/gcc/libgcc.a", "-Wl,-z,relro,-z,now"];
-        let added = ["-o", "packed/reprpo", "-Wl,--enable-new-dtags,-rpath,$ORIGIN/../../torch/lib", "-Wl,--strip-all"];
+        let libraries = Libraries(vec![
+            ("-lstdc++", vec!["/gcc/libstdc++.so".into()]),
+            ("-lgcc_s", vec!["/gcc/libgcc_s.so.1".into(), "/gcc/libgcc.a".into()]),
+        ]);
+        let kept = [
+            "main.o",
+            "liba.rlib",
+            "-Wl,-Bdynamic",
+            "/gcc/libstdc++.so",
+            "-ltorch_cpu",
+            "/gcc/libgcc_s.so.1",
+            "/gcc/libgcc.a",
+            "-Wl,-z,relro,-z,now",
+        ];
+        let added = [
+            "-o",
+            "packed/reprpo",
+            "-Wl,--enable-new-dtags,-rpath,$ORIGIN/../../torch/lib",
+            "-Wl,--strip-all",
+        ];
         assert_eq!(arguments(Some(&libraries)), [&kept[..], &added].concat());
     }
 

@@ -1,14 +1,17 @@
-//! The oldest manylinux platform on which a binary runs, from the libraries and the versions that it requires.
+//! The oldest manylinux platform on which a binary runs, from the libraries and the versions that
+//! it requires.
 //!
-//! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs wherever glibc is 2.NN or later. A distribution with
-//! that glibc also has a libstdc++ and a libgcc of about the same age, so their versions count as well.
+//! The tag `manylinux_2_NN` (PEP 600) promises that a wheel runs wherever glibc is 2.NN or later. A
+//! distribution with that glibc also has a libstdc++ and a libgcc of about the same age, so their
+//! versions count as well.
 
 use anyhow::{Result, anyhow, bail};
 
 use super::elf::Dynamic;
 use crate::failure::failure;
 
-/// The libraries that every manylinux platform has, as far as a command without graphics can use them.
+/// The libraries that every manylinux platform has, as far as a command without graphics can use
+/// them.
 const SYSTEM: [&str; 10] = [
     "ld-linux-x86-64.so.2",
     "libc.so.6",
@@ -22,11 +25,12 @@ const SYSTEM: [&str; 10] = [
     "libutil.so.1",
 ];
 
-/// The libraries of torch's wheel that a packed binary may need: those that every build of torch has, also the one for
-/// the CPU.
+/// The libraries of torch's wheel that a packed binary may need: those that every build of torch
+/// has, also the one for the CPU.
 const TORCH: [&str; 2] = ["libc10.so", "libtorch_cpu.so"];
 
-/// What a platform with glibc 2.`minor` has besides, as the oldest distribution with that glibc ships it.
+/// What a platform with glibc 2.`minor` has besides, as the oldest distribution with that glibc
+/// ships it.
 struct Platform {
     minor: u32,
     /// The N of `GLIBCXX_3.4.N`.
@@ -37,8 +41,8 @@ struct Platform {
     gcc: u32,
 }
 
-/// From the distributions that define the platforms: CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9, Ubuntu 22.04,
-/// Ubuntu 24.04.
+/// From the distributions that define the platforms: CentOS 7, Debian 9, RHEL 8, Debian 11, RHEL 9,
+/// Ubuntu 22.04, Ubuntu 24.04.
 const PLATFORMS: [Platform; 7] = [
     Platform { minor: 17, glibcxx: 19, cxxabi: 7, gcc: 4 },
     Platform { minor: 24, glibcxx: 22, cxxabi: 10, gcc: 4 },
@@ -52,33 +56,57 @@ const PLATFORMS: [Platform; 7] = [
 /// The NN of `manylinux_2_NN` for a binary.
 ///
 /// # Errors
-/// Fails if the binary needs a library that is neither part of the platform nor of torch's wheel, or a version that no
-/// platform here has.
+/// Fails if the binary needs a library that is neither part of the platform nor of torch's wheel,
+/// or a version that no platform here has.
 pub fn minor(dynamic: &Dynamic) -> Result<u32> {
     for library in &dynamic.needed {
         if !SYSTEM.contains(&library.as_str()) && !TORCH.contains(&library.as_str()) {
             return Err(failure(
-                format!("the binary needs `{library}`, which is neither in manylinux nor in torch's wheel for the CPU"),
+                format!(
+                    "the binary needs `{library}`, which is neither in manylinux nor in torch's \
+                        wheel for the CPU"
+                ),
                 "link that library statically, or open it at run time",
             ));
         }
     }
     dynamic.required.iter().try_fold(PLATFORMS[0].minor, |oldest, required| {
         let minor = minor_of(&required.version).ok_or_else(|| {
-            anyhow!("`{}` requires `{}`, which no manylinux platform has (used by `{}`)", required.library, required.version, required.symbols.join("`, `"))
+            anyhow!(
+                "`{}` requires `{}`, which no manylinux platform has (used by `{}`)",
+                required.library,
+                required.version,
+                required.symbols.join("`, `")
+            )
         })?;
         Ok(oldest.max(minor))
     })
 }
 
-/// Fails with the symbols at fault if the binary requires a newer platform than `manylinux_2_limit`.
+/// Fails with the symbols at fault if the binary requires a newer platform than
+/// `manylinux_2_limit`.
 pub fn check_at_most(dynamic: &Dynamic, limit: u32) -> Result<()> {
-    let newer = dynamic.required.iter().filter(|required| minor_of(&required.version).is_none_or(|minor| minor > limit));
-    let newer: Vec<String> = newer.map(|required| format!("  {} of {}: {}", required.version, required.library, required.symbols.join(", "))).collect();
+    let newer = dynamic
+        .required
+        .iter()
+        .filter(|required| minor_of(&required.version).is_none_or(|minor| minor > limit));
+    let newer: Vec<String> = newer
+        .map(|required| {
+            format!(
+                "  {} of {}: {}",
+                required.version,
+                required.library,
+                required.symbols.join(", ")
+            )
+        })
+        .collect();
     if newer.is_empty() {
         return Ok(());
     }
-    bail!("the binary requires versions that manylinux_2_{limit} does not have:\n{}", newer.join("\n"))
+    bail!(
+        "the binary requires versions that manylinux_2_{limit} does not have:\n{}",
+        newer.join("\n")
+    )
 }
 
 /// The oldest platform that has a version such as `GLIBC_2.28` or `GLIBCXX_3.4.25`.
@@ -87,10 +115,14 @@ fn minor_of(version: &str) -> Option<u32> {
     let mut parts = number.split('.').map(|part| part.parse::<u32>().ok());
     let mut part = || parts.next().unwrap_or(Some(0));
     let (major, second, third) = (part(), part(), part());
-    let first = |has: &dyn Fn(&Platform) -> bool| PLATFORMS.iter().find(|platform| has(platform)).map(|platform| platform.minor);
+    let first = |has: &dyn Fn(&Platform) -> bool| {
+        PLATFORMS.iter().find(|platform| has(platform)).map(|platform| platform.minor)
+    };
     match (family, major, second) {
         ("GLIBC", Some(2), Some(minor)) => Some(minor),
-        ("GLIBCXX", Some(3), Some(4)) => third.and_then(|n| first(&|platform| platform.glibcxx >= n)),
+        ("GLIBCXX", Some(3), Some(4)) => {
+            third.and_then(|n| first(&|platform| platform.glibcxx >= n))
+        }
         ("CXXABI", Some(1), Some(3)) => third.and_then(|n| first(&|platform| platform.cxxabi >= n)),
         ("GCC", Some(n), _) => first(&|platform| platform.gcc >= n),
         _ => None,
@@ -103,21 +135,42 @@ mod tests {
     use super::*;
 
     fn binary(needed: &[&str], versions: &[&str]) -> Dynamic {
-        let required = |version: &&str| Required { library: "libx.so".into(), version: (*version).into(), symbols: vec!["f".into(), "g".into()] };
-        Dynamic { needed: needed.iter().map(|name| (*name).into()).collect(), required: versions.iter().map(required).collect(), ..Dynamic::default() }
+        let required = |version: &&str| Required {
+            library: "libx.so".into(),
+            version: (*version).into(),
+            symbols: vec!["f".into(), "g".into()],
+        };
+        Dynamic {
+            needed: needed.iter().map(|name| (*name).into()).collect(),
+            required: versions.iter().map(required).collect(),
+            ..Dynamic::default()
+        }
     }
 
     #[test]
     fn the_newest_version_decides() {
-        assert_eq!(minor(&binary(&["libc.so.6"], &["GLIBC_2.2.5", "GLIBC_2.28", "GLIBC_2.3.4"])).unwrap(), 28);
+        assert_eq!(
+            minor(&binary(&["libc.so.6"], &["GLIBC_2.2.5", "GLIBC_2.28", "GLIBC_2.3.4"])).unwrap(),
+            28
+        );
         assert_eq!(minor(&binary(&[], &["GLIBC_2.34", "GLIBCXX_3.4.21"])).unwrap(), 34);
         assert_eq!(minor(&binary(&[], &["GLIBC_2.2.5"])).unwrap(), 17);
     }
 
     #[test]
     fn libstdcxx_and_libgcc_count_as_well() {
-        assert_eq!(minor(&binary(&[], &["GLIBCXX_3.4", "GLIBCXX_3.4.19", "CXXABI_1.3", "GCC_4.2.0", "GCC_3.3"])).unwrap(), 17);
-        assert_eq!(minor(&binary(&[], &["GLIBC_2.17", "GLIBCXX_3.4.25", "CXXABI_1.3.11"])).unwrap(), 28);
+        assert_eq!(
+            minor(&binary(
+                &[],
+                &["GLIBCXX_3.4", "GLIBCXX_3.4.19", "CXXABI_1.3", "GCC_4.2.0", "GCC_3.3"]
+            ))
+            .unwrap(),
+            17
+        );
+        assert_eq!(
+            minor(&binary(&[], &["GLIBC_2.17", "GLIBCXX_3.4.25", "CXXABI_1.3.11"])).unwrap(),
+            28
+        );
         assert_eq!(minor(&binary(&[], &["GLIBC_2.17", "GLIBCXX_3.4.26"])).unwrap(), 31);
         assert_eq!(minor(&binary(&[], &["CXXABI_1.3.13"])).unwrap(), 34);
         assert_eq!(minor(&binary(&[], &["GCC_12.0.0"])).unwrap(), 35);
@@ -133,7 +186,10 @@ mod tests {
 
     #[test]
     fn only_libraries_of_the_platform_and_of_torch_may_be_needed() {
-        assert!(minor(&binary(&["libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libm.so.6"], &[])).is_ok());
+        assert!(
+            minor(&binary(&["libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libm.so.6"], &[]))
+                .is_ok()
+        );
         for library in ["libtorch_cuda.so", "libssl.so.3", "libc++.so.1"] {
             assert!(minor(&binary(&[library], &[])).unwrap_err().to_string().contains(library));
         }
@@ -144,6 +200,11 @@ mod tests {
         let binary = binary(&[], &["GLIBC_2.28", "GLIBC_2.34", "GLIBCXX_3.4.26"]);
         assert!(check_at_most(&binary, 34).is_ok());
         let error = check_at_most(&binary, 28).unwrap_err().to_string();
-        assert!(error.contains("GLIBC_2.34 of libx.so: f, g") && error.contains("GLIBCXX_3.4.26") && !error.contains("GLIBC_2.28 of"), "{error}");
+        assert!(
+            error.contains("GLIBC_2.34 of libx.so: f, g")
+                && error.contains("GLIBCXX_3.4.26")
+                && !error.contains("GLIBC_2.28 of"),
+            "{error}"
+        );
     }
 }

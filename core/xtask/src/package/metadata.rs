@@ -35,26 +35,47 @@ pub struct Linked {
 impl Metadata {
     pub fn read(libtorch: &Path) -> Result<Self> {
         let mut cargo = run::cargo(libtorch);
-        cargo.args(["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"]);
+        cargo.args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ]);
         let output = cargo.output().context("cannot run `cargo metadata`")?;
         if !output.status.success() {
             bail!("`cargo metadata` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        Self::parse(&serde_json::from_slice(&output.stdout).context("`cargo metadata` did not write JSON")?)
+        Self::parse(
+            &serde_json::from_slice(&output.stdout)
+                .context("`cargo metadata` did not write JSON")?,
+        )
     }
 
     fn parse(json: &Value) -> Result<Self> {
-        let packages: BTreeMap<&str, &Value> = list(&json["packages"]).filter_map(|package| Some((package["id"].as_str()?, package))).collect();
-        let nodes: BTreeMap<&str, &Value> = list(&json["resolve"]["nodes"]).filter_map(|node| Some((node["id"].as_str()?, node))).collect();
+        let packages: BTreeMap<&str, &Value> = list(&json["packages"])
+            .filter_map(|package| Some((package["id"].as_str()?, package)))
+            .collect();
+        let nodes: BTreeMap<&str, &Value> = list(&json["resolve"]["nodes"])
+            .filter_map(|node| Some((node["id"].as_str()?, node)))
+            .collect();
         let is_root = |id: &&str| packages.get(id).is_some_and(|package| package["name"] == ROOT);
-        let Some(root) = list(&json["workspace_members"]).filter_map(Value::as_str).find(is_root) else { bail!("the workspace has no package `{ROOT}`") };
+        let Some(root) = list(&json["workspace_members"]).filter_map(Value::as_str).find(is_root)
+        else {
+            bail!("the workspace has no package `{ROOT}`")
+        };
 
         let (mut waiting, mut seen) = (vec![root], HashSet::from([root]));
         let mut linked = Vec::new();
         while let Some(id) = waiting.pop() {
-            let package = packages.get(id).with_context(|| format!("`cargo metadata` does not describe `{id}`"))?;
+            let package = packages
+                .get(id)
+                .with_context(|| format!("`cargo metadata` does not describe `{id}`"))?;
             // A macro runs in the compiler, and so does all that only it uses.
-            if list(&package["targets"]).any(|target| list(&target["kind"]).any(|kind| kind == "proc-macro")) {
+            if list(&package["targets"])
+                .any(|target| list(&target["kind"]).any(|kind| kind == "proc-macro"))
+            {
                 continue;
             }
             if !package["source"].is_null() {
@@ -71,12 +92,22 @@ impl Metadata {
         }
         linked.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
         let root = packages[root];
-        Ok(Self { version: text(root, "version")?, description: text(root, "description")?, repository: text(root, "repository")?, linked })
+        Ok(Self {
+            version: text(root, "version")?,
+            description: text(root, "description")?,
+            repository: text(root, "repository")?,
+            linked,
+        })
     }
 
     #[cfg(test)]
     pub fn fixed(version: &str, description: &str) -> Self {
-        Self { version: version.into(), description: description.into(), repository: "https://example.org/reprpo".into(), linked: Vec::new() }
+        Self {
+            version: version.into(),
+            description: description.into(),
+            repository: "https://example.org/reprpo".into(),
+            linked: Vec::new(),
+        }
     }
 }
 
@@ -87,7 +118,10 @@ impl Linked {
             name: text(package, "name")?,
             version: text(package, "version")?,
             licence: package["license"].as_str().map(str::to_owned),
-            authors: list(&package["authors"]).filter_map(Value::as_str).map(str::to_owned).collect(),
+            authors: list(&package["authors"])
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
             folder: manifest.parent().unwrap_or(Path::new("")).to_owned(),
         })
     }
@@ -98,7 +132,10 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn text(package: &Value, field: &str) -> Result<String> {
-    package[field].as_str().map(str::to_owned).with_context(|| format!("`cargo metadata` gives no `{field}` for `{}`", package["name"]))
+    package[field]
+        .as_str()
+        .map(str::to_owned)
+        .with_context(|| format!("`cargo metadata` gives no `{field}` for `{}`", package["name"]))
 }
 
 #[cfg(test)]
@@ -110,26 +147,34 @@ mod tests {
     #[test]
     fn only_what_is_linked_is_listed() {
         let package = |name: &str, kind: &str, source: Value| {
-            json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "authors": [], "source": source, "description": "d", "repository": "r",
-                "manifest_path": format!("/registry/{name}/Cargo.toml"), "targets": [{"kind": [kind]}]})
+            json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "authors": [],
+                "source": source, "description": "d", "repository": "r",
+                "manifest_path": format!("/registry/{name}/Cargo.toml"),
+                "targets": [{"kind": [kind]}]})
         };
         let to = |name: &str, kind: Value| json!({"pkg": name, "dep_kinds": [{"kind": kind}]});
         let registry = || json!("registry");
         let metadata = Metadata::parse(&json!({
             "packages": [
-                package("reprpo", "bin", Value::Null), package("core", "lib", Value::Null), package("b", "lib", registry()), package("a", "lib", registry()),
-                package("build", "lib", registry()), package("dev", "lib", registry()), package("macro", "proc-macro", registry()), package("syn", "lib", registry()),
+                package("reprpo", "bin", Value::Null), package("core", "lib", Value::Null),
+                    package("b", "lib", registry()), package("a", "lib", registry()),
+                package("build", "lib", registry()), package("dev", "lib", registry()),
+                    package("macro", "proc-macro", registry()), package("syn", "lib", registry()),
             ],
             "workspace_members": ["core", "reprpo"],
             "resolve": {"nodes": [
                 {"id": "reprpo", "deps": [to("core", Value::Null), to("dev", json!("dev"))]},
-                {"id": "core", "deps": [to("b", Value::Null), to("build", json!("build")), to("macro", Value::Null)]},
+                {"id": "core", "deps": [to("b", Value::Null), to("build", json!("build")),
+                to("macro", Value::Null)]},
                 {"id": "b", "deps": [to("a", Value::Null)]},
                 {"id": "macro", "deps": [to("syn", Value::Null)]},
             ]},
         }))
         .unwrap();
-        assert_eq!(metadata.linked.iter().map(|linked| linked.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            metadata.linked.iter().map(|linked| linked.name.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
         assert_eq!(metadata.linked[0].folder, Path::new("/registry/a"));
         assert_eq!(metadata.version, "1.0.0");
     }

@@ -30,7 +30,10 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     // Marks in the launcher and the README are replaced by what this build knows.
     let filled = |name: &str| -> Result<String> {
         let text = super::read(&sources.join(name))?;
-        Ok(text.replace("@VERSION@", &release.metadata.version).replace("@TORCH@", LIBTORCH_VERSION).replace("@GLIBC@", &minor))
+        Ok(text
+            .replace("@VERSION@", &release.metadata.version)
+            .replace("@TORCH@", LIBTORCH_VERSION)
+            .replace("@GLIBC@", &minor))
     };
     let mut entries = vec![
         Entry::program(format!("{folder}/reprpo"), filled("reprpo.sh")?),
@@ -39,9 +42,18 @@ pub fn entries(release: &Release) -> Result<Vec<Entry>> {
     ];
     for (name, bytes) in folder_of(&sources.join("examples"), &["jsonl", "toml", "sh"])? {
         let path = format!("{folder}/examples/{name}");
-        entries.push(if name.ends_with(".sh") { Entry::program(path, bytes) } else { Entry::file(path, bytes) });
+        entries.push(if name.ends_with(".sh") {
+            Entry::program(path, bytes)
+        } else {
+            Entry::file(path, bytes)
+        });
     }
-    entries.extend(release.licences.iter().map(|(name, bytes)| Entry::file(format!("{folder}/licenses/{name}"), bytes.clone())));
+    entries.extend(
+        release
+            .licences
+            .iter()
+            .map(|(name, bytes)| Entry::file(format!("{folder}/licenses/{name}"), bytes.clone())),
+    );
     Ok(entries)
 }
 
@@ -56,7 +68,13 @@ pub fn write(file: &Path, entries: &[Entry]) -> Result<()> {
 }
 
 fn check_size(file: &Path, size: usize) -> Result<()> {
-    ensure!(size < LIMIT, "`{}` would have {:.1} MB, but it must be smaller than {} MB", file.display(), size as f64 / 1e6, LIMIT / 1_000_000);
+    ensure!(
+        size < LIMIT,
+        "`{}` would have {:.1} MB, but it must be smaller than {} MB",
+        file.display(),
+        size as f64 / 1e6,
+        LIMIT / 1_000_000
+    );
     Ok(())
 }
 
@@ -93,8 +111,11 @@ mod tests {
     fn everything_lies_in_one_folder_and_only_programs_are_executable() {
         let entries = entries(&release()).unwrap();
         assert!(entries.iter().all(|entry| entry.path.starts_with("reprpo-0.1.0/")));
-        let programs: Vec<&str> =
-            entries.iter().filter(|entry| entry.executable && !entry.path.contains("/examples/")).map(|entry| entry.path.as_str()).collect();
+        let programs: Vec<&str> = entries
+            .iter()
+            .filter(|entry| entry.executable && !entry.path.contains("/examples/"))
+            .map(|entry| entry.path.as_str())
+            .collect();
         assert_eq!(programs, ["reprpo-0.1.0/reprpo", "reprpo-0.1.0/lib/reprpo"]);
         assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/examples/pairs.jsonl"));
         assert!(entries.iter().any(|entry| entry.path == "reprpo-0.1.0/licenses/THIRD-PARTY.txt"));
@@ -102,7 +123,9 @@ mod tests {
 
     #[test]
     fn every_mark_is_replaced() {
-        for entry in entries(&release()).unwrap().iter().filter(|entry| !entry.path.contains("/lib/")) {
+        for entry in
+            entries(&release()).unwrap().iter().filter(|entry| !entry.path.contains("/lib/"))
+        {
             let text = String::from_utf8_lossy(&entry.bytes).into_owned();
             for mark in ["@VERSION@", "@TORCH@", "@GLIBC@"] {
                 assert!(!text.contains(mark), "{}: {mark}", entry.path);

@@ -1,4 +1,5 @@
-//! The wheel: a zip with the binary, its Python launcher and the description that pip reads (PEP 427).
+//! The wheel: a zip with the binary, its Python launcher and the description that pip reads (PEP
+//! 427).
 
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -23,15 +24,33 @@ fn tag(release: &Release) -> String {
 }
 
 /// The files of the wheel. `sources` are the Python files of the package `reprpo`.
-pub fn entries(release: &Release, sources: Vec<(String, Vec<u8>)>, readme: &str) -> Result<Vec<Entry>> {
+pub fn entries(
+    release: &Release,
+    sources: Vec<(String, Vec<u8>)>,
+    readme: &str,
+) -> Result<Vec<Entry>> {
     let info = format!("reprpo-{}.dist-info", release.metadata.version);
-    let mut entries: Vec<Entry> = sources.into_iter().map(|(name, bytes)| Entry::file(format!("reprpo/{name}"), bytes)).collect();
+    let mut entries: Vec<Entry> = sources
+        .into_iter()
+        .map(|(name, bytes)| Entry::file(format!("reprpo/{name}"), bytes))
+        .collect();
     entries.push(Entry::program("reprpo/bin/reprpo", release.binary.clone()));
     entries.push(Entry::file(format!("{info}/METADATA"), description(release, readme)));
-    let wheel = format!("Wheel-Version: 1.0\nGenerator: reprpo xtask\nRoot-Is-Purelib: false\nTag: {}\n", tag(release));
+    let wheel = format!(
+        "Wheel-Version: 1.0\nGenerator: reprpo xtask\nRoot-Is-Purelib: false\nTag: {}\n",
+        tag(release)
+    );
     entries.push(Entry::file(format!("{info}/WHEEL"), wheel));
-    entries.push(Entry::file(format!("{info}/entry_points.txt"), "[console_scripts]\nreprpo = reprpo._launch:main\n"));
-    entries.extend(release.licences.iter().map(|(name, bytes)| Entry::file(format!("{info}/licenses/{name}"), bytes.clone())));
+    entries.push(Entry::file(
+        format!("{info}/entry_points.txt"),
+        "[console_scripts]\nreprpo = reprpo._launch:main\n",
+    ));
+    entries.extend(
+        release
+            .licences
+            .iter()
+            .map(|(name, bytes)| Entry::file(format!("{info}/licenses/{name}"), bytes.clone())),
+    );
     // The record comes last, and lists itself without a sum.
     let file = format!("{info}/RECORD");
     entries.push(Entry::file(&file, record(&entries, &file)));
@@ -41,15 +60,18 @@ pub fn entries(release: &Release, sources: Vec<(String, Vec<u8>)>, readme: &str)
 /// The core metadata (PEP 566, 639).
 fn description(release: &Release, readme: &str) -> String {
     let mut out = format!(
-        "Metadata-Version: 2.4\nName: reprpo\nVersion: {}\nSummary: {}\nLicense-Expression: MIT OR Apache-2.0\n",
+        "Metadata-Version: 2.4\nName: reprpo\nVersion: {}\nSummary: {}\nLicense-Expression: MIT \
+            OR Apache-2.0\n",
         release.metadata.version, release.metadata.description
     );
     for (name, _) in &release.licences {
         out += &format!("License-File: {name}\n");
     }
     out += &format!(
-        "Project-URL: Repository, {}\nRequires-Python: >=3.9\nRequires-Dist: torch=={LIBTORCH_VERSION}\n\
-        Requires-Dist: tomli; python_version < \"3.11\"\nDescription-Content-Type: text/markdown\n\n{readme}",
+        "Project-URL: Repository, {}\nRequires-Python: >=3.9\nRequires-Dist: \
+            torch=={LIBTORCH_VERSION}\n\
+        Requires-Dist: tomli; python_version < \"3.11\"\nDescription-Content-Type: \
+        text/markdown\n\n{readme}",
         release.metadata.repository
     );
     out
@@ -57,7 +79,14 @@ fn description(release: &Release, readme: &str) -> String {
 
 /// A line for each file: its path, its sha256 and its size.
 fn record(entries: &[Entry], record: &str) -> String {
-    let line = |entry: &Entry| format!("{},sha256={},{}\n", entry.path, BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&entry.bytes)), entry.bytes.len());
+    let line = |entry: &Entry| {
+        format!(
+            "{},sha256={},{}\n",
+            entry.path,
+            BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&entry.bytes)),
+            entry.bytes.len()
+        )
+    };
     entries.iter().map(line).chain([format!("{record},,\n")]).collect()
 }
 
@@ -92,7 +121,8 @@ mod tests {
     use super::*;
 
     fn small() -> Vec<Entry> {
-        entries(&release(), vec![("__init__.py".into(), b"import this\n".to_vec())], "# reprpo\n").unwrap()
+        entries(&release(), vec![("__init__.py".into(), b"import this\n".to_vec())], "# reprpo\n")
+            .unwrap()
     }
 
     fn text(name: &str) -> String {
@@ -110,7 +140,12 @@ mod tests {
     fn the_record_has_a_sum_for_every_file_but_itself() {
         let record = text("/RECORD");
         // The sum of `import this` and a line end, by Python's hashlib and base64.
-        assert!(record.starts_with("reprpo/__init__.py,sha256=VvvoBSwTxCko1JddDyMEtAavWAPtaH2S5TXkcjpy9W4,12\n"), "{record}");
+        assert!(
+            record.starts_with(
+                "reprpo/__init__.py,sha256=VvvoBSwTxCko1JddDyMEtAavWAPtaH2S5TXkcjpy9W4,12\n"
+            ),
+            "{record}"
+        );
         let lines: Vec<&str> = record.lines().collect();
         assert_eq!(lines.len(), small().len());
         assert_eq!(lines.last(), Some(&"reprpo-0.1.0.dist-info/RECORD,,"));
@@ -120,7 +155,10 @@ mod tests {
     fn the_description_requires_this_torch_and_names_the_licences() {
         let text = text("/METADATA");
         assert!(text.contains(&format!("\nRequires-Dist: torch=={LIBTORCH_VERSION}\n")), "{text}");
-        assert!(text.contains("\nLicense-File: LICENSE-MIT\nLicense-File: THIRD-PARTY.txt\n"), "{text}");
+        assert!(
+            text.contains("\nLicense-File: LICENSE-MIT\nLicense-File: THIRD-PARTY.txt\n"),
+            "{text}"
+        );
         assert!(text.ends_with("\n\n# reprpo\n"), "{text}");
     }
 
@@ -135,7 +173,10 @@ mod tests {
         binary.read_to_end(&mut content).unwrap();
         assert_eq!(content, release().binary);
         drop(binary);
-        assert_eq!(archive.by_name("reprpo/__init__.py").unwrap().unix_mode().unwrap() & 0o777, 0o644);
+        assert_eq!(
+            archive.by_name("reprpo/__init__.py").unwrap().unix_mode().unwrap() & 0o777,
+            0o644
+        );
     }
 
     #[test]
@@ -144,7 +185,10 @@ mod tests {
         let names: Vec<&str> = sources.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["__init__.py", "__main__.py", "_launch.py", "_version.py"]);
         let version = String::from_utf8(sources[3].1.clone()).unwrap();
-        assert!(version.contains(&format!("__version__ = \"{}\"", env!("CARGO_PKG_VERSION"))), "{version}");
+        assert!(
+            version.contains(&format!("__version__ = \"{}\"", env!("CARGO_PKG_VERSION"))),
+            "{version}"
+        );
         assert!(version.contains(&format!("TORCH = \"{LIBTORCH_VERSION}\"")), "{version}");
     }
 }

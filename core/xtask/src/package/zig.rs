@@ -1,4 +1,5 @@
-//! zig, whose C compiler links against the glibc that one names. It compiles nothing of this project.
+//! zig, whose C compiler links against the glibc that one names. It compiles nothing of this
+//! project.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,8 +20,8 @@ pub const TARGET: &str = "x86_64-linux-gnu.2.28";
 
 /// Flags of every link.
 ///
-/// libstdc++ of the build machine needs a newer glibc than the binary does. It is not the libstdc++ that the binary will
-/// run with, so the linker must not look for the symbols that it needs.
+/// libstdc++ of the build machine needs a newer glibc than the binary does. It is not the libstdc++
+/// that the binary will run with, so the linker must not look for the symbols that it needs.
 pub const FLAGS: [&str; 2] = ["-Wl,--allow-shlib-undefined", "-fno-sanitize=all"];
 
 /// Written last into zig's folder.
@@ -49,13 +50,21 @@ pub fn set_up(options: &Options) -> Result<PathBuf> {
         clear(&partial)?;
         let files = fetch(&[wheel], &cache.join("downloads"), &mut report)?;
         for file in &files {
-            if unpack(file, &partial, |name| Some(name.strip_prefix("ziglang/")?.into()), &mut report)? == 0 {
+            if unpack(
+                file,
+                &partial,
+                |name| Some(name.strip_prefix("ziglang/")?.into()),
+                &mut report,
+            )? == 0
+            {
                 bail!("`{}` holds none of the files that were expected", file.display());
             }
         }
         let program = partial.join("zig");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).map_err(|e| at(&program, "change", e))?;
-        fs::write(partial.join(STAMP), format!("{name}\n")).map_err(|e| at(&partial, "write to", e))?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+            .map_err(|e| at(&program, "change", e))?;
+        fs::write(partial.join(STAMP), format!("{name}\n"))
+            .map_err(|e| at(&partial, "write to", e))?;
         clear(&folder)?;
         fs::rename(&partial, &folder).map_err(|e| at(&folder, "create", e))?;
         if !options.keep_downloads {

@@ -27,12 +27,21 @@ impl TransformPlugin for Heads {
         }
         let d = self.head_dim;
         if d < 1 || cx.width % d != 0 {
-            return Err(Error::new(format!("`transform.head_dim` is {d}, which does not divide the {} numbers at `{}`", cx.width, cx.site))
-                .hint("take the tap `attention-heads`, and the `head_dim` of the model's `config.json`"));
+            return Err(Error::new(format!(
+                "`transform.head_dim` is {d}, which does not divide the {} numbers at `{}`",
+                cx.width, cx.site
+            ))
+            .hint(
+                "take the tap `attention-heads`, and the `head_dim` of the model's `config.json`",
+            ));
         }
         let all = cx.width / d;
         if let Some(bad) = self.heads.iter().find(|j| !(0..all).contains(*j)) {
-            return Err(Error::new(format!("`transform.heads` holds {bad}, which `{}` does not have", cx.site)).hint(format!("valid: 0 to {}", all - 1)));
+            return Err(Error::new(format!(
+                "`transform.heads` holds {bad}, which `{}` does not have",
+                cx.site
+            ))
+            .hint(format!("valid: 0 to {}", all - 1)));
         }
         // Columns j·d … j·d + d − 1 of every chosen j.
         let columns: Vec<i64> = self.heads.iter().flat_map(|j| j * d..(j + 1) * d).collect();
@@ -69,22 +78,36 @@ mod tests {
 
     fn build(heads: &[i64], head_dim: i64) -> Result<Box<dyn Transform>> {
         let embedding = Tensor::zeros([1, 1], (Kind::Double, Device::Cpu));
-        let cx = TransformCx { model: &model(), site: &Site::Input("o_proj".to_owned()), width: 6, embedding: &embedding, unembedding: &embedding };
-        Heads { heads: heads.to_vec(), head_dim }.build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
+        let cx = TransformCx {
+            model: &model(),
+            site: &Site::Input("o_proj".to_owned()),
+            width: 6,
+            embedding: &embedding,
+            unembedding: &embedding,
+        };
+        Heads { heads: heads.to_vec(), head_dim }
+            .build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 
     #[test]
     fn the_columns_of_the_chosen_heads_are_left_in_the_order_of_the_choice() {
         let h = Tensor::arange(12, (Kind::Double, Device::Cpu)).reshape([2, 6]);
         let y = build(&[2, 0], 2).unwrap().forward(&h, &Around::default()).unwrap();
-        assert_eq!(Vec::<f64>::try_from(y.reshape([-1])).unwrap(), [4.0, 5.0, 0.0, 1.0, 10.0, 11.0, 6.0, 7.0]);
+        assert_eq!(
+            Vec::<f64>::try_from(y.reshape([-1])).unwrap(),
+            [4.0, 5.0, 0.0, 1.0, 10.0, 11.0, 6.0, 7.0]
+        );
         assert_eq!(build(&[], 4).unwrap().forward(&h, &Around::default()).unwrap(), h);
     }
 
     #[test]
     fn heads_that_are_not_there_are_refused() {
-        let refused = |heads: &[i64], head_dim| format!("{:?}", build(heads, head_dim).err().unwrap());
-        assert!(refused(&[0, 3], 2).contains("holds 3") && refused(&[0, 3], 2).contains("valid: 0 to 2"));
+        let refused =
+            |heads: &[i64], head_dim| format!("{:?}", build(heads, head_dim).err().unwrap());
+        assert!(
+            refused(&[0, 3], 2).contains("holds 3")
+                && refused(&[0, 3], 2).contains("valid: 0 to 2")
+        );
         assert!(refused(&[0], 4).contains("`transform.head_dim` is 4"));
     }
 }

@@ -6,18 +6,25 @@ use reprpo_plugin::tch;
 /// The metric of the unembedding.
 #[transform(
     name = "causal",
-    summary = "the causal inner product: distances between states are those between their logits; frozen",
-    reference = "Park, Choe and Veitch 2023, The Linear Representation Hypothesis and the Geometry of Large Language Models, §3 (arXiv:2311.03658)",
+    summary = "the causal inner product: distances between states are those between their logits; \
+        frozen",
+    reference = "Park, Choe and Veitch 2023, The Linear Representation Hypothesis and the \
+        Geometry of Large Language Models, §3 (arXiv:2311.03658)",
     explain = "\
 T(x) = Cov(γ)^p x    γ a row of the unembedding matrix [vocab h], each token once; p = ½
 
-‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): states are as far apart as their logits are, up to a number added to all of them,
-which no probability depends on. Directions that the head does not read count little. This is exact for the last hidden
-state; earlier ones are taken as the logit lens takes them. With a negative p, eigenvalues below 1e-6 of the largest count as
-that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the residual stream."
+‖T(a − b)‖² = Var_v(⟨γ_v, a⟩ − ⟨γ_v, b⟩): states are as far apart as their logits are, up to a \
+number added to all of them,
+which no probability depends on. Directions that the head does not read count little. This is \
+exact for the last hidden
+state; earlier ones are taken as the logit lens takes them. With a negative p, eigenvalues below \
+1e-6 of the largest count as
+that. Nothing is trained; `--set train.share_transform=true` works T out once for all taps of the \
+residual stream."
 )]
 pub struct Causal {
-    /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that are themselves unembeddings.
+    /// p: the power of the unembedding's covariance, −1 to 1; 0.5 for states, −0.5 for vectors that
+    /// are themselves unembeddings.
     #[default(0.5)]
     pub power: f64,
 }
@@ -25,11 +32,18 @@ pub struct Causal {
 impl TransformPlugin for Causal {
     fn build(self, cx: &TransformCx<'_>, _init: &mut Init) -> Result<Box<dyn Transform>> {
         if !(-1.0..=1.0).contains(&self.power) {
-            return Err(Error::new(format!("`transform.power` is {}, but has to be −1 to 1", self.power)));
+            return Err(Error::new(format!(
+                "`transform.power` is {}, but has to be −1 to 1",
+                self.power
+            )));
         }
         let hidden = cx.unembedding.size()[1];
         if cx.width != hidden {
-            let message = format!("the transform `causal` needs states of the unembedding's width, {hidden}, but those at `{}` have {}", cx.site, cx.width);
+            let message = format!(
+                "the transform `causal` needs states of the unembedding's width, {hidden}, but \
+                    those at `{}` have {}",
+                cx.site, cx.width
+            );
             return Err(Error::new(message).hint("take a tap of the residual stream: `--tap hs`"));
         }
         let _guard = tch::no_grad_guard();
@@ -39,7 +53,9 @@ impl TransformPlugin for Causal {
         let covariance = centred.f_tr()?.f_matmul(&centred)? / gamma.size()[0] as f64;
         // h×h is small enough for float64, in which the weak directions keep their digits.
         let (values, directions) = covariance.f_to_kind(Kind::Double)?.f_linalg_eigh("L")?;
-        let powers = values.f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?.f_pow_tensor_scalar(self.power)?;
+        let powers = values
+            .f_clamp_min(1e-6 * values.f_max()?.double_value(&[]))?
+            .f_pow_tensor_scalar(self.power)?;
         let map = (&directions * powers).f_matmul(&directions.f_tr()?)?;
         Ok(Box::new(Metric { map: map.f_to_kind(kind)? }))
     }
@@ -81,7 +97,13 @@ mod tests {
     }
 
     fn build(power: f64, width: i64, gamma: &Tensor) -> Result<Box<dyn Transform>> {
-        let cx = TransformCx { model: &model(), site: &Site::Residual(1), width, embedding: gamma, unembedding: gamma };
+        let cx = TransformCx {
+            model: &model(),
+            site: &Site::Residual(1),
+            width,
+            embedding: gamma,
+            unembedding: gamma,
+        };
         Causal { power }.build(&cx, &mut Init::new(0, "", Kind::Double, Device::Cpu))
     }
 
@@ -94,7 +116,11 @@ mod tests {
         // Cov(γ) = diag(1/2, 2), whatever is added to every γ.
         let gamma = tensor(&[1.0, 0.0, -1.0, 0.0, 0.0, 2.0, 0.0, -2.0], &[4, 2]) + 7.0;
         let x = tensor(&[3.0, 5.0], &[1, 2]);
-        for (power, expected) in [(0.5, [3.0 * 0.5f64.sqrt(), 5.0 * 2f64.sqrt()]), (-0.5, [3.0 * 2f64.sqrt(), 5.0 * 0.5f64.sqrt()]), (0.0, [3.0, 5.0])] {
+        for (power, expected) in [
+            (0.5, [3.0 * 0.5f64.sqrt(), 5.0 * 2f64.sqrt()]),
+            (-0.5, [3.0 * 2f64.sqrt(), 5.0 * 0.5f64.sqrt()]),
+            (0.0, [3.0, 5.0]),
+        ] {
             let y = build(power, 2, &gamma).unwrap().forward(&x, &Around::default()).unwrap();
             assert!(off(&y, &tensor(&expected, &[1, 2])) < 1e-12, "{power}: {y}");
         }
@@ -103,7 +129,12 @@ mod tests {
     #[test]
     fn the_square_of_a_length_is_the_variance_of_the_logits() {
         let (gamma, x) = (random(&[40, 6]), random(&[3, 6]));
-        let lengths = build(0.5, 6, &gamma).unwrap().forward(&x, &Around::default()).unwrap().square().sum_dim_intlist(-1, false, None::<Kind>);
+        let lengths = build(0.5, 6, &gamma)
+            .unwrap()
+            .forward(&x, &Around::default())
+            .unwrap()
+            .square()
+            .sum_dim_intlist(-1, false, None::<Kind>);
         assert!(off(&lengths, &x.matmul(&gamma.tr()).var_dim(-1, false, false)) < 1e-10);
     }
 
@@ -111,7 +142,10 @@ mod tests {
     fn states_of_another_width_and_powers_out_of_range_are_refused() {
         let gamma = random(&[4, 2]);
         let refused = |power, width| build(power, width, &gamma).err().unwrap().to_string();
-        assert!(refused(0.5, 3).contains("the unembedding's width, 2, but those at `hidden_states.1` have 3"));
+        assert!(
+            refused(0.5, 3)
+                .contains("the unembedding's width, 2, but those at `hidden_states.1` have 3")
+        );
         assert!(refused(1.5, 2).contains("`transform.power` is 1.5"));
     }
 }

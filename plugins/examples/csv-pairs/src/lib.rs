@@ -11,15 +11,18 @@ use reprpo_plugin::prelude::*;
     summary = "preference pairs from a CSV file, split into train and test",
     reference = "RFC 4180; the columns are those of TRL's preference format with explicit prompt",
     explain = "\
-Every line of the file is a pair; columns besides the three named ones are ignored. A field in quotes may hold delimiters and
-line breaks, and a quote as two. The share `test` of the pairs is spread evenly over the file. Empty fields are an error.
+Every line of the file is a pair; columns besides the three named ones are ignored. A field in \
+quotes may hold delimiters and
+line breaks, and a quote as two. The share `test` of the pairs is spread evenly over the file. \
+Empty fields are an error.
 
   reprpo run --dataset csv-pairs:pairs.csv --set dataset.delimiter=';' --set dataset.chosen=good",
     argument = "file",
     extensions = &["csv"],
 )]
 pub struct CsvPairs {
-    /// The file, UTF-8, whose first line names the columns. Required; `--dataset csv-pairs:FILE` fills it.
+    /// The file, UTF-8, whose first line names the columns. Required; `--dataset csv-pairs:FILE`
+    /// fills it.
     pub file: PathBuf,
     /// Column of the prompts.
     #[default("prompt")]
@@ -33,7 +36,8 @@ pub struct CsvPairs {
     /// What stands between fields, one ASCII character: `,`, `;`, or a tab.
     #[default(',')]
     pub delimiter: char,
-    /// Share of the pairs that is kept from training as the split `test`, from 0 (no such split) to below 1.
+    /// Share of the pairs that is kept from training as the split `test`, from 0 (no such split) to
+    /// below 1.
     #[default(0.2)]
     pub test: f64,
 }
@@ -41,13 +45,21 @@ pub struct CsvPairs {
 impl DatasetPlugin for CsvPairs {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if !self.delimiter.is_ascii() {
-            return Err(Error::new(format!("`dataset.delimiter` is `{}`, but has to be an ASCII character", self.delimiter)));
+            return Err(Error::new(format!(
+                "`dataset.delimiter` is `{}`, but has to be an ASCII character",
+                self.delimiter
+            )));
         }
         if !(0.0..1.0).contains(&self.test) {
-            return Err(Error::new(format!("`dataset.test` is {}, but has to be 0 or more and below 1", self.test)));
+            return Err(Error::new(format!(
+                "`dataset.test` is {}, but has to be 0 or more and below 1",
+                self.test
+            )));
         }
         // A missing file or column, and a first line that is none, are told of here.
-        self.read()?.next().ok_or_else(|| Error::new(format!("`{}` holds no pairs", self.file.display())))??;
+        self.read()?
+            .next()
+            .ok_or_else(|| Error::new(format!("`{}` holds no pairs", self.file.display())))??;
         Ok(Box::new(self))
     }
 }
@@ -57,11 +69,18 @@ impl CsvPairs {
     fn read(&self) -> Result<impl Iterator<Item = Result<PreferencePair>> + use<>> {
         let file = self.file.display().to_string();
         let opened = ReaderBuilder::new().delimiter(self.delimiter as u8).from_path(&self.file);
-        let mut reader = opened.map_err(|e| Error::new(format!("cannot open `{file}`")).because(e))?;
-        let header = reader.headers().map_err(|e| Error::new(format!("cannot read the first line of `{file}`")).because(e))?.clone();
+        let mut reader =
+            opened.map_err(|e| Error::new(format!("cannot open `{file}`")).because(e))?;
+        let header = reader
+            .headers()
+            .map_err(|e| Error::new(format!("cannot read the first line of `{file}`")).because(e))?
+            .clone();
         let place = |name: &str| {
             let found = header.iter().position(|column| column == name);
-            found.ok_or_else(|| Error::unknown("column", name, header.iter()).within(format!("`{file}` cannot be used")))
+            found.ok_or_else(|| {
+                Error::unknown("column", name, header.iter())
+                    .within(format!("`{file}` cannot be used"))
+            })
         };
         let columns = [place(&self.prompt)?, place(&self.chosen)?, place(&self.rejected)?];
         let pair = move |record: &StringRecord| -> Result<PreferencePair> {
@@ -72,7 +91,9 @@ impl CsvPairs {
             Ok(PreferencePair::new(text(columns[0])?, text(columns[1])?, text(columns[2])?))
         };
         Ok(reader.into_records().map(move |record| {
-            let at = |place: Option<&Position>| format!("cannot read line {} of `{file}`", place.map_or(0, Position::line));
+            let at = |place: Option<&Position>| {
+                format!("cannot read line {} of `{file}`", place.map_or(0, Position::line))
+            };
             match record {
                 Ok(record) => pair(&record).within(|| at(record.position())),
                 Err(e) => Err(Error::new(at(e.position())).because(e)),
@@ -84,7 +105,11 @@ impl CsvPairs {
 impl Dataset for CsvPairs {
     fn splits(&self) -> Vec<SplitInfo> {
         let name = self.file.file_name().unwrap_or_default().to_string_lossy();
-        let split = |split: &str| SplitInfo { name: split.to_owned(), describes: format!("{name} ({split})"), pairs: None };
+        let split = |split: &str| SplitInfo {
+            name: split.to_owned(),
+            describes: format!("{name} ({split})"),
+            pairs: None,
+        };
         if self.test > 0.0 { vec![split("train"), split("test")] } else { vec![split("train")] }
     }
 
@@ -92,7 +117,8 @@ impl Dataset for CsvPairs {
         Ok(Box::new(self.rows(split)?.map(|row| row.map(|(_, pair)| pair))))
     }
 
-    // A split holds only some of the file's rows, so a pair's place in the split is not its place in the file.
+    // A split holds only some of the file's rows, so a pair's place in the split is not its place
+    // in the file.
     fn rows(&self, split: &str) -> Result<RowIter<'_>> {
         if !self.splits().iter().any(|s| s.name == split) {
             return Err(Error::unknown("split", split, self.splits().iter().map(|s| &s.name)));
@@ -101,7 +127,12 @@ impl Dataset for CsvPairs {
         let due = |i: usize| (i as f64 * self.test).floor();
         let of = move |i: usize| if due(i + 1) > due(i) { "test" } else { "train" };
         let test = split == "test";
-        Ok(Box::new(self.read()?.enumerate().filter(move |(i, pair)| pair.is_err() || (of(*i) == "test") == test).map(|(i, pair)| Ok((i, pair?)))))
+        Ok(Box::new(
+            self.read()?
+                .enumerate()
+                .filter(move |(i, pair)| pair.is_err() || (of(*i) == "test") == test)
+                .map(|(i, pair)| Ok((i, pair?))),
+        ))
     }
 }
 
@@ -123,15 +154,33 @@ mod tests {
         let file = dir.path().join("pairs.csv");
         let open = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            CsvPairs { file: file.clone(), chosen: "good".to_owned(), delimiter: ';', ..CsvPairs::default() }.build()
+            CsvPairs {
+                file: file.clone(),
+                chosen: "good".to_owned(),
+                delimiter: ';',
+                ..CsvPairs::default()
+            }
+            .build()
         };
-        let data = open(&format!("good;id;rejected;prompt\n{}", "\"a;\"\"b\"\"\";7;r;p\n".repeat(10))).unwrap();
-        let [train, test] = ["train", "test"].map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());
+        let data =
+            open(&format!("good;id;rejected;prompt\n{}", "\"a;\"\"b\"\"\";7;r;p\n".repeat(10)))
+                .unwrap();
+        let [train, test] = ["train", "test"]
+            .map(|split| data.pairs(split).unwrap().collect::<Result<Vec<_>>>().unwrap());
         assert_eq!((train.len(), test.len()), (8, 2));
-        assert_eq!(data.rows("test").unwrap().map(|row| row.unwrap().0).collect::<Vec<_>>(), [4, 9]);
-        assert_eq!((&test[0].chosen, &test[0].rejected), (&Text::from("a;\"b\""), &Text::from("r")));
+        assert_eq!(
+            data.rows("test").unwrap().map(|row| row.unwrap().0).collect::<Vec<_>>(),
+            [4, 9]
+        );
+        assert_eq!(
+            (&test[0].chosen, &test[0].rejected),
+            (&Text::from("a;\"b\""), &Text::from("r"))
+        );
         let told = |text: &str| format!("{:?}", open(text).err().unwrap());
         assert!(told("prompt;good;rejected\np;;r\n").contains("cannot read line 2 of `"));
-        assert!(told("prompt;goood;rejected\n").contains("did you mean `goood`?") && told("good;prompt;rejected\n").contains("holds no pairs"));
+        assert!(
+            told("prompt;goood;rejected\n").contains("did you mean `goood`?")
+                && told("good;prompt;rejected\n").contains("holds no pairs")
+        );
     }
 }

@@ -7,20 +7,26 @@ use reprpo_plugin::serde_json::json;
 #[adapter(
     name = "lora-xs",
     summary = "LoRA-XS: a trainable r×r core between the frozen singular vectors of each weight",
-    reference = "Bałazy et al. 2024, LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, §3 (arXiv:2405.17604)",
+    reference = "Bałazy et al. 2024, LoRA-XS: Low-Rank Adaptation with Extremely Small Number of \
+        Parameters, §3 (arXiv:2405.17604)",
     explain = "\
 y = (W + A R B)x + b    W ≈ U_r Σ_r V_rᵀ    A = U_r Σ_r [out r]    B = V_rᵀ [r in]    R [r r]
 
-A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² numbers a module whatever its
-widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, and the gradient AᵀGBᵀ is not
-0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. Merged: W + A R B.",
+A and B are the largest r singular triples of W and stay as they are; R alone is trained, r² \
+numbers a module whatever its
+widths. R starts at 0, where the paper draws entries of about 1e-5: the model starts unchanged, \
+and the gradient AᵀGBᵀ is not
+0 there. A and B are saved with R, because the signs of singular vectors are a library's choice. \
+Merged: W + A R B.",
     peft_type = "LORA_XS"
 )]
 pub struct LoraXs {
-    /// r: how many singular vectors the core stands between, 1 to the smaller width of the narrowest module.
+    /// r: how many singular vectors the core stands between, 1 to the smaller width of the
+    /// narrowest module.
     #[default(16)]
     pub r: i64,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused one), a regular expression for whole names, or `all-linear`.
+    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
+    /// one), a regular expression for whole names, or `all-linear`.
     #[default(["q_proj", "k_proj", "v_proj", "o_proj"].into())]
     pub target_modules: Targets,
     /// The blocks that are adapted, from 0; all where it is not given.
@@ -37,7 +43,11 @@ impl AdapterPlugin for LoraXs {
 
     fn from_peft(json: &str) -> Result<Self> {
         let peft = PeftConfig::parse(json)?;
-        Ok(Self { r: peft.need("r")?, target_modules: peft.need("target_modules")?, layers_to_transform: peft.get("layers_to_transform")? })
+        Ok(Self {
+            r: peft.need("r")?,
+            target_modules: peft.need("target_modules")?,
+            layers_to_transform: peft.get("layers_to_transform")?,
+        })
     }
 }
 
@@ -45,12 +55,19 @@ impl Adapter for LoraXs {
     fn attach(&self, site: &LinearSite<'_>, init: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         let most = site.info.inputs.min(site.info.outputs);
         if self.r > most {
-            return Err(Error::new(format!("`adapter.r` is {}, but the module has {most} singular vectors", self.r)));
+            return Err(Error::new(format!(
+                "`adapter.r` is {}, but the module has {most} singular vectors",
+                self.r
+            )));
         }
         let core = init.zeros(&[self.r, self.r]);
         let (u, sigma, v) = site.frozen.dense()?.f_to_kind(core.kind())?.f_svd(true, true)?;
         let first = |columns: &Tensor| columns.f_narrow(1, 0, self.r);
-        Ok(Box::new(Core { left: first(&(u * sigma))?.f_contiguous()?, core, right: first(&v)?.f_tr()?.f_contiguous()? }))
+        Ok(Box::new(Core {
+            left: first(&(u * sigma))?.f_contiguous()?,
+            core,
+            right: first(&v)?.f_tr()?.f_contiguous()?,
+        }))
     }
 
     fn peft_config(&self) -> String {
@@ -76,7 +93,11 @@ impl AdaptedLinear for Core {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        vec![Parameter::new("lora_xs_A", &self.left), Parameter::new("lora_xs_R", &self.core), Parameter::new("lora_xs_B", &self.right)]
+        vec![
+            Parameter::new("lora_xs_A", &self.left),
+            Parameter::new("lora_xs_R", &self.core),
+            Parameter::new("lora_xs_B", &self.right),
+        ]
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
@@ -102,12 +123,21 @@ mod tests {
 
     #[test]
     fn the_core_acts_between_the_largest_singular_vectors() {
-        // W = diag(3, 2) with a third input that is not read: A = (3, 0)ᵀ and B = (1, 0, 0), to a sign that A R B keeps.
-        let info = LinearInfo { name: "model.layers.0.self_attn.q_proj".to_owned(), layer: Some(0), inputs: 3, outputs: 2 };
+        // W = diag(3, 2) with a third input that is not read: A = (3, 0)ᵀ and B = (1, 0, 0), to a
+        // sign that A R B keeps.
+        let info = LinearInfo {
+            name: "model.layers.0.self_attn.q_proj".to_owned(),
+            layer: Some(0),
+            inputs: 3,
+            outputs: 2,
+        };
         let frozen = Frozen::new(tensor(&[3.0, 0.0, 0.0, 0.0, 2.0, 0.0], &[2, 3]), None);
         let attach = |r| {
             let adapter = LoraXs { r, ..LoraXs::default() }.build().unwrap();
-            adapter.attach(&LinearSite { info: &info, frozen: &frozen, shared: &[] }, &mut Init::new(0, "", Kind::Double, Device::Cpu))
+            adapter.attach(
+                &LinearSite { info: &info, frozen: &frozen, shared: &[] },
+                &mut Init::new(0, "", Kind::Double, Device::Cpu),
+            )
         };
         let adapted = attach(1).unwrap();
         let x = tensor(&[1.0, 10.0, 100.0], &[1, 3]);
@@ -117,7 +147,10 @@ mod tests {
         let core = &adapted.parameters()[1].tensor;
         near(core.grad().double_value(&[0, 0]), 3.0);
         let _ = core.detach().fill_(0.5);
-        for y in [adapted.forward(&x, &frozen, false).unwrap(), adapted.merge(&frozen).unwrap().forward(&x).unwrap()] {
+        for y in [
+            adapted.forward(&x, &frozen, false).unwrap(),
+            adapted.merge(&frozen).unwrap().forward(&x).unwrap(),
+        ] {
             near(values(&y)[0], 4.5);
             near(values(&y)[1], 20.0);
         }

@@ -1,18 +1,23 @@
-//! DPO with a term on the states of single tokens: the chosen completion stays closer to the prompt than the rejected one.
+//! DPO with a term on the states of single tokens: the chosen completion stays closer to the prompt
+//! than the rejected one.
 //!
-//! The method brings its own taps, and reads the policy's states of every token without those of the reference.
+//! The method brings its own taps, and reads the policy's states of every token without those of
+//! the reference.
 
 use reprpo_plugin::prelude::*;
 
 /// Preferences on log-probabilities and on the distance from the prompt.
 #[intervention(
     name = "on-topic",
-    summary = "DPO, and the chosen completion's states stay closer to those of the prompt than the rejected one's",
+    summary = "DPO, and the chosen completion's states stay closer to those of the prompt than \
+        the rejected one's",
     reference = "an example of reprpo's plugin interface",
     explain = "\
-L = −log σ(β θ) + λ·(−log σ(s⁺ − s⁻))    s± = mean over taps and completion tokens of cos(h_t, mean over the prompt of h)
+L = −log σ(β θ) + λ·(−log σ(s⁺ − s⁻))    s± = mean over taps and completion tokens of cos(h_t, \
+mean over the prompt of h)
 
-θ is the log-ratio margin of DPO, and h the policy's states at the output of every `stride`-th block, before any other method's
+θ is the log-ratio margin of DPO, and h the policy's states at the output of every `stride`-th \
+block, before any other method's
 tap is looked at: `--tap` is refused.",
     example(lambda = "2.0")
 )]
@@ -31,10 +36,16 @@ pub struct OnTopic {
 impl InterventionPlugin for OnTopic {
     fn build(self, _: &ModelInfo) -> Result<Box<dyn Intervention>> {
         if !(self.beta > 0.0 && self.beta.is_finite()) {
-            return Err(Error::new(format!("`intervention.beta` must be greater than 0, got {}", self.beta)));
+            return Err(Error::new(format!(
+                "`intervention.beta` must be greater than 0, got {}",
+                self.beta
+            )));
         }
         if !(self.lambda >= 0.0 && self.lambda.is_finite()) {
-            return Err(Error::new(format!("`intervention.lambda` must not be negative, got {}", self.lambda)));
+            return Err(Error::new(format!(
+                "`intervention.lambda` must not be negative, got {}",
+                self.lambda
+            )));
         }
         if self.stride == 0 {
             return Err(Error::new("`intervention.stride` must be at least 1, got 0"));
@@ -50,7 +61,10 @@ struct EveryBlock {
 
 impl Tap for EveryBlock {
     fn sites(&self, model: &ModelInfo) -> Result<Vec<Site>> {
-        Ok((0..model.layers).filter(|k| (model.layers - 1 - k).is_multiple_of(self.stride)).map(Site::Block).collect())
+        Ok((0..model.layers)
+            .filter(|k| (model.layers - 1 - k).is_multiple_of(self.stride))
+            .map(Site::Block)
+            .collect())
     }
 
     fn pooling(&self) -> Pooling {
@@ -60,7 +74,12 @@ impl Tap for EveryBlock {
 
 impl Intervention for OnTopic {
     fn needs(&self) -> Needs {
-        Needs { logprobs: Completions::Both, reference_logprobs: true, states: States::PerToken, ..Needs::default() }
+        Needs {
+            logprobs: Completions::Both,
+            reference_logprobs: true,
+            states: States::PerToken,
+            ..Needs::default()
+        }
     }
 
     fn tap(&self) -> Option<Box<dyn Tap>> {
@@ -69,7 +88,12 @@ impl Intervention for OnTopic {
 
     fn validate(&self, run: &RunInfo<'_>) -> Result<Vec<String>> {
         let only_last = self.stride >= run.model.layers;
-        let warning = || format!("`intervention.stride` is {}, so only the last of {} blocks is read", self.stride, run.model.layers);
+        let warning = || {
+            format!(
+                "`intervention.stride` is {}, so only the last of {} blocks is read",
+                self.stride, run.model.layers
+            )
+        };
         Ok(only_last.then(warning).into_iter().collect())
     }
 
@@ -83,17 +107,21 @@ impl Intervention for OnTopic {
         })?;
         let log_sigmoid = |x: &Tensor| -x.log_sigmoid().mean(None::<Kind>);
         let value = log_sigmoid(&(&margin * self.beta)) + log_sigmoid(&closeness) * self.lambda;
-        Ok(Loss::new(value).metric("rewards/margins", &(margin * self.beta)).metric("on-topic/closeness", &closeness))
+        Ok(Loss::new(value)
+            .metric("rewards/margins", &(margin * self.beta))
+            .metric("on-topic/closeness", &closeness))
     }
 }
 
-/// The mean cosine of each sequence's completion tokens with the mean of its prompt's states: `[b]`.
+/// The mean cosine of each sequence's completion tokens with the mean of its prompt's states:
+/// `[b]`.
 fn closeness(tokens: &TokenStates) -> Tensor {
     let of = |mask: &Tensor| mask.to_kind(tokens.states.kind());
     let (completion, prompt) = (of(&tokens.completion), of(&tokens.completion.logical_not()));
     let sum = |weights: &Tensor| tokens.sum_by_sequence(&(&tokens.states * weights.unsqueeze(-1)));
     let topic = sum(&prompt) / tokens.sum_by_sequence(&prompt).unsqueeze(-1);
-    let cos = Tensor::cosine_similarity(&tokens.states, &topic.index_select(0, &tokens.owner), -1, 1e-12);
+    let cos =
+        Tensor::cosine_similarity(&tokens.states, &topic.index_select(0, &tokens.owner), -1, 1e-12);
     tokens.sum_by_sequence(&(cos * &completion)) / tokens.sum_by_sequence(&completion)
 }
 
@@ -102,7 +130,9 @@ reprpo_plugin::export_plugin!();
 
 #[cfg(test)]
 mod tests {
-    use reprpo_plugin::testkit::{STEP, model, near, registered, sides, tap_of_tokens, tensor, tokens};
+    use reprpo_plugin::testkit::{
+        STEP, model, near, registered, sides, tap_of_tokens, tensor, tokens,
+    };
 
     use super::*;
 
@@ -113,17 +143,32 @@ mod tests {
 
     #[test]
     fn the_last_block_is_read_and_every_other_before_it() {
-        let of = |layers, stride| EveryBlock { stride }.sites(&ModelInfo { layers, ..model() }).unwrap();
+        let of =
+            |layers, stride| EveryBlock { stride }.sites(&ModelInfo { layers, ..model() }).unwrap();
         assert_eq!(of(5, 2), [Site::Block(0), Site::Block(2), Site::Block(4)]);
         assert_eq!(of(2, 3), [Site::Block(1)]);
     }
 
     #[test]
     fn a_case_worked_out_by_hand() {
-        // One pair; a prompt of one token at (1, 0), then a chosen token along it and a rejected one across it.
-        let policy = sides(&tensor(&[1.0, 0.0, 2.0, 0.0], &[1, 2, 2]), &tensor(&[1.0, 0.0, 0.0, 3.0], &[1, 2, 2]));
-        let logp = |chosen: f64, rejected: f64| Logprobs::new(tokens(&tensor(&[chosen], &[1]), &[1]), Some(tokens(&tensor(&[rejected], &[1]), &[1])));
-        let pairs = Pairs::new(1, vec![tap_of_tokens(&policy, &policy, 1)], Some(logp(-1.0, -2.0)), Some(logp(-2.0, -1.0)));
+        // One pair; a prompt of one token at (1, 0), then a chosen token along it and a rejected
+        // one across it.
+        let policy = sides(
+            &tensor(&[1.0, 0.0, 2.0, 0.0], &[1, 2, 2]),
+            &tensor(&[1.0, 0.0, 0.0, 3.0], &[1, 2, 2]),
+        );
+        let logp = |chosen: f64, rejected: f64| {
+            Logprobs::new(
+                tokens(&tensor(&[chosen], &[1]), &[1]),
+                Some(tokens(&tensor(&[rejected], &[1]), &[1])),
+            )
+        };
+        let pairs = Pairs::new(
+            1,
+            vec![tap_of_tokens(&policy, &policy, 1)],
+            Some(logp(-1.0, -2.0)),
+            Some(logp(-2.0, -1.0)),
+        );
         let loss = OnTopic::default().loss(&pairs, STEP).unwrap();
         // θ = 1 + 1, s⁺ = 1 and s⁻ = 0.
         near(loss.value.double_value(&[]), (-0.2f64).exp().ln_1p() + (-1f64).exp().ln_1p());

@@ -1,4 +1,5 @@
-//! `reprpo` with its built-in methods and two more plugins in one program: nothing is loaded at run time.
+//! `reprpo` with its built-in methods and two more plugins in one program: nothing is loaded at run
+//! time.
 
 use std::process::ExitCode;
 

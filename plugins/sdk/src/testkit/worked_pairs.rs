@@ -13,8 +13,9 @@ pub fn tensor(values: &[f64], shape: &[i64]) -> Tensor {
     Tensor::from_slice(values).reshape(shape)
 }
 
-/// Normal float64 values, other ones at each call. A thread draws the same ones in the same order each time: a test's
-/// values do not depend on the tests that run beside it, as those of libtorch's one generator do.
+/// Normal float64 values, other ones at each call. A thread draws the same ones in the same order
+/// each time: a test's values do not depend on the tests that run beside it, as those of libtorch's
+/// one generator do.
 pub fn random(shape: &[i64]) -> Tensor {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
     seeded(DRAWN.replace(DRAWN.get() + 1), shape)
@@ -43,7 +44,8 @@ pub fn map(of: &Sides, f: impl Fn(&Tensor) -> Tensor) -> Sides {
 /// Completions of `lengths` tokens, their log-probabilities `[m]` end to end.
 pub fn tokens(per_token: &Tensor, lengths: &[i64]) -> TokenLogprobs {
     let counts = Tensor::from_slice(lengths);
-    let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu)).repeat_interleave_self_tensor(&counts, 0, None);
+    let owner = Tensor::arange(lengths.len() as i64, (Kind::Int64, Device::Cpu))
+        .repeat_interleave_self_tensor(&counts, 0, None);
     TokenLogprobs::new(per_token.shallow_clone(), owner, counts.to_kind(per_token.kind()))
 }
 
@@ -55,10 +57,15 @@ pub fn logprobs(per_token: &Sides, length: i64) -> Logprobs {
 
 /// A tap's pooled states.
 pub fn tap(policy: &Sides, reference: &Sides) -> TapStates {
-    TapStates::new(Site::Residual(1), map(policy, Tensor::shallow_clone), Some(map(reference, Tensor::shallow_clone)))
+    TapStates::new(
+        Site::Residual(1),
+        map(policy, Tensor::shallow_clone),
+        Some(map(reference, Tensor::shallow_clone)),
+    )
 }
 
-/// The states of b sequences of t tokens `[b t h]`, of which those with `completion` `[b t]` are the completion's.
+/// The states of b sequences of t tokens `[b t h]`, of which those with `completion` `[b t]` are
+/// the completion's.
 ///
 /// # Panics
 /// Panics if `states` does not have three dimensions.
@@ -72,7 +79,8 @@ pub fn token_states(states: &Tensor, completion: &Tensor) -> TokenStates {
     }
 }
 
-/// A tap's states `[b t h]` of every token, of which the first `prompt` of each sequence are the prompt's.
+/// A tap's states `[b t h]` of every token, of which the first `prompt` of each sequence are the
+/// prompt's.
 pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapStates {
     let side = |x: &Tensor| {
         let all = x.ones_like().select(2, 0);
@@ -81,7 +89,8 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
     };
     let both = |x: &Sides| Sides { chosen: side(&x.chosen), rejected: side(&x.rejected) };
     let pooled = |x: &Sides| map(x, |x| x.mean_dim(1, false, None::<Kind>));
-    TapStates::new(Site::Residual(1), pooled(policy), Some(pooled(reference))).with_tokens(both(policy), Some(both(reference)))
+    TapStates::new(Site::Residual(1), pooled(policy), Some(pooled(reference)))
+        .with_tokens(both(policy), Some(both(reference)))
 }
 
 /// The logged metric of that name.
@@ -89,7 +98,12 @@ pub fn tap_of_tokens(policy: &Sides, reference: &Sides, prompt: i64) -> TapState
 /// # Panics
 /// Where there is none.
 pub fn logged(loss: &Loss, name: &str) -> f64 {
-    loss.metrics.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no metric {name}")).1.double_value(&[])
+    loss.metrics
+        .iter()
+        .find(|(n, _)| n == name)
+        .unwrap_or_else(|| panic!("no metric {name}"))
+        .1
+        .double_value(&[])
 }
 
 /// Holds two numbers to be the same to ten digits.
@@ -127,5 +141,14 @@ pub fn gradients_are_those_of_finite_differences(leaves: &[&Tensor], loss: impl 
 
 /// A model for methods that look at none.
 pub fn model() -> ModelInfo {
-    ModelInfo { architecture: "llama".to_owned(), layers: 1, hidden: 1, heads: 1, head_dim: 1, vocab: 1, linears: Vec::new(), parts: Vec::new() }
+    ModelInfo {
+        architecture: "llama".to_owned(),
+        layers: 1,
+        hidden: 1,
+        heads: 1,
+        head_dim: 1,
+        vocab: 1,
+        linears: Vec::new(),
+        parts: Vec::new(),
+    }
 }

@@ -52,7 +52,11 @@ impl Intervention for Faulty {
         assert!(self.0 != "panics-in-needs", "no idea what it needs");
         let hooks = matches!(self.0, "panics-in-hook" | "hook-of-another-shape");
         Needs {
-            logprobs: if self.0 == "reads-what-it-did-not-ask-for" { Completions::Chosen } else { Completions::Both },
+            logprobs: if self.0 == "reads-what-it-did-not-ask-for" {
+                Completions::Chosen
+            } else {
+                Completions::Both
+            },
             directions: if hooks { Directions::Reference } else { Directions::None },
             output_grads: hooks,
             ..Needs::default()
@@ -64,7 +68,9 @@ impl Intervention for Faulty {
         let mean = rejected.mean(Kind::Float);
         Ok(Loss::new(match self.0 {
             "panics-in-loss" => panic!("the loss gave up"),
-            "panics-in-torch" => mean + rejected.matmul(&rejected.new_ones([7, 7], (Kind::Float, rejected.device()))),
+            "panics-in-torch" => {
+                mean + rejected.matmul(&rejected.new_ones([7, 7], (Kind::Float, rejected.device())))
+            }
             "loss-is-nan" => mean * f64::NAN,
             "loss-is-no-number" => rejected,
             "loss-has-no-gradient" => mean.detach(),
@@ -78,7 +84,9 @@ impl Intervention for Faulty {
 
     fn output_grad(&self, _: OutputGrad) -> Result<GradMap> {
         let panics = self.0 == "panics-in-hook";
-        Ok(Box::new(move |grad| if panics { panic!("the hook gave up") } else { Ok(grad.sum(Kind::Float)) }))
+        Ok(Box::new(
+            move |grad| if panics { panic!("the hook gave up") } else { Ok(grad.sum(Kind::Float)) },
+        ))
     }
 }
 
@@ -144,7 +152,12 @@ impl AdaptedLinear for Given {
 }
 
 /// A data set that ends in the middle.
-#[dataset(name = "panics-in-pairs", summary = "fails where its name says", reference = "this project's tests", explain = "It fails where its name says.")]
+#[dataset(
+    name = "panics-in-pairs",
+    summary = "fails where its name says",
+    reference = "this project's tests",
+    explain = "It fails where its name says."
+)]
 pub struct PanicsInPairs {
     /// Not read.
     pub unused: f64,
@@ -158,12 +171,18 @@ impl DatasetPlugin for PanicsInPairs {
 
 impl Dataset for PanicsInPairs {
     fn splits(&self) -> Vec<SplitInfo> {
-        vec![SplitInfo { name: "train".to_owned(), describes: "one pair and a half".to_owned(), pairs: None }]
+        vec![SplitInfo {
+            name: "train".to_owned(),
+            describes: "one pair and a half".to_owned(),
+            pairs: None,
+        }]
     }
 
     fn pairs(&self, _: &str) -> Result<PairIter<'_>> {
         let pair = PreferencePair::new("a", "b", "c");
-        Ok(Box::new(std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("the file gave up")))))
+        Ok(Box::new(
+            std::iter::once(Ok(pair)).chain(std::iter::from_fn(|| panic!("the file gave up"))),
+        ))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Architecture, FOUR_NORMS, GATED, HEAD_NORMS, OUTPUT, SEPARATE, Source, llama::LLAMA, rope};
+use super::{
+    Architecture, FOUR_NORMS, GATED, HEAD_NORMS, OUTPUT, SEPARATE, Source, llama::LLAMA, rope,
+};
 use crate::error::Result;
 use crate::weights::gguf::order::Order;
 
@@ -13,7 +15,12 @@ pub const GEMMA2: Architecture = Architecture {
     block: &[SEPARATE, OUTPUT, FOUR_NORMS, GATED],
     order: |_, _| Order::Same,
     one_plus: true,
-    reads: &["attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"],
+    reads: &[
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+    ],
     config: |file| {
         let mut config = gemma(file, 2, 46)?;
         let window = file.settings.unsigned("attention.sliding_window")?;
@@ -31,10 +38,19 @@ pub const GEMMA3: Architecture = Architecture {
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
     block: &[SEPARATE, HEAD_NORMS, OUTPUT, FOUR_NORMS, GATED],
-    reads: &["attention.sliding_window", "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"],
+    reads: &[
+        "attention.sliding_window",
+        "attention.sliding_window_pattern",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "rope.freq_base_swa",
+    ],
     config: |file| {
         let mut config = gemma(file, 6, 62)?;
-        config.insert("sliding_window".to_owned(), json!(file.settings.count("attention.sliding_window")?));
+        config.insert(
+            "sliding_window".to_owned(),
+            json!(file.settings.count("attention.sliding_window")?),
+        );
         let local = file.settings.float("rope.freq_base_swa")?.unwrap_or(rope::USUAL_BASE);
         rope::unscaled_in_windows(&mut config, local);
         Ok(config)

@@ -10,7 +10,12 @@ pub const GPT2: Architecture = Architecture {
     name: "gpt2",
     model_type: "gpt2",
     class: "GPT2LMHeadModel",
-    ends: &[("token_embd", "transformer.wte"), ("position_embd", "transformer.wpe"), ("output_norm", "transformer.ln_f"), ("output", "lm_head")],
+    ends: &[
+        ("token_embd", "transformer.wte"),
+        ("position_embd", "transformer.wpe"),
+        ("output_norm", "transformer.ln_f"),
+        ("output", "lm_head"),
+    ],
     blocks: "transformer.h",
     block: &[&[
         ("attn_norm", "ln_1"),
@@ -21,13 +26,25 @@ pub const GPT2: Architecture = Architecture {
         ("ffn_down", "mlp.c_proj"),
     ]],
     // transformers' Conv1D stores `[in out]`, and the file `[out in]` as for every linear module.
-    order: |name, _| if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end)) { Order::Transposed } else { Order::Same },
+    order: |name, _| {
+        if [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
+            Order::Transposed
+        } else {
+            Order::Same
+        }
+    },
     config: |file| {
         let (settings, mut config) = (&file.settings, file.base()?);
         let (width, heads) = (settings.count("embedding_length")?, file.shape.heads);
         if file.shape.key_value_heads != heads || file.shape.head != width / heads {
             let (keys, head) = (file.shape.key_value_heads, file.shape.head);
-            return Err(Error::new(format!("a GPT-2 of {width} with {heads} heads cannot have {keys} heads of keys and values, each {head} wide")));
+            return Err(Error::new(format!(
+                "a GPT-2 of {width} with {heads} heads cannot have {keys} heads of keys and \
+                    values, each {head} wide"
+            )));
         }
         // llama.cpp's converter writes four times the width, whatever the model has.
         let inner = match (file.rows)("transformer.h.0.mlp.c_fc.weight") {

@@ -10,7 +10,14 @@ pub const GRANITE: Architecture = Architecture {
     class: "GraniteForCausalLM",
     reads: &["attention.scale", "embedding_scale", "logit_scale", "residual_scale"],
     // The converter writes these for Granite 4, whether the model has such layers or not.
-    harmless: &["expert_shared_feed_forward_length", "ssm.conv_kernel", "ssm.group_count", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"],
+    harmless: &[
+        "expert_shared_feed_forward_length",
+        "ssm.conv_kernel",
+        "ssm.group_count",
+        "ssm.inner_size",
+        "ssm.state_size",
+        "ssm.time_step_rank",
+    ],
     config: |file| {
         let (settings, mut config) = (&file.settings, file.llama()?);
         // Here it switches the rotation of positions off.

@@ -8,12 +8,20 @@ pub const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
     class: "LlamaForCausalLM",
-    ends: &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")],
+    ends: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
     blocks: "model.layers",
     block: &[SEPARATE, OUTPUT, TWO_NORMS, GATED],
     order: |name, shape| match name {
-        name if name.contains(".q_proj.") => Order::Pairs { heads: shape.heads, turned: shape.turned },
-        name if name.contains(".k_proj.") => Order::Pairs { heads: shape.key_value_heads, turned: shape.turned },
+        name if name.contains(".q_proj.") => {
+            Order::Pairs { heads: shape.heads, turned: shape.turned }
+        }
+        name if name.contains(".k_proj.") => {
+            Order::Pairs { heads: shape.key_value_heads, turned: shape.turned }
+        }
         _ => Order::Same,
     },
     one_plus: false,

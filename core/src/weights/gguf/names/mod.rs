@@ -42,40 +42,52 @@ static KNOWN: [Architecture; 11] = [
     granite::GRANITE,
 ];
 
-const SEPARATE: Names = &[("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj")];
+const SEPARATE: Names = &[
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+];
 const OUTPUT: Names = &[("attn_output", "self_attn.o_proj")];
-const HEAD_NORMS: Names = &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
-const TWO_NORMS: Names = &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+const HEAD_NORMS: Names =
+    &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+const TWO_NORMS: Names =
+    &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
 const FOUR_NORMS: Names = &[
     ("attn_norm", "input_layernorm"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
-const GATED: Names = &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
+const GATED: Names =
+    &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")];
 
 /// The architecture that the file says it has.
 ///
 /// # Errors
 /// One that is not known, or none.
 pub fn architecture(meta: &Metadata) -> Result<&'static Architecture> {
-    let name = meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
+    let name =
+        meta.text("general.architecture")?.ok_or_else(|| meta.missing("general.architecture"))?;
     KNOWN.iter().find(|a| a.name == name).ok_or_else(|| {
-        Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name))
-            .hint("these are llama.cpp's names: Mistral's models are `llama`, those of OLMo 3 are `olmo2`")
+        Error::unknown("GGUF architecture", name, KNOWN.iter().map(|a| a.name)).hint(
+            "these are llama.cpp's names: Mistral's models are `llama`, those of OLMo 3 are \
+                `olmo2`",
+        )
     })
 }
 
 impl Architecture {
     /// Hugging Face's name of a tensor, where it has one.
     pub fn rename(&self, name: &str) -> Option<String> {
-        let (module, part) = name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
+        let (module, part) =
+            name.rsplit_once('.').filter(|(_, part)| matches!(*part, "weight" | "bias"))?;
         if let Some((_, ours)) = self.ends.iter().find(|(theirs, _)| *theirs == module) {
             return Some(format!("{ours}.{part}"));
         }
         let (layer, module) = module.strip_prefix("blk.")?.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
-        let (_, ours) = self.block.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
+        let (_, ours) =
+            self.block.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
         Some(format!("{}.{layer}.{ours}.{part}", self.blocks))
     }
 
@@ -106,12 +118,26 @@ impl Architecture {
     pub fn shape(&self, meta: &Metadata) -> Result<Shape> {
         let settings = Settings { architecture: self, meta };
         let heads = settings.count("attention.head_count")?;
-        let key_value_heads = if settings.has("attention.head_count_kv") { settings.count("attention.head_count_kv")? } else { heads };
-        let head = if settings.has("attention.key_length") { settings.count("attention.key_length")? } else { settings.count("embedding_length")? / heads };
-        let turned = if settings.has("rope.dimension_count") { settings.count("rope.dimension_count")? } else { head };
+        let key_value_heads = if settings.has("attention.head_count_kv") {
+            settings.count("attention.head_count_kv")?
+        } else {
+            heads
+        };
+        let head = if settings.has("attention.key_length") {
+            settings.count("attention.key_length")?
+        } else {
+            settings.count("embedding_length")? / heads
+        };
+        let turned = if settings.has("rope.dimension_count") {
+            settings.count("rope.dimension_count")?
+        } else {
+            head
+        };
         if turned > head || !turned.is_multiple_of(2) {
             let key = settings.key("rope.dimension_count");
-            return Err(Error::new(format!("`{key}` must be an even number up to {head}, the width of a head, got {turned}")));
+            return Err(Error::new(format!(
+                "`{key}` must be an even number up to {head}, the width of a head, got {turned}"
+            )));
         }
         Ok(Shape { heads, key_value_heads, head, turned })
     }
@@ -121,7 +147,13 @@ impl Architecture {
     ///
     /// # Errors
     /// A setting that is missing, or one that would change the numbers and is not known here.
-    pub fn config(&self, meta: &Metadata, vocab: i64, rope: &RopeFactors, rows: &dyn Fn(&str) -> Option<i64>) -> Result<Value> {
+    pub fn config(
+        &self,
+        meta: &Metadata,
+        vocab: i64,
+        rope: &RopeFactors,
+        rows: &dyn Fn(&str) -> Option<i64>,
+    ) -> Result<Value> {
         let settings = Settings { architecture: self, meta };
         settings.must_be_read()?;
         let shape = self.shape(meta)?;
@@ -148,8 +180,12 @@ impl Source<'_> {
         put("model_type", json!(architecture.model_type));
         put("vocab_size", json!(self.vocab));
         put("tie_word_embeddings", json!((self.rows)(&architecture.head()).is_none()));
-        for (key, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
-            if let Some(id) = self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))? {
+        for (key, theirs) in
+            [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")]
+        {
+            if let Some(id) =
+                self.settings.meta.unsigned(&format!("tokenizer.ggml.{theirs}_token_id"))?
+            {
                 put(key, json!(id));
             }
         }
@@ -158,8 +194,11 @@ impl Source<'_> {
 
     /// The fields of architectures with rotary positions.
     fn rotary(&self) -> Result<Map<String, Value>> {
-        let (settings, architecture, shape) = (&self.settings, self.settings.architecture, &self.shape);
-        let has = |module: &str, part: &str| (self.rows)(&format!("{}.0.{module}.{part}", architecture.blocks)).is_some();
+        let (settings, architecture, shape) =
+            (&self.settings, self.settings.architecture, &self.shape);
+        let has = |module: &str, part: &str| {
+            (self.rows)(&format!("{}.0.{module}.{part}", architecture.blocks)).is_some()
+        };
         let mut config = self.base()?;
         let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
         put("hidden_size", json!(settings.count("embedding_length")?));
@@ -168,8 +207,12 @@ impl Source<'_> {
         put("num_attention_heads", json!(shape.heads));
         put("num_key_value_heads", json!(shape.key_value_heads));
         if settings.has("attention.key_length") {
-            if settings.has("attention.value_length") && settings.count("attention.value_length")? != shape.head {
-                return Err(Error::new("models whose keys and values differ in width are not read from GGUF files"));
+            if settings.has("attention.value_length")
+                && settings.count("attention.value_length")? != shape.head
+            {
+                return Err(Error::new(
+                    "models whose keys and values differ in width are not read from GGUF files",
+                ));
             }
             put("head_dim", json!(shape.head));
         }
@@ -184,7 +227,10 @@ impl Source<'_> {
     /// The fields of Llama.
     fn llama(&self) -> Result<Map<String, Value>> {
         let mut config = self.rotary()?;
-        config.insert("rms_norm_eps".to_owned(), json!(self.settings.number("attention.layer_norm_rms_epsilon")?));
+        config.insert(
+            "rms_norm_eps".to_owned(),
+            json!(self.settings.number("attention.layer_norm_rms_epsilon")?),
+        );
         Ok(config)
     }
 }

@@ -9,7 +9,16 @@ pub const OLMO2: Architecture = Architecture {
     name: "olmo2",
     model_type: "olmo2",
     class: "Olmo2ForCausalLM",
-    block: &[SEPARATE, HEAD_NORMS, OUTPUT, &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")], GATED],
+    block: &[
+        SEPARATE,
+        HEAD_NORMS,
+        OUTPUT,
+        &[
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ],
+        GATED,
+    ],
     order: |_, _| Order::Same,
     reads: &["attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"],
     config: |file| {
@@ -25,7 +34,10 @@ pub const OLMO2: Architecture = Architecture {
                 config.insert(key.to_owned(), value);
             }
             let theta = settings.rope_base()?;
-            rope::unscaled_in_windows(&mut config, settings.float("rope.freq_base_swa")?.unwrap_or(theta));
+            rope::unscaled_in_windows(
+                &mut config,
+                settings.float("rope.freq_base_swa")?.unwrap_or(theta),
+            );
         }
         Ok(config)
     },

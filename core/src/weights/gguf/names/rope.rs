@@ -44,12 +44,18 @@ impl Settings<'_> {
     /// # Errors
     /// Fails if the factor is negative.
     fn rope_factor(&self) -> Result<f64> {
-        let key = if self.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
+        let key = if self.has("rope.scaling.factor") {
+            "rope.scaling.factor"
+        } else {
+            "rope.scale_linear"
+        };
         match self.float(key)?.unwrap_or(0.0) {
             // 0 means no scaling, as in llama.cpp.
             0.0 => Ok(1.0),
             factor if factor > 0.0 => Ok(factor),
-            factor => Err(Error::new(format!("`{}` must be greater than 0, got {factor}", self.key(key)))),
+            factor => {
+                Err(Error::new(format!("`{}` must be greater than 0, got {factor}", self.key(key))))
+            }
         }
     }
 
@@ -62,29 +68,45 @@ impl Settings<'_> {
         // A factor without a type is linear, as in llama.cpp; the type `none` turns a factor off.
         let kind = self.meta.text(&self.key("rope.scaling.type"))?.unwrap_or("linear");
         let (factor, attention) = (self.rope_factor()?, self.float("rope.scaling.attn_factor")?);
-        let original = self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
+        let original =
+            self.unsigned("rope.scaling.original_context_length")?.unwrap_or(context as u64);
         let plain = kind == "none" || (kind == "linear" && factor == 1.0);
         let mut rope = match factors {
             // Llama 3.1's scaling, computed when the file was made: each frequency is divided by a
             // factor of its own.
             RopeFactors { all: Some(all), long: None, short: None } if plain => {
-                json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all, "attention_factor": 1.0, "original_max_position_embeddings": context })
+                json!({ "rope_type": "longrope", "short_factor": all, "long_factor": all,
+                    "attention_factor": 1.0, "original_max_position_embeddings": context })
             }
-            RopeFactors { all: None, long: Some(long), short: Some(short) } if plain || kind == "longrope" => {
-                json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": attention,
+            RopeFactors { all: None, long: Some(long), short: Some(short) }
+                if plain || kind == "longrope" =>
+            {
+                json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long,
+                    "attention_factor": attention,
                     "original_max_position_embeddings": original })
             }
-            RopeFactors { all: None, long: None, short: None } if plain => json!({ "rope_type": "default" }),
-            RopeFactors { all: None, long: None, short: None } if kind == "linear" => json!({ "rope_type": "linear", "factor": factor }),
-            RopeFactors { all: None, long: None, short: None } if kind == "yarn" => self.yarn(factor, original)?,
-            RopeFactors { all: None, long: None, short: None } => return Err(unread(&format!("`{kind}`"))),
+            RopeFactors { all: None, long: None, short: None } if plain => {
+                json!({ "rope_type": "default" })
+            }
+            RopeFactors { all: None, long: None, short: None } if kind == "linear" => {
+                json!({ "rope_type": "linear", "factor": factor })
+            }
+            RopeFactors { all: None, long: None, short: None } if kind == "yarn" => {
+                self.yarn(factor, original)?
+            }
+            RopeFactors { all: None, long: None, short: None } => {
+                return Err(unread(&format!("`{kind}`")));
+            }
             _ => return Err(unread(&format!("`{kind}` with factors of its own"))),
         };
         if kind != "yarn" {
             self.must_be("rope.scaling.yarn_attn_factor", |factor| factor == 1.0)?;
             self.must_be("rope.scaling.yarn_ext_factor", |factor| factor <= 0.0)?;
             if factors.long.is_none() && attention.is_some_and(|factor| factor != 1.0) {
-                return Err(unread(&format!("`{kind}` with `{}`", self.key("rope.scaling.attn_factor"))));
+                return Err(unread(&format!(
+                    "`{kind}` with `{}`",
+                    self.key("rope.scaling.attn_factor")
+                )));
             }
         }
         rope["rope_theta"] = json!(self.rope_base()?);
@@ -110,10 +132,13 @@ impl Settings<'_> {
         // the usual factor by it. The usual factor itself therefore only has one meaning.
         let usual = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
         self.must_be("rope.scaling.attn_factor", |factor| (factor - usual).abs() < 1e-5)?;
-        let mut rope = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
-        for (field, name) in
-            [("attention_factor", "rope.scaling.yarn_attn_factor"), ("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")]
-        {
+        let mut rope = json!({ "rope_type": "yarn", "factor": factor,
+            "original_max_position_embeddings": original });
+        for (field, name) in [
+            ("attention_factor", "rope.scaling.yarn_attn_factor"),
+            ("beta_fast", "rope.scaling.yarn_beta_fast"),
+            ("beta_slow", "rope.scaling.yarn_beta_slow"),
+        ] {
             if let Some(value) = self.float(name)? {
                 rope[field] = json!(value);
             }
@@ -139,11 +164,15 @@ pub fn unscaled_in_windows(config: &mut Map<String, Value>, theta: f64) {
     if let Some(turned) = full.get("dimension_count") {
         sliding["dimension_count"] = turned.clone();
     }
-    config.insert("rope_parameters".to_owned(), json!({ "full_attention": full, "sliding_attention": sliding }));
+    config.insert(
+        "rope_parameters".to_owned(),
+        json!({ "full_attention": full, "sliding_attention": sliding }),
+    );
 }
 
 fn unread(which: &str) -> Error {
-    Error::new(format!("the rotary scaling {which} is not read from GGUF files")).hint("take the model's Hugging Face folder")
+    Error::new(format!("the rotary scaling {which} is not read from GGUF files"))
+        .hint("take the model's Hugging Face folder")
 }
 
 /// The `partial_rotary_factor` for a rotation of `turned` dimensions of a head of `head`. Readers

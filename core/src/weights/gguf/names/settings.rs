@@ -130,7 +130,11 @@ impl Settings<'_> {
     /// Fails if the setting is missing or out of range, or if it differs between layers.
     pub fn count(&self, name: &str) -> Result<usize> {
         let key = self.key(name);
-        let count = if self.meta.is_array(&key) { self.in_all_layers(&key)? } else { self.meta.unsigned(&key)? };
+        let count = if self.meta.is_array(&key) {
+            self.in_all_layers(&key)?
+        } else {
+            self.meta.unsigned(&key)?
+        };
         let count = count.ok_or_else(|| self.meta.missing(&key))?;
         // The bound keeps products of counts far from overflow.
         match usize::try_from(count) {
@@ -143,7 +147,8 @@ impl Settings<'_> {
         let all = self.meta.integers(key)?.unwrap_or_default();
         match all.first().map(|first| u64::try_from(*first)) {
             Some(Ok(first)) if all.iter().all(|x| *x == all[0]) => Ok(Some(first)),
-            _ => Err(Error::new(format!("`{key}` differs between layers, which is not supported")).hint("use the model's Hugging Face folder")),
+            _ => Err(Error::new(format!("`{key}` differs between layers, which is not supported"))
+                .hint("use the model's Hugging Face folder")),
         }
     }
 
@@ -154,7 +159,11 @@ impl Settings<'_> {
     pub fn layers(&self) -> Result<usize> {
         match self.count("block_count")? {
             layers @ 1..=MOST_LAYERS => Ok(layers),
-            layers => Err(Error::new(format!("`{}` is {layers}, which no model has", self.key("block_count"))).hint(format!("valid: up to {MOST_LAYERS}"))),
+            layers => Err(Error::new(format!(
+                "`{}` is {layers}, which no model has",
+                self.key("block_count")
+            ))
+            .hint(format!("valid: up to {MOST_LAYERS}"))),
         }
     }
 
@@ -167,22 +176,37 @@ impl Settings<'_> {
     pub fn layer_types(&self, period: u64) -> Result<Vec<&'static str>> {
         let (layers, key) = (self.layers()?, self.key("attention.sliding_window_pattern"));
         let sliding: Vec<bool> = if self.meta.is_array(&key) {
-            self.meta.integers(&key)?.unwrap_or_default().into_iter().map(|sliding| sliding != 0).collect()
+            self.meta
+                .integers(&key)?
+                .unwrap_or_default()
+                .into_iter()
+                .map(|sliding| sliding != 0)
+                .collect()
         } else {
             let period = self.meta.unsigned(&key)?.unwrap_or(period);
             (1..=layers as u64).map(|layer| period == 0 || !layer.is_multiple_of(period)).collect()
         };
         if sliding.len() != layers {
-            return Err(Error::new(format!("`{key}` is for {} layers, and the model has {layers}", sliding.len())));
+            return Err(Error::new(format!(
+                "`{key}` is for {} layers, and the model has {layers}",
+                sliding.len()
+            )));
         }
-        Ok(sliding.into_iter().map(|sliding| if sliding { "sliding_attention" } else { "full_attention" }).collect())
+        Ok(sliding
+            .into_iter()
+            .map(|sliding| if sliding { "sliding_attention" } else { "full_attention" })
+            .collect())
     }
 
     /// True if a setting that is not read does not change the model's output.
     fn is_neutral(&self, name: &str) -> bool {
         let value = |name: &str| self.meta.number(&self.key(name));
-        let at_neutral = |(key, values): &(&str, &[f64])| *key == name && value(name).is_some_and(|v| values.contains(&v));
-        let at_equal = |(key, other): &(&str, &str)| *key == name && value(name).is_some() && value(name) == value(other);
+        let at_neutral = |(key, values): &(&str, &[f64])| {
+            *key == name && value(name).is_some_and(|v| values.contains(&v))
+        };
+        let at_equal = |(key, other): &(&str, &str)| {
+            *key == name && value(name).is_some() && value(name) == value(other)
+        };
         HARMLESS.contains(&name) || NEUTRAL.iter().any(at_neutral) || EQUAL.iter().any(at_equal)
     }
 
@@ -195,8 +219,17 @@ impl Settings<'_> {
             return Err(Error::new("mixtures of experts are not read from GGUF files"));
         }
         let (prefix, architecture) = (self.key(""), self.architecture);
-        let is_read = |name: &&str| [&READ[..], architecture.reads, architecture.harmless].iter().any(|names| names.contains(name));
-        match self.meta.keys().filter_map(|key| key.strip_prefix(&prefix)).find(|name| !is_read(name) && !self.is_neutral(name)) {
+        let is_read = |name: &&str| {
+            [&READ[..], architecture.reads, architecture.harmless]
+                .iter()
+                .any(|names| names.contains(name))
+        };
+        match self
+            .meta
+            .keys()
+            .filter_map(|key| key.strip_prefix(&prefix))
+            .find(|name| !is_read(name) && !self.is_neutral(name))
+        {
             Some(name) => Err(self.unsupported(name)),
             None => Ok(()),
         }
@@ -205,6 +238,9 @@ impl Settings<'_> {
     /// The error for a setting whose value is not supported.
     pub fn unsupported(&self, name: &str) -> Error {
         let (key, value) = (self.key(name), self.meta.shown(&self.key(name)));
-        Error::new(format!("the setting `{key}` ({value}) may change the model's output, but is not supported")).hint("use the model's Hugging Face folder")
+        Error::new(format!(
+            "the setting `{key}` ({value}) may change the model's output, but is not supported"
+        ))
+        .hint("use the model's Hugging Face folder")
     }
 }

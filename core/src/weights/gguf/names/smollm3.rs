@@ -14,7 +14,8 @@ pub const SMOLLM3: Architecture = Architecture {
     config: |file| {
         let mut config = file.llama()?;
         let layers = 1..=file.settings.layers()?;
-        let rotates: Vec<u8> = layers.map(|layer| u8::from(!layer.is_multiple_of(NO_ROPE_INTERVAL))).collect();
+        let rotates: Vec<u8> =
+            layers.map(|layer| u8::from(!layer.is_multiple_of(NO_ROPE_INTERVAL))).collect();
         config.insert("no_rope_layers".to_owned(), json!(rotates));
         config.insert("no_rope_layer_interval".to_owned(), json!(NO_ROPE_INTERVAL));
         Ok(config)

@@ -9,7 +9,10 @@ use super::*;
 fn of(architecture: &'static str) -> Writer {
     let w = Writer::of(architecture);
     match architecture {
-        "gemma2" => w.count("attention.key_length", 16).count("attention.value_length", 16).count("attention.sliding_window", 8),
+        "gemma2" => w
+            .count("attention.key_length", 16)
+            .count("attention.value_length", 16)
+            .count("attention.sliding_window", 8),
         "gpt2" => without(w, "attention.head_count_kv").float("attention.layer_norm_epsilon", 1e-5),
         _ => w,
     }
@@ -35,9 +38,15 @@ fn values(gguf: &Gguf, name: &str) -> Tensor {
     gguf.read(name, Kind::Float).unwrap()
 }
 
-const SEPARATE: [&str; 4] = ["blk.3.attn_q.weight", "blk.3.attn_k.weight", "blk.3.attn_v.weight", "blk.3.attn_output.weight"];
+const SEPARATE: [&str; 4] = [
+    "blk.3.attn_q.weight",
+    "blk.3.attn_k.weight",
+    "blk.3.attn_v.weight",
+    "blk.3.attn_output.weight",
+];
 const GATED: [&str; 3] = ["blk.3.ffn_gate.weight", "blk.3.ffn_up.weight", "blk.3.ffn_down.weight"];
-const ATTENTION: [&str; 4] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+const ATTENTION: [&str; 4] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 const MLP: [&str; 3] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
 
 /// The names of an architecture's tensors, in the order of `SEPARATE`, `norms` and `GATED`.
@@ -60,25 +69,73 @@ fn in_block(modules: &[&str]) -> Vec<String> {
 #[test]
 fn the_tensors_of_every_architecture_get_hugging_faces_names() {
     let two = ["blk.3.attn_norm.weight", "blk.3.ffn_norm.weight"];
-    let four = ["blk.3.attn_norm.weight", "blk.3.post_attention_norm.weight", "blk.3.ffn_norm.weight", "blk.3.post_ffw_norm.weight"];
-    let olmo = ["blk.3.attn_q_norm.weight", "blk.3.attn_k_norm.weight", "blk.3.post_attention_norm.weight", "blk.3.post_ffw_norm.weight"];
+    let four = [
+        "blk.3.attn_norm.weight",
+        "blk.3.post_attention_norm.weight",
+        "blk.3.ffn_norm.weight",
+        "blk.3.post_ffw_norm.weight",
+    ];
+    let olmo = [
+        "blk.3.attn_q_norm.weight",
+        "blk.3.attn_k_norm.weight",
+        "blk.3.post_attention_norm.weight",
+        "blk.3.post_ffw_norm.weight",
+    ];
     let expected = |norms: &[&str]| in_block(&[&ATTENTION, norms, &MLP].concat());
     for llama in ["granite", "smollm3"] {
-        assert_eq!(renamed(llama, &two), expected(&["input_layernorm", "post_attention_layernorm"]), "{llama}");
+        assert_eq!(
+            renamed(llama, &two),
+            expected(&["input_layernorm", "post_attention_layernorm"]),
+            "{llama}"
+        );
     }
-    let sandwich = ["input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"];
+    let sandwich = [
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ];
     assert_eq!(renamed("gemma2", &four), expected(&sandwich));
-    let after = ["self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm", "post_feedforward_layernorm"];
+    let after = [
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+    ];
     assert_eq!(renamed("olmo2", &olmo), expected(&after));
 
     let modules = ["attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down"];
-    let theirs: Vec<String> = modules.iter().flat_map(|m| ["weight", "bias"].map(|part| format!("blk.3.{m}.{part}"))).collect();
+    let theirs: Vec<String> = modules
+        .iter()
+        .flat_map(|m| ["weight", "bias"].map(|part| format!("blk.3.{m}.{part}")))
+        .collect();
     let theirs: Vec<&str> = theirs.iter().map(String::as_str).collect();
-    let gguf = with(of("gpt2"), &[&theirs[..], &["position_embd.weight", "output_norm.weight", "output_norm.bias", "output.weight"]].concat()).open().unwrap();
+    let gguf = with(
+        of("gpt2"),
+        &[
+            &theirs[..],
+            &["position_embd.weight", "output_norm.weight", "output_norm.bias", "output.weight"],
+        ]
+        .concat(),
+    )
+    .open()
+    .unwrap();
     let modules = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"];
-    let block = modules.iter().flat_map(|m| ["weight", "bias"].map(|part| format!("transformer.h.3.{m}.{part}")));
-    let ends = ["transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"].map(str::to_owned);
-    assert!(gguf.names().eq(["transformer.wte.weight".to_owned()].into_iter().chain(block).chain(ends)), "{:?}", gguf.names().collect::<Vec<_>>());
+    let block = modules
+        .iter()
+        .flat_map(|m| ["weight", "bias"].map(|part| format!("transformer.h.3.{m}.{part}")));
+    let ends = [
+        "transformer.wpe.weight",
+        "transformer.ln_f.weight",
+        "transformer.ln_f.bias",
+        "lm_head.weight",
+    ]
+    .map(str::to_owned);
+    assert!(
+        gguf.names().eq(["transformer.wte.weight".to_owned()].into_iter().chain(block).chain(ends)),
+        "{:?}",
+        gguf.names().collect::<Vec<_>>()
+    );
 
     for (architecture, stranger) in [
         ("olmo2", "blk.0.attn_norm.weight"),
@@ -96,14 +153,29 @@ fn only_the_architectures_whose_rows_llama_cpp_reorders_are_put_back_in_order() 
     let theirs = Tensor::arange(8 * 2, (Kind::Float, tch::Device::Cpu)).reshape([8, 2]);
     let numbers = Vec::<f32>::try_from(theirs.flatten(0, -1)).unwrap();
     // llama.cpp to transformers: reshape(heads, rows / heads / 2, 2, inner).transpose(1, 2)
-    let ours = |heads: i64| theirs.reshape([heads, 8 / heads / 2, 2, 2]).transpose(1, 2).reshape([8, 2]);
-    for (architecture, reordered) in [("granite", true), ("smollm3", true), ("gemma2", false), ("olmo2", false)] {
-        let w = SEPARATE.iter().take(3).fold(of(architecture), |w, name| w.floats(name, &[2, 8], numbers.clone()));
+    let ours =
+        |heads: i64| theirs.reshape([heads, 8 / heads / 2, 2, 2]).transpose(1, 2).reshape([8, 2]);
+    for (architecture, reordered) in
+        [("granite", true), ("smollm3", true), ("gemma2", false), ("olmo2", false)]
+    {
+        let w = SEPARATE
+            .iter()
+            .take(3)
+            .fold(of(architecture), |w, name| w.floats(name, &[2, 8], numbers.clone()));
         let w = w.floats("blk.3.attn_q.bias", &[8], (0..8).map(|i| i as f32));
         let gguf = w.open().unwrap();
         let of = |name: &str| values(&gguf, &format!("model.layers.3.self_attn.{name}"));
-        let [q, k] = if reordered { [ours(2), ours(1)] } else { [theirs.shallow_clone(), theirs.shallow_clone()] };
-        assert!(of("q_proj.weight").equal(&q) && of("k_proj.weight").equal(&k) && of("v_proj.weight").equal(&theirs), "{architecture}");
+        let [q, k] = if reordered {
+            [ours(2), ours(1)]
+        } else {
+            [theirs.shallow_clone(), theirs.shallow_clone()]
+        };
+        assert!(
+            of("q_proj.weight").equal(&q)
+                && of("k_proj.weight").equal(&k)
+                && of("v_proj.weight").equal(&theirs),
+            "{architecture}"
+        );
         assert!(of("q_proj.bias").equal(&(q.select(1, 0) / 2)), "{architecture}");
     }
 }
@@ -114,20 +186,37 @@ fn gpt_2s_matrices_are_transposed_in_every_type_and_kind() {
     for (id, scales) in [(0, &[2usize][..]), (1, &[0]), (8, &[0])] {
         let format = types::format(id).unwrap();
         let data = blocks(outputs * inputs / format.block, format.bytes, scales);
-        let names = ["attn_qkv", "attn_output", "ffn_up", "ffn_down"].map(|module| format!("blk.0.{module}.weight"));
-        let w = names.iter().fold(of("gpt2"), |w, name| w.tensor(name, &[inputs as u64, outputs as u64], id, &data));
-        let gguf = w.tensor("position_embd.weight", &[inputs as u64, outputs as u64], id, &data).open().unwrap();
+        let names = ["attn_qkv", "attn_output", "ffn_up", "ffn_down"]
+            .map(|module| format!("blk.0.{module}.weight"));
+        let w = names.iter().fold(of("gpt2"), |w, name| {
+            w.tensor(name, &[inputs as u64, outputs as u64], id, &data)
+        });
+        let gguf = w
+            .tensor("position_embd.weight", &[inputs as u64, outputs as u64], id, &data)
+            .open()
+            .unwrap();
         let mut theirs = vec![0f32; outputs * inputs];
         (format.decode)(&data, &mut theirs);
         let theirs = Tensor::from_slice(&theirs).reshape([outputs as i64, inputs as i64]);
         for module in ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] {
             for kind in [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Double] {
                 let ours = gguf.read(&format!("transformer.h.0.{module}.weight"), kind).unwrap();
-                assert!(ours.equal(&theirs.tr().to_kind(kind)), "{module} in {} as {kind:?}", format.name);
+                assert!(
+                    ours.equal(&theirs.tr().to_kind(kind)),
+                    "{module} in {} as {kind:?}",
+                    format.name
+                );
             }
         }
-        assert!(values(&gguf, "transformer.wpe.weight").equal(&theirs), "an embedding is not a Conv1D");
-        assert_eq!(gguf.config()["n_inner"], outputs, "as many as the matrix has, not four times the width");
+        assert!(
+            values(&gguf, "transformer.wpe.weight").equal(&theirs),
+            "an embedding is not a Conv1D"
+        );
+        assert_eq!(
+            gguf.config()["n_inner"],
+            outputs,
+            "as many as the matrix has, not four times the width"
+        );
     }
     let e = refused(&of("gpt2").floats("blk.0.ffn_up.weight", &[4], [0.0; 4]).bytes());
     assert!(e.contains("`blk.0.ffn_up.weight`") && e.contains("not a matrix"), "{e}");
@@ -136,17 +225,23 @@ fn gpt_2s_matrices_are_transposed_in_every_type_and_kind() {
 #[test]
 fn a_matrix_of_several_slabs_is_transposed() {
     let (outputs, inputs) = (3000, 1024);
-    let numbers = Tensor::arange(outputs * inputs, (Kind::Float, tch::Device::Cpu)).reshape([outputs, inputs]);
+    let numbers = Tensor::arange(outputs * inputs, (Kind::Float, tch::Device::Cpu))
+        .reshape([outputs, inputs]);
     let flat = Vec::<f32>::try_from(numbers.flatten(0, -1)).unwrap();
-    let gguf = of("gpt2").floats("blk.0.ffn_up.weight", &[inputs as u64, outputs as u64], flat).open().unwrap();
+    let gguf = of("gpt2")
+        .floats("blk.0.ffn_up.weight", &[inputs as u64, outputs as u64], flat)
+        .open()
+        .unwrap();
     assert!(values(&gguf, "transformer.h.0.mlp.c_fc.weight").equal(&numbers.tr()));
 }
 
 #[test]
 fn gpt_2_has_its_own_names_of_sizes() {
     let expected = json!({
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 2, "tie_word_embeddings": true, "n_embd": 32, "n_layer": 1,
-        "n_head": 2, "n_inner": 64, "n_positions": 128, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 2,
+        "tie_word_embeddings": true, "n_embd": 32, "n_layer": 1,
+        "n_head": 2, "n_inner": 64, "n_positions": 128, "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
     });
     assert_eq!(config(of("gpt2")), expected);
     assert_eq!(config(with(of("gpt2"), &["output.weight"]))["tie_word_embeddings"], false);
@@ -156,12 +251,20 @@ fn gpt_2_has_its_own_names_of_sizes() {
     assert!(shared.contains("2 heads cannot have 1 heads of keys"), "{shared}");
     let wide = refused(&of("gpt2").count("attention.key_length", 32).bytes());
     assert!(wide.contains("each 32 wide"), "{wide}");
-    assert!(refused(&without(of("gpt2"), "attention.layer_norm_epsilon").bytes()).contains("`gpt2.attention.layer_norm_epsilon`"));
+    assert!(
+        refused(&without(of("gpt2"), "attention.layer_norm_epsilon").bytes())
+            .contains("`gpt2.attention.layer_norm_epsilon`")
+    );
 }
 
 /// An array of truth values as the format has it.
 fn truths(all: &[bool]) -> Vec<u8> {
-    [&7u32.to_le_bytes()[..], &(all.len() as u64).to_le_bytes(), &all.iter().map(|x| u8::from(*x)).collect::<Vec<_>>()].concat()
+    [
+        &7u32.to_le_bytes()[..],
+        &(all.len() as u64).to_le_bytes(),
+        &all.iter().map(|x| u8::from(*x)).collect::<Vec<_>>(),
+    ]
+    .concat()
 }
 
 /// The same with that many blocks.
@@ -170,31 +273,67 @@ fn layers(w: Writer, count: u32) -> Writer {
 }
 
 fn sliding(config: &Value) -> Vec<bool> {
-    config["layer_types"].as_array().unwrap().iter().map(|layer| layer == "sliding_attention").collect()
+    config["layer_types"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer == "sliding_attention")
+        .collect()
 }
 
 #[test]
 fn gemma_2_alternates_and_caps_as_llama_cpp_does() {
-    let plain = config(layers(of("gemma2"), 3).float("attn_logit_softcapping", 20.0).float("final_logit_softcapping", 15.0));
-    assert_eq!((&plain["model_type"], &plain["hidden_activation"]), (&"gemma2".into(), &"gelu_pytorch_tanh".into()));
-    assert_eq!((&plain["attn_logit_softcapping"], &plain["final_logit_softcapping"]), (&20.0.into(), &15.0.into()));
+    let plain = config(
+        layers(of("gemma2"), 3)
+            .float("attn_logit_softcapping", 20.0)
+            .float("final_logit_softcapping", 15.0),
+    );
+    assert_eq!(
+        (&plain["model_type"], &plain["hidden_activation"]),
+        (&"gemma2".into(), &"gelu_pytorch_tanh".into())
+    );
+    assert_eq!(
+        (&plain["attn_logit_softcapping"], &plain["final_logit_softcapping"]),
+        (&20.0.into(), &15.0.into())
+    );
     assert_eq!(sliding(&plain), [true, false, true]);
-    assert_eq!((&plain["sliding_window"], &plain["query_pre_attn_scalar"], &plain["head_dim"]), (&8.into(), &16.into(), &16.into()));
+    assert_eq!(
+        (&plain["sliding_window"], &plain["query_pre_attn_scalar"], &plain["head_dim"]),
+        (&8.into(), &16.into(), &16.into())
+    );
     assert_eq!(plain["rope_parameters"], json!({ "rope_type": "default", "rope_theta": 1e4 }));
     assert_eq!(plain["tie_word_embeddings"], true);
 
     // The 27B model has 46 blocks. It is scaled by the share of a head in the residual stream.
-    let wide = || Writer::of("gemma2").count("attention.key_length", 32).count("attention.value_length", 32);
+    let wide = || {
+        Writer::of("gemma2").count("attention.key_length", 32).count("attention.value_length", 32)
+    };
     assert_eq!(config(layers(wide(), 42))["query_pre_attn_scalar"], 32);
     assert_eq!(config(layers(wide(), 46))["query_pre_attn_scalar"], 16);
     let usual = config(wide());
-    assert_eq!((&usual["sliding_window"], &usual["attn_logit_softcapping"], &usual["final_logit_softcapping"]), (&4096.into(), &50.0.into(), &30.0.into()));
+    assert_eq!(
+        (
+            &usual["sliding_window"],
+            &usual["attn_logit_softcapping"],
+            &usual["final_logit_softcapping"]
+        ),
+        (&4096.into(), &50.0.into(), &30.0.into())
+    );
 
-    let gguf = of("gemma2").floats("blk.0.post_ffw_norm.weight", &[2], [1.5, 0.0]).floats("output_norm.weight", &[1], [1.25]).open().unwrap();
-    assert!(values(&gguf, "model.layers.0.post_feedforward_layernorm.weight").equal(&Tensor::from_slice(&[0.5f32, -1.0])));
+    let gguf = of("gemma2")
+        .floats("blk.0.post_ffw_norm.weight", &[2], [1.5, 0.0])
+        .floats("output_norm.weight", &[1], [1.25])
+        .open()
+        .unwrap();
+    assert!(
+        values(&gguf, "model.layers.0.post_feedforward_layernorm.weight")
+            .equal(&Tensor::from_slice(&[0.5f32, -1.0]))
+    );
     assert!(values(&gguf, "model.norm.weight").equal(&Tensor::from_slice(&[0.25f32])));
 
-    assert!(of("gemma2").float("rope.freq_base", 1e5).float("rope.freq_base_swa", 1e5).open().is_ok());
+    assert!(
+        of("gemma2").float("rope.freq_base", 1e5).float("rope.freq_base_swa", 1e5).open().is_ok()
+    );
     let local = refused(&of("gemma2").float("rope.freq_base_swa", 1e5).bytes());
     assert!(local.contains("`gemma2.rope.freq_base_swa` (100000)"), "{local}");
 }
@@ -206,77 +345,139 @@ fn a_pattern_of_windows_is_a_period_or_a_list() {
         let key = format!("{}.{key}", w.architecture);
         w.entry(&key, 9, &truths(all))
     };
-    for (architecture, usual) in [("gemma2", [true, false, true, false]), ("olmo2", [true, true, true, false])] {
-        let four = || without(layers(of(architecture), 4), "attention.sliding_window").count("attention.sliding_window", 8);
+    for (architecture, usual) in
+        [("gemma2", [true, false, true, false]), ("olmo2", [true, true, true, false])]
+    {
+        let four = || {
+            without(layers(of(architecture), 4), "attention.sliding_window")
+                .count("attention.sliding_window", 8)
+        };
         assert_eq!(sliding(&config(four())), usual, "{architecture}");
         assert_eq!(sliding(&config(four().count(key, 3))), [true, true, false, true]);
         assert_eq!(sliding(&config(four().count(key, 1))), [false; 4]);
         assert_eq!(sliding(&config(four().count(key, 0))), [true; 4]);
-        assert_eq!(sliding(&config(list(four(), &[false, true, true, false]))), [false, true, true, false]);
+        assert_eq!(
+            sliding(&config(list(four(), &[false, true, true, false]))),
+            [false, true, true, false]
+        );
         let short = refused(&list(four(), &[true]).bytes());
-        assert!(short.contains(key) && short.contains("is for 1 layers, and the model has 4"), "{short}");
+        assert!(
+            short.contains(key) && short.contains("is for 1 layers, and the model has 4"),
+            "{short}"
+        );
     }
     for architecture in ["gemma2", "olmo2", "smollm3", "gpt2", "llama"] {
         let many = refused(&layers(of(architecture), 0x7fff_ffff).bytes());
-        assert!(many.contains(&format!("`{architecture}.block_count` is 2147483647, which no model has")), "{many}");
+        assert!(
+            many.contains(&format!(
+                "`{architecture}.block_count` is 2147483647, which no model has"
+            )),
+            "{many}"
+        );
     }
 }
 
 #[test]
 fn olmo_3_is_an_olmo_2_with_a_window() {
     let second = config(of("olmo2").float("rope.freq_base", 5e5));
-    assert_eq!((&second["model_type"], &second["architectures"]), (&"olmo2".into(), &json!(["Olmo2ForCausalLM"])));
+    assert_eq!(
+        (&second["model_type"], &second["architectures"]),
+        (&"olmo2".into(), &json!(["Olmo2ForCausalLM"]))
+    );
     assert_eq!(second["rope_parameters"], json!({ "rope_type": "default", "rope_theta": 5e5 }));
     assert!(second.get("layer_types").is_none() && second.get("sliding_window").is_none());
     assert_eq!(config(of("olmo2").count("attention.sliding_window", 0))["model_type"], "olmo2");
 
     let third = || of("olmo2").count("attention.sliding_window", 4096).float("rope.freq_base", 5e5);
     let plain = config(third());
-    assert_eq!((&plain["model_type"], &plain["architectures"]), (&"olmo3".into(), &json!(["Olmo3ForCausalLM"])));
+    assert_eq!(
+        (&plain["model_type"], &plain["architectures"]),
+        (&"olmo3".into(), &json!(["Olmo3ForCausalLM"]))
+    );
     let default = |theta: f64| json!({ "rope_type": "default", "rope_theta": theta });
-    assert_eq!(plain["rope_parameters"], json!({ "full_attention": default(5e5), "sliding_attention": default(5e5) }));
-    assert_eq!(config(third().float("rope.freq_base_swa", 1e4))["rope_parameters"]["sliding_attention"], default(1e4));
+    assert_eq!(
+        plain["rope_parameters"],
+        json!({ "full_attention": default(5e5), "sliding_attention": default(5e5) })
+    );
+    assert_eq!(
+        config(third().float("rope.freq_base_swa", 1e4))["rope_parameters"]["sliding_attention"],
+        default(1e4)
+    );
 
     // Only layers without a window are scaled.
-    let w = third().entry("olmo2.rope.scaling.type", 8, &text("yarn")).float("rope.scaling.factor", 8.0).count("rope.scaling.original_context_length", 64);
+    let w = third()
+        .entry("olmo2.rope.scaling.type", 8, &text("yarn"))
+        .float("rope.scaling.factor", 8.0)
+        .count("rope.scaling.original_context_length", 64);
     let scaled = config(w.float("rope.scaling.yarn_attn_factor", 1.25));
-    let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "attention_factor": 1.25, "rope_theta": 5e5 });
-    assert_eq!(scaled["rope_parameters"], json!({ "full_attention": yarn, "sliding_attention": default(5e5) }));
+    let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64,
+        "attention_factor": 1.25, "rope_theta": 5e5 });
+    assert_eq!(
+        scaled["rope_parameters"],
+        json!({ "full_attention": yarn, "sliding_attention": default(5e5) })
+    );
 }
 
 #[test]
 fn every_fourth_layer_of_smollm3_rotates_nothing() {
     let nine = config(layers(of("smollm3"), 9).float("rope.freq_base", 5e6));
-    assert_eq!((&nine["model_type"], &nine["architectures"]), (&"smollm3".into(), &json!(["SmolLM3ForCausalLM"])));
+    assert_eq!(
+        (&nine["model_type"], &nine["architectures"]),
+        (&"smollm3".into(), &json!(["SmolLM3ForCausalLM"]))
+    );
     assert_eq!(nine["no_rope_layers"], json!([1, 1, 1, 0, 1, 1, 1, 0, 1]));
     assert_eq!(nine["rope_parameters"]["rope_theta"], 5e6);
 }
 
 #[test]
 fn granites_multipliers_are_read_and_0_stands_for_the_usual_ones() {
-    let fields = ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
+    let fields =
+        ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"];
     let of_file = |w: Writer| {
         let config = config(w);
         fields.map(|field| config[field].as_f64().unwrap())
     };
-    let given = of("granite").float("attention.scale", 0.015_625).float("embedding_scale", 12.0).float("residual_scale", 0.22).float("logit_scale", 8.0);
+    let given = of("granite")
+        .float("attention.scale", 0.015_625)
+        .float("embedding_scale", 12.0)
+        .float("residual_scale", 0.22)
+        .float("logit_scale", 8.0);
     assert_eq!(of_file(given), [0.015_625, 12.0, 0.22, 8.0]);
     assert_eq!(of_file(of("granite")), [0.25, 1.0, 1.0, 1.0]);
-    assert_eq!(of_file(of("granite").float("attention.scale", 0.0).float("embedding_scale", 0.0).float("residual_scale", 0.0)), [0.25, 1.0, 1.0, 1.0]);
+    assert_eq!(
+        of_file(
+            of("granite")
+                .float("attention.scale", 0.0)
+                .float("embedding_scale", 0.0)
+                .float("residual_scale", 0.0)
+        ),
+        [0.25, 1.0, 1.0, 1.0]
+    );
 
     // Granite 4 without Mamba layers and experts.
-    let four = without(of("granite"), "attention.head_count_kv").entry("granite.rope.scaling.finetuned", 7, &[1]);
+    let four = without(of("granite"), "attention.head_count_kv").entry(
+        "granite.rope.scaling.finetuned",
+        7,
+        &[1],
+    );
     let four = four
         .count("expert_count", 0)
         .count("expert_used_count", 0)
         .count("ssm.conv_kernel", 4)
         .count("ssm.state_size", 128)
         .count("expert_shared_feed_forward_length", 64);
-    let keys = |all: [u32; 2]| four.clone().entry("granite.attention.head_count_kv", 9, &array(4, all.into_iter().map(u32::to_le_bytes)));
+    let keys = |all: [u32; 2]| {
+        four.clone().entry(
+            "granite.attention.head_count_kv",
+            9,
+            &array(4, all.into_iter().map(u32::to_le_bytes)),
+        )
+    };
     assert_eq!(config(keys([1, 1]))["num_key_value_heads"], 1);
     let mixed = refused(&keys([1, 2]).bytes());
     assert!(mixed.contains("`granite.attention.head_count_kv` differs between layers"), "{mixed}");
-    let unrotated = refused(&of("granite").entry("granite.rope.scaling.finetuned", 7, &[0]).bytes());
+    let unrotated =
+        refused(&of("granite").entry("granite.rope.scaling.finetuned", 7, &[0]).bytes());
     assert!(unrotated.contains("`granite.rope.scaling.finetuned` (false)"), "{unrotated}");
     let experts = refused(&of("granite").count("expert_count", 8).bytes());
     assert!(experts.contains("mixtures of experts"), "{experts}");
