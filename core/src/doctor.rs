@@ -314,10 +314,14 @@ fn data() -> Check {
 
 /// The libraries in the plugin folder, and whether they fit this build.
 fn plugins() -> Check {
-    let shown = plugin::folder().map_or_else(
-        || "no folder, because HOME is not set".to_owned(),
-        |folder| folder.display().to_string(),
-    );
+    let Some(folder) = plugin::folder() else {
+        return Check::new(
+            "plugins",
+            State::Absent,
+            "there is no plugin folder, because `HOME` is not set",
+        );
+    };
+    let shown = folder.display().to_string();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for path in plugin::installed() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

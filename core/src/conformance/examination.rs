@@ -72,38 +72,49 @@ impl std::fmt::Display for Finding {
 /// This function switches the whole process to offline mode, because the documented example of a
 /// data set may be a download of several gigabytes.
 pub fn examine(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
+    examine_with(method, LESSON)
+}
+
+/// Like [`examine`], but without the longer training run, which takes most of the time.
+pub fn examine_quickly(method: impl Into<Method>) -> impl Iterator<Item = Finding> {
+    examine_with(method, &[])
+}
+
+/// Examines a method. `lesson` has the invariants that need a longer training run.
+fn examine_with(
+    method: impl Into<Method>,
+    lesson: &'static [Invariant],
+) -> impl Iterator<Item = Finding> {
     hub::stay_offline();
     let method = method.into();
     let json = method.json.clone();
     let of_kind: Box<dyn Iterator<Item = Finding>> = match method.entry {
-        Entry::Intervention(entry) => Box::new(check(
-            Case::from(Method::new(entry, json)),
-            &[TRAINING, INTERVENTIONS, LESSON],
-        )),
+        Entry::Intervention(entry) => {
+            Box::new(check(Case::from(Method::new(entry, json)), [TRAINING, INTERVENTIONS, lesson]))
+        }
         Entry::Adapter(entry) => {
-            Box::new(check(Case::from(Method::new(entry, json)), &[TRAINING, ADAPTERS, LESSON]))
+            Box::new(check(Case::from(Method::new(entry, json)), [TRAINING, ADAPTERS, lesson]))
         }
         Entry::Transform(entry) => {
             let transform = Method::new(entry, json);
             Box::new(
-                check(transform.clone(), &[TRANSFORMS])
-                    .chain(check(Case::from(transform), &[TRAINING])),
+                check(transform.clone(), [TRANSFORMS])
+                    .chain(check(Case::from(transform), [TRAINING])),
             )
         }
-        Entry::Tap(entry) => Box::new(check(Method::new(entry, json), &[TAPS])),
-        Entry::Dataset(entry) => Box::new(check(Method::new(entry, json), &[DATASETS])),
+        Entry::Tap(entry) => Box::new(check(Method::new(entry, json), [TAPS])),
+        Entry::Dataset(entry) => Box::new(check(Method::new(entry, json), [DATASETS])),
     };
-    check(method, &[DESCRIBED]).chain(of_kind)
+    check(method, [DESCRIBED]).chain(of_kind)
 }
 
 /// Checks one subject against the invariants of several tables.
-fn check<S>(
+fn check<S, const N: usize>(
     subject: S,
-    tables: &'static [&'static [Invariant<S>]],
+    tables: [&'static [Invariant<S>]; N],
 ) -> impl Iterator<Item = Finding> {
     tables
-        .iter()
-        .copied()
+        .into_iter()
         .flatten()
         .map(move |invariant| Finding::of(invariant.name, || (invariant.check)(&subject)))
 }

@@ -26,7 +26,7 @@ use std::borrow::Cow;
 
 pub use adapters::ADAPTERS;
 pub(crate) use bench::Bench;
-pub use examination::{Finding, examine};
+pub use examination::{Finding, examine, examine_quickly};
 pub use fixture::{model, pairs};
 pub use lesson::LESSON;
 pub use training::TRAINING;

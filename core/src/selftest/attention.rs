@@ -1,9 +1,11 @@
 //! Every strategy and every kernel of attention, forward and backward, against plain matrix
 //! products in float64 on the CPU.
 //!
-//! The reference makes its mask from the layout in its own way, so that a wrong mask is found as
-//! well as a wrong kernel.
+//! The reference builds its mask from the layout with code of its own, so that a wrong mask is
+//! found as well as a wrong kernel.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
 use tch::{Device, Kind, Tensor};
@@ -12,6 +14,7 @@ use super::products::off;
 use super::report::{Difference, Row};
 use super::{Section, Selftest, kind_name};
 use crate::error::Result;
+use crate::ffi;
 use crate::model::attention::{Attention, AttentionOptions, Kernel, Scores, Strategy};
 use crate::model::stream::{Layout, StreamBuilder};
 
@@ -66,7 +69,7 @@ impl fmt::Display for Heads {
     }
 }
 
-/// One problem that all ways of computing attention have to solve.
+/// A problem that is solved with every strategy and every kernel.
 #[derive(Clone, Copy, Debug)]
 struct Problem {
     shape: Shape,
@@ -122,12 +125,11 @@ fn behind() -> Vec<Problem> {
         .collect()
 }
 
-/// Compares all ways.
+/// Compares every way with the reference.
 ///
 /// # Errors
 /// `Error::interrupted` if the user stopped the test.
 pub fn check(test: &mut Selftest<'_>) -> Result<()> {
-    let kinds = [(Kind::Float, 2e-5), (Kind::BFloat16, 2e-2)];
     let strategies = [
         ("segments", Strategy::Segments),
         ("trees", Strategy::Trees),
@@ -136,70 +138,63 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     let kernels = [("sdpa", Kernel::Sdpa), ("eager", Kernel::Eager)];
     // On a card, the kernels that may be used depend on this.
     let deterministic: &[bool] = if test.device.is_cuda() { &[true, false] } else { &[true] };
-    let mut ways = Vec::new();
-    for (kind, tolerance) in kinds {
+    test.begin(
+        Section::Attention,
+        2 * deterministic.len() * kernels.len() * (strategies.len() + 2),
+    );
+    for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 2e-2)] {
+        let mut solved = HashMap::new();
         for &deterministic in deterministic {
-            let any = if deterministic { "" } else { ", any kernel" };
             for (by, kernel) in kernels {
-                for (name, strategy) in strategies {
-                    let how = AttentionOptions { strategy, kernel, deterministic };
-                    ways.push((
-                        format!("{name} × {by}, {}{any}", kind_name(kind)),
-                        how,
-                        problems(),
-                        true,
-                        kind,
-                        tolerance,
-                    ));
+                let how = |strategy| AttentionOptions { strategy, kernel, deterministic };
+                let mut ways: Vec<_> = strategies
+                    .iter()
+                    .map(|(name, strategy)| (*name, how(*strategy), problems(), true))
+                    .collect();
+                let usual = how(Strategy::for_device(test.device));
+                ways.extend([
+                    ("behind a cache", usual, behind(), false),
+                    ("without gradient", usual, problems(), false),
+                ]);
+                for (name, how, problems, trained) in ways {
+                    let any = if deterministic { "" } else { ", any kernel" };
+                    let name = format!("{name} × {by}, {}{any}", kind_name(kind));
+                    test.check(Section::Attention, &name, |test| {
+                        ffi::set_deterministic(deterministic)?;
+                        let mut all = Vec::new();
+                        for problem in &problems {
+                            all.extend(compared(
+                                problem,
+                                how,
+                                kind,
+                                test.device,
+                                trained,
+                                tolerance,
+                                &mut solved,
+                            )?);
+                        }
+                        Ok(Difference::worst_of(all)
+                            .map(|worst| Row::of(Section::Attention, &name, worst))
+                            .into_iter()
+                            .collect())
+                    })?;
                 }
-                let how = AttentionOptions {
-                    strategy: Strategy::for_device(test.device),
-                    kernel,
-                    deterministic,
-                };
-                ways.push((
-                    format!("behind a cache × {by}, {}{any}", kind_name(kind)),
-                    how,
-                    behind(),
-                    false,
-                    kind,
-                    tolerance,
-                ));
-                ways.push((
-                    format!("without gradient × {by}, {}{any}", kind_name(kind)),
-                    how,
-                    problems(),
-                    false,
-                    kind,
-                    tolerance,
-                ));
             }
         }
-    }
-    test.begin(Section::Attention, ways.len());
-    for (name, how, problems, trained, kind, tolerance) in ways {
-        test.check(Section::Attention, &name, |test| {
-            let mut all = Vec::new();
-            for problem in &problems {
-                all.extend(solved(problem, how, kind, test.device, trained, tolerance)?);
-            }
-            Ok(Difference::worst_of(all)
-                .map(|worst| Row::of(Section::Attention, &name, worst))
-                .into_iter()
-                .collect())
-        })?;
     }
     Ok(())
 }
 
-/// Solves a problem, and returns the differences of the output and, if `trained`, of the gradients.
-fn solved(
+/// The differences of the output and, if `trained`, of the gradients. `solved` holds the output and
+/// the gradients of the reference by the problem's name.
+fn compared(
     problem: &Problem,
     how: AttentionOptions,
     kind: Kind,
     device: Device,
     trained: bool,
     tolerance: f64,
+    solved: &mut HashMap<String, Vec<Tensor>>,
 ) -> Result<Vec<Difference>> {
     let Heads(heads, kv_heads, width) = problem.heads;
     let layout = layout(problem.shape, device)?;
@@ -221,10 +216,20 @@ fn solved(
     let ours = computed(&inputs, &weights, kind, device, trained, |q, k, v| {
         attention.attend(q, k, v, scores)
     })?;
-    let sees = sees(&layout, problem.window);
-    let exact = computed(&inputs, &weights, Kind::Double, Device::Cpu, trained, |q, k, v| {
-        plain(q, k, v, &sees, scores)
-    })?;
+    let exact = match solved.entry(problem.to_string()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let sees = sees(&layout, problem.window);
+            entry.insert(computed(
+                &inputs,
+                &weights,
+                Kind::Double,
+                Device::Cpu,
+                true,
+                |q, k, v| plain(q, k, v, &sees, scores),
+            )?)
+        }
+    };
     let names = ["output", "gradient of q", "gradient of k", "gradient of v"];
     // A token that sees only itself has no gradient of its scores, so gradients are measured
     // against the largest of them.
@@ -274,8 +279,8 @@ fn layout(shape: Shape, device: Device) -> Result<Layout> {
     Ok(builder.finish(device)?.layout)
 }
 
-/// A mask `[tokens keys]` of the keys that each token sees: those of its own sequence up to itself,
-/// and at most `window`.
+/// A mask `[tokens keys]` of the keys that each token sees: the last `window` keys of its own
+/// sequence up to itself.
 fn sees(layout: &Layout, window: Option<i64>) -> Tensor {
     let (tokens, keys) = (layout.tokens(), layout.past() + layout.tokens());
     let window = window.map_or(keys, |w| w as usize);

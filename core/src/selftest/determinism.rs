@@ -1,15 +1,15 @@
-//! Runs that are repeated must write the same bytes.
+//! A run that is repeated must write the same bytes.
 
 use super::methods::{self, Subject};
 use super::report::{Outcome, Row};
-use super::trial::Way;
-use super::{Section, Selftest};
+use super::trial::{Trial, Way};
+use super::{Section, Selftest, Threads};
 use crate::config::plugin_fields;
 use crate::error::Result;
 use crate::registry::Kind;
 
-/// Repeats runs: all of them in a full test, else the defaults of the program and one with each
-/// kind of plugin.
+/// Repeats runs: all of them in a full test, otherwise the defaults of the program and one run for
+/// each kind of plugin. The defaults run with all threads, the others with one.
 ///
 /// # Errors
 /// Fails if a model cannot be written, or if the user stopped the test.
@@ -24,36 +24,29 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
         }
     }
     test.begin(Section::Determinism, subjects.len());
-    for Subject { name, trial } in subjects {
+    for (i, Subject { name, trial }) in subjects.into_iter().enumerate() {
         test.check(Section::Determinism, &name, |test| {
-            let mut rows = Vec::new();
-            for dtype in ["f32", "bf16"] {
-                let way = Way::usual(test.device, dtype);
-                let (one, two) = (
-                    test.workshop.train(&trial, way, test.stop)?,
-                    test.workshop.train(&trial, way, test.stop)?,
-                );
-                let files = one.files.len().max(two.files.len());
-                let differing: Vec<&str> = one
-                    .files
-                    .keys()
-                    .chain(two.files.keys())
-                    .filter(|file| one.files.get(*file) != two.files.get(*file))
-                    .map(String::as_str)
-                    .collect();
-                let (outcome, compared) = match &differing[..] {
-                    [] => (Outcome::Ok, format!("{dtype}: {files} files, identical bytes")),
-                    [first, ..] => (
-                        Outcome::Failed,
-                        format!("{dtype}: `{first}` has other bytes in the second run"),
-                    ),
-                };
-                rows.push(Row::new(Section::Determinism, &name, outcome, compared));
-            }
-            Ok(rows)
+            let _threads = (i == 0).then(|| Threads::set(test.threads));
+            ["f32", "bf16"].into_iter().map(|dtype| repeated(test, &name, &trial, dtype)).collect()
         })?;
     }
     Ok(())
+}
+
+/// Compares the files of two runs.
+fn repeated(test: &Selftest<'_>, name: &str, trial: &Trial, dtype: &'static str) -> Result<Row> {
+    let way = Way::usual(test.device, dtype);
+    let (one, two) =
+        (test.workshop.train(trial, way, test.stop)?, test.workshop.train(trial, way, test.stop)?);
+    let differs = |file: &&String| one.files.get(*file) != two.files.get(*file);
+    let (outcome, compared) = match one.files.keys().chain(two.files.keys()).find(differs) {
+        Some(file) => {
+            (Outcome::Failed, format!("{dtype}: `{file}` has other bytes in the second run"))
+        }
+        None if one.losses.is_empty() => (Outcome::Skipped, "it trains nothing".to_owned()),
+        None => (Outcome::Ok, format!("{dtype}: {} files, identical bytes", one.files.len())),
+    };
+    Ok(Row::new(Section::Determinism, name, outcome, compared))
 }
 
 /// The defaults of the program, with dropout where the adapter has it.

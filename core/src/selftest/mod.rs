@@ -1,12 +1,13 @@
 //! A test of the machine that the program runs on.
 //!
-//! The models and the data are made on the spot, so that nothing but the program and libtorch is
-//! needed. Every comparison is a [`Row`] of the [`Report`]: a computation as users run it, on the
-//! tested device, against one that takes the plainest way, or against values that transformers
-//! computed. No method is named here. The registry knows which there are.
+//! It makes its models and data on the spot, so that it needs only the program and libtorch. Every
+//! comparison is a [`Row`] of the [`Report`]: a computation as users run it, on the tested device,
+//! against the same computation done in the simplest way, or against values that transformers
+//! computed. No method is named here. The methods come from the registry.
 
 mod attention;
 mod determinism;
+mod memory;
 mod methods;
 mod models;
 mod pairs;
@@ -76,6 +77,14 @@ impl Section {
         Section::Peer,
     ];
 
+    /// True if the section only computes with tiny models.
+    const fn is_tiny(self) -> bool {
+        matches!(
+            self,
+            Section::Models | Section::Methods | Section::Promises | Section::Determinism
+        )
+    }
+
     /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
@@ -99,32 +108,29 @@ pub struct Options {
     pub device: String,
     /// True to run everything, and not only what takes about a minute.
     pub full: bool,
-    /// True to compare the speed with TRL and PEFT.
+    /// True to compare the speed with TRL and PEFT, beside the other sections.
     pub peer: bool,
-    /// The sections to run; empty for all that the other options ask for.
+    /// The sections to run; if empty, all sections that the other options ask for.
     pub only: Vec<Section>,
 }
 
 impl Options {
     /// True if `section` runs.
     fn runs(&self, section: Section) -> bool {
-        if !self.only.is_empty() {
-            return self.only.contains(&section);
-        }
         match section {
-            Section::Promises => self.full,
+            _ if self.only.contains(&section) => true,
             Section::Peer => self.peer,
-            _ => true,
+            _ => self.only.is_empty(),
         }
     }
 }
 
-/// Tests the device. The binary's `defaults`, as TOML, say which plugins are used where a check
-/// needs any.
+/// Tests the device. `defaults` is TOML that names the plugins to use where a check needs one and
+/// does not vary it.
 ///
 /// # Errors
-/// Fails if the device does not exist or if temporary files cannot be written; `Error::interrupted`
-/// if `stop` turned true. A check that fails is a row of the report, and not an error.
+/// Fails if the device does not exist, or if temporary files cannot be written;
+/// `Error::interrupted` if `stop` turned true. A failed check is a row of the report, not an error.
 pub fn run(
     options: &Options,
     defaults: &str,
@@ -133,18 +139,26 @@ pub fn run(
     progress: &mut dyn Progress,
 ) -> Result<Report> {
     let begin = Instant::now();
+    if options.runs(Section::Doctor) {
+        // Doctor reports on cards even if the CPU is tested, and libtorch must not be used before
+        // its CUDA library is loaded.
+        ffi::load_cuda();
+    }
     let device = session::device(&options.device)?;
-    ffi::set_tf32(false)?;
-    ffi::set_deterministic(true)?;
     let mut test = Selftest {
         options,
         device,
+        threads: tch::get_num_threads(),
         workshop: Workshop::new(defaults, registry)?,
         stop,
         progress,
         rows: Vec::new(),
     };
     for section in Section::ALL.into_iter().filter(|section| options.runs(*section)) {
+        // Runs and attention checks change these.
+        ffi::set_tf32(false)?;
+        ffi::set_deterministic(true)?;
+        let _threads = section.is_tiny().then(|| Threads::set(1));
         match section {
             Section::Doctor => test.doctor()?,
             Section::Products => products::check(&mut test)?,
@@ -173,6 +187,8 @@ pub fn run(
 struct Selftest<'a> {
     options: &'a Options,
     device: Device,
+    /// Threads that a run of the user has.
+    threads: i32,
     workshop: Workshop,
     stop: &'a AtomicBool,
     progress: &'a mut dyn Progress,
@@ -185,11 +201,12 @@ impl Selftest<'_> {
         self.progress.stage(section.name(), Some(checks as u64));
     }
 
-    /// Runs one check of a section, and adds the rows that it gives. An error of the check is a
-    /// failed row.
+    /// Runs one check of a section, and adds the rows that it returns. If it fails, its row is a
+    /// failed one.
     ///
     /// # Errors
-    /// `Error::interrupted` if the user stopped the test.
+    /// `Error::interrupted` if the user stopped the test. Fails if temporary files can no longer be
+    /// written.
     fn check(
         &mut self,
         section: Section,
@@ -200,23 +217,23 @@ impl Selftest<'_> {
             return Err(self.interrupted());
         }
         let begin = Instant::now();
-        // libtorch's errors are panics of tch's operators.
+        // tch's operators panic where libtorch fails.
         let outcome = catch_unwind(AssertUnwindSafe(|| check(self)))
             .unwrap_or_else(|payload| Err(Error::panicked(name, payload.as_ref())));
         let outcome = outcome.and_then(|rows| faults::check().map(|()| rows));
         let mut rows = match outcome {
             Ok(rows) => rows,
             Err(e) if e.fault() == Fault::Interrupted => return Err(self.interrupted()),
+            Err(e) if cannot_write(&e) => return Err(self.workshop.explain(e)),
+            // A machine that is too small for a model of a real shape is not broken.
+            Err(e) if [Section::Speed, Section::Peer].contains(&section) && memory::ran_out(&e) => {
+                vec![Row::new(section, name, Outcome::Skipped, e.in_a_line())]
+            }
             Err(e) => vec![Row::error(section, name, &e)],
         };
-        // Rows of one check share its time unless they have their own.
-        let own: f64 = rows.iter().map(|row| row.seconds).sum();
-        let without = rows.iter().filter(|row| row.seconds == 0.0).count().max(1);
-        let share = (begin.elapsed().as_secs_f64() - own).max(0.0) / without as f64;
+        let seconds = begin.elapsed().as_secs_f64() / rows.len().max(1) as f64;
         for row in &mut rows {
-            if row.seconds == 0.0 {
-                row.seconds = share;
-            }
+            row.seconds = seconds;
             if row.outcome == Outcome::Failed {
                 let numbers =
                     row.worst.zip(row.tolerance).map_or_else(String::new, |(worst, most)| {
@@ -257,6 +274,39 @@ impl Selftest<'_> {
             Ok(doctor::checks().into_iter().map(row).collect())
         })
     }
+}
+
+/// The number of libtorch's threads, which is reset when this is dropped.
+///
+/// Tiny models are computed with one thread. More of them save nothing there, and on a machine that
+/// also does other things, each operation waits for the slowest thread, so that the self-test takes
+/// ten times as long.
+struct Threads {
+    before: i32,
+}
+
+impl Threads {
+    fn set(number: i32) -> Self {
+        let before = tch::get_num_threads();
+        tch::set_num_threads(number);
+        Self { before }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.before);
+    }
+}
+
+/// True if a file could not be written because the disk is full, a quota is used up, or the file
+/// system is read-only. No check can pass then, and none of them says anything about the
+/// computations.
+fn cannot_write(e: &Error) -> bool {
+    // ENOSPC, EDQUOT and EROFS. Some libraries only pass the text of the system's error on.
+    const CODES: [i32; 3] = [28, 122, 30];
+    let text = e.in_a_line();
+    CODES.iter().any(|code| text.contains(&format!("(os error {code})")))
 }
 
 /// The name of a kind of numbers in rows.

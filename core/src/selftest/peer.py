@@ -3,8 +3,8 @@
     python3 peer.py SPEC.json
 
 The specification holds the model's configuration, the folder of the adapter's configuration and the sizes of the steps. The
-script answers each line on its standard input with a line of JSON: the seconds of the measured steps, and the peak memory.
-The first line that it writes says that it is ready, or what is missing.
+first line that the script writes contains the versions and the number of trained parameters, or lists what is missing. Then
+it answers each line of its standard input with a line of JSON: the seconds of the measured steps, and the peak memory.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import os
 import random
 import sys
 
-# Libraries print to standard output, so the answers get a copy of it.
+# Libraries print to standard output, so the answers are written to a copy of it.
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
@@ -28,12 +28,13 @@ if missing:
     answer(missing=missing)
     sys.exit()
 
-import resource
 import time
 
 with open(sys.argv[1]) as file:
     spec = json.load(file)
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The home folder may be missing, or may not be writable.
+os.environ["HF_HOME"] = spec["folder"]
 if spec["device"] == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 else:
@@ -64,15 +65,32 @@ tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk
 draw = random.Random(0)
 
 
+def status(field):
+    """A number of bytes in the status of this process."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
 def text(n):
     return "".join(f" w{draw.randrange(3, config.vocab_size)}" for _ in range(n))
 
 
 # The trainer adds a token to the end of each completion.
 pairs = [dict(prompt=text(tokens).strip(), chosen=text(tokens - 1), rejected=text(tokens - 1)) for _ in range((1 + steps) * batch)]
+# The weights and the steps count, as on the other side, and not the libraries.
+before = 0
+try:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = status("VmRSS:")
+except OSError:
+    pass
 with torch.device("cuda" if cuda else "cpu"):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
-model = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(spec["adapter"]))
+adapter = peft.PeftConfig.from_pretrained(spec["adapter"])
+# A saved adapter is not to be trained unless this is reset.
+adapter.inference_mode = False
+model = peft.get_peft_model(model, adapter)
 marks = []
 
 
@@ -89,9 +107,10 @@ arguments = trl.DPOConfig(
     disable_tqdm=True, learning_rate=1e-5, dataloader_drop_last=True,
 )  # fmt: skip
 trainer = trl.DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[Clock()])
-answer(ready=True, versions={module.__name__: module.__version__ for module in (torch, transformers, peft, trl)})
+trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+answer(trained=trained, versions={module.__name__: module.__version__ for module in (torch, transformers, peft, trl)})
 for _ in sys.stdin:
     marks.clear()
     trainer.train()
-    peak = torch.cuda.max_memory_reserved() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_reserved() if cuda else status("VmHWM:") - before
     answer(seconds=marks[-1] - marks[0], peak=peak)

@@ -1,23 +1,24 @@
-//! The speed of TRL and PEFT beside our own: the same shape, adapter, pairs and precision, in
-//! alternation on the same machine.
+//! Our speed compared with that of TRL and PEFT: the same shape, adapter, precision, batch and
+//! number of tokens, in alternation on the same machine.
 //!
-//! The peer is a child process, which waits while ours computes. It gets the adapter in PEFT's
-//! format, so that both train the same parameters.
+//! The peer is a child process, which waits while our side computes. It reads our adapter in PEFT's
+//! format, so that both sides train the same parameters.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tch::Kind;
 
+use super::memory::Memory;
 use super::report::{Outcome, Row};
 use super::shapes::{LARGE, SMALL, Shape};
-use super::speed::{Memory, Plan, TOKENS, Trainer};
+use super::speed::{Plan, TOKENS, Trainer};
 use super::{Section, Selftest, kind_name};
 use crate::error::{Context, Error, Result};
 use crate::ffi::libtorch_folder;
@@ -27,8 +28,24 @@ use crate::session::device_name;
 const SCRIPT: &str = include_str!("peer.py");
 /// Runs of each side.
 const ROUNDS: usize = 3;
+/// The longest time that the peer may take to start, or for one run.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
 
-/// Compares the speed on each shape.
+/// Why a comparison ended early.
+enum Failure {
+    /// Our side failed.
+    Ours(Error),
+    /// The peer failed, which says nothing about this program.
+    Peer(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Self::Ours(e)
+    }
+}
+
+/// Compares the speed on each shape. A comparison for which the peer cannot run is skipped.
 ///
 /// # Errors
 /// `Error::interrupted` if the user stopped the test.
@@ -38,17 +55,18 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
     for shape in shapes {
         test.check(Section::Peer, shape.name, |test| match compared(test, shape) {
             Ok(row) => Ok(vec![row]),
+            // Ctrl-C also ends the peer, which is in the same process group.
             Err(_) if test.stop.load(Ordering::Relaxed) => Err(Error::interrupted("interrupted")),
-            // The peer's failures say nothing about this program.
-            Err(e) => {
+            Err(Failure::Peer(e)) => {
                 Ok(vec![Row::new(Section::Peer, shape.name, Outcome::Skipped, e.in_a_line())])
             }
+            Err(Failure::Ours(e)) => Err(e),
         })?;
     }
     Ok(())
 }
 
-fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
+fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row, Failure> {
     let mut plan = Plan::of(test.device, test.options.full);
     plan.steps = if test.device.is_cuda() { plan.steps } else { 2 };
     let memory = Memory::begin(test.device)?;
@@ -62,29 +80,37 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
         "threads": tch::get_num_threads(), "steps": plan.steps, "batch": plan.batch,
         "tokens": TOKENS,
     });
-    let mut peer = Peer::start(&folder, &spec)?;
-    let ready = peer.answer(test.stop)?;
+    let mut peer = Peer::start(&folder, &spec).map_err(Failure::Peer)?;
+    let ready = peer.answer(test.stop).map_err(Failure::Peer)?;
     if let Some(missing) = ready["missing"].as_array() {
         let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
-        return Ok(Row::new(
-            Section::Peer,
-            shape.name,
-            Outcome::Skipped,
-            format!("`python3` does not have {}", missing.join(", ")),
-        ));
+        return Err(Failure::Peer(Error::new(format!(
+            "`python3` does not have {}",
+            missing.join(", ")
+        ))));
+    }
+    let number = |answer: &Value, name: &str| {
+        let number = answer[name].as_f64();
+        number.ok_or_else(|| {
+            Failure::Peer(Error::new(format!("the peer's answer does not contain `{name}`")))
+        })
+    };
+    let (mine, theirs) = (ours.trained() as f64, number(&ready, "trained")?);
+    if mine != theirs {
+        return Err(Failure::Peer(Error::new(format!(
+            "PEFT trains {theirs} parameters and not {mine}, so the speeds cannot be compared"
+        ))));
     }
     let pairs = (plan.steps * plan.batch) as f64;
     let (mut rates, mut ratios, mut peak) = (Vec::new(), Vec::new(), 0.0);
     for _ in 0..ROUNDS {
         ours.steps(1, plan.batch, test.stop)?;
         let mine = pairs / ours.steps(plan.steps, plan.batch, test.stop)?;
-        let answer = peer.ask(test.stop)?;
-        let seconds = answer["seconds"]
-            .as_f64()
-            .ok_or_else(|| Error::new("the peer's answer has no `seconds`"))?;
-        peak = answer["peak"].as_f64().unwrap_or(f64::NAN);
-        rates.push([mine, pairs / seconds]);
-        ratios.push(mine * seconds / pairs);
+        let answer = peer.ask(test.stop).map_err(Failure::Peer)?;
+        let theirs = pairs / number(&answer, "seconds")?;
+        peak = number(&answer, "peak")?;
+        rates.push([mine, theirs]);
+        ratios.push(mine / theirs);
     }
     let (own_peak, _) = memory.peak()?;
     let [mine, theirs] = [0, 1].map(|side| median(rates.iter().map(|pair| pair[side]).collect()));
@@ -93,9 +119,9 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
     let versions = ready["versions"].clone();
     let of = |name: &str| versions[name].as_str().unwrap_or("?").to_owned();
     let compared = format!(
-        "{ratio:.2} times as fast: {mine:.2} against {theirs:.2} pairs/s (TRL {}, PEFT {}), peak \
-            {:.2} against {:.2} GB; {}, {kind}, {} pairs of {TOKENS} + {TOKENS} tokens a step, \
-            medians of {ROUNDS}",
+        "{ratio:.2} times as fast as TRL {} with PEFT {}: {mine:.2} against {theirs:.2} pairs/s, \
+            peak {:.2} against {:.2} GB; {}, {kind}, batches of {} × ({TOKENS} + \
+         {TOKENS}) tokens, medians of {ROUNDS} runs",
         of("trl"),
         of("peft"),
         own_peak / 1e9,
@@ -104,9 +130,13 @@ fn compared(test: &mut Selftest<'_>, shape: &Shape) -> Result<Row> {
         plan.batch,
     );
     let mut row = Row::new(Section::Peer, shape.name, Outcome::Measured, compared);
-    row.values = json!({ "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs,
-        "rounds": rates, "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9,
-        "versions": versions });
+    row.values = json!({
+        "ratio": ratio, "pairs_per_second": mine, "peer_pairs_per_second": theirs, "rounds": rates,
+        "peak_gb": own_peak / 1e9, "peer_peak_gb": peak / 1e9,
+        "methods": ours.methods, "trained": ours.trained(), "dtype": kind, "batch": plan.batch,
+        "prompt_tokens": TOKENS, "completion_tokens": TOKENS,
+        "steps": plan.steps, "versions": versions,
+    });
     Ok(row)
 }
 
@@ -128,7 +158,7 @@ struct Peer {
     child: Child,
     questions: ChildStdin,
     answers: Receiver<String>,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Peer {
@@ -140,8 +170,8 @@ impl Peer {
         let stderr =
             std::fs::File::create(&log).within(|| format!("cannot write `{}`", log.display()))?;
         let mut command = Command::new("python3");
-        // A launcher may have put this libtorch in front, which need not be the one that `python3`
-        // has.
+        // The launcher of reprpo may have put the folder of its libtorch first, and the peer's torch
+        // may have another one.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", without(&path, libtorch_folder())?);
         }
@@ -161,14 +191,16 @@ impl Peer {
         Ok(Self { child, questions, answers, log })
     }
 
-    /// Asks for one more run.
+    /// Starts one more run, and returns the peer's answer.
     fn ask(&mut self, stop: &AtomicBool) -> Result<Value> {
         let asked = self.questions.write_all(b"\n").and_then(|()| self.questions.flush());
         asked.map_err(|e| self.ended().because(e))?;
         self.answer(stop)
     }
 
+    /// Waits for a line of the peer.
     fn answer(&mut self, stop: &AtomicBool) -> Result<Value> {
+        let begin = Instant::now();
         loop {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::interrupted("interrupted"));
@@ -178,6 +210,12 @@ impl Peer {
                     return serde_json::from_str(&line)
                         .map_err(|e| Error::new("the peer's answer is not JSON").because(e));
                 }
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() > LONGEST => {
+                    return Err(Error::new(format!(
+                        "the peer did not answer within {} minutes",
+                        LONGEST.as_secs() / 60
+                    )));
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
             }
@@ -186,7 +224,8 @@ impl Peer {
 
     /// The error of a process that ended early, with the last line that it wrote.
     fn ended(&self) -> Error {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
         let last = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing");
         Error::new(format!("the peer ended early: {}", last.trim()))
     }

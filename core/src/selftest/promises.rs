@@ -1,12 +1,12 @@
-//! What the conformance kit checks of every plugin, such as gradients that agree with finite
-//! differences. It computes in float64 on the CPU, and finds a formula that is wrong wherever it
-//! runs.
+//! The statements of the conformance kit about every plugin, such as gradients that agree with
+//! finite differences. They are checked in float64 on the CPU. Unlike comparisons of two runs, they
+//! find a computation that is wrong on every device.
 
 use std::sync::atomic::Ordering;
 
 use super::report::{Outcome, Row};
-use super::{Section, Selftest};
-use crate::conformance::{Verdict, examine};
+use super::{Section, Selftest, cannot_write};
+use crate::conformance::{Finding, Verdict, examine, examine_quickly};
 use crate::error::{Error, Result};
 use crate::registry::{Kind, Registry};
 
@@ -21,7 +21,12 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
         let name = format!("{} {}", entry.kind().name(), entry.about().name);
         test.check(Section::Promises, &name, |test| {
             let (mut held, mut rows) = (0, Vec::new());
-            for finding in examine(entry) {
+            let findings: Box<dyn Iterator<Item = Finding>> = if test.options.full {
+                Box::new(examine(entry))
+            } else {
+                Box::new(examine_quickly(entry))
+            };
+            for finding in findings {
                 if test.stop.load(Ordering::Relaxed) {
                     return Err(Error::interrupted("interrupted"));
                 }
@@ -29,13 +34,15 @@ pub fn check(test: &mut Selftest<'_>, registry: &Registry) -> Result<()> {
                     Verdict::Holds => held += 1,
                     Verdict::DoesNotApply(_) => {}
                     Verdict::Violated(how) => {
-                        let how = how.lines().next().unwrap_or_default();
-                        rows.push(Row::new(
-                            Section::Promises,
-                            &name,
-                            Outcome::Failed,
-                            format!("{}: {how}", finding.statement),
-                        ));
+                        let how = format!(
+                            "{}: {}",
+                            finding.statement,
+                            how.lines().map(str::trim).collect::<Vec<_>>().join(", ")
+                        );
+                        if cannot_write(&Error::new(&how)) {
+                            return Err(Error::new(how));
+                        }
+                        rows.push(Row::new(Section::Promises, &name, Outcome::Failed, how));
                     }
                 }
             }

@@ -15,7 +15,7 @@ pub enum Outcome {
     Ok,
     /// The difference is larger than the tolerance, or the computation failed.
     Failed,
-    /// The check could not run here.
+    /// The check does not apply, or could not run on this machine. The row says why.
     Skipped,
     /// A measurement, which can neither pass nor fail.
     Measured,
@@ -65,7 +65,7 @@ pub struct Row {
     /// The quantities that were compared, or the measurement.
     pub compared: String,
     /// The worst difference, relative to the size of what was compared; `None` if nothing was
-    /// compared.
+    /// compared. In JSON, a difference that is not a finite number is null.
     pub worst: Option<f64>,
     /// The largest difference that passes.
     pub tolerance: Option<f64>,
@@ -105,9 +105,10 @@ impl Row {
         Self { worst: Some(difference.worst), tolerance: Some(difference.tolerance), ..row }
     }
 
-    /// The row of a computation that failed with an error.
+    /// The row of a check that ended with an error. It contains the error's causes and hints.
     pub fn error(section: Section, name: impl Into<String>, e: &Error) -> Self {
-        Self::new(section, name, Outcome::Failed, e.in_a_line())
+        let hints: String = e.hints().iter().map(|hint| format!("; hint: {hint}")).collect();
+        Self::new(section, name, Outcome::Failed, format!("{}{hints}", e.in_a_line()))
     }
 
     /// The name with its section, as errors and progress show it.
@@ -201,28 +202,31 @@ impl Report {
     /// Fails if a check failed.
     pub fn verdict(&self) -> Result<(), Error> {
         const NAMED: usize = 8;
-        let failed: Vec<String> =
+        let mut failed: Vec<String> =
             self.failed().map(|row| format!("`{}`", row.full_name())).collect();
+        // A check may have several rows.
+        failed.dedup();
         let Some(first) = self.failed().next() else { return Ok(()) };
         let more = failed.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let e = Error::new(format!(
             "{} of {} checks failed on {}: {}{more}",
-            failed.len(),
+            self.failed().count(),
             self.rows.len(),
             self.device,
             failed[..failed.len().min(NAMED)].join(", ")
         ));
+        let full = if self.full { " --full" } else { "" };
         Err(e
             .hint(format!(
-                "`reprpo selftest --device {} --only {}` repeats that \
-                section",
+                "`reprpo selftest --device {}{full} --only {}` repeats the section of \
+                the first one",
                 self.device,
                 first.section.name()
             ))
             .hint(
-                "do not trust numbers that this program computes here; please report the table \
-                with the output of `reprpo doctor`",
+                "do not trust results that this program computes on this machine; please report \
+                the table",
             ))
     }
 }

@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tch::{Cuda, Device, Kind};
 
+use super::memory::{self, Memory};
 use super::report::{Outcome, Row};
 use super::shapes::{LARGE, SMALL, Shape};
 use super::trial::{Way, Workshop};
@@ -29,15 +30,15 @@ use crate::train::{Taps, accumulate};
 
 /// Tokens of each prompt and of each completion.
 pub const TOKENS: usize = 128;
-/// Seconds that the steps of a model may take on the CPU, as far as can be told before.
+/// Seconds that the steps of a model may take on the CPU, by an estimate that is made before them.
 const PATIENCE: f64 = 150.0;
 
-/// The steps that are measured.
+/// The number and the size of the measured steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Pairs in a step.
     pub batch: usize,
-    /// Steps after the first one, which is not measured.
+    /// Measured steps. One more step comes first and is not measured.
     pub steps: usize,
 }
 
@@ -53,8 +54,8 @@ impl Plan {
     }
 }
 
-/// The `dtype` to measure: bf16, except on a card that only emulates it, or a CPU that computes
-/// float32 faster.
+/// The `dtype` to measure: bf16, except on a card that only emulates it and on a CPU whose float32
+/// products are faster.
 fn fastest(device: Device) -> &'static str {
     let bf16 = match device {
         Device::Cpu => doctor::rate(Kind::BFloat16) >= doctor::rate(Kind::Float),
@@ -63,7 +64,7 @@ fn fastest(device: Device) -> &'static str {
     if bf16 { "bf16" } else { "f32" }
 }
 
-/// Measures each shape.
+/// Measures each shape. A shape for which the memory is not enough is skipped.
 ///
 /// # Errors
 /// `Error::interrupted` if the user stopped the test.
@@ -85,33 +86,23 @@ pub fn check(test: &mut Selftest<'_>) -> Result<()> {
             if let Some(why) = too_much(shape, test.device, &plan, rate) {
                 return Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, why)]);
             }
-            match measured(test, shape, plan) {
-                Ok((row, pairs_per_second)) => {
-                    rate = Some(pairs_per_second);
-                    Ok(vec![row])
-                }
-                Err(_) if test.stop.load(Ordering::Relaxed) => {
-                    Err(Error::interrupted("interrupted"))
-                }
-                // A card that is too small for the model is not broken.
-                Err(e) => {
-                    Ok(vec![Row::new(Section::Speed, shape.name, Outcome::Skipped, e.in_a_line())])
-                }
-            }
+            let (row, pairs_per_second) = measured(test, shape, plan)?;
+            rate = Some(pairs_per_second);
+            Ok(vec![row])
         })?;
     }
     Ok(())
 }
 
-/// The reason why a model cannot be measured here: its memory, or its time at the `rate` of the
-/// small one in pairs per second.
+/// The reason why a model is too much for this CPU: its memory, or its time, which follows from the
+/// small model's `rate` in pairs per second. `None` if it is not.
 fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Option<String> {
     if device.is_cuda() {
         return None;
     }
     // Float32 weights, and about half as much for a step.
     let needed = shape.parameters() as f64 * 6.0 / 1e9;
-    if let Some(free) = free_memory().filter(|free| *free < needed) {
+    if let Some(free) = memory::free().filter(|free| *free < needed) {
         return Some(format!("it needs about {needed:.1} GB of memory, and {free:.1} GB are free"));
     }
     let seconds = rate.map(|rate| {
@@ -121,7 +112,7 @@ fn too_much(shape: &Shape, device: Device, plan: &Plan, rate: Option<f64>) -> Op
     (seconds > PATIENCE).then(|| format!("it would take about {seconds:.0} s on this CPU"))
 }
 
-/// Measures a model; the row, and pairs per second.
+/// Measures a model. Returns its row and the pairs per second.
 fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, f64)> {
     let memory = Memory::begin(test.device)?;
     let mut trainer = Trainer::new(&test.workshop, shape, test.device)?;
@@ -132,8 +123,8 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
     let methods = trainer.methods.clone();
     let kind = kind_name(trainer.model.kind());
     let compared = format!(
-        "{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, {} pairs of {TOKENS} + \
-            {TOKENS} tokens a step",
+        "{rate:.2} pairs/s, peak {:.2} GB ({of}); {methods}, {kind}, batches of {} × ({TOKENS} + \
+            {TOKENS}) tokens",
         bytes / 1e9,
         plan.batch
     );
@@ -151,7 +142,7 @@ fn measured(test: &mut Selftest<'_>, shape: &Shape, plan: Plan) -> Result<(Row, 
 pub struct Trainer {
     /// The model.
     pub model: Model,
-    /// The intervention and the adapter, in words.
+    /// The names of the intervention and the adapter.
     pub methods: String,
     experiment: Experiment,
     adapter: AdapterChoice,
@@ -249,6 +240,11 @@ impl Trainer {
         TokenPair { index: self.next, row: self.next, prompt, chosen, rejected }
     }
 
+    /// The number of trained parameters.
+    pub fn trained(&self) -> usize {
+        self.run.adapted.parameters().iter().map(|(_, tensor)| tensor.numel()).sum()
+    }
+
     /// Writes the adapter into the folder `dir`, in PEFT's format.
     ///
     /// # Errors
@@ -263,67 +259,4 @@ impl Trainer {
             &"selftest".into(),
         )
     }
-}
-
-/// The memory that is taken from a moment on.
-pub struct Memory {
-    device: Device,
-    /// Resident bytes at that moment, if the peak could be reset to them.
-    before: Option<f64>,
-}
-
-impl Memory {
-    /// Begins to measure.
-    ///
-    /// # Errors
-    /// Fails if the card's allocator does.
-    pub fn begin(device: Device) -> Result<Self> {
-        if device.is_cuda() {
-            ffi::cuda_empty_cache()?;
-            ffi::cuda_reset_peak(device)?;
-            return Ok(Self { device, before: None });
-        }
-        // Linux resets the peak of resident memory to the present one.
-        let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
-        Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
-    }
-
-    /// The peak since then in bytes, and what it is of.
-    ///
-    /// # Errors
-    /// Fails if the system does not tell.
-    pub fn peak(&self) -> Result<(f64, &'static str)> {
-        if self.device.is_cuda() {
-            return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
-        }
-        let peak = status("VmHWM:").ok_or_else(|| {
-            Error::new("`/proc/self/status` does not tell the peak of the memory")
-        })?;
-        Ok(self
-            .before
-            .map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
-    }
-}
-
-/// A number of bytes in the status of this process.
-fn status(field: &str) -> Option<f64> {
-    kilobytes("/proc/self/status", field)
-}
-
-/// The memory that programs can still take, in GB.
-fn free_memory() -> Option<f64> {
-    kilobytes("/proc/meminfo", "MemAvailable:").map(|bytes| bytes / 1e9)
-}
-
-fn kilobytes(file: &str, field: &str) -> Option<f64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let kib: f64 = text
-        .lines()
-        .find_map(|l| l.strip_prefix(field))?
-        .trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(kib * 1024.0)
 }

@@ -30,7 +30,11 @@ pub const STEPS: usize = 10;
 /// The architecture that methods are tried on.
 const PLAIN_ARCHITECTURE: &str = "llama";
 
-/// The way in which a run computes.
+/// A hint for someone whose temporary folder cannot be used.
+const TMPDIR: &str = "free some space, or set `TMPDIR` to a folder that can be written, with \
+    about 100 MB of free space";
+
+/// How a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     device: Device,
@@ -39,10 +43,10 @@ pub struct Way {
 }
 
 impl Way {
-    /// The plainest way: float32 on the CPU, and attention step by step.
+    /// The simplest way: float32 on the CPU, without the fused attention kernel.
     pub const PLAIN: Self = Self { device: Device::Cpu, dtype: "f32", attention: "eager" };
 
-    /// The way that a run takes on `device` if only its precision is set.
+    /// How a run on `device` computes if only its precision is set.
     pub fn usual(device: Device, dtype: &'static str) -> Self {
         Self { device, dtype, attention: "sdpa" }
     }
@@ -53,7 +57,7 @@ impl Way {
 pub struct Trial {
     /// The folder of the model.
     pub model: PathBuf,
-    /// The chosen plugins. Other kinds have the binary's defaults.
+    /// The chosen plugins. The other kinds are those of the program's defaults.
     pub choices: Vec<(Kind, &'static str)>,
     /// Further fields, as in `--set`.
     pub set: Vec<String>,
@@ -66,11 +70,12 @@ pub struct Trained {
     pub losses: Vec<f64>,
     /// The norm of the gradient of each step.
     pub norms: Vec<f64>,
-    /// The files that depend on nothing but the settings, by name.
+    /// The files of the run that only depend on its settings, by name.
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// The folder for temporary files, and what every run needs.
+/// The temporary folder, the plugins and the tiny models that the runs use. The folder is removed
+/// in the end.
 pub struct Workshop {
     folder: tempfile::TempDir,
     defaults: String,
@@ -86,15 +91,17 @@ impl Workshop {
     /// # Errors
     /// Fails if a file cannot be written.
     pub fn new(defaults: &str, registry: &Registry) -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("reprpo-selftest-")
-            .tempdir()
-            .within(|| "cannot make a folder for temporary files".to_owned())?;
+        let parent = std::env::temp_dir();
+        let made = tempfile::Builder::new().prefix("reprpo-selftest-").tempdir_in(&parent);
+        let folder = made
+            .within(|| format!("cannot make a temporary folder in `{}`", parent.display()))
+            .map_err(|e| e.hint(TMPDIR))?;
         let entries = Kind::ALL.into_iter().flat_map(|kind| registry.of(kind));
         let registry = Registry::holding(entries.chain([Entry::Dataset(&DATASET)]))?;
         let fixture = Fixture::read()?;
         let (config, tensors) = fixture.architecture(PLAIN_ARCHITECTURE)?;
-        let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors)))?;
+        let model = write_model(&folder.path().join("model"), &config, amplified(calm(tensors)))
+            .map_err(|e| e.hint(TMPDIR))?;
         Ok(Self {
             folder,
             defaults: defaults.to_owned(),
@@ -103,6 +110,15 @@ impl Workshop {
             model,
             runs: Cell::new(0),
         })
+    }
+
+    /// The error of a test whose temporary files can no longer be written because of `e`.
+    pub fn explain(&self, e: Error) -> Error {
+        e.within(format!(
+            "the self-test cannot write to its temporary folder `{}`",
+            self.folder.path().display()
+        ))
+        .hint(TMPDIR)
     }
 
     /// The plugins.
@@ -131,7 +147,11 @@ impl Workshop {
     pub fn architecture(&self, name: &str) -> Result<PathBuf> {
         let (config, tensors) = self.fixture.architecture(name)?;
         let folder = self.folder.path().join(format!("model-{name}"));
-        if folder.is_dir() { Ok(folder) } else { write_model(&folder, &config, calm(tensors)) }
+        if folder.is_dir() {
+            Ok(folder)
+        } else {
+            write_model(&folder, &config, calm(tensors)).map_err(|e| e.hint(TMPDIR))
+        }
     }
 
     /// A new folder for temporary files.
@@ -153,7 +173,7 @@ impl Workshop {
     /// The experiment of a run.
     ///
     /// # Errors
-    /// Fails if a plugin or a field does not exist, or if a value cannot be.
+    /// Fails if a plugin or a field does not exist, or if a value is not valid.
     pub fn experiment(&self, trial: &Trial, way: Way) -> Result<Experiment> {
         let mut layers = Layering::new(&self.registry);
         layers.defaults(&self.defaults)?;
@@ -199,9 +219,9 @@ impl Workshop {
     }
 }
 
-/// The weights with matrices half as large, and norms of queries and keys a quarter as large. Those
-/// of the fixture give attention scores and logits that are so large that bf16 rounds them by
-/// several percent, unlike those of trained models.
+/// The weights, with matrices multiplied by 1/2 and the norms of queries and keys by 1/4. The
+/// fixture's own weights give attention scores and logits so large that bf16 rounds them by several
+/// percent, which does not happen in trained models.
 pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let factor = |name: &str, t: &Tensor| match t.dim() {
         1 if name.ends_with("q_norm.weight") || name.ends_with("k_norm.weight") => 0.25,
@@ -211,10 +231,10 @@ pub fn calm(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     tensors.into_iter().map(|(name, t)| (name.clone(), &t * factor(&name, &t))).collect()
 }
 
-/// The weights of a Llama model that computes the same with a residual stream 64 times as large,
-/// because all that it reads is normalised. The stream of a trained model has coordinates far above
-/// 1, and some methods have their scale from there: a softmax over the coordinates of a stream that
-/// is too small is uniform, and its divergences are rounding errors.
+/// The weights of a Llama model whose residual stream is 64 times as large, and whose outputs are
+/// the same, because every block normalises the stream first. The coordinates of a trained model's
+/// stream are far above 1, and some methods rely on it: a softmax over the coordinates of a small
+/// stream is almost uniform, and a divergence between two of these is a rounding error.
 fn amplified(tensors: IndexMap<String, Tensor>) -> IndexMap<String, Tensor> {
     let writes = |name: &str| {
         ["embed_tokens.weight", "o_proj.weight", "down_proj.weight"]
@@ -274,7 +294,8 @@ impl Trained {
         Ok(Self { losses, norms, files })
     }
 
-    /// The differences of the losses and of the gradient norms from those of a reference run.
+    /// The largest difference of the losses, and that of the gradient norms, from those of a
+    /// reference run. `of` names the run.
     pub fn differences(
         &self,
         reference: &Self,
@@ -322,13 +343,14 @@ impl Trained {
     }
 }
 
-/// The differences that pass, relative to the reference.
+/// The largest differences that pass, relative to the reference.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerances {
     /// Of a loss.
     pub loss: f64,
     /// Of the norm of a gradient: of the first step, and of later ones.
     pub norm: [f64; 2],
-    /// Values count as at least this share of the largest of the run.
+    /// The difference of a small value is relative to this share of the run's largest value instead
+    /// of the value itself.
     pub floor: f64,
 }

@@ -3,10 +3,11 @@
 use clap::{Args, ValueEnum};
 use reprpo_core::selftest::{Options, Section};
 
-/// Test whether everything computes rightly on this machine, and how fast.
+/// Test that everything computes correctly on this machine, and measure how fast.
 ///
-/// The models and the data are made on the spot, so that this needs no network and no files. The
-/// exit code is 1 if anything disagrees.
+/// It makes its models and data on the spot, and needs no network and no files. Runs with every
+/// plugin and architecture on the device are compared with the same runs on the CPU. The exit code
+/// is 1 if anything disagrees.
 #[derive(Args)]
 #[command(after_long_help = "\
 Examples:
@@ -18,16 +19,16 @@ pub struct SelftestArgs {
     /// The device to test: `auto`, `cpu`, `cuda` or `cuda:N`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Checks")]
     pub device: String,
-    /// Run every check. Without it, a selection runs that takes about a minute.
+    /// Run every check. Without it, a selection is run, which takes about a minute.
     #[arg(long, help_heading = "Checks")]
     pub full: bool,
-    /// Also measure TRL and PEFT, if `python3` has them.
+    /// Also compare the speed with TRL and PEFT, if `python3` has them.
     #[arg(long, help_heading = "Checks")]
     pub peer: bool,
-    /// Run only this section; may be given again.
+    /// Run only this section; can be given more than once.
     #[arg(long, value_name = "SECTION", value_enum, help_heading = "Checks")]
     pub only: Vec<Only>,
-    /// Print the result as a JSON object.
+    /// Print the report as a JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,
 }

@@ -1,0 +1,164 @@
+//! The memory that this process takes, and the memory that is free.
+
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
+
+use tch::Device;
+
+use crate::error::{Error, Result};
+use crate::ffi;
+
+/// A measurement of the memory that is taken from a moment on.
+pub struct Memory {
+    device: Device,
+    /// Resident bytes at that moment; `None` if the system cannot reset the peak to them.
+    before: Option<f64>,
+}
+
+impl Memory {
+    /// Begins to measure.
+    ///
+    /// # Errors
+    /// Fails if the card's allocator does.
+    pub fn begin(device: Device) -> Result<Self> {
+        if device.is_cuda() {
+            ffi::cuda_empty_cache()?;
+            ffi::cuda_reset_peak(device)?;
+            return Ok(Self { device, before: None });
+        }
+        // Linux then resets the peak of the resident memory to its present value.
+        let reset = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+        Ok(Self { device, before: if reset { status("VmRSS:") } else { None } })
+    }
+
+    /// The peak since then in bytes, and a description of what it covers.
+    ///
+    /// # Errors
+    /// Fails if the system does not report the peak.
+    pub fn peak(&self) -> Result<(f64, &'static str)> {
+        if self.device.is_cuda() {
+            return Ok((ffi::cuda_memory(self.device)?.peak_reserved as f64, "on the card"));
+        }
+        let peak = status("VmHWM:").ok_or_else(|| {
+            Error::new("`/proc/self/status` does not contain the peak of the memory")
+        })?;
+        Ok(self
+            .before
+            .map_or((peak, "the whole process"), |before| (peak - before, "weights and steps")))
+    }
+}
+
+/// A number of bytes in the status of this process.
+fn status(field: &str) -> Option<f64> {
+    kilobytes("/proc/self/status", field)
+}
+
+/// The memory in GB that this process can still take: what the machine has, within the limit of the
+/// job or the container.
+pub fn free() -> Option<f64> {
+    let machine = kilobytes("/proc/meminfo", "MemAvailable:");
+    let own = read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| room(Path::new("/sys/fs/cgroup"), &text));
+    machine.into_iter().chain(own).min_by(f64::total_cmp).map(|bytes| bytes / 1e9)
+}
+
+/// Bytes below the lowest memory limit of the control groups that `membership`, the text of
+/// `/proc/self/cgroup`, names; `None` if there is no limit. `root` is where they are mounted. In a
+/// container, the named folder may not exist, but its parents do.
+fn room(root: &Path, membership: &str) -> Option<f64> {
+    let number = |path: PathBuf| read_to_string(path).ok()?.trim().parse::<f64>().ok();
+    let left = |folder: &Path, [limit, usage, cached]: [&str; 3]| {
+        let used = number(folder.join(usage))?;
+        // The kernel drops cached files before it refuses memory.
+        let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let cached =
+            stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<f64>().ok());
+        Some(number(folder.join(limit))? - used + cached.unwrap_or(0.0))
+    };
+    let groups = membership.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        match controllers {
+            "" => Some((root.to_owned(), path, ["memory.max", "memory.current", "inactive_file "])),
+            v1 if v1.split(',').any(|name| name == "memory") => Some((
+                root.join("memory"),
+                path,
+                ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
+            )),
+            _ => None,
+        }
+    });
+    let rooms = groups.flat_map(|(mount, path, files)| {
+        let folders = Path::new(path.trim_start_matches('/'))
+            .ancestors()
+            .map(move |folder| mount.join(folder));
+        folders.filter_map(move |folder| left(&folder, files))
+    });
+    rooms.min_by(f64::total_cmp)
+}
+
+/// True if an error of libtorch is that memory ran out.
+pub fn ran_out(e: &Error) -> bool {
+    let text = e.in_a_line();
+    ["out of memory", "can't allocate memory", "not enough memory"]
+        .iter()
+        .any(|part| text.contains(part))
+}
+
+/// The number of bytes behind `field` in a file that counts in kB.
+fn kilobytes(file: &str, field: &str) -> Option<f64> {
+    let text = read_to_string(file).ok()?;
+    let kib: f64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix(field))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
+    Some(kib * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_limit_of_a_job_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = root.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(room(root.path(), "0::/job/step\n"), None);
+        write("job/memory.max", "1000\n");
+        write("job/memory.current", "300\n");
+        write("job/memory.stat", "anon 200\ninactive_file 50\n");
+        write("job/step/memory.max", "max\n");
+        write("job/step/memory.current", "300\n");
+        assert_eq!(room(root.path(), "0::/job/step\n"), Some(750.0));
+        // The folder of a container's own group is not visible in it.
+        assert_eq!(room(root.path(), "0::/job/hidden\n"), Some(750.0));
+        write("memory/job/memory.limit_in_bytes", "600\n");
+        write("memory/job/memory.usage_in_bytes", "100\n");
+        assert_eq!(room(root.path(), "4:cpu,memory:/job\n0::/\n"), Some(500.0));
+        assert_eq!(room(root.path(), "4:cpu:/job\n"), None);
+    }
+
+    #[test]
+    fn memory_that_ran_out_is_told_from_other_errors() {
+        let e = tch::Tensor::f_zeros([1 << 50], (tch::Kind::Float, Device::Cpu))
+            .map_err(Error::from)
+            .unwrap_err();
+        assert!(ran_out(&e), "{e:?}");
+        let e = tch::Tensor::f_zeros([2], (tch::Kind::Float, Device::Cpu))
+            .unwrap()
+            .f_reshape([3])
+            .map_err(Error::from)
+            .unwrap_err();
+        assert!(!ran_out(&e), "{e:?}");
+        assert!(free().is_none_or(|free| free > 0.0));
+    }
+}
