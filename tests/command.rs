@@ -226,7 +226,7 @@ fn a_value_of_another_type_is_told_in_plain_words() {
     assert!(
         stderr(&output).starts_with(
             "error: `eval.completion_tokens` is 0 (--set), but must \
-        be 1 or more; `eval.completions=0`"
+        be 1 or more; set `eval.completions=0`"
         ),
         "{}",
         stderr(&output)

@@ -8,8 +8,7 @@ use crate::{golden, isolated_command, json, reprpo_in as reprpo, stderr, stdout}
 const PAIRS: &str = r#"{"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
 {"prompt": "How many legs has a spider?\n", "chosen": "Eight.", "rejected": "Six."}
 {"prompt": "How many legs has a crab?\n", "chosen": "Ten.", "rejected": "Ten."}
-{"prompt": "How many legs has a dog?\n",
-"chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}
+{"prompt": "How many legs has a dog?\n", "chosen": "Four \u001b[31m legs, as a cat has and a horse has too.", "rejected": "Two."}
 "#;
 
 fn folder() -> tempfile::TempDir {

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{reprpo, reprpo_command, stdout};
+use crate::{reprpo, reprpo_command, reprpo_in, stdout};
 
 /// The pages that show commands.
 const PAGES: [&str; 8] = [
@@ -74,6 +74,8 @@ fn words(command: &str) -> Vec<String> {
 #[test]
 fn every_command_that_is_shown_is_valid() {
     let mut checked = 0;
+    let here = tempfile::tempdir().expect("a folder");
+    let reprpo = |args: &[&str]| reprpo_in(here.path(), args);
     for name in PAGES {
         for block in blocks(&page(name)) {
             for command in commands(&block).iter().filter(|c| c.starts_with("reprpo ")) {
@@ -81,6 +83,12 @@ fn every_command_that_is_shown_is_valid() {
                     continue;
                 }
                 let words = words(command);
+                // The files of the example only have to exist.
+                for word in words.iter().flat_map(|word| word.split('=')) {
+                    if word.ends_with(".jsonl") {
+                        std::fs::write(here.path().join(word), "").expect("it is written");
+                    }
+                }
                 let mut args: Vec<&str> = words[1..].iter().map(String::as_str).collect();
                 // Help comes after the flags before it were read.
                 args.push("--help");

@@ -406,7 +406,7 @@ fn a_run_keeps_which_plugin_it_used_and_asks_for_that_one() {
     let e = error(dir.path(), &["config", "show", "--config", "other.toml"]);
     assert!(
         e.contains("is not the one that the configuration names")
-            && e.contains("take `sha256` out"),
+            && e.contains("remove `sha256` from the configuration"),
         "{e}"
     );
 }

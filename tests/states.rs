@@ -94,7 +94,7 @@ fn pooled_states_are_the_means_of_the_states_of_the_completions_tokens() {
     }
     let again = states("pooled", &["--layers", "1,3"]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(stderr(&again).contains("`pooled` exists already"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("`pooled` already exists"), "{}", stderr(&again));
     let refused = states("none", &["--layers", "9"]);
     assert!(
         refused.status.code() == Some(1) && !dir.path().join("none").exists(),

@@ -450,7 +450,7 @@ fn on_disk_an_adapter_of_conv1d_modules_says_so_where_peft_has_it() {
             }
             Some(why) => {
                 assert!(
-                    why.contains(&format!("no `{name}`"))
+                    why.contains(&format!("does not support `{name}`"))
                         && why.contains("`transformer.h.0.attn.c_attn`")
                         && why.contains("--merge"),
                     "{why}"

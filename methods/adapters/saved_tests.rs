@@ -299,7 +299,7 @@ fn a_name_that_matches_no_module_is_an_error_in_a_new_adapter_and_is_ignored_in_
             "ia3",
             json!({ "target_modules": ".*[kv]_proj" }),
             "`down_proj` in `adapter.feedforward_modules`",
-            "take it out of",
+            "remove it from",
         ),
     ];
     for (name, fields, message, hint) in cases {

@@ -214,7 +214,7 @@ impl<'a> Plan<'a> {
 fn open(start: &Start) -> Result<(PathBuf, Option<LockedCheckpoint>)> {
     match start {
         Start::New(folder) if folder.exists() && !is_empty(folder) => {
-            Err(Error::new(format!("`{}` exists already", folder.display()))
+            Err(Error::new(format!("`{}` already exists", folder.display()))
                 .hint("give another `--out`, or remove it"))
         }
         Start::New(folder) => Ok((folder.to_owned(), None)),

@@ -101,7 +101,7 @@ pub fn write_states(
     progress: &mut dyn Progress,
 ) -> Result<StatesIndex> {
     if out.exists() {
-        return Err(Error::new(format!("`{}` exists already", out.display()))
+        return Err(Error::new(format!("`{}` already exists", out.display()))
             .hint("give another `--out`, or remove it"));
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
