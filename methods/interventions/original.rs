@@ -30,8 +30,8 @@ pub struct OriginalTap<'a> {
 pub struct Padded<'a> {
     /// States of the tokens.
     pub tokens: &'a TokenStates,
-    /// Bool `[m]`, false for padding; `None` without padding. Padding counts in the mean norm but not
-    /// in the pooled states.
+    /// Bool `[m]`, false for padding; `None` without padding. Padding counts in the mean norm, but
+    /// not in the pooled states.
     pub attended: Option<&'a Tensor>,
 }
 

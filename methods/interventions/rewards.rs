@@ -2,7 +2,8 @@
 
 use reprpo_plugin::prelude::*;
 
-/// Adds `rewards/chosen|rejected|accuracies|margins` to a loss, from the log-ratios Δ⁺ and Δ⁻ `[b]`.
+/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss, from the log-ratios Δ⁺
+/// and Δ⁻ `[b]`.
 ///
 /// A reward is β·Δ. The accuracy is the share of pairs whose chosen reward is strictly greater.
 pub fn log_rewards(loss: Loss, ratios: &Sides, beta: f64) -> Loss {

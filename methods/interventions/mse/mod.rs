@@ -47,8 +47,8 @@ pub struct Mse {
     /// unit.
     #[default(0.6)]
     pub alpha: f64,
-    /// Takes log(· + 1e-4) of each term, which gives small distances more weight. `original` ignores
-    /// this, because it always uses logarithms.
+    /// Takes log(· + 1e-4) of each term, which gives small distances more weight. `original`
+    /// ignores this, because it always uses logarithms.
     pub log: bool,
     /// Distances that are computed on transformed states. `original` ignores this.
     pub transform_in: TransformIn,

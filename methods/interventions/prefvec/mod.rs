@@ -103,9 +103,11 @@ impl InterventionPlugin for PrefVec {
             zero_or_more(field, value)?;
         }
         if c.variant == Variant::Original && !(c.moves_states() || c.original_dpo) {
-            return Err(Error::new("the original objective has no terms: all are switched off").hint(
-                "switch on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`",
-            ));
+            return Err(Error::new("the original objective has no terms: all are switched off")
+                .hint(
+                    "switch on one of `original_proj`, `original_orth`, `original_angle` and \
+                `original_dpo`",
+                ));
         }
         Ok(Box::new(self))
     }
@@ -160,7 +162,7 @@ impl PrefVec {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair without a direction at any tap is left out of all terms, including `nll` and `dpo`.
+        // A pair without a direction at every tap is left out of all terms, `nll` and `dpo` too.
         let mut value =
             directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics = vec![

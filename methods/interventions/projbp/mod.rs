@@ -45,8 +45,8 @@ pub struct ProjBp {
     /// Factor of the other coefficients, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
-    /// κ: limit of a pair's gradient before the projection. It is scaled down if its mean over tokens
-    /// is longer than κ preference vectors; none = no limit.
+    /// κ: limit of a pair's gradient before the projection. It is scaled down if its mean over
+    /// tokens is longer than κ preference vectors; none = no limit.
     #[default(Some(0.6))]
     pub mag_clip: Option<f64>,
     /// Restores the length that each token's gradient had before the projection.
@@ -95,7 +95,7 @@ impl Intervention for Projected {
         let (v, limit) =
             (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
-            // Gradient of the pair's loss without its weight, in the precision of the directions: [n out].
+            // Gradient of the pair's loss without its weight, in the dtype of `v`: [n out].
             let mut g = grad.to_kind(v.kind()) / at.weight;
             let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
             if config.mag_clip.is_some() {

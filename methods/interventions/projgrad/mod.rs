@@ -11,8 +11,8 @@ mod tests;
 /// DPO with projected parameter gradients.
 #[intervention(
     name = "projgrad",
-    summary = "DPO that projects the gradient of each adapter parameter on the preference direction \
-        after the backward pass",
+    summary = "DPO that projects the gradient of each adapter parameter on the preference \
+        direction after the backward pass",
     reference = "wassname, repr-preference-optimization (ProjGrad), with clipping of the \
         coefficient and directions from whole steps",
     explain = "\
