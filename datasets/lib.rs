@@ -1,8 +1,7 @@
 //! The built-in data sets.
 //!
-//! They are written as an outsider's crate would be: against `reprpo_plugin` alone, each
-//! registering itself. Nothing here tokenises or knows a model; a data set's work ends at the text
-//! of a pair.
+//! They only use `reprpo_plugin`, like external plugins, and each registers itself. A data set
+//! returns the text of pairs; it does not tokenise, and does not know the model.
 
 pub mod files;
 pub mod genies;

@@ -1,11 +1,11 @@
-//! Where tests find the reference values, and how far from them they are.
+//! Reference values for tests, and the comparison with them.
 
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::tch::Tensor;
 
-/// The folder of reference values; where it is missing a test skips, except in continuous
-/// integration.
+/// Returns the folder of reference values, or `None` if it does not exist; tests are then skipped.
+/// Panics in continuous integration if the folder is missing.
 pub fn folder() -> Option<PathBuf> {
     let shared = match std::env::var_os("REPRPO_SHARED") {
         Some(dir) => PathBuf::from(dir),
@@ -22,7 +22,7 @@ pub fn folder() -> Option<PathBuf> {
     None
 }
 
-/// The largest difference, in units of max(1, largest absolute value of the reference).
+/// Largest absolute difference, divided by max(1, largest absolute value of the reference).
 pub fn error(ours: &Tensor, reference: &Tensor) -> f64 {
     assert_eq!(ours.size(), reference.size());
     let scale = reference.abs().max().double_value(&[]).max(1.0);

@@ -1,6 +1,6 @@
-//! The built-in methods, one place each: configuration, maths, registration and test side by side.
+//! The built-in methods. Each has one folder with its configuration, maths, registration and tests.
 //!
-//! They use the plugin API alone, as a crate written outside does. Naming this crate is what links
+//! They only use the plugin API, like external plugins. A program has to name this crate to link
 //! them: `use reprpo_methods as _;`, or [`DEFAULTS`].
 
 mod adapters;
@@ -12,6 +12,6 @@ mod reflections;
 mod taps;
 mod transforms;
 
-/// What `reprpo run` does when nothing is said, as a configuration file:
+/// The default configuration of `reprpo run`, for
 /// `reprpo_cli::main(reprpo_methods::DEFAULTS)`.
 pub const DEFAULTS: &str = include_str!("defaults.toml");

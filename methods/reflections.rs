@@ -1,8 +1,8 @@
-//! Products of Householder reflections in compact form, never as a matrix.
+//! Products of Householder reflections in compact form, without building the full matrix.
 //!
 //! H₀H₁⋯H_{r−1} with H_i = I − 2ûᵢûᵢᵀ equals I − U S Uᵀ, where U has the unit columns û and S⁻¹ =
-//! ½I + striu(UᵀU): one r×r triangular system, never singular, whose cost and memory are those of a
-//! rank-r map.
+//! ½I + striu(UᵀU): one r×r triangular system, which is never singular. Cost and memory are those
+//! of a rank-r map.
 //!
 //! Reference: Schreiber and Van Loan 1989 (the compact WY form); Yuan et al. 2024 (HRA), eq. 4 for
 //! the product.
@@ -18,7 +18,7 @@ pub struct Reflections {
 }
 
 impl Reflections {
-    /// Of the columns of `u` `[h r]`, whatever their length.
+    /// Builds the product from the columns of `u` `[h r]`, which are scaled to unit length.
     pub fn along(u: &Tensor) -> Self {
         let columns = u / u.norm_scalaropt_dim(2.0, 0, true);
         let half = Tensor::eye(u.size()[1], (u.kind(), u.device())) * 0.5;
@@ -34,10 +34,9 @@ impl Reflections {
             .matmul(&self.columns.tr())
     }
 
-    /// x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which may be of a lower precision than U.
+    /// x·(H₀⋯H_{r−1})ᵀ for rows x `[n h]`, which may have a lower precision than U.
     pub fn transposed(&self, x: &Tensor) -> Tensor {
-        // SᵀUᵀ is worked out on the side of the weights, so that a gradient keeps nothing of x but
-        // xU.
+        // SᵀUᵀ is computed from the weights, so the backward pass only keeps xU of the activations.
         let right = Tensor::linalg_solve_triangular(
             &self.system.tr(),
             &self.columns.tr(),
@@ -49,16 +48,14 @@ impl Reflections {
     }
 }
 
-/// A leaf `[h r]` whose columns come in equal pairs, so that its reflections are the identity; r
-/// even.
+/// A trainable tensor `[h r]`, r even, with equal pairs of columns, whose reflections cancel.
 pub fn equal_pairs(init: &mut Init, key: &str, h: i64, r: i64) -> Tensor {
-    // As PEFT fills it: half the columns are drawn, and torch takes their number for the fan-in of
-    // an `[h r/2]` tensor.
+    // As in PEFT: half of the columns are random, and torch uses their number r/2 as the fan-in.
     let half = init.kaiming_uniform(key, &[h, r / 2], r / 2);
     half.detach().repeat_interleave_self_int(2, 1, None).set_requires_grad(true)
 }
 
-/// X·A⁻¹ of rows X, written after the rows.
+/// X·A⁻¹ of rows X, as a method of X.
 trait SolveRight {
     fn linalg_solve_triangular_right(&self, a: &Tensor, upper: bool) -> Tensor;
 }

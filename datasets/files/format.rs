@@ -1,36 +1,36 @@
-//! How the rows of files are read: what every data set of files lets its user say.
+//! Fields of the configuration for the format of rows, shared by all data sets of files.
 
 use reprpo_plugin::prelude::*;
 
 use super::row::Columns;
 use super::source::Reading;
 
-/// Columns, delimiters, and what becomes of rows that are no pairs.
+/// Columns, delimiters, and the treatment of rows that are not pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(crate = "reprpo_plugin::serde", default)]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub struct Format {
-    /// Column of the prompt; `none` = the beginning that both completions share is the prompt.
+    /// Column of the prompt; `none` = the common beginning of both completions is the prompt.
     pub prompt_column: Option<String>,
     /// Column of the preferred completion.
     pub chosen_column: String,
     /// Column of the other completion.
     pub rejected_column: String,
-    /// What stands between the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
+    /// Delimiter of the fields of a line; none = a comma in `.csv`, a tab in `.tsv`.
     pub delimiter: Option<char>,
     /// How to treat a row that is not a pair, such as one whose completion is missing.
     pub bad_rows: BadRows,
-    /// Most MiB of a row; a longer one is an error before it is in memory.
+    /// Maximum size of a row in MiB. Reading stops with an error at a longer row.
     pub max_row_mib: usize,
 }
 
 /// How to treat a row that is not a pair.
 #[choice]
 pub enum BadRows {
-    /// It ends the run, with its place.
+    /// Fails, and names the place of the row.
     #[default]
     Error,
-    /// It is passed over; how many were is told.
+    /// Skips the row, and reports the number of skipped rows.
     Skip,
 }
 
@@ -49,10 +49,11 @@ impl Default for Format {
 }
 
 impl Format {
-    /// The same, checked.
+    /// Checks the fields, and returns them in the form for reading.
     ///
     /// # Errors
-    /// A delimiter or a length that cannot be, or one column for two parts of a pair.
+    /// Fails if the delimiter or the size is invalid, or if two parts of a pair have the same
+    /// column.
     pub fn reading(&self) -> Result<Reading> {
         let delimiter = self.delimiter.map(|d| {
             let refused = || {

@@ -35,59 +35,46 @@ pub use self::source::{ENDINGS, Pairs, Reading, Rows, Source, ending};
     reference = "TRL, dataset formats: preference, standard and conversational, with explicit and \
         implicit prompt",
     explain = "\
-A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content} \
-for the model's
-chat template. `--columns prompt=question,chosen=best` gives them other names.
+A row has the columns prompt, chosen and rejected. Each is a string, or a list of {role, content}
+for the model's chat template. `--columns prompt=question,chosen=best` sets other names.
 
-A template sees every field of a message (tool_calls, tool_call_id, name, reasoning_content and \
-others), the column
-`tools` (a list of JSON schemas, or the same as JSON text) and the variables in the column \
-`chat_template_kwargs`.
-Other columns are ignored; images, audio and video are an error. If the prompt is a list of \
-messages and the
-completions are plain text, each completion is one assistant turn. The content of a message may \
-also be a list of
-{type: \"text\", text}.
+A chat template gets every field of a message (tool_calls, tool_call_id, name, reasoning_content
+and others), the column `tools` (a list of JSON schemas, or the same as JSON text) and the
+variables in the column `chat_template_kwargs`. Other columns are ignored; images, audio and video
+are an error. If the prompt is a list of messages and the completions are plain text, each
+completion is one assistant turn. The content of a message can also be a list of {type: \"text\",
+text}.
 
-Without a column `prompt`, the beginning that chosen and rejected share is the prompt, as in TRL: \
-the same
-characters, less a blank before the first that differs, or the same messages. So it is where \
-prompt is text and the
-other two are conversations. `--columns prompt=none` asks for it.
+If there is no column `prompt`, the prompt is the common beginning of chosen and rejected, as in
+TRL: the same characters, without a space before the first difference, or the same messages. The
+same is done if prompt is text and the other two are conversations. `--columns prompt=none` always
+does it.
 
-`--dataset pairs.jsonl` trains on that file. The splits that are compared with it are files of \
-their own:
-`--set dataset.test=FILE`, `dataset.oos=FILE` (the shift), `dataset.rnd=FILE` (something \
-unrelated); or parts of one
-file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
+`--dataset pairs.jsonl` trains on that file. The splits to evaluate on are other files, `--set
+dataset.test=FILE`, `dataset.oos=FILE` (the shift) and `dataset.rnd=FILE` (unrelated pairs), or
+parts of the same file: `--split 'train[:900]' --set 'eval.splits=[\"train[900:]\"]'`.
 
-.jsonl has an object on every line. .json is a list of objects, objects one after another, \
-{\"data\": [rows]}, lists
-by column, or GENIES' own \
-{prompt, responses: {text: 1 or 0}}. .csv and .tsv have a header. Each of these may be
-compressed, as in `.jsonl.gz` or `.jsonl.zst`. Parquet may be compressed with snappy,
-    zstd or gzip; in messages, fields
-of types that JSON does not have (times, decimals, intervals) are left out.
+A .jsonl file has one object per line. A .json file has a list of objects, several objects in a
+row, {\"data\": [rows]}, one list per column, or {prompt, responses: {text: 1 or 0}} as in GENIES.
+A .csv or .tsv file has a header. Each of these can be compressed, e.g. `.jsonl.gz` or
+`.jsonl.zst`. Parquet can be compressed with snappy, zstd or gzip; in messages, fields of types
+that JSON lacks (times, decimals, intervals) are left out.
 
-`--dataset -` reads JSON lines or JSON, plain or compressed,
-    from standard input. The run records their SHA-256: to
-resume or evaluate it later, pipe in the same pairs.
+`--dataset -` reads JSON lines or JSON, plain or compressed, from standard input. The run records
+their SHA-256: to resume or evaluate it later, pipe in the same pairs.
 
-ShareGPT's form is read as well. Its messages are {from, value} with the speakers human, gpt,
-    system, tool, observation
-and function_call (whose value is JSON with name and arguments). Without a column `prompt`,
-    the prompt is the text in
-the column `system`, if there is one, followed by the column `conversations`. As in LLaMA-Factory,
-    chosen and rejected
-may be one message each.
+ShareGPT's format is read too. Its messages are {from, value} with the speakers human, gpt,
+system, tool, observation and function_call (whose value is JSON with name and arguments). If
+there is no column `prompt`, the prompt is the text in the column `system`, if there is one,
+followed by the column `conversations`. As in LLaMA-Factory, chosen and rejected can each be a
+single message.
 
-A missing column, another type, an empty field of a .csv or .tsv in place of a completion,
-    or conversations among
-plain texts are an error that names the line; `bad_rows=skip` passes such rows over and says how many. What is not JSON,
-not CSV or not UTF-8 is always an error,
-    and so is a row of more than `max_row_mib`. As Python writes them, NaN,
-Infinity, numbers beyond 64 bits and half surrogate pairs (\\ud83d) are allowed wherever a pair does not need them;
-elsewhere they make the row a bad one.",
+It is an error that names the line if a column is missing or has another type, if a completion in
+a .csv or .tsv is an empty field, or if conversations are mixed with plain texts. `bad_rows=skip`
+skips such rows and reports their number. A file that is not JSON, CSV or UTF-8 is always an
+error, and so is a row of more than `max_row_mib`. NaN, Infinity, numbers beyond 64 bits and half
+surrogate pairs (\\ud83d), which Python writes into JSON, are allowed in places that a pair does
+not need. In other places they make the row a bad row.",
     example(train = "pairs.jsonl", test = "held_out.jsonl"),
     argument = "train",
     extensions = &source::ENDINGS,
@@ -98,19 +85,19 @@ pub struct Files {
     /// it.
     #[schemars(extend("format" = "path"))]
     pub train: PathBuf,
-    /// File with pairs of the same distribution that are kept from training.
+    /// File with held-out pairs of the same distribution.
     #[schemars(extend("format" = "path"))]
     pub test: Option<PathBuf>,
     /// File with pairs of the shifted distribution.
     #[schemars(extend("format" = "path"))]
     pub oos: Option<PathBuf>,
-    /// File with pairs of an unrelated judgement.
+    /// File with unrelated pairs.
     #[schemars(extend("format" = "path"))]
     pub rnd: Option<PathBuf>,
     /// SHA-256 of the pairs that came from standard input. A run records it; to use the run again,
     /// pipe in the same pairs.
     pub stdin: Option<String>,
-    /// How their rows are read.
+    /// Format of the rows.
     #[serde(flatten)]
     pub format: Format,
 }
@@ -118,8 +105,8 @@ pub struct Files {
 impl DatasetPlugin for Files {
     fn build(self) -> Result<Box<dyn Dataset>> {
         if self.train.as_os_str().is_empty() {
-            return Err(Error::new("no file to train on was named")
-                .hint("`--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
+            return Err(Error::new("no file to train on is given")
+                .hint("use `--dataset pairs.jsonl`, or `--set dataset.train=pairs.jsonl`"));
         }
         let reading = self.format.reading()?;
         let pinned = stdin(&self)?;
@@ -132,7 +119,7 @@ impl DatasetPlugin for Files {
         let named = named.into_iter().filter_map(|(split, path)| Some((split, path?)));
         let open = |path: PathBuf| {
             let source = Source::open(&path, reading.clone(), &[])?;
-            // By its first pair a file is judged before a model is loaded for it.
+            // Reads the first pair, so that a wrong file fails before the model is loaded.
             source.pairs()?.first().map(|_| source)
         };
         let splits = named.map(|(split, path)| {

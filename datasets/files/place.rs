@@ -1,19 +1,19 @@
-//! Where in a file a row stands, for the errors.
+//! The place of a row in a file, for errors.
 
 use std::fmt;
 use std::path::Path;
 
-/// A row's place.
+/// The place of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// It begins on this line, counted from 1.
+    /// Line on which the row begins, counted from 1.
     Line(usize),
-    /// It is this row, counted from 1, of a file without lines.
+    /// Number of the row, counted from 1, in a file without lines.
     Row(usize),
 }
 
 impl Place {
-    /// What was being done when the row in this place failed.
+    /// Context for an error about the row at this place.
     pub fn reading(self, path: &Path) -> String {
         format!("cannot read {self} of `{}`", path.display())
     }

@@ -1,5 +1,4 @@
-//! One row becomes one pair, whatever file it came from: the rules for columns stand here and
-//! nowhere else.
+//! Converts a row to a pair. The rules for columns are the same for all file formats.
 
 use reprpo_plugin::error::{nearest, quoted};
 use reprpo_plugin::prelude::*;
@@ -8,14 +7,14 @@ use reprpo_plugin::serde_json::Value;
 pub use super::flaws::Row;
 use super::{implicit, sharegpt};
 
-/// What the columns of a pair are called.
+/// Names of the columns of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
-    /// What both completions answer; none where it stands in both of them.
+    /// Column of the prompt; `None` if the prompt is the common beginning of both completions.
     pub prompt: Option<String>,
-    /// The preferred completion.
+    /// Column of the chosen completion.
     pub chosen: String,
-    /// The other one.
+    /// Column of the rejected completion.
     pub rejected: String,
 }
 
@@ -98,7 +97,7 @@ impl Columns {
     }
 }
 
-/// What other data sets call the prompt.
+/// Names of the prompt in other data sets.
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
@@ -222,7 +221,7 @@ fn scored(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     Ok(pairs)
 }
 
-/// What a text is, for a sentence.
+/// Describes the type of a value in an error.
 pub fn form(text: &Text) -> &'static str {
     match text {
         Text::Plain(_) => "plain text",
@@ -266,7 +265,7 @@ mod tests {
     fn row(value: Value) -> Row {
         match value {
             Value::Object(row) => row.into_iter().collect(),
-            other => panic!("{other} is no row"),
+            other => panic!("{other} is not a row"),
         }
     }
 

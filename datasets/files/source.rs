@@ -13,7 +13,7 @@ use super::place::Place;
 use super::row::{self, Columns, Row};
 use super::{csv, input, json, jsonl};
 
-/// The endings of files that are read.
+/// Endings of supported files.
 pub const ENDINGS: [&str; 13] = [
     "jsonl",
     "json",
@@ -39,16 +39,16 @@ pub fn ending(path: &Path) -> Option<&'static str> {
     found.split('.').next()
 }
 
-/// How a file is read.
+/// Options for reading a file.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// What its columns are called.
+    /// Names of the columns.
     pub columns: Columns,
-    /// What stands between two fields of a `.csv` or `.tsv`; none = what its ending says.
+    /// Delimiter of `.csv` and `.tsv`; `None` for the usual one of the ending.
     pub delimiter: Option<u8>,
-    /// Most bytes of a row.
+    /// Maximum size of a row in bytes.
     pub longest: usize,
-    /// Whether a row that is no pair is passed over, counted and told, instead of being an error.
+    /// True to skip rows that are not pairs and report their number, false to fail at them.
     pub skip: bool,
 }
 
@@ -58,7 +58,7 @@ impl Default for Reading {
     }
 }
 
-/// A file that is there and of a format that is read.
+/// An existing file of a supported format.
 #[derive(Clone, Debug)]
 pub struct Source {
     path: PathBuf,
@@ -74,7 +74,7 @@ enum Format {
     Parquet(Table),
 }
 
-/// Rows with their places; an error is the last of them.
+/// Rows with their places. The iterator ends after an error.
 pub type Rows = Box<dyn Iterator<Item = Result<(Place, Row)>>>;
 
 impl Source {
@@ -82,7 +82,8 @@ impl Source {
     /// columns that are wanted besides a pair's.
     ///
     /// # Errors
-    /// Where it is missing, of no known ending, or no whole parquet file with these columns.
+    /// Fails if the file is missing, if its ending is unknown, or if it is a parquet file that is
+    /// damaged or lacks a column.
     pub fn open(path: &Path, reading: Reading, extra: &[&str]) -> Result<Self> {
         if input::is_stdin(path) {
             let format =
@@ -152,7 +153,7 @@ impl Source {
     /// The pairs in order, each with the place of its row, counted from 0; after an error it ends.
     ///
     /// # Errors
-    /// As [`rows`](Self::rows); each pair where its row is none.
+    /// Fails as [`rows`](Self::rows) does. An item is an error if its row is not a pair.
     pub fn pairs(&self) -> Result<Pairs> {
         self.pairs_after(&Rc::default())
     }
@@ -178,7 +179,7 @@ impl Source {
         })
     }
 
-    /// How many pairs, where the file says so.
+    /// Number of pairs, if the file states it.
     pub fn count(&self) -> Option<usize> {
         match &self.format {
             Format::Parquet(table) if !self.reading.skip => Some(table.rows()),
@@ -186,12 +187,12 @@ impl Source {
         }
     }
 
-    /// Where it lies.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the columns are called.
+    /// Names of the columns.
     pub fn columns(&self) -> &Columns {
         &self.reading.columns
     }
@@ -215,7 +216,7 @@ pub struct Pairs {
     ended: bool,
 }
 
-/// What all rows of a file have in common.
+/// Properties that all rows of a file share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     prompt: bool,
@@ -291,7 +292,7 @@ impl Pairs {
     /// The first pair, by which a file is judged when it is opened.
     ///
     /// # Errors
-    /// Where there is none.
+    /// Fails if there is no pair.
     pub fn first(mut self) -> Result<PreferencePair> {
         let first = self.next().transpose()?.map(|(_, pair)| pair);
         let skipped = self.skipped.take();

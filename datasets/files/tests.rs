@@ -250,7 +250,7 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
     let nothing = format!("{:?}", Files::default().build().err().unwrap());
-    assert!(nothing.starts_with("no file to train on was named"), "{nothing}");
+    assert!(nothing.starts_with("no file to train on is given"), "{nothing}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The benchmark's folder: one folder a distribution, in it the shards of its splits.
+//! The benchmark's folder, with one folder per distribution that has the files of its splits.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Lists the distributions in `data_dir`, or in its `genies` or `distributions` where it has
-    /// one.
+    /// Lists the distributions in `data_dir`, or in its subfolder `genies` or `distributions` if
+    /// it has one.
     ///
     /// # Errors
-    /// Where it cannot be read, or there are none.
+    /// Fails if the folder cannot be read, or if it has no distributions.
     pub fn open(data_dir: &Path) -> Result<Self> {
         let inner = ["genies", "distributions"]
             .map(|name| data_dir.join(name))
@@ -31,7 +31,7 @@ impl Folder {
         {
             let entry =
                 entry.within(|| format!("cannot read the data folder `{}`", path.display()))?;
-            // A name that is not Unicode cannot be asked for.
+            // A name that is not Unicode cannot be given on the command line.
             if let Ok(name) = entry.file_name().into_string()
                 && entry.path().is_dir()
                 && ["train", "test"]
@@ -42,7 +42,7 @@ impl Folder {
             }
         }
         if names.is_empty() {
-            return Err(Error::new(format!("`{}` holds no GENIES distributions", path.display()))
+            return Err(Error::new(format!("`{}` has no GENIES distributions", path.display()))
                 .hint(
                     "it should hold <distribution>/train-*.parquet and \
                     <distribution>/test-*.parquet, or train.json and test.json",
@@ -51,20 +51,20 @@ impl Folder {
         Ok(Self { path, names })
     }
 
-    /// Whether there is a distribution of that name.
+    /// Returns true if there is a distribution `name`.
     pub fn has(&self, name: &str) -> bool {
         self.names.contains(name)
     }
 
-    /// The names of all, for a sentence.
+    /// All names, separated by commas.
     pub fn list(&self) -> String {
         self.names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// An error unless there is a distribution of that name.
+    /// Checks that there is a distribution `name`.
     ///
     /// # Errors
-    /// With the nearest name and all of them.
+    /// Fails if there is none, and names the nearest one and all others.
     pub fn check(&self, name: &str) -> Result<()> {
         if self.has(name) {
             Ok(())
@@ -74,10 +74,10 @@ impl Folder {
         }
     }
 
-    /// The files of a distribution's split, in order.
+    /// The files of a split of a distribution, in order.
     ///
     /// # Errors
-    /// Where there are none, or not as many as their names say.
+    /// Fails if there are no files, or fewer than their names say.
     pub fn files(&self, name: &str, split: &str) -> Result<Vec<PathBuf>> {
         let folder = self.path.join(name);
         let found = shards(&folder, split)?;
@@ -94,7 +94,7 @@ impl Folder {
         if said.is_some_and(|said| said != found.len()) {
             let said = said.unwrap_or_default();
             return Err(Error::new(format!(
-                "`{}` has {} of the {said} files that hold its `{split}` split",
+                "`{}` has {} of the {said} files of its `{split}` split",
                 folder.display(),
                 found.len()
             ))
@@ -118,7 +118,7 @@ fn shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
         }
     }
     found.sort();
-    // The benchmark's own form, where nobody has made the other of it.
+    // The benchmark's JSON files, which may not have been converted to parquet.
     let own = folder.join(format!("{split}.json"));
     if found.is_empty() && own.is_file() {
         found.push(own);

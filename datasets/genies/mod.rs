@@ -1,4 +1,4 @@
-//! The GENIES benchmark: what was learnt on one distribution, tried on another.
+//! The GENIES benchmark: training on one distribution and evaluation on others.
 
 mod folder;
 mod shifts;
@@ -12,40 +12,37 @@ use reprpo_plugin::tracing;
 use self::folder::Folder;
 use crate::files::{Place, Reading, Row, Source, pairs};
 
-/// The distribution that the pairs of `rnd` come from if none is named.
+/// Default distribution of `rnd`.
 const UNRELATED: &str = "ranking_logic";
 
-/// A distribution of GENIES and those to compare it with: `--dataset genies:math`.
+/// A distribution of GENIES, with a shifted and an unrelated one to evaluate on: `--dataset
+/// genies:math`.
 #[dataset(
     name = "genies",
     summary = "the GENIES benchmark: train on one distribution, test on a shifted one",
     reference = "Clymer, Baker, Subramani, Wang: Generalization Analogies (GENIES), 2023, \
         arXiv:2311.07723",
     explain = "\
-Four splits: train and test of the named distribution, oos = the test pairs of the distribution \
-that the benchmark's
-shift lists lead to, rnd = the test pairs of an unrelated one. `--dataset genies:math` trains on \
-math; oos is then
+There are four splits: `train` and `test` are those of the named distribution, `oos` has the test
+pairs of the distribution that the benchmark's shift lists name as its target, and `rnd` has the
+test pairs of an unrelated distribution. `--dataset genies:math` trains on math; `oos` is then
 change_my_view.
 
-The data are `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt, chosen \
-and rejected, and
-example_id where `one_per_instruction` is on: the layout of the hub's \
-wassname/genies_preferences; or `train.json` and
-`test.json` there, as in the benchmark's own `distributions`. The shift lists
-GENIES.json and all.json are looked for in `<data_dir>/genies_shifts`, \
-`<data_dir>/../genies_shifts` and
-`<data_dir>/distribution_shifts`. Where they name no target there is no oos split, unless `oos` \
-names one.",
+The data are files `<data_dir>/<distribution>/{train,test}-*.parquet` with the columns prompt,
+chosen and rejected, and example_id if `one_per_instruction` is on. This is the layout of
+wassname/genies_preferences on the hub. The files can also be `train.json` and `test.json`, as in
+the `distributions` folder of the benchmark. The shift lists GENIES.json and all.json are searched
+in `<data_dir>/genies_shifts`, `<data_dir>/../genies_shifts` and `<data_dir>/distribution_shifts`.
+If they name no target, there is no `oos` split unless the field `oos` names one.",
     example(distribution = "math"),
     argument = "distribution"
 )]
 pub struct Genies {
     /// Name of the distribution to train on, such as `math`. Required; `--dataset genies:NAME`
-    /// fills it.
+    /// sets it.
     pub distribution: String,
-    /// Folder that holds the distributions, or a folder `genies` with them. `--data-dir` fills it.
-    /// Default: the environment variable `REPRPO_DATA`.
+    /// Folder of the distributions, or a folder with `genies` or `distributions` in it.
+    /// `--data-dir` sets it. Default: the environment variable `REPRPO_DATA`.
     #[schemars(extend("format" = "path"))]
     pub data_dir: Option<PathBuf>,
     /// Name of the shifted distribution, whose test pairs are `oos`. Default: the first target that
@@ -54,8 +51,8 @@ pub struct Genies {
     /// Name of the unrelated distribution, whose test pairs are `rnd`; `none` for none.
     #[default(Some(UNRELATED.to_owned()))]
     pub rnd: Option<String>,
-    /// Whether to take only the first pair of each instruction (one per `example_id`), in every
-    /// split. An instruction with k worse responses has k pairs.
+    /// Only takes the first pair of each instruction (one per `example_id`), in every split. An
+    /// instruction with k worse responses has k pairs.
     pub one_per_instruction: bool,
 }
 
@@ -65,16 +62,14 @@ impl DatasetPlugin for Genies {
             std::env::var_os("REPRPO_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from)
         });
         let data_dir = data_dir.ok_or_else(|| {
-            Error::new("it is not known where the GENIES data are").hint(
-                "name their folder with `--data-dir DIR`, or in the environment variable \
-                    `REPRPO_DATA`",
-            )
+            Error::new("the folder of the GENIES data is not set")
+                .hint("set it with `--data-dir DIR` or the environment variable `REPRPO_DATA`")
         })?;
         let folder = Folder::open(&data_dir)?;
         let source = self.distribution;
         if source.is_empty() {
-            return Err(Error::new("no distribution to train on was named")
-                .hint(format!("`--dataset genies:NAME`; valid: {}", folder.list())));
+            return Err(Error::new("no distribution to train on is given")
+                .hint(format!("use `--dataset genies:NAME`; valid: {}", folder.list())));
         }
         folder.check(&source)?;
 
@@ -102,12 +97,14 @@ impl DatasetPlugin for Genies {
         };
         wanted.extend(oos.clone().map(|name| ("oos", name, "test")));
         match self.rnd {
-            // A folder with a few distributions of the reader's own owes nobody the default.
+            // A folder of the user's own distributions may lack the default one.
             Some(name) if name == UNRELATED && !folder.has(&name) => {
                 tracing::info!("`{name}` is not in `{}`: there is no rnd split", data_dir.display())
             }
             Some(name) if name == source || Some(&name) == oos.as_ref() => {
-                tracing::info!("`{name}` is not unrelated here: there is no rnd split")
+                tracing::info!(
+                    "`{name}` is already the train or oos distribution: there is no rnd split"
+                )
             }
             Some(name) => {
                 folder.check(&name)?;
@@ -132,7 +129,7 @@ impl DatasetPlugin for Genies {
     }
 }
 
-/// The column that says which pairs share an instruction.
+/// Column with the id of the instruction, which several pairs can share.
 const INSTRUCTION: &str = "example_id";
 
 struct Split {
@@ -185,8 +182,8 @@ impl Dataset for Splits {
         let (firsts, mut seen) = (self.one_per_instruction, HashSet::new());
         let mut of = move |source: &Source, (place, row): (Place, Row)| {
             let within = || place.reading(source.path());
-            // In the benchmark's own files a row is an instruction; elsewhere a column says which
-            // rows share one.
+            // In the benchmark's JSON files, a row is an instruction. In other files, rows with the
+            // same `example_id` share one.
             if firsts && !row.contains_key("responses") {
                 let id = row.get(INSTRUCTION).filter(|id| !id.is_null()).map(ToString::to_string);
                 let id = id

@@ -1,14 +1,15 @@
-//! Which distribution a shift leads to, from the lists that come with the benchmark.
+//! Targets of distribution shifts, from the lists that come with the benchmark.
 
 use std::path::{Path, PathBuf};
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json;
 
-/// The benchmark's fifteen shifts come first; the longer list fills in sources that they lack.
+/// The lists in the order of their search: the fifteen shifts of the benchmark, then a longer list
+/// with further sources.
 const LISTS: [&str; 2] = ["GENIES.json", "all.json"];
 
-/// One entry; label, category and the reference for tuned capability do not matter here.
+/// An entry of a list. Other fields, such as label and category, are ignored.
 #[derive(Deserialize)]
 #[serde(crate = "reprpo_plugin::serde")]
 struct Shift {
@@ -16,19 +17,19 @@ struct Shift {
     target: String,
 }
 
-/// The first target that the lists name for `source`; none where no list is found or none names it.
+/// Returns the first target that the lists name for `source`; `None` if there is none.
 ///
 /// # Errors
-/// A list that cannot be read, or that is none.
+/// Fails if a list cannot be read or parsed.
 pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     for list in LISTS {
         for path in places(data_dir).map(|folder| folder.join(list)).filter(|path| path.is_file()) {
             let text = std::fs::read_to_string(&path)
                 .within(|| format!("cannot read `{}`", path.display()))?;
             let shifts: Vec<Shift> = serde_json::from_str(&text).map_err(|e| {
-                Error::new(format!("`{}` is no list of shifts", path.display()))
+                Error::new(format!("`{}` is not a list of shifts", path.display()))
                     .because(e)
-                    .hint("a shift is {\"source\": …, \"target\": …}")
+                    .hint("write each shift as {\"source\": …, \"target\": …}")
             })?;
             if let Some(shift) = shifts.into_iter().find(|shift| shift.source == source) {
                 return Ok(Some(shift.target));
@@ -38,8 +39,8 @@ pub fn target(data_dir: &Path, source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Where the lists may lie: in or beside the data's folder, or where the benchmark's own repository
-/// has them.
+/// Possible folders of the lists: in or next to the data folder, or as in the benchmark's
+/// repository.
 fn places(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
     ["genies_shifts", "../genies_shifts", "distribution_shifts"]
         .into_iter()

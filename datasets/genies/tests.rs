@@ -237,7 +237,7 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
         "{got}"
     );
     assert!(error(open(dir.path(), "")).contains(
-        "no distribution to train on was named\n  hint: `--dataset genies:NAME`; valid: cats, dogs"
+        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, dogs"
     ));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
     let config = Genies {
@@ -253,7 +253,7 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
 fn a_folder_without_distributions_says_what_it_should_hold() {
     let dir = tempfile::tempdir().unwrap();
     assert!(error(open(dir.path(), "math")).contains(
-        "holds no GENIES distributions\n  hint: it should hold <distribution>/train-*.parquet"
+        "has no GENIES distributions\n  hint: it should hold <distribution>/train-*.parquet"
     ));
     assert!(error(open(&dir.path().join("none"), "math")).contains("cannot read the data folder"));
 }
@@ -269,16 +269,14 @@ fn a_missing_or_damaged_file_is_named() {
             .contains(&format!("`{}` is no whole parquet file", file.display()))
     );
     fs::rename(&file, file.with_file_name("test-00000-of-00002.parquet")).unwrap();
-    assert!(
-        error(open(dir.path(), "cats")).contains("has 1 of the 2 files that hold its `test` split")
-    );
+    assert!(error(open(dir.path(), "cats")).contains("has 1 of the 2 files of its `test` split"));
     fs::remove_file(file.with_file_name("test-00000-of-00002.parquet")).unwrap();
     assert!(error(open(dir.path(), "cats")).contains("test-*.parquet"));
     let list = dir.path().join("genies_shifts/GENIES.json");
     fs::write(&list, "{}").unwrap();
     assert!(
         error(open(dir.path(), "dogs"))
-            .contains(&format!("`{}` is no list of shifts", list.display()))
+            .contains(&format!("`{}` is not a list of shifts", list.display()))
     );
 }
 

@@ -20,23 +20,20 @@ use crate::files::{Format, Source};
     reference = "Hugging Face hub, dataset cards and data files configuration; TRL, dataset \
         formats",
     explain = "\
-`--dataset org/name` trains on the split `train` of that data set and compares it with `test`, \
-where there is one. Other
-names: `--set dataset.train=train_prefs --set dataset.test=test_prefs`. A data set with several \
-configurations takes
-`--set dataset.config_name=NAME`. The shift may come from elsewhere: `--set \
+`--dataset org/name` trains on the split `train` of that data set, and evaluates on `test` if
+there is one. Set other names with `--set dataset.train=train_prefs --set
+dataset.test=test_prefs`. For a data set with several configurations, choose one with `--set
+dataset.config_name=NAME`. The shift can be in another data set: `--set
 dataset.oos=org/other:CONFIG:test`.
 
-Which files hold which split is read as Hugging Face's `datasets` reads it: from the head of the \
-README, else from the
-files' names. Of those that are not read here (arrow, scripts) the hub has its own conversion to
-parquet, which is taken instead.
+The files of each split are found as in Hugging Face's `datasets`: from the header of the README,
+else from the names of the files. For formats that are not supported here (arrow, scripts), the
+parquet files that the hub converts itself are used instead.
 
-Files are fetched when they are needed, into the cache that all of Hugging Face's libraries share \
-(`HF_HOME`); `HF_TOKEN`
-opens what is private or gated, `--offline` takes what is in the cache, `HF_ENDPOINT` is another \
-hub. A run's
-configuration names the commit, so that it finds the same pairs again.
+Files are downloaded when they are needed, into the cache of the Hugging Face libraries
+(`HF_HOME`). `HF_TOKEN` gives access to private and gated data sets, `--offline` only uses the
+cache, and `HF_ENDPOINT` sets another hub. The configuration of a run records the commit, so that
+it finds the same pairs again.
 
 Columns and rows are as in the dataset `file`.",
     example(repo = "trl-lib/ultrafeedback_binarized"),
@@ -45,28 +42,28 @@ Columns and rows are as in the dataset `file`.",
 )]
 pub struct OfHub {
     /// The data set, as `org/name`, or `org/name@revision` for a branch, a tag or a commit.
-    /// Required; `--dataset org/name` fills it.
+    /// Required; `--dataset org/name` sets it.
     pub repo: String,
-    /// Its configuration, which the hub calls subset; none = the only one, or its default.
+    /// Configuration of the data set (a subset on the hub); none = the only one, or the default.
     pub config_name: Option<String>,
     /// Split to train on.
     #[default("train")]
     pub train: String,
-    /// Split of the same distribution that is kept from training; `test` is passed over where there
-    /// is none.
+    /// Held-out split of the same distribution. The default, `test`, is ignored if the data set has
+    /// none.
     #[default(Some(TEST.to_owned()))]
     pub test: Option<String>,
     /// Split of the shifted distribution: `SPLIT`, `CONFIG:SPLIT`, or `org/name:CONFIG:SPLIT` of
     /// another data set.
     pub oos: Option<String>,
-    /// Split of an unrelated judgement, written as `oos` is.
+    /// Split of unrelated pairs, written like `oos`.
     pub rnd: Option<String>,
-    /// How its rows are read.
+    /// Format of the rows.
     #[serde(flatten)]
     pub format: Format,
 }
 
-/// What a data set usually calls the pairs that are kept from training.
+/// Usual name of the split with held-out pairs.
 const TEST: &str = "test";
 
 impl DatasetPlugin for OfHub {
@@ -111,7 +108,7 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
             .map(source)
             .collect::<Result<Vec<_>>>()
             .within(|| format!("the `{split}` pairs cannot be used"))?;
-        // By its first pair a file is judged before a model is loaded for it.
+        // Reads the first pair, so that a wrong file fails before the model is loaded.
         sources
             .first()
             .map(|s| s.pairs()?.first().map(drop))
@@ -125,7 +122,7 @@ fn open(config: &OfHub, hub: &Hub) -> Result<Box<dyn Dataset>> {
     Ok(Box::new(Splits { splits, pinned }))
 }
 
-/// The repositories that were looked up, each once.
+/// Repositories that have been looked up, to do so only once for each.
 struct Opened<'h> {
     hub: &'h Hub,
     snapshots: Vec<(RepoId, Snapshot<'h>)>,
@@ -142,7 +139,7 @@ impl<'h> Opened<'h> {
         }
     }
 
-    /// The files of a split and where they are; `None` where there is no such split.
+    /// The files of a split and their repository; `None` if there is no such split.
     fn files(&mut self, part: &Part) -> Result<Option<(Vec<String>, &Snapshot<'h>)>> {
         let (i, layout) = self.layout(part)?;
         layout.check(&part.split, &part.repo.to_string())?;
@@ -153,10 +150,10 @@ impl<'h> Opened<'h> {
             .map(|(_, files)| (files, &self.snapshots[i].1)))
     }
 
-    /// What a configuration has, and which of the repositories it is in.
+    /// The splits of a configuration, and the repository that has its files.
     fn layout(&mut self, part: &Part) -> Result<(usize, Layout)> {
         let own = self.at(&part.repo)?;
-        // A run that took the hub's conversion names its commit.
+        // A run that used the hub's conversion records the commit of the conversion.
         if layout::is_conversion(self.snapshots[own].1.files()) {
             return Ok((own, Layout::converted(&self.snapshots[own].1, part.config.as_deref())?));
         }
@@ -169,9 +166,9 @@ impl<'h> Opened<'h> {
                 .hint(format!("read: {}", crate::files::ENDINGS.join(", ")))
         };
         if !part.repo.is_main() {
-            return Err(none().hint(
-                "the hub converts a data set's `main` alone to parquet: leave the revision out",
-            ));
+            return Err(
+                none().hint("leave the revision out: the hub only converts `main` to parquet")
+            );
         }
         let converted = self.at(&part.repo.at(layout::CONVERTED)).map_err(|e| none().because(e))?;
         Ok((converted, Layout::converted(&self.snapshots[converted].1, part.config.as_deref())?))
@@ -186,12 +183,12 @@ impl<'h> Opened<'h> {
         ))
     }
 
-    /// The configuration with the commits that were found.
+    /// Returns the configuration with the commits that were found.
     fn pinned(&self, config: &OfHub, home: &RepoId, parts: &[(&str, Part)]) -> OfHub {
         let opened = |repo: &RepoId| {
             self.snapshots.iter().find(|(id, _)| id == repo).map(|(_, snapshot)| snapshot.pinned())
         };
-        // Where there is a conversion, the pairs are from it.
+        // If a conversion is used, the pairs come from its commit.
         let at = |repo: &RepoId| {
             opened(&repo.at(layout::CONVERTED))
                 .or_else(|| opened(repo))

@@ -1,4 +1,4 @@
-//! What a field of the configuration calls a split: `SPLIT`, `CONFIG:SPLIT` or
+//! The notation of a split in the configuration: `SPLIT`, `CONFIG:SPLIT` or
 //! `org/name:CONFIG:SPLIT`.
 
 use reprpo_plugin::hub::{RepoId, RepoKind};

@@ -1,5 +1,4 @@
-//! Maps of rows that act on consecutive blocks of their entries, never as one matrix of the whole
-//! width.
+//! Block-diagonal maps of rows, computed block by block without a matrix of the full width.
 
 use reprpo_plugin::prelude::*;
 
@@ -13,12 +12,12 @@ pub fn join(blocks: &Tensor) -> Result<Tensor> {
     Ok(blocks.f_transpose(0, 1)?.f_flatten(1, 2)?)
 }
 
-/// Smaller blocks are multiplied several at a time: products of a few numbers cost more in overhead
-/// than in arithmetic.
+/// Size up to which blocks are combined into larger ones, because the overhead of many small
+/// products exceeds the cost of their arithmetic.
 const SMALL: i64 = 32;
 
-/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the kind of x; one R `[1 b b]`
-/// serves every block.
+/// x·diag(R₀, …, R_{k−1}) of rows x `[n k·b]` and R `[k b b]`, in the dtype of x. R `[1 b b]`
+/// applies to every block.
 pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     let (r, b) = (r.f_to_kind(x.kind())?, r.size()[1]);
     if r.size()[0] == 1 {
@@ -28,8 +27,8 @@ pub fn rotate(x: &Tensor, r: &Tensor) -> Result<Tensor> {
     join(&split(x, r.size()[0])?.f_bmm(&r)?)
 }
 
-/// The blocks `[k b b]` as fewer ones `[k/g g·b g·b]`, each of g of them on its diagonal, with g·b
-/// up to [`SMALL`].
+/// Combines blocks `[k b b]` into larger ones `[k/g g·b g·b]` that have g of them on the diagonal,
+/// with g·b up to [`SMALL`].
 fn gathered(r: &Tensor) -> Result<Tensor> {
     let (k, b) = (r.size()[0], r.size()[1]);
     let Some(g) = (2..=SMALL / b).rev().find(|g| k % g == 0) else { return Ok(r.shallow_clone()) };
@@ -42,14 +41,17 @@ fn gathered(r: &Tensor) -> Result<Tensor> {
 /// (I − Q)(I + Q)⁻¹ of skew-symmetric Q `[… b b]`: rotations.
 pub fn cayley(q: &Tensor) -> Result<Tensor> {
     let eye = Tensor::eye(q.size()[q.dim() - 1], (q.kind(), q.device()));
-    // The factors commute, and I + Q is never singular: nothing has to be checked, which on a GPU
-    // would wait for it.
+    // The factors commute. I + Q is never singular, so the check for errors, which would
+    // synchronise with the GPU, is skipped.
     let (r, _) = Tensor::f_linalg_solve_ex(&(&eye + q), &(&eye - q), true, false)?;
     Ok(r)
 }
 
-/// `width` over `value`, the number of blocks or the size of one that the field `adapter.<field>`
-/// gives.
+/// Returns `width` divided by `value`, which is the number or the size of blocks in
+/// `adapter.<field>`.
+///
+/// # Errors
+/// Fails if `value` does not divide `width`.
 pub fn quotient(field: &str, value: u32, width: i64) -> Result<i64> {
     if width % i64::from(value) == 0 {
         return Ok(width / i64::from(value));

@@ -1,4 +1,4 @@
-//! Trainable changes of a frozen model, on disk as PEFT has them where PEFT has the method.
+//! Trainable changes of a frozen model, saved in PEFT's format if PEFT has the method.
 //!
 //! Each adapter's `learning_rate_factor` was chosen on training pairs only: 30 steps of dpo with
 //! SmolLM2-135M-Instruct on 40 pairs of the synthetic data. With it, the accuracy on these pairs
@@ -28,29 +28,32 @@ mod tests;
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::serde_json::Value;
 
-/// The modules that PEFT adapts in models of Llama's family when nothing is said.
+/// PEFT's default targets for models of the Llama family.
 fn default_targets() -> Targets {
     ["q_proj", "v_proj"].into()
 }
 
-/// r as a size.
+/// Returns r as a tensor size.
+///
+/// # Errors
+/// Fails if r is 0.
 fn rank(r: u32) -> Result<i64> {
     if r == 0 {
-        return Err(Error::new("`adapter.r` is 0, but has to be 1 or more"));
+        return Err(Error::new("`adapter.r` is 0, but must be at least 1"));
     }
     Ok(i64::from(r))
 }
 
-/// Refuses a probability that dropout cannot have.
+/// Fails unless 0 ≤ p < 1.
 fn check_dropout(field: &str, p: f64) -> Result<()> {
     if (0.0..1.0).contains(&p) {
         Ok(())
     } else {
-        Err(Error::new(format!("`adapter.{field}` is {p}, but has to be 0 or more and below 1")))
+        Err(Error::new(format!("`adapter.{field}` is {p}, but must be at least 0 and less than 1")))
     }
 }
 
-/// x with a share p of its entries zeroed and the others scaled up, in training.
+/// Dropout: in training, zeroes a share p of the entries of x and scales the others by 1/(1 − p).
 fn dropped(x: &Tensor, p: f64, train: bool) -> Result<Tensor> {
     Ok(if train && p > 0.0 { x.f_dropout(p, true)? } else { x.shallow_clone() })
 }

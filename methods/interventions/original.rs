@@ -1,37 +1,37 @@
-//! What the `original` variants share: the choice itself, and states pooled as the original project
-//! pools them.
+//! Shared parts of the `original` variants: the configuration field and the pooling of the original
+//! project.
 
 use reprpo_plugin::prelude::*;
 use reprpo_plugin::tch::Kind;
 
 use crate::taps::outliers;
 
-/// This project's objective, or the original implementation's with its numbers.
+/// This project's objective or that of the original implementation.
 #[choice]
 pub enum Variant {
-    /// As the formula above says.
+    /// The formula `L` above.
     #[default]
     Default,
-    /// As the original implementation computes it, pooling included, to reproduce its numbers.
+    /// The formula `original` above, including the original pooling, to reproduce its numbers.
     Original,
 }
 
-/// What every original variant reads: the original pooling looks at single tokens.
+/// Inputs of every original variant. The original pooling needs the states of single tokens.
 pub const NEEDS: Needs = Needs { states: States::PerToken, reference_states: true, ..Needs::NONE };
 
-/// The states of every token at one tap, as the original's batches have them.
+/// The states of every token at one tap, with padding if the batch has it.
 pub struct OriginalTap<'a> {
     /// The policy's and the reference's tokens.
     pub tokens: [Sides<Padded<'a>>; 2],
 }
 
-/// The tokens of b sequences, some of which may be padding.
+/// States of the tokens of b sequences, where some tokens may be padding.
 #[derive(Clone, Copy)]
 pub struct Padded<'a> {
-    /// The tokens.
+    /// States of the tokens.
     pub tokens: &'a TokenStates,
-    /// False for padding `[m]`, bool. It counts in the mean norm, and not in the pooled states.
-    /// `None` if there is none.
+    /// Bool `[m]`, false for padding; `None` without padding. Padding counts in the mean norm, but
+    /// not in the pooled states.
     pub attended: Option<&'a Tensor>,
 }
 

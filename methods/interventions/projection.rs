@@ -1,20 +1,23 @@
-//! What projgrad and projbp do to a gradient: keep of it what lies along a preference direction.
+//! Splits a gradient into parts along and orthogonal to a preference direction, for projgrad and
+//! projbp.
 
 use reprpo_plugin::prelude::*;
 
 use super::ranges::{above_zero, within, zero_or_more};
 use super::vectors::{EPS, norm};
 
-/// Which coefficients c of a gradient along the direction pass. A descent step moves against them:
-/// c above 0 takes the state towards the rejected completion.
+/// Signs of a gradient's coefficient c along the preference direction that pass.
+///
+/// A descent step moves against the gradient, so c > 0 moves the state towards the rejected
+/// completion.
 #[choice]
 pub enum Sign {
-    /// All: nothing is clipped.
+    /// Both signs: nothing is clipped.
     #[default]
     Both,
-    /// Those above 0; the others are scaled by `neg_slope`.
+    /// Coefficients greater than 0; the others are scaled by `neg_slope`.
     Pos,
-    /// Those below 0; the others are scaled by `neg_slope`.
+    /// Coefficients less than 0; the others are scaled by `neg_slope`.
     Neg,
 }
 
@@ -29,7 +32,7 @@ impl Sign {
     }
 }
 
-/// ‖x‖ over the last dimension, which stays with one entry.
+/// ‖x‖ over the last dimension, which is kept with size 1.
 pub fn length(x: &Tensor) -> Tensor {
     norm(x).unsqueeze(-1)
 }
@@ -39,12 +42,12 @@ pub fn unit(direction: &Tensor) -> Tensor {
     direction / (length(direction) + EPS)
 }
 
-/// What `x` has to be divided by to be no longer than `limit`, both lengths.
+/// Divisor that reduces a length `x` to at most `limit`; 1 if `x` is within the limit.
 pub fn excess(x: &Tensor, limit: &Tensor) -> Tensor {
     (x / (limit + EPS)).clamp_min(1.0)
 }
 
-/// Refuses a β below 0, a slope outside 0 to 1 and a κ that is not above 0.
+/// Fails if β is negative, if the slope is outside 0 to 1, or if κ is not greater than 0.
 pub fn check(beta: f64, neg_slope: f64, mag_clip: Option<f64>) -> Result<()> {
     zero_or_more("beta", beta)?;
     within("neg_slope", neg_slope, (0.0..=1.0).contains(&neg_slope), "from 0 to 1")?;

@@ -1,22 +1,22 @@
-//! What a number of a configuration may be, and the words that say so where it is not.
+//! Range checks of numbers in the configuration.
 
 use reprpo_plugin::prelude::*;
 
-/// Refuses a value of `intervention.FIELD` that is not above 0.
+/// Fails if the value of `intervention.FIELD` is not finite and greater than 0.
 pub fn above_zero(field: &str, value: f64) -> Result<()> {
-    within(field, value, value > 0.0 && value.is_finite(), "above 0")
+    within(field, value, value > 0.0 && value.is_finite(), "greater than 0")
 }
 
-/// Refuses a value of `intervention.FIELD` below 0.
+/// Fails if the value of `intervention.FIELD` is not finite and at least 0.
 pub fn zero_or_more(field: &str, value: f64) -> Result<()> {
     within(field, value, value >= 0.0 && value.is_finite(), "0 or more")
 }
 
-/// Refuses a value of `intervention.FIELD` that is not `fine`, which is to say not `wanted`.
+/// Fails unless `fine`. The message says that `intervention.FIELD` must be `wanted`.
 pub fn within(field: &str, value: f64, fine: bool, wanted: &str) -> Result<()> {
     if fine {
         Ok(())
     } else {
-        Err(Error::new(format!("`intervention.{field}` is {value}, but has to be {wanted}")))
+        Err(Error::new(format!("`intervention.{field}` is {value}, but must be {wanted}")))
     }
 }

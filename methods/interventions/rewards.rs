@@ -1,9 +1,11 @@
-//! What TRL logs of every method that compares the policy with the reference.
+//! Reward metrics that TRL logs for every method that compares the policy with the reference.
 
 use reprpo_plugin::prelude::*;
 
-/// `rewards/chosen|rejected|accuracies|margins` of the log-ratios Δ⁺ and Δ⁻ `[b]`: β·Δ, and the
-/// share of pairs whose chosen one is strictly the larger.
+/// Adds the metrics `rewards/chosen|rejected|accuracies|margins` to a loss, from the log-ratios Δ⁺
+/// and Δ⁻ `[b]`.
+///
+/// A reward is β·Δ. The accuracy is the share of pairs whose chosen reward is strictly greater.
 pub fn log_rewards(loss: Loss, ratios: &Sides, beta: f64) -> Loss {
     let (chosen, rejected) = (ratios.chosen.detach() * beta, ratios.rejected.detach() * beta);
     let accuracies = chosen.gt_tensor(&rejected).to_kind(Kind::Float);

@@ -1,16 +1,15 @@
-//! Lengths and inner products over h, the last axis.
+//! Norms and inner products over the hidden dimension h, the last axis.
 
 use reprpo_plugin::prelude::*;
 
-/// ε of the method reference.
+/// ε of the formulas in `docs/methods.md`.
 pub const EPS: f64 = 1e-12;
 
 /// The reason for leaving a pair out of a loss on states; completes "each has …" in the run's log.
 pub const NO_DIRECTION: &str =
     "no preference direction: the reference's states of both completions are equal";
 
-/// Returns `scale` `[b]` with 1 in the place of every pair that does not count, so that nothing is
-/// divided by 0.
+/// Returns `scale` `[b]` with 1 for pairs that do not count, to avoid a division by 0.
 pub fn safe(scale: &Tensor, counts: &Tensor) -> Tensor {
     scale.where_self(counts, &scale.ones_like())
 }

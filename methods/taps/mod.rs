@@ -1,4 +1,4 @@
-//! Places of a model that a run reads.
+//! Taps: the places of a model whose states a method reads.
 
 mod hs;
 pub(crate) mod outliers;
@@ -11,17 +11,19 @@ mod tests;
 
 use reprpo_plugin::prelude::*;
 
-/// From three tenths of the depth on, without the last two places.
+/// Layers from 30% of the depth on, without the last two.
 fn default_layers() -> Layers {
     Layers("range(.3,-2)".to_owned())
 }
 
-/// The linear modules of the chosen blocks, in the order in which they run: those named in `chosen`
-/// by the last part of their names, or, where nothing is chosen, those that are or hold one of
-/// `usual`.
+/// Returns the linear modules that a tap reads in each chosen block, in the order in which they
+/// run.
+///
+/// `chosen` has the last parts of module names. If it is `None`, the modules are those that are one
+/// of `usual` or contain it as a fused part.
 ///
 /// # Errors
-/// Layers outside the model, a chosen module that a block does not have, or a block that has none
+/// Fails if a layer is outside the model, if a block lacks a chosen module, or if a block has none
 /// of the usual ones.
 fn modules<'m>(
     model: &'m ModelInfo,
@@ -56,7 +58,7 @@ fn modules<'m>(
                 )
             };
             return Err(Error::new(format!("{what}, so `{tap}` has nothing to read")).hint(
-                "name modules in `tap.modules`, or take the tap `hs`, which every model has",
+                "name modules in `tap.modules`, or use the tap `hs`, which every model has",
             ));
         }
     }

@@ -1,10 +1,10 @@
-//! How a tap pools the tokens of a completion.
+//! Pooling of the tokens of a completion.
 
 use reprpo_plugin::prelude::{self, *};
 
 use super::outliers::WithoutOutliers;
 
-/// How the tokens of one completion become one vector.
+/// Methods that combine the tokens of a completion into one vector.
 #[choice]
 pub enum Pooling {
     /// The mean over the completion's tokens.
@@ -16,8 +16,8 @@ pub enum Pooling {
     Last,
     /// The mean over the positions that both sequences of the pair have, prompt included.
     Common,
-    /// The mean over prompt and completion without the tokens whose transformed state is longer
-    /// than one standard deviation above the sequence's mean, as the original project pools.
+    /// The mean over prompt and completion, as in the original project: without tokens whose
+    /// transformed state has a norm of more than one standard deviation above the mean norm.
     Original,
 }
 

@@ -1,4 +1,4 @@
-//! Maps of the activations into the space where a loss compares them.
+//! Maps of states into the space where a loss compares them.
 
 mod ether;
 mod hra;

@@ -1,29 +1,28 @@
-//! The right-singular directions of a model's embedding matrices, by way of the small matrix WᵀW.
+//! The right-singular directions of a model's embedding matrices, computed from WᵀW.
 
 use reprpo_plugin::prelude::*;
 
-/// Rows of W that are turned into float64 at once: a few of them in memory, not all of a large
-/// vocabulary.
+/// Rows of W that are converted to float64 at a time, to limit memory for a large vocabulary.
 const ROWS: i64 = 8192;
 
 /// The singular values and right-singular directions of a matrix `[vocab h]`, in float64.
 pub struct RowSpace {
     /// σ `[h]`, largest first.
     pub values: Tensor,
-    /// V `[h h]`, a column a direction, in the order of `values`.
+    /// V `[h h]`, one direction per column, in the order of `values`.
     pub directions: Tensor,
 }
 
 impl RowSpace {
-    /// Of `matrices` `[vocab h]` on top of each other, each scaled to the same size (Frobenius norm
-    /// 1) where there are several.
+    /// Decomposes the stack of `matrices` `[vocab h]`. Several matrices are each scaled to a
+    /// Frobenius norm of 1.
     ///
-    /// WᵀW = V σ² Vᵀ is h×h where the singular value decomposition of W has vocab·h numbers in U
-    /// alone. In float64 the values are good to 1e-8 of the largest, and weights have no more
-    /// digits.
+    /// WᵀW = V σ² Vᵀ is only h×h, whereas U in the singular value decomposition of W has vocab·h
+    /// entries. In float64, the values are accurate to 1e-8 of the largest, which is enough for the
+    /// precision of weights.
     ///
     /// # Errors
-    /// Where the device runs out of memory, or values that are not finite.
+    /// Fails if the device runs out of memory, or if the weights are not finite.
     pub fn of(matrices: &[&Tensor]) -> Result<Self> {
         let _guard = reprpo_plugin::tch::no_grad_guard();
         let mut total: Option<Tensor> = None;
@@ -38,9 +37,9 @@ impl RowSpace {
             });
         }
         let total =
-            total.ok_or_else(|| Error::internal("there is no matrix to take the directions of"))?;
+            total.ok_or_else(|| Error::internal("the directions need at least one matrix"))?;
         let (squares, directions) = total.f_linalg_eigh("L")?;
-        // libtorch counts upwards; rounding may put the smallest below 0.
+        // libtorch sorts in ascending order. Rounding can make the smallest value negative.
         Ok(Self {
             values: squares.f_flip([0])?.f_clamp_min(0.0)?.f_sqrt()?,
             directions: directions.f_flip([1])?,
@@ -59,10 +58,10 @@ fn gram(matrix: &Tensor) -> Result<Tensor> {
     Ok(sum)
 }
 
-/// Refuses a tap whose states do not have the width of the embeddings.
+/// Checks that the states of a tap have the width of the embeddings.
 ///
 /// # Errors
-/// Where they have not.
+/// Fails if they have another width.
 pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
     let hidden = cx.embedding.size()[1];
     if cx.width == hidden {
@@ -73,5 +72,5 @@ pub fn needs_hidden_width(transform: &str, cx: &TransformCx<'_>) -> Result<()> {
         embeddings, {hidden}, but those at `{}` have {}",
         cx.site, cx.width
     ))
-    .hint("take a tap of the residual stream: `--tap hs`"))
+    .hint("use a tap of the residual stream: `--tap hs`"))
 }

@@ -18,42 +18,39 @@ const KEY: &str = "boft_R";
     summary = "orthogonal finetuning through butterfly factors, and a trainable scale of each \
         output",
     reference = "Liu et al. 2024, Parameter-Efficient Orthogonal Finetuning via Butterfly \
-        Factorization, §4; files as PEFT 0.21 has them",
+        Factorization, §4; same files as PEFT 0.21",
     explain = "\
 y = s ⊙ (W·(B_{m−1}⋯B₀)ᵀx) + b    each row x of the input becomes x·B_{m−1}⋯B₀
 B_i = P_i·diag(R_{i,0}, …, R_{i,k−1})·P_iᵀ    R = (I − Q)(I + Q)⁻¹, Q = ½(A − Aᵀ)
 
-P_i puts the even half blocks of every 2^i neighbouring blocks before the odd ones, so that \
-factor i mixes entries that lie
-2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b] (boft_R) starts at 0 and \
-s [out 1] (boft_s) at 1,
-so the model starts unchanged. Works on the blocks of the input, never with an in×in matrix. \
-Merged: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
+P_i puts the even half blocks of every 2^i neighbouring blocks before the odd ones. Factor i then
+mixes entries that are 2^i half blocks apart, and m factors mix 2^(m−1)·b entries. A [m k b b]
+(boft_R) starts at 0 and s [out 1] (boft_s) at 1, so the model starts unchanged. The factors act
+on blocks of the input, so no in×in matrix is built. Merged weight: s ⊙ (W·B₀ᵀ⋯B_{m−1}ᵀ).
 
-If PEFT cannot build its CUDA extension, it trains one factor whatever its configuration asks \
-for. Such a file, whose
-boft_R has 1 as its first size, is read with one factor and a warning.",
+If PEFT cannot build its CUDA extension, it trains one factor, whatever its configuration says.
+Such a file, where the first size of boft_R is 1, is read with one factor and a warning.",
     example(boft_block_size = 8),
     peft_type = "BOFT",
     learning_rate_factor = 4.0
 )]
 pub struct Boft {
-    /// b: entries of the input in one block, which has to divide the input's width; 0:
-    /// `boft_block_num` says.
+    /// b: size of a block, which must divide the width of the input; 0 if `boft_block_num` is
+    /// given.
     #[default(4)]
     pub boft_block_size: u32,
-    /// k: number of blocks, which has to divide the input's width; 0: `boft_block_size` says.
-    /// Exactly one of the two is not 0.
+    /// k: number of blocks, which must divide the width of the input; 0 if `boft_block_size` is
+    /// given. Exactly one of both fields must be 0.
     pub boft_block_num: u32,
-    /// m: number of factors, 1 or more; with more than one, b has to be even and k divisible by
-    /// 2^(m − 1) and by 2.
+    /// m: number of factors, 1 to 32. With more than one, b must be even and k must be
+    /// divisible by 2^(m − 1) and by 2.
     #[default(1)]
     pub boft_n_butterfly_factor: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -63,14 +60,14 @@ impl AdapterPlugin for Boft {
         if (self.boft_block_size == 0) == (self.boft_block_num == 0) {
             return Err(Error::new(format!(
                 "`adapter.boft_block_size` is {} and `adapter.boft_block_num` is {}, but exactly \
-                    one of them has to be 0",
+                    one of them must be 0",
                 self.boft_block_size, self.boft_block_num
             ))
-            .hint("they say the same: size · number = the width of a module's input"));
+            .hint("set one of them: size · number = the width of a module's input"));
         }
         if !(1..=32).contains(&self.boft_n_butterfly_factor) {
             return Err(Error::new(format!(
-                "`adapter.boft_n_butterfly_factor` is {}, but has to be 1 to 32",
+                "`adapter.boft_n_butterfly_factor` is {}, but must be from 1 to 32",
                 self.boft_n_butterfly_factor
             )));
         }
@@ -102,8 +99,8 @@ impl AdapterPlugin for Boft {
         }
         self.boft_n_butterfly_factor = 1;
         Ok(vec![format!(
-            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT trains \
-                only 1 where it cannot build its CUDA extension; the adapter is read with 1 \
+            "`boft_n_butterfly_factor` is {asked}, but each `{KEY}` holds 1 factor: PEFT only \
+                trains 1 if it cannot build its CUDA extension; the adapter is read with 1 \
                 factor, as in PEFT"
         )])
     }
@@ -127,11 +124,11 @@ impl Adapter for Boft {
         {
             return Err(Error::new(format!(
                 "`adapter.boft_n_butterfly_factor` is {factors}, which \
-                {blocks} blocks of {block} inputs cannot have"
+                does not fit {blocks} blocks of {block} inputs"
             ))
             .hint(
-                "the size of a block has to be even, and the number of blocks divisible by \
-                    2 and by 2^(boft_n_butterfly_factor − 1)",
+                "use an even block size, and a number of blocks that is divisible by 2 and by \
+                    2^(boft_n_butterfly_factor − 1)",
             ));
         }
         Ok(Box::new(BoftLinear {
@@ -153,7 +150,7 @@ impl Adapter for Boft {
     }
 }
 
-/// One module's factors.
+/// The factors of one module.
 struct BoftLinear {
     /// A `[m k b b]`.
     r: Tensor,
@@ -168,7 +165,7 @@ impl BoftLinear {
     }
 }
 
-/// x·P_i of rows x `[n in]`, or x·P_iᵀ where `back`, with blocks of `b` entries.
+/// x·P_i of rows x `[n in]`, or x·P_iᵀ if `back`, with blocks of `b` entries.
 fn interleaved(x: &Tensor, i: i64, b: i64, back: bool) -> Result<Tensor> {
     if i == 0 {
         return Ok(x.shallow_clone());
@@ -192,7 +189,8 @@ fn factor(x: &Tensor, r: &Tensor, i: i64, b: i64) -> Result<Tensor> {
 impl AdaptedLinear for BoftLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         let y = base.product(&butterfly(x, &self.rotations()?)?)?;
-        // In the scale's own kind: near 1, half precision would round its training away.
+        // In the dtype of the scale: half precision would round away small changes of a scale near
+        // 1.
         let y = (y * self.scale.f_squeeze_dim(1)?).f_to_kind(x.kind())?;
         Ok(match base.bias() {
             Some(bias) => y.f_add(bias)?,
@@ -208,7 +206,7 @@ impl AdaptedLinear for BoftLinear {
     }
 
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
-        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor of the Rᵀ.
+        // W·(B_{m−1}⋯B₀)ᵀ = W·B₀ᵀ⋯B_{m−1}ᵀ, and B_iᵀ is the factor with Rᵀ.
         let (r, b) = (self.rotations()?.f_transpose(2, 3)?, self.r.size()[3]);
         let weight = (0..r.size()[0])
             .try_fold(base.dense()?.to_kind(r.kind()), |w, i| factor(&w, &r.select(0, i), i, b))?;

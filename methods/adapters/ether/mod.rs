@@ -20,35 +20,32 @@ y = W·H·x + b               H = diag(H₀, …, H_{k−1}), H_i = I − 2ûᵢ
 plus:                       H_i = I − ûᵢûᵢᵀ + ŵᵢŵᵢᵀ
 two_sided:  y = H′·W·H·x + b, with an H′ of the same form for the output
 
-ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output \
-of ether_out_u and
-ether_out_w [out]. However far training goes, H stays within a fixed distance of I (2 a block; √2 \
-with plus), which makes
-large learning rates safe. With plus the two start equal, so the model starts unchanged. Without \
-it the model starts
-reflected, as the method is: choose it to compare. in numbers a module, times 2 with plus, and \
-out likewise if two_sided.
-Merged: H′WH. The keys on disk and peft_type ETHER are this project's own: PEFT cannot read them.",
+ûᵢ and ŵᵢ are consecutive blocks of ether_u and ether_w [in], each at unit length; for the output,
+of ether_out_u and ether_out_w [out]. The distance between H and I is bounded (2 per block, √2
+with plus) however long training goes, so large learning rates are safe. With plus, u and w start
+equal, so the model starts unchanged. Without it, the model starts reflected, as in the paper:
+choose it to compare both. The adapter trains `in` numbers per module, twice as many with plus,
+and the same for the output if two_sided. Merged weight: H′WH. The keys of the file and peft_type
+ETHER are specific to this project: PEFT cannot read them.",
     peft_type = "ETHER",
     learning_rate_factor = 2.0
 )]
 pub struct Ether {
-    /// k: number of blocks, 1 or more, which has to divide the width of each module's input, and of
-    /// its output if `two_sided`.
+    /// k: number of blocks, at least 1. It must divide the width of each module's input, and also
+    /// of its output if `two_sided`.
     #[default(4)]
     pub blocks: u32,
-    /// Relaxes the reflection: H⁺ = I − ûûᵀ + ŵŵᵀ, which can start as the identity and go as far as
-    /// a reflection.
+    /// Uses the relaxed reflection I − ûûᵀ + ŵŵᵀ, which starts as the identity.
     #[default(true)]
     pub plus: bool,
-    /// Acts on a module's output as well as on its input.
+    /// Transforms a module's output as well as its input.
     #[default(true)]
     pub two_sided: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -56,7 +53,7 @@ pub struct Ether {
 impl AdapterPlugin for Ether {
     fn build(self) -> Result<Box<dyn Adapter>> {
         if self.blocks == 0 {
-            return Err(Error::new("`adapter.blocks` is 0, but has to be 1 or more"));
+            return Err(Error::new("`adapter.blocks` is 0, but must be at least 1"));
         }
         Ok(Box::new(self))
     }
@@ -96,18 +93,18 @@ impl Adapter for Ether {
     }
 }
 
-/// H: one reflection, or relaxed reflection, a block.
+/// H: one reflection, or relaxed reflection, per block.
 struct Planes {
     /// u `[h]`, in blocks.
     u: Tensor,
-    /// w `[h]`, in blocks, of a relaxed one.
+    /// w `[h]`, in blocks; only with `plus`.
     w: Option<Tensor>,
     /// k.
     blocks: i64,
 }
 
 impl Planes {
-    /// x·H of rows x `[n h]`; H is its own transpose.
+    /// x·H of rows x `[n h]`. H is symmetric.
     fn reflect(&self, x: &Tensor) -> Result<Tensor> {
         let unit = |v: &Tensor| -> Result<Tensor> {
             let v = v.f_view([self.blocks, -1, 1])?;
@@ -125,7 +122,7 @@ impl Planes {
         Ok(x + join(&along.f_bmm(&change.f_transpose(1, 2)?.f_to_kind(x.kind())?)?)?)
     }
 
-    /// Its tensors, whose names begin with `key`.
+    /// Parameters, with names that begin with `key`.
     fn parameters(&self, key: &str, axis: Axis) -> impl Iterator<Item = Parameter> {
         let u = Parameter::new(&format!("{key}u"), &self.u).along(axis);
         let w = self.w.as_ref().map(|w| Parameter::new(&format!("{key}w"), w).along(axis));
@@ -133,7 +130,7 @@ impl Planes {
     }
 }
 
-/// One module's reflections.
+/// The reflections of one module.
 struct EtherLinear {
     input: Planes,
     output: Option<Planes>,

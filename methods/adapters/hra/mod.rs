@@ -9,7 +9,7 @@ use crate::reflections::{Reflections, equal_pairs};
 #[cfg(test)]
 mod tests;
 
-/// The parameter's name on disk.
+/// Name of the parameter in an adapter file.
 const KEY: &str = "hra_u";
 
 /// Householder reflection adaptation.
@@ -17,40 +17,36 @@ const KEY: &str = "hra_u";
     name = "hra",
     summary = "Householder reflection adaptation: r trainable reflections of each module's input",
     reference = "Yuan et al. 2024, Bridging the Gap between Low-rank and Orthogonal Adaptation \
-        (HRA), eq. 4; files as PEFT 0.21 has them",
+        (HRA), eq. 4; same files as PEFT 0.21",
     explain = "\
 y = W·H₀H₁⋯H_{r−1}·x + b    H_i = I − 2ûᵢûᵢᵀ
 computed as W(x − U·S·Uᵀx) + b, S⁻¹ = ½I + striu(UᵀU)
 
-ûᵢ are the columns of hra_u [in r] at unit length. The change is a rotation or reflection: it \
-keeps the lengths of W's rows.
-Even r: columns start as equal pairs, whose reflections cancel, so the model starts unchanged. \
-Odd r: one reflection is
-left over, so the model starts changed, as PEFT's does. Never builds an in×in matrix: the cost is \
-that of LoRA.
+ûᵢ are the columns of hra_u [in r] at unit length. The product is orthogonal, so the rows of W
+keep their lengths. With an even r, columns start as equal pairs whose reflections cancel, so the
+model starts unchanged. With an odd r, one reflection is left over and the model starts changed,
+as in PEFT. No in×in matrix is built: the cost is that of LoRA.
 
-apply_gs: y = W·(I − 2ÛÛᵀ)x + b, Û [in r] the orthonormal columns that Gram–Schmidt makes of \
-hra_u. It turns r directions
-round, so the model never starts unchanged, whatever r is; the columns start independent, because \
-of equal ones nothing
-would be left (PEFT starts from the rounding error there).",
+apply_gs: y = W·(I − 2ÛÛᵀ)x + b, where Û [in r] are the columns of hra_u after Gram–Schmidt. It
+reverses r directions, so the model starts changed for every r. The columns start independent,
+because Gram–Schmidt of equal columns leaves nothing (in PEFT, only rounding errors are left).",
     example(r = 16),
     peft_type = "HRA",
     learning_rate_factor = 2.0
 )]
 pub struct Hra {
-    /// r: number of reflections of each module's input, 1 or more; with an odd number the model
-    /// does not start unchanged.
+    /// r: number of reflections of each module's input, at least 1. With an odd number, the
+    /// model starts changed.
     #[default(8)]
     pub r: u32,
-    /// Reflects the whole space that the columns span at once, after Gram–Schmidt; the model does
-    /// not start unchanged.
+    /// Orthonormalises the columns by Gram–Schmidt and reflects their whole span at once. The model
+    /// then starts changed.
     pub apply_gs: bool,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -98,18 +94,18 @@ impl Adapter for Hra {
     }
 }
 
-/// One module's reflections.
+/// The reflections of one module.
 struct HraLinear {
-    /// `[in r]`, columns of any length but 0.
+    /// Columns `[in r]` of any length except 0.
     u: Tensor,
     apply_gs: bool,
 }
 
 impl HraLinear {
-    /// x·(I − 2ÛÛᵀ) of rows x `[n in]`, which is its own transpose.
-    fn turned_round(&self, x: &Tensor) -> Result<Tensor> {
-        // Which orthonormal columns they are makes no difference to ÛÛᵀ: the factorisation may
-        // choose their signs.
+    /// x·(I − 2ÛÛᵀ) of rows x `[n in]`. The matrix is symmetric.
+    fn reflected(&self, x: &Tensor) -> Result<Tensor> {
+        // The signs of the QR columns can differ from Gram–Schmidt, but ÛÛᵀ does not depend on
+        // them.
         let columns = Tensor::f_linalg_qr(&self.u, "reduced")?.0.f_to_kind(x.kind())?;
         Ok(x - (x.f_matmul(&columns)? * 2.0).f_matmul(&columns.tr())?)
     }
@@ -118,7 +114,7 @@ impl HraLinear {
 impl AdaptedLinear for HraLinear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
         base.forward(&if self.apply_gs {
-            self.turned_round(x)?
+            self.reflected(x)?
         } else {
             Reflections::along(&self.u).transposed(x)
         })
@@ -131,7 +127,7 @@ impl AdaptedLinear for HraLinear {
     fn merge(&self, base: &Frozen) -> Result<Frozen> {
         let weight = base.dense()?.to_kind(self.u.kind());
         Ok(base.with_weight(if self.apply_gs {
-            self.turned_round(&weight)?
+            self.reflected(&weight)?
         } else {
             Reflections::along(&self.u).forward(&weight)
         }))

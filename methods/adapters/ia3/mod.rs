@@ -8,7 +8,7 @@ use super::peft_layers;
 #[cfg(test)]
 mod tests;
 
-/// The parameter's name on disk.
+/// Name of the parameter in an adapter file.
 const KEY: &str = "ia3_l";
 
 /// Infused adapter by inhibiting and amplifying inner activations.
@@ -16,32 +16,32 @@ const KEY: &str = "ia3_l";
     name = "ia3",
     summary = "IA³: a trainable scale of each output, or of each input, of a module",
     reference = "Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper \
-        than In-Context Learning, §3.3; files as PEFT 0.21 has them",
+        than In-Context Learning, §3.3; same files as PEFT 0.21",
     explain = "\
 y = l ⊙ (Wx + b)        l [out 1]
 y = W(l ⊙ x) + b        l [1 in], in feedforward_modules
 
-l (ia3_l) starts at 1, so the model starts unchanged. out or in numbers a module: the fewest of \
-all adapters here, which
-wants a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W with its columns scaled by l.
+l (ia3_l) starts at 1, so the model starts unchanged. It has out or in numbers per module, the
+fewest of all adapters here, which calls for a higher learning rate. Merged: l ⊙ W and l ⊙ b, or W
+with its columns scaled by l.
 
-On parts of a fused module (`qkv_proj.v_proj`): on disk they are one l of the whole module, 1 at \
-the outputs of other parts.",
+On parts of a fused module (`qkv_proj.v_proj`), the file has one l for the whole module, which is
+1 at the outputs of other parts.",
     example(layers_to_transform = "[1, 2]"),
     peft_type = "IA3",
     learning_rate_factor = 10.0,
     peft_has_layers = false
 )]
 pub struct Ia3 {
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
-    // These two are PEFT's for models of Llama's family.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
+    // Both defaults are those of PEFT for models of the Llama family.
     #[default(["k_proj", "v_proj", "down_proj"].into())]
     pub target_modules: Targets,
-    /// Those among them whose input is scaled instead of their output.
+    /// Target modules whose input is scaled instead of their output.
     #[default(["down_proj"].into())]
     pub feedforward_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given. PEFT's IA³ does not have
+    /// Blocks of the model to adapt, counted from 0; all by default. PEFT's IA³ does not have
     /// this field, so a saved adapter lists its modules by name.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
@@ -54,7 +54,7 @@ impl AdapterPlugin for Ia3 {
             && let Some(stray) = forward.iter().find(|f| !all.contains(f))
         {
             return Err(Error::new(format!(
-                "`adapter.feedforward_modules` holds `{stray}`, which \
+                "`adapter.feedforward_modules` has `{stray}`, which \
                 is not among `adapter.target_modules`"
             ))
             .hint(format!("valid: {}", all.join(", "))));
@@ -88,8 +88,8 @@ impl Adapter for Ia3 {
         }))
     }
 
-    // The outputs of other parts keep their scale of 1. A scale of inputs is that of all parts or
-    // of none.
+    // Outputs of other parts keep a scale of 1. Scales of inputs cannot be combined, because all
+    // parts of a fused module share the input.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let mut fused: Vec<Box<dyn AdaptedLinear>> = Vec::new();
         for FusedSite { module, parts } in modules {
@@ -133,8 +133,7 @@ enum Ia3Linear {
 
 impl AdaptedLinear for Ia3Linear {
     fn forward(&self, x: &Tensor, base: &Frozen, _: bool) -> Result<Tensor> {
-        // Products are taken in the kind of l: near 1, half precision would round its training
-        // away.
+        // In the dtype of l: half precision would round away small changes of a scale near 1.
         match self {
             Self::Input(l) => base.forward(&(x * l).f_to_kind(x.kind())?),
             Self::Output(l) => Ok((base.forward(x)? * l.f_squeeze_dim(1)?).f_to_kind(x.kind())?),

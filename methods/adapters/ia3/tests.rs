@@ -50,7 +50,7 @@ fn a_feed_forward_module_has_to_be_a_target() {
         feedforward_modules: Targets::Suffixes(vec!["up_proj".to_owned()]),
         ..Ia3::default()
     };
-    assert!(refused::<Ia3>(bad).contains("`adapter.feedforward_modules` holds `up_proj`"));
+    assert!(refused::<Ia3>(bad).contains("`adapter.feedforward_modules` has `up_proj`"));
     let read =
         Ia3::from_peft(r#"{"target_modules": ["k_proj"], "feedforward_modules": ".*_proj"}"#)
             .unwrap();

@@ -9,7 +9,7 @@ use super::{check_dropout, default_targets, dropped, peft_layers, rank};
 #[cfg(test)]
 mod tests;
 
-/// The tensors' names on disk.
+/// Names of the tensors in an adapter file.
 const A: &str = "lora_A.weight";
 const B: &str = "lora_B.weight";
 const M: &str = "lora_magnitude_vector";
@@ -19,54 +19,50 @@ const M: &str = "lora_magnitude_vector";
     name = "lora",
     summary = "low-rank adaptation: adds a trainable matrix of rank r to each frozen one",
     reference = "Hu et al. 2021, LoRA, §4.1; Kalajdzievski 2023 for use_rslora; Liu et al. 2024, \
-        DoRA, §4 for use_dora; files as PEFT 0.21 has them",
+        DoRA, §4 for use_dora; same files as PEFT 0.21",
     explain = "\
 y = Wx + b + s·B(A·drop(x))    s = α/r, or α/√r with use_rslora
 
-A [r in] starts uniform in ±1/√in and B [out r] at 0, so the model starts unchanged. r(in + out) \
-parameters a module.
-Merged: W + s·BA.
+A [r in] starts uniform in ±1/√in and B [out r] starts at 0, so the model starts unchanged. The
+adapter trains r(in + out) parameters per module. Merged weight: W + s·BA.
 
-On parts of a fused module (`qkv_proj.q_proj`): each part has its own A and B. PEFT adapts whole \
-modules, so on disk the
-parts of a module are one adapter of rank Σr, with their A stacked and B in blocks that are 0 at \
-the rows of other parts.
+On parts of a fused module (`qkv_proj.q_proj`), each part has its own A and B. PEFT only adapts
+whole modules, so the file has one adapter of rank Σr for all parts of a module: their A are
+stacked, and B is made of blocks that are 0 at the rows of other parts.
 
-use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b, with the lengths ‖·‖ of the rows taken as constants \
-when gradients are
-computed. m [out] starts as the rows' lengths in W. The lengths come from products of rank r: W + \
-s·BA is never formed.
-With dropout, x is zeroed for all but Wx + b itself, which costs Wx a second time. Merged: m ⊙ (W \
-+ s·BA)/‖W + s·BA‖.",
+use_dora: y = m ⊙ (W + s·BA)x/‖W + s·BA‖ + b. The row norms ‖·‖ count as constants in the backward
+pass. m [out] starts as the row norms of W. The norms are computed from products of rank r: W +
+s·BA is never built. With dropout, the zeroed x is used everywhere except in Wx + b itself, so Wx
+is computed twice. Merged weight: m ⊙ (W + s·BA)/‖W + s·BA‖.",
     example(r = 16, target_modules = "all-linear"),
     peft_type = "LORA",
     adjustable = &["lora_dropout"],
 )]
 pub struct Lora {
-    /// r: rank of the change of each module, 1 or more.
+    /// r: rank of the change of each module, at least 1.
     #[default(16)]
     pub r: u32,
-    /// α: the change is scaled by α/r, above 0.
+    /// α: the change is scaled by α/r; greater than 0.
     #[default(32.0)]
     pub lora_alpha: f64,
-    /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
+    /// Share of the adapter's inputs that are zeroed in training, at least 0 and less than 1.
     pub lora_dropout: f64,
     /// Scales by α/√r instead, which keeps the size of the change as r grows.
     pub use_rslora: bool,
-    /// Weight-decomposed (DoRA): the length of each row of W + s·BA is trained apart from its
-    /// direction.
+    /// Uses weight decomposition (DoRA), which trains the norm of each row of W + s·BA separately
+    /// from its direction.
     pub use_dora: bool,
-    /// r of some modules, 1 or more: regular expressions for the ends of their names, the first
-    /// that fits counts.
+    /// r of single modules, at least 1. The keys are regular expressions that match the ends of
+    /// module names; the first match counts.
     pub rank_pattern: Patterns<u32>,
-    /// α of some modules, above 0: regular expressions for the ends of their names, the first that
-    /// fits counts.
+    /// α of single modules, greater than 0. The keys are regular expressions that match the ends of
+    /// module names; the first match counts.
     pub alpha_pattern: Patterns<f64>,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -76,14 +72,14 @@ impl AdapterPlugin for Lora {
         rank(self.r)?;
         if self.rank_pattern.values().any(|r| *r == 0) {
             return Err(Error::new(
-                "`adapter.rank_pattern` holds 0, but every rank has to be 1 or more",
+                "`adapter.rank_pattern` has a rank of 0, but every rank must be at least 1",
             ));
         }
         let alpha = |field: &str, a: f64| {
             if a > 0.0 && a.is_finite() {
                 Ok(())
             } else {
-                Err(Error::new(format!("`adapter.{field}` is {a}, but has to be above 0")))
+                Err(Error::new(format!("`adapter.{field}` is {a}, but must be greater than 0")))
             }
         };
         alpha("lora_alpha", self.lora_alpha)?;
@@ -105,9 +101,9 @@ impl AdapterPlugin for Lora {
             "velora_config",
             "monteclora_config",
         ])?;
-        // The other ways to start (pissa, olora, corda, …) take something away from the frozen
-        // weights, so that the tensors on disk mean a change of another base model than the one
-        // that is loaded here.
+        // Other initialisations (pissa, olora, corda, …) subtract something from the frozen
+        // weights. Their tensors are changes of that modified model, not of the base model loaded
+        // here.
         let start: Option<Value> = peft.get("init_lora_weights")?;
         if let Some(start) = start.filter(|s| {
             !(s.is_boolean() || matches!(s.as_str(), Some("gaussian" | "eva" | "orthogonal")))
@@ -155,8 +151,8 @@ impl Adapter for Lora {
         }))
     }
 
-    // As PEFT puts together what was trained before its modules were fused: all of A, and B in
-    // blocks.
+    // Like PEFT's conversion of adapters that were trained before modules were fused: stack A, and
+    // put B into blocks.
     fn fuse(&self, modules: &[FusedSite<'_>]) -> Result<Option<Fused>> {
         let _guard = tch::no_grad_guard();
         let mut config = self.clone();
@@ -193,20 +189,22 @@ impl Adapter for Lora {
 }
 
 impl Lora {
-    /// What α is divided by at rank r.
+    /// Divisor of α at rank r.
     fn divisor(&self, r: i64) -> f64 {
         if self.use_rslora { (r as f64).sqrt() } else { r as f64 }
     }
 
-    /// r and s of the module of that name.
+    /// r and s of the module `name`.
     fn rank_and_scale(&self, name: &str) -> Result<(i64, f64)> {
         let r = rank(self.rank_pattern.get(name)?.copied().unwrap_or(self.r))?;
         let alpha = self.alpha_pattern.get(name)?.copied().unwrap_or(self.lora_alpha);
         Ok((r, alpha / self.divisor(r)))
     }
 
-    /// The changes of a module's parts as one: A `[Σr in]` theirs one below the other, B `[out Σr]`
-    /// theirs beside each other, each at the rows of its part and 0 at all others.
+    /// Combines the changes of a module's parts into one change of the module.
+    ///
+    /// A `[Σr in]` stacks the A of the parts. B `[out Σr]` has the B of the parts side by side,
+    /// each at the rows of its part and 0 elsewhere.
     fn fused(&self, FusedSite { module, parts }: &FusedSite<'_>) -> Result<LoraLinear> {
         let scales = parts
             .iter()
@@ -223,7 +221,7 @@ impl Lora {
         let mut at = 0;
         for (part, own) in parts.iter().zip(scales) {
             let block = part.tensor(B)?;
-            // There is one s for all: what a part's own has more, its B takes over.
+            // All parts share the first part's s, so B is multiplied by the ratio of the scales.
             part.info.rows.put(&b.f_narrow(1, at, block.size()[1])?, &(&block * (own / scale)))?;
             at += block.size()[1];
             if let Some(Magnitude { m, .. }) = &mut magnitude {
@@ -240,7 +238,7 @@ impl Lora {
     }
 }
 
-/// One module's change.
+/// The low-rank change of one module.
 struct LoraLinear {
     /// A `[r in]`.
     a: Tensor,
@@ -249,11 +247,11 @@ struct LoraLinear {
     /// s.
     scale: f64,
     dropout: f64,
-    /// Of DoRA.
+    /// Row norms of DoRA; `None` without `use_dora`.
     magnitude: Option<Magnitude>,
 }
 
-/// What DoRA trains besides A and B.
+/// Parameter that DoRA trains in addition to A and B.
 struct Magnitude {
     /// m `[out]`.
     m: Tensor,
@@ -291,7 +289,7 @@ impl AdaptedLinear for LoraLinear {
         let kind = x.kind();
         let input = dropped(x, self.dropout, train)?;
         let low = input.f_linear(&self.a.to_kind(kind), None::<&Tensor>)?;
-        // s stands at the narrow side, where it costs r numbers a token.
+        // Scaled before B, where a token has only r numbers.
         let change = (low * self.scale).f_linear(&self.b.to_kind(kind), None::<&Tensor>)?;
         let y = base.forward(x)?;
         let Some(Magnitude { m, squares }) = &self.magnitude else { return Ok(y + change) };
@@ -301,8 +299,8 @@ impl AdaptedLinear for LoraLinear {
             None => y.shallow_clone(),
         };
         let ratio = m / self.lengths(squares, base)?;
-        // What is added is cast, not the ratio near 1, whose training half precision would round
-        // away.
+        // Cast ratio − 1 instead of the ratio: half precision would round away small changes of a
+        // number close to 1.
         Ok(y + plain * (&ratio - 1.0).f_to_kind(kind)? + change * ratio.f_to_kind(kind)?)
     }
 

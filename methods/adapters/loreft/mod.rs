@@ -14,38 +14,35 @@ mod tests;
     summary = "LoReFT: a trainable edit of the residual stream, in a subspace of rank r, at \
         chosen blocks and tokens",
     reference = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, §3.2, eq. \
-        2; positions as pyreft writes them",
+        2; positions in the notation of pyreft",
     explain = "\
 h ← h + (Wh + b − hRᵀ)R    for the output h of each chosen block, at the chosen tokens; R [r \
 hidden] has orthonormal rows
 
-In the subspace that R's rows span, Wh + b takes the place of h; what is orthogonal to it stays. \
-R is what Gram–Schmidt
-makes of the rows of a free matrix (loreft_R [r hidden]), so that its rows stay orthonormal in \
-training. loreft_W starts
-equal to R and loreft_b at 0, so the model starts unchanged (pyreft starts W at random, which \
-does not). r(2·hidden + 1)
-numbers a block. No frozen weight can do this: the adapter cannot be merged. The keys on disk, \
-under blocks.<block>, and
-peft_type LOREFT are this project's own: PEFT cannot read them.
+In the subspace spanned by the rows of R, the state is replaced by Wh + b; the part orthogonal to
+it stays. R is computed by Gram–Schmidt from the rows of a free matrix (loreft_R [r hidden]), so
+that its rows stay orthonormal in training. loreft_W starts equal to R and loreft_b at 0, so the
+model starts unchanged (in pyreft, W starts at random, which changes the model). The adapter
+trains r(2·hidden + 1) numbers per block. No frozen weight has the same effect, so the adapter
+cannot be merged. The keys of the file, under blocks.<block>, and peft_type LOREFT are specific to
+this project: PEFT cannot read them.
 
-Positions count a prompt's own tokens; a prompt shorter than N is changed everywhere, and no \
-token twice.",
+Positions count the tokens of a prompt. A prompt with fewer than N tokens is edited at all of
+them, and no token is edited twice.",
     example(layers = "-2,-1", positions = "all"),
     peft_type = "LOREFT",
     learning_rate_factor = 4.0
 )]
 pub struct LoReft {
-    /// r: dimension of the subspace in which a state is changed, 1 up to the width of the residual
-    /// stream.
+    /// r: dimension of the edited subspace, from 1 to the width of the residual stream.
     #[default(4)]
     pub r: u32,
-    /// The blocks whose output is changed: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// Blocks whose output is edited: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
     /// `range(.3,.9,2)`; 0 is the first block.
     #[default("0.33,0.66")]
     pub layers: Layers,
-    /// The tokens that are changed: `fN` the first N of each prompt, `lN` the last N, `fN+lN` both,
-    /// or `all`, completions included.
+    /// Tokens to edit: `fN` for the first N of each prompt, `lN` for the last N, `fN+lN` for both,
+    /// or `all` tokens, including completions.
     #[default("f4+l4")]
     pub positions: String,
 }
@@ -70,13 +67,13 @@ impl AdapterPlugin for LoReft {
     }
 }
 
-/// It changes blocks, and no linear modules.
+/// The adapter edits the output of blocks, so it has no target modules.
 impl TargetModules for LoReft {}
 
 impl Adapter for LoReft {
     fn attach(&self, site: &LinearSite<'_>, _: &mut Init) -> Result<Box<dyn AdaptedLinear>> {
         Err(Error::internal(format!(
-            "`loreft` changes blocks, but was to be attached to `{}`",
+            "`loreft` edits blocks, and cannot be attached to the linear module `{}`",
             site.info.name
         )))
     }
@@ -94,10 +91,10 @@ impl Adapter for LoReft {
         let (r, hidden) = (rank(self.r)?, model.hidden);
         if r > hidden {
             return Err(Error::new(format!(
-                "`adapter.r` is {r}, but can be {hidden}, the width of the residual stream, at most"
+                "`adapter.r` is {r}, but must be at most {hidden}, the width of the residual stream"
             )));
         }
-        // Orthonormal from the start, the free matrix is as far from a singular one as it can be.
+        // The free matrix starts orthonormal, which is as far as possible from a singular matrix.
         let r = orthonormal(&init.normal("loreft_R", &[r, hidden], 1.0))?.detach();
         Ok(Box::new(Edit {
             w: r.copy().set_requires_grad(true),
@@ -112,19 +109,19 @@ impl Adapter for LoReft {
     }
 }
 
-/// Tokens of a prompt.
+/// Tokens to edit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Positions {
-    /// Every token, of completions too.
+    /// Every token, including completions.
     All,
-    /// So many of the prompt's first and last tokens.
+    /// The given numbers of first and last tokens of each prompt.
     Ends { first: i64, last: i64 },
 }
 
 impl Positions {
     fn parse(text: &str) -> Result<Self> {
         let malformed = || {
-            Error::new(format!("`adapter.positions` is `{text}`, which is no choice of tokens"))
+            Error::new(format!("`adapter.positions` is `{text}`, which is not a set of tokens"))
                 .hint(
                     "write `all`, or `f4` for the first 4 tokens of each prompt, `l4` for the \
                     last 4, `f4+l4` for both",
@@ -148,7 +145,7 @@ impl Positions {
         Ok(Self::Ends { first: first.unwrap_or(0), last: last.unwrap_or(0) })
     }
 
-    /// Which of the rows they are `[n]`, bool; `None`: all.
+    /// Mask of the rows to edit `[n]`, bool; `None` for all.
     fn of(self, places: &PromptPlaces) -> Result<Option<Tensor>> {
         let Self::Ends { first, last } = self else { return Ok(None) };
         let among = |distance: &Tensor, count: i64| -> Result<Tensor> {
@@ -158,18 +155,17 @@ impl Positions {
     }
 }
 
-/// R `[r h]` whose rows are what Gram–Schmidt makes of the rows of `v` `[r h]`.
+/// R `[r h]`: the rows of `v` `[r h]` after Gram–Schmidt.
 fn orthonormal(v: &Tensor) -> Result<Tensor> {
     let (q, t) = Tensor::f_linalg_qr(&v.tr(), "reduced")?;
-    // The factorisation chooses signs that jump as v moves; with those of Gram–Schmidt, R is smooth
-    // in v.
+    // The signs of QR can jump as v changes. With the signs of Gram–Schmidt, R is smooth in v.
     let signs = t.f_detach()?.f_diagonal(0, 0, 1)?.f_sign()?;
     Ok((q * signs).tr())
 }
 
-/// The change of one block's output.
+/// The edit of one block's output.
 struct Edit {
-    /// `[r h]`, of which the rows of R are made.
+    /// Free matrix `[r h]` from which R is computed.
     r: Tensor,
     /// W `[r h]`.
     w: Tensor,
@@ -182,8 +178,8 @@ impl AdaptedResidual for Edit {
     fn forward(&self, h: &Tensor, places: &PromptPlaces) -> Result<Tensor> {
         let kind = h.kind();
         let r = orthonormal(&self.r)?;
-        // Wh + b − hRᵀ = h(W − R)ᵀ + b, whose difference is taken before a lower precision rounds
-        // its terms.
+        // Wh + b − hRᵀ = h(W − R)ᵀ + b. W − R is computed before the cast, because rounding W and R
+        // to a lower precision first would lose their difference.
         let change = h.f_linear(&(&self.w - &r).f_to_kind(kind)?, Some(&self.b.to_kind(kind)))?;
         let change = match self.positions.of(places)? {
             Some(chosen) => change * chosen.f_unsqueeze(1)?.f_to_kind(kind)?,
@@ -194,7 +190,7 @@ impl AdaptedResidual for Edit {
 
     fn parameters(&self) -> Vec<Parameter> {
         vec![
-            // The rows of R lie where the change is written to, those of W where it is read from.
+            // The edit is written along the rows of R and read along the rows of W.
             Parameter::new("loreft_R", &self.r).along(Axis::Output(1)),
             Parameter::new("loreft_W", &self.w).along(Axis::Input(1)),
             Parameter::new("loreft_b", &self.b),

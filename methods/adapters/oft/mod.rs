@@ -9,7 +9,7 @@ use super::{default_targets, peft_layers};
 #[cfg(test)]
 mod tests;
 
-/// The parameter's name on disk.
+/// Name of the parameter in an adapter file.
 const KEY: &str = "oft_R.weight";
 
 /// Orthogonal finetuning.
@@ -18,47 +18,44 @@ const KEY: &str = "oft_R.weight";
     aliases = &["ortho"],
     summary = "orthogonal finetuning: a trainable rotation of each block of a module's input",
     reference = "Qiu et al. 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning, \
-        §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); files as PEFT 0.21 has \
-        them",
+        §3; Qiu et al. 2025, OFTv2 (the series, and rotating the input); same files as PEFT 0.21",
     explain = "\
 y = W·diag(R₀, …, R_{k−1})ᵀx + b    each row x of the input becomes x·diag(R₀, …, R_{k−1}), k = in/b
 exact:                  R = (I − Q)(I + Q)⁻¹
 use_cayley_neumann:     R = I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, t = num_cayley_neumann_terms, \
 which turns the other way
 
-Q [b b] is skew-symmetric; the entries above its diagonal are trained, k·b(b − 1)/2 numbers a \
-module (oft_R.weight), and
-start at 0, so the model starts unchanged. Angles between W's rows stay as they are: exactly, or \
-nearly with the series
-while Q is small. Works on the blocks of the input, never with an in×in matrix. Merged: \
-W·diag(R)ᵀ. PEFT's constrained
-form (coft) is not there.",
+Q [b b] is skew-symmetric. The entries above its diagonal are trained (oft_R.weight), k·b(b − 1)/2
+numbers per module. They start at 0, so the model starts unchanged. The exact form keeps the
+angles between the rows of W. The series keeps them approximately while Q is small. The rotation
+acts on blocks of the input, so no in×in matrix is built. Merged weight: W·diag(R)ᵀ. PEFT's
+constrained form (coft) is not supported.",
     example(use_cayley_neumann = true),
     peft_type = "OFT",
     learning_rate_factor = 0.25,
 )]
 pub struct Oft {
-    /// Number of blocks of each module's input, which has to divide its width; 0: `oft_block_size`
-    /// says.
+    /// Number of blocks of each module's input, which must divide its width; 0 if `oft_block_size`
+    /// is given.
     pub r: u32,
-    /// b: entries of the input in one block, which has to divide the input's width; 0: `r` says.
-    /// Exactly one of the two is not 0.
+    /// b: size of a block, which must divide the width of the input; 0 if `r` is given. Exactly one
+    /// of both fields must be 0.
     #[default(32)]
     pub oft_block_size: u32,
-    /// One rotation serves every block of a module.
+    /// Uses the same rotation for all blocks of a module.
     pub block_share: bool,
-    /// Rotates with a power series in place of the exact Cayley map: no equations to solve, and
-    /// only nearly orthogonal.
+    /// Uses a power series instead of the exact Cayley map. The series needs no linear solve, but
+    /// is only approximately orthogonal.
     #[default(true)]
     pub use_cayley_neumann: bool,
-    /// Terms of that series, 2 or more; as PEFT counts, 3 and 4 are the same.
+    /// Terms of that series, at least 2. As in PEFT, 3 and 4 give the same series.
     #[default(5)]
     pub num_cayley_neumann_terms: u32,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks of the model that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -68,17 +65,17 @@ impl AdapterPlugin for Oft {
         if (self.r == 0) == (self.oft_block_size == 0) {
             return Err(Error::new(format!(
                 "`adapter.r` is {} and `adapter.oft_block_size` is {}, but exactly one of them \
-                    has to be 0",
+                    must be 0",
                 self.r, self.oft_block_size
             ))
-            .hint("they say the same: r · oft_block_size = the width of a module's input"));
+            .hint("set one of them: r · oft_block_size = the width of a module's input"));
         }
         if self.use_cayley_neumann && self.num_cayley_neumann_terms < 2 {
             return Err(Error::new(format!(
-                "`adapter.num_cayley_neumann_terms` is {}, but has to be 2 or more",
+                "`adapter.num_cayley_neumann_terms` is {}, but must be at least 2",
                 self.num_cayley_neumann_terms
             ))
-            .hint("with fewer, nothing would be rotated"));
+            .hint("use at least 2: with fewer terms, the series is the identity"));
         }
         Ok(Box::new(self))
     }
@@ -182,16 +179,16 @@ impl Adapter for Oft {
     }
 }
 
-/// One module's rotations.
+/// The rotations of one module.
 struct OftLinear {
-    /// The entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 where the blocks
-    /// share them.
+    /// Entries of Q above the diagonal, row by row `[k b(b−1)/2]`; k is 1 if all blocks share one
+    /// rotation.
     weight: Tensor,
     /// b.
     block: i64,
-    /// Where those entries stand in a flat Q `[b(b−1)/2]`, int64.
+    /// Indices of those entries in a flattened Q `[b(b−1)/2]`, int64.
     above: Tensor,
-    /// Terms of the series; `None`: exact.
+    /// Terms of the series; `None` for the exact form.
     terms: Option<u32>,
 }
 
@@ -211,8 +208,8 @@ impl OftLinear {
     }
 }
 
-/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with PEFT's count of the terms t: 2 stands for I + 2Q,
-/// and 3 for 4.
+/// I + 2Q + 2Q² + … + 2Q^{t−2} + Q^{t−1}, with t counted as in PEFT: t = 2 gives I + 2Q, and t = 3
+/// gives the same as t = 4.
 fn series(q: &Tensor, terms: u32) -> Result<Tensor> {
     let mut sum = Tensor::f_eye(q.size()[1], (q.kind(), q.device()))? + q * 2.0;
     if terms > 2 {

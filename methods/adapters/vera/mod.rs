@@ -13,38 +13,36 @@ mod tests;
     name = "vera",
     summary = "vector-based random matrix adaptation: trainable scales of a random low-rank \
         change that all modules share",
-    reference = "Kopiczko et al. 2024, VeRA, §3.1; files as PEFT 0.21 has them",
+    reference = "Kopiczko et al. 2024, VeRA, §3.1; same files as PEFT 0.21",
     explain = "\
 y = Wx + b + λ_b ⊙ B(λ_d ⊙ A·drop(x))
 
-A [r in] and B [out r] are random, frozen and shared by all modules, at the largest widths among \
-them; a module takes the
-first of A's columns and of B's rows. They start uniform in ±√6/√fan_in. λ_d [r] starts at \
-d_initial and λ_b [out] at 0, so
-the model starts unchanged. r + out trained numbers a module. A and B are saved with them \
-(base_model.vera_A, vera_B): a
-file without them (save_projection = false) needs PyTorch's random numbers and is refused. \
-Merged: W + (λ_b ⊙ B)(λ_d ⊙ A).",
+A [r in] and B [out r] are random and frozen. All modules share them, so they have the largest
+widths among the modules, and a module uses the first columns of A and the first rows of B. They
+start uniform in ±√6/√fan_in. λ_d [r] starts at d_initial and λ_b [out] at 0, so the model starts
+unchanged. The adapter trains r + out numbers per module. A and B are saved with them
+(base_model.vera_A, vera_B). A file without them (save_projection = false) is refused, because it
+needs PyTorch's random numbers. Merged weight: W + (λ_b ⊙ B)(λ_d ⊙ A).",
     example(r = 64),
     peft_type = "VERA",
     learning_rate_factor = 40.0,
     adjustable = &["vera_dropout"],
 )]
 pub struct Vera {
-    /// r: rank of the change of each module, 1 or more; it costs few parameters, so it is larger
-    /// than LoRA's.
+    /// r: rank of the change of each module, at least 1. It costs few parameters, so the default
+    /// is larger than that of LoRA.
     #[default(256)]
     pub r: u32,
-    /// What λ_d starts at, a finite number other than 0.
+    /// Initial value of λ_d, a finite number other than 0.
     #[default(0.1)]
     pub d_initial: f64,
-    /// Share of the adapter's inputs that is zeroed in training, 0 to below 1.
+    /// Share of the adapter's inputs that are zeroed in training, at least 0 and less than 1.
     pub vera_dropout: f64,
-    /// The linear modules that are adapted: ends of names (`qkv_proj.q_proj`: a part of a fused
-    /// one), a regular expression for whole names, or `all-linear`.
+    /// Linear modules to adapt: the last parts of their names (`qkv_proj.q_proj` is a part of a
+    /// fused module), a regular expression that matches whole names, or `all-linear`.
     #[default(default_targets())]
     pub target_modules: Targets,
-    /// The blocks that are adapted, from 0; all where it is not given.
+    /// Blocks of the model to adapt, counted from 0; all by default.
     #[schemars(extend("uniqueItems" = true))]
     pub layers_to_transform: Option<Vec<usize>>,
 }
@@ -55,10 +53,10 @@ impl AdapterPlugin for Vera {
         check_dropout("vera_dropout", self.vera_dropout)?;
         if self.d_initial == 0.0 || !self.d_initial.is_finite() {
             return Err(Error::new(format!(
-                "`adapter.d_initial` is {}, but has to be a finite number other than 0",
+                "`adapter.d_initial` is {}, but must be a finite number other than 0",
                 self.d_initial
             ))
-            .hint("at 0, neither λ would ever get a gradient"));
+            .hint("use another value, e.g. 0.1: at 0, neither λ_d nor λ_b gets a gradient"));
         }
         Ok(Box::new(self))
     }
@@ -68,8 +66,8 @@ impl AdapterPlugin for Vera {
         if peft.get("save_projection")? == Some(false) {
             return Err(Error::new(
                 "the adapter_config.json has `save_projection` = false: the \
-                shared matrices are not in the file, and PyTorch's random numbers would be needed \
-                to make them again",
+                shared matrices are not in the file, and only PyTorch's random numbers could \
+                reproduce them",
             )
             .hint(
                 "load the adapter in PEFT, set `save_projection` to true, and save it \
@@ -138,11 +136,11 @@ impl Adapter for Vera {
     }
 }
 
-/// One module's scales.
+/// The scales of one module.
 struct VeraLinear {
-    /// The module's part of A `[r in]`, a view of what all share.
+    /// The module's part of A `[r in]`, a view of the shared matrix.
     a: Tensor,
-    /// The module's part of B `[out r]`, a view of what all share.
+    /// The module's part of B `[out r]`, a view of the shared matrix.
     b: Tensor,
     /// λ_d `[r]`.
     d: Tensor,
@@ -152,8 +150,8 @@ struct VeraLinear {
 }
 
 impl VeraLinear {
-    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`: scaled here, nothing as long as the tokens has to be
-    /// kept for a gradient.
+    /// λ_d ⊙ A `[r in]` and λ_b ⊙ B `[out r]`. Scaling the matrices instead of the activations
+    /// keeps no additional activations for the backward pass.
     fn factors(&self) -> Result<(Tensor, Tensor)> {
         Ok((&self.a * self.d.f_unsqueeze(1)?, &self.b * self.scale.f_unsqueeze(1)?))
     }

@@ -1,8 +1,7 @@
-//! The functions of a pair's log-probabilities, a line each: TRL's fifteen, and the control without
-//! a bound.
+//! Losses as functions of log-probabilities: TRL's fifteen types and `unbounded`.
 //!
-//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻, or the difference of the scores that an f-divergence
-//! makes of Δ⁺ and Δ⁻.
+//! Tensors are `[b]`. θ is the margin Δ⁺ − Δ⁻. With an f-divergence, it is the difference of the
+//! scores computed from Δ⁺ and Δ⁻.
 
 use std::f64::consts::LN_2;
 
@@ -56,7 +55,8 @@ pub fn sppo_hard(delta: &Sides, beta: f64) -> Tensor {
 
 /// −(1 − e)log σ(βδ) − e log σ(−βδ), δ = sort(a) − sort(b) over the batch.
 ///
-/// `aot` compares the models' log-ratios logp(y⁺) − logp(y⁻), `aot_unpaired` Δ⁺ with Δ⁻.
+/// For `aot`, `a` and `b` are logp(y⁺) − logp(y⁻) of the policy and of the reference. For
+/// `aot_unpaired`, they are Δ⁺ and Δ⁻.
 pub fn aot(a: &Tensor, b: &Tensor, beta: f64, e: f64) -> Tensor {
     let delta = a.sort(0, false).0 - b.sort(0, false).0;
     ls(&delta * beta) * (e - 1.0) - ls(&delta * -beta) * e
@@ -94,8 +94,9 @@ pub fn js_divergence(delta: &Tensor) -> Tensor {
     delta.log_sigmoid() + LN_2
 }
 
-/// (e^{(α−1)Δ} − 1)/(α − 1), the exponent held below 80, where float32 ends; Δ itself at α = 1, its
-/// limit.
+/// (e^{(α−1)Δ} − 1)/(α − 1), or its limit Δ at α = 1.
+///
+/// The exponent is clamped to 80, because float32 overflows near 88.
 pub fn alpha_divergence(delta: &Tensor, alpha: f64) -> Tensor {
     let c = alpha - 1.0;
     if c.abs() < 1e-6 {

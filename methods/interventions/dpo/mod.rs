@@ -1,5 +1,5 @@
-//! Direct preference optimisation and its relatives: functions of both models' log-probabilities
-//! alone.
+//! Direct preference optimisation and related losses, which only depend on the log-probabilities of
+//! the policy and the reference.
 
 pub mod losses;
 
@@ -22,55 +22,51 @@ mod tests;
 L = −log σ(β θ)    or another function of θ, Δ⁺ and Δ⁻: `loss_type`
 θ = Δ⁺ − Δ⁻    Δ⁺ = logp_π(y⁺|x) − logp_r(y⁺|x)    Δ⁻ = logp_π(y⁻|x) − logp_r(y⁻|x)
 
-logp is the sum over the completion's n⁺ or n⁻ tokens, in nats; π is the model with its adapter \
-on, r the same model with
-the adapter off. At the first step π = r, so L = log 2 = 0.693147. Outputs alone: the baseline \
-that the other methods are
-measured against.
-
-A list of types adds their losses up, each times its number in `loss_weights` (MPO: [sigmoid, \
-bco_pair, sft] with
-[0.8, 0.2, 1]). `f_divergence_type` replaces Δ in functions of θ alone. `ld_alpha` makes logp = Σ \
-over the first
-min(n⁺, n⁻) tokens + α·Σ over the rest. `use_weighting` multiplies each pair's loss by \
-w(y⁺)·w(y⁻) without a gradient,
-w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft` \
-look at a micro-batch as a
-whole, so that `train.batch` changes them. `rewards/*` are β·Δ, whatever the type.",
+logp is the sum over the n⁺ or n⁻ tokens of the completion, in nats. π is the model with its
+adapter, and r is the same model without it. At the first step π = r, so L = log 2 = 0.693147. The
+loss only looks at outputs, so it is the baseline for the methods that look at states.
+With a list of types, the losses are added, each multiplied by its number in `loss_weights` (MPO:
+[sigmoid, bco_pair, sft] with [0.8, 0.2, 1]). `f_divergence_type` replaces Δ in the types that
+only depend on θ. `ld_alpha` changes logp to Σ over the first min(n⁺, n⁻) tokens + α·Σ over the
+others. `use_weighting` multiplies the loss of each pair by w(y⁺)·w(y⁻), which has no gradient:
+w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]). `aot`, `aot_unpaired` and `sft`
+depend on the whole micro-batch, so their result changes with `train.batch`. `rewards/*` are β·Δ
+for every type.",
     example(loss_type = "robust", label_smoothing = 0.1)
 )]
-// Its name in the schemas of the methods that hold it.
+// The name of this schema inside the schemas of `projgrad` and `projbp`.
 #[schemars(rename = "DpoConfig")]
 pub struct Dpo {
-    /// β: how strongly the margin is pulled from the reference's, per nat, above 0.
+    /// β: how much the loss depends on the margin, per nat; greater than 0. A larger value keeps
+    /// the policy closer to the reference.
     #[default(0.1)]
     pub beta: f64,
     /// The function of the margin: one name, or a list of names whose losses are added.
     #[default(LossTypes::One(LossType::Sigmoid))]
     pub loss_type: LossTypes,
-    /// What each type of the list counts in the sum, above 0; 1 each where it is not given.
+    /// Weight of each loss in the sum, greater than 0; 1 for each by default.
     pub loss_weights: Option<Vec<f64>>,
-    /// e: the share of pairs whose preference is taken to be the wrong way round, 0 to below 1;
-    /// read by `exo_pair` (above 0), `robust` (below ½), `aot` and `aot_unpaired`.
+    /// e: the assumed share of pairs whose labels are swapped, at least 0 and less than 1. Read by
+    /// `exo_pair` (greater than 0), `robust` (less than ½), `aot` and `aot_unpaired`.
     pub label_smoothing: f64,
-    /// The divergence from the reference that is held small.
+    /// The divergence from the reference that limits the policy.
     #[default(FDivergence::ReverseKl)]
     pub f_divergence_type: FDivergence,
     /// α of `alpha_divergence`; 1 is `reverse_kl`.
     #[default(0.5)]
     pub f_alpha_divergence_coef: f64,
-    /// α: what tokens past the shorter completion's length count, 0 to 1 (LD-DPO); all count alike
-    /// where it is not given.
+    /// α: weight of the tokens beyond the length of the shorter completion, 0 to 1 (LD-DPO). By
+    /// default, all tokens have the same weight.
     pub ld_alpha: Option<f64>,
-    /// Weighs each pair by how likely the policy itself is to write it (WPO, eq. 2).
+    /// Weights each pair by how likely the policy is to generate its completions (WPO, eq. 2).
     pub use_weighting: bool,
-    /// τ of `discopop`: how sharply it changes from logistic to exponential, in units of βθ, above
-    /// 0.
+    /// τ of `discopop`: width of the transition from logistic to exponential loss, in units of βθ;
+    /// greater than 0.
     #[default(0.05)]
     pub discopop_tau: f64,
 }
 
-/// Functions of the margin, under TRL's names.
+/// The types of loss, with TRL's names.
 #[choice]
 pub enum LossType {
     /// −log σ(βθ) (Rafailov et al. 2023, eq. 7)
@@ -104,29 +100,30 @@ pub enum LossType {
     Sft,
     /// −log σ(β(Δ⁺/n⁺ − Δ⁻/n⁻))
     SigmoidNorm,
-    /// log σ(−θ): no β and no lower bound; a control, and what the original prefvec adds to its
-    /// term on states
+    /// log σ(−θ), without β and without a lower bound. The original prefvec adds it to its loss on
+    /// states
     Unbounded,
 }
 
 impl LossType {
-    /// Whether it is a function of θ alone, in which the term of the reparametrisation that an
-    /// f-divergence leaves cancels.
+    /// Returns true if the loss only depends on θ, the difference of both scores. The normalising
+    /// term of an f-divergence cancels only in such a difference.
     fn takes_divergence(self) -> bool {
         use LossType::{Discopop, ExoPair, Hinge, Ipo, Robust, Sft, Sigmoid, SigmoidNorm};
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
     }
 
+    /// Returns true if the loss reads `label_smoothing`.
     fn takes_smoothing(self) -> bool {
         matches!(self, LossType::ExoPair | LossType::Robust | LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Whether it compares sorted values, which belong to no pair.
+    /// Returns true if the loss compares sorted values, which no longer belong to a single pair.
     fn sorts(self) -> bool {
         matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// As it is written.
+    /// Name in the configuration.
     fn name(self) -> String {
         reprpo_plugin::serde_json::to_value(self)
             .ok()
@@ -134,7 +131,7 @@ impl LossType {
             .unwrap_or_default()
     }
 
-    /// ℓ of each pair `[b]`; `sft` gives the micro-batch's mean.
+    /// Loss of each pair, `[b]`. For `sft`, it is a scalar: the mean over the micro-batch.
     fn of(self, terms: &Terms, config: &Dpo) -> Tensor {
         let (delta, beta, e) = (&terms.delta, config.beta, config.label_smoothing);
         let theta = &terms.scores.chosen - &terms.scores.rejected;
@@ -168,15 +165,15 @@ impl LossType {
 #[serde(
     crate = "reprpo_plugin::serde",
     untagged,
-    expecting = "this is no loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, \
+    expecting = "unknown loss type, expected one of `sigmoid`, `hinge`, `ipo`, `exo_pair`, \
         `nca_pair`, `robust`, `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, \
         `apo_down`, `discopop`, `sft`, `sigmoid_norm`, `unbounded`, or a list of them"
 )]
 #[schemars(crate = "reprpo_plugin::schemars")]
 pub enum LossTypes {
-    /// One.
+    /// One type.
     One(LossType),
-    /// Several.
+    /// Types whose losses are added.
     Several(Vec<LossType>),
 }
 
@@ -189,7 +186,7 @@ impl LossTypes {
     }
 }
 
-/// Divergences from the reference, as what stands in place of Δ in θ.
+/// Divergences from the reference, given by the expression that replaces Δ in θ.
 #[choice]
 pub enum FDivergence {
     /// Δ
@@ -219,13 +216,13 @@ impl Intervention for Dpo {
     }
 }
 
-/// What the types are functions of; tensors are `[b]`.
+/// Inputs of the loss types. Tensors are `[b]` except `nll`.
 struct Terms {
-    /// logp(y⁺) − logp(y⁻) of the policy and of the reference.
+    /// logp(y⁺) − logp(y⁻) of the policy and of the reference, in this order.
     log_ratios: [Tensor; 2],
     /// Δ⁺ and Δ⁻.
     delta: Sides,
-    /// What the f-divergence makes of them.
+    /// Δ⁺ and Δ⁻ after the f-divergence.
     scores: Sides,
     /// n⁺ and n⁻.
     tokens: Sides,
@@ -234,20 +231,20 @@ struct Terms {
 }
 
 impl Dpo {
-    /// Refuses what makes no loss.
+    /// Checks the fields and their combination.
     ///
     /// # Errors
-    /// A number out of range, types and weights that do not match, and options that a type does not
-    /// read or cannot stand.
+    /// Fails if a number is out of range, if types and weights differ in number, or if an option is
+    /// set that the chosen types do not read or do not support.
     pub fn check(&self) -> Result<()> {
         let (types, e) = (self.loss_type.list(), self.label_smoothing);
         above_zero("beta", self.beta)?;
         above_zero("discopop_tau", self.discopop_tau)?;
-        within("label_smoothing", e, (0.0..1.0).contains(&e), "0 or more and below 1")?;
+        within("label_smoothing", e, (0.0..1.0).contains(&e), "at least 0 and less than 1")?;
         let alpha = self.f_alpha_divergence_coef;
         within("f_alpha_divergence_coef", alpha, alpha.is_finite(), "finite")?;
         if let Some(alpha) = self.ld_alpha {
-            within("ld_alpha", alpha, (0.0..=1.0).contains(&alpha), "0 to 1")?;
+            within("ld_alpha", alpha, (0.0..=1.0).contains(&alpha), "from 0 to 1")?;
         }
         if types.is_empty() {
             return Err(Error::new("`intervention.loss_type` is an empty list")
@@ -266,35 +263,36 @@ impl Dpo {
         }
         if e > 0.0 && !types.iter().any(|t| t.takes_smoothing()) {
             return Err(Error::new(format!(
-                "`intervention.label_smoothing` is {e}, but no loss type that is chosen reads it"
+                "`intervention.label_smoothing` is {e}, but none of the chosen loss types reads it"
             ))
-            .hint("`exo_pair`, `robust`, `aot` and `aot_unpaired` do"));
+            .hint("use `exo_pair`, `robust`, `aot` or `aot_unpaired`, or remove it"));
         }
         for t in types {
             if *t == LossType::ExoPair && e == 0.0 {
-                return Err(Error::new("`exo_pair` needs `intervention.label_smoothing` above 0")
-                    .hint("its paper takes 1e-3"));
+                return Err(Error::new(
+                    "`exo_pair` needs `intervention.label_smoothing` greater than 0",
+                )
+                .hint("set it to 1e-3, as in the paper"));
             }
             if *t == LossType::Robust && e >= 0.5 {
                 return Err(Error::new(format!(
-                    "`robust` needs `intervention.label_smoothing` below 0.5, but it is {e}"
+                    "`robust` needs `intervention.label_smoothing` less than 0.5, but it is {e}"
                 )));
             }
             if self.f_divergence_type != FDivergence::ReverseKl && !t.takes_divergence() {
                 return Err(Error::new(format!(
-                    "`{}` is defined for \
-                    `intervention.f_divergence_type` = `reverse_kl` alone",
+                    "`{}` only supports `intervention.f_divergence_type` = `reverse_kl`",
                     t.name()
                 ))
                 .hint(
-                    "the others are for sigmoid, sigmoid_norm, hinge, ipo, exo_pair, \
+                    "use other divergences only with sigmoid, sigmoid_norm, hinge, ipo, exo_pair, \
                         robust, discopop and sft",
                 ));
             }
             if self.use_weighting && t.sorts() {
                 return Err(Error::new(format!(
-                    "`{}` sorts the pairs' values, so `intervention.use_weighting` has no pairs \
-                        to weigh",
+                    "`{}` sorts the values of all pairs, so `intervention.use_weighting` cannot \
+                        weight single pairs",
                     t.name()
                 )));
             }
@@ -302,8 +300,8 @@ impl Dpo {
         Ok(())
     }
 
-    /// What [`loss`](Self::loss) reads: both completions of both models, whatever the type, for the
-    /// rewards that are logged.
+    /// Inputs of [`loss`](Self::loss): log-probabilities of both completions under both models. All
+    /// types need them, because the logged rewards do.
     pub fn needs(&self) -> Needs {
         Needs {
             logprobs: Completions::Both,
@@ -313,11 +311,11 @@ impl Dpo {
         }
     }
 
-    /// The mean over the pairs, with TRL's `rewards/*` to log (and `logps/*` where `ld_alpha` makes
-    /// them others than the engine's).
+    /// Returns the mean loss over the pairs, with TRL's `rewards/*` as metrics. With `ld_alpha`, it
+    /// also logs `logps/*`, which then differ from the engine's.
     ///
     /// # Errors
-    /// Where the pairs do not hold what [`needs`](Self::needs) asks for.
+    /// Fails if `pairs` lacks an input that [`needs`](Self::needs) requests.
     pub fn loss(&self, pairs: &Pairs) -> Result<Loss> {
         let (policy, reference) = (self.logps(pairs.policy()?)?, self.logps(pairs.reference()?)?);
         let terms = self.terms(pairs, &policy, &reference)?;
@@ -389,10 +387,10 @@ impl Dpo {
     }
 }
 
-/// Σ over the first `shared` `[b]` tokens of log p + α·Σ over the rest: `[b]`.
+/// Σ of log p over the first `shared` tokens (`[b]`) + α·Σ over the others: `[b]`.
 fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     let m = of.per_token.size()[0];
-    // On CUDA the running sum of floats can differ from run to run; that of integers cannot.
+    // Integers, because on CUDA a cumulative sum of floats can differ between runs.
     let tokens = of.tokens.to_kind(Kind::Int64);
     let first = (tokens.cumsum(0, Kind::Int64) - tokens).to_kind(of.tokens.kind());
     let place = Tensor::arange(m, (of.tokens.kind(), of.tokens.device()))
@@ -401,7 +399,9 @@ fn shortened(of: &TokenLogprobs, shared: &Tensor, alpha: f64) -> Tensor {
     of.sum_of(&(&of.per_token * (1.0 - past * (1.0 - alpha))))
 }
 
-/// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]) without a gradient: `[b]`.
+/// Weight of WPO, without a gradient: `[b]`.
+///
+/// w(y) = exp(mean over tokens of [log p(token) − log Σ_v p(v)²]).
 fn alignment(of: &TokenLogprobs) -> Result<Tensor> {
     Ok((of.sum_of(&(of.per_token.detach() - of.collision()?)) / &of.tokens).exp())
 }

@@ -174,11 +174,11 @@ fn what_makes_no_loss_is_refused() {
         json!({ "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0] }),
         "1 numbers for 2 loss types",
     );
-    refused(json!({ "loss_type": "sigmoid", "loss_weights": [0.0] }), "above 0");
-    refused(json!({ "loss_type": "exo_pair" }), "above 0");
-    refused(json!({ "loss_type": "robust", "label_smoothing": 0.5 }), "below 0.5");
-    refused(json!({ "label_smoothing": 0.1 }), "no loss type that is chosen reads it");
-    refused(json!({ "label_smoothing": 1.0, "loss_type": "aot" }), "below 1");
+    refused(json!({ "loss_type": "sigmoid", "loss_weights": [0.0] }), "greater than 0");
+    refused(json!({ "loss_type": "exo_pair" }), "greater than 0");
+    refused(json!({ "loss_type": "robust", "label_smoothing": 0.5 }), "less than 0.5");
+    refused(json!({ "label_smoothing": 0.1 }), "none of the chosen loss types reads it");
+    refused(json!({ "label_smoothing": 1.0, "loss_type": "aot" }), "less than 1");
     refused(json!({ "loss_type": "bco_pair", "f_divergence_type": "forward_kl" }), "`bco_pair`");
     refused(json!({ "loss_type": "aot", "use_weighting": true }), "`aot` sorts");
     refused(json!({ "ld_alpha": 1.5 }), "0 to 1");

@@ -1,4 +1,5 @@
-//! Squared distances: rejected states move to where the reference has the chosen ones, which stay.
+//! Squared distances: moves the rejected states to the reference's chosen states, and keeps the
+//! chosen states in place.
 
 use reprpo_plugin::prelude::*;
 
@@ -9,14 +10,14 @@ use super::vectors::{EPS, NO_DIRECTION, mean, norm, safe};
 #[cfg(test)]
 mod tests;
 
-/// What `log` adds to a distance before it takes the logarithm.
+/// Added to a distance before the logarithm, if `log` is set.
 const LOG_EPS: f64 = 1e-4;
 
 /// Squared distances between states.
 #[intervention(
     name = "mse",
-    summary = "move the rejected completion's states to the reference's chosen ones, and hold the \
-        chosen ones there",
+    summary = "move the rejected completion's states to the reference's chosen ones, and keep the \
+        chosen ones in place",
     reference = "wassname, repr-preference-optimization (MSE), with distances in units of the \
         preference vector",
     explain = "\
@@ -24,45 +25,42 @@ L = ‖p⁻ − r⁺‖²/s² + α‖p⁺ − r⁺‖²/s²    s = ‖r⁺ − r
 log:      log(‖p⁻ − r⁺‖²/s² + 1e-4) + α·log(‖p⁺ − r⁺‖²/s² + 1e-4)
 original: 100·[D(r⁺, p⁻) + α·D(r⁺, p⁺)]    D(a, b) = log(‖a − b‖ + ε) − log s
 
-p± are the policy's pooled and transformed states at a tap, r± the reference's; ‖·‖² is the mean \
-of squares over h; means
-over pairs and taps. The first step has π = r, so L = 1. r± and s carry no gradient into the \
-adapter, but do into T, so
-that T gains nothing by shrinking. A pair does not count at a tap where it has no preference \
-direction: s is 0 there but for
-rounding, for example because both completions are equal. A T that keeps lengths (ortho, hra) \
-leaves this loss what it is
-without one; another T can lower it by itself where `log` is on (it loses rank) or transform_in = \
-reroute (it shrinks).
-The earliest recipes: log = true, transform_in = reroute, a tap with pooling = common, α = 0.1 or \
-0.01.
-original differs in this: it pools prompt and completion without tokens of unusual length; it \
-takes the logarithm of
-distances, whose retain term begins at log ε with no gradient and pulls the harder the nearer p⁺ \
-is to r⁺.",
+p± are the pooled and transformed states of the policy at a tap, and r± those of the reference.
+‖·‖² is the mean of squares over h. The loss is a mean over pairs and taps. At the first step π =
+r, so L = 1. The adapter gets no gradient through r± and s, but T does: dividing by s keeps T from
+lowering the loss by shrinking the states. A pair is left out at a tap where it has no preference
+direction, which means that s is 0 up to rounding, for example because both completions are equal.
+A T that keeps lengths (ortho, hra) does not change this loss. Another T can lower it without the
+adapter, by losing rank if `log` is set, or by shrinking if transform_in = reroute.
+The first recipes of the original project used log = true, transform_in = reroute, a tap with
+pooling = common, and α = 0.1 or 0.01.
+Differences of original: it pools over prompt and completion, leaving out tokens whose states are
+unusually long. It takes the logarithm of distances: the retain term starts at log ε without a
+gradient, and its gradient grows as p⁺ approaches r⁺.",
     example(alpha = 0.1, log = true),
     learning_rate = 5e-3
 )]
 pub struct Mse {
-    /// Whose objective.
+    /// This project's objective or the original one.
     pub variant: Variant,
-    /// α: weight of the chosen states' distance from the reference's, without a unit, 0 or more.
+    /// α: weight of the distance between the chosen states and the reference's, at least 0; no
+    /// unit.
     #[default(0.6)]
     pub alpha: f64,
-    /// Takes log(· + 1e-4) of each term, which weighs small distances up; not read by `original`,
-    /// which has logarithms of its own.
+    /// Takes log(· + 1e-4) of each term, which gives small distances more weight. `original`
+    /// ignores this, because it always uses logarithms.
     pub log: bool,
-    /// Where the transform T acts; not read by `original`.
+    /// Distances that are computed on transformed states. `original` ignores this.
     pub transform_in: TransformIn,
 }
 
 /// The terms that compare transformed states.
 #[choice]
 pub enum TransformIn {
-    /// In every state that is compared, s included.
+    /// All distances, including s.
     #[default]
     All,
-    /// In the distance of the rejected states alone; the rest compares states as they are.
+    /// Only the distance of the rejected states; the others compare states without the transform.
     Reroute,
 }
 
@@ -107,12 +105,12 @@ fn logged(loss: Loss, terms: &Tensor) -> Loss {
 }
 
 impl Mse {
-    /// Adds both terms up: `[2 b]` → `[b]`.
+    /// Weighted sum of both terms: `[2 b]` → `[b]`.
     fn sum(&self, terms: &Tensor) -> Tensor {
         terms.get(0) + terms.get(1) * self.alpha
     }
 
-    /// The original's loss.
+    /// Loss of the original implementation.
     pub(super) fn original(&self, taps: &[OriginalTap<'_>]) -> Result<Loss> {
         let terms = original::mean_over(taps, original_terms)?;
         Ok(logged(Loss::new(self.sum(&terms).mean(None::<Kind>) * 100.0), &terms))
@@ -135,7 +133,7 @@ impl Mse {
     }
 }
 
-/// D(r⁺, p⁻) and D(r⁺, p⁺).
+/// D(r⁺, p⁻) and D(r⁺, p⁺): `[2 b]`.
 fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     let [p, r] = tap.pooled(Tensor::shallow_clone);
     let log_distance = |a: &Tensor, b: &Tensor| (norm(&(a - b)) + EPS).log();
@@ -149,7 +147,7 @@ fn original_terms(tap: &OriginalTap<'_>) -> Tensor {
     )
 }
 
-/// ‖a − b‖² as the mean over h, which T may have made smaller: `[b h]` → `[b]`.
+/// ‖a − b‖² as the mean over the h dimensions after T: `[b h]` → `[b]`.
 fn mean_square(a: &Tensor, b: &Tensor) -> Tensor {
     mean(&(a - b).square())
 }

@@ -1,4 +1,4 @@
-//! No training: the base model's own row in a table of methods.
+//! No training, so that a table of methods can include the base model.
 
 use reprpo_plugin::prelude::*;
 
@@ -8,14 +8,13 @@ mod tests;
 /// No training.
 #[intervention(
     name = "none",
-    summary = "train nothing: the adapter is saved as it starts, and judged",
+    summary = "train nothing: evaluate the adapter as it is initialised, and save it",
     reference = "this project",
     explain = "\
 no loss, no steps
 
-What an untrained adapter gives, or with `init_adapter` one that was trained elsewhere: the \
-evaluation is the usual one,
-`metrics.jsonl` is empty."
+Evaluates an untrained adapter, or with `init_adapter` an adapter that was trained elsewhere. The
+evaluation is the same as for other methods. `metrics.jsonl` is empty."
 )]
 pub struct Untrained {}
 

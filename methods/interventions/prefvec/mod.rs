@@ -1,4 +1,5 @@
-//! Preference vectors: both completions' states move along the direction from rejected to chosen.
+//! Preference vectors: moves the states of both completions along the direction from rejected to
+//! chosen.
 
 use reprpo_plugin::prelude::*;
 
@@ -16,74 +17,71 @@ mod tests;
     name = "prefvec",
     summary = "move chosen and rejected states along the reference's preference direction, inside \
         a trust region",
-    reference = "wassname, repr-preference-optimization (PrefVec), with the projection taken as a \
-        signed length",
+    reference = "wassname, repr-preference-optimization (PrefVec), with the projection as a signed \
+        length",
     explain = "\
 L = ½[relu(τ − a⁺) + relu(τ − a⁻)]/τ + β_orth·½[‖m⁺ − a⁺v̂‖ + ‖m⁻ − a⁻v̂‖]
     + λ_angle[1 − cos(p⁺ − p⁻, d)] + λ_nll·relu(nll_π(y⁺) − nll_r(y⁺)) + λ_dpo·(−log σ(β θ))
 d = r⁺ − r⁻    s = ‖d‖ + ε    v̂ = d/s    m± = (p± − r±)/s    a± = ⟨m±, v̂⟩
 original: I + α·log σ(−θ)    I = |−1e5·mean(proj)| + β·1e6·|mean(orth)| − β·1e5·|cos(a, d)|, each \
-by a switch of its own
+term can be switched off
           a = p⁺ − p⁻    proj = ⟨a, v̂⟩v̂    orth = a − proj    means over h, then over taps
 
-p± are the policy's pooled and transformed states at a tap, r± the reference's; means over pairs \
-and taps. Everything is
-in units of the preference vector's own length s: τ = 1 asks both completions to move by one such \
-vector. β_orth is the
-trust region, λ_nll keeps the chosen text as likely as it was (nll is the mean over completion \
-tokens). r±, s and v̂ carry no
-gradient into the adapter, but do into T, so that T gains nothing by shrinking. A pair does not \
-count at a tap where it
-has no preference direction: d is 0 there but for rounding, for example because both completions \
-are equal. A T that keeps
-lengths and angles (ortho, hra) leaves this loss what it is without one.
-original differs in this: it pools prompt and completion without tokens of unusual length; \
-mean(proj) is ⟨a, v̂⟩ times the
-mean of v̂'s components, so that its sign means nothing, and with the absolute value it is made \
-small; log σ(−θ) has no
-lower bound, and alone is `dpo` with loss_type = unbounded. Its use_sep changes nothing and is \
-left out.",
+p± are the pooled and transformed states of the policy at a tap, and r± those of the reference.
+The loss is a mean over pairs and taps. Distances are in units of the length s of the preference
+vector: with τ = 1, both completions have to move by one preference vector. β_orth keeps the
+states inside a trust region around that direction. λ_nll keeps the chosen text as likely as it
+was; nll is the mean over completion tokens. The adapter gets no gradient through r±, s and v̂,
+but T does: this keeps T from lowering the loss by shrinking the states. A pair is left out at a
+tap where it has no preference direction, which means that d is 0 up to rounding, for example
+because both completions are equal. A T that keeps lengths and angles (ortho, hra) does not change
+this loss.
+Differences of original: it pools over prompt and completion, leaving out tokens whose states are
+unusually long. mean(proj) is ⟨a, v̂⟩ times the mean of the components of v̂, so its sign has no
+meaning; the absolute value turns it into a penalty. log σ(−θ) has no lower bound; `dpo` with
+loss_type = unbounded trains it without the other terms. The option use_sep of the original has no
+effect, so it does not exist here.",
     example(lambda_dpo = 1.0),
     learning_rate = 2e-3
 )]
 pub struct PrefVec {
-    /// Whose objective; `original` reads the fields that begin with its name, and `beta` for the
-    /// logged rewards.
+    /// This project's objective or the original one. `original` only reads the fields that begin
+    /// with `original_`, and `beta` for the logged rewards.
     pub variant: Variant,
-    /// τ: how far to move along v̂, in lengths of the preference vector, above 0.
+    /// τ: target distance along v̂, in lengths of the preference vector; greater than 0.
     #[default(1.0)]
     pub tau: f64,
-    /// β_orth: weight of the movement off v̂, in lengths of the preference vector.
+    /// β_orth: weight of the movement orthogonal to v̂, in lengths of the preference vector.
     #[default(0.1)]
     pub beta_orth: f64,
     /// λ_angle: weight of 1 − cos between the policy's preference vector and the reference's.
     pub lambda_angle: f64,
-    /// λ_nll: weight of the chosen completion becoming less likely than under the reference, per
-    /// nat a token.
+    /// λ_nll: weight of the penalty for a chosen completion that is less likely than under the
+    /// reference, per nat per token.
     #[default(1.0)]
     pub lambda_nll: f64,
     /// λ_dpo: weight of −log σ(βθ).
     pub lambda_dpo: f64,
-    /// β of the DPO term and of the logged rewards, per nat, above 0.
+    /// β of the DPO term and of the logged rewards, per nat; greater than 0.
     #[default(0.1)]
     pub beta: f64,
-    /// α of the original: weight of log σ(−θ), 0 or more.
+    /// α of the original: weight of log σ(−θ), at least 0.
     #[default(1.0)]
     pub original_alpha: f64,
-    /// β of the original: weight of its orth and angle terms, 0 or more.
+    /// β of the original: weight of its orth and angle terms, at least 0.
     #[default(1.0)]
     pub original_beta: f64,
-    /// The original's −1e5·mean(proj).
+    /// Adds the original's term −1e5·mean(proj).
     #[default(true)]
     pub original_proj: bool,
-    /// Takes the absolute value of that, which makes it a penalty.
+    /// Takes the absolute value of that term, which turns it into a penalty.
     #[default(true)]
     pub original_proj_abs: bool,
-    /// The original's β·1e6·|mean(orth)|.
+    /// Adds the original's term β·1e6·|mean(orth)|.
     pub original_orth: bool,
-    /// The original's −β·1e5·|cos(a, d)|.
+    /// Adds the original's term −β·1e5·|cos(a, d)|.
     pub original_angle: bool,
-    /// The original's α·log σ(−θ).
+    /// Adds the original's term α·log σ(−θ).
     #[default(true)]
     pub original_dpo: bool,
 }
@@ -105,9 +103,11 @@ impl InterventionPlugin for PrefVec {
             zero_or_more(field, value)?;
         }
         if c.variant == Variant::Original && !(c.moves_states() || c.original_dpo) {
-            return Err(Error::new("the original objective has no term left").hint(
-                "turn on one of `original_proj`, `original_orth`, `original_angle`, `original_dpo`",
-            ));
+            return Err(Error::new("the original objective has no terms: all are switched off")
+                .hint(
+                    "switch on one of `original_proj`, `original_orth`, `original_angle` and \
+                `original_dpo`",
+                ));
         }
         Ok(Box::new(self))
     }
@@ -144,7 +144,7 @@ impl Intervention for PrefVec {
 
 impl PrefVec {
     fn trust_region(&self, pairs: &Pairs) -> Result<Loss> {
-        // Each term per tap and pair: [along, orth, angle, a⁺, a⁻], every one [b].
+        // Terms of each pair at a tap: [along, orth, angle, a⁺, a⁻], each [b].
         let directed = pairs.mean_over_counting_taps(|tap| {
             let (p, r) = (tap.policy()?, tap.reference()?);
             let d = &r.chosen - &r.rejected;
@@ -162,7 +162,7 @@ impl PrefVec {
             Ok((Tensor::stack(&[along, orth, angle, a_cho, a_rej], 0), counts))
         })?;
         let [along, orth, angle, a_cho, a_rej] = [0, 1, 2, 3, 4].map(|i| directed.values.get(i));
-        // A pair that counts at no tap is left out of every term, `nll` and `dpo` included.
+        // A pair without a direction at every tap is left out of all terms, `nll` and `dpo` too.
         let mut value =
             directed.mean(&(&along + &orth * self.beta_orth + &angle * self.lambda_angle));
         let mut metrics = vec![
@@ -193,16 +193,16 @@ impl PrefVec {
         })
     }
 
-    /// Whether the original's objective has a term on states.
+    /// Returns true if the original objective has a term on states.
     fn moves_states(&self) -> bool {
         self.original_proj || self.original_orth || self.original_angle
     }
 
-    /// The original's loss.
+    /// Loss of the original implementation.
     pub(super) fn original(&self, taps: &[OriginalTap<'_>], pairs: &Pairs) -> Result<Loss> {
         let mut loss = Loss::new(Tensor::from(0.0f32));
         if self.moves_states() {
-            // [mean(proj), |mean(orth)|, |cos|] of each pair, every one [b].
+            // [mean(proj), |mean(orth)|, |cos|] of each pair, each [b].
             let terms = original::mean_over(taps, |tap| {
                 let [p, r] = tap.pooled(Tensor::shallow_clone);
                 let (a, d) = (&p.chosen - &p.rejected, &r.chosen - &r.rejected);

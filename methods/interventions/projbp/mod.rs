@@ -12,46 +12,44 @@ mod tests;
 /// DPO with a projected backward pass.
 #[intervention(
     name = "projbp",
-    summary = "DPO whose gradient is drawn towards the preference direction at every adapted \
-        output, so that earlier layers see it",
-    reference = "wassname, repr-preference-optimization (ProjBP), with the clipping on the \
-        coefficient and one direction a pair",
+    summary = "DPO that projects the gradient on the preference direction at the output of every \
+        adapted module, so that earlier layers receive the projected gradient",
+    reference = "wassname, repr-preference-optimization (ProjBP), with clipping of the \
+        coefficient and one direction per pair",
     explain = "\
-L = that of dpo; in its backward pass, at the output of every adapted module and for every pair:
-d = pool(h_r on y⁺) − pool(h_r on y⁻)    v̂ = d at unit length    g = the gradient there, of the \
-pair's own loss
+L as in dpo. In its backward pass, at the output of every adapted module and for every pair:
+d = pool(h_r on y⁺) − pool(h_r on y⁻)    v̂ = d at unit length    g = the gradient of the \
+pair's loss at that output
 g ← g / max(1, ‖mean_t g‖/(κ‖d‖))    κ = mag_clip
 c_t = ⟨g_t, v̂⟩    g_t ← lrelu(c_t)·v̂ + β(g_t − c_t·v̂), with keep_norm at the length it had before
 
-h_r is the module's output in the base model. lrelu(c) is c where `sign` lets it pass, and \
-neg_slope·c elsewhere. On the
-tokens of the prompt g is the sum over both completions, so a prompt is shared within a pair and \
-never between pairs.
-A pair whose reference states are equal there has no v̂, so its c_t is 0.
-original differs in this: it always uses sign = pos. A descent step moves against g, so this \
-passes what leads towards the
-rejected completion and scales down the rest: the loss rises.
-The map is not linear: what the loss falls by is not what its gradient says, and a finite \
-difference will not agree.",
+h_r is the output of the module in the base model. lrelu(c) is c if `sign` lets it pass, and
+neg_slope·c otherwise. At prompt tokens, g is the sum over both completions, so a prompt may be
+shared within a pair but not between pairs. A pair whose reference states are equal has no v̂
+there, so its c_t is 0.
+Differences of original: it always uses sign = pos. A descent step moves against g, so this passes
+steps towards the rejected completion and scales down the others: the loss rises.
+The map is not linear, so the result is not the gradient of any loss, and finite differences do
+not agree with it.",
     example(sign = "neg", dpo.beta = 0.3),
 )]
 pub struct ProjBp {
-    /// Who decides which coefficients pass: `sign`, or `original`, which ignores `sign` and passes
-    /// those above 0.
+    /// Rule for the coefficients that pass: `default` follows `sign`, and `original` only passes
+    /// those greater than 0.
     pub variant: Variant,
-    /// β: share of the gradient across the direction that stays, 0 or more.
+    /// β: factor of the part of the gradient orthogonal to the direction, at least 0.
     #[default(0.2)]
     pub beta: f64,
     /// Which coefficients along the direction pass. `original` ignores this.
     pub sign: Sign,
-    /// What the others are scaled by, 0 to 1.
+    /// Factor of the other coefficients, 0 to 1.
     #[default(0.01)]
     pub neg_slope: f64,
-    /// κ: first scales a pair's gradient down where its mean over tokens is longer than κ
-    /// preference vectors; none = not at all.
+    /// κ: limit of a pair's gradient before the projection. It is scaled down if its mean over
+    /// tokens is longer than κ preference vectors; none = no limit.
     #[default(Some(0.6))]
     pub mag_clip: Option<f64>,
-    /// Gives every token's gradient the length back that it had before the projection.
+    /// Restores the length that each token's gradient had before the projection.
     #[default(true)]
     pub keep_norm: bool,
     /// The loss: fields of `dpo`.
@@ -76,7 +74,7 @@ impl ProjBp {
     }
 }
 
-/// The loss, and what is done to its gradients.
+/// The loss of `dpo` and the projection of its gradients.
 struct Projected {
     config: ProjBp,
     loss: Box<dyn Intervention>,
@@ -97,7 +95,7 @@ impl Intervention for Projected {
         let (v, limit) =
             (unit(&at.direction), length(&at.direction) * config.mag_clip.unwrap_or(f64::INFINITY));
         Ok(Box::new(move |grad| {
-            // Of the pair's own loss, in the directions' precision: [n out].
+            // Gradient of the pair's loss without its weight, in the dtype of `v`: [n out].
             let mut g = grad.to_kind(v.kind()) / at.weight;
             let of_rows = |per_pair: &Tensor| per_pair.index_select(0, &at.owner);
             if config.mag_clip.is_some() {

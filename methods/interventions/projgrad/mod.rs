@@ -11,54 +11,51 @@ mod tests;
 /// DPO with projected parameter gradients.
 #[intervention(
     name = "projgrad",
-    summary = "DPO, and after each backward pass every parameter's gradient is drawn towards the \
-        preference direction",
-    reference = "wassname, repr-preference-optimization (ProjGrad), with the clipping on the \
-        coefficient and directions of whole steps",
+    summary = "DPO that projects the gradient of each adapter parameter on the preference \
+        direction after the backward pass",
+    reference = "wassname, repr-preference-optimization (ProjGrad), with clipping of the \
+        coefficient and directions from whole steps",
     explain = "\
-L = that of dpo; then, once an optimiser step, for every adapter parameter with gradient G and an \
-axis in its module's
-input or output space:
+L as in dpo. Then, once per optimiser step, for every adapter parameter with gradient G and an axis
+in the input or output space of its module:
 u = mean over the step's pairs of pool(h on y⁺) − pool(h on y⁻), at unit length; h = the module's \
 input or output there
 c = ⟨G, u⟩ along that axis    parallel = c⊗u    rest = G − parallel
 G ← lrelu(c)⊗u + β·rest
 
-lrelu(c) is c where `sign` lets it pass, and neg_slope·c elsewhere; with sign = \"both\" nothing \
-is clipped. u is summed up
-with the gradient, so micro-batches do not matter. Parameters without such an axis (rotations, \
-the inner vector of vera)
-keep their gradient. β = 1 with sign = \"both\" changes nothing; β = 0 leaves what moves along u \
-alone.",
+lrelu(c) is c if `sign` lets it pass, and neg_slope·c otherwise. With sign = \"both\", nothing is
+clipped. u is accumulated along with the gradient, so the result does not depend on micro-batches.
+Parameters without such an axis (rotations, the inner vector of vera) keep their gradient. β = 1
+with sign = \"both\" changes nothing. β = 0 only keeps the part along u.",
     example(source = "policy", mag_clip = 0.5)
 )]
 pub struct ProjGrad {
-    /// β: share of the gradient across the direction that stays, 0 or more; 1 with `sign = "both"`
-    /// is DPO itself.
+    /// β: factor of the part of the gradient orthogonal to the direction, at least 0. With 1 and
+    /// `sign = "both"`, the method is equal to DPO.
     #[default(0.8)]
     pub beta: f64,
     /// Which coefficients along the direction pass.
     pub sign: Sign,
-    /// What the others are scaled by, 0 to 1.
+    /// Factor of the other coefficients, 0 to 1.
     pub neg_slope: f64,
-    /// κ: first scales a parameter's gradient down to at most κ lengths of the preference
-    /// direction; none = not at all.
+    /// κ: limit of a parameter's gradient before the projection, in lengths of the preference
+    /// direction; none = no limit.
     pub mag_clip: Option<f64>,
-    /// Scales the part across the direction to the length of the part along it, before β.
+    /// Scales the orthogonal part to the length of the part along the direction, before β.
     pub scale_orth: bool,
-    /// Whose states make the direction.
+    /// Model whose states define the direction.
     pub source: Source,
     /// The loss: fields of `dpo`.
     pub dpo: Dpo,
 }
 
-/// Whose states make the preference direction.
+/// Models whose states can define the preference direction.
 #[choice]
 pub enum Source {
-    /// The base model's.
+    /// The base model.
     #[default]
     Reference,
-    /// The model's as it is being trained; no pass of the base model is needed for them.
+    /// The model in training, which needs no forward pass of the base model.
     Policy,
 }
 
@@ -70,7 +67,7 @@ impl InterventionPlugin for ProjGrad {
     }
 }
 
-/// The loss, and what is done to its gradients.
+/// The loss of `dpo` and the projection of its gradients.
 struct Projected {
     config: ProjGrad,
     loss: Box<dyn Intervention>,
@@ -92,7 +89,7 @@ impl Intervention for Projected {
     fn parameter_grad(&self, grad: &Tensor, axis: Axis, direction: &Tensor) -> Result<Tensor> {
         let config = &self.config;
         let u = unit(direction);
-        // The axis stands last: G [… w].
+        // With the axis in last place: G [… w].
         let mut g = grad.movedim_int(axis.dim() as i64, -1);
         if let Some(kappa) = config.mag_clip {
             g = &g / excess(&g.norm(), &(direction.norm() * kappa));

@@ -1,4 +1,4 @@
-//! States as distributions over their coordinates: which ones stand out is what the loss looks at.
+//! Compares states through their softmax over coordinates, which depends most on the largest ones.
 
 use reprpo_plugin::prelude::*;
 
@@ -21,57 +21,54 @@ const NO_DIVERGENCE: &str = "no preference direction: the softmaxes of the refer
 /// States as distributions over their coordinates.
 #[intervention(
     name = "rank",
-    summary = "make the softmax of the rejected completion's states that of the reference's \
-        chosen ones, and hold the chosen ones there",
-    reference = "wassname, repr-preference-optimization (Rank), with divergences in units of the \
-        preference vector's",
+    summary = "move the softmax of the rejected completion's states to that of the reference's \
+        chosen ones, and keep the chosen ones in place",
+    reference = "wassname, repr-preference-optimization (Rank), with divergences divided by the \
+        one between the reference's states",
     explain = "\
 L = [KL(P_r⁺‖P_π⁻) + α·KL(P_r⁺‖P_π⁺)]/(KL(P_r⁺‖P_r⁻) + ε)    P = softmax(pool(T h)/temperature) \
 over h
 original: −log σ(−βψ) + α·retain, the mean over h    q = pool(log_softmax(T h))    ψ = (q_π⁺ − \
 q_r⁺) − (q_π⁻ − q_r⁻)
-          retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each by \
-          a switch of its own
+          retain = relu(−θ) + 100·relu(nll_π(x, y⁺) − nll_r(x, y⁺)) + (β(q_π⁺ − q_r⁺))², each \
+          term can be switched off
 
-P_π± are made of the policy's pooled and transformed states at a tap, P_r± of the reference's; \
-means over pairs and taps.
-The first step has π = r, so L = 1. P_r± carry no gradient into the adapter, but do into T, below \
-the fraction too, so that
-T gains nothing by shrinking. A pair does not count at a tap where KL(P_r⁺‖P_r⁻) is 0 but for \
-rounding, for example because
-both completions are equal or because the temperature is too high for the states. The softmax \
-depends on the basis, so a
-rotation T changes what is compared.
-original differs in this: it takes log-softmaxes before pooling, and pools prompt and completion \
-without tokens of unusual
-length; it looks at both completions' changes, and as it stands rewards moving the rejected ones \
-up and the chosen ones
-down; θ is the margin of log-probabilities, and nll the unshifted −log p(token | up to that \
-token), as it had it.",
+P_π± are computed from the pooled and transformed states of the policy at a tap, and P_r± from
+those of the reference. The loss is a mean over pairs and taps. At the first step π = r, so L = 1.
+The adapter gets no gradient through P_r±, but T does, also through the denominator: this keeps T
+from lowering the loss by shrinking the states. A pair is left out at a tap where KL(P_r⁺‖P_r⁻) is
+0 up to rounding, for example because both completions are equal, or because the temperature is
+too high for the states. The softmax depends on the basis, so a rotation T changes what is
+compared.
+Differences of original: it takes log-softmaxes before pooling, and pools over prompt and
+completion, leaving out tokens whose states are unusually long. It compares the changes of both
+completions; as implemented, it rewards moving the rejected ones up and the chosen ones down. θ is
+the margin of log-probabilities. nll is −log p(token | tokens up to and including that token): the
+original does not shift the labels.",
     example(temperature = 5),
     learning_rate = 5e-3
 )]
 pub struct Rank {
-    /// Whose objective.
+    /// This project's objective or the original one.
     pub variant: Variant,
-    /// α: weight of the retain term, without a unit, 0 or more.
+    /// α: weight of the retain term, at least 0; no unit.
     #[default(0.25)]
     pub alpha: f64,
-    /// Divides states before the softmax, in units of a state, above 0; not read by `original`. A
-    /// residual stream has coordinates in the hundreds, and at 1 the softmax sees nothing but the
-    /// largest.
+    /// Divisor of the states before the softmax, greater than 0. Coordinates of a residual stream
+    /// can be in the hundreds, so with 1 the softmax would only depend on the largest one.
+    /// `original` ignores this.
     #[default(100.0)]
     pub temperature: f64,
-    /// β of the original, per nat, above 0; read by `original` alone, as all that follows.
+    /// β of the original, per nat, greater than 0. Only `original` reads this and the fields below.
     #[default(1.0)]
     pub original_beta: f64,
     /// Adds relu(−θ) to the original's retain term.
     #[default(true)]
     pub original_dpo: bool,
-    /// Adds the chosen sequence becoming less likely to the original's retain term, in units of
-    /// 0.01 nats a token.
+    /// Adds a penalty to the original's retain term if the chosen sequence becomes less likely, in
+    /// units of 0.01 nats per token.
     pub original_nll: bool,
-    /// Adds the chosen states' own change to the original's retain term.
+    /// Adds the squared change of the chosen states to the original's retain term.
     pub original_retain: bool,
 }
 
@@ -151,8 +148,8 @@ impl Rank {
         })
     }
 
-    /// The original's loss. Tokens of the chosen sequences that are not `attended` `[m]` are
-    /// padding.
+    /// Loss of the original implementation. `attended` `[m]` is false for padding tokens of the
+    /// chosen sequences.
     pub(super) fn original(
         &self,
         taps: &[OriginalTap<'_>],
@@ -186,7 +183,7 @@ impl Rank {
     }
 }
 
-/// mean_t(nll_π − nll_r) with padding as 0 among all positions: `[m]` → `[b]`.
+/// mean_t(nll_π − nll_r) over all positions, where padding counts as 0: `[m]` → `[b]`.
 fn worse(nll: &SequenceNll, attended: Option<&Tensor>, pairs: usize) -> Tensor {
     let off = &nll.policy - &nll.reference;
     let off = attended

@@ -1,5 +1,5 @@
-//! Representation rerouting, the loss of circuit breakers: rejected states turn away from what they
-//! were.
+//! Representation rerouting, the loss of circuit breakers: makes the states of rejected completions
+//! orthogonal to those of the reference.
 
 use reprpo_plugin::prelude::*;
 
@@ -13,26 +13,24 @@ mod tests;
 /// Representation rerouting.
 #[intervention(
     name = "rr",
-    summary = "representation rerouting (circuit breakers): turn the rejected completion's states \
-        away, hold the chosen one's",
+    summary = "representation rerouting (circuit breakers): make the rejected completion's states \
+        orthogonal to the reference's, and keep the chosen one's",
     reference = "Zou et al. 2024, Improving Alignment and Robustness with Circuit Breakers, \
         algorithm 1",
     explain = "\
 L = α_max[p·‖h_π⁺ − h_r⁺‖/‖h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]    p = step/(2·steps)
 original: α_max[p·‖h_π⁺ − h_r⁺‖ + (1 − p)·relu cos(h_π⁻, h_r⁻)]
 
-h± are the transformed states of each completion token at a tap, of the policy and of the \
-reference; the mean over a
-completion's tokens, then over pairs and taps. Steps count from 0, so p goes from 0 to ½. At π = \
-r the cosine is 1
-and its gradient is 0, so training begins a little beside the reference, with L near α_max. The \
-tap's pooling is not used.
-original differs in this: its retain term is the plain distance. In a residual stream, whose \
-states have norms in the
-hundreds, that term outweighs the cosine from the first steps on, because the cosine's gradient \
-shrinks as the norm grows,
-and it pulls the adapter back to its start.
-Chosen completions stand for the paper's retain set, rejected ones for its circuit-breaker set.",
+h± are the transformed states of each completion token at a tap, of the policy and of the
+reference. The loss is the mean over the tokens of a completion, then over pairs and taps. Steps
+count from 0, so p goes from 0 to ½. At π = r the cosine is 1 and its gradient is 0, so the
+adapter starts with a small perturbation, where L is close to α_max. This loss does not use the
+tap's pooling.
+Differences of original: its retain term is the plain distance. In a residual stream whose states
+have norms in the hundreds, that term outweighs the cosine from the first steps on, because the
+gradient of the cosine shrinks as the norm grows. The adapter then returns to its start.
+The chosen completions stand for the paper's retain set, and the rejected ones for its
+circuit-breaker set.",
     example(alpha_max = 5),
     learning_rate = 2e-3
 )]
@@ -40,8 +38,8 @@ pub struct Rr {
     /// Which retain term is used: the distance divided by the length of the reference's state, or
     /// the plain distance as in the paper.
     pub variant: Variant,
-    /// α_max: what both terms are multiplied with, without a unit, above 0; the paper takes 10 for
-    /// Llama 3 8B and 5 for Mistral 7B.
+    /// α_max: factor of both terms, greater than 0; no unit. The paper uses 10 for Llama 3 8B and 5
+    /// for Mistral 7B.
     #[default(10.0)]
     pub alpha_max: f64,
 }

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning on the chosen completions, to measure preference methods against.
+//! Supervised fine-tuning on the chosen completions, as a baseline for preference methods.
 
 use reprpo_plugin::prelude::*;
 
@@ -8,16 +8,14 @@ mod tests;
 /// Supervised fine-tuning.
 #[intervention(
     name = "sft",
-    summary = "supervised fine-tuning on the chosen completions; the rejected ones are not looked \
-        at",
+    summary = "supervised fine-tuning on the chosen completions; the rejected ones are not used",
     reference = "the usual cross-entropy",
     explain = "\
 L = −logp_π(y⁺|x)/n⁺
 
-The mean over the chosen completion's n⁺ tokens in nats, then over pairs: a pair counts the same \
-however long it is, and
-however pairs are put into micro-batches. There is no reference. Prompts are context, and not \
-learnt."
+The loss is the mean over the n⁺ tokens of the chosen completion, in nats, and then over pairs.
+Each pair has the same weight, regardless of its length and of how the pairs are divided into
+micro-batches. The method has no reference model. Prompt tokens are context and have no loss."
 )]
 pub struct Sft {}
 

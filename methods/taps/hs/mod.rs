@@ -9,19 +9,19 @@ use super::pooling::Pooling;
 #[tap(
     name = "hs",
     summary = "the residual stream between blocks",
-    reference = "counted as transformers' hidden_states",
+    reference = "numbered like transformers' hidden_states",
     explain = "\
 hidden_states[k], k = 0 (embeddings) … number of blocks (after the final norm)    width: hidden
 
-Each chosen k is one tap of every pair.",
+Each chosen k is one tap.",
     example(layers = "0.33,0.66", pooling = "last")
 )]
 pub struct Hs {
-    /// Which hidden states: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0 is
-    /// the embeddings, the last is after the final norm.
+    /// Hidden states to read: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`; 0
+    /// is the embeddings, and the last one comes after the final norm.
     #[default(default_layers())]
     pub layers: Layers,
-    /// How the tokens of a completion become one vector.
+    /// Method that combines the tokens of a completion into one vector.
     pub pooling: Pooling,
 }
 

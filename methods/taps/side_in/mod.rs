@@ -1,4 +1,4 @@
-//! What blocks are about to write into the residual stream.
+//! The inputs of modules that write into the residual stream.
 
 use reprpo_plugin::prelude::*;
 
@@ -12,21 +12,22 @@ const WRITERS: [&str; 2] = ["o_proj", "down_proj"];
 #[tap(
     name = "side-in",
     aliases = &["side"],
-    summary = "the inputs of o_proj and down_proj, before a block writes into the residual stream",
+    summary = "the inputs of o_proj and down_proj, the modules that write into the residual stream",
     reference = "wassname, repr-preference-optimization (side channels)",
     explain = "\
 in.o_proj (width heads·head_dim) and in.down_proj (width intermediate) of each chosen block
 
-Two taps a block, or one for each of `modules`.",
+Each block has two taps, or one for each entry of `modules`.",
     example(modules = r#"["o_proj"]"#),
 )]
 pub struct SideIn {
-    /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
+    /// Blocks to read, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// `range(.3,.9,2)`.
     #[default(default_layers())]
     pub layers: Layers,
-    /// How the tokens of a completion become one vector.
+    /// Method that combines the tokens of a completion into one vector.
     pub pooling: Pooling,
-    /// The modules whose inputs are read, by the last part of their names; none = o_proj and
+    /// Modules whose inputs are read, given by the last part of their names; none = o_proj and
     /// down_proj.
     pub modules: Option<Vec<String>>,
 }

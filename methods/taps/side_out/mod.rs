@@ -1,4 +1,4 @@
-//! What blocks have read from the residual stream.
+//! The outputs of modules that read the residual stream.
 
 use reprpo_plugin::prelude::*;
 
@@ -11,7 +11,7 @@ const READERS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"
 /// The outputs of the modules that read the residual stream.
 #[tap(
     name = "side-out",
-    summary = "the outputs of q, k, v, gate and up projections, what a block has read from the \
+    summary = "the outputs of the q, k, v, gate and up projections, the modules that read the \
         residual stream",
     reference = "wassname, repr-preference-optimization (side channels)",
     explain = "\
@@ -19,17 +19,18 @@ out.q_proj (width heads·head_dim), out.k_proj and out.v_proj (key-value heads·
 out.gate_proj and out.up_proj
 (intermediate) of each chosen block, before any rotation or activation function
 
-Five taps a block, or one for each of `modules`.",
+Each block has five taps, or one for each entry of `modules`.",
     example(layers = "-2,-1", modules = r#"["up_proj"]"#)
 )]
 pub struct SideOut {
-    /// Which blocks, from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or `range(.3,.9,2)`.
+    /// Blocks to read, counted from 0: `10,20`, `-2,-1`, `0.33,0.66`, `range(.3,-2)` or
+    /// `range(.3,.9,2)`.
     #[default(default_layers())]
     pub layers: Layers,
-    /// How the tokens of a completion become one vector.
+    /// Method that combines the tokens of a completion into one vector.
     pub pooling: Pooling,
-    /// The modules whose outputs are read, by the last part of their names; none = q_proj, k_proj,
-    /// v_proj, gate_proj and up_proj.
+    /// Modules whose outputs are read, given by the last part of their names; none = q_proj,
+    /// k_proj, v_proj, gate_proj and up_proj.
     pub modules: Option<Vec<String>>,
 }
 

@@ -8,7 +8,7 @@ use reprpo_plugin::prelude::*;
     summary = "trainable reflections or rotations of the activations in diagonal blocks, also to \
         fewer dimensions",
     reference = "Bini et al. 2024, ETHER, §3 (ether, plus, two-sided); Qiu et al. 2023, OFT \
-        (oft); on activations as in wassname, repr-preference-optimization",
+        (oft); applied to activations as in wassname, repr-preference-optimization",
     explain = "\
 T(x) = x·blockdiag(B₁, …, B_n)·L    L: h → h/k with reduce = k, else absent
 
@@ -17,23 +17,22 @@ plus:           B = I − ûûᵀ + ŵŵᵀ        starts as the identity, w = u
 oft:            B = (I + A)(I − A)⁻¹, A = stril(V) − stril(V)ᵀ    starts as the identity, V = 0
 plus_two_sided: x·blockdiag(plus)·L·blockdiag(another plus)
 
-û, ŵ are u, w [n h/n] at unit length; V [n h/n h/n]; L [h h/k] starts normal with variance k/h, \
-which keeps lengths in the mean.
-ether and oft keep lengths and angles, and a loss of these alone does not see them. plus and L \
-need not, so with them take a
-loss that is measured in the reference's own transformed length, or freeze T with `--set \
+û and ŵ are u and w [n h/n] at unit length, and V is [n h/n h/n]. L [h h/k] starts normal with
+variance k/h, which keeps the mean squared length. ether and oft keep lengths and angles, so a
+loss that only depends on these does not change. plus and L can change lengths: combine them with
+a loss that is relative to the transformed length of the reference, or freeze T with `--set
 train.transform=false`.",
     example(form = "plus", reduce = 2)
 )]
 pub struct Ether {
-    /// What each block is.
+    /// Form of each block.
     pub form: Form,
     /// n: number of diagonal blocks, a divisor of the width and, with `plus_two_sided` and
     /// `reduce`, of the reduced width.
     #[default(4)]
     pub blocks: u32,
-    /// k: a trained linear map to h/k numbers follows, k a divisor of the width; none = no such
-    /// map.
+    /// k: factor by which a trained linear map after the blocks reduces the width, a divisor of the
+    /// width; none = no such map.
     pub reduce: Option<u32>,
 }
 
@@ -84,7 +83,7 @@ impl TransformPlugin for Ether {
     }
 }
 
-/// The divisors of `n` that are likely numbers of blocks.
+/// The divisors of `n` up to 512, for a hint.
 fn divisors(n: i64) -> String {
     (1..=n.min(512)).filter(|d| n % d == 0).map(|d| d.to_string()).collect::<Vec<_>>().join(", ")
 }
@@ -100,14 +99,14 @@ enum Blocks {
 }
 
 impl Blocks {
-    /// The identity on width h, in the form of two equal terms that cancel.
+    /// Blocks of the form `plus` with u = w, which are the identity on width h.
     fn plus(init: &mut Init, keys: [&'static str; 2], n: i64, h: i64) -> Self {
         let u = init.normal(keys[0], &[n, h / n], 1.0);
         let w = u.detach().copy().set_requires_grad(true);
         Blocks::Plus { u, w, keys }
     }
 
-    /// Rows x `[m h]` through the blocks.
+    /// Applies the blocks to rows x `[m h]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let blocks = |n: i64| x.f_reshape([x.size()[0], n, -1]);
         let along = |x: &Tensor, u: &Tensor| {
@@ -127,8 +126,7 @@ impl Blocks {
                 let (n, b) = (v.size()[0], v.size()[1]);
                 let lower = v.tril(-1);
                 let skew = &lower - lower.transpose(-2, -1);
-                // One product a block: [n m b]. The factors commute, so y(I − A) = x(I + A), and no
-                // inverse is formed.
+                // [n m b]. The factors commute, so y solves y(I − A) = x(I + A) without an inverse.
                 let x = blocks(n)?.transpose(0, 1);
                 let system = Tensor::eye(b, (v.kind(), v.device())) - &skew;
                 Tensor::f_linalg_solve(&system, &(&x + x.f_matmul(&skew)?), false)?.transpose(0, 1)

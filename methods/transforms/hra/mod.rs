@@ -1,4 +1,4 @@
-//! A product of few Householder reflections.
+//! A product of r Householder reflections.
 
 use reprpo_plugin::prelude::*;
 
@@ -8,20 +8,19 @@ use crate::reflections::{Reflections, equal_pairs};
 #[transform(
     name = "hra",
     summary = "r trainable Householder reflections of the activations, the identity at the start",
-    reference = "Yuan et al. 2024 (HRA), eq. 4, on activations as in wassname, \
+    reference = "Yuan et al. 2024 (HRA), eq. 4, applied to activations as in wassname, \
         repr-preference-optimization",
     explain = "\
 T(x) = x·H₀H₁⋯H_{r−1} = x − (xU)S·Uᵀ    H_i = I − 2ûᵢûᵢᵀ    S⁻¹ = ½I + striu(UᵀU)
 
-ûᵢ are the columns of hra_u [h r] at unit length. They start as equal pairs, whose reflections \
-cancel. T keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and \
-angles alone see T: it
-matters where coordinates are compared one by one.",
+ûᵢ are the columns of hra_u [h r] at unit length. They start as equal pairs, whose reflections
+cancel. T keeps lengths and angles, so a loss cannot fall because T shrinks the states. A loss
+that only depends on lengths and angles does not change with T: this transform matters for losses
+that compare single coordinates.",
     example(r = 16)
 )]
 pub struct Hra {
-    /// r: number of reflections, even and 2 or more.
+    /// r: number of reflections, even and at least 2.
     #[default(38)]
     pub r: u32,
 }
@@ -30,10 +29,10 @@ impl TransformPlugin for Hra {
     fn build(self, cx: &TransformCx<'_>, init: &mut Init) -> Result<Box<dyn Transform>> {
         if self.r == 0 || self.r % 2 == 1 {
             return Err(Error::new(format!(
-                "`transform.r` is {}, but has to be even and 2 or more",
+                "`transform.r` is {}, but must be even and at least 2",
                 self.r
             ))
-            .hint("with equal pairs of reflections the transform starts as the identity"));
+            .hint("use an even number, so that the transform starts as the identity"));
         }
         Ok(Box::new(HraTransform { u: equal_pairs(init, "hra_u", cx.width, i64::from(self.r)) }))
     }
@@ -41,7 +40,7 @@ impl TransformPlugin for Hra {
 
 /// The transform of one tap.
 struct HraTransform {
-    /// `[h r]`, columns of any length but 0.
+    /// Columns `[h r]` of any length except 0.
     u: Tensor,
 }
 

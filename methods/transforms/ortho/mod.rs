@@ -15,15 +15,14 @@ T(x) = xQ
 householder: Q = H₀H₁⋯H_{h−1} along the columns of tril(V)
 cayley:      Q = (I + A)(I − A)⁻¹    matrix_exp: Q = exp(A)    A = stril(V) − stril(V)ᵀ
 
-V [h h] is trained; it starts normal, with standard deviation 1 for householder and 1/√h \
-otherwise. Q keeps lengths and
-angles, so no loss can fall by T shrinking what it compares. Nor does a loss of lengths and \
-angles alone see T: it
-matters where coordinates are compared one by one. h² numbers a tap; hra has r·h.",
+V [h h] is trained. It starts normal, with standard deviation 1 for householder and 1/√h
+otherwise. Q keeps lengths and angles, so a loss cannot fall because T shrinks the states. A loss
+that only depends on lengths and angles does not change with T: this transform matters for losses
+that compare single coordinates. It trains h² numbers per tap; hra trains r·h.",
     example(map = "cayley")
 )]
 pub struct Ortho {
-    /// How a free square matrix becomes an orthogonal one.
+    /// Map from a free square matrix to an orthogonal one.
     pub map: Map,
 }
 
@@ -70,7 +69,7 @@ impl Transform for OrthoTransform {
             Map::Cayley => {
                 let a = self.skew();
                 let rows = x.f_reshape([-1, a.size()[0]])?;
-                // The factors commute: xQ solves y(I − A) = x(I + A), and no inverse is formed.
+                // The factors commute, so xQ solves y(I − A) = x(I + A) without an inverse.
                 let system = Tensor::eye(a.size()[0], (a.kind(), a.device())) - &a;
                 Tensor::f_linalg_solve(&system, &(&rows + rows.f_matmul(&a)?), false)?
                     .f_reshape(x.size())?

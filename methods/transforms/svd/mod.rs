@@ -1,4 +1,4 @@
-//! What the embedding matrices do not read or write.
+//! Removes the main directions of the embedding matrices from the states.
 
 use reprpo_plugin::prelude::*;
 
@@ -9,43 +9,42 @@ use super::row_space::{RowSpace, needs_hidden_width};
     name = "svd",
     summary = "states without their projection on the main directions of the embedding matrices; \
         frozen",
-    reference = "wassname, repr-preference-optimization (svd transform); there soft weighs by σ \
-        itself, here by a share of 1 at most",
+    reference = "wassname, repr-preference-optimization (svd transform); there, soft weights by σ; \
+        here, by a share of at most 1",
     explain = "\
 T(x) = x − x·V diag(w) Vᵀ    W = U diag(σ) Vᵀ, the chosen matrix [vocab hidden], σ₁ ≥ σ₂ ≥ …
 
 hard:     w = 1 for the first k directions (top = k, or a share of all), 0 for the others
 soft = q: w = min(1, σ/τ), τ the q-quantile of σ
 
-What stays is what the head reads, or the embeddings write, least. V comes from the eigenvectors \
-of WᵀW in float64. Nothing is
-trained. T is the same at every tap: `--set train.share_transform=true` works it out once. States \
-have to be as wide as the
-embeddings, which those of the residual stream are. The original found little left to train on \
-once much is taken away.",
+The remaining part is the one that the head reads least, or that the embeddings write least. V is
+computed from the eigenvectors of WᵀW in float64. Nothing is trained. T is the same at every tap:
+`--set train.share_transform=true` computes it once. States must have the width of the embeddings,
+as those of the residual stream have. The original project reports that removing many directions
+leaves little to train on.",
     example(top = 0.25)
 )]
 pub struct Svd {
-    /// Whose directions are taken away.
+    /// Matrix whose directions are removed.
     pub matrix: Matrix,
-    /// How many directions are taken away, those of the largest singular values: a share of all
-    /// where below 1, else their number.
+    /// Directions to remove, starting with the largest singular values: a share of all if less than
+    /// 1, else a number of directions.
     #[default(0.5)]
     pub top: f64,
-    /// Weighs all directions instead: those of singular values from this quantile (0 to 1) on are
-    /// taken away whole, weaker ones in proportion; none = the hard cut at `top`.
+    /// Removes directions in proportion to their singular values, and completely from this quantile
+    /// (0 to 1) upwards; none = the hard cut at `top`.
     pub soft: Option<f64>,
 }
 
 /// The matrices `[vocab hidden]` of a model.
 #[choice]
 pub enum Matrix {
-    /// What turns token ids into the first states.
+    /// The input embedding, which maps token ids to states.
     Embedding,
-    /// What turns the last states into logits.
+    /// The output head, which maps states to logits.
     #[default]
     Unembedding,
-    /// Both, on top of each other, scaled to the same Frobenius norm.
+    /// Both matrices stacked, each scaled to the same Frobenius norm.
     Both,
 }
 
@@ -70,7 +69,7 @@ impl TransformPlugin for Svd {
         }
         if let Some(q) = self.soft.filter(|q| !(0.0..=1.0).contains(q)) {
             return Err(Error::new(format!(
-                "`transform.soft` is {q}, but has to be a quantile from 0 to 1, or `none`"
+                "`transform.soft` is {q}, but must be a quantile from 0 to 1, or `none`"
             )));
         }
         let matrices: &[&Tensor] = match self.matrix {
@@ -80,7 +79,7 @@ impl TransformPlugin for Svd {
         };
         let RowSpace { values, directions } = RowSpace::of(matrices)?;
         let weights = match self.soft {
-            // Where a direction carries nothing at all, 0/0 has to mean: leave it.
+            // 0/0, for a direction whose singular value is 0, means that nothing is removed.
             Some(q) => (&values / values.f_quantile_scalar(q, 0, false, "linear")?)
                 .nan_to_num(0.0, 1.0, 0.0)
                 .clamp_max(1.0),
