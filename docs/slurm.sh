@@ -37,7 +37,8 @@ job=${SLURM_JOB_ID:-}
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     out=$out/seed-$SLURM_ARRAY_TASK_ID
     set -- "$@" --seed "$SLURM_ARRAY_TASK_ID"
-    # One task has the id of the whole array as its SLURM_JOB_ID, so it would requeue all the others.
+    # One task has the id of the whole array as its SLURM_JOB_ID, so it would requeue all the
+    # others.
     job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 

@@ -45,7 +45,11 @@ IN_PARTS = {
     "ia3-parts": ["adapter.feedforward_modules=[]"],
 }
 # Ends of the names of the adapted modules, for models that do not have Llama's names.
-ENDS = {"gpt_neox": ["query_key_value", "dense_4h_to_h"], "phi3": ["qkv_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
+ENDS = {
+    "gpt_neox": ["query_key_value", "dense_4h_to_h"],
+    "phi3": ["qkv_proj", "down_proj"],
+    "gpt2": ["c_attn", "mlp.c_proj"],
+}
 # Adapters that PEFT does not have for the modules of a model: GPT-2's are `Conv1D`.
 NOT_IN_PEFT = {"gpt2": ["hra", "oft", "boft"]}
 # Forms of `target_modules` that stand for those ends, or for every linear module.
@@ -55,13 +59,22 @@ FORMS = {
     "expression of Rust's": lambda ends: rf".*\.(?<which>{'|'.join(ends)})",
     "all-linear": lambda ends: "all-linear",
 }
-# Layers are restricted by the user, or by the deepest tap, because later layers do not change what it reads.
+# Layers are restricted by the user, or by the deepest tap, because later layers do not change what
+# it reads.
 RESTRICTIONS = {
     "every layer": ["--intervention", "dpo"],
     "layers 0 and 2": ["--intervention", "dpo", "--set", "adapter.layers_to_transform=[0, 2]"],
     "up to a tap": ["--intervention", "mse", "--layers", "1"],
 }
-GRID = {"lora": [], "hra": [], "oft": ["adapter.oft_block_size=8"], "boft": [], "vera": [], "ia3": [], "ia3 by expression": []}
+GRID = {
+    "lora": [],
+    "hra": [],
+    "oft": ["adapter.oft_block_size=8"],
+    "boft": [],
+    "vera": [],
+    "ia3": [],
+    "ia3 by expression": [],
+}
 LIMIT = 1e-4
 # What PEFT says of a field that it does not know.
 warnings.filterwarnings("error", message="Unexpected keyword")
@@ -73,7 +86,9 @@ def logps(model, tokenizer, pairs):
     for pair in pairs:
         prompt = tokenizer(pair["prompt"], add_special_tokens=False)["input_ids"]
         for side in ("chosen", "rejected"):
-            completion = tokenizer(pair[side], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            completion = tokenizer(pair[side], add_special_tokens=False)["input_ids"] + [
+                tokenizer.eos_token_id
+            ]
             ids = torch.tensor([prompt + completion])
             with torch.no_grad():
                 logits = model(ids).logits[0, :-1].log_softmax(-1)
@@ -92,12 +107,22 @@ def grid(kind):
             for restriction, flags in RESTRICTIONS.items():
                 sets = [*more, f"adapter.target_modules={targets(ends)}"]
                 if adapter == "lora":
-                    sets.append(f'adapter.rank_pattern={{"(?i){ends[0].upper()}" = 3, "0\\\\..*" = 5}}')
+                    sets.append(
+                        f'adapter.rank_pattern={{"(?i){ends[0].upper()}" = 3, "0\\\\..*" = 5}}'
+                    )
                 if adapter == "ia3":
                     sets.append(f"adapter.feedforward_modules={json.dumps(ends[1:])}")
                 if adapter == "ia3 by expression":
                     sets.append(f"adapter.feedforward_modules=.*{ends[1]}")
-                yield f"{adapter}, {form}, {restriction}", [*flags, *[word for s in sets for word in ("--set", s)], "--adapter", adapter.split()[0]]
+                yield (
+                    f"{adapter}, {form}, {restriction}",
+                    [
+                        *flags,
+                        *[word for s in sets for word in ("--set", s)],
+                        "--adapter",
+                        adapter.split()[0],
+                    ],
+                )
 
 
 def main(reprpo, model, pairs_file):
@@ -105,7 +130,11 @@ def main(reprpo, model, pairs_file):
     tokenizer = AutoTokenizer.from_pretrained(model)
     kind_of_model = AutoConfig.from_pretrained(model).model_type
     parts = PARTS.get(kind_of_model, [])
-    in_parts = {name: [*sets, f"adapter.target_modules={json.dumps(parts)}"] for name, sets in IN_PARTS.items() if parts}
+    in_parts = {
+        name: [*sets, f"adapter.target_modules={json.dumps(parts)}"]
+        for name, sets in IN_PARTS.items()
+        if parts
+    }
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / "pairs.jsonl"
@@ -121,8 +150,27 @@ def main(reprpo, model, pairs_file):
         unreadable = []
 
         def scores(adapter):
-            out = run("score", "--device", "cpu", "--dtype", "f32", "--model", model, "--load-adapter", adapter, "--data", some, "--json")
-            return torch.tensor([json.loads(line)[side]["logp_sum"] for line in out.splitlines() for side in ("chosen", "rejected")])
+            out = run(
+                "score",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--model",
+                model,
+                "--load-adapter",
+                adapter,
+                "--data",
+                some,
+                "--json",
+            )
+            return torch.tensor(
+                [
+                    json.loads(line)[side]["logp_sum"]
+                    for line in out.splitlines()
+                    for side in ("chosen", "rejected")
+                ]
+            )
 
         def relative(a, b):
             return ((a - b).abs() / b.abs()).max().item()
@@ -132,40 +180,102 @@ def main(reprpo, model, pairs_file):
             kind = name.removesuffix("-parts")
             method = {"rslora": "lora", "dora": "lora"}.get(kind, kind)
             sets = [*sets, "train.lr=1e-2", "train.warmup=0", "train.epochs=3"]
-            run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--adapter", method, "--out", out,
-                *[word for s in sets for word in ("--set", s)])
+            run(
+                "run",
+                "--no-eval",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--model",
+                model,
+                "--dataset",
+                some,
+                "--adapter",
+                method,
+                "--out",
+                out,
+                *[word for s in sets for word in ("--set", s)],
+            )
             warned = unreadable[-1]
             ours = scores(out / "adapter")
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             before = logps(base, tokenizer, pairs)
             has = kind not in NOT_IN_PEFT.get(kind_of_model, [])
             if warned == has:
-                sys.exit(f"{name}: a warning that PEFT cannot read the adapter is {'wrong' if has else 'missing'}")
+                sys.exit(
+                    f"{name}: a warning that PEFT cannot read the adapter is {'wrong' if has else 'missing'}"
+                )
             # What PEFT does not have is only compared with the exported model.
-            theirs = logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs) if has else ours
+            theirs = (
+                logps(PeftModel.from_pretrained(base, out / "adapter"), tokenizer, pairs)
+                if has
+                else ours
+            )
             merged = Path(folder) / f"{name}-merged"
             run("export", out, "--merge", "--out", merged)
-            exported = logps(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32), AutoTokenizer.from_pretrained(merged), pairs)
+            exported = logps(
+                AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32),
+                AutoTokenizer.from_pretrained(merged),
+                pairs,
+            )
             off, off_merged = relative(ours, theirs), relative(exported, theirs)
             worst = max(worst, off, off_merged)
-            print(f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}")
+            print(
+                f"{name:12} in PEFT off by {off:.1e}, exported off by {off_merged:.1e}, moved from the base by {relative(theirs, before):.1e}"
+            )
 
-        base = logps(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer, pairs)
+        base = logps(
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tokenizer, pairs
+        )
         for i, (name, flags) in enumerate(grid(kind_of_model)):
             out = Path(folder) / f"grid-{i}"
-            sets = [word for s in ("train.lr=1e-2", "train.warmup=0", "train.epochs=2") for word in ("--set", s)]
-            run("run", "--no-eval", "--device", "cpu", "--dtype", "f32", "--model", model, "--dataset", some, "--out", out, *sets, *flags)
-            peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), out / "adapter")
+            sets = [
+                word
+                for s in ("train.lr=1e-2", "train.warmup=0", "train.epochs=2")
+                for word in ("--set", s)
+            ]
+            run(
+                "run",
+                "--no-eval",
+                "--device",
+                "cpu",
+                "--dtype",
+                "f32",
+                "--model",
+                model,
+                "--dataset",
+                some,
+                "--out",
+                out,
+                *sets,
+                *flags,
+            )
+            peft = PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), out / "adapter"
+            )
             theirs = logps(peft, tokenizer, pairs)
             off, moved = relative(scores(out / "adapter"), theirs), relative(theirs, base)
-            # An untrained adapter changes nothing, so the numbers do not show a module that PEFT adds: compare the names too.
-            adapted = {name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)}
-            keys = [key for key in load_file(out / "adapter/adapter_model.safetensors") if ".layers." in key or ".h." in key]
+            # An untrained adapter changes nothing, so the numbers do not show a module that PEFT
+            # adds: compare the names too.
+            adapted = {
+                name for name, module in peft.named_modules() if isinstance(module, BaseTunerLayer)
+            }
+            keys = [
+                key
+                for key in load_file(out / "adapter/adapter_model.safetensors")
+                if ".layers." in key or ".h." in key
+            ]
             trained = {next((a for a in adapted if key.startswith(f"{a}.")), key) for key in keys}
             if adapted != trained or moved == 0:
-                sys.exit(f"{name}: PEFT adapts {sorted(adapted)}, but the file holds {sorted(trained)}; moved by {moved:.1e}")
+                sys.exit(
+                    f"{name}: PEFT adapts {sorted(adapted)}, but the file holds {sorted(trained)}; moved by {moved:.1e}"
+                )
             worst = max(worst, off)
-            print(f"{name:45} in PEFT off by {off:.1e}, moved from the base by {moved:.1e}", flush=True)
+            print(
+                f"{name:45} in PEFT off by {off:.1e}, moved from the base by {moved:.1e}",
+                flush=True,
+            )
     print(f"worst {worst:.1e}, at most {LIMIT:.0e}")
     return worst <= LIMIT
 

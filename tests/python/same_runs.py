@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-# The method that each kind is tried with. The transform is trained and not linear, the intervention reads its states.
+# The method that each kind is tried with. The transform is trained and not linear, the intervention
+# reads its states.
 PLAIN = {"intervention": "dpo", "adapter": "lora", "transform": "none", "tap": "hs"}
 STATES = {**PLAIN, "intervention": "prefvec"}
 SETTINGS = ["train.max_pairs=20", "train.batch=2", "train.accumulate=2", "train.max_length=96"]
@@ -28,7 +29,11 @@ SPECIAL = [
     ("original prefvec", STATES, ["intervention.variant=original"]),
     ("original rank", {**STATES, "intervention": "rank"}, ["intervention.variant=original"]),
     ("pooling common", STATES, ["tap.pooling=common"]),
-    ("pooling last, shared transform", {**STATES, "transform": "ortho"}, ["tap.pooling=last", "train.share_transform=true"]),
+    (
+        "pooling last, shared transform",
+        {**STATES, "transform": "ortho"},
+        ["tap.pooling=last", "train.share_transform=true"],
+    ),
     ("dropout", PLAIN, ["adapter.lora_dropout=0.3", "train.epochs=2"]),
     ("bf16", {**STATES, "adapter": "hra"}, ["dtype=bf16"]),
 ]
@@ -41,7 +46,9 @@ KEPT = ["adapter", "transform", "checkpoints", "eval"]
 
 
 def methods(binary):
-    listed = json.loads(subprocess.run([binary, "list", "--json"], check=True, capture_output=True).stdout)
+    listed = json.loads(
+        subprocess.run([binary, "list", "--json"], check=True, capture_output=True).stdout
+    )
     return {kind: [entry["name"] for entry in listed if entry["kind"] == kind] for kind in PLAIN}
 
 
@@ -52,14 +59,31 @@ def runs(binary):
         base = PLAIN if kind in ("intervention", "adapter") else STATES
         for name in names:
             # The default layers of some taps hold none of a small model's.
-            yield f"{kind} {name}", {**base, kind: name}, ["tap.layers=0,1"] if kind == "tap" else []
+            yield (
+                f"{kind} {name}",
+                {**base, kind: name},
+                ["tap.layers=0,1"] if kind == "tap" else [],
+            )
     yield from SPECIAL
 
 
 def command(binary, model, pairs, chosen, settings, out):
     flags = [part for kind, name in chosen.items() for part in (f"--{kind}", name)]
     sets = [part for setting in SETTINGS + settings for part in ("--set", setting)]
-    return [binary, "run", "--model", model, "--dataset", pairs, "--device", "cpu", "--out", str(out), *flags, *sets]
+    return [
+        binary,
+        "run",
+        "--model",
+        model,
+        "--dataset",
+        pairs,
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *flags,
+        *sets,
+    ]
 
 
 def call(arguments):
@@ -70,7 +94,9 @@ def call(arguments):
 def killed(arguments, out):
     """Starts the run and kills it when its checkpoint is there, before it ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "REPRPO_NO_PROGRESS": "1"}
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     latest = out / "checkpoints" / "latest"
     while not latest.exists():
         if process.poll() is not None:
@@ -90,7 +116,9 @@ def contents(folder):
             if path.is_file() and path.name != "fingerprints.json":
                 found[str(path.relative_to(folder))] = path.read_bytes()
     if (folder / "metrics.jsonl").is_file():
-        found["metrics.jsonl"] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found["metrics.jsonl"] = [
+            json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
     return found
 
 
@@ -111,7 +139,13 @@ def main():
         empty = not a
         bad += bool(wrong) or empty
         steps = len(a.get("metrics.jsonl", []))
-        result = "nothing was written" if empty else f"differs: {', '.join(wrong)}" if wrong else "identical"
+        result = (
+            "nothing was written"
+            if empty
+            else f"differs: {', '.join(wrong)}"
+            if wrong
+            else "identical"
+        )
         print(f"| {name} | {steps} | {len(a)} | {result} |", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +165,17 @@ def main():
             for build, binary in (("old", old), ("new", new)):
                 out = root / f"{build}-resumed-{number}"
                 # One checkpoint, of the fourth of seven steps.
-                killed(command(binary, model, pairs, chosen, settings + ["train.epochs=1.4", "train.checkpoint_every=4"], out), out)
+                killed(
+                    command(
+                        binary,
+                        model,
+                        pairs,
+                        chosen,
+                        settings + ["train.epochs=1.4", "train.checkpoint_every=4"],
+                        out,
+                    ),
+                    out,
+                )
                 files = contents(out)
                 files.pop("metrics.jsonl", None)
                 stopped.append(files)

@@ -17,13 +17,23 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-spec = importlib.util.spec_from_file_location("fixtures", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../core/src/model/fixtures/make.py"))
+spec = importlib.util.spec_from_file_location(
+    "fixtures",
+    os.path.join(
+        os.path.dirname(os.path.abspath(__file__)), "../../core/src/model/fixtures/make.py"
+    ),
+)
 fixtures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fixtures)
 
 SPECIAL = ["<s>", "</s>", "<pad>"]
 MERGES = ["Ġ t", "h e", "Ġt he", "i n", "a n", "Ġ a", "e r", "o u", "Ġ s", "r e"]
-VOCAB = SPECIAL + [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["Ġ", ".", "Ċ"] + [m.replace(" ", "") for m in MERGES]
+VOCAB = (
+    SPECIAL
+    + [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    + ["Ġ", ".", "Ċ"]
+    + [m.replace(" ", "") for m in MERGES]
+)
 PAIRS = [
     ("the cat sat on", " the mat.", " a hat and ran."),
     ("an inner harbour is", " where the boats rest in the winter.", " out."),
@@ -36,8 +46,19 @@ SIZES = dict(
     rope_parameters=dict(rope_type="default", rope_theta=1e4),
 )  # fmt: skip
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
-YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, original_max_position_embeddings=16, attention_factor=1.25, beta_fast=24.0, beta_slow=2.0)
-GEMMA_ROPE = dict(full_attention=dict(rope_type="default", rope_theta=1e6), sliding_attention=dict(rope_type="default", rope_theta=1e4))
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=1e4,
+    factor=8.0,
+    original_max_position_embeddings=16,
+    attention_factor=1.25,
+    beta_fast=24.0,
+    beta_slow=2.0,
+)
+GEMMA_ROPE = dict(
+    full_attention=dict(rope_type="default", rope_theta=1e6),
+    sliding_attention=dict(rope_type="default", rope_theta=1e4),
+)
 ARCHITECTURES = {
     "llama": dict(SIZES, rms_norm_eps=1e-5),
     "mistral": dict(SIZES, rms_norm_eps=1e-5, sliding_window=6, head_dim=8),
@@ -60,12 +81,24 @@ ARCHITECTURES = {
 
 
 def tokenizer_json(bos):
-    added = [dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for i, t in enumerate(SPECIAL)]
+    added = [
+        dict(
+            id=i,
+            content=t,
+            single_word=False,
+            lstrip=False,
+            rstrip=False,
+            normalized=False,
+            special=True,
+        )
+        for i, t in enumerate(SPECIAL)
+    ]
     begin = [dict(SpecialToken=dict(id="<s>", type_id=0))] if bos else []
     template = dict(
         type="TemplateProcessing",
         single=begin + [dict(Sequence=dict(id="A", type_id=0))],
-        pair=begin + [dict(Sequence=dict(id="A", type_id=0)), dict(Sequence=dict(id="B", type_id=1))],
+        pair=begin
+        + [dict(Sequence=dict(id="A", type_id=0)), dict(Sequence=dict(id="B", type_id=1))],
         special_tokens={"<s>": dict(id="<s>", ids=[0], tokens=["<s>"])} if bos else {},
     )
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
@@ -75,16 +108,24 @@ def tokenizer_json(bos):
         post_processor=template, decoder=level, model=model)  # fmt: skip
 
 
-TOKENIZER_CONFIG = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+TOKENIZER_CONFIG = dict(
+    tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+)
 
 
 def folder(at, architecture, bos):
     config = dict(ARCHITECTURES[architecture], model_type=architecture)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
     names = fixtures.own_tensors(model)
-    tensors = {name: torch.from_numpy(fixtures.weight(name, tuple(t.shape))) for name, t in names.items()}
+    tensors = {
+        name: torch.from_numpy(fixtures.weight(name, tuple(t.shape))) for name, t in names.items()
+    }
     save_file(tensors, f"{at}/model.safetensors", metadata={"format": "pt"})
-    for name, value in [("config.json", config), ("tokenizer.json", tokenizer_json(bos)), ("tokenizer_config.json", TOKENIZER_CONFIG)]:
+    for name, value in [
+        ("config.json", config),
+        ("tokenizer.json", tokenizer_json(bos)),
+        ("tokenizer_config.json", TOKENIZER_CONFIG),
+    ]:
         with open(f"{at}/{name}", "w") as out:
             json.dump(value, out)
     return config, {name: list(t.shape) for name, t in names.items()}
@@ -109,14 +150,23 @@ def main():
                 tokenizer = AutoTokenizer.from_pretrained(at)
                 # Other implementations of attention leave out the cap of Gemma 2.
                 eager = dict(attn_implementation="eager") if architecture == "gemma2" else {}
-                model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32, **eager).eval()
-                scores[rule] = [[score(model, tokenizer, p, c), score(model, tokenizer, p, r)] for p, c, r in PAIRS]
-            print(architecture, rule, *(f"{a:.3f}/{b:.3f}" for a, b in scores[rule]), file=sys.stderr)
+                model = AutoModelForCausalLM.from_pretrained(
+                    at, dtype=torch.float32, **eager
+                ).eval()
+                scores[rule] = [
+                    [score(model, tokenizer, p, c), score(model, tokenizer, p, r)]
+                    for p, c, r in PAIRS
+                ]
+            print(
+                architecture, rule, *(f"{a:.3f}/{b:.3f}" for a, b in scores[rule]), file=sys.stderr
+            )
         models[architecture] = dict(config=config, tensors=shapes, scores=scores)
     pairs = [dict(prompt=p, chosen=c, rejected=r) for p, c, r in PAIRS]
     common = dict(pairs=pairs, tokens=VOCAB, special=len(SPECIAL), merges=MERGES, tokenizer=tokenizer_json(False),
         with_bos=tokenizer_json(True)["post_processor"], tokenizer_config=TOKENIZER_CONFIG)  # fmt: skip
-    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in common.items())
+    lines = ",\n".join(
+        f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in common.items()
+    )
     of = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in models.items())
     with open("values.json", "w") as out:
         out.write(f'{{\n{lines},\n"models": {{\n{of}\n}}\n}}\n')

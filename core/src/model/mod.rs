@@ -1,7 +1,7 @@
 //! Language models: their frozen weights, and the architectures that compute with them.
 //!
 //! Each architecture is one file that reads like the block in its paper. It declares the fields of
-//! its configuration and assembles a [`Decoder`] from shared building blocks (attention, MLP,
+//! its configuration and assembles a `Decoder` from shared building blocks (attention, MLP,
 //! norms), each of which is in the file with its name.
 
 mod activation;

@@ -24,7 +24,7 @@ pub struct Request<'a> {
     pub sites: &'a [Site],
     /// True if the final hidden state must be returned, for example to compute log-probabilities.
     pub hidden: bool,
-    /// Called with the output of each adapted module, part and block; see [`Intercept`].
+    /// Called with the output of each adapted module, part and block; see `Intercept`.
     pub intercept: Option<Intercept<'a>>,
     /// Keys and values of the tokens before the stream. The pass appends those of the stream.
     pub cache: Option<&'a RefCell<Cache>>,

@@ -1,9 +1,9 @@
 //! A training run, from its configuration to the table of its results, in four phases.
 //!
-//! 1. [`plan`] reads everything that the run is made of, and rejects what can be rejected.
-//! 2. [`assemble`] builds everything that trains: adapter, objective and optimiser.
-//! 3. [`fit`] takes the steps.
-//! 4. [`judge`] evaluates the result.
+//! 1. `plan` reads everything that the run is made of, and rejects what can be rejected.
+//! 2. `assemble` builds everything that trains: adapter, objective and optimiser.
+//! 3. `fit` takes the steps.
+//! 4. `judge` evaluates the result.
 //!
 //! The run's folder is made between the second and the third phase. What happens in the folder is
 //! written by the recorders in [`record`].

@@ -23,7 +23,11 @@ def answer(**values):
     answers.flush()
 
 
-missing = [name for name in ("torch", "transformers", "peft", "trl", "datasets") if importlib.util.find_spec(name) is None]
+missing = [
+    name
+    for name in ("torch", "transformers", "peft", "trl", "datasets")
+    if importlib.util.find_spec(name) is None
+]
 if missing:
     answer(missing=missing)
     sys.exit()
@@ -57,11 +61,15 @@ if spec["device"] != "cpu" and not cuda:
 if not cuda:
     torch.set_num_threads(spec["threads"])
 steps, batch, tokens = spec["steps"], spec["batch"], spec["tokens"]
-config = transformers.LlamaConfig(**{k: v for k, v in spec["config"].items() if k not in ("model_type", "architectures")})
+config = transformers.LlamaConfig(
+    **{k: v for k, v in spec["config"].items() if k not in ("model_type", "architectures")}
+)
 words = {f"w{i}": i for i in range(config.vocab_size)}
 tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
 tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w2")
+tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, unk_token="w0", eos_token="w1", pad_token="w2"
+)
 draw = random.Random(0)
 
 
@@ -76,7 +84,10 @@ def text(n):
 
 
 # The trainer adds a token to the end of each completion.
-pairs = [dict(prompt=text(tokens).strip(), chosen=text(tokens - 1), rejected=text(tokens - 1)) for _ in range((1 + steps) * batch)]
+pairs = [
+    dict(prompt=text(tokens).strip(), chosen=text(tokens - 1), rejected=text(tokens - 1))
+    for _ in range((1 + steps) * batch)
+]
 # The weights and the steps count, as on the other side, and not the libraries.
 before = 0
 try:
@@ -86,7 +97,9 @@ try:
 except OSError:
     pass
 with torch.device("cuda" if cuda else "cpu"):
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec["dtype"]))
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, spec["dtype"])
+    )
 adapter = peft.PeftConfig.from_pretrained(spec["adapter"])
 # A saved adapter is not to be trained unless this is reset.
 adapter.inference_mode = False
@@ -106,9 +119,18 @@ arguments = trl.DPOConfig(
     gradient_checkpointing=False, per_device_train_batch_size=batch, max_steps=1 + steps, logging_steps=1000, save_strategy="no",
     disable_tqdm=True, learning_rate=1e-5, dataloader_drop_last=True,
 )  # fmt: skip
-trainer = trl.DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[Clock()])
+trainer = trl.DPOTrainer(
+    model=model,
+    args=arguments,
+    train_dataset=Dataset.from_list(pairs),
+    processing_class=tokenizer,
+    callbacks=[Clock()],
+)
 trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-answer(trained=trained, versions={module.__name__: module.__version__ for module in (torch, transformers, peft, trl)})
+answer(
+    trained=trained,
+    versions={module.__name__: module.__version__ for module in (torch, transformers, peft, trl)},
+)
 for _ in sys.stdin:
     marks.clear()
     trainer.train()

@@ -140,7 +140,8 @@ impl Fixture {
     }
 }
 
-/// The values of [`numbers`] as a tensor.
+/// Computes the weight of that name as a float32 tensor: each value follows from the name and the
+/// position.
 pub fn weight(name: &str, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&numbers(name, shape)).reshape(shape)
 }
