@@ -467,7 +467,7 @@ fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
             (of(&format!("{adapter}-a"), &rr), of(&format!("{adapter}-b"), &rr));
         assert!(
             said.contains(
-                "the loss is flat at the reference, so training begins beside it: \
+                "the loss is flat at the reference, so training starts from a perturbed adapter: \
             noise of standard deviation 0.01 "
             ),
             "{said}"

@@ -127,7 +127,7 @@ impl Source {
         })
     }
 
-    /// The header is wrong in every row, so it is told once and of itself.
+    /// Checks the columns in the header, so that a missing column is one error of the file.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
         let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
             return Ok(());
@@ -162,7 +162,7 @@ impl Source {
     /// rows are added to `read` as they are read.
     ///
     /// # Errors
-    /// As [`pairs`](Self::pairs).
+    /// Fails as [`pairs`](Self::pairs) does.
     pub fn pairs_after(&self, read: &Rc<Cell<usize>>) -> Result<Pairs> {
         Ok(Pairs {
             path: self.path.clone(),
@@ -289,7 +289,7 @@ impl Pairs {
         }
     }
 
-    /// The first pair, by which a file is judged when it is opened.
+    /// The first pair, which is read as a check when a file is opened.
     ///
     /// # Errors
     /// Fails if there is no pair.
@@ -322,7 +322,7 @@ impl Iterator for Pairs {
 }
 
 impl Drop for Pairs {
-    /// Whoever read the pairs, to the end or not, is told what is missing among them.
+    /// Reports skipped rows when the pairs are dropped, even if not all were read.
     fn drop(&mut self) {
         if let Some((count, e)) = &self.skipped {
             let why = std::error::Error::source(e)

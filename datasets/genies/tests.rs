@@ -237,7 +237,8 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
         "{got}"
     );
     assert!(error(open(dir.path(), "")).contains(
-        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, dogs"
+        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, \
+            dogs"
     ));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
     let config = Genies {
