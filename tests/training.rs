@@ -878,7 +878,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
         (
             "foreign.parquet",
             "hello, I am no table".to_owned(),
-            "`foreign.parquet` is no whole parquet file",
+            "`foreign.parquet` is not a complete parquet file",
         ),
         ("columns.csv", "a,b".to_owned(), "there is no column `chosen`"),
         ("table.xlsx", "a,b".to_owned(), "no dataset opens files like `table.xlsx`"),

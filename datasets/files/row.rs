@@ -139,8 +139,8 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // A prompt in another form than the completions is there for people, and stands in both of
-        // them as well.
+        // A prompt of another type than the completions is only for display: both completions
+        // contain it as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and shares no beginning with `{}`",

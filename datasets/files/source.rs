@@ -111,8 +111,8 @@ impl Source {
     /// The rows in order.
     ///
     /// # Errors
-    /// Where the file cannot be opened or has no columns of a pair; each row where it cannot be
-    /// read.
+    /// Fails if the file cannot be opened, or if it lacks a column. An item is an error if its row
+    /// cannot be read.
     pub fn rows(&self) -> Result<Rows> {
         Ok(match &self.format {
             Format::Jsonl => Box::new(jsonl::Rows::open(&self.path, self.reading.longest)?),
@@ -141,9 +141,9 @@ impl Source {
             _ => None,
         };
         Err(match other {
-            Some("\t") => e.hint("do tabs stand between the fields? Call the file `.tsv`"),
+            Some("\t") => e.hint("do tabs separate the fields? rename the file to `.tsv`"),
             Some(other) => e.hint(format!(
-                "does `{other}` stand between the fields? `--set {}` says so",
+                "does `{other}` separate the fields? set it with `--set {}`",
                 quoted(format!("dataset.delimiter={other}"))
             )),
             None => e,
@@ -206,7 +206,7 @@ pub struct Pairs {
     /// True for CSV and TSV, where an empty cell may be a missing value.
     cells: bool,
     rows: Rows,
-    /// Number of rows that were read, including those that were passed over.
+    /// Number of rows that were read, including skipped rows.
     read: Rc<Cell<usize>>,
     waiting: std::vec::IntoIter<PreferencePair>,
     shape: Option<Shape>,
@@ -299,9 +299,9 @@ impl Pairs {
         first.ok_or_else(|| {
             let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
             match skipped {
-                Some((count, e)) => none.because(e).hint(format!(
-                    "{count} rows were passed over, as `dataset.bad_rows=skip` has it"
-                )),
+                Some((count, e)) => none
+                    .because(e)
+                    .hint(format!("{count} rows were skipped because of `dataset.bad_rows=skip`")),
                 None => none,
             }
         })
@@ -328,7 +328,7 @@ impl Drop for Pairs {
             let why = std::error::Error::source(e)
                 .map_or_else(String::new, |why| format!(" because {why}"));
             tracing::warn!(
-                "{count} rows of `{}` are no pairs and were passed over; the first: {e}{why}",
+                "{count} rows of `{}` are not pairs and were skipped; the first: {e}{why}",
                 self.path.display()
             );
         }

@@ -267,7 +267,7 @@ fn a_missing_or_damaged_file_is_named() {
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     assert!(
         error(open(dir.path(), "cats"))
-            .contains(&format!("`{}` is no whole parquet file", file.display()))
+            .contains(&format!("`{}` is not a complete parquet file", file.display()))
     );
     fs::rename(&file, file.with_file_name("test-00000-of-00002.parquet")).unwrap();
     assert!(error(open(dir.path(), "cats")).contains("has 1 of the 2 files of its `test` split"));
