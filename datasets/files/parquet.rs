@@ -31,7 +31,7 @@ impl Table {
     /// Reads the footer; `extra` are columns that are wanted besides a pair's.
     ///
     /// # Errors
-    /// Where the file cannot be opened, is not a complete parquet file, or lacks a column.
+    /// Fails if the file cannot be opened, is not a complete parquet file, or lacks a column.
     pub fn open(path: &Path, columns: &Columns, extra: &[&str]) -> Result<Self> {
         let reader = footer(path)?;
         let cannot = || format!("cannot use `{}`", path.display());
@@ -181,7 +181,7 @@ fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
         .hint("it may have been cut short while it was copied; fetch it again")
 }
 
-/// The parquet reader panics on some damaged files.
+/// Runs a parquet reader and turns its panics, which damaged files can cause, into errors.
 fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done.map_err(|e| damaged(path, e)),
