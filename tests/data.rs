@@ -208,7 +208,7 @@ fn a_run_trains_on_the_part_it_is_told_to_and_says_what_teaches_nothing() {
     assert!(told.contains("3 pairs to train on, 0 dropped, 0 cut\n"), "{told}");
     assert!(
         told.contains(
-            "warning: pairs whose completions are the same tokens, which teach nothing: 1\n"
+            "warning: pairs with equal tokens in both completions, which have no effect: 1\n"
         ),
         "{told}"
     );

@@ -485,7 +485,7 @@ fn a_command_that_continues_a_run_has_the_runs_configuration() {
     std::fs::write(tree.path("mine/thesis.txt"), "x").expect("written");
     let text = refused(&tree.reprpo("", &tree.run_args("mine", &["--resume", "auto"])));
     assert!(
-        text.contains("`mine` holds no run, but `thesis.txt`")
+        text.contains("`mine` is not the folder of a run: it has `thesis.txt`")
             && tree.path("mine/thesis.txt").is_file(),
         "{text}"
     );

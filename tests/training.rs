@@ -467,7 +467,7 @@ fn a_flat_start_is_left_by_seeded_noise_that_is_logged() {
             (of(&format!("{adapter}-a"), &rr), of(&format!("{adapter}-b"), &rr));
         assert!(
             said.contains(
-                "the loss is flat at the reference, so training begins beside it: \
+                "the loss is flat at the reference, so training starts from a perturbed adapter: \
             noise of standard deviation 0.01 "
             ),
             "{said}"
@@ -878,7 +878,7 @@ fn a_data_file_that_cannot_be_used_is_named_with_its_line() {
         (
             "foreign.parquet",
             "hello, I am no table".to_owned(),
-            "`foreign.parquet` is no whole parquet file",
+            "`foreign.parquet` is not a complete parquet file",
         ),
         ("columns.csv", "a,b".to_owned(), "there is no column `chosen`"),
         ("table.xlsx", "a,b".to_owned(), "no dataset opens files like `table.xlsx`"),

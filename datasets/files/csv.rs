@@ -28,7 +28,8 @@ impl Rows {
     /// Opens the file and reads its header.
     ///
     /// # Errors
-    /// Where it cannot be opened, or the header is not UTF-8, names a column twice or is too long.
+    /// Fails if the file cannot be opened, or if the header is not UTF-8, names a column twice or
+    /// is too long.
     pub fn open(path: &Path, delimiter: u8, longest: usize) -> Result<Self> {
         let bytes = input::open(path)?;
         let left = Rc::new(Cell::new(longest));
@@ -86,7 +87,7 @@ impl Rows {
         let why = match e.kind() {
             ErrorKind::UnequalLengths { expected_len, len, .. } => {
                 Error::new(format!("it has {len} fields, and the header has {expected_len}"))
-                    .hint("a field with commas, quotes or line breaks stands in quotes")
+                    .hint("put fields with commas, quotes or line breaks into quotes")
             }
             // The crate hands the meter's refusal through as it got it.
             ErrorKind::Io(io) if io.kind() == io::ErrorKind::FileTooLarge => {
@@ -110,8 +111,8 @@ impl Iterator for Rows {
     }
 }
 
-/// A file of which one record may take so much and no more: a quote that is never closed would take
-/// all of it.
+/// Limits the size of a record, because a quote that is never closed would make the rest of the
+/// file one record.
 struct Metered {
     bytes: Bytes,
     left: Rc<Cell<usize>>,

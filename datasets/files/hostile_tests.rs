@@ -210,7 +210,7 @@ fn a_file_of_which_every_row_is_passed_over_says_why() {
     let e = format!("{:?}", config.build().err().unwrap());
     assert!(
         e.contains("holds no pairs\n  because cannot read line 1 of")
-            && e.contains("2 rows were passed over"),
+            && e.contains("2 rows were skipped"),
         "{e}"
     );
 }
@@ -272,7 +272,7 @@ fn a_csv_header_that_cannot_be_is_an_error() {
     assert!(
         read("x.csv", "prompt;chosen;rejected\na;b;c\n")
             .1
-            .contains("does `;` stand between the fields?")
+            .contains("does `;` separate the fields?")
     );
     assert!(
         read("x.csv", "").1.contains("line 1 of `FILE`\n  because there is no column `chosen`")

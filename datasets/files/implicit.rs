@@ -1,15 +1,13 @@
-//! A prompt that stands in both completions, taken out as TRL takes it (`extract_prompt`): the
-//! longest beginning that the two share.
+//! Implicit prompts: the longest common beginning of both completions, as in TRL's
+//! `extract_prompt`.
 
 use reprpo_plugin::prelude::*;
 
-/// The shared beginning, and what follows it in each; none where they share none, or differ in
-/// form.
+/// Splits off the common beginning; `None` if there is none, or if the types differ.
 ///
-/// Of texts: the characters before the first that differs, and where a blank stands before that,
-/// without the blank. Of conversations: the messages before the first that differs. Where one is
-/// the beginning of the other, its last character or message stays with the completions, so that
-/// neither is empty.
+/// For texts, it is the characters before the first difference, without a space at its end. For
+/// conversations, it is the messages before the first difference. If one is the beginning of the
+/// other, its last character or message stays in the completions, so that neither is empty.
 pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     match (chosen, rejected) {
         (Text::Plain(a), Text::Plain(b)) => {
@@ -26,7 +24,7 @@ pub fn extract(chosen: &Text, rejected: &Text) -> Option<PreferencePair> {
     }
 }
 
-/// How many bytes of prompt two texts share.
+/// Length in bytes of the common prompt of two texts.
 fn shared_text(a: &str, b: &str) -> Option<usize> {
     let mut before = None;
     let mut last = None;

@@ -1,9 +1,9 @@
 //! JSON that is not in lines: a list of objects, objects one after another, or one object that
 //! holds the rows.
 //!
-//! A list and a sequence are cut into their objects as they are read, so that the file may be
-//! larger than memory. An object that holds all rows has to be read whole, and may be no longer
-//! than a row.
+//! A list and a sequence are cut into their objects as they are read, so that the file can be
+//! larger than memory. A single object with all rows must be read at once, so the maximum size of a
+//! row applies to it.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -26,7 +26,8 @@ const WRAPPERS: [&str; 3] = ["data", "rows", "train"];
 /// The rows of a JSON file.
 ///
 /// # Errors
-/// Where it cannot be opened, or is none of the forms; each row where it is not JSON or no object.
+/// Fails if the file cannot be opened or has none of these forms. An item is an error if its row is
+/// not a JSON object.
 pub fn rows(path: &Path, longest: usize) -> Result<Rows> {
     let mut scanner = Scanner {
         path: path.to_owned(),
@@ -130,8 +131,8 @@ fn held(object: Row) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Whether a value is a column of texts or conversations: a list of them, or an object of them by
-/// index, which is what pandas writes. A list of messages is one conversation.
+/// True if a value is a column of texts or conversations: a list of them, or an object of them by
+/// index, as pandas writes it. A list of messages is one conversation.
 fn is_column(value: &Value) -> bool {
     let cell = |value: &Value| value.is_string() || value.is_array();
     match value {
@@ -167,7 +168,7 @@ impl Scanner {
         self.reader.consume(by);
     }
 
-    /// The next byte that is no blank, which stays where it is.
+    /// Peeks at the next byte that is not whitespace.
     fn peek(&mut self) -> Result<Option<u8>> {
         loop {
             let bytes = self.filled()?;
@@ -192,8 +193,8 @@ impl Scanner {
         Ok((place, value::parse_row(&bytes).within(|| place.reading(&self.path))?))
     }
 
-    /// The bytes of the value that begins here: to the bracket that closes it, or for what has none
-    /// to the next comma, bracket or line.
+    /// The bytes of the value that begins here. It ends at its closing bracket, or if it has no
+    /// bracket, at the next comma, bracket or line.
     fn value(&mut self, place: Place) -> Result<Vec<u8>> {
         let mut value = Vec::new();
         let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
@@ -201,7 +202,7 @@ impl Scanner {
             let room = self.longest.saturating_sub(value.len());
             let bytes = self.filled()?;
             if bytes.is_empty() {
-                // What is missing at its end, the parser says.
+                // The parser reports an incomplete value.
                 return Ok(value);
             }
             let (mut taken, mut ended) = (0, false);

@@ -1,5 +1,5 @@
-//! JSON lines, read one at a time: a file larger than memory is no problem, and a line that is none
-//! is found early.
+//! Reads JSON lines one at a time, so that a file can be larger than memory and a bad line is found
+//! early.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl Rows {
     /// Opens the file; no line of it may have more than `longest` bytes.
     ///
     /// # Errors
-    /// Where it cannot be opened.
+    /// Fails if the file cannot be opened.
     pub fn open(path: &Path, longest: usize) -> Result<Self> {
         Ok(Self {
             path: path.to_owned(),
@@ -85,13 +85,13 @@ pub fn is_jsonl(path: &Path, longest: usize) -> Result<bool> {
     }
 }
 
-/// The error for a row of more bytes than are read.
+/// The error for a row that is longer than the limit.
 pub fn too_long(longest: usize) -> Error {
     Error::new(format!("it is longer than {} MiB", longest >> 20))
         .hint("`--set dataset.max_row_mib=N` allows longer rows")
 }
 
-/// A file's first bytes without the mark that some editors put there.
+/// Removes the byte order mark that some editors write at the start of a file.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
 }

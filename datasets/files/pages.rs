@@ -1,13 +1,12 @@
-//! What the pages of a parquet file say they unpack to, before anything is unpacked: the reader
-//! takes them at their word, and a page of a few bytes may say two gigabytes.
+//! Checks the unpacked sizes in the page headers of a parquet file before anything is unpacked. The
+//! reader allocates these sizes, and a damaged page of a few bytes can declare two gigabytes.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
-/// More than this no page unpacks to: writers end one after a mebibyte, or behind the row that is
-/// longer.
+/// Maximum unpacked size of a page. Writers end a page after a mebibyte, or after a longer row.
 pub const LARGEST: i64 = 128 << 20;
 
-/// Structs within structs, of which a page's header has two.
+/// Maximum nesting of structs; a page header has two levels.
 const DEEPEST: usize = 16;
 
 /// The size that the first page of more than [`LARGEST`] bytes says it has, among the pages in
@@ -15,7 +14,7 @@ const DEEPEST: usize = 16;
 /// more.
 ///
 /// # Errors
-/// Where the file cannot be read.
+/// Fails if the file cannot be read.
 pub fn too_large(file: impl Read + Seek, start: u64, end: u64) -> io::Result<Option<i64>> {
     let mut bytes = BufReader::new(file);
     let mut at = start;
@@ -53,7 +52,7 @@ fn header(bytes: &mut (impl Read + Seek)) -> io::Result<Option<Header>> {
     Ok(unpacked.zip(packed).map(|(unpacked, packed)| Header { unpacked, packed }))
 }
 
-/// A field's type and number; none at the end of its struct, and of the file.
+/// Type and number of the next field; `None` at the end of its struct or of the file.
 fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)>> {
     let Some(first) = byte(bytes)?.filter(|b| *b != 0) else { return Ok(None) };
     let id = match first >> 4 {
@@ -63,7 +62,7 @@ fn next_field(bytes: &mut impl Read, before: i64) -> io::Result<Option<(u8, i64)
     Ok(id.map(|id| (first & 0x0f, id)))
 }
 
-/// Passes over a value; whether it was one.
+/// Skips a value. Returns false if it is malformed.
 fn skip(bytes: &mut (impl Read + Seek), kind: u8, deeper: usize) -> io::Result<bool> {
     let Some(deeper) = deeper.checked_sub(1) else { return Ok(false) };
     match kind {

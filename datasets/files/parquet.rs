@@ -1,5 +1,5 @@
-//! Parquet, by row and without arrow: preference pairs are few and short, and nothing here is worth
-//! its weight.
+//! Reads parquet files row by row, without arrow: preference pairs are few and short, so that
+//! dependency would not pay off.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +31,7 @@ impl Table {
     /// Reads the footer; `extra` are columns that are wanted besides a pair's.
     ///
     /// # Errors
-    /// Where the file cannot be opened, is no whole parquet file, or lacks a column.
+    /// Fails if the file cannot be opened, is not a complete parquet file, or lacks a column.
     pub fn open(path: &Path, columns: &Columns, extra: &[&str]) -> Result<Self> {
         let reader = footer(path)?;
         let cannot = || format!("cannot use `{}`", path.display());
@@ -89,7 +89,7 @@ impl Table {
         Ok(Self { path: path.to_owned(), wanted, texts: columns.clone(), rows })
     }
 
-    /// How many rows the footer counts.
+    /// Number of rows according to the footer.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -97,7 +97,8 @@ impl Table {
     /// The rows in order; after an error it ends.
     ///
     /// # Errors
-    /// Where the file has gone since it was opened; each row where its bytes do not decode.
+    /// Fails if the file was removed after it was opened. An item is an error if its row cannot be
+    /// decoded.
     pub fn read(&self) -> Result<impl Iterator<Item = Result<(Place, Row)>> + use<>> {
         let reader = footer(&self.path)?;
         let (projection, _) = projection(&reader, &self.wanted, &self.texts)
@@ -175,12 +176,12 @@ fn unpacks(compression: Compression) -> Result<()> {
 }
 
 fn damaged(path: &Path, why: impl std::fmt::Display) -> Error {
-    Error::new(format!("`{}` is no whole parquet file", path.display()))
+    Error::new(format!("`{}` is not a complete parquet file", path.display()))
         .because(Error::new(why.to_string()))
         .hint("it may have been cut short while it was copied; fetch it again")
 }
 
-/// The reader asserts in places what a damaged file can break.
+/// Runs a parquet reader and turns its panics, which damaged files can cause, into errors.
 fn guarded<T>(path: &Path, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => done.map_err(|e| damaged(path, e)),

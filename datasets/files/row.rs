@@ -36,13 +36,13 @@ impl Columns {
         self.prompt.as_deref().into_iter().chain([self.chosen.as_str(), self.rejected.as_str()])
     }
 
-    /// The name of the prompt's column where it is among those that are there; none where the
-    /// prompt stands in both completions.
+    /// Returns the name of the prompt's column, or `None` if the prompt is the common beginning of
+    /// both completions.
     ///
     /// # Errors
-    /// Where a column is missing, the prompt's only if a name of its own was given to it, or if
-    /// another column there looks as if it were the prompt: to take a beginning that two answers
-    /// happen to share would go unnoticed.
+    /// Fails if a column is missing. The prompt may be missing, unless the user gave it a name or
+    /// another column looks like the prompt: then the beginning that both answers happen to share
+    /// would be used without notice.
     pub fn find<'a>(&self, there: impl IntoIterator<Item = &'a str>) -> Result<Option<&str>> {
         let there: Vec<&str> = there.into_iter().collect();
         for name in [&self.chosen, &self.rejected] {
@@ -101,12 +101,12 @@ impl Columns {
 const PROMPTS: [&str; 8] =
     ["instruction", "question", "query", "input", "prompts", "context", "problem", "user"];
 
-/// The pairs in a row: one, or of a row in GENIES' own form one for each worse response. Columns
-/// besides those of a pair are ignored.
+/// The pairs in a row: one, or one for each worse response in GENIES' format. Other columns are
+/// ignored.
 ///
 /// # Errors
-/// A column that is missing, that is neither text nor a list of messages, or that differs in this
-/// from the others; no prompt, neither as a column nor as a shared beginning.
+/// Fails if a column is missing, if it is neither text nor a list of messages, if the columns have
+/// different types, or if there is no prompt, neither as a column nor as a common beginning.
 pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
     row.check(columns)?;
     sharegpt::convert(&mut row, columns)?;
@@ -139,8 +139,8 @@ pub fn pairs(mut row: Row, columns: &Columns) -> Result<Vec<PreferencePair>> {
         Some(prompt @ Text::Messages(_)) => {
             PreferencePair::new(prompt, turn(chosen), turn(rejected))
         }
-        // A prompt in another form than the completions is there for people, and stands in both of
-        // them as well.
+        // A prompt of another type than the completions is only for display: both completions
+        // contain it as well.
         other => implicit::extract(&chosen, &rejected).ok_or_else(|| match other {
             Some(prompt) => Error::new(format!(
                 "`{}` is {}, but `{}` is {} and shares no beginning with `{}`",

@@ -111,8 +111,8 @@ impl Source {
     /// The rows in order.
     ///
     /// # Errors
-    /// Where the file cannot be opened or has no columns of a pair; each row where it cannot be
-    /// read.
+    /// Fails if the file cannot be opened, or if it lacks a column. An item is an error if its row
+    /// cannot be read.
     pub fn rows(&self) -> Result<Rows> {
         Ok(match &self.format {
             Format::Jsonl => Box::new(jsonl::Rows::open(&self.path, self.reading.longest)?),
@@ -127,7 +127,7 @@ impl Source {
         })
     }
 
-    /// The header is wrong in every row, so it is told once and of itself.
+    /// Checks the columns in the header, so that a missing column is one error of the file.
     fn check_header(&self, header: &[String], delimiter: u8) -> Result<()> {
         let Err(e) = self.reading.columns.find(header.iter().map(String::as_str)) else {
             return Ok(());
@@ -141,9 +141,9 @@ impl Source {
             _ => None,
         };
         Err(match other {
-            Some("\t") => e.hint("do tabs stand between the fields? Call the file `.tsv`"),
+            Some("\t") => e.hint("do tabs separate the fields? rename the file to `.tsv`"),
             Some(other) => e.hint(format!(
-                "does `{other}` stand between the fields? `--set {}` says so",
+                "does `{other}` separate the fields? set it with `--set {}`",
                 quoted(format!("dataset.delimiter={other}"))
             )),
             None => e,
@@ -162,7 +162,7 @@ impl Source {
     /// rows are added to `read` as they are read.
     ///
     /// # Errors
-    /// As [`pairs`](Self::pairs).
+    /// Fails as [`pairs`](Self::pairs) does.
     pub fn pairs_after(&self, read: &Rc<Cell<usize>>) -> Result<Pairs> {
         Ok(Pairs {
             path: self.path.clone(),
@@ -206,7 +206,7 @@ pub struct Pairs {
     /// True for CSV and TSV, where an empty cell may be a missing value.
     cells: bool,
     rows: Rows,
-    /// Number of rows that were read, including those that were passed over.
+    /// Number of rows that were read, including skipped rows.
     read: Rc<Cell<usize>>,
     waiting: std::vec::IntoIter<PreferencePair>,
     shape: Option<Shape>,
@@ -289,7 +289,7 @@ impl Pairs {
         }
     }
 
-    /// The first pair, by which a file is judged when it is opened.
+    /// The first pair, which is read as a check when a file is opened.
     ///
     /// # Errors
     /// Fails if there is no pair.
@@ -299,9 +299,9 @@ impl Pairs {
         first.ok_or_else(|| {
             let none = Error::new(format!("`{}` holds no pairs", self.path.display()));
             match skipped {
-                Some((count, e)) => none.because(e).hint(format!(
-                    "{count} rows were passed over, as `dataset.bad_rows=skip` has it"
-                )),
+                Some((count, e)) => none
+                    .because(e)
+                    .hint(format!("{count} rows were skipped because of `dataset.bad_rows=skip`")),
                 None => none,
             }
         })
@@ -322,13 +322,13 @@ impl Iterator for Pairs {
 }
 
 impl Drop for Pairs {
-    /// Whoever read the pairs, to the end or not, is told what is missing among them.
+    /// Reports skipped rows when the pairs are dropped, even if not all were read.
     fn drop(&mut self) {
         if let Some((count, e)) = &self.skipped {
             let why = std::error::Error::source(e)
                 .map_or_else(String::new, |why| format!(" because {why}"));
             tracing::warn!(
-                "{count} rows of `{}` are no pairs and were passed over; the first: {e}{why}",
+                "{count} rows of `{}` are not pairs and were skipped; the first: {e}{why}",
                 self.path.display()
             );
         }

@@ -140,7 +140,7 @@ fn columns_and_delimiter_may_be_others() {
     );
     let e = wrong(Format { delimiter: None, ..format() });
     assert!(
-        e.contains("does `;` stand between the fields? `--set 'dataset.delimiter=;'` says so"),
+        e.contains("does `;` separate the fields? set it with `--set 'dataset.delimiter=;'`"),
         "{e}"
     );
 }
@@ -246,7 +246,9 @@ fn a_file_that_cannot_serve_is_refused_when_it_is_opened() {
         error(&at("short.jsonl", "{\"prompt\": \"p\"}"))
             .contains("cannot read line 1 of `FILE`\n  because there is no column `chosen`")
     );
-    assert!(error(&at("text.parquet", "no parquet")).contains("`FILE` is no whole parquet file"));
+    assert!(
+        error(&at("text.parquet", "no parquet")).contains("`FILE` is not a complete parquet file")
+    );
     fs::create_dir(dir.path().join("folder.jsonl")).unwrap();
     assert!(error(&dir.path().join("folder.jsonl")).contains("is a folder"));
     let nothing = format!("{:?}", Files::default().build().err().unwrap());
@@ -283,7 +285,7 @@ fn parquet_cut_anywhere_is_an_error() {
     let whole = fs::read(&path).unwrap();
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
-        assert!(error(&path).contains("`FILE` is no whole parquet file"), "cut at {length}");
+        assert!(error(&path).contains("`FILE` is not a complete parquet file"), "cut at {length}");
     }
 }
 
@@ -316,7 +318,7 @@ fn a_slip_in_the_configuration_is_an_error() {
     assert!(got.contains("unknown field `tests`"), "{got}");
 }
 
-/// A user looks for the row in the file, so rows that are passed over count too.
+/// A user looks for the row in the file, so skipped rows count too.
 #[test]
 fn a_pair_has_the_place_of_its_row() {
     let dir = tempfile::tempdir().unwrap();

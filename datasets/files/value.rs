@@ -1,5 +1,5 @@
-//! JSON of unknown origin as values: how many there are is counted, because a byte of text can
-//! become a hundred of memory.
+//! Parses JSON of unknown origin. The number of values is limited, because one byte of text can
+//! take a hundred bytes of memory.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -11,7 +11,7 @@ use reprpo_plugin::serde_json::{self, Map, Value};
 use super::flaws::{Flaw, Row, Step, What};
 use super::python;
 
-/// More values than this in one row are no preference pair: some 40 MB of memory.
+/// Maximum number of values in a row, which take about 40 MB of memory.
 const MOST: usize = 500_000;
 
 /// Numbers from here on may be whole numbers of more than 64 bits, which serde_json rounds.
@@ -21,7 +21,7 @@ const ROUNDED: f64 = i64::MAX as f64;
 /// `NaN`, `Infinity`, half surrogate pairs and whole numbers of any length into JSON.
 ///
 /// # Errors
-/// Where it is not UTF-8, not JSON, nested too deep, or of too many values.
+/// Fails if the text is not UTF-8 or not JSON, is nested too deep, or has too many values.
 fn parse(bytes: &[u8]) -> Result<(Value, Vec<Flaw>)> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8(e.valid_up_to()))?;
     let strict = Walk::of(&[]);
@@ -59,7 +59,7 @@ fn not_json(e: &serde_json::Error) -> Error {
 /// One JSON text as a row.
 ///
 /// # Errors
-/// As [`parse`], and where it is no object.
+/// Fails as [`parse`] does, or if the text is not an object.
 pub fn parse_row(bytes: &[u8]) -> Result<Row> {
     match parse(bytes)? {
         (Value::Object(cells), flaws) => Ok(Row::new(cells, flaws)),
@@ -67,7 +67,7 @@ pub fn parse_row(bytes: &[u8]) -> Result<Row> {
     }
 }
 
-/// The error for a value that stands where a row should.
+/// The error for a value that should be a row.
 pub fn not_a_row(value: &Value) -> Error {
     Error::new(format!("it is {}, not an object", json_kind(value)))
         .hint(r#"a row is {"prompt": "…", "chosen": "…", "rejected": "…"}"#)
@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(value, serde_json::json!({"a": null, "t": "x\u{fffd}y", "n": null}));
     }
 
-    /// None of these is JSON, and Python does not read them either.
+    /// These texts are not JSON, and Python does not read them either.
     #[test]
     fn text_that_python_does_not_read_either_is_an_error_in_the_right_place() {
         for (text, place) in [

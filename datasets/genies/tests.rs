@@ -237,7 +237,8 @@ fn an_unknown_distribution_brings_the_nearest_and_all() {
         "{got}"
     );
     assert!(error(open(dir.path(), "")).contains(
-        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, dogs"
+        "no distribution to train on is given\n  hint: use `--dataset genies:NAME`; valid: cats, \
+            dogs"
     ));
     assert!(error(open(dir.path(), "../genies/cats")).contains("unknown distribution"));
     let config = Genies {
@@ -266,7 +267,7 @@ fn a_missing_or_damaged_file_is_named() {
     fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     assert!(
         error(open(dir.path(), "cats"))
-            .contains(&format!("`{}` is no whole parquet file", file.display()))
+            .contains(&format!("`{}` is not a complete parquet file", file.display()))
     );
     fs::rename(&file, file.with_file_name("test-00000-of-00002.parquet")).unwrap();
     assert!(error(open(dir.path(), "cats")).contains("has 1 of the 2 files of its `test` split"));

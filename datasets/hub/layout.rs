@@ -1,4 +1,4 @@
-//! Which files of a data set's repository hold which split, by the rules of Hugging Face's
+//! Finds the files of each split in a data set's repository, by the rules of Hugging Face's
 //! `datasets`.
 //!
 //! Source: the hub's documentation, "Data files configuration" and "File names and splits".
@@ -16,7 +16,7 @@ use crate::files::ending;
 /// The branch with the hub's own conversion to parquet.
 pub const CONVERTED: &str = "refs/convert/parquet";
 
-/// Words in a path that stand for a split, in the order in which they are looked for.
+/// Words in a path that identify a split, in the order of the search.
 const KEYWORDS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
@@ -32,7 +32,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// As the repository's card says, or else its files' names; `None` where no file is read.
+    /// Reads the layout from the repository's card, else from the names of its files; `None` if no
+    /// file has a supported format.
     pub fn of(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Option<Self>> {
         Self::read(snapshot.files(), snapshot.card(), config)
     }
@@ -47,7 +48,7 @@ impl Layout {
             _ => "default".to_owned(),
         };
         if configs.is_empty() {
-            // A folder is a configuration to whoever names it.
+            // A folder is a configuration if the user names it.
             let within = |file: &&String| {
                 config.is_none_or(|c| c == "default" || file.starts_with(&format!("{c}/")))
             };
@@ -147,7 +148,7 @@ impl Layout {
         ))
     }
 
-    /// By the words in their names; where there are none, all of them are to be trained on.
+    /// Assigns files to splits by the words in their names. Without such words, all are `train`.
     fn by_names<'a>(files: impl Iterator<Item = &'a String>) -> Option<Self> {
         let hidden = |f: &str| f.split('/').any(|part| part.starts_with(['.', '_']));
         let about = |f: &str| {
@@ -181,7 +182,7 @@ impl Layout {
             .or_else(|| by(&|_| Some("train".to_owned())))
     }
 
-    /// As the hub's conversion lays them out: `CONFIG/SPLIT/0000.parquet`.
+    /// The layout of the hub's conversion: `CONFIG/SPLIT/0000.parquet`.
     pub fn converted(snapshot: &Snapshot<'_>, config: Option<&str>) -> Result<Self> {
         Self::of_conversion(snapshot.files(), config)
     }
@@ -218,7 +219,7 @@ impl Layout {
         let mut splits: Vec<(String, Vec<String>)> = Vec::new();
         let mut missing = Vec::new();
         for (_, split, file) in parts.into_iter().filter(|(config, ..)| *config == chosen) {
-            // The hub converts no more than the beginning of what is very large, and says so.
+            // The hub only converts the beginning of very large data sets, and marks these splits.
             let split = split.strip_prefix("partial-").unwrap_or(split).to_owned();
             match splits.iter_mut().find(|(name, _)| *name == split) {
                 Some((_, held)) => held.push(file.clone()),
@@ -240,14 +241,14 @@ impl Layout {
         Ok(Self { splits, missing })
     }
 
-    /// Whether all of its files are of a kind that is read.
+    /// True if all files have a supported format.
     pub fn is_read(&self) -> bool {
         let missing = self.missing.iter().map(|(_, file)| file);
         self.splits.iter().flat_map(|(_, files)| files).chain(missing).all(|f| is_read(f))
     }
 }
 
-/// Whether files are laid out as the hub's conversion has them, and there are no others.
+/// True if all files have the layout of the hub's conversion.
 pub fn is_conversion(files: &[String]) -> bool {
     let mut shown = files.iter().filter(|f| !f.starts_with('.')).peekable();
     let numbered = |name: &str| {
@@ -259,7 +260,7 @@ pub fn is_conversion(files: &[String]) -> bool {
             .all(|f| matches!(f.split('/').collect::<Vec<_>>()[..], [_, _, name] if numbered(name)))
 }
 
-/// What the card says of `data_files`: one or several patterns, alone, or for each split.
+/// The field `data_files` of a card: one or several patterns, either for all or for each split.
 fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
     let patterns = |value: &Value| -> Vec<String> {
         match value {
@@ -287,8 +288,10 @@ fn stated_splits(stated: &Value) -> Vec<(String, Vec<String>)> {
 fn glob(pattern: &str) -> Result<GlobMatcher> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     glob.map(|g| g.compile_matcher()).map_err(|e| {
-        Error::new(format!("the data set's card names the files `{pattern}`, which is no pattern"))
-            .because(e)
+        Error::new(format!(
+            "the data set's card names the files `{pattern}`, which is not a valid pattern"
+        ))
+        .because(e)
     })
 }
 
@@ -336,7 +339,7 @@ fn shard_of(name: &str) -> Option<String> {
     (five(number) && number.len() == 5 && five(rest) && !split.is_empty()).then(|| split.to_owned())
 }
 
-/// The split whose word stands in a text, by itself.
+/// The split whose word occurs in a text as a separate word.
 fn keyword(text: &str) -> Option<String> {
     let text = text.to_lowercase();
     let has = |word: &&str| {

@@ -13,7 +13,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// From its text; what it leaves out is as in the data set itself.
+    /// Parses the notation. Omitted parts are those of the data set itself.
     pub fn read(text: &str, home: &RepoId, config: Option<&str>) -> Result<Self> {
         let wrong = || {
             Error::new(format!("`{text}` names no split"))
@@ -37,7 +37,7 @@ impl Part {
                 RepoId::read(RepoKind::Dataset, repo).map_err(|e| e.within(wrong().message()))
             })
             .transpose()?;
-        // A configuration of this data set is none of another.
+        // Another data set does not have the same configurations.
         let config = named.or(config.filter(|_| other.is_none()));
         Ok(Self {
             repo: other.unwrap_or_else(|| home.clone()),
@@ -46,7 +46,7 @@ impl Part {
         })
     }
 
-    /// Its text, with the repository at `pinned` where it is another than `home`.
+    /// Writes the notation, with the repository `pinned` unless it is `home`.
     pub fn text(&self, home: &RepoId, pinned: RepoId) -> String {
         let repo = (self.repo != *home).then(|| pinned.to_string());
         [repo.as_deref(), self.config.as_deref(), Some(&self.split)]

@@ -18,8 +18,8 @@ use self::words::{
 /// Pairs generated from a seed: `--dataset synthetic`.
 #[dataset(
     name = "synthetic",
-    summary = "evidence against the user's opinion, shifted from counts to places; generated from a \
-        seed",
+    summary = "evidence against the user's opinion, shifted from counts to places; generated \
+        from a seed",
     reference = "this project; it asks the same question as sycophancy under distribution shift in \
         GENIES (arXiv:2311.07723)",
     explain = "\

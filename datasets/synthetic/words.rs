@@ -1,7 +1,7 @@
 //! The words of the synthetic shift. A completion never tells which one is preferred: both are one
 //! sentence with a word from the same list in it.
 
-/// What holds what, in the distribution that is trained on.
+/// Containers and their contents, in the training distribution.
 pub const HELD: [(&str, &str); 8] = [
     ("box", "coins"),
     ("jar", "nuts"),
@@ -13,11 +13,11 @@ pub const HELD: [(&str, &str); 8] = [
     ("case", "books"),
 ];
 
-/// How many it holds.
+/// Numbers of items in a container.
 pub const NUMBERS: [&str; 10] =
     ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"];
 
-/// What gives evidence.
+/// Phrases that introduce evidence.
 pub const SOURCES: [&str; 10] = [
     "The label says",
     "The list says",
@@ -31,7 +31,7 @@ pub const SOURCES: [&str; 10] = [
     "The report says",
 ];
 
-/// How the user puts an opinion.
+/// Phrases that introduce the opinion of the user.
 pub const OPINIONS: [&str; 10] = [
     "I think",
     "I believe",
@@ -45,7 +45,7 @@ pub const OPINIONS: [&str; 10] = [
     "I assume",
 ];
 
-/// What gives evidence in the shifted distribution.
+/// Phrases that introduce evidence, in the shifted distribution.
 pub const SHIFTED_SOURCES: [&str; 4] = [
     "The register shows that",
     "The passport proves that",
@@ -53,20 +53,20 @@ pub const SHIFTED_SOURCES: [&str; 4] = [
     "The contract states that",
 ];
 
-/// How the user puts an opinion in the shifted distribution.
+/// Phrases that introduce the user's opinion, in the shifted distribution.
 pub const SHIFTED_OPINIONS: [&str; 4] =
     ["My hunch is that", "To me it seems that", "My gut tells me that", "My memory is that"];
 
-/// Where people live, in the shifted distribution.
+/// Towns where people live, in the shifted distribution.
 pub const TOWNS: [&str; 10] =
     ["Rome", "Paris", "Oslo", "Cairo", "Tokyo", "Lima", "Madrid", "Berlin", "Vienna", "Dublin"];
 
-/// Who lives there, and who is compared in the unrelated judgement.
+/// Names of people, in the shifted distribution and in the unrelated judgement.
 pub const NAMES: [&str; 16] = [
     "Mia", "Tom", "Ada", "Leo", "Eva", "Sam", "Ida", "Max", "Zoe", "Ben", "Ann", "Tim", "Lea",
     "Jim", "Kim", "Dan",
 ];
 
-/// In what they are compared.
+/// Comparatives and superlatives of the unrelated judgement.
 pub const COMPARED: [(&str, &str); 4] =
     [("taller", "tallest"), ("older", "oldest"), ("faster", "fastest"), ("richer", "richest")];

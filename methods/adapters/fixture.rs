@@ -6,7 +6,7 @@ use reprpo_plugin::testkit::random;
 
 pub const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
 
-/// A module of that name in float64 with a bias.
+/// A module `name` in float64, with a bias.
 pub fn module(name: &str, inputs: i64, outputs: i64) -> (LinearInfo, Frozen) {
     let info =
         LinearInfo { name: format!("model.layers.0.{name}"), layer: Some(0), inputs, outputs };

@@ -1,4 +1,4 @@
-//! Settings that belong together: each recipe is a file of values, a layer of the configuration.
+//! Recipes: files of settings that form a layer of the configuration.
 
 #[cfg(test)]
 mod tests;

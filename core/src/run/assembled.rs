@@ -28,7 +28,7 @@ pub struct Assembled {
     pub noise: Option<f64>,
 }
 
-/// What an assembled run is made of, besides the model.
+/// The parts of an assembled run, besides the model.
 pub struct Parts<'a> {
     /// The training objective.
     pub intervention: Box<dyn Intervention>,
@@ -59,7 +59,7 @@ impl Assembled {
             None
         };
         let reference = initial.clone().filter(|_| train.reference == ReferenceModel::Start);
-        // Whether training starts at the reference itself.
+        // True if training starts at the reference itself.
         let at_reference = if initial.is_some() {
             reference.is_some()
         } else {
@@ -90,7 +90,7 @@ impl Assembled {
 
 /// Number of blocks that a step runs for a method with these needs that reads states at `sites`.
 fn depth(needs: &Needs, sites: &[Site], model: &Model) -> Result<usize> {
-    // A method that trains nothing reads nothing, and its adapter is one of the whole model.
+    // A method that trains nothing reads no states, and its adapter is on all blocks.
     model.depth(sites, needs.logprobs.any() || needs.sequence_nll || needs.evaluate_only)
 }
 

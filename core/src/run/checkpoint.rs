@@ -1,8 +1,8 @@
-//! A point from which a run can go on: parameters, optimiser state, what is kept of the reference,
-//! and the step.
+//! Checkpoints, from which a run can be resumed: parameters, optimiser state, cached values of the
+//! reference, and the step.
 //!
-//! What else a step depends on (order of the pairs, dropout) is a function of the seed and the
-//! step.
+//! Everything else that a step depends on (order of the pairs, dropout) follows from the seed and
+//! the step.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ fn dir(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
-/// The values of everything that was trained after the best of the validated steps.
+/// Path of the trained values after `step` steps, the best of the validated ones.
 fn dir_of_best(run: &Path, step: usize) -> PathBuf {
     dir(run).join(format!("best-{step}"))
 }
@@ -42,7 +42,7 @@ fn host(tensors: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
 /// before. `best` is the best of the validations so far, if there are any.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// Fails if a file cannot be written.
 pub fn save(
     folder: &Path,
     step: usize,
@@ -70,7 +70,7 @@ pub fn save(
     if let Some(old) =
         before.map(|b| b.trim().to_owned()).filter(|b| *b != step.to_string() && !b.is_empty())
     {
-        // A stale checkpoint costs disk and nothing else.
+        // A stale checkpoint only costs disk space.
         let _ = std::fs::remove_dir_all(dir(folder).join(format!("step-{old}")));
     }
     keep_only_best(folder, best);
@@ -90,7 +90,7 @@ pub fn best(run: &Path, step: usize) -> Result<Option<Best>> {
     let text =
         std::fs::read_to_string(&path).within(|| format!("cannot read `{}`", path.display()))?;
     serde_json::from_str(&text).map(Some).map_err(|e| {
-        Error::new(format!("`{}` is not what a checkpoint holds", path.display())).because(e)
+        Error::new(format!("`{}` is not a valid file of a checkpoint", path.display())).because(e)
     })
 }
 
@@ -131,10 +131,10 @@ pub fn exists(run: &Path) -> bool {
     dir(run).join("latest").is_file()
 }
 
-/// How many steps the run's checkpoint has finished.
+/// Number of steps that the run's checkpoint has finished.
 ///
 /// # Errors
-/// Where there is none.
+/// Fails if there is no checkpoint.
 pub fn latest(run: &Path) -> Result<usize> {
     let path = dir(run).join("latest");
     if marks::trained(run) {
@@ -151,9 +151,9 @@ pub fn latest(run: &Path) -> Result<usize> {
         )));
     }
     let text = std::fs::read_to_string(&path).map_err(|e| {
-        Error::new(format!("the run in `{}` has no checkpoint to go on from", run.display()))
+        Error::new(format!("the run in `{}` has no checkpoint to resume", run.display()))
             .because(e)
-            .hint("set `train.checkpoint_every`, and start again")
+            .hint("set `train.checkpoint_every`, and start the run again")
     })?;
     text.trim()
         .parse()
@@ -181,7 +181,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
         }
         return Err(given_up(
             Error::new(format!(
-                "cannot check whether the run in `{}` goes on as it began: its \
+                "cannot check whether the run in `{}` still has the same inputs: its \
                 checkpoint has no fingerprints",
                 run.display()
             ))
@@ -206,7 +206,7 @@ pub fn check(run: &Path, step: usize, now: &Fingerprints, inexact: bool) -> Resu
     Err(given_up(e.hint("put back what the checkpoint was made with, or start a new run")))
 }
 
-/// Goes back to the checkpoint of `step`, in a run that has the fingerprints `now`.
+/// Restores the checkpoint of `step`, in a run that has the fingerprints `now`.
 ///
 /// # Errors
 /// Fails if a file is damaged, or if it does not hold the parameters that this run trains.
@@ -284,7 +284,7 @@ pub fn tidy(run: &Path, step: usize) -> Result<()> {
     Ok(())
 }
 
-/// The run has ended: its checkpoints are of no more use.
+/// Removes the checkpoints of a run that has ended.
 pub fn discard(run: &Path) {
     // `latest` goes first, so that a process which is killed here leaves no checkpoint rather than
     // half of one.

@@ -1,5 +1,5 @@
-//! A run's folder: made once everything that can be refused has been, and gone again when nothing
-//! in it is of use.
+//! A run's folder. It is created after all inputs have been checked, and removed if the run fails
+//! before its first checkpoint.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::{checkpoint, marks};
 use crate::error::{Context, Error, Result, quoted};
 use crate::files::write_whole;
 
-/// The folder of a run that is going on.
+/// The folder of a run in progress.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -27,8 +27,8 @@ pub struct Files {
 }
 
 impl Folder {
-    /// Makes the folder with the run's configuration in it, which may depend on where the folder
-    /// lies. It may be there already if it is empty.
+    /// Creates the folder and writes the run's configuration, which can depend on the folder's
+    /// path. The folder may exist if it is empty.
     ///
     /// # Errors
     /// Fails if it exists and is not empty, or if it cannot be made.
@@ -51,11 +51,11 @@ impl Folder {
         Self::open(path, locked(path, None)?, false)
     }
 
-    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is locked
-    /// already. Metrics past `step` were not part of the checkpoint, and are removed.
+    /// Continues in the folder of an interrupted run. `lock` is the run's log if it is already
+    /// locked. Metrics past `step` were not part of the checkpoint, and are removed.
     ///
     /// # Errors
-    /// Where a file cannot be read or written.
+    /// Fails if a file cannot be read or written.
     pub fn resume(path: &Path, step: usize, lock: Option<File>) -> Result<(Self, Files)> {
         let log = locked(path, lock)?;
         checkpoint::tidy(path, step)?;
@@ -73,7 +73,7 @@ impl Folder {
         Self::open(path, log, true)
     }
 
-    /// Replaces the configuration, for a run that continues with another one than it began with.
+    /// Replaces the configuration of a run that continues with a different one.
     ///
     /// # Errors
     /// Fails if it cannot be written.
@@ -91,7 +91,7 @@ impl Folder {
         &self.path
     }
 
-    /// What an error that ends the run leaves, for a hint.
+    /// A hint for an error that ends the run: the checkpoint that is left, if any.
     pub fn remains(&self) -> String {
         let path = self.path.display();
         match self.path.join("checkpoints").is_dir() && self.keep {
@@ -106,13 +106,13 @@ impl Folder {
         }
     }
 
-    /// What is in it now is worth keeping, whatever comes.
+    /// Keeps the folder even if the run fails later.
     pub fn keep(&mut self) {
         self.keep = true;
     }
 }
 
-/// True for a whole line of `metrics.jsonl` about one of the first `step` steps, or about a
+/// True for a complete line of `metrics.jsonl` about one of the first `step` steps, or about a
 /// validation after one of the first `validated` steps.
 fn is_up_to(line: &str, step: usize, validated: usize) -> bool {
     let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
@@ -148,7 +148,7 @@ fn append(folder: &Path, name: &str) -> Result<File> {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
-            // An error is on its way already, and says more than this one would.
+            // Another error is already being returned, and is more helpful.
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }
@@ -165,6 +165,6 @@ mod tests {
         assert!(is_up_to(validation, 4, 4));
         // The checkpoint was written before the validation of its step.
         assert!(!is_up_to(validation, 4, 2));
-        assert!(!is_up_to(&step[..9], 4, 4), "a line that was not written to its end");
+        assert!(!is_up_to(&step[..9], 4, 4), "an incomplete line");
     }
 }

@@ -1,6 +1,6 @@
 //! A training run, from its configuration to the table of its results, in four phases.
 //!
-//! 1. `plan` reads everything that the run is made of, and rejects what can be rejected.
+//! 1. `plan` reads and checks all inputs of the run.
 //! 2. `assemble` builds everything that trains: adapter, objective and optimiser.
 //! 3. `fit` takes the steps.
 //! 4. `judge` evaluates the result.
@@ -71,7 +71,7 @@ pub fn run(
     stop: &AtomicBool,
     progress: &mut dyn Progress,
 ) -> Result<Option<Evaluation>> {
-    // Loads CUDA, which has to come before the first operation of libtorch.
+    // Loads CUDA, which must happen before the first operation of libtorch.
     device(&experiment.device)?;
     let _rng = ForeignRng::keep()?;
     let mut plan = Plan::new(experiment, start, registry, progress)?;
@@ -113,7 +113,7 @@ pub fn run(
     Ok(evaluation)
 }
 
-/// Makes the run's folder, or opens that of a resumed run.
+/// Creates the run's folder, or opens it if the run is resumed.
 fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
     let lock = plan.checkpoint.as_mut().and_then(|resumed| resumed.lock.take());
     let config = |folder: &Path| {
@@ -133,7 +133,7 @@ fn open_folder(plan: &mut Plan<'_>) -> Result<(Folder, folder::Files)> {
     }
 }
 
-/// Records what the run begins with.
+/// Records the inputs of the run and the warnings about them.
 fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> Result<()> {
     let (session, data) = (&plan.session, &plan.pairs);
     let mut lines = Vec::new();
@@ -171,7 +171,7 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     );
     if data.findings.identical > 0 {
         lines.push(format!(
-            "warning: pairs whose completions are the same tokens, which teach nothing: {}",
+            "warning: pairs with equal tokens in both completions, which have no effect: {}",
             data.findings.identical
         ));
     }
@@ -183,8 +183,8 @@ fn opening(plan: &Plan<'_>, run: &Assembled, recorders: &mut Recorders<'_>) -> R
     ));
     lines.extend(run.noise.map(|std| {
         format!(
-            "the loss is flat at the reference, so training begins beside it: noise of \
-            standard deviation {std} on the adapter, from `train.seed`"
+            "the loss is flat at the reference, so training starts from a perturbed adapter: \
+            noise of standard deviation {std} on the adapter, from `train.seed`"
         )
     }));
     let unreadable = peft::unreadable(
@@ -236,13 +236,13 @@ fn save(plan: &Plan<'_>, run: &Assembled, folder: &mut Folder) -> Result<()> {
     folder.keep();
     checkpoint::discard(folder.path());
     if session.model.device().is_cuda() {
-        // What training held is of no use to the larger batches of the evaluation.
+        // The larger batches of the evaluation cannot reuse the memory blocks of training.
         ffi::cuda_empty_cache()?;
     }
     Ok(())
 }
 
-/// The time and the memory that the run took, in a line.
+/// A line with the duration and the peak memory of the run.
 fn costs(plan: &Plan<'_>) -> Result<String> {
     let mut line = format!("{:.0} s in all", plan.begin.elapsed().as_secs_f64());
     if let Some(peak) = peak_memory() {
@@ -260,7 +260,7 @@ fn costs(plan: &Plan<'_>) -> Result<String> {
     Ok(line)
 }
 
-/// The most memory that this process has held, in GB; `None` if the system does not say.
+/// Peak resident memory of this process in GB; `None` if the system does not report it.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kb: f64 = status
@@ -274,8 +274,8 @@ fn peak_memory() -> Option<f64> {
     Some(kb / 1e6)
 }
 
-/// The caller's state of libtorch's random numbers on the CPU. A run seeds them at every step, and
-/// restores this state at its end.
+/// The state of libtorch's random number generator on the CPU before the run. A run seeds the
+/// generator at every step, and restores this state at its end.
 struct ForeignRng(RngState);
 
 impl ForeignRng {

@@ -41,7 +41,7 @@ pub struct Resumed {
     pub step: usize,
     /// The log of the run, which is locked for this process; `None` if it could not be opened.
     pub lock: Option<File>,
-    /// What differs from the run that wrote it, if it is resumed all the same.
+    /// Differences from the run that wrote it, if it is resumed despite them.
     pub differences: Vec<String>,
 }
 

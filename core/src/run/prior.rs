@@ -48,7 +48,7 @@ impl Prior {
         if !config.is_file() {
             if let Some(foreign) = names.iter().find(|name| !is_temporary(name)) {
                 return Err(Error::new(format!(
-                    "`{}` holds no run, but `{foreign}`",
+                    "`{}` is not the folder of a run: it has `{foreign}`",
                     folder.display()
                 ))
                 .hint("give another `--out`"));

@@ -1,5 +1,5 @@
-//! Transforms on disk: `transform.safetensors`, and beside it `transform_config.json`, which says
-//! what they are.
+//! Saved transforms: `transform.safetensors` with their values, and `transform_config.json` with
+//! their configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::weights::{read_safetensors, write_safetensors};
 const CONFIG: &str = "transform_config.json";
 const TENSORS: &str = "transform.safetensors";
 
-/// What `transform_config.json` holds.
+/// Content of `transform_config.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
@@ -48,7 +48,7 @@ impl SavedTransforms {
     /// Reads the `transform` folder of a run.
     ///
     /// # Errors
-    /// A missing or damaged file.
+    /// Fails if a file is missing or damaged.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path)
@@ -128,7 +128,7 @@ impl SavedTransforms {
         }
         if let Some(name) = self.values.keys().next() {
             return Err(Error::new(format!(
-                "`{name}` in `{}` belongs to no transform of this run",
+                "`{name}` in `{}` does not belong to a transform of this run",
                 dir.join(TENSORS).display()
             )));
         }
@@ -140,11 +140,10 @@ impl SavedTransforms {
     }
 }
 
-/// Writes the folder `transform` of the run in `run`; nothing where the transforms have no
-/// parameters.
+/// Writes the folder `transform` of the run in `run`, unless the transforms have no parameters.
 ///
 /// # Errors
-/// Where a file cannot be written.
+/// Fails if a file cannot be written.
 pub fn write(taps: &Taps, experiment: &Experiment, run: &Path) -> Result<()> {
     let parameters = taps.parameters();
     if parameters.is_empty() {

@@ -1,8 +1,8 @@
-//! How a run begins.
+//! The starting point of a run: a new folder or a checkpoint.
 
 use std::path::{Path, PathBuf};
 
-/// How a run begins.
+/// The starting point of a run.
 #[derive(Clone, Debug)]
 pub enum Start {
     /// In a new folder, which does not exist yet or is empty.

@@ -42,7 +42,7 @@ pub struct StatesSource<'a> {
     pub model: &'a Model,
     /// The adapter; `None` for the base model.
     pub adapted: Option<&'a Adapted>,
-    /// Where states are read, and how they are pooled.
+    /// The taps whose states are read, and their pooling.
     pub tap: &'a dyn Tap,
 }
 

@@ -88,7 +88,7 @@ pub enum LossType {
     /// −(1−e)log σ(βδ) − e log σ(−βδ), δ = sort(log-ratios of π) − sort(those of r) over the
     /// micro-batch (Melnyk et al. 2024)
     Aot,
-    /// the same with δ = sort(Δ⁺) − sort(Δ⁻)
+    /// as `aot`, with δ = sort(Δ⁺) − sort(Δ⁻)
     AotUnpaired,
     /// [1 − σ(βΔ⁺)] + σ(βΔ⁻) (APO: D'Oosterlinck et al. 2024, eq. 7)
     ApoZero,

@@ -1,5 +1,4 @@
-//! The record of a training step, and those who record it: one file for each place where records
-//! go.
+//! The record of a training step, and the recorders that write it: one file for each destination.
 
 mod jsonl;
 mod log_file;

@@ -8,15 +8,15 @@ use crate::eval::Evaluation;
 /// A line of text about a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note<'a> {
-    /// For everyone who follows the run.
+    /// Shown on the terminal and written to the log.
     Message(&'a str),
-    /// For those who read the log.
+    /// Only written to the log.
     Detail(&'a str),
 }
 
-/// Records a run: one file in this folder for each place where records go.
+/// Records a run. Each implementation is a file of this folder.
 pub trait Recorder {
-    /// The training begins after `first` of `steps` steps.
+    /// Called when training begins, after `first` of `steps` steps.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
@@ -24,7 +24,7 @@ pub trait Recorder {
         Ok(())
     }
 
-    /// A step is done.
+    /// Records a finished step.
     ///
     /// # Errors
     /// Fails if the record cannot be written.
